@@ -1,0 +1,1 @@
+"""seqio tasks, mixtures and vocabularies; installed as glmjax.tasks. Only the CLI imports it."""
