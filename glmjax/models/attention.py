@@ -1,0 +1,37 @@
+"""Attention over intervals: query i sees the keys in [start[i], end[i]).
+
+Two int32 per token say what an L x M mask would: bidirectional context, causal spans, packed samples,
+left padding. B batch, L query length, M key length, H heads, K head dimension.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+# Added to hidden scores; finite, so that a row that hides everything stays finite too.
+HIDDEN = -1e30
+
+
+def interval_mask(start_BL: jax.Array, end_BL: jax.Array, num_keys: int) -> jax.Array:
+  """bool [B, L, M]; True where the key is visible."""
+  keys = jnp.arange(num_keys)
+  return (keys >= start_BL[..., None]) & (keys < end_BL[..., None])
+
+
+def attend(q_BLHK: jax.Array, k_BMHK: jax.Array, v_BMHK: jax.Array, start_BL: jax.Array, end_BL: jax.Array,
+           dropout: Callable[[jax.Array], jax.Array] | None = None) -> jax.Array:
+  """softmax(q k / sqrt(K)) v over each query's interval, [B, L, H, K] in q's dtype.
+
+  Scores accumulate and normalise in float32, which is what made GLM-130B's fp16 run converge (paper,
+  appendix F) and leaves its query-key layer scaling without a purpose.
+  """
+  scale = q_BLHK.shape[-1] ** -0.5
+  scores_BHLM = jnp.einsum("BLHK,BMHK->BHLM", q_BLHK * jnp.asarray(scale, q_BLHK.dtype), k_BMHK,
+                           preferred_element_type=jnp.float32)
+  mask_BLM = interval_mask(start_BL, end_BL, k_BMHK.shape[1])
+  scores_BHLM = jnp.where(mask_BLM[:, None], scores_BHLM, HIDDEN)
+  weights_BHLM = jax.nn.softmax(scores_BHLM, axis=-1)
+  if dropout is not None:
+    weights_BHLM = dropout(weights_BHLM)
+  return jnp.einsum("BHLM,BMHK->BLHK", weights_BHLM.astype(v_BMHK.dtype), v_BMHK)

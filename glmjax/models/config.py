@@ -1,0 +1,112 @@
+"""GLMConfig: the sizes and variants of one model, with its parameter and FLOP counts."""
+
+import dataclasses
+import math
+
+from glmjax import errors
+
+POSITIONS = ("rotary", "rotary_2d", "learned_2d")
+NORMS = ("deepnorm", "post", "pre", "sandwich")
+MLPS = ("geglu", "gelu", "gelu_tanh")
+ROTARY_ROUNDINGS = ("none", "half_frequencies", "half_table")
+REMATS = ("none", "dots", "full")
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclasses.dataclass(frozen=True)
+class GLMConfig:
+  """One GLM. Covers GLM-130B, ChatGLM-6B, GLM-base..10B and the stability study's comparison models.
+
+  Raises:
+    errors.InputError: for a value that no model can have, naming the field.
+  """
+
+  vocab_size: int  # rows of the embedding table, padding included
+  num_layers: int  # N
+  embed_dim: int  # D
+  num_heads: int  # H; the head dimension K is embed_dim / num_heads
+  mlp_dim: int  # F, inner width; GeGLU projects to 2 F
+  max_length: int = 2048  # longest sequence, in tokens; rows of the learned position tables less one
+  positions: str = "rotary"  # rotary (GLM-130B), rotary_2d (ChatGLM-6B), learned_2d (GLM-10B)
+  norm: str = "deepnorm"  # deepnorm and post: shifted Post-LN; pre; sandwich
+  mlp: str = "geglu"  # geglu (x1 * gelu(x2), exact erf), gelu (exact), gelu_tanh
+  causal: bool = False  # True: a GPT; every interval is cut at the query itself
+  tie_embeddings: bool = True  # logits = x @ table.T; False: a head of its own
+  embedding_norm: bool = False  # LayerNorm right after the embedding (BLOOM)
+  residual_alpha: float | None = None  # DeepNorm's alpha; None: (2 N)^0.5 (GLM-130B paper 2.1)
+  layer_norm_epsilon: float = 1e-5
+  rotary_base: float = 10_000.0
+  rotary_rounding: str = "none"  # what the original rounded to fp16: none, half_frequencies, half_table
+  hidden_dropout: float = 0.0  # after the embedding and after each sublayer
+  attention_dropout: float = 0.0  # on the attention weights
+  init_std: float = 0.02  # of the pre, sandwich and learned_2d models; DeepNorm uses Xavier
+  dtype: str = "float32"  # of activations and matmuls; softmax, norms and loss stay float32
+  param_dtype: str = "float32"  # of parameters as they are created
+  scan_layers: bool = True  # one compiled block for all layers; False: unrolled
+  remat: str = "none"  # what backward keeps: none (all), dots (matmul outputs), full (block inputs)
+
+  def __post_init__(self):
+    for name in ("vocab_size", "num_layers", "embed_dim", "num_heads", "mlp_dim", "max_length"):
+      if getattr(self, name) <= 0:
+        raise errors.InputError(f"GLMConfig.{name} is {getattr(self, name)}: give a number above 0")
+    for name, choices in (("positions", POSITIONS), ("norm", NORMS), ("mlp", MLPS), ("remat", REMATS),
+                          ("rotary_rounding", ROTARY_ROUNDINGS), ("dtype", DTYPES), ("param_dtype", DTYPES)):
+      if getattr(self, name) not in choices:
+        raise errors.InputError(f"GLMConfig.{name} is {getattr(self, name)!r}: choose one of {', '.join(choices)}")
+    if self.embed_dim % self.num_heads:
+      raise errors.InputError(f"GLMConfig: embed_dim {self.embed_dim} is not divisible by num_heads "
+                              f"{self.num_heads}: change either so that it is")
+    multiple = {"rotary": 2, "rotary_2d": 4, "learned_2d": 1}[self.positions]
+    if self.head_dim % multiple:
+      raise errors.InputError(f"GLMConfig: head dimension {self.head_dim} (embed_dim / num_heads) must be a "
+                              f"multiple of {multiple} for {self.positions} positions")
+
+  @property
+  def head_dim(self) -> int:
+    """K."""
+    return self.embed_dim // self.num_heads
+
+  @property
+  def alpha(self) -> float:
+    """Weight of the residual branch: DeepNorm's alpha, 1 for the other norms."""
+    if self.norm != "deepnorm":
+      return 1.0
+    return math.sqrt(2 * self.num_layers) if self.residual_alpha is None else self.residual_alpha
+
+  @property
+  def beta(self) -> float:
+    """DeepNorm's gain on the initial mlp, value and output projections (GLM-130B paper 2.1)."""
+    return 1.0 / math.sqrt(2 * self.num_layers)
+
+  @property
+  def mlp_branches(self) -> int:
+    """Halves of the first mlp projection."""
+    return 2 if self.mlp == "geglu" else 1
+
+  def layer_parameters(self) -> int:
+    """Parameters of one block, biases and norms included."""
+    d, f, branches = self.embed_dim, self.mlp_dim, self.mlp_branches
+    norms = 4 if self.norm == "sandwich" else 2
+    attention = 4 * d * d + 4 * d
+    mlp = (branches + 1) * d * f + branches * f + d
+    return attention + mlp + norms * 2 * d
+
+  def num_parameters(self) -> int:
+    """All parameters; the tied embedding counts once."""
+    d = self.embed_dim
+    embedding = self.vocab_size * d * (1 if self.tie_embeddings else 2)
+    if self.positions == "learned_2d":
+      embedding += 2 * (self.max_length + 1) * d
+    return self.num_layers * self.layer_parameters() + embedding + 2 * d * (2 if self.embedding_norm else 1)
+
+  def matmul_parameters(self) -> int:
+    """Weights that meet every token in a matmul: the blocks' kernels and the head."""
+    d = self.embed_dim
+    return self.num_layers * (4 * d * d + (self.mlp_branches + 1) * d * self.mlp_dim) + self.vocab_size * d
+
+  def train_flops_per_token(self, length: int) -> float:
+    """Model FLOPs of forward and backward for one token of a row of `length` tokens.
+
+    6 per matmul weight plus 12 N D length for attention scores (PaLM paper, appendix B); no recompute.
+    """
+    return 6.0 * self.matmul_parameters() + 12.0 * self.num_layers * self.embed_dim * length

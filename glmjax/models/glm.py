@@ -1,0 +1,234 @@
+"""The GLM transformer: one block for GLM-130B, ChatGLM-6B, GLM-10B and the comparison models.
+
+The block, in the papers' words (LN layer norm, a the residual weight alpha):
+
+  deepnorm, post:  y = LN1(x); u = a y + Attn(y); z = LN2(u); out = a z + MLP(z)
+  pre:             u = x + Attn(LN1(x));          out = u + MLP(LN2(u))
+  sandwich:        u = x + LN3(Attn(LN1(x)));     out = u + LN4(MLP(LN2(u)))
+
+The first line is Post-LN with its norms shifted by one sublayer, as GLM-130B and ChatGLM-6B were coded:
+layer 0's LN1 normalises the embedding, and a final LN follows the last layer. alpha = (2 N)^0.5.
+
+B batch, L query length, M key length, N layers, D model, H heads, K head dimension, F mlp, V vocabulary.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from glmjax.models import attention
+from glmjax.models import config as config_lib
+from glmjax.models import layers
+from glmjax.models import rotary
+from glmjax.parallel import partitioning
+
+# Keys and values of earlier tokens: {"key": [N, B, M, H, K], "value": same}; unrolled models keep one
+# such pair without the N axis per layer, under "layers_0", "layers_1", ...
+Cache = dict[str, Any]
+
+
+def _einsum(config: config_lib.GLMConfig, name: str, spec: str, shape: tuple[int, ...], axes: tuple[str, ...],
+            num_inputs: int, std: Any) -> layers.Einsum:
+  return layers.Einsum(spec, shape, axes, num_inputs, layers.normal(std), config.dtype, config.param_dtype, name=name)
+
+
+def _norm(config: config_lib.GLMConfig, name: str) -> layers.LayerNorm:
+  return layers.LayerNorm(config.layer_norm_epsilon, config.dtype, config.param_dtype, name=name)
+
+
+def _output_std(config: config_lib.GLMConfig, fan_in: int) -> float:
+  """Initial spread of a sublayer's last projection."""
+  if config.norm == "deepnorm":
+    return layers.xavier_std(fan_in, config.embed_dim, config.beta)
+  return config.init_std * config.beta  # GPT-2's 0.02 / sqrt(2 N)
+
+
+class SelfAttention(nn.Module):
+  """Multi-head attention over intervals, with rotary positions and an optional KV cache."""
+
+  config: config_lib.GLMConfig
+  deterministic: bool
+
+  @nn.compact
+  def __call__(self, x_BLD: jax.Array, cos_sin: Any, start_BL: jax.Array, end_BL: jax.Array,
+               cache: Cache | None, cache_index: jax.Array | None) -> tuple[jax.Array, Cache | None]:
+    config = self.config
+    d, h, k = config.embed_dim, config.num_heads, config.head_dim
+    std = config.init_std
+    if config.norm == "deepnorm":  # gain beta on values only: not on the last third of the heads (FACTS 0.1.17)
+      std = layers.xavier_std(d, d) * jnp.array([1.0, 1.0, config.beta])[:, None, None]
+    qkv = _einsum(config, "qkv", "BLD,DTHK->BLTHK", (d, 3, h, k), ("embed", "qkv", "heads", "kv"), 1, std)(x_BLD)
+    q_BLHK, k_BLHK, v_BLHK = (partitioning.constrain(qkv[:, :, i], "batch", "length", "act_heads", None)
+                              for i in range(3))
+    parts = 2 if config.positions == "rotary_2d" else 1
+    q_BLHK, k_BMHK, v_BMHK = rotary.rotate(q_BLHK, cos_sin, parts), rotary.rotate(k_BLHK, cos_sin, parts), v_BLHK
+    if cache is not None:
+      at = (0, cache_index, 0, 0)
+      cache = {"key": jax.lax.dynamic_update_slice(cache["key"], k_BMHK.astype(cache["key"].dtype), at),
+               "value": jax.lax.dynamic_update_slice(cache["value"], v_BMHK.astype(cache["value"].dtype), at)}
+      k_BMHK, v_BMHK = cache["key"].astype(q_BLHK.dtype), cache["value"].astype(q_BLHK.dtype)
+    dropout = None
+    if config.attention_dropout and not self.deterministic:
+      dropout = nn.Dropout(config.attention_dropout, deterministic=False)
+    out_BLHK = attention.attend(q_BLHK, k_BMHK, v_BMHK, start_BL, end_BL, dropout)
+    out = _einsum(config, "out", "BLHK,HKD->BLD", (h, k, d), ("heads", "kv", "embed"), 2, _output_std(config, d))
+    return out(out_BLHK), cache
+
+
+class Mlp(nn.Module):
+  """GeGLU (first half times gelu of the second) or a plain GELU network."""
+
+  config: config_lib.GLMConfig
+
+  @nn.compact
+  def __call__(self, x_BLD: jax.Array) -> jax.Array:
+    config = self.config
+    d, f, branches = config.embed_dim, config.mlp_dim, config.mlp_branches
+    std = layers.xavier_std(d, f, config.beta) if config.norm == "deepnorm" else config.init_std
+    hidden = _einsum(config, "wi", "BLD,DTF->BLTF", (d, branches, f), ("embed", "branches", "mlp"), 1, std)(x_BLD)
+    gate_BLF = jax.nn.gelu(hidden[:, :, -1], approximate=config.mlp == "gelu_tanh")
+    act_BLF = hidden[:, :, 0] * gate_BLF if config.mlp == "geglu" else gate_BLF
+    act_BLF = partitioning.constrain(act_BLF, "batch", "length", "act_mlp")
+    return _einsum(config, "wo", "BLF,FD->BLD", (f, d), ("mlp", "embed"), 1, _output_std(config, f))(act_BLF)
+
+
+class Block(nn.Module):
+  """Attention and mlp sublayers with their norms and residuals."""
+
+  config: config_lib.GLMConfig
+  deterministic: bool
+
+  @nn.compact
+  def __call__(self, x_BLD: jax.Array, cos_sin: Any, start_BL: jax.Array, end_BL: jax.Array,
+               cache: Cache | None, cache_index: jax.Array | None) -> tuple[jax.Array, Cache | None]:
+    attend = SelfAttention(self.config, self.deterministic, name="attention")
+    mlp = Mlp(self.config, name="mlp")
+    new_cache = None
+
+    def attention_sublayer(y_BLD: jax.Array) -> jax.Array:
+      nonlocal new_cache
+      out_BLD, new_cache = attend(y_BLD, cos_sin, start_BL, end_BL, cache, cache_index)
+      return out_BLD
+
+    x_BLD = self._residual(x_BLD, attention_sublayer, "attention")
+    x_BLD = self._residual(x_BLD, mlp, "mlp")
+    return partitioning.constrain(x_BLD, "batch", "length", "act_embed"), new_cache
+
+  def _residual(self, x_BLD: jax.Array, sublayer: Callable[[jax.Array], jax.Array], name: str) -> jax.Array:
+    config = self.config
+    y_BLD = _norm(config, f"{name}_norm")(x_BLD)
+    out_BLD = sublayer(y_BLD)
+    if config.norm == "sandwich":
+      out_BLD = _norm(config, f"{name}_output_norm")(out_BLD)
+    out_BLD = nn.Dropout(config.hidden_dropout, deterministic=self.deterministic)(out_BLD)
+    shifted = config.norm in ("deepnorm", "post")
+    return (y_BLD * jnp.asarray(config.alpha, y_BLD.dtype) if shifted else x_BLD) + out_BLD
+
+
+def _remat(config: config_lib.GLMConfig) -> type[nn.Module]:
+  if config.remat == "none":
+    return Block
+  policy = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}[config.remat]
+  return nn.remat(Block, policy=policy, prevent_cse=not config.scan_layers)
+
+
+class GLM(nn.Module):
+  """Token ids in, logits out.
+
+  Methods: `__call__` for logits; `hidden` and `head` apart, for a loss that makes logits chunk by chunk
+  and for decoding with a cache.
+  """
+
+  config: config_lib.GLMConfig
+  deterministic: bool = True
+
+  def setup(self):
+    config = self.config
+    self.embedding = layers.Embedding(config)
+    if config.embedding_norm:
+      self.embedding_norm = _norm(config, None)
+    self.embedding_dropout = nn.Dropout(config.hidden_dropout, deterministic=self.deterministic)
+    block = _remat(config)
+    if config.scan_layers:
+      scanned = nn.scan(block, variable_axes={"params": 0}, split_rngs={"params": True, "dropout": True},
+                        in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0, nn.broadcast), out_axes=0,
+                        length=config.num_layers, metadata_params={nn.PARTITION_NAME: "layers"})
+      self.layers = scanned(config, self.deterministic)
+    else:
+      self.layers = [block(config, self.deterministic) for _ in range(config.num_layers)]
+    self.final_norm = _norm(config, None)
+    if not config.tie_embeddings:
+      self.untied_head = layers.Head(config, name="head")
+
+  def __call__(self, tokens_BL: jax.Array, positions: jax.Array, start_BL: jax.Array, end_BL: jax.Array,
+               gradient_alpha: jax.Array | float = 1.0) -> jax.Array:
+    """Logits, float32 [B, L, V]. Positions [B, L], or [B, 2, L] for the two-dimensional kinds."""
+    x_BLD, _ = self.hidden(tokens_BL, positions, start_BL, end_BL, gradient_alpha)
+    return self.head(x_BLD, gradient_alpha)
+
+  def hidden(self, tokens_BL: jax.Array, positions: jax.Array, start_BL: jax.Array, end_BL: jax.Array,
+             gradient_alpha: jax.Array | float = 1.0, cache: Cache | None = None,
+             cache_index: jax.Array | None = None) -> tuple[jax.Array, Cache | None]:
+    """What the head reads, [B, L, D], and the cache with these L tokens written from `cache_index` on.
+
+    With a cache the intervals count its slots: the M keys are the cache's.
+    """
+    config = self.config
+    if config.causal:
+      offset = 0 if cache is None else cache_index
+      end_BL = jnp.minimum(end_BL, offset + jnp.arange(1, tokens_BL.shape[1] + 1, dtype=end_BL.dtype))
+    x_BLD = self.embedding(tokens_BL, positions, gradient_alpha)
+    if config.embedding_norm:
+      x_BLD = self.embedding_norm(x_BLD)
+    x_BLD = partitioning.constrain(self.embedding_dropout(x_BLD), "batch", "length", "act_embed")
+    cos_sin = rotary.tables(config, positions)
+    if config.scan_layers:
+      x_BLD, cache = self.layers(x_BLD, cos_sin, start_BL, end_BL, cache, cache_index)
+    else:
+      new = {}
+      for i, layer in enumerate(self.layers):
+        name = f"layers_{i}"
+        x_BLD, new[name] = layer(x_BLD, cos_sin, start_BL, end_BL, None if cache is None else cache[name], cache_index)
+      cache = None if cache is None else new
+    return self.final_norm(x_BLD), cache
+
+  def head(self, x_BLD: jax.Array, gradient_alpha: jax.Array | float = 1.0) -> jax.Array:
+    """Logits of hidden states, float32 [B, L, V]."""
+    if self.config.tie_embeddings:
+      logits_BLV = self.embedding.attend(x_BLD, gradient_alpha)
+    else:
+      logits_BLV = self.untied_head(x_BLD)
+    return layers.constrain_logits(logits_BLV)
+
+
+def init(config: config_lib.GLMConfig, rng: jax.Array) -> Any:
+  """Fresh parameters, still boxed with their logical axis names (`parallel.partitioning.shardings`)."""
+  tokens = jnp.zeros((1, 1), jnp.int32)
+  positions = tokens if config.positions == "rotary" else jnp.zeros((1, 2, 1), jnp.int32)
+  return GLM(config).init(rng, tokens, positions, tokens, tokens + 1)["params"]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def init_params(config: config_lib.GLMConfig, rng: jax.Array) -> Any:
+  """Fresh parameters as a plain dict tree, on one device."""
+  return nn.unbox(init(config, rng))
+
+
+def unstack_layers(params: Any) -> Any:
+  """Stacked `layers` [N, ...] to layers_0 ... layers_{N-1}, for models with scan_layers=False."""
+  params = dict(params)
+  stacked = params.pop("layers")
+  count = jax.tree.leaves(stacked)[0].shape[0]
+  return params | {f"layers_{i}": jax.tree.map(lambda x: x[i], stacked) for i in range(count)}
+
+
+def stack_layers(params: Any) -> Any:
+  """The inverse of `unstack_layers`."""
+  names = [name for name in params if name.startswith("layers_")]
+  ordered = [params[f"layers_{i}"] for i in range(len(names))]
+  rest = {name: value for name, value in params.items() if name not in names}
+  return rest | {"layers": jax.tree.map(lambda *xs: jnp.stack(xs), *ordered)}

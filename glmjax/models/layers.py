@@ -1,0 +1,138 @@
+"""Parameter-owning layers: einsum with bias, LayerNorm, embedding. Each names its axes for sharding.
+
+B batch, L length, D model, V vocabulary.
+"""
+
+from collections.abc import Callable, Sequence
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from glmjax.models import config as config_lib
+from glmjax.parallel import partitioning
+from glmjax.quantize import ops
+from glmjax.quantize import qarray
+
+Initializer = Callable[..., jax.Array]
+
+
+def normal(std: float | jax.Array) -> Initializer:
+  """Normal with this standard deviation; an array of them broadcasts against the shape."""
+  return lambda key, shape, dtype: (jax.random.normal(key, shape, jnp.float32) * std).astype(dtype)
+
+
+def xavier_std(fan_in: int, fan_out: int, gain: float = 1.0) -> float:
+  """Glorot and Bengio 2010, normal form."""
+  return gain * (2.0 / (fan_in + fan_out)) ** 0.5
+
+
+def declare(module: nn.Module, name: str, init: Initializer, shape: Sequence[int], axes: Sequence[str],
+            dtype: str) -> "jax.Array | qarray.QuantizedArray":
+  """The parameter `name`, in float or as it was quantized."""
+  if module.has_variable("params", name):
+    value = module.get_variable("params", name)
+    if isinstance(value, qarray.QuantizedArray):  # Linen would compare its packed shape with ours
+      return value
+  return module.param(name, nn.with_logical_partitioning(init, tuple(axes)), tuple(shape), jnp.dtype(dtype))
+
+
+@jax.custom_vjp
+def scale_gradient(x: jax.Array, alpha: jax.Array | float) -> jax.Array:
+  """x, whose gradient is multiplied by alpha: alpha x + (1 - alpha) stop_gradient(x), exactly.
+
+  The embedding gradient shrink of the GLM-130B paper, section 3.
+  """
+  del alpha
+  return x
+
+
+scale_gradient.defvjp(lambda x, alpha: (x, alpha),
+                      lambda alpha, g: (g * jnp.asarray(alpha, g.dtype), jnp.zeros_like(alpha)))
+
+
+class Einsum(nn.Module):
+  """einsum(spec, x, kernel) + bias, the kernel declared in its final shape."""
+
+  spec: str
+  shape: tuple[int, ...]
+  axes: tuple[str, ...]
+  num_inputs: int  # how many leading kernel axes are summed over; the others are the bias's
+  kernel_init: Initializer
+  dtype: str
+  param_dtype: str
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    kernel = declare(self, "kernel", self.kernel_init, self.shape, self.axes, self.param_dtype)
+    bias = declare(self, "bias", normal(0.0), self.shape[self.num_inputs:], self.axes[self.num_inputs:],
+                   self.param_dtype)
+    return ops.einsum(self.spec, x.astype(self.dtype), kernel) + bias.astype(self.dtype)
+
+
+class LayerNorm(nn.Module):
+  """Over the last axis, with scale and bias; statistics in float32."""
+
+  epsilon: float
+  dtype: str
+  param_dtype: str
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    width = (x.shape[-1],)
+    scale = declare(self, "scale", lambda key, shape, dtype: jnp.ones(shape, dtype), width, ("act_embed",),
+                    self.param_dtype)
+    bias = declare(self, "bias", normal(0.0), width, ("act_embed",), self.param_dtype)
+    x = x.astype(jnp.float32)
+    x = x - x.mean(-1, keepdims=True)
+    x = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.epsilon)
+    along = (1,) * (x.ndim - 1) + width
+    return (x * scale.astype(jnp.float32).reshape(along) + bias.astype(jnp.float32).reshape(along)).astype(self.dtype)
+
+
+class Embedding(nn.Module):
+  """Token table, learned position tables where the model has them, and the tied head."""
+
+  config: config_lib.GLMConfig
+
+  def setup(self):
+    config = self.config
+    shape = (config.vocab_size, config.embed_dim)
+    std = xavier_std(*shape) if config.norm == "deepnorm" else config.init_std
+    self.table = declare(self, "table", normal(std), shape, ("vocab", "embed"), config.param_dtype)
+    if config.positions == "learned_2d":
+      self.position, self.block_position = (
+          declare(self, name, normal(config.init_std), (config.max_length + 1, config.embed_dim),
+                  ("length_table", "embed"), config.param_dtype) for name in ("position", "block_position"))
+
+  def __call__(self, tokens_BL: jax.Array, positions: jax.Array, gradient_alpha: jax.Array | float) -> jax.Array:
+    """The sum of the token's and its positions' rows, [B, L, D]."""
+    x_BLD = scale_gradient(self.table[tokens_BL].astype(self.config.dtype), gradient_alpha)
+    if self.config.positions == "learned_2d":
+      assert positions.ndim == 3, positions.shape
+      x_BLD += self.position[positions[:, 0]].astype(x_BLD.dtype)
+      x_BLD += self.block_position[positions[:, 1]].astype(x_BLD.dtype)
+    return x_BLD
+
+  def attend(self, x_BLD: jax.Array, gradient_alpha: jax.Array | float) -> jax.Array:
+    """Logits over the table's rows, float32 [B, L, V]; the shrink reaches the table here as well."""
+    table = scale_gradient(self.table.astype(self.config.dtype), gradient_alpha)
+    return jnp.einsum("BLD,VD->BLV", x_BLD.astype(self.config.dtype), table, preferred_element_type=jnp.float32)
+
+
+class Head(nn.Module):
+  """The head of an untied model (ChatGLM-6B), without bias."""
+
+  config: config_lib.GLMConfig
+
+  @nn.compact
+  def __call__(self, x_BLD: jax.Array) -> jax.Array:
+    shape = (self.config.embed_dim, self.config.vocab_size)
+    kernel = declare(self, "kernel", normal(xavier_std(*shape)), shape, ("embed", "vocab"), self.config.param_dtype)
+    return jnp.einsum("BLD,DV->BLV", x_BLD.astype(self.config.dtype), kernel.astype(self.config.dtype),
+                      preferred_element_type=jnp.float32)
+
+
+def constrain_logits(logits_BLV: jax.Array) -> jax.Array:
+  """Rows, tokens and vocabulary over their mesh axes."""
+  return partitioning.constrain(logits_BLV, "batch", "length", "act_vocab")

@@ -1,0 +1,51 @@
+"""The device mesh: five named axes, sized in gin."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import jax
+from jax.sharding import AxisType, Mesh
+
+from glmjax import errors
+
+AXES = ("data", "fsdp", "stage", "tensor", "context")
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+  """Devices along each axis; one axis may be -1 and takes the devices that are left."""
+
+  data: int = -1  # copies of the model, each with its own rows
+  fsdp: int = 1  # rows too, with weights and optimizer state split
+  stage: int = 1  # pipeline stages
+  tensor: int = 1  # heads, mlp and vocabulary split
+  context: int = 1  # tokens of a row split
+
+  def sizes(self, num_devices: int) -> tuple[int, ...]:
+    """The sizes in the order of AXES, -1 filled in.
+
+    Raises:
+      errors.InputError: when they do not multiply to `num_devices`.
+    """
+    sizes = [getattr(self, axis) for axis in AXES]
+    shown = " x ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes) if size != 1) or "data=1"
+    if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
+      raise errors.InputError(f"mesh {shown}: sizes must be 1 or more, and at most one -1")
+    known = math.prod(size for size in sizes if size != -1)
+    if -1 in sizes:
+      if num_devices % known:
+        raise errors.InputError(f"mesh {shown}: the {num_devices} devices here do not divide by {known}; "
+                                "change the sizes in the mesh's gin file")
+      sizes[sizes.index(-1)] = num_devices // known
+    elif known != num_devices:
+      raise errors.InputError(f"mesh {shown} needs {known} devices, here are {num_devices}: "
+                              "change the sizes, or set one to -1 to take what there is")
+    return tuple(sizes)
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+  """A mesh over `devices` (all by default), with Auto axes: jit chooses what the rules leave open."""
+  devices = jax.devices() if devices is None else list(devices)
+  sizes = config.sizes(len(devices))
+  return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)

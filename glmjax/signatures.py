@@ -1,0 +1,243 @@
+"""What a module offers, read from its source: names and parameters, found without importing anything.
+
+The command line checks gin files with it before JAX is loaded. Where source alone cannot tell (an extension
+module, a name made at run time) the answer is OPAQUE, and gin itself checks later.
+"""
+
+import ast
+import dataclasses
+import functools
+import pathlib
+import sys
+
+OPAQUE = object()  # exists, or may exist; its parameters cannot be read from source
+
+
+@dataclasses.dataclass(frozen=True)
+class Module:
+  """A module by its full name; path is None where it has no Python source."""
+
+  name: str
+  path: pathlib.Path | None
+  folders: tuple[str, ...] | None  # where its submodules are, for a package
+
+
+@dataclasses.dataclass(frozen=True)
+class Signature:
+  """A function's or class's parameters as written in its source."""
+
+  name: str
+  parameters: dict[str, str | None]  # name -> annotation as written
+  required: tuple[str, ...]  # those without a default
+  takes_any: bool  # **kwargs
+  path: pathlib.Path
+  line: int
+
+
+class NameNotFound(LookupError):
+  """A name that its module or class does not have."""
+
+  def __init__(self, name: str, owner: str, path: pathlib.Path | None, candidates: list[str]):
+    super().__init__(f"{owner} has no {name}")
+    self.name, self.owner, self.path, self.candidates = name, owner, path, candidates
+
+
+@functools.lru_cache(maxsize=None)
+def find_module(name: str) -> Module | None:
+  """The module of that full name, or None; neither it nor its parents are imported."""
+  parent_name, _, last = name.rpartition(".")
+  folders = None
+  if parent_name:
+    parent = find_module(parent_name)
+    if parent is None or parent.folders is None:
+      return None
+    folders = list(parent.folders)
+    for folder in map(pathlib.Path, folders):
+      if (folder / last / "__init__.py").is_file():
+        return Module(name, folder / last / "__init__.py", (str(folder / last),))
+      if (folder / f"{last}.py").is_file():
+        return Module(name, folder / f"{last}.py", None)
+  for finder in sys.meta_path:  # editable installs and extension modules
+    try:
+      spec = finder.find_spec(name, folders)
+      inside = spec and spec.submodule_search_locations
+      if spec is not None:
+        has_source = spec.origin is not None and spec.origin.endswith(".py")
+        return Module(name, pathlib.Path(spec.origin) if has_source else None, None if inside is None else tuple(inside))
+    except (AttributeError, ImportError, KeyError):  # KeyError: a namespace package whose parent is not imported
+      continue
+  inside = tuple(str(pathlib.Path(folder, last)) for folder in folders or () if pathlib.Path(folder, last).is_dir())
+  return Module(name, None, inside) if inside else None
+
+
+def submodules(module: Module) -> list[str]:
+  """Names of the modules directly inside a package."""
+  names = set()
+  for folder in module.folders or ():
+    for path in pathlib.Path(folder).glob("*"):
+      if path.suffix == ".py" and path.stem != "__init__" or (path / "__init__.py").is_file():
+        names.add(path.stem)
+  return sorted(names)
+
+
+@functools.lru_cache(maxsize=None)
+def _names(path: pathlib.Path) -> tuple[dict[str, ast.AST], list[ast.ImportFrom]]:
+  """Top-level names of a source file with the statement that binds each, and its star imports."""
+  names, stars = {}, []
+  waiting = list(reversed(ast.parse(path.read_bytes()).body))
+  while waiting:
+    node = waiting.pop()
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+      names[node.name] = node
+    elif isinstance(node, ast.Import):
+      for alias in node.names:
+        names[alias.asname or alias.name.split(".")[0]] = node
+    elif isinstance(node, ast.ImportFrom):
+      if node.names[0].name == "*":
+        stars.append(node)
+      for alias in node.names:
+        names[alias.asname or alias.name] = node
+    elif isinstance(node, ast.Assign | ast.AnnAssign):
+      for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
+        for part in ast.walk(target):
+          if isinstance(part, ast.Name):
+            names[part.id] = node
+    for block in ("finalbody", "orelse", "handlers", "body"):
+      if isinstance(node, ast.If | ast.Try | ast.With | ast.For | ast.ExceptHandler):
+        waiting.extend(reversed(getattr(node, block, [])))
+  return names, stars
+
+
+def resolve(module: Module, attributes: list[str]) -> Module | Signature | object:
+  """What `module.a.b` is: a Module, a Signature or OPAQUE. Raises NameNotFound for a name that is not there."""
+  return _resolve(module, tuple(attributes), frozenset())
+
+
+def _resolve(module: Module, attributes: tuple[str, ...], seen: frozenset) -> Module | Signature | object:
+  if not attributes:
+    return module
+  if (module.name, attributes) in seen:  # a circular alias: Python itself may still know
+    return OPAQUE
+  seen = seen | {(module.name, attributes)}
+  name, rest = attributes[0], attributes[1:]
+  names, stars = _names(module.path) if module.path else ({}, [])
+  node = names.get(name)
+  if node is None:
+    submodule = find_module(f"{module.name}.{name}")
+    if submodule is not None:
+      return _resolve(submodule, rest, seen)
+    return _from_stars(module, attributes, names, stars, seen)
+  if isinstance(node, ast.Import | ast.ImportFrom):
+    return _imported(module, node, name, rest, seen)
+  if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+    return OPAQUE if rest else _function(node, module.path, is_method=False)
+  if isinstance(node, ast.ClassDef):
+    return _member(module, node, rest[0], seen) if rest else _class(module, node, seen)
+  chain = _dotted(node.value) if isinstance(node, ast.Assign) else None
+  return _resolve(module, (*chain, *rest), seen) if chain and chain[0] in names else OPAQUE
+
+
+def _from_stars(module: Module, attributes: tuple[str, ...], names: dict[str, ast.AST], stars: list[ast.ImportFrom],
+                seen: frozenset) -> Module | Signature | object:
+  """Looks for a name in what the module star-imports, and gives up with the names it does have."""
+  candidates = [*names, *submodules(module)]
+  for star in stars:
+    source = find_module(_absolute(module, star))
+    if source is None or source.path is None:
+      return OPAQUE
+    try:
+      return _resolve(source, attributes, seen)
+    except NameNotFound as error:
+      candidates += error.candidates
+  if module.path is None and module.folders is None or "__getattr__" in names:
+    return OPAQUE
+  raise NameNotFound(attributes[0], module.name, module.path, [name for name in candidates if not name.startswith("_")])
+
+
+def _absolute(module: Module, node: ast.ImportFrom) -> str:
+  """The full name of the module that an import statement inside `module` is from."""
+  if not node.level:
+    return node.module
+  parts = module.name.split(".")
+  parts = parts[: len(parts) - node.level + (module.folders is not None)]
+  return ".".join([*parts, *([node.module] if node.module else [])])
+
+
+def _imported(module: Module, node: ast.Import | ast.ImportFrom, name: str, rest: tuple[str, ...],
+              seen: frozenset) -> Module | Signature | object:
+  """Follows an import statement to what it binds to `name`."""
+  if isinstance(node, ast.Import):
+    alias = next(a for a in node.names if (a.asname or a.name.split(".")[0]) == name)
+    target, rest = find_module(alias.name if alias.asname else name), rest
+  else:
+    alias = next(a for a in node.names if (a.asname or a.name) == name)
+    target, rest = find_module(_absolute(module, node)), (alias.name, *rest)
+  return OPAQUE if target is None or target == module and rest[:1] == (name,) else _resolve(target, rest, seen)
+
+
+def _dotted(node: ast.AST | None) -> tuple[str, ...] | None:
+  """('a', 'b') for the expression a.b; None for any other."""
+  parts = []
+  while isinstance(node, ast.Attribute):
+    parts.append(node.attr)
+    node = node.value
+  return (node.id, *reversed(parts)) if isinstance(node, ast.Name) else None
+
+
+def _function(node: ast.FunctionDef | ast.AsyncFunctionDef, path: pathlib.Path, is_method: bool) -> Signature:
+  positional = [*node.args.posonlyargs, *node.args.args]
+  without_default = {a.arg for a in positional[: len(positional) - len(node.args.defaults)]}
+  without_default |= {a.arg for a, d in zip(node.args.kwonlyargs, node.args.kw_defaults) if d is None}
+  arguments = [*positional, *node.args.kwonlyargs][int(is_method):]
+  parameters = {a.arg: ast.unparse(a.annotation) if a.annotation else None for a in arguments}
+  required = tuple(name for name in parameters if name in without_default)
+  return Signature(node.name, parameters, required, node.args.kwarg is not None, path, node.lineno)
+
+
+def _member(module: Module, node: ast.ClassDef, name: str, seen: frozenset) -> Signature | object:
+  """A method of a class."""
+  methods = {n.name: n for n in node.body if isinstance(n, ast.FunctionDef)}
+  if name in methods:
+    static = any(_dotted(d) == ("staticmethod",) for d in methods[name].decorator_list)
+    return _function(methods[name], module.path, is_method=not static)
+  if node.bases:
+    return OPAQUE
+  raise NameNotFound(name, f"{module.name}.{node.name}", module.path, list(methods))
+
+
+def _class(module: Module, node: ast.ClassDef, seen: frozenset) -> Signature | object:
+  """A class's constructor: its __init__, or its fields for a dataclass or NamedTuple, or what it inherits."""
+  for method in node.body:
+    if isinstance(method, ast.FunctionDef) and method.name in ("__init__", "__new__"):
+      return dataclasses.replace(_function(method, module.path, is_method=True), name=node.name, line=node.lineno)
+  inherited = []
+  for base in node.bases:
+    chain = _dotted(base)
+    if chain is None or chain[-1] in ("Protocol", "ABC", "NamedTuple", "object"):
+      continue
+    inherited.append(_resolve(module, chain, seen) if chain[0] in _names(module.path)[0] else OPAQUE)
+  if not all(isinstance(base, Signature) for base in inherited):
+    return OPAQUE
+  parameters, required = {}, []
+  for base in reversed(inherited):
+    parameters |= base.parameters
+    required += [name for name in base.required if name not in required]
+  decorators = [_dotted(d.func if isinstance(d, ast.Call) else d) or ("",) for d in node.decorator_list]
+  bases = [_dotted(base) or ("",) for base in node.bases]
+  if any(d[-1] == "dataclass" for d in decorators) or any(b[-1] == "NamedTuple" for b in bases):
+    for field in node.body:
+      if not isinstance(field, ast.AnnAssign) or not isinstance(field.target, ast.Name):
+        continue
+      annotation, name = ast.unparse(field.annotation), field.target.id
+      options = {k.arg: k.value for k in field.value.keywords} if isinstance(field.value, ast.Call) else {}
+      is_field_call = isinstance(field.value, ast.Call) and (_dotted(field.value.func) or ("",))[-1] == "field"
+      if "ClassVar" in annotation or "KW_ONLY" in annotation:
+        continue
+      if is_field_call and "init" in options and ast.unparse(options["init"]) == "False":
+        continue
+      parameters[name] = annotation
+      required = [r for r in required if r != name]
+      if field.value is None or is_field_call and not {"default", "default_factory"} & set(options):
+        required.append(name)
+  takes_any = any(base.takes_any for base in inherited)
+  return Signature(node.name, parameters, tuple(required), takes_any, module.path, node.lineno)
