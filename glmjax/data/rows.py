@@ -1,0 +1,244 @@
+"""Rows of a batch: how samples of blank infilling fill the model's sequence.
+
+A row is a dict of the features in docs/architecture.md, without the batch axis. GLM-130B's
+rows are either one [gMASK] sample over the whole window, or four [MASK] samples side by side,
+each seeing only itself.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from glmjax import tokens as tokens_lib
+from glmjax.data import spans
+from glmjax.errors import InputError
+
+Row = dict[str, np.ndarray]
+
+POSITIONS = ("rotary", "rotary_2d", "learned_2d")
+PACKINGS = ("fixed", "greedy")
+INSTRUCTION_POSITIONS = ("running", "unified")
+_MIN_SLOT = 16  # places; less cannot hold a context, a mask and a span worth learning
+
+
+@dataclasses.dataclass(frozen=True)
+class BlankInfilling:
+  """Turns windows of text and instruction pairs into rows of `seq_length` places.
+
+  Sources: FACTS 2.1, i.e. the GLM-130B paper (section 2.2, table 11) and its collator.
+  """
+
+  seq_length: int  # places in a row
+  specials: tokens_lib.SpecialTokens
+  positions: str = "rotary"  # one of POSITIONS
+  gmask_rate: float = 0.7  # share of text rows with [gMASK], the others have [MASK]; table 11
+  gmask_min_ratio: float = 0.2  # shortest [gMASK] target as a share of the text; table 11
+  mask_ratio: float = 0.15  # spans are drawn until they hold this share of the text; table 11
+  mean_span_length: float = 3.0  # of the Poisson distribution before it is cut; table 11
+  max_span_length: int = 39  # collator: lengths 1..39
+  single_span_rate: float = 0.02  # share of [MASK] samples with one span; table 11
+  short_sequence_rate: float = 0.02  # share of [MASK] samples cut to a random length; table 11
+  short_sequence_min: int = 32  # shortest such length; collator
+  samples_per_sequence: int = 4  # [MASK] and instruction samples in a row; section 2.3
+  packing: str = "fixed"  # "fixed": equal slots, as trained; "greedy": each sample right after the last
+  truncate_targets: bool = False  # True: fixed text length, targets beyond the slot are lost, as trained
+  instruction_positions: str = "running"  # "unified": targets start again at the mask; collator (rotary only)
+  instruction_min_inputs: int = 128  # inputs are not cut below this to make room for targets; collator
+
+  def __post_init__(self) -> None:
+    for name, allowed in (
+        ("positions", POSITIONS), ("packing", PACKINGS), ("instruction_positions", INSTRUCTION_POSITIONS)):
+      if getattr(self, name) not in allowed:
+        raise InputError(f"BlankInfilling.{name} is {getattr(self, name)!r}: use one of {', '.join(allowed)}")
+    for name in ("gmask_rate", "gmask_min_ratio", "single_span_rate", "short_sequence_rate"):
+      if not 0 <= getattr(self, name) <= 1:
+        raise InputError(f"BlankInfilling.{name} is {getattr(self, name)}: use a number from 0 to 1")
+    if not 0 < self.mask_ratio <= 0.25:
+      raise InputError(f"BlankInfilling.mask_ratio is {self.mask_ratio}: use a number above 0 and up to 0.25")
+    if self.mean_span_length <= 0 or self.max_span_length < 1 or self.short_sequence_min < 1:
+      raise InputError("BlankInfilling: span lengths and short_sequence_min must be positive")
+    if self.samples_per_sequence < 1 or self.slot_length < _MIN_SLOT:
+      raise InputError(
+          f"BlankInfilling: {self.samples_per_sequence} samples do not fit in seq_length {self.seq_length}: "
+          f"each needs {_MIN_SLOT} places, so use a longer sequence or fewer samples_per_sequence")
+
+  @property
+  def slot_length(self) -> int:
+    """Places of one [MASK] sample."""
+    return self.seq_length // max(self.samples_per_sequence, 1)
+
+  @property
+  def window_length(self) -> int:
+    """Text tokens that a text row is given.
+
+    A [gMASK] row shows all of them. A [MASK] row needs two places more for every span: it
+    takes as many as fit (about 91 %), or with truncate_targets the original's 500 of 512 per slot.
+    """
+    if self.truncate_targets:
+      return self.samples_per_sequence * self._truncated_text_length
+    return self.seq_length - 1
+
+  def text_row(self, tokens: np.ndarray, seed: int, index: int) -> Row:
+    """The row of example `index`: [gMASK] or [MASK] by its own draw."""
+    rng = spans.example_rng(seed, index)
+    draw_row = self._gmask_row if rng.random() < self.gmask_rate else self._mask_row
+    return draw_row(self._window(tokens), rng)
+
+  def gmask_row(self, tokens: np.ndarray, seed: int, index: int) -> Row:
+    """The text as one [gMASK] sample: prefix, then all that follows to be predicted."""
+    return self._gmask_row(self._window(tokens), spans.example_rng(seed, index))
+
+  def mask_row(self, tokens: np.ndarray, seed: int, index: int) -> Row:
+    """The text as [MASK] samples side by side."""
+    return self._mask_row(self._window(tokens), spans.example_rng(seed, index))
+
+  def instruction_row(self, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> Row:
+    """Pairs (inputs, targets) side by side; their instruction_length must add up to seq_length or less."""
+    samples = []
+    for inputs, targets in pairs:
+      n_inputs, n_targets = self._cut_instruction(len(inputs), len(targets))
+      text = np.concatenate([np.asarray(inputs[:n_inputs], np.int32), np.asarray(targets[:n_targets], np.int32)])
+      samples.append(spans.corrupt_suffix(text, n_inputs, self.specials.mask, self.specials, eop=True))
+    return self.pack(samples, tokens_lib.OBJECTIVE_INSTRUCTION)
+
+  def instruction_length(self, n_inputs: int, n_targets: int) -> int:
+    """Places that a pair takes in instruction_row, for packing in advance."""
+    if self.packing == "fixed":
+      return self.slot_length
+    return sum(self._cut_instruction(n_inputs, n_targets)) + 2  # mask, and sop or eop
+
+  def pack(self, samples: Sequence[spans.Sample], objective: int) -> Row:
+    """Lays samples side by side, each seeing itself alone; the rest of the row is padding."""
+    length = self.seq_length
+    places = np.arange(length, dtype=np.int32)
+    row = {
+        "tokens": np.full(length, self.specials.pad, np.int32),
+        "targets": np.full(length, self.specials.pad, np.int32),
+        "loss_weights": np.zeros(length, np.float32),
+        "positions": np.zeros(length if self.positions == "rotary" else (2, length), np.int32),
+        "attend_start": places,
+        "attend_end": places + 1,  # right for padding and for targets
+        "objective": np.full(length, objective, np.int32),
+    }
+    start = 0
+    for i, sample in enumerate(samples):
+      if self.packing == "fixed" and len(samples) > 1:
+        start = i * self.slot_length
+      end, context_end = start + len(sample.tokens), start + sample.context_length
+      assert end <= length, f"samples need {end} places or more, the row has {length}"
+      row["tokens"][start:end] = sample.tokens
+      row["targets"][start:end] = sample.targets
+      row["loss_weights"][context_end:end] = 1
+      row["positions"][..., start:end] = self._positions(sample, objective)
+      row["attend_start"][start:end] = start
+      row["attend_end"][start:context_end] = context_end
+      start = end
+    return row
+
+  @property
+  def _truncated_text_length(self) -> int:
+    return self.slot_length * 500 // 512  # stored rows hold 4 x 500 tokens for 4 x 512 places; table 11
+
+  @functools.cached_property
+  def _length_cdf(self) -> np.ndarray:
+    cdf = np.cumsum(spans.span_length_pmf(self.mean_span_length, self.max_span_length))
+    cdf[-1] = 1.0
+    return cdf
+
+  @functools.cached_property
+  def _masked_of_text(self) -> np.ndarray:
+    """Tokens to mask in a text of 0, 1, ... seq_length tokens."""
+    return (self.mask_ratio * np.arange(self.seq_length + 1)).astype(np.int64)
+
+  def _window(self, tokens: np.ndarray) -> np.ndarray:
+    assert 2 <= len(tokens) <= self.window_length, f"{len(tokens)} tokens for a window of {self.window_length}"
+    return np.asarray(tokens, np.int32)
+
+  def _positions(self, sample: spans.Sample, objective: int) -> np.ndarray:
+    if self.positions != "rotary":
+      return np.stack([sample.positions, sample.block_positions])
+    if objective == tokens_lib.OBJECTIVE_MASK:
+      return sample.positions
+    if objective == tokens_lib.OBJECTIVE_INSTRUCTION and self.instruction_positions == "unified":
+      return sample.positions + np.maximum(sample.block_positions - 1, 0)
+    return np.arange(len(sample.tokens))
+
+  def _cut_instruction(self, n_inputs: int, n_targets: int) -> tuple[int, int]:
+    """How many input and target tokens are kept: inputs give way first, down to their minimum."""
+    room = (self.slot_length if self.packing == "fixed" else self.seq_length) - 2
+    min_inputs = min(self.instruction_min_inputs, room // 4)
+    n_inputs = min(n_inputs, max(min_inputs, room - n_targets))
+    return n_inputs, min(n_targets, room - n_inputs)
+
+  def _gmask_row(self, tokens: np.ndarray, rng: np.random.Generator) -> Row:
+    shortest = max(int(self.gmask_min_ratio * len(tokens)), 1)
+    prefix_length = len(tokens) - int(rng.integers(shortest, len(tokens) + 1))
+    sample = spans.corrupt_suffix(tokens, prefix_length, self.specials.gmask, self.specials)
+    return self.pack([sample], tokens_lib.OBJECTIVE_GMASK)
+
+  def _mask_row(self, tokens: np.ndarray, rng: np.random.Generator) -> Row:
+    """[MASK] samples on consecutive pieces of the window; what does not fit is left out at a random end."""
+    pieces: list[tuple[int, int, np.ndarray]] = []  # (first token, tokens, spans)
+    begin, room = 0, self.seq_length
+    while (len(tokens) - begin >= 2 and room >= _MIN_SLOT
+           and (self.packing == "greedy" or len(pieces) < self.samples_per_sequence)):
+      slot = min(self.slot_length, room)
+      text_length, piece_spans = self._draw_piece(slot, len(tokens) - begin, rng)
+      pieces.append((begin, text_length, piece_spans))
+      begin += self._truncated_text_length if self.truncate_targets else text_length
+      room -= slot if self.packing == "fixed" else min(text_length + 2 * len(piece_spans), slot)
+    shift = int(rng.integers(max(len(tokens) - begin, 0) + 1))
+    samples = []
+    for begin, text_length, piece_spans in pieces:
+      text = tokens[begin + shift : begin + shift + text_length]
+      sample = spans.corrupt(text, rng.permutation(piece_spans), self.specials.mask, self.specials)
+      assert self.truncate_targets or len(sample.tokens) <= self.slot_length
+      samples.append(spans.truncate(sample, self.slot_length))
+    return self.pack(samples, tokens_lib.OBJECTIVE_MASK)
+
+  def _draw_piece(self, slot: int, available: int, rng: np.random.Generator) -> tuple[int, np.ndarray]:
+    """Text length of a [MASK] sample for a slot, and its spans in text order.
+
+    Unless targets may be truncated, the text is the longest for which context and targets fit: a text
+    of n tokens with k spans takes n + 2k places, and k is settled by the lengths drawn, so n is too.
+    """
+    to_mask = self._masked_of_text
+    uniform = rng.random(int(to_mask[slot]) + 3)
+    single = uniform[0] < self.single_span_rate
+    short = uniform[1] < self.short_sequence_rate
+    lengths = np.searchsorted(self._length_cdf, uniform[2:], side="right") + 1
+    lengths = np.minimum(lengths, slot // 4)  # matters in tiny slots only
+    if self.truncate_targets:
+      longest = self._truncated_text_length
+    elif single:
+      longest = slot - 2
+    else:
+      enough_for = np.searchsorted(to_mask, np.cumsum(lengths), side="right") - 1
+      longest = int(np.minimum(enough_for, slot - 2 * np.arange(1, len(lengths) + 1)).max())
+    n = min(longest, available)
+    if short:
+      n = int(rng.integers(min(self.short_sequence_min, n), n + 1))
+    lengths = np.minimum(lengths, max(n // 2, 1))
+    count = 1 if single else int(np.searchsorted(np.cumsum(lengths), to_mask[n])) + 1
+    return n, spans.sample_spans(lengths[:count], n, lambda high, k: rng.integers(high, size=k))
+
+
+def describe_row(row: Row, decode: Callable[[list[int]], str] | None = None) -> str:
+  """One line a place: index, token, target, loss weight, position(s), interval; padding is summed up."""
+  name = (lambda token: f"{token} {decode([token])!r}") if decode else str
+  lines = [f"objective {tokens_lib.OBJECTIVES[int(row['objective'][0])]}, {len(row['tokens'])} places, "
+           f"{int(np.count_nonzero(row['loss_weights']))} counted in the loss"]
+  lines.append(f"{'place':>5}  {'token':<20} {'target':<20} {'weight':>6}  {'position':<10} sees")
+  padding = (row["attend_start"] == np.arange(len(row["tokens"]))) & (row["loss_weights"] == 0)
+  padding &= row["attend_end"] == row["attend_start"] + 1
+  for i in np.flatnonzero(~padding):
+    weight = row["loss_weights"][i]
+    target = name(int(row["targets"][i])) if weight else "."
+    position = ",".join(str(p) for p in np.atleast_1d(row["positions"][..., i]))
+    lines.append(f"{i:>5}  {name(int(row['tokens'][i])):<20} {target:<20} {weight:>6g}  {position:<10} "
+                 f"[{row['attend_start'][i]}, {row['attend_end'][i]})")
+  if padding.any():
+    lines.append(f"{int(padding.sum())} places of padding")
+  return "\n".join(lines)
