@@ -1,0 +1,368 @@
+"""Text to ids and back in the icetk layout, over SentencePiece and without TensorFlow.
+
+Layout (FACTS 7.2, 7.3), from id 0 up:
+
+  image ids (20000 in GLM-130B, else none) | text pieces: <unk> <s> </s> <pad> <n> ... |
+  [MASK] [gMASK] [sMASK] eod sop eop ENC dBLOCK | tab | runs of 2..80 spaces | 256 bytes
+
+The last block is there only when the SentencePiece model has no byte pieces of its own. What text holds can
+never become a special token: newline, tab and blank runs are marked by private characters that the
+extended model knows as symbols, and those characters themselves, like U+2581, go through as bytes.
+With an identity-normalised model (all that `train` makes) encode and decode are exact inverses; the
+original ice_text.model folds some characters (full-width "!" to "!"), as it did for GLM-130B.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+import hashlib
+import io
+import json
+import os
+import pathlib
+import re
+import shutil
+import tempfile
+
+import sentencepiece
+from sentencepiece import sentencepiece_model_pb2
+
+from glmjax import errors
+from glmjax import tokens
+
+MODEL_FILE = "tokenizer.model"
+LAYOUT_FILE = "tokenizer.json"
+LAYOUT_FORMAT = 1
+MAX_BLANKS = 80
+# [MASK] .. dBLOCK, tab, blanks of 2..80: what the layout adds behind the text pieces.
+NUM_APPENDED = len(tokens.ICETK_SPECIALS) + MAX_BLANKS
+
+# Private characters: + 0 is newline, + 1 tab, + k a run of k spaces, + 128 .. the specials.
+_MARK = 0x10FF00
+_NEWLINE = chr(_MARK)
+_SPECIAL_MARK = _MARK + 128
+_SPACE = "\u2581"  # SentencePiece's own stand-in for a space
+_RESERVED = re.compile(f"([{_SPACE}{chr(_MARK)}-{chr(_SPECIAL_MARK + len(tokens.ICETK_SPECIALS))}])")
+_BLANKS = re.compile(" {2,%d}" % MAX_BLANKS)
+_UNTRAINED = re.compile(r"[\n\t]| {2,}|" + _RESERVED.pattern.strip("()"))  # never inside a piece
+_CHUNK = 1 << 16  # characters; longer texts are encoded in pieces cut at newlines
+
+# How special tokens are written in text, for callers that ask for it.
+SPECIAL_TEXT = tuple(name if name.startswith("[") else f"<{name}>" for name in tokens.ICETK_SPECIALS)
+_SPECIAL_TEXT = re.compile("(" + "|".join(re.escape(text) for text in SPECIAL_TEXT) + ")")
+
+_Piece = sentencepiece_model_pb2.ModelProto.SentencePiece
+
+
+class Tokenizer:
+  """An immutable tokenizer; two are equal when their fingerprints are."""
+
+  def __init__(self, model: bytes, num_image_tokens: int = 0, source: str = "SentencePiece model"):
+    """`model` is a serialized SentencePiece model in the icetk layout; `source` names it in messages."""
+    self.model = model
+    self.num_image_tokens = num_image_tokens
+    proto, self.num_text_tokens = _extended_model(model, source)
+    self._processor = sentencepiece.SentencePieceProcessor()
+    self._processor.LoadFromSerializedProto(proto.SerializeToString())
+    self._adds_dummy_prefix = proto.normalizer_spec.add_dummy_prefix
+    self.specials = tokens.icetk(num_image_tokens, self.num_text_tokens)
+    self.vocab_size = num_image_tokens + len(proto.pieces)
+    self._bytes, self._names = _decoding_tables(proto, self.num_text_tokens, num_image_tokens)
+    first = num_image_tokens + self.num_text_tokens
+    self._special_ids = {text: first + i for i, text in enumerate(SPECIAL_TEXT)}
+    self._byte_ids = {
+        piece.piece: i for i, piece in enumerate(proto.pieces, num_image_tokens) if piece.type == _Piece.BYTE}
+    self.fingerprint = hashlib.sha256(json.dumps(self._layout(), sort_keys=True).encode()).hexdigest()
+
+  @classmethod
+  def load(cls, path: str | os.PathLike, num_image_tokens: int | None = None) -> "Tokenizer":
+    """Loads a tokenizer folder, or a bare SentencePiece model such as the user's own ice_text.model.
+
+    A folder knows its number of image ids; a bare model has none unless the caller says so
+    (20000 for GLM-130B and the first ChatGLM-6B, 0 for ChatGLM-6B since April 2023).
+    """
+    path = pathlib.Path(path)
+    if not path.is_dir():
+      return cls(_read_bytes(path), num_image_tokens or 0, str(path))
+    model = _read_bytes(path / MODEL_FILE)
+    layout_path = path / LAYOUT_FILE
+    try:
+      layout = json.loads(_read_bytes(layout_path))
+      saved_hash, saved_images, saved_format = (
+          layout["model_sha256"], int(layout["num_image_tokens"]), int(layout["format"]))
+    except (ValueError, KeyError, TypeError) as error:
+      raise errors.InputError(f"{layout_path} is not a tokenizer layout ({error!r}); "
+                              "make the tokenizer folder again with `glmjax tokenizer`") from error
+    if saved_format != LAYOUT_FORMAT:
+      raise errors.InputError(f"{layout_path} has layout format {saved_format}, and this glmjax reads "
+                              f"{LAYOUT_FORMAT}; use the glmjax version that wrote it")
+    if hashlib.sha256(model).hexdigest() != saved_hash:
+      raise errors.InputError(f"{path / MODEL_FILE} does not match the hash in {LAYOUT_FILE}: one of the two "
+                              "was changed or damaged; copy the folder again from where it was made")
+    if num_image_tokens not in (None, saved_images):
+      raise errors.InputError(f"{path} has {saved_images} image ids, not {num_image_tokens}; "
+                              "leave the number out to use the folder as it is")
+    return cls(model, saved_images, str(path / MODEL_FILE))
+
+  def save(self, folder: str | os.PathLike) -> None:
+    """Writes the tokenizer folder whole or not at all; one that is there already must be the same."""
+    folder = pathlib.Path(folder)
+    if folder.is_dir() and any(folder.iterdir()):
+      if Tokenizer.load(folder) != self:
+        raise errors.InputError(f"{folder} holds another tokenizer; remove it or choose another folder")
+      return
+    _ensure_directory(folder.parent)
+    temporary = pathlib.Path(tempfile.mkdtemp(prefix=folder.name + ".tmp", dir=folder.parent))
+    try:
+      (temporary / MODEL_FILE).write_bytes(self.model)
+      (temporary / LAYOUT_FILE).write_text(json.dumps(self._layout(), indent=2, sort_keys=True) + "\n")
+      for name in (MODEL_FILE, LAYOUT_FILE):
+        with open(temporary / name, "rb") as f:
+          os.fsync(f.fileno())
+      temporary.chmod(0o755)
+      try:
+        temporary.rename(folder)
+      except OSError:  # another process was first
+        if Tokenizer.load(folder) != self:
+          raise
+    finally:
+      shutil.rmtree(temporary, ignore_errors=True)
+
+  def encode(self, text: str, allow_special: bool = False, dummy_prefix: bool = True) -> list[int]:
+    """Ids of the text; written specials such as "[MASK]" become special tokens only if allowed.
+
+    dummy_prefix=False is for text that goes on where other text ended: models that put a space before
+    every text (ice_text.model; those of `train` do not) then put none.
+    """
+    return self.encode_batch([text], allow_special, dummy_prefix, num_threads=1)[0]
+
+  def encode_batch(
+      self, texts: Sequence[str], allow_special: bool = False, dummy_prefix: bool = True, num_threads: int = 2
+  ) -> list[list[int]]:
+    """`encode` of every text, on SentencePiece's own threads."""
+    segments = [list(self._segments(text, allow_special, dummy_prefix)) for text in texts]
+    marked = [segment for parts in segments for segment, _ in parts if isinstance(segment, str)]
+    try:
+      encoded = iter(self._processor.encode(marked, num_threads=num_threads))
+    except (TypeError, UnicodeEncodeError) as error:
+      if not any(re.search("[\ud800-\udfff]", text) for text in marked):
+        raise
+      raise errors.InputError("the text holds half a surrogate pair, which is not valid Unicode: "
+                              "read it as UTF-8") from error
+    rows = []
+    for parts in segments:
+      row: list[int] = []
+      for segment, drop in parts:
+        if isinstance(segment, str):
+          row.extend(i + self.num_image_tokens for i in next(encoded)[drop:])
+        else:
+          row.extend(segment)
+      rows.append(row)
+    return rows
+
+  def decode(self, ids: Iterable[int], show_special: bool = False, dummy_prefix: bool = True) -> str:
+    """Text of the ids, special tokens left out or written as in SPECIAL_TEXT; broken UTF-8 becomes U+FFFD."""
+    return self.decode_bytes(ids, show_special, dummy_prefix).decode("utf-8", errors="replace")
+
+  def decode_bytes(self, ids: Iterable[int], show_special: bool = False, dummy_prefix: bool = True) -> bytes:
+    """UTF-8 bytes of the ids: where a character is split over ids, any cut of them still adds up."""
+    out = []
+    strip = dummy_prefix and self._adds_dummy_prefix
+    starts = strip  # at the start, and after a special token, a leading space is the dummy prefix
+    for i in ids:
+      i = int(i)
+      name = self._names.get(i)
+      if name is not None:
+        out.append(name if show_special else b"")
+        starts = strip
+      elif self.num_image_tokens <= i < self.vocab_size:
+        piece = self._bytes[i - self.num_image_tokens]
+        out.append(piece[1:] if starts and piece.startswith(b" ") else piece)
+        starts = False
+    return b"".join(out)
+
+  def __eq__(self, other: object) -> bool:
+    return isinstance(other, Tokenizer) and self.fingerprint == other.fingerprint
+
+  def __hash__(self) -> int:
+    return hash(self.fingerprint)
+
+  def __reduce__(self) -> tuple:
+    return Tokenizer, (self.model, self.num_image_tokens)
+
+  def _layout(self) -> dict:
+    return {
+        "format": LAYOUT_FORMAT,
+        "layout": "icetk",
+        "model_sha256": hashlib.sha256(self.model).hexdigest(),
+        "num_image_tokens": self.num_image_tokens,
+        "vocab_size": self.vocab_size,
+    }
+
+  def _segments(
+      self, text: str, allow_special: bool, dummy_prefix: bool
+  ) -> Iterator[tuple[str | list[int], int]]:
+    """Yields (marked text, ids to drop from its front) and (ids of its own, 0) in order."""
+    for part in _SPECIAL_TEXT.split(text) if allow_special else (text,):
+      if allow_special and part in self._special_ids:
+        yield [self._special_ids[part]], 0
+        dummy_prefix = True  # GLM-130B encodes the text behind a mask as a text of its own
+        continue
+      for run in _RESERVED.split(part):
+        if _RESERVED.fullmatch(run):
+          yield [self._byte_ids[f"<0x{byte:02X}>"] for byte in run.encode()], 0
+        else:
+          for chunk in _chunks(run):
+            marked = _mark_whitespace(chunk)
+            if dummy_prefix or not self._adds_dummy_prefix:
+              yield marked, 0
+            else:  # the model's space goes before a newline, and both are dropped
+              yield _NEWLINE + marked, 2
+            dummy_prefix = False
+        dummy_prefix = dummy_prefix and not run
+
+
+def train(
+    documents: Iterable[str], folder: str | os.PathLike, vocab_size: int, model_type: str = "bpe",
+    character_coverage: float = 0.9995, num_threads: int = 4,
+) -> Tokenizer:
+  """Trains a lossless tokenizer on the documents and saves it.
+
+  vocab_size counts every id, special tokens included: a multiple of 128 needs no padding in the model.
+  The same documents give the same bytes (num_threads must stay the same for model_type="unigram").
+  """
+  if model_type not in ("bpe", "unigram"):
+    raise errors.InputError(f"model_type is {model_type!r}; use \"bpe\" (fast) or \"unigram\" (as icetk)")
+  folder = pathlib.Path(folder)
+  if folder.is_dir() and any(folder.iterdir()):
+    raise errors.InputError(f"{folder} is not empty; remove it or choose another folder for the tokenizer")
+  writer = io.BytesIO()
+  try:
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=_training_lines(documents), model_writer=writer, model_type=model_type,
+        vocab_size=vocab_size - NUM_APPENDED, character_coverage=character_coverage, num_threads=num_threads,
+        normalization_rule_name="identity", add_dummy_prefix=False, remove_extra_whitespaces=False,
+        byte_fallback=True, split_digits=True, unk_id=0, bos_id=1, eos_id=2, pad_id=3,
+        user_defined_symbols=["<n>"], input_sentence_size=2_000_000, shuffle_input_sentence=True,
+        max_sentence_length=1 << 20, minloglevel=2)
+  except (RuntimeError, OSError) as error:
+    reason = str(error).rsplit("] ", 1)[-1].strip().replace("\n", " ")
+    raise errors.InputError(
+        f"no tokenizer of {vocab_size} ids can be trained on this text ({NUM_APPENDED} are specials): "
+        f"{reason} Give more text or another vocab_size") from error
+  tokenizer = Tokenizer(writer.getvalue())
+  tokenizer.save(folder)
+  return tokenizer
+
+
+def _training_lines(documents: Iterable[str]) -> Iterator[str]:
+  """What SentencePiece will see between newlines, tabs and blank runs, in bounded pieces."""
+  for document in documents:
+    for line in _UNTRAINED.split(document):
+      for start in range(0, len(line), _CHUNK):
+        yield line[start:start + _CHUNK]
+
+
+def _chunks(text: str) -> Iterator[str]:
+  """Cuts after newlines, where no piece crosses; keeps the memory of one long text bounded."""
+  start = 0
+  while len(text) - start > _CHUNK:
+    end = text.find("\n", start + _CHUNK) + 1
+    if not end:
+      break
+    yield text[start:end]
+    start = end
+  if start < len(text):
+    yield text[start:]
+
+
+def _mark_whitespace(text: str) -> str:
+  text = text.replace("\n", _NEWLINE).replace("\t", chr(_MARK + 1))
+  return _BLANKS.sub(lambda match: chr(_MARK + len(match.group())), text) if "  " in text else text
+
+
+def _extended_model(model: bytes, source: str) -> tuple[sentencepiece_model_pb2.ModelProto, int]:
+  """The model with everything behind the text pieces in place, and the number of text pieces."""
+  try:
+    proto = sentencepiece_model_pb2.ModelProto.FromString(model)
+  except Exception as error:  # protobuf's DecodeError; its class differs between versions
+    raise errors.InputError(f"{source} is not a SentencePiece model") from error
+  names = [piece.piece for piece in proto.pieces]
+  wanted = {0: "<unk>", 2: "</s>", 3: "<pad>", 4: "<n>"}
+  for i, name in wanted.items():
+    if len(names) <= i or names[i] != name:
+      found = names[i] if len(names) > i else "nothing"
+      raise errors.InputError(f"{source} is not in the icetk layout: piece {i} is {found!r} and should be "
+                              f"{name!r}; train one with `glmjax tokenizer`, or use THUDM's ice_text.model")
+  num_text = _num_text_pieces(names, source)
+  for i in range(num_text, len(names)):  # ChatGLM-6B's model since April 2023 already holds them
+    if i < num_text + NUM_APPENDED:
+      proto.pieces[i].Clear()
+      proto.pieces[i].MergeFrom(_appended_piece(i - num_text))
+  if num_text == len(names):
+    proto.pieces.extend(_appended_piece(i) for i in range(NUM_APPENDED))
+  proto.pieces[4].piece = _NEWLINE
+  proto.pieces[4].type = _Piece.USER_DEFINED
+  num_bytes = sum(piece.type == _Piece.BYTE for piece in proto.pieces)
+  if num_bytes not in (0, 256):
+    raise errors.InputError(f"{source} has {num_bytes} byte pieces and should have 256 or none")
+  if not num_bytes:
+    proto.trainer_spec.byte_fallback = True
+    proto.pieces.extend(_Piece(piece=f"<0x{i:02X}>", score=0.0, type=_Piece.BYTE) for i in range(256))
+  return proto, num_text
+
+
+def _num_text_pieces(names: list[str], source: str) -> int:
+  """Where the text pieces end: at [MASK] if the model already holds the specials, else at its end."""
+  masks = ["[MASK]", "[gMASK]", "[sMASK]"]
+  for i in range(len(names) - 2):
+    if names[i:i + 3] == masks:
+      tail = names[i + len(tokens.ICETK_SPECIALS):i + NUM_APPENDED]
+      if tail != ["<|tab|>"] + [f"<|blank_{k}|>" for k in range(2, MAX_BLANKS + 1)]:
+        raise errors.InputError(f"{source} holds [MASK] at {i}, but not the tokens that icetk has behind it")
+      return i
+  return len(names)
+
+
+def _appended_piece(index: int) -> _Piece:
+  num_specials = len(tokens.ICETK_SPECIALS)
+  if index < num_specials:  # a control piece is never produced from text
+    return _Piece(piece=chr(_SPECIAL_MARK + index), score=0.0, type=_Piece.CONTROL)
+  return _Piece(piece=chr(_MARK + 1 + index - num_specials), score=0.0, type=_Piece.USER_DEFINED)
+
+
+def _decoding_tables(
+    proto: sentencepiece_model_pb2.ModelProto, num_text: int, num_image_tokens: int
+) -> tuple[list[bytes], dict[int, bytes]]:
+  """Bytes of every piece, and the written names of special ids."""
+  table = []
+  names = {}
+  for i, piece in enumerate(proto.pieces):
+    text = piece.piece
+    mark = ord(text) - _MARK if len(text) == 1 and _MARK <= ord(text) <= _MARK + MAX_BLANKS else None
+    if piece.type == _Piece.BYTE:
+      table.append(bytes([int(text[3:5], 16)]))
+    elif mark is not None:
+      table.append({0: b"\n", 1: b"\t"}.get(mark, b" " * mark))
+    elif piece.type == _Piece.UNKNOWN:
+      table.append("\ufffd".encode())
+    elif piece.type == _Piece.CONTROL:
+      table.append(b"")
+      special = i - num_text
+      names[i + num_image_tokens] = (SPECIAL_TEXT[special] if special >= 0 else text).encode()
+    else:
+      table.append(text.replace(_SPACE, " ").encode())
+  return table, names
+
+
+def _read_bytes(path: pathlib.Path) -> bytes:
+  try:
+    return path.read_bytes()
+  except OSError as error:
+    raise errors.InputError(f"cannot read the tokenizer file {path}: {error.strerror}; give a folder that "
+                            f"`glmjax tokenizer` made, or a SentencePiece model") from error
+
+
+def _ensure_directory(path: pathlib.Path) -> None:
+  try:
+    path.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise errors.InputError(f"cannot make the folder {path}: {error.strerror}") from error

@@ -1,0 +1,236 @@
+"""The tokenizer against its layout, its inverse, and the original's own procedure."""
+
+import io
+import json
+import pickle
+import random
+
+import pytest
+import sentencepiece
+from sentencepiece import sentencepiece_model_pb2
+
+from glmjax import errors
+from glmjax import tokenizer as tokenizer_lib
+from glmjax import tokens
+
+TEXTS = [
+    "The quick brown fox jumps over the lazy dog, 12 times in 1998.\n\nThen it sleeps.",
+    "春天来了，小河边的柳树发芽了。孩子们在田野里放风筝，１２只风筝飞得很高！",
+    "sop eop ENC eod [MASK] [gMASK] are words too.\tA tab, and    four blanks.",
+    "今天我们去图书馆读书。图书馆里有很多书，也有很多读书的人。",
+]
+HARD = [
+    "", " ", "\n", "\t", "\x00", "\r\n", " leading", "trailing ", "\n x", "a\u2581b", "\u2581", "\u2581 a",
+    " \u2581", "[MASK]", "[gMASK] and [sMASK]", "<n>", "<|blank_2|>", "<|tab|>", "</s>", "<unk><pad><s>", "<0x41>",
+    "<sop>", "\U0010ff00", "\U0010ff01\U0010ff80", "\ufffe\uffff\ufdd0", "👩‍👩‍👧‍👦 é é ｆｕｌｌ", "\u200b\ufeff\u3000x\u00a0y",
+    "1\t\t2", "\n\n\n", "a  b   c",
+]
+
+
+def train_model(texts, **options) -> bytes:
+  """A SentencePiece model with icetk's first pieces."""
+  writer = io.BytesIO()
+  sentencepiece.SentencePieceTrainer.train(
+      sentence_iterator=iter(texts), model_writer=writer, unk_id=0, bos_id=1, eos_id=2, pad_id=3,
+      user_defined_symbols=["<n>"], minloglevel=2, character_coverage=1.0, **options)
+  return writer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  path = tmp_path_factory.mktemp("trained") / "tokenizer"
+  tokenizer_lib.train(TEXTS * 5, path, vocab_size=500)
+  return path
+
+
+@pytest.fixture(scope="module")
+def tokenizer(folder):
+  return tokenizer_lib.Tokenizer.load(folder)
+
+
+@pytest.fixture(scope="module")
+def ice_model():
+  """Like ice_text.model: unigram, folding, a space before every text, no byte pieces."""
+  return train_model(TEXTS * 5, model_type="unigram", vocab_size=150, hard_vocab_limit=False,
+                     normalization_rule_name="nmt_nfkc")
+
+
+def random_text(rng: random.Random) -> str:
+  def character() -> str:
+    kind = rng.randrange(9)
+    if kind == 0:
+      return " " * rng.randint(1, 200)
+    if kind == 1:
+      return rng.choice(HARD)
+    if kind == 2:
+      return chr(rng.randrange(0x20))
+    if kind == 3:
+      return chr(rng.randrange(0x4E00, 0x9FFF))
+    if kind == 4:
+      return rng.choice("\u2581\n\t ▅\U0010ff00")
+    if kind == 5:
+      code = rng.randrange(0x110000 - 0x800)
+      return chr(code if code < 0xD800 else code + 0x800)
+    return rng.choice(TEXTS)[rng.randrange(20):][:rng.randint(1, 12)]
+  return "".join(character() for _ in range(rng.randint(0, 30)))
+
+
+def test_layout(tokenizer):
+  assert tokenizer.vocab_size == 500
+  text = 500 - 8 - 1 - 79
+  assert tokenizer.specials == tokens.icetk(0, text)
+  assert tokenizer.encode("\n") == [4]
+  assert tokenizer.encode("\t") == [text + 8]
+  assert [tokenizer.encode(" " * k) for k in (2, 3, 80)] == [[text + 9], [text + 10], [text + 87]]
+  assert tokenizer.encode(" " * 165) == [text + 87] * 2 + [text + 12]  # the longest first
+
+
+def test_bytes_come_last_where_the_model_has_none(ice_model):
+  ours = tokenizer_lib.Tokenizer(ice_model, 20_000)
+  count = len(sentencepiece_model_pb2.ModelProto.FromString(ice_model).pieces)
+  assert ours.specials == tokens.icetk(20_000, count)
+  assert ours.vocab_size == 20_000 + count + 8 + 1 + 79 + 256
+  first_byte = ours.vocab_size - 256
+  assert ours.encode("ß", dummy_prefix=False) == [first_byte + b for b in "ß".encode()]
+  assert ours.decode([first_byte + b for b in "é".encode()]) == "é"
+
+
+def test_every_text_comes_back(tokenizer):
+  rng = random.Random(1)
+  texts = HARD + TEXTS + [" " * k for k in range(1, 201)] + [random_text(rng) for _ in range(500)]
+  specials = {*range(4), *range(tokenizer.specials.mask, tokenizer.specials.dblock + 1)}
+  for text, ids in zip(texts, tokenizer.encode_batch(texts)):
+    assert tokenizer.decode(ids) == text
+    assert not specials & set(ids)
+    assert ids == tokenizer.encode(text)
+    cut = rng.randint(0, len(ids))
+    assert tokenizer.decode_bytes(ids[:cut]) + tokenizer.decode_bytes(ids[cut:]) == text.encode()
+
+
+@pytest.mark.parametrize("model_type", ["bpe", "unigram"])
+def test_models_that_put_a_space_first_are_lossless_too(model_type):
+  ours = tokenizer_lib.Tokenizer(train_model(
+      TEXTS * 5, model_type=model_type, vocab_size=420, hard_vocab_limit=False, byte_fallback=True,
+      normalization_rule_name="identity", remove_extra_whitespaces=False))
+  rng = random.Random(2)
+  for text in HARD + TEXTS + [random_text(rng) for _ in range(300)]:
+    assert ours.decode(ours.encode(text)) == text
+    assert ours.decode(ours.encode(text, dummy_prefix=False), dummy_prefix=False) == text
+  text = "one [MASK] two[gMASK]three"
+  assert ours.decode(ours.encode(text, allow_special=True), show_special=True) == text
+
+
+def test_specials_only_when_allowed(tokenizer):
+  text = "It is [MASK], [gMASK]<sop>"
+  specials = tokenizer.specials
+  ids = tokenizer.encode(text, allow_special=True)
+  found = [i for i in ids if specials.mask <= i <= specials.dblock]
+  assert found == [specials.mask, specials.gmask, specials.sop]
+  assert tokenizer.decode(ids, show_special=True) == text
+  assert tokenizer.decode(ids) == "It is , "
+  assert tokenizer.decode([specials.eos, 10**6, -1]) == ""
+
+
+def original_ids(model: bytes, text: str) -> list[int]:
+  """The procedure of the original tokenizer: named symbols in the model and in the text."""
+  proto = sentencepiece_model_pb2.ModelProto.FromString(model)
+  piece = sentencepiece_model_pb2.ModelProto.SentencePiece
+  names = [f"<|blank_{k}|>" for k in range(2, 81)]
+  for special in tokens.ICETK_SPECIALS:
+    proto.pieces.append(piece(piece=f"<<{special}>>", score=0.0, type=3))
+  for name in ["<|tab|>"] + names:
+    proto.pieces.append(piece(piece=name, score=0.0, type=4))
+  proto.trainer_spec.byte_fallback = True
+  for i in range(256):
+    proto.pieces.append(piece(piece=f"<0x{i:02X}>", score=0.0, type=6))
+  processor = sentencepiece.SentencePieceProcessor(model_proto=proto.SerializeToString())
+  text = text.replace("\n", "<n>").replace("\t", "<|tab|>")
+  for k in range(80, 1, -1):
+    text = text.replace(" " * k, names[k - 2])
+  return [i + 20_000 for i in processor.encode(text)]
+
+
+def test_ids_are_the_originals(ice_model):
+  ours = tokenizer_lib.Tokenizer(ice_model, 20_000)
+  spaced = ["  two", " one", "x \n y", "\n\n", "1\t 2 ", " " * 99, "a" + " " * 81 + "b"]
+  for text in TEXTS + ["你好！Hello!"] + spaced:
+    assert ours.encode(text) == original_ids(ice_model, text)
+    assert ours.encode(text, dummy_prefix=False) == original_ids(ice_model, "\n" + text)[2:]
+  assert ours.encode("！") == ours.encode("!")  # the original folds; so do we
+
+
+def test_a_model_that_already_holds_the_specials(ice_model):
+  proto = sentencepiece_model_pb2.ModelProto.FromString(ice_model)
+  piece = sentencepiece_model_pb2.ModelProto.SentencePiece
+  names = ["[MASK]", "[gMASK]", "[sMASK]", "<unused_0>", "<sop>", "<eop>", "<ENC>", "<dBLOCK>", "<|tab|>"]
+  for name in names + [f"<|blank_{k}|>" for k in range(2, 81)]:
+    proto.pieces.append(piece(piece=name, score=0.0, type=4))
+  for i in range(256):
+    proto.pieces.append(piece(piece=f"<0x{i:02X}>", score=0.0, type=6))
+  proto.trainer_spec.byte_fallback = True
+  baked = tokenizer_lib.Tokenizer(proto.SerializeToString())
+  plain = tokenizer_lib.Tokenizer(ice_model)
+  assert baked.specials == plain.specials and baked.vocab_size == plain.vocab_size
+  for text in TEXTS + ["[MASK] <sop>", "a  b\t"]:
+    assert baked.encode(text) == plain.encode(text)
+
+
+def test_long_text_is_cut_where_it_does_not_matter(tokenizer, ice_model, monkeypatch):
+  text = "\n".join(TEXTS) * 3 + "\n\n  x"
+  for ours in (tokenizer, tokenizer_lib.Tokenizer(ice_model)):
+    whole = ours.encode(text)
+    monkeypatch.setattr(tokenizer_lib, "_CHUNK", 40)
+    assert ours.encode(text) == whole
+    monkeypatch.undo()
+
+
+def test_training_repeats_and_saves_whole(tmp_path, folder, tokenizer):
+  again = tokenizer_lib.train(iter(TEXTS * 5), tmp_path / "again", vocab_size=500)
+  assert again == tokenizer and again.fingerprint == tokenizer.fingerprint
+  assert sorted(p.name for p in (tmp_path / "again").iterdir()) == ["tokenizer.json", "tokenizer.model"]
+  assert [p.name for p in tmp_path.iterdir()] == ["again"]
+  again.save(folder)  # the same: nothing to do
+  again.save(tmp_path / "new" / "copy")
+  assert tokenizer_lib.Tokenizer.load(tmp_path / "new" / "copy") == tokenizer
+  other = tokenizer_lib.train(TEXTS * 5, tmp_path / "other", vocab_size=490)
+  assert other != tokenizer
+  with pytest.raises(errors.InputError, match="another tokenizer"):
+    other.save(tmp_path / "again")
+  assert tokenizer_lib.Tokenizer.load(tmp_path / "again") == tokenizer
+
+
+def test_pickle_and_image_ids(tokenizer):
+  copy = pickle.loads(pickle.dumps(tokenizer))
+  assert copy == tokenizer and copy.encode(TEXTS[0]) == tokenizer.encode(TEXTS[0])
+  shifted = tokenizer_lib.Tokenizer(tokenizer.model, 20_000)
+  assert shifted != tokenizer and shifted.encode("a b") == [i + 20_000 for i in tokenizer.encode("a b")]
+  assert shifted.decode(shifted.encode("a b") + [5]) == "a b"
+
+
+def test_mistakes(tmp_path, folder, tokenizer):
+  def fails(match, call, *arguments, **options):
+    with pytest.raises(errors.InputError, match=match) as caught:
+      call(*arguments, **options)
+    assert "\n" not in str(caught.value)
+  load = tokenizer_lib.Tokenizer.load
+  fails("cannot read .*nowhere", load, tmp_path / "nowhere")
+  (tmp_path / "text.model").write_text("not a model")
+  fails("text.model is not a SentencePiece model", load, tmp_path / "text.model")
+  (tmp_path / "empty.model").write_bytes(b"")
+  fails("piece 0 is 'nothing'", load, tmp_path / "empty.model")
+  (tmp_path / "half").mkdir()
+  (tmp_path / "half" / "tokenizer.model").write_bytes(tokenizer.model)
+  fails("tokenizer.json: No such file", load, tmp_path / "half")
+  (tmp_path / "half" / "tokenizer.json").write_text("{")
+  fails("not a tokenizer layout", load, tmp_path / "half")
+  layout = json.loads((folder / "tokenizer.json").read_text())
+  (tmp_path / "half" / "tokenizer.json").write_text(json.dumps(layout | {"model_sha256": "0"}))
+  fails("does not match the hash", load, tmp_path / "half")
+  fails("0 image ids, not 20000", load, folder, num_image_tokens=20_000)
+  fails("no tokenizer of 5000 ids", tokenizer_lib.train, TEXTS, tmp_path / "big", 5000)
+  fails("no tokenizer of 50 ids", tokenizer_lib.train, TEXTS, tmp_path / "small", 50)
+  fails("no tokenizer of 500 ids", tokenizer_lib.train, [], tmp_path / "none", 500)
+  fails("not empty", tokenizer_lib.train, TEXTS, folder, 500)
+  fails("model_type is 'word'", tokenizer_lib.train, TEXTS, tmp_path / "word", 500, "word")
+  fails("not valid Unicode", tokenizer.encode, "half \ud800")
+  assert not any((tmp_path / name).exists() for name in ("big", "small", "none", "word"))
