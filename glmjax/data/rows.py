@@ -111,31 +111,9 @@ class BlankInfilling:
 
   def pack(self, samples: Sequence[spans.Sample], objective: int) -> Row:
     """Lays samples side by side, each seeing itself alone; the rest of the row is padding."""
-    length = self.seq_length
-    places = np.arange(length, dtype=np.int32)
-    row = {
-        "tokens": np.full(length, self.specials.pad, np.int32),
-        "targets": np.full(length, self.specials.pad, np.int32),
-        "loss_weights": np.zeros(length, np.float32),
-        "positions": np.zeros(length if self.positions == "rotary" else (2, length), np.int32),
-        "attend_start": places,
-        "attend_end": places + 1,  # right for padding and for targets
-        "objective": np.full(length, objective, np.int32),
-    }
-    start = 0
-    for i, sample in enumerate(samples):
-      if self.packing == "fixed" and len(samples) > 1:
-        start = i * self.slot_length
-      end, context_end = start + len(sample.tokens), start + sample.context_length
-      assert end <= length, f"samples need {end} places or more, the row has {length}"
-      row["tokens"][start:end] = sample.tokens
-      row["targets"][start:end] = sample.targets
-      row["loss_weights"][context_end:end] = 1
-      row["positions"][..., start:end] = self._positions(sample, objective)
-      row["attend_start"][start:end] = start
-      row["attend_end"][start:context_end] = context_end
-      start = end
-    return row
+    slot = self.slot_length if self.packing == "fixed" and len(samples) > 1 else 0
+    positions = [self._positions(sample, objective) for sample in samples]
+    return pack(samples, positions, objective, self.seq_length, self.specials.pad, slot)
 
   @property
   def _truncated_text_length(self) -> int:
@@ -223,6 +201,35 @@ class BlankInfilling:
     lengths = np.minimum(lengths, max(n // 2, 1))
     count = 1 if single else int(np.searchsorted(np.cumsum(lengths), to_mask[n])) + 1
     return n, spans.sample_spans(lengths[:count], n, lambda high, k: rng.integers(high, size=k))
+
+
+def pack(
+    samples: Sequence[spans.Sample], positions: Sequence[np.ndarray], objective: int, length: int, pad: int, slot: int = 0
+) -> Row:
+  """A row of samples side by side, `slot` places from start to start, or each right after the last if 0."""
+  assert samples
+  places = np.arange(length, dtype=np.int32)
+  row = {
+      "tokens": np.full(length, pad, np.int32),
+      "targets": np.full(length, pad, np.int32),
+      "loss_weights": np.zeros(length, np.float32),
+      "positions": np.zeros((*positions[0].shape[:-1], length), np.int32),
+      "attend_start": places,
+      "attend_end": places + 1,  # right for padding and for targets
+      "objective": np.full(length, objective, np.int32),
+  }
+  end = 0
+  for i, sample in enumerate(samples):
+    start = i * slot if slot else end
+    end, context_end = start + len(sample.tokens), start + sample.context_length
+    assert end <= length, f"samples need {end} places or more, the row has {length}"
+    row["tokens"][start:end] = sample.tokens
+    row["targets"][start:end] = sample.targets
+    row["loss_weights"][context_end:end] = 1
+    row["positions"][..., start:end] = positions[i]
+    row["attend_start"][start:end] = start
+    row["attend_end"][start:context_end] = context_end
+  return row
 
 
 def describe_row(row: Row, decode: Callable[[list[int]], str] | None = None) -> str:
