@@ -1,0 +1,7 @@
+"""`python -m glmjax` is the glmjax command."""
+
+import sys
+
+from glmjax import cli
+
+sys.exit(cli.main())

@@ -1,0 +1,193 @@
+"""The table of subcommands, and what is common to all of them: flags, gin, results."""
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import glmjax
+from glmjax import errors, gin_files
+from glmjax.cli import inputs
+
+GIN_HELP = "gin file, searched here and then among glmjax's own (repeatable)"
+
+
+@dataclasses.dataclass(frozen=True)
+class Flag:
+  """A command-line flag for one parameter of the command's function, which bears its name."""
+
+  name: str
+  help: str
+  type: Callable[[str], Any] = str
+  choices: tuple[Any, ...] | None = None
+  repeatable: bool = False
+  is_argument: bool = False  # passed in the call by `prepare`, not bound by gin
+
+  @property
+  def parameter(self) -> str:
+    return self.name.removeprefix("--")
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+  """One subcommand: a function of the library under gin."""
+
+  name: str
+  target: str  # full name of the function
+  help: str
+  example: str
+  flags: tuple[Flag, ...] = ()
+  prepare: Callable[[argparse.Namespace], dict[str, Any]] | None = None  # arguments of the call
+  show: Callable[[Any], None] | None = None  # prints the result for people
+  before: str | None = None  # full name of a function to call first
+
+
+CHECKPOINT = Flag("--checkpoint", "a training run's or an exported model's folder")
+SAMPLING = (
+    Flag("--max_tokens", "most tokens to generate for each blank", int),
+    Flag("--temperature", "0 picks the likeliest token (greedy)", float),
+    Flag("--top_k", "sample among the k likeliest tokens", int),
+    Flag("--top_p", "sample among the likeliest tokens that together reach probability p", float),
+    Flag("--seed", "seed of the sampling", int),
+)
+COMMANDS = {command.name: command for command in (
+    Command("text", "glmjax.data.text.fetch_sample_text", "fetch a few MB of English and Chinese text",
+            "glmjax text --directory=runs/text", (Flag("--directory", "where to put the text"),)),
+    Command("tokenizer", "glmjax.tokenizer.train", "train a tokenizer on the training split's text",
+            "glmjax tokenizer --gin_file=runs/quickstart.gin --folder=runs/tokenizer",
+            (Flag("--folder", "where to put the tokenizer"), Flag("--vocab_size", "number of pieces", int))),
+    Command("cache", "glmjax.data.cache.cache_mixture", "tokenize a mixture once into shards on disk",
+            "glmjax cache --gin_file=runs/quickstart.gin --directory=runs/cache",
+            (Flag("--mixture_name", "name of the seqio mixture"), Flag("--directory", "where to put the shards"),
+             Flag("--num_shards", "shards per task", int), Flag("--num_workers", "processes", int),
+             Flag("--overwrite", "replace what is there", bool)),
+            before="glmjax.tasks.pretrain.register"),
+    Command("train", "glmjax.train.loop.train", "train a model, or resume a run that was stopped",
+            "glmjax train --gin_file=runs/quickstart.gin --workdir=runs/mine --gin.TRAIN_STEPS=100",
+            (Flag("--workdir", "folder of the run; a run found there is resumed"),
+             Flag("--overwrite", "start anew over an existing run", bool),
+             Flag("--stop_at_step", "stop early at this step; the schedules stay as they are", int))),
+    Command("evaluate", "glmjax.evaluate.heldout.evaluate", "measure a model on held-out text",
+            "glmjax evaluate --gin_file=runs/quickstart.gin --checkpoint=runs/mine --cache=runs/cache --out=eval.json",
+            (CHECKPOINT, Flag("--cache", "folder of the token cache"), Flag("--out", "JSON file to write"))),
+    Command("export", "glmjax.checkpoint.export.export", "write a float, INT8 or INT4 model from a training run",
+            "glmjax export --checkpoint=runs/mine --bits=4 --out=runs/mine-int4",
+            (CHECKPOINT, Flag("--out", "folder to write"),
+             Flag("--bits", "weight bits (without it: float)", int, choices=(8, 4)))),
+    Command("generate", "glmjax.infer.engine.generate", "fill [MASK]s in a text, or continue it",
+            "glmjax generate --checkpoint=runs/mine-int4 --prompt='The capital of France is [MASK].'",
+            (CHECKPOINT, Flag("--prompt", "text with [MASK] or [gMASK] (repeatable)", repeatable=True, is_argument=True),
+             Flag("--file", "file of prompts, one a line; - is standard input", is_argument=True), *SAMPLING),
+            prepare=inputs.prompts, show=inputs.show_texts),
+    Command("score", "glmjax.infer.engine.score", "how likely a model finds a text",
+            "glmjax score --checkpoint=runs/mine --text='It was a dark and stormy night.'",
+            (CHECKPOINT, Flag("--text", "text to score (repeatable)", repeatable=True, is_argument=True),
+             Flag("--file", "file of texts, one a line; - is standard input", is_argument=True)),
+            prepare=inputs.texts),
+    Command("report", "glmjax.evaluate.report.write", "gather a run's results into report.md and report.json",
+            "glmjax report --gin_file=runs/quickstart.gin --workdir=runs/quickstart",
+            (Flag("--workdir", "folder of the run"),)),
+)}
+
+
+class _Parser(argparse.ArgumentParser):
+  """argparse whose mistakes are InputErrors of one line."""
+
+  def error(self, message: str) -> None:
+    raise errors.InputError(f"{message}; see {self.prog} --help")
+
+
+def run(arguments: list[str]) -> int:
+  """Parses the command line and gin files, calls the command's function, prints what it returns."""
+  overrides = [argument.removeprefix("--gin.") for argument in arguments if argument.startswith("--gin.")]
+  arguments = [argument for argument in arguments if not argument.startswith("--gin.")]
+  options = _parse_flags(arguments)
+  if options is None:
+    return 0
+  command = COMMANDS[options.command]
+  given = command.prepare(options) if command.prepare else {}
+  for flag in command.flags:
+    value = getattr(options, flag.parameter)
+    if value is not None and not flag.is_argument:
+      overrides.append(f"{command.target}.{flag.parameter}={value!r}")
+  gin_files.parse(options.gin_file, overrides, entry=command.target, given=given)
+  with contextlib.redirect_stdout(sys.stderr) if options.json else contextlib.nullcontext():
+    if command.before:
+      gin_files.configured(command.before)()
+    result = gin_files.configured(command.target)(**given)
+  _print_result(command, result, options.json)
+  return 0
+
+
+def _parse_flags(arguments: list[str]) -> argparse.Namespace | None:
+  """The parsed flags, or None after --help or --version."""
+  parser = _Parser(prog="glmjax", description=glmjax.__doc__, allow_abbrev=False, add_help=False,
+                   usage="glmjax COMMAND [FLAGS]", formatter_class=argparse.RawDescriptionHelpFormatter)
+  names = "\n".join(f"  {command.name:11}{command.help}" for command in COMMANDS.values())
+  parser.epilog = f"commands:\n{names}\n\nglmjax COMMAND --help shows a command's flags and an example."
+  parser.add_argument("--version", action="store_true", help="print the version")
+  parser.add_argument("--help", "-h", action="store_true", help="print this")
+  name = arguments[0] if arguments else "--help"
+  if name in COMMANDS:
+    return _parse_command(COMMANDS[name], arguments[1:])
+  if not name.startswith("-"):
+    close = gin_files.nearest(name, COMMANDS)
+    advice = f"did you mean {close}?" if close else f"there are {', '.join(COMMANDS)}"
+    raise errors.InputError(f"no command {name}; {advice}")
+  if name == "--version":
+    print(f"glmjax {glmjax.__version__}")
+  elif name in ("--help", "-h"):
+    parser.print_help()
+  else:
+    raise errors.InputError(f"{name} stands before any command; write glmjax COMMAND {name}, or see glmjax --help")
+  return None
+
+
+def _parse_command(command: Command, arguments: Sequence[str]) -> argparse.Namespace | None:
+  parser = _Parser(prog=f"glmjax {command.name}", description=f"{command.help[0].upper()}{command.help[1:]}.",
+                   epilog=f"example:\n  {command.example}", allow_abbrev=False, add_help=False,
+                   formatter_class=argparse.RawDescriptionHelpFormatter)
+  for flag in command.flags:
+    settings = {"action": "store_true", "default": None} if flag.type is bool else {
+        "type": flag.type, "choices": flag.choices, "action": "append" if flag.repeatable else "store"}
+    parser.add_argument(flag.name, help=flag.help, **settings)
+  parser.add_argument("--gin_file", action="append", default=[], help=GIN_HELP)
+  parser.add_argument("--gin.NAME=VALUE", action="store_true", dest="gin",
+                      help="set a macro or a parameter, e.g. --gin.TRAIN_STEPS=100 or --gin.loop.train.seed=1")
+  parser.add_argument("--json", action="store_true", help="print the result as JSON; all else goes to standard error")
+  parser.add_argument("--debug", action="store_true", help="print the traceback of an error")
+  parser.add_argument("--help", "-h", action="store_true", help="print this")
+  if "--help" in arguments or "-h" in arguments:
+    parser.print_help()
+    return None
+  options, unknown = parser.parse_known_args(arguments)
+  if unknown:
+    close = gin_files.nearest(unknown[0].split("=")[0], parser._option_string_actions)
+    raise errors.InputError(f"unknown argument {unknown[0]}; "
+                            + (f"did you mean {close}?" if close else f"see {parser.prog} --help"))
+  options.command = command.name
+  return options
+
+
+def _print_result(command: Command, result: Any, as_json: bool) -> None:
+  """JSON on standard output with --json; otherwise the command's own way, or nothing for None."""
+  if as_json:
+    print(json.dumps(result, ensure_ascii=False, default=_plain))
+  elif command.show:
+    command.show(result)
+  elif result is not None:
+    print(json.dumps(result, ensure_ascii=False, indent=2, default=_plain))
+  sys.stdout.flush()
+
+
+def _plain(value: Any) -> Any:
+  """What json cannot write itself: numpy scalars and arrays, paths, dataclasses."""
+  if dataclasses.is_dataclass(value) and not isinstance(value, type):
+    return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+  if hasattr(value, "tolist"):
+    return value.tolist()
+  return os.fspath(value) if isinstance(value, os.PathLike) else str(value)

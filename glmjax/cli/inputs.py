@@ -1,0 +1,45 @@
+"""Prompts and texts from flags, files and standard input; texts out."""
+
+import argparse
+import sys
+from typing import Any
+
+from glmjax import errors
+
+
+def prompts(options: argparse.Namespace) -> dict[str, Any]:
+  return {"prompts": _lines("--prompt", options.prompt, options.file)}
+
+
+def texts(options: argparse.Namespace) -> dict[str, Any]:
+  return {"texts": _lines("--text", options.text, options.file)}
+
+
+def show_texts(results: Any) -> None:
+  """One generated text a paragraph."""
+  print("\n\n".join(result if isinstance(result, str) else str(result) for result in results))
+
+
+def _lines(flag: str, values: list[str] | None, file: str | None) -> list[str]:
+  """The flag's values, or the lines of a file (- for standard input), without empty ones."""
+  if values and file:
+    raise errors.InputError(f"{flag} and --file are both given; use one")
+  if not values and not file:
+    raise errors.InputError(f"nothing to read: give {flag}, or --file (- for standard input)")
+  if not file:
+    return values
+  name = "standard input" if file == "-" else file
+  try:
+    if file == "-":
+      data = sys.stdin.buffer.read()
+    else:
+      with open(file, "rb") as stream:
+        data = stream.read()
+    lines = [line for line in data.decode("utf-8").splitlines() if line.strip()]
+  except OSError as error:
+    raise errors.InputError(f"--file: cannot read {name}: {error.strerror}") from None
+  except UnicodeDecodeError as error:
+    raise errors.InputError(f"{name}: not UTF-8 text (byte {error.start})") from None
+  if not lines:
+    raise errors.InputError(f"{name}: empty; expected one text a line")
+  return lines

@@ -1,0 +1,233 @@
+"""The command's answers to right and wrong command lines: text, exit status, and that they come before JAX loads."""
+
+import errno
+import itertools
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+
+from glmjax import cli, errors, signatures
+from glmjax.cli import commands
+
+NUMBERS = itertools.count()
+FAKE = '''
+import dataclasses, errno, os, sys, time
+from glmjax import errors
+
+
+@dataclasses.dataclass
+class Result:
+  steps: int
+  name: str
+
+
+def train(workdir, steps: int = 3, name: str = "a", mode: str = "ok"):
+  print("chatter")
+  if mode == "input":
+    raise errors.InputError("batch 6 does not divide over 4 devices; use 8")
+  if mode == "crash":
+    raise RuntimeError("first line\\nsecond line")
+  if mode == "disk":
+    raise OSError(errno.ENOSPC, "No space left on device", "runs/a/file")
+  if mode == "extra":
+    import seqio_missing
+  if mode == "sleep":
+    print("ready", file=sys.stderr, flush=True)
+    time.sleep(60)
+  return Result(steps, name)
+
+
+def generate(prompts, temperature: float = 0.0):
+  return [prompt.upper() for prompt in prompts]
+'''
+
+
+@pytest.fixture
+def fake(tmp_path, monkeypatch):
+  """train and generate commands whose functions are in a module of our own."""
+  module = f"fakecommand{next(NUMBERS)}"  # a new name each time: gin never forgets a function
+  (tmp_path / f"{module}.py").write_text(FAKE)
+  (tmp_path / "x.gin").write_text("from __gin__ import dynamic_registration\n"
+                                  f"import {module}\nSTEPS = 5\n{module}.train.steps = %STEPS\n")
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.syspath_prepend(str(tmp_path))
+  signatures.find_module.cache_clear()
+  table = {
+      "train": commands.Command("train", f"{module}.train", "train", "glmjax train",
+                                (commands.Flag("--workdir", "folder"), commands.Flag("--name", "name"))),
+      "generate": commands.Command("generate", f"{module}.generate", "generate", "glmjax generate",
+                                   commands.COMMANDS["generate"].flags[1:3], commands.COMMANDS["generate"].prepare,
+                                   commands.COMMANDS["generate"].show),
+  }
+  monkeypatch.setattr(commands, "COMMANDS", table)
+  return module
+
+
+def run(*arguments, **options):
+  return subprocess.run([sys.executable, "-m", "glmjax", *arguments], capture_output=True, text=True, check=False,
+                        **options)
+
+
+def one_line(capsys):
+  """What went to standard error, which must be one line."""
+  text = capsys.readouterr().err
+  assert text.startswith("glmjax: ") and text.count("\n") == 1, text
+  return text[len("glmjax: "):-1]
+
+
+@pytest.mark.parametrize("name", commands.COMMANDS)
+def test_help_has_an_example(name, capsys):
+  assert cli.main([name, "--help"]) == 0
+  assert f"glmjax {name} --" in capsys.readouterr().out.split("example:")[1]
+
+
+@pytest.mark.parametrize("name", commands.COMMANDS)
+def test_flags_are_parameters_of_the_function(name):
+  """Once the function exists."""
+  command = commands.COMMANDS[name]
+  module_name, _, function = command.target.rpartition(".")
+  module = signatures.find_module(module_name)
+  if module is None:
+    pytest.skip(f"{module_name} does not exist")
+  signature = signatures.resolve(module, [function])
+  bound = {flag.parameter for flag in command.flags if not flag.is_argument}
+  assert signature.takes_any or bound <= set(signature.parameters), (signature.parameters, bound)
+
+
+def test_help_and_mistakes_do_not_load_jax():
+  code = textwrap.dedent("""
+      import sys
+      from glmjax import cli
+      assert cli.main(["--help"]) == 0
+      assert cli.main(["train", "--help"]) == 0
+      assert cli.main(["trian"]) == 2
+      assert cli.main(["train", "--workdri=x"]) == 2
+      assert cli.main(["train", "--gin_file=models/nope.gin"]) == 2
+      assert cli.main(["train", "--gin.TRAIN_STEP=3"]) == 2
+      loaded = {"jax", "numpy", "tensorflow", "seqio", "orbax"} & set(sys.modules)
+      assert not loaded, loaded
+  """)
+  start = time.monotonic()
+  done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+  assert done.returncode == 0, done.stderr
+  assert time.monotonic() - start < 5
+  lines = done.stderr.splitlines()
+  assert lines[0] == "glmjax: no command trian; did you mean train?"
+  assert lines[1] == "glmjax: unknown argument --workdri=x; did you mean --workdir?"
+  assert len(lines) == 4
+
+
+def test_version_and_module_entry():
+  done = run("--version")
+  assert done.returncode == 0 and done.stdout.startswith("glmjax ")
+  assert run().returncode == 0  # the list of commands
+  assert run("--workdir=x").returncode == 2
+
+
+@pytest.mark.parametrize("arguments, expected", [
+    (["export", "--bits=3"], "invalid choice: 3"),
+    (["train", "--stop_at_step=abc"], "invalid int value: 'abc'"),
+    (["train", "--stop_at_step"], "expected one argument"),
+    (["generate"], "give --prompt, or --file"),
+    (["generate", "--prompt=a", "--file=b"], "both given"),
+    (["generate", "--file=nope.txt"], "cannot read nope.txt"),
+    (["train", "--gin.STEPS"], "has no value"),
+])
+def test_mistakes_in_flags(arguments, expected, capsys):
+  assert cli.main(arguments) == 2
+  assert expected in one_line(capsys)
+
+
+def test_json_is_alone_on_standard_output(fake, capsys):
+  assert cli.main(["train", "--gin_file=x.gin", "--workdir=here", "--name=it's", "--gin.STEPS=7", "--json"]) == 0
+  captured = capsys.readouterr()
+  assert json.loads(captured.out) == {"steps": 7, "name": "it's"}
+  assert "chatter" in captured.err
+
+
+def test_gin_file_and_flag_bind_the_function(fake, capsys):
+  assert cli.main(["train", "--gin_file=x.gin", "--workdir=here"]) == 0
+  assert '"steps": 5' in capsys.readouterr().out
+  assert cli.main(["train", "--gin_file=x.gin"]) == 2
+  assert f"no value for workdir of {fake}.train" in one_line(capsys)
+
+
+@pytest.mark.parametrize("mode, status, expected", [
+    ("input", 2, "batch 6 does not divide over 4 devices; use 8"),
+    ("crash", 1, "RuntimeError: first line (run again with --debug for the traceback)"),
+    ("disk", 1, "the disk is full (runs/a/file): free some space and run the same command again"),
+    ("extra", 1, "ModuleNotFoundError: No module named 'seqio_missing' (run again with --debug for the traceback)"),
+])
+def test_errors_while_running(fake, capsys, mode, status, expected):
+  arguments = ["train", "--gin_file=x.gin", "--workdir=here", f"--gin.{fake}.train.mode='{mode}'"]
+  assert cli.main(arguments) == status
+  assert capsys.readouterr().err == f"glmjax: {expected}\n"
+  assert cli.main([*arguments, "--debug"]) == status
+  assert "Traceback (most recent call last)" in capsys.readouterr().err
+
+
+def test_missing_extra_is_named():
+  error = ModuleNotFoundError("No module named 'seqio'", name="seqio")
+  assert cli._describe(error) == "this needs seqio: pip install 'glmjax[data]'"
+  assert "disk is full" in cli._describe(OSError(errno.ENOSPC, "No space left on device"))
+
+
+def test_interrupt(fake):
+  """Ctrl-C while the command runs: one line and status 130."""
+  code = ("import sys; from glmjax import cli; from glmjax.cli import commands as c\n"
+          f"c.COMMANDS = {{'train': c.Command('train', '{fake}.train', 't', 'e', (c.Flag('--workdir', 'w'),))}}\n"
+          f"sys.exit(cli.main(['train', '--gin_file=x.gin', '--workdir=a', '--gin.{fake}.train.mode=\"sleep\"']))")
+  environment = {**os.environ, "PYTHONPATH": os.getcwd()}
+  process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+                             env=environment)
+  assert process.stderr.readline() == "ready\n"
+  process.send_signal(signal.SIGINT)
+  assert process.wait(timeout=20) == 130
+  assert process.stderr.read() == "glmjax: interrupted\n"
+  process.stderr.close()
+
+
+def test_prompts_from_file_and_standard_input(fake, capsys, monkeypatch):
+  pathlib.Path("p.txt").write_text("one [MASK]\n\n二\n", encoding="utf-8")
+  assert cli.main(["generate", "--file=p.txt"]) == 0
+  assert capsys.readouterr().out == "ONE [MASK]\n\n二\n"
+  assert cli.main(["generate", "--prompt=a", "--prompt=b", "--json"]) == 0
+  assert json.loads(capsys.readouterr().out) == ["A", "B"]
+  for name, content, expected in (("bad.txt", b"\xff\n", "bad.txt: not UTF-8 text (byte 0)"),
+                                  ("empty.txt", b"\n", "empty.txt: empty; expected one text a line")):
+    pathlib.Path(name).write_bytes(content)
+    assert cli.main(["generate", f"--file={name}"]) == 2
+    assert one_line(capsys) == expected
+  with open("p.txt", encoding="utf-8") as stream:
+    monkeypatch.setattr(sys, "stdin", stream)
+    assert cli.main(["generate", "--file=-"]) == 0
+
+
+def test_reader_that_leaves_is_no_error():
+  """glmjax ... | head"""
+  process = subprocess.Popen([sys.executable, "-m", "glmjax", "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+  process.stdout.close()
+  assert b"Traceback" not in process.stderr.read()
+  process.stderr.close()
+  process.wait(timeout=20)
+
+
+def test_threads_are_bounded(monkeypatch):
+  for name in ("OMP_NUM_THREADS", "NPROC", "OMP_WAIT_POLICY"):
+    monkeypatch.delenv(name, raising=False)
+  cli._limit_threads()
+  assert 1 <= int(os.environ["OMP_NUM_THREADS"]) <= os.cpu_count()
+  monkeypatch.setenv("NPROC", "1")
+  cli._limit_threads()
+  assert os.environ["NPROC"] == "1"  # what the user set stays
+
+
+def test_input_error_is_an_ordinary_value_error():
+  assert issubclass(errors.InputError, ValueError)

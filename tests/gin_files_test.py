@@ -1,0 +1,236 @@
+"""Every mistake in a gin file or override gets one line with the place and the nearest right name."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from glmjax import errors, gin_files, signatures
+
+LOOP = '''
+import dataclasses
+from fakelib.parts import Adam, constant as flat
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+  num_layers: int
+  width: int = 64
+  hidden: list = dataclasses.field(init=False, default=None)
+
+
+@dataclasses.dataclass(frozen=True)
+class WideModel(Model):
+  depth_scale: float = 1.0
+
+
+def train(model, optimizer=None, num_steps: int = 10, name: str | None = None, *, rate: float = 0.1):
+  return {"model": model, "optimizer": optimizer, "num_steps": num_steps, "rate": rate, "name": name}
+
+
+def anything(**kwargs):
+  return kwargs
+
+
+class Plain:
+  def __init__(self, size, colour="red"):
+    self.size = size
+
+  def grow(self, by=1):
+    return self.size + by
+'''
+PARTS = '''
+def constant(value=1.0):
+  return value
+
+
+class Adam:
+  def __init__(self, b1=0.9, b2=0.95):
+    self.b1, self.b2 = b1, b2
+'''
+HEAD = "from __gin__ import dynamic_registration\nfrom fakelib import loop\n"
+RUN = HEAD + '''import fakelib.parts
+TRAIN_STEPS = 20
+loop.train:
+  model = @loop.WideModel()
+  optimizer = @fakelib.parts.Adam()
+  num_steps = %TRAIN_STEPS
+loop.WideModel.num_layers = 2
+loop.WideModel.depth_scale = 2
+fakelib.parts.Adam.b1 = 0.8
+'''
+
+
+@pytest.fixture(autouse=True)
+def library(tmp_path, monkeypatch):
+  """A package to configure, in the working directory."""
+  (tmp_path / "fakelib").mkdir()
+  (tmp_path / "fakelib" / "__init__.py").write_text("")
+  (tmp_path / "fakelib" / "loop.py").write_text(LOOP)
+  (tmp_path / "fakelib" / "parts.py").write_text(PARTS)
+  (tmp_path / "runs").mkdir()
+  (tmp_path / "runs" / "train.gin").write_text(RUN)
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.syspath_prepend(str(tmp_path))
+  for name in [name for name in sys.modules if name.split(".")[0] == "fakelib"]:
+    del sys.modules[name]
+  signatures.find_module.cache_clear()
+  signatures._names.cache_clear()
+  return tmp_path
+
+
+def message(text="", overrides=(), files=(), **options):
+  """The error for a file of that text; asserts that it is one line and that nothing was imported."""
+  if text:
+    with open("x.gin", "w", encoding="utf-8") as file:
+      file.write(text)
+    files = [*files, "x.gin"]
+  with pytest.raises(errors.InputError) as caught:
+    gin_files.check(files, overrides, **options)
+  assert "fakelib" not in sys.modules and "fakelib.loop" not in sys.modules
+  assert "\n" not in str(caught.value)
+  return str(caught.value)
+
+
+def test_good_file_passes_and_binds():
+  gin_files.parse(["runs/train.gin"], ["TRAIN_STEPS=3", "loop.train.rate=0.5", "fakelib.parts.Adam.b2=0.7"],
+                  entry="fakelib.loop.train")
+  result = gin_files.configured("fakelib.loop.train")()
+  assert result["num_steps"] == 3 and result["rate"] == 0.5
+  assert (result["optimizer"].b1, result["optimizer"].b2) == (0.8, 0.7)
+  assert result["model"].num_layers == 2 and result["model"].depth_scale == 2
+  written = gin_files.operative_config()
+  assert "TRAIN_STEPS = 3" in written and "loop.train.name = None" in written
+  with open("again.gin", "w", encoding="utf-8") as file:
+    file.write(written)
+  gin_files.parse(["again.gin"])  # what is written can be run again
+  assert gin_files.configured("fakelib.loop.train")()["num_steps"] == 3
+  assert "TRAIN_STEPS" in gin_files.config()
+
+
+def test_function_that_no_file_names():
+  gin_files.parse([], [])
+  assert gin_files.configured("fakelib.parts.constant")() == 1.0
+
+
+def test_file_not_found():
+  assert "did you mean runs/train.gin?" in message(files=["runs/trian.gin"])
+  assert "did you mean runs/train.gin?" in message(files=["train.gin"])
+
+
+def test_include_is_followed():
+  text = "include 'runs/train.gin'\n" + HEAD + "loop.train.num_steps = %TRAIN_STEP\n"
+  assert message(text) == "x.gin:4: %TRAIN_STEP is not defined; did you mean TRAIN_STEPS?"
+  assert message("include 'runs/tran.gin'\n") == "x.gin:1: no gin file runs/tran.gin; did you mean runs/train.gin?"
+  assert "includes itself" in message("include 'x.gin'\n")
+
+
+@pytest.mark.parametrize("text, place", [
+    (HEAD + "loop.train.num_steps == 3\n", "x.gin:3: "),
+    (HEAD + "loop.train.num_steps = abc\n", "x.gin:3: "),
+    (HEAD + "loop.train.num_steps = (1,\n", "x.gin:"),
+    (HEAD + "loop.train:\nnum_steps = 3\n", "x.gin:"),
+    ("import fakelib.loop, fakelib.parts\n", "x.gin:1: "),
+    (HEAD + "loop.train.name = 'abc\n", "x.gin:3"),
+])
+def test_syntax_error(text, place):
+  assert message(text).startswith(place)
+
+
+def test_unknown_module_function_parameter():
+  start = "from __gin__ import dynamic_registration\n"
+  assert "x.gin:2: no module fakelib.lop; did you mean fakelib.loop?" == message(start + "from fakelib import lop\n")
+  assert "fakelib.loop is a module" in message(start + "from fakelib.loop import train\n")
+  assert "nosuchlib is not installed" in message(start + "import nosuchlib\n")
+  assert "x.gin:3: fakelib.loop has no trian; did you mean train?" in message(HEAD + "loop.trian.num_steps = 3\n")
+  assert "has no Admam; did you mean Adam?" in message(HEAD + "loop.train.optimizer = @loop.Admam()\n")
+  found = message(HEAD + "loop.train.num_step = 3\n")
+  assert found.startswith("x.gin:3: loop.train has no parameter num_step; did you mean num_steps? (fakelib/loop.py:")
+  assert "did you mean num_layers?" in message(HEAD + "loop.WideModel.num_layer = 3\n")
+  assert "has no parameter hidden" in message(HEAD + "loop.Model.hidden = 3\n")
+  assert "did you mean colour?" in message(HEAD + "loop.Plain.color = 'blue'\n")
+  assert "has no parameter self" in message(HEAD + "loop.Plain.grow.self = 1\n")
+  assert "it takes b1, b2" in message(HEAD + "loop.Adam.b3 = 1\n")  # imported into loop
+  assert "no import provides lop; did you mean loop?" in message(HEAD + "lop.train.num_steps = 3\n")
+  assert "is a module" in message(start + "import fakelib.loop\nfakelib.loop.train = 3\n")
+  assert "must begin with" in message("from fakelib import loop\nloop.train.num_steps = 3\n")
+
+
+def test_accepts_what_source_cannot_tell():
+  with open("x.gin", "w", encoding="utf-8") as file:
+    file.write(HEAD + "loop.anything.colour = 1\nloop.flat.value = 2.0\nloop.Plain.grow.by = 2\nimport math\nmath.sqrt.x = 1\n")
+  gin_files.check(["x.gin"])
+
+
+def test_macros():
+  assert message(files=["runs/train.gin"], overrides=["TRAIN_STEP=3"]) == (
+      "--gin.TRAIN_STEP: no gin file uses the macro TRAIN_STEP; did you mean TRAIN_STEPS?")
+  unused = message(HEAD + "STEPS = 3\n")
+  assert unused == "x.gin:3: nothing uses the macro STEPS; remove the line, or use it as %STEPS"
+  typo = message(HEAD + "TRAIN_STEP = 3\nloop.train.num_steps = %TRAIN_STEPS\n")
+  assert typo == "x.gin:4: %TRAIN_STEPS is not defined; did you mean TRAIN_STEP?"
+  assert "(nor B)" in message(HEAD + "loop.train.num_steps = %A\nloop.train.rate = [%B]\n")
+
+
+def test_required_names_every_one():
+  text = HEAD + "OUT = %gin.REQUIRED\nloop.train.name = %OUT\nloop.train.model = %gin.REQUIRED\n"
+  found = message(text)
+  assert "--gin.OUT=VALUE --gin.loop.train.model=VALUE" in found and "x.gin:3, x.gin:5" in found
+  gin_files.check(["x.gin"], ["OUT='there'", "loop.train.model=1"])
+
+
+def test_scopes():
+  text = HEAD + "wide/loop.Model.width = 3\nloop.train.model = @wide/loop.Model()\n"
+  with open("x.gin", "w", encoding="utf-8") as file:
+    file.write(text)
+  gin_files.check(["x.gin"])
+  assert "nothing uses the scope wied/; did you mean wide?" in message(text + "wied/loop.Model.width = 4\n")
+
+
+def test_overrides():
+  files = ["runs/train.gin"]
+  assert "has no value" in message(files=files, overrides=["TRAIN_STEPS"])
+  assert "'--gin.loop.train.name=\"runs/a\"'" in message(files=files, overrides=["loop.train.name=runs/a"])
+  assert "did you mean rate?" in message(files=files, overrides=["loop.train.raet=1"])
+  assert "no import provides train; did you mean loop.train?" in message(files=files, overrides=["train.rate=1"])
+  assert message(files=files, overrides=["=3"]).startswith("--gin.")
+  assert message(files=files, overrides=["import fakelib=3"]).startswith("--gin.")
+  gin_files.check(files, ["glmjax.tokens.SpecialTokens.mask=1"])  # a full name needs no import in a file
+
+
+def test_types_of_our_own_parameters(monkeypatch, library):
+  monkeypatch.setattr(gin_files, "__file__", str(library / "gin_files.py"))  # the fake library counts as ours
+  assert message(files=["runs/train.gin"], overrides=["TRAIN_STEPS='3'"]) == (
+      "--gin.TRAIN_STEPS: loop.train.num_steps takes int, not '3' (a str)")
+  assert "takes int, not 1000000.0" in message(files=["runs/train.gin"], overrides=["TRAIN_STEPS=1e6"])
+  assert "takes str | None, not 3" in message(files=["runs/train.gin"], overrides=["loop.train.name=3"])
+  gin_files.check(["runs/train.gin"], ["loop.train.rate=1", "loop.train.name=None"])
+
+
+def test_entry_needs_its_parameters():
+  assert message(entry="fakelib.loop.train").startswith("no value for model of fakelib.loop.train: add the --gin_file")
+  gin_files.check([], [], entry="fakelib.loop.train", given=["model"])
+  gin_files.check(["runs/train.gin"], [], entry="fakelib.loop.train")
+
+
+def test_not_utf8(library):
+  (library / "bad.gin").write_bytes(b"A = '\xff'\n")
+  assert message(files=["bad.gin"]) == "bad.gin: not UTF-8 text (byte 5)"
+
+
+def test_packaged_files_are_in_order():
+  """Each model file, and each run file with what its header says to add, is checked by the command tests."""
+  assert gin_files.packaged_folder().is_dir()
+
+
+def test_error_comes_without_jax():
+  """Measured from process start, on a mistake in a parameter of the library itself."""
+  code = ("import sys; from glmjax import gin_files, errors\n"
+          "try: gin_files.check([], ['glmjax.tokens.SpecialTokens.maks=1'])\n"
+          "except errors.InputError as e: print(e)\n"
+          "sys.exit(any(m in sys.modules for m in ('jax', 'numpy', 'tensorflow', 'glmjax.tokens')))")
+  start = time.monotonic()
+  done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+  assert done.returncode == 0 and "did you mean mask?" in done.stdout, done
+  assert time.monotonic() - start < 5
