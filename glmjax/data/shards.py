@@ -6,8 +6,8 @@ CACHE/manifest.json                              what is here: mixture, tasks, r
       <task>/<split>-00000-of-00008.tokens       ids, uint16 or uint32, little endian
       <task>/<split>-00000-of-00008.documents    int64 [documents, 3]: DOCUMENT_COLUMNS
 ```
-A split is the concatenation of its shards. Reading is by position (`pread`), so it needs neither TensorFlow nor
-memory that grows with the corpus, and a file that shrinks under a running job is an error, not a SIGBUS.
+A split is the concatenation of its shards. Reading is by position (`pread`): it takes neither TensorFlow nor memory
+that grows with the corpus, and a file that shrinks under a running job is an error instead of a SIGBUS.
 """
 
 import dataclasses
@@ -27,8 +27,8 @@ from glmjax import tokens as tokens_lib
 
 FORMAT = 1
 MANIFEST = "manifest.json"
-# One row a document: where its tokens end in the shard, UTF-8 bytes of its text (-1: unknown), and how many of its
-# tokens are an instruction's input (0: plain text).
+# One row a document: where its tokens end in the shard, UTF-8 bytes of its text (-1: unknown), and how many of
+# its tokens are an instruction's input (0: plain text).
 DOCUMENT_COLUMNS = ("end", "utf8_bytes", "input_length")
 _MAX_OPEN_FILES = 256
 _BUFFER_TOKENS = 1 << 20
@@ -47,11 +47,6 @@ def token_dtype(vocab_size: int) -> str:
   return "<u2" if vocab_size <= 1 << 16 else "<u4"
 
 
-def shard_stem(task: str, split: str, index: int, num_shards: int) -> str:
-  """A shard's path inside the cache, without the ending."""
-  return f"{task}/{split}-{index:05d}-of-{num_shards:05d}"
-
-
 def write_json(path: pathlib.Path, value: object) -> None:
   """Writes JSON so that `path` holds either the old text or the new, whatever happens."""
   with replacing(path) as file:
@@ -59,7 +54,7 @@ def write_json(path: pathlib.Path, value: object) -> None:
 
 
 class replacing:
-  """A binary file that takes its name only when all of it is on the disk; counts and hashes what is written."""
+  """A binary file that takes its name only when all of it is on the disk; counts and hashes what it is given."""
 
   def __init__(self, path: pathlib.Path):
     self.path = path
@@ -74,6 +69,7 @@ class replacing:
     return self
 
   def write(self, data: bytes) -> None:
+    """Appends."""
     self._file.write(data)
     self._hash.update(data)
     self.bytes += len(data)
@@ -115,8 +111,8 @@ def sync_folder(folder: pathlib.Path) -> None:
 def _readable(error: OSError, path: pathlib.Path) -> OSError | errors.InputError:
   """An InputError for what the user can mend; the error itself otherwise."""
   if error.errno in (errno.ENOSPC, errno.EDQUOT):
-    return errors.InputError(f"{path}: the disk is full; free some space or choose another folder, then run again "
-                             "(what is complete is kept)")
+    return errors.InputError(f"{path}: the disk is full; free some space or choose another folder, then run "
+                             "again (what is complete is kept)")
   if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
     return errors.InputError(f"{path}: cannot be written ({error.strerror}); choose another folder")
   return error
@@ -132,8 +128,9 @@ def write_shard(folder: pathlib.Path, stem: str, documents: Iterable[Document], 
     for document in documents:
       ids = np.asarray(document.tokens, np.int64)
       if ids.size and not 0 <= ids.min() <= ids.max() < vocab_size:
-        raise errors.InputError(f"{stem}: token id {ids.max() if ids.min() >= 0 else ids.min()} is outside the "
-                                f"vocabulary of {vocab_size}; cache with the tokenizer that the task uses")
+        worst = ids.max() if ids.min() >= 0 else ids.min()
+        raise errors.InputError(f"{stem}: token id {worst} is outside the vocabulary of {vocab_size}; "
+                                "cache with the tokenizer that the task uses")
       end += ids.size
       rows.append((end, document.utf8_bytes, document.input_length))
       buffer.append(ids.astype(dtype))
@@ -238,9 +235,11 @@ class SplitReader:
                                                    first * dtype.itemsize + len(data))):
         data += more
     except OSError as error:
-      raise errors.InputError(f"{self._folder / name}: cannot be read ({error.strerror}); make the cache again") from error
+      raise errors.InputError(f"{self._folder / name}: cannot be read ({error.strerror}); make the cache again "
+                              "(glmjax cache --overwrite)") from error
     if len(data) < size:
-      raise errors.InputError(f"{self._folder / name}: ends too early; make the cache again with --overwrite")
+      raise errors.InputError(f"{self._folder / name}: ends too early; make the cache again "
+                              "(glmjax cache --overwrite)")
     return np.frombuffer(data, dtype)
 
   def close(self) -> None:
@@ -303,10 +302,12 @@ class TokenCache:
   def split(self, task: str, split: str) -> SplitReader:
     """A reader of one task's split."""
     if task not in self.tasks:
-      raise errors.InputError(f"{self.directory}: no task {task!r} in this cache; it has {', '.join(sorted(self.tasks))}")
+      raise errors.InputError(f"{self.directory}: no task {task!r} in this cache; "
+                              f"it has {', '.join(sorted(self.tasks))}")
     splits = self.tasks[task]["splits"]
     if split not in splits:
-      raise errors.InputError(f"{self.directory}: task {task} has no split {split!r}; it has {', '.join(sorted(splits))}")
+      raise errors.InputError(f"{self.directory}: task {task} has no split {split!r}; "
+                              f"it has {', '.join(sorted(splits))}")
     return SplitReader(self.directory / task, self.manifest["dtype"], splits[split])
 
 
@@ -317,11 +318,14 @@ def read_manifest(directory: pathlib.Path) -> dict:
     manifest = json.loads(path.read_bytes())
     version = manifest["format"]
   except (FileNotFoundError, NotADirectoryError):
-    raise errors.InputError(f"{directory}: no finished token cache here (no {MANIFEST}); make one with glmjax cache") from None
+    raise errors.InputError(f"{directory}: no finished token cache here (no {MANIFEST}); "
+                            "make one with glmjax cache") from None
   except (ValueError, TypeError, KeyError) as error:
-    raise errors.InputError(f"{path}: damaged ({error}); make the cache again (glmjax cache --overwrite)") from error
+    raise errors.InputError(f"{path}: damaged ({error}); make the cache again "
+                            "(glmjax cache --overwrite)") from error
   if version != FORMAT:
-    raise errors.InputError(f"{path}: cache format {version}, this glmjax reads {FORMAT}; make the cache again")
+    raise errors.InputError(f"{path}: cache format {version}, this glmjax reads {FORMAT}; "
+                            "make the cache again")
   return manifest
 
 

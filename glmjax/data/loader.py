@@ -1,0 +1,139 @@
+"""Batches from a token cache, made ahead of time in helper processes; needs neither TensorFlow nor JAX."""
+
+import collections
+import dataclasses
+import functools
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+import numpy as np
+
+from glmjax import errors
+from glmjax.data import rows
+from glmjax.data import sampler
+from glmjax.data import shards
+from glmjax.data import workers
+
+Batch = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class CachedMixture:
+  """A DataSource over a token cache: sample i is a function of cache, infilling, seed and i alone."""
+
+  directory: str | os.PathLike  # made by glmjax cache
+  # Rows from windows; or what makes that from `specials` (gin's @BlankInfilling), the cache's then.
+  infilling: rows.BlankInfilling | Callable[..., rows.BlankInfilling]
+  seed: int = 0
+  split: str = "train"
+  rates: Mapping[str, float] | None = None  # None: as cached; tasks left out are not used
+  num_workers: int = 1  # processes that make batches; 0: the caller's own
+  prefetch: int = 2  # batches that each of them is ahead
+
+  def __post_init__(self) -> None:
+    if self.num_workers < 0 or self.prefetch < 1:
+      raise errors.InputError(f"CachedMixture: num_workers {self.num_workers} must be 0 or more, "
+                              f"prefetch {self.prefetch} 1 or more")
+
+  @property
+  def seq_length(self) -> int:
+    return self._infilling.seq_length
+
+  @functools.cached_property
+  def cache(self) -> shards.TokenCache:
+    """The opened cache, its files checked for size."""
+    return shards.TokenCache.open(self.directory)
+
+  @functools.cached_property
+  def sampler(self) -> sampler.MixtureSampler:
+    """Rows by number, in this process."""
+    return sampler.MixtureSampler(self.cache, self._infilling, self.seed, self.split, self.rates)
+
+  @functools.cached_property
+  def _infilling(self) -> rows.BlankInfilling:
+    specials = self.cache.specials
+    if not isinstance(self.infilling, rows.BlankInfilling):
+      return self.infilling(specials=specials)
+    if self.infilling.specials != specials:
+      raise errors.InputError(f"{self.directory}: its tokenizer has other special tokens than the infilling: "
+                              f"{specials}, not {self.infilling.specials}")
+    return self.infilling
+
+  def describe(self) -> dict:
+    """All that decides the rows, for checkpoints: a run resumed with another description would see other data."""
+    return {"source": "cache", "mixture": self.cache.manifest["mixture"], "cache": self.cache.fingerprint,
+            "tokenizer": self.cache.manifest["tokenizer"]["fingerprint"], "seed": self.seed, "split": self.split,
+            "infilling": dataclasses.asdict(self._infilling), **self.sampler.describe()}
+
+  def batches(self, plan: Iterable[tuple[int, int]], process_index: int = 0,
+              process_count: int = 1) -> Iterator[Batch]:
+    """Batches of this host's rows, one for each (first sample index, batch size) of the plan."""
+    local = (_local_rows(first, size, process_index, process_count) for first, size in plan)
+    if self.num_workers == 0:
+      return map(functools.partial(_make_batch, self.sampler), local)
+    return self._prefetched(local)
+
+  def _prefetched(self, local: Iterator[tuple[int, int]]) -> Iterator[Batch]:
+    """Batches in order from helper processes in turn, each kept `prefetch` batches ahead."""
+    settings = dataclasses.replace(self, infilling=self._infilling, num_workers=0)
+    pool: list[workers.Worker] = []
+    asked: collections.deque[tuple[workers.Worker, tuple[int, int]]] = collections.deque()
+    try:
+      pool = [workers.Worker(f"data loader {i}", _batch_maker, settings) for i in range(self.num_workers)]
+      turns = 0
+      for rows_asked in local:
+        worker = pool[turns % len(pool)]
+        turns += 1
+        worker.request(rows_asked)
+        asked.append((worker, rows_asked))
+        if len(asked) >= self.prefetch * len(pool):
+          yield _answer(*asked.popleft())
+      while asked:
+        yield _answer(*asked.popleft())
+    finally:
+      for worker in pool:
+        worker.close()
+
+
+def _local_rows(first: int, size: int, process_index: int, process_count: int) -> tuple[int, int]:
+  """This host's (first sample index, count): its own contiguous rows of the batch."""
+  if size % process_count:
+    raise errors.InputError(f"a batch of {size} rows does not divide over {process_count} hosts; "
+                            "change the batch size")
+  local = size // process_count
+  return first + process_index * local, local
+
+
+def _make_batch(source: sampler.MixtureSampler, asked: tuple[int, int]) -> Batch:
+  """Rows [first, first + count), stacked."""
+  first, count = asked
+  made = []
+  for index in range(first, first + count):
+    try:
+      made.append(source.row(index))
+    except Exception as error:
+      message = f"sample {index} ({source.locate(index)[0]}): {error}"
+      raise (errors.InputError(message) if isinstance(error, errors.InputError) else RuntimeError(message)) from error
+  return {feature: np.stack([row[feature] for row in made]) for feature in made[0]}
+
+
+def _batch_maker(settings: CachedMixture) -> Callable[[tuple[int, int]], Batch]:
+  """What a helper process runs."""
+  return functools.partial(_make_batch, settings.sampler)
+
+
+def _answer(worker: workers.Worker, asked: tuple[int, int]) -> Batch:
+  try:
+    return worker.result()
+  except workers.WorkerError as error:
+    raise workers.WorkerError(f"{error} while making samples {asked[0]} to {asked[0] + asked[1] - 1}") from error
+
+
+def prefetch_to_device(batches: Iterable[Batch], put: Callable[[Batch], object], depth: int = 2) -> Iterator[object]:
+  """Yields `put(batch)` for each batch, with `depth` transfers begun ahead so that they overlap with computing."""
+  ready: collections.deque[object] = collections.deque()
+  for batch in batches:
+    ready.append(put(batch))
+    if len(ready) > depth:
+      yield ready.popleft()
+  yield from ready

@@ -1,0 +1,131 @@
+"""Helper processes that answer requests over a pipe.
+
+Fresh interpreters that import only what their handler needs: unlike multiprocessing's they never import the user's
+script (and JAX with it), and they end by themselves when the process that started them ends, however it ends.
+"""
+
+import multiprocessing.connection as connection_lib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+
+from glmjax import errors
+
+_START = "import sys; from glmjax.data import workers; workers.serve(int(sys.argv[1]), int(sys.argv[2]))"
+
+
+class WorkerError(RuntimeError):
+  """A helper process failed or died."""
+
+
+class Worker:
+  """A process that calls `make(*args)` once and then the result for every request, in order."""
+
+  def __init__(self, name: str, make: Callable[..., Callable], *args: object):
+    self.name = name
+    ours, theirs = socket.socketpair()
+    with theirs:
+      environment = os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
+      self._process = subprocess.Popen(
+          [sys.executable, "-c", _START, str(theirs.fileno()), str(os.getpid())], pass_fds=[theirs.fileno()],
+          env=environment, stdin=subprocess.DEVNULL)
+    self.connection = connection_lib.Connection(ours.detach())
+    self._send((make, args))
+
+  @property
+  def pid(self) -> int:
+    return self._process.pid
+
+  def request(self, value: object) -> None:
+    """Hands over one request; `result` gives the answers in the same order."""
+    self._send(value)
+
+  def result(self) -> object:
+    """The next answer; raises what the handler raised, or WorkerError if the process is gone."""
+    try:
+      good, value, trace = self.connection.recv()
+    except (EOFError, ConnectionError):
+      raise self._died() from None
+    if good:
+      return value
+    if not isinstance(value, errors.InputError):
+      value.add_note(f"In the {self.name} process:\n{trace}")
+    raise value
+
+  def close(self) -> None:
+    """Ends the process; what it was asked and has not answered is lost."""
+    self.connection.close()
+    self._process.kill()
+    self._process.wait()
+
+  def _send(self, value: object) -> None:
+    try:
+      self.connection.send(value)
+    except (BrokenPipeError, ConnectionError):
+      raise self._died() from None
+
+  def _died(self) -> WorkerError:
+    try:
+      status = self._process.wait(5)
+    except subprocess.TimeoutExpired:
+      return WorkerError(f"the {self.name} process {self._process.pid} stopped answering")
+    why = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+    hint = " (out of memory?)" if status == -signal.SIGKILL else ""
+    return WorkerError(f"the {self.name} process {self._process.pid} {why}{hint}")
+
+
+def serve(descriptor: int, parent: int) -> None:
+  """The helper's whole life: make the handler, answer requests until the pipe ends."""
+  for name in (signal.SIGINT, signal.SIGTERM):  # these reach a whole job: the parent decides what they mean
+    signal.signal(name, signal.SIG_IGN)
+  threading.Thread(target=_follow, args=(parent,), daemon=True).start()
+  connection = connection_lib.Connection(descriptor)
+  handler = None
+  try:
+    while True:
+      request = connection.recv()
+      try:
+        if handler is None:
+          make, args = request
+          handler = make(*args)
+          continue
+        answer = (True, handler(request), "")
+      except Exception as error:  # handed to the parent, which raises it there
+        answer = (False, _picklable(error), traceback.format_exc())
+        if handler is None:
+          handler = _Broken(answer[1])
+          continue
+      connection.send(answer)
+  except (EOFError, ConnectionError):
+    pass
+
+
+class _Broken:
+  """Answers every request with what went wrong when the handler was made."""
+
+  def __init__(self, error: Exception):
+    self._error = error
+
+  def __call__(self, request: object) -> None:
+    raise self._error
+
+
+def _picklable(error: Exception) -> Exception:
+  """The error if the other side will be able to rebuild it, else its text."""
+  if isinstance(error, (errors.InputError, ValueError, TypeError, OSError, RuntimeError, AssertionError)) and (
+      type(error).__module__ in ("builtins", "glmjax.errors")):
+    return error
+  return WorkerError(f"{type(error).__name__}: {error}")
+
+
+def _follow(parent: int) -> None:
+  """Ends this process soon after its parent has ended, even in the middle of a request."""
+  while os.getppid() == parent:
+    time.sleep(0.5)
+  os._exit(1)

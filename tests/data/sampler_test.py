@@ -1,0 +1,176 @@
+"""Sampling by number: exact rates, every window once an epoch, nothing that grows with the index."""
+
+import collections
+import dataclasses
+import math
+import pathlib
+import time
+
+import numpy as np
+import pytest
+
+from glmjax import errors
+from glmjax import tokens
+from glmjax.data import builder
+from glmjax.data import rows
+from glmjax.data import sampler
+from glmjax.data import shards
+
+SPECIALS = tokens.icetk(0, 60_000)
+INFILLING = rows.BlankInfilling(64, SPECIALS, samples_per_sequence=2)
+
+
+def make_cache(directory: pathlib.Path, tasks: dict[str, tuple[float, list[list[shards.Document]]]]) -> shards.TokenCache:
+  """A cache of the tasks' (rate, shards of documents); pairs make an instruction task."""
+  tokenizer = {"fingerprint": "f" * 64, "vocab_size": 60_008, "specials": dataclasses.asdict(SPECIALS)}
+  about = {name: {"kind": "instruction" if parts[0][0].input_length else "text", "rate": rate,
+                  "splits": {"train": {"source": ""}}} for name, (rate, parts) in tasks.items()}
+  with builder.CacheBuilder(directory, builder.make_plan("m", 2, tokenizer, about)) as making:
+    for shard in making.missing():
+      builder.write_shard(making.partial, shard, tasks[shard.task][1][shard.index], 60_008)
+    return making.finish()
+
+
+def numbered(first: int, count: int) -> list[list[shards.Document]]:
+  """Documents in two shards whose tokens count up from `first`, so that a token tells its place."""
+  parts = np.array_split(np.arange(first, first + count), 7)
+  return [[shards.Document(part) for part in parts[:3]], [shards.Document(part) for part in parts[3:]]]
+
+
+def pairs(lengths: list[tuple[int, int]]) -> list[list[shards.Document]]:
+  documents = [shards.Document(np.arange(a + b) % 50_000 + 10 * i, input_length=a) for i, (a, b) in enumerate(lengths)]
+  return [documents[:len(documents) // 2], documents[len(documents) // 2:]]
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> shards.TokenCache:
+  rng = np.random.default_rng(0)
+  lengths = [(int(a), int(b)) for a, b in rng.integers(1, 40, (150, 2))]
+  return make_cache(tmp_path_factory.mktemp("sampler") / "cache", {
+      "en": (0.5, numbered(100, 20_011)), "zh": (0.3, numbered(30_000, 9_000)), "qa": (0.2, pairs(lengths))})
+
+
+@pytest.mark.parametrize("rates,expected", [
+    ({"a": 0.7, "b": 0.3}, {"a": 7, "b": 3}),
+    ({"a": 1 / 3, "b": 1 / 3, "c": 1 / 3}, {"a": 1, "b": 1, "c": 1}),
+    ({"a": 2, "b": 6, "c": 0}, {"a": 1, "b": 3}),
+    ({"a": 0.95 / 2, "b": 0.95 / 2, "c": 0.05}, {"a": 19, "b": 19, "c": 2}),
+    ({"only": 1e-9}, {"only": 1}),
+])
+def test_simple_rates_are_exact(rates: dict[str, float], expected: dict[str, int]) -> None:
+  assert sampler.rate_weights(rates) == expected
+
+
+def test_awkward_rates_are_near_and_none_vanishes() -> None:
+  rng = np.random.default_rng(0)
+  for n in (2, 7, 74):
+    rates = {f"t{i}": float(rate) for i, rate in enumerate(rng.exponential(1, n) ** 3)} | {"rare": 1e-12}
+    weights = sampler.rate_weights(rates)
+    total = sum(rates.values())
+    assert sum(weights.values()) == 1 << 16 and min(weights.values()) >= 1
+    assert max(abs(weights[name] / (1 << 16) - rate / total) for name, rate in rates.items()) <= (n + 2) / (1 << 16)
+
+
+@pytest.mark.parametrize("rates", [{"a": -1.0}, {"a": 0.0}, {"a": math.nan}, {"a": math.inf, "b": 1.0}])
+def test_bad_rates_are_refused(rates: dict[str, float]) -> None:
+  with pytest.raises(errors.InputError, match="mixture rates"):
+    sampler.rate_weights(rates)
+
+
+@pytest.mark.parametrize("weights", [{"a": 1}, {"a": 7, "b": 3}, {"a": 19, "b": 19, "c": 2}, {"a": 1, "b": 500, "c": 499}])
+def test_schedule_counts_every_pick_and_spreads_them(weights: dict[str, int]) -> None:
+  schedule = sampler.Schedule(weights)
+  counts = collections.Counter()
+  for index in range(2 * schedule.period):
+    task, count = schedule.pick(index)
+    assert count == counts[task]
+    counts[task] += 1
+    for name, weight in weights.items():  # never far from its share
+      assert abs(counts[name] - (index + 1) * weight / schedule.period) < len(weights)
+  assert counts == {name: 2 * weight for name, weight in weights.items()}
+  task, count = schedule.pick(10**12 * schedule.period + 1)
+  assert (task, count) == (schedule.pick(1)[0], 10**12 * weights[task] + schedule.pick(1)[1])
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 16, 17, 1000, 4097])
+def test_permutation_visits_each_once_and_differs_by_key(size: int) -> None:
+  orders = [[sampler.permute(i, size, 7, "en", epoch) for i in range(size)] for epoch in range(3)]
+  for order in orders:
+    assert sorted(order) == list(range(size))
+  if size >= 16:
+    assert orders[0] != orders[1] != orders[2] != orders[0]
+    assert orders[0] != [sampler.permute(i, size, 8, "en", 0) for i in range(size)]
+
+
+def test_permutation_looks_random() -> None:
+  size = 3000
+  order = np.array([sampler.permute(i, size, 1) for i in range(size)])
+  assert abs(np.corrcoef(order, np.arange(size))[0, 1]) < 0.06
+  assert abs(np.corrcoef(order[1:], order[:-1])[0, 1]) < 0.06
+  steps = np.diff(order)
+  assert np.unique(steps).size > size / 2  # no stride
+
+
+def test_each_window_is_visited_once_an_epoch(cache: shards.TokenCache) -> None:
+  source = sampler.MixtureSampler(cache, INFILLING, seed=3, rates={"en": 1})
+  windows = 20_011 // INFILLING.window_length
+  first_tokens = []
+  for epoch in range(3):
+    numbers = [source.locate(epoch * windows + i) for i in range(windows)]
+    assert {(task, e) for task, e, _ in numbers} == {("en", epoch)}
+    assert sorted(number for *_, number in numbers) == list(range(windows))
+    text = source._sources["en"]
+    seen = np.concatenate([text.window(epoch, number) for *_, number in numbers])
+    assert np.unique(seen).size == seen.size == windows * INFILLING.window_length  # every token once, few left out
+    first_tokens.append(int(text.window(epoch, 0)[0]))
+  assert len(set(first_tokens)) > 1  # windows are cut elsewhere
+
+
+def test_rates_are_exact_over_the_period(cache: shards.TokenCache) -> None:
+  source = sampler.MixtureSampler(cache, INFILLING, seed=3)
+  assert collections.Counter(source.locate(i)[0] for i in range(40, 50)) == {"en": 5, "zh": 3, "qa": 2}
+  source = sampler.MixtureSampler(cache, INFILLING, seed=3, rates={"zh": 1, "qa": 1})
+  assert collections.Counter(source.locate(i)[0] for i in range(10)) == {"zh": 5, "qa": 5}
+
+
+def test_rows_depend_on_seed_and_index_alone(cache: shards.TokenCache) -> None:
+  one, two = (sampler.MixtureSampler(cache, INFILLING, seed=3) for _ in range(2))
+  other = sampler.MixtureSampler(cache, INFILLING, seed=4)
+  for index in (17, 3, 10**9, 5, 10**12):
+    for feature, value in one.row(index).items():
+      np.testing.assert_array_equal(value, two.row(index)[feature])
+  assert any((one.row(i)["tokens"] != other.row(i)["tokens"]).any() for i in range(5))
+
+
+def test_far_index_costs_no_more(cache: shards.TokenCache) -> None:
+  source = sampler.MixtureSampler(cache, INFILLING, seed=3)
+  start = time.perf_counter()
+  for i in range(10**12, 10**12 + 200):
+    source.row(i)
+  assert time.perf_counter() - start < 2
+
+
+@pytest.mark.parametrize("packing", ["fixed", "greedy"])
+def test_packed_pairs_fit_and_none_is_lost(cache: shards.TokenCache, packing: str) -> None:
+  infilling = dataclasses.replace(INFILLING, packing=packing)
+  lengths = cache.split("qa", "train").document_lengths()
+  starts = sampler.pack_pairs(lengths, infilling)
+  assert starts[0] == 0 and starts[-1] == len(lengths) and (np.diff(starts) > 0).all()
+  places = [infilling.instruction_length(int(a), int(b)) for a, b in lengths]
+  for begin, end in zip(starts, starts[1:]):
+    assert sum(places[begin:end]) <= infilling.seq_length
+    assert end == len(places) or sum(places[begin:end + 1]) > infilling.seq_length
+  source = sampler.MixtureSampler(cache, infilling, seed=0, rates={"qa": 1})
+  numbers = [source.locate(i)[2] for i in range(len(starts) - 1)]
+  assert sorted(numbers) == list(range(len(starts) - 1))
+  for i in range(len(numbers)):
+    assert (source.row(i)["objective"] == tokens.OBJECTIVE_INSTRUCTION).all()
+
+
+def test_what_is_missing_is_named(cache: shards.TokenCache) -> None:
+  with pytest.raises(errors.InputError, match="task 'eng'.*did you mean 'en'"):
+    sampler.MixtureSampler(cache, INFILLING, seed=0, rates={"eng": 1})
+  with pytest.raises(errors.InputError, match="no task has a split 'test'"):
+    sampler.MixtureSampler(cache, INFILLING, seed=0, split="test")
+  with pytest.raises(errors.InputError, match="not enough for a window of 32767 tokens"):
+    sampler.MixtureSampler(cache, rows.BlankInfilling(1 << 15, SPECIALS), seed=0)
