@@ -20,10 +20,10 @@ TEXTS = [
     "今天我们去图书馆读书。图书馆里有很多书，也有很多读书的人。",
 ]
 HARD = [
-    "", " ", "\n", "\t", "\x00", "\r\n", " leading", "trailing ", "\n x", "a\u2581b", "\u2581", "\u2581 a",
-    " \u2581", "[MASK]", "[gMASK] and [sMASK]", "<n>", "<|blank_2|>", "<|tab|>", "</s>", "<unk><pad><s>", "<0x41>",
-    "<sop>", "\U0010ff00", "\U0010ff01\U0010ff80", "\ufffe\uffff\ufdd0", "👩‍👩‍👧‍👦 é é ｆｕｌｌ", "\u200b\ufeff\u3000x\u00a0y",
-    "1\t\t2", "\n\n\n", "a  b   c",
+    "", " ", "\n", "\t", "\x00", "\r\n", " leading", "trailing ", "\n x", "a\u2581b", "\u2581",
+    "\u2581 a", " \u2581", "[MASK]", "[gMASK] and [sMASK]", "<n>", "<|blank_2|>", "<|tab|>", "</s>",
+    "<unk><pad><s>", "<0x41>", "<sop>", "\U0010ff00", "\U0010ff01\U0010ff80", "\ufffe\uffff\ufdd0",
+    "👩‍👩‍👧‍👦 é é ｆｕｌｌ", "\u200b\ufeff\u3000x\u00a0y", "1\t\t2", "\n\n\n", "a  b   c",
 ]
 
 
