@@ -1,0 +1,45 @@
+# Every target is a line or three that you could type yourself. `make test` and `make quickstart` install what they need.
+
+ifndef PYTHON
+PYTHON := $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+endif
+PYTHON312 = $(shell for p in python3.12 $(HOME)/.pyenv/versions/3.12*/bin/python; do \
+	$$p -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))' 2>/dev/null && echo $$p && break; done)
+VENV ?= .venv
+BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest -n 2
+
+.PHONY: install test test-all lint lock quickstart clean
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: setup.cfg pyproject.toml
+	@test -n "$(PYTHON)" && $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "glmjax needs Python 3.11 or newer: install one, or name it: make PYTHON=/path/to/python3.11 install" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -e '.[all,test]'
+	@touch $@
+
+test: install  ## the fast tests
+	$(PYTEST) -m 'not slow and not gpu and not tpu'
+
+test-all: install  ## the slow ones too, and the fast ones on Python 3.12 with the newest jax and flax
+	$(PYTEST) -m 'not gpu and not tpu'
+	@test -n "$(PYTHON312)" || { echo "no Python 3.12 found: its tests are left out"; exit 0; }; \
+	  test -z "$(PYTHON312)" || $(MAKE) test VENV=.venv312 PYTHON="$(PYTHON312)"
+
+lint: install
+	$(BIN)/ruff check glmjax tasks tests benchmarks
+
+lock: install  ## the exact versions in use, as tested
+	$(BIN)/python -m pip freeze --disable-pip-version-check --exclude-editable > requirements-lock.txt
+
+# --- quickstart: the chain of commands (runs/quickstart.gin says what each does) ---
+quickstart: install
+	$(BIN)/glmjax --help
+# --- end of quickstart ---
+
+clean:  ## what builds and tests leave behind; environments and runs/ stay
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache
+	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
