@@ -14,11 +14,14 @@ model.
 """
 
 import contextlib
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from flax import linen as nn
 import jax
+
+from glmjax import errors
 
 Rules = tuple[tuple[str, str | tuple[str, ...] | None], ...]
 
@@ -62,3 +65,29 @@ def batch_shards(mesh: jax.sharding.Mesh, axes: Sequence[str] = ("data", "fsdp")
   for axis in axes:
     size *= mesh.shape[axis]
   return size
+
+
+def named(mesh: jax.sharding.Mesh, rules: Rules, *names: str | None) -> jax.sharding.NamedSharding:
+  """The sharding of an array whose axes have these logical names."""
+  return nn.logical_to_mesh_sharding(jax.sharding.PartitionSpec(*names), mesh, rules)
+
+
+# What a user calls the size of a logical axis.
+_FIELDS = {"heads": "num_heads", "mlp": "mlp_dim", "vocab": "vocab_size", "embed": "embed_dim",
+           "layers": "num_layers", "kv": "head dimension", "length_table": "max_length + 1"}
+
+
+def check_divisible(boxed: Any, mesh: jax.sharding.Mesh, rules: Rules = FSDP) -> None:
+  """Raises InputError, in the model's words, where a weight's axis cannot be split evenly over the mesh."""
+  leaves = jax.tree.leaves(boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
+  for leaf in leaves:
+    if not isinstance(leaf, nn.LogicallyPartitioned):
+      continue
+    spec = nn.logical_to_mesh_axes(leaf.names, rules)
+    for name, size, axes in zip(leaf.names, leaf.value.shape, spec):
+      axes = (axes,) if isinstance(axes, str) else axes or ()
+      parts = math.prod(mesh.shape[axis] for axis in axes)
+      if size % parts:
+        shown = " x ".join(f"{axis}={mesh.shape[axis]}" for axis in axes)
+        raise errors.InputError(f"{_FIELDS.get(name, name)} {size} does not divide over {shown}: "
+                                f"make it a multiple of {parts}, or the mesh's {'/'.join(axes)} smaller")

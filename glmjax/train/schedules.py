@@ -1,0 +1,127 @@
+"""Schedules: plain functions of samples seen, counted absolutely, and the plan of batches.
+
+`samples_seen` is the number of the next sample of the data, skipped ones included. One integer says where
+a run stands: restarting changes no schedule, and resuming at any step costs nothing. (GLM-130B lost days
+to a schedule counted from the last restart: FACTS 4.2.)
+
+A schedule is called with samples seen: an int, or a scalar under jit.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+
+from glmjax import errors
+
+Samples = int | jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class LearningRate:
+  """Linear warmup, cosine decay, then flat. The defaults are GLM-130B's (paper, table 11)."""
+
+  peak: float = 8e-5
+  minimum: float = 8e-6  # after the decay
+  initial: float = 1e-7  # at sample 0
+  warmup_samples: int = 1_098_632
+  decay_samples: int = 197_753_905  # where the minimum is reached; the warmup counts
+
+  def __post_init__(self):
+    if not 0 <= self.warmup_samples < self.decay_samples:
+      raise errors.InputError(f"LearningRate: warmup_samples {self.warmup_samples} must be at least 0 and less than "
+                              f"decay_samples {self.decay_samples}")
+
+  def __call__(self, samples: Samples) -> jax.Array:
+    """The rate, float32."""
+    samples = jnp.asarray(samples).astype(jnp.float32)
+    warm = self.initial + (self.peak - self.initial) * samples / max(self.warmup_samples, 1)
+    progress = (samples - self.warmup_samples) / (self.decay_samples - self.warmup_samples)
+    cosine = 0.5 * (1.0 + jnp.cos(jnp.pi * jnp.clip(progress, 0.0, 1.0)))
+    return jnp.where(samples < self.warmup_samples, warm, self.minimum + (self.peak - self.minimum) * cosine)
+
+
+@dataclasses.dataclass(frozen=True)
+class Constant:
+  """The same value always."""
+
+  value: float = 1.0
+
+  def __call__(self, samples: Samples) -> jax.Array:
+    """The value, float32."""
+    return jnp.full_like(jnp.asarray(samples), self.value, jnp.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class PiecewiseLinear:
+  """Straight lines between (samples[i], values[i]); flat before the first and after the last.
+
+  The original's "hold alpha for x samples, then rise to 1 over y" is samples (0, x, x + y), values (a, a, 1).
+  """
+
+  samples: Sequence[int]
+  values: Sequence[float]
+
+  def __post_init__(self):
+    if len(self.samples) != len(self.values) or not self.samples or list(self.samples) != sorted(self.samples):
+      raise errors.InputError(f"PiecewiseLinear: samples {self.samples} must rise and be as many as values {self.values}")
+
+  def __call__(self, samples: Samples) -> jax.Array:
+    """The value, float32."""
+    at = jnp.asarray(self.samples, jnp.float32)
+    return jnp.interp(jnp.asarray(samples).astype(jnp.float32), at, jnp.asarray(self.values, jnp.float32))
+
+
+Schedule = LearningRate | Constant | PiecewiseLinear
+
+
+@dataclasses.dataclass(frozen=True)
+class Batches:
+  """Which samples each step trains on: batch size, its ramp, and the samples that are left out.
+
+  GLM-130B: Batches(4_224, ramp_start=192, ramp_increment=24, ramp_samples=5_493_164).
+  """
+
+  size: int  # rows of a step
+  ramp_start: int | None = None  # rows of the first steps; None: no ramp
+  ramp_increment: int = 1  # rows added at a time
+  ramp_samples: int = 0  # samples until `size` is reached
+  skip: Sequence[tuple[int, int]] = ()  # (first, last) sample numbers left out, both included
+
+  def __post_init__(self):
+    if self.size < 1:
+      raise errors.InputError(f"Batches.size is {self.size}: give 1 or more")
+    if self.ramp_start is not None:
+      grows = self.size - self.ramp_start
+      if self.ramp_start < 1 or grows < 0 or self.ramp_increment < 1 or grows % self.ramp_increment:
+        raise errors.InputError(f"Batches: cannot go from ramp_start {self.ramp_start} to size {self.size} in steps "
+                                f"of ramp_increment {self.ramp_increment}")
+    if any(not 0 <= first <= last for first, last in self.skip):
+      raise errors.InputError(f"Batches.skip {self.skip}: each range is (first, last) with 0 <= first <= last")
+
+  def size_at(self, samples: int) -> int:
+    """Rows of the step that begins with that many samples seen (Megatron's rule)."""
+    if self.ramp_start is None or samples >= self.ramp_samples:
+      return self.size
+    increments = (self.size - self.ramp_start) // self.ramp_increment
+    return self.ramp_start + samples * increments // self.ramp_samples * self.ramp_increment
+
+  def next(self, samples: int) -> tuple[int, int]:
+    """(first sample, size) of the step that begins with that many samples seen.
+
+    A batch that would touch a skipped range begins behind it; its step leaves first + size samples seen.
+    """
+    size = self.size_at(samples)
+    for first, last in sorted(self.skip):
+      if first < samples + size and samples <= last:
+        samples = last + 1
+        size = self.size_at(samples)
+    return samples, size
+
+  def plan(self, start: int = 0) -> Iterator[tuple[int, int]]:
+    """(first sample, size) of every step from `start` samples seen on, without end."""
+    while True:
+      first, size = self.next(start)
+      yield first, size
+      start = first + size

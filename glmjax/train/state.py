@@ -1,0 +1,112 @@
+"""TrainState: everything that a run carries from step to step, created sharded.
+
+| field | meaning |
+|---|---|
+| step | int32, optimizer steps done |
+| samples_seen | uint32, number of the next sample (schedules.py) |
+| params | float32 master parameters |
+| opt_state | the optimizer's |
+| rng | uint32 [2], raw key data; dropout folds the step into it |
+| loss_scale | None, or the dynamic scale of an fp16 run |
+"""
+
+import dataclasses
+from typing import Any
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from glmjax.models import config as config_lib
+from glmjax.models import glm
+from glmjax.parallel import partitioning
+from glmjax.train import optimizer as optimizer_lib
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LossScale:
+  """The loss's factor in an fp16 run: halved on overflow, doubled after a long time without (FACTS 2.2)."""
+
+  scale: jax.Array  # float32
+  good_steps: jax.Array  # int32, steps since the last overflow or doubling
+  patience: jax.Array  # int32, overflows left before the scale is halved
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+  """One run's state; see the module's table."""
+
+  step: jax.Array
+  samples_seen: jax.Array
+  params: Any
+  opt_state: Any
+  rng: jax.Array
+  loss_scale: LossScale | None
+
+
+@dataclasses.dataclass(frozen=True)
+class DynamicLossScale:
+  """How the fp16 loss scale moves; the defaults are GLM-130B's (paper, table 11)."""
+
+  start: float = 65_536.0
+  minimum: float = 1.0
+  window: int = 2_000  # steps without overflow until it doubles
+  hysteresis: int = 2  # overflows until it is halved
+
+  def init(self) -> LossScale:
+    """The scale of a new run."""
+    return LossScale(jnp.float32(self.start), jnp.int32(0), jnp.int32(self.hysteresis))
+
+  def update(self, state: LossScale, finite: jax.Array) -> LossScale:
+    """The scale after a step whose gradients were finite, or were not."""
+    good = state.good_steps + 1
+    grow = good >= self.window
+    halve = state.patience <= 1
+    return LossScale(
+        jnp.where(finite, jnp.where(grow, state.scale * 2, state.scale),
+                  jnp.where(halve, jnp.maximum(state.scale / 2, self.minimum), state.scale)),
+        jnp.where(finite & ~grow, good, 0),
+        jnp.where(finite, jnp.where(grow, self.hysteresis, state.patience), jnp.maximum(state.patience - 1, 1)))
+
+
+LOSS_SCALE = DynamicLossScale()
+
+
+def init(config: config_lib.GLMConfig, tx: optax.GradientTransformation, seed: int) -> TrainState:
+  """A new run's state, its parameters still boxed with their logical axis names."""
+  init_key, run_key = jax.random.split(jax.random.key(seed))
+  boxed = glm.init(config, init_key)
+  return TrainState(jnp.int32(0), jnp.uint32(0), boxed, tx.init(nn.unbox(boxed)), jax.random.key_data(run_key),
+                    LOSS_SCALE.init() if config.dtype == "float16" else None)
+
+
+def abstract(config: config_lib.GLMConfig, tx: optax.GradientTransformation, mesh: jax.sharding.Mesh,
+             rules: partitioning.Rules = partitioning.FSDP) -> TrainState:
+  """Shapes, dtypes and shardings of the state, without allocating any of it."""
+  boxed = jax.eval_shape(lambda: init(config, tx, 0))
+  partitioning.check_divisible(boxed.params, mesh, rules)
+  replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+  param_shardings = partitioning.shardings(boxed.params, mesh, rules)
+  by_path = {optimizer_lib.path_names(path): sharding
+             for path, sharding in jax.tree_util.tree_leaves_with_path(param_shardings)}
+
+  def opt_sharding(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> jax.sharding.NamedSharding:
+    names = optimizer_lib.path_names(path)  # ends with the parameter's own path, where there is one
+    matches = (by_path[names[i:]] for i in range(len(names)) if names[i:] in by_path)
+    return next(matches, replicated) if leaf.ndim else replicated
+
+  shapes = nn.unbox(boxed)
+  shardings = jax.tree.map(lambda _: replicated, dataclasses.replace(shapes, params=None, opt_state=None))
+  shardings = dataclasses.replace(shardings, params=param_shardings,
+                                  opt_state=jax.tree_util.tree_map_with_path(opt_sharding, shapes.opt_state))
+  return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+
+
+def create(config: config_lib.GLMConfig, tx: optax.GradientTransformation, seed: int,
+           abstract_state: TrainState) -> TrainState:
+  """A new run's state, each array made where `abstract_state` wants it."""
+  shardings = jax.tree.map(lambda x: x.sharding, abstract_state)
+  return jax.jit(lambda: nn.unbox(init(config, tx, seed)), out_shardings=shardings)()

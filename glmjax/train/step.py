@@ -1,0 +1,168 @@
+"""The training and evaluation step: pure functions, jitted once.
+
+A step's batch is [M, B, L] per feature: M micro-batches of B rows. Rows that fill up the last micro-batch
+have loss weight 0, and micro-batches that hold no row are not run, so a growing batch never recompiles.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from glmjax.models import config as config_lib
+from glmjax.models import glm
+from glmjax.train import losses
+from glmjax.train import optimizer as optimizer_lib
+from glmjax.train import schedules
+from glmjax.train import state as state_lib
+
+Batch = dict[str, jax.Array]
+Metrics = dict[str, jax.Array]
+
+PARTS = ("embedding", "attention", "mlp", "norms", "head")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class StepInfo:
+  """Where in the data a step stands; uint32 scalars."""
+
+  position: jax.Array  # samples seen before the step, as planned
+  first: jax.Array  # number of its first sample
+  size: jax.Array  # rows, over all hosts
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+  """The loss of one micro-batch as a function of the parameters; static under jit."""
+
+  config: config_lib.GLMConfig
+  groups: int = 1  # batch shards of the mesh
+  chunk: int = 512  # tokens per shard whose logits exist at a time
+
+  def head(self, head_params: tuple[Any, jax.Array], x_GCD: jax.Array) -> jax.Array:
+    """Logits of hidden states; head_params is (embedding or head subtree, embedding-gradient alpha)."""
+    params, alpha = head_params
+    return glm.GLM(self.config).apply({"params": params}, x_GCD, alpha, method="head")
+
+  def sums(self, params: Any, batch: Batch, alpha: jax.Array | float = 1.0, rng: jax.Array | None = None) -> losses.Sums:
+    """Loss and weight sums of a batch [B, L]; with an rng, dropout is on."""
+    dropout = rng is not None and bool(self.config.hidden_dropout or self.config.attention_dropout)
+    model = glm.GLM(self.config, deterministic=not dropout)
+    x_BLD, _ = model.apply({"params": params}, batch["tokens"], batch["positions"], batch["attend_start"],
+                           batch["attend_end"], alpha, method="hidden", rngs={"dropout": rng} if dropout else None)
+    return self.of_hidden(params, x_BLD, batch, alpha)
+
+  def of_hidden(self, params: Any, x_BLD: jax.Array, batch: Batch, alpha: jax.Array | float) -> losses.Sums:
+    """The loss of the last hidden states."""
+    name = "embedding" if self.config.tie_embeddings else "head"
+    head_params = ({name: params[name]}, jnp.asarray(alpha, jnp.float32))
+    return losses.chunked(self.head, head_params, x_BLD, batch["targets"], batch["loss_weights"], batch["objective"],
+                          self.groups, self.chunk)
+
+
+def accumulate(objective: Objective, params: Any, batch: Batch, num_micro: jax.Array, alpha: jax.Array,
+               rng: jax.Array, scale: jax.Array | float) -> tuple[losses.Sums, Any]:
+  """Sums over all micro-batches and the float32 gradient of scale x the mean loss.
+
+  Every token weighs the same whichever micro-batch it is in: the mean's denominator is the whole batch's.
+  """
+  factor = scale / jnp.maximum(batch["loss_weights"].sum(), 1.0)
+
+  def gradient(m: jax.Array | int) -> tuple[losses.Sums, Any]:
+    micro = jax.tree.map(lambda a: a[m], batch)
+
+    def loss(params: Any) -> tuple[jax.Array, losses.Sums]:
+      sums = objective.sums(params, micro, alpha, jax.random.fold_in(rng, m))
+      return sums.loss.sum() * factor, sums
+
+    grads, sums = jax.grad(loss, has_aux=True)(params)
+    return sums, grads
+
+  if batch["tokens"].shape[0] == 1:
+    return gradient(0)
+  add = lambda m, carry: jax.tree.map(jnp.add, carry, gradient(m))
+  zeros = jnp.zeros(losses.NUM_OBJECTIVES, jnp.float32)
+  return jax.lax.fori_loop(0, num_micro, add, (losses.Sums(zeros, zeros), jax.tree.map(jnp.zeros_like, params)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+  """What turns gradients into updates."""
+
+  optimizer: optimizer_lib.AdamW | optimizer_lib.Muon
+  learning_rate: schedules.Schedule
+  embedding_alpha: schedules.Schedule = schedules.Constant(1.0)  # embedding gradient shrink (paper, section 3)
+
+
+def train_step(objective: Objective, recipe: Recipe, tx: optax.GradientTransformation, state: state_lib.TrainState,
+               batch: Batch, info: StepInfo) -> tuple[state_lib.TrainState, Metrics]:
+  """One optimizer step.
+
+  The state is left as it was, and stays so, once a gradient is not finite (without an fp16 loss scale):
+  a state applies only the step planned for its own samples_seen. The loop stops on the metrics.
+  """
+  learning_rate, alpha = recipe.learning_rate(info.first), recipe.embedding_alpha(info.first)
+  scale = jnp.float32(1.0) if state.loss_scale is None else state.loss_scale.scale
+  rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
+  num_micro = -(-info.size.astype(jnp.int32) // batch["tokens"].shape[1])
+  sums, grads = accumulate(objective, state.params, batch, num_micro, alpha, rng, scale)
+  squares = {name: square / scale**2 for name, square in part_squares(grads).items()}
+  norm = jnp.sqrt(sum(squares.values()))
+  finite = jnp.isfinite(norm) & jnp.isfinite(sums.loss.sum())
+  planned = state.samples_seen == info.position
+  factor = jnp.minimum(1.0, recipe.optimizer.clip_norm / jnp.maximum(norm, 1e-9)) / scale
+  updates, opt_state = tx.update(jax.tree.map(lambda g: g * factor, grads), state.opt_state, state.params)
+  apply = finite & planned
+  keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(apply, n, o), new, old)
+  params = jax.tree.map(lambda p, u: p - learning_rate * u, state.params, updates)
+  advance = planned if state.loss_scale is not None else apply
+  new_state = dataclasses.replace(
+      state, step=state.step + advance, samples_seen=jnp.where(advance, info.first + info.size, state.samples_seen),
+      params=keep(params, state.params), opt_state=keep(opt_state, state.opt_state),
+      loss_scale=None if state.loss_scale is None else state_lib.LOSS_SCALE.update(state.loss_scale, finite))
+  metrics = {"loss": sums.mean(), "losses": sums.loss, "weights": sums.weight, "grad_norm": norm,
+             "learning_rate": learning_rate, "embedding_alpha": alpha, "applied": apply,
+             **{f"grad_norm_{name}": jnp.sqrt(square) for name, square in squares.items()}}
+  if state.loss_scale is not None:
+    metrics["loss_scale"] = scale
+  return new_state, metrics
+
+
+def part_squares(grads: Any) -> dict[str, jax.Array]:
+  """Sum of squares of each of PARTS that the model has."""
+  sums = {}
+  for path, leaf in jax.tree_util.tree_leaves_with_path(grads):
+    part = part_of(optimizer_lib.path_names(path))
+    sums[part] = sums.get(part, 0.0) + jnp.sum(jnp.square(leaf.astype(jnp.float32)))
+  return {part: sums[part] for part in PARTS if part in sums}
+
+
+def part_of(names: tuple[str, ...]) -> str:
+  """Which of PARTS a parameter belongs to."""
+  if any(name.endswith("norm") for name in names):
+    return "norms"
+  return next(part for part in PARTS if part in names)
+
+
+def eval_step(objective: Objective, params: Any, batch: Batch) -> losses.Sums:
+  """Loss and weight sums of a batch [M, B, L], without dropout."""
+  zeros = jnp.zeros(losses.NUM_OBJECTIVES, jnp.float32)
+  add = lambda sums, micro: (jax.tree.map(jnp.add, sums, objective.sums(params, micro)), None)
+  return jax.lax.scan(add, losses.Sums(zeros, zeros), batch)[0]
+
+
+def compile_train_step(objective: Objective, recipe: Recipe, tx: optax.GradientTransformation,
+                       shardings: state_lib.TrainState) -> Callable[..., tuple[state_lib.TrainState, Metrics]]:
+  """train_step(state, batch, info), which takes over the state's memory."""
+  step = functools.partial(train_step, objective, recipe, tx)
+  return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+
+
+def compile_eval_step(objective: Objective) -> Callable[..., losses.Sums]:
+  """eval_step(params, batch)."""
+  return jax.jit(functools.partial(eval_step, objective))

@@ -1,0 +1,66 @@
+"""Schedules against FACTS' figures; the plan of batches by its properties."""
+
+import itertools
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from glmjax import errors
+from glmjax.train import schedules
+
+GLM_130B = schedules.Batches(4_224, ramp_start=192, ramp_increment=24, ramp_samples=5_493_164)
+
+
+def test_learning_rate_of_glm_130b():
+  rate = schedules.LearningRate()
+  assert float(rate(0)) == pytest.approx(1e-7)
+  assert float(rate(1_098_632)) == pytest.approx(8e-5)
+  assert float(rate(1_098_632 // 2)) == pytest.approx((8e-5 + 1e-7) / 2, rel=1e-4)
+  assert float(rate((197_753_905 + 1_098_632) // 2)) == pytest.approx((8e-5 + 8e-6) / 2, rel=1e-4)
+  assert float(rate(197_753_905)) == float(rate(219_726_562)) == pytest.approx(8e-6)
+  assert float(jax.jit(rate)(np.uint32(500_000))) == pytest.approx(float(rate(500_000)))
+
+
+def test_piecewise_holds_then_rises():
+  alpha = schedules.PiecewiseLinear((0, 1_000, 1_500), (0.1, 0.1, 1.0))
+  assert [round(float(alpha(s)), 3) for s in (0, 999, 1_250, 1_500, 10**9)] == [0.1, 0.1, 0.55, 1.0, 1.0]
+  assert float(schedules.Constant(0.3)(np.uint32(7))) == pytest.approx(0.3)
+
+
+def test_ramp_of_glm_130b():
+  ramp = list(itertools.takewhile(lambda at: at[1] < 4_224, GLM_130B.plan()))
+  assert ramp[0] == (0, 192)
+  assert len({size for _, size in ramp}) == 168
+  assert all(a[0] + a[1] == b[0] for a, b in itertools.pairwise(ramp))
+  assert len(ramp) == pytest.approx(4_296, abs=2)
+  # 49,300 iterations end at 195.6 M samples, 400.6 G tokens (FACTS 2.3)
+  samples = ramp[-1][0] + ramp[-1][1] + (49_300 - len(ramp)) * 4_224
+  assert math.isclose(samples, 195.6e6, rel_tol=1e-3)
+
+
+def test_plan_goes_on_from_anywhere():
+  batches = schedules.Batches(64, 16, 8, 3_000, skip=[(500, 700), (701, 702), (1_000, 1_000)])
+  steps = list(itertools.islice(batches.plan(), 100))
+  for i in (1, 20, 57):
+    first, size = steps[i - 1]
+    assert list(itertools.islice(batches.plan(first + size), 100 - i)) == steps[i:]
+  assert next(batches.plan(10**9)) == (10**9, 64)
+
+
+def test_skipped_samples_are_never_used():
+  batches = schedules.Batches(24, skip=[(500, 700), (100, 100)])
+  used = [sample for first, size in itertools.islice(batches.plan(), 60) for sample in range(first, first + size)]
+  assert not set(used) & (set(range(500, 701)) | {100})
+  assert used == sorted(set(used))
+  assert 701 in used and 101 in used
+
+
+@pytest.mark.parametrize("make", [
+    lambda: schedules.Batches(0), lambda: schedules.Batches(100, 16, 24, 10), lambda: schedules.Batches(8, skip=[(5, 4)]),
+    lambda: schedules.LearningRate(warmup_samples=10, decay_samples=10), lambda: schedules.PiecewiseLinear((5, 1), (0, 1))])
+def test_mistakes(make):
+  with pytest.raises(errors.InputError) as caught:
+    make()
+  assert "\n" not in str(caught.value)
