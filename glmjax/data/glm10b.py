@@ -9,7 +9,7 @@ the middle of a text, and in inputs replaced by dBLOCK.
 import dataclasses
 import functools
 import random
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -42,7 +42,7 @@ class BlockStrategy:
 
   seq_length: int  # places in a row
   specials: tokens_lib.SpecialTokens
-  sentence_ends: Collection[int] = ()  # tokens that end a sentence; [sMASK] needs them
+  sentence_ends: tuple[int, ...] = ()  # tokens that end a sentence; [sMASK] needs them
   mask_rate: float = 0.5  # share of batches with [MASK] spans
   sentence_rate: float = 0.3  # share with [sMASK] sentences; what is left has [gMASK]
   infill_rate: float = 0.5  # share of [gMASK] samples that continue the text instead of filling its middle
@@ -63,7 +63,8 @@ class BlockStrategy:
     if not 0 <= self.mask_rate + self.sentence_rate <= 1:
       raise InputError("BlockStrategy: mask_rate + sentence_rate must lie between 0 and 1")
     if self.sentence_rate and not self.sentence_ends:
-      raise InputError("BlockStrategy: sentence_rate is not 0, so give sentence_ends (ids of tokens that end a sentence)")
+      raise InputError(
+          "BlockStrategy: sentence_rate is not 0, so give sentence_ends (ids of tokens that end a sentence)")
 
   @property
   def window_length(self) -> int:
@@ -90,11 +91,19 @@ class BlockStrategy:
     ends = np.cumsum([len(b.sample.tokens) for b in built])
     built = built[: np.searchsorted(ends, self.seq_length, side="right")]
     samples = [b.sample for b in built]
-    row = rows.pack(
-        samples, [np.stack([s.positions, s.block_positions]) for s in samples], objective, self.seq_length, self.specials.pad)
+    positions = [np.stack([sample.positions, sample.block_positions]) for sample in samples]
+    row = rows.pack(samples, positions, objective, self.seq_length, self.specials.pad)
     weights = np.concatenate([b.loss_weights for b in built])
     row["loss_weights"][: len(weights)] = weights
     return row
+
+  def instruction_row(self, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> rows.Row:
+    """Pairs (inputs, targets) side by side, as in rows.BlankInfilling."""
+    return self._instructions.instruction_row(pairs)
+
+  def instruction_length(self, n_inputs: int, n_targets: int) -> int:
+    """Places that a pair takes in instruction_row, for packing in advance."""
+    return self._instructions.instruction_length(n_inputs, n_targets)
 
   def construct(
       self, texts: Sequence[Text], rng: random.Random, dblock_rng: random.Random
@@ -133,7 +142,9 @@ class BlockStrategy:
       built = [self._gmask_sample(text, blank, rng) for text in texts]
     return [b for b in built if b is not None]
 
-  def _mask_sample(self, text: Text, single: bool, rng: random.Random, dblock_rng: random.Random) -> Built | None:
+  def _mask_sample(
+      self, text: Text, single: bool, rng: random.Random, dblock_rng: random.Random
+  ) -> Built | None:
     lengths: list[int] = []
     while not lengths if single else sum(lengths) < int(self.mask_ratio * len(text.tokens)):
       lengths += rng.choices(range(1, self.max_span_length + 1), weights=self._length_weights)
@@ -168,7 +179,8 @@ class BlockStrategy:
     """The last `blank` tokens to be predicted, without eop."""
     prefix = len(text.tokens) - blank
     sample = spans.corrupt_suffix(text.tokens, prefix, self._gmask, self.specials)
-    return Built(sample, np.append(np.zeros(prefix + 1, np.float32), text.loss_weights[prefix : prefix + blank]))
+    weights = text.loss_weights[prefix : prefix + blank].astype(np.float32)
+    return Built(sample, np.append(np.zeros(prefix + 1, np.float32), weights))
 
   def _blank_sample(self, text: Text, lengths: list[int], mask: int, rng: random.Random) -> Built | None:
     """Spans of these lengths within documents; None if they cannot all be placed."""
@@ -185,7 +197,9 @@ class BlockStrategy:
     sample = spans.corrupt(text.tokens, np.array(chosen), mask, self.specials)
     return Built(sample, (sample.block_positions > 0).astype(np.float32))
 
-  def _place_in_documents(self, tokens: np.ndarray, lengths: list[int], rng: random.Random) -> list[tuple[int, int]]:
+  def _place_in_documents(
+      self, tokens: np.ndarray, lengths: list[int], rng: random.Random
+  ) -> list[tuple[int, int]]:
     """Short documents get mask_ratio of spans each, the longest takes what is left if it fits."""
     placed: list[tuple[int, int]] = []
     documents = sorted(self._documents(tokens), key=lambda document: document[1])
@@ -202,7 +216,7 @@ class BlockStrategy:
     return placed
 
   def _documents(self, tokens: np.ndarray) -> list[tuple[int, int]]:
-    """(first token, tokens) of each document, last first, without ENC, eos, and a cut-off text's last token."""
+    """(first token, tokens) of each document, last first; no ENC, eos, nor a cut-off text's last token."""
     documents, after = [], len(tokens)
     for end in [*np.flatnonzero(self._ends_document(tokens))[::-1].tolist(), -1]:
       first = end + 1
@@ -219,7 +233,7 @@ class BlockStrategy:
     """(start, end) of each sentence in text order; eos parts sentences and belongs to none."""
     sentences, start = [], int(tokens[0] == self.specials.enc)
     for i, token in enumerate(tokens.tolist()):
-      if token in self.sentence_ends:
+      if token in self._sentence_ends:
         sentences.append((start, i + 1))
         start = i + 1
       elif token in (self.specials.eos, self.specials.eod):
@@ -238,7 +252,8 @@ class BlockStrategy:
         start, end = 0, len(tokens)
         if length < len(tokens):
           start = rng.randrange(0, len(tokens) - length)
-          while start > 0 and (self._ends_document(tokens[start]) or not self._ends_sentence(tokens[start - 1])):
+          while start > 0 and (
+              self._ends_document(tokens[start]) or not self._ends_sentence(tokens[start - 1])):
             start -= 1
           end = start + length
           while end > start and not self._ends_sentence(tokens[end - 1]):
@@ -249,7 +264,7 @@ class BlockStrategy:
     return short
 
   def _ends_sentence(self, token: int) -> bool:
-    return bool(self._ends_document(token)) or int(token) in self.sentence_ends
+    return bool(self._ends_document(token)) or int(token) in self._sentence_ends
 
   def _ends_document(self, tokens: np.ndarray) -> np.ndarray:
     return (tokens == self.specials.eos) | (tokens == self.specials.eod)
@@ -257,6 +272,15 @@ class BlockStrategy:
   @property
   def _gmask(self) -> int:
     return self.specials.gmask if self.task_masks else self.specials.mask
+
+  @functools.cached_property
+  def _sentence_ends(self) -> frozenset[int]:
+    return frozenset(self.sentence_ends)
+
+  @functools.cached_property
+  def _instructions(self) -> rows.BlankInfilling:
+    return rows.BlankInfilling(
+        self.seq_length, self.specials, positions="learned_2d", samples_per_sequence=1, packing="greedy")
 
   @functools.cached_property
   def _length_weights(self) -> list[float]:

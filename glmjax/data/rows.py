@@ -57,8 +57,9 @@ class BlankInfilling:
         raise InputError(f"BlankInfilling.{name} is {getattr(self, name)}: use a number from 0 to 1")
     if not 0 < self.mask_ratio <= 0.25:
       raise InputError(f"BlankInfilling.mask_ratio is {self.mask_ratio}: use a number above 0 and up to 0.25")
-    if self.mean_span_length <= 0 or self.max_span_length < 1 or self.short_sequence_min < 1:
-      raise InputError("BlankInfilling: span lengths and short_sequence_min must be positive")
+    for name in ("mean_span_length", "max_span_length", "short_sequence_min"):
+      if getattr(self, name) <= 0:
+        raise InputError(f"BlankInfilling.{name} is {getattr(self, name)}: use a number above 0")
     if self.samples_per_sequence < 1 or self.slot_length < _MIN_SLOT:
       raise InputError(
           f"BlankInfilling: {self.samples_per_sequence} samples do not fit in seq_length {self.seq_length}: "
@@ -99,7 +100,7 @@ class BlankInfilling:
     samples = []
     for inputs, targets in pairs:
       n_inputs, n_targets = self._cut_instruction(len(inputs), len(targets))
-      text = np.concatenate([np.asarray(inputs[:n_inputs], np.int32), np.asarray(targets[:n_targets], np.int32)])
+      text = np.concatenate([inputs[:n_inputs], targets[:n_targets]]).astype(np.int32)
       samples.append(spans.corrupt_suffix(text, n_inputs, self.specials.mask, self.specials, eop=True))
     return self.pack(samples, tokens_lib.OBJECTIVE_INSTRUCTION)
 
@@ -131,7 +132,7 @@ class BlankInfilling:
     return (self.mask_ratio * np.arange(self.seq_length + 1)).astype(np.int64)
 
   def _window(self, tokens: np.ndarray) -> np.ndarray:
-    assert 2 <= len(tokens) <= self.window_length, f"{len(tokens)} tokens for a window of {self.window_length}"
+    assert 2 <= len(tokens) <= self.window_length, f"{len(tokens)} tokens, window {self.window_length}"
     return np.asarray(tokens, np.int32)
 
   def _positions(self, sample: spans.Sample, objective: int) -> np.ndarray:
@@ -145,8 +146,8 @@ class BlankInfilling:
 
   def _cut_instruction(self, n_inputs: int, n_targets: int) -> tuple[int, int]:
     """How many input and target tokens are kept: inputs give way first, down to their minimum."""
-    room = (self.slot_length if self.packing == "fixed" else self.seq_length) - 2
-    min_inputs = min(self.instruction_min_inputs, room // 4)
+    places = self.slot_length if self.packing == "fixed" else self.seq_length
+    min_inputs, room = min(self.instruction_min_inputs, places // 4), places - 2
     n_inputs = min(n_inputs, max(min_inputs, room - n_targets))
     return n_inputs, min(n_targets, room - n_inputs)
 
@@ -204,7 +205,12 @@ class BlankInfilling:
 
 
 def pack(
-    samples: Sequence[spans.Sample], positions: Sequence[np.ndarray], objective: int, length: int, pad: int, slot: int = 0
+    samples: Sequence[spans.Sample],
+    positions: Sequence[np.ndarray],
+    objective: int,
+    length: int,
+    pad: int,
+    slot: int = 0,
 ) -> Row:
   """A row of samples side by side, `slot` places from start to start, or each right after the last if 0."""
   assert samples
@@ -238,8 +244,8 @@ def describe_row(row: Row, decode: Callable[[list[int]], str] | None = None) -> 
   lines = [f"objective {tokens_lib.OBJECTIVES[int(row['objective'][0])]}, {len(row['tokens'])} places, "
            f"{int(np.count_nonzero(row['loss_weights']))} counted in the loss"]
   lines.append(f"{'place':>5}  {'token':<20} {'target':<20} {'weight':>6}  {'position':<10} sees")
-  padding = (row["attend_start"] == np.arange(len(row["tokens"]))) & (row["loss_weights"] == 0)
-  padding &= row["attend_end"] == row["attend_start"] + 1
+  places, starts = np.arange(len(row["tokens"])), row["attend_start"]
+  padding = (starts == places) & (np.bincount(starts, minlength=len(places)) == 1)  # seen by no other place
   for i in np.flatnonzero(~padding):
     weight = row["loss_weights"][i]
     target = name(int(row["targets"][i])) if weight else "."

@@ -50,7 +50,10 @@ def span_length_pmf(mean: float = 3.0, max_length: int = 39) -> np.ndarray:
 
 
 def sample_spans(
-    lengths: Sequence[int] | np.ndarray, total: int, draw: Callable[[int, int], Sequence[int] | np.ndarray], offset: int = 0
+    lengths: Sequence[int] | np.ndarray,
+    total: int,
+    draw: Callable[[int, int], Sequence[int] | np.ndarray],
+    offset: int = 0,
 ) -> np.ndarray:
   """Places spans of the given lengths, in that order, in [offset, offset + total): int [k, 2].
 

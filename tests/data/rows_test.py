@@ -1,0 +1,225 @@
+"""Rows: every sample whole, alone, and reproducible."""
+
+import dataclasses
+import re
+
+import numpy as np
+import pytest
+
+from glmjax import errors
+from glmjax import tokens as tokens_lib
+from glmjax.data import glm10b, rows
+
+SPECIALS = tokens_lib.GLM_130B
+FIRST_TOKEN = 20_100
+DTYPES = {"tokens": np.int32, "targets": np.int32, "loss_weights": np.float32, "positions": np.int32,
+           "attend_start": np.int32, "attend_end": np.int32, "objective": np.int32}
+
+
+def make_window(config: rows.BlankInfilling | glm10b.BlockStrategy) -> np.ndarray:
+  return np.arange(FIRST_TOKEN, FIRST_TOKEN + config.window_length, dtype=np.int32)
+
+
+def split_samples(row: rows.Row) -> list[tuple[int, int, int]]:
+  """(start, end of context, end) of each sample; checks that intervals keep to their sample."""
+  places = np.arange(len(row["tokens"]))
+  starts, ends = row["attend_start"], row["attend_end"]
+  padding = (starts == places) & (ends == places + 1) & (np.bincount(starts, minlength=len(places)) == 1)
+  assert not row["loss_weights"][padding].any()
+  found = []
+  for start in np.unique(starts[~padding]):
+    inside = np.flatnonzero((starts == start) & ~padding)
+    end = int(inside[-1]) + 1
+    assert inside.tolist() == list(range(start, end)), "a sample's places lie together"
+    context_end = int(ends[start])
+    assert (ends[start:end] == np.maximum(places[start:end] + 1, context_end)).all()
+    assert (row["loss_weights"][start:context_end] == 0).all()
+    found.append((int(start), context_end, end))
+  assert (row["targets"][padding] == row["tokens"][padding]).all()
+  return found
+
+
+def restore_text(row: rows.Row, start: int, context_end: int, end: int, eop: int) -> list[int]:
+  """The text of a sample: each mask of the context replaced by what is to be predicted for it."""
+  blanks: dict[int, list[int]] = {}
+  positions = row["positions"] if row["positions"].ndim == 1 else row["positions"][0]
+  for i in range(context_end, end):
+    blanks.setdefault(int(positions[i]), []).append(int(row["targets"][i]))
+  text = []
+  for i in range(start, context_end):
+    blank = blanks.pop(i - start, None)
+    if blank is None:
+      text.append(int(row["tokens"][i]))
+    else:
+      text += blank[:-1] if blank[-1] == eop else blank
+  assert not blanks, "targets without a mask"
+  return text
+
+
+@pytest.mark.parametrize("length,samples,draws", [(128, 1, 2000), (128, 4, 800), (512, 4, 800), (2048, 4, 400)])
+@pytest.mark.parametrize("packing", rows.PACKINGS)
+def test_no_target_is_lost(length: int, samples: int, draws: int, packing: str) -> None:
+  config = rows.BlankInfilling(
+      length, SPECIALS, samples_per_sequence=samples, packing=packing, short_sequence_rate=0.1,
+      single_span_rate=0.1)
+  window = make_window(config)
+  for index in range(draws):
+    row = config.mask_row(window, seed=1, index=index)
+    assert {name: value.dtype for name, value in row.items()} == DTYPES
+    found = split_samples(row)
+    assert len(found) >= samples if packing == "greedy" else len(found) == samples
+    text = []
+    for start, context_end, end in found:
+      of_sample = restore_text(row, start, context_end, end, SPECIALS.eop)
+      text += of_sample
+      masks = np.flatnonzero(row["tokens"][start:context_end] == SPECIALS.mask)
+      assert (np.diff(masks) >= 2).all(), "a token between two spans"
+      weighted = np.count_nonzero(row["loss_weights"][start:end])
+      assert weighted == end - context_end == len(of_sample) - (context_end - start) + 2 * len(masks)
+      assert weighted - len(masks) >= int(0.15 * len(of_sample)) or len(masks) == 1
+    first = text[0] - FIRST_TOKEN
+    assert first >= 0 and text == window[first : first + len(text)].tolist(), "one piece of the window"
+
+
+@pytest.mark.parametrize("length,samples", [(128, 1), (512, 4), (2048, 4)])
+def test_mask_rows_are_full(length: int, samples: int) -> None:
+  config = rows.BlankInfilling(length, SPECIALS, samples_per_sequence=samples, short_sequence_rate=0)
+  used = [split_samples(config.mask_row(make_window(config), 0, index)) for index in range(200)]
+  assert np.mean([sum(end - start for start, _, end in row) for row in used]) > 0.98 * length
+
+
+@pytest.mark.parametrize("length", [16, 128, 2048])
+@pytest.mark.parametrize("kind", rows.POSITIONS)
+def test_gmask_rows(length: int, kind: str) -> None:
+  config = rows.BlankInfilling(length, SPECIALS, positions=kind, samples_per_sequence=1)
+  window = make_window(config)
+  for index in range(50):
+    row = config.gmask_row(window, 3, index)
+    ((start, context_end, end),) = split_samples(row)
+    assert (start, end) == (0, length), "no padding"
+    assert row["tokens"][context_end - 1] == SPECIALS.gmask and row["tokens"][context_end] == SPECIALS.sop
+    predicted = row["targets"][context_end:]
+    assert [*row["tokens"][: context_end - 1], *predicted] == window.tolist()
+    assert int(0.2 * len(window)) <= len(predicted) <= len(window)
+    if kind == "rotary":
+      assert row["positions"].tolist() == list(range(length))
+    else:
+      assert (row["positions"][0] == np.minimum(np.arange(length), context_end - 1)).all()
+      assert (row["positions"][1] == np.maximum(np.arange(length) - context_end + 1, 0)).all()
+
+
+def test_short_windows_leave_padding() -> None:
+  config = rows.BlankInfilling(128, SPECIALS, samples_per_sequence=2)
+  for n in (2, 3, 10, 70, config.window_length):
+    for index in range(100):
+      row = config.text_row(make_window(config)[:n], 0, index)
+      shown = sum(len(restore_text(row, *of_sample, SPECIALS.eop)) for of_sample in split_samples(row)
+                  if row["objective"][0] == tokens_lib.OBJECTIVE_MASK)
+      assert shown <= n and np.isin(row["tokens"][row["loss_weights"] > 0], SPECIALS.pad).sum() == 0
+
+
+def test_rows_depend_on_seed_and_index_alone() -> None:
+  config = rows.BlankInfilling(128, SPECIALS)
+  window = make_window(config)
+  first = [config.text_row(window, 5, index) for index in range(20)]
+  again = [dataclasses.replace(config).text_row(window, 5, index) for index in reversed(range(20))][::-1]
+  other = [config.text_row(window, 6, index) for index in range(20)]
+  for a, b, c in zip(first, again, other):
+    assert all((a[name] == b[name]).all() for name in a)
+    assert any((a[name] != c[name]).any() for name in a)
+
+
+def test_objectives_are_mixed_at_their_rate() -> None:
+  config = rows.BlankInfilling(128, SPECIALS)
+  objectives = [config.text_row(make_window(config), 0, index)["objective"][0] for index in range(2000)]
+  assert set(objectives) == {tokens_lib.OBJECTIVE_MASK, tokens_lib.OBJECTIVE_GMASK}
+  assert abs(np.mean(objectives) - 0.7) < 5 * (0.21 / 2000) ** 0.5
+
+
+@pytest.mark.parametrize("packing", rows.PACKINGS)
+def test_instructions_packed_by_their_lengths_fit(packing: str) -> None:
+  config = rows.BlankInfilling(256, SPECIALS, positions="rotary_2d", packing=packing)
+  rng = np.random.default_rng(0)
+  for _ in range(200):
+    pairs, places = [], 0
+    while True:
+      n_inputs, n_targets = (int(n) for n in rng.integers(0, rng.choice([10, 100, 600]), 2))
+      places += config.instruction_length(n_inputs, n_targets)
+      if places > config.seq_length:
+        break
+      pairs.append((np.full(n_inputs, 20_200), np.full(n_targets, 20_300)))
+    row = config.instruction_row(pairs)
+    found = split_samples(row)
+    assert len(found) == len(pairs)
+    for (inputs, targets), (start, context_end, end) in zip(pairs, found):
+      kept, predicted = row["tokens"][start:context_end], row["targets"][context_end:end]
+      assert kept[-1] == SPECIALS.mask and (kept[:-1] == 20_200).all()
+      assert predicted[-1] == SPECIALS.eop and (predicted[:-1] == 20_300).all()
+      if packing == "greedy":
+        assert end - start == config.instruction_length(len(inputs), len(targets))
+      if len(inputs) + len(targets) + 2 <= (64 if packing == "fixed" else 256):
+        assert len(kept) - 1 == len(inputs) and len(predicted) - 1 == len(targets), "cut without need"
+
+
+@pytest.mark.parametrize("given,kept", [  # the original's rule, for 512 places (FACTS 2.1)
+    ((300, 600), (128, 382)), ((480, 100), (410, 100)), ((100, 600), (100, 410)), ((600, 5), (505, 5))])
+def test_instructions_are_cut_as_in_the_original(given: tuple[int, int], kept: tuple[int, int]) -> None:
+  row = rows.BlankInfilling(2048, SPECIALS).instruction_row([(np.zeros(given[0], int), np.zeros(given[1], int))])
+  ((_, context_end, end),) = split_samples(row)
+  assert (context_end - 1, end - context_end - 1) == kept
+
+
+def test_original_truncation_loses_targets() -> None:
+  config = rows.BlankInfilling(2048, SPECIALS, truncate_targets=True)
+  assert config.window_length == 2000
+  row = config.mask_row(make_window(config), 0, 0)
+  masks = np.count_nonzero((row["tokens"] == SPECIALS.mask) & (row["loss_weights"] == 0))
+  assert np.count_nonzero(row["tokens"] == SPECIALS.sop) < 0.8 * masks
+
+
+@pytest.mark.parametrize("changed", [
+    {"positions": "alibi"}, {"packing": "tight"}, {"gmask_rate": 1.5}, {"mask_ratio": 0.9},
+    {"samples_per_sequence": 0}, {"seq_length": 32}, {"mean_span_length": 0}, {"instruction_positions": "x"}])
+def test_wrong_settings_are_named(changed: dict) -> None:
+  with pytest.raises(errors.InputError, match=next(iter(changed))) as raised:
+    rows.BlankInfilling(**{"seq_length": 512, "specials": SPECIALS, **changed})
+  assert "\n" not in str(raised.value)
+
+
+def test_a_row_can_be_read() -> None:
+  config = rows.BlankInfilling(64, SPECIALS, samples_per_sequence=1, short_sequence_rate=1)
+  row = config.mask_row(make_window(config), 0, 2)
+  picture = rows.describe_row(row, lambda ids: f"<{ids[0]}>")
+  lines = picture.splitlines()
+  _, context_end, end = split_samples(row)[0]
+  assert lines[0].startswith("objective mask, 64 places")
+  assert lines[2 + context_end].split()[:2] == [str(context_end), str(SPECIALS.sop)]
+  assert f"{SPECIALS.sop} '<{SPECIALS.sop}>'" in lines[2 + context_end]
+  assert re.fullmatch(r"\d+ places of padding", lines[-1]) and len(lines) == 2 + end + 1
+  assert "objective gmask" in rows.describe_row(config.gmask_row(make_window(config), 0, 0))
+
+
+def test_glm10b_rows() -> None:
+  strategy = glm10b.BlockStrategy(
+      512, SPECIALS, sentence_ends=tuple(range(FIRST_TOKEN, FIRST_TOKEN + 512, 13)), short_sequence_rate=0.1,
+      dblock_rate=0)
+  window = make_window(strategy)
+  window[200] = SPECIALS.eod
+  seen = []
+  for index in range(200):
+    row = strategy.text_row(window, 0, index)
+    assert {name: value.dtype for name, value in row.items()} == DTYPES
+    assert row["positions"].shape == (2, 512)
+    again = strategy.text_row(window, 0, index)
+    assert all((row[name] == again[name]).all() for name in row)
+    for start, context_end, end in split_samples(row):
+      text = restore_text(row, start, context_end, end, SPECIALS.eop)
+      assert text[0] == SPECIALS.enc
+      plain = np.array(text[1:])
+      assert "".join(map(chr, plain % 2**16)) in "".join(map(chr, window % 2**16)), "a piece of the window"
+    seen.append(int(row["objective"][0]))
+  rates = np.bincount(seen, minlength=4) / len(seen)
+  np.testing.assert_allclose(rates, [0.5, 0.2, 0, 0.3], atol=0.12)
+  pair = (np.arange(30), np.arange(5))
+  assert len(split_samples(strategy.instruction_row([pair, pair]))) == 2
+  assert strategy.instruction_length(30, 5) == 37
