@@ -1,8 +1,8 @@
 """Builds a token cache so that its folder appears complete or not at all.
 
 Work goes on in `CACHE.partial`; `progress/` in it holds the plan and one record for each finished shard. The
-manifest is written when all shards are done, and then the folder gets its name. A killed run leaves a partial folder
-from which the same command goes on; an existing cache is replaced only at the very end.
+manifest is written when all shards are done, and then the folder gets its name. A killed run leaves a partial
+folder from which the same command goes on; an existing cache is replaced only at the very end.
 """
 
 import fcntl
@@ -56,7 +56,7 @@ def write_shard(partial: pathlib.Path, shard: Shard, documents: Iterable[shards.
 
 
 class CacheBuilder:
-  """One cache in the making, locked while open: write_shard into `partial` what is `missing()`, then `finish()`."""
+  """One cache in the making, locked while open: write_shard what is `missing()`, then `finish()`."""
 
   def __init__(self, directory: str | os.PathLike, plan: dict, overwrite: bool = False):
     self.directory = pathlib.Path(directory).absolute()
@@ -78,7 +78,8 @@ class CacheBuilder:
       self._prepare()
     except BlockingIOError:
       os.close(self._lock)
-      raise errors.InputError(f"{self.directory}: another process is making this cache; wait for it") from None
+      raise errors.InputError(
+          f"{self.directory}: another process is making this cache; wait for it") from None
     except BaseException:
       self.__exit__()
       raise
@@ -93,7 +94,9 @@ class CacheBuilder:
     """The shards that are not there yet; those that are have been checked against their checksums."""
     if self.finished or (self.partial / shards.MANIFEST).exists():
       return []
-    return [shard for shard in all_shards(self.plan) if _read_record(self.partial, shard, contents=True) is None]
+    return [
+        shard for shard in all_shards(self.plan) if _read_record(self.partial, shard, contents=True) is None
+    ]
 
   def finish(self, tokenizer_folder: pathlib.Path | None = None) -> shards.TokenCache:
     """Writes the manifest over all shards and gives the folder its name."""
@@ -114,8 +117,7 @@ class CacheBuilder:
     progress = self.partial / "progress"
     if any(self.partial.iterdir()):
       if not progress.is_dir() and not (self.partial / shards.MANIFEST).exists():
-        raise errors.InputError(f"{self.partial}: is in the way and not ours; move it, or choose another cache "
-                                "folder")
+        raise errors.InputError(f"{self.partial}: is in the way and not ours; move it away")
       found = _read_plan(self.partial)
       if found is not None and not _same(found, self.plan) and not self._overwrite:
         raise errors.InputError(f"{self.partial}: an unfinished cache of {_describe(found)}, not of "
@@ -138,8 +140,9 @@ class CacheBuilder:
     manifest = shards.read_manifest(self.directory)
     found = _plan_of(manifest)
     if not _same(found, self.plan):
-      raise errors.InputError(f"{self.directory}: already a cache of {_describe(found)}, not of "
-                              f"{_describe(self.plan)} on the same text; choose another folder, or pass --overwrite")
+      raise errors.InputError(
+          f"{self.directory}: already a cache of {_describe(found)}, not of "
+          f"{_describe(self.plan)} on the same text; choose another folder, or pass --overwrite")
     if found != self.plan:  # only the rates differ: no token changes
       for task, about in manifest["tasks"].items():
         about["rate"] = self.plan["tasks"][task]["rate"]
@@ -189,7 +192,7 @@ def _record_path(partial: pathlib.Path, shard: Shard) -> pathlib.Path:
 
 
 def _read_record(partial: pathlib.Path, shard: Shard, contents: bool) -> dict | None:
-  """The manifest's entry of a finished shard; None if unfinished or damaged. `contents` compares checksums."""
+  """A finished shard's entry for the manifest, None if unfinished or damaged; `contents` reads it all."""
   try:
     record = json.loads(_record_path(partial, shard).read_bytes())
   except (OSError, ValueError):

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 import numpy as np
 
 from glmjax import errors
-from glmjax.data import rows
 from glmjax.data import sampler
 from glmjax.data import shards
 from glmjax.data import workers
@@ -23,7 +22,7 @@ class CachedMixture:
 
   directory: str | os.PathLike  # made by glmjax cache
   # Rows from windows; or what makes that from `specials` (gin's @BlankInfilling), the cache's then.
-  infilling: rows.BlankInfilling | Callable[..., rows.BlankInfilling]
+  infilling: sampler.Infilling | Callable[..., sampler.Infilling]
   seed: int = 0
   split: str = "train"
   rates: Mapping[str, float] | None = None  # None: as cached; tasks left out are not used
@@ -45,25 +44,32 @@ class CachedMixture:
     return shards.TokenCache.open(self.directory)
 
   @functools.cached_property
-  def sampler(self) -> sampler.MixtureSampler:
-    """Rows by number, in this process."""
-    return sampler.MixtureSampler(self.cache, self._infilling, self.seed, self.split, self.rates)
-
-  @functools.cached_property
-  def _infilling(self) -> rows.BlankInfilling:
+  def _infilling(self) -> sampler.Infilling:
     specials = self.cache.specials
-    if not isinstance(self.infilling, rows.BlankInfilling):
+    if callable(self.infilling):
       return self.infilling(specials=specials)
     if self.infilling.specials != specials:
       raise errors.InputError(f"{self.directory}: its tokenizer has other special tokens than the infilling: "
                               f"{specials}, not {self.infilling.specials}")
     return self.infilling
 
+  @functools.cached_property
+  def sampler(self) -> sampler.MixtureSampler:
+    """Rows by number, in this process."""
+    return sampler.MixtureSampler(self.cache, self._infilling, self.seed, self.split, self.rates)
+
   def describe(self) -> dict:
-    """All that decides the rows, for checkpoints: a run resumed with another description would see other data."""
-    return {"source": "cache", "mixture": self.cache.manifest["mixture"], "cache": self.cache.fingerprint,
-            "tokenizer": self.cache.manifest["tokenizer"]["fingerprint"], "seed": self.seed, "split": self.split,
-            "infilling": dataclasses.asdict(self._infilling), **self.sampler.describe()}
+    """All that decides the rows: a run resumed with another description would see other data."""
+    return {
+        "source": "cache",
+        "mixture": self.cache.manifest["mixture"],
+        "cache": self.cache.fingerprint,
+        "tokenizer": self.cache.manifest["tokenizer"]["fingerprint"],
+        "seed": self.seed,
+        "split": self.split,
+        "infilling": dataclasses.asdict(self._infilling),
+        **self.sampler.describe(),
+    }
 
   def batches(self, plan: Iterable[tuple[int, int]], process_index: int = 0,
               process_count: int = 1) -> Iterator[Batch]:
@@ -113,7 +119,8 @@ def _make_batch(source: sampler.MixtureSampler, asked: tuple[int, int]) -> Batch
       made.append(source.row(index))
     except Exception as error:
       message = f"sample {index} ({source.locate(index)[0]}): {error}"
-      raise (errors.InputError(message) if isinstance(error, errors.InputError) else RuntimeError(message)) from error
+      kind = errors.InputError if isinstance(error, errors.InputError) else RuntimeError
+      raise kind(message) from error
   return {feature: np.stack([row[feature] for row in made]) for feature in made[0]}
 
 
@@ -126,11 +133,13 @@ def _answer(worker: workers.Worker, asked: tuple[int, int]) -> Batch:
   try:
     return worker.result()
   except workers.WorkerError as error:
-    raise workers.WorkerError(f"{error} while making samples {asked[0]} to {asked[0] + asked[1] - 1}") from error
+    raise workers.WorkerError(
+        f"{error} while making samples {asked[0]} to {asked[0] + asked[1] - 1}") from error
 
 
-def prefetch_to_device(batches: Iterable[Batch], put: Callable[[Batch], object], depth: int = 2) -> Iterator[object]:
-  """Yields `put(batch)` for each batch, with `depth` transfers begun ahead so that they overlap with computing."""
+def prefetch_to_device(batches: Iterable[Batch], put: Callable[[Batch], object],
+                       depth: int = 2) -> Iterator[object]:
+  """Yields `put(batch)` for each batch, `depth` of them ahead so that transfers overlap with computing."""
   ready: collections.deque[object] = collections.deque()
   for batch in batches:
     ready.append(put(batch))

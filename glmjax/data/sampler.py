@@ -1,8 +1,9 @@
 """Row i of a mixture, computed from (seed, i) and the token cache instead of iterated to.
 
-Which task: a fixed repeating schedule with the mixture's rates, so how often a task was picked before i has a closed
-form. Which window of the task: that count, sent through a keyed permutation of the epoch's windows. Nothing here is a
-table as large as the text, and no state is kept from row to row: row 10^12 costs as much as row 0.
+Which task: a fixed repeating schedule with the mixture's rates, so how often a task was picked before i has a
+closed form. Which window of the task: that count, sent through a keyed permutation of the epoch's windows.
+Nothing here is a table as large as the text, and no state is kept from row to row: row 10^12 costs what row 0
+does.
 """
 
 import difflib
@@ -15,8 +16,11 @@ from collections.abc import Mapping
 import numpy as np
 
 from glmjax import errors
+from glmjax.data import glm10b
 from glmjax.data import rows
 from glmjax.data import shards
+
+Infilling = rows.BlankInfilling | glm10b.BlockStrategy
 
 _MAX_PERIOD = 1 << 16  # rates that are no simple fractions are rounded to 1 / 65,536
 _MAX_DENOMINATOR = 1000
@@ -24,7 +28,7 @@ _FEISTEL_ROUNDS = 6
 
 
 def rate_weights(rates: Mapping[str, float]) -> dict[str, int]:
-  """Integer weights in the proportion of `rates`: exact for simple fractions, else of sum 65,536 and at least 1."""
+  """Integers in the proportion of `rates`: exact for simple fractions, else of sum 65,536 and at least 1."""
   if any(not math.isfinite(rate) or rate < 0 for rate in rates.values()) or not any(rates.values()):
     raise errors.InputError(f"mixture rates {dict(rates)}: each must be 0 or more, and one above 0")
   exact = {name: fractions.Fraction(str(float(rate))) for name, rate in rates.items() if rate > 0}
@@ -80,8 +84,8 @@ def _round_keys(*key: int | str) -> tuple[int, ...]:
 def permute(index: int, size: int, *key: int | str) -> int:
   """Where a permutation of range(size), settled by `key`, sends `index`; needs no table.
 
-  A Feistel network permutes the next power of four; a result beyond `size` is sent through again (cycle walking),
-  at most four times on average.
+  A Feistel network permutes the next power of four; a result beyond `size` is sent through again (cycle
+  walking), at most four times on average.
   """
   assert 0 <= index < size, (index, size)
   half = max((size - 1).bit_length() + 1, 2) // 2
@@ -103,14 +107,14 @@ def permute(index: int, size: int, *key: int | str) -> int:
 class TextRows:
   """Rows of a text task: fixed-size windows over its documents laid end to end as a circle."""
 
-  def __init__(self, reader: shards.SplitReader, infilling: rows.BlankInfilling, seed: int, task: str):
+  def __init__(self, reader: shards.SplitReader, infilling: Infilling, seed: int, task: str):
     self._reader, self._infilling = reader, infilling
     self._seed, self._task = seed, task
     self._length = infilling.window_length
     self.num_rows = reader.num_tokens // self._length
 
   def window(self, epoch: int, number: int) -> np.ndarray:
-    """Window `number` of an epoch. Every epoch cuts elsewhere; a window may run on from the end to the start."""
+    """Window `number` of an epoch. Epochs cut at other places; one window may run on from end to start."""
     total = self._reader.num_tokens
     offset = _round_keys(self._seed, self._task, epoch, "offset")[0] % self._length
     start = (offset + number * self._length) % total
@@ -126,7 +130,7 @@ class TextRows:
 class InstructionRows:
   """Rows of an instruction task: consecutive pairs, as many as fit."""
 
-  def __init__(self, reader: shards.SplitReader, infilling: rows.BlankInfilling):
+  def __init__(self, reader: shards.SplitReader, infilling: Infilling):
     self._reader, self._infilling = reader, infilling
     self._starts = pack_pairs(reader.document_lengths(), infilling)
     self.num_rows = len(self._starts) - 1
@@ -134,10 +138,11 @@ class InstructionRows:
   def row(self, epoch: int, number: int, index: int) -> rows.Row:
     del epoch, index  # nothing in these rows is drawn
     documents = map(self._reader.document, range(self._starts[number], self._starts[number + 1]))
-    return self._infilling.instruction_row([(d.tokens[:d.input_length], d.tokens[d.input_length:]) for d in documents])
+    return self._infilling.instruction_row(
+        [(d.tokens[:d.input_length], d.tokens[d.input_length:]) for d in documents])
 
 
-def pack_pairs(lengths: np.ndarray, infilling: rows.BlankInfilling) -> list[int]:
+def pack_pairs(lengths: np.ndarray, infilling: Infilling) -> list[int]:
   """Number of each row's first pair, and the number of pairs last: rows are filled in order.
 
   Args:
@@ -145,7 +150,8 @@ def pack_pairs(lengths: np.ndarray, infilling: rows.BlankInfilling) -> list[int]
     infilling: gives a pair's length in a row.
   """
   distinct, which = np.unique(lengths, axis=0, return_inverse=True)
-  places = np.array([infilling.instruction_length(int(a), int(b)) for a, b in distinct], np.int64)[which.ravel()]
+  lengths_in_row = [infilling.instruction_length(int(a), int(b)) for a, b in distinct]
+  places = np.array(lengths_in_row, np.int64)[which.ravel()]
   ends = np.concatenate([[0], np.cumsum(places)])
   # For every pair at once, the first one that no longer fits into a row begun with it; then follow the chain.
   following = (np.searchsorted(ends, ends[:-1] + infilling.seq_length, side="right") - 1).tolist()
@@ -158,7 +164,7 @@ def pack_pairs(lengths: np.ndarray, infilling: rows.BlankInfilling) -> list[int]
 class MixtureSampler:
   """The rows of one split of a cached mixture, by number."""
 
-  def __init__(self, cache: shards.TokenCache, infilling: rows.BlankInfilling, seed: int, split: str = "train",
+  def __init__(self, cache: shards.TokenCache, infilling: Infilling, seed: int, split: str = "train",
                rates: Mapping[str, float] | None = None):
     _check_rates(cache, rates)
     rates = rates or {name: task["rate"] for name, task in cache.tasks.items() if split in task["splits"]}
@@ -187,7 +193,7 @@ class MixtureSampler:
             "rows_per_epoch": {name: source.num_rows for name, source in self._sources.items()}}
 
 
-def _task_rows(cache: shards.TokenCache, name: str, split: str, infilling: rows.BlankInfilling,
+def _task_rows(cache: shards.TokenCache, name: str, split: str, infilling: Infilling,
                seed: int) -> TextRows | InstructionRows:
   reader = cache.split(name, split)
   if cache.tasks[name]["kind"] == "text":
@@ -197,8 +203,9 @@ def _task_rows(cache: shards.TokenCache, name: str, split: str, infilling: rows.
     source = InstructionRows(reader, infilling)
     needed = "a single pair"
   if source.num_rows == 0:
-    raise errors.InputError(f"{cache.directory}: task {name}, split {split} holds {reader.num_tokens} tokens, not "
-                            f"enough for {needed}; use a shorter seq_length, more text, or rate 0 for it")
+    raise errors.InputError(
+        f"{cache.directory}: task {name}, split {split} holds {reader.num_tokens} tokens, not "
+        f"enough for {needed}; use a shorter seq_length, more text, or rate 0 for it")
   return source
 
 

@@ -6,8 +6,8 @@ CACHE/manifest.json                              what is here: mixture, tasks, r
       <task>/<split>-00000-of-00008.tokens       ids, uint16 or uint32, little endian
       <task>/<split>-00000-of-00008.documents    int64 [documents, 3]: DOCUMENT_COLUMNS
 ```
-A split is the concatenation of its shards. Reading is by position (`pread`): it takes neither TensorFlow nor memory
-that grows with the corpus, and a file that shrinks under a running job is an error instead of a SIGBUS.
+A split is the concatenation of its shards. Reading is by position (`pread`): it takes neither TensorFlow nor
+memory that grows with the text, and a file that shrinks under a running job is an error instead of a SIGBUS.
 """
 
 import dataclasses
@@ -27,8 +27,8 @@ from glmjax import tokens as tokens_lib
 
 FORMAT = 1
 MANIFEST = "manifest.json"
-# One row a document: where its tokens end in the shard, UTF-8 bytes of its text (-1: unknown), and how many of
-# its tokens are an instruction's input (0: plain text).
+# One row a document: where its tokens end in the shard, UTF-8 bytes of its text (-1: unknown), and how many
+# of its tokens are an instruction's input (0: plain text).
 DOCUMENT_COLUMNS = ("end", "utf8_bytes", "input_length")
 _MAX_OPEN_FILES = 256
 _BUFFER_TOKENS = 1 << 20
@@ -54,7 +54,7 @@ def write_json(path: pathlib.Path, value: object) -> None:
 
 
 class replacing:
-  """A binary file that takes its name only when all of it is on the disk; counts and hashes what it is given."""
+  """A binary file that takes its name only when all of it is on the disk; counts and hashes its bytes."""
 
   def __init__(self, path: pathlib.Path):
     self.path = path
@@ -144,8 +144,12 @@ def write_shard(folder: pathlib.Path, stem: str, documents: Iterable[Document], 
   with replacing(path.with_name(path.name + ".documents")) as index:
     index.write(table.tobytes())
   known = bool((table[:, 1] >= 0).all())
-  return {"documents": len(table), "tokens": int(end), "utf8_bytes": int(table[:, 1].sum()) if known else None,
-          "files": [file.record, index.record]}
+  return {
+      "documents": len(table),
+      "tokens": int(end),
+      "utf8_bytes": int(table[:, 1].sum()) if known else None,
+      "files": [file.record, index.record]
+  }
 
 
 def file_sha256(path: pathlib.Path) -> str:
@@ -235,8 +239,9 @@ class SplitReader:
                                                    first * dtype.itemsize + len(data))):
         data += more
     except OSError as error:
-      raise errors.InputError(f"{self._folder / name}: cannot be read ({error.strerror}); make the cache again "
-                              "(glmjax cache --overwrite)") from error
+      raise errors.InputError(
+          f"{self._folder / name}: cannot be read ({error.strerror}); make the cache again "
+          "(glmjax cache --overwrite)") from error
     if len(data) < size:
       raise errors.InputError(f"{self._folder / name}: ends too early; make the cache again "
                               "(glmjax cache --overwrite)")
@@ -274,7 +279,8 @@ class TokenCache:
   def _check(self, contents: bool) -> None:
     for folder, record in _files(self.directory, self.manifest):
       if problem := check_file(folder, record, contents):
-        raise errors.InputError(f"token cache is damaged: {problem}; make it again (glmjax cache --overwrite)")
+        raise errors.InputError(
+            f"token cache is damaged: {problem}; make it again (glmjax cache --overwrite)")
 
   @property
   def tasks(self) -> dict[str, dict]:

@@ -1,7 +1,7 @@
 """Helper processes that answer requests over a pipe.
 
-Fresh interpreters that import only what their handler needs: unlike multiprocessing's they never import the user's
-script (and JAX with it), and they end by themselves when the process that started them ends, however it ends.
+Fresh interpreters that import only what their handler needs: unlike multiprocessing's they never import the
+user's script (and JAX with it), and they end by themselves when the process that started them does.
 """
 
 import multiprocessing.connection as connection_lib
@@ -118,8 +118,8 @@ class _Broken:
 
 def _picklable(error: Exception) -> Exception:
   """The error if the other side will be able to rebuild it, else its text."""
-  if isinstance(error, (errors.InputError, ValueError, TypeError, OSError, RuntimeError, AssertionError)) and (
-      type(error).__module__ in ("builtins", "glmjax.errors")):
+  rebuilt = (errors.InputError, ValueError, TypeError, OSError, RuntimeError, AssertionError)
+  if isinstance(error, rebuilt) and type(error).__module__ in ("builtins", "glmjax.errors"):
     return error
   return WorkerError(f"{type(error).__name__}: {error}")
 

@@ -1,4 +1,4 @@
-"""Batches: the same rows whatever the number of hosts and workers, clean ends, and failures that name the sample."""
+"""Batches: the same rows for any number of hosts and workers, clean ends, failures that name the sample."""
 
 import dataclasses
 import functools
@@ -27,7 +27,8 @@ INFILLING = rows.BlankInfilling(64, SPECIALS, samples_per_sequence=2)
 
 def make_cache(directory: pathlib.Path) -> shards.TokenCache:
   tokenizer = {"fingerprint": "f" * 64, "vocab_size": 508, "specials": dataclasses.asdict(SPECIALS)}
-  tasks = {name: {"kind": "text", "rate": rate, "splits": {"train": {"source": ""}}} for name, rate in [("en", 2), ("zh", 1)]}
+  splits = {"train": {"source": ""}}
+  tasks = {name: {"kind": "text", "rate": rate, "splits": splits} for name, rate in [("en", 2), ("zh", 1)]}
   with builder.CacheBuilder(directory, builder.make_plan("m", 2, tokenizer, tasks)) as making:
     for shard in making.missing():
       rng = np.random.default_rng([shard.index, ord(shard.task[0])])
@@ -42,10 +43,12 @@ def directory(tmp_path: pathlib.Path) -> pathlib.Path:
   return tmp_path / "cache"
 
 
-def gather(source: loader.CachedMixture, plan: list[tuple[int, int]], process_count: int = 1) -> list[loader.Batch]:
+def gather(source: loader.CachedMixture, plan: list[tuple[int, int]],
+           process_count: int = 1) -> list[loader.Batch]:
   """Global batches, put together from every host's rows."""
   hosts = [list(source.batches(iter(plan), i, process_count)) for i in range(process_count)]
-  return [{name: np.concatenate([part[name] for part in parts]) for name in parts[0]} for parts in zip(*hosts, strict=True)]
+  return [{name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+          for parts in zip(*hosts, strict=True)]
 
 
 def assert_same(a: list[loader.Batch], b: list[loader.Batch]) -> None:
@@ -78,31 +81,35 @@ def test_batches_are_the_samplers_rows(directory: pathlib.Path) -> None:
     np.testing.assert_array_equal(one[name][3], source.sampler.row(13)[name])
 
 
-@pytest.mark.parametrize("positions,shape", [("rotary", (4, 64)), ("rotary_2d", (4, 2, 64)), ("learned_2d", (4, 2, 64))])
-def test_batch_features(directory: pathlib.Path, positions: str, shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("positions", ["rotary", "rotary_2d", "learned_2d"])
+def test_batch_features(directory: pathlib.Path, positions: str) -> None:
   infilling = dataclasses.replace(INFILLING, positions=positions)
   batch, = loader.CachedMixture(directory, infilling, num_workers=0).batches([(0, 4)])
-  integers = {"tokens", "targets", "attend_start", "attend_end", "objective", "positions"}
-  assert {name: value.dtype for name, value in batch.items()} == dict.fromkeys(integers, np.int32) | {"loss_weights": np.float32}
-  assert {name: value.shape for name, value in batch.items()} == dict.fromkeys(batch, (4, 64)) | {"positions": shape}
+  assert batch.keys() == {
+      "tokens", "targets", "loss_weights", "positions", "attend_start", "attend_end", "objective"}
+  for name, value in batch.items():
+    assert value.dtype == (np.float32 if name == "loss_weights" else np.int32)
+    assert value.shape == ((4, 2, 64) if name == "positions" and positions != "rotary" else (4, 64))
 
 
 def test_special_tokens_come_from_the_cache(directory: pathlib.Path) -> None:
   factory = functools.partial(rows.BlankInfilling, 64, samples_per_sequence=2)
   source = loader.CachedMixture(directory, factory)
+  given = loader.CachedMixture(directory, INFILLING, num_workers=0)
   assert source.seq_length == 64
-  assert_same(gather(source, [(0, 4)]), gather(loader.CachedMixture(directory, INFILLING, num_workers=0), [(0, 4)]))
+  assert_same(gather(source, [(0, 4)]), gather(given, [(0, 4)]))
   other = dataclasses.replace(INFILLING, specials=tokens.GLM_130B)
   with pytest.raises(errors.InputError, match="other special tokens"):
     loader.CachedMixture(directory, other, num_workers=0).batches([(0, 4)])
 
 
-def test_description_changes_with_all_that_changes_rows(directory: pathlib.Path, tmp_path: pathlib.Path) -> None:
+def test_description_tells_other_rows_apart(directory: pathlib.Path, tmp_path: pathlib.Path) -> None:
   source = loader.CachedMixture(directory, INFILLING)
   copy = make_cache(tmp_path / "copy").directory
   base = source.describe()
   assert base == loader.CachedMixture(copy, INFILLING, num_workers=2, prefetch=3).describe()
-  others = [dict(seed=1), dict(rates={"en": 1}), dict(infilling=dataclasses.replace(INFILLING, gmask_rate=0.5))]
+  infilling = dataclasses.replace(INFILLING, gmask_rate=0.5)
+  others = [dict(seed=1), dict(rates={"en": 1}), dict(infilling=infilling)]
   assert all(dataclasses.replace(source, **change).describe() != base for change in others)
 
 
@@ -144,7 +151,8 @@ def test_damage_is_reported_with_the_sample(directory: pathlib.Path, num_workers
     next(batches)
   for path in directory.rglob("*.tokens"):
     os.truncate(path, 10)
-  with pytest.raises(errors.InputError, match=r"^sample \d+ \((en|zh)\): .*\.tokens: ends too early") as caught:
+  named = r"^sample \d+ \((en|zh)\): .*\.tokens: ends too early"
+  with pytest.raises(errors.InputError, match=named) as caught:
     for _ in batches:
       pass
   assert "\n" not in str(caught.value)
@@ -160,7 +168,8 @@ def test_killed_worker_does_not_hang(directory: pathlib.Path) -> None:
   batches = loader.CachedMixture(directory, INFILLING, num_workers=1).batches(endless())
   next(batches)
   os.kill(helper_pids(batches)[0], signal.SIGKILL)
-  with pytest.raises(workers.WorkerError, match=r"data loader 0 process \d+ was killed by SIGKILL .* samples \d+ to \d+"):
+  killed = r"data loader 0 process \d+ was killed by SIGKILL .* samples \d+ to \d+"
+  with pytest.raises(workers.WorkerError, match=killed):
     for _ in batches:
       pass
 
@@ -196,6 +205,12 @@ print([name for name in ("tensorflow", "seqio", "jax", "flax", "sentencepiece") 
 
 def test_prefetch_to_device_keeps_order_and_runs_ahead() -> None:
   put = []
-  stream = loader.prefetch_to_device(({"x": np.array(i)} for i in range(6)), lambda batch: put.append(int(batch["x"])) or put[-1])
+
+
+  def transfer(batch: loader.Batch) -> int:
+    put.append(int(batch["x"]))
+    return put[-1]
+
+  stream = loader.prefetch_to_device(({"x": np.array(i)} for i in range(6)), transfer)
   assert next(stream) == 0 and put == [0, 1, 2]
   assert list(stream) == [1, 2, 3, 4, 5]

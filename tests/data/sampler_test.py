@@ -20,7 +20,10 @@ SPECIALS = tokens.icetk(0, 60_000)
 INFILLING = rows.BlankInfilling(64, SPECIALS, samples_per_sequence=2)
 
 
-def make_cache(directory: pathlib.Path, tasks: dict[str, tuple[float, list[list[shards.Document]]]]) -> shards.TokenCache:
+Shards = list[list[shards.Document]]
+
+
+def make_cache(directory: pathlib.Path, tasks: dict[str, tuple[float, Shards]]) -> shards.TokenCache:
   """A cache of the tasks' (rate, shards of documents); pairs make an instruction task."""
   tokenizer = {"fingerprint": "f" * 64, "vocab_size": 60_008, "specials": dataclasses.asdict(SPECIALS)}
   about = {name: {"kind": "instruction" if parts[0][0].input_length else "text", "rate": rate,
@@ -31,14 +34,14 @@ def make_cache(directory: pathlib.Path, tasks: dict[str, tuple[float, list[list[
     return making.finish()
 
 
-def numbered(first: int, count: int) -> list[list[shards.Document]]:
+def numbered(first: int, count: int) -> Shards:
   """Documents in two shards whose tokens count up from `first`, so that a token tells its place."""
   parts = np.array_split(np.arange(first, first + count), 7)
   return [[shards.Document(part) for part in parts[:3]], [shards.Document(part) for part in parts[3:]]]
 
 
-def pairs(lengths: list[tuple[int, int]]) -> list[list[shards.Document]]:
-  documents = [shards.Document(np.arange(a + b) % 50_000 + 10 * i, input_length=a) for i, (a, b) in enumerate(lengths)]
+def pairs(lengths: list[tuple[int, int]]) -> Shards:
+  documents = [shards.Document(np.arange(a + b) + 10 * i, input_length=a) for i, (a, b) in enumerate(lengths)]
   return [documents[:len(documents) // 2], documents[len(documents) // 2:]]
 
 
@@ -68,7 +71,8 @@ def test_awkward_rates_are_near_and_none_vanishes() -> None:
     weights = sampler.rate_weights(rates)
     total = sum(rates.values())
     assert sum(weights.values()) == 1 << 16 and min(weights.values()) >= 1
-    assert max(abs(weights[name] / (1 << 16) - rate / total) for name, rate in rates.items()) <= (n + 2) / (1 << 16)
+    errors_of_shares = [abs(weights[name] / (1 << 16) - rate / total) for name, rate in rates.items()]
+    assert max(errors_of_shares) <= (n + 2) / (1 << 16)
 
 
 @pytest.mark.parametrize("rates", [{"a": -1.0}, {"a": 0.0}, {"a": math.nan}, {"a": math.inf, "b": 1.0}])
@@ -77,8 +81,9 @@ def test_bad_rates_are_refused(rates: dict[str, float]) -> None:
     sampler.rate_weights(rates)
 
 
-@pytest.mark.parametrize("weights", [{"a": 1}, {"a": 7, "b": 3}, {"a": 19, "b": 19, "c": 2}, {"a": 1, "b": 500, "c": 499}])
-def test_schedule_counts_every_pick_and_spreads_them(weights: dict[str, int]) -> None:
+@pytest.mark.parametrize("shares", [(1,), (7, 3), (19, 19, 2), (1, 500, 499)])
+def test_schedule_counts_every_pick_and_spreads_them(shares: tuple[int, ...]) -> None:
+  weights = dict(zip("abc", shares))
   schedule = sampler.Schedule(weights)
   counts = collections.Counter()
   for index in range(2 * schedule.period):
@@ -121,7 +126,7 @@ def test_each_window_is_visited_once_an_epoch(cache: shards.TokenCache) -> None:
     assert sorted(number for *_, number in numbers) == list(range(windows))
     text = source._sources["en"]
     seen = np.concatenate([text.window(epoch, number) for *_, number in numbers])
-    assert np.unique(seen).size == seen.size == windows * INFILLING.window_length  # every token once, few left out
+    assert np.unique(seen).size == seen.size == windows * INFILLING.window_length  # no token twice
     first_tokens.append(int(text.window(epoch, 0)[0]))
   assert len(set(first_tokens)) > 1  # windows are cut elsewhere
 
