@@ -6,10 +6,20 @@ module, a name made at run time) the answer is OPAQUE, and gin itself checks lat
 
 import ast
 import dataclasses
+import difflib
 import functools
 import pathlib
 import sys
+from collections.abc import Iterable
 
+EXTRAS = {
+  "seqio": "data",
+  "tensorflow": "data",
+  "tensorflow_text": "data",
+  "matplotlib": "report",
+  "tensorboardX": "report",
+  "torch": "torch",
+}  # what a missing module's extra is called
 OPAQUE = object()  # exists, or may exist; its parameters cannot be read from source
 
 
@@ -37,12 +47,19 @@ class Signature:
 class NameNotFound(LookupError):
   """A name that its module or class does not have."""
 
-  def __init__(self, name: str, owner: str, path: pathlib.Path | None, candidates: list[str]):
+  def __init__(self, name: str, owner: str, path: pathlib.Path | None, candidates: list[str]) -> None:
     super().__init__(f"{owner} has no {name}")
     self.name, self.owner, self.path, self.candidates = name, owner, path, candidates
 
 
-@functools.lru_cache(maxsize=None)
+def nearest(name: str, candidates: Iterable[str]) -> str | None:
+  """The candidate that a typing slip most likely meant."""
+  by_lower = {candidate.lower(): candidate for candidate in candidates}
+  match = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)
+  return by_lower[match[0]] if match else None
+
+
+@functools.cache
 def find_module(name: str) -> Module | None:
   """The module of that full name, or None; neither it nor its parents are imported."""
   parent_name, _, last = name.rpartition(".")
@@ -63,10 +80,18 @@ def find_module(name: str) -> Module | None:
       inside = spec and spec.submodule_search_locations
       if spec is not None:
         has_source = spec.origin is not None and spec.origin.endswith(".py")
-        return Module(name, pathlib.Path(spec.origin) if has_source else None, None if inside is None else tuple(inside))
-    except (AttributeError, ImportError, KeyError):  # KeyError: a namespace package whose parent is not imported
+        return Module(
+          name, pathlib.Path(spec.origin) if has_source else None, None if inside is None else tuple(inside)
+        )
+    except (
+      AttributeError,
+      ImportError,
+      KeyError,
+    ):  # KeyError: a namespace package, parent not imported
       continue
-  inside = tuple(str(pathlib.Path(folder, last)) for folder in folders or () if pathlib.Path(folder, last).is_dir())
+  inside = tuple(
+    str(pathlib.Path(folder, last)) for folder in folders or () if pathlib.Path(folder, last).is_dir()
+  )
   return Module(name, None, inside) if inside else None
 
 
@@ -80,7 +105,7 @@ def submodules(module: Module) -> list[str]:
   return sorted(names)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _names(path: pathlib.Path) -> tuple[dict[str, ast.AST], list[ast.ImportFrom]]:
   """Top-level names of a source file with the statement that binds each, and its star imports."""
   names, stars = {}, []
@@ -109,7 +134,7 @@ def _names(path: pathlib.Path) -> tuple[dict[str, ast.AST], list[ast.ImportFrom]
 
 
 def resolve(module: Module, attributes: list[str]) -> Module | Signature | object:
-  """What `module.a.b` is: a Module, a Signature or OPAQUE. Raises NameNotFound for a name that is not there."""
+  """What `module.a.b` is: a Module, a Signature or OPAQUE; raises NameNotFound for a name not there."""
   return _resolve(module, tuple(attributes), frozenset())
 
 
@@ -137,8 +162,13 @@ def _resolve(module: Module, attributes: tuple[str, ...], seen: frozenset) -> Mo
   return _resolve(module, (*chain, *rest), seen) if chain and chain[0] in names else OPAQUE
 
 
-def _from_stars(module: Module, attributes: tuple[str, ...], names: dict[str, ast.AST], stars: list[ast.ImportFrom],
-                seen: frozenset) -> Module | Signature | object:
+def _from_stars(
+  module: Module,
+  attributes: tuple[str, ...],
+  names: dict[str, ast.AST],
+  stars: list[ast.ImportFrom],
+  seen: frozenset,
+) -> Module | Signature | object:
   """Looks for a name in what the module star-imports, and gives up with the names it does have."""
   candidates = [*names, *submodules(module)]
   for star in stars:
@@ -151,7 +181,9 @@ def _from_stars(module: Module, attributes: tuple[str, ...], names: dict[str, as
       candidates += error.candidates
   if module.path is None and module.folders is None or "__getattr__" in names:
     return OPAQUE
-  raise NameNotFound(attributes[0], module.name, module.path, [name for name in candidates if not name.startswith("_")])
+  raise NameNotFound(
+    attributes[0], module.name, module.path, [name for name in candidates if not name.startswith("_")]
+  )
 
 
 def _absolute(module: Module, node: ast.ImportFrom) -> str:
@@ -163,8 +195,9 @@ def _absolute(module: Module, node: ast.ImportFrom) -> str:
   return ".".join([*parts, *([node.module] if node.module else [])])
 
 
-def _imported(module: Module, node: ast.Import | ast.ImportFrom, name: str, rest: tuple[str, ...],
-              seen: frozenset) -> Module | Signature | object:
+def _imported(
+  module: Module, node: ast.Import | ast.ImportFrom, name: str, rest: tuple[str, ...], seen: frozenset
+) -> Module | Signature | object:
   """Follows an import statement to what it binds to `name`."""
   if isinstance(node, ast.Import):
     alias = next(a for a in node.names if (a.asname or a.name.split(".")[0]) == name)
@@ -172,7 +205,9 @@ def _imported(module: Module, node: ast.Import | ast.ImportFrom, name: str, rest
   else:
     alias = next(a for a in node.names if (a.asname or a.name) == name)
     target, rest = find_module(_absolute(module, node)), (alias.name, *rest)
-  return OPAQUE if target is None or target == module and rest[:1] == (name,) else _resolve(target, rest, seen)
+  return (
+    OPAQUE if target is None or target == module and rest[:1] == (name,) else _resolve(target, rest, seen)
+  )
 
 
 def _dotted(node: ast.AST | None) -> tuple[str, ...] | None:
@@ -188,7 +223,7 @@ def _function(node: ast.FunctionDef | ast.AsyncFunctionDef, path: pathlib.Path, 
   positional = [*node.args.posonlyargs, *node.args.args]
   without_default = {a.arg for a in positional[: len(positional) - len(node.args.defaults)]}
   without_default |= {a.arg for a, d in zip(node.args.kwonlyargs, node.args.kw_defaults) if d is None}
-  arguments = [*positional, *node.args.kwonlyargs][int(is_method):]
+  arguments = [*positional, *node.args.kwonlyargs][int(is_method) :]
   parameters = {a.arg: ast.unparse(a.annotation) if a.annotation else None for a in arguments}
   required = tuple(name for name in parameters if name in without_default)
   return Signature(node.name, parameters, required, node.args.kwarg is not None, path, node.lineno)
@@ -209,7 +244,9 @@ def _class(module: Module, node: ast.ClassDef, seen: frozenset) -> Signature | o
   """A class's constructor: its __init__, or its fields for a dataclass or NamedTuple, or what it inherits."""
   for method in node.body:
     if isinstance(method, ast.FunctionDef) and method.name in ("__init__", "__new__"):
-      return dataclasses.replace(_function(method, module.path, is_method=True), name=node.name, line=node.lineno)
+      return dataclasses.replace(
+        _function(method, module.path, is_method=True), name=node.name, line=node.lineno
+      )
   inherited = []
   for base in node.bases:
     chain = _dotted(base)
@@ -230,7 +267,9 @@ def _class(module: Module, node: ast.ClassDef, seen: frozenset) -> Signature | o
         continue
       annotation, name = ast.unparse(field.annotation), field.target.id
       options = {k.arg: k.value for k in field.value.keywords} if isinstance(field.value, ast.Call) else {}
-      is_field_call = isinstance(field.value, ast.Call) and (_dotted(field.value.func) or ("",))[-1] == "field"
+      is_field_call = (
+        isinstance(field.value, ast.Call) and (_dotted(field.value.func) or ("",))[-1] == "field"
+      )
       if "ClassVar" in annotation or "KW_ONLY" in annotation:
         continue
       if is_field_call and "init" in options and ast.unparse(options["init"]) == "False":

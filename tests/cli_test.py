@@ -1,4 +1,4 @@
-"""The command's answers to right and wrong command lines: text, exit status, and that they come before JAX loads."""
+"""The command's answers to right and wrong command lines: text, exit status, and before JAX loads."""
 
 import errno
 import itertools
@@ -17,7 +17,7 @@ from glmjax import cli, errors, signatures
 from glmjax.cli import commands
 
 NUMBERS = itertools.count()
-FAKE = '''
+FAKE = """
 import dataclasses, errno, os, sys, time
 from glmjax import errors
 
@@ -46,7 +46,7 @@ def train(workdir, steps: int = 3, name: str = "a", mode: str = "ok"):
 
 def generate(prompts, temperature: float = 0.0):
   return [prompt.upper() for prompt in prompts]
-'''
+"""
 
 
 @pytest.fixture
@@ -54,32 +54,45 @@ def fake(tmp_path, monkeypatch):
   """train and generate commands whose functions are in a module of our own."""
   module = f"fakecommand{next(NUMBERS)}"  # a new name each time: gin never forgets a function
   (tmp_path / f"{module}.py").write_text(FAKE)
-  (tmp_path / "x.gin").write_text("from __gin__ import dynamic_registration\n"
-                                  f"import {module}\nSTEPS = 5\n{module}.train.steps = %STEPS\n")
+  (tmp_path / "x.gin").write_text(
+    f"from __gin__ import dynamic_registration\nimport {module}\nSTEPS = 5\n{module}.train.steps = %STEPS\n"
+  )
   monkeypatch.chdir(tmp_path)
   monkeypatch.syspath_prepend(str(tmp_path))
   signatures.find_module.cache_clear()
   table = {
-      "train": commands.Command("train", f"{module}.train", "train", "glmjax train",
-                                (commands.Flag("--workdir", "folder"), commands.Flag("--name", "name"))),
-      "generate": commands.Command("generate", f"{module}.generate", "generate", "glmjax generate",
-                                   commands.COMMANDS["generate"].flags[1:3], commands.COMMANDS["generate"].prepare,
-                                   commands.COMMANDS["generate"].show),
+    "train": commands.Command(
+      "train",
+      f"{module}.train",
+      "train",
+      "glmjax train",
+      (commands.Flag("--workdir", "folder"), commands.Flag("--name", "name")),
+    ),
+    "generate": commands.Command(
+      "generate",
+      f"{module}.generate",
+      "generate",
+      "glmjax generate",
+      commands.COMMANDS["generate"].flags[1:3],
+      commands.COMMANDS["generate"].prepare,
+      commands.COMMANDS["generate"].show,
+    ),
   }
   monkeypatch.setattr(commands, "COMMANDS", table)
   return module
 
 
 def run(*arguments, **options):
-  return subprocess.run([sys.executable, "-m", "glmjax", *arguments], capture_output=True, text=True, check=False,
-                        **options)
+  return subprocess.run(
+    [sys.executable, "-m", "glmjax", *arguments], capture_output=True, text=True, check=False, **options
+  )
 
 
 def one_line(capsys):
   """What went to standard error, which must be one line."""
   text = capsys.readouterr().err
   assert text.startswith("glmjax: ") and text.count("\n") == 1, text
-  return text[len("glmjax: "):-1]
+  return text[len("glmjax: ") : -1]
 
 
 @pytest.mark.parametrize("name", commands.COMMANDS)
@@ -131,7 +144,9 @@ def test_version_and_module_entry():
   assert run("--workdir=x").returncode == 2
 
 
-@pytest.mark.parametrize("arguments, expected", [
+@pytest.mark.parametrize(
+  "arguments, expected",
+  [
     (["export", "--bits=3"], "invalid choice: 3"),
     (["train", "--stop_at_step=abc"], "invalid int value: 'abc'"),
     (["train", "--stop_at_step"], "expected one argument"),
@@ -139,14 +154,17 @@ def test_version_and_module_entry():
     (["generate", "--prompt=a", "--file=b"], "both given"),
     (["generate", "--file=nope.txt"], "cannot read nope.txt"),
     (["train", "--gin.STEPS"], "has no value"),
-])
+  ],
+)
 def test_mistakes_in_flags(arguments, expected, capsys):
   assert cli.main(arguments) == 2
   assert expected in one_line(capsys)
 
 
 def test_json_is_alone_on_standard_output(fake, capsys):
-  assert cli.main(["train", "--gin_file=x.gin", "--workdir=here", "--name=it's", "--gin.STEPS=7", "--json"]) == 0
+  assert (
+    cli.main(["train", "--gin_file=x.gin", "--workdir=here", "--name=it's", "--gin.STEPS=7", "--json"]) == 0
+  )
   captured = capsys.readouterr()
   assert json.loads(captured.out) == {"steps": 7, "name": "it's"}
   assert "chatter" in captured.err
@@ -159,12 +177,19 @@ def test_gin_file_and_flag_bind_the_function(fake, capsys):
   assert f"no value for workdir of {fake}.train" in one_line(capsys)
 
 
-@pytest.mark.parametrize("mode, status, expected", [
+@pytest.mark.parametrize(
+  "mode, status, expected",
+  [
     ("input", 2, "batch 6 does not divide over 4 devices; use 8"),
     ("crash", 1, "RuntimeError: first line (run again with --debug for the traceback)"),
     ("disk", 1, "the disk is full (runs/a/file): free some space and run the same command again"),
-    ("extra", 1, "ModuleNotFoundError: No module named 'seqio_missing' (run again with --debug for the traceback)"),
-])
+    (
+      "extra",
+      1,
+      "ModuleNotFoundError: No module named 'seqio_missing' (run again with --debug for the traceback)",
+    ),
+  ],
+)
 def test_errors_while_running(fake, capsys, mode, status, expected):
   arguments = ["train", "--gin_file=x.gin", "--workdir=here", f"--gin.{fake}.train.mode='{mode}'"]
   assert cli.main(arguments) == status
@@ -181,12 +206,19 @@ def test_missing_extra_is_named():
 
 def test_interrupt(fake):
   """Ctrl-C while the command runs: one line and status 130."""
-  code = ("import sys; from glmjax import cli; from glmjax.cli import commands as c\n"
-          f"c.COMMANDS = {{'train': c.Command('train', '{fake}.train', 't', 'e', (c.Flag('--workdir', 'w'),))}}\n"
-          f"sys.exit(cli.main(['train', '--gin_file=x.gin', '--workdir=a', '--gin.{fake}.train.mode=\"sleep\"']))")
+  code = (
+    "import sys; from glmjax import cli; from glmjax.cli import commands as c\n"
+    f"c.COMMANDS = {{'train': c.Command('train', '{fake}.train', 't', 'e', (c.Flag('--workdir', 'w'),))}}\n"
+    f"sys.exit(cli.main(['train', '--gin_file=x.gin', '--workdir=a', '--gin.{fake}.train.mode=\"sleep\"']))"
+  )
   environment = {**os.environ, "PYTHONPATH": os.getcwd()}
-  process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
-                             env=environment)
+  process = subprocess.Popen(
+    [sys.executable, "-c", code],
+    stderr=subprocess.PIPE,
+    stdout=subprocess.DEVNULL,
+    text=True,
+    env=environment,
+  )
   assert process.stderr.readline() == "ready\n"
   process.send_signal(signal.SIGINT)
   assert process.wait(timeout=20) == 130
@@ -200,8 +232,10 @@ def test_prompts_from_file_and_standard_input(fake, capsys, monkeypatch):
   assert capsys.readouterr().out == "ONE [MASK]\n\n二\n"
   assert cli.main(["generate", "--prompt=a", "--prompt=b", "--json"]) == 0
   assert json.loads(capsys.readouterr().out) == ["A", "B"]
-  for name, content, expected in (("bad.txt", b"\xff\n", "bad.txt: not UTF-8 text (byte 0)"),
-                                  ("empty.txt", b"\n", "empty.txt: empty; expected one text a line")):
+  for name, content, expected in (
+    ("bad.txt", b"\xff\n", "bad.txt: not UTF-8 text (byte 0)"),
+    ("empty.txt", b"\n", "empty.txt: empty; expected one text a line"),
+  ):
     pathlib.Path(name).write_bytes(content)
     assert cli.main(["generate", f"--file={name}"]) == 2
     assert one_line(capsys) == expected
@@ -212,7 +246,9 @@ def test_prompts_from_file_and_standard_input(fake, capsys, monkeypatch):
 
 def test_reader_that_leaves_is_no_error():
   """glmjax ... | head"""
-  process = subprocess.Popen([sys.executable, "-m", "glmjax", "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+  process = subprocess.Popen(
+    [sys.executable, "-m", "glmjax", "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+  )
   process.stdout.close()
   assert b"Traceback" not in process.stderr.read()
   process.stderr.close()

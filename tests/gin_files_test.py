@@ -6,9 +6,9 @@ import time
 
 import pytest
 
-from glmjax import errors, gin_files, signatures
+from glmjax import errors, gin_checker, gin_files, signatures
 
-LOOP = '''
+LOOP = """
 import dataclasses
 from fakelib.parts import Adam, constant as flat
 
@@ -39,8 +39,8 @@ class Plain:
 
   def grow(self, by=1):
     return self.size + by
-'''
-PARTS = '''
+"""
+PARTS = """
 def constant(value=1.0):
   return value
 
@@ -48,9 +48,11 @@ def constant(value=1.0):
 class Adam:
   def __init__(self, b1=0.9, b2=0.95):
     self.b1, self.b2 = b1, b2
-'''
+"""
 HEAD = "from __gin__ import dynamic_registration\nfrom fakelib import loop\n"
-RUN = HEAD + '''import fakelib.parts
+RUN = (
+  HEAD
+  + """import fakelib.parts
 TRAIN_STEPS = 20
 loop.train:
   model = @loop.WideModel()
@@ -59,7 +61,8 @@ loop.train:
 loop.WideModel.num_layers = 2
 loop.WideModel.depth_scale = 2
 fakelib.parts.Adam.b1 = 0.8
-'''
+"""
+)
 
 
 @pytest.fixture(autouse=True)
@@ -94,8 +97,11 @@ def message(text="", overrides=(), files=(), **options):
 
 
 def test_good_file_passes_and_binds():
-  gin_files.parse(["runs/train.gin"], ["TRAIN_STEPS=3", "loop.train.rate=0.5", "fakelib.parts.Adam.b2=0.7"],
-                  entry="fakelib.loop.train")
+  gin_files.parse(
+    ["runs/train.gin"],
+    ["TRAIN_STEPS=3", "loop.train.rate=0.5", "fakelib.parts.Adam.b2=0.7"],
+    entry="fakelib.loop.train",
+  )
   result = gin_files.configured("fakelib.loop.train")()
   assert result["num_steps"] == 3 and result["rate"] == 0.5
   assert (result["optimizer"].b1, result["optimizer"].b2) == (0.8, 0.7)
@@ -122,31 +128,42 @@ def test_file_not_found():
 def test_include_is_followed():
   text = "include 'runs/train.gin'\n" + HEAD + "loop.train.num_steps = %TRAIN_STEP\n"
   assert message(text) == "x.gin:4: %TRAIN_STEP is not defined; did you mean TRAIN_STEPS?"
-  assert message("include 'runs/tran.gin'\n") == "x.gin:1: no gin file runs/tran.gin; did you mean runs/train.gin?"
+  assert (
+    message("include 'runs/tran.gin'\n") == "x.gin:1: no gin file runs/tran.gin; did you mean runs/train.gin?"
+  )
   assert "includes itself" in message("include 'x.gin'\n")
 
 
-@pytest.mark.parametrize("text, place", [
+@pytest.mark.parametrize(
+  "text, place",
+  [
     (HEAD + "loop.train.num_steps == 3\n", "x.gin:3: "),
     (HEAD + "loop.train.num_steps = abc\n", "x.gin:3: "),
     (HEAD + "loop.train.num_steps = (1,\n", "x.gin:"),
     (HEAD + "loop.train:\nnum_steps = 3\n", "x.gin:"),
     ("import fakelib.loop, fakelib.parts\n", "x.gin:1: "),
     (HEAD + "loop.train.name = 'abc\n", "x.gin:3"),
-])
+  ],
+)
 def test_syntax_error(text, place):
   assert message(text).startswith(place)
 
 
 def test_unknown_module_function_parameter():
   start = "from __gin__ import dynamic_registration\n"
-  assert "x.gin:2: no module fakelib.lop; did you mean fakelib.loop?" == message(start + "from fakelib import lop\n")
+  assert "x.gin:2: no module fakelib.lop; did you mean fakelib.loop?" == message(
+    start + "from fakelib import lop\n"
+  )
   assert "fakelib.loop is a module" in message(start + "from fakelib.loop import train\n")
   assert "nosuchlib is not installed" in message(start + "import nosuchlib\n")
-  assert "x.gin:3: fakelib.loop has no trian; did you mean train?" in message(HEAD + "loop.trian.num_steps = 3\n")
+  assert "x.gin:3: fakelib.loop has no trian; did you mean train?" in message(
+    HEAD + "loop.trian.num_steps = 3\n"
+  )
   assert "has no Admam; did you mean Adam?" in message(HEAD + "loop.train.optimizer = @loop.Admam()\n")
   found = message(HEAD + "loop.train.num_step = 3\n")
-  assert found.startswith("x.gin:3: loop.train has no parameter num_step; did you mean num_steps? (fakelib/loop.py:")
+  assert found.startswith(
+    "x.gin:3: loop.train has no parameter num_step; did you mean num_steps? (fakelib/loop.py:"
+  )
   assert "did you mean num_layers?" in message(HEAD + "loop.WideModel.num_layer = 3\n")
   assert "has no parameter hidden" in message(HEAD + "loop.Model.hidden = 3\n")
   assert "did you mean colour?" in message(HEAD + "loop.Plain.color = 'blue'\n")
@@ -159,13 +176,17 @@ def test_unknown_module_function_parameter():
 
 def test_accepts_what_source_cannot_tell():
   with open("x.gin", "w", encoding="utf-8") as file:
-    file.write(HEAD + "loop.anything.colour = 1\nloop.flat.value = 2.0\nloop.Plain.grow.by = 2\nimport math\nmath.sqrt.x = 1\n")
+    file.write(
+      HEAD
+      + "loop.anything.colour = 1\nloop.flat.value = 2.0\nloop.Plain.grow.by = 2\nimport math\nmath.sqrt.x = 1\n"
+    )
   gin_files.check(["x.gin"])
 
 
 def test_macros():
   assert message(files=["runs/train.gin"], overrides=["TRAIN_STEP=3"]) == (
-      "--gin.TRAIN_STEP: no gin file uses the macro TRAIN_STEP; did you mean TRAIN_STEPS?")
+    "--gin.TRAIN_STEP: no gin file uses the macro TRAIN_STEP; did you mean TRAIN_STEPS?"
+  )
   unused = message(HEAD + "STEPS = 3\n")
   assert unused == "x.gin:3: nothing uses the macro STEPS; remove the line, or use it as %STEPS"
   typo = message(HEAD + "TRAIN_STEP = 3\nloop.train.num_steps = %TRAIN_STEPS\n")
@@ -193,23 +214,28 @@ def test_overrides():
   assert "has no value" in message(files=files, overrides=["TRAIN_STEPS"])
   assert "'--gin.loop.train.name=\"runs/a\"'" in message(files=files, overrides=["loop.train.name=runs/a"])
   assert "did you mean rate?" in message(files=files, overrides=["loop.train.raet=1"])
-  assert "no import provides train; did you mean loop.train?" in message(files=files, overrides=["train.rate=1"])
+  assert "no import provides train; did you mean loop.train?" in message(
+    files=files, overrides=["train.rate=1"]
+  )
   assert message(files=files, overrides=["=3"]).startswith("--gin.")
   assert message(files=files, overrides=["import fakelib=3"]).startswith("--gin.")
   gin_files.check(files, ["glmjax.tokens.SpecialTokens.mask=1"])  # a full name needs no import in a file
 
 
 def test_types_of_our_own_parameters(monkeypatch, library):
-  monkeypatch.setattr(gin_files, "__file__", str(library / "gin_files.py"))  # the fake library counts as ours
+  monkeypatch.setattr(gin_checker, "__file__", str(library / "gin_checker.py"))  # the fake library counts as ours
   assert message(files=["runs/train.gin"], overrides=["TRAIN_STEPS='3'"]) == (
-      "--gin.TRAIN_STEPS: loop.train.num_steps takes int, not '3' (a str)")
+    "--gin.TRAIN_STEPS: loop.train.num_steps takes int, not '3' (a str)"
+  )
   assert "takes int, not 1000000.0" in message(files=["runs/train.gin"], overrides=["TRAIN_STEPS=1e6"])
   assert "takes str | None, not 3" in message(files=["runs/train.gin"], overrides=["loop.train.name=3"])
   gin_files.check(["runs/train.gin"], ["loop.train.rate=1", "loop.train.name=None"])
 
 
 def test_entry_needs_its_parameters():
-  assert message(entry="fakelib.loop.train").startswith("no value for model of fakelib.loop.train: add the --gin_file")
+  assert message(entry="fakelib.loop.train").startswith(
+    "no value for model of fakelib.loop.train: add the --gin_file"
+  )
   gin_files.check([], [], entry="fakelib.loop.train", given=["model"])
   gin_files.check(["runs/train.gin"], [], entry="fakelib.loop.train")
 
@@ -226,10 +252,12 @@ def test_packaged_files_are_in_order():
 
 def test_error_comes_without_jax():
   """Measured from process start, on a mistake in a parameter of the library itself."""
-  code = ("import sys; from glmjax import gin_files, errors\n"
-          "try: gin_files.check([], ['glmjax.tokens.SpecialTokens.maks=1'])\n"
-          "except errors.InputError as e: print(e)\n"
-          "sys.exit(any(m in sys.modules for m in ('jax', 'numpy', 'tensorflow', 'glmjax.tokens')))")
+  code = (
+    "import sys; from glmjax import gin_files, errors\n"
+    "try: gin_files.check([], ['glmjax.tokens.SpecialTokens.maks=1'])\n"
+    "except errors.InputError as e: print(e)\n"
+    "sys.exit(any(m in sys.modules for m in ('jax', 'numpy', 'tensorflow', 'glmjax.tokens')))"
+  )
   start = time.monotonic()
   done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
   assert done.returncode == 0 and "did you mean mask?" in done.stdout, done

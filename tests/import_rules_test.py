@@ -13,34 +13,34 @@ SEQIO_HALF = ("glmjax.data.cache", "glmjax.data.feature_converter")  # of data; 
 
 # part -> the parts it may import. A part is the longest prefix of a module's name found here.
 ALLOWED = {
-    "errors": (),
-    "tokens": (),
-    "tokenizer": ("errors", "tokens"),
-    "quantize": ("errors",),
-    "models.config": ("errors",),
-    "parallel": ("errors",),
-    "models": ("errors", "models.config", "quantize", "parallel"),
-    "data": ("errors", "tokens", "tokenizer"),
-    "train": ("models", "models.config", "parallel", "checkpoint", "errors", "tokens"),
-    "checkpoint": ("parallel", "quantize", "models.config", "train.state", "errors"),
-    "infer": ("models", "models.config", "parallel", "quantize", "checkpoint", "tokens", "tokenizer", "errors"),
-    "evaluate": ("infer", "data", "errors", "tokens"),
-    "tasks": ("data", "tokens", "tokenizer", "errors"),
-    "cli": None,  # everything
+  "errors": (),
+  "tokens": (),
+  "tokenizer": ("errors", "tokens"),
+  "quantize": ("errors",),
+  "models.config": ("errors",),
+  "parallel": ("errors",),
+  "models": ("errors", "models.config", "quantize", "parallel"),
+  "data": ("errors", "tokens", "tokenizer"),
+  "train": ("models", "models.config", "parallel", "checkpoint", "errors", "tokens"),
+  "checkpoint": ("parallel", "quantize", "models.config", "train.state", "errors"),
+  "infer": ("models", "models.config", "parallel", "quantize", "checkpoint", "tokens", "tokenizer", "errors"),
+  "evaluate": ("infer", "data", "errors", "tokens"),
+  "tasks": ("data", "tokens", "tokenizer", "errors"),
+  "cli": None,  # everything
 }
-CLI = ("cli", "gin_files", "signatures", "__main__")  # the command line's modules
+CLI = ("cli", "gin_files", "gin_checker", "signatures", "__main__")  # the command line's modules
 # What only some parts may import.
 THIRD_PARTY = {
-    "gin": ("cli",),
-    "seqio": ("tasks", "data"),
-    "tensorflow": ("tasks", "data"),
-    "tensorflow_text": ("tasks", "data"),
-    "jax": ("quantize", "parallel", "models", "train", "checkpoint", "infer", "evaluate"),
-    "flax": ("parallel", "models"),
-    "optax": ("train",),
-    "orbax": ("checkpoint",),
-    "sentencepiece": ("tokenizer",),
-    "torch": (),
+  "gin": ("cli",),
+  "seqio": ("tasks", "data"),
+  "tensorflow": ("tasks", "data"),
+  "tensorflow_text": ("tasks", "data"),
+  "jax": ("quantize", "parallel", "models", "train", "checkpoint", "infer", "evaluate"),
+  "flax": ("parallel", "models"),
+  "optax": ("train",),
+  "orbax": ("checkpoint",),
+  "sentencepiece": ("tokenizer",),
+  "torch": (),
 }
 
 
@@ -73,7 +73,9 @@ def imports(module, path):
     elif isinstance(node, ast.ImportFrom):
       base = node.module or ""
       if node.level:
-        base = ".".join([*package.split(".")[: len(package.split(".")) - node.level + 1], *filter(None, [base])])
+        base = ".".join(
+          [*package.split(".")[: len(package.split(".")) - node.level + 1], *filter(None, [base])]
+        )
       for alias in node.names:
         whole = f"{base}.{alias.name}"
         yield whole if whole in MODULES or not base.startswith("glmjax") else base
@@ -97,11 +99,19 @@ def test_imports_agree_with_the_table(module):
 
 
 def test_rules_tell_right_from_wrong():
-  assert is_allowed("glmjax.models.glm", "glmjax.quantize.ops") and is_allowed("glmjax.checkpoint.x", "glmjax.train.state")
-  for module, imported in (("glmjax.models.glm", "glmjax.train.loop"), ("glmjax.checkpoint.x", "glmjax.train.loop"),
-                           ("glmjax.quantize.ops", "glmjax.models.glm"), ("glmjax.data.loader", "jax"),
-                           ("glmjax.train.loop", "gin"), ("glmjax.train.loop", "flax.linen"),
-                           ("glmjax.parallel.mesh", "glmjax.models.config"), ("glmjax.evaluate.a", "glmjax.tasks.b")):
+  assert is_allowed("glmjax.models.glm", "glmjax.quantize.ops") and is_allowed(
+    "glmjax.checkpoint.x", "glmjax.train.state"
+  )
+  for module, imported in (
+    ("glmjax.models.glm", "glmjax.train.loop"),
+    ("glmjax.checkpoint.x", "glmjax.train.loop"),
+    ("glmjax.quantize.ops", "glmjax.models.glm"),
+    ("glmjax.data.loader", "jax"),
+    ("glmjax.train.loop", "gin"),
+    ("glmjax.train.loop", "flax.linen"),
+    ("glmjax.parallel.mesh", "glmjax.models.config"),
+    ("glmjax.evaluate.a", "glmjax.tasks.b"),
+  ):
     assert not is_allowed(module, imported), (module, imported)
 
 
@@ -115,17 +125,22 @@ def test_every_part_is_in_the_architecture():
 
 def test_only_the_seqio_half_of_data_imports_seqio():
   heavy = {"seqio", "tensorflow", "tensorflow_text"}
-  found = [module for module, path in MODULES.items() if part_of(module) == "data"
-           and heavy & {name.split(".")[0] for name in imports(module, path)}]
+  found = [
+    module
+    for module, path in MODULES.items()
+    if part_of(module) == "data" and heavy & {name.split(".")[0] for name in imports(module, path)}
+  ]
   assert set(found) <= set(SEQIO_HALF)
 
 
 def loads(names, forbidden):
   """Imports the modules one after another in a new process; which of them loaded what is forbidden."""
-  code = (f"import importlib, sys\nfor name in {names!r}:\n"
-          f"  importlib.import_module(name)\n"
-          f"  found = [m for m in {forbidden!r} if m in sys.modules]\n"
-          f"  if found: sys.exit(f'{{name}} loads {{found}}')\n")
+  code = (
+    f"import importlib, sys\nfor name in {names!r}:\n"
+    f"  importlib.import_module(name)\n"
+    f"  found = [m for m in {forbidden!r} if m in sys.modules]\n"
+    f"  if found: sys.exit(f'{{name}} loads {{found}}')\n"
+  )
   done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
   return "" if done.returncode == 0 else done.stderr.strip().splitlines()[-1]
 
@@ -136,8 +151,13 @@ def test_library_loads_neither_tensorflow_nor_seqio():
 
 
 def test_data_and_tokenizer_load_without_jax():
-  names = [name for name in MODULES if part_of(name) in ("errors", "tokens", "tokenizer", "models.config", "data")
-           and name not in SEQIO_HALF and name != "glmjax.models"]
+  names = [
+    name
+    for name in MODULES
+    if part_of(name) in ("errors", "tokens", "tokenizer", "models.config", "data")
+    and name not in SEQIO_HALF
+    and name != "glmjax.models"
+  ]
   assert not loads(names, ["jax", "tensorflow", "seqio", "gin"])
 
 
@@ -148,12 +168,16 @@ def test_command_line_loads_nothing_heavy():
 
 def test_gin_folder_does_not_shadow_gin_config():
   assert not (ROOT / "gin" / "__init__.py").exists()
-  done = subprocess.run([sys.executable, "-c", "import gin; gin.parse_config"], cwd=ROOT, capture_output=True, check=False)
+  done = subprocess.run(
+    [sys.executable, "-c", "import gin; gin.parse_config"], cwd=ROOT, capture_output=True, check=False
+  )
   assert done.returncode == 0, done.stderr
 
 
 def test_importlib_mode_and_strict_warnings():
   """What the tests rely on: no __init__.py in tests, warnings are errors."""
-  options = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["pytest"]["ini_options"]
+  options = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["pytest"][
+    "ini_options"
+  ]
   assert "--import-mode=importlib" in options["addopts"] and options["filterwarnings"][0] == "error"
   assert not list((ROOT / "tests").rglob("__init__.py"))

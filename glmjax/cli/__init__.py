@@ -13,12 +13,13 @@ from glmjax import errors
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Runs one command; returns its exit status: 0 done, 2 a mistake to mend, 130 interrupted, 1 anything else."""
+  """Runs one command; its exit status: 0 done, 2 a mistake to mend, 130 interrupted, 1 anything else."""
   arguments = list(sys.argv[1:] if argv is None else argv)
   debug = "--debug" in arguments
   try:
     from glmjax import gin_files  # here, so that Ctrl-C during the imports is caught as well
     from glmjax.cli import commands
+
     _limit_threads()
     return commands.run(arguments)
   except KeyboardInterrupt:
@@ -30,19 +31,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     if debug:
       traceback.print_exc()
     error = gin_files.original(error)
-    return _fail(_first_line(error), 2) if isinstance(error, errors.InputError) else _fail(_describe(error), 1)
+    return (
+      _fail(_first_line(error), 2) if isinstance(error, errors.InputError) else _fail(_describe(error), 1)
+    )
 
 
 def _describe(error: Exception) -> str:
   """One line for an error that no part of glmjax foresaw."""
   again = "run again with --debug for the traceback"
   if isinstance(error, ModuleNotFoundError) and error.name:
-    from glmjax import gin_files
-    extra = gin_files.EXTRAS.get(error.name.split(".")[0])
+    from glmjax import signatures
+
+    extra = signatures.EXTRAS.get(error.name.split(".")[0])
     if extra:
       return f"this needs {error.name}: pip install 'glmjax[{extra}]'"
   if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-    return f"the disk is full ({error.filename or 'while writing'}): free some space and run the same command again"
+    place = error.filename or "while writing"
+    return f"the disk is full ({place}): free some space and run the same command again"
   return f"{type(error).__name__}: {_first_line(error)} ({again})"
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import glmjax
-from glmjax import errors, gin_files
+from glmjax import errors, gin_files, signatures
 from glmjax.cli import inputs
 
 GIN_HELP = "gin file, searched here and then among glmjax's own (repeatable)"
@@ -62,7 +62,8 @@ COMMANDS = {command.name: command for command in (
             (Flag("--folder", "where to put the tokenizer"), Flag("--vocab_size", "number of pieces", int))),
     Command("cache", "glmjax.data.cache.cache_mixture", "tokenize a mixture once into shards on disk",
             "glmjax cache --gin_file=runs/quickstart.gin --directory=runs/cache",
-            (Flag("--mixture_name", "name of the seqio mixture"), Flag("--directory", "where to put the shards"),
+            (Flag("--mixture_name", "name of the seqio mixture"),
+             Flag("--directory", "where to put the shards"),
              Flag("--num_shards", "shards per task", int), Flag("--num_workers", "processes", int),
              Flag("--overwrite", "replace what is there", bool)),
             before="glmjax.tasks.pretrain.register"),
@@ -72,15 +73,17 @@ COMMANDS = {command.name: command for command in (
              Flag("--overwrite", "start anew over an existing run", bool),
              Flag("--stop_at_step", "stop early at this step; the schedules stay as they are", int))),
     Command("evaluate", "glmjax.evaluate.heldout.evaluate", "measure a model on held-out text",
-            "glmjax evaluate --gin_file=runs/quickstart.gin --checkpoint=runs/mine --cache=runs/cache --out=eval.json",
+            "glmjax evaluate --checkpoint=runs/mine --cache=runs/cache --out=runs/mine/heldout.json",
             (CHECKPOINT, Flag("--cache", "folder of the token cache"), Flag("--out", "JSON file to write"))),
-    Command("export", "glmjax.checkpoint.export.export", "write a float, INT8 or INT4 model from a training run",
+    Command("export", "glmjax.checkpoint.export.export",
+            "write a float, INT8 or INT4 model from a training run",
             "glmjax export --checkpoint=runs/mine --bits=4 --out=runs/mine-int4",
             (CHECKPOINT, Flag("--out", "folder to write"),
              Flag("--bits", "weight bits (without it: float)", int, choices=(8, 4)))),
     Command("generate", "glmjax.infer.engine.generate", "fill [MASK]s in a text, or continue it",
             "glmjax generate --checkpoint=runs/mine-int4 --prompt='The capital of France is [MASK].'",
-            (CHECKPOINT, Flag("--prompt", "text with [MASK] or [gMASK] (repeatable)", repeatable=True, is_argument=True),
+            (CHECKPOINT,
+             Flag("--prompt", "text with [MASK] or [gMASK] (repeatable)", repeatable=True, is_argument=True),
              Flag("--file", "file of prompts, one a line; - is standard input", is_argument=True), *SAMPLING),
             prepare=inputs.prompts, show=inputs.show_texts),
     Command("score", "glmjax.infer.engine.score", "how likely a model finds a text",
@@ -135,7 +138,7 @@ def _parse_flags(arguments: list[str]) -> argparse.Namespace | None:
   if name in COMMANDS:
     return _parse_command(COMMANDS[name], arguments[1:])
   if not name.startswith("-"):
-    close = gin_files.nearest(name, COMMANDS)
+    close = signatures.nearest(name, COMMANDS)
     advice = f"did you mean {close}?" if close else f"there are {', '.join(COMMANDS)}"
     raise errors.InputError(f"no command {name}; {advice}")
   if name == "--version":
@@ -143,7 +146,7 @@ def _parse_flags(arguments: list[str]) -> argparse.Namespace | None:
   elif name in ("--help", "-h"):
     parser.print_help()
   else:
-    raise errors.InputError(f"{name} stands before any command; write glmjax COMMAND {name}, or see glmjax --help")
+    raise errors.InputError(f"no command before {name}; write glmjax COMMAND {name}, or see glmjax --help")
   return None
 
 
@@ -157,8 +160,9 @@ def _parse_command(command: Command, arguments: Sequence[str]) -> argparse.Names
     parser.add_argument(flag.name, help=flag.help, **settings)
   parser.add_argument("--gin_file", action="append", default=[], help=GIN_HELP)
   parser.add_argument("--gin.NAME=VALUE", action="store_true", dest="gin",
-                      help="set a macro or a parameter, e.g. --gin.TRAIN_STEPS=100 or --gin.loop.train.seed=1")
-  parser.add_argument("--json", action="store_true", help="print the result as JSON; all else goes to standard error")
+                      help="set a macro or parameter, e.g. --gin.TRAIN_STEPS=100 or --gin.loop.train.seed=1")
+  parser.add_argument("--json", action="store_true",
+                      help="print the result as JSON; all else goes to standard error")
   parser.add_argument("--debug", action="store_true", help="print the traceback of an error")
   parser.add_argument("--help", "-h", action="store_true", help="print this")
   if "--help" in arguments or "-h" in arguments:
@@ -166,7 +170,7 @@ def _parse_command(command: Command, arguments: Sequence[str]) -> argparse.Names
     return None
   options, unknown = parser.parse_known_args(arguments)
   if unknown:
-    close = gin_files.nearest(unknown[0].split("=")[0], parser._option_string_actions)
+    close = signatures.nearest(unknown[0].split("=")[0], parser._option_string_actions)
     raise errors.InputError(f"unknown argument {unknown[0]}; "
                             + (f"did you mean {close}?" if close else f"see {parser.prog} --help"))
   options.command = command.name

@@ -8,10 +8,12 @@ from glmjax import errors
 
 
 def prompts(options: argparse.Namespace) -> dict[str, Any]:
+  """generate's argument."""
   return {"prompts": _lines("--prompt", options.prompt, options.file)}
 
 
 def texts(options: argparse.Namespace) -> dict[str, Any]:
+  """score's argument."""
   return {"texts": _lines("--text", options.text, options.file)}
 
 
