@@ -1,0 +1,132 @@
+"""Decoding: prefill the cache with a batch of prompts, then a loop on the device that adds tokens.
+
+Each prompt's last token is left to the loop, whose body is then the only place that samples: read the
+last token, write its key and value, sample the next. `decode` runs to any step given as an argument, so
+that streaming calls the same compiled program as decoding to the end.
+
+B batch, P prompt slots, T new slots, M = P + T slots, V vocabulary.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from glmjax.infer import cache as cache_lib
+from glmjax.infer import prompt as prompt_lib
+from glmjax.infer import sampling
+from glmjax.models import config as config_lib
+from glmjax.models import glm
+
+UNUSED = -1  # in generated tokens: behind a row's end
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class State:
+  """All that changes from token to token."""
+
+  cache: glm.Cache
+  step: jax.Array  # int32 []: tokens generated so far; the next is written to slot P + step
+  last_B: jax.Array  # int32: the token to read next
+  generated_BT: jax.Array  # int32; UNUSED behind a row's end
+  done_B: jax.Array  # bool
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Rows:
+  """What stays the same while a batch decodes."""
+
+  tokens_BP: jax.Array  # int32, without each prompt's last token; padded on the left
+  positions_B2P: jax.Array  # int32: position, block position
+  start_BP: jax.Array  # int32: the interval that each prompt token sees
+  end_BP: jax.Array
+  last_B: jax.Array  # int32: each prompt's last token
+  position_B2: jax.Array  # int32: its position and block position
+  stride_B2: jax.Array  # int32: what each step adds to them
+  start_B: jax.Array  # int32: first slot that holds a token of the row
+  limit_B: jax.Array  # int32: most tokens to generate; 0 in rows that only fill the batch
+
+
+def make_rows(prompts: Sequence[prompt_lib.Prompt], limits: Sequence[int], pad: int, batch: int | None = None,
+              slots: int | None = None) -> Rows:
+  """Prompts as one padded batch of `batch` rows and `slots` prompt slots (both bucketed if not given)."""
+  batch = batch or cache_lib.bucket(len(prompts), 1)
+  slots = slots or cache_lib.bucket(max(len(p.tokens) for p in prompts) - 1)
+  tokens = np.full((batch, slots), pad, np.int32)
+  positions = np.zeros((batch, 2, slots), np.int32)
+  start = np.tile(np.arange(slots, dtype=np.int32), (batch, 1))  # padding sees itself alone
+  end = start + 1
+  last, position, stride = np.full(batch, pad, np.int32), np.zeros((batch, 2), np.int32), np.zeros((batch, 2), np.int32)
+  first, limit = np.full(batch, slots, np.int32), np.zeros(batch, np.int32)
+  for row, (p, most) in enumerate(zip(prompts, limits, strict=True)):
+    at = slots - len(p.tokens) + 1
+    assert at >= 0, (slots, len(p.tokens))
+    tokens[row, at:], last[row] = p.tokens[:-1], p.tokens[-1]
+    positions[row, :, at:], position[row] = p.positions[:, :-1], p.positions[:, -1]
+    start[row, at:] = first[row] = at
+    end[row, at:] = np.maximum(end[row, at:], at + p.context_length)
+    stride[row], limit[row] = p.stride, most
+  return Rows(*map(jnp.asarray, (tokens, positions, start, end, last, position, stride, first, limit)))
+
+
+@functools.partial(jax.jit, static_argnames=("config", "new_slots"))
+def prefill(config: config_lib.GLMConfig, params: Any, rows: Rows, new_slots: int) -> State:
+  """The state after reading all but the last token of each prompt, with room for `new_slots` tokens."""
+  batch, slots = rows.tokens_BP.shape
+  # Attention here runs over the prompt's slots only; the empty ones are added behind.
+  _, cache = glm.GLM(config).apply(
+      {"params": params}, rows.tokens_BP, model_positions(config, rows.positions_B2P), rows.start_BP, rows.end_BP,
+      cache=cache_lib.empty(config, batch, slots), cache_index=jnp.int32(0), method="hidden")
+  return State(cache=cache_lib.extend(cache, new_slots), step=jnp.int32(0), last_B=rows.last_B,
+               generated_BT=jnp.full((batch, new_slots), UNUSED, jnp.int32), done_B=rows.limit_B <= 0)
+
+
+def next_logits(config: config_lib.GLMConfig, params: Any, rows: Rows, state: State) -> tuple[jax.Array, glm.Cache]:
+  """Logits [B, V] behind each row's last token, and the cache with that token in it."""
+  slot = rows.tokens_BP.shape[1] + state.step
+  positions_B2 = rows.position_B2 + state.step * rows.stride_B2
+  model = glm.GLM(config)
+  x_B1D, cache = model.apply(
+      {"params": params}, state.last_B[:, None], model_positions(config, positions_B2[..., None]),
+      rows.start_B[:, None], jnp.broadcast_to(slot + 1, (len(state.last_B), 1)), cache=state.cache, cache_index=slot,
+      method="hidden")
+  return model.apply({"params": params}, x_B1D, method="head")[:, 0], cache
+
+
+@functools.partial(jax.jit, static_argnames=("config",), donate_argnames=("state",))
+def decode(config: config_lib.GLMConfig, params: Any, rows: Rows, state: State, draws: sampling.Draws,
+           suppressed_V: jax.Array, stops_V: jax.Array, until: jax.Array) -> State:
+  """Adds tokens until every row is done or `until` tokens are generated.
+
+  A row is done at its first token of `stops_V` (bool), which is kept, or at its limit.
+  """
+
+  def more(state: State) -> jax.Array:
+    return (state.step < until) & ~state.done_B.all()
+
+  def step(state: State) -> State:
+    logits_BV, cache = next_logits(config, params, rows, state)
+    token_B = sampling.sample(logits_BV, suppressed_V, draws, state.step)
+    written_B1 = jnp.where(state.done_B, UNUSED, token_B)[:, None]
+    return State(cache=cache, step=state.step + 1, last_B=token_B,
+                 generated_BT=jax.lax.dynamic_update_slice(state.generated_BT, written_B1, (0, state.step)),
+                 done_B=state.done_B | stops_V[token_B] | (state.step + 1 >= rows.limit_B))
+
+  return jax.lax.while_loop(more, step, state)
+
+
+def model_positions(config: config_lib.GLMConfig, positions_B2L: jax.Array) -> jax.Array:
+  """Positions as the family takes them: [B, L], or [B, 2, L] for two-dimensional ones."""
+  return positions_B2L[:, 0] if config.positions == "rotary" else positions_B2L
+
+
+def generated(state: State, num_rows: int) -> list[list[int]]:
+  """Each row's new tokens, its stop token included."""
+  tokens = np.asarray(state.generated_BT)[:num_rows]
+  return [row[row != UNUSED].tolist() for row in tokens]

@@ -1,0 +1,101 @@
+"""The next token from logits: greedy, temperature, top-k, top-p, in the order of GLM-130B's BaseStrategy.
+
+B batch, V vocabulary.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from glmjax import errors
+
+# What the original puts in place of a logit that must not win.
+FILTERED = -65504.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+  """How one request's tokens are drawn; the default takes the most probable one.
+
+  Raises:
+    errors.InputError: for a value out of range.
+  """
+
+  temperature: float = 0.0  # 0: greedy; else the logits are divided by it
+  top_k: int = 0  # only the k most probable tokens, ties with the k-th included; 0: all
+  top_p: float = 1.0  # only the most probable tokens that together reach this probability; 1: all
+
+  def __post_init__(self):
+    if not 0 <= self.temperature < float("inf"):
+      raise errors.InputError(f"temperature is {self.temperature}: give 0 (greedy) or more")
+    if self.top_k < 0:
+      raise errors.InputError(f"top_k is {self.top_k}: give 0 (all tokens) or more")
+    if not 0 < self.top_p <= 1:
+      raise errors.InputError(f"top_p is {self.top_p}: give a probability above 0, at most 1")
+
+  @property
+  def greedy(self) -> bool:
+    return self.temperature == 0 or self.top_k == 1
+
+  @property
+  def filters(self) -> bool:
+    """Whether it leaves out improbable tokens, which takes sorting them."""
+    return not self.greedy and (self.top_k > 0 or self.top_p < 1)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Draws:
+  """The sampling of a batch: one program per pair of static fields serves every value of the others."""
+
+  keys_B: jax.Array  # random key of each row
+  temperature_B: jax.Array  # float32; 0: greedy
+  top_k_B: jax.Array  # int32; 0: all
+  top_p_B: jax.Array  # float32
+  greedy: bool = dataclasses.field(metadata={"static": True})  # every row is
+  filters: bool = dataclasses.field(metadata={"static": True})  # some row does
+
+
+def draws(samplings: Sequence[Sampling], seeds: Sequence[int]) -> Draws:
+  """One row per request; a row's draws depend on its own seed alone."""
+  assert len(samplings) == len(seeds), (len(samplings), len(seeds))
+  return Draws(
+      keys_B=jax.vmap(jax.random.key)(np.array([seed % 2**32 for seed in seeds], np.uint32)),
+      temperature_B=jnp.array([0.0 if s.greedy else s.temperature for s in samplings], jnp.float32),
+      top_k_B=jnp.array([s.top_k for s in samplings], jnp.int32),
+      top_p_B=jnp.array([s.top_p for s in samplings], jnp.float32),
+      greedy=all(s.greedy for s in samplings), filters=any(s.filters for s in samplings))
+
+
+def filter_logits(logits_BV: jax.Array, top_k_B: jax.Array, top_p_B: jax.Array) -> jax.Array:
+  """Logits with the tokens that top-k, then top-p of what is left, rule out at FILTERED."""
+  vocab = logits_BV.shape[-1]
+  sorted_BV = jnp.sort(logits_BV, axis=-1, descending=True)
+  last_B = jnp.where(top_k_B > 0, jnp.minimum(top_k_B, vocab), vocab) - 1
+  kth_B1 = jnp.take_along_axis(sorted_BV, last_B[:, None], axis=-1)
+  sorted_BV = jnp.where(sorted_BV < kth_B1, FILTERED, sorted_BV)
+  before_BV = jnp.cumsum(jax.nn.softmax(sorted_BV, axis=-1), axis=-1)[:, :-1]
+  # A token stays while those before it have not gone beyond p: the one that crosses p stays too.
+  kept_B = 1 + jnp.sum(before_BV <= top_p_B[:, None], axis=-1)
+  kept_B = jnp.where(top_p_B < 1, kept_B, vocab)
+  least_B1 = jnp.maximum(kth_B1, jnp.take_along_axis(sorted_BV, kept_B[:, None] - 1, axis=-1))
+  return jnp.where(logits_BV < least_B1, FILTERED, logits_BV)
+
+
+def sample(logits_BV: jax.Array, suppressed_V: jax.Array, draws: Draws, step: jax.Array) -> jax.Array:
+  """Tokens int32 [B]; `suppressed_V` (bool) never come out, `step` counts the draws of a row."""
+  logits_BV = logits_BV.astype(jnp.float32)
+  greedy_B = jnp.argmax(jnp.where(suppressed_V, FILTERED, logits_BV), axis=-1).astype(jnp.int32)
+  if draws.greedy:
+    return greedy_B
+  warm_B = draws.temperature_B > 0
+  logits_BV = logits_BV / jnp.where(warm_B, draws.temperature_B, 1.0)[:, None]
+  logits_BV = jnp.where(suppressed_V, FILTERED, logits_BV)
+  if draws.filters:
+    logits_BV = filter_logits(logits_BV, draws.top_k_B, draws.top_p_B)
+  keys_B = jax.vmap(jax.random.fold_in, (0, None))(draws.keys_B, step)
+  drawn_B = jax.vmap(jax.random.categorical)(keys_B, logits_BV).astype(jnp.int32)
+  return jnp.where(warm_B, drawn_B, greedy_B)

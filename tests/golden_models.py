@@ -1,0 +1,118 @@
+"""Reads the golden cases: the original code's tiny models, their parameters under our names, their masks.
+
+Cases come from tests/golden, or from the folder that GLMJAX_GOLDEN_DIR names: same formats, any sizes.
+"""
+
+import functools
+import json
+import os
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from glmjax import tokens
+from glmjax.models import config as config_lib
+
+Arrays = dict[str, np.ndarray]
+
+
+def folder() -> pathlib.Path:
+  """Where the cases are."""
+  return pathlib.Path(os.environ.get("GLMJAX_GOLDEN_DIR") or pathlib.Path(__file__).parent / "golden")
+
+
+@functools.cache
+def load(name: str) -> tuple[dict[str, Any], Arrays]:
+  """A group's description and arrays."""
+  with np.load(folder() / f"{name}.npz") as arrays:
+    return json.loads((folder() / f"{name}.json").read_text()), dict(arrays)
+
+
+FAMILIES = {
+    "glm130b_tiny": dict(positions="rotary", mlp="geglu", rotary_rounding="half_frequencies"),
+    "chatglm6b_tiny": dict(positions="rotary_2d", mlp="gelu_tanh", rotary_rounding="half_frequencies",
+                           tie_embeddings=False),
+    "glm10b_tiny": dict(positions="learned_2d", mlp="gelu_tanh", norm="pre"),
+}
+
+
+def config(name: str, **changes: Any) -> config_lib.GLMConfig:
+  """The group's model, sizes from its JSON."""
+  sizes = load(name)[0]["config"]
+  hidden = sizes["hidden_size"]
+  fields = dict(vocab_size=sizes["vocab_size"], num_layers=sizes["num_layers"], embed_dim=hidden,
+                num_heads=sizes["num_attention_heads"], mlp_dim=sizes.get("inner_hidden_size", 4 * hidden),
+                max_length=sizes["max_sequence_length"], layer_norm_epsilon=sizes["layernorm_epsilon"])
+  return config_lib.GLMConfig(**(fields | FAMILIES[name] | changes))
+
+
+def params(name: str, prefix: str = "param/") -> dict[str, Any]:
+  """The group's parameters (or its gradients, by another prefix) as our stacked tree."""
+  cfg, arrays = config(name), load(name)[1]
+  n, d, h, k = cfg.num_layers, cfg.embed_dim, cfg.num_heads, cfg.head_dim
+
+  def norm(key: str) -> Arrays:
+    return {"scale": arrays[f"{prefix}{key}.weight"], "bias": arrays[f"{prefix}{key}.bias"]}
+
+  def layer(i: int) -> dict[str, Any]:
+    at = f"transformer.layers.{i}."
+    get = lambda key: arrays[f"{prefix}{at}{key}"]
+    order = (3, h, k) if name == "glm10b_tiny" else (h, 3, k)  # rows of the fused projection
+    qkv = lambda x: x.reshape(*order, -1) if order[0] == 3 else x.reshape(*order, -1).swapaxes(0, 1)
+    wi = lambda x: x.reshape(cfg.mlp_branches, cfg.mlp_dim, -1)
+    return {
+        "attention_norm": norm(at + "input_layernorm"), "mlp_norm": norm(at + "post_attention_layernorm"),
+        "attention": {
+            "qkv": {"kernel": np.moveaxis(qkv(get("attention.query_key_value.weight")), -1, 0),
+                    "bias": qkv(get("attention.query_key_value.bias"))[..., 0]},
+            "out": {"kernel": get("attention.dense.weight").T.reshape(h, k, d), "bias": get("attention.dense.bias")}},
+        "mlp": {
+            "wi": {"kernel": np.moveaxis(wi(get("mlp.dense_h_to_4h.weight")), -1, 0),
+                   "bias": wi(get("mlp.dense_h_to_4h.bias"))[..., 0]},
+            "wo": {"kernel": get("mlp.dense_4h_to_h.weight").T, "bias": get("mlp.dense_4h_to_h.bias")}}}
+
+  layers = [layer(i) for i in range(n)]
+  stack = lambda *trees: ({key: stack(*(t[key] for t in trees)) for key in trees[0]} if isinstance(trees[0], dict)
+                          else np.stack(trees))
+  table = "word_embeddings.weight" if name == "glm10b_tiny" else "transformer.word_embeddings.weight"
+  tree = {"embedding": {"table": arrays[prefix + table]}, "layers": stack(*layers),
+          "final_norm": norm("transformer.final_layernorm")}
+  if cfg.positions == "learned_2d":
+    tree["embedding"] |= {"position": arrays[prefix + "transformer.position_embeddings.weight"],
+                          "block_position": arrays[prefix + "transformer.block_position_embeddings.weight"]}
+  if not cfg.tie_embeddings:
+    tree["head"] = {"kernel": arrays[prefix + "lm_head.weight"].T}
+  return tree
+
+
+def intervals(hidden_BLM: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """start, end of each query's visible keys; a query that sees nothing (padding) gets itself."""
+  seen = ~hidden_BLM
+  length = seen.shape[-1]
+  own = np.arange(seen.shape[1])
+  any_ = seen.any(-1)
+  start = np.where(any_, seen.argmax(-1), own)
+  end = np.where(any_, length - seen[..., ::-1].argmax(-1), own + 1)
+  keys = np.arange(length)
+  expected = (keys >= start[..., None]) & (keys < end[..., None])
+  assert (expected == seen)[any_].all(), "a query sees keys that are no interval"
+  return start.astype(np.int32), end.astype(np.int32)
+
+
+def specials(name: str) -> tokens.SpecialTokens:
+  """The group's special tokens."""
+  meta = load(name)[0]
+  if name == "chatglm6b_tiny":
+    c = meta["config"]
+    mask = c["mask_token_id"]
+    return tokens.SpecialTokens(mask=mask, gmask=c["gmask_token_id"], smask=mask + 2, eod=mask + 3,
+                                sop=c["bos_token_id"], eop=c["eos_token_id"], eos=2, pad=c["pad_token_id"], unk=0,
+                                enc=mask + 6, dblock=mask + 7)
+  s = meta["special_tokens"]
+  if name == "glm10b_tiny":
+    return tokens.SpecialTokens(mask=s["MASK"], gmask=s["gMASK"], smask=s["sMASK"], eod=s["eos"], sop=s["sop"],
+                                eop=s["eop"], eos=s["eos"], pad=s["pad"], unk=s["unk"], enc=s["ENC"],
+                                dblock=s["dBLOCK"])
+  return tokens.SpecialTokens(mask=s["[MASK]"], gmask=s["[gMASK]"], smask=s["[sMASK]"], eod=s["eod"], sop=s["sop"],
+                              eop=s["eop"], eos=s["eos"], pad=0, unk=0, enc=s["ENC"], dblock=s["dBLOCK"])

@@ -1,0 +1,125 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from glmjax import tokens
+from glmjax.infer import decode
+from glmjax.infer import prompt
+from glmjax.infer import sampling
+from glmjax.models import config as config_lib
+from glmjax.models import glm
+
+SPECIALS = tokens.icetk(0, 80)
+VOCAB = 96
+FAMILIES = {
+    "rotary": dict(mlp="geglu"),
+    "rotary_2d": dict(mlp="gelu_tanh", tie_embeddings=False),
+    "learned_2d": dict(mlp="gelu_tanh", norm="pre", init_std=0.3),
+}
+
+
+def model(positions: str, **changes) -> tuple[config_lib.GLMConfig, dict]:
+  config = config_lib.GLMConfig(**(dict(vocab_size=VOCAB, num_layers=2, embed_dim=32, num_heads=4, mlp_dim=48,
+                                        max_length=128, positions=positions) | FAMILIES[positions] | changes))
+  return config, glm.init_params(dataclasses.replace(config, scan_layers=True), jax.random.key(1))
+
+
+def prompts(positions: str) -> list[prompt.Prompt]:
+  rng = np.random.default_rng(0)
+  text = lambda n: rng.integers(4, 80, n).tolist()
+  mask, gmask = SPECIALS.mask, SPECIALS.gmask
+  texts = [text(3) + [mask] + text(9), [gmask], text(40) + [gmask], [mask] + text(2)]
+  out = [prompt.fill(t, SPECIALS, positions) for t in texts]
+  return out + [prompt.left_to_right(text(7), SPECIALS, positions)]
+
+
+def full_logits(config: config_lib.GLMConfig, params: dict, p: prompt.Prompt, new: list[int]) -> np.ndarray:
+  """Logits of the whole row at once, without cache or padding, from the prompt's last token on."""
+  whole = prompt.extend(p, new)
+  n = len(whole.tokens)
+  end = np.maximum(np.arange(1, n + 1), p.context_length)
+  logits = glm.GLM(config).apply(
+      {"params": params}, jnp.array([whole.tokens]), decode.model_positions(config, jnp.array(whole.positions[None])),
+      jnp.zeros((1, n), jnp.int32), jnp.array(end[None], jnp.int32))
+  return np.asarray(logits)[0, len(p.tokens) - 1:]
+
+
+def run(config: config_lib.GLMConfig, params: dict, some: list[prompt.Prompt], steps: int, until: int | None = None,
+        requests: list | None = None, seeds: list | None = None, **kwargs) -> tuple[decode.Rows, decode.State]:
+  rows = decode.make_rows(some, [steps] * len(some), SPECIALS.pad, **kwargs)
+  batch = len(rows.limit_B)
+  fill = batch - len(some)
+  draws = sampling.draws((requests or [sampling.Sampling()] * len(some)) + [sampling.Sampling()] * fill,
+                         (seeds or [0] * len(some)) + [0] * fill)
+  none = jnp.zeros(VOCAB, bool)
+  state = decode.prefill(config, params, rows, 16)
+  if until is not None:
+    for i in range(0, steps, until):
+      state = decode.decode(config, params, rows, state, draws, none, none, jnp.int32(i + until))
+  return rows, decode.decode(config, params, rows, state, draws, none, none, jnp.int32(steps))
+
+
+@pytest.mark.parametrize("positions, scan", [("rotary", True), *((positions, False) for positions in FAMILIES)])
+def test_cached_decode_is_the_full_forward(positions: str, scan: bool):
+  """A padded batch of unlike prompts: every step's logits as from one pass over the row alone."""
+  config, params = model(positions, scan_layers=scan)
+  params = params if scan else glm.unstack_layers(params)
+  some = prompts(positions)
+  rows = decode.make_rows(some, [6] * len(some), SPECIALS.pad)
+  state = decode.prefill(config, params, rows, 8)
+  new = np.random.default_rng(1).integers(4, 80, (len(rows.limit_B), 6)).astype(np.int32)
+  step = jax.jit(decode.next_logits, static_argnums=0)
+  got = []
+  for i in range(6):
+    logits, cache = step(config, params, rows, state)
+    got.append(np.asarray(logits))
+    state = dataclasses.replace(state, cache=cache, step=state.step + 1, last_B=jnp.array(new[:, i]))
+  for row, p in enumerate(some):
+    expected = full_logits(config, params, p, new[row, :5].tolist())
+    np.testing.assert_allclose(np.stack(got)[:, row], expected, atol=2e-4)
+
+
+@pytest.mark.parametrize("positions", FAMILIES)
+def test_batch_is_the_same_as_one_by_one(positions: str):
+  config, params = model(positions)
+  some = prompts(positions)
+  # All filter, so that the rows alone share one program.
+  requests = [sampling.Sampling(temperature=t, top_p=p) for t, p in ((1, 0.5), (0.8, 0.9), (2, 0.99), (1.2, 0.8), (1, 0.1))]
+  seeds = [0, 1, 2, 3, 4]
+  together = decode.generated(run(config, params, some, 10, requests=requests, seeds=seeds)[1], len(some))
+  for i, p in enumerate(some):
+    alone = decode.generated(run(config, params, [p], 10, requests=[requests[i]], seeds=[seeds[i]],
+                                 slots=48)[1], 1)[0]
+    assert alone == together[i] and len(alone) == 10
+
+
+def test_running_in_pieces_is_the_same_and_compiles_once():
+  config, params = model("rotary", num_layers=1)
+  some = prompts("rotary")[:3]
+  decode.prefill.clear_cache()
+  decode.decode.clear_cache()
+  whole = decode.generated(run(config, params, some, 9)[1], 3)
+  assert decode.generated(run(config, params, some, 9, until=2)[1], 3) == whole
+  assert decode.generated(run(config, params, some[::-1], 7)[1], 3) == [row[:7] for row in whole[::-1]]
+  assert decode.prefill._cache_size() == decode.decode._cache_size() == 1
+
+
+def test_stops_limits_and_filling_rows():
+  config, params = model("rotary")
+  some = prompts("rotary")[:3]
+  free = decode.generated(run(config, params, some, 10)[1], 3)
+  stop = free[1][4]
+  rows = decode.make_rows(some, [10, 10, 3], SPECIALS.pad, batch=4)
+  draws = sampling.draws([sampling.Sampling()] * 4, [0] * 4)
+  stops = jnp.zeros(VOCAB, bool).at[stop].set(True)
+  state = decode.decode(config, params, rows, decode.prefill(config, params, rows, 16), draws, jnp.zeros(VOCAB, bool),
+                        stops, jnp.int32(16))
+  cut = lambda row, most: row[:min(row.index(stop) + 1 if stop in row else len(row), most)]
+  assert decode.generated(state, 4) == [cut(free[0], 10), cut(free[1], 10), cut(free[2], 3), []]
+  assert int(state.step) <= 10 and bool(state.done_B.all())
+  suppressed = decode.decode(config, params, rows, decode.prefill(config, params, rows, 16), draws, stops, stops,
+                             jnp.int32(10))
+  assert stop not in sum(decode.generated(suppressed, 4), [])

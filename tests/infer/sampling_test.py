@@ -1,0 +1,80 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from glmjax import errors
+from glmjax.infer import sampling
+
+VOCAB = 50
+jitted = jax.jit(sampling.sample)
+
+
+def logits(rows: int = 4) -> jax.Array:
+  return 3 * jax.random.normal(jax.random.key(0), (rows, VOCAB))
+
+
+def draw(logits_BV: jax.Array, requests: list[sampling.Sampling], seeds: list[int], suppressed: tuple[int, ...] = (),
+         step: int = 0) -> np.ndarray:
+  suppressed_V = jnp.zeros(VOCAB, bool).at[jnp.array(suppressed, int)].set(True)
+  return np.asarray(jitted(logits_BV, suppressed_V, sampling.draws(requests, seeds), jnp.int32(step)))
+
+
+@pytest.mark.parametrize("request_", [sampling.Sampling(), sampling.Sampling(temperature=0.7, top_k=1),
+                                      sampling.Sampling(temperature=1e-3)])
+def test_greedy_ways(request_: sampling.Sampling):
+  x = logits()
+  np.testing.assert_array_equal(draw(x, [request_] * 4, [0, 1, 2, 3]), jnp.argmax(x, -1))
+
+
+def test_suppressed_tokens_never_come():
+  x = logits().at[:, 7].set(100.0)
+  for request in (sampling.Sampling(), sampling.Sampling(temperature=5.0), sampling.Sampling(temperature=1.0, top_k=3)):
+    assert 7 not in draw(x, [request] * 4, [0, 1, 2, 3], suppressed=(7,))
+
+
+def test_filters_keep_what_they_should():
+  x = jnp.log(jnp.array([[0.4, 0.3, 0.2, 0.06, 0.04]]))
+  kept = lambda k, p: np.flatnonzero(
+      np.asarray(sampling.filter_logits(x, jnp.array([k]), jnp.array([p], jnp.float32)))[0] > -1e4).tolist()
+  assert kept(0, 1.0) == [0, 1, 2, 3, 4]
+  assert kept(2, 1.0) == [0, 1]
+  assert kept(99, 1.0) == [0, 1, 2, 3, 4]
+  assert kept(0, 0.3) == [0]
+  assert kept(0, 0.5) == [0, 1]  # the token that crosses p stays
+  assert kept(0, 0.95) == [0, 1, 2, 3]
+  assert kept(2, 0.6) == [0, 1]  # of what top-k left: 0.4 / 0.7 = 0.57 does not reach it alone
+  assert kept(2, 0.55) == [0]
+
+
+def test_ties_with_the_kth_stay():
+  x = jnp.array([[1.0, 2.0, 1.0, 0.0]])
+  out = sampling.filter_logits(x, jnp.array([2]), jnp.array([1.0]))
+  np.testing.assert_array_equal(out, [[1.0, 2.0, 1.0, sampling.FILTERED]])
+
+
+def test_a_row_depends_on_its_seed_alone():
+  x = logits(1).repeat(4, 0)
+  request = sampling.Sampling(temperature=1.0, top_p=0.9)
+  together = draw(x, [request, sampling.Sampling(), request, request], [5, 6, 5, 8])
+  assert together[0] == together[2] == draw(x[:1], [request], [5])[0]
+  assert together[1] == np.argmax(x[1])
+  steps = {int(draw(x[:1], [sampling.Sampling(temperature=2.0)], [5], step=s)[0]) for s in range(20)}
+  assert len(steps) > 3
+
+
+def test_frequencies_follow_the_filtered_distribution():
+  x = jnp.log(jnp.array([[0.5, 0.3, 0.15, 0.05]]))
+  request = sampling.Sampling(temperature=2.0, top_k=3)
+  n = 4000
+  out = np.asarray(sampling.sample(x.repeat(n, 0), jnp.zeros(4, bool), sampling.draws([request] * n, range(n)),
+                                   jnp.int32(3)))
+  expected = np.sqrt([0.5, 0.3, 0.15, 0.0])
+  np.testing.assert_allclose(np.bincount(out, minlength=4) / n, expected / expected.sum(), atol=0.03)
+
+
+@pytest.mark.parametrize("wrong", [dict(temperature=-1), dict(temperature=float("nan")), dict(top_k=-1),
+                                   dict(top_p=0), dict(top_p=1.5)])
+def test_values_out_of_range(wrong: dict):
+  with pytest.raises(errors.InputError, match=next(iter(wrong))):
+    sampling.Sampling(**wrong)
