@@ -6,6 +6,7 @@ macro that nothing uses and finds a missing value only when training asks for it
 """
 
 import dataclasses
+import copy
 import functools
 import importlib
 import os
@@ -105,6 +106,12 @@ def configured(entry: str) -> Callable[..., Any]:
   except ValueError:  # no file names it
     with gin.unlock_config():
       return gin.external_configurable(function, module=module_name)
+
+
+def binding(function: Callable[..., Any], parameter: str) -> Any:
+  """The value that the parsed files give a parameter of a configured function; None without one."""
+  value = gin.get_bindings(function, resolve_references=False).get(parameter)
+  return copy.deepcopy(value)  # gin's way to evaluate a macro
 
 
 def original(error: Exception) -> Exception:

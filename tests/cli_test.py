@@ -14,7 +14,7 @@ import time
 import pytest
 
 from glmjax import cli, errors, signatures
-from glmjax.cli import commands
+from glmjax.cli import commands, corpus
 
 NUMBERS = itertools.count()
 FAKE = """
@@ -30,6 +30,7 @@ class Result:
 
 def train(workdir, steps: int = 3, name: str = "a", mode: str = "ok"):
   print("chatter")
+  os.makedirs("here", exist_ok=True)
   if mode == "input":
     raise errors.InputError("batch 6 does not divide over 4 devices; use 8")
   if mode == "crash":
@@ -67,6 +68,7 @@ def fake(tmp_path, monkeypatch):
       "train",
       "glmjax train",
       (commands.Flag("--workdir", "folder"), commands.Flag("--name", "name")),
+      folder="workdir",
     ),
     "generate": commands.Command(
       "generate",
@@ -75,7 +77,7 @@ def fake(tmp_path, monkeypatch):
       "glmjax generate",
       commands.COMMANDS["generate"].flags[1:3],
       commands.COMMANDS["generate"].prepare,
-      commands.COMMANDS["generate"].show,
+      show=commands.COMMANDS["generate"].show,
     ),
   }
   monkeypatch.setattr(commands, "COMMANDS", table)
@@ -198,6 +200,19 @@ def test_errors_while_running(fake, capsys, mode, status, expected):
   assert "Traceback (most recent call last)" in capsys.readouterr().err
 
 
+def test_operative_config_is_written_beside_the_result(fake):
+  path = pathlib.Path("here", "config.gin")
+  arguments = ["train", "--gin_file=x.gin", "--workdir=here"]
+  assert cli.main([*arguments, f"--gin.{fake}.train.mode='input'"]) == 2
+  assert not path.exists()  # the folder may be another run's
+  for mode in ("crash", "ok"):
+    cli.main([*arguments, f"--gin.{fake}.train.mode='{mode}'"])
+    text = path.read_text()
+    assert "STEPS = 5" in text and f"train.mode = '{mode}'" in text and "train.name = 'a'" in text
+    assert os.listdir("here") == ["config.gin"]
+  assert cli.main(["train", "--gin_file=here/config.gin"]) == 0  # and can be run as it is
+
+
 def test_missing_extra_is_named():
   error = ModuleNotFoundError("No module named 'seqio'", name="seqio")
   assert cli._describe(error) == "this needs seqio: pip install 'glmjax[data]'"
@@ -267,3 +282,12 @@ def test_threads_are_bounded(monkeypatch):
 
 def test_input_error_is_an_ordinary_value_error():
   assert issubclass(errors.InputError, ValueError)
+
+
+def test_tokenizer_trains_on_no_held_out_document(tmp_path):
+  for name in ("en", "zh"):
+    (tmp_path / f"{name}.txt").write_text("".join(f"{name} {i}\n\n" for i in range(1, 121)), encoding="utf-8")
+  files = {name: [str(tmp_path / f"{name}.txt")] for name in ("en", "zh")}
+  documents = [document.strip() for document in corpus.training_documents(files)]
+  assert len(documents) == 2 * 118
+  assert not {"en 50", "en 100", "zh 50", "zh 100"} & set(documents)

@@ -176,10 +176,8 @@ def test_unknown_module_function_parameter():
 
 def test_accepts_what_source_cannot_tell():
   with open("x.gin", "w", encoding="utf-8") as file:
-    file.write(
-      HEAD
-      + "loop.anything.colour = 1\nloop.flat.value = 2.0\nloop.Plain.grow.by = 2\nimport math\nmath.sqrt.x = 1\n"
-    )
+    file.write(HEAD + "loop.anything.colour = 1\nloop.flat.value = 2.0\nloop.Plain.grow.by = 2\n")
+    file.write("import math\nmath.sqrt.x = 1\n")
   gin_files.check(["x.gin"])
 
 
@@ -223,7 +221,8 @@ def test_overrides():
 
 
 def test_types_of_our_own_parameters(monkeypatch, library):
-  monkeypatch.setattr(gin_checker, "__file__", str(library / "gin_checker.py"))  # the fake library counts as ours
+  """The fake library counts as ours."""
+  monkeypatch.setattr(gin_checker, "__file__", str(library / "gin_checker.py"))
   assert message(files=["runs/train.gin"], overrides=["TRAIN_STEPS='3'"]) == (
     "--gin.TRAIN_STEPS: loop.train.num_steps takes int, not '3' (a str)"
   )

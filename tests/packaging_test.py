@@ -1,4 +1,4 @@
-"""The wheel: it holds every module, task and gin file, and works in an empty environment outside the checkout."""
+"""The wheel holds every module, task and gin file, and works in an empty environment far from the checkout."""
 
 import configparser
 import pathlib
@@ -21,7 +21,7 @@ def wheel(tmp_path_factory):
   for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
     shutil.copy(ROOT / name, folder)
   done = subprocess.run(
-    [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir=out", "."],
+    [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", "out", "."],
     cwd=folder, capture_output=True, text=True, check=False)
   assert done.returncode == 0, done.stderr
   [path] = (folder / "out").glob("*.whl")
@@ -32,7 +32,8 @@ def test_wheel_holds_everything(wheel):
   names = set(zipfile.ZipFile(wheel).namelist())
   expected = {f"glmjax/{path.relative_to(ROOT / 'glmjax')}" for path in (ROOT / "glmjax").rglob("*.py")}
   expected |= {f"glmjax/tasks/{path.relative_to(ROOT / 'tasks')}" for path in (ROOT / "tasks").rglob("*.py")}
-  expected |= {f"glmjax/gin_configs/{path.relative_to(ROOT / 'gin')}" for path in (ROOT / "gin").rglob("*.gin")}
+  gin = ROOT / "gin"
+  expected |= {f"glmjax/gin_configs/{path.relative_to(gin)}" for path in gin.rglob("*.gin")}
   assert expected <= names, expected - names
   assert not any(name.startswith(("gin/", "tests/", "tasks/")) for name in names)
   assert any(name.endswith("LICENSE") for name in names)
@@ -95,6 +96,7 @@ def test_wrong_python_says_so_in_one_line(tmp_path):
   old = tmp_path / "python3.9"
   old.write_text("#!/bin/sh\nexit 1\n")  # answers as a Python that is too old
   old.chmod(0o755)
-  done = subprocess.run(["make", "install", f"PYTHON={old}"], cwd=tmp_path, capture_output=True, text=True, check=False)
+  done = subprocess.run(["make", "install", f"PYTHON={old}"], cwd=tmp_path, capture_output=True, text=True,
+                        check=False)
   assert done.returncode != 0
   assert done.stderr.startswith("glmjax needs Python 3.11 or newer") and not (tmp_path / ".venv").exists()

@@ -11,7 +11,7 @@ from typing import Any
 
 import glmjax
 from glmjax import errors, gin_files, signatures
-from glmjax.cli import inputs
+from glmjax.cli import corpus, inputs
 
 GIN_HELP = "gin file, searched here and then among glmjax's own (repeatable)"
 
@@ -42,8 +42,9 @@ class Command:
   example: str
   flags: tuple[Flag, ...] = ()
   prepare: Callable[[argparse.Namespace], dict[str, Any]] | None = None  # arguments of the call
+  describe: Callable[[Any], Any] | None = None  # the function's result as the command's
   show: Callable[[Any], None] | None = None  # prints the result for people
-  before: str | None = None  # full name of a function to call first
+  folder: str | None = None  # the parameter that names the folder which config.gin is written to
 
 
 CHECKPOINT = Flag("--checkpoint", "a training run's or an exported model's folder")
@@ -59,19 +60,22 @@ COMMANDS = {command.name: command for command in (
             "glmjax text --directory=runs/text", (Flag("--directory", "where to put the text"),)),
     Command("tokenizer", "glmjax.tokenizer.train", "train a tokenizer on the training split's text",
             "glmjax tokenizer --gin_file=runs/quickstart.gin --folder=runs/tokenizer",
-            (Flag("--folder", "where to put the tokenizer"), Flag("--vocab_size", "number of pieces", int))),
+            (Flag("--folder", "where to put the tokenizer"),
+             Flag("--vocab_size", "number of ids, special tokens included", int)),
+            describe=corpus.describe_tokenizer, folder="folder"),
     Command("cache", "glmjax.data.cache.cache_mixture", "tokenize a mixture once into shards on disk",
             "glmjax cache --gin_file=runs/quickstart.gin --directory=runs/cache",
             (Flag("--mixture_name", "name of the seqio mixture"),
              Flag("--directory", "where to put the shards"),
              Flag("--num_shards", "shards per task", int), Flag("--num_workers", "processes", int),
-             Flag("--overwrite", "replace what is there", bool)),
-            before="glmjax.tasks.pretrain.register"),
+             Flag("--overwrite", "replace another cache there", bool)),
+            folder="directory"),
     Command("train", "glmjax.train.loop.train", "train a model, or resume a run that was stopped",
             "glmjax train --gin_file=runs/quickstart.gin --workdir=runs/mine --gin.TRAIN_STEPS=100",
             (Flag("--workdir", "folder of the run; a run found there is resumed"),
              Flag("--overwrite", "start anew over an existing run", bool),
-             Flag("--stop_at_step", "stop early at this step; the schedules stay as they are", int))),
+             Flag("--stop_at_step", "stop early at this step; the schedules stay as they are", int)),
+            folder="workdir"),
     Command("evaluate", "glmjax.evaluate.heldout.evaluate", "measure a model on held-out text",
             "glmjax evaluate --checkpoint=runs/mine --cache=runs/cache --out=runs/mine/heldout.json",
             (CHECKPOINT, Flag("--cache", "folder of the token cache"), Flag("--out", "JSON file to write"))),
@@ -119,11 +123,35 @@ def run(arguments: list[str]) -> int:
       overrides.append(f"{command.target}.{flag.parameter}={value!r}")
   gin_files.parse(options.gin_file, overrides, entry=command.target, given=given)
   with contextlib.redirect_stdout(sys.stderr) if options.json else contextlib.nullcontext():
-    if command.before:
-      gin_files.configured(command.before)()
-    result = gin_files.configured(command.target)(**given)
+    result = _call(command, given)
   _print_result(command, result, options.json)
   return 0
+
+
+def _call(command: Command, given: dict[str, Any]) -> Any:
+  """Calls the command's function and leaves the configuration in the folder that it wrote."""
+  function = gin_files.configured(command.target)
+  try:
+    result = function(**given)
+  except errors.InputError:  # refused: the folder may be another run's
+    raise
+  except BaseException:
+    with contextlib.suppress(OSError):  # the first error is the one to report
+      _write_config(command, function)
+    raise
+  _write_config(command, function)
+  return command.describe(result) if command.describe else result
+
+
+def _write_config(command: Command, function: Callable[..., Any]) -> None:
+  """config.gin beside the result: every value used, defaults included."""
+  folder = gin_files.binding(function, command.folder) if command.folder else None
+  if folder is None or not os.path.isdir(folder):
+    return
+  path = os.path.join(folder, "config.gin")
+  with open(f"{path}.tmp", "w", encoding="utf-8") as file:
+    file.write(gin_files.operative_config())
+  os.replace(f"{path}.tmp", path)
 
 
 def _parse_flags(arguments: list[str]) -> argparse.Namespace | None:

@@ -1,0 +1,19 @@
+"""What the tokenizer command needs beside the library: its training text, and its result in words."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+
+def training_documents(files: Mapping[str, str | Sequence[str]], field: str = "text") -> Iterator[str]:
+  """The documents of every language's training split; `files` is what glmjax.tasks.pretrain.register takes.
+
+  Language by language, since held-out documents are counted within a language's files.
+  """
+  from glmjax.data import text  # gin names this module before a command is known to be in order
+  for patterns in files.values():
+    yield from text.documents(patterns, split="train", field=field)
+
+
+def describe_tokenizer(tokenizer: Any) -> dict[str, Any]:
+  """A trained Tokenizer as the command prints it."""
+  return {"vocab_size": tokenizer.vocab_size, "fingerprint": tokenizer.fingerprint}
