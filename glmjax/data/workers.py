@@ -84,7 +84,7 @@ def serve(descriptor: int, parent: int) -> None:
   """The helper's whole life: make the handler, answer requests until the pipe ends."""
   for name in (signal.SIGINT, signal.SIGTERM):  # these reach a whole job: the parent decides what they mean
     signal.signal(name, signal.SIG_IGN)
-  threading.Thread(target=_follow, args=(parent,), daemon=True).start()
+  threading.Thread(target=follow, args=(parent,), daemon=True).start()
   connection = connection_lib.Connection(descriptor)
   handler = None
   try:
@@ -124,7 +124,7 @@ def _picklable(error: Exception) -> Exception:
   return WorkerError(f"{type(error).__name__}: {error}")
 
 
-def _follow(parent: int) -> None:
+def follow(parent: int) -> None:
   """Ends this process soon after its parent has ended, even in the middle of a request."""
   while os.getppid() == parent:
     time.sleep(0.5)

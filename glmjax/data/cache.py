@@ -1,0 +1,248 @@
+"""Runs a seqio mixture's preprocessors once, into a token cache on disk.
+
+A task gives examples of one of two kinds: `text`, the ids of one document with its end-of-document token, or
+`inputs` and `targets`, the ids of a pair. Where it keeps the text itself as well (`<feature>_pretokenized`,
+which seqio.preprocessors.tokenize adds), the UTF-8 bytes are counted for evaluation.
+"""
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import multiprocessing
+import os
+import pathlib
+import signal
+import sys
+import tempfile
+import threading
+import warnings
+from collections.abc import Iterable, Iterator
+
+import seqio
+import tensorflow as tf
+import tqdm
+
+from glmjax import errors
+from glmjax import tokenizer as tokenizer_lib
+from glmjax.data import builder
+from glmjax.data import shards
+from glmjax.data import workers
+
+FEATURES = {"text": ("text",), "instruction": ("inputs", "targets")}
+
+
+def cache_mixture(mixture_name: str, directory: str | os.PathLike, *, num_shards: int = 8,
+                  num_workers: int | None = None, overwrite: bool = False) -> dict:
+  """Tokenizes every split of a mixture's tasks into DIRECTORY, or goes on where a killed run stopped.
+
+  Args:
+    mixture_name: a registered seqio mixture or task.
+    directory: the cache's folder; it appears when all is done.
+    num_shards: shards of each split: the unit of parallel work, and of what a killed run loses. A source of
+      fewer files than that is read once for each shard.
+    num_workers: processes, forked so that they know the tasks that this one has registered; 0: this process
+      alone; None: one a processor if forking is possible.
+    overwrite: replace another cache in DIRECTORY.
+
+  Returns:
+    Documents, tokens and UTF-8 bytes of each task's splits.
+  """
+  if num_shards < 1:
+    raise errors.InputError(f"num_shards is {num_shards}; use 1 or more")
+  tokenizer = mixture_tokenizer(mixture_name)
+  with _pool(num_workers) as pool:
+    plan = pool.submit(make_plan, mixture_name, num_shards).result()
+    with builder.CacheBuilder(directory, plan, overwrite) as making:
+      todo = making.missing()
+      vocab_size = plan["tokenizer"]["vocab_size"]
+      jobs = [pool.submit(_write_shard, making.partial, shard, num_shards, vocab_size) for shard in todo]
+      _show_progress(jobs, already=len(builder.all_shards(plan)) - len(todo))
+      with tempfile.TemporaryDirectory() as scratch:
+        tokenizer.save(pathlib.Path(scratch) / "tokenizer")
+        finished = making.finish(pathlib.Path(scratch) / "tokenizer")
+  return {name: {split: {key: about[key] for key in ("documents", "tokens", "utf8_bytes")}
+                 for split, about in task["splits"].items()} for name, task in finished.tasks.items()}
+
+
+def _show_progress(jobs: list[concurrent.futures.Future], already: int) -> None:
+  """Waits for the jobs behind a progress bar; raises what one of them raised."""
+  with tqdm.tqdm(total=already + len(jobs), initial=already, unit="shard", desc="cache") as progress:
+    tokens = 0
+    for job in concurrent.futures.as_completed(jobs):
+      tokens += job.result()["tokens"]
+      progress.set_postfix_str(f"{tokens / 1e6:.2f}M tokens", refresh=False)
+      progress.update()
+
+
+@contextlib.contextmanager
+def _pool(num_workers: int | None) -> Iterator[concurrent.futures.Executor]:
+  """An executor of forked processes, or of a thread of this one; at an error it drops what is unfinished."""
+  can_fork = sys.platform == "linux" and not _tensorflow_has_run()
+  if num_workers is None:
+    num_workers = len(os.sched_getaffinity(0)) if can_fork else 0
+  if num_workers < 0:
+    raise errors.InputError(f"num_workers is {num_workers}; use 0 or more")
+  if num_workers and not can_fork:
+    raise errors.InputError(f"num_workers is {num_workers}, but this process cannot be forked (it is not on "
+                            "Linux, or TensorFlow has run in it); use 0, or the command glmjax cache")
+  if num_workers == 0:
+    executor = concurrent.futures.ThreadPoolExecutor(1)
+  else:
+    executor = concurrent.futures.ProcessPoolExecutor(
+        num_workers, multiprocessing.get_context("fork"), _start_worker, (os.getpid(),))
+  others = set(multiprocessing.active_children())
+  try:
+    with warnings.catch_warnings():
+      warnings.simplefilter("ignore")  # Python 3.12 warns of threads; here they are OpenBLAS's idle ones
+      executor.submit(os.getpid).result()  # all processes are forked here
+    yield executor
+  except BaseException as error:
+    executor.shutdown(wait=False, cancel_futures=True)
+    for process in set(multiprocessing.active_children()) - others:
+      process.kill()
+    if isinstance(error, concurrent.futures.process.BrokenProcessPool):
+      raise errors.InputError("a caching process was killed (out of memory?); run the same command again, with"
+                              " fewer num_workers: what is complete is kept") from error
+    raise
+  finally:
+    executor.shutdown()
+
+
+def _tensorflow_has_run() -> bool:
+  """Whether TensorFlow has started its threads, which a forked process would lack."""
+  threads = tf.config.threading.get_intra_op_parallelism_threads()
+  try:
+    tf.config.threading.set_intra_op_parallelism_threads(threads + 1)
+  except RuntimeError:  # "cannot be modified after initialization"
+    return True
+  tf.config.threading.set_intra_op_parallelism_threads(threads)
+  return False
+
+
+def _start_worker(parent: int) -> None:
+  """In a new process: end with the parent, at Ctrl-C without a word, and leave GPUs alone."""
+  signal.signal(signal.SIGINT, signal.SIG_DFL)
+  threading.Thread(target=workers.follow, args=(parent,), daemon=True).start()
+  tf.config.set_visible_devices([], "GPU")
+
+
+def mixture_tokenizer(mixture_name: str) -> tokenizer_lib.Tokenizer:
+  """The one tokenizer of the mixture's tasks."""
+  found = {}
+  for task in _tasks(mixture_name):
+    for name, feature in task.output_features.items():
+      tokenizer = getattr(feature.vocabulary, "text_tokenizer", None)
+      if not isinstance(tokenizer, tokenizer_lib.Tokenizer):
+        kind = type(feature.vocabulary).__name__
+        raise errors.InputError(f"task {task.name}: feature {name} has a {kind}; use "
+                                "glmjax.tasks.vocabulary.GLMVocabulary")
+      found[tokenizer.fingerprint] = tokenizer
+  if len(found) != 1:
+    raise errors.InputError(f"mixture {mixture_name}: its tasks use {len(found)} tokenizers; use one")
+  return found.popitem()[1]
+
+
+def make_plan(mixture_name: str, num_shards: int) -> dict:
+  """What the cache of a mixture will hold."""
+  tokenizer = mixture_tokenizer(mixture_name)
+  mixture = seqio.get_mixture_or_task(mixture_name)
+  tasks = {}
+  for task in _tasks(mixture_name):
+    rate = float(mixture.get_rate(task)) if isinstance(mixture, seqio.Mixture) else 1.0
+    kinds = {_kind(task, split) for split in task.splits}
+    assert len(kinds) == 1, f"{task.name}: {kinds}"
+    splits = {split: {"source": _source_fingerprint(task, split)} for split in task.splits}
+    tasks[task.name] = {"kind": kinds.pop(), "rate": rate, "splits": splits}
+  about = {"fingerprint": tokenizer.fingerprint, "vocab_size": tokenizer.vocab_size,
+           "specials": dataclasses.asdict(tokenizer.specials)}
+  return builder.make_plan(mixture_name, num_shards, about, tasks)
+
+
+def _tasks(mixture_name: str) -> list[seqio.Task]:
+  """The tasks of a mixture; seqio's own message lists near names."""
+  try:
+    return list(seqio.get_subtasks(seqio.get_mixture_or_task(mixture_name)))
+  except ValueError as error:
+    raise errors.InputError(str(error).splitlines()[0]) from error
+
+
+def _kind(task: seqio.Task, split: str) -> str:
+  """text or instruction, by the features that the task's examples have."""
+  features = _examples(task, split, 0, 1).element_spec
+  for kind, names in FEATURES.items():
+    if all(name in features for name in names):
+      return kind
+  raise errors.InputError(f"task {task.name} gives {', '.join(features)}; a cache needs text, or inputs and "
+                          "targets")
+
+
+def _examples(task: seqio.Task, split: str, index: int, num_shards: int) -> tf.data.Dataset:
+  """Shard `index` of a task's examples, in order: as they are at its CacheDatasetPlaceholder, if it has one.
+
+  Random preprocessors are seeded by the shard.
+  """
+  source = task.source
+  if source.supports_arbitrary_sharding or len(source.list_shards(split)) >= num_shards:
+    dataset = source.get_dataset(split=split, shuffle=False, shard_info=seqio.ShardInfo(index, num_shards))
+  else:
+    dataset = source.get_dataset(split=split, shuffle=False).shard(num_shards, index)
+  if task.supports_caching:
+    return task.preprocess_precache(dataset, seed=index)
+  return task.preprocess_postcache(dataset, sequence_length=None, seed=index)
+
+
+def _source_fingerprint(task: seqio.Task, split: str) -> str:
+  """A hash of what a split's tokens are made from: files, and the settings of source and preprocessors."""
+  settings = [_settings(vars(task.source)), _settings(list(task.preprocessors))]
+  digest = hashlib.sha256(repr(settings).encode())
+  for name in task.source.list_shards(split):
+    digest.update(os.path.basename(name).encode())
+    if tf.io.gfile.exists(name):
+      with tf.io.gfile.GFile(name, "rb") as file:
+        while block := file.read(1 << 22):
+          digest.update(block)
+  return digest.hexdigest()
+
+
+def _settings(value: object) -> object:
+  """What of a value prints the same in every process: numbers, strings, names of functions, containers."""
+  if isinstance(value, dict):
+    return {str(key): _settings(item) for key, item in value.items()}
+  if isinstance(value, (list, tuple)):
+    return [_settings(item) for item in value]
+  if isinstance(value, functools.partial):
+    return [_settings(value.func), _settings(value.args), _settings(value.keywords)]
+  if isinstance(value, (str, bytes, int, float, type(None))):
+    return value
+  return getattr(value, "__qualname__", type(value).__qualname__)
+
+
+def _documents(examples: Iterable[dict]) -> Iterator[shards.Document]:
+  for example in examples:
+    names = next(names for names in FEATURES.values() if all(name in example for name in names))
+    texts = [example.get(f"{name}_pretokenized") for name in names]
+    ids = [token for name in names for token in example[name].tolist()]
+    utf8_bytes = -1 if any(text is None for text in texts) else sum(len(text) for text in texts)
+    yield shards.Document(ids, utf8_bytes, len(example["inputs"]) if "inputs" in names else 0)
+
+
+def _write_shard(partial: pathlib.Path, shard: builder.Shard, num_shards: int, vocab_size: int) -> dict:
+  """One unit of work."""
+  task = seqio.TaskRegistry.get(shard.task)
+  examples = _examples(task, shard.split, shard.index, num_shards).as_numpy_iterator()
+  try:
+    return builder.write_shard(partial, shard, _documents(examples), vocab_size)
+  except tf.errors.OpError as error:
+    raise _plain_error(error) from None
+
+
+def _plain_error(error: tf.errors.OpError) -> Exception:
+  """An error inside tf.data as one that other processes can read: the InputError it began as, if it did."""
+  message = error.message or str(error)
+  for line in message.splitlines():
+    _, marker, text = line.partition("InputError: ")
+    if marker:
+      return errors.InputError(text)
+  return RuntimeError(message)
