@@ -1,0 +1,207 @@
+"""GLM's model features from seqio tasks, and batches straight from an uncached seqio mixture.
+
+The numpy code of rows.py makes the rows, as it does for the token cache; TensorFlow only carries them.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import dataclasses
+import functools
+import itertools
+import re
+
+import numpy as np
+import seqio
+import tensorflow as tf
+
+from glmjax import errors
+from glmjax import tokenizer
+from glmjax.data import rows
+from glmjax.data import sampler
+
+TASK_FEATURES = ("text", "inputs", "targets")
+_FEATURE_DTYPES = {
+    "tokens": tf.int32, "targets": tf.int32, "loss_weights": tf.float32, "positions": tf.int32,
+    "attend_start": tf.int32, "attend_end": tf.int32, "objective": tf.int32,
+}
+
+
+class GLMFeatureConverter(seqio.FeatureConverter):
+  """Examples with text, or with inputs and targets, to the batch features of docs/architecture.md.
+
+  A text (a window of infilling.window_length tokens, or less) becomes a row. Pairs are packed by the row
+  builder, as many as fit; seqio's packing is not used, for it drops every legal zero. The row at place i of
+  the dataset draws its spans from (seed, i), whatever the shuffling and the machine.
+  """
+
+  TASK_FEATURES = {name: seqio.FeatureConverter.FeatureSpec(tf.int32) for name in TASK_FEATURES}
+  PACKING_FEATURE_DTYPES = {}
+
+  def __init__(self, infilling: rows.BlankInfilling, seed: int = 0):
+    spec = seqio.FeatureConverter.FeatureSpec
+    self.MODEL_FEATURES = {name: spec(dtype) for name, dtype in _FEATURE_DTYPES.items()}
+    if infilling.positions != "rotary":
+      self.MODEL_FEATURES["positions"] = spec(tf.int32, rank=2, sequence_dim=1)
+    self._infilling = infilling
+    self._seed = seed
+    super().__init__(pack=False)
+
+  @property
+  def task_feature_lengths(self) -> dict[str, int]:
+    """Lengths to ask of the task."""
+    length = self._infilling.seq_length
+    return {"text": self._infilling.window_length, "inputs": length, "targets": length}
+
+  def get_model_feature_lengths(self, task_feature_lengths: Mapping[str, int]) -> dict[str, int]:
+    return dict.fromkeys(_FEATURE_DTYPES, self._infilling.seq_length)
+
+  def _convert_features(
+      self, ds: tf.data.Dataset, task_feature_lengths: Mapping[str, int]
+  ) -> tf.data.Dataset:
+    empty = tf.zeros([0], tf.int32)
+    end = tf.data.Dataset.from_tensors(dict.fromkeys(TASK_FEATURES, empty))  # has the last pairs written
+    ds = ds.map(lambda example: {name: example[name] for name in TASK_FEATURES}).concatenate(end)
+    state = (tf.zeros([], tf.int64), tf.zeros([0, 2], tf.int32), empty)
+    return ds.scan(state, self._absorb).unbatch()
+
+  def _absorb(
+      self, state: tuple[tf.Tensor, ...], example: Mapping[str, tf.Tensor]
+  ) -> tuple[tuple[tf.Tensor, ...], dict[str, tf.Tensor]]:
+    """Takes in an example; gives out the rows, none or one, that it completes."""
+    arguments = [*state, *(example[name] for name in TASK_FEATURES)]
+    results = tf.numpy_function(
+        self._absorb_arrays, arguments, [tf.int64, tf.int32, tf.int32, *_FEATURE_DTYPES.values()])
+    index, lengths, pending = results[:3]
+    features = dict(zip(_FEATURE_DTYPES, results[3:], strict=True))
+    length = self._infilling.seq_length
+    for name, spec in self.MODEL_FEATURES.items():
+      features[name] = tf.ensure_shape(features[name], [None, length] if spec.rank == 1 else [None, 2, length])
+    state = tf.ensure_shape(index, []), tf.ensure_shape(lengths, [None, 2]), tf.ensure_shape(pending, [None])
+    return state, features
+
+  def _absorb_arrays(
+      self, index: np.ndarray, lengths: np.ndarray, pending: np.ndarray, text: np.ndarray, inputs: np.ndarray,
+      targets: np.ndarray,
+  ) -> list[np.ndarray]:
+    """index: rows so far; lengths [pairs, 2] and pending [tokens]: the pairs that wait for their row."""
+    made = []
+    is_pair, is_text = len(targets) > 0, len(text) > 1
+    if len(lengths) and not is_text and not (is_pair and self._fits([*lengths, (len(inputs), len(targets))])):
+      made.append(self._infilling.instruction_row(_split_pairs(lengths, pending)))
+      lengths, pending = lengths[:0], pending[:0]
+    if is_pair:
+      lengths = np.concatenate([lengths, np.array([[len(inputs), len(targets)]], np.int32)])
+      pending = np.concatenate([pending, inputs, targets])
+    elif is_text:
+      made.append(self._infilling.text_row(text, self._seed, int(index)))
+    shape = {name: (0, self._infilling.seq_length) if spec.rank == 1 else (0, 2, self._infilling.seq_length)
+             for name, spec in self.MODEL_FEATURES.items()}
+    features = [np.stack([row[name] for row in made]) if made else np.zeros(shape[name], dtype.as_numpy_dtype)
+                for name, dtype in _FEATURE_DTYPES.items()]
+    return [np.int64(index + len(made)), lengths, pending, *features]
+
+  def _fits(self, lengths: Sequence[tuple[int, int]]) -> bool:
+    places = sum(self._infilling.instruction_length(int(a), int(b)) for a, b in lengths)
+    return places <= self._infilling.seq_length
+
+
+def _split_pairs(lengths: np.ndarray, pending: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+  parts = np.split(pending, np.cumsum(lengths.reshape(-1))[:-1])
+  return list(zip(parts[::2], parts[1::2], strict=True))
+
+
+@dataclasses.dataclass(frozen=True)
+class SeqioMixture:
+  """A DataSource over a registered seqio mixture or task, with no token cache: for notebooks and small texts.
+
+  Sample i has the task that CachedMixture would give it, and is the next row of that task. So every host
+  makes all rows and keeps its own, and a resumed run makes again, and skips, all rows before its first.
+  """
+
+  mixture: str  # its name; in gin @pretrain.register() gives it
+  infilling: rows.BlankInfilling | Callable[..., rows.BlankInfilling]  # or what makes one from `specials`
+  seed: int = 0
+  split: str = "train"
+  use_cached: bool = False  # read what seqio's own (Beam) caching has written
+  shuffle_buffer_size: int = 1000  # windows or pairs of each task to draw from; filled before the first batch
+
+  @property
+  def seq_length(self) -> int:
+    return self._infilling.seq_length
+
+  @functools.cached_property
+  def _rates(self) -> dict[seqio.Task, float]:
+    """The tasks and their shares."""
+    try:
+      provider = seqio.get_mixture_or_task(self.mixture)
+    except ValueError as error:
+      known = sorted({*seqio.MixtureRegistry.names(), *seqio.TaskRegistry.names()})
+      raise errors.InputError(f"no seqio mixture or task {self.mixture!r} is registered; "
+                              f"there are {', '.join(known) or 'none'}") from error
+    if isinstance(provider, seqio.Task):
+      return {provider: 1.0}
+    return {task: provider.get_rate(task) for task in provider.tasks}
+
+  @functools.cached_property
+  def _tokenizer(self) -> tokenizer.Tokenizer:
+    return next(iter(self._rates)).output_features["text"].vocabulary.text_tokenizer
+
+  @functools.cached_property
+  def _infilling(self) -> rows.BlankInfilling:
+    if isinstance(self.infilling, rows.BlankInfilling):
+      return self.infilling
+    return self.infilling(specials=self._tokenizer.specials)
+
+  @functools.cached_property
+  def _schedule(self) -> sampler.Schedule:
+    return sampler.Schedule(sampler.rate_weights({task.name: rate for task, rate in self._rates.items()}))
+
+  def describe(self) -> dict:
+    """All that decides the rows, but for the text itself, which has no fingerprint here."""
+    weights = dict(zip(self._schedule.names, self._schedule.weights))
+    return {"source": "seqio", "mixture": self.mixture, "tokenizer": self._tokenizer.fingerprint,
+            "seed": self.seed, "split": self.split, "infilling": dataclasses.asdict(self._infilling),
+            "weights": weights}
+
+  def batches(
+      self, plan: Iterator[tuple[int, int]], process_index: int = 0, process_count: int = 1
+  ) -> Iterator[dict[str, np.ndarray]]:
+    """Batches of this host's rows, one for each (first sample index, batch size) of the plan."""
+    tf.config.set_visible_devices([], "GPU")  # the accelerator is JAX's
+    streams: dict[str, Iterator[rows.Row]] = {}
+    places: dict[str, int] = {}  # rows that each stream has given
+    for first, size in plan:
+      if size % process_count:
+        raise errors.InputError(f"a batch of {size} rows does not divide over {process_count} hosts")
+      local = size // process_count
+      batch = []
+      for index in range(first + process_index * local, first + (process_index + 1) * local):
+        name, place = self._schedule.pick(index)
+        if place < places.get(name, place + 1):
+          streams[name], places[name] = self._rows(name), 0
+        batch.append(self._advance(streams[name], name, place - places[name]))
+        places[name] = place + 1
+      yield {feature: np.stack([row[feature] for row in batch]) for feature in _FEATURE_DTYPES}
+
+  def _rows(self, name: str) -> Iterator[rows.Row]:
+    """All rows of a task, epoch after epoch, each shuffled in its own way."""
+    task = next(task for task in self._rates if task.name == name)
+    converter = GLMFeatureConverter(self._infilling, self.seed)
+    lengths = converter.task_feature_lengths
+    ds = task.get_dataset(lengths, self.split, self.use_cached, shuffle=True, seed=self.seed, num_epochs=None,
+                          shuffle_buffer_size=self.shuffle_buffer_size)
+    return converter(ds, lengths).as_numpy_iterator()
+
+  def _advance(self, stream: Iterator[rows.Row], name: str, skip: int) -> rows.Row:
+    """The row behind the next `skip` rows."""
+    try:
+      return next(itertools.islice(stream, skip, None))
+    except StopIteration:
+      raise errors.InputError(f"task {name} has no text in the split {self.split!r}") from None
+    except tf.errors.OpError as error:
+      raise input_error(error) or error from error
+
+
+def input_error(error: tf.errors.OpError) -> errors.InputError | None:
+  """The user's mistake behind an error that a tf.data pipeline has wrapped, if there is one."""
+  found = re.search(r"InputError: (.*)", str(error))
+  return errors.InputError(found.group(1)) if found else None
