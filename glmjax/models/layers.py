@@ -22,6 +22,12 @@ def normal(std: float | jax.Array) -> Initializer:
   return lambda key, shape, dtype: (jax.random.normal(key, shape, jnp.float32) * std).astype(dtype)
 
 
+def zeros(key: jax.Array, shape: Sequence[int], dtype: str) -> jax.Array:
+  """Of biases."""
+  del key
+  return jnp.zeros(shape, dtype)
+
+
 def xavier_std(fan_in: int, fan_out: int, gain: float = 1.0) -> float:
   """Glorot and Bengio 2010, normal form."""
   return gain * (2.0 / (fan_in + fan_out)) ** 0.5
@@ -65,7 +71,7 @@ class Einsum(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     kernel = declare(self, "kernel", self.kernel_init, self.shape, self.axes, self.param_dtype)
-    bias = declare(self, "bias", normal(0.0), self.shape[self.num_inputs:], self.axes[self.num_inputs:],
+    bias = declare(self, "bias", zeros, self.shape[self.num_inputs:], self.axes[self.num_inputs:],
                    self.param_dtype)
     return ops.einsum(self.spec, x.astype(self.dtype), kernel) + bias.astype(self.dtype)
 
@@ -82,7 +88,7 @@ class LayerNorm(nn.Module):
     width = (x.shape[-1],)
     scale = declare(self, "scale", lambda key, shape, dtype: jnp.ones(shape, dtype), width, ("act_embed",),
                     self.param_dtype)
-    bias = declare(self, "bias", normal(0.0), width, ("act_embed",), self.param_dtype)
+    bias = declare(self, "bias", zeros, width, ("act_embed",), self.param_dtype)
     x = x.astype(jnp.float32)
     x = x - x.mean(-1, keepdims=True)
     x = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.epsilon)

@@ -59,6 +59,12 @@ def shardings(boxed: Any, mesh: jax.sharding.Mesh, rules: Rules = FSDP) -> Any:
   return nn.logical_to_mesh_sharding(nn.get_partition_spec(boxed), mesh, rules)
 
 
+def unbox(boxed: Any) -> Any:
+  """The tree without its boxes; unlike nn.unbox it constrains nothing under a mesh."""
+  is_box = lambda x: isinstance(x, nn.LogicallyPartitioned)
+  return jax.tree.map(lambda x: x.value if is_box(x) else x, boxed, is_leaf=is_box)
+
+
 def batch_shards(mesh: jax.sharding.Mesh, axes: Sequence[str] = ("data", "fsdp")) -> int:
   """Into how many parts the rows of a batch are split."""
   size = 1
@@ -79,8 +85,7 @@ _FIELDS = {"heads": "num_heads", "mlp": "mlp_dim", "vocab": "vocab_size", "embed
 
 def check_divisible(boxed: Any, mesh: jax.sharding.Mesh, rules: Rules = FSDP) -> None:
   """Raises InputError, in the model's words, where a weight's axis cannot be split evenly over the mesh."""
-  leaves = jax.tree.leaves(boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
-  for leaf in leaves:
+  for leaf in jax.tree.leaves(boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned)):
     if not isinstance(leaf, nn.LogicallyPartitioned):
       continue
     spec = nn.logical_to_mesh_axes(leaf.names, rules)

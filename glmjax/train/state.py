@@ -13,7 +13,6 @@
 import dataclasses
 from typing import Any
 
-from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -79,7 +78,7 @@ def init(config: config_lib.GLMConfig, tx: optax.GradientTransformation, seed: i
   """A new run's state, its parameters still boxed with their logical axis names."""
   init_key, run_key = jax.random.split(jax.random.key(seed))
   boxed = glm.init(config, init_key)
-  return TrainState(jnp.int32(0), jnp.uint32(0), boxed, tx.init(nn.unbox(boxed)), jax.random.key_data(run_key),
+  return TrainState(jnp.int32(0), jnp.uint32(0), boxed, tx.init(partitioning.unbox(boxed)), jax.random.key_data(run_key),
                     LOSS_SCALE.init() if config.dtype == "float16" else None)
 
 
@@ -98,7 +97,7 @@ def abstract(config: config_lib.GLMConfig, tx: optax.GradientTransformation, mes
     matches = (by_path[names[i:]] for i in range(len(names)) if names[i:] in by_path)
     return next(matches, replicated) if leaf.ndim else replicated
 
-  shapes = nn.unbox(boxed)
+  shapes = partitioning.unbox(boxed)
   shardings = jax.tree.map(lambda _: replicated, dataclasses.replace(shapes, params=None, opt_state=None))
   shardings = dataclasses.replace(shardings, params=param_shardings,
                                   opt_state=jax.tree_util.tree_map_with_path(opt_sharding, shapes.opt_state))
@@ -109,4 +108,4 @@ def create(config: config_lib.GLMConfig, tx: optax.GradientTransformation, seed:
            abstract_state: TrainState) -> TrainState:
   """A new run's state, each array made where `abstract_state` wants it."""
   shardings = jax.tree.map(lambda x: x.sharding, abstract_state)
-  return jax.jit(lambda: nn.unbox(init(config, tx, seed)), out_shardings=shardings)()
+  return jax.jit(lambda: partitioning.unbox(init(config, tx, seed)), out_shardings=shardings)()

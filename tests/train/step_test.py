@@ -1,0 +1,175 @@
+"""The step: micro-batches, meshes, dropout, EGS, fp16, and standing still on a gradient that is not finite."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from glmjax.models import config as config_lib
+from glmjax.parallel import mesh as mesh_lib
+from glmjax.parallel import partitioning
+from glmjax.train import optimizer as optimizer_lib
+from glmjax.train import schedules
+from glmjax.train import state as state_lib
+from glmjax.train import step as step_lib
+
+ROWS = 16
+
+
+@functools.cache
+def compiled(config: config_lib.GLMConfig, mesh_config: mesh_lib.MeshConfig, optimizer, alpha: float) -> tuple:
+  """(mesh, a maker of new states, the compiled step)."""
+  devices = jax.devices()[:np.prod([abs(s) for s in dataclasses.astuple(mesh_config)])]
+  mesh, tx = mesh_lib.make_mesh(mesh_config, devices), optimizer.make()
+  recipe = step_lib.Recipe(optimizer, schedules.Constant(1e-2), schedules.Constant(alpha))
+  with partitioning.use(mesh):
+    abstract = state_lib.abstract(config, tx, mesh)
+    fresh = jax.device_get(state_lib.create(config, tx, 0, abstract))
+    objective = step_lib.Objective(config, partitioning.batch_shards(mesh), chunk=16)
+    shardings = jax.tree.map(lambda x: x.sharding, abstract)
+    step = step_lib.compile_train_step(objective, recipe, tx, shardings)
+  return mesh, lambda: jax.device_put(fresh, shardings), step
+
+
+class Run:
+  """A state, its compiled step, and the source's batches on one mesh."""
+
+  def __init__(self, config: config_lib.GLMConfig, source, mesh_config: mesh_lib.MeshConfig, micro: int = 1,
+               optimizer=optimizer_lib.AdamW(), alpha: float = 1.0, room: int | None = None):
+    self.mesh, make, self.compiled = compiled(config, mesh_config, optimizer, alpha)
+    self.state, self.source, self.micro, self.room = make(), source, micro, room or micro
+
+  def batch(self, first: int, size: int = ROWS) -> step_lib.Batch:
+    host = next(self.source.batches(iter([(first, size)])))
+    sharding = partitioning.named(self.mesh, partitioning.FSDP, None, "batch", "length")
+    def place(a: np.ndarray) -> jax.Array:
+      padded = np.zeros((self.room * (ROWS // self.micro), *a.shape[1:]), a.dtype)
+      padded[:size] = a
+      return jax.device_put(padded.reshape(self.room, ROWS // self.micro, *a.shape[1:]), sharding)
+    return {name: place(a) for name, a in host.items()}
+
+  def step(self, first: int, size: int = ROWS, batch: step_lib.Batch | None = None) -> dict:
+    info = step_lib.StepInfo(*map(jnp.uint32, (first, first, size)))
+    with partitioning.use(self.mesh):
+      self.state, metrics = self.compiled(self.state, self.batch(first, size) if batch is None else batch, info)
+    return jax.device_get(metrics)
+
+  def losses(self, steps: int = 4) -> list[float]:
+    return [float(self.step(i * ROWS)["loss"]) for i in range(steps)]
+
+
+ONE = mesh_lib.MeshConfig(data=1)
+
+
+@pytest.mark.parametrize("sizes", [dict(data=8), dict(data=2, fsdp=2, tensor=2), dict(data=1, fsdp=4, tensor=2)])
+def test_same_losses_on_any_mesh(tiny, source, sizes):
+  np.testing.assert_allclose(Run(tiny, source, mesh_lib.MeshConfig(**sizes)).losses(),
+                             Run(tiny, source, ONE).losses(), rtol=2e-5)
+
+
+def test_micro_batches_equal_the_full_batch(tiny, source):
+  full, parts = Run(tiny, source, ONE), Run(tiny, source, ONE, micro=4)
+  np.testing.assert_allclose(parts.losses(), full.losses(), rtol=2e-5)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), parts.state.params, full.state.params)
+
+
+def test_growing_batch_never_recompiles(tiny, source):
+  run, full = Run(tiny, source, ONE, micro=4, room=6), Run(tiny, source, ONE)
+  before = run.compiled._cache_size()
+  for size in (5, 8, 16, 24):
+    run.step(int(run.state.samples_seen), size)
+  assert run.compiled._cache_size() == before + 1
+  assert int(run.state.samples_seen) == 53 and int(run.state.step) == 4
+  fresh = Run(tiny, source, ONE, micro=4, room=6)
+  assert float(fresh.step(0, 16)["loss"]) == pytest.approx(float(full.step(0, 16)["loss"]), rel=1e-5)
+
+
+def test_learns_and_reports(tiny, source):
+  run = Run(tiny, source, ONE)
+  first = run.step(0)
+  assert set(first) >= {"loss", "grad_norm", "grad_norm_embedding", "grad_norm_attention", "grad_norm_mlp", "grad_norm_norms"}
+  parts = [float(v) for k, v in first.items() if k.startswith("grad_norm_")]
+  assert np.linalg.norm(parts) == pytest.approx(float(first["grad_norm"]), rel=1e-5)
+  assert first["losses"].sum() / first["weights"].sum() == pytest.approx(float(first["loss"]), rel=1e-5)
+  for i in range(1, 40):
+    last = run.step(i * ROWS)
+  assert last["loss"] < 0.7 * first["loss"]
+
+
+def test_muon_learns(tiny, source):
+  run = Run(tiny, source, mesh_lib.MeshConfig(data=2, tensor=2), optimizer=optimizer_lib.Muon())
+  losses = run.losses(30)
+  assert losses[-1] < 0.75 * losses[0]
+
+
+def test_embedding_shrink_touches_the_embedding_alone(tiny, source):
+  one, tenth = Run(tiny, source, ONE).step(0), Run(tiny, source, ONE, alpha=0.1).step(0)
+  assert tenth["grad_norm_embedding"] == pytest.approx(0.1 * one["grad_norm_embedding"], rel=1e-4)
+  assert tenth["grad_norm_mlp"] == pytest.approx(one["grad_norm_mlp"], rel=1e-4)
+  assert tenth["loss"] == pytest.approx(one["loss"])
+
+
+def test_dropout_depends_on_the_step_alone(tiny, source):
+  config = dataclasses.replace(tiny, hidden_dropout=0.1, attention_dropout=0.1)
+  a, b = Run(config, source, ONE), Run(config, source, ONE)
+  assert a.losses(2) == b.losses(2)
+  assert float(Run(config, source, ONE).step(0)["loss"]) != float(Run(tiny, source, ONE).step(0)["loss"])
+
+
+def test_stands_still_when_not_finite(tiny, source):
+  run = Run(tiny, source, ONE)
+  run.step(0)
+  before = jax.device_get(run.state)
+  bad = run.batch(ROWS)
+  bad["loss_weights"] = bad["loss_weights"].at[0, 3, 15].set(np.inf)
+  assert not run.step(ROWS, batch=bad)["applied"]
+  assert not run.step(2 * ROWS)["applied"]  # planned for a state that never came
+  jax.tree.map(np.testing.assert_array_equal, jax.device_get(run.state), before)
+  assert run.step(ROWS)["applied"]
+
+
+def test_fp16_scale_halves_and_goes_on(tiny, source):
+  run = Run(dataclasses.replace(tiny, dtype="float16"), source, ONE)
+  assert run.step(0)["applied"] and float(run.state.loss_scale.scale) == 65_536
+  bad = run.batch(ROWS)
+  bad["loss_weights"] = bad["loss_weights"].at[0, 3, 15].set(np.inf)
+  params = jax.device_get(run.state.params)
+  for i, scale in ((1, 65_536), (2, 32_768), (3, 16_384)):  # the first is forgiven: hysteresis 2
+    assert not run.step(i * ROWS, batch=bad)["applied"]
+    assert float(run.state.loss_scale.scale) == scale
+  jax.tree.map(np.testing.assert_array_equal, jax.device_get(run.state.params), params)
+  assert run.step(4 * ROWS)["applied"] and int(run.state.step) == 5
+
+
+def test_loss_scale_doubles_after_its_window():
+  scale, policy = state_lib.DynamicLossScale(window=3).init(), state_lib.DynamicLossScale(window=3)
+  for _ in range(3):
+    scale = policy.update(scale, jnp.bool_(True))
+  assert (float(scale.scale), int(scale.good_steps)) == (131_072, 0)
+
+
+def test_decay_leaves_biases_and_norms_alone(tiny):
+  tx = optimizer_lib.AdamW().make()
+  params = jax.eval_shape(lambda: state_lib.init(tiny, tx, 0)).params
+  names = {optimizer_lib.path_names(path)[-1]: optimizer_lib.decays(path)
+           for path, _ in jax.tree_util.tree_leaves_with_path(params)}
+  assert names == {"table": True, "kernel": True, "bias": False, "scale": False}
+
+
+def test_optimizer_state_is_sharded_like_its_parameters(tiny):
+  mesh = mesh_lib.make_mesh(mesh_lib.MeshConfig(fsdp=2, tensor=2))
+  for optimizer in (optimizer_lib.AdamW(), optimizer_lib.Muon()):
+    state = state_lib.abstract(tiny, optimizer.make(), mesh)
+    wanted = {(x.shape, x.sharding.spec) for x in jax.tree.leaves(state.params)}
+    assert all((x.shape, x.sharding.spec) in wanted for x in jax.tree.leaves(state.opt_state) if x.ndim)
+    split = state.params["layers"]["attention"]["qkv"]["kernel"].sharding.spec
+    assert "fsdp" in split and "tensor" in split
+
+
+def test_heads_that_do_not_divide_say_so(tiny):
+  mesh = mesh_lib.make_mesh(mesh_lib.MeshConfig(data=1, tensor=8))
+  with pytest.raises(ValueError, match="num_heads 4 does not divide over tensor=8: "):
+    state_lib.abstract(tiny, optimizer_lib.AdamW().make(), mesh)
