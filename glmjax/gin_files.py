@@ -5,27 +5,17 @@ their source), so that a mistake is answered before JAX is loaded. It is stricte
 macro that nothing uses and finds a missing value only when training asks for it.
 """
 
-import dataclasses
 import copy
-import functools
 import importlib
 import os
 import pathlib
+import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import gin
 
-from glmjax import errors, gin_checker, signatures
-
-
-@dataclasses.dataclass(frozen=True)
-class Checked:
-  """Files and overrides found to be in order, ready for gin."""
-
-  paths: tuple[str, ...]
-  imports: tuple[str, ...]  # import statements that the overrides need
-  overrides: tuple[str, ...]
+from glmjax import errors, gin_checker, gin_reader, signatures
 
 
 def packaged_folder() -> pathlib.Path:
@@ -50,51 +40,40 @@ def find(name: str, where: str = "--gin_file") -> pathlib.Path:
 
 
 def check(
-  files: Sequence[str], overrides: Sequence[str] = (), entry: str | None = None, given: Iterable[str] = ()
-) -> Checked:
+  files: Sequence[str], overrides: Sequence[str] = (), entry: str | None = None, given: Iterable[str] = (),
+  commands: Sequence[str] = (),
+) -> gin_checker.Program:
   """Raises InputError for the first mistake in files and overrides; imports none of the modules they name.
 
-  overrides are "NAME=value" or "scope/module.function.parameter=value". Where entry, the full name of the
-  function to be called, is named, each of its parameters without a default must be bound, or be among those
-  given.
+  Args:
+    files: gin files, later ones over earlier.
+    overrides: "NAME=value" or "scope/module.function.parameter=value".
+    entry: full name of the function to be called: what it does not depend on is left aside, and each of its
+      parameters without a default must be bound, or be among those `given`.
+    commands: full names of all functions that commands call: what none of them depends on is a mistake.
   """
-  checker = gin_checker.Checker(find)
-  paths = []
+  packages = {name.split(".")[0] for name in ("glmjax", *commands, *([entry] if entry else []))}
+  reader = gin_reader.Reader(find, packages)
   for file in files:
-    path = find(file)
-    paths.append(str(path.resolve()))
-    checker.read_file(path)
+    reader.read_file(find(file))
   for override in overrides:
-    checker.read_override(override)
-  checker.check_scopes()
-  checker.check_macros()
-  checker.check_required()
-  checker.check_types()
-  if entry is not None:
-    checker.check_entry(entry, set(given))
-  return Checked(tuple(paths), tuple(checker.override_imports()), tuple(overrides))
+    reader.read_override(override)
+  return gin_checker.check(reader, entry, given, commands)
 
 
 def parse(
-  files: Sequence[str], overrides: Sequence[str] = (), entry: str | None = None, given: Iterable[str] = ()
+  files: Sequence[str], overrides: Sequence[str] = (), entry: str | None = None, given: Iterable[str] = (),
+  commands: Sequence[str] = (),
 ) -> None:
-  """Checks, then lets gin parse (which imports the modules named) and locks the configuration."""
-  checked = check(files, overrides, entry, given)
+  """Checks, has gin parse what the entry needs (which imports its modules), and locks the configuration."""
+  program = check(files, overrides, entry, given, commands)
   gin.clear_config()
-  _search_packaged_folder()
-  lines = ["from __gin__ import dynamic_registration", *checked.imports, *checked.overrides]
   try:
-    gin.parse_config_files_and_bindings(list(checked.paths), lines)
+    gin.parse_config_files_and_bindings([], list(program.lines))
   except (SyntaxError, ValueError, NameError, AttributeError) as error:
     lines = str(error).strip().splitlines()
-    where = f" ({lines[-1].strip()})" if len(lines) > 1 else ""
-    raise errors.InputError(f"gin: {lines[0]}{where}") from error
-
-
-@functools.cache
-def _search_packaged_folder() -> None:
-  """Tells gin where included files may be; once, since gin only ever adds."""
-  gin.add_config_file_search_path(str(packaged_folder()))
+    number = next((int(found[1]) for line in lines if (found := re.search(r"line (\d+)$", line))), 1)
+    raise errors.InputError(f"{program.places[number - 1] or 'gin'}: {lines[0]}") from original(error)
 
 
 def configured(entry: str) -> Callable[..., Any]:

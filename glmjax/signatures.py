@@ -43,6 +43,10 @@ class Signature:
   path: pathlib.Path
   line: int
 
+  @property
+  def identity(self) -> tuple[str, int]:
+    return str(self.path), self.line
+
 
 class NameNotFound(LookupError):
   """A name that its module or class does not have."""
@@ -57,6 +61,11 @@ def nearest(name: str, candidates: Iterable[str]) -> str | None:
   by_lower = {candidate.lower(): candidate for candidate in candidates}
   match = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)
   return by_lower[match[0]] if match else None
+
+
+def advice(close: str | None, otherwise: str) -> str:
+  """What to tell someone whose name was not found."""
+  return f"did you mean {close}?" if close else otherwise
 
 
 @functools.cache

@@ -5,6 +5,8 @@ import itertools
 import json
 import os
 import pathlib
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -46,7 +48,7 @@ def train(workdir, steps: int = 3, name: str = "a", mode: str = "ok"):
 
 
 def generate(prompts, temperature: float = 0.0):
-  return [prompt.upper() for prompt in prompts]
+  return [{"prompt": prompt, "output": prompt.upper()} for prompt in prompts]
 """
 
 
@@ -213,6 +215,14 @@ def test_operative_config_is_written_beside_the_result(fake):
   assert cli.main(["train", "--gin_file=here/config.gin"]) == 0  # and can be run as it is
 
 
+def test_stages_gather_the_seconds_of_commands(fake):
+  for _ in range(2):
+    assert cli.main(["train", "--gin_file=x.gin", "--workdir=here", "--stages=stages.jsonl"]) == 0
+  assert cli.main(["train", "--gin_file=x.gin", "--stages=stages.jsonl"]) == 2  # not done: not counted
+  lines = [json.loads(line) for line in pathlib.Path("stages.jsonl").read_text().splitlines()]
+  assert [line["stage"] for line in lines] == ["train", "train"] and lines[0]["seconds"] >= 0
+
+
 def test_missing_extra_is_named():
   error = ModuleNotFoundError("No module named 'seqio'", name="seqio")
   assert cli._describe(error) == "this needs seqio: pip install 'glmjax[data]'"
@@ -246,7 +256,7 @@ def test_prompts_from_file_and_standard_input(fake, capsys, monkeypatch):
   assert cli.main(["generate", "--file=p.txt"]) == 0
   assert capsys.readouterr().out == "ONE [MASK]\n\n二\n"
   assert cli.main(["generate", "--prompt=a", "--prompt=b", "--json"]) == 0
-  assert json.loads(capsys.readouterr().out) == ["A", "B"]
+  assert [result["output"] for result in json.loads(capsys.readouterr().out)] == ["A", "B"]
   for name, content, expected in (
     ("bad.txt", b"\xff\n", "bad.txt: not UTF-8 text (byte 0)"),
     ("empty.txt", b"\n", "empty.txt: empty; expected one text a line"),
@@ -291,3 +301,26 @@ def test_tokenizer_trains_on_no_held_out_document(tmp_path):
   documents = [document.strip() for document in corpus.training_documents(files)]
   assert len(documents) == 2 * 118
   assert not {"en 50", "en 100", "zh 50", "zh 100"} & set(documents)
+
+
+def documented_commands():
+  """Every glmjax command line in the gin files' headers, the Makefile, the README and docs/."""
+  root = pathlib.Path(__file__).parent.parent
+  files = [root / "Makefile", root / "README.md", *(root / "docs").glob("*.md"), *(root / "gin").rglob("*.gin")]
+  for file in files:
+    text = file.read_text(encoding="utf-8").replace("\\\n", " ")
+    for line in text.splitlines():
+      found = re.match(r"[\s#$@]*(?:\$\(BIN\)/)?glmjax ((?:%s) .*)" % "|".join(commands.COMMANDS), line)
+      if found and "..." not in line and "DIR" not in line:
+        yield pytest.param(found[1], id=f"{file.name}: {found[1][:60]}")
+
+
+@pytest.mark.parametrize("line", documented_commands())
+def test_documented_commands_are_in_order(line, monkeypatch, capsys):
+  """Flags, gin files, macros and parameters of what we tell users to type."""
+  monkeypatch.setattr(commands.gin_files, "parse", commands.gin_files.check)
+  monkeypatch.setattr(commands, "_call", lambda command, given: None)
+  monkeypatch.setattr(commands, "_print_result", lambda *arguments: None)
+  arguments = [part for part in shlex.split(line, comments=True) if not part.startswith("--stages")]
+  arguments = list(itertools.takewhile(lambda part: part not in ("|", ">", "&&"), arguments))
+  assert cli.main(arguments) == 0, capsys.readouterr().err

@@ -1,9 +1,11 @@
 """Every mistake in a gin file or override gets one line with the place and the nearest right name."""
 
+import os
 import subprocess
 import sys
 import time
 
+import gin
 import pytest
 
 from glmjax import errors, gin_checker, gin_files, signatures
@@ -45,6 +47,10 @@ def constant(value=1.0):
   return value
 
 
+def export(model, out):
+  return out
+
+
 class Adam:
   def __init__(self, b1=0.9, b2=0.95):
     self.b1, self.b2 = b1, b2
@@ -80,7 +86,8 @@ def library(tmp_path, monkeypatch):
     del sys.modules[name]
   signatures.find_module.cache_clear()
   signatures._names.cache_clear()
-  return tmp_path
+  with gin.config.interactive_mode():  # lets each test register its own fakelib
+    yield tmp_path
 
 
 def message(text="", overrides=(), files=(), **options):
@@ -171,7 +178,7 @@ def test_unknown_module_function_parameter():
   assert "it takes b1, b2" in message(HEAD + "loop.Adam.b3 = 1\n")  # imported into loop
   assert "no import provides lop; did you mean loop?" in message(HEAD + "lop.train.num_steps = 3\n")
   assert "is a module" in message(start + "import fakelib.loop\nfakelib.loop.train = 3\n")
-  assert "must begin with" in message("from fakelib import loop\nloop.train.num_steps = 3\n")
+  assert "begin the file with" in message("from fakelib import loop\nloop.train.num_steps = 3\n")
 
 
 def test_accepts_what_source_cannot_tell():
@@ -229,6 +236,60 @@ def test_types_of_our_own_parameters(monkeypatch, library):
   assert "takes int, not 1000000.0" in message(files=["runs/train.gin"], overrides=["TRAIN_STEPS=1e6"])
   assert "takes str | None, not 3" in message(files=["runs/train.gin"], overrides=["loop.train.name=3"])
   gin_files.check(["runs/train.gin"], ["loop.train.rate=1", "loop.train.name=None"])
+
+
+def test_one_file_serves_every_command():
+  """A command needs, and imports, only what its own function depends on."""
+  with open("all.gin", "w", encoding="utf-8") as file:
+    file.write(RUN + """
+OUT = %gin.REQUIRED
+fakelib.parts.export.out = %OUT
+fakelib.parts.export.model = @wide/loop.Model()
+wide/loop.Model.num_layers = 7
+""")
+  commands = ["fakelib.loop.train", "fakelib.parts.export"]
+  lines = gin_files.check(["all.gin"], (), "fakelib.loop.train", commands=commands).lines
+  assert not any("OUT" in line or "Model.num_layers = 7" in line for line in lines)
+  assert "num_steps = %TRAIN_STEPS" in "\n".join(lines)
+  assert "--gin.OUT=VALUE" in message(files=["all.gin"], entry="fakelib.parts.export", commands=commands)
+  lines = gin_files.check(["all.gin"], ["OUT='o'"], "fakelib.parts.export", commands=commands).lines
+  assert not any("TRAIN_STEPS" in line for line in lines)
+  unused = message(HEAD + "loop.Plain.size = 3\n", files=["all.gin"], entry=commands[0], commands=commands)
+  assert unused.startswith("x.gin:3: nothing uses loop.Plain; did you mean loop.train?")
+  gin_files.check(["all.gin", "x.gin"], ["loop.train.name=@loop.Plain()"], commands[0], commands=commands)
+
+
+def test_module_imported_for_its_effect(library):
+  (library / "fakelib" / "effect.py").write_text("import os\nos.environ['FAKELIB_EFFECT'] = '1'\n")
+  with open("x.gin", "w", encoding="utf-8") as file:
+    file.write("from __gin__ import dynamic_registration\nimport fakelib.effect\n")
+  os.environ.pop("FAKELIB_EFFECT", None)
+  gin_files.parse(["x.gin"], entry="fakelib.parts.constant")
+  assert os.environ.pop("FAKELIB_EFFECT") == "1"
+
+
+def test_modules_of_one_name(library):
+  (library / "fakelib" / "more").mkdir()
+  (library / "fakelib" / "more" / "__init__.py").write_text("")
+  (library / "fakelib" / "more" / "parts.py").write_text("def grow(size=1):\n  return size\n")
+  with open("x.gin", "w", encoding="utf-8") as file:
+    file.write(HEAD + "from fakelib import parts\nfrom fakelib.more import parts as others\n"
+               "loop.train.model = {'a': @parts.constant(), 'b': [(@others.grow(), 'x')]}\n"
+               "parts.constant.value = 5\nothers.grow.size = 6\n")
+  gin_files.parse(["x.gin"], entry="fakelib.loop.train")
+  assert gin_files.configured("fakelib.loop.train")()["model"] == {"a": 5, "b": [(6, "x")]}
+  assert "more_parts" in gin_files.operative_config()
+
+
+def test_macros_in_a_circle():
+  assert "defined by itself" in message(HEAD + "A = [%B]\nB = %A\nloop.train.name = %A\n")
+
+
+def test_error_that_only_gin_finds_has_its_place():
+  with open("x.gin", "w", encoding="utf-8") as file:
+    file.write(HEAD + "import math\nloop.train.model = 1\nloop.train.name = @math.sqroot()\n")
+  with pytest.raises(errors.InputError, match="x.gin:5: .*sqroot"):
+    gin_files.parse(["x.gin"], entry="fakelib.loop.train")
 
 
 def test_entry_needs_its_parameters():

@@ -28,7 +28,7 @@ ALLOWED = {
   "tasks": ("data", "tokens", "tokenizer", "errors"),
   "cli": None,  # everything
 }
-CLI = ("cli", "gin_files", "gin_checker", "signatures", "__main__")  # the command line's modules
+CLI = ("cli", "gin_files", "gin_checker", "gin_reader", "signatures", "__main__")  # the command line's modules
 # What only some parts may import.
 THIRD_PARTY = {
   "gin": ("cli",),

@@ -6,12 +6,13 @@ import dataclasses
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import glmjax
 from glmjax import errors, gin_files, signatures
-from glmjax.cli import corpus, inputs
+from glmjax.cli import corpus, inference, inputs
 
 GIN_HELP = "gin file, searched here and then among glmjax's own (repeatable)"
 
@@ -84,13 +85,15 @@ COMMANDS = {command.name: command for command in (
             "glmjax export --checkpoint=runs/mine --bits=4 --out=runs/mine-int4",
             (CHECKPOINT, Flag("--out", "folder to write"),
              Flag("--bits", "weight bits (without it: float)", int, choices=(8, 4)))),
-    Command("generate", "glmjax.infer.engine.generate", "fill [MASK]s in a text, or continue it",
+    Command("generate", "glmjax.cli.inference.generate", "fill [MASK]s in a text, or continue it",
             "glmjax generate --checkpoint=runs/mine-int4 --prompt='The capital of France is [MASK].'",
             (CHECKPOINT,
              Flag("--prompt", "text with [MASK] or [gMASK] (repeatable)", repeatable=True, is_argument=True),
-             Flag("--file", "file of prompts, one a line; - is standard input", is_argument=True), *SAMPLING),
-            prepare=inputs.prompts, show=inputs.show_texts),
-    Command("score", "glmjax.infer.engine.score", "how likely a model finds a text",
+             Flag("--file", "file of prompts, one a line; - is standard input", is_argument=True), *SAMPLING,
+             Flag("--samples", "JSON lines file to add prompts and outputs to"),
+             Flag("--label", "what the model is called there (the folder's name)")),
+            prepare=inputs.prompts, show=inference.show_outputs),
+    Command("score", "glmjax.cli.inference.score", "how likely a model finds a text",
             "glmjax score --checkpoint=runs/mine --text='It was a dark and stormy night.'",
             (CHECKPOINT, Flag("--text", "text to score (repeatable)", repeatable=True, is_argument=True),
              Flag("--file", "file of texts, one a line; - is standard input", is_argument=True)),
@@ -112,6 +115,7 @@ def run(arguments: list[str]) -> int:
   """Parses the command line and gin files, calls the command's function, prints what it returns."""
   overrides = [argument.removeprefix("--gin.") for argument in arguments if argument.startswith("--gin.")]
   arguments = [argument for argument in arguments if not argument.startswith("--gin.")]
+  started = time.time()
   options = _parse_flags(arguments)
   if options is None:
     return 0
@@ -121,10 +125,14 @@ def run(arguments: list[str]) -> int:
     value = getattr(options, flag.parameter)
     if value is not None and not flag.is_argument:
       overrides.append(f"{command.target}.{flag.parameter}={value!r}")
-  gin_files.parse(options.gin_file, overrides, entry=command.target, given=given)
+  gin_files.parse(options.gin_file, overrides, command.target, given,
+                  [command.target for command in COMMANDS.values()])
   with contextlib.redirect_stdout(sys.stderr) if options.json else contextlib.nullcontext():
     result = _call(command, given)
   _print_result(command, result, options.json)
+  if options.stages:
+    from glmjax.evaluate import stages
+    stages.append(options.stages, command.name, started, time.time() - started)
   return 0
 
 
@@ -191,6 +199,7 @@ def _parse_command(command: Command, arguments: Sequence[str]) -> argparse.Names
                       help="set a macro or parameter, e.g. --gin.TRAIN_STEPS=100 or --gin.loop.train.seed=1")
   parser.add_argument("--json", action="store_true",
                       help="print the result as JSON; all else goes to standard error")
+  parser.add_argument("--stages", metavar="FILE", help="JSON lines file to add the command's seconds to")
   parser.add_argument("--debug", action="store_true", help="print the traceback of an error")
   parser.add_argument("--help", "-h", action="store_true", help="print this")
   if "--help" in arguments or "-h" in arguments:

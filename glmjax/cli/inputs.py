@@ -1,4 +1,4 @@
-"""Prompts and texts from flags, files and standard input; texts out."""
+"""Prompts and texts from flags, files and standard input."""
 
 import argparse
 import sys
@@ -15,11 +15,6 @@ def prompts(options: argparse.Namespace) -> dict[str, Any]:
 def texts(options: argparse.Namespace) -> dict[str, Any]:
   """score's argument."""
   return {"texts": _lines("--text", options.text, options.file)}
-
-
-def show_texts(results: Any) -> None:
-  """One generated text a paragraph."""
-  print("\n\n".join(result if isinstance(result, str) else str(result) for result in results))
 
 
 def _lines(flag: str, values: list[str] | None, file: str | None) -> list[str]:
