@@ -306,16 +306,17 @@ def test_tokenizer_trains_on_no_held_out_document(tmp_path):
 def documented_commands():
   """Every glmjax command line in the gin files' headers, the Makefile, the README and docs/."""
   root = pathlib.Path(__file__).parent.parent
-  files = [root / "Makefile", root / "README.md", *(root / "docs").glob("*.md"), *(root / "gin").rglob("*.gin")]
+  files = [root / "Makefile", root / "README.md"]
+  files += [*(root / "docs").glob("*.md"), *(root / "gin").rglob("*.gin")]
   for file in files:
     text = file.read_text(encoding="utf-8").replace("\\\n", " ")
     for line in text.splitlines():
-      found = re.match(r"[\s#$@]*(?:\$\(BIN\)/)?glmjax ((?:%s) .*)" % "|".join(commands.COMMANDS), line)
+      found = re.match(rf"[\s#$@]*(?:\$\(BIN\)/)?glmjax ((?:{'|'.join(commands.COMMANDS)}) .*)", line)
       if found and "..." not in line and "DIR" not in line:
         yield pytest.param(found[1], id=f"{file.name}: {found[1][:60]}")
 
 
-@pytest.mark.parametrize("line", documented_commands())
+@pytest.mark.parametrize("line", list(documented_commands()))
 def test_documented_commands_are_in_order(line, monkeypatch, capsys):
   """Flags, gin files, macros and parameters of what we tell users to type."""
   monkeypatch.setattr(commands.gin_files, "parse", commands.gin_files.check)
