@@ -58,7 +58,7 @@ def write_shard(partial: pathlib.Path, shard: Shard, documents: Iterable[shards.
 class CacheBuilder:
   """One cache in the making, locked while open: write_shard what is `missing()`, then `finish()`."""
 
-  def __init__(self, directory: str | os.PathLike, plan: dict, overwrite: bool = False):
+  def __init__(self, directory: str | os.PathLike, plan: dict, overwrite: bool = False) -> None:
     self.directory = pathlib.Path(directory).absolute()
     self.plan = json.loads(json.dumps(plan))  # as it will be read back
     self.partial = self.directory.with_name(self.directory.name + ".partial")
@@ -179,10 +179,14 @@ class CacheBuilder:
 
   def _swap(self) -> None:
     """Puts the finished folder in place of whatever has its name."""
-    if self.directory.exists():
-      shutil.rmtree(self._old, ignore_errors=True)
-      os.rename(self.directory, self._old)
-    os.rename(self.partial, self.directory)
+    try:
+      if self.directory.exists():
+        shutil.rmtree(self._old, ignore_errors=True)
+        os.rename(self.directory, self._old)
+      os.rename(self.partial, self.directory)
+    except OSError as error:  # a mount point, say
+      raise errors.InputError(f"{self.directory}: cannot be replaced ({error.strerror}); all is done and "
+                              f"kept in {self.partial}: rename that to where you want it") from error
     shards.sync_folder(self.directory.parent)
     shutil.rmtree(self._old, ignore_errors=True)
 

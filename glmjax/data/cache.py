@@ -103,8 +103,8 @@ def _pool(num_workers: int | None) -> Iterator[concurrent.futures.Executor]:
     for process in set(multiprocessing.active_children()) - others:
       process.kill()
     if isinstance(error, concurrent.futures.process.BrokenProcessPool):
-      raise errors.InputError("a caching process was killed (out of memory?); run the same command again, with"
-                              " fewer num_workers: what is complete is kept") from error
+      raise errors.InputError("a caching process was killed (out of memory?); run the same command again, "
+                              "with fewer num_workers: what is complete is kept") from error
     raise
   finally:
     executor.shutdown()

@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import functools
+import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
@@ -60,7 +61,7 @@ class CachedMixture:
 
   def describe(self) -> dict:
     """All that decides the rows: a run resumed with another description would see other data."""
-    return {
+    described = {
         "source": "cache",
         "mixture": self.cache.manifest["mixture"],
         "cache": self.cache.fingerprint,
@@ -70,6 +71,7 @@ class CachedMixture:
         "infilling": dataclasses.asdict(self._infilling),
         **self.sampler.describe(),
     }
+    return json.loads(json.dumps(described))  # as a checkpoint will give it back: lists for tuples
 
   def batches(self, plan: Iterable[tuple[int, int]], process_index: int = 0,
               process_count: int = 1) -> Iterator[Batch]:

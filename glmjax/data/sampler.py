@@ -55,7 +55,7 @@ def rate_weights(rates: Mapping[str, float]) -> dict[str, int]:
 class Schedule:
   """Which task each sample index is of: a period of sum(weights) picks, each task spread evenly over it."""
 
-  def __init__(self, weights: Mapping[str, int]):
+  def __init__(self, weights: Mapping[str, int]) -> None:
     self.names = sorted(weights)
     self.weights = [weights[name] for name in self.names]
     self.period = sum(self.weights)
@@ -107,7 +107,7 @@ def permute(index: int, size: int, *key: int | str) -> int:
 class TextRows:
   """Rows of a text task: fixed-size windows over its documents laid end to end as a circle."""
 
-  def __init__(self, reader: shards.SplitReader, infilling: Infilling, seed: int, task: str):
+  def __init__(self, reader: shards.SplitReader, infilling: Infilling, seed: int, task: str) -> None:
     self._reader, self._infilling = reader, infilling
     self._seed, self._task = seed, task
     self._length = infilling.window_length
@@ -130,7 +130,7 @@ class TextRows:
 class InstructionRows:
   """Rows of an instruction task: consecutive pairs, as many as fit."""
 
-  def __init__(self, reader: shards.SplitReader, infilling: Infilling):
+  def __init__(self, reader: shards.SplitReader, infilling: Infilling) -> None:
     self._reader, self._infilling = reader, infilling
     self._starts = pack_pairs(reader.document_lengths(), infilling)
     self.num_rows = len(self._starts) - 1
@@ -165,7 +165,7 @@ class MixtureSampler:
   """The rows of one split of a cached mixture, by number."""
 
   def __init__(self, cache: shards.TokenCache, infilling: Infilling, seed: int, split: str = "train",
-               rates: Mapping[str, float] | None = None):
+               rates: Mapping[str, float] | None = None) -> None:
     _check_rates(cache, rates)
     rates = rates or {name: task["rate"] for name, task in cache.tasks.items() if split in task["splits"]}
     if not rates:

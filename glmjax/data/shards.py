@@ -56,7 +56,7 @@ def write_json(path: pathlib.Path, value: object) -> None:
 class replacing:
   """A binary file that takes its name only when all of it is on the disk; counts and hashes its bytes."""
 
-  def __init__(self, path: pathlib.Path):
+  def __init__(self, path: pathlib.Path) -> None:
     self.path = path
     self._temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
 
@@ -153,6 +153,7 @@ def write_shard(folder: pathlib.Path, stem: str, documents: Iterable[Document], 
 
 
 def file_sha256(path: pathlib.Path) -> str:
+  """Checksum of a file's contents."""
   with open(path, "rb") as file:
     return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -176,7 +177,7 @@ def check_file(folder: pathlib.Path, record: dict, contents: bool) -> str | None
 class SplitReader:
   """Random access to the tokens and documents of one task's split."""
 
-  def __init__(self, folder: pathlib.Path, dtype: str, split: dict):
+  def __init__(self, folder: pathlib.Path, dtype: str, split: dict) -> None:
     self._folder = folder
     self._dtype = np.dtype(dtype)
     self._shards = split["shards"]

@@ -27,7 +27,7 @@ class WorkerError(RuntimeError):
 class Worker:
   """A process that calls `make(*args)` once and then the result for every request, in order."""
 
-  def __init__(self, name: str, make: Callable[..., Callable], *args: object):
+  def __init__(self, name: str, make: Callable[..., Callable], *args: object) -> None:
     self.name = name
     ours, theirs = socket.socketpair()
     with theirs:
@@ -109,7 +109,7 @@ def serve(descriptor: int, parent: int) -> None:
 class _Broken:
   """Answers every request with what went wrong when the handler was made."""
 
-  def __init__(self, error: Exception):
+  def __init__(self, error: Exception) -> None:
     self._error = error
 
   def __call__(self, request: object) -> None:

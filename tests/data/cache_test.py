@@ -1,4 +1,4 @@
-"""Caching real seqio tasks: any number of processes, kill -9, and mistakes all end in the same bytes or one line.
+"""Caching real seqio tasks: any number of processes, and kill -9, give the same bytes; mistakes one line.
 
 One process imports TensorFlow and forks the runs from it, as the command forks its workers.
 """
@@ -105,7 +105,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[pathlib.Path, str]:
   (here / "qa.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
   tokenizer_lib.train(english + chinese, here / "tokenizer", vocab_size=420)
   done = subprocess.run([sys.executable, "-W", "ignore", "-c", DRIVER, str(here)], text=True,
-                        stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=300)
+                        capture_output=True, timeout=300)
   assert done.returncode == 0, done.stderr[-3000:]
   return here, done.stdout
 
@@ -134,8 +134,8 @@ def test_documents_are_those_of_the_files(made: tuple[pathlib.Path, str]) -> Non
   assert {split: len(documents) for split, documents in found.items()} == {"train": 99, "validation": 2}
   documents = found["train"] + found["validation"]
   assert sorted(tokenizer.decode(document.tokens) for document in documents) == sorted(texts)
-  assert cache.split("pretrain_en", "train").utf8_bytes + cache.split("pretrain_en", "validation").utf8_bytes == (
-      sum(len(text.encode()) for text in texts))
+  utf8_bytes = sum(cache.split("pretrain_en", split).utf8_bytes for split in found)
+  assert utf8_bytes == sum(len(text.encode()) for text in texts)
   pair = cache.split("instruct_qa", "train").document(0)
   assert tokenizer.decode(pair.tokens[:pair.input_length]) == "How many dogs on day 0?"
   assert tokenizer.decode(pair.tokens[pair.input_length:]) == "0 dogs"

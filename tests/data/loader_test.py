@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import os
 import pathlib
 import pickle
@@ -107,6 +108,7 @@ def test_description_tells_other_rows_apart(directory: pathlib.Path, tmp_path: p
   source = loader.CachedMixture(directory, INFILLING)
   copy = make_cache(tmp_path / "copy").directory
   base = source.describe()
+  assert json.loads(json.dumps(base)) == base
   assert base == loader.CachedMixture(copy, INFILLING, num_workers=2, prefetch=3).describe()
   infilling = dataclasses.replace(INFILLING, gmask_rate=0.5)
   others = [dict(seed=1), dict(rates={"en": 1}), dict(infilling=infilling)]
