@@ -58,21 +58,16 @@ def make_rows(prompts: Sequence[prompt_lib.Prompt], limits: Sequence[int], pad: 
   """Prompts as one padded batch of `batch` rows and `slots` prompt slots (both bucketed if not given)."""
   batch = batch or cache_lib.bucket(len(prompts), 1)
   slots = slots or cache_lib.bucket(max(len(p.tokens) for p in prompts) - 1)
-  tokens = np.full((batch, slots), pad, np.int32)
-  positions = np.zeros((batch, 2, slots), np.int32)
-  start = np.tile(np.arange(slots, dtype=np.int32), (batch, 1))  # padding sees itself alone
-  end = start + 1
-  last, position, stride = np.full(batch, pad, np.int32), np.zeros((batch, 2), np.int32), np.zeros((batch, 2), np.int32)
-  first, limit = np.full(batch, slots, np.int32), np.zeros(batch, np.int32)
-  for row, (p, most) in enumerate(zip(prompts, limits, strict=True)):
-    at = slots - len(p.tokens) + 1
-    assert at >= 0, (slots, len(p.tokens))
-    tokens[row, at:], last[row] = p.tokens[:-1], p.tokens[-1]
-    positions[row, :, at:], position[row] = p.positions[:, :-1], p.positions[:, -1]
-    start[row, at:] = first[row] = at
-    end[row, at:] = np.maximum(end[row, at:], at + p.context_length)
-    stride[row], limit[row] = p.stride, most
-  return Rows(*map(jnp.asarray, (tokens, positions, start, end, last, position, stride, first, limit)))
+  heads = [dataclasses.replace(p, tokens=p.tokens[:-1], positions=p.positions[:, :-1]) for p in prompts]
+  filling = batch - len(prompts)
+  column = lambda values, fill: jnp.asarray(np.array([*values, *[fill] * filling], np.int32))
+  return Rows(
+      *map(jnp.asarray, prompt_lib.pad_left(heads, pad, batch, slots)),
+      last_B=column((p.tokens[-1] for p in prompts), pad),
+      position_B2=column((p.positions[:, -1] for p in prompts), (0, 0)),
+      stride_B2=column((p.stride for p in prompts), (0, 0)),
+      start_B=column((slots - len(p.tokens) for p in heads), slots),
+      limit_B=column(limits, 0))
 
 
 @functools.partial(jax.jit, static_argnames=("config", "new_slots"))

@@ -11,6 +11,7 @@ visible to every token, the rest left to right. Positions (FACTS 1, 6.4; the ori
 
 import dataclasses
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -77,3 +78,27 @@ def extend(prompt: Prompt, tokens: Sequence[int]) -> Prompt:
   more = prompt.positions[:, -1:] + np.array(prompt.stride, np.int32)[:, None] * steps
   return dataclasses.replace(prompt, tokens=[*prompt.tokens, *tokens],
                              positions=np.concatenate([prompt.positions, more], axis=1))
+
+
+class Batch(NamedTuple):
+  """Prompts padded on the left; `start` and `end` are the interval that each token sees."""
+
+  tokens: np.ndarray  # int32 [B, L]
+  positions: np.ndarray  # int32 [B, 2, L]
+  start: np.ndarray  # int32 [B, L]
+  end: np.ndarray
+
+
+def pad_left(prompts: Sequence[Prompt], pad: int, batch: int, length: int) -> Batch:
+  """`batch` rows of `length` tokens; padding sees itself alone."""
+  tokens = np.full((batch, length), pad, np.int32)
+  positions = np.zeros((batch, 2, length), np.int32)
+  start = np.tile(np.arange(length, dtype=np.int32), (batch, 1))
+  end = start + 1
+  for row, prompt in enumerate(prompts):
+    at = length - len(prompt.tokens)
+    assert at >= 0, (length, len(prompt.tokens))
+    tokens[row, at:], positions[row, :, at:] = prompt.tokens, prompt.positions
+    start[row, at:] = at
+    end[row, at:] = np.maximum(end[row, at:], at + prompt.context_length)
+  return Batch(tokens, positions, start, end)

@@ -73,16 +73,17 @@ def draws(samplings: Sequence[Sampling], seeds: Sequence[int]) -> Draws:
 def filter_logits(logits_BV: jax.Array, top_k_B: jax.Array, top_p_B: jax.Array) -> jax.Array:
   """Logits with the tokens that top-k, then top-p of what is left, rule out at FILTERED."""
   vocab = logits_BV.shape[-1]
-  sorted_BV = jnp.sort(logits_BV, axis=-1, descending=True)
+  order_BV = jnp.argsort(logits_BV, axis=-1, descending=True)  # stable: of equal ones the lower id comes first
+  sorted_BV = jnp.take_along_axis(logits_BV, order_BV, axis=-1)
   last_B = jnp.where(top_k_B > 0, jnp.minimum(top_k_B, vocab), vocab) - 1
   kth_B1 = jnp.take_along_axis(sorted_BV, last_B[:, None], axis=-1)
   sorted_BV = jnp.where(sorted_BV < kth_B1, FILTERED, sorted_BV)
-  before_BV = jnp.cumsum(jax.nn.softmax(sorted_BV, axis=-1), axis=-1)[:, :-1]
+  probs_BV = jax.nn.softmax(sorted_BV, axis=-1)
   # A token stays while those before it have not gone beyond p: the one that crosses p stays too.
-  kept_B = 1 + jnp.sum(before_BV <= top_p_B[:, None], axis=-1)
-  kept_B = jnp.where(top_p_B < 1, kept_B, vocab)
-  least_B1 = jnp.maximum(kth_B1, jnp.take_along_axis(sorted_BV, kept_B[:, None] - 1, axis=-1))
-  return jnp.where(logits_BV < least_B1, FILTERED, logits_BV)
+  before_BV = jnp.cumsum(probs_BV, axis=-1) - probs_BV
+  stays_BV = (before_BV <= top_p_B[:, None]) | (top_p_B[:, None] >= 1)
+  stays_BV = stays_BV.at[:, 0].set(True)
+  return jnp.put_along_axis(logits_BV, order_BV, jnp.where(stays_BV, sorted_BV, FILTERED), axis=-1, inplace=False)
 
 
 def sample(logits_BV: jax.Array, suppressed_V: jax.Array, draws: Draws, step: jax.Array) -> jax.Array:

@@ -36,15 +36,20 @@ def prompts(positions: str) -> list[prompt.Prompt]:
   return out + [prompt.left_to_right(text(7), SPECIALS, positions)]
 
 
-def full_logits(config: config_lib.GLMConfig, params: dict, p: prompt.Prompt, new: list[int]) -> np.ndarray:
-  """Logits of the whole row at once, without cache or padding, from the prompt's last token on."""
-  whole = prompt.extend(p, new)
-  n = len(whole.tokens)
-  end = np.maximum(np.arange(1, n + 1), p.context_length)
-  logits = glm.GLM(config).apply(
-      {"params": params}, jnp.array([whole.tokens]), decode.model_positions(config, jnp.array(whole.positions[None])),
-      jnp.zeros((1, n), jnp.int32), jnp.array(end[None], jnp.int32))
-  return np.asarray(logits)[0, len(p.tokens) - 1:]
+def full_logits(config: config_lib.GLMConfig, params: dict, some: list[prompt.Prompt], new: np.ndarray) -> list:
+  """Logits of whole rows at once, without cache or left padding, from each prompt's last token on."""
+  whole = [prompt.extend(p, row.tolist()) for p, row in zip(some, new)]
+  length = max(len(p.tokens) for p in whole)
+  tokens, positions = np.zeros((len(whole), length), int), np.zeros((len(whole), 2, length), int)
+  end = np.tile(np.arange(1, length + 1), (len(whole), 1))
+  for row, p in enumerate(whole):
+    n = len(p.tokens)
+    tokens[row, :n], positions[row, :, :n] = p.tokens, p.positions
+    end[row] = np.maximum(end[row], p.context_length)
+  forward = jax.jit(glm.GLM(config).apply)
+  logits = np.asarray(forward({"params": params}, *(jnp.array(x, jnp.int32) for x in (
+      tokens, decode.model_positions(config, positions), np.zeros_like(tokens), end))))
+  return [row[len(p.tokens) - 1:len(w.tokens)] for row, p, w in zip(logits, some, whole)]
 
 
 def run(config: config_lib.GLMConfig, params: dict, some: list[prompt.Prompt], steps: int, until: int | None = None,
@@ -77,8 +82,7 @@ def test_cached_decode_is_the_full_forward(positions: str, scan: bool):
     logits, cache = step(config, params, rows, state)
     got.append(np.asarray(logits))
     state = dataclasses.replace(state, cache=cache, step=state.step + 1, last_B=jnp.array(new[:, i]))
-  for row, p in enumerate(some):
-    expected = full_logits(config, params, p, new[row, :5].tolist())
+  for row, expected in enumerate(full_logits(config, params, some, new[:, :5])):
     np.testing.assert_allclose(np.stack(got)[:, row], expected, atol=2e-4)
 
 

@@ -1,0 +1,220 @@
+"""Engine: a loaded model that fills blanks, continues and scores text."""
+
+import dataclasses
+import os
+import re
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from glmjax import errors
+from glmjax import tokens as tokens_lib
+from glmjax.infer import cache
+from glmjax.infer import decode
+from glmjax.infer import prompt as prompt_lib
+from glmjax.infer import sampling as sampling_lib
+from glmjax.infer import score as score_lib
+from glmjax.models import config as config_lib
+from glmjax.models import glm
+from glmjax.quantize import qarray
+
+_MASKS = re.compile(r"(\[[gs]?MASK\])")
+
+
+class Tokenizer(Protocol):
+  """What the engine needs of `glmjax.tokenizer.Tokenizer`."""
+
+  specials: tokens_lib.SpecialTokens
+  vocab_size: int
+  num_image_tokens: int
+
+  def encode(self, text: str) -> list[int]: ...
+
+  def decode(self, ids: Sequence[int]) -> str: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Filled:
+  """A row of tokens with its blanks filled."""
+
+  tokens: list[int]  # the whole row
+  pieces: list[list[int]]  # what each blank took, in the order of filling; without stop tokens
+  finish_reason: str  # stop: every piece ended by itself; length: one was cut off, or a blank is left
+
+
+@dataclasses.dataclass(frozen=True)
+class Generation:
+  """The answer to a prompt."""
+
+  text: str  # the prompt with its blanks filled, or with its continuation
+  pieces: list[str]  # what was filled in, blank by blank
+  tokens: list[list[int]]  # the same as ids
+  finish_reason: str  # stop or length
+
+
+class Engine:
+  """A model ready to answer: parameters laid out for decoding, and the tokenizer beside them.
+
+  Compiled programs are shared by all calls of like shape: batch, prompt length and number of new tokens
+  are rounded up to a few sizes.
+  """
+
+  def __init__(self, config: config_lib.GLMConfig, params: Any, tokenizer: Tokenizer, max_batch: int = 16,
+               stop_tokens: Sequence[int] | None = None, suppressed_tokens: Sequence[int] | None = None):
+    """`params` as trained, exported or quantized; at most `max_batch` prompts run together.
+
+    By default eop, eos and eod stop, and everything that is not text is never generated: the other special
+    tokens, image ids, and the rows that pad the vocabulary.
+    """
+    if tokenizer.vocab_size > config.vocab_size:
+      raise errors.InputError(f"the tokenizer has {tokenizer.vocab_size} ids and the model's vocabulary "
+                              f"{config.vocab_size}: use the tokenizer that the model was trained with")
+    self.tokenizer = tokenizer
+    self.max_batch = max_batch
+    self.config, self.params = prepare(config, params)
+    specials = tokenizer.specials
+    stops = (specials.eop, specials.eos, specials.eod) if stop_tokens is None else stop_tokens
+    if suppressed_tokens is None:
+      suppressed_tokens = {*dataclasses.astuple(specials), *range(tokenizer.num_image_tokens),
+                           *range(tokenizer.vocab_size, config.vocab_size)} - set(stops)
+    self._stops = frozenset(stops)
+    self._stops_V = _ids_mask(stops, config.vocab_size)
+    self._suppressed_V = _ids_mask(suppressed_tokens, config.vocab_size)
+
+  @classmethod
+  def load(cls, folder: str | os.PathLike, dtype: str | None = None, **kwargs: Any) -> "Engine":
+    """From an exported or a training folder; `dtype` computes in another type than the model's own."""
+    from glmjax import tokenizer  # here, so that in-memory engines need no SentencePiece
+    from glmjax.checkpoint import export
+    loaded = export.load(folder)
+    config = loaded.config if dtype is None else dataclasses.replace(loaded.config, dtype=dtype)
+    return cls(config, loaded.params, tokenizer.Tokenizer.load(loaded.tokenizer_dir), **kwargs)
+
+  def encode(self, text: str, literal: bool = False) -> list[int]:
+    """Tokens of a prompt, framed as the model's family wants; masks written in it count unless `literal`."""
+    specials = self.tokenizer.specials
+    masks = {"[MASK]": specials.mask, "[gMASK]": specials.gmask, "[sMASK]": specials.smask}
+    parts = [text] if literal else _MASKS.split(text)
+    ids: list[int] = []
+    for part in parts:
+      if not literal and part in masks:
+        ids.append(masks[part])
+      elif part:
+        ids.extend(self.tokenizer.encode(part))
+    return prompt_lib.frame(ids, specials, self.config.positions)
+
+  def generate(self, prompts: Sequence[str], max_tokens: int = 128,
+               sampling: sampling_lib.Sampling | Sequence[sampling_lib.Sampling] = sampling_lib.Sampling(),
+               seed: int = 0, literal: bool = False) -> list[Generation]:
+    """Fills each prompt's blanks from left to right, or continues it where it has none.
+
+    `max_tokens` is for each blank. Prompt i draws with seed + i, whatever else is in the batch. `literal`
+    takes "[MASK]" in prompts as text.
+    """
+    rows = [self.encode(prompt, literal) for prompt in prompts]
+    samplings = [sampling] * len(rows) if isinstance(sampling, sampling_lib.Sampling) else list(sampling)
+    filled = self.fill(rows, max_tokens, samplings, [seed + i for i in range(len(rows))])
+    decode_ids = self.tokenizer.decode
+    return [Generation(decode_ids(f.tokens), [decode_ids(piece) for piece in f.pieces], f.pieces, f.finish_reason)
+            for f in filled]
+
+  def fill(self, rows: Sequence[Sequence[int]], max_tokens: int, samplings: Sequence[sampling_lib.Sampling],
+           seeds: Sequence[int]) -> list[Filled]:
+    """`generate` on tokens: rows that hold masks, framed by `encode`."""
+    if max_tokens < 1:
+      raise errors.InputError(f"max_tokens is {max_tokens}: give 1 or more")
+    specials, kind = self.tokenizer.specials, self.config.positions
+    for row in rows:
+      if len(row) >= self.config.max_length:
+        raise errors.InputError(f"a prompt takes {len(row) + 1} tokens, and the model has {self.config.max_length} for "
+                                "prompt and answer: shorten the prompt")
+    state = [Filled(list(row), [], "stop") for row in rows]
+    blanks = [sum(token in (specials.mask, specials.smask, specials.gmask) for token in row) for row in rows]
+    for turn in range(max(blanks, default=0)):
+      turns = []
+      for i, filled in enumerate(state):
+        room = self.config.max_length - len(filled.tokens) - 1
+        if turn < blanks[i] and room < 1:
+          state[i] = dataclasses.replace(filled, finish_reason="length")
+        elif turn < blanks[i]:
+          turns.append((i, prompt_lib.fill(filled.tokens, specials, kind), min(max_tokens, room)))
+      turns.sort(key=lambda x: len(x[1].tokens))  # like lengths together: less padding
+      for first in range(0, len(turns), self.max_batch):
+        some = turns[first:first + self.max_batch]
+        # A row's draws in one turn are independent of those in the next.
+        mixed = [int(np.random.SeedSequence([seeds[i] % 2**32, turn]).generate_state(1)[0]) for i, _, _ in some]
+        new = self._continue([p for _, p, _ in some], [most for _, _, most in some],
+                             [samplings[i] for i, _, _ in some], mixed)
+        for (i, _, _), piece in zip(some, new, strict=True):
+          state[i] = self._splice(state[i], piece)
+    return [self._unframe(filled) for filled in state]
+
+  def score(self, texts: Sequence[str], stride: int | None = None) -> list[score_lib.Score]:
+    """Each text's log-likelihood, read from left to right as the filling of a [gMASK] at its start.
+
+    Texts longer than the model are scored in windows that see the tokens before them.
+    """
+    windows = [score_lib.window_rows(self.tokenizer.encode(text), self.tokenizer.specials, self.config.positions,
+                                     self.config.max_length, stride) for text in texts]
+    scores = iter(self.score_rows([row for rows in windows for row in rows]))
+    return [score_lib.join([next(scores) for _ in rows]) for rows in windows]
+
+  def score_rows(self, rows: Sequence[score_lib.Row], batch_tokens: int = 4096) -> list[score_lib.Score]:
+    """Scores of rows that `infer.score` built."""
+    return score_lib.score_rows(self.config, self.params, rows, self.tokenizer.specials.pad, batch_tokens)
+
+  def _continue(self, prompts: Sequence[prompt_lib.Prompt], limits: Sequence[int],
+                samplings: Sequence[sampling_lib.Sampling], seeds: Sequence[int]) -> list[list[int]]:
+    """New tokens of each prompt, stop token included."""
+    rows = decode.make_rows(prompts, limits, self.tokenizer.specials.pad)
+    filling = len(rows.limit_B) - len(prompts)
+    draws = sampling_lib.draws([*samplings, *[sampling_lib.Sampling()] * filling], [*seeds, *[0] * filling])
+    state = decode.prefill(self.config, self.params, rows, cache.bucket(max(limits)))
+    state = decode.decode(self.config, self.params, rows, state, draws, self._suppressed_V, self._stops_V,
+                          jnp.int32(max(limits)))
+    return decode.generated(state, len(prompts))
+
+  def _splice(self, filled: Filled, piece: list[int]) -> Filled:
+    """Puts a piece in place of the blank it was made for."""
+    stopped = bool(piece) and piece[-1] in self._stops
+    piece = piece[:-1] if stopped else piece
+    at = prompt_lib.first_mask(filled.tokens, self.tokenizer.specials)
+    return Filled([*filled.tokens[:at], *piece, *filled.tokens[at + 1:]], [*filled.pieces, piece],
+                  filled.finish_reason if stopped else "length")
+
+  def _unframe(self, filled: Filled) -> Filled:
+    """Without the eos that `encode` put behind text."""
+    tokens = filled.tokens
+    return dataclasses.replace(filled, tokens=tokens[:-1]) if tokens[-1:] == [self.tokenizer.specials.eos] else filled
+
+
+def prepare(config: config_lib.GLMConfig, params: Any) -> tuple[config_lib.GLMConfig, Any]:
+  """The model in the layout that decodes fastest; same numbers.
+
+  Layers apart, so that no step slices a copy of a layer's weights out of the stack; on the CPU the tied
+  head gets a table of its own, transposed once, where XLA would transpose it at every token.
+  """
+  if "layers" in params:
+    params = glm.unstack_layers(params)
+  config = dataclasses.replace(config, scan_layers=False, remat="none")
+  params = jax.tree.map(lambda x: x.astype(config.dtype) if _is_weight(x) else x, params,
+                        is_leaf=lambda x: isinstance(x, qarray.QuantizedArray))
+  if config.tie_embeddings and jax.default_backend() == "cpu":
+    params = params | {"head": {"kernel": jnp.array(params["embedding"]["table"].T)}}
+    config = dataclasses.replace(config, tie_embeddings=False)
+  return config, params
+
+
+def _is_weight(x: jax.Array | qarray.QuantizedArray) -> bool:
+  """A float matrix; quantized ones and one-dimensional norms keep their types."""
+  return not isinstance(x, qarray.QuantizedArray) and x.ndim > 1
+
+
+def _ids_mask(ids: Sequence[int], size: int) -> jax.Array:
+  """bool [size], True at the ids."""
+  mask = np.zeros(size, bool)
+  mask[list(ids)] = True
+  return jnp.asarray(mask)

@@ -1,0 +1,147 @@
+"""Log-likelihood of given tokens, in large fixed batches.
+
+A row reads its tokens and is scored on the last of them, one target each; rows are padded on the left, so
+that the scored places of a batch end together. Logits are made for those places only, and chunk by chunk.
+
+B batch, L length, S scored places, D model, V vocabulary.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from glmjax import errors
+from glmjax import tokens as tokens_lib
+from glmjax.infer import cache
+from glmjax.infer import decode
+from glmjax.infer import prompt as prompt_lib
+from glmjax.models import config as config_lib
+from glmjax.models import glm
+
+_CHUNK_LOGITS = 1 << 23  # most logits that exist at a time
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """Tokens to read, and what the last len(targets) of them should predict."""
+
+  prompt: prompt_lib.Prompt
+  targets: Sequence[int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+  """Of one row, or of one text over all its windows."""
+
+  log_probs: np.ndarray  # float32 [n], natural logarithm, of each target
+  correct: np.ndarray  # bool [n]: the target was the most probable token
+
+  @property
+  def total(self) -> float:
+    """Log-probability of all the targets."""
+    return float(np.sum(self.log_probs, dtype=np.float64))
+
+  @property
+  def count(self) -> int:
+    """Targets."""
+    return len(self.log_probs)
+
+
+def target_row(context: Sequence[int], target: Sequence[int], specials: tokens_lib.SpecialTokens, positions: str,
+               eop: bool = False) -> Row:
+  """`target` as the filling of the first blank of `context`, both sides in view; with or without eop behind."""
+  prompt = prompt_lib.fill(context, specials, positions)
+  targets = [*target, specials.eop] if eop else list(target)
+  return Row(prompt_lib.extend(prompt, targets[:-1]), targets)
+
+
+def window_rows(tokens: Sequence[int], specials: tokens_lib.SpecialTokens, positions: str, length: int,
+                stride: int | None = None, causal_context: bool = False, skip: int = 0) -> list[Row]:
+  """A text in windows of at most `length` places that score each token once, as the filling of a [gMASK].
+
+  The first window scores all it holds, behind `skip` tokens of context; each later one scores `stride`
+  tokens (length // 2) behind as many earlier ones as fit. Earlier tokens are seen from both sides, as
+  GLM-130B was evaluated, or left to right if `causal_context`.
+  """
+  room = length - 1  # for [gMASK]; sop takes the place of the last target
+  stride = length // 2 if stride is None else stride
+  if not 0 < stride <= room:
+    raise errors.InputError(f"windows of {length} places cannot advance by {stride} tokens: use 1 to {room}")
+  rows, begin = [], skip
+  while begin < len(tokens):
+    end = min(len(tokens), room if not rows else begin + stride)
+    context, text = list(tokens[max(0, begin - (room - stride)):begin] if rows else tokens[:begin]), list(tokens[begin:end])
+    if causal_context:
+      prompt = prompt_lib.left_to_right(context + text[:-1], specials, positions)
+    else:
+      prompt = prompt_lib.extend(prompt_lib.fill([*context, specials.gmask], specials, positions), text[:-1])
+    rows.append(Row(prompt, text))
+    begin = end
+  return rows
+
+
+@functools.partial(jax.jit, static_argnames=("config",))
+def _score(config: config_lib.GLMConfig, params: Any, batch: prompt_lib.Batch, targets_BS: jax.Array
+           ) -> tuple[jax.Array, jax.Array]:
+  """Log-probabilities float32 and correctness bool, [B, S], of the targets at the last S places."""
+  model = glm.GLM(config)
+  x_BLD, _ = model.apply({"params": params}, batch.tokens, decode.model_positions(config, batch.positions),
+                         batch.start, batch.end, method="hidden")
+  rows, places = targets_BS.shape
+  x_BSD = x_BLD[:, -places:]
+  chunk = places
+  while chunk % 2 == 0 and rows * chunk * config.vocab_size > _CHUNK_LOGITS:
+    chunk //= 2
+
+  def score(x_targets: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    x_BCD, targets_BC = x_targets
+    logits_BCV = model.apply({"params": params}, x_BCD, method="head")
+    chosen_BC = jnp.take_along_axis(logits_BCV, targets_BC[..., None], axis=-1)[..., 0]
+    log_probs_BC = chosen_BC - jax.nn.logsumexp(logits_BCV, axis=-1)
+    return log_probs_BC, jnp.argmax(logits_BCV, axis=-1) == targets_BC
+
+  split = lambda x: jnp.moveaxis(x.reshape(rows, places // chunk, chunk, *x.shape[2:]), 1, 0)
+  join = lambda x: jnp.moveaxis(x, 0, 1).reshape(rows, places)
+  return jax.tree.map(join, jax.lax.map(score, (split(x_BSD), split(targets_BS))))
+
+
+def score_rows(config: config_lib.GLMConfig, params: Any, rows: Sequence[Row], pad: int, batch_tokens: int = 4096
+               ) -> list[Score]:
+  """Each row's score, in order; about `batch_tokens` tokens run at a time.
+
+  Rows of like size share a batch, whose shape is one of few: programs compile once for each.
+  """
+  groups: dict[tuple[int, int], list[int]] = {}
+  for i, row in enumerate(rows):
+    assert 0 < len(row.targets) <= len(row.prompt.tokens), (len(row.targets), len(row.prompt.tokens))
+    if len(row.prompt.tokens) > config.max_length:
+      raise errors.InputError(f"a text to score takes {len(row.prompt.tokens)} places, and the model has "
+                              f"{config.max_length}: shorten it, or score it in windows")
+    shape = cache.bucket(len(row.prompt.tokens)), cache.bucket(len(row.targets))
+    groups.setdefault(shape, []).append(i)
+  scores: list[Score | None] = [None] * len(rows)
+  for (length, places), members in sorted(groups.items()):
+    size = min(cache.bucket(len(members), 1), 1 << max(0, (batch_tokens // length).bit_length() - 1))
+    for first in range(0, len(members), size):
+      some = members[first:first + size]
+      batch = prompt_lib.pad_left([rows[i].prompt for i in some], pad, size, length)
+      targets = np.zeros((size, places), np.int32)
+      for at, i in enumerate(some):
+        targets[at, places - len(rows[i].targets):] = rows[i].targets
+      log_probs, correct = map(np.asarray, _score(config, params, batch, targets))
+      for at, i in enumerate(some):
+        count = len(rows[i].targets)
+        scores[i] = Score(log_probs[at, -count:], correct[at, -count:])
+  return scores
+
+
+def join(scores: Sequence[Score]) -> Score:
+  """The windows of one text as one score."""
+  if not scores:
+    return Score(np.zeros(0, np.float32), np.zeros(0, bool))
+  return Score(np.concatenate([s.log_probs for s in scores]), np.concatenate([s.correct for s in scores]))

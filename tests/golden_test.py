@@ -1,0 +1,334 @@
+"""The model, decoding and scoring against what the original PyTorch code computed (golden_models)."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import golden_models
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from glmjax import tokens as tokens_lib
+from glmjax.infer import cache as cache_lib
+from glmjax.infer import decode
+from glmjax.infer import engine
+from glmjax.infer import prompt
+from glmjax.infer import sampling
+from glmjax.infer import score
+from glmjax.models import config as config_lib
+from glmjax.models import glm
+
+TOLERANCE = 1e-4
+# Suffix of the logits: what the model was run with.
+VARIANTS = {
+    "glm130b_tiny": {"": {}, "_fp32rope": dict(rotary_rounding="none"), "_halftable": dict(rotary_rounding="half_table")},
+    "chatglm6b_tiny": {"": {}, "_fp32rope": dict(rotary_rounding="none"),
+                       "_halftable": dict(rotary_rounding="half_table"), "_alpha28": dict(residual_alpha=56**0.5)},
+    "glm10b_tiny": {"": {}},
+}
+jitted_logits = jax.jit(lambda config, params, *inputs: glm.GLM(config).apply({"params": params}, *inputs),
+                        static_argnums=0)
+
+
+def cases(group: str) -> list[str]:
+  """Cases whose masks are intervals; multi_choice is tested choice by choice."""
+  names = {key.split("/")[1] for key in golden_models.load(group)[1] if key.startswith("case/")}
+  return sorted(names - {"multi_choice"})
+
+
+def inputs(group: str, case: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+  """tokens, positions, start, end, and where logits count."""
+  arrays = golden_models.load(group)[1]
+  get = lambda key: arrays[f"case/{case}/{key}"]
+  if group == "glm10b_tiny":
+    tokens, positions = get("text"), get("position_id")
+    end = np.maximum(np.arange(1, tokens.shape[1] + 1), get("attention_mask")[:, None])
+    return tokens, positions, np.zeros_like(tokens), end, np.ones(tokens.shape, bool)
+  tokens, positions, hidden = get("tokens"), get("position_ids"), get("attention_mask")[:, 0]
+  counts = ~hidden.all(-1)
+  if f"case/{case}/context_length" in arrays:
+    counts &= np.arange(tokens.shape[1]) < get("context_length")[:, None]
+  return tokens, positions, *golden_models.intervals(hidden), counts
+
+
+@functools.cache
+def all_inputs(group: str) -> tuple[list[jax.Array], dict[str, tuple[slice, np.ndarray]]]:
+  """Every case of the group in one batch, padded on the right; and each one's rows and counting places."""
+  each = {case: inputs(group, case) for case in cases(group)}
+  length = max(x[0].shape[1] for x in each.values())
+  places, parts, row = {}, [], 0
+  for case, (tokens, positions, start, end, counts) in each.items():
+    width = [(0, 0), (0, length - tokens.shape[1])]
+    own = np.tile(np.arange(length), (len(tokens), 1))
+    end = np.concatenate([end, own[:, end.shape[1]:] + 1], 1)
+    start = np.concatenate([start, own[:, start.shape[1]:]], 1)
+    parts.append([np.pad(tokens, width), np.pad(positions, [(0, 0)] * (positions.ndim - 2) + width), start, end])
+    places[case] = slice(row, row + len(tokens)), counts
+    row += len(tokens)
+  return [jnp.array(np.concatenate(x), jnp.int32) for x in zip(*parts)], places
+
+
+@pytest.mark.parametrize("group, suffix", [(group, suffix) for group in VARIANTS for suffix in VARIANTS[group]])
+def test_logits(group: str, suffix: str):
+  arrays = golden_models.load(group)[1]
+  config = golden_models.config(group, **VARIANTS[group][suffix])
+  batch, places = all_inputs(group)
+  logits = np.asarray(jitted_logits(config, golden_models.params(group), *batch))
+  compared = 0
+  for case, (rows, counts) in places.items():
+    if (expected := arrays.get(f"case/{case}/logits{suffix}")) is not None:
+      np.testing.assert_allclose(logits[rows, :counts.shape[1]][counts], expected[counts], atol=TOLERANCE, err_msg=case)
+      compared += 1
+  assert compared
+
+
+def test_half_precision_logits():
+  """The fp16 run of the original, within fp16's own noise."""
+  for group, case, key in (("glm130b_tiny", "mask_single", "logits_fp16_unstubbed"),
+                           ("chatglm6b_tiny", "mask_middle", "logits_fp16")):
+    expected = golden_models.load(group)[1].get(f"case/{case}/{key}")
+    if expected is None:
+      continue
+    config = golden_models.config(group, rotary_rounding="half_table", dtype="float16")
+    tokens, positions, start, end, counts = inputs(group, case)
+    logits = jitted_logits(config, golden_models.params(group), *(jnp.array(x, jnp.int32)
+                                                                  for x in (tokens, positions, start, end)))
+    np.testing.assert_allclose(np.asarray(logits)[counts], expected[counts], atol=0.05)
+
+
+def hidden_cases() -> list[tuple[str, str]]:
+  return [(group, case) for group in VARIANTS
+          for case in sorted({key.split("/")[1] for key in golden_models.load(group)[1] if key.startswith("hidden/")})]
+
+
+@pytest.mark.parametrize("group, case", hidden_cases())
+def test_hidden_states_and_cache(group: str, case: str):
+  arrays = golden_models.load(group)[1]
+  config = golden_models.config(group, scan_layers=False)
+  n = config.num_layers
+  tokens, positions, start, end, counts = (jnp.array(x, jnp.int32) for x in inputs(group, case))
+  params = glm.unstack_layers(golden_models.params(group))
+
+  @jax.jit
+  def run(params: Any) -> tuple[Any, Any]:
+    (_, cache), captured = glm.GLM(config).apply(
+        {"params": params}, tokens, positions, start, end, cache=cache_lib.empty(config, *tokens.shape),
+        cache_index=jnp.int32(0), method="hidden", capture_intermediates=True, mutable=["intermediates"])
+    return cache, captured["intermediates"]
+
+  cache, captured = jax.tree.map(np.asarray, run(params))
+  at = f"hidden/{case}/"
+  pairs = [(captured["final_norm"]["__call__"][0], at + "final_layernorm_out")]
+  for i in range(n):
+    layer, name = captured[f"layers_{i}"], f"{at}layer{i}/"
+    qkv = layer["attention"]["qkv"]["__call__"][0]  # [B, L, 3, H, K]
+    if group != "glm10b_tiny":
+      qkv = np.swapaxes(qkv, 2, 3)
+    pairs += [
+        (layer["attention_norm"]["__call__"][0], name + "input_layernorm_out"),
+        (qkv.reshape(*qkv.shape[:2], -1), name + "query_key_value_out"),
+        (layer["attention"]["out"]["__call__"][0], name + "attention_out"),
+        (layer["mlp_norm"]["__call__"][0], name + "post_attention_layernorm_out"),
+        (layer["mlp"]["__call__"][0], name + "mlp_out"),
+        (layer["__call__"][0][0], name + ("output" if group == "glm130b_tiny" else "layer_out"))]
+    key, value = cache[f"layers_{i}"]["key"], cache[f"layers_{i}"]["value"]
+    if group == "glm130b_tiny":
+      pairs.append((np.concatenate([x.reshape(*x.shape[:2], -1) for x in (key, value)], -1), name + "mem_kv"))
+    if group == "chatglm6b_tiny":
+      pairs += [(np.swapaxes(key, 0, 1), name + "past_key"), (np.swapaxes(value, 0, 1), name + "past_value")]
+  pairs = [pair for pair in pairs if pair[1] in arrays]
+  assert len(pairs) >= 6 * n
+  for ours, key in pairs:
+    np.testing.assert_allclose(ours, arrays[key], atol=TOLERANCE, rtol=1e-5, err_msg=key)
+
+
+def grad_cases() -> list[tuple[str, str]]:
+  return [(group, key.split("/")[1]) for group in VARIANTS for key in golden_models.load(group)[1]
+          if key.startswith("grad_case/") and key.endswith("/loss")]
+
+
+@pytest.mark.parametrize("group, case", grad_cases())
+def test_loss_and_gradients(group: str, case: str):
+  arrays = golden_models.load(group)[1]
+  tokens, positions, start, end, _ = (jnp.array(x, jnp.int32) for x in inputs(group, case))
+  if group == "chatglm6b_tiny":  # labels to be shifted
+    labels = arrays[f"grad_case/{case}/labels"]
+    targets = np.pad(labels[:, 1:], ((0, 0), (0, 1)), constant_values=-100)
+    weights = targets != -100
+    targets = np.where(weights, targets, 0)
+  else:
+    name = {"glm130b_tiny": ("targets", "loss_masks"), "glm10b_tiny": ("target", "loss_mask")}[group]
+    targets, weights = (arrays[f"case/{case}/{key}"] for key in name)
+
+  def loss(params: Any) -> jax.Array:
+    logits = glm.GLM(golden_models.config(group)).apply({"params": params}, tokens, positions, start, end)
+    log_probs = jnp.take_along_axis(jax.nn.log_softmax(logits), jnp.array(targets)[..., None], -1)[..., 0]
+    return -jnp.sum(log_probs * weights) / weights.sum()
+
+  value, grads = jax.jit(jax.value_and_grad(loss))(jax.tree.map(jnp.array, golden_models.params(group)))
+  np.testing.assert_allclose(value, arrays[f"grad_case/{case}/loss"], rtol=1e-5)
+  expected = golden_models.params(group, f"grad_case/{case}/grad/")
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=TOLERANCE, rtol=1e-3), grads, expected)
+
+
+def greedy(group: str, prompts: list[prompt.Prompt], steps: int, stops: tuple[int, ...] = (),
+           suppressed: tuple[int, ...] = ()) -> list[list[int]]:
+  config = golden_models.config(group)
+  flags = lambda ids: jnp.zeros(config.vocab_size, bool).at[jnp.array(ids, int)].set(True)
+  rows = decode.make_rows(prompts, [steps] * len(prompts), pad=0)
+  fill = len(rows.limit_B)
+  state = decode.prefill(config, golden_models.params(group), rows, steps)
+  state = decode.decode(config, golden_models.params(group), rows, state, sampling.draws([sampling.Sampling()] * fill, [0] * fill),
+                        flags(suppressed), flags(stops), jnp.int32(steps))
+  return decode.generated(state, len(prompts))
+
+
+@pytest.mark.parametrize("case", ["eval_batch_mask", "eval_batch_gmask", "eval_batch_unidirectional"])
+def test_greedy_generation_glm130b(case: str):
+  """Prompts built by our rules are the original's, and so are the tokens that follow."""
+  arrays, specials = golden_models.load("glm130b_tiny")[1], golden_models.specials("glm130b_tiny")
+  get = lambda key: arrays[f"case/{case}/{key}"]
+  prompts = []
+  for row, n in enumerate(get("context_length")):
+    tokens = get("tokens")[row, :n].tolist()
+    built = (prompt.left_to_right(tokens[2:], specials, "rotary") if case.endswith("unidirectional") else
+             prompt.fill(tokens[:-1], specials, "rotary"))
+    assert built.tokens == tokens
+    np.testing.assert_array_equal(built.positions[0], get("position_ids")[row, :n])
+    longer = prompt.extend(built, [0] * get("target_position_ids").shape[1])
+    np.testing.assert_array_equal(longer.positions[0, n:], get("target_position_ids")[row])
+    prompts.append(built)
+  expected = get("greedy_generate_text")
+  new = greedy("glm130b_tiny", prompts, expected.shape[1], stops=(specials.eop, specials.eos))
+  assert new == [row[row >= 0].tolist() for row in expected]
+
+
+def test_greedy_generation_chatglm():
+  arrays, specials = golden_models.load("chatglm6b_tiny")[1], golden_models.specials("chatglm6b_tiny")
+  tokens = arrays["case/left_pad_batch/tokens"]
+  sequences = arrays["generate/left_pad_batch/sequence"]
+  prompts = []
+  for row, positions, length in zip(tokens, arrays["case/left_pad_batch/position_ids"],
+                                    arrays["case/left_pad_batch/lengths"]):
+    row = row[-length:].tolist()
+    sop = row.index(specials.sop)  # behind it is the start of an answer
+    prompts.append(prompt.extend(prompt.fill(row[:sop], specials, "rotary_2d"), row[sop + 1:]))
+    assert prompts[-1].tokens == row
+    np.testing.assert_array_equal(prompts[-1].positions, positions[:, -length:])
+  new = greedy("chatglm6b_tiny", prompts, sequences.shape[1] - tokens.shape[1], suppressed=(specials.eop,))
+  np.testing.assert_array_equal(new, sequences[:, tokens.shape[1]:])
+
+  sequence, start = arrays["generate/gmask_prompt/sequence"][0], arrays["case/gmask_prompt/tokens"][0]
+  built = prompt.fill(start[:-1].tolist(), specials, "rotary_2d")
+  new = greedy("chatglm6b_tiny", [built], len(sequence) - len(start), suppressed=(specials.eop,))
+  assert new[0] == sequence[len(start):].tolist()
+
+
+def test_step_logits_chatglm():
+  """Logits of every cached step, positions included."""
+  arrays, specials = golden_models.load("chatglm6b_tiny")[1], golden_models.specials("chatglm6b_tiny")
+  sequence, start = arrays["generate/gmask_prompt/sequence"][0], arrays["case/gmask_prompt/tokens"][0]
+  config, params = golden_models.config("chatglm6b_tiny"), golden_models.params("chatglm6b_tiny")
+  built = prompt.fill(start[:-1].tolist(), specials, "rotary_2d")
+  rows = decode.make_rows([built], [1], pad=0)
+  expected = arrays["generate/gmask_prompt/step_logits"][0]
+  state = decode.prefill(config, params, rows, len(expected))
+  step = jax.jit(decode.next_logits, static_argnums=0)
+  for i, logits in enumerate(expected):
+    ours, cache = step(config, params, rows, state)
+    np.testing.assert_allclose(ours[0], logits, atol=TOLERANCE)
+    positions = arrays[f"generate/gmask_prompt/step{i}_position_ids"][0, :, -1]
+    np.testing.assert_array_equal(np.asarray(rows.position_B2 + i * rows.stride_B2)[0], positions)
+    state = dataclasses.replace(state, cache=cache, step=state.step + 1, last_B=jnp.array(sequence[len(start) + i])[None])
+
+
+@dataclasses.dataclass(frozen=True)
+class Numbers:
+  """The golden cases' tokenizer: text is token ids."""
+
+  specials: tokens_lib.SpecialTokens
+  vocab_size: int
+  num_image_tokens: int = 0
+
+  def encode(self, text: str) -> list[int]:
+    return [int(x) for x in text.split()]
+
+  def decode(self, ids: list[int]) -> str:
+    return " ".join(map(str, ids))
+
+
+def test_fill_blanks_end_to_end():
+  meta, specials = golden_models.load("glm130b_tiny")[0], golden_models.specials("glm130b_tiny")
+  for name, case in meta["fill_blanks"].items():
+    config = golden_models.config("glm130b_tiny", max_length=case["out_seq_length"])
+    answering = engine.Engine(config, golden_models.params("glm130b_tiny"), Numbers(specials, config.vocab_size),
+                              stop_tokens=(specials.eop, specials.eos), suppressed_tokens=())
+    result = answering.generate([case["raw_text"]], max_tokens=config.max_length)[0]
+    assert [result.text] == case["answers"], name
+    assert [result.pieces] == case["blanks"], name
+
+
+def test_multiple_choice_scores():
+  arrays, specials = golden_models.load("glm130b_tiny")[1], golden_models.specials("glm130b_tiny")
+  get = lambda key: arrays[f"case/multi_choice/{key}"]
+  rows, expected = [], []
+  for question, log_probs in enumerate(get("cond_log_prob")):
+    division = get(f"choice_target_ids_{question}_0")[0]
+    context = get("tokens")[question, :division].tolist()
+    for choice, log_prob in enumerate(log_probs):
+      rows.append(score.target_row(context, get(f"choice_{question}_{choice}").tolist(), specials, "rotary"))
+      expected.append(log_prob)
+  config = golden_models.config("glm130b_tiny")
+  scores = score.score_rows(config, golden_models.params("glm130b_tiny"), rows, pad=0)
+  np.testing.assert_allclose([s.total for s in scores], expected, atol=TOLERANCE)
+
+
+def test_language_model_scores():
+  """The original's windows of a text, token for token, and their losses."""
+  arrays, specials = golden_models.load("glm130b_tiny")[1], golden_models.specials("glm130b_tiny")
+  get = lambda key: arrays[f"case/lm/{key}"]
+  counts = get("loss_masks").sum(-1)
+  length, stride = get("tokens").shape[1], int(counts[1])
+  rows = score.window_rows(get("raw_text").tolist(), specials, "rotary", length, stride)
+  assert sum(len(row.targets) for row in rows) == len(get("raw_text"))
+  for row, tokens, positions, targets, count in zip(rows, get("tokens"), get("position_ids"), get("targets"), counts):
+    assert row.prompt.tokens == tokens.tolist() and list(row.targets) == targets[-count:].tolist()
+    np.testing.assert_array_equal(row.prompt.positions[0], positions)
+  config = golden_models.config("glm130b_tiny")
+  scores = score.score_rows(config, golden_models.params("glm130b_tiny"), rows, pad=0)
+  np.testing.assert_allclose([-s.total for s in scores[:len(counts)]], get("calculate_loss"), rtol=1e-5)
+
+
+def test_sampling_filters():
+  meta, arrays = golden_models.load("generation")
+  logits = jnp.array(arrays["filter/logits"])
+  vocab = logits.shape[1]
+  for i, case in enumerate(meta["top_k_top_p"]):
+    k, p = case["top_k"], case["top_p"] or 1.0
+    out = sampling.filter_logits(logits / case["temperature"], jnp.array([k]), jnp.array([p], jnp.float32))
+    np.testing.assert_allclose(out, arrays[f"filter/{i}/logits_out"], rtol=1e-6)
+    np.testing.assert_allclose(jax.nn.softmax(out), arrays[f"filter/{i}/probs"], atol=1e-6)
+    assert int((out > sampling.FILTERED).sum()) == case["kept"] <= vocab
+
+
+def test_greedy_of_the_table_model():
+  meta, arrays = golden_models.load("generation")
+  none = jnp.zeros(meta["V"], bool)
+  greedy_draws = functools.cache(lambda n: sampling.draws([sampling.Sampling()] * n, [0] * n))
+  step = jax.jit(sampling.sample)
+  for name, case in meta["base"].items():
+    if not case["deterministic"]:
+      continue
+    banned = eval(case["kw"], {"slice": slice}).get("invalid_slices", [])  # a literal of our own golden file
+    suppressed = functools.reduce(lambda x, cut: x.at[cut].set(True), banned, none)
+    sequences = arrays[f"base/{name}/context"]
+    done = np.zeros(len(sequences), bool)
+    expected = arrays[f"base/{name}/output"][:, 0]
+    while sequences.shape[1] < expected.shape[1]:
+      logits = arrays["T"][sequences[:, -1]] + arrays["P"][sequences.shape[1] - 1]
+      new = np.where(done, -1, step(jnp.array(logits), suppressed, greedy_draws(len(done)), jnp.int32(0)))
+      done |= np.isin(new, [meta["EOP"], meta["EOS"]])
+      sequences = np.concatenate([sequences, new[:, None]], 1)
+    np.testing.assert_array_equal(sequences, expected, err_msg=name)
