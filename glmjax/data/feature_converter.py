@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import itertools
 import re
+import weakref
 
 import numpy as np
 import seqio
@@ -43,7 +44,7 @@ class GLMFeatureConverter(seqio.FeatureConverter):
       self.MODEL_FEATURES["positions"] = spec(tf.int32, rank=2, sequence_dim=1)
     self._infilling = infilling
     self._seed = seed
-    super().__init__(pack=False)
+    super().__init__(pack=False, apply_length_check=False)  # shapes are static here; its tracing takes seconds
 
   @property
   def task_feature_lengths(self) -> dict[str, int]:
@@ -63,6 +64,7 @@ class GLMFeatureConverter(seqio.FeatureConverter):
     state = (tf.zeros([], tf.int64), tf.zeros([0, 2], tf.int32), empty)
     return ds.scan(state, self._absorb).unbatch()
 
+  @tf.autograph.experimental.do_not_convert  # nothing to convert, and converting takes a second
   def _absorb(
       self, state: tuple[tf.Tensor, ...], example: Mapping[str, tf.Tensor]
   ) -> tuple[tuple[tf.Tensor, ...], dict[str, tf.Tensor]]:
@@ -107,6 +109,10 @@ class GLMFeatureConverter(seqio.FeatureConverter):
 def _split_pairs(lengths: np.ndarray, pending: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
   parts = np.split(pending, np.cumsum(lengths.reshape(-1))[:-1])
   return list(zip(parts[::2], parts[1::2], strict=True))
+
+
+class _Owner:
+  """Something that a finalizer can watch."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,6 +175,8 @@ class SeqioMixture:
     tf.config.set_visible_devices([], "GPU")  # the accelerator is JAX's
     streams: dict[str, Iterator[rows.Row]] = {}
     places: dict[str, int] = {}  # rows that each stream has given
+    owner = _Owner()  # lives as long as this generator, and no longer than Python's threads may run
+    weakref.finalize(owner, streams.clear)
     for first, size in plan:
       if size % process_count:
         raise errors.InputError(f"a batch of {size} rows does not divide over {process_count} hosts")

@@ -100,13 +100,11 @@ def test_uncached_batches_do_not_depend_on_plan_or_hosts(tokenizer):
   resumed = list(source(tokenizer).batches(iter([(8, 4), (4, 4)])))
   assert_same(whole[2], resumed[0])
   assert_same(whole[1], resumed[1])
-  hosts = [list(source(tokenizer).batches(iter([(0, 4), (4, 4), (8, 4)]), i, 2)) for i in range(2)]
-  for batch, *halves in zip(whole, *hosts):
-    assert_same(batch, {name: np.concatenate([half[name] for half in halves]) for name in batch})
+  second_host = source(tokenizer).batches(iter([(0, 4), (4, 4), (8, 4)]), 1, 2)
+  for batch, half in zip(whole, second_host, strict=True):
+    assert_same({name: array[2:] for name, array in batch.items()}, half)
   objectives = np.concatenate([batch["objective"][:, 0] for batch in whole])
   assert (objectives == 2).sum() == 6  # rate 2 of 4
-  other = next(source(tokenizer, seed=1).batches(iter([(0, 4)])))
-  assert not np.array_equal(other["tokens"], whole[0]["tokens"])
   with pytest.raises(errors.InputError, match="4 rows does not divide over 3 hosts"):
     next(source(tokenizer).batches(iter([(0, 4)]), 0, 3))
 
