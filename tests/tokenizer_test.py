@@ -189,7 +189,7 @@ def test_training_repeats_and_saves_whole(tmp_path, folder, tokenizer):
   assert again == tokenizer and again.fingerprint == tokenizer.fingerprint
   assert sorted(p.name for p in (tmp_path / "again").iterdir()) == ["tokenizer.json", "tokenizer.model"]
   assert [p.name for p in tmp_path.iterdir()] == ["again"]
-  again.save(folder)  # the same: nothing to do
+  tokenizer_lib.train(TEXTS * 5, folder, vocab_size=500)  # the same: nothing to do
   again.save(tmp_path / "new" / "copy")
   assert tokenizer_lib.Tokenizer.load(tmp_path / "new" / "copy") == tokenizer
   other = tokenizer_lib.train(TEXTS * 5, tmp_path / "other", vocab_size=490)
@@ -230,7 +230,9 @@ def test_mistakes(tmp_path, folder, tokenizer):
   fails("no tokenizer of 5000 ids", tokenizer_lib.train, TEXTS, tmp_path / "big", 5000)
   fails("no tokenizer of 50 ids", tokenizer_lib.train, TEXTS, tmp_path / "small", 50)
   fails("no tokenizer of 500 ids", tokenizer_lib.train, [], tmp_path / "none", 500)
-  fails("not empty", tokenizer_lib.train, TEXTS, folder, 500)
+  fails("holds a tokenizer of 500 ids, not 490", tokenizer_lib.train, TEXTS, folder, 490)
+  fails("holds another tokenizer", tokenizer_lib.train, TEXTS[:3] * 5, folder, 500)
+  fails("holds something that is no tokenizer", tokenizer_lib.train, TEXTS, tmp_path, 500)
   fails("model_type is 'word'", tokenizer_lib.train, TEXTS, tmp_path / "word", 500, "word")
   fails("not valid Unicode", tokenizer.encode, "half \ud800")
   assert not any((tmp_path / name).exists() for name in ("big", "small", "none", "word"))
