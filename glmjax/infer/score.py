@@ -8,7 +8,7 @@ B batch, L length, S scored places, D model, V vocabulary.
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -110,11 +110,12 @@ def _score(config: config_lib.GLMConfig, params: Any, batch: prompt_lib.Batch, t
   return jax.tree.map(join, jax.lax.map(score, (split(x_BSD), split(targets_BS))))
 
 
-def score_rows(config: config_lib.GLMConfig, params: Any, rows: Sequence[Row], pad: int, batch_tokens: int = 4096
-               ) -> list[Score]:
+def score_rows(config: config_lib.GLMConfig, params: Any, rows: Sequence[Row], pad: int, batch_tokens: int = 4096,
+               progress: Callable[[int], Any] | None = None) -> list[Score]:
   """Each row's score, in order; about `batch_tokens` tokens run at a time.
 
   Rows of like size share a batch, whose shape is one of few: programs compile once for each.
+  `progress` is told the number of tokens read after each batch.
   """
   groups: dict[tuple[int, int], list[int]] = {}
   for i, row in enumerate(rows):
@@ -137,6 +138,8 @@ def score_rows(config: config_lib.GLMConfig, params: Any, rows: Sequence[Row], p
       for at, i in enumerate(some):
         count = len(rows[i].targets)
         scores[i] = Score(log_probs[at, -count:], correct[at, -count:])
+      if progress is not None:
+        progress(sum(len(rows[i].prompt.tokens) for i in some))
   return scores
 
 
