@@ -66,7 +66,7 @@ def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:
 def _storable(leaf: Any) -> jax.Array | np.ndarray:
   if _is_key(leaf):
     return jax.random.key_data(leaf)
-  return leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
+  return leaf if isinstance(leaf, jax.Array) else np.array(leaf)  # a copy: the caller may write into its own
 
 
 def prepare(tree: Any) -> tuple[ocp.args.PyTreeSave, Records]:

@@ -1,0 +1,83 @@
+"""einsum over quantized kernels equals einsum over the weights that they stand for."""
+
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from glmjax.quantize import ops
+from glmjax.quantize import qarray
+
+_KERNELS = [("BLD,DTHK->BLTHK", (512, 3, 2, 8), (0,)), ("BLHK,HKD->BLD", (16, 32, 24), (0, 1)),
+            ("BLD,DTF->BLTF", (384, 2, 20), (0,)), ("BLF,FD->BLD", (682, 12), (0,)), ("BLF,FD->BLD", (26, 12), (0,)),
+            ("BLF,FD->BLD", (2 * 521, 4), (0,))]  # the last: no block divides it
+
+
+def _case(spec: str, shape: tuple[int, ...], axes: tuple[int, ...], bits: int, rows: tuple[int, int] = (2, 3)
+          ) -> tuple[jax.Array, qarray.QuantizedArray, jax.Array]:
+  x = jax.random.normal(jax.random.key(0), rows + shape[:len(axes)])
+  q = qarray.quantize(jax.random.normal(jax.random.key(1), shape), bits, axes)
+  return x, q, jnp.einsum(spec, x, qarray.dequantize(q), precision="highest")
+
+
+@pytest.mark.parametrize("spec, shape, axes", _KERNELS)
+@pytest.mark.parametrize("bits", qarray.BITS)
+def test_close_to_dequantized(spec: str, shape: tuple[int, ...], axes: tuple[int, ...], bits: int):
+  x, q, expected = _case(spec, shape, axes, bits)
+  for run in (ops.einsum, jax.jit(ops.einsum, static_argnums=0)):
+    y = run(spec, x, q)
+    assert y.dtype == x.dtype and y.shape == expected.shape
+    np.testing.assert_allclose(y, expected, atol=2e-5 * float(jnp.abs(expected).max()))
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(jnp.bfloat16, 2e-2), (jnp.float16, 2e-3)])
+@pytest.mark.parametrize("bits", qarray.BITS)
+def test_half_types_do_not_overflow(bits: int, dtype: Any, tolerance: float):
+  x, q, expected = _case("BLF,FD->BLD", (1024, 12), (0,), bits)
+  scale = 20.0  # sums of codes times inputs pass fp16's 65504
+  y = ops.einsum("BLF,FD->BLD", (x * scale).astype(dtype), q)
+  assert y.dtype == dtype
+  np.testing.assert_allclose(y.astype(jnp.float32) / scale, expected, atol=tolerance * float(jnp.abs(expected).max()))
+
+
+@pytest.mark.parametrize("bits", qarray.BITS)
+def test_scan_and_vmap_over_layers(bits: int):
+  w = jax.random.normal(jax.random.key(0), (5, 256, 256)) / 16
+  stacked = jax.vmap(lambda w: qarray.quantize(w, bits, (0,)))(w)
+  x = jax.random.normal(jax.random.key(1), (1, 3, 256))
+  expected = x
+  for layer in qarray.dequantize(stacked):
+    expected = expected @ layer
+  scanned = jax.jit(lambda x, q: jax.lax.scan(lambda x, q: (ops.einsum("BLF,FD->BLD", x, q), None), x, q)[0])(x, stacked)
+  np.testing.assert_allclose(scanned, expected, atol=1e-4)
+  mapped = jax.vmap(lambda q: ops.einsum("BLF,FD->BLD", x, q))(stacked)
+  np.testing.assert_allclose(mapped, jnp.einsum("BLF,NFD->NBLD", x, qarray.dequantize(stacked)), atol=1e-4)
+
+
+@pytest.mark.parametrize("where", [P("tensor", None), P(None, "tensor")])
+@pytest.mark.parametrize("bits", qarray.BITS)
+def test_sharded_over_inputs_or_outputs(bits: int, where: P):
+  x, q, expected = _case("BLF,FD->BLD", (512, 64), (0,), bits)
+  mesh = jax.make_mesh((4,), ("tensor",), axis_types=(AxisType.Auto,), devices=jax.devices()[:4])
+  scale_spec = P(*(None if n == 1 else name for n, name in zip(q.scale.shape, where)))
+  q = jax.device_put(q, qarray.QuantizedArray(NamedSharding(mesh, where), NamedSharding(mesh, scale_spec), bits, q.axis))
+  x = jax.device_put(x, NamedSharding(mesh, P(None, None, where[0])))
+  y = jax.jit(ops.einsum, static_argnums=0)("BLF,FD->BLD", x, q)
+  np.testing.assert_allclose(y, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("bits", qarray.BITS)
+def test_gradient_reaches_the_input(bits: int):
+  x, q, _ = _case("BLF,FD->BLD", (256, 12), (0,), bits)
+  gradient = jax.grad(lambda x: ops.einsum("BLF,FD->BLD", x, q).sum())(x)
+  np.testing.assert_allclose(gradient, jnp.broadcast_to(qarray.dequantize(q).sum(1), x.shape), atol=1e-4)
+
+
+@pytest.mark.parametrize("bits", qarray.BITS)
+def test_no_float_copy_of_the_weights_on_a_cpu(bits: int):
+  q = qarray.quantize(jnp.ones((1024, 1024)), bits, (0,))
+  compiled = jax.jit(ops.einsum, static_argnums=0).lower("BLF,FD->BLD", jnp.ones((1, 1, 1024)), q).compile()
+  assert compiled.memory_analysis().temp_size_in_bytes < 1.5 * 2**20  # all of them: 4 MiB
