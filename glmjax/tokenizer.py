@@ -41,7 +41,7 @@ _NEWLINE = chr(_MARK)
 _SPECIAL_MARK = _MARK + 128
 _SPACE = "\u2581"  # SentencePiece's own stand-in for a space
 _RESERVED = re.compile(f"([{_SPACE}{chr(_MARK)}-{chr(_SPECIAL_MARK + len(tokens.ICETK_SPECIALS))}])")
-_BLANKS = re.compile(" {2,%d}" % MAX_BLANKS)
+_BLANKS = re.compile(f" {{2,{MAX_BLANKS}}}")
 _UNTRAINED = re.compile(r"[\n\t]| {2,}|" + _RESERVED.pattern.strip("()"))  # never inside a piece
 _CHUNK = 1 << 16  # characters; longer texts are encoded in pieces cut at newlines
 
@@ -55,7 +55,7 @@ _Piece = sentencepiece_model_pb2.ModelProto.SentencePiece
 class Tokenizer:
   """An immutable tokenizer; two are equal when their fingerprints are."""
 
-  def __init__(self, model: bytes, num_image_tokens: int = 0, source: str = "SentencePiece model"):
+  def __init__(self, model: bytes, num_image_tokens: int = 0, source: str = "SentencePiece model") -> None:
     """`model` is a serialized SentencePiece model in the icetk layout; `source` names it in messages."""
     self.model = model
     self.num_image_tokens = num_image_tokens
@@ -240,8 +240,8 @@ def train(
       raise errors.InputError(f"{folder} holds something that is no tokenizer; choose another folder")
     found = Tokenizer.load(folder).vocab_size
     if found != vocab_size:
-      raise errors.InputError(f"{folder} holds a tokenizer of {found} ids, not {vocab_size}; remove it or choose "
-                              "another folder")
+      raise errors.InputError(f"{folder} holds a tokenizer of {found} ids, not {vocab_size}; remove it or "
+                              "choose another folder")
   writer = io.BytesIO()
   try:
     sentencepiece.SentencePieceTrainer.train(

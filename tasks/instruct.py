@@ -34,8 +34,8 @@ def register(
   """
   for given, what in ((rates, "rates"), (max_examples, "max_examples")):
     if isinstance(given, Mapping) and set(given) != set(files):
-      raise errors.InputError(f"instruct.register: {what} are given for {sorted(given)}, and the files are for "
-                              f"{sorted(files)}; give one for each")
+      raise errors.InputError(f"instruct.register: {what} are given for {sorted(given)}, and the files are "
+                              f"for {sorted(files)}; give one for each")
   vocabulary = vocabulary_lib.GLMVocabulary(tokenizer)
   weighted = []
   for name, patterns in files.items():

@@ -22,7 +22,7 @@ def register(
     rates: Mapping[str, float] | None = None, instructions: Mapping[str, str | Sequence[str]] | None = None,
     field: str = "text", mixture: str = MIXTURE,
 ) -> str:
-  """Registers pretrain_<language> for every language, instruct_<name> for every instruction set, and a mixture.
+  """Registers pretrain_<language> and instruct_<name> for every language and instruction set, and a mixture.
 
   Args:
     files: for each language ("en", "zh", ...) its .jsonl or .txt files, folders or globs.
@@ -60,7 +60,9 @@ def register(
   return mixture
 
 
-def _rates(languages: list[str], instructions: list[str], rates: Mapping[str, float] | None) -> dict[str, float]:
+def _rates(
+    languages: list[str], instructions: list[str], rates: Mapping[str, float] | None
+) -> dict[str, float]:
   names = languages + instructions
   if not languages or len(set(names)) < len(names):
     raise errors.InputError(f"pretrain.register: {names}: give at least one language, and no name twice")
@@ -72,5 +74,6 @@ def _rates(languages: list[str], instructions: list[str], rates: Mapping[str, fl
     raise errors.InputError(f"pretrain.register: rates are given for {sorted(rates)}, and the files are for "
                             f"{sorted(names)}; give one rate for each")
   if any(rate < 0 for rate in rates.values()) or not any(rates.values()):
-    raise errors.InputError(f"pretrain.register: rates {dict(rates)}: each must be 0 or more, and one above 0")
+    raise errors.InputError(
+        f"pretrain.register: rates {dict(rates)}: each must be 0 or more, and one above 0")
   return dict(rates)

@@ -21,7 +21,7 @@ class FileSource(seqio.DataSource):
   def __init__(
       self, patterns: str | Sequence[str], features: Sequence[str],
       read: Callable[[pathlib.Path, int, str], Iterator], max_examples: int | None = None,
-  ):
+  ) -> None:
     """`read(path, file number, split)` yields a string for one feature, or a tuple in their order.
 
     Of `max_examples` every file may give an equal part.

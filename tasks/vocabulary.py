@@ -17,7 +17,7 @@ class GLMVocabulary(seqio.SentencePieceVocabulary):
   tf.data pipelines and Beam workers do. The base class's `tokenizer` and `sp_model` are the bare pieces.
   """
 
-  def __init__(self, path: str | os.PathLike, num_image_tokens: int | None = None):
+  def __init__(self, path: str | os.PathLike, num_image_tokens: int | None = None) -> None:
     path = os.fspath(path)
     self.text_tokenizer = tokenizer_lib.Tokenizer.load(path, num_image_tokens)
     model = os.path.join(path, tokenizer_lib.MODEL_FILE) if os.path.isdir(path) else path
@@ -69,4 +69,5 @@ class GLMVocabulary(seqio.SentencePieceVocabulary):
     return hash(self.text_tokenizer)
 
   def __str__(self) -> str:
-    return f"GLMVocabulary(file={self.sentencepiece_model_file}, fingerprint={self.text_tokenizer.fingerprint})"
+    fingerprint = self.text_tokenizer.fingerprint
+    return f"GLMVocabulary(file={self.sentencepiece_model_file}, fingerprint={fingerprint})"

@@ -37,14 +37,14 @@ class GLMFeatureConverter(seqio.FeatureConverter):
   TASK_FEATURES = {name: seqio.FeatureConverter.FeatureSpec(tf.int32) for name in TASK_FEATURES}
   PACKING_FEATURE_DTYPES = {}
 
-  def __init__(self, infilling: rows.BlankInfilling, seed: int = 0):
+  def __init__(self, infilling: rows.BlankInfilling, seed: int = 0) -> None:
     spec = seqio.FeatureConverter.FeatureSpec
     self.MODEL_FEATURES = {name: spec(dtype) for name, dtype in _FEATURE_DTYPES.items()}
     if infilling.positions != "rotary":
       self.MODEL_FEATURES["positions"] = spec(tf.int32, rank=2, sequence_dim=1)
     self._infilling = infilling
     self._seed = seed
-    super().__init__(pack=False, apply_length_check=False)  # shapes are static here; its tracing takes seconds
+    super().__init__(pack=False, apply_length_check=False)  # shapes are static; tracing it takes seconds
 
   @property
   def task_feature_lengths(self) -> dict[str, int]:
@@ -76,7 +76,8 @@ class GLMFeatureConverter(seqio.FeatureConverter):
     features = dict(zip(_FEATURE_DTYPES, results[3:], strict=True))
     length = self._infilling.seq_length
     for name, spec in self.MODEL_FEATURES.items():
-      features[name] = tf.ensure_shape(features[name], [None, length] if spec.rank == 1 else [None, 2, length])
+      shape = [None, length] if spec.rank == 1 else [None, 2, length]
+      features[name] = tf.ensure_shape(features[name], shape)
     state = tf.ensure_shape(index, []), tf.ensure_shape(lengths, [None, 2]), tf.ensure_shape(pending, [None])
     return state, features
 

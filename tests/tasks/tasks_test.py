@@ -23,7 +23,8 @@ FIXTURES = pathlib.Path(__file__).parents[1] / "fixtures"
 FILES = {"en": str(FIXTURES / "en.txt"), "zh": [str(FIXTURES / "zh.jsonl")]}
 PAIRS = {"small": str(FIXTURES / "instructions.jsonl")}
 STRINGS = [
-    "Hello  world\n\t", "", " ", "小城的河，１２", "\u2581 [MASK] <n> \x00\r", "[gMASK]</s>", "👩‍👩‍👧 é", "a" + " " * 99,
+    "Hello  world\n\t", "", " ", "小城的河，１２", "\u2581 [MASK] <n> \x00\r", "[gMASK]</s>", "👩‍👩‍👧 é",
+    "a" + " " * 99,
 ]
 
 
@@ -115,16 +116,18 @@ def test_caps(folder, tmp_path):
 
 def test_splits_and_shards_partition_the_documents(folder, tmp_path):
   for i in range(3):
-    (tmp_path / f"{i}.jsonl").write_text("".join(json.dumps({"text": f"{i} {k}"}) + "\n" for k in range(60 + i)))
+    lines = [json.dumps({"text": f"{i} {k}"}) + "\n" for k in range(60 + i)]
+    (tmp_path / f"{i}.jsonl").write_text("".join(lines))
   documents = list(text.documents(str(tmp_path)))
   pretrain.register({"xx": str(tmp_path)}, folder)
-  found = {split: [e["text_pretokenized"].decode() for e in examples("pretrain_xx", split)] for split in text.SPLITS}
+  def texts(split="train", **options):
+    return [e["text_pretokenized"].decode() for e in examples("pretrain_xx", split, **options)]
+  found = {split: texts(split) for split in text.SPLITS}
   assert found == {split: list(text.documents(str(tmp_path), split)) for split in text.SPLITS}
   assert len(found["validation"]) == 3 and len(documents) == 183
   for num_shards in (1, 2, 3, 5):
-    shards = [examples("pretrain_xx", shard_info=seqio.ShardInfo(i, num_shards)) for i in range(num_shards)]
-    assert all(shards)
-    assert sorted(e["text_pretokenized"].decode() for shard in shards for e in shard) == sorted(found["train"])
+    shards = [texts(shard_info=seqio.ShardInfo(i, num_shards)) for i in range(num_shards)]
+    assert all(shards) and sorted(sum(shards, [])) == sorted(found["train"])
   assert len(seqio.TaskRegistry.get("pretrain_xx").source.list_shards("train")) == 3
 
 
