@@ -18,7 +18,7 @@ import sys
 import tempfile
 import threading
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import seqio
 import tensorflow as tf
@@ -53,7 +53,9 @@ def cache_mixture(mixture_name: str, directory: str | os.PathLike, *, num_shards
     raise errors.InputError(f"num_shards is {num_shards}; use 1 or more")
   tokenizer = mixture_tokenizer(mixture_name)
   with _pool(num_workers) as pool:
-    plan = pool.submit(make_plan, mixture_name, num_shards).result()
+    files = pool.submit(_source_files, mixture_name).result()
+    hashes = tqdm.tqdm(pool.map(_file_hash, files), total=len(files), unit="file", desc="read", leave=False)
+    plan = pool.submit(make_plan, mixture_name, num_shards, dict(zip(files, hashes))).result()
     with builder.CacheBuilder(directory, plan, overwrite) as making:
       todo = making.missing()
       vocab_size = plan["tokenizer"]["vocab_size"]
@@ -144,8 +146,8 @@ def mixture_tokenizer(mixture_name: str) -> tokenizer_lib.Tokenizer:
   return found.popitem()[1]
 
 
-def make_plan(mixture_name: str, num_shards: int) -> dict:
-  """What the cache of a mixture will hold."""
+def make_plan(mixture_name: str, num_shards: int, file_hashes: Mapping[str, str]) -> dict:
+  """What the cache of a mixture will hold; `file_hashes` stand for the contents of its sources."""
   tokenizer = mixture_tokenizer(mixture_name)
   mixture = seqio.get_mixture_or_task(mixture_name)
   tasks = {}
@@ -153,7 +155,7 @@ def make_plan(mixture_name: str, num_shards: int) -> dict:
     rate = float(mixture.get_rate(task)) if isinstance(mixture, seqio.Mixture) else 1.0
     kinds = {_kind(task, split) for split in task.splits}
     assert len(kinds) == 1, f"{task.name}: {kinds}"
-    splits = {split: {"source": _source_fingerprint(task, split)} for split in task.splits}
+    splits = {split: {"source": _source_fingerprint(task, split, file_hashes)} for split in task.splits}
     tasks[task.name] = {"kind": kinds.pop(), "rate": rate, "splits": splits}
   about = {"fingerprint": tokenizer.fingerprint, "vocab_size": tokenizer.vocab_size,
            "specials": dataclasses.asdict(tokenizer.specials)}
@@ -193,17 +195,26 @@ def _examples(task: seqio.Task, split: str, index: int, num_shards: int) -> tf.d
   return task.preprocess_postcache(dataset, sequence_length=None, seed=index)
 
 
-def _source_fingerprint(task: seqio.Task, split: str) -> str:
-  """A hash of what a split's tokens are made from: files, and the settings of source and preprocessors."""
-  settings = [_settings(vars(task.source)), _settings(list(task.preprocessors))]
-  digest = hashlib.sha256(repr(settings).encode())
-  for name in task.source.list_shards(split):
-    digest.update(os.path.basename(name).encode())
-    if tf.io.gfile.exists(name):
-      with tf.io.gfile.GFile(name, "rb") as file:
-        while block := file.read(1 << 22):
-          digest.update(block)
+def _source_files(mixture_name: str) -> list[str]:
+  """The files that the mixture is made from; sources without files have other names for their shards."""
+  names = {name for task in _tasks(mixture_name) for split in task.splits
+           for name in task.source.list_shards(split)}
+  return sorted(filter(tf.io.gfile.exists, names))
+
+
+def _file_hash(name: str) -> str:
+  digest = hashlib.sha256()
+  with tf.io.gfile.GFile(name, "rb") as file:
+    while block := file.read(1 << 22):
+      digest.update(block)
   return digest.hexdigest()
+
+
+def _source_fingerprint(task: seqio.Task, split: str, file_hashes: Mapping[str, str]) -> str:
+  """A hash of what a split's tokens are made from: files, and the settings of source and preprocessors."""
+  files = [(os.path.basename(name), file_hashes.get(name)) for name in task.source.list_shards(split)]
+  made_from = [files, _settings(vars(task.source)), _settings(list(task.preprocessors))]
+  return hashlib.sha256(repr(made_from).encode()).hexdigest()
 
 
 def _settings(value: object) -> object:
