@@ -1,0 +1,185 @@
+"""Held-out evaluation: bits per byte left to right, and accuracy of filling blanks, beside simple baselines.
+
+docs/evaluation.md says what each figure means.
+"""
+
+import dataclasses
+import itertools
+import math
+import os
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+import tqdm
+
+from glmjax import errors
+from glmjax import tokenizer as tokenizer_lib
+from glmjax import tokens as tokens_lib
+from glmjax.checkpoint import export
+from glmjax.data import shards
+from glmjax.evaluate import baselines
+from glmjax.evaluate import windows
+from glmjax.infer import score
+
+SPLIT = "validation"
+TASK_PREFIX = "pretrain_"
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """How much is evaluated, and on which text; with the same seed every checkpoint gets the same text and spans."""
+
+  seed: int = 0
+  max_tokens: int = 100_000  # of each language, left to right
+  max_fills: int = 1_000  # spans to fill in each language; 0 leaves filling out
+  seq_length: int | None = None  # places in the longest window; None: what the model was trained on
+
+  def __post_init__(self):
+    if self.max_tokens < 1 or self.max_fills < 0 or (self.seq_length is not None and self.seq_length < 8):
+      raise errors.InputError(f"evaluation of max_tokens={self.max_tokens}, max_fills={self.max_fills}, "
+                              f"seq_length={self.seq_length}: use at least 1, 0 and 8")
+
+
+@dataclasses.dataclass(frozen=True)
+class Questions:
+  """All that a model is asked in one language."""
+
+  held_out: windows.HeldOut
+  left_to_right: list[score.Row]
+  fills: list[windows.Fill]
+
+  @property
+  def rows(self) -> list[score.Row]:
+    """Left to right, then the spans with both sides in view, then with the left one only."""
+    return [*self.left_to_right, *(fill.both_sides for fill in self.fills), *(fill.left_only for fill in self.fills)]
+
+
+def evaluate(checkpoint: str | os.PathLike, cache: str | os.PathLike, out: str | os.PathLike | None = None, *,
+             seed: int = 0, max_tokens: int = 100_000, max_fills: int = 1_000,
+             seq_length: int | None = None) -> dict[str, dict]:
+  """Evaluates a training folder or an export on the held-out documents of a token cache.
+
+  Args:
+    checkpoint: folder of a training run or of an export.
+    cache: token cache, made with the checkpoint's tokenizer.
+    out: JSON file for the result.
+    seed, max_tokens, max_fills, seq_length: see Settings.
+
+  Returns:
+    For each language of the cache (of task pretrain_en: "en") its figures by name.
+  """
+  settings = Settings(seed, max_tokens, max_fills, seq_length)
+  opened = shards.TokenCache.open(cache)
+  text_tasks(opened)  # what is wrong with the cache is said before a large checkpoint is read
+  result = evaluate_model(export.load(checkpoint), opened, settings)
+  if out is not None:
+    path = pathlib.Path(out)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shards.write_json(path, result)
+  return result
+
+
+def evaluate_model(model: export.LoadedModel, cache: shards.TokenCache,
+                   settings: Settings = Settings()) -> dict[str, dict]:
+  """`evaluate` of a model and a cache that are open already."""
+  tasks = text_tasks(cache)
+  tokenizer = tokenizer_lib.Tokenizer.load(model.tokenizer_dir)
+  made_with = cache.manifest["tokenizer"]["fingerprint"]
+  if tokenizer.fingerprint != made_with:
+    raise errors.InputError(f"{cache.directory}: made with tokenizer {made_with[:8]}, the checkpoint's is "
+                            f"{tokenizer.fingerprint[:8]}; make the cache with {model.tokenizer_dir}")
+  asked = {}
+  for language, task in tasks.items():
+    held_out = windows.choose_documents(cache.split(task, SPLIT), tokenizer.specials, tokenizer.decode_bytes,
+                                        settings.max_tokens, settings.seed)
+    if not held_out.num_tokens or not held_out.utf8_bytes:
+      raise _nothing_held_out(cache, task)
+    asked[language] = ask(held_out, model, tokenizer.specials, settings)
+    if settings.max_fills and not asked[language].fills:
+      raise errors.InputError(f"{cache.directory}: the held-out documents of task {task} are too short to fill blanks "
+                              "in; use max_fills=0, or longer documents")
+  answers = iter(_score(model, [row for questions in asked.values() for row in questions.rows], tokenizer.specials.pad))
+  result = {}
+  for language, questions in asked.items():
+    unigram = baselines.count_unigrams(cache.split(tasks[language], "train"), cache.vocab_size, questions.held_out.end)
+    scores = list(itertools.islice(answers, len(questions.rows)))
+    result[language] = baseline_figures(questions, unigram) | model_figures(questions, scores)
+  return result
+
+
+def _score(model: export.LoadedModel, rows: list[score.Row], pad: int) -> list[score.Score]:
+  """All languages in one go: rows of like length share batches."""
+  total = sum(len(row.prompt.tokens) for row in rows)
+  with tqdm.tqdm(total=total, unit=" tokens", unit_scale=True, desc="evaluate") as progress:
+    return score.score_rows(model.config, model.params, rows, pad, progress=progress.update)
+
+
+def text_tasks(cache: shards.TokenCache) -> dict[str, str]:
+  """Language -> text task of the cache; each must have held-out text."""
+  tasks = {name.removeprefix(TASK_PREFIX): name for name, task in sorted(cache.tasks.items()) if task["kind"] == "text"}
+  if not tasks:
+    raise errors.InputError(f"{cache.directory}: no text task to evaluate on; it has {', '.join(sorted(cache.tasks))}")
+  for name in tasks.values():
+    if not cache.split(name, SPLIT).num_tokens:
+      raise _nothing_held_out(cache, name)
+  return tasks
+
+
+def _nothing_held_out(cache: shards.TokenCache, task: str) -> errors.InputError:
+  return errors.InputError(f"{cache.directory}: task {task} has no text in its {SPLIT} split; use more text, or hold out "
+                           "a larger share, and make the cache again")
+
+
+def ask(held_out: windows.HeldOut, model: export.LoadedModel, specials: tokens_lib.SpecialTokens,
+        settings: Settings) -> Questions:
+  """Windows and blanks of the lengths that the model was trained on."""
+  trained = {"seq_length": model.config.max_length, "samples_per_sequence": 4, "mean_span_length": 3.0,
+             "max_span_length": 39}  # GLM-130B's, where the checkpoint does not tell
+  trained |= model.metadata.get("data", {}).get("infilling", {})
+  length, positions = settings.seq_length or trained["seq_length"], model.config.positions
+  fills = windows.fills(held_out, length // trained["samples_per_sequence"], settings.max_fills, settings.seed, specials,
+                        positions, trained["mean_span_length"], trained["max_span_length"])
+  return Questions(held_out, windows.left_to_right(held_out, length, specials, positions), fills)
+
+
+def baseline_figures(questions: Questions, unigram: baselines.Unigram) -> dict[str, float]:
+  """Sizes, and what the unigram model and xz make of the same text."""
+  held_out, targets = questions.held_out, [fill.targets for fill in questions.fills]
+  figures = {
+      "documents": len(held_out.documents), "tokens": held_out.num_tokens, "bytes": held_out.utf8_bytes,
+      "unigram_bits_per_byte": unigram.bits(held_out.documents) / held_out.utf8_bytes,
+      "xz_bits_per_byte": baselines.xz_bits(held_out.text) / len(held_out.text),
+  }
+  if targets:
+    num_targets = sum(map(len, targets))
+    figures |= {"infill_samples": len(targets), "infill_tokens": num_targets,
+                "unigram_accuracy": unigram.num_right(targets) / num_targets}
+  return figures
+
+
+def model_figures(questions: Questions, scores: Sequence[score.Score]) -> dict[str, float]:
+  """The model's own figures, from the scores of `questions.rows`."""
+  num_windows, num_fills = len(questions.left_to_right), len(questions.fills)
+  read = score.join(scores[:num_windows])
+  assert read.count == questions.held_out.num_tokens, (read.count, questions.held_out.num_tokens)
+  bits = -read.total / math.log(2)
+  if not math.isfinite(bits):
+    raise errors.InputError("the model gives probabilities that are not numbers: its weights are damaged, or its "
+                            "training diverged; evaluate an earlier checkpoint")
+  figures = {"bits_per_byte": bits / questions.held_out.utf8_bytes, "bits_per_token": bits / read.count}
+  if not num_fills:
+    return figures
+  right = np.array([int(answer.correct.sum()) for answer in scores[num_windows:]])
+  both, left = right[:num_fills], right[num_fills:]
+  lengths = np.array([len(fill.targets) for fill in questions.fills])
+  for name, number in (("infill_accuracy", both), ("infill_accuracy_left_only", left), ("infill_gain", both - left)):
+    figures[name], figures[f"{name}_se"] = ratio_and_error(number, lengths)
+  return figures
+
+
+def ratio_and_error(numbers: Sequence[int] | np.ndarray, sizes: Sequence[int] | np.ndarray) -> tuple[float, float]:
+  """sum(numbers) / sum(sizes) and its standard error, the samples being independent but not the tokens in one."""
+  numbers, sizes = np.asarray(numbers), np.asarray(sizes)
+  ratio = numbers.sum() / sizes.sum()
+  return float(ratio), float(np.sqrt(np.square(numbers - ratio * sizes).sum()) / sizes.sum())

@@ -1,0 +1,142 @@
+"""Held-out figures: against what a model of known behaviour must get, and against scoring one text by hand."""
+
+import dataclasses
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from glmjax import errors
+from glmjax import tokens
+from glmjax.data import rows
+from glmjax.data import spans
+from glmjax.evaluate import heldout
+from glmjax.evaluate import windows
+from glmjax.infer import score
+from glmjax.models import glm
+
+FIGURES = {"documents", "tokens", "bytes", "bits_per_byte", "bits_per_token", "unigram_bits_per_byte",
+           "xz_bits_per_byte", "infill_accuracy", "infill_accuracy_se", "infill_accuracy_left_only",
+           "infill_accuracy_left_only_se", "infill_gain", "infill_gain_se", "infill_samples", "infill_tokens",
+           "unigram_accuracy"}
+
+
+def test_every_language_gets_every_figure(model, cache) -> None:
+  result = heldout.evaluate_model(model, cache)
+  assert set(result) == {"en", "zh"}
+  for language, figures in result.items():
+    assert set(figures) == FIGURES
+    reader = cache.split(f"pretrain_{language}", "validation")
+    assert figures["tokens"] == reader.num_tokens - reader.num_documents
+    assert figures["bytes"] == reader.utf8_bytes
+    assert all(math.isfinite(figure) for figure in figures.values())
+    assert 0 < figures["unigram_bits_per_byte"] < figures["bits_per_byte"]  # this model knows nothing
+  assert heldout.evaluate_model(model, cache) == result
+  json.dumps(result)
+
+
+def test_uniform_model_needs_log2_vocabulary_for_every_token(model, cache) -> None:
+  params = jax.tree.map(jnp.zeros_like, model.params)
+  result = heldout.evaluate_model(dataclasses.replace(model, params=params), cache, heldout.Settings(max_fills=0))
+  for figures in result.values():
+    np.testing.assert_allclose(figures["bits_per_token"], math.log2(640), rtol=1e-6)
+    np.testing.assert_allclose(figures["bits_per_byte"], math.log2(640) * figures["tokens"] / figures["bytes"], rtol=1e-6)
+    assert "infill_accuracy" not in figures
+
+
+@pytest.mark.parametrize("positions", ["rotary", "learned_2d"])
+def test_bits_are_those_of_each_window_alone(model, cache, tokenizer, positions: str) -> None:
+  config = dataclasses.replace(model.config, positions=positions)
+  params = model.params
+  if positions == "learned_2d":
+    tables = {name: 0.1 * jax.random.normal(jax.random.key(len(name)), (65, 32)) for name in ("position", "block_position")}
+    params = params | {"embedding": params["embedding"] | tables}
+  figures = heldout.evaluate_model(dataclasses.replace(model, config=config, params=params), cache,
+                                   heldout.Settings(max_tokens=200, max_fills=0))["en"]
+  held_out = windows.choose_documents(cache.split("pretrain_en", "validation"), tokenizer.specials,
+                                      tokenizer.decode_bytes, 200, 0)
+  infilling = rows.BlankInfilling(64, tokenizer.specials, positions)  # as in training
+
+  @jax.jit
+  def log_probs(row: dict) -> jax.Array:
+    features = (row[name][None] for name in ("tokens", "positions", "attend_start", "attend_end"))
+    logits = glm.GLM(config).apply({"params": params}, *features)[0]
+    return jax.nn.log_softmax(logits)[jnp.arange(64), row["targets"]]
+
+  bits = 0.0
+  for row in windows.left_to_right(held_out, 64, tokenizer.specials, positions):
+    prefix = row.prompt.tokens[:row.prompt.context_length - 1]
+    sample = spans.corrupt_suffix(np.array([*prefix, *row.targets]), len(prefix), tokenizer.specials.gmask, tokenizer.specials)
+    alone = log_probs(infilling.pack([sample], tokens.OBJECTIVE_GMASK))
+    bits -= float(alone[sample.context_length:len(sample.tokens)].sum()) / math.log(2)
+  np.testing.assert_allclose(figures["bits_per_byte"] * figures["bytes"], bits, rtol=1e-5)
+
+
+def test_no_token_sees_its_future(model, tokenizer) -> None:
+  ids = np.arange(10, 100, dtype=np.int32)
+  changed = np.where(np.arange(90) < 70, ids, ids + 200)
+  bits = []
+  for document in (ids, changed):
+    asked = heldout.ask(windows.HeldOut([document], b"", 1, None), model, tokenizer.specials, heldout.Settings(max_fills=0))
+    bits.append(score.join(score.score_rows(model.config, model.params, asked.rows, tokenizer.specials.pad)).log_probs)
+  np.testing.assert_allclose(bits[0][:70], bits[1][:70], rtol=1e-5)
+  assert np.abs(bits[0][70:] - bits[1][70:]).min() > 1e-6
+
+
+def test_a_model_that_knows_the_most_frequent_token_gets_the_unigram_accuracy(model, cache, tokenizer) -> None:
+  frequent = heldout.baselines.count_unigrams(cache.split("pretrain_zh", "train"), tokenizer.vocab_size,
+                                              tokenizer.specials.eos).most_frequent
+  params = jax.tree.map(jnp.zeros_like, model.params)
+  params["final_norm"]["bias"] = jnp.ones_like(params["final_norm"]["bias"])
+  params["embedding"]["table"] = params["embedding"]["table"].at[frequent].set(1.0)
+  figures = heldout.evaluate_model(dataclasses.replace(model, params=params), cache)["zh"]
+  assert figures["infill_accuracy"] == figures["infill_accuracy_left_only"] == figures["unigram_accuracy"] > 0
+  assert figures["infill_gain"] == figures["infill_gain_se"] == 0
+
+
+def test_standard_error_counts_samples() -> None:
+  ratio, error = heldout.ratio_and_error([1, 0] * 50, [1] * 100)
+  assert ratio == 0.5 and error == pytest.approx(0.05)
+  _, clustered = heldout.ratio_and_error([4, 0] * 50, [4] * 100)
+  assert clustered == pytest.approx(0.05)
+
+
+def test_result_is_written_whole(model, cache, tmp_path, monkeypatch) -> None:
+  monkeypatch.setattr(heldout.export, "load", lambda folder: model)
+  out = tmp_path / "new" / "heldout.json"
+  result = heldout.evaluate("run", cache.directory, out, max_tokens=50, max_fills=2)
+  assert json.loads(out.read_text()) == result
+  assert [path.name for path in out.parent.iterdir()] == ["heldout.json"]
+
+
+def test_another_tokenizer_is_refused(model, make_cache, tmp_path) -> None:
+  other = make_cache(tmp_path / "cache", {"en": {"train": ["abc"], "validation": ["abc"]}}, fingerprint="f" * 64)
+  with pytest.raises(errors.InputError, match="made with tokenizer ffffffff"):
+    heldout.evaluate_model(model, other)
+
+
+@pytest.mark.parametrize("splits,kind,message", [
+    ({"train": ["abc"]}, "text", "no split 'validation'"),
+    ({"train": ["abc"], "validation": []}, "text", "no text in its validation split"),
+    ({"train": ["abc"], "validation": ["", ""]}, "text", "no text in its validation split"),
+    ({"train": ["abc"], "validation": ["abc"]}, "instruction", "no text task"),
+])
+def test_nothing_to_evaluate_on_is_an_error(model, make_cache, tmp_path, splits, kind, message) -> None:
+  empty = make_cache(tmp_path / "cache", {"en": splits}, kind=kind)
+  with pytest.raises(errors.InputError, match=message):
+    heldout.evaluate_model(model, empty)
+
+
+def test_weights_that_are_not_numbers_are_an_error(model, cache) -> None:
+  params = jax.tree.map(lambda x: x * jnp.nan, model.params)
+  with pytest.raises(errors.InputError, match="not numbers"):
+    heldout.evaluate_model(dataclasses.replace(model, params=params), cache, heldout.Settings(max_fills=0))
+
+
+@pytest.mark.parametrize("wrong", [{"max_tokens": 0}, {"max_fills": -1}, {"seq_length": 4}])
+def test_settings_out_of_range(wrong: dict) -> None:
+  with pytest.raises(errors.InputError):
+    heldout.Settings(**wrong)
