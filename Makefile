@@ -33,7 +33,8 @@ lint: install
 	$(BIN)/ruff check glmjax tasks tests benchmarks
 
 lock: install  ## the exact versions in use, as tested
-	$(BIN)/python -m pip freeze --disable-pip-version-check --exclude-editable > requirements-lock.txt
+	(head -2 requirements-lock.txt && $(BIN)/python -m pip freeze --exclude-editable) > requirements-lock.tmp
+	mv requirements-lock.tmp requirements-lock.txt
 
 # --- quickstart: the chain of commands (runs/quickstart.gin says what each does) ---
 quickstart: install
