@@ -30,7 +30,7 @@ class Result:
   name: str
 
 
-def train(workdir, steps: int = 3, name: str = "a", mode: str = "ok"):
+def train(workdir, steps: int = 3, name: str = "a", mode: str = "ok", on_start=None):
   print("chatter")
   os.makedirs("here", exist_ok=True)
   if mode == "input":
@@ -41,6 +41,9 @@ def train(workdir, steps: int = 3, name: str = "a", mode: str = "ok"):
     raise OSError(errno.ENOSPC, "No space left on device", "runs/a/file")
   if mode == "extra":
     import seqio_missing
+  on_start()
+  if mode == "kill":
+    os.kill(os.getpid(), 9)
   if mode == "sleep":
     print("ready", file=sys.stderr, flush=True)
     time.sleep(60)
@@ -229,26 +232,33 @@ def test_missing_extra_is_named():
   assert "disk is full" in cli._describe(OSError(errno.ENOSPC, "No space left on device"))
 
 
-def test_interrupt(fake):
-  """Ctrl-C while the command runs: one line and status 130."""
+def start(fake, mode):
+  """`glmjax train` of the fake module in a process of its own."""
   code = (
     "import sys; from glmjax import cli; from glmjax.cli import commands as c\n"
-    f"c.COMMANDS = {{'train': c.Command('train', '{fake}.train', 't', 'e', (c.Flag('--workdir', 'w'),))}}\n"
-    f"sys.exit(cli.main(['train', '--gin_file=x.gin', '--workdir=a', '--gin.{fake}.train.mode=\"sleep\"']))"
+    f"train = c.Command('train', '{fake}.train', 't', 'e', (c.Flag('--workdir', 'w'),), folder='workdir')\n"
+    "c.COMMANDS = {'train': train}\n"
+    f"sys.exit(cli.main(['train', '--workdir=here', '--gin.{fake}.train.mode=\"{mode}\"']))"
   )
   environment = {**os.environ, "PYTHONPATH": os.getcwd()}
-  process = subprocess.Popen(
-    [sys.executable, "-c", code],
-    stderr=subprocess.PIPE,
-    stdout=subprocess.DEVNULL,
-    text=True,
-    env=environment,
-  )
-  assert process.stderr.readline() == "ready\n"
-  process.send_signal(signal.SIGINT)
-  assert process.wait(timeout=20) == 130
-  assert process.stderr.read() == "glmjax: interrupted\n"
-  process.stderr.close()
+  return subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
+                          text=True, env=environment)
+
+
+def test_interrupt(fake):
+  """Ctrl-C while the command runs: one line and status 130."""
+  with start(fake, "sleep") as process:
+    assert process.stderr.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+    assert process.stderr.read() == "glmjax: interrupted\n"
+
+
+def test_configuration_outlives_kill(fake):
+  """A run killed at any moment has left its config.gin."""
+  with start(fake, "kill") as process:
+    assert process.wait(timeout=60) == -signal.SIGKILL
+  assert "train.mode = 'kill'" in pathlib.Path("here", "config.gin").read_text()
 
 
 def test_prompts_from_file_and_standard_input(fake, capsys, monkeypatch):

@@ -23,12 +23,12 @@ ALLOWED = {
   "data": ("errors", "tokens", "tokenizer"),
   "train": ("models", "models.config", "parallel", "checkpoint", "errors", "tokens"),
   "checkpoint": ("parallel", "quantize", "models.config", "train.state", "errors"),
-  "infer": ("models", "models.config", "parallel", "quantize", "checkpoint", "tokens", "tokenizer", "errors"),
-  "evaluate": ("infer", "data", "errors", "tokens"),
+  "infer": ("models", "models.config", "parallel", "quantize", "checkpoint", "tokenizer", "tokens", "errors"),
+  "evaluate": ("infer", "checkpoint", "data", "tokenizer", "tokens", "errors"),
   "tasks": ("data", "tokens", "tokenizer", "errors"),
   "cli": None,  # everything
 }
-CLI = ("cli", "gin_files", "gin_checker", "gin_reader", "signatures", "__main__")  # the command line's modules
+CLI = ("cli", "gin_files", "gin_checker", "gin_reader", "signatures", "__main__")  # its modules
 # What only some parts may import.
 THIRD_PARTY = {
   "gin": ("cli",),

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import dataclasses
+import inspect
 import json
 import os
 import sys
@@ -137,8 +138,13 @@ def run(arguments: list[str]) -> int:
 
 
 def _call(command: Command, given: dict[str, Any]) -> Any:
-  """Calls the command's function and leaves the configuration in the folder that it wrote."""
+  """Calls the command's function and leaves the configuration in the folder that it wrote.
+
+  A function that works for hours takes `on_start`, to be called once the folder is its own.
+  """
   function = gin_files.configured(command.target)
+  if "on_start" in inspect.signature(function).parameters:
+    given = given | {"on_start": lambda: _write_config(command, function)}
   try:
     result = function(**given)
   except errors.InputError:  # refused: the folder may be another run's
@@ -156,10 +162,10 @@ def _write_config(command: Command, function: Callable[..., Any]) -> None:
   folder = gin_files.binding(function, command.folder) if command.folder else None
   if folder is None or not os.path.isdir(folder):
     return
-  path = os.path.join(folder, "config.gin")
-  with open(f"{path}.tmp", "w", encoding="utf-8") as file:
+  temporary = os.path.join(folder, f".config.gin.{os.getpid()}")
+  with open(temporary, "w", encoding="utf-8") as file:
     file.write(gin_files.operative_config())
-  os.replace(f"{path}.tmp", path)
+  os.replace(temporary, os.path.join(folder, "config.gin"))
 
 
 def _parse_flags(arguments: list[str]) -> argparse.Namespace | None:
