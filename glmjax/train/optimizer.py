@@ -5,7 +5,8 @@ rate after it, because the rate is a function of samples seen, which optax does 
 """
 
 import dataclasses
-from typing import Any, NamedTuple
+import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -94,26 +95,14 @@ def _matrix(path: tuple[Any, ...]) -> tuple[tuple[int, ...], tuple[int, ...]] | 
   return tuple(axis + stacked for axis in inputs), tuple(axis + stacked for axis in outputs)
 
 
-class MuonState(NamedTuple):
-  """Momentum of every kernel."""
-
-  momentum: Any
-
-
 def _muon(config: Muon) -> optax.GradientTransformation:
-  coefficients = jnp.asarray((3.4445, -4.7750, 2.0315))  # Keller Jordan's quintic
+  def dimensions(updates: Any) -> Any:
+    return jax.tree_util.tree_map_with_path(lambda path, _: contrib.MuonDimensionNumbers(*_matrix(path)), updates)
 
-  def direction(path: tuple[Any, ...], x: jax.Array) -> jax.Array:
-    inputs, outputs = _matrix(path)
-    sides = [int(jnp.prod(jnp.array([x.shape[i] for i in axes]))) for axes in (inputs, outputs)]
-    x = contrib.orthogonalize_via_newton_schulz(
-        x, coefficients, config.steps, dimension_numbers=contrib.MuonDimensionNumbers(inputs, outputs))
+  def resize(path: tuple[Any, ...], x: jax.Array) -> jax.Array:
+    sides = (math.prod(x.shape[i] for i in axes) for axes in _matrix(path))
     return x * (config.update_size * max(sides) ** 0.5)
 
-  def update(grads: Any, state: MuonState, params: Any = None) -> tuple[Any, MuonState]:
-    del params
-    momentum = jax.tree.map(lambda m, g: config.momentum * m + (1 - config.momentum) * g, state.momentum, grads)
-    nesterov = jax.tree.map(lambda m, g: config.momentum * m + (1 - config.momentum) * g, momentum, grads)
-    return jax.tree_util.tree_map_with_path(direction, nesterov), MuonState(momentum)
-
-  return optax.GradientTransformation(lambda params: MuonState(jax.tree.map(jnp.zeros_like, params)), update)
+  return optax.chain(
+      contrib.scale_by_muon(ns_steps=config.steps, beta=config.momentum, weight_dimension_numbers=dimensions),
+      optax.stateless(lambda updates, params: jax.tree_util.tree_map_with_path(resize, updates)))

@@ -49,16 +49,23 @@ class Objective:
     params, alpha = head_params
     return glm.GLM(self.config).apply({"params": params}, x_GCD, alpha, method="head")
 
-  def sums(self, params: Any, batch: Batch, alpha: jax.Array | float = 1.0, rng: jax.Array | None = None) -> losses.Sums:
-    """Loss and weight sums of a batch [B, L]; with an rng, dropout is on."""
+  def hidden(self, params: Any, batch: Batch, alpha: jax.Array | float, rng: jax.Array | None,
+             **apply: Any) -> tuple[Any, Any]:
+    """The last hidden states [B, L, D], and what else `apply` asks Linen for.
+
+    Parameters are stacked here and in checkpoints, whether the model scans its layers or not.
+    """
     dropout = rng is not None and bool(self.config.hidden_dropout or self.config.attention_dropout)
     model = glm.GLM(self.config, deterministic=not dropout)
-    x_BLD, _ = model.apply({"params": params}, batch["tokens"], batch["positions"], batch["attend_start"],
-                           batch["attend_end"], alpha, method="hidden", rngs={"dropout": rng} if dropout else None)
-    return self.of_hidden(params, x_BLD, batch, alpha)
+    params = params if self.config.scan_layers else glm.unstack_layers(params)
+    out, more = model.apply({"params": params}, batch["tokens"], batch["positions"], batch["attend_start"],
+                            batch["attend_end"], alpha, method="hidden", rngs={"dropout": rng} if dropout else None,
+                            **apply)
+    return (out[0], more) if apply else (out, None)
 
-  def of_hidden(self, params: Any, x_BLD: jax.Array, batch: Batch, alpha: jax.Array | float) -> losses.Sums:
-    """The loss of the last hidden states."""
+  def sums(self, params: Any, batch: Batch, alpha: jax.Array | float = 1.0, rng: jax.Array | None = None) -> losses.Sums:
+    """Loss and weight sums of a batch [B, L]; with an rng, dropout is on."""
+    x_BLD = self.hidden(params, batch, alpha, rng)[0]
     name = "embedding" if self.config.tie_embeddings else "head"
     head_params = ({name: params[name]}, jnp.asarray(alpha, jnp.float32))
     return losses.chunked(self.head, head_params, x_BLD, batch["targets"], batch["loss_weights"], batch["objective"],

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Iterator
 
+import jax
 import numpy as np
 import pytest
 
@@ -26,12 +27,13 @@ def row(index: int) -> dict[str, np.ndarray]:
       "objective": np.full(LENGTH, index % 2, np.int32)}
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class Source:
-  """A DataSource of such rows; `broken` rows carry a token beyond the vocabulary's table."""
+  """A DataSource of such rows."""
 
   seq_length: int = LENGTH
   name: str = "patterns"
+  infinite: int | None = None  # the row whose loss weight is infinite
 
   def describe(self) -> dict:
     return {"name": self.name, "seq_length": self.seq_length}
@@ -40,14 +42,30 @@ class Source:
               process_count: int = 1) -> Iterator[dict[str, np.ndarray]]:
     for first, size in plan:
       rows = [row(first + i) for i in range(size)]
+      if self.infinite is not None and first <= self.infinite < first + size:
+        rows[self.infinite - first]["loss_weights"][-1] = np.inf
+      rows = rows[process_index * size // process_count:(process_index + 1) * size // process_count]
       yield {name: np.stack([r[name] for r in rows]) for name in rows[0]}
 
 
-@pytest.fixture
+@pytest.fixture(scope="session", autouse=True)
+def compiled_once(tmp_path_factory):
+  """Equal programs are compiled once per session."""
+  settings = {"jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+              "jax_persistent_cache_min_compile_time_secs": 0.3}
+  before = {name: getattr(jax.config, name) for name in settings}
+  for name, value in settings.items():
+    jax.config.update(name, value)
+  yield
+  for name, value in before.items():
+    jax.config.update(name, value)
+
+
+@pytest.fixture(scope="session")
 def tiny() -> config_lib.GLMConfig:
   return TINY
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def source() -> Source:
   return Source()

@@ -1,0 +1,176 @@
+"""Batches from a data source to the devices: checked, cut into micro-batches, sent ahead of the step."""
+
+import dataclasses
+import itertools
+import queue
+import threading
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol
+
+import jax
+import numpy as np
+
+from glmjax import errors
+from glmjax.parallel import partitioning
+from glmjax.train import step as step_lib
+
+HostBatch = dict[str, np.ndarray]
+Plan = Iterator[tuple[int, int]]
+
+_DTYPES = {"tokens": np.int32, "targets": np.int32, "loss_weights": np.float32, "positions": np.int32,
+           "attend_start": np.int32, "attend_end": np.int32, "objective": np.int32}
+
+
+class DataSource(Protocol):
+  """Rows by number: data.loader.CachedMixture, or data.feature_converter.SeqioMixture."""
+
+  seq_length: int
+
+  def describe(self) -> dict:
+    """All that decides the rows."""
+
+  def batches(self, plan: Plan, process_index: int = 0, process_count: int = 1) -> Iterator[HostBatch]:
+    """This host's contiguous rows of each (first sample, batch size) of the plan."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+  """How a batch of up to num_micro x rows rows lies on the devices: [num_micro, rows, L] per feature."""
+
+  mesh: jax.sharding.Mesh
+  rules: partitioning.Rules
+  num_micro: int
+  rows: int  # of a micro-batch, over all hosts
+  length: int
+  position_axes: int  # 1, or 2 where positions are [B, 2, L]
+  vocab_size: int
+
+  @classmethod
+  def make(cls, mesh: jax.sharding.Mesh, rules: partitioning.Rules, batch: int, micro_batch: int | None, length: int,
+           position_axes: int, vocab_size: int) -> "Layout":
+    """For batches of up to `batch` rows, `micro_batch` of them (None: all) at a time.
+
+    Raises:
+      errors.InputError: when they do not divide over mesh and hosts.
+    """
+    shards = partitioning.batch_shards(mesh)
+    name, rows = ("batch size", batch) if micro_batch is None else ("micro_batch", micro_batch)
+    if rows < 1 or rows % shards:
+      sizes = " x ".join(f"{axis}={mesh.shape[axis]}" for axis in ("data", "fsdp") if mesh.shape[axis] > 1)
+      raise errors.InputError(f"{name} {rows} does not divide over the mesh's {shards} batch shards ({sizes}): use a "
+                              f"multiple of {shards}, or a mesh with fewer")
+    if batch % jax.process_count():
+      raise errors.InputError(f"batch size {batch} does not divide over {jax.process_count()} hosts: "
+                              f"use a multiple of {jax.process_count()}")
+    return cls(mesh, rules, -(-batch // rows), rows, length, position_axes, vocab_size)
+
+  def sharding(self, feature: str) -> jax.sharding.NamedSharding:
+    """Of one feature on the devices."""
+    axes = (None, "batch", None, "length") if self._is_wide(feature) else (None, "batch", "length")
+    return partitioning.named(self.mesh, self.rules, *axes)
+
+  def abstract(self) -> step_lib.Batch:
+    """Shapes and shardings of a batch on the devices."""
+    return {feature: jax.ShapeDtypeStruct((self.num_micro, self.rows, *self._row_shape(feature)), dtype,
+                                          sharding=self.sharding(feature)) for feature, dtype in _DTYPES.items()}
+
+  def put(self, host: HostBatch) -> step_lib.Batch:
+    """This host's rows, filled up with rows without loss, on the devices."""
+    return {feature: self._put(feature, host) for feature in _DTYPES}
+
+  def check(self, host: HostBatch, first: int, size: int) -> None:
+    """Raises InputError where a batch is not what the model takes."""
+    for feature in _DTYPES:
+      wanted = (size // jax.process_count(), *self._row_shape(feature))
+      found = host[feature].shape if feature in host else None
+      if found != wanted:
+        raise errors.InputError(f"data: {feature} of samples {first} to {first + size - 1} has shape {found}, the model "
+                                f"takes {wanted}: use a source with the model's positions and sequence length")
+    for feature in ("tokens", "targets"):
+      low, high = int(host[feature].min()), int(host[feature].max())
+      if low < 0 or high >= self.vocab_size:
+        raise errors.InputError(f"data: samples {first} to {first + size - 1} hold token {high if low >= 0 else low}, the "
+                                f"model has vocab_size {self.vocab_size}: use the tokenizer's vocab_size or more")
+
+  def _is_wide(self, feature: str) -> bool:
+    return feature == "positions" and self.position_axes == 2
+
+  def _row_shape(self, feature: str) -> tuple[int, ...]:
+    return (2, self.length) if self._is_wide(feature) else (self.length,)
+
+  def _put(self, feature: str, host: HostBatch) -> jax.Array:
+    local_rows = self.rows // jax.process_count()
+    array = np.zeros((self.num_micro * local_rows, *self._row_shape(feature)), _DTYPES[feature])
+    if feature == "attend_end":
+      array[:] = np.arange(1, self.length + 1)
+    elif feature == "attend_start":
+      array[:] = np.arange(self.length)
+    array[:len(host[feature])] = host[feature]
+    return jax.make_array_from_process_local_data(
+        self.sharding(feature), array.reshape(self.num_micro, local_rows, *array.shape[1:]),
+        (self.num_micro, self.rows, *array.shape[1:]))
+
+
+class Item(NamedTuple):
+  """One step's batch."""
+
+  first: int  # number of its first sample
+  size: int  # rows, over all hosts
+  batch: step_lib.Batch
+  info: step_lib.StepInfo
+
+
+class Feed:
+  """Iterates over the plan's batches on the devices, made and sent ahead by a thread."""
+
+  def __init__(self, source: DataSource, plan: Plan, start: int, layout: Layout, depth: int = 2):
+    """`start` is the number of samples seen before the plan's first step."""
+    self._queue: queue.Queue[Item | BaseException | None] = queue.Queue(depth)
+    self._stop = threading.Event()
+    self._thread = threading.Thread(target=self._work, args=(source, plan, start, layout), name="feed", daemon=True)
+    self._thread.start()
+
+  def __iter__(self) -> Iterator[Item]:
+    while True:
+      item = self._queue.get()
+      if item is None:
+        return
+      if isinstance(item, BaseException):
+        raise item
+      yield item
+
+  def close(self) -> None:
+    """Stops the thread, and whatever the source started."""
+    self._stop.set()
+    while self._thread.is_alive():
+      try:
+        self._queue.get(timeout=0.05)
+      except queue.Empty:
+        pass
+    self._thread.join()
+
+  def _offer(self, item: Item | BaseException | None) -> None:
+    while not self._stop.is_set():
+      try:
+        return self._queue.put(item, timeout=0.1)
+      except queue.Full:
+        pass
+
+  def _work(self, source: DataSource, plan: Plan, position: int, layout: Layout) -> None:
+    replicated = jax.sharding.NamedSharding(layout.mesh, jax.sharding.PartitionSpec())
+    asked, planned = itertools.tee(plan)
+    batches = source.batches(asked, jax.process_index(), jax.process_count())
+    try:
+      for (first, size), host in zip(planned, batches):
+        if self._stop.is_set():
+          break
+        layout.check(host, first, size)
+        info = step_lib.StepInfo(*(jax.device_put(np.uint32(n), replicated) for n in (position, first, size)))
+        self._offer(Item(first, size, layout.put(host), info))
+        position = first + size
+      self._offer(None)
+    except BaseException as error:  # raised again where the items are taken
+      self._offer(error)
+    finally:
+      if hasattr(batches, "close"):  # a generator: ends its helper processes
+        batches.close()

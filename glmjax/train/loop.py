@@ -1,0 +1,303 @@
+"""The training loop: the one place that knows time, steps, evaluation, saving and stopping."""
+
+import contextlib
+import dataclasses
+import itertools
+import os
+import pathlib
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from glmjax import errors
+from glmjax.checkpoint import manager as manager_lib
+from glmjax.models import config as config_lib
+from glmjax.parallel import mesh as mesh_lib
+from glmjax.parallel import partitioning
+from glmjax.train import diagnose
+from glmjax.train import feed as feed_lib
+from glmjax.train import losses
+from glmjax.train import metrics as metrics_lib
+from glmjax.train import optimizer as optimizer_lib
+from glmjax.train import schedules
+from glmjax.train import state as state_lib
+from glmjax.train import step as step_lib
+from glmjax.train import workdir as workdir_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class Intervals:
+  """How often a run does what, in steps; 0: never."""
+
+  log: int = 10  # a line on the console
+  evaluate: int = 0  # loss on the validation source
+  save: int = 500  # a checkpoint; one is always written at the end
+  keep: int = 3  # newest checkpoints kept, and the one with the best validation loss
+  eval_samples: int = 256  # first samples of the validation source that are evaluated
+  profile: Sequence[int] = ()  # (first, last) steps traced into WORKDIR/profile
+
+
+def train(
+    model: config_lib.GLMConfig,
+    data: feed_lib.DataSource,
+    workdir: str | os.PathLike,
+    batches: schedules.Batches,
+    total_samples: int,
+    learning_rate: schedules.Schedule,
+    optimizer: optimizer_lib.AdamW | optimizer_lib.Muon = optimizer_lib.AdamW(),
+    embedding_alpha: schedules.Schedule = schedules.Constant(1.0),
+    validation: feed_lib.DataSource | None = None,
+    intervals: Intervals = Intervals(),
+    mesh: mesh_lib.MeshConfig = mesh_lib.MeshConfig(),
+    rules: partitioning.Rules = partitioning.FSDP,
+    micro_batch: int | None = None,
+    loss_chunk: int = 512,
+    seed: int = 0,
+    stop_at_step: int | None = None,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+  """Trains a model until it has seen `total_samples`, resuming the run found in `workdir`.
+
+  Args:
+    workdir: the run's folder.
+    batches: rows of a step, as a function of samples seen.
+    embedding_alpha: the embedding gradient shrink's factor, 1 for none.
+    validation: evaluated every intervals.evaluate steps.
+    micro_batch: rows computed at a time, over all devices; None: the whole batch.
+    loss_chunk: tokens of a batch shard whose logits exist at a time.
+    stop_at_step: save and return there, as if interrupted.
+    overwrite: delete the run found in `workdir` and start anew.
+
+  Returns:
+    The last step's figures.
+
+  Raises:
+    errors.InputError: for what the user can mend, and when the loss or a gradient is not finite.
+    SystemExit: 128 + the signal's number, after SIGTERM or Ctrl-C: the step was finished and saved.
+  """
+  if data.seq_length > model.max_length:
+    raise errors.InputError(f"the data's rows have {data.seq_length} tokens, the model's max_length is "
+                            f"{model.max_length}: change either")
+  device_mesh = mesh_lib.make_mesh(mesh)
+  layout = feed_lib.Layout.make(device_mesh, rules, batches.size, micro_batch, data.seq_length,
+                                1 if model.positions == "rotary" else 2, model.vocab_size)
+  tx = optimizer.make()
+  recipe = step_lib.Recipe(optimizer, learning_rate, embedding_alpha)
+  objective = step_lib.Objective(model, partitioning.batch_shards(device_mesh), loss_chunk)
+  folder = workdir_lib.Workdir(pathlib.Path(workdir))
+  with partitioning.use(device_mesh, rules), contextlib.ExitStack() as stack:
+    abstract = state_lib.abstract(model, tx, device_mesh, rules)
+    if jax.process_index() == 0:
+      folder.open(model, data.describe(), overwrite)
+    manager = manager_lib.Manager(folder.checkpoints, intervals.keep, keep_best="eval_loss" if validation else None)
+    stack.callback(manager.close)
+    restored = manager.restore(abstract)
+    state = restored[0] if restored else state_lib.create(model, tx, seed, abstract)
+    run = Run(objective, recipe, layout, folder, manager, intervals, data, validation, batches, total_samples,
+              state, resumed=restored is not None)
+    stack.callback(run.close)
+    run.compile(step_lib.compile_train_step(objective, recipe, tx, jax.tree.map(lambda x: x.sharding, abstract)))
+    with Signals() as signals:
+      return run.run(stop_at_step, signals)
+
+
+class Signals:
+  """Within it, SIGTERM and Ctrl-C are noted, for the loop to finish its step; a second one acts at once."""
+
+  def __init__(self):
+    self.received: int | None = None
+    self._before: dict[int, Any] = {}
+
+  def __enter__(self) -> "Signals":
+    with contextlib.suppress(ValueError):  # not in the main thread: signals are someone else's
+      for number in (signal.SIGTERM, signal.SIGINT):
+        self._before[number] = signal.signal(number, self._note)
+    return self
+
+  def __exit__(self, *exc: Any) -> None:
+    self._restore()
+
+  def _note(self, number: int, frame: Any) -> None:
+    del frame
+    self.received = number
+    self._restore()
+
+  def _restore(self) -> None:
+    for number, handler in self._before.items():
+      signal.signal(number, handler)
+    self._before.clear()
+
+
+class Run:
+  """A run under way: the state, and everything that is fed by it or tells about it."""
+
+  def __init__(self, objective: step_lib.Objective, recipe: step_lib.Recipe, layout: feed_lib.Layout,
+               folder: workdir_lib.Workdir, manager: manager_lib.Manager, intervals: Intervals,
+               data: feed_lib.DataSource, validation: feed_lib.DataSource | None, batches: schedules.Batches,
+               total_samples: int, state: state_lib.TrainState, resumed: bool):
+    self.objective, self.recipe, self.layout, self.folder = objective, recipe, layout, folder
+    self.manager, self.intervals, self.data, self.validation = manager, intervals, data, validation
+    self.batches, self.total_samples, self.state = batches, total_samples, state
+    self.step, self.samples = int(state.step), int(state.samples_seen)  # of the state, once its step is read
+    self._resumed = resumed
+    self._record: metrics_lib.Record = {}
+    self._saved_step = self.step if resumed else None
+    self._validation_set: list[feed_lib.HostBatch] | None = None
+    self._eval_step = step_lib.compile_eval_step(objective)
+    first = jax.process_index() == 0
+    if first:
+      metrics_lib.truncate_after(folder.metrics, self.step)
+    self._writer = metrics_lib.Writer(folder.metrics, folder.tensorboard) if first else None
+    self.console = metrics_lib.Console(total_samples, self.samples, silent=not first)
+    self._feed: feed_lib.Feed | None = None
+
+  def compile(self, train_step: Any) -> None:
+    """Compiles the step, so that the first one is as quick as any."""
+    model = self.objective.config
+    began = time.perf_counter()
+    scalar = jax.ShapeDtypeStruct((), np.uint32, sharding=jax.sharding.NamedSharding(
+        self.layout.mesh, jax.sharding.PartitionSpec()))
+    info = step_lib.StepInfo(scalar, scalar, scalar)
+    self._train_step = train_step.lower(self.state, self.layout.abstract(), info).compile()
+    self.console.say(
+        f"{model.num_parameters():,} parameters on {self.layout.mesh.size} x "
+        f"{jax.devices()[0].device_kind}; {'resumed at' if self._resumed else 'starting at'} step {self.step:,}, "
+        f"sample {self.samples:,} of {self.total_samples:,}; compiled in {time.perf_counter() - began:.1f} s")
+
+  def close(self) -> None:
+    """Stops the feed and closes the files."""
+    if self._feed is not None:
+      self._feed.close()
+    self.console.close()
+    if self._writer is not None:
+      self._writer.close()
+
+  def run(self, stop_at_step: int | None, signals: Signals) -> dict[str, Any]:
+    """Steps until the samples are seen, the step is reached, or a signal comes."""
+    pending: tuple[feed_lib.Item, step_lib.Metrics, float] | None = None
+    self._clock = time.perf_counter()
+    for item, waited in self._items(stop_at_step):
+      step = self.step + (pending is not None) + 1
+      self._profile(step)
+      self.state, metrics = self._train_step(self.state, item.batch, item.info)
+      if pending:  # the device works on this step while the last one's figures are read
+        self._finish(*pending)
+      pending = item, metrics, waited
+      if self._is_due(step, signals):
+        self._finish(*pending)
+        pending = None
+        if signals.received:
+          break
+    if pending:
+      self._finish(*pending)
+    self._profile(None)
+    if not self._record:
+      self.console.say(f"nothing to do: the run is at step {self.step:,}, sample {self.samples:,}")
+    self._save()
+    self.manager.wait()
+    if signals.received:
+      name = signal.Signals(signals.received).name
+      self.console.say(f"{name}: stopped and saved at step {self.step:,}; the same command goes on from there")
+      raise SystemExit(128 + signals.received)
+    return {"step": self.step, "samples_seen": self.samples, **self._record}
+
+  def _items(self, stop_at_step: int | None) -> Iterator[tuple[feed_lib.Item, float]]:
+    """The batches still to be trained on, and the seconds waited for each."""
+    plan = itertools.takewhile(lambda at: at[0] < self.total_samples, self.batches.plan(self.samples))
+    if stop_at_step is not None:
+      plan = itertools.islice(plan, max(stop_at_step - self.step, 0))
+    self._feed = feed_lib.Feed(self.data, plan, self.samples, self.layout)
+    items = iter(self._feed)
+    while True:
+      began = time.perf_counter()
+      item = next(items, None)
+      if item is None:
+        return
+      yield item, time.perf_counter() - began
+
+  def _is_due(self, step: int, signals: Signals) -> bool:
+    """Whether something is to be done with the state right after this step."""
+    every = lambda interval: bool(interval) and step % interval == 0
+    return (every(self.intervals.save) or bool(self.validation and every(self.intervals.evaluate))
+            or signals.received is not None or step in self.intervals.profile)
+
+  def _finish(self, item: feed_lib.Item, metrics: step_lib.Metrics, waited: float) -> None:
+    """Reads a step's figures, writes them, and evaluates and saves when it is time to."""
+    metrics = jax.device_get(metrics)
+    now = time.perf_counter()
+    seconds, self._clock = now - self._clock, now
+    if not metrics["applied"] and metrics.get("loss_scale", 0.0) <= state_lib.LOSS_SCALE.minimum:
+      self._stop_not_finite(item, metrics)
+    self.step, self.samples = self.step + 1, item.first + item.size
+    tokens = item.size * self.layout.length
+    rate = tokens / seconds
+    record = {"step": self.step, "samples_seen": self.samples, "tokens_seen": self.samples * self.layout.length,
+              **metrics_lib.record_of(metrics), "tokens": tokens, "seconds": seconds, "data_wait_seconds": waited,
+              "tokens_per_second": rate,
+              "model_flops_per_second": rate * self.objective.config.train_flops_per_token(self.layout.length)}
+    if self._resumed:
+      record["resumed"], self._resumed = True, False
+    if self.validation and self.intervals.evaluate and self.step % self.intervals.evaluate == 0:
+      record |= self._evaluate()
+    self._record = record
+    if self._writer is not None:
+      self._writer.write(record)
+    self.console.step(record, seconds, item.size,
+                      show=bool(self.intervals.log) and self.step % self.intervals.log == 0 or "eval_loss" in record)
+    if self.intervals.save and self.step % self.intervals.save == 0:
+      self._save()
+    if "eval_loss" in record or self._saved_step == self.step:
+      self._clock = time.perf_counter()  # evaluating and saving are no part of a step's time
+
+  def _save(self) -> None:
+    """Starts saving the state, unless that was done already."""
+    if self._saved_step == self.step or self.step == 0:
+      return
+    numbers = {name: self._record[name] for name in ("loss", "eval_loss") if name in self._record}
+    self.manager.save(self.step, self.state, {"samples_seen": self.samples, "data": self.data.describe(),
+                                              "metrics": numbers})
+    self._saved_step = self.step
+
+  def _evaluate(self) -> metrics_lib.Record:
+    """Mean loss on the validation source, and per objective."""
+    rows, wanted = self.layout.rows, self.intervals.eval_samples
+    plan = [(first, min(rows, wanted - first)) for first in range(0, wanted, rows)]
+    if self._validation_set is None:
+      self._validation_set = list(self.validation.batches(iter(plan), jax.process_index(), jax.process_count()))
+    layout = dataclasses.replace(self.layout, num_micro=1)
+    total = losses.Sums(np.zeros(losses.NUM_OBJECTIVES), np.zeros(losses.NUM_OBJECTIVES))
+    for (first, size), host in zip(plan, self._validation_set):
+      layout.check(host, first, size)
+      sums = jax.device_get(self._eval_step(self.state.params, layout.put(host)))
+      total = jax.tree.map(np.add, total, sums)
+    record = {"eval_loss": float(total.loss.sum() / max(total.weight.sum(), 1.0))}
+    return record | metrics_lib.objective_losses(total.loss, total.weight, "eval_loss_")
+
+  def _profile(self, step: int | None) -> None:
+    """Starts the trace before its first step, ends it behind its last; None: the run is over."""
+    if not self.intervals.profile:
+      return
+    first, last = self.intervals.profile
+    if step == first:
+      jax.profiler.start_trace(str(self.folder.root / "profile"))
+      self._profiling = True
+    elif getattr(self, "_profiling", False) and (step is None or step > last):
+      jax.profiler.stop_trace()
+      self._profiling = False
+      self.console.say(f"profile of steps {first} to {last} written to {self.folder.root / 'profile'}")
+
+  def _stop_not_finite(self, item: feed_lib.Item, metrics: step_lib.Metrics) -> None:
+    """Says where it shows; the state still is what it was before the step."""
+    rng = jax.random.fold_in(jax.random.wrap_key_data(self.state.rng), self.state.step)
+    where = diagnose.first_not_finite(
+        self.objective, self.state.params, item.batch, -(-item.size // self.layout.rows),
+        self.recipe.embedding_alpha(item.first), rng, metrics.get("loss_scale", 1.0))
+    saved = self.manager.latest_step()
+    raise errors.InputError(
+        f"step {self.step + 1} (samples {item.first} to {item.first + item.size - 1}) is not finite, first seen in "
+        f"{where}; the last checkpoint is {'none' if saved is None else f'step {saved}'}: lower the learning rate, or "
+        "leave these samples out with Batches.skip, and run the same command again")
