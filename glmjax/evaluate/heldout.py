@@ -28,14 +28,14 @@ TASK_PREFIX = "pretrain_"
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """How much is evaluated, and on which text; with the same seed every checkpoint gets the same text and spans."""
+  """How much is evaluated, on which text; the same seed gives every checkpoint the same text and spans."""
 
   seed: int = 0
   max_tokens: int = 100_000  # of each language, left to right
-  max_fills: int = 1_000  # spans to fill in each language; 0 leaves filling out
+  max_fills: int = 500  # spans to fill in each language; 0 leaves filling out
   seq_length: int | None = None  # places in the longest window; None: what the model was trained on
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     if self.max_tokens < 1 or self.max_fills < 0 or (self.seq_length is not None and self.seq_length < 8):
       raise errors.InputError(f"evaluation of max_tokens={self.max_tokens}, max_fills={self.max_fills}, "
                               f"seq_length={self.seq_length}: use at least 1, 0 and 8")
@@ -52,11 +52,12 @@ class Questions:
   @property
   def rows(self) -> list[score.Row]:
     """Left to right, then the spans with both sides in view, then with the left one only."""
-    return [*self.left_to_right, *(fill.both_sides for fill in self.fills), *(fill.left_only for fill in self.fills)]
+    both, left = [fill.both_sides for fill in self.fills], [fill.left_only for fill in self.fills]
+    return [*self.left_to_right, *both, *left]
 
 
 def evaluate(checkpoint: str | os.PathLike, cache: str | os.PathLike, out: str | os.PathLike | None = None, *,
-             seed: int = 0, max_tokens: int = 100_000, max_fills: int = 1_000,
+             seed: int = 0, max_tokens: int = 100_000, max_fills: int = 500,
              seq_length: int | None = None) -> dict[str, dict]:
   """Evaluates a training folder or an export on the held-out documents of a token cache.
 
@@ -97,12 +98,14 @@ def evaluate_model(model: export.LoadedModel, cache: shards.TokenCache,
       raise _nothing_held_out(cache, task)
     asked[language] = ask(held_out, model, tokenizer.specials, settings)
     if settings.max_fills and not asked[language].fills:
-      raise errors.InputError(f"{cache.directory}: the held-out documents of task {task} are too short to fill blanks "
-                              "in; use max_fills=0, or longer documents")
-  answers = iter(_score(model, [row for questions in asked.values() for row in questions.rows], tokenizer.specials.pad))
+      raise errors.InputError(f"{cache.directory}: the held-out documents of task {task} are too short to "
+                              "fill blanks in; use max_fills=0, or longer documents")
+  rows = [row for questions in asked.values() for row in questions.rows]
+  answers = iter(_score(model, rows, tokenizer.specials.pad))
   result = {}
   for language, questions in asked.items():
-    unigram = baselines.count_unigrams(cache.split(tasks[language], "train"), cache.vocab_size, questions.held_out.end)
+    train = cache.split(tasks[language], "train")
+    unigram = baselines.count_unigrams(train, cache.vocab_size, questions.held_out.end)
     scores = list(itertools.islice(answers, len(questions.rows)))
     result[language] = baseline_figures(questions, unigram) | model_figures(questions, scores)
   return result
@@ -117,9 +120,11 @@ def _score(model: export.LoadedModel, rows: list[score.Row], pad: int) -> list[s
 
 def text_tasks(cache: shards.TokenCache) -> dict[str, str]:
   """Language -> text task of the cache; each must have held-out text."""
-  tasks = {name.removeprefix(TASK_PREFIX): name for name, task in sorted(cache.tasks.items()) if task["kind"] == "text"}
+  names = [name for name, task in sorted(cache.tasks.items()) if task["kind"] == "text"]
+  tasks = {name.removeprefix(TASK_PREFIX): name for name in names}
   if not tasks:
-    raise errors.InputError(f"{cache.directory}: no text task to evaluate on; it has {', '.join(sorted(cache.tasks))}")
+    raise errors.InputError(f"{cache.directory}: no text task to evaluate on, only "
+                            f"{', '.join(sorted(cache.tasks))}; make a cache of text")
   for name in tasks.values():
     if not cache.split(name, SPLIT).num_tokens:
       raise _nothing_held_out(cache, name)
@@ -127,8 +132,8 @@ def text_tasks(cache: shards.TokenCache) -> dict[str, str]:
 
 
 def _nothing_held_out(cache: shards.TokenCache, task: str) -> errors.InputError:
-  return errors.InputError(f"{cache.directory}: task {task} has no text in its {SPLIT} split; use more text, or hold out "
-                           "a larger share, and make the cache again")
+  return errors.InputError(f"{cache.directory}: task {task} has no text in its {SPLIT} split; use more text, or "
+                           "hold out a larger share, and make the cache again")
 
 
 def ask(held_out: windows.HeldOut, model: export.LoadedModel, specials: tokens_lib.SpecialTokens,
@@ -136,10 +141,10 @@ def ask(held_out: windows.HeldOut, model: export.LoadedModel, specials: tokens_l
   """Windows and blanks of the lengths that the model was trained on."""
   trained = {"seq_length": model.config.max_length, "samples_per_sequence": 4, "mean_span_length": 3.0,
              "max_span_length": 39}  # GLM-130B's, where the checkpoint does not tell
-  trained |= model.metadata.get("data", {}).get("infilling", {})
+  trained |= (model.metadata.get("data") or {}).get("infilling", {})
   length, positions = settings.seq_length or trained["seq_length"], model.config.positions
-  fills = windows.fills(held_out, length // trained["samples_per_sequence"], settings.max_fills, settings.seed, specials,
-                        positions, trained["mean_span_length"], trained["max_span_length"])
+  fills = windows.fills(held_out, length // trained["samples_per_sequence"], settings.max_fills,
+                        settings.seed, specials, positions, trained["mean_span_length"], trained["max_span_length"])
   return Questions(held_out, windows.left_to_right(held_out, length, specials, positions), fills)
 
 
@@ -165,21 +170,20 @@ def model_figures(questions: Questions, scores: Sequence[score.Score]) -> dict[s
   assert read.count == questions.held_out.num_tokens, (read.count, questions.held_out.num_tokens)
   bits = -read.total / math.log(2)
   if not math.isfinite(bits):
-    raise errors.InputError("the model gives probabilities that are not numbers: its weights are damaged, or its "
-                            "training diverged; evaluate an earlier checkpoint")
+    raise errors.InputError("the model gives probabilities that are not numbers: its weights are damaged or "
+                            "its training diverged, so evaluate an earlier checkpoint")
   figures = {"bits_per_byte": bits / questions.held_out.utf8_bytes, "bits_per_token": bits / read.count}
   if not num_fills:
     return figures
   right = np.array([int(answer.correct.sum()) for answer in scores[num_windows:]])
   both, left = right[:num_fills], right[num_fills:]
   lengths = np.array([len(fill.targets) for fill in questions.fills])
-  for name, number in (("infill_accuracy", both), ("infill_accuracy_left_only", left), ("infill_gain", both - left)):
-    figures[name], figures[f"{name}_se"] = ratio_and_error(number, lengths)
+  for name, number in (("accuracy", both), ("accuracy_left_only", left), ("gain", both - left)):
+    figures[f"infill_{name}"], figures[f"infill_{name}_se"] = ratio_and_error(number, lengths)
   return figures
 
 
-def ratio_and_error(numbers: Sequence[int] | np.ndarray, sizes: Sequence[int] | np.ndarray) -> tuple[float, float]:
-  """sum(numbers) / sum(sizes) and its standard error, the samples being independent but not the tokens in one."""
-  numbers, sizes = np.asarray(numbers), np.asarray(sizes)
+def ratio_and_error(numbers: np.ndarray, sizes: np.ndarray) -> tuple[float, float]:
+  """sum(numbers) / sum(sizes) and its standard error; samples are independent, the tokens in one are not."""
   ratio = numbers.sum() / sizes.sum()
   return float(ratio), float(np.sqrt(np.square(numbers - ratio * sizes).sum()) / sizes.sum())

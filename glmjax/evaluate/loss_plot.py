@@ -10,6 +10,7 @@ from glmjax import errors
 _MOST_POINTS = 2000
 _COLOURS = ("#1f6fb4", "#d1701a", "#3a8f5c", "#8a5aa8")
 _INK, _FAINT = "#333333", "#c9c9c9"
+_DOT = {"linestyle": "none", "marker": "o", "markersize": 4.5}
 _NAMES = {"mask": "[MASK]: short blanks", "gmask": "[gMASK]: continuation", "instruction": "instructions",
           "sentence": "[sMASK]: sentences"}
 
@@ -40,7 +41,7 @@ def draw(series: dict[str, Curve], held_out: dict[str, Curve], resumed_at: Seque
     axes.plot(steps, losses, color=colour, alpha=0.18, linewidth=0.8)
     axes.plot(steps, smooth, color=colour, linewidth=1.8)
     if name in held_out:
-      axes.plot(*_thin(*held_out[name]), "o", color=colour, markersize=4.5, markeredgecolor="white", clip_on=False)
+      axes.plot(*_thin(*held_out[name]), **_DOT, color=colour, markeredgecolor="white", clip_on=False)
     ends.append((float(smooth[-1]), f"{_NAMES[name]}  {smooth[-1]:.2f}", colour))
   last = max(steps[-1] for steps, _ in series.values())
   first = min(steps[0] for steps, _ in series.values())
@@ -48,10 +49,10 @@ def draw(series: dict[str, Curve], held_out: dict[str, Curve], resumed_at: Seque
   _label(axes, ends, last)
   for step in resumed_at:
     axes.axvline(step, color=_INK, linewidth=1, linestyle=(0, (4, 3)))
-    axes.annotate(f"stopped and\nresumed at {step:,}" if len(resumed_at) < 4 else "", (step, 0.97), xycoords=("data", "axes fraction"), xytext=(5, 0),
-                  textcoords="offset points", color=_INK, fontsize=9, va="top")
+    label = f"stopped and\nresumed at {step:,}" if len(resumed_at) < 4 else ""
+    axes.annotate(label, (step, 0.97), xycoords=("data", "axes fraction"), xytext=(5, 0), textcoords="offset points", color=_INK, fontsize=9, va="top")
   if held_out:
-    axes.plot([], [], "o", color=_INK, markersize=4.5, label="on held-out text")
+    axes.plot([], [], **_DOT, color=_INK, label="on held-out text")
     axes.legend(frameon=False, loc="lower left", fontsize=9, labelcolor=_INK, handletextpad=0.2)
   picture = io.BytesIO()
   figure.savefig(picture, format="png")
@@ -104,5 +105,5 @@ def _label(axes: object, ends: list[tuple[float, str, str]], last: float) -> Non
   for value, text, colour in sorted(ends):
     place = max(np.log(value), below + gap)
     below = place
-    axes.annotate(text, (last, np.exp(place)), xytext=(6, 0), textcoords="offset points", color=colour, va="center",
-                  fontsize=9, annotation_clip=False)
+    axes.annotate(text, (last, np.exp(place)), xytext=(6, 0), textcoords="offset points", color=colour,
+                  va="center", fontsize=9, annotation_clip=False)

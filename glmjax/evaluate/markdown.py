@@ -1,6 +1,7 @@
 """report.md out of report.json's contents."""
 
 import html
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -49,12 +50,13 @@ def _held_out(heldout: dict[str, dict[str, Any]]) -> str:
   if any("infill_accuracy" in figures for figures in heldout.values()):
     fills = _table(["tokens of a masked span guessed right", *names], [
         row("**both sides visible** ([MASK])", "infill_accuracy", "{:.1%}", "infill_accuracy_se"),
-        row("left side only ([gMASK])", "infill_accuracy_left_only", "{:.1%}", "infill_accuracy_left_only_se"),
+        row("left side only ([gMASK])", "infill_accuracy_left_only", "{:.1%}",
+            "infill_accuracy_left_only_se"),
         row("both sides over left side", "infill_gain", "{:+.1%}", "infill_gain_se"),
         row("always the most frequent token", "unigram_accuracy", "{:.1%}"),
         row("span tokens", "infill_tokens", "{:,}")])
-    text += ("\n\nFilling blanks, the same spans both times (± one standard error). That seeing both sides helps is "
-             "GLM's claim:\n\n" + fills)
+    text += ("\n\nFilling blanks, the same spans both times (± one standard error). That seeing both sides "
+             "helps is GLM's claim:\n\n" + fills)
   return text
 
 
@@ -69,9 +71,10 @@ def _quantized(quantized: dict[str, dict[str, Any]], languages: list[str]) -> st
       change = "" if figures is reference else f" ({figures[key] / reference[key] - 1:+.2%})"
       yield f"{figures[key]:.4f}{change}"
 
-  header = ["weights", "size on disk", *(f"{_LANGUAGES.get(language, language)} bits per byte" for language in languages)]
-  return "## Quantized\n\n" + _table(header, [[_MODELS.get(name, name), *cells(figures)]
-                                              for name, figures in quantized.items()])
+  names = (_LANGUAGES.get(language, language) for language in languages)
+  header = ["weights", "size on disk", *(f"{name} bits per byte" for name in names)]
+  rows = [[_MODELS.get(name, name), *cells(figures)] for name, figures in quantized.items()]
+  return "## Quantized\n\n" + _table(header, rows)
 
 
 def _samples(samples: Sequence[dict[str, str]]) -> str:
@@ -81,7 +84,8 @@ def _samples(samples: Sequence[dict[str, str]]) -> str:
   said: dict[str, dict[str, str]] = {}
   for sample in samples:
     said.setdefault(sample["prompt"], {})[sample["model"]] = sample["output"]
-  rows = [[_cell(prompt), *(_cell(outputs.get(model, "-")) for model in models)] for prompt, outputs in said.items()]
+  rows = [[_cell(prompt), *(_cell(outputs.get(model, "-")) for model in models)]
+          for prompt, outputs in said.items()]
   return "## Samples\n\n" + _table(["prompt", *(_MODELS.get(model, model) for model in models)], rows, "---")
 
 
@@ -99,4 +103,5 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]], align: str = "-
 
 def _cell(text: str) -> str:
   """Any text as one table cell."""
-  return html.escape(text, quote=False).replace("|", "\\|").replace("\n", "<br>").replace("[", "\\[").replace("*", "\\*")
+  text = html.escape(text, quote=False).replace("\n", "<br>")
+  return re.sub(r"([\\|\[*_`])", r"\\\1", text)

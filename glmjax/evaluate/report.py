@@ -1,6 +1,6 @@
-"""The report of a run: what was trained, what it is worth, and what it says. Gathers files, computes nothing anew.
+"""The report of a run: what was trained, what it is worth, and what it says.
 
-Writes report.json for machines, report.md and loss.png for people, into the run's folder.
+Gathers files, computes nothing anew. Writes report.json for machines, report.md and loss.png for people.
 """
 
 import json
@@ -23,14 +23,14 @@ EVALUATIONS = {"float": "heldout.json", "int8": "heldout_int8.json", "int4": "he
 EXPORTS = {"float": "float", "int8": "int8", "int4": "int4"}
 
 
-def write(workdir: str | os.PathLike, *, metrics: str = "metrics.jsonl",
+def write(workdir: str | os.PathLike, *, metrics: str = "train/metrics.jsonl",
           evaluations: Mapping[str, str] | None = None, exports: Mapping[str, str] | None = None,
           samples: str | None = "samples.jsonl", stages: str = "stages.jsonl") -> dict[str, Any]:
   """Writes the report and returns what report.json holds.
 
   Args:
-    workdir: the training run's folder; the other paths are relative to it, and the report goes there.
-    metrics: the run's metrics.
+    workdir: folder of all that belongs to the run: the other paths are relative to it, the report goes there.
+    metrics: what glmjax train wrote.
     evaluations: for each model what glmjax evaluate wrote of it; None: EVALUATIONS.
     exports: for each model its exported folder, {} for none; None: EXPORTS.
     samples: what glmjax generate wrote, one {"model", "prompt", "output"} a line; None for none.
@@ -61,14 +61,14 @@ def write(workdir: str | os.PathLike, *, metrics: str = "metrics.jsonl",
 def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
   """The run's steps that have a loss, in order."""
   text = _read(path, "glmjax train")
-  complete = text.splitlines() if text.endswith("\n") else text.splitlines()[:-1]  # the last may be half-written
   records = []
-  for number, line in enumerate(complete, 1):
+  complete = text[:text.rfind("\n") + 1]  # the last line may be half-written
+  for number, line in enumerate(complete.splitlines(), 1):
     try:
       record = json.loads(line)
       records += [record] if record["loss"] is not None else []
     except (ValueError, KeyError, TypeError) as error:
-      raise errors.InputError(f"{path}, line {number}: not a training step ({error!r}); remove the line") from error
+      raise errors.InputError(f"{path}, line {number}: not a training step; remove the line") from error
   if not records:
     raise errors.InputError(f"{path}: no training step in it; train first")
   return records
@@ -80,7 +80,7 @@ def resumed_at(lines: list[dict[str, Any]]) -> list[int]:
 
 
 def train_figures(lines: list[dict[str, Any]]) -> dict[str, Any]:
-  """Figures of the training run; the losses are means over MEAN_STEPS steps, the speeds medians of the steps'."""
+  """Figures of the training run; losses are means over MEAN_STEPS steps, speeds the steps' median."""
   loss = [line["loss"] for line in lines]
   resumed = resumed_at(lines)
   return {
@@ -100,9 +100,10 @@ def loss_curves(lines: list[dict[str, Any]], prefix: str) -> dict[str, loss_plot
   """Steps and losses of each objective that has any."""
   curves = {}
   for name in tokens_lib.OBJECTIVES:
-    points = [(line["step"], line[prefix + name]) for line in lines if line.get(prefix + name) is not None]
-    if points:
-      curves[name] = np.array([step for step, _ in points]), np.array([loss for _, loss in points], np.float64)
+    having = [line for line in lines if line.get(prefix + name) is not None]
+    if having:
+      curves[name] = (np.array([line["step"] for line in having]),
+                      np.array([line[prefix + name] for line in having], np.float64))
   return curves
 
 
@@ -111,34 +112,35 @@ def quantized_figures(heldout: Mapping[str, dict], exports: Mapping[str, pathlib
   figures = {}
   for model, languages in heldout.items():
     figures[model] = {"bytes": _size(exports[model])} if model in exports else {}
-    figures[model] |= {f"{language}_bits_per_byte": values["bits_per_byte"] for language, values in languages.items()}
     for language, values in languages.items():
+      figures[model][f"{language}_bits_per_byte"] = values["bits_per_byte"]
       reference = heldout["float"].get(language, {})
       if any(values[name] != reference.get(name) for name in ("tokens", "bytes")):
-        raise errors.InputError(f"report: model {model} was evaluated on another text than float ({language}: "
-                                f"{values['tokens']} tokens, not {reference.get('tokens')}); evaluate both alike")
+        raise errors.InputError(f"report: model {model} was evaluated on another text than float ({language}, "
+                                f"{values['tokens']} tokens, not {reference.get('tokens')}); evaluate both again")
   return figures
 
 
 def read_samples(path: pathlib.Path) -> list[dict[str, str]]:
-  """What the models said: one {"model", "prompt", "output"} a line."""
-  samples = []
+  """What the models said, one {"model", "prompt", "output"} a line; the last where a prompt was put twice."""
+  samples = {}
   for number, line in enumerate(_read(path, "glmjax generate").splitlines(), 1):
     try:
       record = json.loads(line)
-      samples.append({name: str(record[name]) for name in ("model", "prompt", "output")})
+      sample = {name: str(record[name]) for name in ("model", "prompt", "output")}
+      samples[sample["model"], sample["prompt"]] = sample
     except (ValueError, KeyError, TypeError) as error:
-      raise errors.InputError(f"{path}, line {number}: not a sample with model, prompt and output; remove the line, "
-                              "or generate again") from error
-  return samples
+      raise errors.InputError(f"{path}, line {number}: not a sample with model, prompt and output; remove the "
+                              "line, or generate again") from error
+  return list(samples.values())
 
 
 def _size(folder: pathlib.Path) -> int:
   """Bytes of an export's parameters on disk."""
   files = [path for path in (folder / "params").rglob("*") if path.is_file()]
   if not files:
-    raise errors.InputError(f"{folder}: no exported model here; run glmjax export --out={folder}, or leave it out of "
-                            "report.write's exports")
+    raise errors.InputError(f"{folder}: no exported model here; run glmjax export --out={folder}, or leave it "
+                            "out of report.write's exports")
   return sum(path.stat().st_size for path in files)
 
 
@@ -146,7 +148,8 @@ def _read(path: pathlib.Path, command: str) -> str:
   try:
     return path.read_text()
   except FileNotFoundError:
-    raise errors.InputError(f"{path}: missing; run {command} first, or leave it out of report.write's arguments") from None
+    raise errors.InputError(f"{path}: missing; run {command} first, or leave it out of report.write's "
+                            "arguments") from None
 
 
 def _read_json(path: pathlib.Path, command: str) -> Any:

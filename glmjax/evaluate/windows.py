@@ -25,7 +25,7 @@ class HeldOut:
   documents: list[np.ndarray]
   text: bytes  # of all of them, one after the other
   utf8_bytes: int  # of the text as it was before tokenizing
-  end: int | None  # the token that ends every document in the cache: the model knows it as what is before a text
+  end: int | None  # the token that ends documents in the cache: the model knows it as what is before a text
 
   @property
   def num_tokens(self) -> int:
@@ -58,13 +58,15 @@ def left_to_right(held_out: HeldOut, length: int, specials: tokens_lib.SpecialTo
                   positions: str) -> list[score.Row]:
   """[gMASK] windows of `length` places in which every token of the documents is a target exactly once."""
   before = [] if held_out.end is None else [held_out.end]
-  return [row for ids in held_out.documents
-          for row in score.window_rows([*before, *ids.tolist()], specials, positions, length, skip=len(before))]
+  rows = []
+  for ids in held_out.documents:
+    rows += score.window_rows([*before, *ids.tolist()], specials, positions, length, skip=len(before))
+  return rows
 
 
 @dataclasses.dataclass(frozen=True)
 class Fill:
-  """One span of a held-out text, asked for with both sides in view ([MASK]) and with the left one only ([gMASK])."""
+  """One span of a text, asked for with both sides in view ([MASK]) and with the left one only ([gMASK])."""
 
   both_sides: score.Row
   left_only: score.Row
@@ -74,8 +76,8 @@ class Fill:
     return list(self.both_sides.targets)
 
 
-def fills(held_out: HeldOut, length: int, count: int, seed: int, specials: tokens_lib.SpecialTokens, positions: str,
-          mean_span_length: float, max_span_length: int) -> list[Fill]:
+def fills(held_out: HeldOut, length: int, count: int, seed: int, specials: tokens_lib.SpecialTokens,
+          positions: str, mean_span_length: float, max_span_length: int) -> list[Fill]:
   """Up to `count` spans of windows that do not overlap, with at least a quarter of the window on either side.
 
   Args:

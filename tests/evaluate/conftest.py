@@ -2,32 +2,23 @@
 
 import dataclasses
 import pathlib
-from typing import Any
 
 import jax
 import pytest
 
 from glmjax import tokenizer as tokenizer_lib
+from glmjax.checkpoint import export
 from glmjax.data import builder
 from glmjax.data import shards
 from glmjax.models import config as config_lib
 from glmjax.models import glm
 
 TEXTS = {
-    "en": [" ".join(f"On day {i * k} the quick brown fox jumps over {k} lazy dogs, then sleeps." for k in range(1, 3 + i % 5))
-           for i in range(30)],
-    "zh": ["".join(f"第{i * k}天，小河边的柳树发芽了，{k}个孩子在田野里放风筝。" for k in range(1, 3 + i % 6)) for i in range(30)],
+    "en": [" ".join(f"On day {i * k} the quick brown fox jumps over {k} lazy dogs, then sleeps."
+                    for k in range(1, 3 + i % 5)) for i in range(30)],
+    "zh": ["".join(f"第{i * k}天，小河边的柳树发芽了，{k}个孩子在田野里放风筝。"
+                   for k in range(1, 3 + i % 6)) for i in range(30)],
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Model:
-  """What evaluation reads of checkpoint.export.LoadedModel."""
-
-  config: config_lib.GLMConfig
-  params: Any
-  tokenizer_dir: pathlib.Path
-  metadata: dict
 
 
 @pytest.fixture(scope="session")
@@ -50,8 +41,10 @@ def make_cache(tokenizer: tokenizer_lib.Tokenizer, tokenizer_dir: pathlib.Path):
            kind: str = "text") -> shards.TokenCache:
     about = {"fingerprint": fingerprint or tokenizer.fingerprint, "vocab_size": tokenizer.vocab_size,
              "specials": dataclasses.asdict(tokenizer.specials)}
-    tasks = {f"pretrain_{language}": {"kind": kind, "rate": 1.0, "splits": {split: {"source": "test"} for split in splits}}
-             for language, splits in texts.items()}
+    tasks = {}
+    for language, splits in texts.items():
+      sources = {split: {"source": "test"} for split in splits}
+      tasks[f"pretrain_{language}"] = {"kind": kind, "rate": 1.0, "splits": sources}
     plan = builder.make_plan("test", 1, about, tasks)
     with builder.CacheBuilder(folder, plan) as making:
       for shard in making.missing():
@@ -70,6 +63,8 @@ def cache(tmp_path_factory, make_cache) -> shards.TokenCache:
 
 
 @pytest.fixture(scope="session")
-def model(tokenizer: tokenizer_lib.Tokenizer, tokenizer_dir: pathlib.Path) -> Model:
-  config = config_lib.GLMConfig(vocab_size=640, num_layers=2, embed_dim=32, num_heads=2, mlp_dim=48, max_length=64)
-  return Model(config, glm.init_params(config, jax.random.key(0)), tokenizer_dir, {})
+def model(tokenizer_dir: pathlib.Path) -> export.LoadedModel:
+  config = config_lib.GLMConfig(vocab_size=640, num_layers=2, embed_dim=32, num_heads=2, mlp_dim=48,
+                                max_length=64)
+  params = glm.init_params(config, jax.random.key(0))
+  return export.LoadedModel(config, params, tokenizer_dir, bits=None, metadata={})

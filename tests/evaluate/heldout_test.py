@@ -1,4 +1,4 @@
-"""Held-out figures: against what a model of known behaviour must get, and against scoring one text by hand."""
+"""Held-out figures: against what models of known behaviour must get, and against scoring text by hand."""
 
 import dataclasses
 import json
@@ -17,6 +17,7 @@ from glmjax.evaluate import heldout
 from glmjax.evaluate import windows
 from glmjax.infer import score
 from glmjax.models import glm
+from glmjax.quantize import tree
 
 FIGURES = {"documents", "tokens", "bytes", "bits_per_byte", "bits_per_token", "unigram_bits_per_byte",
            "xz_bits_per_byte", "infill_accuracy", "infill_accuracy_se", "infill_accuracy_left_only",
@@ -38,12 +39,28 @@ def test_every_language_gets_every_figure(model, cache) -> None:
   json.dumps(result)
 
 
+def test_windows_are_as_long_as_in_training(model, tokenizer) -> None:
+  held_out = windows.HeldOut([np.arange(10, 300, dtype=np.int32)], b"", 1, None)
+
+  def longest(infilling: dict, **settings) -> tuple[int, int]:
+    trained = dataclasses.replace(model, metadata={"data": {"infilling": infilling}})
+    asked = heldout.ask(held_out, trained, tokenizer.specials, heldout.Settings(**settings))
+    return tuple(max(len(row.prompt.tokens) for row in rows)
+                 for rows in (asked.left_to_right, [fill.both_sides for fill in asked.fills]))
+
+  assert longest({}) == (64, 15)  # the model's length and a quarter of it; eop is not asked for
+  assert longest({"seq_length": 48, "samples_per_sequence": 2}) == (48, 23)
+  assert longest({"seq_length": 48, "samples_per_sequence": 1}, seq_length=40) == (40, 39)
+
+
 def test_uniform_model_needs_log2_vocabulary_for_every_token(model, cache) -> None:
   params = jax.tree.map(jnp.zeros_like, model.params)
-  result = heldout.evaluate_model(dataclasses.replace(model, params=params), cache, heldout.Settings(max_fills=0))
+  uniform = dataclasses.replace(model, params=params)
+  result = heldout.evaluate_model(uniform, cache, heldout.Settings(max_fills=0))
   for figures in result.values():
     np.testing.assert_allclose(figures["bits_per_token"], math.log2(640), rtol=1e-6)
-    np.testing.assert_allclose(figures["bits_per_byte"], math.log2(640) * figures["tokens"] / figures["bytes"], rtol=1e-6)
+    expected = math.log2(640) * figures["tokens"] / figures["bytes"]
+    np.testing.assert_allclose(figures["bits_per_byte"], expected, rtol=1e-6)
     assert "infill_accuracy" not in figures
 
 
@@ -52,7 +69,8 @@ def test_bits_are_those_of_each_window_alone(model, cache, tokenizer, positions:
   config = dataclasses.replace(model.config, positions=positions)
   params = model.params
   if positions == "learned_2d":
-    tables = {name: 0.1 * jax.random.normal(jax.random.key(len(name)), (65, 32)) for name in ("position", "block_position")}
+    tables = {name: 0.1 * jax.random.normal(jax.random.key(len(name)), (65, 32))
+              for name in ("position", "block_position")}
     params = params | {"embedding": params["embedding"] | tables}
   figures = heldout.evaluate_model(dataclasses.replace(model, config=config, params=params), cache,
                                    heldout.Settings(max_tokens=200, max_fills=0))["en"]
@@ -69,7 +87,8 @@ def test_bits_are_those_of_each_window_alone(model, cache, tokenizer, positions:
   bits = 0.0
   for row in windows.left_to_right(held_out, 64, tokenizer.specials, positions):
     prefix = row.prompt.tokens[:row.prompt.context_length - 1]
-    sample = spans.corrupt_suffix(np.array([*prefix, *row.targets]), len(prefix), tokenizer.specials.gmask, tokenizer.specials)
+    sample = spans.corrupt_suffix(np.array([*prefix, *row.targets]), len(prefix), tokenizer.specials.gmask,
+                                  tokenizer.specials)
     alone = log_probs(infilling.pack([sample], tokens.OBJECTIVE_GMASK))
     bits -= float(alone[sample.context_length:len(sample.tokens)].sum()) / math.log(2)
   np.testing.assert_allclose(figures["bits_per_byte"] * figures["bytes"], bits, rtol=1e-5)
@@ -80,13 +99,15 @@ def test_no_token_sees_its_future(model, tokenizer) -> None:
   changed = np.where(np.arange(90) < 70, ids, ids + 200)
   bits = []
   for document in (ids, changed):
-    asked = heldout.ask(windows.HeldOut([document], b"", 1, None), model, tokenizer.specials, heldout.Settings(max_fills=0))
-    bits.append(score.join(score.score_rows(model.config, model.params, asked.rows, tokenizer.specials.pad)).log_probs)
+    held_out = windows.HeldOut([document], b"", 1, None)
+    rows_asked = heldout.ask(held_out, model, tokenizer.specials, heldout.Settings(max_fills=0)).rows
+    scores = score.score_rows(model.config, model.params, rows_asked, tokenizer.specials.pad)
+    bits.append(score.join(scores).log_probs)
   np.testing.assert_allclose(bits[0][:70], bits[1][:70], rtol=1e-5)
   assert np.abs(bits[0][70:] - bits[1][70:]).min() > 1e-6
 
 
-def test_a_model_that_knows_the_most_frequent_token_gets_the_unigram_accuracy(model, cache, tokenizer) -> None:
+def test_a_model_that_knows_one_token_gets_the_unigram_accuracy(model, cache, tokenizer) -> None:
   frequent = heldout.baselines.count_unigrams(cache.split("pretrain_zh", "train"), tokenizer.vocab_size,
                                               tokenizer.specials.eos).most_frequent
   params = jax.tree.map(jnp.zeros_like, model.params)
@@ -98,10 +119,20 @@ def test_a_model_that_knows_the_most_frequent_token_gets_the_unigram_accuracy(mo
 
 
 def test_standard_error_counts_samples() -> None:
-  ratio, error = heldout.ratio_and_error([1, 0] * 50, [1] * 100)
+  right, size = np.array([1, 0] * 50), np.ones(100)
+  ratio, error = heldout.ratio_and_error(right, size)
   assert ratio == 0.5 and error == pytest.approx(0.05)
-  _, clustered = heldout.ratio_and_error([4, 0] * 50, [4] * 100)
+  _, clustered = heldout.ratio_and_error(4 * right, 4 * size)
   assert clustered == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize("bits,tolerance", [(8, 0.005), (4, 0.1)])
+def test_quantized_models_are_evaluated_alike(model, cache, bits: int, tolerance: float) -> None:
+  settings = heldout.Settings(max_tokens=200, max_fills=0)
+  quantized = dataclasses.replace(model, params=tree.quantize_params(model.params, bits), bits=bits)
+  expected, found = (heldout.evaluate_model(m, cache, settings)["en"] for m in (model, quantized))
+  assert found["bytes"] == expected["bytes"] and found["bits_per_byte"] != expected["bits_per_byte"]
+  assert found["bits_per_byte"] == pytest.approx(expected["bits_per_byte"], rel=tolerance)
 
 
 def test_result_is_written_whole(model, cache, tmp_path, monkeypatch) -> None:
@@ -113,7 +144,8 @@ def test_result_is_written_whole(model, cache, tmp_path, monkeypatch) -> None:
 
 
 def test_another_tokenizer_is_refused(model, make_cache, tmp_path) -> None:
-  other = make_cache(tmp_path / "cache", {"en": {"train": ["abc"], "validation": ["abc"]}}, fingerprint="f" * 64)
+  texts = {"en": {"train": ["abc"], "validation": ["abc"]}}
+  other = make_cache(tmp_path / "cache", texts, fingerprint="f" * 64)
   with pytest.raises(errors.InputError, match="made with tokenizer ffffffff"):
     heldout.evaluate_model(model, other)
 

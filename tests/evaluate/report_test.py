@@ -16,14 +16,15 @@ from glmjax.evaluate import stages
 def metrics_line(step: int, **more) -> dict:
   rng = np.random.default_rng(step)
   mask, gmask = (base + 4 * math.exp(-step / 80) + 0.15 * rng.normal() for base in (4.3, 4.9))
-  return {"step": step, "samples_seen": 64 * step, "tokens_seen": 64 * 128 * step, "loss": 0.3 * mask + 0.7 * gmask,
-          "loss_mask": mask, "loss_gmask": gmask, "tokens_per_second": 4000.0 + step % 7,
-          "model_flops_per_second": 1e11, **({"eval_loss_mask": mask + 0.1, "eval_loss_gmask": gmask + 0.1} if step % 50 == 0 else {}), **more}
+  held_out = {"eval_loss_mask": mask + 0.1, "eval_loss_gmask": gmask + 0.1} if step % 50 == 0 else {}
+  return {"step": step, "samples_seen": 64 * step, "tokens_seen": 64 * 128 * step,
+          "loss": 0.3 * mask + 0.7 * gmask, "loss_mask": mask, "loss_gmask": gmask,
+          "tokens_per_second": 4000.0 + step % 7, "model_flops_per_second": 1e11, **held_out, **more}
 
 
 def figures(bits: float, tokens: int = 1000) -> dict:
-  return {"documents": 3, "tokens": tokens, "bytes": 4000, "bits_per_byte": bits, "unigram_bits_per_byte": 3.0,
-          "xz_bits_per_byte": 2.8, "infill_accuracy": 0.31, "infill_accuracy_se": 0.01,
+  return {"documents": 3, "tokens": tokens, "bytes": 4000, "bits_per_byte": bits,
+          "unigram_bits_per_byte": 3.0, "xz_bits_per_byte": 2.8, "infill_accuracy": 0.31, "infill_accuracy_se": 0.01,
           "infill_accuracy_left_only": 0.22, "infill_accuracy_left_only_se": 0.011, "infill_gain": 0.09,
           "infill_gain_se": 0.012, "infill_tokens": 3000, "infill_samples": 1000, "unigram_accuracy": 0.05}
 
@@ -32,18 +33,20 @@ def figures(bits: float, tokens: int = 1000) -> dict:
 def run(tmp_path: pathlib.Path) -> pathlib.Path:
   """What a quickstart leaves behind."""
   folder = tmp_path / "quickstart"
-  folder.mkdir()
+  (folder / "train").mkdir(parents=True)
   lines = [metrics_line(step, **({"resumed": True} if step == 151 else {})) for step in range(1, 301)]
-  (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+  (folder / "train/metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
   for suffix, bits in (("", 2.3), ("_int8", 2.302), ("_int4", 2.5)):
-    (folder / f"heldout{suffix}.json").write_text(json.dumps({"en": figures(bits), "zh": figures(bits - 0.1)}))
+    evaluation = {"en": figures(bits), "zh": figures(bits - 0.1)}
+    (folder / f"heldout{suffix}.json").write_text(json.dumps(evaluation))
   for name, size in (("float", 4000), ("int8", 1100), ("int4", 600)):
     (folder / name / "params" / "d").mkdir(parents=True)
     (folder / name / "params" / "d" / "array").write_bytes(b"x" * size)
     (folder / name / "config.json").write_text("{}")
   samples = [{"model": model, "prompt": prompt, "output": f"{prompt} | <b>\n{model}"}
              for prompt in ("The [MASK] sat.", "春天") for model in ("float", "int4")]
-  (folder / "samples.jsonl").write_text("".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples))
+  samples.insert(0, samples[0] | {"output": "of an earlier try"})
+  (folder / "samples.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in samples))
   for stage, seconds in (("text", 2.0), ("train", 200.0), ("train", 210.5), ("evaluate", 30)):
     stages.append(folder / "stages.jsonl", stage, 1.7e9, seconds)
   return folder
@@ -53,7 +56,7 @@ def test_report_has_all_that_was_asked(run: pathlib.Path) -> None:
   result = report.write(run)
   assert json.loads((run / "report.json").read_text()) == result
   train = result["train"]
-  lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+  lines = [json.loads(line) for line in (run / "train/metrics.jsonl").read_text().splitlines()]
   assert (train["steps"], train["tokens"], train["resumed_at"]) == (300, 300 * 64 * 128, 150)
   assert train["loss_first"] == pytest.approx(np.mean([line["loss"] for line in lines[:20]]))
   assert train["loss_last"] == pytest.approx(np.mean([line["loss"] for line in lines[-20:]]))
@@ -61,15 +64,18 @@ def test_report_has_all_that_was_asked(run: pathlib.Path) -> None:
   assert result["heldout"]["en"] == figures(2.3)
   assert result["quantized"]["int8"] == {"bytes": 1100, "en_bits_per_byte": 2.302, "zh_bits_per_byte": 2.202}
   assert set(result["quantized"]) == {"float", "int8", "int4"}
-  assert result["samples"][1] == {"model": "int4", "prompt": "The [MASK] sat.", "output": "The [MASK] sat. | <b>\nint4"}
+  assert [(sample["model"], sample["prompt"]) for sample in result["samples"]] == [
+      ("float", "The [MASK] sat."), ("int4", "The [MASK] sat."), ("float", "春天"), ("int4", "春天")]
+  assert result["samples"][0]["output"] != "of an earlier try"
+  assert result["samples"][1]["output"] == "The [MASK] sat. | <b>\nint4"
   assert result["seconds"] == {"text": 2.0, "train": 410.5, "evaluate": 30.0}
 
 
 def test_report_for_people(run: pathlib.Path) -> None:
   report.write(run)
   text = (run / "report.md").read_text()
-  for expected in ("English", "Chinese", "**2.300**", "xz -9e", "(+0.09%)", "31.0% ± 1.0%", "+9.0% ± 1.2%", "INT4",
-                   "loss.png", "410.5", "442.5", "\\[MASK] sat. \\| &lt;b&gt;<br>int4", "春天"):
+  for expected in ("English", "Chinese", "**2.300**", "xz -9e", "(+0.09%)", "31.0% ± 1.0%", "+9.0% ± 1.2%",
+                   "INT4", "loss.png", "410.5", "442.5", "\\[MASK] sat. \\| &lt;b&gt;<br>int4", "春天"):
     assert expected in text, expected
   tables = [line for line in text.splitlines() if line.startswith("|")]
   assert all(line.endswith(" |") for line in tables)
@@ -78,19 +84,21 @@ def test_report_for_people(run: pathlib.Path) -> None:
 
 
 def test_a_half_written_last_line_is_passed_over(run: pathlib.Path) -> None:
-  with open(run / "metrics.jsonl", "a") as file:
+  with open(run / "train/metrics.jsonl", "a") as file:
     file.write('{"step": 301, "lo')
-  assert report.read_metrics(run / "metrics.jsonl")[-1]["step"] == 300
+  assert report.read_metrics(run / "train/metrics.jsonl")[-1]["step"] == 300
 
 
 def test_steps_without_a_finite_loss_are_left_out(run: pathlib.Path) -> None:
-  (run / "metrics.jsonl").write_text("".join(json.dumps(metrics_line(step) | ({"loss": None} if step == 3 else {})) + "\n"
-                                             for step in range(1, 6)))
-  assert [line["step"] for line in report.read_metrics(run / "metrics.jsonl")] == [1, 2, 4, 5]
+  lines = [metrics_line(step) for step in range(1, 6)]
+  lines[2]["loss"] = None
+  (run / "train/metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+  assert [line["step"] for line in report.read_metrics(run / "train/metrics.jsonl")] == [1, 2, 4, 5]
 
 
 @pytest.mark.parametrize("file,message", [
-    ("metrics.jsonl", "missing; run glmjax train"), ("heldout.json", "missing; run glmjax evaluate"), ("heldout_int4.json", "missing"),
+    ("train/metrics.jsonl", "missing; run glmjax train"), ("heldout.json", "missing; run glmjax evaluate"),
+    ("heldout_int4.json", "missing"),
     ("samples.jsonl", "missing; run glmjax generate"), ("int8/params/d/array", "no exported model"),
 ])
 def test_missing_file_is_named(run: pathlib.Path, file: str, message: str) -> None:
@@ -102,8 +110,8 @@ def test_missing_file_is_named(run: pathlib.Path, file: str, message: str) -> No
 
 
 @pytest.mark.parametrize("file,content,message", [
-    ("metrics.jsonl", '{"step": 1, "loss": 2}\nnonsense\n', "line 2: not a training step"),
-    ("metrics.jsonl", "", "no training step"),
+    ("train/metrics.jsonl", '{"step": 1, "loss": 2}\nnonsense\n', "line 2: not a training step"),
+    ("train/metrics.jsonl", "", "no training step"),
     ("heldout.json", "{", "not JSON"),
     ("samples.jsonl", '{"model": "float"}\n', "line 1: not a sample"),
     ("stages.jsonl", '{"stage": 1}\n', "line 1: not a stage"),
@@ -121,7 +129,7 @@ def test_models_evaluated_on_other_text_are_not_compared(run: pathlib.Path) -> N
 
 
 def test_a_run_without_quantized_models(run: pathlib.Path) -> None:
-  result = report.write(run, evaluations={"float": "heldout.json"}, exports={}, samples=None, stages="none.jsonl")
+  result = report.write(run, evaluations={"float": "heldout.json"}, exports={}, samples=None, stages="none")
   assert result["quantized"] == {"float": {"en_bits_per_byte": 2.3, "zh_bits_per_byte": 2.1999999999999997}}
   text = (run / "report.md").read_text()
   assert "Quantized" not in text and "Samples" not in text and "Time" not in text

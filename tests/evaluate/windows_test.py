@@ -47,7 +47,8 @@ def test_fills_ask_the_same_span_with_and_without_the_right_side(positions: str)
   for fill in asked:
     both, left = fill.both_sides.prompt, fill.left_only.prompt
     assert fill.both_sides.targets == fill.left_only.targets == fill.targets
-    assert both.tokens[both.context_length:] == left.tokens[left.context_length:] == [SPECIALS.sop, *fill.targets[:-1]]
+    behind = [SPECIALS.sop, *fill.targets[:-1]]
+    assert both.tokens[both.context_length:] == left.tokens[left.context_length:] == behind
     place = both.tokens.index(SPECIALS.mask)
     before, after = both.tokens[:place], both.tokens[place + 1:both.context_length]
     assert left.tokens[:left.context_length] == [*before, SPECIALS.gmask]
@@ -59,8 +60,8 @@ def test_fills_ask_the_same_span_with_and_without_the_right_side(positions: str)
 
 def test_fills_are_settled_by_the_seed() -> None:
   texts = held_out([500, 700])
-  one, two, other = ([fill.targets for fill in windows.fills(texts, 34, 20, seed, SPECIALS, "rotary", 3.0, 39)]
-                     for seed in (1, 1, 2))
+  one, two, other = (windows.fills(texts, 34, 20, seed, SPECIALS, "rotary", 3.0, 39) for seed in (1, 1, 2))
+  one, two, other = ([fill.targets for fill in fills] for fills in (one, two, other))
   assert one == two != other
   assert len(set(map(len, one))) > 2
   assert not windows.fills(windows.HeldOut([], b"", 0, None), 34, 20, 0, SPECIALS, "rotary", 3.0, 39)
