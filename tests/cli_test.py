@@ -314,16 +314,17 @@ def test_tokenizer_trains_on_no_held_out_document(tmp_path):
 
 
 def documented_commands():
-  """Every glmjax command line in the gin files' headers, the Makefile, the README and docs/."""
+  """Every glmjax command line of make quickstart, the gin files' headers, the README and docs/."""
   root = pathlib.Path(__file__).parent.parent
-  files = [root / "Makefile", root / "README.md"]
-  files += [*(root / "docs").glob("*.md"), *(root / "gin").rglob("*.gin")]
-  for file in files:
-    text = file.read_text(encoding="utf-8").replace("\\\n", " ")
-    for line in text.splitlines():
-      found = re.match(rf"[\s#$@]*(?:\$\(BIN\)/)?glmjax ((?:{'|'.join(commands.COMMANDS)}) .*)", line)
+  make = subprocess.run(["make", "-n", "quickstart"], cwd=root, capture_output=True, text=True, check=True)
+  texts = {"Makefile": make.stdout}
+  for file in [root / "README.md", *(root / "docs").glob("*.md"), *(root / "gin").rglob("*.gin")]:
+    texts[file.name] = file.read_text(encoding="utf-8")
+  for name, text in texts.items():
+    for line in text.replace("\\\n", " ").splitlines():
+      found = re.match(rf"[\s#$]*(?:\S*/)?glmjax ((?:{'|'.join(commands.COMMANDS)}) .*)", line)
       if found and "..." not in line and "DIR" not in line:
-        yield pytest.param(found[1], id=f"{file.name}: {found[1][:60]}")
+        yield pytest.param(found[1], id=f"{name}: {found[1][:60]}")
 
 
 @pytest.mark.parametrize("line", list(documented_commands()))
