@@ -11,6 +11,7 @@ import math
 import pathlib
 import re
 from typing import Any
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +36,7 @@ def _keep_quiet(record: logging.LogRecord) -> bool:
 
 
 logging.getLogger("absl").addFilter(_keep_quiet)
+warnings.filterwarnings("ignore", "coroutine 'async_serialize.* was never awaited", RuntimeWarning)  # after a failure
 
 
 def handler() -> ocp.PyTreeCheckpointHandler:
@@ -52,7 +54,8 @@ def _is_key(leaf: Any) -> bool:
   return hasattr(leaf, "dtype") and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+  """The dict tree that `flatten` names."""
   nested: dict[str, Any] = {}
   for name, leaf in flat.items():
     *parents, last = name.split("/")
@@ -79,7 +82,7 @@ def prepare(tree: Any) -> tuple[ocp.args.PyTreeSave, Records]:
     if _is_key(leaf):
       records[name]["key"] = str(jax.random.key_impl(leaf))
   save_args = {name: ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES) for name in stored}
-  return ocp.args.PyTreeSave(_nest(stored), save_args=_nest(save_args)), records
+  return ocp.args.PyTreeSave(nest(stored), save_args=nest(save_args)), records
 
 
 def _stored_form(target: Any) -> tuple[tuple[int, ...], jax.sharding.Sharding | None]:
@@ -101,6 +104,15 @@ def check_same_model(wanted: Mapping[str, Any], records: Records, where: pathlib
     if ours != theirs:
       raise errors.InputError(f"{where} is from another model: {name} has {theirs} there and {ours} here; "
                               "use the configuration that it was trained with, or another folder")
+
+
+def _check_divides(name: str, shape: tuple[int, ...], sharding: jax.sharding.Sharding | None) -> None:
+  try:
+    if sharding is not None:
+      sharding.shard_shape(shape)
+  except ValueError as error:
+    raise errors.InputError(f"{name} of shape {list(shape)} does not divide over the mesh as {sharding.spec}: "
+                            "use another mesh") from error
 
 
 def array_folder(folder: pathlib.Path, name: str) -> pathlib.Path:
@@ -144,7 +156,10 @@ def read(folder: pathlib.Path, wanted: Mapping[str, Any], records: Records) -> d
 
   Raises:
     DamagedError: naming every array and, where known, file that is not as it was written.
+    errors.InputError: when an array does not divide over its target's mesh.
   """
+  for name, target in wanted.items():
+    _check_divides(name, *_stored_form(target))
   broken = [f"{name} ({problem})" for name in wanted for problem in _broken_files(folder, name)]
   _raise_damaged(broken)
   local = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -154,7 +169,7 @@ def read(folder: pathlib.Path, wanted: Mapping[str, Any], records: Records) -> d
   failure, stored = None, {}
   try:
     with ocp.Checkpointer(handler()) as checkpointer:
-      item = ocp.args.PyTreeRestore(_nest(dict.fromkeys(wanted, 0)), restore_args=_nest(restore_args),
+      item = ocp.args.PyTreeRestore(nest(dict.fromkeys(wanted, 0)), restore_args=nest(restore_args),
                                     partial_restore=True)
       stored = flatten(checkpointer.restore(folder, args=item))
   except Exception as error:  # Orbax, TensorStore and JAX each raise their own

@@ -16,44 +16,50 @@ import jax.numpy as jnp
 import numpy as np
 
 _ODD = (0x9E3779B1, 0x85EBCA6B, 0xC2B2AE35, 0x27D4EB2F)  # xxHash's and MurmurHash's multipliers
+_SMALL = 1 << 20  # bytes; below, numpy has the sum before a program would be compiled
 
 
-def _mix(x: jax.Array, multiplier: int) -> jax.Array:
+def _mix(x: Any, multiplier: int) -> Any:
   """A bijection of 32-bit words that spreads every bit."""
-  x = (x ^ (x >> 16)) * jnp.uint32(multiplier)
+  x = (x ^ (x >> 16)) * np.uint32(multiplier)
   return x ^ (x >> 15)
 
 
-def _words(x: jax.Array) -> jax.Array:
-  """The elements' bits, one uint32 each."""
-  if x.dtype == jnp.bool_:
-    return x.astype(jnp.uint32)
-  unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]
-  return jax.lax.bitcast_convert_type(x, unsigned).astype(jnp.uint32)
+def _mixed(words: Any, index: Any) -> tuple[Any, Any]:
+  first = _mix(words + _mix(index * np.uint32(_ODD[0]), _ODD[1]), _ODD[2])
+  return first, _mix(first, _ODD[3])
 
 
 @jax.jit
-def _sum(x: jax.Array) -> jax.Array:
+def _device_sum(x: jax.Array) -> jax.Array:
   """uint32 [2]. One variadic reduction: ten times the speed of two sums on a CPU."""
-  words = _words(x)
+  if x.dtype == jnp.bool_:
+    words = x.astype(jnp.uint32)
+  else:
+    words = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}")).astype(jnp.uint32)
   index, stride = jnp.zeros(words.shape, jnp.uint32), 1
   for axis in reversed(range(words.ndim)):
     index += jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis) * jnp.uint32(stride % 2**32)
     stride *= words.shape[axis]
-  first = _mix(words + _mix(index * jnp.uint32(_ODD[0]), _ODD[1]), _ODD[2])
-  second = _mix(first, _ODD[3])
   zero = np.uint32(0)
-  return jnp.stack(jax.lax.reduce((first, second), (zero, zero), lambda a, b: (a[0] + b[0], a[1] + b[1]),
+  return jnp.stack(jax.lax.reduce(_mixed(words, index), (zero, zero), lambda a, b: (a[0] + b[0], a[1] + b[1]),
                                   tuple(range(words.ndim))))
+
+
+def _host_sum(x: np.ndarray) -> np.ndarray:
+  """The same in numpy, 64-bit elements as two words."""
+  flat = np.ascontiguousarray(x).reshape(-1)
+  words = flat.view(f"uint{8 * min(x.dtype.itemsize, 4)}").astype(np.uint32)
+  index = np.arange(words.size, dtype=np.uint32)
+  return np.array([np.add.reduce(part, dtype=np.uint32) for part in _mixed(words, index)])
 
 
 def array_sums(arrays: Mapping[str, jax.Array | np.ndarray]) -> dict[str, str]:
   """Sixteen hexadecimal digits for each array."""
   sums = {}
   for name, x in arrays.items():
-    if x.dtype.itemsize == 8:  # 64-bit numbers live on the host only
-      x = np.ascontiguousarray(x).reshape(-1).view(np.uint32)
-    sums[name] = _sum(x)
+    on_host = isinstance(x, np.ndarray) or x.is_fully_addressable and x.nbytes < _SMALL
+    sums[name] = _host_sum(np.asarray(x)) if on_host else _device_sum(x)
   return {name: "".join(f"{word:08x}" for word in np.asarray(value)) for name, value in sums.items()}
 
 

@@ -22,7 +22,7 @@ from glmjax import errors
 from glmjax.checkpoint import arrays
 from glmjax.checkpoint import checksums
 
-_STATE, _METADATA, _RECORD = "state", "metadata", "checksums.json"
+STATE, _METADATA, _RECORD = "state", "metadata", "checksums.json"
 _ASIDE = "aside"  # suffix of steps that a run went back behind; kept for their owner to look at or delete
 _DELETING = "deleting"
 
@@ -63,7 +63,7 @@ def read_step(folder: pathlib.Path, wanted: Mapping[str, Any], within: str = "")
   record = read_record(folder)
   records = {name: entry for name, entry in record["arrays"].items() if name.startswith(within)}
   arrays.check_same_model(wanted, records, folder)
-  return arrays.read(folder / _STATE, wanted, records), record["metadata"]
+  return arrays.read(folder / STATE, wanted, records), record["metadata"]
 
 
 def read_newest(directory: pathlib.Path, read: Callable[[pathlib.Path], T], step: int | None = None,
@@ -90,6 +90,8 @@ def read_newest(directory: pathlib.Path, read: Callable[[pathlib.Path], T], step
     try:
       result = read(directory / str(candidate))
     except arrays.DamagedError as error:
+      if step is None and not (directory / str(candidate)).exists():  # a run under way has newer ones
+        return read_newest(directory, read, None, damaged)
       problems[candidate] = str(error)
       continue
     for bad, problem in problems.items():
@@ -123,7 +125,7 @@ class Manager:
     self._saving: int | None = None
     self._damaged: set[int] = set()
     self._checkpointer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(**{
-        _STATE: arrays.handler(), _METADATA: ocp.JsonCheckpointHandler(filename=_RECORD)}))
+        STATE: arrays.handler(), _METADATA: ocp.JsonCheckpointHandler(filename=_RECORD)}))
 
   def save(self, step: int, state: Any, metadata: Mapping[str, Any], force: bool = False) -> bool:
     """Starts saving; returns when the caller may change, donate or delete `state`.
@@ -154,7 +156,7 @@ class Manager:
         self._clean()
         self._set_aside(step)
       self._checkpointer.save(self._directory / str(step),
-                              args=ocp.args.Composite(**{_STATE: tree, _METADATA: ocp.args.JsonSave(record)}))
+                              args=ocp.args.Composite(**{STATE: tree, _METADATA: ocp.args.JsonSave(record)}))
     except (OSError, ValueError) as error:
       self._failed(error)
     return True

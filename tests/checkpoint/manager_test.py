@@ -1,15 +1,18 @@
 """Saving, restoring, retention, damage, kills and full disks."""
 
+import gc
 import json
 import logging
 import os
 import pathlib
+import resource
 import signal
 import subprocess
 import sys
 import textwrap
 import time
 from typing import Any
+import warnings
 
 import jax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
@@ -136,13 +139,15 @@ def test_going_back_sets_the_later_steps_aside(saved: pathlib.Path, capfd: pytes
 def test_donating_right_after_save_does_not_reach_the_disk(tmp_path: pathlib.Path):
   advance = jax.jit(lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0)
   saver = manager.Manager(tmp_path, keep=10)
+  on_host = np.zeros(100_000)
   state = {"a": jnp.zeros((512, 512)), "b": [jnp.zeros(100_000) for _ in range(8)]}
   for step in range(6):
-    saver.save(step, state, {})
+    saver.save(step, state | {"on_host": on_host}, {})
     for _ in range(3):  # writes into the very buffers that are being saved, if nothing holds them
       state = advance(state)
+    on_host += 3
   for step in range(6):
-    restored, _ = saver.restore(state, step)
+    restored, _ = saver.restore(state | {"on_host": on_host}, step)
     for name, x in arrays.flatten(restored).items():
       assert np.all(np.asarray(x) == 3 * step), (step, name)
   saver.close()
@@ -240,23 +245,48 @@ def test_another_model_is_an_error(saved: pathlib.Path, change: Any, message: st
   saver.close()
 
 
-def test_full_disk_is_one_error_and_the_last_step_stays(saved: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.fixture(name="forgives_orbax")
+def _forgives_orbax():
+  """After a failed write Orbax drops coroutines that it never awaited."""
+  yield
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    gc.collect()
+
+
+@pytest.mark.usefixtures("forgives_orbax")
+def test_failed_save_is_one_error_and_the_last_step_stays(saved: pathlib.Path):
   saver = manager.Manager(saved)
-  real = pathlib.Path.mkdir
-
-  async def fail(*_: Any, **__: Any) -> None:
-    raise OSError(28, "No space left on device")
-
-  with monkeypatch.context() as patch:
-    patch.setattr("orbax.checkpoint._src.serialization.serialization.async_serialize", fail, raising=False)
-    patch.setattr("orbax.checkpoint._src.serialization.serialization.async_serialize_from_host", fail, raising=False)
-    with pytest.raises(errors.InputError, match="40 could not be written .the disk is full.*step 30 is still there"):
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (900, limits[1]))  # params/kernel has 1024 bytes
+  try:
+    with pytest.raises(errors.InputError, match="40 could not be written .*File too large.*step 30 is still there"):
       saver.save(40, _state(40), {})
       saver.wait()
-  assert {child.name for child in saved.iterdir()} == {"10", "20", "30"} and real is pathlib.Path.mkdir
-  saver.save(41, _state(41), {})  # the manager goes on once there is room
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+  assert {child.name for child in saved.iterdir()} == {"10", "20", "30"}
+  assert saver.save(41, _state(41), {})  # the manager goes on once there is room
   saver.close()
   assert manager.steps(saved) == [20, 30, 41]
+
+
+@pytest.mark.usefixtures("forgives_orbax")
+def test_full_disk_is_one_error_and_the_last_step_stays(tmp_path: pathlib.Path):
+  if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(tmp_path)], capture_output=True,
+                    check=False).returncode:
+    pytest.skip("may not mount a small disk here")
+  try:
+    saver = manager.Manager(tmp_path / "checkpoints", keep=5)
+    state = {"w": jnp.ones(60_000)}
+    with pytest.raises(errors.InputError, match="the disk is full, free some space.*step 3 is still there"):
+      for step in range(1, 9):
+        saver.save(step, state, {})
+    saver.close()
+    assert {child.name for child in (tmp_path / "checkpoints").iterdir()} == {"1", "2", "3"}
+    assert saver.restore(state) is not None
+  finally:
+    subprocess.run(["umount", str(tmp_path)], check=True)
 
 
 _SAVER = """
@@ -281,13 +311,13 @@ def test_killed_at_any_moment_leaves_a_complete_checkpoint(tmp_path: pathlib.Pat
   env = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
   rng = np.random.default_rng(0)
   reached = 0
-  for _ in range(5):
+  for _ in range(4):
     process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(_SAVER), str(tmp_path)], env=env, text=True,
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
       first = process.stdout.readline().split()
       assert first and int(first[1]) >= reached, process.communicate()[1]
-      for _ in range(3):
+      for _ in range(2):
         process.stdout.readline()
       time.sleep(rng.uniform(0, 0.3))
     finally:
@@ -295,11 +325,11 @@ def test_killed_at_any_moment_leaves_a_complete_checkpoint(tmp_path: pathlib.Pat
       out, err = process.communicate()
     assert err == "", err
     saving = [int(line.split()[1]) for line in out.splitlines() if line.startswith("saving") and line[-1].isdigit()]
-    reached = (saving[-1] if saving else int(first[1]) + 3) - 1  # the one before the one being saved
+    reached = (saving[-1] if saving else int(first[1]) + 2) - 1  # the one before the one being saved
   saver = manager.Manager(tmp_path, keep=2)
   state = {"w": [jnp.zeros((64, 64)) for _ in range(12)], "step": jnp.int32(0)}
   state, metadata = saver.restore(state)
-  assert metadata["step"] == int(state["step"]) >= reached > 10
+  assert metadata["step"] == int(state["step"]) >= reached >= 4
   assert all(np.all(np.asarray(w) == metadata["step"]) for w in state["w"])
   saver.close()
 

@@ -1,0 +1,147 @@
+"""What run folders and exported folders say about themselves: config.json and tokenizer/.
+
+config.json: {"model": GLMConfig's fields, "data": the data's description, "tokenizer": {"fingerprint",
+"vocab_size"}}; in an export also "export": {"bits", "dtype", "step"}.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+from typing import Any
+
+from glmjax import errors
+from glmjax.models import config as config_lib
+
+CONFIG, TOKENIZER, CHECKPOINTS, PARAMS = "config.json", "tokenizer", "checkpoints", "params"
+_LAYOUT, _MODEL = "tokenizer.json", "tokenizer.model"
+
+
+@dataclasses.dataclass(frozen=True)
+class FolderConfig:
+  """A folder's config.json."""
+
+  model: config_lib.GLMConfig
+  data: dict[str, Any] = dataclasses.field(default_factory=dict)
+  tokenizer: dict[str, Any] = dataclasses.field(default_factory=dict)  # fingerprint, vocab_size
+  export: dict[str, Any] = dataclasses.field(default_factory=dict)  # of exports: bits, dtype, step
+
+
+def write_config(folder: str | os.PathLike, config: FolderConfig) -> None:
+  """Writes config.json, whole or not at all."""
+  content = {name: value for name, value in dataclasses.asdict(config).items() if value or name != "export"}
+  write_json(pathlib.Path(folder) / CONFIG, content)
+
+
+def write_json(path: pathlib.Path, content: Any) -> None:
+  """Writes to a temporary name and renames."""
+  temporary = path.with_name(f".{path.name}.{os.getpid()}")
+  with open(temporary, "w", encoding="utf-8") as file:
+    json.dump(content, file, indent=2)
+    file.write("\n")
+    file.flush()
+    os.fsync(file.fileno())
+  os.replace(temporary, path)
+
+
+def read_config(folder: str | os.PathLike) -> FolderConfig:
+  """Reads config.json.
+
+  Raises:
+    errors.InputError: when the folder is missing, is no model's, or its config.json cannot be used.
+  """
+  folder = pathlib.Path(folder)
+  if not folder.is_dir():
+    raise errors.InputError(f"{folder}: no such folder; give a training run's or an exported model's")
+  path = folder / CONFIG
+  if not path.is_file():
+    halves = [name for name in (CHECKPOINTS, PARAMS) if (folder / name).is_dir()]
+    what = f"half-written: it has {halves[0]}/ but no {CONFIG}" if halves else f"no model's folder: it has no {CONFIG}"
+    raise errors.InputError(f"{folder} is {what}; give a training run's or an exported model's")
+  try:
+    content = json.loads(path.read_bytes())
+    fields = content["model"]
+    known = {field.name for field in dataclasses.fields(config_lib.GLMConfig)}
+    unknown = sorted(set(fields) - known)
+    if unknown:
+      raise errors.InputError(f"{path}: GLMConfig has no {', '.join(unknown)}; a newer glmjax wrote it: update this one")
+    model = config_lib.GLMConfig(**fields)
+    return FolderConfig(model, *(dict(content.get(name) or {}) for name in ("data", "tokenizer", "export")))
+  except errors.InputError:
+    raise
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    raise errors.InputError(f"{path} is damaged ({type(error).__name__}: {str(error)[:100]}); restore a copy, or write "
+                            "the folder again") from error
+
+
+def read_tokenizer(folder: str | os.PathLike) -> dict[str, Any]:
+  """Fingerprint (as tokenizer.Tokenizer computes it) and vocabulary size of a tokenizer folder, without loading it.
+
+  Raises:
+    errors.InputError: when files are missing or do not belong together.
+  """
+  folder = pathlib.Path(folder)
+  try:
+    layout = json.loads((folder / _LAYOUT).read_bytes())
+    model = hashlib.sha256((folder / _MODEL).read_bytes()).hexdigest()
+    matches, vocab_size = layout["model_sha256"] == model, int(layout["vocab_size"])
+  except FileNotFoundError as error:
+    raise errors.InputError(f"{error.filename}: missing; copy the tokenizer that the model was trained with to "
+                            f"{folder}") from error
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    raise errors.InputError(f"{folder / _LAYOUT} is damaged ({type(error).__name__}); copy it from the token cache or "
+                            "the run") from error
+  if not matches:
+    raise errors.InputError(f"{folder / _MODEL} is not the one that {_LAYOUT} describes; copy both again from the token "
+                            "cache or the run")
+  fingerprint = hashlib.sha256(json.dumps(layout, sort_keys=True).encode()).hexdigest()
+  return {"fingerprint": fingerprint, "vocab_size": vocab_size}
+
+
+def check_tokenizer(folder: str | os.PathLike, config: FolderConfig) -> None:
+  """The folder's tokenizer must be the one recorded, and fit the model.
+
+  Raises:
+    errors.InputError: when it is not.
+  """
+  where = pathlib.Path(folder) / TOKENIZER
+  found = read_tokenizer(where)
+  if found["vocab_size"] > config.model.vocab_size:
+    raise errors.InputError(f"{where} has {found['vocab_size']} ids and the model's vocabulary "
+                            f"{config.model.vocab_size}: use the tokenizer that the model was trained with")
+  recorded = config.tokenizer.get("fingerprint") or config.data.get("tokenizer")
+  if isinstance(recorded, str) and recorded != found["fingerprint"]:
+    raise errors.InputError(f"{where} is tokenizer {found['fingerprint'][:8]} and the model was trained with "
+                            f"{recorded[:8]}: use the tokenizer that it was trained with")
+
+
+def copy_tokenizer(source: str | os.PathLike, folder: str | os.PathLike) -> dict[str, Any]:
+  """Copies a tokenizer folder to folder/tokenizer, whole or not at all; returns `read_tokenizer` of it.
+
+  Raises:
+    errors.InputError: when the source is no tokenizer, or another one is there already.
+  """
+  found, target = read_tokenizer(source), pathlib.Path(folder) / TOKENIZER
+  if target.exists():
+    if read_tokenizer(target) != found:
+      raise errors.InputError(f"{target} is another tokenizer than {source}; choose another folder")
+    return found
+  temporary = target.with_name(f".{TOKENIZER}.{os.getpid()}")
+  shutil.rmtree(temporary, ignore_errors=True)
+  temporary.mkdir(parents=True)
+  for name in (_LAYOUT, _MODEL):
+    shutil.copyfile(pathlib.Path(source) / name, temporary / name)
+    sync(temporary / name)
+  os.replace(temporary, target)
+  return found
+
+
+def sync(path: pathlib.Path) -> None:
+  """Makes a file or a folder's entries survive a power cut."""
+  descriptor = os.open(path, os.O_RDONLY)
+  try:
+    os.fsync(descriptor)
+  finally:
+    os.close(descriptor)

@@ -1,0 +1,247 @@
+"""Exporting and loading: floats and codes, refusals, damage, atomicity."""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+import subprocess
+import sys
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from glmjax import errors
+from glmjax.checkpoint import arrays
+from glmjax.checkpoint import export
+from glmjax.checkpoint import folder as folder_lib
+from glmjax.checkpoint import manager
+from glmjax.models import config as config_lib
+from glmjax.models import glm
+from glmjax.quantize import qarray
+from glmjax.quantize import tree
+
+pytestmark = pytest.mark.filterwarnings("error")
+
+_CONFIG = config_lib.GLMConfig(vocab_size=96, num_layers=2, embed_dim=32, num_heads=4, mlp_dim=88, max_length=16)
+
+
+def _tokenizer(folder: pathlib.Path, vocab_size: int = 90, model: bytes = b"pieces") -> pathlib.Path:
+  folder.mkdir(parents=True)
+  (folder / "tokenizer.model").write_bytes(model)
+  layout = {"format": 1, "model_sha256": hashlib.sha256(model).hexdigest(), "vocab_size": vocab_size}
+  (folder / "tokenizer.json").write_text(json.dumps(layout))
+  return folder
+
+
+@pytest.fixture(scope="module", name="params")
+def _params() -> Any:
+  return glm.init_params(_CONFIG, jax.random.key(0))
+
+
+@pytest.fixture(name="run")
+def _run(tmp_path: pathlib.Path, params: Any) -> pathlib.Path:
+  """A run's folder with steps 1 and 2; the parameters of step n are n times `params`."""
+  run = tmp_path / "run"
+  tokenizer = folder_lib.copy_tokenizer(_tokenizer(tmp_path / "source"), run)
+  folder_lib.write_config(run, folder_lib.FolderConfig(_CONFIG, {"mixture": "m"}, tokenizer))
+  saver = manager.Manager(run / "checkpoints")
+  for step in (1, 2):
+    scaled = jax.tree.map(lambda x: x * step, params)  # pylint: disable=cell-var-from-loop
+    saver.save(step, {"params": scaled, "opt_state": [scaled, jnp.int32(0)], "step": jnp.int32(step)}, {"n": step})
+  saver.close()
+  return run
+
+
+def _assert_equal(a: Any, b: Any) -> None:
+  assert jax.tree.structure(a) == jax.tree.structure(b)
+  jax.tree.map(lambda x, y: np.testing.assert_array_equal(np.asarray(x), np.asarray(y)), a, b)
+
+
+def _flip(file: pathlib.Path) -> None:
+  data = bytearray(file.read_bytes())
+  data[len(data) // 2] ^= 1
+  file.write_bytes(data)
+
+
+def test_loads_a_run(run: pathlib.Path, params: Any):
+  loaded = export.load(run)
+  _assert_equal(loaded.params, jax.tree.map(lambda x: x * 2, params))
+  assert loaded.config == _CONFIG and loaded.bits is None and loaded.tokenizer_dir == run / "tokenizer"
+  assert loaded.metadata["step"] == 2 and loaded.metadata["data"] == {"mixture": "m"}
+
+
+@pytest.mark.parametrize("bits, dtype", [(None, None), (8, None), (4, None), (4, "float32"), (None, "bfloat16")])
+def test_export_and_load(run: pathlib.Path, params: Any, tmp_path: pathlib.Path, bits: int | None, dtype: str | None):
+  out = tmp_path / "deep" / "out"
+  result = export.export(run, out, bits, dtype)
+  loaded = export.load(out)
+  expected = jax.tree.map(lambda x: x * 2, params)
+  quantized = expected if bits is None else tree.quantize_params(expected, bits)
+  is_q = lambda x: isinstance(x, qarray.QuantizedArray)
+  kind = dtype or ("float32" if bits is None else "float16")
+  expected = jax.tree.map(lambda x: x if is_q(x) else x.astype(kind), quantized, is_leaf=is_q)
+  _assert_equal(loaded.params, expected)
+  assert loaded.bits == bits and loaded.metadata["step"] == 2 and loaded.config.param_dtype == kind
+  assert {child.name for child in out.iterdir()} == {"config.json", "tokenizer", "params", "checksums.json"}
+  assert [child.name for child in out.parent.iterdir()] == ["out"]  # no temporary folder is left
+  assert result["array_bytes"] == tree.params_bytes(loaded.params)
+  assert result["disk_bytes"] == sum(f.stat().st_size for f in out.rglob("*") if f.is_file())
+  assert result["disk_bytes"] < result["array_bytes"] + 30_000  # no hidden copy, no optimizer
+  _assert_equal(export.load(out, dtype="float32").params["embedding"]["table"],
+                loaded.params["embedding"]["table"].astype(jnp.float32))
+
+
+def test_quantized_exports_are_as_small_as_they_say(tmp_path: pathlib.Path):
+  config = dataclasses.replace(_CONFIG, vocab_size=1024, embed_dim=256, mlp_dim=672)
+  run = tmp_path / "run"
+  tokenizer = folder_lib.copy_tokenizer(_tokenizer(tmp_path / "source"), run)
+  folder_lib.write_config(run, folder_lib.FolderConfig(config, {}, tokenizer))
+  saver = manager.Manager(run / "checkpoints")
+  saver.save(1, {"params": glm.init_params(config, jax.random.key(0))}, {})
+  saver.close()
+  sizes = {bits: export.export(run, tmp_path / str(bits), bits)["disk_bytes"] for bits in (None, 8, 4)}
+  assert sizes[4] < 0.72 * sizes[8] and sizes[8] < 0.35 * sizes[None]
+
+
+def test_exports_a_float_export_but_no_quantized_one(run: pathlib.Path, tmp_path: pathlib.Path):
+  export.export(run, tmp_path / "float")
+  export.export(run, tmp_path / "direct", 4)
+  export.export(tmp_path / "float", tmp_path / "int4", 4)
+  _assert_equal(export.load(tmp_path / "int4").params, export.load(tmp_path / "direct").params)
+  with pytest.raises(errors.InputError, match="is an INT4 model: export from the training run"):
+    export.export(tmp_path / "int4", tmp_path / "int8", 8)
+  assert not (tmp_path / "int8").exists()
+
+
+def test_never_overwrites_unasked(run: pathlib.Path, tmp_path: pathlib.Path):
+  export.export(run, tmp_path / "out", 8)
+  with pytest.raises(errors.InputError, match="is there already"):
+    export.export(run, tmp_path / "out", 4)
+  assert export.load(tmp_path / "out").bits == 8
+  export.export(run, tmp_path / "out", 4, overwrite=True)
+  assert export.load(tmp_path / "out").bits == 4
+  with pytest.raises(errors.InputError, match="is no export that may be overwritten"):
+    export.export(run, run, overwrite=True)
+  (tmp_path / "other").mkdir()
+  (tmp_path / "other" / "thesis.tex").touch()
+  with pytest.raises(errors.InputError, match="is no export that may be overwritten"):
+    export.export(run, tmp_path / "other", overwrite=True)
+
+
+@pytest.mark.parametrize("bits, dtype, message", [(3, None, "bits is 3: give 8 or 4"), (4, "int8", "dtype is 'int8'")])
+def test_bad_arguments(run: pathlib.Path, tmp_path: pathlib.Path, bits: int, dtype: str | None, message: str):
+  with pytest.raises(errors.InputError, match=message):
+    export.export(run, tmp_path / "out", bits, dtype)
+
+
+@pytest.mark.parametrize("file", ["params/embedding.table/0.0", "params/layers.mlp.wi.kernel.values/0.0.0.0",
+                                  "params/layers.attention.qkv.kernel.scale/0.0.0.0.0", "checksums.json",
+                                  "config.json", "tokenizer/tokenizer.model"])
+def test_damaged_export_is_named(run: pathlib.Path, tmp_path: pathlib.Path, file: str):
+  out = tmp_path / "out"
+  export.export(run, out, 4)
+  _flip(out / file)
+  with pytest.raises(errors.InputError) as caught:
+    export.load(out)
+  assert (file.rsplit("/", 1)[0] if file.startswith("params") else file) in str(caught.value)
+  assert "\n" not in str(caught.value)
+  (out / file).unlink()
+  with pytest.raises(errors.InputError) as caught:
+    export.load(out)
+  assert file in str(caught.value) or file == "config.json"
+
+
+def test_damaged_run_falls_back(run: pathlib.Path, params: Any, tmp_path: pathlib.Path, capfd: pytest.CaptureFixture):
+  file = next(f for f in (run / "checkpoints/2/state/params.layers.mlp.wo.kernel").iterdir() if f.name[0] != ".")
+  _flip(file)
+  assert export.export(run, tmp_path / "out")["step"] == 1
+  assert "step 1 is used instead: params/layers/mlp/wo/kernel" in capfd.readouterr().err
+  _assert_equal(export.load(run).params, params)
+
+
+def test_a_damaged_optimizer_does_not_matter_here(run: pathlib.Path):
+  file = next(f for f in (run / "checkpoints/2/state/opt_state.0.layers.mlp.wo.kernel").iterdir() if f.name[0] != ".")
+  _flip(file)
+  assert export.load(run).metadata["step"] == 2
+
+
+def test_folders_that_are_no_models(tmp_path: pathlib.Path, run: pathlib.Path):
+  for path, message in ((tmp_path / "nope", "no such folder"), (tmp_path, "no model's folder")):
+    with pytest.raises(errors.InputError, match=message):
+      export.load(path)
+  (run / "config.json").rename(run / "moved")
+  with pytest.raises(errors.InputError, match="half-written: it has checkpoints/ but no config.json"):
+    export.load(run)
+  (run / "config.json").write_text('{"model"')
+  with pytest.raises(errors.InputError, match="config.json is damaged"):
+    export.load(run)
+  (run / "moved").rename(run / "config.json")
+  (run / "checkpoints").rename(run / "elsewhere")
+  with pytest.raises(errors.InputError, match="no complete checkpoint yet"):
+    export.load(run)
+
+
+def test_config_of_another_model(run: pathlib.Path):
+  config = folder_lib.read_config(run)
+  folder_lib.write_config(run, dataclasses.replace(config, model=dataclasses.replace(_CONFIG, num_layers=3)))
+  with pytest.raises(errors.InputError, match="parameters and its config.json describes"):
+    export.load(run)
+
+
+def test_tokenizers_that_do_not_fit(run: pathlib.Path, tmp_path: pathlib.Path):
+  right = run / "tokenizer"
+  right.rename(tmp_path / "right")
+  with pytest.raises(errors.InputError, match="tokenizer.json: missing"):
+    export.load(run)
+  _tokenizer(right, 97)
+  with pytest.raises(errors.InputError, match="has 97 ids and the model's vocabulary 96"):
+    export.load(run)
+  right.rename(tmp_path / "large")
+  _tokenizer(right, 90, b"other")
+  with pytest.raises(errors.InputError, match="use the tokenizer that it was trained with"):
+    export.load(run)
+  with pytest.raises(errors.InputError, match="is another tokenizer"):
+    folder_lib.copy_tokenizer(tmp_path / "right", run)
+
+
+@pytest.mark.parametrize("bits", [None, 4])
+def test_loads_onto_a_mesh(run: pathlib.Path, tmp_path: pathlib.Path, params: Any, bits: int | None):
+  export.export(run, tmp_path / "out", bits)
+  mesh = jax.make_mesh((2,), ("tensor",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
+  specs = {"layers/mlp/wo/kernel": P(None, "tensor", None), "layers/mlp/wi/kernel": P(None, None, None, "tensor")}
+  shardings = arrays.nest({name: NamedSharding(mesh, specs.get(name, P())) for name in arrays.flatten(params)})
+  loaded = export.load(tmp_path / "out", shardings=shardings)
+  _assert_equal(loaded.params, export.load(tmp_path / "out").params)
+  kernel = loaded.params["layers"]["mlp"]["wo"]["kernel"]
+  if bits:
+    assert kernel.values.sharding.spec == P(None, "tensor", None) and kernel.scale.sharding.is_fully_replicated
+  else:
+    assert kernel.sharding.spec == P(None, "tensor", None)
+
+
+def test_weights_that_do_not_divide_over_the_mesh(run: pathlib.Path, params: Any):
+  mesh = jax.make_mesh((3,), ("tensor",), axis_types=(AxisType.Auto,), devices=jax.devices()[:3])
+  shardings = jax.tree.map(lambda x: NamedSharding(mesh, P(*[None] * (x.ndim - 1), "tensor")), params)
+  with pytest.raises(errors.InputError, match="does not divide over the mesh"):
+    export.load(run, shardings=shardings)
+
+
+def test_failed_write_leaves_nothing(run: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
+  def fail(*_: Any) -> None:
+    raise OSError(28, "No space left on device")
+
+  monkeypatch.setattr(folder_lib, "write_json", fail)
+  with pytest.raises(errors.InputError, match="could not be written .*No space left"):
+    export.export(run, tmp_path / "sub" / "out")
+  assert not list((tmp_path / "sub").iterdir())
+
+
+def test_loading_needs_neither_tensorflow_nor_the_model_nor_warns(run: pathlib.Path):
+  code = ("import sys; from glmjax.checkpoint import export; loaded = export.load(sys.argv[1]); "
+          "print([m for m in ('tensorflow', 'seqio', 'flax', 'optax', 'gin', 'sentencepiece') if m in sys.modules])")
+  done = subprocess.run([sys.executable, "-W", "error", "-c", code, str(run)], capture_output=True, text=True, check=True)
+  assert done.stdout.strip() == "[]" and done.stderr == "", (done.stdout, done.stderr)
