@@ -20,6 +20,7 @@ from glmjax.checkpoint import export
 from glmjax.data import shards
 from glmjax.evaluate import baselines
 from glmjax.evaluate import windows
+from glmjax.infer import engine
 from glmjax.infer import score
 
 SPLIT = "validation"
@@ -72,13 +73,20 @@ def evaluate(checkpoint: str | os.PathLike, cache: str | os.PathLike, out: str |
   """
   settings = Settings(seed, max_tokens, max_fills, seq_length)
   opened = shards.TokenCache.open(cache)
-  text_tasks(opened)  # what is wrong with the cache is said before a large checkpoint is read
+  text_tasks(opened)  # what is wrong with cache and out is said before the long work
+  if out is not None:
+    _make_folder(pathlib.Path(out).parent)
   result = evaluate_model(export.load(checkpoint), opened, settings)
   if out is not None:
-    path = pathlib.Path(out)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    shards.write_json(path, result)
+    shards.write_json(pathlib.Path(out), result)
   return result
+
+
+def _make_folder(folder: pathlib.Path) -> None:
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise errors.InputError(f"{folder}: cannot be made ({error.strerror}); write --out elsewhere") from error
 
 
 def evaluate_model(model: export.LoadedModel, cache: shards.TokenCache,
@@ -113,9 +121,10 @@ def evaluate_model(model: export.LoadedModel, cache: shards.TokenCache,
 
 def _score(model: export.LoadedModel, rows: list[score.Row], pad: int) -> list[score.Score]:
   """All languages in one go: rows of like length share batches."""
+  config, params = engine.prepare(model.config, model.params)
   total = sum(len(row.prompt.tokens) for row in rows)
   with tqdm.tqdm(total=total, unit=" tokens", unit_scale=True, desc="evaluate") as progress:
-    return score.score_rows(model.config, model.params, rows, pad, progress=progress.update)
+    return score.score_rows(config, params, rows, pad, progress=progress.update)
 
 
 def text_tasks(cache: shards.TokenCache) -> dict[str, str]:
@@ -132,8 +141,8 @@ def text_tasks(cache: shards.TokenCache) -> dict[str, str]:
 
 
 def _nothing_held_out(cache: shards.TokenCache, task: str) -> errors.InputError:
-  return errors.InputError(f"{cache.directory}: task {task} has no text in its {SPLIT} split; use more text, or "
-                           "hold out a larger share, and make the cache again")
+  return errors.InputError(f"{cache.directory}: task {task} has no text in its {SPLIT} split; make the cache "
+                           "again with more text, or hold out a larger share")
 
 
 def ask(held_out: windows.HeldOut, model: export.LoadedModel, specials: tokens_lib.SpecialTokens,
@@ -144,7 +153,8 @@ def ask(held_out: windows.HeldOut, model: export.LoadedModel, specials: tokens_l
   trained |= (model.metadata.get("data") or {}).get("infilling", {})
   length, positions = settings.seq_length or trained["seq_length"], model.config.positions
   fills = windows.fills(held_out, length // trained["samples_per_sequence"], settings.max_fills,
-                        settings.seed, specials, positions, trained["mean_span_length"], trained["max_span_length"])
+                        settings.seed, specials, positions, trained["mean_span_length"],
+                        trained["max_span_length"])
   return Questions(held_out, windows.left_to_right(held_out, length, specials, positions), fills)
 
 

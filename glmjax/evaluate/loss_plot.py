@@ -50,7 +50,8 @@ def draw(series: dict[str, Curve], held_out: dict[str, Curve], resumed_at: Seque
   for step in resumed_at:
     axes.axvline(step, color=_INK, linewidth=1, linestyle=(0, (4, 3)))
     label = f"stopped and\nresumed at {step:,}" if len(resumed_at) < 4 else ""
-    axes.annotate(label, (step, 0.97), xycoords=("data", "axes fraction"), xytext=(5, 0), textcoords="offset points", color=_INK, fontsize=9, va="top")
+    axes.annotate(label, (step, 0.97), xycoords=("data", "axes fraction"), xytext=(5, 0),
+                  textcoords="offset points", color=_INK, fontsize=9, va="top")
   if held_out:
     axes.plot([], [], **_DOT, color=_INK, label="on held-out text")
     axes.legend(frameon=False, loc="lower left", fontsize=9, labelcolor=_INK, handletextpad=0.2)

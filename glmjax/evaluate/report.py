@@ -116,8 +116,9 @@ def quantized_figures(heldout: Mapping[str, dict], exports: Mapping[str, pathlib
       figures[model][f"{language}_bits_per_byte"] = values["bits_per_byte"]
       reference = heldout["float"].get(language, {})
       if any(values[name] != reference.get(name) for name in ("tokens", "bytes")):
-        raise errors.InputError(f"report: model {model} was evaluated on another text than float ({language}, "
-                                f"{values['tokens']} tokens, not {reference.get('tokens')}); evaluate both again")
+        raise errors.InputError(f"report: model {model} was evaluated on another text than float: "
+                                f"{values['tokens']} tokens of {language}, not {reference.get('tokens')}; "
+                                "evaluate both again")
   return figures
 
 
@@ -130,8 +131,8 @@ def read_samples(path: pathlib.Path) -> list[dict[str, str]]:
       sample = {name: str(record[name]) for name in ("model", "prompt", "output")}
       samples[sample["model"], sample["prompt"]] = sample
     except (ValueError, KeyError, TypeError) as error:
-      raise errors.InputError(f"{path}, line {number}: not a sample with model, prompt and output; remove the "
-                              "line, or generate again") from error
+      raise errors.InputError(f"{path}, line {number}: not a sample with model, prompt and output; remove "
+                              "the line, or generate again") from error
   return list(samples.values())
 
 
@@ -139,8 +140,8 @@ def _size(folder: pathlib.Path) -> int:
   """Bytes of an export's parameters on disk."""
   files = [path for path in (folder / "params").rglob("*") if path.is_file()]
   if not files:
-    raise errors.InputError(f"{folder}: no exported model here; run glmjax export --out={folder}, or leave it "
-                            "out of report.write's exports")
+    raise errors.InputError(f"{folder}: no exported model here; run glmjax export --out={folder}, or leave "
+                            "it out of report.write's exports")
   return sum(path.stat().st_size for path in files)
 
 

@@ -55,7 +55,8 @@ def test_windows_are_as_long_as_in_training(model, tokenizer) -> None:
 
 def test_uniform_model_needs_log2_vocabulary_for_every_token(model, cache) -> None:
   params = jax.tree.map(jnp.zeros_like, model.params)
-  uniform = dataclasses.replace(model, params=params)
+  unrolled = dataclasses.replace(model.config, scan_layers=False)  # as some train; params are stacked on disk
+  uniform = dataclasses.replace(model, config=unrolled, params=params)
   result = heldout.evaluate_model(uniform, cache, heldout.Settings(max_fills=0))
   for figures in result.values():
     np.testing.assert_allclose(figures["bits_per_token"], math.log2(640), rtol=1e-6)
@@ -141,6 +142,12 @@ def test_result_is_written_whole(model, cache, tmp_path, monkeypatch) -> None:
   result = heldout.evaluate("run", cache.directory, out, max_tokens=50, max_fills=2)
   assert json.loads(out.read_text()) == result
   assert [path.name for path in out.parent.iterdir()] == ["heldout.json"]
+
+
+def test_a_place_that_cannot_be_written_is_named_before_the_work(cache, tmp_path) -> None:
+  (tmp_path / "file").write_text("")
+  with pytest.raises(errors.InputError, match="cannot be made"):
+    heldout.evaluate("no checkpoint", cache.directory, tmp_path / "file" / "heldout.json")
 
 
 def test_another_tokenizer_is_refused(model, make_cache, tmp_path) -> None:

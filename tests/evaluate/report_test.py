@@ -24,8 +24,9 @@ def metrics_line(step: int, **more) -> dict:
 
 def figures(bits: float, tokens: int = 1000) -> dict:
   return {"documents": 3, "tokens": tokens, "bytes": 4000, "bits_per_byte": bits,
-          "unigram_bits_per_byte": 3.0, "xz_bits_per_byte": 2.8, "infill_accuracy": 0.31, "infill_accuracy_se": 0.01,
-          "infill_accuracy_left_only": 0.22, "infill_accuracy_left_only_se": 0.011, "infill_gain": 0.09,
+          "unigram_bits_per_byte": 3.0, "xz_bits_per_byte": 2.8, "infill_accuracy": 0.31,
+          "infill_accuracy_se": 0.01, "infill_accuracy_left_only": 0.22,
+          "infill_accuracy_left_only_se": 0.011, "infill_gain": 0.09,
           "infill_gain_se": 0.012, "infill_tokens": 3000, "infill_samples": 1000, "unigram_accuracy": 0.05}
 
 
