@@ -36,10 +36,29 @@ lock: install  ## the exact versions in use, as tested
 	(head -2 requirements-lock.txt && $(BIN)/python -m pip freeze --exclude-editable) > requirements-lock.tmp
 	mv requirements-lock.tmp requirements-lock.txt
 
-# --- quickstart: the chain of commands (runs/quickstart.gin says what each does) ---
-quickstart: install
-	$(BIN)/glmjax --help
-# --- end of quickstart ---
+# Real text to an INT4 model that answers; gin/runs/quickstart.gin says what each command does.
+RUN := runs/quickstart
+QUICK := --gin_file=runs/quickstart.gin --stages=$(RUN)/stages.jsonl
+PROMPTS := --prompt="The government said the new [MASK] would help people in Britain." --prompt="The company said that its" \
+  --prompt="中国政府[MASK]发展经济。" --prompt="这家酒店的服务"
+
+quickstart: install  ## text, tokenizer, cache, train in two halves, evaluate, export, generate, report
+	rm -f $(RUN)/stages.jsonl $(RUN)/samples.jsonl
+	$(BIN)/glmjax text $(QUICK)
+	$(BIN)/glmjax tokenizer $(QUICK)
+	$(BIN)/glmjax cache $(QUICK)
+	$(BIN)/glmjax train $(QUICK) --overwrite --stop_at_step=200
+	$(BIN)/glmjax train $(QUICK)
+	$(BIN)/glmjax export $(QUICK) --out=$(RUN)/float --overwrite
+	$(BIN)/glmjax export $(QUICK) --out=$(RUN)/int8 --bits=8 --overwrite
+	$(BIN)/glmjax export $(QUICK) --out=$(RUN)/int4 --bits=4 --overwrite
+	$(BIN)/glmjax evaluate $(QUICK) --checkpoint=$(RUN)/float --out=$(RUN)/heldout.json
+	$(BIN)/glmjax evaluate $(QUICK) --checkpoint=$(RUN)/int8 --out=$(RUN)/heldout_int8.json
+	$(BIN)/glmjax evaluate $(QUICK) --checkpoint=$(RUN)/int4 --out=$(RUN)/heldout_int4.json
+	$(BIN)/glmjax generate $(QUICK) --checkpoint=$(RUN)/float --samples=$(RUN)/samples.jsonl $(PROMPTS)
+	$(BIN)/glmjax generate $(QUICK) --checkpoint=$(RUN)/int4 --samples=$(RUN)/samples.jsonl $(PROMPTS)
+	$(BIN)/glmjax report $(QUICK)
+
 
 clean:  ## what builds and tests leave behind; environments and runs/ stay
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache
