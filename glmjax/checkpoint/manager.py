@@ -13,6 +13,7 @@ import math
 import pathlib
 import shutil
 import sys
+import time
 from typing import Any, TypeVar
 
 import jax
@@ -210,7 +211,9 @@ class Manager:
   def _failed(self, error: BaseException) -> None:
     step, self._saving = self._saving, None
     if jax.process_index() == 0:
-      self._clean()
+      for _ in range(10):  # other files of the failed save may still be on their way
+        time.sleep(0.1)
+        self._clean()
     last = self.latest_step()
     full = "No space left" in str(error) or "RESOURCE_EXHAUSTED" in str(error) or "Disk quota" in str(error)
     advice = "the disk is full, free some space" if full else arrays.one_line(error)

@@ -254,8 +254,9 @@ def _forgives_orbax():
     gc.collect()
 
 
+@pytest.mark.filterwarnings("ignore:coroutine")
 @pytest.mark.usefixtures("forgives_orbax")
-def test_failed_save_is_one_error_and_the_last_step_stays(saved: pathlib.Path):
+def test_failed_save_is_one_error_and_the_last_step_stays(saved: pathlib.Path, capfd: pytest.CaptureFixture):
   saver = manager.Manager(saved)
   limits = resource.getrlimit(resource.RLIMIT_FSIZE)
   resource.setrlimit(resource.RLIMIT_FSIZE, (900, limits[1]))  # params/kernel has 1024 bytes
@@ -266,11 +267,13 @@ def test_failed_save_is_one_error_and_the_last_step_stays(saved: pathlib.Path):
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
   assert {child.name for child in saved.iterdir()} == {"10", "20", "30"}
+  assert capfd.readouterr().err == ""
   assert saver.save(41, _state(41), {})  # the manager goes on once there is room
   saver.close()
   assert manager.steps(saved) == [20, 30, 41]
 
 
+@pytest.mark.filterwarnings("ignore:coroutine")
 @pytest.mark.usefixtures("forgives_orbax")
 def test_full_disk_is_one_error_and_the_last_step_stays(tmp_path: pathlib.Path):
   if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(tmp_path)], capture_output=True,
