@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
 import functools
 import itertools
+import os
 import re
 import weakref
 
@@ -168,6 +169,10 @@ class SeqioMixture:
     return {"source": "seqio", "mixture": self.mixture, "tokenizer": self._tokenizer.fingerprint,
             "seed": self.seed, "split": self.split, "infilling": dataclasses.asdict(self._infilling),
             "weights": weights}
+
+  def save_tokenizer(self, folder: str | os.PathLike) -> None:
+    """Writes the tasks' tokenizer into the folder."""
+    self._tokenizer.save(folder)
 
   def batches(
       self, plan: Iterator[tuple[int, int]], process_index: int = 0, process_count: int = 1

@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
@@ -72,6 +73,10 @@ class CachedMixture:
         **self.sampler.describe(),
     }
     return json.loads(json.dumps(described))  # as a checkpoint will give it back: lists for tuples
+
+  def save_tokenizer(self, folder: str | os.PathLike) -> None:
+    """Copies the tokenizer that made the cache's ids into the folder."""
+    shutil.copytree(self.cache.tokenizer_folder, folder, dirs_exist_ok=True)
 
   def batches(self, plan: Iterable[tuple[int, int]], process_index: int = 0,
               process_count: int = 1) -> Iterator[Batch]:

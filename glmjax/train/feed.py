@@ -25,6 +25,7 @@ class DataSource(Protocol):
   """Rows by number: data.loader.CachedMixture, or data.feature_converter.SeqioMixture."""
 
   seq_length: int
+  # Sources with a tokenizer also have save_tokenizer(folder), and the run gets a copy.
 
   def describe(self) -> dict:
     """All that decides the rows."""

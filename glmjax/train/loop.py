@@ -92,7 +92,7 @@ def train(
   with partitioning.use(device_mesh, rules), contextlib.ExitStack() as stack:
     abstract = state_lib.abstract(model, tx, device_mesh, rules)
     if jax.process_index() == 0:
-      folder.open(model, data.describe(), overwrite)
+      folder.open(model, data, overwrite)
     manager = manager_lib.Manager(folder.checkpoints, intervals.keep, keep_best="eval_loss" if validation else None)
     stack.callback(manager.close)
     restored = manager.restore(abstract)

@@ -1,18 +1,20 @@
 """A run's folder: what it says about the run, and whether a new start may use it.
 
-  WORKDIR/  config.json   metrics.jsonl   checkpoints/   tensorboard/   profile/
+  WORKDIR/  config.json   tokenizer/   metrics.jsonl   checkpoints/   tensorboard/   profile/
 """
 
 import dataclasses
 import json
-import os
 import pathlib
 import shutil
+import tempfile
 from typing import Any
 
 from glmjax import errors
+from glmjax.checkpoint import folder
 from glmjax.checkpoint import manager as manager_lib
 from glmjax.models import config as config_lib
+from glmjax.train import feed
 
 # What may change from one start of a run to the next: how it is computed, not what it is.
 _FREE = ("dtype", "scan_layers", "remat", "hidden_dropout", "attention_dropout")
@@ -26,7 +28,7 @@ class Workdir:
 
   @property
   def config(self) -> pathlib.Path:
-    return self.root / "config.json"
+    return self.root / folder.CONFIG
 
   @property
   def metrics(self) -> pathlib.Path:
@@ -34,25 +36,39 @@ class Workdir:
 
   @property
   def checkpoints(self) -> pathlib.Path:
-    return self.root / "checkpoints"
+    return self.root / folder.CHECKPOINTS
 
   @property
   def tensorboard(self) -> pathlib.Path:
     return self.root / "tensorboard"
 
-  def open(self, model: config_lib.GLMConfig, data: dict[str, Any], overwrite: bool) -> None:
+  def open(self, model: config_lib.GLMConfig, data: feed.DataSource, overwrite: bool) -> None:
     """Makes the folder this run's own: writes config.json, or finds that it is this run's already.
 
     Raises:
       errors.InputError: when another run's checkpoints are there and overwrite is False.
     """
-    described = json.loads(json.dumps({"model": dataclasses.asdict(model), "data": data}))
+    config = folder.FolderConfig(model, json.loads(json.dumps(data.describe())))
+    if (self.root / folder.PARAMS).exists():
+      raise errors.InputError(f"{self.root} is an exported model's folder: choose another workdir")
     if overwrite:
       self._clear()
-    if manager_lib.steps(self.checkpoints):
-      self._check_same(described)
+    elif manager_lib.steps(self.checkpoints):  # without: killed before its first checkpoint, nothing to lose
+      self._check_same(config)
     self.root.mkdir(parents=True, exist_ok=True)
-    _write(self.config, json.dumps(described, indent=2) + "\n")
+    tokenizer = self._save_tokenizer(data)
+    if tokenizer.get("vocab_size", 0) > model.vocab_size:
+      raise errors.InputError(f"the data's tokenizer has {tokenizer['vocab_size']} ids, the model's vocab_size is "
+                              f"{model.vocab_size}: give the model as many or more")
+    folder.write_config(self.root, dataclasses.replace(config, tokenizer=tokenizer))
+
+  def _save_tokenizer(self, data: feed.DataSource) -> dict[str, Any]:
+    """Copies the data's tokenizer into the run's folder; its fingerprint and size."""
+    if not hasattr(data, "save_tokenizer"):
+      return {}
+    with tempfile.TemporaryDirectory(dir=self.root) as scratch:
+      data.save_tokenizer(scratch)
+      return folder.copy_tokenizer(scratch, self.root)
 
   def _clear(self) -> None:
     """Deletes a run; the checkpoints leave by one rename, so that none is ever half there."""
@@ -63,22 +79,21 @@ class Workdir:
       shutil.rmtree(doomed, ignore_errors=True)
     self.metrics.unlink(missing_ok=True)
     self.config.unlink(missing_ok=True)
-    shutil.rmtree(self.tensorboard, ignore_errors=True)
+    for child in (folder.TOKENIZER, "tensorboard", "profile"):
+      shutil.rmtree(self.root / child, ignore_errors=True)
 
-  def _check_same(self, described: dict[str, Any]) -> None:
+  def _check_same(self, config: folder.FolderConfig) -> None:
     advice = "choose another workdir, or --overwrite to delete that run"
     try:
-      found = json.loads(self.config.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-      raise errors.InputError(f"{self.root} holds checkpoints, but its config.json cannot be read "
-                              f"({type(error).__name__}): {advice}") from error
-    for what in ("model", "data"):
-      theirs, ours = found.get(what), described[what]
-      if what == "model" and isinstance(theirs, dict):
-        theirs, ours = ({k: v for k, v in d.items() if k not in _FREE} for d in (theirs, ours))
-      difference = _difference(theirs, ours, what)
-      if difference:
-        raise errors.InputError(f"{self.root} holds a run of another {what}: {difference}; {advice}")
+      found = folder.read_config(self.root)
+    except errors.InputError as error:
+      raise errors.InputError(f"{self.root} holds checkpoints of a run that cannot be told: {error}; {advice}") from error
+    theirs, ours = (dataclasses.asdict(c.model) for c in (found, config))
+    for name in _FREE:
+      theirs[name] = ours[name]
+    difference = _difference(theirs, ours, "model") or _difference(found.data, config.data, "data")
+    if difference:
+      raise errors.InputError(f"{self.root} holds another run: {difference}; {advice}")
 
 
 def _difference(theirs: Any, ours: Any, name: str) -> str | None:
@@ -95,12 +110,3 @@ def _difference(theirs: Any, ours: Any, name: str) -> str | None:
 def _short(value: Any) -> str:
   text = json.dumps(value)
   return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _write(path: pathlib.Path, text: str) -> None:
-  temporary = path.with_name(f".{path.name}.{os.getpid()}")
-  with open(temporary, "w", encoding="utf-8") as file:
-    file.write(text)
-    file.flush()
-    os.fsync(file.fileno())
-  os.replace(temporary, path)

@@ -81,7 +81,7 @@ def test_resumed_is_unbroken_bit_for_bit(unbroken, tmp_path, tiny, source):
 def test_another_run_is_not_touched(unbroken, tiny, source):
   folder, _ = unbroken
   before = saved(folder)
-  with pytest.raises(errors.InputError, match="another data: data.name is \"patterns\" there and \"else\" here.*overwrite"):
+  with pytest.raises(errors.InputError, match="another run: data.name is \"patterns\" there and \"else\" here.*overwrite"):
     train(folder, tiny, dataclasses.replace(source, name="else"))
   with pytest.raises(errors.InputError, match="model.num_layers is 2 there and 3 here"):
     train(folder, dataclasses.replace(tiny, num_layers=3), source)
