@@ -86,7 +86,8 @@ def prepare(tree: Any) -> tuple[ocp.args.PyTreeSave, Records]:
   leaves = flatten(tree)
   stored = {name: _storable(leaf) for name, leaf in leaves.items()}
   sums = checksums.array_sums(stored)
-  records = {name: {"shape": list(x.shape), "dtype": x.dtype.name, "sum": sums[name]} for name, x in stored.items()}
+  records = {name: {"shape": list(x.shape), "dtype": x.dtype.name, "sum": sums[name]}
+             for name, x in stored.items()}
   for name, leaf in leaves.items():
     if _is_key(leaf):
       records[name]["key"] = str(jax.random.key_impl(leaf))
@@ -120,8 +121,8 @@ def _check_divides(name: str, shape: tuple[int, ...], sharding: jax.sharding.Sha
     if sharding is not None:
       sharding.shard_shape(shape)
   except ValueError as error:
-    raise errors.InputError(f"{name} of shape {list(shape)} does not divide over the mesh as {sharding.spec}: "
-                            "use another mesh") from error
+    raise errors.InputError(f"{name} of shape {list(shape)} does not divide over the mesh as "
+                            f"{sharding.spec}: use another mesh") from error
 
 
 def array_folder(folder: pathlib.Path, name: str) -> pathlib.Path:
@@ -135,14 +136,14 @@ def _broken_files(folder: pathlib.Path, name: str) -> Iterator[str]:
   header_file = where / ".zarray"
   try:
     header = json.loads(header_file.read_bytes())
-    shape, chunks, itemsize = header["shape"], header["chunks"], np.dtype(_zarr_dtype(header["dtype"])).itemsize
+    shape, chunks = header["shape"], header["chunks"]
+    size = math.prod(chunks) * np.dtype(_zarr_dtype(header["dtype"])).itemsize
   except FileNotFoundError:
     yield f"{header_file.relative_to(folder.parent)} is missing"
     return
   except (OSError, ValueError, KeyError, TypeError):
     yield f"{header_file.relative_to(folder.parent)} is unreadable"
     return
-  size = math.prod(chunks) * itemsize
   for place in np.ndindex(*(-(-n // c) for n, c in zip(shape, chunks))):
     chunk = where / (".".join(map(str, place)) or "0")
     found = chunk.stat().st_size if chunk.exists() else None
@@ -160,7 +161,7 @@ def read(folder: pathlib.Path, wanted: Mapping[str, Any], records: Records) -> d
 
   Args:
     folder: where Orbax wrote them.
-    wanted: names to targets: arrays, ShapeDtypeStructs (with a sharding, or for the first device) or numbers.
+    wanted: names to targets: arrays, ShapeDtypeStructs (without a sharding: for the first device), numbers.
     records: from `prepare`, names and shapes already checked against `wanted`.
 
   Raises:
@@ -169,13 +170,13 @@ def read(folder: pathlib.Path, wanted: Mapping[str, Any], records: Records) -> d
   """
   for name, target in wanted.items():
     _check_divides(name, *_stored_form(target))
-  broken = [f"{name} ({problem})" for name in wanted for problem in _broken_files(folder, name)]
-  _raise_damaged(broken)
+  _agree(_listed([f"{name} ({problem})" for name in wanted for problem in _broken_files(folder, name)]))
   local = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   on_host = {name for name in wanted if np.dtype(records[name]["dtype"]).itemsize == 8}
   restore_args = {name: ocp.RestoreArgs(restore_type=np.ndarray) if name in on_host else
-                  ocp.ArrayRestoreArgs(sharding=_stored_form(target)[1] or local) for name, target in wanted.items()}
-  failure, stored = None, {}
+                  ocp.ArrayRestoreArgs(sharding=_stored_form(target)[1] or local)
+                  for name, target in wanted.items()}
+  failure, stored = "", {}
   try:
     with ocp.Checkpointer(handler()) as checkpointer:
       item = ocp.args.PyTreeRestore(nest(dict.fromkeys(wanted, 0)), restore_args=nest(restore_args),
@@ -185,15 +186,13 @@ def read(folder: pathlib.Path, wanted: Mapping[str, Any], records: Records) -> d
     failure = one_line(error)
   _agree(failure)
   sums = checksums.array_sums(stored)
-  _raise_damaged([f"{name} (checksum differs: {array_folder(folder, name).relative_to(folder.parent)})"
-                  for name in wanted if sums[name] != records[name]["sum"]])
+  _agree(_listed([f"{name} (checksum differs: {array_folder(folder, name).relative_to(folder.parent)})"
+                  for name in wanted if sums[name] != records[name]["sum"]]))
   return {name: _as_target(stored.pop(name), target, records[name]) for name, target in wanted.items()}
 
 
-def _raise_damaged(problems: list[str]) -> None:
-  if problems:
-    more = f" and {len(problems) - 4} more" if len(problems) > 4 else ""
-    raise DamagedError("; ".join(problems[:4]) + more)
+def _listed(problems: list[str]) -> str:
+  return "; ".join(problems[:4]) + (f" and {len(problems) - 4} more" if len(problems) > 4 else "")
 
 
 def one_line(error: BaseException) -> str:
@@ -201,9 +200,9 @@ def one_line(error: BaseException) -> str:
   return re.sub(r"\s+", " ", str(error) or type(error).__name__)[:300]
 
 
-def _agree(failure: str | None) -> None:
+def _agree(failure: str) -> None:
   """Raises on every host when any failed, so that none waits for the others for ever."""
-  failed = failure is not None
+  failed = bool(failure)
   if jax.process_count() > 1:
     from jax.experimental import multihost_utils  # pylint: disable=g-import-not-at-top
     failed = bool(np.any(multihost_utils.process_allgather(np.array(failed))))

@@ -57,7 +57,8 @@ class _Source:
 
   def read(self, targets: Mapping[str, Any]) -> dict[str, Any]:
     """Verified arrays by name without prefix, each placed as its target."""
-    found = arrays.read(self.arrays, {self.prefix + name: target for name, target in targets.items()}, self.records)
+    stored = {self.prefix + name: target for name, target in targets.items()}
+    found = arrays.read(self.arrays, stored, self.records)
     return {name.removeprefix(self.prefix): x for name, x in found.items()}
 
   def targets(self, shardings: Mapping[str, Any] | None = None) -> dict[str, jax.ShapeDtypeStruct]:
@@ -75,11 +76,12 @@ def _sharding(shardings: Mapping[str, Any], name: str, shape: list[int]) -> jax.
   if name in shardings:
     return shardings[name]
   weight = shardings[name.rsplit("/", 1)[0]]
-  return NamedSharding(weight.mesh, PartitionSpec(*(None if n == 1 else axis for n, axis in zip(shape, weight.spec))))
+  spec = (None if n == 1 else axis for n, axis in zip(shape, weight.spec))
+  return NamedSharding(weight.mesh, PartitionSpec(*spec))
 
 
-def export(checkpoint: str | os.PathLike, out: str | os.PathLike, bits: int | None = None, dtype: str | None = None,
-           overwrite: bool = False) -> dict[str, Any]:
+def export(checkpoint: str | os.PathLike, out: str | os.PathLike, bits: int | None = None,
+           dtype: str | None = None, overwrite: bool = False) -> dict[str, Any]:
   """Writes an inference model from a training run's newest good step, or from a float export.
 
   Args:
@@ -105,10 +107,11 @@ def export(checkpoint: str | os.PathLike, out: str | os.PathLike, bits: int | No
   _check_out(out, pathlib.Path(checkpoint), overwrite)
 
   def write(source: _Source) -> dict[str, Any]:
+    config = _exported(source, bits, dtype)
     params = {name: _convert(name, source.read({name: target})[name], bits, dtype)
               for name, target in source.targets().items()}
     _check_size(source, params)
-    return _write(out, pathlib.Path(checkpoint) / folder_lib.TOKENIZER, _exported(source, bits, dtype), params)
+    return _write(out, pathlib.Path(checkpoint) / folder_lib.TOKENIZER, config, params)
 
   return _with_source(checkpoint, write)
 
@@ -133,8 +136,8 @@ def load(folder: str | os.PathLike, dtype: str | None = None, shardings: Any = N
     bits = source.config.export.get("bits")
     _check_size(source, params)
     metadata = {"data": source.config.data, "tokenizer": source.config.tokenizer, "step": source.step}
-    return LoadedModel(source.config.model, _unflatten(params, bits), pathlib.Path(folder) / folder_lib.TOKENIZER, bits,
-                       metadata)
+    tokenizer_dir = pathlib.Path(folder) / folder_lib.TOKENIZER
+    return LoadedModel(source.config.model, _unflatten(params, bits), tokenizer_dir, bits, metadata)
 
   return _with_source(folder, read)
 
@@ -218,15 +221,17 @@ def _check_size(source: _Source, params: Mapping[str, Any]) -> None:
       count += x.size * (per_byte if name.endswith("/kernel/values") else 1)
   expected = source.config.model.num_parameters()
   if count != expected:
-    raise errors.InputError(f"{source.arrays} holds {count} parameters and its config.json describes {expected}: "
-                            "put back the config.json that belongs to it")
+    raise errors.InputError(f"{source.arrays} holds {count} parameters and its config.json describes "
+                            f"{expected}: put back the config.json that belongs to it")
 
 
 def _exported(source: _Source, bits: int | None, dtype: str) -> folder_lib.FolderConfig:
-  if source.config.export.get("bits") is not None:
-    raise errors.InputError(f"{source.arrays.parent} is an INT{source.config.export['bits']} model: export from the "
-                            "training run or a float export")
-  return dataclasses.replace(source.config, model=dataclasses.replace(source.config.model, param_dtype=dtype),
+  found = source.config.export.get("bits")
+  if found is not None:
+    raise errors.InputError(f"{source.arrays.parent} is an INT{found} model: export from the training run or "
+                            "a float export")
+  model = dataclasses.replace(source.config.model, param_dtype=dtype)
+  return dataclasses.replace(source.config, model=model,
                              export={"bits": bits, "dtype": dtype, "step": source.step})
 
 
@@ -235,7 +240,8 @@ def _check_out(out: pathlib.Path, checkpoint: pathlib.Path, overwrite: bool) -> 
     return
   if not overwrite:
     raise errors.InputError(f"{out} is there already: choose another folder, or say overwrite")
-  if out == checkpoint.absolute() or not (out / _CHECKSUMS).is_file() or (out / folder_lib.CHECKPOINTS).exists():
+  is_export = (out / _CHECKSUMS).is_file() and not (out / folder_lib.CHECKPOINTS).exists()
+  if out == checkpoint.absolute() or not is_export:
     raise errors.InputError(f"{out} is no export that may be overwritten: choose another folder")
 
 
@@ -252,14 +258,15 @@ def _write(out: pathlib.Path, tokenizer: pathlib.Path, config: folder_lib.Folder
       checkpointer.save(temporary / folder_lib.PARAMS, args=to_save)
     files = [path.relative_to(temporary) for path in sorted(temporary.rglob("*"))
              if path.is_file() and folder_lib.PARAMS not in path.relative_to(temporary).parts]
-    content = checksums.seal({"arrays": records, "files": {str(file): _file_crc(temporary / file) for file in files}})
-    folder_lib.write_json(temporary / _CHECKSUMS, content)
+    crcs = {str(file): _file_crc(temporary / file) for file in files}
+    folder_lib.write_json(temporary / _CHECKSUMS, checksums.seal({"arrays": records, "files": crcs}))
     disk_bytes = sum(path.stat().st_size for path in temporary.rglob("*") if path.is_file())
     _put_in_place(temporary, out)
   except (OSError, ValueError) as error:
     if isinstance(error, errors.InputError):
       raise
-    raise errors.InputError(f"{out} could not be written ({arrays.one_line(error)}): nothing was left there") from error
+    reason = arrays.one_line(error)
+    raise errors.InputError(f"{out} could not be written ({reason}): nothing was left there") from error
   finally:
     shutil.rmtree(temporary, ignore_errors=True)
   array_bytes = sum(x.nbytes for x in params.values())

@@ -58,7 +58,8 @@ def read_config(folder: str | os.PathLike) -> FolderConfig:
   path = folder / CONFIG
   if not path.is_file():
     halves = [name for name in (CHECKPOINTS, PARAMS) if (folder / name).is_dir()]
-    what = f"half-written: it has {halves[0]}/ but no {CONFIG}" if halves else f"no model's folder: it has no {CONFIG}"
+    what = (f"half-written: it has {halves[0]}/ but no {CONFIG}" if halves else
+            f"no model's folder: it has no {CONFIG}")
     raise errors.InputError(f"{folder} is {what}; give a training run's or an exported model's")
   try:
     content = json.loads(path.read_bytes())
@@ -66,18 +67,19 @@ def read_config(folder: str | os.PathLike) -> FolderConfig:
     known = {field.name for field in dataclasses.fields(config_lib.GLMConfig)}
     unknown = sorted(set(fields) - known)
     if unknown:
-      raise errors.InputError(f"{path}: GLMConfig has no {', '.join(unknown)}; a newer glmjax wrote it: update this one")
-    model = config_lib.GLMConfig(**fields)
-    return FolderConfig(model, *(dict(content.get(name) or {}) for name in ("data", "tokenizer", "export")))
+      raise errors.InputError(f"{path}: GLMConfig has no {', '.join(unknown)}; a newer glmjax wrote it: "
+                              "update this one")
+    others = (dict(content.get(name) or {}) for name in ("data", "tokenizer", "export"))
+    return FolderConfig(config_lib.GLMConfig(**fields), *others)
   except errors.InputError:
     raise
   except (OSError, ValueError, KeyError, TypeError) as error:
-    raise errors.InputError(f"{path} is damaged ({type(error).__name__}: {str(error)[:100]}); restore a copy, or write "
-                            "the folder again") from error
+    raise errors.InputError(f"{path} is damaged ({type(error).__name__}: {str(error)[:100]}); restore a "
+                            "copy, or write the folder again") from error
 
 
 def read_tokenizer(folder: str | os.PathLike) -> dict[str, Any]:
-  """Fingerprint (as tokenizer.Tokenizer computes it) and vocabulary size of a tokenizer folder, without loading it.
+  """Fingerprint (as tokenizer.Tokenizer computes it) and vocabulary size of a folder, without loading it.
 
   Raises:
     errors.InputError: when files are missing or do not belong together.
@@ -88,14 +90,14 @@ def read_tokenizer(folder: str | os.PathLike) -> dict[str, Any]:
     model = hashlib.sha256((folder / _MODEL).read_bytes()).hexdigest()
     matches, vocab_size = layout["model_sha256"] == model, int(layout["vocab_size"])
   except FileNotFoundError as error:
-    raise errors.InputError(f"{error.filename}: missing; copy the tokenizer that the model was trained with to "
-                            f"{folder}") from error
+    raise errors.InputError(f"{error.filename}: missing; copy the tokenizer that the model was trained with "
+                            f"to {folder}") from error
   except (OSError, ValueError, KeyError, TypeError) as error:
-    raise errors.InputError(f"{folder / _LAYOUT} is damaged ({type(error).__name__}); copy it from the token cache or "
-                            "the run") from error
+    raise errors.InputError(f"{folder / _LAYOUT} is damaged ({type(error).__name__}); copy it from the token "
+                            "cache or the run") from error
   if not matches:
-    raise errors.InputError(f"{folder / _MODEL} is not the one that {_LAYOUT} describes; copy both again from the token "
-                            "cache or the run")
+    raise errors.InputError(f"{folder / _MODEL} is not the one that {_LAYOUT} describes; copy both again "
+                            "from the token cache or the run")
   fingerprint = hashlib.sha256(json.dumps(layout, sort_keys=True).encode()).hexdigest()
   return {"fingerprint": fingerprint, "vocab_size": vocab_size}
 

@@ -51,8 +51,8 @@ def read_record(folder: pathlib.Path) -> dict[str, Any]:
     raise arrays.DamagedError(f"{file.relative_to(folder)} {reason}") from error
 
 
-def read_step(folder: pathlib.Path, wanted: Mapping[str, Any], within: str = "") -> tuple[dict[str, Any], dict]:
-  """Reads the arrays `wanted`, which must be all whose names start with `within`.
+def read_step(folder: pathlib.Path, wanted: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+  """Reads the arrays `wanted`, which must be all that the step has.
 
   Returns:
     The arrays by name, and the metadata they were saved with.
@@ -62,9 +62,8 @@ def read_step(folder: pathlib.Path, wanted: Mapping[str, Any], within: str = "")
     errors.InputError: when the step is from another model.
   """
   record = read_record(folder)
-  records = {name: entry for name, entry in record["arrays"].items() if name.startswith(within)}
-  arrays.check_same_model(wanted, records, folder)
-  return arrays.read(folder / STATE, wanted, records), record["metadata"]
+  arrays.check_same_model(wanted, record["arrays"], folder)
+  return arrays.read(folder / STATE, wanted, record["arrays"]), record["metadata"]
 
 
 def read_newest(directory: pathlib.Path, read: Callable[[pathlib.Path], T], step: int | None = None,
@@ -97,7 +96,8 @@ def read_newest(directory: pathlib.Path, read: Callable[[pathlib.Path], T], step
       continue
     for bad, problem in problems.items():
       if jax.process_index() == 0:
-        print(f"{directory / str(bad)} is damaged, step {candidate} is used instead: {problem}", file=sys.stderr)
+        print(f"{directory / str(bad)} is damaged, step {candidate} is used instead: {problem}",
+              file=sys.stderr)
     if damaged is not None:
       damaged.update(problems)
     return candidate, result
@@ -218,8 +218,8 @@ class Manager:
     full = "No space left" in str(error) or "RESOURCE_EXHAUSTED" in str(error) or "Disk quota" in str(error)
     advice = "the disk is full, free some space" if full else arrays.one_line(error)
     kept = "there is no earlier one" if last is None else f"step {last} is still there"
-    raise errors.InputError(f"checkpoint {self._directory / str(step)} could not be written ({advice}); {kept}"
-                            ) from error
+    where = self._directory / str(step)
+    raise errors.InputError(f"checkpoint {where} could not be written ({advice}); {kept}") from error
 
   def _clean(self) -> None:
     """Removes what a killed or failed process left: unfinished saves and deletions."""
@@ -246,7 +246,7 @@ class Manager:
     if metrics:
       kept.add(min(metrics, key=metrics.__getitem__))
     for step in set(there) - kept:
-      doomed = self._directory / f"{step}.{_DELETING}"  # a rename first: no half-deleted step is taken for whole
+      doomed = self._directory / f"{step}.{_DELETING}"  # renamed first: half a step never passes for one
       (self._directory / str(step)).rename(doomed)
       shutil.rmtree(doomed, ignore_errors=True)
 

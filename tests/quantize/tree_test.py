@@ -12,8 +12,9 @@ from glmjax.quantize import tree
 
 
 def _config(**changes: object) -> config_lib.GLMConfig:
-  return config_lib.GLMConfig(**{"vocab_size": 96, "num_layers": 2, "embed_dim": 32, "num_heads": 4, "mlp_dim": 86,
-                                 "max_length": 16, **changes})
+  sizes = {"vocab_size": 96, "num_layers": 2, "embed_dim": 32, "num_heads": 4, "mlp_dim": 86,
+           "max_length": 16}
+  return config_lib.GLMConfig(**sizes | changes)
 
 
 def _inputs() -> tuple[jax.Array, ...]:
