@@ -321,7 +321,7 @@ def documented_commands():
   for file in [root / "README.md", *(root / "docs").glob("*.md"), *(root / "gin").rglob("*.gin")]:
     texts[file.name] = file.read_text(encoding="utf-8")
   for name, text in texts.items():
-    for line in text.replace("\\\n", " ").splitlines():
+    for line in re.sub(r"\\\n[#\s]*", " ", text).splitlines():
       found = re.match(rf"[\s#$]*(?:\S*/)?glmjax ((?:{'|'.join(commands.COMMANDS)}) .*)", line)
       if found and "..." not in line and "DIR" not in line:
         yield pytest.param(found[1], id=f"{name}: {found[1][:60]}")

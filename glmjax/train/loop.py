@@ -7,7 +7,7 @@ import os
 import pathlib
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -59,6 +59,7 @@ def train(
     seed: int = 0,
     stop_at_step: int | None = None,
     overwrite: bool = False,
+    on_start: Callable[[], None] | None = None,
 ) -> dict[str, Any]:
   """Trains a model until it has seen `total_samples`, resuming the run found in `workdir`.
 
@@ -71,6 +72,7 @@ def train(
     loss_chunk: tokens of a batch shard whose logits exist at a time.
     stop_at_step: save and return there, as if interrupted.
     overwrite: delete the run found in `workdir` and start anew.
+    on_start: called once `workdir` is this run's; the command line writes its configuration there.
 
   Returns:
     The last step's figures.
@@ -93,6 +95,8 @@ def train(
     abstract = state_lib.abstract(model, tx, device_mesh, rules)
     if jax.process_index() == 0:
       folder.open(model, data, overwrite)
+      if on_start is not None:
+        on_start()
     manager = manager_lib.Manager(folder.checkpoints, intervals.keep, keep_best="eval_loss" if validation else None)
     stack.callback(manager.close)
     restored = manager.restore(abstract)
