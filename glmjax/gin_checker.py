@@ -81,10 +81,12 @@ def _reach(reader: gin_reader.Reader, roots: Iterable[Identity]) -> list[Binding
 
 
 def _check_scopes(reader: gin_reader.Reader) -> None:
+  """A binding's scope must be one that a reference enters, or a macro: its value is made within its name."""
+  used = reader.scopes_used | {scope for name in reader.macros_used for scope in name.split("/")}
   for binding in reader.bindings.values():
     for scope in binding.scope.split("/") if binding.parameter and binding.scope else ():
-      if scope not in reader.scopes_used:
-        close = signatures.nearest(scope, reader.scopes_used)
+      if scope not in used:
+        close = signatures.nearest(scope, used)
         advice = signatures.advice(close, f"a value such as @{scope}/module.function would use it")
         raise errors.InputError(f"{binding.where}: nothing uses the scope {scope}/; {advice}")
 

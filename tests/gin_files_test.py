@@ -60,8 +60,9 @@ RUN = (
   HEAD
   + """import fakelib.parts
 TRAIN_STEPS = 20
+MODEL = @loop.WideModel()
 loop.train:
-  model = @loop.WideModel()
+  model = %MODEL
   optimizer = @fakelib.parts.Adam()
   num_steps = %TRAIN_STEPS
 loop.WideModel.num_layers = 2
@@ -117,7 +118,7 @@ def test_good_file_passes_and_binds():
   assert "TRAIN_STEPS = 3" in written and "loop.train.name = None" in written
   with open("again.gin", "w", encoding="utf-8") as file:
     file.write(written)
-  gin_files.parse(["again.gin"])  # what is written can be run again
+  gin_files.parse(["again.gin"], entry="fakelib.loop.train", commands=["fakelib.loop.train"])
   assert gin_files.configured("fakelib.loop.train")()["num_steps"] == 3
   assert "TRAIN_STEPS" in gin_files.config()
 
