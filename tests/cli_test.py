@@ -30,7 +30,7 @@ class Result:
   name: str
 
 
-def train(workdir, steps: int = 3, name: str = "a", mode: str = "ok", on_start=None):
+def train(workdir, steps: int = 3, name: str = "a", mode: str = "ok", overwrite: bool = False, on_start=None):
   print("chatter")
   os.makedirs("here", exist_ok=True)
   if mode == "input":
@@ -72,7 +72,11 @@ def fake(tmp_path, monkeypatch):
       f"{module}.train",
       "train",
       "glmjax train",
-      (commands.Flag("--workdir", "folder"), commands.Flag("--name", "name")),
+      (
+        commands.Flag("--workdir", "folder"),
+        commands.Flag("--name", "name"),
+        commands.Flag("--overwrite", "anew", bool, kind="passed"),
+      ),
       folder="workdir",
     ),
     "generate": commands.Command(
@@ -117,7 +121,7 @@ def test_flags_are_parameters_of_the_function(name):
   if module is None:
     pytest.skip(f"{module_name} does not exist")
   signature = signatures.resolve(module, [function])
-  bound = {flag.parameter for flag in command.flags if not flag.is_argument}
+  bound = {flag.parameter for flag in command.flags if flag.kind != "prepared"}
   assert signature.takes_any or bound <= set(signature.parameters), (signature.parameters, bound)
 
 
@@ -216,6 +220,8 @@ def test_operative_config_is_written_beside_the_result(fake):
     assert "STEPS = 5" in text and f"train.mode = '{mode}'" in text and "train.name = 'a'" in text
     assert os.listdir("here") == ["config.gin"]
   assert cli.main(["train", "--gin_file=here/config.gin"]) == 0  # and can be run as it is
+  assert cli.main([*arguments, "--overwrite"]) == 0
+  assert "overwrite" not in path.read_text()  # a run of config.gin must not overwrite by itself
 
 
 def test_stages_gather_the_seconds_of_commands(fake):

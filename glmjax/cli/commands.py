@@ -27,7 +27,7 @@ class Flag:
   type: Callable[[str], Any] = str
   choices: tuple[Any, ...] | None = None
   repeatable: bool = False
-  is_argument: bool = False  # passed in the call by `prepare`, not bound by gin
+  kind: str = "bound"  # by gin, and so in config.gin; "passed": to this call alone; "prepared": for `prepare`
 
   @property
   def parameter(self) -> str:
@@ -70,13 +70,14 @@ COMMANDS = {command.name: command for command in (
             (Flag("--mixture_name", "name of the seqio mixture"),
              Flag("--directory", "where to put the shards"),
              Flag("--num_shards", "shards per task", int), Flag("--num_workers", "processes", int),
-             Flag("--overwrite", "replace another cache there", bool)),
+             Flag("--overwrite", "replace another cache there", bool, kind="passed")),
             folder="directory"),
     Command("train", "glmjax.train.loop.train", "train a model, or resume a run that was stopped",
             "glmjax train --gin_file=runs/quickstart.gin --workdir=runs/mine --gin.TRAIN_STEPS=100",
             (Flag("--workdir", "folder of the run; a run found there is resumed"),
-             Flag("--overwrite", "start anew over an existing run", bool),
-             Flag("--stop_at_step", "stop early at this step; the schedules stay as they are", int)),
+             Flag("--overwrite", "start anew over an existing run", bool, kind="passed"),
+             Flag("--stop_at_step", "stop early at this step; the schedules stay as they are", int,
+                  kind="passed")),
             folder="workdir"),
     Command("evaluate", "glmjax.evaluate.heldout.evaluate", "measure a model on held-out text",
             "glmjax evaluate --checkpoint=runs/mine --cache=runs/cache --out=runs/mine/heldout.json",
@@ -86,19 +87,19 @@ COMMANDS = {command.name: command for command in (
             "glmjax export --checkpoint=runs/mine --bits=4 --out=runs/mine-int4",
             (CHECKPOINT, Flag("--out", "folder to write"),
              Flag("--bits", "weight bits (without it: float)", int, choices=(8, 4)),
-             Flag("--overwrite", "replace an export there", bool))),
+             Flag("--overwrite", "replace an export there", bool, kind="passed"))),
     Command("generate", "glmjax.cli.inference.generate", "fill [MASK]s in a text, or continue it",
             "glmjax generate --checkpoint=runs/mine-int4 --prompt='The capital of France is [MASK].'",
             (CHECKPOINT,
-             Flag("--prompt", "text with [MASK] or [gMASK] (repeatable)", repeatable=True, is_argument=True),
-             Flag("--file", "file of prompts, one a line; - is standard input", is_argument=True), *SAMPLING,
+             Flag("--prompt", "text with [MASK] or [gMASK] (repeatable)", repeatable=True, kind="prepared"),
+             Flag("--file", "file of prompts, one a line; - is standard input", kind="prepared"), *SAMPLING,
              Flag("--samples", "JSON lines file to add prompts and outputs to"),
              Flag("--label", "what the model is called there (the folder's name)")),
             prepare=inputs.prompts, show=inference.show_outputs),
     Command("score", "glmjax.cli.inference.score", "how likely a model finds a text",
             "glmjax score --checkpoint=runs/mine --text='It was a dark and stormy night.'",
-            (CHECKPOINT, Flag("--text", "text to score (repeatable)", repeatable=True, is_argument=True),
-             Flag("--file", "file of texts, one a line; - is standard input", is_argument=True)),
+            (CHECKPOINT, Flag("--text", "text to score (repeatable)", repeatable=True, kind="prepared"),
+             Flag("--file", "file of texts, one a line; - is standard input", kind="prepared")),
             prepare=inputs.texts),
     Command("report", "glmjax.evaluate.report.write", "gather a run's results into report.md and report.json",
             "glmjax report --gin_file=runs/quickstart.gin --workdir=runs/quickstart",
@@ -125,7 +126,9 @@ def run(arguments: list[str]) -> int:
   given = command.prepare(options) if command.prepare else {}
   for flag in command.flags:
     value = getattr(options, flag.parameter)
-    if value is not None and not flag.is_argument:
+    if value is not None and flag.kind == "passed":
+      given[flag.parameter] = value
+    elif value is not None and flag.kind == "bound":
       overrides.append(f"{command.target}.{flag.parameter}={value!r}")
   gin_files.parse(options.gin_file, overrides, command.target, given,
                   [command.target for command in COMMANDS.values()])
