@@ -1,4 +1,4 @@
-"""The wheel holds every module, task and gin file, and works in an empty environment far from the checkout."""
+"""The wheel holds every module, task and gin file, and works in an empty environment elsewhere."""
 
 import configparser
 import pathlib
