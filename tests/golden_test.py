@@ -122,22 +122,22 @@ def test_hidden_states_and_cache(group: str, case: str):
   at = f"hidden/{case}/"
   pairs = [(captured["final_norm"]["__call__"][0], at + "final_layernorm_out")]
   for i in range(n):
-    layer, name = captured[f"layers_{i}"], f"{at}layer{i}/"
+    layer, at_layer = captured[f"layers_{i}"], f"{at}layer{i}/"
     qkv = layer["attention"]["qkv"]["__call__"][0]  # [B, L, 3, H, K]
     if group != "glm10b_tiny":
       qkv = np.swapaxes(qkv, 2, 3)
     pairs += [
-        (layer["attention_norm"]["__call__"][0], name + "input_layernorm_out"),
-        (qkv.reshape(*qkv.shape[:2], -1), name + "query_key_value_out"),
-        (layer["attention"]["out"]["__call__"][0], name + "attention_out"),
-        (layer["mlp_norm"]["__call__"][0], name + "post_attention_layernorm_out"),
-        (layer["mlp"]["__call__"][0], name + "mlp_out"),
-        (layer["__call__"][0][0], name + ("output" if group == "glm130b_tiny" else "layer_out"))]
-    key, value = cache[f"layers_{i}"]["key"], cache[f"layers_{i}"]["value"]
+        (layer["attention_norm"]["__call__"][0], at_layer + "input_layernorm_out"),
+        (qkv.reshape(*qkv.shape[:2], -1), at_layer + "query_key_value_out"),
+        (layer["attention"]["out"]["__call__"][0], at_layer + "attention_out"),
+        (layer["mlp_norm"]["__call__"][0], at_layer + "post_attention_layernorm_out"),
+        (layer["mlp"]["__call__"][0], at_layer + "mlp_out"),
+        (layer["__call__"][0][0], at_layer + ("output" if group == "glm130b_tiny" else "layer_out"))]
+    key, value = (np.swapaxes(cache[f"layers_{i}"][name], 1, 2) for name in ("key", "value"))
     if group == "glm130b_tiny":
-      pairs.append((np.concatenate([x.reshape(*x.shape[:2], -1) for x in (key, value)], -1), name + "mem_kv"))
+      pairs.append((np.concatenate([x.reshape(*x.shape[:2], -1) for x in (key, value)], -1), at_layer + "mem_kv"))
     if group == "chatglm6b_tiny":
-      pairs += [(np.swapaxes(key, 0, 1), name + "past_key"), (np.swapaxes(value, 0, 1), name + "past_value")]
+      pairs += [(np.swapaxes(key, 0, 1), at_layer + "past_key"), (np.swapaxes(value, 0, 1), at_layer + "past_value")]
   pairs = [pair for pair in pairs if pair[1] in arrays]
   assert len(pairs) >= 6 * n
   for ours, key in pairs:

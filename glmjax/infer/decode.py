@@ -106,14 +106,17 @@ def decode(config: config_lib.GLMConfig, params: Any, rows: Rows, state: State, 
     return (state.step < until) & ~state.done_B.all()
 
   def step(state: State) -> State:
+    state = dataclasses.replace(state, cache=cache_lib.split_heads(state.cache, config.num_heads))
     logits_BV, cache = next_logits(config, params, rows, state)
     token_B = sampling.sample(logits_BV, suppressed_V, draws, state.step)
     written_B1 = jnp.where(state.done_B, UNUSED, token_B)[:, None]
-    return State(cache=cache, step=state.step + 1, last_B=token_B,
+    return State(cache=cache_lib.merge_heads(cache), step=state.step + 1, last_B=token_B,
                  generated_BT=jax.lax.dynamic_update_slice(state.generated_BT, written_B1, (0, state.step)),
                  done_B=state.done_B | stops_V[token_B] | (state.step + 1 >= rows.limit_B))
 
-  return jax.lax.while_loop(more, step, state)
+  state = dataclasses.replace(state, cache=cache_lib.merge_heads(state.cache))
+  state = jax.lax.while_loop(more, step, state)
+  return dataclasses.replace(state, cache=cache_lib.split_heads(state.cache, config.num_heads))
 
 
 def model_positions(config: config_lib.GLMConfig, positions_B2L: jax.Array) -> jax.Array:

@@ -27,11 +27,16 @@ def attend(q_BLHK: jax.Array, k_BMHK: jax.Array, v_BMHK: jax.Array, start_BL: ja
   appendix F) and leaves its query-key layer scaling without a purpose.
   """
   scale = q_BLHK.shape[-1] ** -0.5
-  scores_BHLM = jnp.einsum("BLHK,BMHK->BHLM", q_BLHK * jnp.asarray(scale, q_BLHK.dtype), k_BMHK,
-                           preferred_element_type=jnp.float32)
+  q_BLHK = q_BLHK * jnp.asarray(scale, q_BLHK.dtype)
+  if q_BLHK.shape[1] == 1:  # decoding: keys as the left operand, which XLA's CPU dots read without a copy
+    scores_BHML = jnp.einsum("BMHK,BLHK->BHML", k_BMHK, q_BLHK, preferred_element_type=jnp.float32)
+    scores_BHLM = jnp.swapaxes(scores_BHML, 2, 3)
+  else:
+    scores_BHLM = jnp.einsum("BLHK,BMHK->BHLM", q_BLHK, k_BMHK, preferred_element_type=jnp.float32)
   mask_BLM = interval_mask(start_BL, end_BL, k_BMHK.shape[1])
   scores_BHLM = jnp.where(mask_BLM[:, None], scores_BHLM, HIDDEN)
   weights_BHLM = jax.nn.softmax(scores_BHLM, axis=-1)
   if dropout is not None:
     weights_BHLM = dropout(weights_BHLM)
-  return jnp.einsum("BHLM,BMHK->BLHK", weights_BHLM.astype(v_BMHK.dtype), v_BMHK)
+  out_BHLK = jnp.einsum("BHLM,BMHK->BHLK", weights_BHLM.astype(v_BMHK.dtype), v_BMHK)
+  return jnp.swapaxes(out_BHLK, 1, 2)

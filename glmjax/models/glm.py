@@ -26,8 +26,9 @@ from glmjax.models import layers
 from glmjax.models import rotary
 from glmjax.parallel import partitioning
 
-# Keys and values of earlier tokens: {"key": [N, B, M, H, K], "value": same}; unrolled models keep one
-# such pair without the N axis per layer, under "layers_0", "layers_1", ...
+# Keys and values of earlier tokens: {"key": [N, B, H, M, K], "value": same}; unrolled models keep one
+# such pair without the N axis per layer, under "layers_0", "layers_1", ... Heads come before slots, so that
+# a step's products with the cache need no transposed copy of it.
 Cache = dict[str, Any]
 
 
@@ -67,10 +68,10 @@ class SelfAttention(nn.Module):
     parts = 2 if config.positions == "rotary_2d" else 1
     q_BLHK, k_BMHK, v_BMHK = rotary.rotate(q_BLHK, cos_sin, parts), rotary.rotate(k_BLHK, cos_sin, parts), v_BLHK
     if cache is not None:
-      at = (0, cache_index, 0, 0)
-      cache = {"key": jax.lax.dynamic_update_slice(cache["key"], k_BMHK.astype(cache["key"].dtype), at),
-               "value": jax.lax.dynamic_update_slice(cache["value"], v_BMHK.astype(cache["value"].dtype), at)}
-      k_BMHK, v_BMHK = cache["key"].astype(q_BLHK.dtype), cache["value"].astype(q_BLHK.dtype)
+      cache = {name: jax.lax.dynamic_update_slice(
+          cache[name], jnp.swapaxes(new, 1, 2).astype(cache[name].dtype), (0, 0, cache_index, 0))
+          for name, new in (("key", k_BMHK), ("value", v_BMHK))}
+      k_BMHK, v_BMHK = (jnp.swapaxes(cache[name], 1, 2).astype(q_BLHK.dtype) for name in ("key", "value"))
     dropout = None
     if config.attention_dropout and not self.deterministic:
       dropout = nn.Dropout(config.attention_dropout, deterministic=False)
