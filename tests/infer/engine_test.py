@@ -1,0 +1,145 @@
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from glmjax import errors
+from glmjax import tokens
+from glmjax.infer import decode
+from glmjax.infer import engine
+from glmjax.infer import prompt as prompt_lib
+from glmjax.infer import sampling
+from glmjax.infer import score
+from glmjax.models import config as config_lib
+from glmjax.models import glm
+from glmjax.quantize import tree
+
+TEXT = "abcdefghijklmnopqrstuvwxyz []MASKg."
+
+
+class Letters:
+  """A letter a token, in the icetk layout with image ids before them."""
+
+  num_image_tokens = 6
+  specials = tokens.icetk(6, 4 + len(TEXT))
+  vocab_size = specials.dblock + 1
+
+  def encode(self, text: str) -> list[int]:
+    return [10 + TEXT.index(letter) for letter in text]
+
+  def decode(self, ids: list[int]) -> str:
+    return "".join(TEXT[i - 10] for i in ids if 0 <= i - 10 < len(TEXT))
+
+
+@functools.cache
+def model(positions: str = "rotary") -> tuple[config_lib.GLMConfig, dict]:
+  norm = "pre" if positions == "learned_2d" else "deepnorm"
+  config = config_lib.GLMConfig(vocab_size=64, num_layers=2, embed_dim=16, num_heads=2, mlp_dim=24, max_length=64,
+                                positions=positions, norm=norm, init_std=0.5, tie_embeddings=positions != "rotary_2d")
+  return config, glm.init_params(config, jax.random.key(3))
+
+
+@functools.cache
+def make(positions: str = "rotary", **kwargs) -> engine.Engine:
+  return engine.Engine(*model(positions), Letters(), **kwargs)
+
+
+def test_generates_only_text_and_fills_every_blank():
+  specials = Letters.specials
+  answers = make().generate(["ab[MASK]cd[MASK]ef.", "hello", "[MASK] x [gMASK]", ""], max_tokens=6,
+                            sampling=sampling.Sampling(temperature=3.0))
+  assert [len(a.pieces) for a in answers] == [2, 1, 2, 1]
+  first, second = answers[0].pieces
+  assert answers[0].text == f"ab{first}cd{second}ef."
+  assert answers[1].text == "hello" + answers[1].pieces[0]
+  assert answers[2].text == f"{answers[2].pieces[0]} x {answers[2].pieces[1]}"
+  for answer in answers:
+    for piece, ids in zip(answer.pieces, answer.tokens):
+      assert len(ids) <= 6 and Letters().decode(ids) == piece and len(piece) == len(ids)  # all of them letters
+      assert not set(ids) & set(dataclasses.astuple(specials))
+    assert answer.finish_reason == ("length" if max(map(len, answer.tokens)) == 6 else "stop")
+
+
+@pytest.mark.parametrize("positions", ["rotary", "rotary_2d", "learned_2d"])
+def test_batch_is_one_by_one(positions: str):
+  """Prompts of unlike lengths and kinds, more of them than run together."""
+  prompts = ["ab[MASK]cd[MASK]e.", "xyz", "[MASK]", "the quick brown fox [gMASK]", "a long tail [MASK] of text here."]
+  requests = [sampling.Sampling(temperature=1.5, top_k=20)] * 5
+  ask = make(positions, max_batch=2)
+  together = ask.generate(prompts, 5, requests, seed=7)
+  for i, prompt in enumerate(prompts):
+    assert ask.generate([prompt], 5, requests[i], seed=7 + i) == [together[i]]
+
+
+def test_same_shapes_compile_once():
+  ask = make()
+  ask.generate(["abc"], 5)
+  before = decode.prefill._cache_size(), decode.decode._cache_size()
+  ask.generate(["something else"], 17)
+  ask.generate(["to be [MASK] or not."], 9)
+  assert (decode.prefill._cache_size(), decode.decode._cache_size()) == before
+
+
+def test_greedy_from_the_model_alone():
+  """Greedy tokens are the arg max of the whole row's logits, step by step."""
+  ask = make()
+  answer = ask.generate(["abc"], 8)[0]
+  prompt = prompt_lib.fill(ask.encode("abc"), Letters.specials, "rotary")
+  row = score.Row(prompt_lib.extend(prompt, answer.tokens[0][:-1]), answer.tokens[0])
+  suppressed = np.asarray(ask._suppressed_V)
+  # One pass over the whole row: what stands behind a token does not change its logits.
+  config, params = model()
+  length = len(row.prompt.tokens)
+  end = np.maximum(np.arange(1, length + 1), prompt.context_length)
+  logits = glm.GLM(config).apply({"params": params}, np.array([row.prompt.tokens]), row.prompt.positions[:1],
+                                 np.zeros((1, length), int), end[None])
+  best = np.where(suppressed, -np.inf, logits[0, -len(row.targets):]).argmax(-1).tolist()
+  assert best == answer.tokens[0]
+  assert ask.score_rows([row])[0].count == len(best)
+
+
+def test_masks_as_text():
+  ask = make()
+  specials = Letters.specials
+  assert ask.encode("a[MASK]") == [10, specials.mask]
+  assert ask.encode("a[MASK]", literal=True) == [*Letters().encode("a[MASK]"), specials.gmask]
+  answer = ask.generate(["a[MASK]"], 3, literal=True)[0]
+  assert answer.text.startswith("a[MASK]") and len(answer.pieces) == 1
+
+
+def test_frames_of_the_families():
+  specials = Letters.specials
+  assert make().encode("[MASK]b") == [specials.mask, 11, specials.eos]
+  assert make("rotary_2d").encode("[MASK]b") == [specials.mask, 11]
+  assert make("learned_2d").encode("b") == [specials.enc, 11, specials.gmask]
+
+
+def test_prompts_that_do_not_fit():
+  ask = make()
+  with pytest.raises(errors.InputError, match="takes 66 tokens, and the model has 64"):
+    ask.generate(["ok", "a" * 64], 4)
+  answer = ask.generate(["a" * 58 + "[MASK][MASK]"], 10, sampling.Sampling(temperature=2.0))[0]
+  assert answer.finish_reason == "length" and len(answer.text) <= 63
+  with pytest.raises(errors.InputError, match="max_tokens is 0"):
+    ask.generate(["a"], 0)
+
+
+def test_a_tokenizer_that_does_not_fit():
+  config, params = model()
+  with pytest.raises(errors.InputError, match="53 ids.*vocabulary 48"):
+    engine.Engine(dataclasses.replace(config, vocab_size=48), params, Letters())
+
+
+def test_quantized_parameters():
+  config, params = model()
+  quantized = engine.Engine(config, tree.quantize_params(params, 8), Letters())
+  texts = ["the quick brown fox", "jumps"]
+  for a, b in zip(make().score(texts), quantized.score(texts)):
+    np.testing.assert_allclose(a.log_probs, b.log_probs, atol=0.2)
+  assert quantized.generate(["abc"], 5)[0].text.startswith("abc")
+
+
+def test_no_prompts():
+  assert make().generate([], 4) == [] and make().score([]) == []

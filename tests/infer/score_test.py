@@ -1,0 +1,87 @@
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from glmjax import errors
+from glmjax import tokens
+from glmjax.infer import decode
+from glmjax.infer import prompt
+from glmjax.infer import score
+from glmjax.models import config as config_lib
+from glmjax.models import glm
+
+SPECIALS = tokens.icetk(0, 80)
+
+
+@functools.cache
+def model(positions: str) -> tuple[config_lib.GLMConfig, dict]:
+  norm = "pre" if positions == "learned_2d" else "deepnorm"
+  config = config_lib.GLMConfig(vocab_size=96, num_layers=2, embed_dim=16, num_heads=2, mlp_dim=24, max_length=64,
+                                positions=positions, norm=norm, init_std=0.5)
+  return config, glm.init_params(config, jax.random.key(3))
+
+
+def text(n: int, seed: int = 0) -> list[int]:
+  return np.random.default_rng(seed).integers(4, 80, n).tolist()
+
+
+@functools.cache
+def forward(positions: str):
+  config, params = model(positions)
+  return jax.jit(lambda *inputs: glm.GLM(config).apply({"params": params}, *inputs))
+
+
+def alone(positions: str, row: score.Row) -> tuple[np.ndarray, np.ndarray]:
+  """A row's log-probabilities from one unpadded pass."""
+  n = len(row.prompt.tokens)
+  batch = prompt.pad_left([row.prompt], SPECIALS.pad, 1, n)
+  positions_1 = decode.model_positions(model(positions)[0], batch.positions)
+  logits = np.asarray(forward(positions)(batch.tokens, positions_1, batch.start, batch.end), np.float64)
+  logits = logits[0, -len(row.targets):]
+  log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+  return log_probs[np.arange(len(row.targets)), row.targets], logits.argmax(-1) == row.targets
+
+
+@pytest.mark.parametrize("positions", ["rotary", "rotary_2d", "learned_2d"])
+def test_batched_is_alone(positions: str, monkeypatch: pytest.MonkeyPatch):
+  rows = [score.target_row([*text(9), SPECIALS.mask, *text(5)], text(4), SPECIALS, positions),
+          score.target_row([*text(30), SPECIALS.gmask], text(1), SPECIALS, positions, eop=True),
+          *score.window_rows(text(90), SPECIALS, positions, 48, 20),
+          *score.window_rows(text(50), SPECIALS, positions, 48, 20, causal_context=True)]
+  config, params = model(positions)
+  monkeypatch.setattr(score, "_CHUNK_LOGITS", 96 * 40)  # several chunks of logits
+  told = []
+  scores = score.score_rows(config, params, rows, SPECIALS.pad, batch_tokens=100, progress=told.append)
+  for row, s in zip(rows, scores, strict=True):
+    log_probs, correct = alone(positions, row)
+    np.testing.assert_allclose(s.log_probs, log_probs, atol=2e-4)
+    np.testing.assert_array_equal(s.correct, correct)
+    assert s.count == len(row.targets) and abs(s.total - log_probs.sum()) < 1e-2
+  assert sum(told) == sum(len(row.prompt.tokens) for row in rows)
+
+
+@pytest.mark.parametrize("num_tokens", [0, 1, 15, 16, 17, 40, 100])
+@pytest.mark.parametrize("stride, skip, causal", [(None, 0, False), (1, 0, True), (15, 0, False), (6, 2, False)])
+def test_windows_score_each_token_once(num_tokens: int, stride: int | None, skip: int, causal: bool):
+  ids = text(num_tokens)
+  rows = score.window_rows(ids, SPECIALS, "rotary", 16, stride, causal, skip)
+  assert [target for row in rows for target in row.targets] == ids[skip:]
+  assert all(len(row.prompt.tokens) <= 16 for row in rows)
+  for row in rows[1:]:  # full windows, but for the last
+    assert len(row.prompt.tokens) == 16 or row is rows[-1]
+    assert row.prompt.context_length == (1 if causal else len(row.prompt.tokens) - len(row.targets))
+
+
+def test_window_of_a_text():
+  row = score.window_rows([5, 6, 7], SPECIALS, "rotary", 16)[0]
+  assert row.prompt.tokens == [SPECIALS.gmask, SPECIALS.sop, 5, 6] and list(row.targets) == [5, 6, 7]
+
+
+def test_mistakes():
+  with pytest.raises(errors.InputError, match="cannot advance by 16"):
+    score.window_rows(text(40), SPECIALS, "rotary", 16, 16)
+  long = prompt.left_to_right(text(70), SPECIALS, "rotary")
+  with pytest.raises(errors.InputError, match="takes 72 places, and the model has 64"):
+    score.score_rows(*model("rotary"), [score.Row(long, [5])], SPECIALS.pad)
