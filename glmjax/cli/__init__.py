@@ -78,4 +78,4 @@ def _limit_threads() -> None:
   for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NPROC"):  # NPROC: XLA's thread pool on the CPU
     os.environ.setdefault(name, str(count))
   os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

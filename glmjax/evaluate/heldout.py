@@ -109,7 +109,7 @@ def evaluate_model(model: export.LoadedModel, cache: shards.TokenCache,
       raise errors.InputError(f"{cache.directory}: the held-out documents of task {task} are too short to "
                               "fill blanks in; use max_fills=0, or longer documents")
   rows = [row for questions in asked.values() for row in questions.rows]
-  answers = iter(_score(model, rows, tokenizer.specials.pad))
+  answers = iter(_score(model, rows, tokenizer.specials))
   result = {}
   for language, questions in asked.items():
     train = cache.split(tasks[language], "train")
@@ -119,12 +119,16 @@ def evaluate_model(model: export.LoadedModel, cache: shards.TokenCache,
   return result
 
 
-def _score(model: export.LoadedModel, rows: list[score.Row], pad: int) -> list[score.Score]:
-  """All languages in one go: rows of like length share batches."""
+def _score(model: export.LoadedModel, rows: list[score.Row], specials: tokens_lib.SpecialTokens) -> list[score.Score]:
+  """All languages in one go: rows of like length share batches.
+
+  A guess is a text token: that a span ends here (eop) is no answer to what it goes on with.
+  """
   config, params = engine.prepare(model.config, model.params)
   total = sum(len(row.prompt.tokens) for row in rows)
   with tqdm.tqdm(total=total, unit=" tokens", unit_scale=True, desc="evaluate") as progress:
-    return score.score_rows(config, params, rows, pad, progress=progress.update)
+    return score.score_rows(config, params, rows, specials.pad, progress=progress.update,
+                            unguessed=dataclasses.astuple(specials))
 
 
 def text_tasks(cache: shards.TokenCache) -> dict[str, str]:

@@ -39,7 +39,7 @@ class Score:
   """Of one row, or of one text over all its windows."""
 
   log_probs: np.ndarray  # float32 [n], natural logarithm, of each target
-  correct: np.ndarray  # bool [n]: the target was the most probable token
+  correct: np.ndarray  # bool [n]: the target was the most probable of the tokens that may be guessed
 
   @property
   def total(self) -> float:
@@ -86,8 +86,8 @@ def window_rows(tokens: Sequence[int], specials: tokens_lib.SpecialTokens, posit
 
 
 @functools.partial(jax.jit, static_argnames=("config",))
-def _score(config: config_lib.GLMConfig, params: Any, batch: prompt_lib.Batch, targets_BS: jax.Array
-           ) -> tuple[jax.Array, jax.Array]:
+def _score(config: config_lib.GLMConfig, params: Any, batch: prompt_lib.Batch, targets_BS: jax.Array,
+           unguessed: jax.Array) -> tuple[jax.Array, jax.Array]:
   """Log-probabilities float32 and correctness bool, [B, S], of the targets at the last S places."""
   model = glm.GLM(config)
   x_BLD, _ = model.apply({"params": params}, batch.tokens, decode.model_positions(config, batch.positions),
@@ -103,7 +103,8 @@ def _score(config: config_lib.GLMConfig, params: Any, batch: prompt_lib.Batch, t
     logits_BCV = model.apply({"params": params}, x_BCD, method="head")
     chosen_BC = jnp.take_along_axis(logits_BCV, targets_BC[..., None], axis=-1)[..., 0]
     log_probs_BC = chosen_BC - jax.nn.logsumexp(logits_BCV, axis=-1)
-    return log_probs_BC, jnp.argmax(logits_BCV, axis=-1) == targets_BC
+    guesses_BC = jnp.argmax(logits_BCV.at[..., unguessed].set(-jnp.inf), axis=-1)
+    return log_probs_BC, guesses_BC == targets_BC
 
   split = lambda x: jnp.moveaxis(x.reshape(rows, places // chunk, chunk, *x.shape[2:]), 1, 0)
   join = lambda x: jnp.moveaxis(x, 0, 1).reshape(rows, places)
@@ -111,8 +112,10 @@ def _score(config: config_lib.GLMConfig, params: Any, batch: prompt_lib.Batch, t
 
 
 def score_rows(config: config_lib.GLMConfig, params: Any, rows: Sequence[Row], pad: int, batch_tokens: int = 4096,
-               progress: Callable[[int], Any] | None = None) -> list[Score]:
+               progress: Callable[[int], Any] | None = None, unguessed: Sequence[int] = ()) -> list[Score]:
   """Each row's score, in order; about `batch_tokens` tokens run at a time.
+
+  `unguessed` ids are passed over when the most probable token is looked for; they keep their probability.
 
   Rows of like size share a batch, whose shape is one of few: programs compile once for each.
   `progress` is told the number of tokens read after each batch.
@@ -134,7 +137,7 @@ def score_rows(config: config_lib.GLMConfig, params: Any, rows: Sequence[Row], p
       targets = np.zeros((size, places), np.int32)
       for at, i in enumerate(some):
         targets[at, places - len(rows[i].targets):] = rows[i].targets
-      log_probs, correct = map(np.asarray, _score(config, params, batch, targets))
+      log_probs, correct = map(np.asarray, _score(config, params, batch, targets, jnp.array(unguessed, jnp.int32)))
       for at, i in enumerate(some):
         count = len(rows[i].targets)
         scores[i] = Score(log_probs[at, -count:], correct[at, -count:])

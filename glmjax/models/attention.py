@@ -9,6 +9,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from glmjax.quantize import ops
+
 # Added to hidden scores; finite, so that a row that hides everything stays finite too.
 HIDDEN = -1e30
 
@@ -32,11 +34,11 @@ def attend(q_BLHK: jax.Array, k_BMHK: jax.Array, v_BMHK: jax.Array, start_BL: ja
     scores_BHML = jnp.einsum("BMHK,BLHK->BHML", k_BMHK, q_BLHK, preferred_element_type=jnp.float32)
     scores_BHLM = jnp.swapaxes(scores_BHML, 2, 3)
   else:
-    scores_BHLM = jnp.einsum("BLHK,BMHK->BHLM", q_BLHK, k_BMHK, preferred_element_type=jnp.float32)
+    scores_BHLM = ops.matmul("BLHK,BMHK->BHLM", q_BLHK, k_BMHK, jnp.float32)
   mask_BLM = interval_mask(start_BL, end_BL, k_BMHK.shape[1])
   scores_BHLM = jnp.where(mask_BLM[:, None], scores_BHLM, HIDDEN)
   weights_BHLM = jax.nn.softmax(scores_BHLM, axis=-1)
   if dropout is not None:
     weights_BHLM = dropout(weights_BHLM)
-  out_BHLK = jnp.einsum("BHLM,BMHK->BHLK", weights_BHLM.astype(v_BMHK.dtype), v_BMHK)
+  out_BHLK = ops.matmul("BHLM,BMHK->BHLK", weights_BHLM.astype(v_BMHK.dtype), v_BMHK)
   return jnp.swapaxes(out_BHLK, 1, 2)

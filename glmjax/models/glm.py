@@ -205,6 +205,14 @@ class GLM(nn.Module):
       logits_BLV = self.untied_head(x_BLD)
     return layers.constrain_logits(logits_BLV)
 
+  def head_kernel(self, gradient_alpha: jax.Array | float = 1.0) -> jax.Array:
+    """The head's kernel [D, V] in the compute dtype, for a loss that multiplies with it chunk by chunk."""
+    if self.config.tie_embeddings:
+      kernel_DV = self.embedding.kernel(gradient_alpha)
+    else:
+      kernel_DV = self.untied_head.kernel.astype(self.config.dtype)
+    return partitioning.constrain(kernel_DV, None, "act_vocab")
+
 
 def init(config: config_lib.GLMConfig, rng: jax.Array) -> Any:
   """Fresh parameters, still boxed with their logical axis names (`parallel.partitioning.shardings`)."""

@@ -122,8 +122,15 @@ class Embedding(nn.Module):
 
   def attend(self, x_BLD: jax.Array, gradient_alpha: jax.Array | float) -> jax.Array:
     """Logits over the table's rows, float32 [B, L, V]; the shrink reaches the table here as well."""
-    table = scale_gradient(self.table.astype(self.config.dtype), gradient_alpha)
-    return jnp.einsum("BLD,VD->BLV", x_BLD.astype(self.config.dtype), table, preferred_element_type=jnp.float32)
+    return jnp.einsum("BLD,VD->BLV", x_BLD.astype(self.config.dtype), self._shrunk_table(gradient_alpha),
+                      preferred_element_type=jnp.float32)
+
+  def kernel(self, gradient_alpha: jax.Array | float) -> jax.Array:
+    """The table as the head's kernel, [D, V] in the compute dtype."""
+    return self._shrunk_table(gradient_alpha).T
+
+  def _shrunk_table(self, gradient_alpha: jax.Array | float) -> jax.Array:
+    return scale_gradient(self.table.astype(self.config.dtype), gradient_alpha)
 
 
 class Head(nn.Module):
@@ -131,11 +138,12 @@ class Head(nn.Module):
 
   config: config_lib.GLMConfig
 
-  @nn.compact
-  def __call__(self, x_BLD: jax.Array) -> jax.Array:
+  def setup(self):
     shape = (self.config.embed_dim, self.config.vocab_size)
-    kernel = declare(self, "kernel", normal(xavier_std(*shape)), shape, ("embed", "vocab"), self.config.param_dtype)
-    return jnp.einsum("BLD,DV->BLV", x_BLD.astype(self.config.dtype), kernel.astype(self.config.dtype),
+    self.kernel = declare(self, "kernel", normal(xavier_std(*shape)), shape, ("embed", "vocab"), self.config.param_dtype)
+
+  def __call__(self, x_BLD: jax.Array) -> jax.Array:
+    return jnp.einsum("BLD,DV->BLV", x_BLD.astype(self.config.dtype), self.kernel.astype(self.config.dtype),
                       preferred_element_type=jnp.float32)
 
 

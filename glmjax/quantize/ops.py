@@ -10,6 +10,7 @@ slower than float.
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,7 @@ _BLOCK = 128  # inputs (INT4: bytes) at a time on a CPU; 64 to 256 are much alik
 def einsum(spec: str, x: jax.Array, kernel: "jax.Array | qarray.QuantizedArray") -> jax.Array:
   """jnp.einsum(spec, x, kernel) in x's dtype. A quantized kernel's input axes come first."""
   if not isinstance(kernel, qarray.QuantizedArray):
-    return jnp.einsum(spec, x, kernel.astype(x.dtype))
+    return matmul(spec, x, kernel)
   labels = spec.replace("->", ",").split(",")[1]
   inputs = labels[:kernel.values.ndim + kernel.axis + 1]
   parts = (x,) if kernel.bits == 8 else _even_odd(x, spec.index(inputs[-1]))
@@ -32,6 +33,37 @@ def einsum(spec: str, x: jax.Array, kernel: "jax.Array | qarray.QuantizedArray")
   assert sums.shape[sums.ndim - len(outputs):] == outputs, (spec, sums.shape, outputs)
   scale = kernel.scale.astype(jnp.float32).reshape((1,) * (sums.ndim - len(outputs)) + outputs)
   return (sums * scale).astype(x.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3))
+def matmul(spec: str, x: jax.Array, y: jax.Array, dtype: jnp.dtype | None = None) -> jax.Array:
+  """jnp.einsum of two floats: operands in x's dtype, sums in float32, the result in `dtype` (x's).
+
+  So are the gradients: the cotangent is rounded to x's dtype first, and y's gradient comes out in y's own
+  dtype, float32 for a master weight. (JAX's own would multiply bf16 by float32, as float32.)
+  """
+  dtype = dtype or x.dtype
+  return jnp.einsum(spec, x, y.astype(x.dtype), preferred_element_type=_sums(dtype)).astype(dtype)
+
+
+def _sums(dtype: jnp.dtype) -> jnp.dtype:
+  """XLA's CPU multiplies bf16 at twice float32's speed, but into float32 alone; others round in the product."""
+  return jnp.float32 if jax.default_backend() == "cpu" else dtype
+
+
+def _matmul_forward(spec: str, x: jax.Array, y: jax.Array, dtype: jnp.dtype | None) -> tuple[jax.Array, Any]:
+  return matmul(spec, x, y, dtype), (x, y)
+
+
+def _matmul_backward(spec: str, dtype: jnp.dtype | None, residuals: Any, g: jax.Array) -> tuple[jax.Array, jax.Array]:
+  del dtype
+  (x, y), (a, b, c) = residuals, spec.replace("->", ",").split(",")
+  g = g.astype(x.dtype)
+  dx = jnp.einsum(f"{c},{b}->{a}", g, y.astype(x.dtype), preferred_element_type=_sums(x.dtype)).astype(x.dtype)
+  return dx, jnp.einsum(f"{a},{c}->{b}", x, g, preferred_element_type=_sums(y.dtype)).astype(y.dtype)
+
+
+matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
 def _even_odd(x: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:

@@ -9,19 +9,15 @@ C tokens of a chunk, D model, V vocabulary, O objectives.
 """
 
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from glmjax import tokens as tokens_lib
+from glmjax.parallel import partitioning
 
 NUM_OBJECTIVES = len(tokens_lib.OBJECTIVES)
-
-# (the head's parameters, hidden states [G, C, D]) -> logits [G, C, V]
-HeadFn = Callable[[Any, jax.Array], jax.Array]
-
 
 class Sums(NamedTuple):
   """Loss-weighted cross entropy and the weights themselves, summed per objective: float32 [O] each."""
@@ -48,14 +44,15 @@ def by_objective(losses: jax.Array, weights: jax.Array, objectives: jax.Array) -
   return Sums((flat * losses.reshape(-1)) @ one_hot, flat @ one_hot)
 
 
-def chunked(head: HeadFn, head_params: Any, x_BLD: jax.Array, targets_BL: jax.Array, weights_BL: jax.Array,
+def chunked(kernel_DV: jax.Array, x_BLD: jax.Array, targets_BL: jax.Array, weights_BL: jax.Array,
             objectives_BL: jax.Array, groups: int = 1, chunk: int = 512) -> Sums:
-  """Cross entropy of head(head_params, x) at every weighted token, per objective.
+  """Cross entropy of the logits x @ kernel at every weighted token, per objective.
 
-  Equal to making all logits at once. Differentiable in head_params and x, once; the head's gradients are
-  computed together with the loss, so that no logits are kept or made twice.
+  Equal to making all logits at once. Differentiable in kernel and x, once; the head's gradients are computed
+  together with the loss, so that no logits are kept or made twice.
 
   Args:
+    kernel_DV, x_BLD: in the compute dtype; sums are float32.
     groups: batch shards of the mesh; divides B.
     chunk: C, tokens of each group whose logits exist at a time.
   """
@@ -68,7 +65,7 @@ def chunked(head: HeadFn, head_params: Any, x_BLD: jax.Array, targets_BL: jax.Ar
   order = jnp.argsort(weights == 0, axis=1, stable=True)  # weighted tokens first, in their order
   front = Front(order, *(jnp.take_along_axis(a, order, axis=1) for a in (targets, weights, objectives)))
   front = jax.tree.map(lambda a: jnp.pad(a, ((0, 0), (0, -rows % chunk))), front)
-  return _front_loss(head, chunk, head_params, x_GRD, front)
+  return _front_loss(chunk, kernel_DV, x_GRD, front)
 
 
 class Front(NamedTuple):
@@ -92,50 +89,62 @@ def _take(x_GRD: jax.Array, index_GC: jax.Array) -> jax.Array:
   return jnp.take_along_axis(x_GRD, index_GC[..., None], axis=1)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _front_loss(head: HeadFn, chunk: int, head_params: Any, x_GRD: jax.Array, front: Front) -> Sums:
+def _logits(kernel_DV: jax.Array, x_GCD: jax.Array) -> jax.Array:
+  logits_GCV = jnp.einsum("GCD,DV->GCV", x_GCD, kernel_DV, preferred_element_type=jnp.float32)
+  return partitioning.constrain(logits_GCV, "batch", None, "act_vocab")
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _front_loss(chunk: int, kernel_DV: jax.Array, x_GRD: jax.Array, front: Front) -> Sums:
   def body(i: jax.Array, sums: Sums) -> Sums:
     part = front.cut(i, chunk)
-    losses = cross_entropy(head(head_params, _take(x_GRD, part.order)), part.targets)
+    losses = cross_entropy(_logits(kernel_DV, _take(x_GRD, part.order)), part.targets)
     return jax.tree.map(jnp.add, sums, by_objective(losses, part.weights, part.objectives))
 
   zeros = jnp.zeros(NUM_OBJECTIVES, jnp.float32)
   return jax.lax.fori_loop(0, front.num_chunks(chunk), body, Sums(zeros, zeros))
 
 
-def _front_loss_forward(head: HeadFn, chunk: int, head_params: Any, x_GRD: jax.Array,
-                        front: Front) -> tuple[Sums, tuple[Any, ...]]:
+def _front_loss_forward(chunk: int, kernel_DV: jax.Array, x_GRD: jax.Array, front: Front) -> tuple[Sums, Any]:
   """Also the gradients of the loss's sum, which backward only scales: all objectives count alike."""
   groups, rows, width = x_GRD.shape
+  # Each group sums a gradient of its own, so that devices meet once, behind the loop.
+  kernel_spec = "GCD,GCV->DV" if groups == 1 else "GCD,GCV->GDV"
 
-  def body(i: jax.Array, carry: tuple[Sums, Any, jax.Array]) -> tuple[Sums, Any, jax.Array]:
-    sums, d_params, dx = carry
+  def body(i: jax.Array, carry: tuple[Sums, jax.Array, jax.Array]) -> tuple[Sums, jax.Array, jax.Array]:
+    sums, d_kernel, dx = carry
     part = front.cut(i, chunk)
-    logits_GCV, head_vjp = jax.vjp(head, head_params, _take(x_GRD, part.order))
-    logits_GCV = logits_GCV.astype(jnp.float32)
-    log_sum_GC = jax.nn.logsumexp(logits_GCV, axis=-1)
+    x_GCD = _take(x_GRD, part.order)
+    logits_GCV = _logits(kernel_DV, x_GCD)
     picked_GC = jnp.take_along_axis(logits_GCV, part.targets[..., None], axis=-1)[..., 0]
-    sums = jax.tree.map(jnp.add, sums, by_objective(log_sum_GC - picked_GC, part.weights, part.objectives))
+    max_GC = logits_GCV.max(-1)
+    exp_GCV = jnp.exp(logits_GCV - max_GC[..., None])
+    total_GC = exp_GCV.sum(-1)
+    sums = jax.tree.map(jnp.add, sums, by_objective(jnp.log(total_GC) + max_GC - picked_GC, part.weights, part.objectives))
     is_target = jax.lax.broadcasted_iota(jnp.int32, logits_GCV.shape, 2) == part.targets[..., None]
-    d_logits = (jnp.exp(logits_GCV - log_sum_GC[..., None]) - is_target) * part.weights[..., None]
-    more, dx_chunk = head_vjp(d_logits)
-    dx = jax.lax.dynamic_update_slice_in_dim(dx, dx_chunk, i * chunk, axis=1)
-    return sums, jax.tree.map(jnp.add, d_params, more), dx
+    d_logits = exp_GCV * (part.weights / total_GC)[..., None] - jnp.where(is_target, part.weights[..., None], 0.0)
+    d_logits = d_logits.astype(x_GRD.dtype)
+    d_kernel += jnp.einsum(kernel_spec, x_GCD, d_logits, preferred_element_type=jnp.float32)
+    dx_GCD = jnp.einsum("GCV,DV->GCD", d_logits, kernel_DV, preferred_element_type=jnp.float32)
+    dx = jax.lax.dynamic_update_slice_in_dim(dx, dx_GCD.astype(dx.dtype), i * chunk, axis=1)
+    return sums, d_kernel, dx
 
   zeros = jnp.zeros(NUM_OBJECTIVES, jnp.float32)
-  start = (Sums(zeros, zeros), jax.tree.map(jnp.zeros_like, head_params),
-           jnp.zeros((groups, front.order.shape[1], width), x_GRD.dtype))
-  sums, d_params, dx = jax.lax.fori_loop(0, front.num_chunks(chunk), body, start)
+  d_kernel = jnp.zeros(kernel_DV.shape if groups == 1 else (groups, *kernel_DV.shape), jnp.float32)
+  if groups > 1:
+    d_kernel = partitioning.constrain(d_kernel, "batch", None, "act_vocab")
+  dx = jnp.zeros((groups, front.order.shape[1], width), x_GRD.dtype)
+  sums, d_kernel, dx = jax.lax.fori_loop(0, front.num_chunks(chunk), body, (Sums(zeros, zeros), d_kernel, dx))
+  d_kernel = d_kernel if groups == 1 else d_kernel.sum(0)
   dx_GRD = _take(dx, jnp.argsort(front.order[:, :rows], axis=1))  # back to the tokens' own places
-  return sums, (d_params, dx_GRD)
+  return sums, (d_kernel, dx_GRD, kernel_DV)
 
 
-def _front_loss_backward(head: HeadFn, chunk: int, residuals: tuple[Any, ...], d_sums: Sums) -> tuple[Any, ...]:
-  del head, chunk
-  d_params, dx_GRD = residuals
+def _front_loss_backward(chunk: int, residuals: Any, d_sums: Sums) -> tuple[jax.Array, jax.Array, None]:
+  del chunk
+  d_kernel, dx_GRD, kernel_DV = residuals
   scale = d_sums.loss[0]
-  scaled = lambda a: (a * scale).astype(a.dtype)
-  return jax.tree.map(scaled, d_params), scaled(dx_GRD), None
+  return (d_kernel * scale).astype(kernel_DV.dtype), (dx_GRD * scale).astype(dx_GRD.dtype), None
 
 
 _front_loss.defvjp(_front_loss_forward, _front_loss_backward)

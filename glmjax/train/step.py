@@ -44,11 +44,6 @@ class Objective:
   groups: int = 1  # batch shards of the mesh
   chunk: int = 512  # tokens per shard whose logits exist at a time
 
-  def head(self, head_params: tuple[Any, jax.Array], x_GCD: jax.Array) -> jax.Array:
-    """Logits of hidden states; head_params is (embedding or head subtree, embedding-gradient alpha)."""
-    params, alpha = head_params
-    return glm.GLM(self.config).apply({"params": params}, x_GCD, alpha, method="head")
-
   def hidden(self, params: Any, batch: Batch, alpha: jax.Array | float, rng: jax.Array | None,
              **apply: Any) -> tuple[Any, Any]:
     """The last hidden states [B, L, D], and what else `apply` asks Linen for.
@@ -66,9 +61,8 @@ class Objective:
   def sums(self, params: Any, batch: Batch, alpha: jax.Array | float = 1.0, rng: jax.Array | None = None) -> losses.Sums:
     """Loss and weight sums of a batch [B, L]; with an rng, dropout is on."""
     x_BLD = self.hidden(params, batch, alpha, rng)[0]
-    name = "embedding" if self.config.tie_embeddings else "head"
-    head_params = ({name: params[name]}, jnp.asarray(alpha, jnp.float32))
-    return losses.chunked(self.head, head_params, x_BLD, batch["targets"], batch["loss_weights"], batch["objective"],
+    kernel_DV = glm.GLM(self.config).apply({"params": params}, alpha, method="head_kernel")
+    return losses.chunked(kernel_DV, x_BLD, batch["targets"], batch["loss_weights"], batch["objective"],
                           self.groups, self.chunk)
 
 

@@ -51,24 +51,22 @@ class Workdir:
     config = folder.FolderConfig(model, json.loads(json.dumps(data.describe())))
     if (self.root / folder.PARAMS).exists():
       raise errors.InputError(f"{self.root} is an exported model's folder: choose another workdir")
-    if overwrite:
-      self._clear()
-    elif manager_lib.steps(self.checkpoints):  # without: killed before its first checkpoint, nothing to lose
-      self._check_same(config)
-    self.root.mkdir(parents=True, exist_ok=True)
-    tokenizer = self._save_tokenizer(data)
-    if tokenizer.get("vocab_size", 0) > model.vocab_size:
-      raise errors.InputError(f"the data's tokenizer has {tokenizer['vocab_size']} ids, the model's vocab_size is "
-                              f"{model.vocab_size}: give the model as many or more")
+    with tempfile.TemporaryDirectory() as scratch:
+      tokenizer = {}
+      if hasattr(data, "save_tokenizer"):
+        data.save_tokenizer(scratch)
+        tokenizer = folder.read_tokenizer(scratch)
+      if tokenizer.get("vocab_size", 0) > model.vocab_size:  # before anything is deleted
+        raise errors.InputError(f"the data's tokenizer has {tokenizer['vocab_size']} ids, the model's vocab_size is "
+                                f"{model.vocab_size}: give the model as many or more")
+      if overwrite:
+        self._clear()
+      elif manager_lib.steps(self.checkpoints):  # without: killed before its first checkpoint, nothing to lose
+        self._check_same(config)
+      self.root.mkdir(parents=True, exist_ok=True)
+      if tokenizer:
+        folder.copy_tokenizer(scratch, self.root)
     folder.write_config(self.root, dataclasses.replace(config, tokenizer=tokenizer))
-
-  def _save_tokenizer(self, data: feed.DataSource) -> dict[str, Any]:
-    """Copies the data's tokenizer into the run's folder; its fingerprint and size."""
-    if not hasattr(data, "save_tokenizer"):
-      return {}
-    with tempfile.TemporaryDirectory(dir=self.root) as scratch:
-      data.save_tokenizer(scratch)
-      return folder.copy_tokenizer(scratch, self.root)
 
   def _clear(self) -> None:
     """Deletes a run; the checkpoints leave by one rename, so that none is ever half there."""

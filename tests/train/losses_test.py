@@ -1,7 +1,6 @@
 """The chunked loss equals the plain one, in value and gradients, on one device and on eight."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -12,24 +11,19 @@ from glmjax.train import losses
 B, L, D, V = 8, 12, 16, 40
 
 
-def head(params: dict, x: jax.Array) -> jax.Array:
-  """A head with a shrink factor, as the model's."""
-  return jnp.einsum("...D,VD->...V", x, params["table"]) * params["alpha"]
-
-
 def inputs(density: float) -> tuple:
-  """Random head, hidden states, targets, weights and objectives."""
+  """Random kernel, hidden states, targets, weights and objectives."""
   rng = np.random.default_rng(0)
-  params = {"table": rng.normal(size=(V, D)).astype(np.float32), "alpha": np.float32(0.7)}
+  kernel = rng.normal(size=(D, V)).astype(np.float32)
   x = rng.normal(size=(B, L, D)).astype(np.float32)
   weights = ((rng.random((B, L)) < density) * rng.choice([1.0, 0.5], (B, L))).astype(np.float32)
   weights[3] = 0
-  return params, x, rng.integers(0, V, (B, L)), weights, rng.integers(0, 3, (B, L))
+  return kernel, x, rng.integers(0, V, (B, L)), weights, rng.integers(0, 3, (B, L))
 
 
-def plain(params: dict, x: jax.Array, targets: jax.Array, weights: jax.Array, objectives: jax.Array) -> losses.Sums:
+def plain(kernel: jax.Array, x: jax.Array, targets: jax.Array, weights: jax.Array, objectives: jax.Array) -> losses.Sums:
   """All logits at once."""
-  return losses.by_objective(losses.cross_entropy(head(params, x), targets), weights, objectives)
+  return losses.by_objective(losses.cross_entropy(x @ kernel, targets), weights, objectives)
 
 
 @pytest.mark.parametrize("groups, chunk", [(1, 512), (4, 7)])
@@ -38,8 +32,8 @@ def test_equals_plain(groups: int, chunk: int):
     loss = lambda p, x, *rest: (f(p, x, *rest).mean() * 3.0, f(p, x, *rest))
     return jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))
 
-  want, have = both(plain), both(lambda *args: losses.chunked(head, *args, groups, chunk))
-  alone = jax.jit(lambda *args: losses.chunked(head, *args, groups, chunk))
+  want, have = both(plain), both(lambda *args: losses.chunked(*args, groups, chunk))
+  alone = jax.jit(lambda *args: losses.chunked(*args, groups, chunk))
   for density in (0.0, 0.1, 0.5, 1.0):
     args = inputs(density)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), have(*args), want(*args))
@@ -47,22 +41,21 @@ def test_equals_plain(groups: int, chunk: int):
 
 
 def test_equals_plain_sharded():
-  params, x, *rest = inputs(0.5)
+  kernel, x, *rest = inputs(0.5)
   mesh = mesh_lib.make_mesh(mesh_lib.MeshConfig(data=2, fsdp=2, tensor=2))
-  loss = lambda p, x: losses.chunked(head, p, x, *rest, 4, 5).mean()
-  want = jax.value_and_grad(lambda p, x: plain(p, x, *rest).mean(), argnums=(0, 1))(params, x)
+  loss = lambda p, x: losses.chunked(p, x, *rest, 4, 5).mean()
+  want = jax.value_and_grad(lambda p, x: plain(p, x, *rest).mean(), argnums=(0, 1))(kernel, x)
   with partitioning.use(mesh):
     rows = partitioning.named(mesh, partitioning.FSDP, "batch", "length", None)
-    table = partitioning.named(mesh, partitioning.FSDP, "vocab", "embed")
-    sharded = {"table": jax.device_put(params["table"], table), "alpha": params["alpha"]}
-    have = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(sharded, jax.device_put(x, rows))
+    split = partitioning.named(mesh, partitioning.FSDP, "embed", "vocab")
+    have = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(jax.device_put(kernel, split), jax.device_put(x, rows))
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), have, want)
 
 
 def test_skips_chunks_without_weight():
-  params, x, targets, weights, objectives = inputs(0.5)
+  kernel, x, targets, weights, objectives = inputs(0.5)
   weights[:, :3], weights[:, 3:] = 1, 0
   broken = x.copy()
   broken[:, 3:] = np.nan  # never looked at: 8 x 3 tokens count, one chunk
-  got = losses.chunked(head, params, broken, targets, weights, objectives, 1, 24)
+  got = losses.chunked(kernel, broken, targets, weights, objectives, 1, 24)
   assert np.isfinite(got.mean())
