@@ -47,14 +47,14 @@ quickstart: install  ## text, tokenizer, cache, train in two halves, evaluate, e
 	$(BIN)/glmjax text $(QUICK)
 	$(BIN)/glmjax tokenizer $(QUICK)
 	$(BIN)/glmjax cache $(QUICK)
-	$(BIN)/glmjax train $(QUICK) --overwrite --stop_at_step=200
+	$(BIN)/glmjax train $(QUICK) --overwrite --stop_at_step=280
 	$(BIN)/glmjax train $(QUICK)
 	$(BIN)/glmjax export $(QUICK) --out=$(RUN)/float --overwrite
 	$(BIN)/glmjax export $(QUICK) --out=$(RUN)/int8 --bits=8 --overwrite
 	$(BIN)/glmjax export $(QUICK) --out=$(RUN)/int4 --bits=4 --overwrite
 	$(BIN)/glmjax evaluate $(QUICK) --checkpoint=$(RUN)/float --out=$(RUN)/heldout.json
-	$(BIN)/glmjax evaluate $(QUICK) --checkpoint=$(RUN)/int8 --out=$(RUN)/heldout_int8.json
-	$(BIN)/glmjax evaluate $(QUICK) --checkpoint=$(RUN)/int4 --out=$(RUN)/heldout_int4.json
+	$(BIN)/glmjax evaluate $(QUICK) --checkpoint=$(RUN)/int8 --out=$(RUN)/heldout_int8.json --gin.heldout.evaluate.max_fills=0
+	$(BIN)/glmjax evaluate $(QUICK) --checkpoint=$(RUN)/int4 --out=$(RUN)/heldout_int4.json --gin.heldout.evaluate.max_fills=0
 	$(BIN)/glmjax generate $(QUICK) --checkpoint=$(RUN)/float --samples=$(RUN)/samples.jsonl $(PROMPTS)
 	$(BIN)/glmjax generate $(QUICK) --checkpoint=$(RUN)/int4 --samples=$(RUN)/samples.jsonl $(PROMPTS)
 	$(BIN)/glmjax report $(QUICK)
