@@ -1,0 +1,115 @@
+"""Greedy decoding, batch 1, against the original PyTorch code on the same machine.
+
+  python benchmarks/decode.py --baseline_python TORCH_VENV/bin/python --baseline_script torch_reference.py
+
+Both decode 128 tokens behind a prompt of 64, prefill included, in float32: 6 layers, width 512, 8 heads,
+GeGLU 1365, vocabulary 20480 (29.4 M parameters, random). The two take turns. Runs during which other
+processes used the processors are marked busy, and count only where there are no quiet ones. Without the
+baseline's flags only ours runs. Writes benchmarks/results/decode.json.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import loader
+import numpy as np
+
+from glmjax import tokens
+from glmjax.infer import decode
+from glmjax.infer import engine
+from glmjax.infer import prompt
+from glmjax.infer import sampling
+from glmjax.models import config as config_lib
+from glmjax.models import glm
+
+CONFIG = config_lib.GLMConfig(vocab_size=20480, num_layers=6, embed_dim=512, num_heads=8, mlp_dim=1365, max_length=1024)
+SPECIALS = tokens.icetk(0, 20_000)
+PROMPT, NEW = 64, 128
+BUSY = 0.12  # share of a processor used by others, above which a run does not count as quiet
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--baseline_python", help="interpreter that has the original's packages")
+  parser.add_argument("--baseline_script", help="prints one line of JSON with the median of `decode --runs N`")
+  parser.add_argument("--rounds", type=int, default=3, help="turns of each")
+  parser.add_argument("--runs", type=int, default=8, help="quiet runs in a turn")
+  parser.add_argument("--out", default=str(pathlib.Path(__file__).parent / "results" / "decode.json"))
+  options = parser.parse_args()
+  run, compile_seconds = prepare()
+  ours, theirs = [], []
+  for turn in range(options.rounds):
+    ours.append(measure(run, options.runs))
+    print(f"turn {turn + 1}: glmjax {ours[-1]}", flush=True)
+    if options.baseline_python:
+      command = [options.baseline_python, options.baseline_script, "decode", "--runs", str(options.runs)]
+      done = subprocess.run(command, capture_output=True, text=True, check=True)
+      theirs.append(json.loads(done.stdout.splitlines()[-1]))
+      print(f"turn {turn + 1}: original {theirs[-1]}", flush=True)
+  median = lambda turns: statistics.median(turn["median"] for turn in turns)
+  result = {"what": f"greedy decode, batch 1, {PROMPT} + {NEW} tokens, float32, tokens/s",
+            "date": datetime.datetime.now().isoformat(timespec="seconds"), "machine": loader.machine(),
+            "command": " ".join(["python", "benchmarks/decode.py", *map(os.path.basename, sys.argv[1:])]),
+            "jax": jax.__version__, "compile_seconds": compile_seconds, "glmjax": ours, "original": theirs,
+            "glmjax_median": median(ours)}
+  if theirs:
+    result |= {"original_median": median(theirs), "ratio": round(median(ours) / median(theirs), 2)}
+  pathlib.Path(options.out).parent.mkdir(parents=True, exist_ok=True)
+  pathlib.Path(options.out).write_text(json.dumps(result, indent=1) + "\n")
+  print(json.dumps(result, indent=1))
+
+
+def prepare() -> tuple[Callable[[], float], float]:
+  """A function that decodes once and returns tokens/s, warmed up; and the seconds that compiling took."""
+  config, params = engine.prepare(CONFIG, glm.init_params(CONFIG, jax.random.key(0)))
+  text = np.random.default_rng(0).integers(4, 20_000, PROMPT - 2).tolist()
+  rows = decode.make_rows([prompt.fill([*text, SPECIALS.gmask], SPECIALS, CONFIG.positions)], [NEW], SPECIALS.pad)
+  draws, none = sampling.draws([sampling.Sampling()], [0]), jnp.zeros(CONFIG.vocab_size, bool)
+
+  def run() -> float:
+    start = time.perf_counter()
+    state = decode.prefill(config, params, rows, NEW)
+    state = decode.decode(config, params, rows, state, draws, none, none, jnp.int32(NEW))
+    assert len(decode.generated(state, 1)[0]) == NEW
+    return NEW / (time.perf_counter() - start)
+
+  start = time.perf_counter()
+  run()
+  return run, round(time.perf_counter() - start, 1)
+
+
+def measure(run: Callable[[], float], runs: int) -> dict:
+  """Median, least and most of `runs` quiet runs, of three times as many tries."""
+  quiet, rates = [], []
+  while len(rates) < 3 * runs and len(quiet) < runs:
+    others, start = busy_seconds() - time.process_time(), time.perf_counter()
+    rates.append(run())
+    others = busy_seconds() - time.process_time() - others
+    if others <= BUSY * (time.perf_counter() - start):
+      quiet.append(rates[-1])
+  used = quiet or rates
+  return {"quiet_runs": len(quiet), "median": round(statistics.median(used), 1), "min": round(min(used), 1),
+          "max": round(max(used), 1)}
+
+
+def busy_seconds() -> float:
+  """Processor time that this machine has spent working; 0 where it does not tell."""
+  if not os.path.exists("/proc/stat"):
+    return 0.0
+  with open("/proc/stat", encoding="utf-8") as file:
+    fields = [int(x) for x in file.readline().split()[1:9]]
+  return (sum(fields) - fields[3] - fields[4]) / os.sysconf("SC_CLK_TCK")
+
+
+if __name__ == "__main__":
+  main()
