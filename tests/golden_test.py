@@ -1,7 +1,9 @@
 """The model, decoding and scoring against what the original PyTorch code computed (golden_models)."""
 
+import ast
 import dataclasses
 import functools
+import re
 from typing import Any
 
 import golden_models
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 
 from glmjax import tokens as tokens_lib
+from glmjax.infer import beam as beam_lib
 from glmjax.infer import cache as cache_lib
 from glmjax.infer import decode
 from glmjax.infer import engine
@@ -185,6 +188,13 @@ def greedy(group: str, prompts: list[prompt.Prompt], steps: int, stops: tuple[in
   return decode.generated(state, len(prompts))
 
 
+def build_glm130b(case: str, tokens: list[int], specials: tokens_lib.SpecialTokens) -> prompt.Prompt:
+  """Our prompt for the text in a case's tokens."""
+  if case.endswith("unidirectional"):
+    return prompt.left_to_right(tokens[2:], specials, "rotary")
+  return prompt.fill(tokens[:-1], specials, "rotary")
+
+
 @pytest.mark.parametrize("case", ["eval_batch_mask", "eval_batch_gmask", "eval_batch_unidirectional"])
 def test_greedy_generation_glm130b(case: str):
   """Prompts built by our rules are the original's, and so are the tokens that follow."""
@@ -193,8 +203,7 @@ def test_greedy_generation_glm130b(case: str):
   prompts = []
   for row, n in enumerate(get("context_length")):
     tokens = get("tokens")[row, :n].tolist()
-    built = (prompt.left_to_right(tokens[2:], specials, "rotary") if case.endswith("unidirectional") else
-             prompt.fill(tokens[:-1], specials, "rotary"))
+    built = build_glm130b(case, tokens, specials)
     assert built.tokens == tokens
     np.testing.assert_array_equal(built.positions[0], get("position_ids")[row, :n])
     longer = prompt.extend(built, [0] * get("target_position_ids").shape[1])
@@ -313,16 +322,22 @@ def test_sampling_filters():
     assert int((out > sampling.FILTERED).sum()) == case["kept"] <= vocab
 
 
+def invalid(text: str, vocab: int) -> np.ndarray:
+  """bool [vocab], True in every slice(a, b, None) written in the text."""
+  mask = np.zeros(vocab, bool)
+  for first, last in re.findall(r"slice\((\d+), (\d+), None\)", text):
+    mask[int(first):int(last)] = True
+  return mask
+
+
 def test_greedy_of_the_table_model():
   meta, arrays = golden_models.load("generation")
-  none = jnp.zeros(meta["V"], bool)
   greedy_draws = functools.cache(lambda n: sampling.draws([sampling.Sampling()] * n, [0] * n))
   step = jax.jit(sampling.sample)
   for name, case in meta["base"].items():
     if not case["deterministic"]:
       continue
-    banned = eval(case["kw"], {"slice": slice}).get("invalid_slices", [])  # a literal of our own golden file
-    suppressed = functools.reduce(lambda x, cut: x.at[cut].set(True), banned, none)
+    suppressed = jnp.array(invalid(case["kw"], meta["V"]))
     sequences = arrays[f"base/{name}/context"]
     done = np.zeros(len(sequences), bool)
     expected = arrays[f"base/{name}/output"][:, 0]
@@ -332,3 +347,40 @@ def test_greedy_of_the_table_model():
       done |= np.isin(new, [meta["EOP"], meta["EOS"]])
       sequences = np.concatenate([sequences, new[:, None]], 1)
     np.testing.assert_array_equal(sequences, expected, err_msg=name)
+
+
+def test_beam_search_of_the_table_model():
+  """Tokens and scores of every step, ends and final order."""
+  meta, arrays = golden_models.load("generation")
+  for name, case in meta["beam"].items():
+    suppressed = invalid(case["kw"].get("invalid_slices", ""), meta["V"])
+    kw = {key: ast.literal_eval(value) for key, value in case["kw"].items() if key != "invalid_slices"}
+    settings = beam_lib.BeamSearch(kw["num_beams"], kw["length_penalty"], kw.get("no_repeat_ngram_size", 0),
+                                   kw.get("min_gen_length", 0), kw["consider_end"])
+    searches = [beam_lib.Search(settings, context, case["end_tokens"], suppressed) for context in case["context"]]
+    for step in case["steps"]:
+      for i, search in enumerate(searches):
+        was_done = search.done
+        search.advance(np.stack([arrays["T"][beam[-1]] + arrays["P"][len(beam) - 1] for beam in search.live]))
+        assert search.live == step["tokens"][i] and search.done == step["is_done"][i], (name, was_done)
+        np.testing.assert_allclose(search.scores, step["scores"][i], atol=1e-4)
+    for i, search in enumerate(searches):
+      assert [beam.tokens for beam in search.result()] == case["output"][i], name
+      if settings.stop_early:
+        np.testing.assert_allclose([beam.score for beam in search.result()], case["penalized_scores"][i], atol=1e-5)
+
+
+@pytest.mark.parametrize("case", ["eval_batch_mask", "eval_batch_gmask", "eval_batch_unidirectional"])
+def test_beam_generation_glm130b(case: str):
+  arrays, specials = golden_models.load("glm130b_tiny")[1], golden_models.specials("glm130b_tiny")
+  get = lambda key: arrays[f"case/{case}/{key}"]
+  prompts = [build_glm130b(case, get("tokens")[row, :n].tolist(), specials)
+             for row, n in enumerate(get("context_length"))]
+  expected = get("beam3_generate_text")
+  beams = beam_lib.search(golden_models.config("glm130b_tiny"), golden_models.params("glm130b_tiny"), prompts,
+                          expected.shape[2], beam_lib.BeamSearch(expected.shape[1], no_repeat_ngram=2), (specials.eop, specials.eos), pad=0)
+  for row, (found, prompt_) in enumerate(zip(beams, prompts)):
+    for beam, tokens in zip(found, expected[row], strict=True):
+      new = beam.tokens[len(prompt_.tokens):]
+      new = new[:-1] if new[-1] in (specials.eop, specials.eos) else new
+      assert new == tokens[tokens >= 0].tolist()

@@ -1,0 +1,174 @@
+"""Beam search as GLM-130B's BeamSearchStrategy does it, deterministic.
+
+The model runs on the device; which beams live on is decided on the host, where each beam is a list of
+tokens. Peculiarities kept for parity: lengths count the prompt; n-grams are banned only where the search
+itself made them; an ended beam counts only among the best (ends + 1) * beams candidates of its step.
+
+B beams of all prompts, V vocabulary.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from glmjax import errors
+from glmjax.infer import cache as cache_lib
+from glmjax.infer import decode
+from glmjax.infer import prompt as prompt_lib
+from glmjax.infer import sampling
+from glmjax.models import config as config_lib
+from glmjax.models import glm
+
+
+@dataclasses.dataclass(frozen=True)
+class BeamSearch:
+  """What to search for; the defaults are those of GLM-130B's generate.sh (FACTS 5.5), but for n-grams."""
+
+  num_beams: int = 4
+  length_penalty: float = 1.0  # scores are divided by ((5 + length) / 6) to this power
+  no_repeat_ngram: int = 0  # no n-gram of this size twice; 0: as it comes, else 2 or more
+  min_tokens: int = 0  # before a stop token
+  stop_early: bool = True  # keep beams that end; False: stop tokens only end the search
+
+  def __post_init__(self):
+    if self.num_beams < 1:
+      raise errors.InputError(f"num_beams is {self.num_beams}: give 1 or more")
+    if self.no_repeat_ngram == 1 or self.no_repeat_ngram < 0:
+      raise errors.InputError(f"no_repeat_ngram is {self.no_repeat_ngram}: give 0 (off), or 2 or more")
+
+
+@dataclasses.dataclass(frozen=True)
+class Beam:
+  """A sequence with its prompt, and its score divided by the length penalty."""
+
+  tokens: list[int]
+  score: float
+
+
+class Search:
+  """One prompt's beams: `advance` with the model's logits, best first in `result`."""
+
+  def __init__(self, settings: BeamSearch, prompt: Sequence[int], stops: Sequence[int],
+               suppressed_V: np.ndarray | None = None):
+    self.settings = settings
+    self.live = [list(prompt)]  # one at first: all beams would be the same
+    self.scores = np.zeros(1, np.float32)
+    self.ended: list[Beam] = []
+    self.done = False
+    self._stops = list(stops)
+    self._suppressed_V = suppressed_V
+    self._prompt_length = len(prompt)
+    self._bans: list[dict[tuple[int, ...], list[int]]] = [{}]
+
+  def advance(self, logits_BV: np.ndarray) -> list[int]:
+    """Moves on by one token; returns the beams that the live ones continue."""
+    settings = self.settings
+    log_probs_BV = _log_softmax(self._masked(np.array(logits_BV, np.float32)))
+    totals = (log_probs_BV + self.scores[:, None]).ravel()
+    count = min((max(1, len(self._stops)) + 1) * settings.num_beams, totals.size)
+    best = np.argpartition(-totals, count - 1)[:count]
+    best = best[np.argsort(-totals[best], kind="stable")]
+    size = log_probs_BV.shape[1]
+    live, scores, parents, bans = [], [], [], []
+    for candidate in best.tolist():
+      parent, token = divmod(candidate, size)
+      if not self.done and token in self._stops:
+        self._end(self.ended, [*self.live[parent], token], totals[candidate])
+      elif len(live) == settings.num_beams:
+        break
+      else:
+        live.append([*self.live[parent], token])
+        scores.append(totals[candidate])
+        parents.append(parent)
+        bans.append(self._banned_after(parent, token))
+    self.live, self.scores, self._bans = live, np.array(scores, np.float32), bans
+    # Done when none of the live ones, ending now, would beat the worst that ended.
+    self.done |= (len(self.ended) == settings.num_beams and
+                  self.ended[-1].score >= self.scores.max() / self._penalty(len(live[0])))
+    return parents
+
+  def result(self) -> list[Beam]:
+    """Ended beams, with the live ones among them unless the search is done; best first."""
+    if not self.settings.stop_early:
+      return [Beam(tokens, float(score)) for tokens, score in zip(self.live, self.scores)]
+    ended = list(self.ended)
+    if not self.done:
+      for tokens, score in zip(self.live, self.scores):
+        self._end(ended, tokens, score)
+    return ended
+
+  def _masked(self, logits_BV: np.ndarray) -> np.ndarray:
+    settings = self.settings
+    if self._suppressed_V is not None:
+      logits_BV[:, self._suppressed_V] = sampling.FILTERED
+    if len(self.live[0]) - self._prompt_length < settings.min_tokens:
+      logits_BV[:, self._stops] = sampling.FILTERED
+    if settings.no_repeat_ngram and len(self.live[0]) > settings.no_repeat_ngram:
+      for row, (tokens, bans) in enumerate(zip(self.live, self._bans)):
+        logits_BV[row, bans.get(tuple(tokens[1 - settings.no_repeat_ngram:]), [])] = sampling.FILTERED
+    return logits_BV
+
+  def _banned_after(self, parent: int, token: int) -> dict[tuple[int, ...], list[int]]:
+    if not self.settings.no_repeat_ngram:
+      return {}
+    prefix = tuple(self.live[parent][1 - self.settings.no_repeat_ngram:])
+    bans = self._bans[parent]
+    return bans | {prefix: [*bans.get(prefix, []), token]}
+
+  def _penalty(self, length: int) -> float:
+    return ((5.0 + length) / 6) ** self.settings.length_penalty
+
+  def _end(self, ended: list[Beam], tokens: list[int], score: float) -> None:
+    """Adds a beam where it belongs, best first; what goes beyond `num_beams` is dropped."""
+    beam = Beam(tokens, float(score / self._penalty(len(tokens))))
+    ended.insert(sum(beam.score < other.score for other in ended), beam)
+    del ended[self.settings.num_beams:]
+
+
+def _log_softmax(logits_BV: np.ndarray) -> np.ndarray:
+  shifted = logits_BV - logits_BV.max(-1, keepdims=True)
+  return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+
+
+@functools.partial(jax.jit, static_argnames=("config",), donate_argnames=("state",))
+def _step(config: config_lib.GLMConfig, params: Any, rows: decode.Rows, state: decode.State, parents_B: jax.Array,
+          tokens_B: jax.Array) -> tuple[jax.Array, decode.State]:
+  """Logits [B, V] behind `tokens_B`, each read behind the cache of its parent."""
+  state = dataclasses.replace(state, cache=_take(state.cache, parents_B), last_B=tokens_B)
+  logits_BV, cache = decode.next_logits(config, params, rows, state)
+  return logits_BV, dataclasses.replace(state, cache=cache, step=state.step + 1)
+
+
+def _take(cache: glm.Cache, rows_B: jax.Array) -> glm.Cache:
+  """The cache's rows; its batch axis is the fourth from the end."""
+  return jax.tree.map(lambda x: jnp.take(x, rows_B, axis=x.ndim - 4), cache)
+
+
+def search(config: config_lib.GLMConfig, params: Any, prompts: Sequence[prompt_lib.Prompt], max_tokens: int,
+           settings: BeamSearch, stops: Sequence[int], pad: int, suppressed_V: np.ndarray | None = None
+           ) -> list[list[Beam]]:
+  """Each prompt's best beams, of up to `max_tokens` new tokens, stop token included."""
+  n = settings.num_beams
+  rows = decode.make_rows(prompts, [max_tokens] * len(prompts), pad)
+  state = decode.prefill(config, params, rows, cache_lib.bucket(max_tokens))
+  num_rows = len(rows.limit_B)
+  rows = jax.tree.map(lambda x: jnp.repeat(x, n, axis=0), rows)
+  state = dataclasses.replace(state, cache=_take(state.cache, jnp.repeat(jnp.arange(num_rows), n)))
+  searches = [Search(settings, p.tokens, stops, suppressed_V) for p in prompts]
+  parents, tokens = np.arange(num_rows * n, dtype=np.int32), np.asarray(rows.last_B).copy()
+  for _ in range(max_tokens):
+    if all(s.done for s in searches):
+      break
+    logits, state = _step(config, params, rows, state, jnp.asarray(parents), jnp.asarray(tokens))
+    logits = np.asarray(logits)
+    for i, s in enumerate(searches):
+      if not s.done:
+        own = slice(i * n, i * n + len(s.live))
+        parents[i * n:(i + 1) * n] = np.resize(i * n + np.array(s.advance(logits[own])), n)
+        tokens[i * n:(i + 1) * n] = np.resize([beam[-1] for beam in s.live], n)
+  return [s.result() for s in searches]
