@@ -63,8 +63,8 @@ class SelfAttention(nn.Module):
     if config.norm == "deepnorm":  # gain beta on values only: not on the last third of the heads (FACTS 0.1.17)
       std = layers.xavier_std(d, d) * jnp.array([1.0, 1.0, config.beta])[:, None, None]
     qkv = _einsum(config, "qkv", "BLD,DTHK->BLTHK", (d, 3, h, k), ("embed", "qkv", "heads", "kv"), 1, std)(x_BLD)
-    q_BLHK, k_BLHK, v_BLHK = (partitioning.constrain(qkv[:, :, i], "batch", "length", "act_heads", None)
-                              for i in range(3))
+    q_BLHK, k_BLHK, v_BLHK = (partitioning.constrain(part, "batch", "length", "act_heads", None)
+                              for part in layers.unstack(qkv, 2))
     parts = 2 if config.positions == "rotary_2d" else 1
     q_BLHK, k_BMHK, v_BMHK = rotary.rotate(q_BLHK, cos_sin, parts), rotary.rotate(k_BLHK, cos_sin, parts), v_BLHK
     if cache is not None:
@@ -91,8 +91,10 @@ class Mlp(nn.Module):
     d, f, branches = config.embed_dim, config.mlp_dim, config.mlp_branches
     std = layers.xavier_std(d, f, config.beta) if config.norm == "deepnorm" else config.init_std
     hidden = _einsum(config, "wi", "BLD,DTF->BLTF", (d, branches, f), ("embed", "branches", "mlp"), 1, std)(x_BLD)
-    gate_BLF = jax.nn.gelu(hidden[:, :, -1], approximate=config.mlp == "gelu_tanh")
-    act_BLF = hidden[:, :, 0] * gate_BLF if config.mlp == "geglu" else gate_BLF
+    *rest, gate_BLF = layers.unstack(hidden, 2)
+    act_BLF = jax.nn.gelu(gate_BLF, approximate=config.mlp == "gelu_tanh")
+    if rest:
+      act_BLF = rest[0] * act_BLF
     act_BLF = partitioning.constrain(act_BLF, "batch", "length", "act_mlp")
     return _einsum(config, "wo", "BLF,FD->BLD", (f, d), ("mlp", "embed"), 1, _output_std(config, f))(act_BLF)
 
@@ -231,8 +233,9 @@ def unstack_layers(params: Any) -> Any:
   """Stacked `layers` [N, ...] to layers_0 ... layers_{N-1}, for models with scan_layers=False."""
   params = dict(params)
   stacked = params.pop("layers")
-  count = jax.tree.leaves(stacked)[0].shape[0]
-  return params | {f"layers_{i}": jax.tree.map(lambda x: x[i], stacked) for i in range(count)}
+  leaves, structure = jax.tree.flatten(stacked)
+  return params | {f"layers_{i}": jax.tree.unflatten(structure, layer)
+                   for i, layer in enumerate(zip(*(layers.unstack(x, 0) for x in leaves)))}
 
 
 def stack_layers(params: Any) -> Any:

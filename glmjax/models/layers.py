@@ -22,6 +22,11 @@ def normal(std: float | jax.Array) -> Initializer:
   return lambda key, shape, dtype: (jax.random.normal(key, shape, jnp.float32) * std).astype(dtype)
 
 
+def unstack(x: jax.Array, axis: int) -> list[jax.Array]:
+  """The slices along an axis; unlike indexing, backward stacks their gradients instead of padding and adding."""
+  return [part.squeeze(axis) for part in jnp.split(x, x.shape[axis], axis)]
+
+
 def zeros(key: jax.Array, shape: Sequence[int], dtype: str) -> jax.Array:
   """Of biases."""
   del key
@@ -57,6 +62,19 @@ scale_gradient.defvjp(lambda x, alpha: (x, alpha),
                       lambda alpha, g: (g * jnp.asarray(alpha, g.dtype), jnp.zeros_like(alpha)))
 
 
+@jax.custom_vjp
+def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
+  """x + bias in x's dtype; the bias's gradient is summed in float32."""
+  return x + bias.astype(x.dtype)
+
+
+def _add_bias_backward(bias: jax.Array, g: jax.Array) -> tuple[jax.Array, jax.Array]:
+  return g, g.astype(jnp.float32).sum(range(g.ndim - bias.ndim)).astype(bias.dtype)
+
+
+add_bias.defvjp(lambda x, bias: (add_bias(x, bias), bias), _add_bias_backward)
+
+
 class Einsum(nn.Module):
   """einsum(spec, x, kernel) + bias, the kernel declared in its final shape."""
 
@@ -73,7 +91,7 @@ class Einsum(nn.Module):
     kernel = declare(self, "kernel", self.kernel_init, self.shape, self.axes, self.param_dtype)
     bias = declare(self, "bias", zeros, self.shape[self.num_inputs:], self.axes[self.num_inputs:],
                    self.param_dtype)
-    return ops.einsum(self.spec, x.astype(self.dtype), kernel) + bias.astype(self.dtype)
+    return add_bias(ops.einsum(self.spec, x.astype(self.dtype), kernel), bias)
 
 
 class LayerNorm(nn.Module):

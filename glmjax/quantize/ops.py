@@ -60,6 +60,8 @@ def _matmul_backward(spec: str, dtype: jnp.dtype | None, residuals: Any, g: jax.
   (x, y), (a, b, c) = residuals, spec.replace("->", ",").split(",")
   g = g.astype(x.dtype)
   dx = jnp.einsum(f"{c},{b}->{a}", g, y.astype(x.dtype), preferred_element_type=_sums(x.dtype)).astype(x.dtype)
+  if set(a) & set(b) & set(c) and jax.default_backend() == "cpu":
+    x, g = x.astype(jnp.float32), g.astype(jnp.float32)  # XLA's CPU fails on batches of transposed bf16 (jax 0.10)
   return dx, jnp.einsum(f"{a},{c}->{b}", x, g, preferred_element_type=_sums(y.dtype)).astype(y.dtype)
 
 

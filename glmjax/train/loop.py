@@ -16,6 +16,7 @@ import numpy as np
 from glmjax import errors
 from glmjax.checkpoint import manager as manager_lib
 from glmjax.models import config as config_lib
+from glmjax.parallel import host
 from glmjax.parallel import mesh as mesh_lib
 from glmjax.parallel import partitioning
 from glmjax.train import diagnose
@@ -84,6 +85,7 @@ def train(
   if data.seq_length > model.max_length:
     raise errors.InputError(f"the data's rows have {data.seq_length} tokens, the model's max_length is "
                             f"{model.max_length}: change either")
+  host.keep_freed_memory()
   device_mesh = mesh_lib.make_mesh(mesh)
   layout = feed_lib.Layout.make(device_mesh, rules, batches.size, micro_batch, data.seq_length,
                                 1 if model.positions == "rotary" else 2, model.vocab_size)
@@ -167,6 +169,8 @@ class Run:
         self.layout.mesh, jax.sharding.PartitionSpec()))
     info = step_lib.StepInfo(scalar, scalar, scalar)
     self._train_step = train_step.lower(self.state, self.layout.abstract(), info).compile()
+    if jax.default_backend() == "cpu":
+      host.reserve_huge_pages(self._train_step.memory_analysis().temp_size_in_bytes * 5 // 4)
     self.console.say(
         f"{model.num_parameters():,} parameters on {self.layout.mesh.size} x "
         f"{jax.devices()[0].device_kind}; {'resumed at' if self._resumed else 'starting at'} step {self.step:,}, "

@@ -34,6 +34,7 @@ class Source:
   seq_length: int = LENGTH
   name: str = "patterns"
   infinite: int | None = None  # the row whose loss weight is infinite
+  wide: bool = False  # positions [2, L]
 
   def describe(self) -> dict:
     return {"name": self.name, "seq_length": self.seq_length}
@@ -44,6 +45,8 @@ class Source:
       rows = [row(first + i) for i in range(size)]
       if self.infinite is not None and first <= self.infinite < first + size:
         rows[self.infinite - first]["loss_weights"][-1] = np.inf
+      if self.wide:
+        rows = [r | {"positions": np.stack([r["positions"], r["positions"] % 5])} for r in rows]
       rows = rows[process_index * size // process_count:(process_index + 1) * size // process_count]
       yield {name: np.stack([r[name] for r in rows]) for name in rows[0]}
 

@@ -1,0 +1,42 @@
+"""The host's memory allocator, told to keep what a step on the CPU uses again and again.
+
+XLA's CPU allocates a step's temporaries anew each time. Given back and taken again they cost a page fault per
+4 KiB: 175,000 faults and a fifth of the step of a small model (0.7 GB of temporaries, measured on two cores).
+Nothing happens where the C library is not glibc.
+"""
+
+import ctypes
+import mmap
+
+# glibc's mallopt parameters (malloc.h).
+_TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
+_HUGE_PAGES = 14  # MADV_HUGEPAGE (Linux)
+_HUGE = 2 << 20
+
+
+def keep_freed_memory() -> bool:
+  """Freed memory stays with the process. Call it before JAX starts its threads, which choose arenas then."""
+  libc = _glibc()
+  settings = (_MMAP_MAX, 0), (_ARENA_MAX, 1), (_TRIM_THRESHOLD, 2**31 - 1)
+  return libc is not None and all(libc.mallopt(name, value) for name, value in settings)
+
+
+def reserve_huge_pages(size: int) -> None:
+  """The next `size` bytes of the heap come in pages of 2 MiB, where the system allows it on request."""
+  libc = _glibc()
+  block = libc.malloc(size + _HUGE) if libc is not None else None
+  if block:
+    libc.madvise(-(-block // _HUGE) * _HUGE, size // mmap.PAGESIZE * mmap.PAGESIZE, _HUGE_PAGES)
+    libc.free(block)
+
+
+def _glibc() -> ctypes.CDLL | None:
+  try:
+    libc = ctypes.CDLL("libc.so.6")
+    libc.mallopt.argtypes = [ctypes.c_int, ctypes.c_int]
+    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    libc.free.argtypes = [ctypes.c_void_p]
+    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+  except (OSError, AttributeError):
+    return None
+  return libc
