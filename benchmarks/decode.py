@@ -32,7 +32,8 @@ from glmjax.infer import sampling
 from glmjax.models import config as config_lib
 from glmjax.models import glm
 
-CONFIG = config_lib.GLMConfig(vocab_size=20480, num_layers=6, embed_dim=512, num_heads=8, mlp_dim=1365, max_length=1024)
+CONFIG = config_lib.GLMConfig(
+    vocab_size=20480, num_layers=6, embed_dim=512, num_heads=8, mlp_dim=1365, max_length=1024)
 SPECIALS = tokens.icetk(0, 20_000)
 PROMPT, NEW = 64, 128
 BUSY = 0.12  # share of a processor used by others, above which a run does not count as quiet
@@ -41,7 +42,7 @@ BUSY = 0.12  # share of a processor used by others, above which a run does not c
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--baseline_python", help="interpreter that has the original's packages")
-  parser.add_argument("--baseline_script", help="prints one line of JSON with the median of `decode --runs N`")
+  parser.add_argument("--baseline_script", help="prints JSON with the median of `decode --runs N`")
   parser.add_argument("--rounds", type=int, default=3, help="turns of each")
   parser.add_argument("--runs", type=int, default=8, help="quiet runs in a turn")
   parser.add_argument("--out", default=str(pathlib.Path(__file__).parent / "results" / "decode.json"))
@@ -73,7 +74,8 @@ def prepare() -> tuple[Callable[[], float], float]:
   """A function that decodes once and returns tokens/s, warmed up; and the seconds that compiling took."""
   config, params = engine.prepare(CONFIG, glm.init_params(CONFIG, jax.random.key(0)))
   text = np.random.default_rng(0).integers(4, 20_000, PROMPT - 2).tolist()
-  rows = decode.make_rows([prompt.fill([*text, SPECIALS.gmask], SPECIALS, CONFIG.positions)], [NEW], SPECIALS.pad)
+  first = prompt.fill([*text, SPECIALS.gmask], SPECIALS, CONFIG.positions)
+  rows = decode.make_rows([first], [NEW], SPECIALS.pad)
   draws, none = sampling.draws([sampling.Sampling()], [0]), jnp.zeros(CONFIG.vocab_size, bool)
 
   def run() -> float:

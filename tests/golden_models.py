@@ -9,6 +9,7 @@ import os
 import pathlib
 from typing import Any
 
+import jax
 import numpy as np
 
 from glmjax import tokens
@@ -59,24 +60,36 @@ def params(name: str, prefix: str = "param/") -> dict[str, Any]:
     at = f"transformer.layers.{i}."
     get = lambda key: arrays[f"{prefix}{at}{key}"]
     order = (3, h, k) if name == "glm10b_tiny" else (h, 3, k)  # rows of the fused projection
-    qkv = lambda x: x.reshape(*order, -1) if order[0] == 3 else x.reshape(*order, -1).swapaxes(0, 1)
+    qkv = lambda x: np.moveaxis(x.reshape(*order, -1), 0 if name == "glm10b_tiny" else 1, 0)
     wi = lambda x: x.reshape(cfg.mlp_branches, cfg.mlp_dim, -1)
     return {
-        "attention_norm": norm(at + "input_layernorm"), "mlp_norm": norm(at + "post_attention_layernorm"),
+        "attention_norm": norm(at + "input_layernorm"),
+        "mlp_norm": norm(at + "post_attention_layernorm"),
         "attention": {
-            "qkv": {"kernel": np.moveaxis(qkv(get("attention.query_key_value.weight")), -1, 0),
-                    "bias": qkv(get("attention.query_key_value.bias"))[..., 0]},
-            "out": {"kernel": get("attention.dense.weight").T.reshape(h, k, d), "bias": get("attention.dense.bias")}},
+            "qkv": {
+                "kernel": np.moveaxis(qkv(get("attention.query_key_value.weight")), -1, 0),
+                "bias": qkv(get("attention.query_key_value.bias"))[..., 0]
+            },
+            "out": {
+                "kernel": get("attention.dense.weight").T.reshape(h, k, d),
+                "bias": get("attention.dense.bias")
+            }
+        },
         "mlp": {
-            "wi": {"kernel": np.moveaxis(wi(get("mlp.dense_h_to_4h.weight")), -1, 0),
-                   "bias": wi(get("mlp.dense_h_to_4h.bias"))[..., 0]},
-            "wo": {"kernel": get("mlp.dense_4h_to_h.weight").T, "bias": get("mlp.dense_4h_to_h.bias")}}}
+            "wi": {
+                "kernel": np.moveaxis(wi(get("mlp.dense_h_to_4h.weight")), -1, 0),
+                "bias": wi(get("mlp.dense_h_to_4h.bias"))[..., 0]
+            },
+            "wo": {
+                "kernel": get("mlp.dense_4h_to_h.weight").T,
+                "bias": get("mlp.dense_4h_to_h.bias")
+            }
+        }
+    }
 
   layers = [layer(i) for i in range(n)]
-  stack = lambda *trees: ({key: stack(*(t[key] for t in trees)) for key in trees[0]} if isinstance(trees[0], dict)
-                          else np.stack(trees))
   table = "word_embeddings.weight" if name == "glm10b_tiny" else "transformer.word_embeddings.weight"
-  tree = {"embedding": {"table": arrays[prefix + table]}, "layers": stack(*layers),
+  tree = {"embedding": {"table": arrays[prefix + table]}, "layers": jax.tree.map(lambda *xs: np.stack(xs), *layers),
           "final_norm": norm("transformer.final_layernorm")}
   if cfg.positions == "learned_2d":
     tree["embedding"] |= {"position": arrays[prefix + "transformer.position_embeddings.weight"],
@@ -106,13 +119,38 @@ def specials(name: str) -> tokens.SpecialTokens:
   if name == "chatglm6b_tiny":
     c = meta["config"]
     mask = c["mask_token_id"]
-    return tokens.SpecialTokens(mask=mask, gmask=c["gmask_token_id"], smask=mask + 2, eod=mask + 3,
-                                sop=c["bos_token_id"], eop=c["eos_token_id"], eos=2, pad=c["pad_token_id"], unk=0,
-                                enc=mask + 6, dblock=mask + 7)
+    return tokens.SpecialTokens(mask=mask,
+                                gmask=c["gmask_token_id"],
+                                smask=mask + 2,
+                                eod=mask + 3,
+                                sop=c["bos_token_id"],
+                                eop=c["eos_token_id"],
+                                eos=2,
+                                pad=c["pad_token_id"],
+                                unk=0,
+                                enc=mask + 6,
+                                dblock=mask + 7)
   s = meta["special_tokens"]
   if name == "glm10b_tiny":
-    return tokens.SpecialTokens(mask=s["MASK"], gmask=s["gMASK"], smask=s["sMASK"], eod=s["eos"], sop=s["sop"],
-                                eop=s["eop"], eos=s["eos"], pad=s["pad"], unk=s["unk"], enc=s["ENC"],
+    return tokens.SpecialTokens(mask=s["MASK"],
+                                gmask=s["gMASK"],
+                                smask=s["sMASK"],
+                                eod=s["eos"],
+                                sop=s["sop"],
+                                eop=s["eop"],
+                                eos=s["eos"],
+                                pad=s["pad"],
+                                unk=s["unk"],
+                                enc=s["ENC"],
                                 dblock=s["dBLOCK"])
-  return tokens.SpecialTokens(mask=s["[MASK]"], gmask=s["[gMASK]"], smask=s["[sMASK]"], eod=s["eod"], sop=s["sop"],
-                              eop=s["eop"], eos=s["eos"], pad=0, unk=0, enc=s["ENC"], dblock=s["dBLOCK"])
+  return tokens.SpecialTokens(mask=s["[MASK]"],
+                              gmask=s["[gMASK]"],
+                              smask=s["[sMASK]"],
+                              eod=s["eod"],
+                              sop=s["sop"],
+                              eop=s["eop"],
+                              eos=s["eos"],
+                              pad=0,
+                              unk=0,
+                              enc=s["ENC"],
+                              dblock=s["dBLOCK"])

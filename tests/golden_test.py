@@ -26,10 +26,20 @@ from glmjax.models import glm
 TOLERANCE = 1e-4
 # Suffix of the logits: what the model was run with.
 VARIANTS = {
-    "glm130b_tiny": {"": {}, "_fp32rope": dict(rotary_rounding="none"), "_halftable": dict(rotary_rounding="half_table")},
-    "chatglm6b_tiny": {"": {}, "_fp32rope": dict(rotary_rounding="none"),
-                       "_halftable": dict(rotary_rounding="half_table"), "_alpha28": dict(residual_alpha=56**0.5)},
-    "glm10b_tiny": {"": {}},
+    "glm130b_tiny": {
+        "": {},
+        "_fp32rope": dict(rotary_rounding="none"),
+        "_halftable": dict(rotary_rounding="half_table")
+    },
+    "chatglm6b_tiny": {
+        "": {},
+        "_fp32rope": dict(rotary_rounding="none"),
+        "_halftable": dict(rotary_rounding="half_table"),
+        "_alpha28": dict(residual_alpha=56**0.5)
+    },
+    "glm10b_tiny": {
+        "": {}
+    },
 }
 jitted_logits = jax.jit(lambda config, params, *inputs: glm.GLM(config).apply({"params": params}, *inputs),
                         static_argnums=0)
@@ -67,13 +77,16 @@ def all_inputs(group: str) -> tuple[list[jax.Array], dict[str, tuple[slice, np.n
     own = np.tile(np.arange(length), (len(tokens), 1))
     end = np.concatenate([end, own[:, end.shape[1]:] + 1], 1)
     start = np.concatenate([start, own[:, start.shape[1]:]], 1)
-    parts.append([np.pad(tokens, width), np.pad(positions, [(0, 0)] * (positions.ndim - 2) + width), start, end])
+    parts.append(
+        [np.pad(tokens, width),
+         np.pad(positions, [(0, 0)] * (positions.ndim - 2) + width), start, end])
     places[case] = slice(row, row + len(tokens)), counts
     row += len(tokens)
   return [jnp.array(np.concatenate(x), jnp.int32) for x in zip(*parts)], places
 
 
-@pytest.mark.parametrize("group, suffix", [(group, suffix) for group in VARIANTS for suffix in VARIANTS[group]])
+@pytest.mark.parametrize("group, suffix",
+                         [(group, suffix) for group in VARIANTS for suffix in VARIANTS[group]])
 def test_logits(group: str, suffix: str):
   arrays = golden_models.load(group)[1]
   config = golden_models.config(group, **VARIANTS[group][suffix])
@@ -82,7 +95,10 @@ def test_logits(group: str, suffix: str):
   compared = 0
   for case, (rows, counts) in places.items():
     if (expected := arrays.get(f"case/{case}/logits{suffix}")) is not None:
-      np.testing.assert_allclose(logits[rows, :counts.shape[1]][counts], expected[counts], atol=TOLERANCE, err_msg=case)
+      np.testing.assert_allclose(logits[rows, :counts.shape[1]][counts],
+                                 expected[counts],
+                                 atol=TOLERANCE,
+                                 err_msg=case)
       compared += 1
   assert compared
 
@@ -102,8 +118,8 @@ def test_half_precision_logits():
 
 
 def hidden_cases() -> list[tuple[str, str]]:
-  return [(group, case) for group in VARIANTS
-          for case in sorted({key.split("/")[1] for key in golden_models.load(group)[1] if key.startswith("hidden/")})]
+  return [(group, case) for group in VARIANTS for case in sorted(
+      {key.split("/")[1] for key in golden_models.load(group)[1] if key.startswith("hidden/")})]
 
 
 @pytest.mark.parametrize("group, case", hidden_cases())
@@ -138,9 +154,11 @@ def test_hidden_states_and_cache(group: str, case: str):
         (layer["__call__"][0][0], at_layer + ("output" if group == "glm130b_tiny" else "layer_out"))]
     key, value = (np.swapaxes(cache[f"layers_{i}"][name], 1, 2) for name in ("key", "value"))
     if group == "glm130b_tiny":
-      pairs.append((np.concatenate([x.reshape(*x.shape[:2], -1) for x in (key, value)], -1), at_layer + "mem_kv"))
+      pairs.append((np.concatenate([x.reshape(*x.shape[:2], -1) for x in (key, value)],
+                                   -1), at_layer + "mem_kv"))
     if group == "chatglm6b_tiny":
-      pairs += [(np.swapaxes(key, 0, 1), at_layer + "past_key"), (np.swapaxes(value, 0, 1), at_layer + "past_value")]
+      pairs += [(np.swapaxes(key, 0, 1), at_layer + "past_key"),
+                (np.swapaxes(value, 0, 1), at_layer + "past_value")]
   pairs = [pair for pair in pairs if pair[1] in arrays]
   assert len(pairs) >= 6 * n
   for ours, key in pairs:
@@ -183,8 +201,9 @@ def greedy(group: str, prompts: list[prompt.Prompt], steps: int, stops: tuple[in
   rows = decode.make_rows(prompts, [steps] * len(prompts), pad=0)
   fill = len(rows.limit_B)
   state = decode.prefill(config, golden_models.params(group), rows, steps)
-  state = decode.decode(config, golden_models.params(group), rows, state, sampling.draws([sampling.Sampling()] * fill, [0] * fill),
-                        flags(suppressed), flags(stops), jnp.int32(steps))
+  state = decode.decode(config, golden_models.params(group), rows, state,
+                        sampling.draws([sampling.Sampling()] * fill, [0] * fill), flags(suppressed),
+                        flags(stops), jnp.int32(steps))
   return decode.generated(state, len(prompts))
 
 
@@ -250,7 +269,10 @@ def test_step_logits_chatglm():
     np.testing.assert_allclose(ours[0], logits, atol=TOLERANCE)
     positions = arrays[f"generate/gmask_prompt/step{i}_position_ids"][0, :, -1]
     np.testing.assert_array_equal(np.asarray(rows.position_B2 + i * rows.stride_B2)[0], positions)
-    state = dataclasses.replace(state, cache=cache, step=state.step + 1, last_B=jnp.array(sequence[len(start) + i])[None])
+    state = dataclasses.replace(state,
+                                cache=cache,
+                                step=state.step + 1,
+                                last_B=jnp.array(sequence[len(start) + i])[None])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -272,8 +294,11 @@ def test_fill_blanks_end_to_end():
   meta, specials = golden_models.load("glm130b_tiny")[0], golden_models.specials("glm130b_tiny")
   for name, case in meta["fill_blanks"].items():
     config = golden_models.config("glm130b_tiny", max_length=case["out_seq_length"])
-    answering = engine.Engine(config, golden_models.params("glm130b_tiny"), Numbers(specials, config.vocab_size),
-                              stop_tokens=(specials.eop, specials.eos), suppressed_tokens=())
+    answering = engine.Engine(config,
+                              golden_models.params("glm130b_tiny"),
+                              Numbers(specials, config.vocab_size),
+                              stop_tokens=(specials.eop, specials.eos),
+                              suppressed_tokens=())
     result = answering.generate([case["raw_text"]], max_tokens=config.max_length)[0]
     assert [result.text] == case["answers"], name
     assert [result.pieces] == case["blanks"], name
@@ -302,7 +327,8 @@ def test_language_model_scores():
   length, stride = get("tokens").shape[1], int(counts[1])
   rows = score.window_rows(get("raw_text").tolist(), specials, "rotary", length, stride)
   assert sum(len(row.targets) for row in rows) == len(get("raw_text"))
-  for row, tokens, positions, targets, count in zip(rows, get("tokens"), get("position_ids"), get("targets"), counts):
+  for row, tokens, positions, targets, count in zip(rows, get("tokens"), get("position_ids"), get("targets"),
+                                                    counts):
     assert row.prompt.tokens == tokens.tolist() and list(row.targets) == targets[-count:].tolist()
     np.testing.assert_array_equal(row.prompt.positions[0], positions)
   config = golden_models.config("glm130b_tiny")
@@ -357,7 +383,9 @@ def test_beam_search_of_the_table_model():
     kw = {key: ast.literal_eval(value) for key, value in case["kw"].items() if key != "invalid_slices"}
     settings = beam_lib.BeamSearch(kw["num_beams"], kw["length_penalty"], kw.get("no_repeat_ngram_size", 0),
                                    kw.get("min_gen_length", 0), kw["consider_end"])
-    searches = [beam_lib.Search(settings, context, case["end_tokens"], suppressed) for context in case["context"]]
+    searches = [
+        beam_lib.Search(settings, context, case["end_tokens"], suppressed) for context in case["context"]
+    ]
     for step in case["steps"]:
       for i, search in enumerate(searches):
         was_done = search.done
@@ -367,7 +395,9 @@ def test_beam_search_of_the_table_model():
     for i, search in enumerate(searches):
       assert [beam.tokens for beam in search.result()] == case["output"][i], name
       if settings.stop_early:
-        np.testing.assert_allclose([beam.score for beam in search.result()], case["penalized_scores"][i], atol=1e-5)
+        np.testing.assert_allclose([beam.score for beam in search.result()],
+                                   case["penalized_scores"][i],
+                                   atol=1e-5)
 
 
 @pytest.mark.parametrize("case", ["eval_batch_mask", "eval_batch_gmask", "eval_batch_unidirectional"])
@@ -377,8 +407,13 @@ def test_beam_generation_glm130b(case: str):
   prompts = [build_glm130b(case, get("tokens")[row, :n].tolist(), specials)
              for row, n in enumerate(get("context_length"))]
   expected = get("beam3_generate_text")
-  beams = beam_lib.search(golden_models.config("glm130b_tiny"), golden_models.params("glm130b_tiny"), prompts,
-                          expected.shape[2], beam_lib.BeamSearch(expected.shape[1], no_repeat_ngram=2), (specials.eop, specials.eos), pad=0)
+  beams = beam_lib.search(golden_models.config("glm130b_tiny"),
+                          golden_models.params("glm130b_tiny"),
+                          prompts,
+                          expected.shape[2],
+                          beam_lib.BeamSearch(expected.shape[1], no_repeat_ngram=2),
+                          (specials.eop, specials.eos),
+                          pad=0)
   for row, (found, prompt_) in enumerate(zip(beams, prompts)):
     for beam, tokens in zip(found, expected[row], strict=True):
       new = beam.tokens[len(prompt_.tokens):]

@@ -136,8 +136,8 @@ def _log_softmax(logits_BV: np.ndarray) -> np.ndarray:
 
 
 @functools.partial(jax.jit, static_argnames=("config",), donate_argnames=("state",))
-def _step(config: config_lib.GLMConfig, params: Any, rows: decode.Rows, state: decode.State, parents_B: jax.Array,
-          tokens_B: jax.Array) -> tuple[jax.Array, decode.State]:
+def _step(config: config_lib.GLMConfig, params: Any, rows: decode.Rows, state: decode.State,
+          parents_B: jax.Array, tokens_B: jax.Array) -> tuple[jax.Array, decode.State]:
   """Logits [B, V] behind `tokens_B`, each read behind the cache of its parent."""
   state = dataclasses.replace(state, cache=_take(state.cache, parents_B), last_B=tokens_B)
   logits_BV, cache = decode.next_logits(config, params, rows, state)

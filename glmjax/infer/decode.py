@@ -76,21 +76,22 @@ def prefill(config: config_lib.GLMConfig, params: Any, rows: Rows, new_slots: in
   batch, slots = rows.tokens_BP.shape
   # Attention here runs over the prompt's slots only; the empty ones are added behind.
   _, cache = glm.GLM(config).apply(
-      {"params": params}, rows.tokens_BP, model_positions(config, rows.positions_B2P), rows.start_BP, rows.end_BP,
-      cache=cache_lib.empty(config, batch, slots), cache_index=jnp.int32(0), method="hidden")
+      {"params": params}, rows.tokens_BP, model_positions(config, rows.positions_B2P), rows.start_BP,
+      rows.end_BP, cache=cache_lib.empty(config, batch, slots), cache_index=jnp.int32(0), method="hidden")
   return State(cache=cache_lib.extend(cache, new_slots), step=jnp.int32(0), last_B=rows.last_B,
                generated_BT=jnp.full((batch, new_slots), UNUSED, jnp.int32), done_B=rows.limit_B <= 0)
 
 
-def next_logits(config: config_lib.GLMConfig, params: Any, rows: Rows, state: State) -> tuple[jax.Array, glm.Cache]:
+def next_logits(config: config_lib.GLMConfig, params: Any, rows: Rows, state: State
+                ) -> tuple[jax.Array, glm.Cache]:
   """Logits [B, V] behind each row's last token, and the cache with that token in it."""
   slot = rows.tokens_BP.shape[1] + state.step
   positions_B2 = rows.position_B2 + state.step * rows.stride_B2
+  end_B1 = jnp.broadcast_to(slot + 1, (len(state.last_B), 1))
   model = glm.GLM(config)
   x_B1D, cache = model.apply(
       {"params": params}, state.last_B[:, None], model_positions(config, positions_B2[..., None]),
-      rows.start_B[:, None], jnp.broadcast_to(slot + 1, (len(state.last_B), 1)), cache=state.cache, cache_index=slot,
-      method="hidden")
+      rows.start_B[:, None], end_B1, cache=state.cache, cache_index=slot, method="hidden")
   return model.apply({"params": params}, x_B1D, method="head")[:, 0], cache
 
 

@@ -117,8 +117,8 @@ class Engine:
     rows = [self.encode(prompt, literal) for prompt in prompts]
     samplings = [sampling] * len(rows) if isinstance(sampling, sampling_lib.Sampling) else list(sampling)
     filled = self.fill(rows, max_tokens, samplings, [seed + i for i in range(len(rows))])
-    decode_ids = self.tokenizer.decode
-    return [Generation(decode_ids(f.tokens), [decode_ids(piece) for piece in f.pieces], f.pieces, f.finish_reason)
+    text = self.tokenizer.decode
+    return [Generation(text(f.tokens), [text(piece) for piece in f.pieces], f.pieces, f.finish_reason)
             for f in filled]
 
   def fill(self, rows: Sequence[Sequence[int]], max_tokens: int, samplings: Sequence[sampling_lib.Sampling],
@@ -129,8 +129,8 @@ class Engine:
     specials, kind = self.tokenizer.specials, self.config.positions
     for row in rows:
       if len(row) >= self.config.max_length:
-        raise errors.InputError(f"a prompt takes {len(row) + 1} tokens, and the model has {self.config.max_length} for "
-                                "prompt and answer: shorten the prompt")
+        raise errors.InputError(f"a prompt takes {len(row) + 1} tokens, and the model has "
+                                f"{self.config.max_length} for prompt and answer: shorten the prompt")
     state = [Filled(list(row), [], "stop") for row in rows]
     blanks = [sum(token in (specials.mask, specials.smask, specials.gmask) for token in row) for row in rows]
     for turn in range(max(blanks, default=0)):
@@ -144,10 +144,9 @@ class Engine:
       turns.sort(key=lambda x: len(x[1].tokens))  # like lengths together: less padding
       for first in range(0, len(turns), self.max_batch):
         some = turns[first:first + self.max_batch]
-        # A row's draws in one turn are independent of those in the next.
-        mixed = [int(np.random.SeedSequence([seeds[i] % 2**32, turn]).generate_state(1)[0]) for i, _, _ in some]
         new = self._continue([p for _, p, _ in some], [most for _, _, most in some],
-                             [samplings[i] for i, _, _ in some], mixed)
+                             [samplings[i] for i, _, _ in some],
+                             [_turn_seed(seeds[i], turn) for i, _, _ in some])
         for (i, _, _), piece in zip(some, new, strict=True):
           state[i] = self._splice(state[i], piece)
     return [self._unframe(filled) for filled in state]
@@ -157,8 +156,9 @@ class Engine:
 
     Texts longer than the model are scored in windows that see the tokens before them.
     """
-    windows = [score_lib.window_rows(self.tokenizer.encode(text), self.tokenizer.specials, self.config.positions,
-                                     self.config.max_length, stride) for text in texts]
+    specials, kind, length = self.tokenizer.specials, self.config.positions, self.config.max_length
+    windows = [score_lib.window_rows(self.tokenizer.encode(text), specials, kind, length, stride)
+               for text in texts]
     scores = iter(self.score_rows([row for rows in windows for row in rows]))
     return [score_lib.join([next(scores) for _ in rows]) for rows in windows]
 
@@ -187,8 +187,9 @@ class Engine:
 
   def _unframe(self, filled: Filled) -> Filled:
     """Without the eos that `encode` put behind text."""
-    tokens = filled.tokens
-    return dataclasses.replace(filled, tokens=tokens[:-1]) if tokens[-1:] == [self.tokenizer.specials.eos] else filled
+    if filled.tokens[-1:] == [self.tokenizer.specials.eos]:
+      return dataclasses.replace(filled, tokens=filled.tokens[:-1])
+    return filled
 
 
 def prepare(config: config_lib.GLMConfig, params: Any) -> tuple[config_lib.GLMConfig, Any]:
@@ -211,6 +212,11 @@ def prepare(config: config_lib.GLMConfig, params: Any) -> tuple[config_lib.GLMCo
 def _is_weight(x: jax.Array | qarray.QuantizedArray) -> bool:
   """A float matrix; quantized ones and one-dimensional norms keep their types."""
   return not isinstance(x, qarray.QuantizedArray) and x.ndim > 1
+
+
+def _turn_seed(seed: int, turn: int) -> int:
+  """Makes a row's draws for one blank independent of those for the next."""
+  return int(np.random.SeedSequence([seed % 2**32, turn]).generate_state(1)[0])
 
 
 def _ids_mask(ids: Sequence[int], size: int) -> jax.Array:

@@ -73,7 +73,7 @@ def draws(samplings: Sequence[Sampling], seeds: Sequence[int]) -> Draws:
 def filter_logits(logits_BV: jax.Array, top_k_B: jax.Array, top_p_B: jax.Array) -> jax.Array:
   """Logits with the tokens that top-k, then top-p of what is left, rule out at FILTERED."""
   vocab = logits_BV.shape[-1]
-  order_BV = jnp.argsort(logits_BV, axis=-1, descending=True)  # stable: of equal ones the lower id comes first
+  order_BV = jnp.argsort(logits_BV, axis=-1, descending=True)  # stable: the lower id of equal ones first
   sorted_BV = jnp.take_along_axis(logits_BV, order_BV, axis=-1)
   last_B = jnp.where(top_k_B > 0, jnp.minimum(top_k_B, vocab), vocab) - 1
   kth_B1 = jnp.take_along_axis(sorted_BV, last_B[:, None], axis=-1)
@@ -83,7 +83,8 @@ def filter_logits(logits_BV: jax.Array, top_k_B: jax.Array, top_p_B: jax.Array) 
   before_BV = jnp.cumsum(probs_BV, axis=-1) - probs_BV
   stays_BV = (before_BV <= top_p_B[:, None]) | (top_p_B[:, None] >= 1)
   stays_BV = stays_BV.at[:, 0].set(True)
-  return jnp.put_along_axis(logits_BV, order_BV, jnp.where(stays_BV, sorted_BV, FILTERED), axis=-1, inplace=False)
+  sorted_BV = jnp.where(stays_BV, sorted_BV, FILTERED)
+  return jnp.put_along_axis(logits_BV, order_BV, sorted_BV, axis=-1, inplace=False)
 
 
 def sample(logits_BV: jax.Array, suppressed_V: jax.Array, draws: Draws, step: jax.Array) -> jax.Array:

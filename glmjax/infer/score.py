@@ -52,9 +52,9 @@ class Score:
     return len(self.log_probs)
 
 
-def target_row(context: Sequence[int], target: Sequence[int], specials: tokens_lib.SpecialTokens, positions: str,
-               eop: bool = False) -> Row:
-  """`target` as the filling of the first blank of `context`, both sides in view; with or without eop behind."""
+def target_row(context: Sequence[int], target: Sequence[int], specials: tokens_lib.SpecialTokens,
+               positions: str, eop: bool = False) -> Row:
+  """`target` as the filling of the first blank of `context`, both sides in view; eop behind it if asked."""
   prompt = prompt_lib.fill(context, specials, positions)
   targets = [*target, specials.eop] if eop else list(target)
   return Row(prompt_lib.extend(prompt, targets[:-1]), targets)
@@ -75,7 +75,8 @@ def window_rows(tokens: Sequence[int], specials: tokens_lib.SpecialTokens, posit
   rows, begin = [], skip
   while begin < len(tokens):
     end = min(len(tokens), room if not rows else begin + stride)
-    context, text = list(tokens[max(0, begin - (room - stride)):begin] if rows else tokens[:begin]), list(tokens[begin:end])
+    first = max(0, begin - (room - stride)) if rows else 0
+    context, text = list(tokens[first:begin]), list(tokens[begin:end])
     if causal_context:
       prompt = prompt_lib.left_to_right(context + text[:-1], specials, positions)
     else:
@@ -111,13 +112,13 @@ def _score(config: config_lib.GLMConfig, params: Any, batch: prompt_lib.Batch, t
   return jax.tree.map(join, jax.lax.map(score, (split(x_BSD), split(targets_BS))))
 
 
-def score_rows(config: config_lib.GLMConfig, params: Any, rows: Sequence[Row], pad: int, batch_tokens: int = 4096,
-               progress: Callable[[int], Any] | None = None, unguessed: Sequence[int] = ()) -> list[Score]:
+def score_rows(config: config_lib.GLMConfig, params: Any, rows: Sequence[Row], pad: int,
+               batch_tokens: int = 4096, progress: Callable[[int], Any] | None = None,
+               unguessed: Sequence[int] = ()) -> list[Score]:
   """Each row's score, in order; about `batch_tokens` tokens run at a time.
 
-  `unguessed` ids are passed over when the most probable token is looked for; they keep their probability.
-
   Rows of like size share a batch, whose shape is one of few: programs compile once for each.
+  `unguessed` ids are passed over when the most probable token is looked for; they keep their probability.
   `progress` is told the number of tokens read after each batch.
   """
   groups: dict[tuple[int, int], list[int]] = {}
@@ -137,7 +138,8 @@ def score_rows(config: config_lib.GLMConfig, params: Any, rows: Sequence[Row], p
       targets = np.zeros((size, places), np.int32)
       for at, i in enumerate(some):
         targets[at, places - len(rows[i].targets):] = rows[i].targets
-      log_probs, correct = map(np.asarray, _score(config, params, batch, targets, jnp.array(unguessed, jnp.int32)))
+      found = _score(config, params, batch, targets, jnp.array(unguessed, jnp.int32))
+      log_probs, correct = map(np.asarray, found)
       for at, i in enumerate(some):
         count = len(rows[i].targets)
         scores[i] = Score(log_probs[at, -count:], correct[at, -count:])

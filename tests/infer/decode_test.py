@@ -36,7 +36,8 @@ def prompts(positions: str) -> list[prompt.Prompt]:
   return out + [prompt.left_to_right(text(7), SPECIALS, positions)]
 
 
-def full_logits(config: config_lib.GLMConfig, params: dict, some: list[prompt.Prompt], new: np.ndarray) -> list:
+def full_logits(config: config_lib.GLMConfig, params: dict, some: list[prompt.Prompt],
+                new: np.ndarray) -> list:
   """Logits of whole rows at once, without cache or left padding, from each prompt's last token on."""
   whole = [prompt.extend(p, row.tolist()) for p, row in zip(some, new)]
   length = max(len(p.tokens) for p in whole)
@@ -52,8 +53,14 @@ def full_logits(config: config_lib.GLMConfig, params: dict, some: list[prompt.Pr
   return [row[len(p.tokens) - 1:len(w.tokens)] for row, p, w in zip(logits, some, whole)]
 
 
-def run(config: config_lib.GLMConfig, params: dict, some: list[prompt.Prompt], steps: int, until: int | None = None,
-        requests: list | None = None, seeds: list | None = None, **kwargs) -> tuple[decode.Rows, decode.State]:
+def run(config: config_lib.GLMConfig,
+        params: dict,
+        some: list[prompt.Prompt],
+        steps: int,
+        until: int | None = None,
+        requests: list | None = None,
+        seeds: list | None = None,
+        **kwargs) -> tuple[decode.Rows, decode.State]:
   rows = decode.make_rows(some, [steps] * len(some), SPECIALS.pad, **kwargs)
   batch = len(rows.limit_B)
   fill = batch - len(some)
@@ -67,7 +74,8 @@ def run(config: config_lib.GLMConfig, params: dict, some: list[prompt.Prompt], s
   return rows, decode.decode(config, params, rows, state, draws, none, none, jnp.int32(steps))
 
 
-@pytest.mark.parametrize("positions, scan", [("rotary", True), *((positions, False) for positions in FAMILIES)])
+@pytest.mark.parametrize("positions, scan",
+                         [("rotary", True), *((positions, False) for positions in FAMILIES)])
 def test_cached_decode_is_the_full_forward(positions: str, scan: bool):
   """A padded batch of unlike prompts: every step's logits as from one pass over the row alone."""
   config, params = model(positions, scan_layers=scan)
@@ -91,7 +99,10 @@ def test_batch_is_the_same_as_one_by_one(positions: str):
   config, params = model(positions)
   some = prompts(positions)
   # All filter, so that the rows alone share one program.
-  requests = [sampling.Sampling(temperature=t, top_p=p) for t, p in ((1, 0.5), (0.8, 0.9), (2, 0.99), (1.2, 0.8), (1, 0.1))]
+  requests = [
+      sampling.Sampling(temperature=t, top_p=p)
+      for t, p in ((1, 0.5), (0.8, 0.9), (2, 0.99), (1.2, 0.8), (1, 0.1))
+  ]
   seeds = [0, 1, 2, 3, 4]
   together = decode.generated(run(config, params, some, 10, requests=requests, seeds=seeds)[1], len(some))
   for i, p in enumerate(some):
@@ -119,11 +130,11 @@ def test_stops_limits_and_filling_rows():
   rows = decode.make_rows(some, [10, 10, 3], SPECIALS.pad, batch=4)
   draws = sampling.draws([sampling.Sampling()] * 4, [0] * 4)
   stops = jnp.zeros(VOCAB, bool).at[stop].set(True)
-  state = decode.decode(config, params, rows, decode.prefill(config, params, rows, 16), draws, jnp.zeros(VOCAB, bool),
-                        stops, jnp.int32(16))
+  state = decode.decode(config, params, rows, decode.prefill(config, params, rows, 16), draws,
+                        jnp.zeros(VOCAB, bool), stops, jnp.int32(16))
   cut = lambda row, most: row[:min(row.index(stop) + 1 if stop in row else len(row), most)]
   assert decode.generated(state, 4) == [cut(free[0], 10), cut(free[1], 10), cut(free[2], 3), []]
   assert int(state.step) <= 10 and bool(state.done_B.all())
-  suppressed = decode.decode(config, params, rows, decode.prefill(config, params, rows, 16), draws, stops, stops,
-                             jnp.int32(10))
+  suppressed = decode.decode(config, params, rows, decode.prefill(config, params, rows, 16), draws, stops,
+                             stops, jnp.int32(10))
   assert stop not in sum(decode.generated(suppressed, 4), [])

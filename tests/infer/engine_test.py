@@ -36,8 +36,16 @@ class Letters:
 @functools.cache
 def model(positions: str = "rotary") -> tuple[config_lib.GLMConfig, dict]:
   norm = "pre" if positions == "learned_2d" else "deepnorm"
-  config = config_lib.GLMConfig(vocab_size=64, num_layers=2, embed_dim=16, num_heads=2, mlp_dim=24, max_length=64,
-                                positions=positions, norm=norm, init_std=0.5, tie_embeddings=positions != "rotary_2d")
+  config = config_lib.GLMConfig(vocab_size=64,
+                                num_layers=2,
+                                embed_dim=16,
+                                num_heads=2,
+                                mlp_dim=24,
+                                max_length=64,
+                                positions=positions,
+                                norm=norm,
+                                init_std=0.5,
+                                tie_embeddings=positions != "rotary_2d")
   return config, glm.init_params(config, jax.random.key(3))
 
 
@@ -57,7 +65,8 @@ def test_generates_only_text_and_fills_every_blank():
   assert answers[2].text == f"{answers[2].pieces[0]} x {answers[2].pieces[1]}"
   for answer in answers:
     for piece, ids in zip(answer.pieces, answer.tokens):
-      assert len(ids) <= 6 and Letters().decode(ids) == piece and len(piece) == len(ids)  # all of them letters
+      assert len(ids) <= 6 and Letters().decode(ids) == piece and len(piece) == len(
+          ids)  # all of them letters
       assert not set(ids) & set(dataclasses.astuple(specials))
     assert answer.finish_reason == ("length" if max(map(len, answer.tokens)) == 6 else "stop")
 
@@ -65,7 +74,9 @@ def test_generates_only_text_and_fills_every_blank():
 @pytest.mark.parametrize("positions", ["rotary", "rotary_2d", "learned_2d"])
 def test_batch_is_one_by_one(positions: str):
   """Prompts of unlike lengths and kinds, more of them than run together."""
-  prompts = ["ab[MASK]cd[MASK]e.", "xyz", "[MASK]", "the quick brown fox [gMASK]", "a long tail [MASK] of text here."]
+  prompts = [
+      "ab[MASK]cd[MASK]e.", "xyz", "[MASK]", "the quick brown fox [gMASK]", "a long tail [MASK] of text here."
+  ]
   requests = [sampling.Sampling(temperature=1.5, top_k=20)] * 5
   ask = make(positions, max_batch=2)
   together = ask.generate(prompts, 5, requests, seed=7)

@@ -14,7 +14,10 @@ def logits(rows: int = 4) -> jax.Array:
   return 3 * jax.random.normal(jax.random.key(0), (rows, VOCAB))
 
 
-def draw(logits_BV: jax.Array, requests: list[sampling.Sampling], seeds: list[int], suppressed: tuple[int, ...] = (),
+def draw(logits_BV: jax.Array,
+         requests: list[sampling.Sampling],
+         seeds: list[int],
+         suppressed: tuple[int, ...] = (),
          step: int = 0) -> np.ndarray:
   suppressed_V = jnp.zeros(VOCAB, bool).at[jnp.array(suppressed, int)].set(True)
   return np.asarray(jitted(logits_BV, suppressed_V, sampling.draws(requests, seeds), jnp.int32(step)))
@@ -29,7 +32,8 @@ def test_greedy_ways(request_: sampling.Sampling):
 
 def test_suppressed_tokens_never_come():
   x = logits().at[:, 7].set(100.0)
-  for request in (sampling.Sampling(), sampling.Sampling(temperature=5.0), sampling.Sampling(temperature=1.0, top_k=3)):
+  for request in (sampling.Sampling(), sampling.Sampling(temperature=5.0),
+                  sampling.Sampling(temperature=1.0, top_k=3)):
     assert 7 not in draw(x, [request] * 4, [0, 1, 2, 3], suppressed=(7,))
 
 
@@ -67,8 +71,9 @@ def test_frequencies_follow_the_filtered_distribution():
   x = jnp.log(jnp.array([[0.5, 0.3, 0.15, 0.05]]))
   request = sampling.Sampling(temperature=2.0, top_k=3)
   n = 4000
-  out = np.asarray(sampling.sample(x.repeat(n, 0), jnp.zeros(4, bool), sampling.draws([request] * n, range(n)),
-                                   jnp.int32(3)))
+  out = np.asarray(
+      sampling.sample(x.repeat(n, 0), jnp.zeros(4, bool), sampling.draws([request] * n, range(n)),
+                      jnp.int32(3)))
   expected = np.sqrt([0.5, 0.3, 0.15, 0.0])
   np.testing.assert_allclose(np.bincount(out, minlength=4) / n, expected / expected.sum(), atol=0.03)
 

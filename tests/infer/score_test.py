@@ -18,8 +18,15 @@ SPECIALS = tokens.icetk(0, 80)
 @functools.cache
 def model(positions: str) -> tuple[config_lib.GLMConfig, dict]:
   norm = "pre" if positions == "learned_2d" else "deepnorm"
-  config = config_lib.GLMConfig(vocab_size=96, num_layers=2, embed_dim=16, num_heads=2, mlp_dim=24, max_length=64,
-                                positions=positions, norm=norm, init_std=0.5)
+  config = config_lib.GLMConfig(vocab_size=96,
+                                num_layers=2,
+                                embed_dim=16,
+                                num_heads=2,
+                                mlp_dim=24,
+                                max_length=64,
+                                positions=positions,
+                                norm=norm,
+                                init_std=0.5)
   return config, glm.init_params(config, jax.random.key(3))
 
 
@@ -63,7 +70,8 @@ def test_batched_is_alone(positions: str, monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.parametrize("num_tokens", [0, 1, 15, 16, 17, 40, 100])
-@pytest.mark.parametrize("stride, skip, causal", [(None, 0, False), (1, 0, True), (15, 0, False), (6, 2, False)])
+@pytest.mark.parametrize("stride, skip, causal", [(None, 0, False), (1, 0, True), (15, 0, False),
+                                                  (6, 2, False)])
 def test_windows_score_each_token_once(num_tokens: int, stride: int | None, skip: int, causal: bool):
   ids = text(num_tokens)
   rows = score.window_rows(ids, SPECIALS, "rotary", 16, stride, causal, skip)
