@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 import zlib
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 import orbax.checkpoint as ocp
@@ -278,6 +277,11 @@ def _put_in_place(temporary: pathlib.Path, out: pathlib.Path) -> None:
   old = out.with_name(f".{out.name}.{os.getpid()}.old")
   if out.exists():
     out.rename(old)
-  temporary.rename(out)
+  try:
+    temporary.rename(out)
+  except OSError:
+    if old.exists():
+      old.rename(out)
+    raise
   folder_lib.sync(out.parent)
   shutil.rmtree(old, ignore_errors=True)

@@ -38,6 +38,8 @@ def generate(
 
 def score(checkpoint: str | os.PathLike, texts: Sequence[str]) -> list[dict[str, Any]]:
   """How likely each text is, read from left to right: natural log-likelihood, tokens, bits per byte."""
+  if not all(texts):
+    raise errors.InputError("a text to score is empty: give at least one character")
   from glmjax.infer import engine
   found = engine.Engine.load(checkpoint).score(texts)
   return [{"text": text, "log_likelihood": s.total, "tokens": s.count,

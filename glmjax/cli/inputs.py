@@ -32,7 +32,7 @@ def _lines(flag: str, values: list[str] | None, file: str | None) -> list[str]:
     else:
       with open(file, "rb") as stream:
         data = stream.read()
-    lines = [line for line in data.decode("utf-8").splitlines() if line.strip()]
+    lines = [line.rstrip("\r") for line in data.decode("utf-8").split("\n") if line.strip()]
   except OSError as error:
     raise errors.InputError(f"--file: cannot read {name}: {error.strerror}") from None
   except UnicodeDecodeError as error:

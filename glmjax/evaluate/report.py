@@ -125,7 +125,9 @@ def quantized_figures(heldout: Mapping[str, dict], exports: Mapping[str, pathlib
 def read_samples(path: pathlib.Path) -> list[dict[str, str]]:
   """What the models said, one {"model", "prompt", "output"} a line; the last where a prompt was put twice."""
   samples = {}
-  for number, line in enumerate(_read(path, "glmjax generate").splitlines(), 1):
+  for number, line in enumerate(_read(path, "glmjax generate").split("\n"), 1):
+    if not line.strip():  # split at "\n" alone: JSON leaves U+2028 and the like as they are
+      continue
     try:
       record = json.loads(line)
       sample = {name: str(record[name]) for name in ("model", "prompt", "output")}
@@ -147,7 +149,9 @@ def _size(folder: pathlib.Path) -> int:
 
 def _read(path: pathlib.Path, command: str) -> str:
   try:
-    return path.read_text()
+    return path.read_text(encoding="utf-8")
+  except UnicodeDecodeError as error:
+    raise errors.InputError(f"{path}: not UTF-8 at byte {error.start}; run {command} again") from None
   except FileNotFoundError:
     raise errors.InputError(f"{path}: missing; run {command} first, or leave it out of report.write's "
                             "arguments") from None

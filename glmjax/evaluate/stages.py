@@ -21,7 +21,7 @@ def read(file: str | os.PathLike) -> dict[str, float]:
   path, seconds = pathlib.Path(file), {}
   if not path.exists():
     return seconds
-  for number, line in enumerate(path.read_text().splitlines(), 1):
+  for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
     try:
       record = json.loads(line)
       seconds[record["stage"]] = seconds.get(record["stage"], 0.0) + float(record["seconds"])

@@ -160,8 +160,9 @@ class Feed:
   def _work(self, source: DataSource, plan: Plan, position: int, layout: Layout) -> None:
     replicated = jax.sharding.NamedSharding(layout.mesh, jax.sharding.PartitionSpec())
     asked, planned = itertools.tee(plan)
-    batches = source.batches(asked, jax.process_index(), jax.process_count())
+    batches = None
     try:
+      batches = source.batches(asked, jax.process_index(), jax.process_count())
       for (first, size), host in zip(planned, batches):
         if self._stop.is_set():
           break

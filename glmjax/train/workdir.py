@@ -69,16 +69,21 @@ class Workdir:
     folder.write_config(self.root, dataclasses.replace(config, tokenizer=tokenizer))
 
   def _clear(self) -> None:
-    """Deletes a run; the checkpoints leave by one rename, so that none is ever half there."""
+    """Deletes a run, its config.json last; the checkpoints leave by one rename, so that none is half there.
+
+    A folder that holds no run keeps what it has: a tokenizer/ there is somebody's only one.
+    """
+    if not self.config.exists() and not manager_lib.steps(self.checkpoints):
+      return
     doomed = self.root / "checkpoints.deleting"
     shutil.rmtree(doomed, ignore_errors=True)
     if self.checkpoints.exists():
       self.checkpoints.rename(doomed)
       shutil.rmtree(doomed, ignore_errors=True)
     self.metrics.unlink(missing_ok=True)
-    self.config.unlink(missing_ok=True)
     for child in (folder.TOKENIZER, "tensorboard", "profile"):
       shutil.rmtree(self.root / child, ignore_errors=True)
+    self.config.unlink(missing_ok=True)
 
   def _check_same(self, config: folder.FolderConfig) -> None:
     advice = "choose another workdir, or --overwrite to delete that run"

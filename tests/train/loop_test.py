@@ -6,7 +6,6 @@ import os
 import signal
 import threading
 
-import jax
 import numpy as np
 import pytest
 
@@ -14,9 +13,7 @@ from glmjax import errors
 from glmjax.checkpoint import manager as manager_lib
 from glmjax.parallel import mesh as mesh_lib
 from glmjax.train import loop
-from glmjax.train import optimizer as optimizer_lib
 from glmjax.train import schedules
-from glmjax.train import state as state_lib
 
 RATE = schedules.LearningRate(peak=1e-2, minimum=1e-3, warmup_samples=32, decay_samples=160)
 DEVICES = mesh_lib.MeshConfig(data=2, fsdp=2, tensor=2)
