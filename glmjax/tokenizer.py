@@ -242,16 +242,18 @@ def train(
     if found != vocab_size:
       raise errors.InputError(f"{folder} holds a tokenizer of {found} ids, not {vocab_size}; remove it or "
                               "choose another folder")
-  writer = io.BytesIO()
+  writer, mistakes = io.BytesIO(), []
   try:
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=_training_lines(documents), model_writer=writer, model_type=model_type,
+        sentence_iterator=_training_lines(documents, mistakes), model_writer=writer, model_type=model_type,
         vocab_size=vocab_size - NUM_APPENDED, character_coverage=character_coverage, num_threads=num_threads,
         normalization_rule_name="identity", add_dummy_prefix=False, remove_extra_whitespaces=False,
         byte_fallback=True, split_digits=True, unk_id=0, bos_id=1, eos_id=2, pad_id=3,
         user_defined_symbols=["<n>"], input_sentence_size=2_000_000, shuffle_input_sentence=True,
         max_sentence_length=1 << 20, minloglevel=2)
   except (RuntimeError, OSError) as error:
+    if mistakes:  # in the text; SentencePiece would say it in words of its own
+      raise mistakes[0] from None
     reason = str(error).rsplit("] ", 1)[-1].strip().replace("\n", " ")
     raise errors.InputError(
         f"no tokenizer of {vocab_size} ids can be trained on this text ({NUM_APPENDED} are specials): "
@@ -261,12 +263,16 @@ def train(
   return tokenizer
 
 
-def _training_lines(documents: Iterable[str]) -> Iterator[str]:
+def _training_lines(documents: Iterable[str], mistakes: list[errors.InputError]) -> Iterator[str]:
   """What SentencePiece will see between newlines, tabs and blank runs, in bounded pieces."""
-  for document in documents:
-    for line in _UNTRAINED.split(document):
-      for start in range(0, len(line), _CHUNK):
-        yield line[start:start + _CHUNK]
+  try:
+    for document in documents:
+      for line in _UNTRAINED.split(document):
+        for start in range(0, len(line), _CHUNK):
+          yield line[start:start + _CHUNK]
+  except errors.InputError as error:
+    mistakes.append(error)
+    raise
 
 
 def _chunks(text: str) -> Iterator[str]:
