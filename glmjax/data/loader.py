@@ -142,14 +142,3 @@ def _answer(worker: workers.Worker, asked: tuple[int, int]) -> Batch:
   except workers.WorkerError as error:
     raise workers.WorkerError(
         f"{error} while making samples {asked[0]} to {asked[0] + asked[1] - 1}") from error
-
-
-def prefetch_to_device(batches: Iterable[Batch], put: Callable[[Batch], object],
-                       depth: int = 2) -> Iterator[object]:
-  """Yields `put(batch)` for each batch, `depth` of them ahead so that transfers overlap with computing."""
-  ready: collections.deque[object] = collections.deque()
-  for batch in batches:
-    ready.append(put(batch))
-    if len(ready) > depth:
-      yield ready.popleft()
-  yield from ready

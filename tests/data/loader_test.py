@@ -203,16 +203,3 @@ print([name for name in ("tensorflow", "seqio", "jax", "flax", "sentencepiece") 
 """
   done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
   assert done.stdout == "[]\n"
-
-
-def test_prefetch_to_device_keeps_order_and_runs_ahead() -> None:
-  put = []
-
-
-  def transfer(batch: loader.Batch) -> int:
-    put.append(int(batch["x"]))
-    return put[-1]
-
-  stream = loader.prefetch_to_device(({"x": np.array(i)} for i in range(6)), transfer)
-  assert next(stream) == 0 and put == [0, 1, 2]
-  assert list(stream) == [1, 2, 3, 4, 5]
