@@ -45,7 +45,7 @@ class GLMConfig:
   scan_layers: bool = True  # one compiled block for all layers; False: unrolled
   remat: str = "none"  # what backward keeps: none (all), dots (matmul outputs), full (block inputs)
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     for name in ("vocab_size", "num_layers", "embed_dim", "num_heads", "mlp_dim", "max_length"):
       if getattr(self, name) <= 0:
         raise errors.InputError(f"GLMConfig.{name} is {getattr(self, name)}: give a number above 0")

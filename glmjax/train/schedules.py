@@ -28,7 +28,7 @@ class LearningRate:
   warmup_samples: int = 1_098_632
   decay_samples: int = 197_753_905  # where the minimum is reached; the warmup counts
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     if not 0 <= self.warmup_samples < self.decay_samples:
       raise errors.InputError(f"LearningRate: warmup_samples {self.warmup_samples} must be at least 0 and less than "
                               f"decay_samples {self.decay_samples}")
@@ -63,7 +63,7 @@ class PiecewiseLinear:
   samples: Sequence[int]
   values: Sequence[float]
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     if len(self.samples) != len(self.values) or not self.samples or list(self.samples) != sorted(self.samples):
       raise errors.InputError(f"PiecewiseLinear: samples {self.samples} must rise and be as many as values {self.values}")
 
@@ -89,7 +89,7 @@ class Batches:
   ramp_samples: int = 0  # samples until `size` is reached
   skip: Sequence[tuple[int, int]] = ()  # (first, last) sample numbers left out, both included
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     if self.size < 1:
       raise errors.InputError(f"Batches.size is {self.size}: give 1 or more")
     if self.ramp_start is not None:
