@@ -149,14 +149,7 @@ def _call(command: Command, given: dict[str, Any]) -> Any:
   function = gin_files.configured(command.target)
   if "on_start" in inspect.signature(function).parameters:
     given = given | {"on_start": lambda: _write_config(command, function)}
-  try:
-    result = function(**given)
-  except errors.InputError:  # refused: the folder may be another run's
-    raise
-  except BaseException:
-    with contextlib.suppress(OSError):  # the first error is the one to report
-      _write_config(command, function)
-    raise
+  result = function(**given)  # one that fails leaves no configuration: the folder may be another run's
   _write_config(command, function)
   return command.describe(result) if command.describe else result
 
