@@ -56,7 +56,7 @@ def train(
     mesh: mesh_lib.MeshConfig = mesh_lib.MeshConfig(),
     rules: partitioning.Rules = partitioning.FSDP,
     micro_batch: int | None = None,
-    loss_chunk: int = 512,
+    loss_chunk: int = 1024,
     seed: int = 0,
     stop_at_step: int | None = None,
     overwrite: bool = False,

@@ -6,11 +6,11 @@ rate after it, because the rate is a function of samples seen, which optax does 
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
-from optax import contrib
 
 # A kernel's input axes and output axes, counted behind the leading layers axis; Muon treats every other
 # axis (layers, and the three of query, key and value or the two GeGLU halves) as separate matrices.
@@ -94,14 +94,39 @@ def _matrix(path: tuple[Any, ...]) -> tuple[tuple[int, ...], tuple[int, ...]] | 
   return tuple(axis + stacked for axis in inputs), tuple(axis + stacked for axis in outputs)
 
 
+class MuonState(NamedTuple):
+  """Momentum of every kernel, float32."""
+
+  momentum: Any
+
+
 def _muon(config: Muon) -> optax.GradientTransformation:
-  def dimensions(updates: Any) -> Any:
-    return jax.tree_util.tree_map_with_path(lambda path, _: contrib.MuonDimensionNumbers(*_matrix(path)), updates)
+  def update(grads: Any, state: MuonState, params: Any = None) -> tuple[Any, MuonState]:
+    del params
+    blend = lambda m, g: config.momentum * m + (1 - config.momentum) * g
+    momentum = jax.tree.map(blend, state.momentum, grads)
+    nesterov = jax.tree.map(blend, momentum, grads)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, x: _orthogonal(x, *_matrix(path), config.steps) * config.update_size, nesterov), MuonState(momentum)
 
-  def resize(path: tuple[Any, ...], x: jax.Array) -> jax.Array:
-    sides = (math.prod(x.shape[i] for i in axes) for axes in _matrix(path))
-    return x * (config.update_size * max(sides) ** 0.5)
+  return optax.GradientTransformation(lambda params: MuonState(jax.tree.map(jnp.zeros_like, params)), update)
 
-  return optax.chain(
-      contrib.scale_by_muon(ns_steps=config.steps, beta=config.momentum, weight_dimension_numbers=dimensions),
-      optax.stateless(lambda updates, params: jax.tree_util.tree_map_with_path(resize, updates)))
+
+def _orthogonal(x: jax.Array, inputs: tuple[int, ...], outputs: tuple[int, ...], steps: int) -> jax.Array:
+  """The nearest matrices with equal singular values, about, scaled to entries of root mean square 1.
+
+  Keller Jordan's quintic Newton-Schulz iteration, as there with bfloat16 products.
+  """
+  others = tuple(set(range(x.ndim)) - {*inputs, *outputs})
+  rows, columns = (math.prod(x.shape[i] for i in axes) for axes in (inputs, outputs))
+  order = (*others, *inputs, *outputs) if rows <= columns else (*others, *outputs, *inputs)  # wide, not tall
+  shape = tuple(x.shape[i] for i in order)
+  m = x.transpose(order).reshape(-1, min(rows, columns), max(rows, columns))
+  m = (m / (jnp.linalg.norm(m, axis=(1, 2), keepdims=True) + 1e-7)).astype(jnp.bfloat16)
+  product = lambda spec, a, b: jnp.einsum(spec, a, b, preferred_element_type=jnp.float32)
+  for _ in range(steps):
+    gram = product("bmk,bnk->bmn", m, m).astype(m.dtype)
+    polynomial = -4.7750 * gram + 2.0315 * product("bmk,bkn->bmn", gram, gram)
+    m = (3.4445 * m + product("bmk,bkn->bmn", polynomial.astype(m.dtype), m)).astype(m.dtype)
+  m = m.astype(x.dtype) * max(rows, columns) ** 0.5
+  return m.reshape(shape).transpose(sorted(range(x.ndim), key=order.__getitem__))

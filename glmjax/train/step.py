@@ -42,7 +42,7 @@ class Objective:
 
   config: config_lib.GLMConfig
   groups: int = 1  # batch shards of the mesh
-  chunk: int = 512  # tokens per shard whose logits exist at a time
+  chunk: int = 1024  # tokens per shard whose logits exist at a time
 
   def hidden(self, params: Any, batch: Batch, alpha: jax.Array | float, rng: jax.Array | None,
              **apply: Any) -> tuple[Any, Any]:

@@ -177,3 +177,14 @@ def test_heads_that_do_not_divide_say_so(tiny):
   mesh = mesh_lib.make_mesh(mesh_lib.MeshConfig(data=1, tensor=8))
   with pytest.raises(ValueError, match="num_heads 4 does not divide over tensor=8: "):
     state_lib.abstract(tiny, optimizer_lib.AdamW().make(), mesh)
+
+
+def test_muon_makes_each_matrix_orthogonal(tiny):
+  key = jax.random.key(0)
+  for inputs, outputs, shape in (((1,), (3, 4), (2, 8, 3, 2, 6)), ((1, 2), (3,), (2, 3, 4, 8))):
+    x = jax.random.normal(key, shape)
+    y = optimizer_lib._orthogonal(x, inputs, outputs, 5)
+    assert y.shape == x.shape and 0.7 < float(jnp.sqrt(jnp.square(y).mean())) < 1.3
+    first = np.asarray(y[0, :, 0] if y.ndim == 5 else y[0]).reshape(np.prod([shape[i] for i in inputs]), -1)
+    singular = np.linalg.svd(first, compute_uv=False)
+    assert singular.max() / singular.min() < 3.5
