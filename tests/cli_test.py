@@ -241,7 +241,8 @@ def test_missing_extra_is_named():
 def start(fake, mode):
   """`glmjax train` of the fake module in a process of its own."""
   code = (
-    "import sys; from glmjax import cli; from glmjax.cli import commands as c\n"
+    "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored in background jobs
+    "from glmjax import cli; from glmjax.cli import commands as c\n"
     f"train = c.Command('train', '{fake}.train', 't', 'e', (c.Flag('--workdir', 'w'),), folder='workdir')\n"
     "c.COMMANDS = {'train': train}\n"
     f"sys.exit(cli.main(['train', '--workdir=here', '--gin.{fake}.train.mode=\"{mode}\"']))"
