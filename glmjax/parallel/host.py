@@ -17,7 +17,7 @@ _HUGE = 2 << 20
 def keep_freed_memory() -> bool:
   """Freed memory stays with the process. Call it before JAX starts its threads, which choose arenas then."""
   libc = _glibc()
-  settings = (_MMAP_MAX, 0), (_ARENA_MAX, 1), (_TRIM_THRESHOLD, 2**31 - 1)
+  settings = (_MMAP_MAX, 0), (_ARENA_MAX, 1), (_TRIM_THRESHOLD, -1)
   return libc is not None and all(libc.mallopt(name, value) for name, value in settings)
 
 
