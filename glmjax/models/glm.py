@@ -13,6 +13,7 @@ B batch, L query length, M key length, N layers, D model, H heads, K head dimens
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -80,6 +81,12 @@ class SelfAttention(nn.Module):
     return out(out_BLHK), cache
 
 
+def gelu(x: jax.Array) -> jax.Array:
+  """Exact GELU, through erf as in PyTorch and in float32; jax.nn.gelu's erfc takes XLA's CPU longer."""
+  y = x.astype(jnp.float32)
+  return (0.5 * y * (1.0 + jax.lax.erf(y * math.sqrt(0.5)))).astype(x.dtype)
+
+
 class Mlp(nn.Module):
   """GeGLU (first half times gelu of the second) or a plain GELU network."""
 
@@ -92,7 +99,7 @@ class Mlp(nn.Module):
     std = layers.xavier_std(d, f, config.beta) if config.norm == "deepnorm" else config.init_std
     hidden = _einsum(config, "wi", "BLD,DTF->BLTF", (d, branches, f), ("embed", "branches", "mlp"), 1, std)(x_BLD)
     *rest, gate_BLF = layers.unstack(hidden, 2)
-    act_BLF = jax.nn.gelu(gate_BLF, approximate=config.mlp == "gelu_tanh")
+    act_BLF = jax.nn.gelu(gate_BLF) if config.mlp == "gelu_tanh" else gelu(gate_BLF)
     if rest:
       act_BLF = rest[0] * act_BLF
     act_BLF = partitioning.constrain(act_BLF, "batch", "length", "act_mlp")

@@ -38,11 +38,19 @@ def tables(config: config_lib.GLMConfig, positions: jax.Array) -> tuple[jax.Arra
   """
   if config.positions == "learned_2d":
     return None
+  rows = jnp.arange(config.max_length)[None]
+
+  def gather(positions_BL: jax.Array, dim: int) -> list[jax.Array]:
+    # As the original code does. XLA's CPU would compute the cosines again for every head of every layer.
+    # A position beyond the model's length gives NaN.
+    return [t[0].at[positions_BL].get(mode="fill", fill_value=jnp.nan)
+            for t in table(rows, dim, config.rotary_base, config.rotary_rounding)]
+
   if config.positions == "rotary":
     assert positions.ndim == 2, positions.shape
-    return table(positions, config.head_dim, config.rotary_base, config.rotary_rounding)
+    return tuple(gather(positions, config.head_dim))
   assert positions.ndim == 3 and positions.shape[1] == 2, positions.shape
-  pairs = [table(positions[:, i], config.head_dim // 2, config.rotary_base, config.rotary_rounding) for i in (0, 1)]
+  pairs = [gather(positions[:, i], config.head_dim // 2) for i in (0, 1)]
   return jnp.concatenate([p[0] for p in pairs], -1), jnp.concatenate([p[1] for p in pairs], -1)
 
 
