@@ -96,6 +96,11 @@ COMMANDS = {command.name: command for command in (
              Flag("--samples", "JSON lines file to add prompts and outputs to"),
              Flag("--label", "what the model is called there (the folder's name)")),
             prepare=inputs.prompts, show=inference.show_outputs),
+    Command("chat", "glmjax.cli.chat.chat", "talk with a model in the terminal, or a line a turn from a pipe",
+            "glmjax chat --checkpoint=runs/mine-int4",
+            (CHECKPOINT, Flag("--max_length", "most tokens of prompt and answer together", int),
+             Flag("--answer_tokens", "tokens that old rounds leave to the answer", int), *SAMPLING[1:]),
+            show=lambda rounds: None),  # they were shown as they came
     Command("score", "glmjax.cli.inference.score", "how likely a model finds a text",
             "glmjax score --checkpoint=runs/mine --text='It was a dark and stormy night.'",
             (CHECKPOINT, Flag("--text", "text to score (repeatable)", repeatable=True, kind="prepared"),

@@ -31,7 +31,8 @@ class State:
   """All that changes from token to token."""
 
   cache: glm.Cache
-  step: jax.Array  # int32 []: tokens generated so far; the next is written to slot P + step
+  first: jax.Array  # int32 []: slot of the first new token
+  step: jax.Array  # int32 []: tokens generated so far; the next is written to slot first + step
   last_B: jax.Array  # int32: the token to read next
   generated_BT: jax.Array  # int32; UNUSED behind a row's end
   done_B: jax.Array  # bool
@@ -70,22 +71,32 @@ def make_rows(prompts: Sequence[prompt_lib.Prompt], limits: Sequence[int], pad: 
       limit_B=column(limits, 0))
 
 
-@functools.partial(jax.jit, static_argnames=("config", "new_slots"))
-def prefill(config: config_lib.GLMConfig, params: Any, rows: Rows, new_slots: int) -> State:
-  """The state after reading all but the last token of each prompt, with room for `new_slots` tokens."""
+def without_prompts(rows: Rows) -> Rows:
+  """All that `decode` needs: one program then serves prompts of any length, if their caches are of one size."""
+  return dataclasses.replace(rows, tokens_BP=None, positions_B2P=None, start_BP=None, end_BP=None)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "new_slots", "all_slots"))
+def prefill(config: config_lib.GLMConfig, params: Any, rows: Rows, new_slots: int, all_slots: int | None = None
+            ) -> State:
+  """The state after reading all but the last token of each prompt, with room for `new_slots` tokens.
+
+  `all_slots` sets the size of the cache (P + T without it), which may be extended later.
+  """
   batch, slots = rows.tokens_BP.shape
   # Attention here runs over the prompt's slots only; the empty ones are added behind.
   _, cache = glm.GLM(config).apply(
       {"params": params}, rows.tokens_BP, model_positions(config, rows.positions_B2P), rows.start_BP,
       rows.end_BP, cache=cache_lib.empty(config, batch, slots), cache_index=jnp.int32(0), method="hidden")
-  return State(cache=cache_lib.extend(cache, new_slots), step=jnp.int32(0), last_B=rows.last_B,
+  room = new_slots if all_slots is None else all_slots - slots
+  return State(cache=cache_lib.extend(cache, room), first=jnp.int32(slots), step=jnp.int32(0), last_B=rows.last_B,
                generated_BT=jnp.full((batch, new_slots), UNUSED, jnp.int32), done_B=rows.limit_B <= 0)
 
 
 def next_logits(config: config_lib.GLMConfig, params: Any, rows: Rows, state: State
                 ) -> tuple[jax.Array, glm.Cache]:
   """Logits [B, V] behind each row's last token, and the cache with that token in it."""
-  slot = rows.tokens_BP.shape[1] + state.step
+  slot = state.first + state.step
   positions_B2 = rows.position_B2 + state.step * rows.stride_B2
   end_B1 = jnp.broadcast_to(slot + 1, (len(state.last_B), 1))
   model = glm.GLM(config)
@@ -111,9 +122,10 @@ def decode(config: config_lib.GLMConfig, params: Any, rows: Rows, state: State, 
     logits_BV, cache = next_logits(config, params, rows, state)
     token_B = sampling.sample(logits_BV, suppressed_V, draws, state.step)
     written_B1 = jnp.where(state.done_B, UNUSED, token_B)[:, None]
-    return State(cache=cache_lib.merge_heads(cache), step=state.step + 1, last_B=token_B,
-                 generated_BT=jax.lax.dynamic_update_slice(state.generated_BT, written_B1, (0, state.step)),
-                 done_B=state.done_B | stops_V[token_B] | (state.step + 1 >= rows.limit_B))
+    return dataclasses.replace(
+        state, cache=cache_lib.merge_heads(cache), step=state.step + 1, last_B=token_B,
+        generated_BT=jax.lax.dynamic_update_slice(state.generated_BT, written_B1, (0, state.step)),
+        done_B=state.done_B | stops_V[token_B] | (state.step + 1 >= rows.limit_B))
 
   state = dataclasses.replace(state, cache=cache_lib.merge_heads(state.cache))
   state = jax.lax.while_loop(more, step, state)

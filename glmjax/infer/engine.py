@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -22,6 +22,7 @@ from glmjax.models import glm
 from glmjax.quantize import qarray
 
 _MASKS = re.compile(r"(\[[gs]?MASK\])")
+_STREAM_SLOTS = 128  # most empty cache slots that streaming starts with; they grow with the answer
 
 
 class Tokenizer(Protocol):
@@ -34,6 +35,8 @@ class Tokenizer(Protocol):
   def encode(self, text: str) -> list[int]: ...
 
   def decode(self, ids: Sequence[int]) -> str: ...
+
+  def decode_bytes(self, ids: Sequence[int]) -> bytes: ...  # for streaming
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,9 +131,7 @@ class Engine:
       raise errors.InputError(f"max_tokens is {max_tokens}: give 1 or more")
     specials, kind = self.tokenizer.specials, self.config.positions
     for row in rows:
-      if len(row) >= self.config.max_length:
-        raise errors.InputError(f"a prompt takes {len(row) + 1} tokens, and the model has "
-                                f"{self.config.max_length} for prompt and answer: shorten the prompt")
+      self.room(row)
     state = [Filled(list(row), [], "stop") for row in rows]
     blanks = [sum(token in (specials.mask, specials.smask, specials.gmask) for token in row) for row in rows]
     for turn in range(max(blanks, default=0)):
@@ -150,6 +151,40 @@ class Engine:
         for (i, _, _), piece in zip(some, new, strict=True):
           state[i] = self._splice(state[i], piece)
     return [self._unframe(filled) for filled in state]
+
+  def stream(self, row: Sequence[int], max_tokens: int, sampling: sampling_lib.Sampling = sampling_lib.Sampling(),
+             seed: int = 0) -> Iterator[int]:
+    """The tokens that fill the first blank of a row framed by `encode`, one by one, without the stop token.
+
+    The generator's own value is the reason why it ended, stop or length. Programs: one to read prompts for
+    each bucket of lengths, and one to decode for each size of the cache, which doubles as the answer grows.
+    """
+    prompt = prompt_lib.fill(row, self.tokenizer.specials, self.config.positions)
+    limit = min(max_tokens, self.room(row))
+    rows = decode.make_rows([prompt], [limit], self.tokenizer.specials.pad)
+    used = rows.tokens_BP.shape[1]
+    size = _stream_size(used + min(limit, _STREAM_SLOTS), self.config.max_length)
+    state = decode.prefill(self.config, self.params, rows, cache.bucket(self.config.max_length), size)
+    rows, draws = decode.without_prompts(rows), sampling_lib.draws([sampling], [seed])
+    for i in range(limit):
+      if used + i == size:
+        size = _stream_size(2 * size, self.config.max_length)
+        state = dataclasses.replace(state, cache=cache.extend(state.cache, size - used - i))
+      state = decode.decode(self.config, self.params, rows, state, draws, self._suppressed_V, self._stops_V,
+                            jnp.int32(i + 1))
+      token = int(state.last_B[0])
+      if token in self._stops:
+        return "stop"
+      yield token
+    return "length"
+
+  def room(self, row: Sequence[int]) -> int:
+    """Most tokens that the model can add to a row; a row that leaves no place for any is a mistake."""
+    room = self.config.max_length - len(row) - 1  # sop takes a place
+    if room < 1:
+      raise errors.InputError(f"a prompt takes {len(row) + 1} tokens, and the model has "
+                              f"{self.config.max_length} for prompt and answer: shorten the prompt")
+    return room
 
   def score(self, texts: Sequence[str], stride: int | None = None) -> list[score_lib.Score]:
     """Each text's log-likelihood, read from left to right as the filling of a [gMASK] at its start.
@@ -212,6 +247,14 @@ def prepare(config: config_lib.GLMConfig, params: Any) -> tuple[config_lib.GLMCo
 def _is_weight(x: jax.Array | qarray.QuantizedArray) -> bool:
   """A float matrix; quantized ones and one-dimensional norms keep their types."""
   return not isinstance(x, qarray.QuantizedArray) and x.ndim > 1
+
+
+def _stream_size(slots: int, max_length: int) -> int:
+  """The cache's size for at least `slots`: a power of two, or all that the longest conversation can take.
+
+  Padding in front of a prompt takes at most 31 slots, or fewer than the prompt's own and than 256.
+  """
+  return min(1 << (slots - 1).bit_length(), max_length + max(32, min(max_length, 256)))
 
 
 def _turn_seed(seed: int, turn: int) -> int:

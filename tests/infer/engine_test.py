@@ -1,5 +1,6 @@
 import dataclasses
 import functools
+from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -91,6 +92,43 @@ def test_same_shapes_compile_once():
   ask.generate(["something else"], 17)
   ask.generate(["to be [MASK] or not."], 9)
   assert (decode.prefill._cache_size(), decode.decode._cache_size()) == before
+
+
+@pytest.mark.parametrize("positions", ["rotary", "rotary_2d", "learned_2d"])
+def test_streaming_is_decoding(positions: str, monkeypatch: pytest.MonkeyPatch):
+  """Token by token, through caches that grow, to a stop token or to the end of the room."""
+  monkeypatch.setattr(engine, "_STREAM_SLOTS", 8)
+  how = sampling.Sampling(temperature=1.5, top_k=20)
+  endless = make(positions, stop_tokens=())
+  for ask in (make(positions), endless):
+    for text in ("abc", "the quick brown fox jumps [MASK] over", ""):
+      row = ask.encode(text)
+      new, reason = drain(ask.stream(row, 100, how, seed=5))
+      whole = ask._continue([prompt_lib.fill(row, Letters.specials, positions)], [ask.room(row)], [how], [5])[0]
+      assert new == (whole[:-1] if reason == "stop" else whole)
+      assert ask is not endless or (reason == "length" and len(new) == ask.room(row))
+  assert len(drain(endless.stream(row, 3))[0]) == 3
+
+
+def drain(stream: Iterator[int]) -> tuple[list[int], str]:
+  """A generator's values and its result."""
+  values = []
+  while True:
+    try:
+      values.append(next(stream))
+    except StopIteration as end:
+      return values, end.value
+
+
+def test_streaming_compiles_once_for_a_size():
+  """Decoding for the cache's sizes alone, whatever the prompts' lengths."""
+  ask = make()
+  decode.prefill.clear_cache()
+  decode.decode.clear_cache()
+  for length in range(1, 60):
+    drain(ask.stream(ask.encode("a" * length), 2))
+  assert decode.prefill._cache_size() == 2  # prompts of up to 32 and up to 64 tokens
+  assert decode.decode._cache_size() == 2  # caches of 64 and 128 slots
 
 
 def test_greedy_from_the_model_alone():

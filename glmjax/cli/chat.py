@@ -1,0 +1,157 @@
+"""The chat command: a conversation in the terminal, or one turn a line where standard input is no terminal."""
+
+import contextlib
+import json
+import os
+import pathlib
+import signal
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from glmjax import errors
+
+if TYPE_CHECKING:
+  from glmjax.infer import chat as chat_lib
+
+HELP = """\
+/clear      start a new conversation
+/save FILE  write the conversation to FILE, as JSON
+/help       this
+Ctrl-C stops an answer and keeps what is there of it; Ctrl-C or Ctrl-D at an empty prompt ends.
+Every other line is said to the model; put a space before one that starts with /."""
+
+
+def chat(
+  checkpoint: str | os.PathLike, max_length: int = 2048, answer_tokens: int | None = None, temperature: float = 0.95,
+  top_k: int = 50, top_p: float = 0.7, seed: int = 0,
+) -> list[dict[str, str]]:
+  """Talks until its input ends; returns the rounds since the last /clear.
+
+  Prompt and answer take at most `max_length` tokens, or what the model has if that is less. The oldest rounds
+  are left out where they would not leave `answer_tokens` of them (a quarter) to the answer.
+  """
+  from glmjax.infer import chat as chat_lib  # here, as this module is looked at before a command is in order
+  from glmjax.infer import engine, sampling
+  how = sampling.Sampling(temperature, top_k, top_p)
+  session = chat_lib.Session(engine.Engine.load(checkpoint), how, max_length, answer_tokens, seed)
+  if sys.stdin.isatty():
+    _note(f"{pathlib.Path(checkpoint).name}: {session.max_length} tokens of conversation. /help shows the "
+          "commands, Ctrl-D ends.")
+    converse(session, _typed_lines(), _stoppable)
+  else:
+    converse(session, _piped_lines(), contextlib.nullcontext)
+  return [{"query": round_.query, "reply": round_.reply} for round_ in session.rounds]
+
+
+def converse(session: "chat_lib.Session", lines: Iterator[str], stoppable: Any) -> None:
+  """Answers each line, or does what it commands. `stoppable()` is entered for each answer."""
+  if hasattr(sys.stdout, "reconfigure"):
+    sys.stdout.reconfigure(errors="replace")  # a terminal without Chinese
+  saved: set[pathlib.Path] = set()
+  for line in lines:
+    try:
+      if line.startswith("/"):
+        _command(session, line, saved)
+      elif line.strip():
+        _answer(session, line, stoppable)
+    except errors.InputError as error:
+      _note(str(error))
+
+
+def _answer(session: "chat_lib.Session", query: str, stoppable: Any) -> None:
+  """Prints the reply as it comes, and what there is to say about it."""
+  left_out = session.first
+  with stoppable() as stopped, contextlib.closing(session.ask(query)) as pieces:
+    for piece in pieces:
+      print(_printable(piece), end="", flush=True)
+      if stopped:
+        break
+  print(flush=True)
+  if session.finish_reason == "length":
+    _note(f"cut off: the conversation's {session.max_length} tokens are full")
+  if session.first > left_out:
+    _note(f"the oldest {session.first} rounds no longer fit, and the model did not see them")
+
+
+def _printable(text: str) -> str:
+  """Without the control characters that a model can spell and a terminal would obey."""
+  return "".join(c if c in "\n\t" or c.isprintable() or ord(c) > 0x9F else "\ufffd" for c in text)
+
+
+def _command(session: "chat_lib.Session", line: str, saved: set[pathlib.Path]) -> None:
+  name, _, argument = line.partition(" ")
+  if name == "/clear":
+    session.clear()
+    _note("a new conversation")
+  elif name == "/save":
+    if not argument.strip():
+      raise errors.InputError("/save needs a file: /save talk.json")
+    path = pathlib.Path(argument.strip()).expanduser().absolute()
+    if path not in saved and path.exists():
+      raise errors.InputError(f"{path} exists, and was not saved in this conversation: choose another name")
+    _save(session, path)
+    saved.add(path)
+    _note(f"{len(session.rounds)} rounds saved in {path}")
+  elif name == "/help":
+    _note(HELP)
+  else:
+    raise errors.InputError(f"no command {name}; /help shows the commands")
+
+
+def _save(session: "chat_lib.Session", path: pathlib.Path) -> None:
+  """{"history": [[query, reply], ...]}, as ChatGLM's interfaces have it; whole or not at all."""
+  text = json.dumps({"history": [[r.query, r.reply] for r in session.rounds]}, ensure_ascii=False, indent=1)
+  temporary = path.with_name(f".{path.name}.{os.getpid()}")
+  try:
+    with open(temporary, "w", encoding="utf-8") as file:
+      file.write(text + "\n")
+      file.flush()
+      os.fsync(file.fileno())
+    os.replace(temporary, path)
+  except OSError as error:
+    with contextlib.suppress(OSError):
+      temporary.unlink()
+    raise errors.InputError(f"cannot write {path}: {error.strerror}") from None
+
+
+def _typed_lines() -> Iterator[str]:
+  """Lines typed at a prompt, until Ctrl-D, or Ctrl-C where nothing is typed."""
+  try:
+    import readline  # gives input() editing and earlier lines
+  except ImportError:
+    readline = None
+  while True:
+    try:
+      yield input("> ")
+    except EOFError:
+      print(flush=True)
+      return
+    except KeyboardInterrupt:
+      print(flush=True)
+      if readline is None or not readline.get_line_buffer():
+        return
+
+
+def _piped_lines() -> Iterator[str]:
+  """Lines of standard input, as they come."""
+  for number, line in enumerate(sys.stdin.buffer, 1):
+    try:
+      yield line.decode("utf-8").rstrip("\r\n")
+    except UnicodeDecodeError:
+      raise errors.InputError(f"standard input: line {number} is not UTF-8 text") from None
+
+
+@contextlib.contextmanager
+def _stoppable() -> Iterator[list[int]]:
+  """A list that stays empty until Ctrl-C is pressed; nothing is interrupted half-way."""
+  presses: list[int] = []
+  before = signal.signal(signal.SIGINT, lambda number, frame: presses.append(number))
+  try:
+    yield presses
+  finally:
+    signal.signal(signal.SIGINT, before)
+
+
+def _note(text: str) -> None:
+  print(f"({text})" if "\n" not in text else text, file=sys.stderr, flush=True)
