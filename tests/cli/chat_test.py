@@ -1,0 +1,172 @@
+"""The conversation in the terminal: commands, files, Ctrl-C, and standard input that is none."""
+
+import contextlib
+import io
+import json
+import os
+import pathlib
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+import types
+from collections.abc import Iterator
+
+import pytest
+
+from glmjax import cli, errors
+from glmjax.cli import chat
+from glmjax.infer import chat as chat_lib
+
+class Model:
+  """Repeats what it reads; or says "ok 好" without end."""
+
+  config = types.SimpleNamespace(max_length=2000)
+  tokenizer = types.SimpleNamespace(decode_bytes=bytes)
+
+  def __init__(self, ends: bool):
+    self.ends = ends
+
+  def encode(self, text: str, literal: bool) -> list[int]:
+    return list(text.encode())
+
+  def room(self, row: list[int]) -> int:
+    return 1000
+
+  def stream(self, row: list[int], max_tokens: int, how: object, seed: int) -> Iterator[int]:
+    if self.ends:
+      yield from row
+      return "stop"
+    for _ in range(max_tokens // 7):
+      yield from "ok 好 ".encode()
+      time.sleep(0.002)
+    return "length"
+
+
+def session(ends: bool = True) -> chat_lib.Session:
+  return chat_lib.Session(Model(ends))
+
+
+def converse(conversation: chat_lib.Session, *lines: str, stoppable=contextlib.nullcontext) -> None:
+  chat.converse(conversation, iter(lines), stoppable)
+
+
+def test_replies_alone_are_on_standard_output(capsys):
+  conversation = session()
+  converse(conversation, "你好,世界", "", "  ", "/help", "/clear", " /help", "/clear", "two", "/nope")
+  captured = capsys.readouterr()
+  assert captured.out == "你好，世界\n/help\ntwo\n"
+  assert "/save FILE" in captured.err and "a new conversation" in captured.err
+  assert "(no command /nope; /help shows the commands)" in captured.err
+  assert conversation.rounds == [chat_lib.Round("two", "two")]
+
+
+def test_saving(tmp_path, monkeypatch, capsys):
+  monkeypatch.chdir(tmp_path)
+  pathlib.Path("mine.txt").write_text("precious")
+  conversation = session()
+  converse(conversation, "你好", "/save talk 1.json", "/save mine.txt", "/save", "/save no/such/talk.json")
+  history = {"history": [["你好", "你好"]]}
+  assert json.loads(pathlib.Path("talk 1.json").read_text(encoding="utf-8")) == history
+  assert pathlib.Path("mine.txt").read_text() == "precious"
+  errors_ = capsys.readouterr().err
+  assert "1 rounds saved in" in errors_ and "mine.txt exists" in errors_
+  assert "/save needs a file" in errors_ and re.search("cannot write .*no/such/talk.json: No such file", errors_)
+  assert sorted(os.listdir()) == ["mine.txt", "talk 1.json"]
+
+  def full(*arguments):
+    raise OSError(28, "No space left on device")
+  with monkeypatch.context() as patch:
+    patch.setattr(os, "replace", full)
+    with pytest.raises(errors.InputError, match="No space left"):
+      chat._save(conversation, pathlib.Path("talk 1.json"))
+  assert json.loads(pathlib.Path("talk 1.json").read_text(encoding="utf-8")) == history
+  assert sorted(os.listdir()) == ["mine.txt", "talk 1.json"]
+  converse(conversation, "/save again.json", "more", "/save again.json")
+  assert len(json.loads(pathlib.Path("again.json").read_text(encoding="utf-8"))["history"]) == 2
+
+
+def test_control_characters_do_not_reach_the_terminal(capsys):
+  converse(session(), "\x1b[2J\x07a\tb\u3000好👩\x9b")
+  assert capsys.readouterr().out == "\ufffd[2J\ufffda\tb\u3000好👩\ufffd\n"
+
+
+def test_a_question_that_does_not_fit_is_told_and_the_rest_answered(capsys):
+  conversation = session()
+  conversation.max_length = 40
+  converse(conversation, "q" * 100, "short")
+  captured = capsys.readouterr()
+  assert captured.out == "short\n" and "takes 101 tokens, and there are 40" in captured.err
+
+
+def test_interrupt_keeps_the_session(capsys, monkeypatch):
+  conversation = session(ends=False)
+  printed = []
+
+  def write(text="", **options):
+    printed.append(text)
+    if text.endswith("好") and "".join(printed).count("好") == 3:
+      os.kill(os.getpid(), signal.SIGINT)
+  before = signal.getsignal(signal.SIGINT)
+  monkeypatch.setattr(chat, "print", write, raising=False)
+  chat._answer(conversation, "go", chat._stoppable)
+  monkeypatch.undo()
+  assert signal.getsignal(signal.SIGINT) is before
+  assert conversation.rounds == [chat_lib.Round("go", "ok 好 ok 好 ok 好")]
+
+
+def test_lines_of_standard_input(monkeypatch):
+  monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("a\r\n好\n\nlast".encode())))
+  assert list(chat._piped_lines()) == ["a", "好", "", "last"]
+  monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a\n\xff\n")))
+  with pytest.raises(errors.InputError, match="line 2 is not UTF-8"):
+    list(chat._piped_lines())
+
+
+def test_terminal(tmp_path):
+  """Typing at a real terminal: Ctrl-C in an answer, on a typed line and on an empty one."""
+  code = (
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored in background jobs
+    "import chat_test as t\n"
+    "session = t.session(ends=False)\n"
+    "t.chat.converse(session, t.chat._typed_lines(), t.chat._stoppable)\n"
+    "print('ended', [r.query for r in session.rounds])\n")
+  environment = os.environ | {"TERM": "dumb", "LC_ALL": "C.UTF-8", "PYTHONPATH": str(pathlib.Path(__file__).parent)}
+  main, terminal = pty.openpty()
+  with subprocess.Popen([sys.executable, "-c", code], stdin=terminal, stdout=terminal, stderr=terminal,
+                        env=environment) as process:
+    os.close(terminal)
+    seen = b""
+
+    def wait_for(text: bytes) -> None:
+      nonlocal seen
+      end = time.monotonic() + 60
+      while text not in seen:
+        assert time.monotonic() < end and process.poll() is None, seen
+        if select.select([main], [], [], 0.1)[0]:
+          seen += os.read(main, 1000)
+      seen = seen[seen.index(text) + len(text):]
+
+    wait_for(b"> ")
+    os.write(main, "你好\n".encode())
+    wait_for("ok 好".encode())
+    process.send_signal(signal.SIGINT)
+    wait_for(b"\n> ")
+    os.write(main, b"typed")
+    wait_for(b"typed")
+    process.send_signal(signal.SIGINT)
+    wait_for(b"> ")
+    process.send_signal(signal.SIGINT)
+    wait_for("ended ['你好']".encode())
+    assert process.wait(timeout=60) == 0
+  os.close(main)
+
+
+def test_mistakes_come_before_the_model(capsys):
+  assert cli.main(["chat", "--checkpoint=nowhere", "--top_p=2"]) == 2
+  assert "top_p is 2.0" in capsys.readouterr().err
+  assert cli.main(["chat", "--checkpoint=nowhere"]) == 2
+  assert "nowhere" in capsys.readouterr().err
