@@ -102,11 +102,11 @@ def _check_overridden_macros(reader: gin_reader.Reader) -> None:
 
 
 def _check_used(reader: gin_reader.Reader, reached: list[Binding]) -> None:
-  """Every binding must be one that some command's work depends on."""
+  """Every binding, but those of included files, must be one that some command's work depends on."""
   used = {binding.key for binding in reached}
   names = {binding.shown for binding in reached if binding.parameter}
   for binding in reader.bindings.values():
-    if binding.parameter and binding.key not in used:
+    if binding.parameter and binding.key not in used and not binding.included:
       close = signatures.nearest(binding.shown, names - {binding.shown})
       advice = signatures.advice(close, f"a value such as @{binding.shown} in what a command uses would")
       raise errors.InputError(f"{binding.where}: nothing uses {binding.shown}; {advice}")

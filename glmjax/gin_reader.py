@@ -57,6 +57,7 @@ class Binding:
   selector: str = ""  # full name of the function
   identities: tuple[Identity, ...] = ()  # of the function; for a method, then of its class
   signature: signatures.Signature | None = None
+  included: bool = False  # by an include statement, so that the including file may have made it idle
 
   @property
   def key(self) -> tuple:
@@ -155,7 +156,8 @@ class Reader:
       if signature is not None:
         _check_parameter(signature, statement, where)
       binding = Binding(
-        statement.scope, shown, value, where, statement.arg_name, selector, identities, signature)
+        statement.scope, shown, value, where, statement.arg_name, selector, identities, signature,
+        included=len(self.open_files) > 1)
     self.bindings.pop(binding.key, None)
     self.bindings[binding.key] = binding
 

@@ -24,6 +24,7 @@ from glmjax.train import feed as feed_lib
 from glmjax.train import losses
 from glmjax.train import metrics as metrics_lib
 from glmjax.train import optimizer as optimizer_lib
+from glmjax.train import profile
 from glmjax.train import schedules
 from glmjax.train import state as state_lib
 from glmjax.train import step as step_lib
@@ -41,6 +42,16 @@ class Intervals:
   eval_samples: int = 256  # first samples of the validation source that are evaluated
   profile: Sequence[int] = ()  # (first, last) steps traced into WORKDIR/profile
 
+  def __post_init__(self) -> None:
+    for name in ("log", "evaluate", "save"):
+      if getattr(self, name) < 0:
+        raise errors.InputError(f"Intervals.{name} is {getattr(self, name)}: give a number of steps, or 0 for never")
+    for name in ("keep", "eval_samples"):
+      if getattr(self, name) < 1:
+        raise errors.InputError(f"Intervals.{name} is {getattr(self, name)}: give 1 or more")
+    if self.profile and (len(self.profile) != 2 or not 1 <= self.profile[0] <= self.profile[1]):
+      raise errors.InputError(f"Intervals.profile is {self.profile}: give (first, last) steps with 1 <= first <= last")
+
 
 def train(
     model: config_lib.GLMConfig,
@@ -57,6 +68,7 @@ def train(
     rules: partitioning.Rules = partitioning.FSDP,
     micro_batch: int | None = None,
     loss_chunk: int = 1024,
+    loss_mean_of: str = "tokens",
     seed: int = 0,
     stop_at_step: int | None = None,
     overwrite: bool = False,
@@ -71,6 +83,8 @@ def train(
     validation: evaluated every intervals.evaluate steps.
     micro_batch: rows computed at a time, over all devices; None: the whole batch.
     loss_chunk: tokens of a batch shard whose logits exist at a time.
+    loss_mean_of: what weighs the same in the loss: "tokens", or "rows" as GLM-130B was trained (its
+      micro-batches of one row, paper table 11, are averaged first): [MASK] rows then count as much as [gMASK] rows.
     stop_at_step: save and return there, as if interrupted.
     overwrite: delete the run found in `workdir` and start anew.
     on_start: called once `workdir` is this run's; the command line writes its configuration there.
@@ -82,16 +96,14 @@ def train(
     errors.InputError: for what the user can mend, and when the loss or a gradient is not finite.
     SystemExit: 128 + the signal's number, after SIGTERM or Ctrl-C: the step was finished and saved.
   """
-  if data.seq_length > model.max_length:
-    raise errors.InputError(f"the data's rows have {data.seq_length} tokens, the model's max_length is "
-                            f"{model.max_length}: change either")
+  _check(model, data, intervals, loss_mean_of)
   host.keep_freed_memory()
   device_mesh = mesh_lib.make_mesh(mesh)
   layout = feed_lib.Layout.make(device_mesh, rules, batches.size, micro_batch, data.seq_length,
                                 1 if model.positions == "rotary" else 2, model.vocab_size)
   tx = optimizer.make()
   recipe = step_lib.Recipe(optimizer, learning_rate, embedding_alpha)
-  objective = step_lib.Objective(model, partitioning.batch_shards(device_mesh), loss_chunk)
+  objective = step_lib.Objective(model, partitioning.batch_shards(device_mesh), loss_chunk, loss_mean_of)
   folder = workdir_lib.Workdir(pathlib.Path(workdir))
   with partitioning.use(device_mesh, rules), contextlib.ExitStack() as stack:
     abstract = state_lib.abstract(model, tx, device_mesh, rules)
@@ -109,6 +121,17 @@ def train(
     run.compile(step_lib.compile_train_step(objective, recipe, tx, jax.tree.map(lambda x: x.sharding, abstract)))
     with Signals() as signals:
       return run.run(stop_at_step, signals)
+
+
+def _check(model: config_lib.GLMConfig, data: feed_lib.DataSource, intervals: Intervals, loss_mean_of: str) -> None:
+  if data.seq_length > model.max_length:
+    raise errors.InputError(f"the data's rows have {data.seq_length} tokens, the model's max_length is "
+                            f"{model.max_length}: change either")
+  if intervals.eval_samples % jax.process_count():
+    raise errors.InputError(f"Intervals.eval_samples {intervals.eval_samples} does not divide over "
+                            f"{jax.process_count()} hosts: use a multiple of {jax.process_count()}")
+  if loss_mean_of not in step_lib.MEANS:
+    raise errors.InputError(f"loss_mean_of is {loss_mean_of!r}: use one of {', '.join(step_lib.MEANS)}")
 
 
 class Signals:
@@ -159,6 +182,7 @@ class Run:
       metrics_lib.truncate_after(folder.metrics, self.step)
     self._writer = metrics_lib.Writer(folder.metrics, folder.tensorboard) if first else None
     self.console = metrics_lib.Console(total_samples, self.samples, silent=not first)
+    self._trace = profile.Trace(intervals.profile, folder.root / "profile")
     self._feed: feed_lib.Feed | None = None
 
   def compile(self, train_step: Any) -> None:
@@ -180,6 +204,7 @@ class Run:
     """Stops the feed and closes the files."""
     if self._feed is not None:
       self._feed.close()
+    self._stop_trace()
     self.console.close()
     if self._writer is not None:
       self._writer.close()
@@ -190,7 +215,7 @@ class Run:
     self._clock = time.perf_counter()
     for item, waited in self._items(stop_at_step):
       step = self.step + (pending is not None) + 1
-      self._profile(step)
+      self._trace.before(step)
       self.state, metrics = self._train_step(self.state, item.batch, item.info)
       if pending:  # the device works on this step while the last one's figures are read
         self._finish(*pending)
@@ -198,11 +223,12 @@ class Run:
       if self._is_due(step, signals):
         self._finish(*pending)
         pending = None
+        if self._trace.ends_with(step):
+          self._stop_trace()
         if signals.received:
           break
     if pending:
       self._finish(*pending)
-    self._profile(None)
     if not self._record:
       self.console.say(f"nothing to do: the run is at step {self.step:,}, sample {self.samples:,}")
     self._save()
@@ -231,7 +257,7 @@ class Run:
     """Whether something is to be done with the state right after this step."""
     every = lambda interval: bool(interval) and step % interval == 0
     return (every(self.intervals.save) or bool(self.validation and every(self.intervals.evaluate))
-            or signals.received is not None or step in self.intervals.profile)
+            or signals.received is not None or self._trace.ends_with(step))
 
   def _finish(self, item: feed_lib.Item, metrics: step_lib.Metrics, waited: float) -> None:
     """Reads a step's figures, writes them, and evaluates and saves when it is time to."""
@@ -285,18 +311,9 @@ class Run:
     record = {"eval_loss": float(total.loss.sum() / max(total.weight.sum(), 1.0))}
     return record | metrics_lib.objective_losses(total.loss, total.weight, "eval_loss_")
 
-  def _profile(self, step: int | None) -> None:
-    """Starts the trace before its first step, ends it behind its last; None: the run is over."""
-    if not self.intervals.profile:
-      return
-    first, last = self.intervals.profile
-    if step == first:
-      jax.profiler.start_trace(str(self.folder.root / "profile"))
-      self._profiling = True
-    elif getattr(self, "_profiling", False) and (step is None or step > last):
-      jax.profiler.stop_trace()
-      self._profiling = False
-      self.console.say(f"profile of steps {first} to {last} written to {self.folder.root / 'profile'}")
+  def _stop_trace(self) -> None:
+    if self._trace.stop():
+      self.console.say(f"profile of steps {self._trace.steps} written to {self._trace.folder}")
 
   def _stop_not_finite(self, item: feed_lib.Item, metrics: step_lib.Metrics) -> None:
     """Says where it shows; the state still is what it was before the step."""

@@ -18,7 +18,6 @@ def record_of(metrics: dict[str, np.ndarray]) -> Record:
   """A step's metrics as JSON values; the loss of each objective that the batch held."""
   record = {"loss": float(metrics["loss"])}
   record |= objective_losses(metrics["losses"], metrics["weights"])
-  record["loss_tokens"] = float(np.sum(metrics["weights"]))
   record |= {name: float(value) for name, value in metrics.items()
              if name not in ("loss", "losses", "weights", "applied")}
   return record

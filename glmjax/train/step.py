@@ -23,6 +23,7 @@ from glmjax.train import state as state_lib
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
 
+MEANS = ("tokens", "rows")
 PARTS = ("embedding", "attention", "mlp", "norms", "head")
 
 
@@ -43,6 +44,14 @@ class Objective:
   config: config_lib.GLMConfig
   groups: int = 1  # batch shards of the mesh
   chunk: int = 1024  # tokens per shard whose logits exist at a time
+  mean_of: str = "tokens"  # one of MEANS: what weighs the same in the loss
+
+  def weigh(self, batch: Batch) -> Batch:
+    """The batch with loss weights that add up to 1 in each row, if rows are to weigh the same."""
+    if self.mean_of == "tokens":
+      return batch
+    weights = batch["loss_weights"]
+    return batch | {"loss_weights": weights / jnp.maximum(weights.sum(-1, keepdims=True), 1.0)}
 
   def hidden(self, params: Any, batch: Batch, alpha: jax.Array | float, rng: jax.Array | None,
              **apply: Any) -> tuple[Any, Any]:
@@ -108,6 +117,7 @@ def train_step(objective: Objective, recipe: Recipe, tx: optax.GradientTransform
   a state applies only the step planned for its own samples_seen. The loop stops on the metrics.
   """
   learning_rate, alpha = recipe.learning_rate(info.first), recipe.embedding_alpha(info.first)
+  loss_tokens, batch = jnp.count_nonzero(batch["loss_weights"]), objective.weigh(batch)
   scale = jnp.float32(1.0) if state.loss_scale is None else state.loss_scale.scale
   rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
   num_micro = -(-info.size.astype(jnp.int32) // batch["tokens"].shape[1])
@@ -127,7 +137,7 @@ def train_step(objective: Objective, recipe: Recipe, tx: optax.GradientTransform
       params=keep(params, state.params), opt_state=keep(opt_state, state.opt_state),
       loss_scale=None if state.loss_scale is None else state_lib.LOSS_SCALE.update(state.loss_scale, finite))
   metrics = {"loss": sums.mean(), "losses": sums.loss, "weights": sums.weight, "grad_norm": norm,
-             "learning_rate": learning_rate, "embedding_alpha": alpha, "applied": apply,
+             "loss_tokens": loss_tokens, "learning_rate": learning_rate, "embedding_alpha": alpha, "applied": apply,
              **{f"grad_norm_{name}": jnp.sqrt(square) for name, square in squares.items()}}
   if state.loss_scale is not None:
     metrics["loss_scale"] = scale
@@ -154,7 +164,7 @@ def eval_step(objective: Objective, params: Any, batch: Batch) -> losses.Sums:
   """Loss and weight sums of a batch [M, B, L], without dropout."""
   zeros = jnp.zeros(losses.NUM_OBJECTIVES, jnp.float32)
   add = lambda sums, micro: (jax.tree.map(jnp.add, sums, objective.sums(params, micro)), None)
-  return jax.lax.scan(add, losses.Sums(zeros, zeros), batch)[0]
+  return jax.lax.scan(add, losses.Sums(zeros, zeros), objective.weigh(batch))[0]
 
 
 def compile_train_step(objective: Objective, recipe: Recipe, tx: optax.GradientTransformation,
