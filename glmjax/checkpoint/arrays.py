@@ -4,7 +4,7 @@ Trees are stored as dicts of names such as params/layers/mlp/wo/kernel, whatever
 of, so that a reader can ask for a part of a tree and every complaint names an array.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 import json
 import logging
 import math
@@ -137,7 +137,7 @@ def _broken_files(folder: pathlib.Path, name: str) -> Iterator[str]:
   try:
     header = json.loads(header_file.read_bytes())
     shape, chunks = header["shape"], header["chunks"]
-    size = math.prod(chunks) * np.dtype(_zarr_dtype(header["dtype"])).itemsize
+    size = math.prod(chunks) * np.dtype(zarr_dtype(header["dtype"])).itemsize
   except FileNotFoundError:
     yield f"{header_file.relative_to(folder.parent)} is missing"
     return
@@ -152,7 +152,8 @@ def _broken_files(folder: pathlib.Path, name: str) -> Iterator[str]:
       yield f"{chunk.relative_to(folder.parent)} {what}"
 
 
-def _zarr_dtype(name: str) -> Any:
+def zarr_dtype(name: str) -> Any:
+  """What numpy makes of a dtype's name in a zarr header or in Records."""
   return jnp.bfloat16 if name == "bfloat16" else name
 
 
@@ -170,7 +171,7 @@ def read(folder: pathlib.Path, wanted: Mapping[str, Any], records: Records) -> d
   """
   for name, target in wanted.items():
     _check_divides(name, *_stored_form(target))
-  _agree(_listed([f"{name} ({problem})" for name in wanted for problem in _broken_files(folder, name)]))
+  _agree(_missing_files(folder, wanted))
   local = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   on_host = {name for name in wanted if np.dtype(records[name]["dtype"]).itemsize == 8}
   restore_args = {name: ocp.RestoreArgs(restore_type=np.ndarray) if name in on_host else
@@ -189,6 +190,16 @@ def read(folder: pathlib.Path, wanted: Mapping[str, Any], records: Records) -> d
   _agree(_listed([f"{name} (checksum differs: {array_folder(folder, name).relative_to(folder.parent)})"
                   for name in wanted if sums[name] != records[name]["sum"]]))
   return {name: _as_target(stored.pop(name), target, records[name]) for name, target in wanted.items()}
+
+
+def _missing_files(folder: pathlib.Path, names: Iterable[str]) -> str:
+  return _listed([f"{name} ({problem})" for name in names for problem in _broken_files(folder, name)])
+
+
+def check_files(folder: pathlib.Path, names: Iterable[str]) -> None:
+  """Raises DamagedError when a file of these arrays is missing or has the wrong size."""
+  if problems := _missing_files(folder, names):
+    raise DamagedError(problems)
 
 
 def _listed(problems: list[str]) -> str:

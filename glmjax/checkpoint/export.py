@@ -2,35 +2,28 @@
 
   EXPORT/  config.json   tokenizer/   params/<array>/...   checksums.json   (appears by one rename)
 
-Parameters only, never the optimizer; one array at a time is read, converted and dropped.
+Parameters only, never the optimizer; one block at a time is read, converted and written.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import glob
 import os
 import pathlib
 import shutil
-from typing import Any, TypeVar
-import zlib
+from typing import Any
 
 import jax
-from jax.sharding import NamedSharding, PartitionSpec
-import numpy as np
-import orbax.checkpoint as ocp
 
 from glmjax import errors
 from glmjax.checkpoint import arrays
+from glmjax.checkpoint import blocks
 from glmjax.checkpoint import checksums
 from glmjax.checkpoint import folder as folder_lib
-from glmjax.checkpoint import manager
+from glmjax.checkpoint import source as source_lib
 from glmjax.models import config as config_lib
 from glmjax.quantize import qarray
 from glmjax.quantize import tree
-
-_CHECKSUMS = "checksums.json"
-_STATE_PARAMS = "params/"  # where a TrainState has them
-
-T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,51 +38,33 @@ class LoadedModel:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Source:
-  """Where parameters are, and what is known of them."""
+class Content:
+  """What is to be written: everything but the place."""
 
   config: folder_lib.FolderConfig
-  step: int | None
-  arrays: pathlib.Path  # Orbax's folder
-  prefix: str  # of the parameters' names in it
-  records: arrays.Records  # of the parameters, by their names there
-
-  def read(self, targets: Mapping[str, Any]) -> dict[str, Any]:
-    """Verified arrays by name without prefix, each placed as its target."""
-    stored = {self.prefix + name: target for name, target in targets.items()}
-    found = arrays.read(self.arrays, stored, self.records)
-    return {name.removeprefix(self.prefix): x for name, x in found.items()}
-
-  def targets(self, shardings: Mapping[str, Any] | None = None) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shape, dtype and sharding of every array, by name without prefix."""
-    targets = {}
-    for name, record in self.records.items():
-      name = name.removeprefix(self.prefix)
-      sharding = None if shardings is None else _sharding(shardings, name, record["shape"])
-      targets[name] = jax.ShapeDtypeStruct(record["shape"], record["dtype"], sharding=sharding)
-    return targets
+  tokenizer: pathlib.Path | None  # folder
+  weights: Sequence[blocks.Weight]
+  read: Callable[[blocks.Weight, blocks.Region], Mapping[str, Any]]  # stored arrays of a block
+  verify: Callable[[], None]  # called when all was read, before it counts
 
 
-def _sharding(shardings: Mapping[str, Any], name: str, shape: list[int]) -> jax.sharding.Sharding:
-  """The array's own; for codes and scales their weight's, but axes of length 1 are not split."""
-  if name in shardings:
-    return shardings[name]
-  weight = shardings[name.rsplit("/", 1)[0]]
-  spec = (None if n == 1 else axis for n, axis in zip(shape, weight.spec))
-  return NamedSharding(weight.mesh, PartitionSpec(*spec))
+# Writes the content in another format into a folder that it makes.
+FormatWriter = Callable[[Content, pathlib.Path], None]
 
 
 def export(checkpoint: str | os.PathLike, out: str | os.PathLike, bits: int | None = None,
-           dtype: str | None = None, overwrite: bool = False) -> dict[str, Any]:
-  """Writes an inference model from a training run's newest good step, or from a float export.
+           dtype: str | None = None, overwrite: bool = False, write_format: FormatWriter | None = None
+           ) -> dict[str, Any]:
+  """Writes an inference model from a training run's newest good step, or from another export.
 
   Args:
     checkpoint: the run's or the export's folder.
     out: folder to write.
-    bits: 8 or 4 quantizes the blocks' kernels; None writes floats.
+    bits: 8 or 4 quantizes the blocks' kernels; None leaves them as they are.
     dtype: of the float parameters: embeddings, norms, biases and unquantized kernels; None: float16 beside
-      quantized kernels, as in the original's files, else float32.
+      kernels that are quantized here, as in the original's files, else as they are.
     overwrite: replace an export that is there.
+    write_format: writes another format than ours.
 
   Returns:
     {"out", "step", "bits", "dtype", "array_bytes", "disk_bytes"}; disk_bytes counts all files of the folder.
@@ -100,19 +75,32 @@ def export(checkpoint: str | os.PathLike, out: str | os.PathLike, bits: int | No
   out = pathlib.Path(out).absolute()
   if bits not in (None, *qarray.BITS):
     raise errors.InputError(f"bits is {bits}: give 8 or 4, or leave it out for float")
-  dtype = dtype or ("float32" if bits is None else "float16")
-  if dtype not in config_lib.DTYPES:
+  if dtype not in (None, *config_lib.DTYPES):
     raise errors.InputError(f"dtype is {dtype!r}: choose one of {', '.join(config_lib.DTYPES)}")
-  _check_out(out, pathlib.Path(checkpoint), overwrite)
+  dtype = dtype or (None if bits is None else "float16")
+  check_out(out, pathlib.Path(checkpoint), overwrite)
+  recover(pathlib.Path(checkpoint).absolute())
 
-  def write(source: _Source) -> dict[str, Any]:
+  def write(source: source_lib.Source) -> dict[str, Any]:
     config = _exported(source, bits, dtype)
-    params = {name: _convert(name, source.read({name: target})[name], bits, dtype)
-              for name, target in source.targets().items()}
-    _check_size(source, params)
-    return _write(out, pathlib.Path(checkpoint) / folder_lib.TOKENIZER, config, params)
+    source.check_size()
+    reader = blocks.Reader(source.arrays, source.records)
+    weights = source.weights(bits, dtype)
+    tokenizer = pathlib.Path(checkpoint) / folder_lib.TOKENIZER
+    content = Content(config, tokenizer if tokenizer.is_dir() else None, weights,
+                      lambda weight, region: source.read_block(reader, weight, region), reader.verify)
+    blocks.need_room(out, weights)
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+      return put(content, temporary, out, write_format or write_folder)
+    except OSError as error:
+      reason = arrays.one_line(error)
+      raise errors.InputError(f"{out} could not be written ({reason}): nothing was left there") from error
+    finally:
+      shutil.rmtree(temporary, ignore_errors=True)
 
-  return _with_source(checkpoint, write)
+  return source_lib.use(checkpoint, write)
 
 
 def load(folder: str | os.PathLike, dtype: str | None = None, shardings: Any = None) -> LoadedModel:
@@ -128,63 +116,17 @@ def load(folder: str | os.PathLike, dtype: str | None = None, shardings: Any = N
   """
   flat = None if shardings is None else arrays.flatten(shardings)
 
-  def read(source: _Source) -> LoadedModel:
+  def read(source: source_lib.Source) -> LoadedModel:
+    source.check_size()
     params = source.read(source.targets(flat))
     if dtype is not None:
       params = {name: _cast(name, x, dtype) for name, x in params.items()}
-    bits = source.config.export.get("bits")
-    _check_size(source, params)
     metadata = {"data": source.config.data, "tokenizer": source.config.tokenizer, "step": source.step}
     tokenizer_dir = pathlib.Path(folder) / folder_lib.TOKENIZER
-    return LoadedModel(source.config.model, _unflatten(params, bits), tokenizer_dir, bits, metadata)
+    return LoadedModel(source.config.model, _unflatten(params, source.bits), tokenizer_dir, source.bits, metadata)
 
-  return _with_source(folder, read)
-
-
-def _with_source(folder: str | os.PathLike, use: Callable[[_Source], T]) -> T:
-  """`use` of the folder's parameters; with an older step's when a run's newest is damaged."""
-  folder = pathlib.Path(folder)
-  config = folder_lib.read_config(folder)
-  folder_lib.check_tokenizer(folder, config)
-  if (folder / folder_lib.PARAMS).is_dir():
-    try:
-      return use(_export_source(folder, config))
-    except arrays.DamagedError as error:
-      raise errors.InputError(f"{folder} is damaged: {error}; export it again") from error
-  found = manager.read_newest(folder / folder_lib.CHECKPOINTS, lambda step: use(_step_source(step, config)))
-  if found is None:
-    raise errors.InputError(f"{folder} has no complete checkpoint yet: train further, or give another folder")
-  return found[1]
-
-
-def _step_source(step_folder: pathlib.Path, config: folder_lib.FolderConfig) -> _Source:
-  records = manager.read_record(step_folder)["arrays"]
-  params = {name: record for name, record in records.items() if name.startswith(_STATE_PARAMS)}
-  return _Source(config, int(step_folder.name), step_folder / manager.STATE, _STATE_PARAMS, params)
-
-
-def _export_source(folder: pathlib.Path, config: folder_lib.FolderConfig) -> _Source:
-  try:
-    content = checksums.unseal((folder / _CHECKSUMS).read_bytes())
-  except FileNotFoundError as error:
-    raise errors.InputError(f"{folder} is half-written: it has no {_CHECKSUMS}; export it again") from error
-  except (OSError, ValueError) as error:
-    raise arrays.DamagedError(f"{_CHECKSUMS}: {arrays.one_line(error)}") from error
-  for name, crc in content["files"].items():
-    if _file_crc(folder / name) != crc:
-      raise arrays.DamagedError(f"{name} (checksum differs)")
-  return _Source(config, config.export.get("step"), folder / folder_lib.PARAMS, "", content["arrays"])
-
-
-def _file_crc(path: pathlib.Path) -> str | None:
-  return f"{zlib.crc32(path.read_bytes()):08x}" if path.is_file() else None
-
-
-def _convert(name: str, x: jax.Array, bits: int | None, dtype: str) -> Any:
-  """As exported, on the host."""
-  axes = tree.kernel_axes(tuple(name.split("/")))
-  x = tree.quantize_kernel(x, bits, axes) if bits is not None and axes is not None else x.astype(dtype)
-  return jax.tree.map(np.asarray, x)
+  recover(pathlib.Path(folder).absolute())
+  return source_lib.use(folder, read)
 
 
 def _cast(name: str, x: jax.Array, dtype: str) -> jax.Array:
@@ -209,71 +151,54 @@ def _unflatten(flat: Mapping[str, Any], bits: int | None) -> dict[str, Any]:
   return join((), params)
 
 
-def _check_size(source: _Source, params: Mapping[str, Any]) -> None:
-  """config.json must be about these parameters."""
-  per_byte = 8 // (source.config.export.get("bits") or 8)
-  count = 0
-  for name, x in params.items():
-    if isinstance(x, qarray.QuantizedArray):
-      count += int(np.prod(x.shape))
-    elif not name.endswith("/kernel/scale"):
-      count += x.size * (per_byte if name.endswith("/kernel/values") else 1)
-  expected = source.config.model.num_parameters()
-  if count != expected:
-    raise errors.InputError(f"{source.arrays} holds {count} parameters and its config.json describes "
-                            f"{expected}: put back the config.json that belongs to it")
-
-
-def _exported(source: _Source, bits: int | None, dtype: str) -> folder_lib.FolderConfig:
-  found = source.config.export.get("bits")
-  if found is not None:
-    raise errors.InputError(f"{source.arrays.parent} is an INT{found} model: export from the training run or "
+def _exported(source: source_lib.Source, bits: int | None, dtype: str | None) -> folder_lib.FolderConfig:
+  if source.bits is not None and bits is not None:
+    raise errors.InputError(f"{source.arrays.parent} is an INT{source.bits} model: export from the training run or "
                             "a float export")
+  dtype = dtype or source.config.model.param_dtype
   model = dataclasses.replace(source.config.model, param_dtype=dtype)
-  return dataclasses.replace(source.config, model=model,
-                             export={"bits": bits, "dtype": dtype, "step": source.step})
+  exported = source.config.export | {"bits": bits or source.bits, "dtype": dtype, "step": source.step}
+  return dataclasses.replace(source.config, model=model, export=exported)
 
 
-def _check_out(out: pathlib.Path, checkpoint: pathlib.Path, overwrite: bool) -> None:
+def check_out(out: pathlib.Path, source: pathlib.Path, overwrite: bool) -> None:
+  """Raises InputError unless `out` is free, or an export that may be overwritten."""
+  recover(out)
   if not out.exists():
     return
   if not overwrite:
     raise errors.InputError(f"{out} is there already: choose another folder, or say overwrite")
-  is_export = (out / _CHECKSUMS).is_file() and not (out / folder_lib.CHECKPOINTS).exists()
-  if out == checkpoint.absolute() or not is_export:
+  is_export = (out / source_lib.CHECKSUMS).is_file() and not (out / folder_lib.CHECKPOINTS).exists()
+  if out == source.absolute() or not is_export:
     raise errors.InputError(f"{out} is no export that may be overwritten: choose another folder")
 
 
-def _write(out: pathlib.Path, tokenizer: pathlib.Path, config: folder_lib.FolderConfig,
-           params: Mapping[str, Any]) -> dict[str, Any]:
-  temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-  shutil.rmtree(temporary, ignore_errors=True)
-  try:
-    temporary.mkdir(parents=True)
-    folder_lib.write_config(temporary, config)
-    folder_lib.copy_tokenizer(tokenizer, temporary)
-    to_save, records = arrays.prepare(arrays.nest(params))
-    with ocp.Checkpointer(arrays.handler()) as checkpointer:
-      checkpointer.save(temporary / folder_lib.PARAMS, args=to_save)
-    files = [path.relative_to(temporary) for path in sorted(temporary.rglob("*"))
-             if path.is_file() and folder_lib.PARAMS not in path.relative_to(temporary).parts]
-    crcs = {str(file): _file_crc(temporary / file) for file in files}
-    folder_lib.write_json(temporary / _CHECKSUMS, checksums.seal({"arrays": records, "files": crcs}))
-    disk_bytes = sum(path.stat().st_size for path in temporary.rglob("*") if path.is_file())
-    _put_in_place(temporary, out)
-  except (OSError, ValueError) as error:
-    if isinstance(error, errors.InputError):
-      raise
-    reason = arrays.one_line(error)
-    raise errors.InputError(f"{out} could not be written ({reason}): nothing was left there") from error
-  finally:
-    shutil.rmtree(temporary, ignore_errors=True)
-  array_bytes = sum(x.nbytes for x in params.values())
-  return {"out": str(out), **config.export, "array_bytes": array_bytes, "disk_bytes": disk_bytes}
+def put(content: Content, temporary: pathlib.Path, out: pathlib.Path, write: FormatWriter) -> dict[str, Any]:
+  """Writes the content to `temporary` and renames that to `out`; says what `export` returns."""
+  temporary.mkdir(parents=True, exist_ok=True)
+  write(content, temporary)
+  disk_bytes = sum(path.stat().st_size for path in temporary.rglob("*") if path.is_file())
+  _put_in_place(temporary, out)
+  described = {key: content.config.export[key] for key in ("bits", "dtype", "step")}
+  return {"out": str(out), **described, "array_bytes": sum(weight.nbytes for weight in content.weights),
+          "disk_bytes": disk_bytes}
+
+
+def write_folder(content: Content, folder: pathlib.Path) -> None:
+  """Our own format. What an earlier try has left of the same content in `folder` is used."""
+  folder_lib.write_config(folder, content.config)
+  if content.tokenizer is not None:
+    folder_lib.copy_tokenizer(content.tokenizer, folder)
+  records = blocks.Writer(folder / folder_lib.PARAMS, content.weights).write(content.read, folder_lib.PARAMS)
+  content.verify()
+  files = [path.relative_to(folder) for path in sorted(folder.rglob("*"))
+           if path.is_file() and folder_lib.PARAMS not in path.relative_to(folder).parts]
+  crcs = {str(file): source_lib.file_crc(folder / file) for file in files if str(file) != source_lib.CHECKSUMS}
+  folder_lib.write_json(folder / source_lib.CHECKSUMS, checksums.seal({"arrays": records, "files": crcs}))
 
 
 def _put_in_place(temporary: pathlib.Path, out: pathlib.Path) -> None:
-  """Renames; the export that is replaced leaves by a rename, too."""
+  """Renames; the export that is replaced leaves by a rename, too (`recover` if we die in between)."""
   old = out.with_name(f".{out.name}.{os.getpid()}.old")
   if out.exists():
     out.rename(old)
@@ -285,3 +210,18 @@ def _put_in_place(temporary: pathlib.Path, out: pathlib.Path) -> None:
     raise
   folder_lib.sync(out.parent)
   shutil.rmtree(old, ignore_errors=True)
+
+
+def recover(out: pathlib.Path) -> None:
+  """Puts back the export that a process killed between two renames had moved aside."""
+  if out.exists() or not out.parent.is_dir():
+    return
+  for old in out.parent.glob(f".{glob.escape(out.name)}.*.old"):
+    process = old.name.split(".")[-2]
+    if process.isdecimal() and not pathlib.Path("/proc", process).exists():
+      try:
+        old.rename(out)
+      except OSError as error:
+        raise errors.InputError(f"{out} was being replaced when that was killed: rename {old.name} there back to "
+                                f"{out.name}") from error
+      return

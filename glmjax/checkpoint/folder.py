@@ -103,12 +103,14 @@ def read_tokenizer(folder: str | os.PathLike) -> dict[str, Any]:
 
 
 def check_tokenizer(folder: str | os.PathLike, config: FolderConfig) -> None:
-  """The folder's tokenizer must be the one recorded, and fit the model.
+  """The folder's tokenizer must be the one recorded, and fit the model; a folder may be without one.
 
   Raises:
     errors.InputError: when it is not.
   """
   where = pathlib.Path(folder) / TOKENIZER
+  if not config.tokenizer and not config.data.get("tokenizer") and not where.exists():
+    return  # weights that were imported without one: no text goes in or out
   found = read_tokenizer(where)
   if found["vocab_size"] > config.model.vocab_size:
     raise errors.InputError(f"{where} has {found['vocab_size']} ids and the model's vocabulary "

@@ -1,0 +1,283 @@
+"""Parameters written and read block by block, so that no weight is ever whole in memory.
+
+A weight is cut along its layers and along one of the axes that a product does not sum over, so that each
+block can be converted and quantized by itself. A block of a stored array is one file: it is there whole or
+not at all, and a journal tells which ones are, with the share each has in its array's checksum.
+
+The arrays are plain zarr with Orbax's own description beside them: Orbax reads them without glmjax.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import concurrent.futures
+import dataclasses
+import json
+import math
+import pathlib
+import shutil
+import threading
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import tensorstore
+import tqdm
+
+from glmjax import errors
+from glmjax.checkpoint import arrays
+from glmjax.checkpoint import checksums
+from glmjax.quantize import tree
+
+ELEMENTS = 2**25  # largest block; 64 MiB of float16
+_WORKERS = 2  # blocks in work at the same time: one is read or written while another is converted
+_JOURNAL = "journal.jsonl"
+
+# Axis that a weight is cut along: outputs of the kernels and of the head, rows of the tables.
+_CUT_AXES = {"qkv/kernel": -2, "out/kernel": -1, "wi/kernel": -1, "wo/kernel": -1, "head/kernel": -1,
+             "embedding/table": 0}
+
+Region = tuple[slice, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Weight:
+  """One parameter as it is to be stored: a float array, or codes and scales."""
+
+  name: str  # layers/mlp/wo/kernel
+  shape: tuple[int, ...]  # of the weight itself, whatever it is stored as
+  dtype: str  # as stored when float
+  bits: int | None = None  # 4 or 8 when quantized
+  groups: int = 1  # parts of the first input axis, each with scales of its own
+
+  @property
+  def stacked(self) -> bool:
+    """Whether the first axis counts layers."""
+    return self.name.startswith("layers/")
+
+  def regions(self, elements: int = ELEMENTS) -> Iterator[Region]:
+    """The blocks, in order; all but the last along an axis have the same shape."""
+    sizes = self._block_shape(elements)
+    for place in np.ndindex(*(-(-n // size) for n, size in zip(self.shape, sizes))):
+      yield tuple(slice(i * size, min((i + 1) * size, n)) for i, size, n in zip(place, sizes, self.shape))
+
+  def _block_shape(self, elements: int) -> tuple[int, ...]:
+    shape = list(self.shape)
+    layers = shape[0] if self.stacked else 1
+    each = math.prod(shape) // layers
+    if self.stacked:
+      shape[0] = _even(layers, max(1, elements // each))
+    axis = next((axis for end, axis in _CUT_AXES.items() if self.name.endswith(end)), None)
+    if axis is not None:
+      per_row = each // shape[axis]
+      shape[axis] = _even(shape[axis], max(1, elements // per_row))
+    return tuple(shape)
+
+  def stored(self, shape: Sequence[int]) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Array names, shapes and dtypes that a block of this shape (or the whole) is stored as."""
+    if self.bits is None:
+      return {self.name: (tuple(shape), self.dtype)}
+    axes = tree.kernel_axes(tuple(self.name.split("/")))
+    values, scale = list(shape), list(shape)
+    values[axes[-1]] //= 8 // self.bits
+    for axis in axes:
+      scale[axis] = 1
+    scale[axes[0]] = self.groups
+    return {f"{self.name}/values": (tuple(values), "int8"), f"{self.name}/scale": (tuple(scale), "float16")}
+
+  def stored_region(self, name: str, region: Region) -> Region:
+    """Where a block lies in one of the stored arrays: input axes are never cut."""
+    shape = self.stored([s.stop - s.start for s in region])[name][0]
+    return tuple(slice(s.start, s.start + n) for s, n in zip(region, shape))
+
+  @property
+  def nbytes(self) -> int:
+    """Of everything that is stored."""
+    return sum(math.prod(shape) * np.dtype(arrays.zarr_dtype(dtype)).itemsize
+               for shape, dtype in self.stored(self.shape).values())
+
+  def convert(self, block: np.ndarray) -> dict[str, np.ndarray]:
+    """A block of the float weight as it is stored."""
+    if self.bits is None:
+      with np.errstate(over="ignore"):
+        return {self.name: block.astype(arrays.zarr_dtype(self.dtype), copy=False)}
+    quantized = tree.quantize_kernel(jnp.asarray(block), self.bits, tree.kernel_axes(tuple(self.name.split("/"))))
+    return {f"{self.name}/values": np.asarray(quantized.values), f"{self.name}/scale": np.asarray(quantized.scale)}
+
+
+def _even(size: int, limit: int) -> int:
+  """The length of parts no longer than `limit` that are as alike as can be."""
+  return -(-size // -(-size // limit))
+
+
+def _open(folder: pathlib.Path, name: str, **options: Any) -> tensorstore.TensorStore:
+  path = str(arrays.array_folder(folder, name))
+  return tensorstore.open({"driver": "zarr", "kvstore": {"driver": "file", "path": path}}, **options).result()
+
+
+class Writer:
+  """Writes weights into a folder that may hold some of them already, from an earlier try.
+
+  Args:
+    folder: made when missing; what is there must be from a Writer of the same weights.
+    weights: everything that will be in the folder.
+  """
+
+  def __init__(self, folder: pathlib.Path, weights: Sequence[Weight]):
+    self._folder, self._weights = folder, weights
+    self._stores: dict[str, tensorstore.TensorStore] = {}
+    self._shapes: dict[str, tuple[int, ...]] = {}
+    self._lock = threading.Lock()
+    folder.mkdir(parents=True, exist_ok=True)
+    for weight in weights:
+      chunks = weight.stored([s.stop - s.start for s in next(weight.regions())])
+      for name, (shape, dtype) in weight.stored(weight.shape).items():
+        metadata = {"shape": shape, "chunks": chunks[name][0], "compressor": None, "order": "C", "fill_value": None,
+                    "dtype": np.dtype(arrays.zarr_dtype(dtype)).str if dtype != "bfloat16" else dtype,
+                    "dimension_separator": "."}
+        path = str(arrays.array_folder(folder, name))
+        self._shapes[name] = shape
+        self._stores[name] = tensorstore.open({
+            "driver": "zarr", "kvstore": {"driver": "file", "path": path}, "metadata": metadata, "create": True,
+            "open": True, "store_data_equal_to_fill_value": True}).result()
+    self._done = self._read_journal()
+    self._journal = open(folder / _JOURNAL, "a", encoding="utf-8")
+
+  def _read_journal(self) -> dict[str, dict[str, str]]:
+    """Blocks written earlier, with their sums; a line cut off by a kill counts for nothing."""
+    path, done = self._folder / _JOURNAL, {}
+    if path.exists():
+      for line in path.read_bytes().splitlines():
+        try:
+          entry = json.loads(line)
+          done[entry["block"]] = entry["sums"]
+        except (ValueError, KeyError, TypeError):
+          continue
+      with open(path, "a", encoding="utf-8") as file:
+        file.write("\n")
+    return done
+
+  def write(self, convert: Callable[[Weight, Region], Mapping[str, np.ndarray]], label: str) -> arrays.Records:
+    """Fills the folder with what `convert` gives for each block, and describes it.
+
+    Blocks that are there already are read back and kept if they are as they were written.
+    """
+    total = sum(weight.nbytes for weight in self._weights)
+    with tqdm.tqdm(total=total, unit="B", unit_scale=True, desc=label, disable=None, mininterval=1) as bar, \
+        concurrent.futures.ThreadPoolExecutor(_WORKERS) as pool:
+
+      def one(weight: Weight, region: Region) -> None:
+        if not self._holds(weight, region):
+          self._put(weight, region, convert(weight, region))
+        with self._lock:
+          bar.update(weight.nbytes * math.prod(s.stop - s.start for s in region) // math.prod(weight.shape))
+
+      for weight in self._weights:
+        tasks = [pool.submit(one, weight, region) for region in weight.regions()]
+        try:
+          for task in tasks:
+            task.result()
+        finally:  # after a failure the rest need not be tried
+          for task in tasks:
+            task.cancel()
+    return self._finish()
+
+  def _holds(self, weight: Weight, region: Region) -> bool:
+    sums = self._done.get(_label(weight, region))
+    if sums is None:
+      return False
+    for name, expected in sums.items():
+      part = self._stores[name][weight.stored_region(name, region)]
+      try:
+        found = checksums.part_sum(np.asarray(part.read().result()), _start(region), self._shapes[name])
+      except ValueError:  # tensorstore's word for unreadable
+        return False
+      if found != expected:
+        return False
+    return True
+
+  def _put(self, weight: Weight, region: Region, block: Mapping[str, np.ndarray]) -> None:
+    sums = {}
+    for name, x in block.items():
+      self._stores[name][weight.stored_region(name, region)].write(x).result()  # synchronised to the disk
+      sums[name] = checksums.part_sum(x, _start(region), self._shapes[name])
+    with self._lock:
+      self._done[_label(weight, region)] = sums
+      self._journal.write(json.dumps({"block": _label(weight, region), "sums": sums}) + "\n")
+      self._journal.flush()
+
+  def _finish(self) -> arrays.Records:
+    """Records of all arrays; Orbax's description is put beside them and the journal is removed."""
+    records = {}
+    for weight in self._weights:
+      blocks = [self._done[_label(weight, region)] for region in weight.regions()]
+      for name, (shape, dtype) in weight.stored(weight.shape).items():
+        records[name] = {"shape": list(shape), "dtype": dtype, "sum": checksums.total(b[name] for b in blocks)}
+    self._journal.close()
+    _describe_for_orbax(self._folder, list(records))
+    (self._folder / _JOURNAL).unlink()
+    return records
+
+
+def _describe_for_orbax(folder: pathlib.Path, names: Sequence[str]) -> None:
+  """What Orbax itself writes beside arrays of these names; it is asked to save numbers under them."""
+  skeleton = folder.with_name(f"{folder.name}.skeleton")
+  shutil.rmtree(skeleton, ignore_errors=True)
+  tree_of_numbers = arrays.nest({name: np.zeros((), np.int8) for name in names})
+  with ocp.Checkpointer(arrays.handler()) as checkpointer:
+    checkpointer.save(skeleton, args=ocp.args.PyTreeSave(tree_of_numbers))
+  for child in skeleton.iterdir():
+    target = folder / child.name
+    if not (child / ".zarray").exists() and not target.exists():
+      child.rename(target)
+  shutil.rmtree(skeleton)
+
+
+def _label(weight: Weight, region: Region) -> str:
+  return f"{weight.name}[{','.join(f'{s.start}:{s.stop}' for s in region)}]"
+
+
+def _start(region: Region) -> list[int]:
+  return [s.start for s in region]
+
+
+class Reader:
+  """Reads regions of the arrays in an Orbax folder and checks each array's sum once all of it was read."""
+
+  def __init__(self, folder: pathlib.Path, records: arrays.Records):
+    arrays.check_files(folder, records)
+    self._folder, self._records = folder, records
+    self._sums: dict[str, dict[str, str]] = {name: {} for name in records}
+    self._whole: dict[str, np.ndarray] = {}
+    self._lock = threading.Lock()
+
+  def read(self, name: str, region: Region) -> np.ndarray:
+    """One part. Arrays whose files reach over several parts are read once and kept for a while."""
+    store = _open(self._folder, name)
+    sizes = [s.stop - s.start for s in region]
+    reaches_over = any(chunk > size for chunk, size in zip(store.chunk_layout.read_chunk.shape, sizes))
+    if not reaches_over or sizes == list(store.shape):
+      block = np.asarray(store[region].read().result())
+    else:
+      with self._lock:
+        if name not in self._whole:
+          self._whole = {name: np.asarray(store.read().result())}
+        block = self._whole[name][region]
+    shape = self._records[name]["shape"]
+    self._sums[name][str(region)] = checksums.part_sum(block, _start(region), shape)
+    return block
+
+  def verify(self, names: Sequence[str] | None = None) -> None:
+    """Raises DamagedError unless what was read, region by region, is what was written."""
+    for name in self._records if names is None else names:
+      if checksums.total(self._sums[name].values()) != self._records[name]["sum"]:
+        raise arrays.DamagedError(f"{name} (checksum differs: {arrays.array_folder(self._folder, name).name})")
+
+
+def need_room(folder: pathlib.Path, weights: Sequence[Weight], there: int = 0) -> None:
+  """Raises InputError when the disk cannot hold the weights beside the bytes that are there already."""
+  while not folder.exists():
+    folder = folder.parent
+  needed, free = sum(weight.nbytes for weight in weights) - there, shutil.disk_usage(folder).free
+  if needed > free:
+    raise errors.InputError(f"{folder} has {free / 1e9:.1f} GB free and {needed / 1e9:.1f} GB are needed: free some "
+                            "space, or choose another folder")

@@ -1,0 +1,147 @@
+"""Where parameters come from: an exported folder, or the newest good step of a training run."""
+
+from collections.abc import Callable, Mapping
+import dataclasses
+import math
+import os
+import pathlib
+from typing import Any, TypeVar
+import zlib
+
+import jax
+from jax.sharding import NamedSharding, PartitionSpec
+import numpy as np
+
+from glmjax import errors
+from glmjax.checkpoint import arrays
+from glmjax.checkpoint import blocks
+from glmjax.checkpoint import checksums
+from glmjax.checkpoint import folder as folder_lib
+from glmjax.checkpoint import manager
+from glmjax.quantize import tree
+
+CHECKSUMS = "checksums.json"
+_STATE_PARAMS = "params/"  # where a TrainState has them
+_VALUES, _SCALE = "/kernel/values", "/kernel/scale"
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """Where parameters are, and what is known of them."""
+
+  config: folder_lib.FolderConfig
+  step: int | None
+  arrays: pathlib.Path  # Orbax's folder
+  prefix: str  # of the parameters' names in it
+  records: arrays.Records  # of the parameters, by their names there
+
+  @property
+  def bits(self) -> int | None:
+    """Of the kernels; None: float."""
+    return self.config.export.get("bits")
+
+  def read(self, targets: Mapping[str, Any]) -> dict[str, Any]:
+    """Verified arrays by name without prefix, each placed as its target."""
+    stored = {self.prefix + name: target for name, target in targets.items()}
+    found = arrays.read(self.arrays, stored, self.records)
+    return {name.removeprefix(self.prefix): x for name, x in found.items()}
+
+  def targets(self, shardings: Mapping[str, Any] | None = None) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shape, dtype and sharding of every array, by name without prefix."""
+    targets = {}
+    for name, record in self.records.items():
+      name = name.removeprefix(self.prefix)
+      sharding = None if shardings is None else _sharding(shardings, name)
+      targets[name] = jax.ShapeDtypeStruct(record["shape"], record["dtype"], sharding=sharding)
+    return targets
+
+  def weights(self, bits: int | None = None, dtype: str | None = None) -> list[blocks.Weight]:
+    """The parameters, as they are or as they are to be: quantized to `bits`, floats in `dtype`."""
+    found = []
+    for stored, record in self.records.items():
+      name, shape = stored.removeprefix(self.prefix), list(record["shape"])
+      axes = tree.kernel_axes(tuple(name.split("/")))
+      if name.endswith(_SCALE):
+        continue
+      if name.endswith(_VALUES):
+        name = name.removesuffix("/values")
+        axes = tree.kernel_axes(tuple(name.split("/")))
+        shape[axes[-1]] *= 8 // self.bits
+        groups = self.records[f"{self.prefix}{name}/scale"]["shape"][axes[0]]
+        found.append(blocks.Weight(name, tuple(shape), "float16", self.bits, groups))
+      else:
+        found.append(blocks.Weight(name, tuple(shape), dtype or record["dtype"], None if axes is None else bits))
+    return found
+
+  def read_block(self, reader: blocks.Reader, weight: blocks.Weight, region: blocks.Region) -> dict[str, np.ndarray]:
+    """A block as `weight` wants it stored: converted, or the codes and scales that are there."""
+    if self.bits is None or weight.bits is None:
+      return weight.convert(reader.read(self.prefix + weight.name, region))
+    return {name: reader.read(self.prefix + name, weight.stored_region(name, region))
+            for name in weight.stored(weight.shape)}
+
+  def check_size(self) -> None:
+    """config.json must be about these parameters."""
+    count = sum(math.prod(weight.shape) for weight in self.weights())
+    expected = self.config.model.num_parameters()
+    if count != expected:
+      raise errors.InputError(f"{self.arrays} holds {count} parameters and its config.json describes "
+                              f"{expected}: put back the config.json that belongs to it")
+
+
+def _sharding(shardings: Mapping[str, Any], name: str) -> jax.sharding.Sharding:
+  """The array's own; for codes and scales their weight's, but a scale's few input places are not split."""
+  if name in shardings:
+    return shardings[name]
+  weight, part = name.rsplit("/", 1)
+  axes = tree.kernel_axes(tuple(weight.split("/")))
+  sharding = shardings[weight]
+  spec = list(sharding.spec)
+  if part == "scale":
+    rank = {"qkv": 4, "out": 3, "wi": 3, "wo": 2}[weight.split("/")[-2]] + weight.startswith("layers/")
+    spec += [None] * (rank - len(spec))
+    for axis in axes:
+      spec[axis] = None
+  return NamedSharding(sharding.mesh, PartitionSpec(*spec))
+
+
+def use(folder: str | os.PathLike, function: Callable[[Source], T]) -> T:
+  """`function` of the folder's parameters; of an older step's when a run's newest is damaged."""
+  folder = pathlib.Path(folder)
+  config = folder_lib.read_config(folder)
+  folder_lib.check_tokenizer(folder, config)
+  if (folder / folder_lib.PARAMS).is_dir():
+    try:
+      return function(_from_export(folder, config))
+    except arrays.DamagedError as error:
+      raise errors.InputError(f"{folder} is damaged: {error}; export it again") from error
+  found = manager.read_newest(folder / folder_lib.CHECKPOINTS, lambda step: function(_from_step(step, config)))
+  if found is None:
+    raise errors.InputError(f"{folder} has no complete checkpoint yet: train further, or give another folder")
+  return found[1]
+
+
+def _from_step(step_folder: pathlib.Path, config: folder_lib.FolderConfig) -> Source:
+  records = manager.read_record(step_folder)["arrays"]
+  params = {name: record for name, record in records.items() if name.startswith(_STATE_PARAMS)}
+  return Source(config, int(step_folder.name), step_folder / manager.STATE, _STATE_PARAMS, params)
+
+
+def _from_export(folder: pathlib.Path, config: folder_lib.FolderConfig) -> Source:
+  try:
+    content = checksums.unseal((folder / CHECKSUMS).read_bytes())
+  except FileNotFoundError as error:
+    raise errors.InputError(f"{folder} is half-written: it has no {CHECKSUMS}; export it again") from error
+  except (OSError, ValueError) as error:
+    raise arrays.DamagedError(f"{CHECKSUMS}: {arrays.one_line(error)}") from error
+  for name, crc in content["files"].items():
+    if file_crc(folder / name) != crc:
+      raise arrays.DamagedError(f"{name} (checksum differs)")
+  return Source(config, config.export.get("step"), folder / folder_lib.PARAMS, "", content["arrays"])
+
+
+def file_crc(path: pathlib.Path) -> str | None:
+  """CRC-32 of a small file; None when it is missing."""
+  return f"{zlib.crc32(path.read_bytes()):08x}" if path.is_file() else None
