@@ -23,6 +23,7 @@ ALLOWED = {
   "data": ("errors", "tokens", "tokenizer"),
   "train": ("models", "models.config", "parallel", "checkpoint", "errors", "tokens"),
   "checkpoint": ("parallel", "quantize", "models.config", "train.state", "errors"),
+  "thudm": ("checkpoint", "quantize", "models.config", "tokenizer", "errors"),
   "infer": ("models", "models.config", "parallel", "quantize", "checkpoint", "tokenizer", "tokens", "errors"),
   "evaluate": ("infer", "checkpoint", "data", "tokenizer", "tokens", "errors"),
   "tasks": ("data", "tokens", "tokenizer", "errors"),

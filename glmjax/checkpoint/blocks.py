@@ -31,6 +31,7 @@ from glmjax.quantize import tree
 ELEMENTS = 2**25  # largest block; 64 MiB of float16
 _WORKERS = 2  # blocks in work at the same time: one is read or written while another is converted
 _JOURNAL = "journal.jsonl"
+_SMALL = 2**22  # elements of an array that is kept once it was read: biases and norms
 
 # Axis that a weight is cut along: outputs of the kernels and of the head, rows of the tables.
 _CUT_AXES = {"qkv/kernel": -2, "out/kernel": -1, "wi/kernel": -1, "wo/kernel": -1, "head/kernel": -1,
@@ -206,7 +207,7 @@ class Writer:
       self._journal.flush()
 
   def _finish(self) -> arrays.Records:
-    """Records of all arrays; Orbax's description is put beside them and the journal is removed."""
+    """Records of all arrays; Orbax's description is put beside them."""
     records = {}
     for weight in self._weights:
       blocks = [self._done[_label(weight, region)] for region in weight.regions()]
@@ -214,8 +215,11 @@ class Writer:
         records[name] = {"shape": list(shape), "dtype": dtype, "sum": checksums.total(b[name] for b in blocks)}
     self._journal.close()
     _describe_for_orbax(self._folder, list(records))
-    (self._folder / _JOURNAL).unlink()
     return records
+
+  def forget(self) -> None:
+    """Removes the journal: the records are kept elsewhere now."""
+    (self._folder / _JOURNAL).unlink()
 
 
 def _describe_for_orbax(folder: pathlib.Path, names: Sequence[str]) -> None:
@@ -247,22 +251,23 @@ class Reader:
     arrays.check_files(folder, records)
     self._folder, self._records = folder, records
     self._sums: dict[str, dict[str, str]] = {name: {} for name in records}
+    self._small: dict[str, np.ndarray] = {}
     self._whole: dict[str, np.ndarray] = {}
     self._lock = threading.Lock()
 
   def read(self, name: str, region: Region) -> np.ndarray:
-    """One part. Arrays whose files reach over several parts are read once and kept for a while."""
-    store = _open(self._folder, name)
-    sizes = [s.stop - s.start for s in region]
-    reaches_over = any(chunk > size for chunk, size in zip(store.chunk_layout.read_chunk.shape, sizes))
-    if not reaches_over or sizes == list(store.shape):
-      block = np.asarray(store[region].read().result())
-    else:
-      with self._lock:
-        if name not in self._whole:
-          self._whole = {name: np.asarray(store.read().result())}
-        block = self._whole[name][region]
+    """One part. Small arrays, and one whose files each reach over many parts, are read once and kept."""
     shape = self._records[name]["shape"]
+    store = _open(self._folder, name)
+    chunks = store.chunk_layout.read_chunk.shape
+    times_read = math.prod(max(1, chunk / (s.stop - s.start)) for chunk, s in zip(chunks, region))
+    with self._lock:
+      kept = self._small if math.prod(shape) <= _SMALL else self._whole
+      if name not in kept and (kept is self._small or times_read > 4):
+        self._whole = {}
+        (self._small if kept is self._small else self._whole)[name] = np.asarray(store.read().result())
+      whole = self._small.get(name, self._whole.get(name))
+    block = np.asarray(store[region].read().result()) if whole is None else whole[region]
     self._sums[name][str(region)] = checksums.part_sum(block, _start(region), shape)
     return block
 

@@ -189,12 +189,14 @@ def write_folder(content: Content, folder: pathlib.Path) -> None:
   folder_lib.write_config(folder, content.config)
   if content.tokenizer is not None:
     folder_lib.copy_tokenizer(content.tokenizer, folder)
-  records = blocks.Writer(folder / folder_lib.PARAMS, content.weights).write(content.read, folder_lib.PARAMS)
+  writer = blocks.Writer(folder / folder_lib.PARAMS, content.weights)
+  records = writer.write(content.read, "parameters")
   content.verify()
   files = [path.relative_to(folder) for path in sorted(folder.rglob("*"))
            if path.is_file() and folder_lib.PARAMS not in path.relative_to(folder).parts]
   crcs = {str(file): source_lib.file_crc(folder / file) for file in files if str(file) != source_lib.CHECKSUMS}
   folder_lib.write_json(folder / source_lib.CHECKSUMS, checksums.seal({"arrays": records, "files": crcs}))
+  writer.forget()
 
 
 def _put_in_place(temporary: pathlib.Path, out: pathlib.Path) -> None:

@@ -1,0 +1,155 @@
+"""What THUDM's files call each parameter, and how their matrices and ours are the same numbers.
+
+Their linears are [outputs, inputs]; ours have the inputs first and both sides unfolded into heads, branches
+and the like. The outputs are therefore described by factors: query_key_value of GLM-130B and ChatGLM-6B is
+heads x (q, k, v) x head dimension (the view that the original takes of it), that of GLM (q, k, v) x heads x
+head dimension. Tensor-parallel ranks hold equal parts of the outputs (`split` "rows": of each of `groups`
+stretches of them, so that a rank has its share of both GeGLU halves) or of the inputs ("inputs").
+"""
+
+from collections.abc import Iterator, Sequence
+import dataclasses
+import math
+
+import numpy as np
+
+from glmjax.models import config as config_lib
+from glmjax.quantize import tree
+
+FAMILIES = ("glm-130b", "glm-10b", "chatglm-6b")
+INV_FREQ = "transformer.layers.{}.attention.rotary_emb.inv_freq"
+_TILE = 16  # rows that are transposed together: 4 to 5 times numpy's own speed for wide matrices
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+  """One parameter in both layouts."""
+
+  key: str  # theirs; {} stands for the layer
+  name: str  # ours
+  rows: tuple[int, ...]  # factors of their first axis
+  inputs: tuple[int, ...] = ()  # factors of their second axis
+  order: tuple[int, ...] = ()  # our order of the factors of the rows, where it is not theirs
+  split: str = "none"  # what tensor-parallel ranks divide: none, rows, inputs
+  groups: int = 1
+  inputs_first: bool = True  # False: tables, as they are
+
+  @property
+  def stacked(self) -> bool:
+    """Whether there is one for each layer."""
+    return "{}" in self.key
+
+  @property
+  def kernel(self) -> bool:
+    """Whether quantized files hold codes for it."""
+    return tree.kernel_axes(tuple(self.name.split("/"))) is not None
+
+  def keys(self, num_layers: int) -> list[str]:
+    """Their keys, layer by layer."""
+    return [self.key.format(i) for i in range(num_layers)] if self.stacked else [self.key]
+
+  def their_shape(self, bits: int | None = None) -> tuple[int, ...]:
+    """Of the merged matrix or vector; INT4 codes are packed in pairs along the inputs."""
+    if not self.inputs:
+      return (math.prod(self.rows),)
+    return math.prod(self.rows), math.prod(self.inputs) // (2 if self.kernel and bits == 4 else 1)
+
+  def our_rows(self, rows: Sequence[int] | None = None) -> tuple[int, ...]:
+    """The factors of the rows in our order."""
+    rows = self.rows if rows is None else rows
+    return tuple(rows[i] for i in self.order or range(len(rows)))
+
+  def our_shape(self) -> tuple[int, ...]:
+    """Of one layer's."""
+    return (*self.inputs, *self.our_rows()) if self.inputs_first else (*self.our_rows(), *self.inputs)
+
+  def factor_slices(self, region: Sequence[slice]) -> list[slice]:
+    """Of a region of our array (one layer's), what it takes of each factor of the rows, in their order."""
+    ours = region[len(self.inputs):] if self.inputs_first else region[:len(self.rows)]
+    order = list(self.order or range(len(self.rows)))
+    return [ours[order.index(i)] for i in range(len(self.rows))]
+
+  def ranges(self, factors: Sequence[slice]) -> Iterator[tuple[int, int]]:
+    """The stretches of their rows that these slices of the factors are; one factor at most is cut."""
+    cut = next((i for i, (s, n) in enumerate(zip(factors, self.rows)) if s.stop - s.start < n), 0)
+    inner, size = math.prod(self.rows[cut + 1:]), self.rows[cut]
+    for outer in range(math.prod(self.rows[:cut])):
+      yield (outer * size + factors[cut].start) * inner, (outer * size + factors[cut].stop) * inner
+
+  def to_ours(self, block: np.ndarray, factors: Sequence[slice]) -> np.ndarray:
+    """Rows of their matrix (or vector) as a block of our array; `factors` say which rows they are."""
+    rows = [s.stop - s.start for s in factors]
+    if self.order:
+      block = block.reshape(*rows, -1).transpose(*self.order, len(rows)).reshape(block.shape)
+    if not self.inputs:
+      return block.reshape(self.our_rows(rows))
+    inputs = (*self.inputs[:-1], block.shape[1] // math.prod(self.inputs[:-1]))  # half as many when packed
+    if not self.inputs_first:
+      return block.reshape(*self.our_rows(rows), *inputs)
+    return transpose(block).reshape(*inputs, *self.our_rows(rows))
+
+  def to_theirs(self, ours: np.ndarray) -> np.ndarray:
+    """Our array, one layer's, as their matrix or vector."""
+    if not self.inputs:
+      block = ours.reshape(math.prod(self.rows))
+    elif self.inputs_first:
+      block = transpose(ours.reshape(-1, math.prod(self.rows)))
+    else:
+      block = ours.reshape(math.prod(self.rows), -1)
+    if self.order:
+      back = np.argsort(self.order)
+      block = block.reshape(*self.our_rows(), -1).transpose(*back, len(self.rows)).reshape(block.shape)
+    return block
+
+
+def transpose(x: np.ndarray) -> np.ndarray:
+  """x.T, in memory of its own."""
+  out = np.empty(x.shape[::-1], x.dtype)
+  if x.shape[0] >= x.shape[1]:
+    for i in range(0, x.shape[0], _TILE):
+      out[:, i:i + _TILE] = x[i:i + _TILE].T
+  else:
+    for i in range(0, x.shape[1], _TILE):
+      out[i:i + _TILE] = x[:, i:i + _TILE].T
+  return out
+
+
+def entries(family: str, config: config_lib.GLMConfig) -> list[Entry]:
+  """All parameters of a model, in the order of the original's state dict."""
+  v, d, h, k, f = config.vocab_size, config.embed_dim, config.num_heads, config.head_dim, config.mlp_dim
+  branches = config.mlp_branches
+  at = "transformer.layers.{}."
+  qkv = dict(rows=(3, h, k), groups=3) if family == "glm-10b" else dict(rows=(h, 3, k), order=(1, 0, 2))
+  wi = dict(rows=(branches, f), groups=branches, split="rows")
+  found = [Entry("transformer.word_embeddings.weight", "embedding/table", (v,), (d,), split="rows", inputs_first=False)]
+  if family == "glm-10b":
+    found[0] = dataclasses.replace(found[0], key="word_embeddings.weight")
+    found += [Entry(f"transformer.{name}_embeddings.weight", f"embedding/{name}", (config.max_length + 1,), (d,),
+                    inputs_first=False) for name in ("position", "block_position")]
+  found += [
+      *_norm(at + "input_layernorm", "layers/attention_norm", d),
+      Entry(at + "attention.query_key_value.weight", "layers/attention/qkv/kernel", inputs=(d,), split="rows", **qkv),
+      Entry(at + "attention.query_key_value.bias", "layers/attention/qkv/bias", split="rows", **qkv),
+      Entry(at + "attention.dense.weight", "layers/attention/out/kernel", (d,), (h, k), split="inputs"),
+      Entry(at + "attention.dense.bias", "layers/attention/out/bias", (d,)),
+      *_norm(at + "post_attention_layernorm", "layers/mlp_norm", d),
+      Entry(at + "mlp.dense_h_to_4h.weight", "layers/mlp/wi/kernel", inputs=(d,), **wi),
+      Entry(at + "mlp.dense_h_to_4h.bias", "layers/mlp/wi/bias", **wi),
+      Entry(at + "mlp.dense_4h_to_h.weight", "layers/mlp/wo/kernel", (d,), (f,), split="inputs"),
+      Entry(at + "mlp.dense_4h_to_h.bias", "layers/mlp/wo/bias", (d,)),
+      *_norm("transformer.final_layernorm", "final_norm", d),
+  ]
+  if not config.tie_embeddings:
+    found.append(Entry("lm_head.weight", "head/kernel", (v,), (d,), split="rows"))
+  return found
+
+
+def _norm(key: str, name: str, size: int) -> list[Entry]:
+  return [Entry(f"{key}.weight", f"{name}/scale", (size,)), Entry(f"{key}.bias", f"{name}/bias", (size,))]
+
+
+def inv_freq(config: config_lib.GLMConfig) -> np.ndarray:
+  """The rotary frequencies that every layer's files repeat; ChatGLM-6B's are of half a head."""
+  size = config.head_dim // (2 if config.positions == "rotary_2d" else 1)
+  exponents = np.arange(0, size, 2, dtype=np.float32) / np.float32(size)
+  return (np.float32(1.0) / np.float32(config.rotary_base)**exponents).astype(np.float16)

@@ -1,0 +1,121 @@
+"""Import: a THUDM model's files to our export folder, block by block, going on where a killed import stopped."""
+
+import dataclasses
+import fcntl
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+import sys
+from typing import Any
+
+from glmjax import errors
+from glmjax.checkpoint import blocks
+from glmjax.checkpoint import export
+from glmjax.checkpoint import folder as folder_lib
+from glmjax.models import config as config_lib
+from glmjax.quantize import qarray
+from glmjax.thudm import source as source_lib
+
+_PLAN, _LOCK, _TOKENIZER = "plan.json", "lock", "source-tokenizer"
+_FORMAT = 1  # of what an unfinished import leaves
+
+
+def import_model(family: str, source: str | os.PathLike, out: str | os.PathLike, dtype: str | None = None,
+                 bits: int | None = None, tokenizer: str | os.PathLike | None = None, num_heads: int | None = None,
+                 rotary_rounding: str = "half_table", overwrite: bool = False) -> dict[str, Any]:
+  """Writes an export folder from a model in THUDM's own files.
+
+  What a killed import left beside `out` is checked and used when it is of the same files and options.
+
+  Args:
+    family: glm-130b, glm-10b (and the smaller GLMs) or chatglm-6b.
+    source: folder of the files.
+    out: folder to write.
+    dtype: of the float parameters; None: as in the files.
+    bits: 8 or 4 quantizes the blocks' kernels; None leaves them as they are. Files of INT8 and INT4 stay that.
+    tokenizer: ice_text.model or a tokenizer folder; None: ice_text.model in `source`; "none": weights alone.
+    num_heads: of glm-10b's family where heads are not 64 wide.
+    rotary_rounding: none, half_frequencies or half_table, as the published models are run.
+    overwrite: replace an export that is there.
+
+  Returns:
+    As `export.export`.
+
+  Raises:
+    errors.InputError: when anything about the files is wrong; nothing was written then.
+  """
+  if bits not in (None, *qarray.BITS):
+    raise errors.InputError(f"bits is {bits}: give 8 or 4, or leave it out")
+  if dtype not in (None, *config_lib.DTYPES):
+    raise errors.InputError(f"dtype is {dtype!r}: choose one of {', '.join(config_lib.DTYPES)}")
+  out = pathlib.Path(out).absolute()
+  export.check_out(out, pathlib.Path(source), overwrite)
+  opened = source_lib.open_source(family, source, tokenizer, num_heads, rotary_rounding)
+  if opened.bits is not None and bits not in (None, opened.bits):
+    raise errors.InputError(f"{source} holds INT{opened.bits} weights: they cannot become INT{bits} without loss, so "
+                            "leave --bits out or import the float files")
+  work = out.with_name(f".{out.name}.importing")
+  content = _content(opened, bits, dtype, work / _TOKENIZER)
+  lock = _begin(work, _plan(opened, content), content)
+  try:
+    if opened.tokenizer is not None:
+      opened.tokenizer.save(work / _TOKENIZER)
+    result = export.put(content, work / "export", out, export.write_folder)
+  except OSError as error:
+    raise errors.InputError(f"{out} could not be written ({error.strerror or error}): the same command goes on from "
+                            "here") from error
+  finally:
+    lock.close()
+  shutil.rmtree(work, ignore_errors=True)
+  return result | {"family": family, "source_bytes": opened.shards.nbytes,
+                   "parameters": content.config.model.num_parameters()}
+
+
+def _content(opened: source_lib.Source, bits: int | None, dtype: str | None, tokenizer: pathlib.Path
+             ) -> export.Content:
+  bits = opened.bits or bits
+  kind = dtype or opened.config.param_dtype
+  fields = {"param_dtype": kind} | ({"dtype": "float32" if kind == "float32" else "bfloat16"} if dtype else {})
+  model = dataclasses.replace(opened.config, **fields)
+  known = {} if opened.tokenizer is None else {"fingerprint": opened.tokenizer.fingerprint,
+                                               "vocab_size": opened.tokenizer.vocab_size}
+  described = {"bits": bits, "dtype": kind, "step": None, "family": opened.family, "iteration": opened.shards.iteration}
+  config = folder_lib.FolderConfig(model, {}, known, described)
+  return export.Content(config, None if opened.tokenizer is None else tokenizer, opened.weights(bits, dtype),
+                        opened.read, lambda: None)
+
+
+def _plan(opened: source_lib.Source, content: export.Content) -> str:
+  """A hash of all that decides what will be written."""
+  files = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in opened.shards.files]
+  plan = [_FORMAT, blocks.ELEMENTS, files, repr(content.config), [repr(weight) for weight in content.weights]]
+  return hashlib.sha256(json.dumps(plan).encode()).hexdigest()
+
+
+def _begin(work: pathlib.Path, plan: str, content: export.Content) -> Any:
+  """Makes the working folder, or keeps what is there of the same plan; the lock that keeps others out."""
+  there = 0
+  if work.exists() and _read_plan(work) == plan:
+    there = sum(path.stat().st_blocks * 512 for path in (work / "export").rglob("*") if path.is_file())
+    print(f"going on with the import that stopped after {there / 1e9:.1f} GB", file=sys.stderr)
+  blocks.need_room(work.parent, content.weights, there)
+  work.mkdir(parents=True, exist_ok=True)
+  lock = open(work / _LOCK, "w", encoding="utf-8")
+  try:
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except OSError as error:
+    raise errors.InputError(f"{work} is in use: another import to the same folder is running") from error
+  if not there and (work / "export").exists():
+    shutil.rmtree(work / "export")
+    shutil.rmtree(work / _TOKENIZER, ignore_errors=True)
+  folder_lib.write_json(work / _PLAN, {"plan": plan})
+  return lock
+
+
+def _read_plan(work: pathlib.Path) -> str | None:
+  try:
+    return json.loads((work / _PLAN).read_bytes())["plan"]
+  except (OSError, ValueError, KeyError, TypeError):
+    return None

@@ -1,0 +1,293 @@
+"""A THUDM model in its own files: opened, checked against its configuration and tokenizer, read in parts."""
+
+from collections.abc import Mapping
+import dataclasses
+import math
+import os
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from glmjax import errors
+from glmjax import tokenizer as tokenizer_lib
+from glmjax.checkpoint import blocks
+from glmjax.models import config as config_lib
+from glmjax.thudm import layouts
+from glmjax.thudm import merged
+from glmjax.thudm import shards as shards_lib
+
+_FLOATS = ("float16", "bfloat16", "float32")
+# Rows of the embedding table to the tokenizer's ids: GLM-130B and the first ChatGLM-6B; ChatGLM-6B since 6 April 2023.
+_TOKENIZERS = {150_528: 150_344, 130_528: 130_344}
+_PREFIX = "transformer.prefix_encoder."
+_HEAD_DIM = 64  # of all GLMs up to 10B
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """What is to be imported; everything about it has been checked but the numbers themselves."""
+
+  family: str
+  config: config_lib.GLMConfig
+  bits: int | None  # of the codes in the files; None: float
+  shards: shards_lib.Shards
+  tensors: Mapping[str, merged.Merged]
+  tokenizer: tokenizer_lib.Tokenizer | None
+
+  def weights(self, bits: int | None, dtype: str | None) -> list[blocks.Weight]:
+    """The parameters as they are to be stored; codes stay codes, floats keep their dtypes unless told."""
+    found = []
+    for entry in layouts.entries(self.family, self.config):
+      shape = (self.config.num_layers, *entry.our_shape()) if entry.stacked else entry.our_shape()
+      their = self.tensors[entry.keys(1)[0]].dtype.name
+      quantized = (self.bits or bits) if entry.kernel else None
+      groups = len(self.shards.ranks) if self.bits and entry.split == "inputs" else 1
+      found.append(blocks.Weight(entry.name, shape, dtype or (their if quantized is None else "float16"), quantized,
+                                 groups))
+    return found
+
+  def read(self, weight: blocks.Weight, region: blocks.Region) -> dict[str, np.ndarray]:
+    """A block as it is to be stored."""
+    entry = next(e for e in layouts.entries(self.family, self.config) if e.name == weight.name)
+    keys = entry.keys(self.config.num_layers)[region[0]] if entry.stacked else entry.keys(1)
+    factors = entry.factor_slices(region[1:] if entry.stacked else region)
+    ours = np.stack if entry.stacked else lambda blocks: blocks[0]
+    block = ours([self._block(entry, key, factors) for key in keys])
+    if not (self.bits and entry.kernel):
+      return weight.convert(block)
+    scale = ours([self._scale(entry, key + "_scale", factors) for key in keys])
+    return {f"{weight.name}/values": block, f"{weight.name}/scale": scale}
+
+  def _block(self, entry: layouts.Entry, key: str, factors: list[slice]) -> np.ndarray:
+    rows = [self.tensors[key].rows(*ends) for ends in entry.ranges(factors)]
+    return entry.to_ours(rows[0] if len(rows) == 1 else np.concatenate(rows), factors)
+
+  def _scale(self, entry: layouts.Entry, key: str, factors: list[slice]) -> np.ndarray:
+    """One scale for each row; matrices whose inputs are divided have one for each row and rank."""
+    tensor = self.tensors[key]
+    parts = [tensor] if entry.split != "inputs" else [merged.Merged((shard,)) for shard in tensor.shards]
+    scales = []
+    for part in parts:
+      rows = np.concatenate([part.rows(*ends) for ends in entry.ranges(factors)])
+      scales.append(dataclasses.replace(entry, inputs=()).to_ours(rows, factors))
+    ones = (1,) * (len(entry.inputs) - 1)
+    return np.stack(scales).reshape(len(scales), *ones, *scales[0].shape)
+
+
+def open_source(family: str, folder: str | os.PathLike, tokenizer: str | os.PathLike | None = None,
+                num_heads: int | None = None, rotary_rounding: str = "half_table") -> Source:
+  """Opens a folder of THUDM's files and checks all that can be checked without reading the weights.
+
+  Args:
+    family: one of layouts.FAMILIES.
+    folder: of the files.
+    tokenizer: ice_text.model or a tokenizer folder; None: ice_text.model in `folder`; "none": weights alone.
+    num_heads: where the files do not tell: glm-10b (None: heads of 64).
+    rotary_rounding: of the model's config: half_table is how the published models were run.
+
+  Raises:
+    errors.InputError: saying which file or tensor is wrong.
+  """
+  if family not in layouts.FAMILIES:
+    raise errors.InputError(f"no family {family}: choose one of {', '.join(layouts.FAMILIES)}")
+  folder = pathlib.Path(folder)
+  if not folder.is_dir():
+    raise errors.InputError(f"{folder}: no such folder; give the one that holds {family}'s files")
+  if family == "chatglm-6b":
+    hub = shards_lib.read_json(folder / "config.json")
+    shards = shards_lib.open_hub(folder)
+    _refuse_prefix(shards, folder)
+    config, bits = _chatglm_config(hub, folder), hub.get("quantization_bit") or None
+  else:
+    hub, shards = {}, shards_lib.open_ranks(folder)
+    _check_degree(shards, folder)
+    config, bits = _config_of_shapes(family, shards, num_heads, folder), _bits_of_shapes(shards)
+  if family != "glm-10b":
+    config = dataclasses.replace(config, rotary_rounding=rotary_rounding)
+  tensors = _merge(family, config, bits, shards, folder)
+  found = _read_tokenizer(family, folder, tokenizer, hub)
+  if found is not None:
+    _check_tokenizer(found, config, hub, folder)
+  param_dtype = tensors[layouts.entries(family, config)[0].key].dtype.name
+  compute = "float32" if param_dtype == "float32" else "bfloat16"
+  config = dataclasses.replace(config, param_dtype=param_dtype, dtype=compute)
+  return Source(family, config, bits, shards, tensors, found)
+
+
+def _chatglm_config(hub: Mapping[str, Any], folder: pathlib.Path) -> config_lib.GLMConfig:
+  path = folder / "config.json"
+  try:
+    sizes = {ours: int(hub[theirs]) for ours, theirs in (
+        ("vocab_size", "vocab_size"), ("num_layers", "num_layers"), ("embed_dim", "hidden_size"),
+        ("num_heads", "num_attention_heads"), ("mlp_dim", "inner_hidden_size"))}
+    sizes["max_length"] = int(hub.get("max_sequence_length", 2048))
+    epsilon = float(hub.get("layernorm_epsilon", 1e-5))
+  except (KeyError, TypeError, ValueError) as error:
+    raise errors.InputError(f"{path} is not ChatGLM-6B's ({type(error).__name__}: {error}): copy the one that belongs "
+                            "to the weights (ChatGLM2 and later are other models)") from error
+  if hub.get("quantization_bit", 0) not in (None, 0, 4, 8):
+    raise errors.InputError(f"{path}: quantization_bit is {hub['quantization_bit']}; 4, 8 and 0 are known")
+  if not hub.get("position_encoding_2d", True):
+    raise errors.InputError(f"{path}: position_encoding_2d is false; only ChatGLM-6B's two-dimensional one is known")
+  # The original's blocks are never told how many layers there are: alpha is that of 28 at any depth.
+  alpha = None if sizes["num_layers"] == 28 else math.sqrt(56)
+  return config_lib.GLMConfig(**sizes, positions="rotary_2d", mlp="gelu_tanh", tie_embeddings=False,
+                              layer_norm_epsilon=epsilon, residual_alpha=alpha)
+
+
+def _refuse_prefix(shards: shards_lib.Shards, folder: pathlib.Path) -> None:
+  if any(key.startswith(_PREFIX) for key in shards.ranks[0]):
+    raise errors.InputError(f"{folder} is a P-Tuning v2 checkpoint ({_PREFIX}*): glmjax has no prefixes; import the "
+                            "model that it was tuned from, or one that was fine-tuned whole")
+
+
+def _shape(shards: shards_lib.Shards, key: str, folder: pathlib.Path, ndim: int = 2) -> tuple[int, ...]:
+  if key not in shards.ranks[0]:
+    raise errors.InputError(f"{folder}: {key} is missing: this is not the model that it was taken for")
+  shape = shards.ranks[0][key].shape
+  if len(shape) != ndim:
+    raise errors.InputError(f"{folder}: {key} has shape {list(shape)}, not that of a matrix: copy the files again")
+  return shape
+
+
+def _check_degree(shards: shards_lib.Shards, folder: pathlib.Path) -> None:
+  """The files must be as many as the ranks that the tensors were divided among."""
+  at = "transformer.layers.0."
+  ours = _shape(shards, at + "mlp.dense_h_to_4h.weight", folder)[0]
+  rows, _ = _shape(shards, at + "attention.dense.weight", folder)
+  qkv = _shape(shards, at + "attention.query_key_value.weight", folder)[0]
+  degree, count = 3 * rows // max(1, qkv), len(shards.ranks)
+  if degree != count or not ours:
+    raise errors.InputError(f"{shards.files[0].parent} has {count} mp_rank files, and their tensors are those of "
+                            f"tensor-parallel degree {degree}: copy all {degree} files there")
+  if count not in (1, 2, 4, 8, 16):
+    raise errors.InputError(f"{shards.files[0].parent} is of tensor-parallel degree {count}: 1, 2, 4, 8 "
+                            "and 16 are known")
+
+
+def _bits_of_shapes(shards: shards_lib.Shards) -> int | None:
+  tensor = shards.ranks[0]["transformer.layers.0.attention.query_key_value.weight"]
+  if tensor.dtype != np.int8:
+    return None
+  return 8 if tensor.shape[1] == shards.ranks[0]["transformer.layers.0.attention.dense.weight"].shape[0] else 4
+
+
+def _config_of_shapes(family: str, shards: shards_lib.Shards, num_heads: int | None, folder: pathlib.Path
+                      ) -> config_lib.GLMConfig:
+  """Sizes of a checkpoint without a configuration file."""
+  first, count = shards.ranks[0], len(shards.ranks)
+  is_glm = family == "glm-10b"
+  table = "word_embeddings.weight"
+  if table not in first:
+    table = "transformer." + table
+  vocab, width = _shape(shards, table, folder)
+  mlp = _shape(shards, "transformer.layers.0.mlp.dense_h_to_4h.weight", folder)[0] * count
+  sizes = dict(vocab_size=vocab * count, embed_dim=width,
+               num_layers=len({key.split(".")[2] for key in first if key.startswith("transformer.layers.")}))
+  if is_glm:
+    length = _shape(shards, "transformer.position_embeddings.weight", folder)[0] - 1
+    return config_lib.GLMConfig(**sizes, num_heads=num_heads or max(1, width // _HEAD_DIM), mlp_dim=mlp,
+                                max_length=length, positions="learned_2d", norm="pre", mlp="gelu_tanh")
+  frequencies = first.get(layouts.INV_FREQ.format(0))
+  head_dim = 2 * frequencies.shape[0] if frequencies is not None and len(frequencies.shape) == 1 else 128
+  return config_lib.GLMConfig(**sizes, num_heads=num_heads or max(1, width // head_dim), mlp_dim=mlp // 2)
+
+
+def _merge(family: str, config: config_lib.GLMConfig, bits: int | None, shards: shards_lib.Shards,
+           folder: pathlib.Path) -> dict[str, merged.Merged]:
+  """Every tensor by its key; keys, shapes and dtypes are as the configuration asks."""
+  found_by_key, wanted = shards.ranks[0], []
+  every = layouts.entries(family, config)
+  if every[0].key not in found_by_key and "transformer." + every[0].key in found_by_key:  # SwissArmyTransformer's
+    shards = dataclasses.replace(shards, ranks=tuple(
+        {key.replace("transformer.word_", "word_"): tensor for key, tensor in rank.items()} for rank in shards.ranks))
+  for entry in every:
+    wanted += entry.keys(config.num_layers)
+    if bits and entry.kernel:
+      wanted += [key + "_scale" for key in entry.keys(config.num_layers)]
+  optional = [layouts.INV_FREQ.format(i) for i in range(config.num_layers)]
+  shards_lib.check_keys(shards, wanted, optional, folder)
+  tensors = {}
+  for entry in every:
+    for key in entry.keys(config.num_layers):
+      coded = bits if entry.kernel else None
+      tensors[key] = _joined(shards, key, entry, entry.their_shape(bits), "int8" if coded else None)
+      if coded:
+        scales = dataclasses.replace(entry, split="none" if entry.split == "inputs" else entry.split)
+        tensors[key + "_scale"] = _joined(shards, key + "_scale", scales, (math.prod(entry.rows),), "float16")
+  _check_frequencies(shards, config, optional)
+  return tensors
+
+
+def _joined(shards: shards_lib.Shards, key: str, entry: layouts.Entry, shape: tuple[int, ...], dtype: str | None
+            ) -> merged.Merged:
+  parts = tuple(rank[key] for rank in shards.ranks)
+  for path, part in zip(shards.files, parts):
+    if part.shape != parts[0].shape or part.dtype != parts[0].dtype:
+      raise errors.InputError(f"{path}: {key} is {part.dtype} {list(part.shape)} there and {parts[0].dtype} "
+                              f"{list(parts[0].shape)} in {shards.files[0].name}: copy the files again")
+  if parts[0].dtype.name not in ((dtype,) if dtype else _FLOATS):
+    raise errors.InputError(f"{parts[0].path}: {key} is {parts[0].dtype}, expected {dtype or 'a float'}; is its "
+                            "quantization_bit right?")
+  found = merged.Merged(parts, entry.split, entry.groups)
+  if found.shape != shape:
+    hint = "the vocabulary is of another date" if "word_embeddings" in key or "lm_head" in key else (
+        "the configuration is another model's")
+    raise errors.InputError(f"{parts[0].path}: {key} has shape {list(found.shape)}, and the configuration asks for "
+                            f"{list(shape)}: {hint}; take config and weights from the same place")
+  return found
+
+
+def _check_frequencies(shards: shards_lib.Shards, config: config_lib.GLMConfig, keys: list[str]) -> None:
+  """Rotary frequencies in the files must be those that the model will compute."""
+  expected = layouts.inv_freq(config)
+  for key in keys[:1]:
+    tensor = shards.ranks[0].get(key)
+    if tensor is None:
+      continue
+    if tensor.shape != expected.shape or not np.allclose(tensor.whole().astype("f4"), expected.astype("f4"), rtol=2e-3):
+      raise errors.InputError(f"{tensor.path}: {key} are not the frequencies of base {config.rotary_base:g} over "
+                              f"{2 * expected.size} dimensions: this model turns its heads otherwise")
+
+
+def _read_tokenizer(family: str, folder: pathlib.Path, path: str | os.PathLike | None, hub: Mapping[str, Any]
+                    ) -> tokenizer_lib.Tokenizer | None:
+  """The tokenizer given, or the one in the folder; its number of image ids follows from the family or config."""
+  if path == "none":
+    return None
+  if path is None:
+    path = folder / "ice_text.model"
+    if not path.is_file() and family == "glm-10b":
+      return None
+    if not path.is_file():
+      raise errors.InputError(f"{folder} has no ice_text.model: copy it there, name it with --tokenizer, or say "
+                              "--tokenizer=none for weights alone")
+  path = pathlib.Path(path)
+  if path.is_dir():
+    return tokenizer_lib.Tokenizer.load(path)
+  images = 20_000 if family == "glm-130b" else 0
+  if "bos_token_id" in hub:  # <sop>: the fifth behind image ids and text pieces
+    images = int(hub["bos_token_id"]) - tokenizer_lib.Tokenizer.load(path).specials.sop
+    said = {}
+    if (folder / "tokenizer_config.json").is_file():
+      said = shards_lib.read_json(folder / "tokenizer_config.json")
+    if images < 0 or images != int(said.get("num_image_tokens", images)):
+      raise errors.InputError(f"{path} is of another date than config.json: {said.get('num_image_tokens', 0)} image "
+                              f"ids where <sop> {hub['bos_token_id']} needs {images}; take both from the same place")
+  return tokenizer_lib.Tokenizer.load(path, images)
+
+
+def _check_tokenizer(tokenizer: tokenizer_lib.Tokenizer, config: config_lib.GLMConfig, hub: Mapping[str, Any],
+                     folder: pathlib.Path) -> None:
+  """The vocabulary must be the one that the weights were trained with."""
+  expected = _TOKENIZERS.get(config.vocab_size)
+  if expected not in (None, tokenizer.vocab_size) or tokenizer.vocab_size > config.vocab_size:
+    raise errors.InputError(f"the tokenizer has {tokenizer.vocab_size} ids, and a table of {config.vocab_size} rows "
+                            f"goes with {expected or 'no more than that'}: it is of another date than {folder}")
+  for field, name in (("bos_token_id", "sop"), ("eos_token_id", "eop"), ("mask_token_id", "mask"),
+                      ("gmask_token_id", "gmask")):
+    theirs, ours = hub.get(field), getattr(tokenizer.specials, name)
+    if theirs is not None and theirs != ours:
+      raise errors.InputError(f"the tokenizer's {name} is {ours}, and config.json's {field} {theirs}: it is of another "
+                              f"date than {folder}")
