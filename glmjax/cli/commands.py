@@ -20,7 +20,10 @@ GIN_HELP = "gin file, searched here and then among glmjax's own (repeatable)"
 
 @dataclasses.dataclass(frozen=True)
 class Flag:
-  """A command-line flag for one parameter of the command's function, which bears its name."""
+  """A command-line flag for one parameter of the command's function, which bears its name.
+
+  A name without dashes is that of a positional argument.
+  """
 
   name: str
   help: str
@@ -87,6 +90,16 @@ COMMANDS = {command.name: command for command in (
             "glmjax export --checkpoint=runs/mine --bits=4 --out=runs/mine-int4",
             (CHECKPOINT, Flag("--out", "folder to write"),
              Flag("--bits", "weight bits (without it: float)", int, choices=(8, 4)),
+             Flag("--overwrite", "replace an export there", bool, kind="passed"))),
+    Command("import", "glmjax.thudm.load.import_model",
+            "read GLM-130B, GLM-10B or ChatGLM-6B in its own files",
+            "glmjax import --bits=4 chatglm-6b models/chatglm-6b runs/chatglm-6b-int4",
+            (Flag("family", "whose files they are", choices=("glm-130b", "glm-10b", "chatglm-6b")),
+             Flag("source", "folder of the files"), Flag("out", "folder to write"),
+             Flag("--dtype", "of the float parameters (as in the files)"),
+             Flag("--bits", "weight bits (as in the files)", int, choices=(8, 4)),
+             Flag("--tokenizer", "ice_text.model or a tokenizer folder (the one in the source folder)"),
+             Flag("--num_heads", "attention heads of a GLM whose heads are not 64 wide", int),
              Flag("--overwrite", "replace an export there", bool, kind="passed"))),
     Command("generate", "glmjax.cli.inference.generate", "fill [MASK]s in a text, or continue it",
             "glmjax generate --checkpoint=runs/mine-int4 --prompt='The capital of France is [MASK].'",
