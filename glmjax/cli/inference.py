@@ -1,52 +1,103 @@
 """The generate and score commands: an Engine from a folder, put to the prompts or texts given."""
 
-import json
+import contextlib
 import math
 import os
 import pathlib
-from collections.abc import Sequence
-from typing import Any
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from glmjax import errors
+from glmjax.cli import answers
+
+if TYPE_CHECKING:
+  from glmjax.infer import engine as engine_lib
+  from glmjax.infer import sampling as sampling_lib
+
+Row = Mapping[str, Any]  # "prompt" or "text", and whatever else the user's line holds
+Keep = Callable[[list[dict[str, Any]]], Any]  # takes a batch of answers
+PROGRESS_SECONDS = 10
 
 
 def generate(
-  checkpoint: str | os.PathLike, prompts: Sequence[str], max_tokens: int = 128, temperature: float = 0.0,
-  top_k: int = 0, top_p: float = 1.0, seed: int = 0, samples: str | os.PathLike | None = None,
-  label: str | None = None,
-) -> list[dict[str, Any]]:
-  """Each prompt with its blanks filled, or continued where it has none.
+  checkpoint: str | os.PathLike, prompts: Sequence[str | Row], max_tokens: int = 128, temperature: float = 0.0,
+  top_k: int = 0, top_p: float = 1.0, seed: int = 0, out: str | os.PathLike | None = None, overwrite: bool = False,
+  samples: str | os.PathLike | None = None, label: str | None = None,
+) -> list[dict[str, Any]] | dict[str, Any]:
+  """Each prompt with its blanks filled, or continued where it has none; objects keep their other fields.
 
-  With `samples`, adds a line {"model": label, "prompt", "output"} for each to that file; the label is the
-  checkpoint folder's name if not given.
+  With `out`, the answers go to that JSON lines file ("-": standard output) batch by batch, and the result says
+  how many; a file that holds answers to the first prompts is gone on with, unless `overwrite`. With `samples`,
+  adds a line {"model": label, "prompt", "output"} for each to that file; the label is the checkpoint folder's
+  name if not given.
   """
-  if samples is not None and not pathlib.Path(samples).absolute().parent.is_dir():
-    raise errors.InputError(f"cannot write {samples}: no such folder")
-  from glmjax.infer import engine, sampling  # here, as this module is looked at before a command is in order
-  how = sampling.Sampling(temperature, top_k, top_p)
-  found = engine.Engine.load(checkpoint).generate(prompts, max_tokens, how, seed)
-  results = [{"prompt": prompt, "output": generation.text, "pieces": generation.pieces,
-              "finish_reason": generation.finish_reason} for prompt, generation in zip(prompts, found)]
-  if samples is not None:
-    model = label or pathlib.Path(checkpoint).name
-    lines = [json.dumps({"model": model, "prompt": r["prompt"], "output": r["output"]}, ensure_ascii=False)
-             for r in results]
-    with open(samples, "ab", buffering=0) as file:  # one write, so that what other processes add stays whole
-      file.write("".join(f"{line}\n" for line in lines).encode())
-  return results
+  rows = [{"prompt": prompt} if isinstance(prompt, str) else prompt for prompt in prompts]
+  results, done = [], 0
+  keep: list[Keep] = [results.extend]
+  with contextlib.ExitStack() as stack:  # what cannot be written is told before the model is loaded
+    if out is not None:
+      out_file, done = stack.enter_context(answers.answering(out, [row["prompt"] for row in rows], overwrite))
+      keep = [lambda batch: answers.write(out_file, batch)]
+    if samples is not None:
+      samples_file = stack.enter_context(answers.appending(samples))
+      named = {"model": label or pathlib.Path(checkpoint).name}
+      keep.append(lambda batch: answers.write(
+          samples_file, [named | {name: row[name] for name in ("prompt", "output")} for row in batch]))
+    if done < len(rows):
+      from glmjax.infer import engine, sampling  # here, as this module is looked at before a command is in order
+      how = sampling.Sampling(temperature, top_k, top_p)
+      model = engine.Engine.load(checkpoint)
+      _check(model, rows, done)
+      if out is not None and overwrite and out != "-":
+        out_file.truncate(0)
+      _generate(model, rows, done, keep, max_tokens, how, seed)
+  return results if out is None else {"out": str(out), "answers": len(rows), "new": len(rows) - done}
 
 
-def score(checkpoint: str | os.PathLike, texts: Sequence[str]) -> list[dict[str, Any]]:
+def _check(model: "engine_lib.Engine", rows: Sequence[Row], done: int) -> None:
+  """Whether the prompts fit, before the first is answered."""
+  for i, row in enumerate(rows[done:], done):
+    try:
+      model.room(model.encode(row["prompt"]))
+    except errors.InputError as error:
+      raise errors.InputError(f"prompt {i + 1} of {len(rows)}: {error}") from None
+
+
+def _generate(
+  model: "engine_lib.Engine", rows: Sequence[Row], done: int, keep: Sequence[Keep], max_tokens: int,
+  how: "sampling_lib.Sampling", seed: int,
+) -> None:
+  """Gives the answers to rows[done:] to each of `keep`, a batch at a time; prompt i draws with seed + i."""
+  told = time.monotonic()
+  for first in range(done, len(rows), model.max_batch):
+    batch = rows[first:first + model.max_batch]
+    found = model.generate([row["prompt"] for row in batch], max_tokens, how, seed + first)
+    answered = [{**row, "output": g.text, "pieces": g.pieces, "finish_reason": g.finish_reason}
+                for row, g in zip(batch, found, strict=True)]
+    for consume in keep:
+      consume(answered)
+    if time.monotonic() - told > PROGRESS_SECONDS:
+      told = time.monotonic()
+      print(f"{first + len(batch)} of {len(rows)} prompts", file=sys.stderr, flush=True)
+
+
+def score(checkpoint: str | os.PathLike, texts: Sequence[str | Row]) -> list[dict[str, Any]]:
   """How likely each text is, read from left to right: natural log-likelihood, tokens, bits per byte."""
-  if not all(texts):
+  rows = [{"text": text} if isinstance(text, str) else text for text in texts]
+  if not all(row["text"] for row in rows):
     raise errors.InputError("a text to score is empty: give at least one character")
   from glmjax.infer import engine
-  found = engine.Engine.load(checkpoint).score(texts)
-  return [{"text": text, "log_likelihood": s.total, "tokens": s.count,
-           "bits_per_byte": -s.total / math.log(2) / len(text.encode())} for text, s in zip(texts, found)]
+  found = engine.Engine.load(checkpoint).score([row["text"] for row in rows])
+  return [{**row, "log_likelihood": s.total, "tokens": s.count,
+           "bits_per_byte": -s.total / math.log(2) / len(row["text"].encode())} for row, s in zip(rows, found)]
 
 
-def show_outputs(results: list[dict[str, Any]]) -> None:
-  """The outputs alone, an empty line between them."""
-  print("\n\n".join(result["output"] for result in results))
-
+def show_outputs(results: list[dict[str, Any]] | dict[str, Any]) -> None:
+  """The outputs alone, an empty line between them; or where they went."""
+  if isinstance(results, dict):
+    where = "standard output" if results["out"] == "-" else results["out"]
+    print(f"{where}: {results['answers']} answers, {results['new']} of them new", file=sys.stderr)
+  else:
+    print("\n\n".join(result["output"] for result in results))

@@ -1,0 +1,70 @@
+"""JSON lines files that answers are added to, batch by batch; what a killed run left is gone on with."""
+
+import contextlib
+import fcntl
+import json
+import os
+import pathlib
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, BinaryIO
+
+from glmjax import errors
+
+
+@contextlib.contextmanager
+def appending(path: str | os.PathLike) -> Iterator[BinaryIO]:
+  """The file, open to be added to; whether that is possible is known at once."""
+  try:
+    if not pathlib.Path(path).absolute().parent.is_dir():
+      raise errors.InputError(f"cannot write {path}: no such folder")
+    file = open(path, "a+b", buffering=0)  # one write a batch, so that what other processes add stays whole
+  except OSError as error:
+    raise errors.InputError(f"cannot write {path}: {error.strerror}") from None
+  with file:
+    yield file
+
+
+@contextlib.contextmanager
+def answering(path: str | os.PathLike, prompts: Sequence[str], overwrite: bool) -> Iterator[tuple[BinaryIO, int]]:
+  """The file for the answers to `prompts` ("-": standard output), and how many of them it holds already.
+
+  Its lines must answer the first of the prompts; half a line at its end, which a kill leaves, is removed.
+  Where it is to be overwritten it holds none; emptying it is left to the caller.
+  """
+  if path == "-":
+    sys.stdout.flush()
+    yield sys.stdout.buffer, 0
+    return
+  with appending(path) as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+      raise errors.InputError(f"another process is writing {path}: wait for it, or choose another file") from None
+    yield file, 0 if overwrite else _keep_answers(file, path, prompts)
+
+
+def write(file: BinaryIO, rows: Sequence[Mapping[str, Any]]) -> None:
+  """Adds a line for each row."""
+  file.write("".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows).encode())
+  file.flush()
+
+
+def _keep_answers(file: BinaryIO, path: str | os.PathLike, prompts: Sequence[str]) -> int:
+  """How many answers the file holds, now without half a line at its end."""
+  count = whole = 0
+  with open(path, "rb") as reader:
+    for line in reader:
+      if not line.endswith(b"\n"):
+        file.truncate(whole)
+        break
+      try:
+        row = json.loads(line)
+        found = row["prompt"] if "output" in row else None
+      except (ValueError, KeyError, TypeError):
+        found = None
+      if count == len(prompts) or found != prompts[count]:
+        raise errors.InputError(f"{path}: line {count + 1} is no answer to prompt {count + 1} of this run: choose "
+                                "another file, or --overwrite this one")
+      count, whole = count + 1, whole + len(line)
+  return count

@@ -1,0 +1,165 @@
+"""generate and score from files: JSON lines in and out, and runs that are killed and go on."""
+
+import argparse
+import io
+import json
+import pathlib
+import random
+import sys
+import types
+from collections.abc import Sequence
+
+import pytest
+
+from glmjax import cli, errors
+from glmjax.cli import answers, inference, inputs
+from glmjax.infer import engine
+from glmjax.infer import sampling
+
+
+class Model:
+  """Answers in capitals and the seed; two prompts at a time."""
+
+  max_batch = 2
+  config = types.SimpleNamespace(max_length=50)
+  room = engine.Engine.room
+
+  def encode(self, text: str) -> list[int]:
+    return list(text)
+
+  def generate(self, prompts: Sequence[str], max_tokens: int, how: sampling.Sampling, seed: int
+               ) -> list[engine.Generation]:
+    assert len(prompts) <= self.max_batch
+    if "stop here" in prompts:
+      raise KeyboardInterrupt
+    return [engine.Generation(f"{prompt.upper()} {seed + i}", ["x"], [[1]], "stop") for i, prompt in enumerate(prompts)]
+
+
+@pytest.fixture(autouse=True)
+def model(monkeypatch, tmp_path):
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(engine.Engine, "load", lambda checkpoint: Model())
+
+
+def read(prompt=None, file=None):
+  return inputs.prompts(argparse.Namespace(prompt=prompt, file=file))["prompts"]
+
+
+def lines(path: str) -> list[dict]:
+  return [json.loads(line) for line in pathlib.Path(path).read_text(encoding="utf-8").splitlines()]
+
+
+def test_what_a_file_holds(monkeypatch):
+  rows = [{"prompt": "a [MASK]", "id": 3}, {"prompt": "{\u2028好", "x": {"y": [None]}}]
+  text = "\n\n".join(json.dumps(row) for row in rows) + "\r\n"
+  for name in ("p.jsonl", "p.txt"):
+    pathlib.Path(name).write_bytes(text.encode("utf-8-sig"))
+    assert read(file=name) == rows
+  monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+  assert read(file="-") == rows
+  pathlib.Path("p.txt").write_text('one\n{"prompt": 1}\n\n"two\n')
+  assert read(file="p.txt") == ["one", '{"prompt": 1}', '"two']
+  assert inputs.texts(argparse.Namespace(text=["a"], file=None)) == {"texts": ["a"]}
+
+
+@pytest.mark.parametrize("line, expected", [
+  ('{"prompt": "a"', "p.jsonl: line 3 is not JSON"),
+  ("plain", "p.jsonl: line 3 is not JSON"),
+  ("[1]", "p.jsonl: line 3 has no text called prompt"),
+  ('{"text": "a"}', "p.jsonl: line 3 has no text called prompt"),
+  ('{"prompt": 1}', "p.jsonl: line 3 has no text called prompt"),
+  (r'{"prompt": "a", "b": "\ud800"}', "p.jsonl: line 3 holds half a surrogate pair"),
+])
+def test_bad_lines_are_named_before_the_model_is_loaded(line, expected, capsys):
+  pathlib.Path("p.jsonl").write_text(f'{{"prompt": "a"}}\n\n{line}\n')
+  assert cli.main(["generate", "--checkpoint=nowhere", "--file=p.jsonl"]) == 2
+  message = capsys.readouterr().err
+  assert message.startswith(f"glmjax: {expected}") and message.count("\n") == 1
+
+
+def test_answers_keep_order_and_fields():
+  rows = ["one", {"prompt": "two", "id": 7, "output": "old"}, "three"]
+  expected = [
+    {"prompt": "one", "output": "ONE 5", "pieces": ["x"], "finish_reason": "stop"},
+    {"prompt": "two", "id": 7, "output": "TWO 6", "pieces": ["x"], "finish_reason": "stop"},
+    {"prompt": "three", "output": "THREE 7", "pieces": ["x"], "finish_reason": "stop"}]
+  assert inference.generate("m", rows, seed=5) == expected
+  found = inference.generate("runs/m", rows, seed=5, out="a.jsonl", samples="s.jsonl")
+  assert found == {"out": "a.jsonl", "answers": 3, "new": 3}
+  assert lines("a.jsonl") == expected
+  assert lines("s.jsonl") == [{"model": "m", "prompt": row["prompt"], "output": row["output"]} for row in expected]
+
+
+def test_standard_output(capsysbinary):
+  inference.show_outputs(inference.generate("m", ["好", "b", "c"], out="-"))
+  captured = capsysbinary.readouterr()
+  assert [json.loads(line)["output"] for line in captured.out.splitlines()] == ["好 0", "B 1", "C 2"]
+  assert captured.err == b"standard output: 3 answers, 3 of them new\n"
+
+
+def test_a_run_killed_anywhere_goes_on():
+  """Whatever part of the file is left, the rerun's is the whole run's."""
+  prompts = [f"{i} 好" for i in range(7)]
+  inference.generate("m", prompts, out="whole.jsonl")
+  whole = pathlib.Path("whole.jsonl").read_bytes()
+  rng = random.Random(0)
+  for left in [0, len(whole), *(rng.randrange(len(whole)) for _ in range(20))]:
+    pathlib.Path("a.jsonl").write_bytes(whole[:left])
+    found = inference.generate("m", prompts, out="a.jsonl")
+    assert found["new"] == 7 - whole[:left].count(b"\n")
+    assert pathlib.Path("a.jsonl").read_bytes() == whole
+
+
+def test_a_batch_is_written_before_the_next_begins():
+  with pytest.raises(KeyboardInterrupt):
+    inference.generate("m", ["a", "b", "stop here"], out="a.jsonl", samples="s.jsonl")
+  assert [row["output"] for row in lines("a.jsonl")] == [row["output"] for row in lines("s.jsonl")] == ["A 0", "B 1"]
+
+
+def test_files_of_other_prompts_are_left_alone(monkeypatch):
+  for content in ('{"prompt": "b", "output": "B"}\n', '{"prompt": "a"}\n', "notes\n", "\n", "[]\n"):
+    pathlib.Path("a.jsonl").write_text(content)
+    with pytest.raises(errors.InputError, match="a.jsonl: line 1 is no answer to prompt 1"):
+      inference.generate("m", ["a"], out="a.jsonl")
+    assert pathlib.Path("a.jsonl").read_text() == content
+  pathlib.Path("a.jsonl").write_text('{"prompt": "a", "output": "A"}\n' * 2)
+  with pytest.raises(errors.InputError, match="line 2 is no answer"):
+    inference.generate("m", ["a"], out="a.jsonl")
+  with monkeypatch.context() as patch:  # a mistake found after the files are opened: nothing is lost
+    patch.setattr(Model, "config", types.SimpleNamespace(max_length=1))
+    with pytest.raises(errors.InputError, match="prompt 1 of 1: a prompt takes 2 tokens"):
+      inference.generate("m", ["a"], out="a.jsonl", overwrite=True)
+  assert len(lines("a.jsonl")) == 2
+  inference.generate("m", ["a"], out="a.jsonl", overwrite=True)
+  assert len(lines("a.jsonl")) == 1
+
+
+@pytest.mark.parametrize("flag", ["out", "samples"])
+def test_what_cannot_be_written_is_told_before_the_work(flag, monkeypatch):
+  monkeypatch.setattr(engine.Engine, "load", None)
+  pathlib.Path("folder").mkdir()
+  for path in ("no/such/file", "folder", "/proc/file.jsonl"):
+    with pytest.raises(errors.InputError, match=f"cannot write {path}"):
+      inference.generate("m", ["a"], **{flag: path})
+
+
+def test_two_runs_do_not_write_one_file():
+  with answers.answering("a.jsonl", [], False):
+    with pytest.raises(errors.InputError, match="another process is writing a.jsonl"):
+      inference.generate("m", ["a"], out="a.jsonl")
+
+
+def test_prompts_that_do_not_fit_are_found_before_the_first_answer():
+  with pytest.raises(errors.InputError, match="prompt 3 of 3: a prompt takes 61 tokens"):
+    inference.generate("m", ["a", "b", "c" * 60], out="a.jsonl")
+  assert pathlib.Path("a.jsonl").read_bytes() == b""
+
+
+def test_score_keeps_fields(monkeypatch):
+  score = types.SimpleNamespace(total=-2.0, count=3)
+  monkeypatch.setattr(Model, "score", lambda self, texts: [score] * len(texts), raising=False)
+  found = inference.score("m", ["a", {"text": "bc", "id": 1}])
+  assert [row.get("id") for row in found] == [None, 1] and found[1]["tokens"] == 3
+  assert found[0]["bits_per_byte"] == 2 * found[1]["bits_per_byte"]
+  with pytest.raises(errors.InputError, match="empty"):
+    inference.score("m", [{"text": ""}])
