@@ -1,0 +1,256 @@
+"""Correctness and speed on one accelerator, in one command.
+
+  python benchmarks/gpu.py --out benchmarks/results/gpu_h100.json
+
+Needs jax, flax, optax, orbax-checkpoint, pytest and numpy; neither seqio nor TensorFlow nor gin-config. First the golden,
+quantization and inference tests run on the accelerator, in float32. Then each case of CASES runs in a process
+of its own, so that its peak memory is its own and one that runs out of memory leaves the others alone:
+
+- train: the trainer's step in bfloat16 on random tokens: tokens/s, model FLOP/s and their share of the device's peak;
+- decode: ChatGLM-6B with random weights, batch 1, 128 tokens behind a prompt: tokens/s, and weight bytes read per
+  second; prefill apart.
+
+Peak memory stands beside what the compiler said it would be. `--small` runs everything in miniature, on any machine.
+"""
+
+import argparse
+import dataclasses
+import datetime
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+ROOT = pathlib.Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+
+from glmjax import tokens  # noqa: E402
+from glmjax.infer import cache  # noqa: E402
+from glmjax.infer import decode  # noqa: E402
+from glmjax.infer import engine  # noqa: E402
+from glmjax.infer import prompt  # noqa: E402
+from glmjax.infer import sampling  # noqa: E402
+from glmjax.models import config as config_lib  # noqa: E402
+from glmjax.models import glm  # noqa: E402
+from glmjax.parallel import mesh as mesh_lib  # noqa: E402
+from glmjax.parallel import partitioning  # noqa: E402
+from glmjax.quantize import tree  # noqa: E402
+from glmjax.train import feed  # noqa: E402
+from glmjax.train import optimizer as optimizer_lib  # noqa: E402
+from glmjax.train import schedules  # noqa: E402
+from glmjax.train import state as state_lib  # noqa: E402
+from glmjax.train import step as step_lib  # noqa: E402
+
+# Dense bfloat16 peak, FLOP/s, of NVIDIA's datasheets (SXM parts), by a part of the device's name.
+PEAKS = {"H200": 989.4e12, "H100": 989.4e12, "A100": 312e12}
+TESTS = ("tests/golden_test.py", "tests/quantize", "tests/infer")
+CHATGLM_6B = config_lib.GLMConfig(
+    vocab_size=150_528, num_layers=28, embed_dim=4_096, num_heads=32, mlp_dim=16_384, positions="rotary_2d",
+    mlp="gelu_tanh", tie_embeddings=False, dtype="bfloat16", param_dtype="bfloat16")
+
+
+def gpt(layers: int, width: int, heads: int, length: int, **changes: Any) -> config_lib.GLMConfig:
+  """GLM-130B's block at another size, with its vocabulary."""
+  return config_lib.GLMConfig(vocab_size=150_528, num_layers=layers, embed_dim=width, num_heads=heads, dtype="bfloat16",
+                              mlp_dim=-(-width * 8 // 3 // 128) * 128, max_length=length, **changes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+  """A training step of `rows` rows, `micro` at a time."""
+
+  config: config_lib.GLMConfig
+  rows: int
+  micro: int | None = None
+
+  def small(self) -> "Train":
+    return Train(_small(self.config), 4, self.micro and 2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Decode:
+  """Greedy decoding, batch 1, behind a prompt of `prompt` tokens."""
+
+  config: config_lib.GLMConfig
+  bits: int | None = None
+  prompt: int = 1_900
+  new: int = 128
+
+  def small(self) -> "Decode":
+    return Decode(_small(self.config), self.bits, 40, 16)
+
+
+def _small(config: config_lib.GLMConfig) -> config_lib.GLMConfig:
+  return dataclasses.replace(config, vocab_size=512, num_layers=2, embed_dim=64, num_heads=4, mlp_dim=128,
+                             max_length=min(config.max_length, 64))
+
+
+CASES: dict[str, Train | Decode] = {
+    "train_200m_512": Train(gpt(12, 768, 12, 512), 64),
+    "train_200m_512_unrolled": Train(gpt(12, 768, 12, 512, scan_layers=False), 64),
+    "train_500m_1024": Train(gpt(24, 1_024, 16, 1_024), 16),
+    "train_1b_2048": Train(gpt(20, 2_048, 16, 2_048), 4),
+    "train_1b_2048_full_remat": Train(gpt(20, 2_048, 16, 2_048, remat="full"), 8),
+    "train_1b_2048_micro": Train(gpt(20, 2_048, 16, 2_048, remat="dots"), 16, 4),
+    "decode_6b_bf16": Decode(CHATGLM_6B),
+    "decode_6b_int8": Decode(CHATGLM_6B, 8),
+    "decode_6b_int4": Decode(CHATGLM_6B, 4),
+}
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--out", help="JSON file to write")
+  parser.add_argument("--small", action="store_true", help="sizes for trying the script itself")
+  parser.add_argument("--case", choices=CASES, help="run this one only, in this process")
+  parser.add_argument("--skip_tests", action="store_true")
+  options = parser.parse_args()
+  if options.case:
+    case = CASES[options.case].small() if options.small else CASES[options.case]
+    print(json.dumps(train(case) if isinstance(case, Train) else generate(case)))
+    return
+  device = jax.devices()[0].device_kind
+  result: dict[str, Any] = {"device": device, "date": datetime.date.today().isoformat(), "jax": jax.__version__,
+                            "python": sys.version.split()[0], "command": " ".join(["python", *sys.argv])}
+  if not options.skip_tests:
+    result["tests"] = run_tests()
+  for name in CASES:
+    result[name] = run_case(name, options.small)
+    print(f"{name}: {json.dumps(result[name])}", flush=True)
+    if options.out:  # after every case: what was measured stays, whatever happens next
+      pathlib.Path(options.out).parent.mkdir(parents=True, exist_ok=True)
+      pathlib.Path(options.out).write_text(json.dumps(result, indent=1) + "\n")
+
+
+def run_tests() -> dict[str, Any]:
+  """The last lines that pytest prints, and its exit status."""
+  environment = os.environ | {"JAX_PLATFORMS": f"{jax.default_backend()},cpu", "XLA_FLAGS": "",
+                              "JAX_DEFAULT_MATMUL_PRECISION": "highest", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+  done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-x", "--maxfail=20", "-p", "no:cacheprovider", *TESTS],
+                        cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+  lines = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR")) or " passed" in line]
+  print(done.stdout[-3000:], flush=True)
+  return {"exit": done.returncode, "lines": lines[-25:]}
+
+
+def run_case(name: str, small: bool) -> dict[str, Any]:
+  """One case's figures, or the last line of what went wrong."""
+  command = [sys.executable, __file__, "--case", name, *["--small"] * small]
+  done = subprocess.run(command, capture_output=True, text=True, check=False,
+                        env=os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"})
+  if done.returncode:
+    return {"error": (done.stderr.strip() or "died").splitlines()[-1][:500]}
+  return json.loads(done.stdout.splitlines()[-1])
+
+
+def train(case: Train) -> dict[str, Any]:
+  """Figures of a training step; the master weights and AdamW's moments are float32."""
+  config, optimizer = case.config, optimizer_lib.AdamW()
+  length = config.max_length
+  tx, mesh = optimizer.make(), mesh_lib.make_mesh(mesh_lib.MeshConfig(data=1), jax.devices()[:1])
+  layout = feed.Layout.make(mesh, partitioning.FSDP, case.rows, case.micro, length, 1, config.vocab_size)
+  batch = layout.put(random_rows(case.rows, length, config.vocab_size))
+  with partitioning.use(mesh):
+    abstract = state_lib.abstract(config, tx, mesh)
+    state = state_lib.create(config, tx, 0, abstract)
+    recipe = step_lib.Recipe(optimizer, schedules.Constant(1e-4))
+    zero = jax.device_put(np.uint32(0), jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
+    info = lambda position: step_lib.StepInfo(position, position, zero + np.uint32(case.rows))
+    compiled, seconds = timed(lambda: step_lib.compile_train_step(
+        step_lib.Objective(config), recipe, tx, jax.tree.map(lambda x: x.sharding, abstract)).lower(
+            state, batch, info(zero)).compile())
+    losses = []
+
+    def step() -> None:
+      nonlocal state
+      state, metrics = compiled(state, batch, info(jax.device_put(np.uint32(state.samples_seen), zero.sharding)))
+      losses.append(float(metrics["loss"]))
+
+    step_seconds = median_seconds(step)
+  rate = case.rows * length / step_seconds
+  flops = rate * config.train_flops_per_token(length)
+  return {"parameters": config.num_parameters(), "rows": case.rows, "length": length, "remat": config.remat,
+          "tokens_per_second": round(rate), "model_tflops_per_second": round(flops / 1e12, 1), "mfu": of_peak(flops),
+          "first_loss": losses[0], "last_loss": losses[-1], "compile_seconds": seconds, **memory(compiled)}
+
+
+def generate(case: Decode) -> dict[str, Any]:
+  """Figures of prefill and decode; weights are random, in bfloat16 or quantized from it."""
+  config, specials = case.config, tokens.icetk(0, case.config.vocab_size - 64)
+  params = jax.jit(lambda key: glm.init_params(config, key))(jax.random.key(0))
+  if case.bits:
+    params = jax.block_until_ready(tree.quantize_params(params, case.bits))
+  config, params = engine.prepare(config, params)
+  text = np.random.default_rng(0).integers(4, config.vocab_size - 64, case.prompt - 2).tolist()
+  rows = decode.make_rows([prompt.fill([*text, specials.gmask], specials, config.positions)], [case.new], specials.pad)
+  draws, none = sampling.draws([sampling.Sampling()], [0]), jnp.zeros(config.vocab_size, bool)
+  slots = cache.bucket(case.new)
+  prefill = lambda: jax.block_until_ready(decode.prefill(config, params, rows, slots))
+  _, compile_prefill = timed(prefill)
+  prefill_seconds = median_seconds(prefill)
+  states = []
+  body = lambda: states.append(jax.block_until_ready(
+      decode.decode(config, params, rows, states.pop(), draws, none, none, jnp.int32(case.new))))
+  states.append(prefill())
+  _, compile_decode = timed(body)
+  times = []
+  for _ in range(5):
+    states[:] = [prefill()]
+    times.append(timed(body)[1])
+  seconds, read = statistics.median(times) / case.new, sum(x.nbytes for x in jax.tree.leaves(params))
+  return {"parameters": config.num_parameters(), "bits": case.bits or 16, "weight_bytes": read, "prompt": case.prompt,
+          "prefill_seconds": round(prefill_seconds, 4), "tokens_per_second": round(1 / seconds, 1),
+          "weight_bytes_per_second": round(read / seconds), "compile_seconds": [compile_prefill, compile_decode],
+          **memory(None)}
+
+
+def random_rows(rows: int, length: int, vocab_size: int) -> feed.HostBatch:
+  """Random tokens, the first fifth of each row context, as a [gMASK] row has at most."""
+  places = np.broadcast_to(np.arange(length, dtype=np.int32), (rows, length))
+  some, targets = np.random.default_rng(0).integers(0, vocab_size, (2, rows, length)).astype(np.int32)
+  return {"tokens": some, "targets": targets, "loss_weights": (places >= length // 5).astype(np.float32),
+          "positions": places, "attend_start": np.zeros_like(places),
+          "attend_end": np.maximum(places + 1, length // 5), "objective": np.ones_like(places)}
+
+
+def timed(run: Callable[[], Any]) -> tuple[Any, float]:
+  """What it returns, and the seconds it took."""
+  began = time.perf_counter()
+  result = run()
+  return result, round(time.perf_counter() - began, 4)
+
+
+def median_seconds(run: Callable[[], Any], runs: int = 7) -> float:
+  """Of `runs` runs behind two that warm up."""
+  run(), run()
+  return statistics.median(timed(run)[1] for _ in range(runs))
+
+
+def of_peak(flops: float) -> float | None:
+  """Share of the device's peak; None where that is not known."""
+  peak = next((peak for name, peak in PEAKS.items() if name in jax.devices()[0].device_kind), None)
+  return round(flops / peak, 4) if peak else None
+
+
+def memory(compiled: Any) -> dict[str, Any]:
+  """The device's own peak, and the compiler's figure."""
+  stats = jax.devices()[0].memory_stats() or {}
+  found: dict[str, Any] = {"peak_bytes": stats.get("peak_bytes_in_use")}
+  if compiled is not None:
+    analysis = compiled.memory_analysis()
+    found["planned_bytes"] = (analysis.argument_size_in_bytes + analysis.output_size_in_bytes
+                              + analysis.temp_size_in_bytes - analysis.alias_size_in_bytes)
+  return found
+
+
+if __name__ == "__main__":
+  main()
