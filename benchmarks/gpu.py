@@ -54,8 +54,8 @@ from glmjax.train import step as step_lib  # noqa: E402
 PEAKS = {"H200": 989.4e12, "H100": 989.4e12, "A100": 312e12}
 TESTS = ("tests/golden_test.py", "tests/quantize", "tests/infer")
 CHATGLM_6B = config_lib.GLMConfig(
-    vocab_size=150_528, num_layers=28, embed_dim=4_096, num_heads=32, mlp_dim=16_384, positions="rotary_2d",
-    mlp="gelu_tanh", tie_embeddings=False, dtype="bfloat16", param_dtype="bfloat16")
+    vocab_size=130_528, num_layers=28, embed_dim=4_096, num_heads=32, mlp_dim=16_384, positions="rotary_2d",
+    mlp="gelu_tanh", dtype="bfloat16", param_dtype="bfloat16")
 
 
 def gpt(layers: int, width: int, heads: int, length: int, **changes: Any) -> config_lib.GLMConfig:
