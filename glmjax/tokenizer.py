@@ -35,6 +35,8 @@ MAX_BLANKS = 80
 # [MASK] .. dBLOCK, tab, blanks of 2..80: what the layout adds behind the text pieces.
 NUM_APPENDED = len(tokens.ICETK_SPECIALS) + MAX_BLANKS
 
+IMAGE_TOKENS = 20_000  # before the text in GLM-130B, and in ChatGLM-6B until 6 April 2023
+
 # Private characters: + 0 is newline, + 1 tab, + k a run of k spaces, + 128 .. the specials.
 _MARK = 0x10FF00
 _NEWLINE = chr(_MARK)
@@ -125,6 +127,17 @@ class Tokenizer:
           raise
     finally:
       shutil.rmtree(temporary, ignore_errors=True)
+
+  def check_fits(self, vocab_size: int) -> None:
+    """Refuses a model whose embedding rows are those of the vocabulary's other date, with or without image ids."""
+    other = 0 if self.num_image_tokens else IMAGE_TOKENS
+    padding, others_padding = (vocab_size - (self.vocab_size - self.num_image_tokens + n)
+                               for n in (self.num_image_tokens, other))
+    if not 0 <= padding < IMAGE_TOKENS and 0 <= others_padding < IMAGE_TOKENS:
+      raise errors.InputError(
+          f"the tokenizer has {self.vocab_size} ids, {self.num_image_tokens} of them image ids, and the model's "
+          f"{vocab_size} go with {other} image ids: it is of another date (ChatGLM-6B dropped them on 6 April 2023); "
+          "use the one that came with the model")
 
   def encode(self, text: str, allow_special: bool = False, dummy_prefix: bool = True) -> list[int]:
     """Ids of the text; written specials such as "[MASK]" become special tokens only if allowed.

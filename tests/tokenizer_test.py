@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import pickle
 import random
 
@@ -159,8 +160,8 @@ def test_ids_are_the_originals(ice_model):
   assert ours.encode("！") == ours.encode("!")  # the original folds; so do we
 
 
-def test_a_model_that_already_holds_the_specials(ice_model):
-  proto = sentencepiece_model_pb2.ModelProto.FromString(ice_model)
+def bake(proto: sentencepiece_model_pb2.ModelProto) -> None:
+  """Adds what ice_text.model has had behind its text pieces since April 2023."""
   piece = sentencepiece_model_pb2.ModelProto.SentencePiece
   names = ["[MASK]", "[gMASK]", "[sMASK]", "<unused_0>", "<sop>", "<eop>", "<ENC>", "<dBLOCK>", "<|tab|>"]
   for name in names + [f"<|blank_{k}|>" for k in range(2, 81)]:
@@ -168,11 +169,76 @@ def test_a_model_that_already_holds_the_specials(ice_model):
   for i in range(256):
     proto.pieces.append(piece(piece=f"<0x{i:02X}>", score=0.0, type=6))
   proto.trainer_spec.byte_fallback = True
+
+
+def test_a_model_that_already_holds_the_specials(ice_model):
+  proto = sentencepiece_model_pb2.ModelProto.FromString(ice_model)
+  bake(proto)
   baked = tokenizer_lib.Tokenizer(proto.SerializeToString())
   plain = tokenizer_lib.Tokenizer(ice_model)
   assert baked.specials == plain.specials and baked.vocab_size == plain.vocab_size
   for text in TEXTS + ["[MASK] <sop>", "a  b\t"]:
     assert baked.encode(text) == plain.encode(text)
+
+
+ICE = os.environ.get("GLMJAX_ICE_TEXT_MODEL")
+GENERATIONS = pytest.mark.parametrize("images, total", [(20_000, 150_344), (0, 130_344)])
+
+
+def check_layout(ours: tokenizer_lib.Tokenizer, images: int, total: int) -> None:
+  """Every id that GLM-130B (150528 rows) and ChatGLM-6B since April 2023 (130528) have in common but for 20000."""
+  specials = ours.specials
+  assert (specials.unk, specials.eos, specials.pad) == (images, images + 2, images + 3)
+  assert [specials.mask, specials.gmask, specials.smask, specials.eod, specials.sop, specials.eop, specials.enc,
+          specials.dblock] == list(range(images + 130_000, images + 130_008))
+  assert ours.encode("\n", dummy_prefix=False) == [images + 4]
+  assert ours.encode("\t", dummy_prefix=False) == [images + 130_008]
+  for blanks in (2, 3, 79, 80):
+    assert ours.encode(" " * blanks, dummy_prefix=False) == [images + 130_007 + blanks]
+  assert ours.decode([images + 130_088 + byte for byte in "é".encode()]) == "é"
+  for text in TEXTS:
+    assert ours.encode(ours.decode(ours.encode(text))) == ours.encode(text)
+  assert ours.vocab_size == total
+  ours.check_fits({150_344: 150_528, 130_344: 130_528}[total])
+  ours.check_fits(total)
+  with pytest.raises(errors.InputError, match="of another date"):
+    ours.check_fits({150_344: 130_528, 130_344: 150_528}[total])
+
+
+@GENERATIONS
+@pytest.mark.skipif(not ICE, reason="GLMJAX_ICE_TEXT_MODEL does not name the user's own ice_text.model")
+def test_the_users_ice_text_model(images, total):
+  """Against the vectors that icetk and GLM-130B publish."""
+  ours = tokenizer_lib.Tokenizer.load(ICE, images)
+  check_layout(ours, images, total)
+  shifted = lambda ids: [i - 20_000 + images for i in ids]
+  assert ours.encode("Hello World! I am icetk.") == shifted(
+      [39316, 20932, 20035, 20115, 20344, 22881, 35955, 20007])
+  assert ours.encode("你好世界！这里是 icetk。") == shifted(
+      [20005, 94874, 84097, 20035, 94947, 22881, 35955, 83823])
+  pieces = {20005: " ", 20006: ",", 20007: ".", 20012: ":"}
+  assert ours.decode(shifted(pieces), dummy_prefix=False) == "".join(pieces.values())
+
+
+@pytest.fixture(scope="module")
+def full_size(ice_model) -> sentencepiece_model_pb2.ModelProto:
+  """As many text pieces as ice_text.model has, most of which occur nowhere."""
+  proto = sentencepiece_model_pb2.ModelProto.FromString(ice_model)
+  for i in range(130_000 - len(proto.pieces)):
+    proto.pieces.add(piece=f"\ue000{i}", score=-30.0)
+  return proto
+
+
+@GENERATIONS
+@pytest.mark.parametrize("baked", [False, True], ids=["before April 2023", "since"])
+def test_layout_of_both_generations(full_size, images, total, baked):
+  proto = sentencepiece_model_pb2.ModelProto.FromString(full_size.SerializeToString())
+  check = original_ids(proto.SerializeToString(), TEXTS[2])
+  if baked:
+    bake(proto)
+  ours = tokenizer_lib.Tokenizer(proto.SerializeToString(), images)
+  check_layout(ours, images, total)
+  assert ours.encode(TEXTS[2]) == [i - 20_000 + images for i in check]
 
 
 def test_long_text_is_cut_where_it_does_not_matter(tokenizer, ice_model, monkeypatch):

@@ -90,11 +90,16 @@ class Engine:
   @classmethod
   def load(cls, folder: str | os.PathLike, dtype: str | None = None, **kwargs: Any) -> "Engine":
     """From an exported or a training folder; `dtype` computes in another type than the model's own."""
-    from glmjax import tokenizer  # here, so that in-memory engines need no SentencePiece
+    from glmjax import tokenizer as tokenizer_lib  # here, so that in-memory engines need no SentencePiece
     from glmjax.checkpoint import export
     loaded = export.load(folder)
     config = loaded.config if dtype is None else dataclasses.replace(loaded.config, dtype=dtype)
-    return cls(config, loaded.params, tokenizer.Tokenizer.load(loaded.tokenizer_dir), **kwargs)
+    if not loaded.tokenizer_dir.is_dir():
+      raise errors.InputError(f"{folder} has no tokenizer, so that no text goes in or out of it: copy there, as "
+                              f"{loaded.tokenizer_dir.name}/, the one that the model was trained with")
+    tokenizer = tokenizer_lib.Tokenizer.load(loaded.tokenizer_dir)
+    tokenizer.check_fits(config.vocab_size)
+    return cls(config, loaded.params, tokenizer, **kwargs)
 
   def encode(self, text: str, literal: bool = False) -> list[int]:
     """Tokens of a prompt, framed as the model's family wants; masks written in it count unless `literal`."""

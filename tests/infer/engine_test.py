@@ -1,3 +1,5 @@
+"""The engine: blanks filled and texts continued in batches, streaming, scores, what does not fit."""
+
 import dataclasses
 import functools
 from collections.abc import Iterator
@@ -7,7 +9,9 @@ import numpy as np
 import pytest
 
 from glmjax import errors
+from glmjax import tokenizer
 from glmjax import tokens
+from glmjax.checkpoint import export
 from glmjax.infer import decode
 from glmjax.infer import engine
 from glmjax.infer import prompt as prompt_lib
@@ -179,6 +183,17 @@ def test_a_tokenizer_that_does_not_fit():
   config, params = model()
   with pytest.raises(errors.InputError, match="53 ids.*vocabulary 48"):
     engine.Engine(dataclasses.replace(config, vocab_size=48), params, Letters())
+
+
+def test_folders_whose_tokenizer_does_not_fit(tmp_path, monkeypatch):
+  config, params = model()
+  loaded = export.LoadedModel(dataclasses.replace(config, vocab_size=20_600), params, tmp_path / "tokenizer", None, {})
+  monkeypatch.setattr(export, "load", lambda folder: loaded)
+  with pytest.raises(errors.InputError, match="runs/m has no tokenizer"):
+    engine.Engine.load("runs/m")
+  tokenizer.train(["the quick brown fox", "敏捷的狐狸"] * 9, tmp_path / "tokenizer", 400)
+  with pytest.raises(errors.InputError, match="400 ids.* 20600 go with 20000 image ids: it is of another date"):
+    engine.Engine.load("runs/m")
 
 
 def test_quantized_parameters():
