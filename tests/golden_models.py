@@ -3,6 +3,7 @@
 Cases come from tests/golden, or from the folder that GLMJAX_GOLDEN_DIR names: same formats, any sizes.
 """
 
+import dataclasses
 import functools
 import json
 import os
@@ -16,6 +17,35 @@ from glmjax import tokens
 from glmjax.models import config as config_lib
 
 Arrays = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+  """What came of one comparison; benchmarks/parity.py makes a table of them."""
+
+  group: str
+  what: str
+  error: float  # largest absolute difference
+  tolerance: str  # as the table has it
+
+
+COMPARISONS: list[Comparison] = []  # all that were made in this process
+
+
+def close(group: str, what: str, ours: Any, expected: Any, atol: float = 0.0, rtol: float = 0.0, case: str = "") -> None:
+  """Asserts that numbers are equal within atol + rtol * |expected|."""
+  ours, expected = np.asarray(ours, np.float64), np.asarray(expected, np.float64)
+  error = float(np.abs(ours - expected).max(initial=0)) if ours.shape == expected.shape else float("inf")
+  limits = [f"{atol:g}"] * bool(atol) + [f"{rtol:g} relative"] * bool(rtol)
+  COMPARISONS.append(Comparison(group, what, error, " + ".join(limits)))
+  np.testing.assert_allclose(ours, expected, atol=atol, rtol=rtol, err_msg=f"{group} {what} {case}")
+
+
+def same(group: str, what: str, ours: Any, expected: Any, case: str = "") -> None:
+  """Asserts that tokens or texts are the same."""
+  ours, expected = (x.tolist() if hasattr(x, "tolist") else x for x in (ours, expected))
+  COMPARISONS.append(Comparison(group, what, 0.0 if ours == expected else float("inf"), "identical"))
+  assert ours == expected, f"{group} {what} {case}: {ours} should be {expected}"
 
 
 def folder() -> pathlib.Path:

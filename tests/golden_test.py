@@ -41,6 +41,7 @@ VARIANTS = {
         "": {}
     },
 }
+VARIANT_NAMES = {"_fp32rope": "float32 rotary", "_halftable": "float16 rotary table", "_alpha28": "alpha of 28 layers"}
 jitted_logits = jax.jit(lambda config, params, *inputs: glm.GLM(config).apply({"params": params}, *inputs),
                         static_argnums=0)
 
@@ -95,10 +96,8 @@ def test_logits(group: str, suffix: str):
   compared = 0
   for case, (rows, counts) in places.items():
     if (expected := arrays.get(f"case/{case}/logits{suffix}")) is not None:
-      np.testing.assert_allclose(logits[rows, :counts.shape[1]][counts],
-                                 expected[counts],
-                                 atol=TOLERANCE,
-                                 err_msg=case)
+      what = f"logits ({VARIANT_NAMES[suffix]})" if suffix else "logits"
+      golden_models.close(group, what, logits[rows, :counts.shape[1]][counts], expected[counts], TOLERANCE, case=case)
       compared += 1
   assert compared
 
@@ -114,7 +113,7 @@ def test_half_precision_logits():
     tokens, positions, start, end, counts = inputs(group, case)
     logits = jitted_logits(config, golden_models.params(group), *(jnp.array(x, jnp.int32)
                                                                   for x in (tokens, positions, start, end)))
-    np.testing.assert_allclose(np.asarray(logits)[counts], expected[counts], atol=0.05)
+    golden_models.close(group, "logits of a float16 model", np.asarray(logits)[counts], expected[counts], 0.05)
 
 
 def hidden_cases() -> list[tuple[str, str]]:
@@ -162,7 +161,8 @@ def test_hidden_states_and_cache(group: str, case: str):
   pairs = [pair for pair in pairs if pair[1] in arrays]
   assert len(pairs) >= 6 * n
   for ours, key in pairs:
-    np.testing.assert_allclose(ours, arrays[key], atol=TOLERANCE, rtol=1e-5, err_msg=key)
+    what = "KV cache" if key.split("/")[-1] in ("mem_kv", "past_key", "past_value") else "hidden states"
+    golden_models.close(group, what, ours, arrays[key], TOLERANCE, 1e-5, case=key)
 
 
 def grad_cases() -> list[tuple[str, str]]:
@@ -189,9 +189,9 @@ def test_loss_and_gradients(group: str, case: str):
     return -jnp.sum(log_probs * weights) / weights.sum()
 
   value, grads = jax.jit(jax.value_and_grad(loss))(jax.tree.map(jnp.array, golden_models.params(group)))
-  np.testing.assert_allclose(value, arrays[f"grad_case/{case}/loss"], rtol=1e-5)
+  golden_models.close(group, "loss", value, arrays[f"grad_case/{case}/loss"], rtol=1e-5)
   expected = golden_models.params(group, f"grad_case/{case}/grad/")
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=TOLERANCE, rtol=1e-3), grads, expected)
+  jax.tree.map(lambda a, b: golden_models.close(group, "gradients", a, b, TOLERANCE, 1e-3), grads, expected)
 
 
 def greedy(group: str, prompts: list[prompt.Prompt], steps: int, stops: tuple[int, ...] = (),
@@ -223,14 +223,14 @@ def test_greedy_generation_glm130b(case: str):
   for row, n in enumerate(get("context_length")):
     tokens = get("tokens")[row, :n].tolist()
     built = build_glm130b(case, tokens, specials)
-    assert built.tokens == tokens
-    np.testing.assert_array_equal(built.positions[0], get("position_ids")[row, :n])
     longer = prompt.extend(built, [0] * get("target_position_ids").shape[1])
-    np.testing.assert_array_equal(longer.positions[0, n:], get("target_position_ids")[row])
+    positions = [*get("position_ids")[row, :n].tolist(), *get("target_position_ids")[row].tolist()]
+    golden_models.same("glm130b_tiny", "prompts and positions", [built.tokens, longer.positions[0].tolist()],
+                       [tokens, positions])
     prompts.append(built)
   expected = get("greedy_generate_text")
   new = greedy("glm130b_tiny", prompts, expected.shape[1], stops=(specials.eop, specials.eos))
-  assert new == [row[row >= 0].tolist() for row in expected]
+  golden_models.same("glm130b_tiny", "greedy tokens", new, [row[row >= 0].tolist() for row in expected], case)
 
 
 def test_greedy_generation_chatglm():
@@ -243,15 +243,15 @@ def test_greedy_generation_chatglm():
     row = row[-length:].tolist()
     sop = row.index(specials.sop)  # behind it is the start of an answer
     prompts.append(prompt.extend(prompt.fill(row[:sop], specials, "rotary_2d"), row[sop + 1:]))
-    assert prompts[-1].tokens == row
-    np.testing.assert_array_equal(prompts[-1].positions, positions[:, -length:])
+    golden_models.same("chatglm6b_tiny", "prompts and positions", [prompts[-1].tokens, prompts[-1].positions.tolist()],
+                       [row, positions[:, -length:].tolist()])
   new = greedy("chatglm6b_tiny", prompts, sequences.shape[1] - tokens.shape[1], suppressed=(specials.eop,))
-  np.testing.assert_array_equal(new, sequences[:, tokens.shape[1]:])
+  golden_models.same("chatglm6b_tiny", "greedy tokens", new, sequences[:, tokens.shape[1]:])
 
   sequence, start = arrays["generate/gmask_prompt/sequence"][0], arrays["case/gmask_prompt/tokens"][0]
   built = prompt.fill(start[:-1].tolist(), specials, "rotary_2d")
   new = greedy("chatglm6b_tiny", [built], len(sequence) - len(start), suppressed=(specials.eop,))
-  assert new[0] == sequence[len(start):].tolist()
+  golden_models.same("chatglm6b_tiny", "greedy tokens", new[0], sequence[len(start):])
 
 
 def test_step_logits_chatglm():
@@ -266,9 +266,9 @@ def test_step_logits_chatglm():
   step = jax.jit(decode.next_logits, static_argnums=0)
   for i, logits in enumerate(expected):
     ours, cache = step(config, params, rows, state)
-    np.testing.assert_allclose(ours[0], logits, atol=TOLERANCE)
+    golden_models.close("chatglm6b_tiny", "logits of each step", ours[0], logits, TOLERANCE)
     positions = arrays[f"generate/gmask_prompt/step{i}_position_ids"][0, :, -1]
-    np.testing.assert_array_equal(np.asarray(rows.position_B2 + i * rows.stride_B2)[0], positions)
+    golden_models.same("chatglm6b_tiny", "positions of each step", (rows.position_B2 + i * rows.stride_B2)[0], positions)
     state = dataclasses.replace(state,
                                 cache=cache,
                                 step=state.step + 1,
@@ -300,8 +300,8 @@ def test_fill_blanks_end_to_end():
                               stop_tokens=(specials.eop, specials.eos),
                               suppressed_tokens=())
     result = answering.generate([case["raw_text"]], max_tokens=config.max_length)[0]
-    assert [result.text] == case["answers"], name
-    assert [result.pieces] == case["blanks"], name
+    golden_models.same("glm130b_tiny", "fill_blanks end to end", [[result.text], [result.pieces]],
+                       [case["answers"], case["blanks"]], name)
 
 
 def test_multiple_choice_scores():
@@ -316,7 +316,7 @@ def test_multiple_choice_scores():
       expected.append(log_prob)
   config = golden_models.config("glm130b_tiny")
   scores = score.score_rows(config, golden_models.params("glm130b_tiny"), rows, pad=0)
-  np.testing.assert_allclose([s.total for s in scores], expected, atol=TOLERANCE)
+  golden_models.close("glm130b_tiny", "scores of choices", [s.total for s in scores], expected, TOLERANCE)
 
 
 def test_language_model_scores():
@@ -329,23 +329,24 @@ def test_language_model_scores():
   assert sum(len(row.targets) for row in rows) == len(get("raw_text"))
   for row, tokens, positions, targets, count in zip(rows, get("tokens"), get("position_ids"), get("targets"),
                                                     counts):
-    assert row.prompt.tokens == tokens.tolist() and list(row.targets) == targets[-count:].tolist()
-    np.testing.assert_array_equal(row.prompt.positions[0], positions)
+    golden_models.same("glm130b_tiny", "windows of text",
+                       [row.prompt.tokens, row.prompt.positions[0].tolist(), list(row.targets)],
+                       [tokens.tolist(), positions.tolist(), targets[-count:].tolist()])
   config = golden_models.config("glm130b_tiny")
   scores = score.score_rows(config, golden_models.params("glm130b_tiny"), rows, pad=0)
-  np.testing.assert_allclose([-s.total for s in scores[:len(counts)]], get("calculate_loss"), rtol=1e-5)
+  golden_models.close("glm130b_tiny", "scores of text", [-s.total for s in scores[:len(counts)]], get("calculate_loss"),
+                      rtol=1e-5)
 
 
 def test_sampling_filters():
   meta, arrays = golden_models.load("generation")
   logits = jnp.array(arrays["filter/logits"])
-  vocab = logits.shape[1]
   for i, case in enumerate(meta["top_k_top_p"]):
     k, p = case["top_k"], case["top_p"] or 1.0
     out = sampling.filter_logits(logits / case["temperature"], jnp.array([k]), jnp.array([p], jnp.float32))
-    np.testing.assert_allclose(out, arrays[f"filter/{i}/logits_out"], rtol=1e-6)
-    np.testing.assert_allclose(jax.nn.softmax(out), arrays[f"filter/{i}/probs"], atol=1e-6)
-    assert int((out > sampling.FILTERED).sum()) == case["kept"] <= vocab
+    golden_models.close("generation", "filtered logits", out, arrays[f"filter/{i}/logits_out"], rtol=1e-6)
+    golden_models.close("generation", "probabilities", jax.nn.softmax(out), arrays[f"filter/{i}/probs"], 1e-6)
+    golden_models.same("generation", "tokens kept by top-k and top-p", (out > sampling.FILTERED).sum(), case["kept"])
 
 
 def invalid(text: str, vocab: int) -> np.ndarray:
@@ -372,7 +373,7 @@ def test_greedy_of_the_table_model():
       new = np.where(done, -1, step(jnp.array(logits), suppressed, greedy_draws(len(done)), jnp.int32(0)))
       done |= np.isin(new, [meta["EOP"], meta["EOS"]])
       sequences = np.concatenate([sequences, new[:, None]], 1)
-    np.testing.assert_array_equal(sequences, expected, err_msg=name)
+    golden_models.same("generation", "greedy tokens", sequences, expected, name)
 
 
 def test_beam_search_of_the_table_model():
@@ -388,16 +389,15 @@ def test_beam_search_of_the_table_model():
     ]
     for step in case["steps"]:
       for i, search in enumerate(searches):
-        was_done = search.done
         search.advance(np.stack([arrays["T"][beam[-1]] + arrays["P"][len(beam) - 1] for beam in search.live]))
-        assert search.live == step["tokens"][i] and search.done == step["is_done"][i], (name, was_done)
-        np.testing.assert_allclose(search.scores, step["scores"][i], atol=1e-4)
+        golden_models.same("generation", "beam tokens of each step", [search.live, search.done],
+                           [step["tokens"][i], step["is_done"][i]], name)
+        golden_models.close("generation", "beam scores of each step", search.scores, step["scores"][i], 1e-4)
     for i, search in enumerate(searches):
-      assert [beam.tokens for beam in search.result()] == case["output"][i], name
+      golden_models.same("generation", "beam tokens", [beam.tokens for beam in search.result()], case["output"][i], name)
       if settings.stop_early:
-        np.testing.assert_allclose([beam.score for beam in search.result()],
-                                   case["penalized_scores"][i],
-                                   atol=1e-5)
+        golden_models.close("generation", "beam scores", [beam.score for beam in search.result()],
+                            case["penalized_scores"][i], 1e-5)
 
 
 @pytest.mark.parametrize("case", ["eval_batch_mask", "eval_batch_gmask", "eval_batch_unidirectional"])
@@ -418,4 +418,4 @@ def test_beam_generation_glm130b(case: str):
     for beam, tokens in zip(found, expected[row], strict=True):
       new = beam.tokens[len(prompt_.tokens):]
       new = new[:-1] if new[-1] in (specials.eop, specials.eos) else new
-      assert new == tokens[tokens >= 0].tolist()
+      golden_models.same("glm130b_tiny", "beam tokens", new, tokens[tokens >= 0], case)
