@@ -55,9 +55,9 @@ class Weight:
     """Whether the first axis counts layers."""
     return self.name.startswith("layers/")
 
-  def regions(self, elements: int = ELEMENTS) -> Iterator[Region]:
+  def regions(self, elements: int | None = None) -> Iterator[Region]:
     """The blocks, in order; all but the last along an axis have the same shape."""
-    sizes = self._block_shape(elements)
+    sizes = self._block_shape(ELEMENTS if elements is None else elements)
     for place in np.ndindex(*(-(-n // size) for n, size in zip(self.shape, sizes))):
       yield tuple(slice(i * size, min((i + 1) * size, n)) for i, size, n in zip(place, sizes, self.shape))
 
@@ -141,7 +141,6 @@ class Writer:
             "driver": "zarr", "kvstore": {"driver": "file", "path": path}, "metadata": metadata, "create": True,
             "open": True, "store_data_equal_to_fill_value": True}).result()
     self._done = self._read_journal()
-    self._journal = open(folder / _JOURNAL, "a", encoding="utf-8")
 
   def _read_journal(self) -> dict[str, dict[str, str]]:
     """Blocks written earlier, with their sums; a line cut off by a kill counts for nothing."""
@@ -203,8 +202,8 @@ class Writer:
       sums[name] = checksums.part_sum(x, _start(region), self._shapes[name])
     with self._lock:
       self._done[_label(weight, region)] = sums
-      self._journal.write(json.dumps({"block": _label(weight, region), "sums": sums}) + "\n")
-      self._journal.flush()
+      with open(self._folder / _JOURNAL, "a", encoding="utf-8") as journal:
+        journal.write(json.dumps({"block": _label(weight, region), "sums": sums}) + "\n")
 
   def _finish(self) -> arrays.Records:
     """Records of all arrays; Orbax's description is put beside them."""
@@ -213,7 +212,6 @@ class Writer:
       blocks = [self._done[_label(weight, region)] for region in weight.regions()]
       for name, (shape, dtype) in weight.stored(weight.shape).items():
         records[name] = {"shape": list(shape), "dtype": dtype, "sum": checksums.total(b[name] for b in blocks)}
-    self._journal.close()
     _describe_for_orbax(self._folder, list(records))
     return records
 

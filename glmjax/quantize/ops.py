@@ -24,6 +24,17 @@ def einsum(spec: str, x: jax.Array, kernel: "jax.Array | qarray.QuantizedArray")
   """jnp.einsum(spec, x, kernel) in x's dtype. A quantized kernel's input axes come first."""
   if not isinstance(kernel, qarray.QuantizedArray):
     return matmul(spec, x, kernel)
+  groups = kernel.scale.shape[0]
+  if groups > 1:  # each part of the first input axis has scales of its own
+    axis = spec.index(spec.split(",")[1][0])
+    parts = (jnp.split(y, groups, at) for y, at in ((x, axis), (kernel.values, 0), (kernel.scale, 0)))
+    return sum(_scaled_sums(spec, x, qarray.QuantizedArray(values, scale, kernel.bits, kernel.axis))
+               for x, values, scale in zip(*parts)).astype(x.dtype)
+  return _scaled_sums(spec, x, kernel).astype(x.dtype)
+
+
+def _scaled_sums(spec: str, x: jax.Array, kernel: qarray.QuantizedArray) -> jax.Array:
+  """The product in float32."""
   labels = spec.replace("->", ",").split(",")[1]
   inputs = labels[:kernel.values.ndim + kernel.axis + 1]
   parts = (x,) if kernel.bits == 8 else _even_odd(x, spec.index(inputs[-1]))
@@ -32,7 +43,7 @@ def einsum(spec: str, x: jax.Array, kernel: "jax.Array | qarray.QuantizedArray")
   outputs = kernel.scale.shape[len(inputs):]
   assert sums.shape[sums.ndim - len(outputs):] == outputs, (spec, sums.shape, outputs)
   scale = kernel.scale.astype(jnp.float32).reshape((1,) * (sums.ndim - len(outputs)) + outputs)
-  return (sums * scale).astype(x.dtype)
+  return sums * scale
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3))

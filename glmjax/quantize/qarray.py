@@ -25,7 +25,7 @@ class QuantizedArray:
   """
 
   values: jax.Array  # int8 codes; 4 bits: two codes a byte along `axis`, which is half as long
-  scale: jax.Array  # the weight's rank, 1 along its input axes
+  scale: jax.Array  # the weight's rank, 1 along its input axes; or g along the first one, a scale for each g-th of it
   bits: int = dataclasses.field(metadata={"static": True})
   axis: int = dataclasses.field(metadata={"static": True})  # negative; the last of the input axes
 
@@ -110,4 +110,8 @@ def codes(q: QuantizedArray) -> jax.Array:
 
 def dequantize(q: QuantizedArray, dtype: Any = jnp.float32) -> jax.Array:
   """The weight that the codes stand for: code times scale, in `dtype`."""
-  return codes(q).astype(dtype) * q.scale.astype(dtype)
+  scale = q.scale.astype(dtype)
+  for axis, (size, groups) in enumerate(zip(q.shape, scale.shape)):
+    if 1 < groups < size:
+      scale = jnp.repeat(scale, size // groups, axis)
+  return codes(q).astype(dtype) * scale

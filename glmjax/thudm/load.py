@@ -35,7 +35,7 @@ def import_model(family: str, source: str | os.PathLike, out: str | os.PathLike,
     out: folder to write.
     dtype: of the float parameters; None: as in the files.
     bits: 8 or 4 quantizes the blocks' kernels; None leaves them as they are. Files of INT8 and INT4 stay that.
-    tokenizer: ice_text.model or a tokenizer folder; None: ice_text.model in `source`; "none": weights alone.
+    tokenizer: ice_text.model or a tokenizer folder; None: either in `source`; "none": weights alone.
     num_heads: of glm-10b's family where heads are not 64 wide.
     rotary_rounding: none, half_frequencies or half_table, as the published models are run.
     overwrite: replace an export that is there.
@@ -106,6 +106,7 @@ def _begin(work: pathlib.Path, plan: str, content: export.Content) -> Any:
   try:
     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except OSError as error:
+    lock.close()
     raise errors.InputError(f"{work} is in use: another import to the same folder is running") from error
   if not there and (work / "export").exists():
     shutil.rmtree(work / "export")

@@ -12,6 +12,7 @@ import numpy as np
 from glmjax import errors
 from glmjax import tokenizer as tokenizer_lib
 from glmjax.checkpoint import blocks
+from glmjax.checkpoint import folder as folder_lib
 from glmjax.models import config as config_lib
 from glmjax.thudm import layouts
 from glmjax.thudm import merged
@@ -82,7 +83,7 @@ def open_source(family: str, folder: str | os.PathLike, tokenizer: str | os.Path
   Args:
     family: one of layouts.FAMILIES.
     folder: of the files.
-    tokenizer: ice_text.model or a tokenizer folder; None: ice_text.model in `folder`; "none": weights alone.
+    tokenizer: ice_text.model or a tokenizer folder; None: either in `folder`; "none": weights alone.
     num_heads: where the files do not tell: glm-10b (None: heads of 64).
     rotary_rounding: of the model's config: half_table is how the published models were run.
 
@@ -257,12 +258,13 @@ def _read_tokenizer(family: str, folder: pathlib.Path, path: str | os.PathLike |
   if path == "none":
     return None
   if path is None:
-    path = folder / "ice_text.model"
-    if not path.is_file() and family == "glm-10b":
+    places = [path for path in (folder / folder_lib.TOKENIZER, folder / "ice_text.model") if path.exists()]
+    if not places and family == "glm-10b":
       return None
-    if not path.is_file():
+    if not places:
       raise errors.InputError(f"{folder} has no ice_text.model: copy it there, name it with --tokenizer, or say "
                               "--tokenizer=none for weights alone")
+    path = places[0]
   path = pathlib.Path(path)
   if path.is_dir():
     return tokenizer_lib.Tokenizer.load(path)

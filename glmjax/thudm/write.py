@@ -101,7 +101,7 @@ def _write_glm_130b(content: export.Content, folder: pathlib.Path, degree: int) 
   write_ranks(folder, items_of("glm-130b", content), degree, content.config.export.get("iteration") or _ITERATION)
   content.verify()
   if content.tokenizer is not None:
-    (folder / "ice_text.model").write_bytes((content.tokenizer / tokenizer_lib.MODEL_FILE).read_bytes())
+    folder_lib.copy_tokenizer(content.tokenizer, folder)
 
 
 def _check_model(model: config_lib.GLMConfig, name: str, **expected: object) -> None:
@@ -182,12 +182,9 @@ def _pieces(x: np.ndarray) -> Iterator[memoryview]:
     yield flat[start:start + _PIECE].data
 
 
-def _progress(items: Sequence[Item]) -> Iterator[Item]:
-  with tqdm.tqdm(total=sum(item.nbytes for item in items), unit="B", unit_scale=True, desc="writing", disable=None,
-                 mininterval=1) as bar:
-    for item in items:
-      yield item
-      bar.update(item.nbytes)
+def _bar(items: Sequence[Item]) -> tqdm.tqdm:
+  return tqdm.tqdm(total=sum(item.nbytes for item in items), unit="B", unit_scale=True, desc="writing", disable=None,
+                   mininterval=1)
 
 
 def _one_rank(items: Sequence[Item]) -> list[Item]:
@@ -209,17 +206,17 @@ def write_safetensors(folder: pathlib.Path, items: Sequence[Item], shard_bytes: 
   folder.mkdir(parents=True, exist_ok=True)
   groups = _grouped(items, shard_bytes)
   names = _shard_names("model", ".safetensors", len(groups))
-  progress = _progress(items)
-  for name, group in zip(names, groups):
-    with open(folder / name, "wb") as file:
-      file.write(tensors.safetensors_header({item.key: (item.dtype, item.shape) for item in group}))
-      for item in group:
-        for part in next(progress).parts():
-          for piece in _pieces(part):
-            file.write(piece)
-      file.flush()
-      os.fsync(file.fileno())
-  progress.close()
+  with _bar(items) as bar:
+    for name, group in zip(names, groups):
+      with open(folder / name, "wb") as file:
+        file.write(tensors.safetensors_header({item.key: (item.dtype, item.shape) for item in group}))
+        for item in group:
+          for part in item.parts():
+            for piece in _pieces(part):
+              file.write(piece)
+          bar.update(item.nbytes)
+        file.flush()
+        os.fsync(file.fileno())
   _write_index(folder, "model.safetensors.index.json", names, groups)
 
 
@@ -276,10 +273,12 @@ def write_ranks(folder: pathlib.Path, items: Sequence[Item], degree: int, iterat
   shapes = {item.key: (item.dtype, merged.part_shape(item.shape, item.split, degree)) for item in items}
   writers = [torch_files.TorchWriter(folder / iteration / f"mp_rank_{rank:02d}_model_states.pt", shapes, "module")
              for rank in range(degree)]
-  for item in _progress(items):
-    whole = item.whole()
-    for rank, writer in enumerate(writers):
-      writer.write(_pieces(merged.part(whole, item.split, item.groups, rank, degree)))
+  with _bar(items) as bar:
+    for item in items:
+      whole = item.whole()
+      for rank, writer in enumerate(writers):
+        writer.write(_pieces(merged.part(whole, item.split, item.groups, rank, degree)))
+      bar.update(item.nbytes)
   for writer in writers:
     writer.close()
   (folder / "latest").write_text(iteration, encoding="utf-8")

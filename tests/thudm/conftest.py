@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import shutil
 from typing import Any
 
 import pytest
@@ -10,7 +11,8 @@ from glmjax import tokenizer as tokenizer_lib
 from glmjax.models import config as config_lib
 from glmjax.thudm import write
 
-_TEXTS = [f"On day {i} the quick brown fox jumps over {i * i} lazy dogs; 第{i}天，小河边的柳树发芽了。" for i in range(60)]
+_TEXTS = [f"On day {i} the quick brown fox jumps over {i * i} lazy dogs; 第{i}天，小河边的柳树发芽了。"
+          for i in range(60)]
 _SIZES = dict(num_layers=3, embed_dim=64, num_heads=8, max_length=64)
 CONFIGS = {
     "glm-130b": config_lib.GLMConfig(vocab_size=512, mlp_dim=176, **_SIZES),
@@ -34,7 +36,7 @@ def make(tokenizer_dir: pathlib.Path):
 
   def make_files(folder: pathlib.Path, family: str, degree: int = 1, bits: int | None = None, kind: str = "safetensors",
                  dtype: str = "float16", shard_bytes: int = 10**9, images: int = 0, **sizes: Any) -> pathlib.Path:
-    config = dataclasses.replace(CONFIGS[family], **sizes)
+    config = dataclasses.replace(CONFIGS[family], param_dtype=dtype, **sizes)
     items = write.random_items(family, config, bits, dtype, degree)
     folder.mkdir(parents=True)
     if family == "chatglm-6b":
@@ -43,7 +45,7 @@ def make(tokenizer_dir: pathlib.Path):
       write.write_hub_configs(folder, config, bits, tokenizer)
     else:
       write.write_ranks(folder, items, degree, "49300")
-      (folder / "ice_text.model").write_bytes((tokenizer_dir / tokenizer_lib.MODEL_FILE).read_bytes())
+      shutil.copytree(tokenizer_dir, folder / "tokenizer")
     return folder
 
   return make_files

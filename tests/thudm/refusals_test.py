@@ -1,0 +1,268 @@
+"""Files that are wrong are refused in one line before anything is written; pickles run nothing."""
+
+import io
+import json
+import pathlib
+import pickle
+import shutil
+import zipfile
+
+import numpy as np
+import pytest
+
+from glmjax import errors
+from glmjax import tokenizer as tokenizer_lib
+from glmjax.thudm import load
+from glmjax.thudm import shards
+from glmjax.thudm import tensors
+from glmjax.thudm import torch_files
+from glmjax.thudm import write
+
+
+def refused(family: str, folder: pathlib.Path, **kwargs) -> str:
+  """The line; nothing may be there afterwards."""
+  out = folder.parent / "refused"
+  with pytest.raises(errors.InputError) as caught:
+    load.import_model(family, folder, out, **kwargs)
+  assert not out.exists() and not list(folder.parent.glob(".refused*"))
+  assert "\n" not in str(caught.value)
+  return str(caught.value)
+
+
+def rewrite(folder: pathlib.Path, change) -> None:
+  """Changes the state dict of a folder of the Hub: change(dict of arrays)."""
+  opened = shards.open_hub(folder)
+  found = {key: tensor.whole() for key, tensor in opened.ranks[0].items()}
+  change(found)
+  for path in folder.glob("*model*.*"):
+    if path.name != "ice_text.model":
+      path.unlink()
+  write.write_safetensors(folder, [write.Item(key, x.dtype, x.shape, lambda x=x: iter([x]))
+                                   for key, x in found.items()])
+
+
+def edit_json(path: pathlib.Path, **changes) -> None:
+  path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.fixture(name="hub")
+def _hub(make, tmp_path):
+  return make(tmp_path / "hub", "chatglm-6b", shard_bytes=300_000)
+
+
+def test_missing_shard(hub):
+  sorted(hub.glob("*-of-*"))[1].unlink()
+  assert "shard model-00002-of-0000" in refused("chatglm-6b", hub)
+
+
+def test_missing_index(hub):
+  (hub / "model.safetensors.index.json").unlink()
+  assert "has model-00001-of-" in refused("chatglm-6b", hub)
+
+
+def test_no_weights_at_all(tmp_path, hub):
+  assert "no such folder" in refused("chatglm-6b", tmp_path / "nope")
+  for path in hub.glob("model*"):
+    path.unlink()
+  assert "holds no weights" in refused("chatglm-6b", hub)
+  (hub / "config.json").unlink()
+  assert "config.json is missing" in refused("chatglm-6b", hub)
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "bin"])
+@pytest.mark.parametrize("keep", [0, 5, 700, 0.5, 0.999])
+def test_truncated(make, tmp_path, kind, keep):
+  folder = make(tmp_path / "hub", "chatglm-6b", kind=kind)
+  [path] = [*folder.glob("model.*"), *folder.glob("pytorch_model.*")]
+  data = path.read_bytes()
+  path.write_bytes(data[:keep if isinstance(keep, int) else int(len(data) * keep)])
+  line = refused("chatglm-6b", folder)
+  assert path.name in line and ("truncated" in line or "damaged" in line)
+
+
+def test_truncated_rank(make, tmp_path):
+  folder = make(tmp_path / "sat", "glm-130b", 2)
+  path = folder / "49300" / "mp_rank_01_model_states.pt"
+  path.write_bytes(path.read_bytes()[:-1000])
+  assert "mp_rank_01_model_states.pt is truncated" in refused("glm-130b", folder)
+
+
+def test_ranks(make, tmp_path):
+  folder = make(tmp_path / "sat", "glm-130b", 8)
+  ranks = sorted((folder / "49300").iterdir())
+  ranks[3].rename(tmp_path / "aside")
+  assert "mp_rank_03_model_states.pt is missing" in refused("glm-130b", folder)
+  (tmp_path / "aside").rename(ranks[3])
+  for path in ranks[4:]:
+    path.unlink()
+  line = refused("glm-130b", folder)
+  assert "has 4 mp_rank files, and their tensors are those of tensor-parallel degree 8" in line
+  (folder / "latest").write_text("500")
+  assert "latest says '500'" in refused("glm-130b", folder)
+
+
+def test_files_of_two_checkpoints(make, tmp_path):
+  folder = make(tmp_path / "a", "glm-130b", 2)
+  other = make(tmp_path / "b", "glm-130b", 2, num_layers=2)
+  name = "49300/mp_rank_01_model_states.pt"
+  shutil.copy(other / name, folder / name)
+  assert "the files are of different checkpoints" in refused("glm-130b", folder)
+  third = make(tmp_path / "c", "glm-130b", 2, dtype="float32")
+  shutil.copy(third / name, folder / name)
+  assert "is float32 [256, 64] there and float16 [256, 64] in mp_rank_00" in refused("glm-130b", folder)
+
+
+def test_keys(hub):
+  rewrite(hub, lambda found: found.pop("transformer.layers.1.mlp.dense_4h_to_h.bias"))
+  assert "transformer.layers.1.mlp.dense_4h_to_h.bias is missing" in refused("chatglm-6b", hub)
+  rewrite(hub, lambda found: found.update({"transformer.layers.1.mlp.dense_4h_to_h.bias": np.zeros(64, "f2"),
+                                           "transformer.extra": np.zeros(3, "f2")}))
+  assert "transformer.extra is unexpected" in refused("chatglm-6b", hub)
+
+
+def test_shapes_and_dtypes(hub):
+  key = "transformer.layers.2.attention.dense.weight"
+  rewrite(hub, lambda found: found.update({key: found[key][:, :32]}))
+  assert f"{key} has shape [64, 32], and the configuration asks for [64, 64]" in refused("chatglm-6b", hub)
+  rewrite(hub, lambda found: found.update({key: np.zeros((64, 64), "i8")}))
+  assert f"{key} is int64, expected a float" in refused("chatglm-6b", hub)
+  rewrite(hub, lambda found: found.update({key: np.zeros((64, 64), "f2")}))
+  edit_json(hub / "config.json", quantization_bit=4)
+  assert "is missing" in refused("chatglm-6b", hub)
+  edit_json(hub / "config.json", quantization_bit=3)
+  assert "quantization_bit is 3" in refused("chatglm-6b", hub)
+
+
+def test_config_of_another_model(hub):
+  edit_json(hub / "config.json", num_layers=4)
+  assert "transformer.layers.3.input_layernorm.weight and 11 more is missing" in refused("chatglm-6b", hub)
+  edit_json(hub / "config.json", num_layers=3, inner_hidden_size=None)
+  assert "is not ChatGLM-6B's" in refused("chatglm-6b", hub)
+
+
+def test_families(hub, make, tmp_path):
+  assert "has no mp_rank_00_model_states.pt" in refused("glm-130b", hub)
+  sat = make(tmp_path / "sat", "glm-130b", 2)
+  assert "config.json is missing" in refused("chatglm-6b", sat)
+  assert "position_embeddings.weight is missing" in refused("glm-10b", sat)
+  assert "no family gpt" in refused("gpt", sat)
+
+
+def test_vocabularies_of_other_dates(make, tmp_path):
+  """150528, 130528 and 150344: what users mixed up after 6 April 2023."""
+  hub = make(tmp_path / "hub", "chatglm-6b", images=20_000, vocab_size=20_480)
+  assert load.import_model("chatglm-6b", hub, tmp_path / "old")["parameters"]
+  edit_json(hub / "config.json", vocab_size=480)
+  assert "word_embeddings.weight has shape [20480, 64]" in (line := refused("chatglm-6b", hub))
+  assert "the vocabulary is of another date" in line
+  edit_json(hub / "config.json", vocab_size=20_480)
+  edit_json(hub / "tokenizer_config.json", num_image_tokens=0)
+  assert "ice_text.model is of another date than config.json: 0 image ids where <sop> 20" in refused("chatglm-6b", hub)
+  edit_json(hub / "tokenizer_config.json", num_image_tokens=20_000)
+  edit_json(hub / "config.json", gmask_token_id=93)
+  assert "the tokenizer's gmask is 20" in refused("chatglm-6b", hub)
+  tokenizer = tokenizer_lib.Tokenizer.load(hub / "ice_text.model")
+  tokenizer.save(tmp_path / "new")
+  assert "the tokenizer's sop is" in refused("chatglm-6b", hub, tokenizer=tmp_path / "new")
+  (hub / "ice_text.model").unlink()
+  assert "has no ice_text.model" in refused("chatglm-6b", hub)
+
+
+def test_published_vocabularies(make, tmp_path, monkeypatch):
+  """A table of 150,528 rows goes with 150,344 ids and no others."""
+  folder = make(tmp_path / "sat", "glm-130b", 1, num_layers=1, vocab_size=150_528, embed_dim=8, num_heads=1, mlp_dim=16)
+  assert "the tokenizer has 440 ids, and a table of 150528 rows goes with 150344" in refused("glm-130b", folder)
+
+
+def test_a_vocabulary_smaller_than_the_tokenizer(make, tmp_path):
+  folder = make(tmp_path / "sat", "glm-130b", 1, vocab_size=256)
+  assert "the tokenizer has 440 ids" in refused("glm-130b", folder)
+
+
+def test_prefixes_of_p_tuning(hub):
+  rewrite(hub, lambda found: found.update({"transformer.prefix_encoder.embedding.weight": np.zeros((4, 6), "f4")}))
+  assert "is a P-Tuning v2 checkpoint" in refused("chatglm-6b", hub)
+
+
+def test_codes_stay_codes(make, tmp_path):
+  folder = make(tmp_path / "hub", "chatglm-6b", bits=8)
+  assert "holds INT8 weights: they cannot become INT4 without loss" in refused("chatglm-6b", folder, bits=4)
+
+
+def test_other_frequencies(hub):
+  key = "transformer.layers.0.attention.rotary_emb.inv_freq"
+  rewrite(hub, lambda found: found.update({key: found[key] / 2}))
+  assert "are not the frequencies of base 10000 over 4 dimensions" in refused("chatglm-6b", hub)
+
+
+def test_no_room(hub, monkeypatch):
+  usage = shutil.disk_usage(hub)
+  monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+  assert "GB are needed: free some space" in refused("chatglm-6b", hub)
+
+
+class Evil:
+  def __init__(self, path):
+    self._path = path
+
+  def __reduce__(self):
+    return exec, (f"open({str(self._path)!r}, 'w').write('ran')",)
+
+
+def save_pickle(path: pathlib.Path, content: object) -> None:
+  with zipfile.ZipFile(path, "w") as archive:
+    archive.writestr("archive/data.pkl", pickle.dumps(content, protocol=2))
+
+
+def test_pickles_run_nothing(tmp_path, hub):
+  ran = tmp_path / "ran"
+  for content in (Evil(ran), {"module": Evil(ran)}, {"module": {"a": Evil(ran)}}, [Evil(ran)]):
+    save_pickle(hub / "pytorch_model.bin", content)
+    for path in hub.glob("model*"):
+      path.unlink()
+    assert "builtin__.exec, which no weights need: nothing of it was run" in refused("chatglm-6b", hub)
+    assert not ran.exists()
+  payload = b"cos\nsystem\n(S'touch " + str(ran).encode() + b"'\ntR."
+  for data in (payload, b"\x80\x02" + payload, torch_files._LEGACY + b"." + payload):
+    with pytest.raises(errors.InputError):
+      torch_files._Unpickler(io.BytesIO(data), hub).load()
+      torch_files._Unpickler(io.BytesIO(payload), hub).load()
+    assert not ran.exists()
+
+
+def test_what_training_leaves_is_ignored(tmp_path):
+  import argparse
+  import random
+  content = {"args": argparse.Namespace(lr=1), "rng": random.getstate(), "set": {1, 2}, "np": np.arange(3),
+             "scalar": np.float32(1)}
+  save_pickle(tmp_path / "x.pt", content)
+  found = torch_files.open_torch(tmp_path / "x.pt")
+  assert found.keys() == content.keys() and found["rng"][0] == 3
+
+
+def test_pickles_cannot_reach_outside_of_their_storage(tmp_path):
+  """Shapes and strides are checked against the storage, and storages against the file."""
+  entries = {"x": (np.dtype("f4"), (4, 4))}
+  writer = torch_files.TorchWriter(tmp_path / "x.pt", entries)
+  writer.write([bytes(16)])  # too short
+  writer.close()
+  with pytest.raises(errors.InputError, match="storage 0 is too short"):
+    torch_files.open_state_dict(tmp_path / "x.pt")
+  storage = torch_files._Storage(np.dtype("f4"), "0", 4)
+  rebuild = torch_files._RebuildTensor()
+  for offset, shape, strides in ((0, (5,), (1,)), (1, (4,), (1,)), (0, (2,), (-1,)), (0, (2, 2), (1,)),
+                                 (0, ("a",), (1,))):
+    with pytest.raises(pickle.UnpicklingError):
+      rebuild(storage, offset, shape, strides)
+  state = pickle.dumps(rebuild(storage, 0, (4,), (1,)))
+  assert isinstance(state, bytes)
+
+
+@pytest.mark.parametrize("header", [b"{", b"[]", b'{"x": 1}',
+                                    b'{"x": {"dtype": "F99", "shape": [1], "data_offsets": [0, 4]}}',
+                                    b'{"x": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}',
+                                    b'{"x": {"dtype": "F32", "shape": [-1], "data_offsets": [0, -4]}}'])
+def test_damaged_safetensors(tmp_path, header):
+  (tmp_path / "x.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+  with pytest.raises(errors.InputError, match="damaged or no safetensors file"):
+    tensors.open_safetensors(tmp_path / "x.safetensors")

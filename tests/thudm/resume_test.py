@@ -1,0 +1,145 @@
+"""A killed import goes on where it stopped, and the result is the same."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from glmjax import errors
+from glmjax.checkpoint import blocks
+from glmjax.checkpoint import export
+from glmjax.thudm import load
+from glmjax.thudm import source as source_lib
+
+
+class Killed(BaseException):
+  """Stands for a kill: nobody catches it."""
+
+
+@pytest.fixture(name="few")
+def _few(monkeypatch):
+  """Blocks small enough for a tiny model to have many, one at a time."""
+  monkeypatch.setattr(blocks, "ELEMENTS", 4096)
+  monkeypatch.setattr(blocks, "_WORKERS", 1)
+
+
+def stop_after(monkeypatch, count: int) -> list[str]:
+  """The import dies when it has read so many blocks; the names of what is read."""
+  names, read = [], source_lib.Source.read
+
+  def counted(self, weight, region):
+    if len(names) >= count:
+      raise Killed
+    names.append(weight.name)
+    return read(self, weight, region)
+
+  monkeypatch.setattr(source_lib.Source, "read", counted)
+  return names
+
+
+def assert_equal(a: pathlib.Path, b: pathlib.Path) -> None:
+  jax.tree.map(np.testing.assert_array_equal, export.load(a).params, export.load(b).params)
+
+
+@pytest.mark.parametrize("family, bits", [("chatglm-6b", 4), ("glm-130b", None)])
+def test_goes_on(make, tmp_path, monkeypatch, few, capsys, family, bits):
+  folder = make(tmp_path / "source", family)
+  load.import_model(family, folder, tmp_path / "whole", bits=bits)
+  with monkeypatch.context() as patch:
+    total = len(stop_after(patch, 10**9)) or None
+    load.import_model(family, folder, tmp_path / "counted", bits=bits)
+  done = 0
+  for count in (5, 7):
+    with monkeypatch.context() as patch:
+      names = stop_after(patch, count)
+      with pytest.raises(Killed):
+        load.import_model(family, folder, tmp_path / "out", bits=bits)
+      done += len(names)
+    assert not (tmp_path / "out").exists()
+    assert load._read_plan(tmp_path / ".out.importing")
+  with open(tmp_path / ".out.importing/export/params/journal.jsonl", "ab") as file:
+    file.write(b'{"block": "layers/ml')  # cut off by the kill
+  with monkeypatch.context() as patch:
+    names = stop_after(patch, 10**9)
+    load.import_model(family, folder, tmp_path / "out", bits=bits)
+  assert "going on with the import that stopped" in capsys.readouterr().err
+  assert total is None and len(names) + done == sum(
+      len(list(w.regions(4096))) for w in source_lib.open_source(family, folder).weights(bits, None))
+  assert_equal(tmp_path / "out", tmp_path / "whole")
+  assert not list(tmp_path.glob(".out*"))
+
+
+def test_what_is_there_is_verified(make, tmp_path, monkeypatch, few):
+  folder = make(tmp_path / "source", "chatglm-6b")
+  with monkeypatch.context() as patch:
+    stop_after(patch, 6)
+    with pytest.raises(Killed):
+      load.import_model("chatglm-6b", folder, tmp_path / "out")
+  params = tmp_path / ".out.importing/export/params"
+  damaged = params / "embedding.table" / "0.0"
+  damaged.write_bytes(bytes(damaged.stat().st_size))
+  (params / "embedding.table" / "1.0").unlink()
+  load.import_model("chatglm-6b", folder, tmp_path / "out")
+  load.import_model("chatglm-6b", folder, tmp_path / "whole")
+  assert_equal(tmp_path / "out", tmp_path / "whole")
+
+
+def test_other_files_or_options_start_anew(make, tmp_path, monkeypatch, few, capsys):
+  folder = make(tmp_path / "source", "chatglm-6b")
+  with monkeypatch.context() as patch:
+    stop_after(patch, 6)
+    with pytest.raises(Killed):
+      load.import_model("chatglm-6b", folder, tmp_path / "out")
+  load.import_model("chatglm-6b", folder, tmp_path / "out", bits=8)
+  assert "going on" not in capsys.readouterr().err
+  load.import_model("chatglm-6b", folder, tmp_path / "whole", bits=8)
+  assert_equal(tmp_path / "out", tmp_path / "whole")
+
+
+def test_killed_just_before_the_end(make, tmp_path, monkeypatch, few):
+  """All arrays are there, the folder's checksums are not."""
+  folder = make(tmp_path / "source", "chatglm-6b")
+  with monkeypatch.context() as patch:
+    patch.setattr(export, "_put_in_place", lambda *_: (_ for _ in ()).throw(Killed))
+    with pytest.raises(Killed):
+      load.import_model("chatglm-6b", folder, tmp_path / "out")
+  load.import_model("chatglm-6b", folder, tmp_path / "out")
+  assert export.load(tmp_path / "out").params
+
+
+def test_two_at_once(make, tmp_path):
+  folder = make(tmp_path / "source", "chatglm-6b")
+  opened = source_lib.open_source("chatglm-6b", folder)
+  content = load._content(opened, None, None, tmp_path / "t")
+  lock = load._begin(tmp_path / ".out.importing", load._plan(opened, content), content)
+  with pytest.raises(errors.InputError, match="is in use: another import"):
+    load.import_model("chatglm-6b", folder, tmp_path / "out")
+  lock.close()
+  load.import_model("chatglm-6b", folder, tmp_path / "out")
+
+
+def test_kill_for_real(make, tmp_path, few):
+  """SIGKILL at any moment: the folder is not there, or it is whole."""
+  folder = make(tmp_path / "source", "chatglm-6b", num_layers=6)
+  code = ("import sys; from glmjax.checkpoint import blocks; blocks.ELEMENTS = 4096; "
+          "from glmjax.thudm import load; print('go', flush=True); load.import_model('chatglm-6b', *sys.argv[1:])")
+  process = subprocess.Popen([sys.executable, "-c", code, str(folder), str(tmp_path / "out")], stdout=subprocess.PIPE,
+                             stderr=subprocess.DEVNULL)
+  process.stdout.readline()
+  journal = tmp_path / ".out.importing/export/params/journal.jsonl"
+  deadline = time.time() + 60
+  while time.time() < deadline and not (journal.exists() and journal.stat().st_size > 2000):
+    time.sleep(0.005)
+  os.kill(process.pid, signal.SIGKILL)
+  process.wait()
+  process.stdout.close()
+  assert not (tmp_path / "out").exists()
+  load.import_model("chatglm-6b", folder, tmp_path / "out")
+  load.import_model("chatglm-6b", folder, tmp_path / "whole")
+  assert_equal(tmp_path / "out", tmp_path / "whole")
