@@ -32,7 +32,8 @@ class Comparison:
 COMPARISONS: list[Comparison] = []  # all that were made in this process
 
 
-def close(group: str, what: str, ours: Any, expected: Any, atol: float = 0.0, rtol: float = 0.0, case: str = "") -> None:
+def close(group: str, what: str, ours: Any, expected: Any, atol: float = 0.0, rtol: float = 0.0, case: str = ""
+          ) -> None:
   """Asserts that numbers are equal within atol + rtol * |expected|."""
   ours, expected = np.asarray(ours, np.float64), np.asarray(expected, np.float64)
   error = float(np.abs(ours - expected).max(initial=0)) if ours.shape == expected.shape else float("inf")

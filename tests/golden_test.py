@@ -20,7 +20,6 @@ from glmjax.infer import engine
 from glmjax.infer import prompt
 from glmjax.infer import sampling
 from glmjax.infer import score
-from glmjax.models import config as config_lib
 from glmjax.models import glm
 
 TOLERANCE = 1e-4
@@ -268,7 +267,8 @@ def test_step_logits_chatglm():
     ours, cache = step(config, params, rows, state)
     golden_models.close("chatglm6b_tiny", "logits of each step", ours[0], logits, TOLERANCE)
     positions = arrays[f"generate/gmask_prompt/step{i}_position_ids"][0, :, -1]
-    golden_models.same("chatglm6b_tiny", "positions of each step", (rows.position_B2 + i * rows.stride_B2)[0], positions)
+    ours = (rows.position_B2 + i * rows.stride_B2)[0]
+    golden_models.same("chatglm6b_tiny", "positions of each step", ours, positions)
     state = dataclasses.replace(state,
                                 cache=cache,
                                 step=state.step + 1,
@@ -394,7 +394,8 @@ def test_beam_search_of_the_table_model():
                            [step["tokens"][i], step["is_done"][i]], name)
         golden_models.close("generation", "beam scores of each step", search.scores, step["scores"][i], 1e-4)
     for i, search in enumerate(searches):
-      golden_models.same("generation", "beam tokens", [beam.tokens for beam in search.result()], case["output"][i], name)
+      tokens = [beam.tokens for beam in search.result()]
+      golden_models.same("generation", "beam tokens", tokens, case["output"][i], name)
       if settings.stop_early:
         golden_models.close("generation", "beam scores", [beam.score for beam in search.result()],
                             case["penalized_scores"][i], 1e-5)
