@@ -1,0 +1,27 @@
+"""The export command's other formats, and what the inspect command prints."""
+
+import argparse
+import pathlib
+from typing import Any
+
+from glmjax import errors
+
+
+def export_format(options: argparse.Namespace) -> dict[str, Any]:
+  """export's `write_format`; none for our own format."""
+  if options.format in (None, "orbax"):
+    if options.tensor_parallel is not None:
+      raise errors.InputError("--tensor_parallel is for --format=glm130b-sat; our own format loads on any mesh")
+    return {}
+
+  def write(content: Any, folder: pathlib.Path) -> None:
+    from glmjax.thudm import write as write_lib  # here, as flags are looked at before JAX is loaded
+    write_lib.write_format(options.format, options.tensor_parallel)(content, folder)
+
+  return {"write_format": write}
+
+
+def show_inspection(report: dict[str, Any]) -> None:
+  """Prints what glmjax.thudm.inspection found."""
+  from glmjax.thudm import inspection
+  inspection.show(report)
