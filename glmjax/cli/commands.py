@@ -13,7 +13,7 @@ from typing import Any
 
 import glmjax
 from glmjax import errors, gin_files, signatures
-from glmjax.cli import corpus, inference, inputs
+from glmjax.cli import corpus, inference, inputs, weights
 
 GIN_HELP = "gin file, searched here and then among glmjax's own (repeatable)"
 
@@ -86,11 +86,16 @@ COMMANDS = {command.name: command for command in (
             "glmjax evaluate --checkpoint=runs/mine --cache=runs/cache --out=runs/mine/heldout.json",
             (CHECKPOINT, Flag("--cache", "folder of the token cache"), Flag("--out", "JSON file to write"))),
     Command("export", "glmjax.checkpoint.export.export",
-            "write a float, INT8 or INT4 model from a training run",
+            "write a float, INT8 or INT4 model from a training run, or give one back in THUDM's layout",
             "glmjax export --checkpoint=runs/mine --bits=4 --out=runs/mine-int4",
             (CHECKPOINT, Flag("--out", "folder to write"),
-             Flag("--bits", "weight bits (without it: float)", int, choices=(8, 4)),
-             Flag("--overwrite", "replace an export there", bool, kind="passed"))),
+             Flag("--bits", "weight bits (without it: as they are)", int, choices=(8, 4)),
+             Flag("--dtype", "of the float parameters: float32, bfloat16 or float16"),
+             Flag("--format", "whose layout (orbax: ours)", kind="prepared",
+                  choices=("orbax", "safetensors", "chatglm-hf", "glm130b-sat")),
+             Flag("--tensor_parallel", "ranks of glm130b-sat (8)", int, kind="prepared"),
+             Flag("--overwrite", "replace an export there", bool, kind="passed")),
+            prepare=weights.export_format),
     Command("import", "glmjax.thudm.load.import_model",
             "read GLM-130B, GLM-10B or ChatGLM-6B in its own files",
             "glmjax import --bits=4 chatglm-6b models/chatglm-6b runs/chatglm-6b-int4",
@@ -101,6 +106,11 @@ COMMANDS = {command.name: command for command in (
              Flag("--tokenizer", "ice_text.model or a tokenizer folder (the one in the source folder)"),
              Flag("--num_heads", "attention heads of a GLM whose heads are not 64 wide", int),
              Flag("--overwrite", "replace an export there", bool, kind="passed"))),
+    Command("inspect", "glmjax.thudm.inspection.inspect", "tell what a folder or file of weights holds",
+            "glmjax inspect --hashes models/chatglm-6b",
+            (Flag("path", "a training run, an export, a model in THUDM's files, or one file"),
+             Flag("--hashes", "read everything: sha256 of their files, our checksums verified", bool, kind="passed")),
+            show=weights.show_inspection),
     Command("generate", "glmjax.cli.inference.generate", "fill [MASK]s in a text, or continue it",
             "glmjax generate --checkpoint=runs/mine-int4 --prompt='The capital of France is [MASK].'",
             (CHECKPOINT,
