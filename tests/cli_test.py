@@ -339,7 +339,8 @@ def test_documented_commands_are_in_order(line, monkeypatch, capsys):
   """Flags, gin files, macros and parameters of what we tell users to type."""
   monkeypatch.setattr(commands.gin_files, "parse", commands.gin_files.check)
   monkeypatch.setattr(commands, "_call", lambda command, given: None)
+  monkeypatch.setattr(commands.inputs, "_read", lambda file, name: '{"prompt": "a", "text": "a"}')
   monkeypatch.setattr(commands, "_print_result", lambda *arguments: None)
   arguments = [part for part in shlex.split(line, comments=True) if not part.startswith("--stages")]
-  arguments = list(itertools.takewhile(lambda part: part not in ("|", ">", "&&"), arguments))
+  arguments = list(itertools.takewhile(lambda part: part not in ("|", "<", ">", "&&"), arguments))
   assert cli.main(arguments) == 0, capsys.readouterr().err

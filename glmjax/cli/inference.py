@@ -80,7 +80,7 @@ def _generate(
       consume(answered)
     if time.monotonic() - told > PROGRESS_SECONDS:
       told = time.monotonic()
-      print(f"{first + len(batch)} of {len(rows)} prompts", file=sys.stderr, flush=True)
+      print(f"{first + len(batch)} of {len(rows)} prompts answered", file=sys.stderr, flush=True)
 
 
 def score(checkpoint: str | os.PathLike, texts: Sequence[str | Row]) -> list[dict[str, Any]]:
