@@ -1,6 +1,6 @@
 """The next token from logits: greedy, temperature, top-k, top-p, in the order of GLM-130B's BaseStrategy.
 
-B batch, V vocabulary.
+B batch, V vocabulary, F a few of the likeliest tokens.
 """
 
 import dataclasses
@@ -14,6 +14,7 @@ from glmjax import errors
 
 # What the original puts in place of a logit that must not win.
 FILTERED = -65504.0
+_FEW = 128  # tokens that are looked at before all are sorted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,20 +72,47 @@ def draws(samplings: Sequence[Sampling], seeds: Sequence[int]) -> Draws:
 
 
 def filter_logits(logits_BV: jax.Array, top_k_B: jax.Array, top_p_B: jax.Array) -> jax.Array:
-  """Logits with the tokens that top-k, then top-p of what is left, rule out at FILTERED."""
+  """Logits with the tokens that top-k, then top-p of what is left, rule out at FILTERED.
+
+  To sort a whole vocabulary takes longer than all else here, so the likeliest F tokens are looked at first:
+  where the last of them is ruled out, so is all that comes behind it.
+  """
+  few = min(_FEW, logits_BV.shape[-1])
+  # The lower id of equal ones first. Without the barrier XLA takes its slices apart, and sorts them all.
+  sorted_BF, order_BF = jax.lax.optimization_barrier(jax.lax.top_k(logits_BV, few))
+  all_B = top_k_B == 0
+  kth_B1 = jnp.take_along_axis(sorted_BF, jnp.clip(top_k_B, 1, few)[:, None] - 1, axis=-1)
+  kept_BF = all_B[:, None] | (sorted_BF >= kth_B1)
+  odds_BF = jnp.where(kept_BF, jnp.exp(sorted_BF - sorted_BF[:, :1]), 0)
+  total_B = jnp.where(all_B, jnp.exp(logits_BV - sorted_BF[:, :1]).sum(-1), odds_BF.sum(-1))
+  stays_BF = kept_BF & _within(odds_BF / total_B[:, None], top_p_B)
+  found_BV = jnp.put_along_axis(jnp.full_like(logits_BV, FILTERED), order_BF,
+                                jnp.where(stays_BF, sorted_BF, FILTERED), axis=-1, inplace=False)
+  unfiltered_B = all_B & (top_p_B >= 1)
+  if few < logits_BV.shape[-1]:
+    more_B = jnp.where(all_B, stays_BF[:, -1], kept_BF[:, -1]) & ~unfiltered_B
+    found_BV = jax.lax.cond(more_B.any(), lambda: _filter_sorted(logits_BV, top_k_B, top_p_B), lambda: found_BV)
+  return jnp.where(unfiltered_B[:, None], logits_BV, found_BV)
+
+
+def _filter_sorted(logits_BV: jax.Array, top_k_B: jax.Array, top_p_B: jax.Array) -> jax.Array:
+  """`filter_logits` by way of all tokens in order."""
   vocab = logits_BV.shape[-1]
   order_BV = jnp.argsort(logits_BV, axis=-1, descending=True)  # stable: the lower id of equal ones first
   sorted_BV = jnp.take_along_axis(logits_BV, order_BV, axis=-1)
   last_B = jnp.where(top_k_B > 0, jnp.minimum(top_k_B, vocab), vocab) - 1
   kth_B1 = jnp.take_along_axis(sorted_BV, last_B[:, None], axis=-1)
   sorted_BV = jnp.where(sorted_BV < kth_B1, FILTERED, sorted_BV)
-  probs_BV = jax.nn.softmax(sorted_BV, axis=-1)
-  # A token stays while those before it have not gone beyond p: the one that crosses p stays too.
-  before_BV = jnp.cumsum(probs_BV, axis=-1) - probs_BV
-  stays_BV = (before_BV <= top_p_B[:, None]) | (top_p_B[:, None] >= 1)
-  stays_BV = stays_BV.at[:, 0].set(True)
-  sorted_BV = jnp.where(stays_BV, sorted_BV, FILTERED)
+  sorted_BV = jnp.where(_within(jax.nn.softmax(sorted_BV, axis=-1), top_p_B), sorted_BV, FILTERED)
   return jnp.put_along_axis(logits_BV, order_BV, sorted_BV, axis=-1, inplace=False)
+
+
+def _within(probs: jax.Array, top_p_B: jax.Array) -> jax.Array:
+  """Whether tokens in order of their probabilities, [B, ...], belong to the first that together reach p."""
+  # A token stays while those before it have not gone beyond p: the one that crosses p stays too.
+  before = jnp.cumsum(probs, axis=-1) - probs
+  stays = (before <= top_p_B[:, None]) | (top_p_B[:, None] >= 1)
+  return stays.at[:, 0].set(True)
 
 
 def sample(logits_BV: jax.Array, suppressed_V: jax.Array, draws: Draws, step: jax.Array) -> jax.Array:

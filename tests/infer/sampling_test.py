@@ -1,3 +1,5 @@
+"""Filters and draws of the next token."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -55,6 +57,23 @@ def test_ties_with_the_kth_stay():
   x = jnp.array([[1.0, 2.0, 1.0, 0.0]])
   out = sampling.filter_logits(x, jnp.array([2]), jnp.array([1.0]))
   np.testing.assert_array_equal(out, [[1.0, 2.0, 1.0, sampling.FILTERED]])
+
+
+@pytest.mark.parametrize("few", [1, 4, 16, 128])
+def test_looking_at_a_few_is_sorting_all(few: int, monkeypatch: pytest.MonkeyPatch):
+  """Rows of every kind together, ties among them."""
+  monkeypatch.setattr(sampling, "_FEW", few)
+  rng, filtered = np.random.default_rng(few), jax.jit(lambda *x: sampling.filter_logits(*x))
+  by_sorting = jax.jit(sampling._filter_sorted)
+  for scale in (0.3, 2, 8):
+    x = jnp.array(np.round(scale * rng.standard_normal((40, VOCAB))) + 0.0, jnp.float32)  # no -0.0
+    top_k = jnp.array(rng.choice([0, 1, 3, few, 40, 99], 40), jnp.int32)
+    top_p = jnp.array(rng.choice([0.1, 0.5, 0.7, 0.9, 1.0], 40), jnp.float32)
+    expected = by_sorting(x, top_k, top_p)
+    np.testing.assert_array_equal(filtered(x, top_k, top_p), expected)
+    for row in range(0, 40, 8):  # alone, which takes the short way more often
+      at = slice(row, row + 1)
+      np.testing.assert_array_equal(filtered(x[at], top_k[at], top_p[at]), expected[at])
 
 
 def test_a_row_depends_on_its_seed_alone():
