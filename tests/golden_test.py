@@ -290,6 +290,16 @@ class Numbers:
     return " ".join(map(str, ids))
 
 
+def test_streamed_tokens_chatglm():
+  arrays, specials = golden_models.load("chatglm6b_tiny")[1], golden_models.specials("chatglm6b_tiny")
+  sequence, start = arrays["generate/gmask_prompt/sequence"][0], arrays["case/gmask_prompt/tokens"][0]
+  config = golden_models.config("chatglm6b_tiny")
+  answering = engine.Engine(config, golden_models.params("chatglm6b_tiny"), Numbers(specials, config.vocab_size),
+                            stop_tokens=(), suppressed_tokens=(specials.eop,))
+  new = list(answering.stream(start[:-1].tolist(), len(sequence) - len(start)))
+  golden_models.same("chatglm6b_tiny", "streamed tokens", new, sequence[len(start):])
+
+
 def test_fill_blanks_end_to_end():
   meta, specials = golden_models.load("glm130b_tiny")[0], golden_models.specials("glm130b_tiny")
   for name, case in meta["fill_blanks"].items():
