@@ -105,12 +105,8 @@ class Entry:
 def transpose(x: np.ndarray) -> np.ndarray:
   """x.T, in memory of its own."""
   out = np.empty(x.shape[::-1], x.dtype)
-  if x.shape[0] >= x.shape[1]:
-    for i in range(0, x.shape[0], _TILE):
-      out[:, i:i + _TILE] = x[i:i + _TILE].T
-  else:
-    for i in range(0, x.shape[1], _TILE):
-      out[i:i + _TILE] = x[:, i:i + _TILE].T
+  for i in range(0, x.shape[0], _TILE):
+    out[:, i:i + _TILE] = x[i:i + _TILE].T
   return out
 
 

@@ -53,7 +53,7 @@ class Source:
     entry = next(e for e in layouts.entries(self.family, self.config) if e.name == weight.name)
     keys = entry.keys(self.config.num_layers)[region[0]] if entry.stacked else entry.keys(1)
     factors = entry.factor_slices(region[1:] if entry.stacked else region)
-    ours = np.stack if entry.stacked else lambda blocks: blocks[0]
+    ours = _stack if entry.stacked else lambda blocks: blocks[0]
     block = ours([self._block(entry, key, factors) for key in keys])
     if not (self.bits and entry.kernel):
       return weight.convert(block)
@@ -74,6 +74,10 @@ class Source:
       scales.append(dataclasses.replace(entry, inputs=()).to_ours(rows, factors))
     ones = (1,) * (len(entry.inputs) - 1)
     return np.stack(scales).reshape(len(scales), *ones, *scales[0].shape)
+
+
+def _stack(layers: list[np.ndarray]) -> np.ndarray:
+  return layers[0][None] if len(layers) == 1 else np.stack(layers)
 
 
 def open_source(family: str, folder: str | os.PathLike, tokenizer: str | os.PathLike | None = None,
