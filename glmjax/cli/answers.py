@@ -36,6 +36,8 @@ def answering(path: str | os.PathLike, prompts: Sequence[str], overwrite: bool) 
     sys.stdout.flush()
     yield sys.stdout.buffer, 0
     return
+  if os.path.exists(path) and not os.path.isfile(path):  # one that could not be gone on with
+    raise errors.InputError(f"cannot write {path}: no regular file; - is standard output")
   with appending(path) as file:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -71,7 +71,7 @@ def _answer(session: "chat_lib.Session", query: str, stoppable: Any) -> None:
   if session.finish_reason == "length":
     _note(f"cut off: the conversation's {session.max_length} tokens are full")
   if session.first > left_out:
-    _note(f"the oldest {session.first} rounds no longer fit, and the model did not see them")
+    _note(f"rounds left out so far, as they no longer fit: the oldest {session.first}")
 
 
 def _printable(text: str) -> str:
@@ -92,7 +92,7 @@ def _command(session: "chat_lib.Session", line: str, saved: set[pathlib.Path]) -
       raise errors.InputError(f"{path} exists, and was not saved in this conversation: choose another name")
     _save(session, path)
     saved.add(path)
-    _note(f"{len(session.rounds)} rounds saved in {path}")
+    _note(f"saved in {path}; rounds: {len(session.rounds)}")
   elif name == "/help":
     _note(HELP)
   else:

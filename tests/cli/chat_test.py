@@ -73,7 +73,7 @@ def test_saving(tmp_path, monkeypatch, capsys):
   assert json.loads(pathlib.Path("talk 1.json").read_text(encoding="utf-8")) == history
   assert pathlib.Path("mine.txt").read_text() == "precious"
   errors_ = capsys.readouterr().err
-  assert "1 rounds saved in" in errors_ and "mine.txt exists" in errors_
+  assert "talk 1.json; rounds: 1" in errors_ and "mine.txt exists" in errors_
   assert "/save needs a file" in errors_ and re.search("cannot write .*no/such/talk.json: No such file", errors_)
   assert sorted(os.listdir()) == ["mine.txt", "talk 1.json"]
 
@@ -92,6 +92,18 @@ def test_saving(tmp_path, monkeypatch, capsys):
 def test_control_characters_do_not_reach_the_terminal(capsys):
   converse(session(), "\x1b[2J\x07a\tb\u3000好👩\x9b")
   assert capsys.readouterr().out == "\ufffd[2J\ufffda\tb\u3000好👩\ufffd\n"
+
+
+def test_what_is_left_out_or_cut_off_is_told(capsys):
+  conversation = session()
+  conversation.max_length, conversation.answer_tokens = 60, 20
+  converse(conversation, "a" * 20, "b" * 30)
+  captured = capsys.readouterr()
+  assert captured.out == "a" * 20 + "\n" + "b" * 30 + "\n"
+  assert "(rounds left out so far, as they no longer fit: the oldest 1)" in captured.err
+  conversation = chat_lib.Session(Model(ends=False), max_length=40)
+  converse(conversation, "go")
+  assert "(cut off: the conversation's 40 tokens are full)" in capsys.readouterr().err
 
 
 def test_a_question_that_does_not_fit_is_told_and_the_rest_answered(capsys):

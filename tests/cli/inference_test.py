@@ -143,6 +143,11 @@ def test_what_cannot_be_written_is_told_before_the_work(flag, monkeypatch):
       inference.generate("m", ["a"], **{flag: path})
 
 
+def test_a_device_is_no_file_of_answers():
+  with pytest.raises(errors.InputError, match="cannot write /dev/null: no regular file"):
+    inference.generate("m", ["a"], out="/dev/null")
+
+
 def test_two_runs_do_not_write_one_file():
   with answers.answering("a.jsonl", [], False):
     with pytest.raises(errors.InputError, match="another process is writing a.jsonl"):
