@@ -42,13 +42,22 @@ Region = tuple[slice, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Weight:
-  """One parameter as it is to be stored: a float array, or codes and scales."""
+  """One parameter as it is to be stored: a float array, or codes and scales.
+
+  Raises:
+    errors.InputError: for INT4 codes that do not pair.
+  """
 
   name: str  # layers/mlp/wo/kernel
   shape: tuple[int, ...]  # of the weight itself, whatever it is stored as
   dtype: str  # as stored when float
   bits: int | None = None  # 4 or 8 when quantized
   groups: int = 1  # parts of the first input axis, each with scales of its own
+
+  def __post_init__(self) -> None:
+    if self.bits == 4 and self.shape[tree.kernel_axes(tuple(self.name.split("/")))[-1]] % 2:
+      raise errors.InputError(f"INT4 packs two inputs in a byte, and {self.name} of shape {list(self.shape)} has an odd "
+                              "number of them: use 8 bits")
 
   @property
   def stacked(self) -> bool:

@@ -5,6 +5,7 @@ import math
 import os
 import pathlib
 import re
+import zipfile
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -141,6 +142,11 @@ def _report(path: pathlib.Path, kind: str, model: dict[str, Any], bits: int | No
     for entry, file in zip(described, tqdm.tqdm(files, desc="hashing", disable=None)):
       with open(file, "rb") as stream:
         entry["sha256"] = hashlib.file_digest(stream, "sha256").hexdigest()
+      if file.suffix in (".pt", ".bin") and zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+          bad = archive.testzip()
+        if bad:
+          problem = problem or f"{file} is damaged: {bad} is not what its CRC says; copy it again"
   return {"path": str(path), "kind": kind, "model": dict(model), "bits": bits,
           "parameters": config_lib.GLMConfig(**model).num_parameters() if model else None,
           "tensors": rows, "array_bytes": sum(row["bytes"] for row in rows), "files": described,

@@ -96,6 +96,9 @@ def open_ranks(folder: pathlib.Path) -> Shards:
                                 "the folder there, or correct the file")
       break
   found = {int(match[1]): path for path in where.iterdir() if (match := _RANK.fullmatch(path.name))}
+  if not found and any(folder.glob("*.tar.part_*")):
+    raise errors.InputError(f"{folder} holds the parts of the archive: unpack them first, cat {folder}/*.tar.part_* | "
+                            "tar x")
   if not found:
     raise errors.InputError(f"{where} has no mp_rank_00_model_states.pt: give the folder of `latest`, or the one with "
                             "the mp_rank files")

@@ -272,7 +272,7 @@ def _read_tokenizer(family: str, folder: pathlib.Path, path: str | os.PathLike |
   path = pathlib.Path(path)
   if path.is_dir():
     return tokenizer_lib.Tokenizer.load(path)
-  images = 20_000 if family == "glm-130b" else 0
+  images = tokenizer_lib.IMAGE_TOKENS if family == "glm-130b" else 0
   if "bos_token_id" in hub:  # <sop>: the fifth behind image ids and text pieces
     images = int(hub["bos_token_id"]) - tokenizer_lib.Tokenizer.load(path).specials.sop
     said = {}

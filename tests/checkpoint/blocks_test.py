@@ -123,6 +123,11 @@ def test_load_recovers(tmp_path, monkeypatch):
     export.load(tmp_path / "out")
 
 
+def test_odd_sizes_have_no_int4():
+  with pytest.raises(errors.InputError, match="has an odd number of them: use 8 bits"):
+    blocks.Weight("layers/mlp/wo/kernel", (3, 17, 8), "float16", 4)
+
+
 def test_no_room(tmp_path, monkeypatch):
   usage = shutil.disk_usage(tmp_path)
   monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=10))

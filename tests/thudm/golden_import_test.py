@@ -98,10 +98,10 @@ def test_logits_of_the_original(group: str, count: int, tmp_path: pathlib.Path):
   assert dataclasses.replace(ours, residual_alpha=theirs.residual_alpha) == config_lib.GLMConfig(**plain)
   arrays = golden_models.load(group)[1]
   cases = [key.split("/")[1] for key in arrays if key.startswith("case/") and key.endswith(f"/logits{suffix}")
-           and "/multi_choice/" not in key][:2]
+           and "/multi_choice/" not in key][:1 if count > 1 else 2]
+  run = jax.jit(lambda params, *inputs: glm.GLM(ours).apply({"params": params}, *inputs))
   for case in cases:
-    inputs = [jnp.array(x, jnp.int32) for x in case_inputs(group, case)]
-    logits = np.asarray(glm.GLM(ours).apply({"params": loaded.params}, *inputs))
+    logits = np.asarray(run(loaded.params, *(jnp.array(x, jnp.int32) for x in case_inputs(group, case))))
     length = int(np.min(arrays.get(f"case/{case}/context_length", logits.shape[1])))
     np.testing.assert_allclose(logits[:, :length], arrays[f"case/{case}/logits{suffix}"][:, :length], atol=TOLERANCE)
   assert cases

@@ -1,0 +1,118 @@
+"""What inspect says of each kind of folder and file, and the commands as users type them."""
+
+import hashlib
+import json
+import subprocess
+import sys
+
+import jax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+import numpy as np
+import pytest
+
+from glmjax import cli
+from glmjax import errors
+from glmjax.checkpoint import arrays
+from glmjax.checkpoint import export
+from glmjax.thudm import inspection
+from glmjax.thudm import load
+from glmjax.thudm import source
+
+
+def test_their_folders(make, tmp_path):
+  hub = make(tmp_path / "hub", "chatglm-6b", kind="bin", shard_bytes=200_000)
+  found = inspection.inspect(hub, hashes=True)
+  assert found["kind"] == "Hub" and found["family"] == "chatglm-6b" and found["problem"] is None
+  assert found["parameters"] == 211_520 and found["bits"] is None
+  row = next(row for row in found["tensors"] if row["name"] == "transformer.layers.*.mlp.dense_h_to_4h.weight")
+  assert row == {"name": row["name"], "shape": [256, 64], "dtype": "float16", "count": 3, "bytes": 3 * 256 * 64 * 2}
+  for entry in found["files"]:
+    assert entry["sha256"] == hashlib.sha256((hub / entry["name"]).read_bytes()).hexdigest()
+  path = hub / found["files"][0]["name"]
+  data = bytearray(path.read_bytes())
+  data[len(data) // 2] ^= 1
+  path.write_bytes(data)
+  assert "is not what its CRC says" in inspection.inspect(hub, hashes=True)["problem"]
+  ranks = make(tmp_path / "sat", "glm-130b", 4, 8)
+  found = inspection.inspect(ranks)
+  assert (found["kind"], found["family"], found["iteration"]) == ("4 tensor-parallel ranks", "glm-130b", "49300")
+  assert found["bits"] == 8 and found["parameters"] == 186_208
+  assert inspection.inspect(make(tmp_path / "glm", "glm-10b"))["family"] == "glm-10b"
+
+
+def test_problems_are_told(make, tmp_path):
+  ranks = make(tmp_path / "sat", "glm-130b", 4)
+  for rank in (2, 3):
+    (ranks / "49300" / f"mp_rank_{rank:02d}_model_states.pt").unlink()
+  assert "degree 4: copy all 4 files" in inspection.inspect(ranks)["problem"]
+  with pytest.raises(errors.InputError, match="no such file or folder"):
+    inspection.inspect(tmp_path / "nope")
+  with pytest.raises(errors.InputError, match="holds no weights"):
+    inspection.inspect(tmp_path)
+
+
+def test_ours(make, tmp_path):
+  load.import_model("chatglm-6b", make(tmp_path / "hub", "chatglm-6b"), tmp_path / "ours", bits=4)
+  found = inspection.inspect(tmp_path / "ours", hashes=True)
+  assert found["kind"] == "export" and found["bits"] == 4 and found["verified"] and found["problem"] is None
+  assert found["parameters"] == 211_520
+  assert found["array_bytes"] == sum(x.nbytes for x in jax.tree.leaves(export.load(tmp_path / "ours").params))
+  assert found["file_bytes"] == sum(path.stat().st_size for path in (tmp_path / "ours").rglob("*") if path.is_file())
+  damaged = tmp_path / "ours/params/layers.mlp.wi.kernel.values/0.0.0.0"
+  data = bytearray(damaged.read_bytes())
+  data[7] ^= 16
+  damaged.write_bytes(data)
+  assert inspection.inspect(tmp_path / "ours")["problem"] is None  # looks, does not read
+  assert "layers/mlp/wi/kernel/values" in inspection.inspect(tmp_path / "ours", hashes=True)["problem"]
+
+
+def test_one_file(make, tmp_path, capsys):
+  ranks = make(tmp_path / "sat", "glm-130b", 2)
+  found = inspection.inspect(ranks / "49300" / "mp_rank_01_model_states.pt")
+  inspection.show(found)
+  shown = capsys.readouterr().out
+  assert "transformer.layers.*.mlp.dense_4h_to_h.weight" in shown and " x 3" in shown and "GiB" in shown
+
+
+def test_commands(make, tmp_path, capsys):
+  """import, export and inspect as they are typed."""
+  hub = make(tmp_path / "hub", "chatglm-6b")
+  assert cli.main(["import", "chatglm-6b", str(hub), str(tmp_path / "ours"), "--bits=8", "--json"]) == 0
+  assert json.loads(capsys.readouterr().out)["bits"] == 8
+  assert cli.main(["import", "chatglm-6b", str(hub), str(tmp_path / "ours")]) == 2
+  assert "is there already" in capsys.readouterr().err
+  assert cli.main(["import", "chatglm-6b", str(hub), str(tmp_path / "ours"), "--overwrite", "--dtype=float32"]) == 0
+  back = [f"--checkpoint={tmp_path / 'ours'}", f"--out={tmp_path / 'back'}"]
+  assert cli.main(["export", *back, "--tensor_parallel=2"]) == 2
+  assert cli.main(["export", *back, "--format=glm130b-sat"]) == 2
+  assert "glm130b-sat is for models with positions rotary" in capsys.readouterr().err
+  assert cli.main(["export", *back, "--format=chatglm-hf", "--bits=8", "--dtype=float16"]) == 0
+  capsys.readouterr()
+  assert cli.main(["inspect", str(tmp_path / "back")]) == 0
+  assert "INT8 kernels" in capsys.readouterr().out
+  assert cli.main(["import", "chatglm-6b"]) == 2
+  assert "source, out" in capsys.readouterr().err
+
+
+def test_neither_torch_nor_safetensors_is_needed(make, tmp_path):
+  hub = make(tmp_path / "hub", "chatglm-6b", kind="bin")
+  code = ("import sys; sys.modules['torch'] = sys.modules['safetensors'] = None; from glmjax.thudm import load; "
+          "load.import_model('chatglm-6b', *sys.argv[1:])")
+  subprocess.run([sys.executable, "-W", "error", "-c", code, str(hub), str(tmp_path / "out")], check=True)
+
+
+def test_scales_of_ranks_on_a_mesh(make, tmp_path):
+  """Codes are split over devices like floats; the few scales of an input axis are not."""
+  load.import_model("glm-130b", make(tmp_path / "sat", "glm-130b", 2, 4), tmp_path / "ours")
+  mesh = jax.make_mesh((4,), ("tensor",), axis_types=(AxisType.Auto,), devices=jax.devices()[:4])
+  plain = export.load(tmp_path / "ours")
+  specs = {"layers/mlp/wo/kernel": P(None, "tensor"), "layers/attention/out/kernel": P(None, "tensor"),
+           "layers/mlp/wi/kernel": P(None, None, None, "tensor"),
+           "layers/attention/qkv/kernel": P(None, None, None, "tensor")}
+  weights = source.open_source("glm-130b", tmp_path / "sat").weights(None, None)
+  shardings = arrays.nest({weight.name: NamedSharding(mesh, specs.get(weight.name, P())) for weight in weights})
+  split = export.load(tmp_path / "ours", shardings=shardings)
+  jax.tree.map(np.testing.assert_array_equal, plain.params, split.params)
+  kernel = split.params["layers"]["mlp"]["wo"]["kernel"]
+  assert kernel.values.sharding.spec == P(None, "tensor") and kernel.scale.sharding.is_fully_replicated
+  assert split.params["layers"]["mlp"]["wi"]["kernel"].scale.sharding.spec == P(None, None, None, "tensor")
