@@ -35,7 +35,7 @@ class BeamSearch:
   min_tokens: int = 0  # before a stop token
   stop_early: bool = True  # keep beams that end; False: stop tokens only end the search
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     if self.num_beams < 1:
       raise errors.InputError(f"num_beams is {self.num_beams}: give 1 or more")
     if self.no_repeat_ngram == 1 or self.no_repeat_ngram < 0:

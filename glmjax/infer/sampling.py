@@ -29,7 +29,7 @@ class Sampling:
   top_k: int = 0  # only the k most probable tokens, ties with the k-th included; 0: all
   top_p: float = 1.0  # only the most probable tokens that together reach this probability; 1: all
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     if not 0 <= self.temperature < float("inf"):
       raise errors.InputError(f"temperature is {self.temperature}: give 0 (greedy) or more")
     if self.top_k < 0:

@@ -1,3 +1,5 @@
+"""Decoding with a cache against one pass over the whole row; limits, stops, streaming."""
+
 import dataclasses
 
 import jax

@@ -1,3 +1,5 @@
+"""Log-likelihoods: rows, windows of long texts, batches."""
+
 import functools
 
 import jax
