@@ -56,8 +56,8 @@ class Weight:
 
   def __post_init__(self) -> None:
     if self.bits == 4 and self.shape[tree.kernel_axes(tuple(self.name.split("/")))[-1]] % 2:
-      raise errors.InputError(f"INT4 packs two inputs in a byte, and {self.name} of shape {list(self.shape)} has an odd "
-                              "number of them: use 8 bits")
+      raise errors.InputError(f"INT4 packs two inputs in a byte, and {self.name} of shape {list(self.shape)} has an "
+                              "odd number of them: use 8 bits")
 
   @property
   def stacked(self) -> bool:
