@@ -31,12 +31,13 @@ def check(
   _check_overridden_macros(reader)
   roots = [_signature(command) for command in commands]
   if roots and None not in roots:
-    _check_used(reader, _reach(reader, [root.identity for root in roots]))
+    everything = [*reader.bindings.values(), *reader.replaced]
+    _check_used(reader, _reach(everything, [root.identity for root in roots]))
   signature = _signature(entry) if entry else None
   if signature is None:
     needed = list(reader.bindings.values())
   else:
-    needed = _reach(reader, [signature.identity])
+    needed = _reach(list(reader.bindings.values()), [signature.identity])
   _check_macros(reader, needed)
   _check_required(needed)
   _check_types(reader, needed)
@@ -63,20 +64,20 @@ def _module_of(name: str) -> str:
   return name
 
 
-def _reach(reader: gin_reader.Reader, roots: Iterable[Identity]) -> list[Binding]:
-  """The bindings that calls of the root functions depend on, macros among them, in the order read."""
+def _reach(bindings: Sequence[Binding], roots: Iterable[Identity]) -> list[Binding]:
+  """Those of the bindings that calls of the root functions depend on, macros among them, in their order."""
   functions, macros = set(roots), set()
   size = -1
   while size != len(functions) + len(macros):
     size = len(functions) + len(macros)
-    for binding in reader.bindings.values():
+    for binding in bindings:
       if functions.intersection(binding.identities) or not binding.parameter and binding.shown in macros:
         for value in gin_reader.flatten(binding.value):
           if isinstance(value, Reference):
             functions.add(value.identity)
           elif isinstance(value, Macro):
             macros.add(value.name)
-  return [binding for binding in reader.bindings.values()
+  return [binding for binding in bindings
           if functions.intersection(binding.identities) or not binding.parameter and binding.shown in macros]
 
 
@@ -102,11 +103,11 @@ def _check_overridden_macros(reader: gin_reader.Reader) -> None:
 
 
 def _check_used(reader: gin_reader.Reader, reached: list[Binding]) -> None:
-  """Every binding, but those of included files, must be one that some command's work depends on."""
+  """Every binding must be one that some command's work depends on, or did until another was replaced."""
   used = {binding.key for binding in reached}
   names = {binding.shown for binding in reached if binding.parameter}
   for binding in reader.bindings.values():
-    if binding.parameter and binding.key not in used and not binding.included:
+    if binding.parameter and binding.key not in used:
       close = signatures.nearest(binding.shown, names - {binding.shown})
       advice = signatures.advice(close, f"a value such as @{binding.shown} in what a command uses would")
       raise errors.InputError(f"{binding.where}: nothing uses {binding.shown}; {advice}")

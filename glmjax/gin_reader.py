@@ -57,7 +57,6 @@ class Binding:
   selector: str = ""  # full name of the function
   identities: tuple[Identity, ...] = ()  # of the function; for a method, then of its class
   signature: signatures.Signature | None = None
-  included: bool = False  # by an include statement, so that the including file may have made it idle
 
   @property
   def key(self) -> tuple:
@@ -76,6 +75,7 @@ class Reader:
     self.find = find  # the file of an include statement
     self.packages = {*packages}  # whose full names overrides may use without an import in a file
     self.bindings: dict[tuple, Binding] = {}
+    self.replaced: list[Binding] = []  # by later ones
     self.macros_used: dict[str, str] = {}  # macro -> where it is first used
     self.scopes_used: set[str] = set()
     self.side_effects: dict[str, str] = {}  # modules imported for what importing them does -> where
@@ -156,9 +156,9 @@ class Reader:
       if signature is not None:
         _check_parameter(signature, statement, where)
       binding = Binding(
-        statement.scope, shown, value, where, statement.arg_name, selector, identities, signature,
-        included=len(self.open_files) > 1)
-    self.bindings.pop(binding.key, None)
+        statement.scope, shown, value, where, statement.arg_name, selector, identities, signature)
+    if binding.key in self.bindings:
+      self.replaced.append(self.bindings.pop(binding.key))
     self.bindings[binding.key] = binding
 
   def _full_names(self, value: Any, modules: dict[str, str], where: str, used: set[str]) -> Any:

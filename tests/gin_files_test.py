@@ -133,6 +133,17 @@ def test_file_not_found():
   assert "did you mean runs/train.gin?" in message(files=["train.gin"])
 
 
+def test_what_is_replaced_may_leave_others_idle():
+  command = dict(entry="fakelib.loop.train", commands=["fakelib.loop.train"])
+  gin_files.check(["runs/train.gin"], ["loop.train.optimizer=None"], **command)
+  with open("x.gin", "w", encoding="utf-8") as file:
+    file.write("include 'runs/train.gin'\n" + HEAD + "loop.train.optimizer = None\n")
+  gin_files.check(["x.gin"], **command)
+  with open("y.gin", "w", encoding="utf-8") as file:
+    file.write(RUN.replace("  optimizer = @fakelib.parts.Adam()\n", ""))
+  assert "y.gin:11: nothing uses fakelib.parts.Adam" in message(files=["y.gin"], **command)
+
+
 def test_include_is_followed():
   text = "include 'runs/train.gin'\n" + HEAD + "loop.train.num_steps = %TRAIN_STEP\n"
   assert message(text) == "x.gin:4: %TRAIN_STEP is not defined; did you mean TRAIN_STEPS?"
@@ -323,3 +334,20 @@ def test_error_comes_without_jax():
   done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
   assert done.returncode == 0 and "did you mean mask?" in done.stdout, done
   assert time.monotonic() - start < 5
+
+
+REQUIRED = ['CACHE="cache"', "BATCH_SIZE=8", "TOTAL_SAMPLES=80", "PEAK_LEARNING_RATE=1e-3", "MIN_LEARNING_RATE=1e-4",
+            "WARMUP_SAMPLES=8"]
+
+
+@pytest.mark.parametrize("files, overrides", [
+  (["runs/quickstart.gin"], []),
+  (["runs/uncached.gin"], []),
+  (["runs/pretrain.gin", "models/tiny.gin", "meshes/cpu.gin"], REQUIRED),
+  (["runs/pretrain_glm10b.gin", "models/glm_110m.gin", "meshes/cpu.gin"], REQUIRED),
+])
+def test_packaged_runs_train(files, overrides):
+  from glmjax.cli import commands  # the command line's own list
+
+  names = [command.target for command in commands.COMMANDS.values()]
+  gin_files.check(files, overrides, entry="glmjax.train.loop.train", commands=names, given=["workdir"])

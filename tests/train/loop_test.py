@@ -1,5 +1,6 @@
 """The loop: resuming is exact, runs are not lost, and what goes wrong is said in one line."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -133,6 +134,34 @@ def test_mistakes_in_the_mesh(tmp_path, tiny, source, changes, message):
   with pytest.raises(errors.InputError, match=message):
     train(tmp_path / "run", tiny, source, **changes)
   assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("changes, message", [
+    (dict(profile=(3,)), r"Intervals.profile is \(3,\): give \(first, last\)"), (dict(profile=(5, 4)), "Intervals.profile"),
+    (dict(eval_samples=0), "Intervals.eval_samples is 0"), (dict(save=-1), "Intervals.save is -1"),
+])
+def test_mistakes_in_the_intervals(changes, message):
+  with pytest.raises(errors.InputError, match=message):
+    loop.Intervals(**changes)
+
+
+def test_mistake_in_the_loss_mean(tmp_path, tiny, source):
+  with pytest.raises(errors.InputError, match="loss_mean_of is 'row': use one of tokens, rows"):
+    train(tmp_path / "run", tiny, source, loss_mean_of="row")
+  assert not (tmp_path / "run").exists()
+
+
+def test_mean_of_rows_trains(tmp_path, tiny, source):
+  result = train(tmp_path, tiny, source, loss_mean_of="rows", stop_at_step=2)
+  assert result["loss_tokens"] == sum(np.count_nonzero(b["loss_weights"]) for b in source.batches(iter([(16, 16)])))
+
+
+@pytest.mark.parametrize("infinite", [None, 40])
+def test_profile_of_some_steps(tmp_path, tiny, source, infinite):
+  with contextlib.suppress(errors.InputError):  # it is written also where the run ends in the middle
+    train(tmp_path, tiny, dataclasses.replace(source, infinite=infinite), stop_at_step=4,
+          intervals=loop.Intervals(profile=(2, 3)))
+  assert list((tmp_path / "profile").rglob("*.xplane.pb"))
 
 
 def test_tokens_beyond_the_vocabulary(tmp_path, tiny, source):

@@ -77,6 +77,18 @@ def test_micro_batches_equal_the_full_batch(tiny, source):
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), parts.state.params, full.state.params)
 
 
+def test_mean_of_rows_is_the_mean_of_their_own_means(tiny, source):
+  objective = step_lib.Objective(tiny, chunk=16, mean_of="rows")
+  params = Run(tiny, source, ONE).state.params
+  host = next(source.batches(iter([(0, 4)])))
+  host["loss_weights"][3] = 0  # a row that only fills the batch counts nothing
+  loss = jax.jit(lambda batch: objective.sums(params, objective.weigh(batch)).mean())
+  each = [float(loss({name: a[i:i + 1] for name, a in host.items()})) for i in range(3)]
+  assert float(loss(host)) == pytest.approx(np.mean(each), rel=1e-5)
+  by_token = step_lib.Objective(tiny, chunk=16)
+  assert by_token.weigh(host) is host and float(jax.jit(by_token.sums)(params, host).mean()) != pytest.approx(np.mean(each))
+
+
 def test_growing_batch_never_recompiles(tiny, source):
   run, full = Run(tiny, source, ONE, micro=4, room=6), Run(tiny, source, ONE)
   run.step(0, 5)
