@@ -105,6 +105,8 @@ COMMANDS = {command.name: command for command in (
              Flag("--bits", "weight bits (as in the files)", int, choices=(8, 4)),
              Flag("--tokenizer", "ice_text.model or a tokenizer folder (the one in the source folder)"),
              Flag("--num_heads", "attention heads of a GLM whose heads are not 64 wide", int),
+             Flag("--rotary_rounding", "of cosines and sines (half_table, as the published models were run)",
+                  choices=("none", "half_frequencies", "half_table")),
              Flag("--overwrite", "replace an export there", bool, kind="passed"))),
     Command("inspect", "glmjax.thudm.inspection.inspect", "tell what a folder or file of weights holds",
             "glmjax inspect --hashes models/chatglm-6b",
