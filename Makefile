@@ -47,7 +47,7 @@ quickstart: install  ## text, tokenizer, cache, train in two halves, evaluate, e
 	$(BIN)/glmjax text $(QUICK)
 	$(BIN)/glmjax tokenizer $(QUICK)
 	$(BIN)/glmjax cache $(QUICK)
-	$(BIN)/glmjax train $(QUICK) --overwrite --stop_at_step=280
+	$(BIN)/glmjax train $(QUICK) --overwrite --stop_at_step=640
 	$(BIN)/glmjax train $(QUICK)
 	$(BIN)/glmjax export $(QUICK) --out=$(RUN)/float --overwrite
 	$(BIN)/glmjax export $(QUICK) --out=$(RUN)/int8 --bits=8 --overwrite
