@@ -2,8 +2,8 @@
 
   python benchmarks/gpu.py --out benchmarks/results/gpu_h100.json
 
-Needs jax, flax, optax, orbax-checkpoint, pytest and numpy; neither seqio nor TensorFlow nor gin-config. First the golden,
-quantization and inference tests run on the accelerator, in float32. Then each case of CASES runs in a process
+Needs jax, flax, optax, orbax-checkpoint, pytest and numpy; neither seqio nor TensorFlow nor gin-config. First the
+golden, quantization and inference tests run on the accelerator, in float32. Then each case of CASES runs in a process
 of its own, so that its peak memory is its own and one that runs out of memory leaves the others alone:
 
 - train: the trainer's step in bfloat16 on random tokens: tokens/s, model FLOP/s and their share of the device's peak;

@@ -156,7 +156,7 @@ class GLM(nn.Module):
   config: config_lib.GLMConfig
   deterministic: bool = True
 
-  def setup(self):
+  def setup(self) -> None:
     config = self.config
     self.embedding = layers.Embedding(config)
     if config.embedding_norm:

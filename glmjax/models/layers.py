@@ -119,7 +119,7 @@ class Embedding(nn.Module):
 
   config: config_lib.GLMConfig
 
-  def setup(self):
+  def setup(self) -> None:
     config = self.config
     shape = (config.vocab_size, config.embed_dim)
     std = xavier_std(*shape) if config.norm == "deepnorm" else config.init_std
@@ -156,9 +156,10 @@ class Head(nn.Module):
 
   config: config_lib.GLMConfig
 
-  def setup(self):
+  def setup(self) -> None:
     shape = (self.config.embed_dim, self.config.vocab_size)
-    self.kernel = declare(self, "kernel", normal(xavier_std(*shape)), shape, ("embed", "vocab"), self.config.param_dtype)
+    self.kernel = declare(self, "kernel", normal(xavier_std(*shape)), shape, ("embed", "vocab"),
+                          self.config.param_dtype)
 
   def __call__(self, x_BLD: jax.Array) -> jax.Array:
     return jnp.einsum("BLD,DV->BLV", x_BLD.astype(self.config.dtype), self.kernel.astype(self.config.dtype),

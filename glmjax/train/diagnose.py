@@ -1,6 +1,7 @@
 """Where a step that went wrong first shows it: the failing batch is run again, looking at every layer."""
 
 import dataclasses
+import operator
 from collections.abc import Iterator
 from typing import Any
 
@@ -37,7 +38,7 @@ def first_not_finite(objective: step_lib.Objective, params: Any, batch: step_lib
 
   for m in range(num_micro):
     activations, loss, grads = jax.device_get(
-        look(params, jax.tree.map(lambda a: a[m], batch), jax.random.fold_in(rng, m)))
+        look(params, jax.tree.map(operator.itemgetter(m), batch), jax.random.fold_in(rng, m)))
     for name, bad in _modules(activations):
       if bad:
         return f"activations of {name}"

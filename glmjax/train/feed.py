@@ -85,13 +85,13 @@ class Layout:
       wanted = (size // jax.process_count(), *self._row_shape(feature))
       found = host[feature].shape if feature in host else None
       if found != wanted:
-        raise errors.InputError(f"data: {feature} of samples {first} to {first + size - 1} has shape {found}, the model "
-                                f"takes {wanted}: use a source with the model's positions and sequence length")
+        raise errors.InputError(f"data: {feature} of samples {first} to {first + size - 1} has shape {found}, the "
+                                f"model takes {wanted}: use a source with the model's positions and sequence length")
     for feature in ("tokens", "targets"):
       low, high = int(host[feature].min()), int(host[feature].max())
       if low < 0 or high >= self.vocab_size:
-        raise errors.InputError(f"data: samples {first} to {first + size - 1} hold token {high if low >= 0 else low}, the "
-                                f"model has vocab_size {self.vocab_size}: use the tokenizer's vocab_size or more")
+        raise errors.InputError(f"data: samples {first} to {first + size - 1} hold token {high if low >= 0 else low}, "
+                                f"the model has vocab_size {self.vocab_size}: use the tokenizer's vocab_size or more")
 
   def _is_wide(self, feature: str) -> bool:
     return feature == "positions" and self.position_axes == 2

@@ -137,7 +137,7 @@ def _check(model: config_lib.GLMConfig, data: feed_lib.DataSource, intervals: In
 class Signals:
   """Within it, SIGTERM and Ctrl-C are noted, for the loop to finish its step; a second one acts at once."""
 
-  def __init__(self):
+  def __init__(self) -> None:
     self.received: int | None = None
     self._before: dict[int, Any] = {}
 
@@ -298,15 +298,15 @@ class Run:
 
   def _evaluate(self) -> metrics_lib.Record:
     """Mean loss on the validation source, and per objective."""
-    rows, wanted = self.layout.rows, self.intervals.eval_samples
-    plan = [(first, min(rows, wanted - first)) for first in range(0, wanted, rows)]
+    size, wanted = self.layout.rows, self.intervals.eval_samples
+    plan = [(first, min(size, wanted - first)) for first in range(0, wanted, size)]
     if self._validation_set is None:
       self._validation_set = list(self.validation.batches(iter(plan), jax.process_index(), jax.process_count()))
     layout = dataclasses.replace(self.layout, num_micro=1)
     total = losses.Sums(np.zeros(losses.NUM_OBJECTIVES), np.zeros(losses.NUM_OBJECTIVES))
-    for (first, size), host in zip(plan, self._validation_set):
-      layout.check(host, first, size)
-      sums = jax.device_get(self._eval_step(self.state.params, layout.put(host)))
+    for (first, size), rows in zip(plan, self._validation_set):
+      layout.check(rows, first, size)
+      sums = jax.device_get(self._eval_step(self.state.params, layout.put(rows)))
       total = jax.tree.map(np.add, total, sums)
     record = {"eval_loss": float(total.loss.sum() / max(total.weight.sum(), 1.0))}
     return record | metrics_lib.objective_losses(total.loss, total.weight, "eval_loss_")

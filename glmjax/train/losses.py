@@ -120,7 +120,8 @@ def _front_loss_forward(chunk: int, kernel_DV: jax.Array, x_GRD: jax.Array, fron
     max_GC = logits_GCV.max(-1)
     exp_GCV = jnp.exp(logits_GCV - max_GC[..., None])
     total_GC = exp_GCV.sum(-1)
-    sums = jax.tree.map(jnp.add, sums, by_objective(jnp.log(total_GC) + max_GC - picked_GC, part.weights, part.objectives))
+    losses_GC = jnp.log(total_GC) + max_GC - picked_GC
+    sums = jax.tree.map(jnp.add, sums, by_objective(losses_GC, part.weights, part.objectives))
     is_target = jax.lax.broadcasted_iota(jnp.int32, logits_GCV.shape, 2) == part.targets[..., None]
     d_logits = exp_GCV * (part.weights / total_GC)[..., None] - jnp.where(is_target, part.weights[..., None], 0.0)
     d_logits = d_logits.astype(x_GRD.dtype)

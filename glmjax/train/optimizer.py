@@ -106,8 +106,8 @@ def _muon(config: Muon) -> optax.GradientTransformation:
     blend = lambda m, g: config.momentum * m + (1 - config.momentum) * g
     momentum = jax.tree.map(blend, state.momentum, grads)
     nesterov = jax.tree.map(blend, momentum, grads)
-    return jax.tree_util.tree_map_with_path(
-        lambda path, x: _orthogonal(x, *_matrix(path), config.steps) * config.update_size, nesterov), MuonState(momentum)
+    direction = lambda path, x: _orthogonal(x, *_matrix(path), config.steps) * config.update_size
+    return jax.tree_util.tree_map_with_path(direction, nesterov), MuonState(momentum)
 
   return optax.GradientTransformation(lambda params: MuonState(jax.tree.map(jnp.zeros_like, params)), update)
 

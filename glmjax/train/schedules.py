@@ -65,7 +65,8 @@ class PiecewiseLinear:
 
   def __post_init__(self) -> None:
     if len(self.samples) != len(self.values) or not self.samples or list(self.samples) != sorted(self.samples):
-      raise errors.InputError(f"PiecewiseLinear: samples {self.samples} must rise and be as many as values {self.values}")
+      raise errors.InputError(f"PiecewiseLinear: samples {self.samples} must rise and be as many as values "
+                              f"{self.values}")
 
   def __call__(self, samples: Samples) -> jax.Array:
     """The value, float32."""

@@ -78,7 +78,8 @@ def init(config: config_lib.GLMConfig, tx: optax.GradientTransformation, seed: i
   """A new run's state, its parameters stacked and still boxed with their logical axis names."""
   init_key, run_key = jax.random.split(jax.random.key(seed))
   boxed = glm.init(dataclasses.replace(config, scan_layers=True), init_key)
-  return TrainState(jnp.int32(0), jnp.uint32(0), boxed, tx.init(partitioning.unbox(boxed)), jax.random.key_data(run_key),
+  opt_state = tx.init(partitioning.unbox(boxed))
+  return TrainState(jnp.int32(0), jnp.uint32(0), boxed, opt_state, jax.random.key_data(run_key),
                     LOSS_SCALE.init() if config.dtype == "float16" else None)
 
 

@@ -67,7 +67,8 @@ class Objective:
                             **apply)
     return (out[0], more) if apply else (out, None)
 
-  def sums(self, params: Any, batch: Batch, alpha: jax.Array | float = 1.0, rng: jax.Array | None = None) -> losses.Sums:
+  def sums(self, params: Any, batch: Batch, alpha: jax.Array | float = 1.0,
+           rng: jax.Array | None = None) -> losses.Sums:
     """Loss and weight sums of a batch [B, L]; with an rng, dropout is on."""
     x_BLD = self.hidden(params, batch, alpha, rng)[0]
     kernel_DV = glm.GLM(self.config).apply({"params": params}, alpha, method="head_kernel")

@@ -90,7 +90,8 @@ class Workdir:
     try:
       found = folder.read_config(self.root)
     except errors.InputError as error:
-      raise errors.InputError(f"{self.root} holds checkpoints of a run that cannot be told: {error}; {advice}") from error
+      raise errors.InputError(f"{self.root} holds checkpoints of a run that cannot be told: {error}; "
+                              f"{advice}") from error
     theirs, ours = (dataclasses.asdict(c.model) for c in (found, config))
     for name in _FREE:
       theirs[name] = ours[name]

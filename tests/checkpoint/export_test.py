@@ -1,8 +1,10 @@
 """Exporting and loading: floats and codes, refusals, damage, atomicity."""
 
 import dataclasses
+import functools
 import hashlib
 import json
+import operator
 import pathlib
 import subprocess
 import sys
@@ -51,7 +53,7 @@ def _run(tmp_path: pathlib.Path, params: Any) -> pathlib.Path:
   folder_lib.write_config(run, folder_lib.FolderConfig(_CONFIG, {"mixture": "m"}, tokenizer))
   saver = manager.Manager(run / "checkpoints")
   for step in (1, 2):
-    scaled = jax.tree.map(lambda x: x * step, params)  # pylint: disable=cell-var-from-loop
+    scaled = jax.tree.map(functools.partial(operator.mul, step), params)
     state = {"params": scaled, "opt_state": [scaled, jnp.int32(0)], "step": jnp.int32(step)}
     saver.save(step, state, {"n": step})
   saver.close()

@@ -1,3 +1,5 @@
+"""The model's properties: masks, families, caches, layers scanned or not."""
+
 import dataclasses
 import functools
 from typing import Any

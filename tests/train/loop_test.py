@@ -52,8 +52,9 @@ def test_writes_what_it_promises(unbroken, tiny, source):
   assert (result["step"], result["samples_seen"]) == (10, 160)
   records = lines(folder)
   assert [r["step"] for r in records] == list(range(1, 11))
-  assert set(records[0]) >= {"samples_seen", "tokens_seen", "loss", "loss_mask", "loss_gmask", "grad_norm", "data_wait_seconds",
-                             "grad_norm_embedding", "learning_rate", "embedding_alpha", "tokens_per_second", "model_flops_per_second"}
+  assert set(records[0]) >= {"samples_seen", "tokens_seen", "loss", "loss_mask", "loss_gmask", "loss_tokens",
+                             "grad_norm", "grad_norm_embedding", "learning_rate", "embedding_alpha",
+                             "data_wait_seconds", "tokens_per_second", "model_flops_per_second"}
   assert records[9]["loss"] < records[0]["loss"]
   assert [r["step"] for r in records if "eval_loss" in r] == [5, 10]
   config = json.loads((folder / "config.json").read_text())
@@ -79,7 +80,8 @@ def test_resumed_is_unbroken_bit_for_bit(unbroken, tmp_path, tiny, source):
 def test_another_run_is_not_touched(unbroken, tiny, source):
   folder, _ = unbroken
   before = saved(folder)
-  with pytest.raises(errors.InputError, match="another run: data.name is \"patterns\" there and \"else\" here.*overwrite"):
+  message = 'another run: data.name is "patterns" there and "else" here.*overwrite'
+  with pytest.raises(errors.InputError, match=message):
     train(folder, tiny, dataclasses.replace(source, name="else"))
   with pytest.raises(errors.InputError, match="model.num_layers is 2 there and 3 here"):
     train(folder, dataclasses.replace(tiny, num_layers=3), source)
@@ -137,7 +139,8 @@ def test_mistakes_in_the_mesh(tmp_path, tiny, source, changes, message):
 
 
 @pytest.mark.parametrize("changes, message", [
-    (dict(profile=(3,)), r"Intervals.profile is \(3,\): give \(first, last\)"), (dict(profile=(5, 4)), "Intervals.profile"),
+    (dict(profile=(3,)), r"Intervals.profile is \(3,\): give \(first, last\)"),
+    (dict(profile=(5, 4)), "Intervals.profile"),
     (dict(eval_samples=0), "Intervals.eval_samples is 0"), (dict(save=-1), "Intervals.save is -1"),
 ])
 def test_mistakes_in_the_intervals(changes, message):
@@ -171,5 +174,6 @@ def test_tokens_beyond_the_vocabulary(tmp_path, tiny, source):
 
 def test_unrolled_layers_train_alike(tmp_path, tiny, source, unbroken):
   train(tmp_path, dataclasses.replace(tiny, scan_layers=False), source, stop_at_step=4)
-  np.testing.assert_allclose([r["loss"] for r in lines(tmp_path)], [r["loss"] for r in lines(unbroken[0])][:4], rtol=1e-4)
+  scanned = [r["loss"] for r in lines(unbroken[0])][:4]
+  np.testing.assert_allclose([r["loss"] for r in lines(tmp_path)], scanned, rtol=1e-4)
   assert saved(tmp_path).keys() == saved(unbroken[0]).keys()

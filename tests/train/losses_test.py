@@ -21,7 +21,8 @@ def inputs(density: float) -> tuple:
   return kernel, x, rng.integers(0, V, (B, L)), weights, rng.integers(0, 3, (B, L))
 
 
-def plain(kernel: jax.Array, x: jax.Array, targets: jax.Array, weights: jax.Array, objectives: jax.Array) -> losses.Sums:
+def plain(kernel: jax.Array, x: jax.Array, targets: jax.Array, weights: jax.Array,
+          objectives: jax.Array) -> losses.Sums:
   """All logits at once."""
   return losses.by_objective(losses.cross_entropy(x @ kernel, targets), weights, objectives)
 

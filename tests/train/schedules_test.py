@@ -58,8 +58,10 @@ def test_skipped_samples_are_never_used():
 
 
 @pytest.mark.parametrize("make", [
-    lambda: schedules.Batches(0), lambda: schedules.Batches(100, 16, 24, 10), lambda: schedules.Batches(8, skip=[(5, 4)]),
-    lambda: schedules.LearningRate(warmup_samples=10, decay_samples=10), lambda: schedules.PiecewiseLinear((5, 1), (0, 1))])
+    lambda: schedules.Batches(0), lambda: schedules.Batches(100, 16, 24, 10),
+    lambda: schedules.Batches(8, skip=[(5, 4)]),
+    lambda: schedules.LearningRate(warmup_samples=10, decay_samples=10),
+    lambda: schedules.PiecewiseLinear((5, 1), (0, 1))])
 def test_mistakes(make):
   with pytest.raises(errors.InputError) as caught:
     make()
