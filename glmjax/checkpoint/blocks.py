@@ -26,6 +26,7 @@ import tqdm
 from glmjax import errors
 from glmjax.checkpoint import arrays
 from glmjax.checkpoint import checksums
+from glmjax.checkpoint import folder as folder_lib
 from glmjax.quantize import tree
 
 ELEMENTS = 2**25  # largest block; 64 MiB of float16
@@ -148,7 +149,7 @@ class Writer:
         self._shapes[name] = shape
         self._stores[name] = tensorstore.open({
             "driver": "zarr", "kvstore": {"driver": "file", "path": path}, "metadata": metadata, "create": True,
-            "open": True, "store_data_equal_to_fill_value": True}).result()
+            "open": True, "store_data_equal_to_fill_value": True, "context": {"file_io_sync": False}}).result()
     self._done = self._read_journal()
 
   def _read_journal(self) -> dict[str, dict[str, str]]:
@@ -180,14 +181,13 @@ class Writer:
         with self._lock:
           bar.update(weight.nbytes * math.prod(s.stop - s.start for s in region) // math.prod(weight.shape))
 
-      for weight in self._weights:
-        tasks = [pool.submit(one, weight, region) for region in weight.regions()]
-        try:
-          for task in tasks:
-            task.result()
-        finally:  # after a failure the rest need not be tried
-          for task in tasks:
-            task.cancel()
+      tasks = [pool.submit(one, weight, region) for weight in self._weights for region in weight.regions()]
+      try:
+        for task in tasks:
+          task.result()
+      finally:  # after a failure the rest need not be tried
+        for task in tasks:
+          task.cancel()
     return self._finish()
 
   def _holds(self, weight: Weight, region: Region) -> bool:
@@ -207,7 +207,7 @@ class Writer:
   def _put(self, weight: Weight, region: Region, block: Mapping[str, np.ndarray]) -> None:
     sums = {}
     for name, x in block.items():
-      self._stores[name][weight.stored_region(name, region)].write(x).result()  # synchronised to the disk
+      self._stores[name][weight.stored_region(name, region)].write(x).result()
       sums[name] = checksums.part_sum(x, _start(region), self._shapes[name])
     with self._lock:
       self._done[_label(weight, region)] = sums
@@ -222,6 +222,8 @@ class Writer:
       for name, (shape, dtype) in weight.stored(weight.shape).items():
         records[name] = {"shape": list(shape), "dtype": dtype, "sum": checksums.total(b[name] for b in blocks)}
     _describe_for_orbax(self._folder, list(records))
+    for path in self._folder.rglob("*"):  # once, here: until then the journal's sums tell what reached the disk
+      folder_lib.sync(path)
     return records
 
   def forget(self) -> None:
