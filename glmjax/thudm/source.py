@@ -21,13 +21,17 @@ from glmjax.thudm import shards as shards_lib
 _FLOATS = ("float16", "bfloat16", "float32")
 # Rows of the embedding table to the tokenizer's ids: GLM-130B and the first ChatGLM-6B; ChatGLM-6B since 6 April 2023.
 _TOKENIZERS = {150_528: 150_344, 130_528: 130_344}
+_TABLE, _HEAD = "transformer.word_embeddings.weight", "lm_head.weight"  # ChatGLM-6B's
 _PREFIX = "transformer.prefix_encoder."
 _HEAD_DIM = 64  # of all GLMs up to 10B
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-  """What is to be imported; everything about it has been checked but the numbers themselves."""
+  """What is to be imported; everything about it has been checked but the numbers themselves.
+
+  ChatGLM-6B's files hold the head beside the table; where the two are the same, the model is a tied one.
+  """
 
   family: str
   config: config_lib.GLMConfig
@@ -111,6 +115,9 @@ def open_source(family: str, folder: str | os.PathLike, tokenizer: str | os.Path
   if family != "glm-10b":
     config = dataclasses.replace(config, rotary_rounding=rotary_rounding)
   tensors = _merge(family, config, bits, shards, folder)
+  if not config.tie_embeddings and _same(tensors[_TABLE], tensors[_HEAD]):
+    config = dataclasses.replace(config, tie_embeddings=True)
+    tensors.pop(_HEAD)
   found = _read_tokenizer(family, folder, tokenizer, hub)
   if found is not None:
     _check_tokenizer(found, config, hub, folder)
@@ -223,6 +230,15 @@ def _merge(family: str, config: config_lib.GLMConfig, bits: int | None, shards: 
         tensors[key + "_scale"] = _joined(shards, key + "_scale", scales, (math.prod(entry.rows),), "float16")
   _check_frequencies(shards, config, optional)
   return tensors
+
+
+def _same(a: merged.Merged, b: merged.Merged) -> bool:
+  """Whether two matrices are the same bit for bit; as much is read as is alike."""
+  if a.shape != b.shape or a.dtype != b.dtype:
+    return False
+  count = max(1, blocks.ELEMENTS // a.shape[1])
+  read = lambda x, i: np.ascontiguousarray(x.rows(i, min(i + count, a.shape[0]))).view(np.uint8)
+  return all(np.array_equal(read(a, i), read(b, i)) for i in range(0, a.shape[0], count))
 
 
 def _joined(shards: shards_lib.Shards, key: str, entry: layouts.Entry, shape: tuple[int, ...], dtype: str | None

@@ -318,10 +318,12 @@ def random_items(family: str, model: config_lib.GLMConfig, bits: int | None = No
   """
   model = dataclasses.replace(model, param_dtype=dtype)
   items = []
-  for entry, layer in _by_layer(layouts.entries(family, model), model.num_layers):
+  every = layouts.entries(family, dataclasses.replace(model, tie_embeddings=family != "chatglm-6b"))
+  for entry, layer in _by_layer(every, model.num_layers):
     key = entry.key.format(layer)
     rows = math.prod(entry.rows)
-    make = _random(key, seed, entry.their_shape(bits), entry.inputs, dtype, entry.kernel and bits)
+    tied = entry.name == "head/kernel" and model.tie_embeddings
+    make = _random(every[0].key if tied else key, seed, entry.their_shape(bits), entry.inputs, dtype, entry.kernel and bits)
     if not (bits and entry.kernel):
       items.append(Item(key, np.dtype(arrays.zarr_dtype(dtype)), entry.their_shape(), make, entry.split, entry.groups))
       continue

@@ -122,17 +122,15 @@ def test_dtype(make, tmp_path):
   assert loaded.config.param_dtype == "bfloat16"
 
 
-def test_tied_head_gets_a_matrix_of_its_own(make, tmp_path):
-  """Our own models tie the head; the Hub's format has it apart."""
-  load.import_model("chatglm-6b", make(tmp_path / "hub", "chatglm-6b"), tmp_path / "ours")
-  content = source.open_source("chatglm-6b", tmp_path / "hub")
-  tied = dataclasses.replace(content.config, tie_embeddings=True)
-  weights = [w for w in content.weights(None, None) if w.name != "head/kernel"]
-  config = dataclasses.replace(export.folder_lib.read_config(tmp_path / "ours"), model=tied)
-  made = export.Content(config, None, weights, content.read, lambda: None)
-  write.write_safetensors(tmp_path / "back", write.items_of("chatglm-6b", made))
-  found = contents(shards.open_hub(tmp_path / "back"))[0]
-  np.testing.assert_array_equal(found["lm_head.weight"], found["transformer.word_embeddings.weight"])
+@pytest.mark.parametrize("bits", [None, 8])
+def test_head_that_repeats_the_table(make, tmp_path, bits):
+  """It is stored once by us, and twice by the Hub's files."""
+  make(tmp_path / "hub", "chatglm-6b", bits=bits, tie_embeddings=True)
+  load.import_model("chatglm-6b", tmp_path / "hub", tmp_path / "ours")
+  assert export.load(tmp_path / "ours").config.tie_embeddings
+  assert not (tmp_path / "ours" / "params" / "head.kernel").exists()
+  to_format(tmp_path / "ours", tmp_path / "back", "chatglm-hf")
+  assert_same(shards.open_hub(tmp_path / "back"), shards.open_hub(tmp_path / "hub"))
 
 
 def test_formats_of_other_models_are_refused(make, tmp_path):
