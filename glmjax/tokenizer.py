@@ -45,6 +45,7 @@ _SPACE = "\u2581"  # SentencePiece's own stand-in for a space
 _RESERVED = re.compile(f"([{_SPACE}{chr(_MARK)}-{chr(_SPECIAL_MARK + len(tokens.ICETK_SPECIALS))}])")
 _BLANKS = re.compile(f" {{2,{MAX_BLANKS}}}")
 _UNTRAINED = re.compile(r"[\n\t]| {2,}|" + _RESERVED.pattern.strip("()"))  # never inside a piece
+_SENTENCE_ENDS = ".?!;:。？！；…\n"
 _CHUNK = 1 << 16  # characters; longer texts are encoded in pieces cut at newlines
 
 # How special tokens are written in text, for callers that ask for it.
@@ -274,6 +275,13 @@ def train(
   tokenizer = Tokenizer(writer.getvalue())
   tokenizer.save(folder)
   return tokenizer
+
+
+def sentence_ends(folder: str | os.PathLike) -> tuple[int, ...]:
+  """Ids of the tokenizer's pieces that end a sentence, as THUDM/GLM's blocklm_utils.py tells them."""
+  tokenizer = Tokenizer.load(folder)
+  return tuple(i for i in range(tokenizer.num_image_tokens, tokenizer.vocab_size)
+               if not set(tokenizer.decode([i])).isdisjoint(_SENTENCE_ENDS))
 
 
 def _training_lines(documents: Iterable[str], mistakes: list[errors.InputError]) -> Iterator[str]:

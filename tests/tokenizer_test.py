@@ -302,3 +302,12 @@ def test_mistakes(tmp_path, folder, tokenizer):
   fails("model_type is 'word'", tokenizer_lib.train, TEXTS, tmp_path / "word", 500, "word")
   fails("not valid Unicode", tokenizer.encode, "half \ud800")
   assert not any((tmp_path / name).exists() for name in ("big", "small", "none", "word"))
+
+
+def test_sentence_ends_of_a_tokenizer(tmp_path):
+  folder = tmp_path / "tokenizer"
+  tokenizer_lib.train(["Is it? Yes; it is. " * 20, "这是什么？这是一本书。" * 20], folder, 390)
+  loaded = tokenizer_lib.Tokenizer.load(folder)
+  ends = set(tokenizer_lib.sentence_ends(folder))
+  assert {loaded.encode(text)[-1] for text in ("Yes.", "it?", "书。", "么？", "a\n")} <= ends
+  assert ends.isdisjoint(loaded.encode("Yes it is")) and ends.isdisjoint(loaded.encode("这是一本书"))

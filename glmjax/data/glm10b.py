@@ -8,28 +8,18 @@ the middle of a text, and in inputs replaced by dBLOCK.
 
 import dataclasses
 import functools
-import os
 import random
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from glmjax import tokenizer as tokenizer_lib
 from glmjax import tokens as tokens_lib
 from glmjax.data import rows, spans
 from glmjax.errors import InputError
 
 _ATTEMPTS = 20  # to place the spans of a row, before it becomes a [gMASK] continuation
-_SENTENCE_ENDS = ".?!;:。？！；…\n"
 _MIN_LENGTH = 64  # places; short sequences start at 32 tokens
-
-
-def sentence_ends(tokenizer: str | os.PathLike) -> tuple[int, ...]:
-  """Ids of a tokenizer folder's pieces that end a sentence, as THUDM/GLM's blocklm_utils.py tells them."""
-  loaded = tokenizer_lib.Tokenizer.load(tokenizer)
-  return tuple(i for i in range(loaded.num_image_tokens, loaded.vocab_size)
-               if not set(loaded.decode([i])).isdisjoint(_SENTENCE_ENDS))
 
 
 class Text(NamedTuple):
@@ -52,7 +42,7 @@ class BlockStrategy:
 
   seq_length: int  # places in a row
   specials: tokens_lib.SpecialTokens
-  sentence_ends: tuple[int, ...] = ()  # tokens that end a sentence; [sMASK] needs them
+  sentence_ends: tuple[int, ...] = ()  # tokens that end a sentence (tokenizer.sentence_ends); [sMASK] needs them
   mask_rate: float = 0.5  # share of batches with [MASK] spans
   sentence_rate: float = 0.3  # share with [sMASK] sentences; what is left has [gMASK]
   infill_rate: float = 0.5  # share of [gMASK] samples that continue the text instead of filling its middle

@@ -322,8 +322,8 @@ def random_items(family: str, model: config_lib.GLMConfig, bits: int | None = No
   for entry, layer in _by_layer(every, model.num_layers):
     key = entry.key.format(layer)
     rows = math.prod(entry.rows)
-    tied = entry.name == "head/kernel" and model.tie_embeddings
-    make = _random(every[0].key if tied else key, seed, entry.their_shape(bits), entry.inputs, dtype, entry.kernel and bits)
+    name = every[0].key if entry.name == "head/kernel" and model.tie_embeddings else key
+    make = _random(name, seed, entry.their_shape(bits), entry.inputs, dtype, entry.kernel and bits)
     if not (bits and entry.kernel):
       items.append(Item(key, np.dtype(arrays.zarr_dtype(dtype)), entry.their_shape(), make, entry.split, entry.groups))
       continue

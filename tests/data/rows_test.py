@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from glmjax import errors
-from glmjax import tokenizer
 from glmjax import tokens as tokens_lib
 from glmjax.data import glm10b, rows
 
@@ -224,12 +223,3 @@ def test_glm10b_rows() -> None:
   pair = (np.arange(30), np.arange(5))
   assert len(split_samples(strategy.instruction_row([pair, pair]))) == 2
   assert strategy.instruction_length(30, 5) == 37
-
-
-def test_sentence_ends_of_a_tokenizer(tmp_path) -> None:
-  folder = tmp_path / "tokenizer"
-  tokenizer.train(["Is it? Yes; it is. " * 20, "这是什么？这是一本书。" * 20], folder, 390)
-  loaded = tokenizer.Tokenizer.load(folder)
-  ends = set(glm10b.sentence_ends(folder))
-  assert {loaded.encode(text)[-1] for text in ("Yes.", "it?", "书。", "么？", "a\n")} <= ends
-  assert ends.isdisjoint(loaded.encode("Yes it is")) and ends.isdisjoint(loaded.encode("这是一本书"))

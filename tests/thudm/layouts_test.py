@@ -1,6 +1,5 @@
 """Round trips: their files to ours and back are the same bits, whatever the layout, degree and precision."""
 
-import dataclasses
 import pathlib
 
 import jax
