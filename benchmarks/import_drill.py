@@ -12,6 +12,7 @@ before each of them, so that all read from the disk.
 """
 
 import argparse
+import datetime
 import json
 import os
 import pathlib
@@ -21,6 +22,7 @@ import sys
 import time
 from typing import Any
 
+import loader
 from sentencepiece import sentencepiece_model_pb2
 
 from glmjax import tokenizer as tokenizer_lib
@@ -59,7 +61,10 @@ def drill(folder: pathlib.Path, size: str, max_tokens: int) -> dict[str, Any]:
   model = config_lib.GLMConfig(vocab_size=130_528, max_length=2048, positions="rotary_2d", mlp="gelu_tanh",
                                param_dtype="float16", **_SIZES[size])
   hub, copy, ours, int4 = (folder / name for name in ("hub", "copy", "float16", "int4"))
-  result: dict[str, Any] = {"size": size, "parameters": model.num_parameters()}
+  result: dict[str, Any] = {"what": "import, INT4 export and answer of a model in THUDM's files", "size": size,
+                            "date": datetime.datetime.now().isoformat(timespec="seconds"), "machine": loader.machine(),
+                            "command": " ".join(["python", "benchmarks/import_drill.py", *sys.argv[1:]]),
+                            "parameters": model.num_parameters()}
   started = time.perf_counter()
   write.write_safetensors(hub, write.random_items("chatglm-6b", model))
   write.write_hub_configs(hub, model, None, made_up_tokenizer())

@@ -335,8 +335,12 @@ def documented_commands():
 
 
 @pytest.mark.parametrize("line", list(documented_commands()))
-def test_documented_commands_are_in_order(line, monkeypatch, capsys):
+def test_documented_commands_are_in_order(line, monkeypatch, capsys, tmp_path):
   """Flags, gin files, macros and parameters of what we tell users to type."""
+  readme = (pathlib.Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+  name, text = re.search(r"gin file, say `(\S+)`:\n\n```\n(.*?)```", readme, re.DOTALL).groups()
+  (tmp_path / name).write_text(text, encoding="utf-8")
+  monkeypatch.chdir(tmp_path)
   monkeypatch.setattr(commands.gin_files, "parse", commands.gin_files.check)
   monkeypatch.setattr(commands, "_call", lambda command, given: None)
   monkeypatch.setattr(commands.inputs, "_read", lambda file, name: '{"prompt": "a", "text": "a"}')

@@ -48,7 +48,9 @@ def answering(path: str | os.PathLike, prompts: Sequence[str], overwrite: bool) 
 
 def write(file: BinaryIO, rows: Sequence[Mapping[str, Any]]) -> None:
   """Adds a line for each row."""
-  file.write("".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows).encode())
+  left = memoryview("".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows).encode())
+  while left:  # a full disk takes a part, and says so the next time
+    left = left[file.write(left):]
   file.flush()
 
 

@@ -76,7 +76,7 @@ COMMANDS = {command.name: command for command in (
              Flag("--overwrite", "replace another cache there", bool, kind="passed")),
             folder="directory"),
     Command("train", "glmjax.train.loop.train", "train a model, or resume a run that was stopped",
-            "glmjax train --gin_file=runs/quickstart.gin --workdir=runs/mine --gin.TRAIN_STEPS=100",
+            "glmjax train --gin_file=runs/quickstart.gin --workdir=runs/mine --gin.TOTAL_SAMPLES=3200",
             (Flag("--workdir", "folder of the run; a run found there is resumed"),
              Flag("--overwrite", "start anew over an existing run", bool, kind="passed"),
              Flag("--stop_at_step", "stop early at this step; the schedules stay as they are", int,
@@ -166,11 +166,13 @@ def run(arguments: list[str]) -> int:
       overrides.append(f"{command.target}.{flag.parameter}={value!r}")
   gin_files.parse(options.gin_file, overrides, command.target, given,
                   [command.target for command in COMMANDS.values()])
+  if options.stages:
+    from glmjax.evaluate import stages
+    stages.prepare(options.stages)
   with contextlib.redirect_stdout(sys.stderr) if options.json else contextlib.nullcontext():
     result = _call(command, given)
   _print_result(command, result, options.json)
   if options.stages:
-    from glmjax.evaluate import stages
     stages.append(options.stages, command.name, started, time.time() - started)
   return 0
 
@@ -233,7 +235,7 @@ def _parse_command(command: Command, arguments: Sequence[str]) -> argparse.Names
     parser.add_argument(flag.name, help=flag.help, **settings)
   parser.add_argument("--gin_file", action="append", default=[], help=GIN_HELP)
   parser.add_argument("--gin.NAME=VALUE", action="store_true", dest="gin",
-                      help="set a macro or parameter, e.g. --gin.TRAIN_STEPS=100 or --gin.loop.train.seed=1")
+                      help="set a macro or parameter, e.g. --gin.TOTAL_SAMPLES=3200 or --gin.loop.train.seed=1")
   parser.add_argument("--json", action="store_true",
                       help="print the result as JSON; all else goes to standard error")
   parser.add_argument("--stages", metavar="FILE", help="JSON lines file to add the command's seconds to")

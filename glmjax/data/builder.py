@@ -62,7 +62,7 @@ class CacheBuilder:
     self.directory = pathlib.Path(directory).absolute()
     self.plan = json.loads(json.dumps(plan))  # as it will be read back
     self.partial = self.directory.with_name(self.directory.name + ".partial")
-    self._old = self.directory.with_name(self.directory.name + ".old")
+    self._old = self.directory.with_name(f".{self.directory.name}.replaced")
     self._overwrite = overwrite
     self.finished = False  # the folder already held what the plan asks for
 
@@ -119,10 +119,10 @@ class CacheBuilder:
       if not progress.is_dir() and not (self.partial / shards.MANIFEST).exists():
         raise errors.InputError(f"{self.partial}: is in the way and not ours; move it away")
       found = _read_plan(self.partial)
-      if found is not None and not _same(found, self.plan) and not self._overwrite:
+      if found is not None and _describe(found) != _describe(self.plan) and not self._overwrite:
         raise errors.InputError(f"{self.partial}: an unfinished cache of {_describe(found)}, not of "
                                 f"{_describe(self.plan)}; finish it, delete it, or pass --overwrite")
-      if found is None or not _same(found, self.plan):
+      if found is None or not _same(found, self.plan):  # of text that has changed since, say
         _empty(self.partial)
     progress.mkdir(exist_ok=True)
     for leftover in self.partial.rglob("*.tmp-*"):

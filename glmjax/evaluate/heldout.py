@@ -8,6 +8,7 @@ import itertools
 import math
 import os
 import pathlib
+import tempfile
 from collections.abc import Sequence
 
 import numpy as np
@@ -75,18 +76,23 @@ def evaluate(checkpoint: str | os.PathLike, cache: str | os.PathLike, out: str |
   opened = shards.TokenCache.open(cache)
   text_tasks(opened)  # what is wrong with cache and out is said before the long work
   if out is not None:
-    _make_folder(pathlib.Path(out).parent)
+    _check_out(pathlib.Path(out))
   result = evaluate_model(export.load(checkpoint), opened, settings)
   if out is not None:
     shards.write_json(pathlib.Path(out), result)
   return result
 
 
-def _make_folder(folder: pathlib.Path) -> None:
+def _check_out(out: pathlib.Path) -> None:
+  """Finds out before the work whether its result can be written."""
+  if out.is_dir():
+    raise errors.InputError(f"{out} is a folder: name the JSON file to write")
   try:
-    folder.mkdir(parents=True, exist_ok=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=out.parent):
+      pass
   except OSError as error:
-    raise errors.InputError(f"{folder}: cannot be made ({error.strerror}); write --out elsewhere") from error
+    raise errors.InputError(f"{out} cannot be written ({error.strerror}); write --out elsewhere") from error
 
 
 def evaluate_model(model: export.LoadedModel, cache: shards.TokenCache,

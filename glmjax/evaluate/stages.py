@@ -7,12 +7,20 @@ import pathlib
 from glmjax import errors
 
 
+def prepare(file: str | os.PathLike) -> None:
+  """Makes the file's folder, and the file; raises InputError before any work where that cannot be."""
+  path = pathlib.Path(file)
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+  except OSError as error:
+    raise errors.InputError(f"cannot write --stages={path}: {error.strerror}; choose another file") from error
+
+
 def append(file: str | os.PathLike, stage: str, started: float, seconds: float) -> None:
   """Adds one line; a single short write, so that what other processes add stays whole."""
   line = json.dumps({"stage": stage, "started": round(started, 3), "seconds": round(seconds, 3)}) + "\n"
-  path = pathlib.Path(file)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  with open(path, "ab", buffering=0) as out:
+  with open(file, "ab", buffering=0) as out:
     out.write(line.encode())
 
 

@@ -19,6 +19,7 @@ from glmjax.models import config as config_lib
 from glmjax.parallel import host
 from glmjax.parallel import mesh as mesh_lib
 from glmjax.parallel import partitioning
+from glmjax.parallel import processes
 from glmjax.train import diagnose
 from glmjax.train import feed as feed_lib
 from glmjax.train import losses
@@ -107,10 +108,7 @@ def train(
   folder = workdir_lib.Workdir(pathlib.Path(workdir))
   with partitioning.use(device_mesh, rules), contextlib.ExitStack() as stack:
     abstract = state_lib.abstract(model, tx, device_mesh, rules)
-    if jax.process_index() == 0:
-      folder.open(model, data, overwrite)
-      if on_start is not None:
-        on_start()
+    processes.on_first(lambda: _begin(stack, folder, model, data, overwrite, on_start))
     manager = manager_lib.Manager(folder.checkpoints, intervals.keep, keep_best="eval_loss" if validation else None)
     stack.callback(manager.close)
     restored = manager.restore(abstract)
@@ -121,6 +119,14 @@ def train(
     run.compile(step_lib.compile_train_step(objective, recipe, tx, jax.tree.map(lambda x: x.sharding, abstract)))
     with Signals() as signals:
       return run.run(stop_at_step, signals)
+
+
+def _begin(stack: contextlib.ExitStack, folder: workdir_lib.Workdir, model: config_lib.GLMConfig,
+           data: feed_lib.DataSource, overwrite: bool, on_start: Callable[[], None] | None) -> None:
+  stack.enter_context(folder.locked())
+  folder.open(model, data, overwrite)
+  if on_start is not None:
+    on_start()
 
 
 def _check(model: config_lib.GLMConfig, data: feed_lib.DataSource, intervals: Intervals, loss_mean_of: str) -> None:

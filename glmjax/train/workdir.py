@@ -3,8 +3,12 @@
   WORKDIR/  config.json   tokenizer/   metrics.jsonl   checkpoints/   tensorboard/   profile/
 """
 
+from collections.abc import Iterator
+import contextlib
 import dataclasses
+import fcntl
 import json
+import os
 import pathlib
 import shutil
 import tempfile
@@ -42,6 +46,26 @@ class Workdir:
   def tensorboard(self) -> pathlib.Path:
     return self.root / "tensorboard"
 
+  @contextlib.contextmanager
+  def locked(self) -> Iterator[None]:
+    """Within it no other process can have the folder; a killed one leaves no lock behind.
+
+    Raises:
+      errors.InputError: when another process trains there, or it is no folder for a run.
+    """
+    if (self.root / folder.PARAMS).exists():
+      raise errors.InputError(f"{self.root} is an exported model's folder: choose another workdir")
+    self.root.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(self.root, os.O_RDONLY)
+    try:
+      fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      yield
+    except BlockingIOError:
+      raise errors.InputError(f"{self.root} is in use: another process is training there; wait for it, or choose "
+                              "another workdir") from None
+    finally:
+      os.close(descriptor)
+
   def open(self, model: config_lib.GLMConfig, data: feed.DataSource, overwrite: bool) -> None:
     """Makes the folder this run's own: writes config.json, or finds that it is this run's already.
 
@@ -49,8 +73,6 @@ class Workdir:
       errors.InputError: when another run's checkpoints are there and overwrite is False.
     """
     config = folder.FolderConfig(model, json.loads(json.dumps(data.describe())))
-    if (self.root / folder.PARAMS).exists():
-      raise errors.InputError(f"{self.root} is an exported model's folder: choose another workdir")
     with tempfile.TemporaryDirectory() as scratch:
       tokenizer = {}
       if hasattr(data, "save_tokenizer"):

@@ -77,6 +77,22 @@ def test_bad_lines_are_named_before_the_model_is_loaded(line, expected, capsys):
   assert message.startswith(f"glmjax: {expected}") and message.count("\n") == 1
 
 
+def test_answers_are_written_whole_or_not_at_all():
+  class Short(io.RawIOBase):
+    """Takes three bytes at a time, as a file may where the disk is nearly full."""
+
+    def __init__(self):
+      self.taken = b""
+
+    def write(self, data):
+      self.taken += bytes(data[:3])
+      return min(len(data), 3)
+
+  file = Short()
+  answers.write(file, [{"prompt": "a", "output": "b"}])
+  assert json.loads(file.taken) == {"prompt": "a", "output": "b"}
+
+
 def test_answers_keep_order_and_fields():
   rows = ["one", {"prompt": "two", "id": 7, "output": "old"}, "three"]
   expected = [

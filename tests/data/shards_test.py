@@ -184,6 +184,26 @@ def test_unfinished_work_is_kept_when_good_and_redone_when_damaged(tmp_path: pat
   assert contents(tmp_path / "cache") == contents(tmp_path / "unbroken")
 
 
+def test_unfinished_work_on_text_that_changed_since_is_dropped(tmp_path: pathlib.Path) -> None:
+  with builder.CacheBuilder(tmp_path / "cache", plan()) as making:
+    builder.write_shard(making.partial, making.missing()[0], [], 1008)
+  changed = plan(source="v2")
+  with builder.CacheBuilder(tmp_path / "cache", changed) as making:
+    assert making.missing() == builder.all_shards(changed)
+
+
+def test_folders_of_the_user_with_like_names_stay(tmp_path: pathlib.Path) -> None:
+  build(tmp_path / "cache")
+  (tmp_path / "cache").rename(tmp_path / "cache.old")
+  before = contents(tmp_path / "cache.old")
+  build(tmp_path / "cache", mixture="other")
+  with builder.CacheBuilder(tmp_path / "cache", plan(), overwrite=True) as making:
+    for shard in making.missing():
+      builder.write_shard(making.partial, shard, shard_documents(shard), 1008)
+    making.finish()
+  assert contents(tmp_path / "cache.old") == before
+
+
 @pytest.mark.parametrize("renamed", [False, True])
 def test_death_between_manifest_and_swap_loses_nothing(tmp_path: pathlib.Path, renamed: bool) -> None:
   directory = tmp_path / "cache"
@@ -196,7 +216,7 @@ def test_death_between_manifest_and_swap_loses_nothing(tmp_path: pathlib.Path, r
     with pytest.raises(AssertionError):
       assert making.finish().manifest["mixture"] == "other"
   if renamed:
-    directory.rename(tmp_path / "cache.old")
+    directory.rename(tmp_path / ".cache.replaced")
     with pytest.raises(errors.InputError, match="already a cache of mixture m"):
       build(directory, mixture="other")
   assert contents(directory) == old

@@ -146,8 +146,10 @@ def test_result_is_written_whole(model, cache, tmp_path, monkeypatch) -> None:
 
 def test_a_place_that_cannot_be_written_is_named_before_the_work(cache, tmp_path) -> None:
   (tmp_path / "file").write_text("")
-  with pytest.raises(errors.InputError, match="cannot be made"):
+  with pytest.raises(errors.InputError, match="cannot be written"):
     heldout.evaluate("no checkpoint", cache.directory, tmp_path / "file" / "heldout.json")
+  with pytest.raises(errors.InputError, match="is a folder: name the JSON file"):
+    heldout.evaluate("no checkpoint", cache.directory, tmp_path)
 
 
 def test_another_tokenizer_is_refused(model, make_cache, tmp_path) -> None:

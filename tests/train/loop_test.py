@@ -15,6 +15,7 @@ from glmjax.checkpoint import manager as manager_lib
 from glmjax.parallel import mesh as mesh_lib
 from glmjax.train import loop
 from glmjax.train import schedules
+from glmjax.train import workdir
 
 RATE = schedules.LearningRate(peak=1e-2, minimum=1e-3, warmup_samples=32, decay_samples=160)
 DEVICES = mesh_lib.MeshConfig(data=2, fsdp=2, tensor=2)
@@ -85,6 +86,14 @@ def test_another_run_is_not_touched(unbroken, tiny, source):
     train(folder, tiny, dataclasses.replace(source, name="else"))
   with pytest.raises(errors.InputError, match="model.num_layers is 2 there and 3 here"):
     train(folder, dataclasses.replace(tiny, num_layers=3), source)
+  assert saved(folder) == before
+
+
+def test_two_at_once_do_not_touch_each_other(unbroken, tiny, source):
+  folder, _ = unbroken
+  before = saved(folder)
+  with workdir.Workdir(folder).locked(), pytest.raises(errors.InputError, match="in use: another process is training"):
+    train(folder, tiny, source, overwrite=True)
   assert saved(folder) == before
 
 
