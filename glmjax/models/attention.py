@@ -22,8 +22,12 @@ def interval_mask(start_BL: jax.Array, end_BL: jax.Array, num_keys: int) -> jax.
 
 
 def attend(q_BLHK: jax.Array, k_BMHK: jax.Array, v_BMHK: jax.Array, start_BL: jax.Array, end_BL: jax.Array,
-           dropout: Callable[[jax.Array], jax.Array] | None = None) -> jax.Array:
+           dropout: Callable[[jax.Array], jax.Array] | None = None,
+           prefix: tuple[jax.Array, jax.Array] | None = None) -> jax.Array:
   """softmax(q k / sqrt(K)) v over each query's interval, [B, L, H, K] in q's dtype.
+
+  `prefix`: keys and values [H, P, K] that every query sees as well (P-Tuning v2). They share the softmax with the
+  others and are multiplied apart, so that no cache is copied for them.
 
   Scores accumulate and normalise in float32, which is what made GLM-130B's fp16 run converge (paper,
   appendix F) and leaves its query-key layer scaling without a purpose.
@@ -37,8 +41,17 @@ def attend(q_BLHK: jax.Array, k_BMHK: jax.Array, v_BMHK: jax.Array, start_BL: ja
     scores_BHLM = ops.matmul("BLHK,BMHK->BHLM", q_BLHK, k_BMHK, jnp.float32)
   mask_BLM = interval_mask(start_BL, end_BL, k_BMHK.shape[1])
   scores_BHLM = jnp.where(mask_BLM[:, None], scores_BHLM, HIDDEN)
+  if prefix is not None:
+    prefix_key_HPK, prefix_value_HPK = (x.astype(q_BLHK.dtype) for x in prefix)
+    prefix_scores_BHLP = jnp.einsum("BLHK,HPK->BHLP", q_BLHK, prefix_key_HPK, preferred_element_type=jnp.float32)
+    scores_BHLM = jnp.concatenate([prefix_scores_BHLP, scores_BHLM], -1)
   weights_BHLM = jax.nn.softmax(scores_BHLM, axis=-1)
   if dropout is not None:
     weights_BHLM = dropout(weights_BHLM)
-  out_BHLK = ops.matmul("BHLM,BMHK->BHLK", weights_BHLM.astype(v_BMHK.dtype), v_BMHK)
+  weights_BHLM = weights_BHLM.astype(v_BMHK.dtype)
+  if prefix is not None:
+    weights_BHLP, weights_BHLM = jnp.split(weights_BHLM, [prefix_key_HPK.shape[1]], -1)
+  out_BHLK = ops.matmul("BHLM,BMHK->BHLK", weights_BHLM, v_BMHK)
+  if prefix is not None:
+    out_BHLK += jnp.einsum("BHLP,HPK->BHLK", weights_BHLP, prefix_value_HPK)
   return jnp.swapaxes(out_BHLK, 1, 2)

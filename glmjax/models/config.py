@@ -37,6 +37,7 @@ class GLMConfig:
   layer_norm_epsilon: float = 1e-5
   rotary_base: float = 10_000.0
   rotary_rounding: str = "none"  # what the original rounded to fp16: none, half_frequencies, half_table
+  prefix_length: int = 0  # P, trained keys and values in front of every layer's (P-Tuning v2); 0: none
   hidden_dropout: float = 0.0  # after the embedding and after each sublayer
   attention_dropout: float = 0.0  # on the attention weights
   init_std: float = 0.02  # of the pre, sandwich and learned_2d models; DeepNorm uses Xavier
@@ -49,6 +50,8 @@ class GLMConfig:
     for name in ("vocab_size", "num_layers", "embed_dim", "num_heads", "mlp_dim", "max_length"):
       if getattr(self, name) <= 0:
         raise errors.InputError(f"GLMConfig.{name} is {getattr(self, name)}: give a number above 0")
+    if self.prefix_length < 0:
+      raise errors.InputError(f"GLMConfig.prefix_length is {self.prefix_length}: give 0 for none, or more")
     for name, choices in (("positions", POSITIONS), ("norm", NORMS), ("mlp", MLPS), ("remat", REMATS),
                           ("rotary_rounding", ROTARY_ROUNDINGS), ("dtype", DTYPES), ("param_dtype", DTYPES)):
       if getattr(self, name) not in choices:
@@ -84,12 +87,12 @@ class GLMConfig:
     return 2 if self.mlp == "geglu" else 1
 
   def layer_parameters(self) -> int:
-    """Parameters of one block, biases and norms included."""
+    """Parameters of one block, biases, norms and prefix included."""
     d, f, branches = self.embed_dim, self.mlp_dim, self.mlp_branches
     norms = 4 if self.norm == "sandwich" else 2
     attention = 4 * d * d + 4 * d
     mlp = (branches + 1) * d * f + branches * f + d
-    return attention + mlp + norms * 2 * d
+    return attention + mlp + norms * 2 * d + 2 * self.prefix_length * d
 
   def num_parameters(self) -> int:
     """All parameters; the tied embedding counts once."""
@@ -109,4 +112,4 @@ class GLMConfig:
 
     6 per matmul weight plus 12 N D length for attention scores (PaLM paper, appendix B); no recompute.
     """
-    return 6.0 * self.matmul_parameters() + 12.0 * self.num_layers * self.embed_dim * length
+    return 6.0 * self.matmul_parameters() + 12.0 * self.num_layers * self.embed_dim * (self.prefix_length + length)

@@ -76,7 +76,12 @@ class SelfAttention(nn.Module):
     dropout = None
     if config.attention_dropout and not self.deterministic:
       dropout = nn.Dropout(config.attention_dropout, deterministic=False)
-    out_BLHK = attention.attend(q_BLHK, k_BMHK, v_BMHK, start_BL, end_BL, dropout)
+    prefix = None
+    if config.prefix_length:  # normal(1): as the original's torch.nn.Embedding starts
+      prefix = tuple(layers.declare(self, name, layers.normal(1.0), (h, config.prefix_length, k),
+                                    ("heads", "prefix", "kv"), config.param_dtype)
+                     for name in ("prefix_key", "prefix_value"))
+    out_BLHK = attention.attend(q_BLHK, k_BMHK, v_BMHK, start_BL, end_BL, dropout, prefix)
     out = _einsum(config, "out", "BLHK,HKD->BLD", (h, k, d), ("heads", "kv", "embed"), 2, _output_std(config, d))
     return out(out_BLHK), cache
 

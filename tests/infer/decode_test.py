@@ -76,11 +76,11 @@ def run(config: config_lib.GLMConfig,
   return rows, decode.decode(config, params, rows, state, draws, none, none, jnp.int32(steps))
 
 
-@pytest.mark.parametrize("positions, scan",
-                         [("rotary", True), *((positions, False) for positions in FAMILIES)])
-def test_cached_decode_is_the_full_forward(positions: str, scan: bool):
+@pytest.mark.parametrize("positions, scan, prefix", [("rotary", True, 0), ("rotary_2d", True, 5), ("rotary_2d", False, 5),
+                                                     *((positions, False, 0) for positions in FAMILIES)])
+def test_cached_decode_is_the_full_forward(positions: str, scan: bool, prefix: int):
   """A padded batch of unlike prompts: every step's logits as from one pass over the row alone."""
-  config, params = model(positions, scan_layers=scan)
+  config, params = model(positions, scan_layers=scan, prefix_length=prefix)
   params = params if scan else glm.unstack_layers(params)
   some = prompts(positions)
   rows = decode.make_rows(some, [6] * len(some), SPECIALS.pad)
@@ -96,9 +96,9 @@ def test_cached_decode_is_the_full_forward(positions: str, scan: bool):
     np.testing.assert_allclose(np.stack(got)[:, row], expected, atol=2e-4)
 
 
-@pytest.mark.parametrize("positions", FAMILIES)
-def test_batch_is_the_same_as_one_by_one(positions: str):
-  config, params = model(positions)
+@pytest.mark.parametrize("positions, prefix", [*((positions, 0) for positions in FAMILIES), ("rotary_2d", 5)])
+def test_batch_is_the_same_as_one_by_one(positions: str, prefix: int):
+  config, params = model(positions, prefix_length=prefix)
   some = prompts(positions)
   # All filter, so that the rows alone share one program.
   requests = [
