@@ -161,8 +161,10 @@ def show(report: dict[str, Any]) -> None:
   print(f"{report['path']}: {kind}{bits}")
   if report["parameters"]:
     model = report["model"]
+    prefix = f", prefix of {model['prefix_length']}" if model["prefix_length"] else ""
     print(f"parameters  {report['parameters']:,}: {model['num_layers']} layers, width {model['embed_dim']}, "
-          f"{model['num_heads']} heads, mlp {model['mlp_dim']}, vocabulary {model['vocab_size']}, {model['positions']}")
+          f"{model['num_heads']} heads, mlp {model['mlp_dim']}, vocabulary {model['vocab_size']}, {model['positions']}"
+          f"{prefix}")
   print(f"tensors     {size(report['array_bytes'])}")
   print(f"files       {size(report['file_bytes'])}")
   if "steps" in report:

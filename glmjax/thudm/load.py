@@ -24,7 +24,8 @@ _FORMAT = 1  # of what an unfinished import leaves
 
 def import_model(family: str, source: str | os.PathLike, out: str | os.PathLike, dtype: str | None = None,
                  bits: int | None = None, tokenizer: str | os.PathLike | None = None, num_heads: int | None = None,
-                 rotary_rounding: str = "half_table", overwrite: bool = False) -> dict[str, Any]:
+                 rotary_rounding: str = "half_table", prefix: str | os.PathLike | None = None,
+                 overwrite: bool = False) -> dict[str, Any]:
   """Writes an export folder from a model in THUDM's own files.
 
   What a killed import left beside `out` is checked and used when it is of the same files and options.
@@ -38,6 +39,7 @@ def import_model(family: str, source: str | os.PathLike, out: str | os.PathLike,
     tokenizer: ice_text.model or a tokenizer folder; None: either in `source`; "none": weights alone.
     num_heads: of glm-10b's family where heads are not 64 wide.
     rotary_rounding: none, half_frequencies or half_table, as the published models are run.
+    prefix: folder or file of a P-Tuning v2 prefix for chatglm-6b; one in `source` itself is found there.
     overwrite: replace an export that is there.
 
   Returns:
@@ -52,7 +54,7 @@ def import_model(family: str, source: str | os.PathLike, out: str | os.PathLike,
     raise errors.InputError(f"dtype is {dtype!r}: choose one of {', '.join(config_lib.DTYPES)}")
   out = pathlib.Path(out).absolute()
   export.check_out(out, pathlib.Path(source), overwrite)
-  opened = source_lib.open_source(family, source, tokenizer, num_heads, rotary_rounding)
+  opened = source_lib.open_source(family, source, tokenizer, num_heads, rotary_rounding, prefix)
   if opened.bits is not None and bits not in (None, opened.bits):
     raise errors.InputError(f"{source} holds INT{opened.bits} weights: they cannot become INT{bits} without loss, so "
                             "leave --bits out or import the float files")
@@ -69,7 +71,7 @@ def import_model(family: str, source: str | os.PathLike, out: str | os.PathLike,
   finally:
     lock.close()
   shutil.rmtree(work, ignore_errors=True)
-  return result | {"family": family, "source_bytes": opened.shards.nbytes,
+  return result | {"family": family, "source_bytes": opened.nbytes,
                    "parameters": content.config.model.num_parameters()}
 
 
@@ -89,7 +91,7 @@ def _content(opened: source_lib.Source, bits: int | None, dtype: str | None, tok
 
 def _plan(opened: source_lib.Source, content: export.Content) -> str:
   """A hash of all that decides what will be written."""
-  files = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in opened.shards.files]
+  files = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in opened.files]
   plan = [_FORMAT, blocks.ELEMENTS, files, repr(content.config), [repr(weight) for weight in content.weights]]
   return hashlib.sha256(json.dumps(plan).encode()).hexdigest()
 

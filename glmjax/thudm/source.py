@@ -16,13 +16,13 @@ from glmjax.checkpoint import folder as folder_lib
 from glmjax.models import config as config_lib
 from glmjax.thudm import layouts
 from glmjax.thudm import merged
+from glmjax.thudm import prefix as prefix_lib
 from glmjax.thudm import shards as shards_lib
 
 _FLOATS = ("float16", "bfloat16", "float32")
 # Rows of the embedding table to the tokenizer's ids: GLM-130B and the first ChatGLM-6B; ChatGLM-6B since 6 April 2023.
 _TOKENIZERS = {150_528: 150_344, 130_528: 130_344}
 _TABLE, _HEAD = "transformer.word_embeddings.weight", "lm_head.weight"  # ChatGLM-6B's
-_PREFIX = "transformer.prefix_encoder."
 _HEAD_DIM = 64  # of all GLMs up to 10B
 
 
@@ -39,6 +39,17 @@ class Source:
   shards: shards_lib.Shards
   tensors: Mapping[str, merged.Merged]
   tokenizer: tokenizer_lib.Tokenizer | None
+  prefix: prefix_lib.Prefix | None = None
+
+  @property
+  def files(self) -> tuple[pathlib.Path, ...]:
+    """All that are read."""
+    return self.shards.files + (() if self.prefix is None else self.prefix.files)
+
+  @property
+  def nbytes(self) -> int:
+    """Of all tensors."""
+    return self.shards.nbytes + (0 if self.prefix is None else self.prefix.nbytes)
 
   def weights(self, bits: int | None, dtype: str | None) -> list[blocks.Weight]:
     """The parameters as they are to be stored; codes stay codes, floats keep their dtypes unless told."""
@@ -50,10 +61,12 @@ class Source:
       groups = len(self.shards.ranks) if self.bits and entry.split == "inputs" else 1
       found.append(blocks.Weight(entry.name, shape, dtype or (their if quantized is None else "float16"), quantized,
                                  groups))
-    return found
+    return found if self.prefix is None else found + prefix_lib.weights(self.prefix, self.config, dtype)
 
   def read(self, weight: blocks.Weight, region: blocks.Region) -> dict[str, np.ndarray]:
     """A block as it is to be stored."""
+    if weight.name in prefix_lib.NAMES:
+      return weight.convert(self.prefix.read(weight.name, region[0]))
     entry = next(e for e in layouts.entries(self.family, self.config) if e.name == weight.name)
     keys = entry.keys(self.config.num_layers)[region[0]] if entry.stacked else entry.keys(1)
     factors = entry.factor_slices(region[1:] if entry.stacked else region)
@@ -85,7 +98,8 @@ def _stack(layers: list[np.ndarray]) -> np.ndarray:
 
 
 def open_source(family: str, folder: str | os.PathLike, tokenizer: str | os.PathLike | None = None,
-                num_heads: int | None = None, rotary_rounding: str = "half_table") -> Source:
+                num_heads: int | None = None, rotary_rounding: str = "half_table",
+                prefix: str | os.PathLike | None = None) -> Source:
   """Opens a folder of THUDM's files and checks all that can be checked without reading the weights.
 
   Args:
@@ -94,20 +108,25 @@ def open_source(family: str, folder: str | os.PathLike, tokenizer: str | os.Path
     tokenizer: ice_text.model or a tokenizer folder; None: either in `folder`; "none": weights alone.
     num_heads: where the files do not tell: glm-10b (None: heads of 64).
     rotary_rounding: of the model's config: half_table is how the published models were run.
+    prefix: folder or file of a P-Tuning v2 prefix for chatglm-6b, where `folder` has none of its own.
 
   Raises:
     errors.InputError: saying which file or tensor is wrong.
   """
   if family not in layouts.FAMILIES:
     raise errors.InputError(f"no family {family}: choose one of {', '.join(layouts.FAMILIES)}")
+  if prefix is not None and family != "chatglm-6b":
+    raise errors.InputError(f"--prefix is for chatglm-6b: the prefixes of {family} are not known")
   folder = pathlib.Path(folder)
   if not folder.is_dir():
     raise errors.InputError(f"{folder}: no such folder; give the one that holds {family}'s files")
+  found_prefix = None
   if family == "chatglm-6b":
     hub = shards_lib.read_json(folder / "config.json")
-    shards = shards_lib.open_hub(folder)
-    _refuse_prefix(shards, folder)
     config, bits = _chatglm_config(hub, folder), hub.get("quantization_bit") or None
+    shards, found_prefix = _take_prefix(shards_lib.open_hub(folder), prefix, hub, config, folder)
+    if found_prefix is not None:
+      config = dataclasses.replace(config, prefix_length=found_prefix.length)
   else:
     hub, shards = {}, shards_lib.open_ranks(folder)
     _check_degree(shards, folder)
@@ -124,7 +143,7 @@ def open_source(family: str, folder: str | os.PathLike, tokenizer: str | os.Path
   param_dtype = tensors[layouts.entries(family, config)[0].key].dtype.name
   compute = "float32" if param_dtype == "float32" else "bfloat16"
   config = dataclasses.replace(config, param_dtype=param_dtype, dtype=compute)
-  return Source(family, config, bits, shards, tensors, found)
+  return Source(family, config, bits, shards, tensors, found, found_prefix)
 
 
 def _chatglm_config(hub: Mapping[str, Any], folder: pathlib.Path) -> config_lib.GLMConfig:
@@ -148,10 +167,26 @@ def _chatglm_config(hub: Mapping[str, Any], folder: pathlib.Path) -> config_lib.
                               layer_norm_epsilon=epsilon, residual_alpha=alpha)
 
 
-def _refuse_prefix(shards: shards_lib.Shards, folder: pathlib.Path) -> None:
-  if any(key.startswith(_PREFIX) for key in shards.ranks[0]):
-    raise errors.InputError(f"{folder} is a P-Tuning v2 checkpoint ({_PREFIX}*): glmjax has no prefixes; import the "
-                            "model that it was tuned from, or one that was fine-tuned whole")
+def _take_prefix(shards: shards_lib.Shards, given: str | os.PathLike | None, hub: Mapping[str, Any],
+                 config: config_lib.GLMConfig, folder: pathlib.Path
+                 ) -> tuple[shards_lib.Shards, prefix_lib.Prefix | None]:
+  """The model's own tensors, and the prefix among them or the one given."""
+  [rank] = shards.ranks
+  inside = {key: tensor for key, tensor in rank.items() if key.startswith(prefix_lib.ENCODER)}
+  if inside and len(inside) == len(rank):
+    raise errors.InputError(f"{folder} holds a P-Tuning v2 prefix and no model: import the model that was tuned, with "
+                            f"--prefix={folder}")
+  if inside and given is not None:
+    raise errors.InputError(f"{folder} has a P-Tuning v2 prefix of its own: leave --prefix out, or import the model "
+                            "that was tuned")
+  if inside:
+    prefix = prefix_lib.checked(inside, (), hub, config, folder)
+    rest = {key: tensor for key, tensor in rank.items() if key not in inside}
+    return dataclasses.replace(shards, ranks=(rest,)), prefix
+  if given is None and hub.get("pre_seq_len"):
+    raise errors.InputError(f"{folder / 'config.json'} has pre_seq_len {hub['pre_seq_len']}, and no file holds the "
+                            "prefix: name its folder with --prefix, or take the model's own config.json")
+  return shards, None if given is None else prefix_lib.open_prefix(given, config)
 
 
 def _shape(shards: shards_lib.Shards, key: str, folder: pathlib.Path, ndim: int = 2) -> tuple[int, ...]:

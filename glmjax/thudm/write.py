@@ -19,6 +19,7 @@ from glmjax.checkpoint import folder as folder_lib
 from glmjax.models import config as config_lib
 from glmjax.thudm import layouts
 from glmjax.thudm import merged
+from glmjax.thudm import prefix as prefix_lib
 from glmjax.thudm import tensors
 from glmjax.thudm import torch_files
 from glmjax import tokenizer as tokenizer_lib
@@ -97,7 +98,7 @@ def _write_chatglm(content: export.Content, folder: pathlib.Path) -> None:
 def _write_glm_130b(content: export.Content, folder: pathlib.Path, degree: int) -> None:
   model = content.config.model
   _check_model(model, "glm130b-sat", positions="rotary", mlp="geglu", norm="deepnorm", tie_embeddings=True,
-               alpha=math.sqrt(2 * model.num_layers))
+               prefix_length=0, alpha=math.sqrt(2 * model.num_layers))
   write_ranks(folder, items_of("glm-130b", content), degree, content.config.export.get("iteration") or _ITERATION)
   content.verify()
   if content.tokenizer is not None:
@@ -124,11 +125,21 @@ def items_of(family: str, content: export.Content) -> list[Item]:
     else:
       weight = weights[entry.name]
     items += _items_of_entry(entry, layer, weight, content)
+  if model.prefix_length:
+    items.append(_prefix_item([weights[name] for name in prefix_lib.NAMES], content))
   if model.positions != "learned_2d":
     frequencies = layouts.inv_freq(model)
     for i in range(model.num_layers):
       items.append(Item(layouts.INV_FREQ.format(i), frequencies.dtype, frequencies.shape, lambda: iter([frequencies])))
   return items
+
+
+def _prefix_item(both: Sequence[blocks.Weight], content: export.Content) -> Item:
+  """Keys and values of all layers as the one table that they are in the original."""
+  layers, heads, length, size = both[0].shape
+  region = tuple(slice(0, n) for n in both[0].shape)
+  read = lambda: iter([prefix_lib.to_theirs(*(content.read(weight, region)[weight.name] for weight in both))])
+  return Item(prefix_lib.TABLE, np.dtype(arrays.zarr_dtype(both[0].dtype)), (length, 2 * layers * heads * size), read)
 
 
 def _by_layer(every: Sequence[layouts.Entry], num_layers: int) -> Iterator[tuple[layouts.Entry, int | None]]:
@@ -296,6 +307,8 @@ def write_hub_configs(folder: pathlib.Path, model: config_lib.GLMConfig, bits: i
       "num_attention_heads": model.num_heads, "inner_hidden_size": model.mlp_dim,
       "max_sequence_length": model.max_length, "layernorm_epsilon": model.layer_norm_epsilon,
       "torch_dtype": model.param_dtype, "use_cache": True, "quantization_bit": bits or 0}
+  if model.prefix_length:
+    config |= {"pre_seq_len": model.prefix_length, "prefix_projection": False}
   if tokenizer is not None:
     specials = tokenizer.specials
     config |= {"bos_token_id": specials.sop, "eos_token_id": specials.eop, "mask_token_id": specials.mask,
@@ -338,6 +351,10 @@ def random_items(family: str, model: config_lib.GLMConfig, bits: int | None = No
     frequencies = layouts.inv_freq(model)
     items += [Item(layouts.INV_FREQ.format(i), frequencies.dtype, frequencies.shape, lambda: iter([frequencies]))
               for i in range(model.num_layers)]
+  if model.prefix_length:  # float32 and of spread 1, as ptuning/ starts and keeps it
+    shape = (model.prefix_length, 2 * model.num_layers * model.embed_dim)
+    table = lambda: iter([np.random.default_rng(seed).standard_normal(shape, np.float32)])
+    items.append(Item(prefix_lib.TABLE, np.dtype(np.float32), shape, table))
   return items
 
 

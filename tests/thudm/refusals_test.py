@@ -179,11 +179,6 @@ def test_a_vocabulary_smaller_than_the_tokenizer(make, tmp_path):
   assert "the tokenizer has 440 ids" in refused("glm-130b", folder)
 
 
-def test_prefixes_of_p_tuning(hub):
-  rewrite(hub, lambda found: found.update({"transformer.prefix_encoder.embedding.weight": np.zeros((4, 6), "f4")}))
-  assert "is a P-Tuning v2 checkpoint" in refused("chatglm-6b", hub)
-
-
 def test_codes_stay_codes(make, tmp_path):
   folder = make(tmp_path / "hub", "chatglm-6b", bits=8)
   assert "holds INT8 weights: they cannot become INT4 without loss" in refused("chatglm-6b", folder, bits=4)

@@ -1,0 +1,131 @@
+"""P-Tuning v2 prefixes of ChatGLM-6B: the files that its ptuning/ leaves, and ours.
+
+Theirs is a table [P, 2 N D]: for each place of the prefix the key and the value of layer 0, of layer 1, and so on,
+each of all heads. A checkpoint with prefix_projection has a small table and a perceptron that makes the large one of
+it (linear, tanh, linear); it is evaluated here, since nothing but the large one ever reaches the model.
+"""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import os
+import pathlib
+
+import numpy as np
+
+from glmjax import errors
+from glmjax.checkpoint import blocks
+from glmjax.models import config as config_lib
+from glmjax.thudm import shards as shards_lib
+from glmjax.thudm import tensors as tensors_lib
+
+ENCODER = "transformer.prefix_encoder."
+TABLE = ENCODER + "embedding.weight"
+NAMES = ("layers/attention/prefix_key", "layers/attention/prefix_value")  # ours, in their order
+_PROJECTION = ("trans.0.weight", "trans.0.bias", "trans.2.weight", "trans.2.bias")
+
+
+@dataclasses.dataclass(frozen=True)
+class Prefix:
+  """A prefix in its files, checked against the model."""
+
+  tensors: Mapping[str, tensors_lib.Tensor]  # by keys without ENCODER
+  files: tuple[pathlib.Path, ...]
+  embed_dim: int
+  num_heads: int
+
+  @property
+  def length(self) -> int:
+    """P."""
+    return self.tensors["embedding.weight"].shape[0]
+
+  @property
+  def nbytes(self) -> int:
+    """Of all tensors."""
+    return sum(tensor.nbytes for tensor in self.tensors.values())
+
+  @property
+  def dtype(self) -> str:
+    """Of the large table; an evaluated one is float32, as ptuning/ keeps the encoder."""
+    return "float32" if self._projected else self.tensors["embedding.weight"].dtype.name
+
+  @property
+  def _projected(self) -> bool:
+    return len(self.tensors) > 1
+
+  def read(self, name: str, layers: slice) -> np.ndarray:
+    """Some layers of one of NAMES, [layers, H, P, K]."""
+    starts = [(2 * layer + NAMES.index(name)) * self.embed_dim for layer in range(layers.start, layers.stop)]
+    found = np.stack([self._columns(start, start + self.embed_dim) for start in starts])  # [layers, P, D]
+    return found.reshape(*found.shape[:2], self.num_heads, -1).transpose(0, 2, 1, 3)
+
+  def _columns(self, start: int, stop: int) -> np.ndarray:
+    """Columns of the large table; one row of a file at a time, or as many of the perceptron's outputs."""
+    table = self.tensors["embedding.weight"]
+    if not self._projected:
+      return np.stack([table.rows(i, i + 1)[0, start:stop] for i in range(self.length)])
+    (first, first_bias, second, second_bias) = (self.tensors[key] for key in _PROJECTION)
+    linear = lambda x, weight, bias: x @ weight.astype("f4", copy=False).T + bias
+    hidden = np.tanh(linear(table.whole().astype("f4"), first.whole(), first_bias.whole()))
+    return linear(hidden, second.rows(start, stop), second_bias.rows(start, stop))
+
+
+def to_theirs(key_NHPK: np.ndarray, value_NHPK: np.ndarray) -> np.ndarray:
+  """The large table [P, 2 N D]."""
+  both = np.stack([key_NHPK, value_NHPK], 1)  # N, 2, H, P, K
+  return both.transpose(3, 0, 1, 2, 4).reshape(both.shape[3], -1)
+
+
+def weights(prefix: Prefix, config: config_lib.GLMConfig, dtype: str | None) -> list[blocks.Weight]:
+  """The two parameters as they are to be stored; quantizing leaves them alone."""
+  shape = (config.num_layers, config.num_heads, config.prefix_length, config.head_dim)
+  return [blocks.Weight(name, shape, dtype or prefix.dtype) for name in NAMES]
+
+
+def open_prefix(path: str | os.PathLike, config: config_lib.GLMConfig) -> Prefix:
+  """What P-Tuning left: its folder (config.json is read where there is one), or the file of tensors.
+
+  Raises:
+    errors.InputError: when there is no prefix, or it is another model's.
+  """
+  path = pathlib.Path(path)
+  if path.is_dir():
+    opened = shards_lib.open_hub(path)
+    said = shards_lib.read_json(path / "config.json") if (path / "config.json").exists() else {}
+  elif path.is_file():
+    opened, said = shards_lib.Shards((shards_lib.open_file(path),), (path,)), {}
+  else:
+    raise errors.InputError(f"{path}: no such file or folder; give the one that P-Tuning wrote")
+  found = {key: tensor for key, tensor in opened.ranks[0].items() if key.startswith(ENCODER)}
+  if not found:
+    raise errors.InputError(f"{path} holds no {TABLE}: give the folder or file that P-Tuning wrote")
+  return checked(found, opened.files, said, config, path)
+
+
+def checked(found: Mapping[str, tensors_lib.Tensor], files: Sequence[pathlib.Path], said: Mapping[str, object],
+            config: config_lib.GLMConfig, where: pathlib.Path) -> Prefix:
+  """A prefix of tensors under their full keys; `said`: the config.json beside them.
+
+  Raises:
+    errors.InputError: when tensors are missing, or their sizes are not the model's.
+  """
+  found = {key.removeprefix(ENCODER): tensor for key, tensor in found.items()}
+  wanted = ("embedding.weight", *(_PROJECTION if len(found) > 1 else ()))
+  if different := sorted(set(wanted) ^ set(found)):
+    what = "is missing" if different[0] in wanted else "is unexpected"
+    raise errors.InputError(f"{where}: {ENCODER}{different[0]} {what}: copy the files again")
+  shape = found["embedding.weight"].shape
+  length = shape[0] if len(shape) == 2 else 0
+  width, columns = config.embed_dim, 2 * config.num_layers * config.embed_dim
+  hidden = found["trans.0.bias"].shape[0] if len(found) > 1 and found["trans.0.bias"].shape else 0
+  expected = {"embedding.weight": (length, width if len(found) > 1 else columns), "trans.0.weight": (hidden, width),
+              "trans.0.bias": (hidden,), "trans.2.weight": (columns, hidden), "trans.2.bias": (columns,)}
+  for key, tensor in found.items():
+    if tensor.shape != expected[key] or not tensor.shape[0]:
+      raise errors.InputError(f"{where}: {ENCODER}{key} has shape {list(tensor.shape)}, and {config.num_layers} layers "
+                              f"of width {width} ask for {list(expected[key])}: it is the prefix of another model")
+    if tensor.dtype.name not in config_lib.DTYPES:
+      raise errors.InputError(f"{where}: {ENCODER}{key} is {tensor.dtype}, expected a float: copy the files again")
+  if said.get("pre_seq_len") not in (None, length):
+    raise errors.InputError(f"{where}: config.json's pre_seq_len is {said['pre_seq_len']}, and {TABLE} has {length} "
+                            "rows: take both from the same place")
+  return Prefix(found, tuple(files), width, config.num_heads)
