@@ -8,6 +8,7 @@ A schedule is called with samples seen: an int, or a scalar under jit.
 """
 
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 
 import jax
@@ -58,6 +59,7 @@ class PiecewiseLinear:
   """Straight lines between (samples[i], values[i]); flat before the first and after the last.
 
   The original's "hold alpha for x samples, then rise to 1 over y" is samples (0, x, x + y), values (a, a, 1).
+  The same sample twice is a jump: the second value holds from that sample on.
   """
 
   samples: Sequence[int]
@@ -74,7 +76,43 @@ class PiecewiseLinear:
     return jnp.interp(jnp.asarray(samples).astype(jnp.float32), at, jnp.asarray(self.values, jnp.float32))
 
 
-Schedule = LearningRate | Constant | PiecewiseLinear
+@dataclasses.dataclass(frozen=True)
+class Joined:
+  """One schedule after another: schedules[i + 1] from boundaries[i] on. Each counts samples from 0, not from there.
+
+  A run restarted with another learning rate is the schedule of each start, and where each start began.
+  """
+
+  schedules: Sequence["Schedule"]
+  boundaries: Sequence[int]
+
+  def __post_init__(self) -> None:
+    if len(self.schedules) != len(self.boundaries) + 1 or list(self.boundaries) != sorted(self.boundaries):
+      raise errors.InputError(f"Joined: boundaries {self.boundaries} must rise and be one fewer than the "
+                              f"{len(self.schedules)} schedules")
+
+  def __call__(self, samples: Samples) -> jax.Array:
+    """The value, float32."""
+    number = sum(jnp.asarray(samples) >= boundary for boundary in self.boundaries)
+    return jnp.choose(number, [schedule(samples) for schedule in self.schedules], mode="clip")
+
+
+@dataclasses.dataclass(frozen=True)
+class Product:
+  """Schedules multiplied: a learning rate and a second warmup of it, say."""
+
+  schedules: Sequence["Schedule"]
+
+  def __post_init__(self) -> None:
+    if not self.schedules:
+      raise errors.InputError("Product: give one schedule or more")
+
+  def __call__(self, samples: Samples) -> jax.Array:
+    """The value, float32."""
+    return math.prod((schedule(samples) for schedule in self.schedules), start=jnp.float32(1.0))
+
+
+Schedule = LearningRate | Constant | PiecewiseLinear | Joined | Product
 
 
 @dataclasses.dataclass(frozen=True)

@@ -29,6 +29,25 @@ def test_piecewise_holds_then_rises():
   assert float(schedules.Constant(0.3)(np.uint32(7))) == pytest.approx(0.3)
 
 
+def test_piecewise_jumps_at_a_sample_given_twice():
+  factor = schedules.PiecewiseLinear((89_000_064, 89_000_064, 89_004_288), (1.0, 0.0, 1.0))
+  samples = np.array([0, 88_995_840, 89_000_064, 89_002_176, 89_004_288, 2 * 10**8], np.uint32)
+  np.testing.assert_allclose([factor(int(s)) for s in samples], [1, 1, 0, 0.5, 1, 1], atol=1e-6)
+  np.testing.assert_allclose(jax.jit(factor)(samples), [1, 1, 0, 0.5, 1, 1], atol=1e-6)
+
+
+def test_joined_and_product_count_absolutely():
+  full, half = schedules.LearningRate(peak=8e-5), schedules.LearningRate(peak=4e-5)
+  joined = schedules.Joined((full, half, schedules.Constant(1e-6)), (5_000, 9_000))
+  warmed = schedules.Product((joined, schedules.PiecewiseLinear((0, 10_000), (0.0, 1.0))))
+  for samples, wanted in ((0, full(0)), (4_999, full(4_999)), (5_000, half(5_000)), (8_999, half(8_999)),
+                          (9_000, 1e-6), (10**9, 1e-6)):
+    for call in (joined, jax.jit(joined)):
+      assert float(call(np.uint32(samples))) == pytest.approx(float(wanted), rel=1e-5)
+    assert float(warmed(samples)) == pytest.approx(float(wanted) * min(samples / 10_000, 1), rel=1e-5)
+  assert joined(np.uint32(3)).dtype == warmed(3).dtype == np.float32
+
+
 def test_ramp_of_glm_130b():
   ramp = list(itertools.takewhile(lambda at: at[1] < 4_224, GLM_130B.plan()))
   assert ramp[0] == (0, 192)
@@ -61,7 +80,9 @@ def test_skipped_samples_are_never_used():
     lambda: schedules.Batches(0), lambda: schedules.Batches(100, 16, 24, 10),
     lambda: schedules.Batches(8, skip=[(5, 4)]),
     lambda: schedules.LearningRate(warmup_samples=10, decay_samples=10),
-    lambda: schedules.PiecewiseLinear((5, 1), (0, 1))])
+    lambda: schedules.PiecewiseLinear((5, 1), (0, 1)), lambda: schedules.Product(()),
+    lambda: schedules.Joined((schedules.Constant(), schedules.Constant()), ()),
+    lambda: schedules.Joined((schedules.Constant(),) * 3, (5, 4))])
 def test_mistakes(make):
   with pytest.raises(errors.InputError) as caught:
     make()
