@@ -6,7 +6,7 @@ import functools
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -27,7 +27,9 @@ class CachedMixture:
   infilling: sampler.Infilling | Callable[..., sampler.Infilling]
   seed: int = 0
   split: str = "train"
-  rates: Mapping[str, float] | None = None  # None: as cached; tasks left out are not used
+  # By task, or by pattern ("instruct_*") for tasks that share as cached; None: all as cached.
+  rates: Mapping[str, float] | None = None
+  rate_changes: Sequence[sampler.RateChange] = ()  # other rates from a sample on
   num_workers: int = 1  # processes that make batches; 0: the caller's own
   prefetch: int = 2  # batches that each of them is ahead
 
@@ -58,7 +60,8 @@ class CachedMixture:
   @functools.cached_property
   def sampler(self) -> sampler.MixtureSampler:
     """Rows by number, in this process."""
-    return sampler.MixtureSampler(self.cache, self._infilling, self.seed, self.split, self.rates)
+    return sampler.MixtureSampler(self.cache, self._infilling, self.seed, self.split, self.rates,
+                                  self.rate_changes)
 
   def describe(self) -> dict:
     """All that decides the rows: a run resumed with another description would see other data."""

@@ -1,17 +1,20 @@
 """Row i of a mixture, computed from (seed, i) and the token cache instead of iterated to.
 
-Which task: a fixed repeating schedule with the mixture's rates, so how often a task was picked before i has a
-closed form. Which window of the task: that count, sent through a keyed permutation of the epoch's windows.
-Nothing here is a table as large as the text, and no state is kept from row to row: row 10^12 costs what row 0
-does.
+Which task: a fixed repeating schedule with the mixture's rates, and while rates change, the two of before and
+after mixed; so how often a task was picked before i has a closed form. Which window of the task: that count,
+sent through a keyed permutation of the epoch's windows. Nothing here is a table as large as the text, and no
+state is kept from row to row: row 10^12 costs what row 0 does.
 """
 
+import bisect
+import dataclasses
 import difflib
+import fnmatch
 import fractions
 import functools
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -52,6 +55,20 @@ def rate_weights(rates: Mapping[str, float]) -> dict[str, int]:
   return weights
 
 
+@dataclasses.dataclass(frozen=True)
+class RateChange:
+  """Other rates from a sample on: at once, or along a straight line."""
+
+  first_sample: int
+  rates: Mapping[str, float]  # by task or pattern, as CachedMixture.rates
+  ramp_samples: int = 0  # samples from the old rates to these
+
+  def __post_init__(self) -> None:
+    if self.first_sample < 0 or self.ramp_samples < 0:
+      raise errors.InputError(f"RateChange: first_sample {self.first_sample} and ramp_samples "
+                              f"{self.ramp_samples} must be 0 or more")
+
+
 class Schedule:
   """Which task each sample index is of: a period of sum(weights) picks, each task spread evenly over it."""
 
@@ -63,15 +80,92 @@ class Schedule:
     places = np.concatenate([(np.arange(weight) + 0.5) / weight for weight in self.weights])
     owners = np.repeat(np.arange(len(self.weights)), self.weights)
     self._owner = owners[np.argsort(places, kind="stable")]
+    # Of each task's picks in the period.
+    self._places = [np.flatnonzero(self._owner == k) for k in range(len(self.weights))]
     self._earlier = np.empty(self.period, np.int64)  # picks of the same task before this one in the period
-    for k, weight in enumerate(self.weights):
-      self._earlier[self._owner == k] = np.arange(weight)
+    for own_places in self._places:
+      self._earlier[own_places] = np.arange(len(own_places))
 
   def pick(self, index: int) -> tuple[str, int]:
     """The task of sample `index`, and how many samples before it were of that task."""
     cycle, place = divmod(index, self.period)
     owner = int(self._owner[place])
     return self.names[owner], cycle * self.weights[owner] + int(self._earlier[place])
+
+  def count(self, name: str, picks: int) -> int:
+    """How many of the first `picks` samples are of that task."""
+    if name not in self.names:
+      return 0
+    owner = self.names.index(name)
+    cycle, place = divmod(picks, self.period)
+    return cycle * self.weights[owner] + int(np.searchsorted(self._places[owner], place))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Stage:
+  """The samples from `first` on: of `schedule`, or while a ramp of `length` lasts, of `before` too.
+
+  Of the m first samples of a ramp, m^2 / 2 length (rounded down) are picks of the new schedule: their share
+  rises from 0 to 1 in a straight line. Old and new schedule each go through their own picks in order.
+  """
+
+  first: int
+  schedule: Schedule
+  before: Schedule | None = None
+  length: int = 0
+
+  def new_picks(self, samples: int) -> int:
+    """Of the stage's first samples, those that the new schedule picks."""
+    return samples if self.before is None else samples * samples // (2 * self.length)
+
+  def pick(self, samples: int) -> tuple[str, int]:
+    """The task of the stage's sample of that number, and how many of its samples before were of that task."""
+    new = self.new_picks(samples)
+    if self.new_picks(samples + 1) > new:
+      name, count = self.schedule.pick(new)
+      return name, count + (self.before.count(name, samples - new) if self.before else 0)
+    name, count = self.before.pick(samples - new)
+    return name, count + self.schedule.count(name, new)
+
+  def count(self, name: str, samples: int) -> int:
+    """How many of the stage's first samples are of that task."""
+    new = self.new_picks(samples)
+    return self.schedule.count(name, new) + (self.before.count(name, samples - new) if self.before else 0)
+
+
+class Timeline:
+  """Which task each sample index is of, where rates change on the way; like Schedule without changes."""
+
+  def __init__(self, weights: Mapping[str, int],
+               changes: Sequence[tuple[int, int, Mapping[str, int]]] = ()) -> None:
+    """`changes` are (first sample, samples of the ramp, weights after it), in order and apart."""
+    stages = [_Stage(0, Schedule(weights))]
+    for first, length, changed in changes:
+      if first < stages[-1].first:
+        raise errors.InputError(f"a RateChange from sample {first} on, before another one is over (sample "
+                                f"{stages[-1].first}): give them in order, with ramps that do not overlap")
+      schedule = Schedule(changed)
+      if length:
+        stages.append(_Stage(first, schedule, stages[-1].schedule, length))
+      stages.append(_Stage(first + length, schedule))
+    self.names = sorted({name for stage in stages for name in stage.schedule.names})
+    self._stages = stages
+    self._firsts = [stage.first for stage in stages]
+    self._counts = [dict.fromkeys(self.names, 0)]  # of each task before each stage
+    for stage, following in zip(stages, stages[1:]):
+      done = following.first - stage.first
+      self._counts.append({name: n + stage.count(name, done) for name, n in self._counts[-1].items()})
+
+  def pick(self, index: int) -> tuple[str, int]:
+    """The task of sample `index`, and how many samples before it were of that task."""
+    number = bisect.bisect_right(self._firsts, index) - 1
+    name, count = self._stages[number].pick(index - self._firsts[number])
+    return name, self._counts[number][name] + count
+
+  def count(self, name: str, samples: int) -> int:
+    """How many of the first samples are of that task."""
+    number = max(bisect.bisect_left(self._firsts, samples) - 1, 0)
+    return self._counts[number][name] + self._stages[number].count(name, samples - self._firsts[number])
 
 
 @functools.lru_cache(maxsize=4096)
@@ -165,12 +259,11 @@ class MixtureSampler:
   """The rows of one split of a cached mixture, by number."""
 
   def __init__(self, cache: shards.TokenCache, infilling: Infilling, seed: int, split: str = "train",
-               rates: Mapping[str, float] | None = None) -> None:
-    _check_rates(cache, rates)
-    rates = rates or {name: task["rate"] for name, task in cache.tasks.items() if split in task["splits"]}
-    if not rates:
-      raise errors.InputError(f"{cache.directory}: no task has a split {split!r}")
-    self.schedule = Schedule(rate_weights(rates))
+               rates: Mapping[str, float] | None = None, changes: Sequence[RateChange] = ()) -> None:
+    self.weights = rate_weights(task_rates(cache, split, rates))
+    self.changes = [(change.first_sample, change.ramp_samples,
+                     rate_weights(task_rates(cache, split, change.rates))) for change in changes]
+    self.schedule = Timeline(self.weights, self.changes)
     self._seed = seed
     self._sources = {name: _task_rows(cache, name, split, infilling, seed) for name in self.schedule.names}
 
@@ -188,9 +281,17 @@ class MixtureSampler:
     return task, epoch, permute(place, num_rows, self._seed, task, epoch)
 
   def describe(self) -> dict:
-    """What the rows depend on besides cache, infilling and seed; `rows_per_epoch` is for people."""
-    return {"weights": dict(zip(self.schedule.names, self.schedule.weights)),
-            "rows_per_epoch": {name: source.num_rows for name, source in self._sources.items()}}
+    """What the rows depend on besides cache, infilling and seed; `rows_per_epoch` is for people.
+
+    A change stands apart from what was before it: samples before its first do not depend on it.
+    """
+    sizes = lambda names: {name: self._sources[name].num_rows for name in sorted(names)}
+    described = {"weights": dict(sorted(self.weights.items())), "rows_per_epoch": sizes(self.weights)}
+    if self.changes:
+      described["changes"] = [
+          {"first_sample": first, "ramp_samples": length, "weights": dict(sorted(weights.items())),
+           "rows_per_epoch": sizes(weights)} for first, length, weights in self.changes]
+    return described
 
 
 def _task_rows(cache: shards.TokenCache, name: str, split: str, infilling: Infilling,
@@ -209,9 +310,27 @@ def _task_rows(cache: shards.TokenCache, name: str, split: str, infilling: Infil
   return source
 
 
-def _check_rates(cache: shards.TokenCache, rates: Mapping[str, float] | None) -> None:
-  for name in rates or ():
-    if name not in cache.tasks:
-      near = difflib.get_close_matches(name, cache.tasks, 1) or sorted(cache.tasks)
-      raise errors.InputError(f"rates name the task {name!r}, which {cache.directory} does not hold; "
+def task_rates(cache: shards.TokenCache, split: str, rates: Mapping[str, float] | None) -> dict[str, float]:
+  """Each task's rate, as given or as cached (None).
+
+  A name in `rates` may have wildcards, and be several joined by "|": what it is given is then shared out
+  among the tasks that it fits, in the proportion of the cached rates. A task that two names fit gets both.
+  """
+  cached = {name: task["rate"] for name, task in cache.tasks.items() if split in task["splits"]}
+  if not cached:
+    raise errors.InputError(f"{cache.directory}: no task has a split {split!r}")
+  if rates is None:
+    holds_some = lambda name: split == "train" or cache.tasks[name]["splits"][split]["documents"]
+    return {name: rate for name, rate in cached.items() if holds_some(name)}  # small sets have none held out
+  shared: dict[str, float] = {}
+  for pattern, rate in rates.items():
+    fitting = [name for name in cached if any(fnmatch.fnmatchcase(name, part) for part in pattern.split("|"))]
+    if not fitting:
+      near = difflib.get_close_matches(pattern, cache.tasks, 1) or sorted(cache.tasks)
+      raise errors.InputError(f"rates name the task {pattern!r}, which {cache.directory} does not hold; "
                               f"did you mean {near[0]!r}?")
+    whole = sum(cached[name] for name in fitting)
+    for name in fitting:
+      part = cached[name] / whole if whole else 1 / len(fitting)
+      shared[name] = shared.get(name, 0.0) + rate * (1.0 if len(fitting) == 1 else part)
+  return shared

@@ -117,9 +117,17 @@ class Workdir:
     theirs, ours = (dataclasses.asdict(c.model) for c in (found, config))
     for name in _FREE:
       theirs[name] = ours[name]
-    difference = _difference(theirs, ours, "model") or _difference(found.data, config.data, "data")
+    _, seen = manager_lib.read_newest(
+        self.checkpoints, lambda step: manager_lib.read_record(step)["metadata"]["samples_seen"])
+    difference = (_difference(theirs, ours, "model")
+                  or _difference(_before(found.data, seen), _before(config.data, seen), "data"))
     if difference:
       raise errors.InputError(f"{self.root} holds another run: {difference}; {advice}")
+
+
+def _before(data: dict[str, Any], samples: int) -> dict[str, Any]:
+  """A data description without the changes of rates still to come: those may be made anew."""
+  return data | {"changes": [change for change in data.get("changes", ()) if change["first_sample"] < samples]}
 
 
 def _difference(theirs: Any, ours: Any, name: str) -> str | None:

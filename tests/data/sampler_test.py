@@ -97,6 +97,63 @@ def test_schedule_counts_every_pick_and_spreads_them(shares: tuple[int, ...]) ->
   assert (task, count) == (schedule.pick(1)[0], 10**12 * weights[task] + schedule.pick(1)[1])
 
 
+CHANGES = [(37, 0, {"a": 2, "c": 1}), (37, 400, {"b": 3, "d": 1}), (500, 333, {"a": 1, "d": 1}),
+           (900, 1, {"a": 1})]
+
+
+def share(index: float, task: str) -> float:
+  """The rate that a task should have at a place between samples, by CHANGES."""
+  value = {"a": 0.95, "b": 0.05}
+  for first, length, weights in CHANGES:
+    new = {name: weight / sum(weights.values()) for name, weight in weights.items()}
+    part = min((index - first) / length, 1) if length else 1
+    if index >= first:
+      value = {name: (1 - part) * value.get(name, 0) + part * new.get(name, 0) for name in {*value, *new}}
+  return value.get(task, 0)
+
+
+def test_rates_change_along_straight_lines_with_counts_in_closed_form() -> None:
+  timeline = sampler.Timeline({"a": 19, "b": 1}, CHANGES)
+  counts, wanted = collections.Counter(), collections.Counter()
+  for index in range(1_200):
+    assert {name: timeline.count(name, index) for name in "abcd"} == {name: counts[name] for name in "abcd"}
+    task, count = timeline.pick(index)
+    assert count == counts[task]  # the same from anywhere: nothing but the index goes in
+    counts[task] += 1
+    for name in "abcd":
+      wanted[name] += share(index + 0.5, name)
+      assert abs(counts[name] - wanted[name]) < 4
+  assert timeline.names == ["a", "b", "c", "d"]
+  assert timeline.pick(10**15 + 901) == ("a", counts["a"] + 10**15 + 901 - 1_200)
+
+
+def test_long_ramp_is_exact_and_cheap() -> None:
+  # Instructions from 0 to 5 % over GLM-130B's 2,000 steps of 4,224 samples.
+  first, length = 83_655_480, 8_448_000
+  timeline = sampler.Timeline({"text": 1}, [(first, length, {"text": 19, "instructions": 1})])
+  assert timeline.count("instructions", first) == 0
+  for part in (0.1, 0.5, 1.0):
+    seen = int(part * length)
+    assert timeline.count("instructions", first + seen) == pytest.approx(0.05 * seen * part / 2, abs=2)
+    assert timeline.count("text", first + seen) + timeline.count("instructions", first + seen) == first + seen
+  after = timeline.count("instructions", first + length + 10**12)
+  assert after == pytest.approx(0.025 * length + 5 * 10**10, abs=2)
+
+
+def test_without_changes_a_timeline_is_its_schedule() -> None:
+  weights = {"a": 7, "b": 3, "c": 11}
+  timeline, schedule = sampler.Timeline(weights), sampler.Schedule(weights)
+  assert all(timeline.pick(i) == schedule.pick(i) for i in [*range(50), 10**12])
+  assert all(timeline.count("b", i) == sum(schedule.pick(k)[0] == "b" for k in range(i)) for i in range(50))
+
+
+def test_changes_that_overlap_are_refused() -> None:
+  with pytest.raises(errors.InputError, match="from sample 50 on, before another one is over .sample 70."):
+    sampler.Timeline({"a": 1}, [(20, 50, {"b": 1}), (50, 0, {"a": 1})])
+  with pytest.raises(errors.InputError, match="0 or more"):
+    sampler.RateChange(-1, {"a": 1})
+
+
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 16, 17, 1000, 4097])
 def test_permutation_visits_each_once_and_differs_by_key(size: int) -> None:
   orders = [[sampler.permute(i, size, 7, "en", epoch) for i in range(size)] for epoch in range(3)]
@@ -136,6 +193,34 @@ def test_rates_are_exact_over_the_period(cache: shards.TokenCache) -> None:
   assert collections.Counter(source.locate(i)[0] for i in range(40, 50)) == {"en": 5, "zh": 3, "qa": 2}
   source = sampler.MixtureSampler(cache, INFILLING, seed=3, rates={"zh": 1, "qa": 1})
   assert collections.Counter(source.locate(i)[0] for i in range(10)) == {"zh": 5, "qa": 5}
+
+
+def test_patterns_share_as_cached(cache: shards.TokenCache) -> None:
+  rates = sampler.task_rates(cache, "train", {"[ez]*": 0.95, "qa": 0.05})
+  assert rates == pytest.approx({"en": 0.95 * 5 / 8, "zh": 0.95 * 3 / 8, "qa": 0.05})
+  both = sampler.task_rates(cache, "train", {"en|qa": 0.7, "qa": 0.3})
+  assert both == pytest.approx({"en": 0.5, "qa": 0.5})
+  with pytest.raises(errors.InputError, match="rates name the task 'no_.'"):
+    sampler.task_rates(cache, "train", {"no_*": 1})
+
+
+def test_changed_rates_keep_rows_before_them_and_lose_none(cache: shards.TokenCache) -> None:
+  changes = [sampler.RateChange(60, {"[ez]*": 0.5, "qa": 0.5}, 80)]
+  plain = sampler.MixtureSampler(cache, INFILLING, seed=3, rates={"en": 1})
+  changed = sampler.MixtureSampler(cache, INFILLING, seed=3, rates={"en": 1}, changes=changes)
+  assert [plain.locate(i) for i in range(60)] == [changed.locate(i) for i in range(60)]
+  located = [changed.locate(i) for i in range(400)]
+  assert len({*located}) == 400  # no window twice in an epoch
+  for task in ("en", "zh", "qa"):
+    numbers = [number for name, epoch, number in located if name == task and epoch == 0]
+    rows_of_task = changed.describe()["changes"][0]["rows_per_epoch"][task]
+    assert len(numbers) == min(changed.schedule.count(task, 400), rows_of_task)
+  again = sampler.MixtureSampler(cache, INFILLING, seed=3, rates={"en": 1}, changes=changes)
+  for index in (333, 100, 61):  # resumed anywhere, in any order
+    for feature, value in changed.row(index).items():
+      np.testing.assert_array_equal(value, again.row(index)[feature])
+  described = changed.describe()
+  assert {**described, "changes": None} == {**plain.describe(), "changes": None}
 
 
 def test_rows_depend_on_seed_and_index_alone(cache: shards.TokenCache) -> None:
