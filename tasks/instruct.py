@@ -1,8 +1,12 @@
-"""Instruction tasks: pairs of inputs and targets from JSONL files."""
+"""Instruction tasks: pairs of inputs and targets from JSONL files, a task for each data set."""
 
 from collections.abc import Mapping, Sequence
+import fnmatch
 import functools
+import glob
 import os
+import pathlib
+import re
 
 import seqio
 
@@ -16,52 +20,108 @@ MIXTURE = "instruct"
 # GLM-130B cut each T0 data set to so many samples (paper, appendix C.1); one set must not drown the others.
 MAX_EXAMPLES = 100_000
 
+Sets = Mapping[str, str | Sequence[str]] | Sequence[str] | str
+
 
 def register(
-    files: Mapping[str, str | Sequence[str]], tokenizer: str | os.PathLike,
+    files: Sets, tokenizer: str | os.PathLike,
     rates: Mapping[str, float] | None = None, max_examples: Mapping[str, int] | int = MAX_EXAMPLES,
     fields: Sequence[Sequence[str]] = text.INSTRUCTION_FIELDS, mixture: str = MIXTURE,
 ) -> str:
-  """Registers instruct_<name> for every set of files, and a mixture of them; returns the mixture's name.
+  """Registers instruct_<name> for every data set, and a mixture of them; returns the mixture's name.
 
   Args:
-    files: for each name its .jsonl files, folders or globs.
+    files: the sets, as `named_sets` takes them.
     tokenizer: tokenizer folder.
-    rates: shares of the samples by name; None: all alike.
-    max_examples: pairs taken of each set, or of each by name; every file gives an equal part.
+    rates: shares of the samples by name; None: by size, after the caps.
+    max_examples: pairs taken of each set, or that by name or pattern ("deepstruct_*"), the first that fits.
     fields: (inputs field, targets field) pairs; the first that a record has is taken.
     mixture: the mixture's name.
   """
-  for given, what in ((rates, "rates"), (max_examples, "max_examples")):
-    if isinstance(given, Mapping) and set(given) != set(files):
-      raise errors.InputError(f"instruct.register: {what} are given for {sorted(given)}, and the files are "
-                              f"for {sorted(files)}; give one for each")
-  vocabulary = vocabulary_lib.GLMVocabulary(tokenizer)
-  weighted = []
-  for name, patterns in files.items():
-    cap = max_examples[name] if isinstance(max_examples, Mapping) else max_examples
-    task = register_task(name, patterns, vocabulary, cap, fields)
-    weighted.append((task, rates[name] if rates else 1.0))
+  sets = named_sets(files)
+  if rates is not None and set(rates) != set(sets):
+    raise errors.InputError(f"instruct.register: rates are given for {sorted(rates)}, and the files are "
+                            f"for {sorted(sets)}; give one for each")
+  sizes = register_sets(sets, vocabulary_lib.GLMVocabulary(tokenizer), max_examples, fields)
   seqio.MixtureRegistry.remove(mixture)
-  seqio.MixtureRegistry.add(mixture, weighted)
+  seqio.MixtureRegistry.add(mixture, [(f"instruct_{name}", rates[name] if rates else float(size))
+                                      for name, size in sizes.items()])
   return mixture
 
 
-def register_task(
-    name: str, patterns: str | Sequence[str], vocabulary: vocabulary_lib.GLMVocabulary,
-    max_examples: int = MAX_EXAMPLES, fields: Sequence[Sequence[str]] = text.INSTRUCTION_FIELDS,
-) -> str:
-  """Registers instruct_<name>, in place of any before it, and returns that name."""
-  task = f"instruct_{name}"
-  seqio.TaskRegistry.remove(task)
-  seqio.TaskRegistry.add(
-      task,
-      source=sources.FileSource(patterns, ["inputs", "targets"],
-                                functools.partial(text.file_instructions, fields=fields), max_examples),
-      preprocessors=[
-          seqio.preprocessors.tokenize,
-          seqio.CacheDatasetPlaceholder(),
-          preprocessors.fill_features,
-      ],
-      output_features=preprocessors.output_features(vocabulary))
-  return task
+def named_sets(files: Sets) -> dict[str, str | Sequence[str]]:
+  """The data sets by name.
+
+  Args:
+    files: for each name its .jsonl files, folders or globs; or a list of files and folders, each a set that
+      bears its name (a glob: each of its matches); or one folder, each file and folder in it a set.
+
+  Raises:
+    errors.InputError: when there is none, or two of one name.
+  """
+  if isinstance(files, Mapping):
+    return dict(files)
+  paths: list[pathlib.Path] = []
+  if isinstance(files, (str, os.PathLike)):
+    folder = pathlib.Path(files).expanduser()
+    files = [str(folder / "*")] if folder.is_dir() else [files]
+  for pattern in map(os.path.expanduser, files):
+    matches = sorted(glob.glob(pattern)) if glob.has_magic(pattern) else [pattern]
+    paths += [path for path in map(pathlib.Path, matches) if path.is_dir() or path.suffix == ".jsonl"]
+  if not paths:
+    raise errors.InputError(f"no instruction set among {', '.join(map(str, files)) or 'no files'}: give "
+                            ".jsonl files, one JSON object a line, or folders of them")
+  sets: dict[str, str | Sequence[str]] = {}
+  for path in paths:
+    name = re.sub(r"\W", "_", path.stem if path.suffix == ".jsonl" else path.name)
+    if sets.setdefault(name, str(path)) != str(path):
+      raise errors.InputError(f"two instruction sets have the name {name}: {sets[name]} and {path}; "
+                              "rename one")
+  return sets
+
+
+def register_sets(
+    sets: Mapping[str, str | Sequence[str]], vocabulary: vocabulary_lib.GLMVocabulary,
+    max_examples: Mapping[str, int] | int = MAX_EXAMPLES,
+    fields: Sequence[Sequence[str]] = text.INSTRUCTION_FIELDS,
+) -> dict[str, int]:
+  """Registers instruct_<name> for each set, in place of any before it; returns how many pairs each has."""
+  caps = _caps(list(sets), max_examples)
+  sizes = {}
+  for name, patterns in sets.items():
+    if not re.fullmatch(r"[\w.]+", name):
+      raise errors.InputError(f"instruction set {name!r}: use letters, digits, _ and . in its name")
+    task = f"instruct_{name}"
+    seqio.TaskRegistry.remove(task)
+    source = sources.FileSource(patterns, ["inputs", "targets"],
+                                functools.partial(text.file_instructions, fields=fields), caps[name])
+    sizes[name] = source.num_input_examples("train")
+    if not sizes[name]:
+      raise errors.InputError(f"instruction set {name} ({source.files[0]}) holds no pair; remove it, or "
+                              "fill it")
+    seqio.TaskRegistry.add(
+        task, source=source,
+        preprocessors=[
+            seqio.preprocessors.tokenize,
+            seqio.CacheDatasetPlaceholder(),
+            preprocessors.fill_features,
+        ],
+        output_features=preprocessors.output_features(vocabulary))
+  return sizes
+
+
+def _caps(names: list[str], max_examples: Mapping[str, int] | int) -> dict[str, int]:
+  """Each set's cap."""
+  if not isinstance(max_examples, Mapping):
+    max_examples = {"*": max_examples}
+  fits = {name: [cap for pattern, cap in max_examples.items() if fnmatch.fnmatchcase(name, pattern)]
+          for name in names}
+  without = [name for name, caps in fits.items() if not caps]
+  idle = [pattern for pattern in max_examples if not fnmatch.filter(names, pattern)]
+  if without or (idle and idle != ["*"]):
+    what = f"none fits {without[0]!r}" if without else f"{idle[0]!r} fits no set"
+    raise errors.InputError(f"max_examples are given for {sorted(max_examples)}, and {what}; the sets are "
+                            f"{sorted(names)}")
+  if any(cap < 1 for caps in fits.values() for cap in caps):
+    raise errors.InputError(f"max_examples {dict(max_examples)}: give 1 or more")
+  return {name: caps[0] for name, caps in fits.items()}

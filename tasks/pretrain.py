@@ -19,7 +19,9 @@ INSTRUCTION_SHARE = 0.05  # of the samples, where no rates are given; GLM-130B p
 
 def register(
     files: Mapping[str, str | Sequence[str]], tokenizer: str | os.PathLike,
-    rates: Mapping[str, float] | None = None, instructions: Mapping[str, str | Sequence[str]] | None = None,
+    rates: Mapping[str, float] | None = None, instructions: instruct.Sets | None = None,
+    instruction_share: float = INSTRUCTION_SHARE,
+    max_examples: Mapping[str, int] | int = instruct.MAX_EXAMPLES,
     field: str = "text", mixture: str = MIXTURE,
 ) -> str:
   """Registers pretrain_<language> and instruct_<name> for every language and instruction set, and a mixture.
@@ -27,16 +29,19 @@ def register(
   Args:
     files: for each language ("en", "zh", ...) its .jsonl or .txt files, folders or globs.
     tokenizer: tokenizer folder.
-    rates: shares of the samples by language and instruction set; None: languages alike, instructions 5 %.
-    instructions: for each instruction set its .jsonl files.
+    rates: shares of the samples by language and instruction set; or by language alone, of what the sets
+      leave; None: languages alike.
+    instructions: the instruction sets, as instruct.named_sets takes them: by name, a list, or a folder.
+    instruction_share: of all samples, where `rates` have none for the sets: they share it by size.
+    max_examples: pairs taken of each instruction set, or that by name or pattern, the first that fits.
     field: of a .jsonl record, where the text is.
     mixture: the mixture's name.
 
   Returns:
     The mixture's name. What was registered under the same names before is replaced.
   """
-  instructions = instructions or {}
-  rates = _rates(list(files), list(instructions), rates)
+  sets = instruct.named_sets(instructions) if instructions else {}
+  _check(list(files), list(sets), rates, instruction_share)
   vocabulary = vocabulary_lib.GLMVocabulary(tokenizer)
   names = {}
   for language, patterns in files.items():
@@ -53,27 +58,39 @@ def register(
             preprocessors.fill_features,
         ],
         output_features=preprocessors.output_features(vocabulary))
-  for name, patterns in instructions.items():
-    names[name] = instruct.register_task(name, patterns, vocabulary)
+  sizes = instruct.register_sets(sets, vocabulary, max_examples) if sets else {}
+  names |= {name: f"instruct_{name}" for name in sizes}
+  rates = _rates(list(files), sizes, rates, instruction_share)
   seqio.MixtureRegistry.remove(mixture)
   seqio.MixtureRegistry.add(mixture, [(names[name], rate) for name, rate in rates.items() if rate])
   return mixture
 
 
-def _rates(
-    languages: list[str], instructions: list[str], rates: Mapping[str, float] | None
-) -> dict[str, float]:
+def _check(
+    languages: list[str], instructions: list[str], rates: Mapping[str, float] | None, share: float
+) -> None:
   names = languages + instructions
   if not languages or len(set(names)) < len(names):
     raise errors.InputError(f"pretrain.register: {names}: give at least one language, and no name twice")
+  if not 0 < share < 1:
+    raise errors.InputError(f"pretrain.register: instruction_share is {share}: give a number between 0 and 1")
   if rates is None:
-    share = INSTRUCTION_SHARE if instructions else 0
-    return ({name: (1 - share) / len(languages) for name in languages}
-            | {name: share / len(instructions) for name in instructions})
-  if set(rates) != set(names):
+    return
+  if set(rates) not in (set(names), set(languages)):
     raise errors.InputError(f"pretrain.register: rates are given for {sorted(rates)}, and the files are for "
-                            f"{sorted(names)}; give one rate for each")
+                            f"{sorted(names)}; give one rate for each, or for each language")
   if any(rate < 0 for rate in rates.values()) or not any(rates.values()):
     raise errors.InputError(
         f"pretrain.register: rates {dict(rates)}: each must be 0 or more, and one above 0")
-  return dict(rates)
+
+
+def _rates(
+    languages: list[str], sizes: Mapping[str, int], rates: Mapping[str, float] | None, share: float
+) -> dict[str, float]:
+  """Shares by language and instruction set, whose numbers of pairs are `sizes`."""
+  if rates is not None and set(rates) == {*languages, *sizes}:
+    return dict(rates)
+  of_languages = rates or dict.fromkeys(languages, 1.0)
+  text_share = 1 - share if sizes else 1
+  return ({name: text_share * rate / sum(of_languages.values()) for name, rate in of_languages.items()}
+          | {name: share * size / sum(sizes.values()) for name, size in sizes.items()})

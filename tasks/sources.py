@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 import itertools
-import math
 import pathlib
 import random
 
@@ -24,13 +23,16 @@ class FileSource(seqio.DataSource):
   ) -> None:
     """`read(path, file number, split)` yields a string for one feature, or a tuple in their order.
 
-    Of `max_examples` every file may give an equal part.
+    Of a split with more than `max_examples` so many are taken, at even distances; then a line is an example.
     """
-    super().__init__(splits=text.SPLITS)
-    self.files = text.find_files(patterns)
+    files = text.find_files(patterns)
+    shares = None if max_examples is None else _shares([_count_lines(path) for path in files], max_examples)
+    sizes = shares and {split: sum(taken for taken, _ in of_files) for split, of_files in shares.items()}
+    super().__init__(splits=text.SPLITS, num_input_examples=sizes)
+    self.files = files
     self._features = tuple(features)
     self._read = read
-    self._max_per_file = None if max_examples is None else math.ceil(max_examples / len(self.files))
+    self._max_per_file = shares  # for each split, each file's (examples taken, examples there); None: all
 
   @property
   def supports_arbitrary_sharding(self) -> bool:
@@ -57,12 +59,42 @@ class FileSource(seqio.DataSource):
     if shuffle:
       random.Random(seed).shuffle(order)
 
+    def taken(number: int, path: pathlib.Path) -> Iterator:
+      found = self._read(path, number, split)
+      shares = self._max_per_file
+      return found if shares is None else _at_even_distances(found, *shares[split][number])
+
     def examples() -> Iterator[dict[str, str]]:
-      every = itertools.chain.from_iterable(
-          itertools.islice(self._read(path, number, split), self._max_per_file) for number, path in order)
+      every = itertools.chain.from_iterable(taken(number, path) for number, path in order)
       for example in itertools.islice(every, shard, None, step):
         values = (example,) if isinstance(example, str) else example
         yield dict(zip(self._features, values, strict=True))
 
     signature = {name: tf.TensorSpec([], tf.string) for name in self._features}
     return tf.data.Dataset.from_generator(examples, output_signature=signature)
+
+
+def _count_lines(path: pathlib.Path) -> int:
+  """Lines of a file that are not blank."""
+  with open(path, "rb") as file:
+    return sum(not line.isspace() for line in file)
+
+
+def _shares(counts: Sequence[int], max_examples: int) -> dict[str, list[tuple[int, int]]]:
+  """For each split, each file's (examples taken, examples there), of files with so many records each."""
+  held_out = [(number + count) // text.HELD_OUT_EVERY - number // text.HELD_OUT_EVERY
+              for number, count in enumerate(counts)]  # text.split_of, counted
+  shares = {}
+  for split, there in zip(text.SPLITS, ([n - k for n, k in zip(counts, held_out)], held_out)):
+    ends = [0, *itertools.accumulate(there)]
+    most = min(max_examples, ends[-1])
+    taken = [most * end // max(ends[-1], 1) for end in ends]
+    shares[split] = [(last - first, n) for first, last, n in zip(taken, taken[1:], there)]
+  return shares
+
+
+def _at_even_distances(examples: Iterator, taken: int, there: int) -> Iterator:
+  """`taken` of the `there` examples: a file in the order of its labels keeps all of them."""
+  for i, example in enumerate(examples):
+    if (i + 1) * taken // there > i * taken // there:
+      yield example

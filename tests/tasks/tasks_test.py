@@ -114,6 +114,76 @@ def test_caps(folder, tmp_path):
   assert len(examples("instruct_x")) == 4 and len(examples("instruct_small")) == 5
 
 
+def write_pairs(path, count, name="x"):
+  path.parent.mkdir(exist_ok=True, parents=True)
+  lines = (json.dumps({"inputs": f"{name} {i}", "targets": str(i)}) for i in range(count))
+  path.write_text("\n\n".join(lines) + "\n")
+
+
+def taken(task, split="train"):
+  return [example["inputs_pretokenized"].decode() for example in examples(task, split)]
+
+
+def test_caps_take_at_even_distances_whatever_the_files(folder, tmp_path):
+  for number, count in enumerate((3, 0, 260, 61)):
+    write_pairs(tmp_path / "set" / f"{number}.jsonl", max(count, 1), f"f{number}")
+  instruct.register({"all": str(tmp_path / "set")}, folder, max_examples=1000)
+  every = {split: taken("instruct_all", split) for split in text.SPLITS}
+  assert len(every["train"]) + len(every["validation"]) == 325 and len(every["validation"]) == 6
+  for cap in (1, 7, 100, 318, 319, 400):
+    instruct.register({"cut": str(tmp_path / "set")}, folder, max_examples=cap)
+    found = taken("instruct_cut")
+    assert len(found) == min(cap, 319) == seqio.TaskRegistry.get("instruct_cut").num_input_examples("train")
+    places = np.array([every["train"].index(pair) for pair in found])
+    gaps = np.diff(np.concatenate([[-1], places]))
+    assert gaps.min() >= 1 and gaps.max() <= 2 * 319 / min(cap, 319)
+    assert len(taken("instruct_cut", "validation")) == min(cap, 6)
+    sharded = [seqio.TaskRegistry.get("instruct_cut").source.get_dataset(
+        "train", shuffle=False, shard_info=seqio.ShardInfo(i, 3)) for i in range(3)]
+    assert sorted(e["inputs"].decode() for ds in sharded for e in ds.as_numpy_iterator()) == sorted(found)
+
+
+def test_many_sets_share_by_size_after_their_caps(folder, tmp_path):
+  sizes = {f"t0_{i}": 20 + 3 * i for i in range(70)} | {"deepstruct_a": 110, "deepstruct_kelm": 120}
+  for name, size in sizes.items():
+    write_pairs(tmp_path / "mip" / f"{name.replace('_', '-')}.jsonl", size, name)
+  write_pairs(tmp_path / "mip" / "in parts" / "1.jsonl", 5)
+  write_pairs(tmp_path / "mip" / "in parts" / "2.jsonl", 6)
+  caps = {"t0_*": 40, "*_kelm": 100, "deepstruct_*": 60, "in_parts": 99}
+  mixture = seqio.MixtureRegistry.get(pretrain.register(
+      FILES, folder, {"en": 3, "zh": 1}, str(tmp_path / "mip"), max_examples=caps, mixture="mip_test"))
+  rates = {task.name: mixture.get_rate(task) for task in mixture.tasks}
+  held_out = lambda n: n // 50
+  wanted = {f"instruct_{name}": min(size - held_out(size), 40) for name, size in sizes.items()}
+  wanted |= {"instruct_deepstruct_a": 60, "instruct_deepstruct_kelm": 100, "instruct_in_parts": 11}
+  total = sum(wanted.values())
+  assert len(rates) == 75
+  assert rates == pytest.approx({name: 0.05 * size / total for name, size in wanted.items()}
+                                | {"pretrain_en": 0.95 * 0.75, "pretrain_zh": 0.95 * 0.25})
+  listed = instruct.named_sets([str(tmp_path / "mip" / "t0-1*.jsonl"), str(tmp_path / "mip" / "in parts")])
+  assert set(listed) == {"in_parts", "t0_1"} | {f"t0_1{i}" for i in range(10)}
+
+
+def test_mistaken_sets(folder, tmp_path):
+  write_pairs(tmp_path / "a" / "x.jsonl", 3)
+  write_pairs(tmp_path / "b" / "x.jsonl", 3)
+  (tmp_path / "empty").mkdir()
+  (tmp_path / "blank.jsonl").write_text("\n \n")
+  def fails(match, files, **options):
+    with pytest.raises(errors.InputError, match=match) as caught:
+      instruct.register(files, folder, **options)
+    assert "\n" not in str(caught.value)
+  twice = [f"{tmp_path}/a/*", f"{tmp_path}/b/*"]
+  fails("two instruction sets have the name x: .*a/x.jsonl and .*b/x.jsonl", twice)
+  fails("no instruction set among .*empty", str(tmp_path / "empty"))
+  fails("blank.jsonl. holds no pair", [str(tmp_path / "blank.jsonl")])
+  fails("use letters, digits", {"a b": str(tmp_path / "a")})
+  fails("'t0_.' fits no set", {"x": str(tmp_path / "a")}, max_examples={"t0_*": 3, "*": 2})
+  fails("give 1 or more", {"x": str(tmp_path / "a")}, max_examples=0)
+  with pytest.raises(errors.InputError, match="instruction_share is 1.5"):
+    pretrain.register(FILES, folder, instructions=PAIRS, instruction_share=1.5)
+
+
 def test_splits_and_shards_partition_the_documents(folder, tmp_path):
   for i in range(3):
     lines = [json.dumps({"text": f"{i} {k}"}) + "\n" for k in range(60 + i)]
