@@ -30,6 +30,10 @@ from glmjax.checkpoint import folder as folder_lib
 from glmjax.quantize import tree
 
 ELEMENTS = 2**25  # largest block; 64 MiB of float16
+_LEAST = 2**20  # smallest block that makes sense: smaller ones are files too many
+# Bytes that a process takes before and around the blocks (Python, JAX, Orbax), and for each element of its blocks:
+# both workers' copies, quantizing among them, and what malloc keeps of earlier ones. Measured, with room.
+_FIXED, _PER_ELEMENT = 0.45 * 2**30, 88
 _WORKERS = 2  # blocks in work at the same time: one is read or written while another is converted
 _JOURNAL = "journal.jsonl"
 _SMALL = 2**22  # elements of an array that is kept once it was read: biases and norms
@@ -71,13 +75,22 @@ class Weight:
     for place in np.ndindex(*(-(-n // size) for n, size in zip(self.shape, sizes))):
       yield tuple(slice(i * size, min((i + 1) * size, n)) for i, size, n in zip(place, sizes, self.shape))
 
+  @property
+  def smallest(self) -> int:
+    """Elements of the smallest block that it can be cut into."""
+    axis = self._cut_axis()
+    return math.prod(self.shape) // (self.shape[0] if self.stacked else 1) // (1 if axis is None else self.shape[axis])
+
+  def _cut_axis(self) -> int | None:
+    return next((axis for end, axis in _CUT_AXES.items() if self.name.endswith(end)), None)
+
   def _block_shape(self, elements: int) -> tuple[int, ...]:
     shape = list(self.shape)
     layers = shape[0] if self.stacked else 1
     each = math.prod(shape) // layers
     if self.stacked:
       shape[0] = _even(layers, max(1, elements // each))
-    axis = next((axis for end, axis in _CUT_AXES.items() if self.name.endswith(end)), None)
+    axis = self._cut_axis()
     if axis is not None:
       per_row = each // shape[axis]
       shape[axis] = _even(shape[axis], max(1, elements // per_row))
@@ -115,6 +128,20 @@ class Weight:
     return {f"{self.name}/values": np.asarray(quantized.values), f"{self.name}/scale": np.asarray(quantized.scale)}
 
 
+def elements_within(gib: float, weights: Sequence[Weight]) -> int:
+  """Largest blocks with which writing these weights stays within so much memory.
+
+  Raises:
+    errors.InputError: when not even the smallest do.
+  """
+  least = max(_LEAST, *(weight.smallest for weight in weights))
+  needed = (_FIXED + _PER_ELEMENT * least) / 2**30
+  if not gib >= needed:
+    raise errors.InputError(f"memory_limit_gib is {gib:g}, and these weights take {math.ceil(needed * 100) / 100:g} GiB "
+                            "at least: give as much, or leave it out")
+  return int(min(ELEMENTS, (gib * 2**30 - _FIXED) // _PER_ELEMENT))
+
+
 def _even(size: int, limit: int) -> int:
   """The length of parts no longer than `limit` that are as alike as can be."""
   return -(-size // -(-size // limit))
@@ -131,16 +158,17 @@ class Writer:
   Args:
     folder: made when missing; what is there must be from a Writer of the same weights.
     weights: everything that will be in the folder.
+    elements: of the largest block; None: ELEMENTS.
   """
 
-  def __init__(self, folder: pathlib.Path, weights: Sequence[Weight]):
-    self._folder, self._weights = folder, weights
+  def __init__(self, folder: pathlib.Path, weights: Sequence[Weight], elements: int | None = None):
+    self._folder, self._weights, self._elements = folder, weights, elements
     self._stores: dict[str, tensorstore.TensorStore] = {}
     self._shapes: dict[str, tuple[int, ...]] = {}
     self._lock = threading.Lock()
     folder.mkdir(parents=True, exist_ok=True)
     for weight in weights:
-      chunks = weight.stored([s.stop - s.start for s in next(weight.regions())])
+      chunks = weight.stored([s.stop - s.start for s in next(weight.regions(elements))])
       for name, (shape, dtype) in weight.stored(weight.shape).items():
         metadata = {"shape": shape, "chunks": chunks[name][0], "compressor": None, "order": "C", "fill_value": None,
                     "dtype": np.dtype(arrays.zarr_dtype(dtype)).str if dtype != "bfloat16" else dtype,
@@ -181,7 +209,7 @@ class Writer:
         with self._lock:
           bar.update(weight.nbytes * math.prod(s.stop - s.start for s in region) // math.prod(weight.shape))
 
-      tasks = [pool.submit(one, weight, region) for weight in self._weights for region in weight.regions()]
+      tasks = [pool.submit(one, weight, region) for weight in self._weights for region in weight.regions(self._elements)]
       try:
         for task in tasks:
           task.result()
@@ -218,7 +246,7 @@ class Writer:
     """Records of all arrays; Orbax's description is put beside them."""
     records = {}
     for weight in self._weights:
-      blocks = [self._done[_label(weight, region)] for region in weight.regions()]
+      blocks = [self._done[_label(weight, region)] for region in weight.regions(self._elements)]
       for name, (shape, dtype) in weight.stored(weight.shape).items():
         records[name] = {"shape": list(shape), "dtype": dtype, "sum": checksums.total(b[name] for b in blocks)}
     _describe_for_orbax(self._folder, list(records))

@@ -46,6 +46,7 @@ class Content:
   weights: Sequence[blocks.Weight]
   read: Callable[[blocks.Weight, blocks.Region], Mapping[str, Any]]  # stored arrays of a block
   verify: Callable[[], None]  # called when all was read, before it counts
+  elements: int | None = None  # of our format's largest block; None: blocks.ELEMENTS
 
 
 # Writes the content in another format into a folder that it makes.
@@ -189,7 +190,7 @@ def write_folder(content: Content, folder: pathlib.Path) -> None:
   folder_lib.write_config(folder, content.config)
   if content.tokenizer is not None:
     folder_lib.copy_tokenizer(content.tokenizer, folder)
-  writer = blocks.Writer(folder / folder_lib.PARAMS, content.weights)
+  writer = blocks.Writer(folder / folder_lib.PARAMS, content.weights, content.elements)
   records = writer.write(content.read, "parameters")
   content.verify()
   files = [path.relative_to(folder) for path in sorted(folder.rglob("*"))

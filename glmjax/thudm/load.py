@@ -25,7 +25,7 @@ _FORMAT = 1  # of what an unfinished import leaves
 def import_model(family: str, source: str | os.PathLike, out: str | os.PathLike, dtype: str | None = None,
                  bits: int | None = None, tokenizer: str | os.PathLike | None = None, num_heads: int | None = None,
                  rotary_rounding: str = "half_table", prefix: str | os.PathLike | None = None,
-                 overwrite: bool = False) -> dict[str, Any]:
+                 memory_limit_gib: float | None = None, overwrite: bool = False) -> dict[str, Any]:
   """Writes an export folder from a model in THUDM's own files.
 
   What a killed import left beside `out` is checked and used when it is of the same files and options.
@@ -40,6 +40,7 @@ def import_model(family: str, source: str | os.PathLike, out: str | os.PathLike,
     num_heads: of glm-10b's family where heads are not 64 wide.
     rotary_rounding: none, half_frequencies or half_table, as the published models are run.
     prefix: folder or file of a P-Tuning v2 prefix for chatglm-6b; one in `source` itself is found there.
+    memory_limit_gib: most memory to take; None: what full-sized blocks take, about 1.2 GiB.
     overwrite: replace an export that is there.
 
   Returns:
@@ -60,6 +61,9 @@ def import_model(family: str, source: str | os.PathLike, out: str | os.PathLike,
                             "leave --bits out or import the float files")
   work = out.with_name(f".{out.name}.importing")
   content = _content(opened, bits, dtype, work / _TOKENIZER)
+  if memory_limit_gib is not None:
+    elements = blocks.elements_within(memory_limit_gib, content.weights)
+    content = dataclasses.replace(content, elements=elements)
   lock = _begin(work, _plan(opened, content), content)
   try:
     if opened.tokenizer is not None:
@@ -92,7 +96,7 @@ def _content(opened: source_lib.Source, bits: int | None, dtype: str | None, tok
 def _plan(opened: source_lib.Source, content: export.Content) -> str:
   """A hash of all that decides what will be written."""
   files = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in opened.files]
-  plan = [_FORMAT, blocks.ELEMENTS, files, repr(content.config), [repr(weight) for weight in content.weights]]
+  plan = [_FORMAT, content.elements or blocks.ELEMENTS, files, repr(content.config), [repr(weight) for weight in content.weights]]
   return hashlib.sha256(json.dumps(plan).encode()).hexdigest()
 
 

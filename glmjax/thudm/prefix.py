@@ -7,6 +7,7 @@ it (linear, tanh, linear); it is evaluated here, since nothing but the large one
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import functools
 import os
 import pathlib
 
@@ -21,6 +22,7 @@ from glmjax.thudm import tensors as tensors_lib
 ENCODER = "transformer.prefix_encoder."
 TABLE = ENCODER + "embedding.weight"
 NAMES = ("layers/attention/prefix_key", "layers/attention/prefix_value")  # ours, in their order
+_ROWS = 256  # of the perceptron's matrices, read together
 _PROJECTION = ("trans.0.weight", "trans.0.bias", "trans.2.weight", "trans.2.bias")
 
 
@@ -59,14 +61,22 @@ class Prefix:
     return found.reshape(*found.shape[:2], self.num_heads, -1).transpose(0, 2, 1, 3)
 
   def _columns(self, start: int, stop: int) -> np.ndarray:
-    """Columns of the large table; one row of a file at a time, or as many of the perceptron's outputs."""
+    """Columns of the large table [P, columns]; one row of a file at a time, or a few of the perceptron's outputs."""
+    if self._projected:
+      return self._linear("trans.2", self._hidden, start, stop)
     table = self.tensors["embedding.weight"]
-    if not self._projected:
-      return np.stack([table.rows(i, i + 1)[0, start:stop] for i in range(self.length)])
-    (first, first_bias, second, second_bias) = (self.tensors[key] for key in _PROJECTION)
-    linear = lambda x, weight, bias: x @ weight.astype("f4", copy=False).T + bias
-    hidden = np.tanh(linear(table.whole().astype("f4"), first.whole(), first_bias.whole()))
-    return linear(hidden, second.rows(start, stop), second_bias.rows(start, stop))
+    return np.stack([table.rows(i, i + 1)[0, start:stop] for i in range(self.length)])
+
+  @functools.cached_property
+  def _hidden(self) -> np.ndarray:
+    table, size = self.tensors["embedding.weight"].whole(), self.tensors["trans.0.bias"].shape[0]
+    return np.tanh(self._linear("trans.0", table.astype("f4"), 0, size))
+
+  def _linear(self, name: str, x: np.ndarray, start: int, stop: int) -> np.ndarray:
+    """Outputs [start, stop) of one of the perceptron's layers, in float32."""
+    weight, bias = self.tensors[f"{name}.weight"], self.tensors[f"{name}.bias"]
+    parts = [x @ weight.rows(i, min(i + _ROWS, stop)).astype("f4").T for i in range(start, stop, _ROWS)]
+    return np.concatenate(parts, 1) + bias.rows(start, stop).astype("f4")
 
 
 def to_theirs(key_NHPK: np.ndarray, value_NHPK: np.ndarray) -> np.ndarray:

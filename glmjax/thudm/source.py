@@ -23,6 +23,7 @@ _FLOATS = ("float16", "bfloat16", "float32")
 # Rows of the embedding table to the tokenizer's ids: GLM-130B and the first ChatGLM-6B; ChatGLM-6B since 6 April 2023.
 _TOKENIZERS = {150_528: 150_344, 130_528: 130_344}
 _TABLE, _HEAD = "transformer.word_embeddings.weight", "lm_head.weight"  # ChatGLM-6B's
+_COMPARED = 2**20  # elements that are compared together
 _HEAD_DIM = 64  # of all GLMs up to 10B
 
 
@@ -271,7 +272,7 @@ def _same(a: merged.Merged, b: merged.Merged) -> bool:
   """Whether two matrices are the same bit for bit; as much is read as is alike."""
   if a.shape != b.shape or a.dtype != b.dtype:
     return False
-  count = max(1, blocks.ELEMENTS // a.shape[1])
+  count = max(1, _COMPARED // a.shape[1])
   read = lambda x, i: np.ascontiguousarray(x.rows(i, min(i + count, a.shape[0]))).view(np.uint8)
   return all(np.array_equal(read(a, i), read(b, i)) for i in range(0, a.shape[0], count))
 

@@ -143,3 +143,33 @@ def test_kill_for_real(make, tmp_path, few):
   load.import_model("chatglm-6b", folder, tmp_path / "out")
   load.import_model("chatglm-6b", folder, tmp_path / "whole")
   assert_equal(tmp_path / "out", tmp_path / "whole")
+
+
+@pytest.mark.parametrize("bits", [None, 4])
+def test_memory_limit(make, tmp_path, monkeypatch, bits):
+  """Smaller blocks within a smaller limit, the same arrays; what cannot be kept is refused before anything is written."""
+  folder = make(tmp_path / "source", "chatglm-6b")
+  monkeypatch.setattr(blocks, "_FIXED", 0)
+  monkeypatch.setattr(blocks, "_LEAST", 1)
+  weights = source_lib.open_source("chatglm-6b", folder).weights(bits, None)
+  least = max(weight.smallest for weight in weights)
+  gib = lambda elements: elements * blocks._PER_ELEMENT / 2**30
+  for elements in (least, 3 * least, 10**9):
+    found = blocks.elements_within(gib(elements), weights)
+    assert found == min(elements, blocks.ELEMENTS)
+    assert max(np.prod([s.stop - s.start for s in r]) for w in weights for r in w.regions(found)) <= found
+  load.import_model("chatglm-6b", folder, tmp_path / "small", bits=bits, memory_limit_gib=gib(least))
+  load.import_model("chatglm-6b", folder, tmp_path / "whole", bits=bits)
+  assert_equal(tmp_path / "small", tmp_path / "whole")
+  count = lambda name: len(list((tmp_path / name / "params").rglob("*")))
+  assert count("small") > count("whole")
+  for limit in (gib(least) * 0.9, 0, -1, float("nan")):
+    with pytest.raises(errors.InputError, match="memory_limit_gib is .* GiB at least: give as much, or leave it out"):
+      load.import_model("chatglm-6b", folder, tmp_path / "refused", bits=bits, memory_limit_gib=limit)
+  assert not list(tmp_path.glob("*refused*"))
+
+
+def test_no_limit_below_what_the_program_itself_takes(make, tmp_path):
+  folder = make(tmp_path / "source", "chatglm-6b")
+  with pytest.raises(errors.InputError, match="memory_limit_gib is 0.2, and these weights take 0.5"):
+    load.import_model("chatglm-6b", folder, tmp_path / "refused", memory_limit_gib=0.2)
