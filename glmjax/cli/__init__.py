@@ -59,6 +59,9 @@ def _first_line(error: Exception) -> str:
 
 def _fail(message: str, status: int) -> int:
   print(f"glmjax: {message}", file=sys.stderr, flush=True)
+  distributed = sys.modules.get("glmjax.parallel.distributed")
+  if distributed is not None and distributed.joined():  # JAX would wait at exit for processes that wait for this one
+    distributed.leave(status, message)
   return status
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import glmjax
 from glmjax import errors, gin_files, signatures
-from glmjax.cli import corpus, inference, inputs, weights
+from glmjax.cli import corpus, hosts, inference, inputs, weights
 
 GIN_HELP = "gin file, searched here and then among glmjax's own (repeatable)"
 
@@ -50,6 +50,7 @@ class Command:
   describe: Callable[[Any], Any] | None = None  # the function's result as the command's
   show: Callable[[Any], None] | None = None  # prints the result for people
   folder: str | None = None  # the parameter that names the folder which config.gin is written to
+  begin: Callable[[argparse.Namespace], None] | None = None  # called before the function, when all is in order
 
 
 CHECKPOINT = Flag("--checkpoint", "a training run's or an exported model's folder")
@@ -80,8 +81,12 @@ COMMANDS = {command.name: command for command in (
             (Flag("--workdir", "folder of the run; a run found there is resumed"),
              Flag("--overwrite", "start anew over an existing run", bool, kind="passed"),
              Flag("--stop_at_step", "stop early at this step; the schedules stay as they are", int,
-                  kind="passed")),
-            folder="workdir"),
+                  kind="passed"),
+             Flag("--coordinator", "HOST:PORT of process 0, where no cluster tells it", kind="prepared"),
+             Flag("--num_processes", "processes of the run, on all hosts", int, kind="prepared"),
+             Flag("--process_id", "number of this one, from 0", int, kind="prepared"),
+             Flag("--connect_seconds", "how long to wait for the other processes (300)", float, kind="prepared")),
+            prepare=hosts.check, begin=hosts.join, folder="workdir"),
     Command("evaluate", "glmjax.evaluate.heldout.evaluate", "measure a model on held-out text",
             "glmjax evaluate --checkpoint=runs/mine --cache=runs/cache --out=runs/mine/heldout.json",
             (CHECKPOINT, Flag("--cache", "folder of the token cache"), Flag("--out", "JSON file to write"))),
@@ -171,8 +176,12 @@ def run(arguments: list[str]) -> int:
   if options.stages:
     from glmjax.evaluate import stages
     stages.prepare(options.stages)
+  if command.begin:
+    command.begin(options)
   with contextlib.redirect_stdout(sys.stderr) if options.json else contextlib.nullcontext():
     result = _call(command, given)
+  if not hosts.is_first():
+    return 0
   _print_result(command, result, options.json)
   if options.stages:
     stages.append(options.stages, command.name, started, time.time() - started)
@@ -195,7 +204,7 @@ def _call(command: Command, given: dict[str, Any]) -> Any:
 def _write_config(command: Command, function: Callable[..., Any]) -> None:
   """config.gin beside the result: every value used, defaults included."""
   folder = gin_files.binding(function, command.folder) if command.folder else None
-  if folder is None or not os.path.isdir(folder):
+  if folder is None or not os.path.isdir(folder) or not hosts.is_first():
     return
   temporary = os.path.join(folder, f".config.gin.{os.getpid()}")
   with open(temporary, "w", encoding="utf-8") as file:

@@ -1,10 +1,11 @@
 """Batches from a data source to the devices: checked, cut into micro-batches, sent ahead of the step."""
 
 import dataclasses
+import functools
 import itertools
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import jax
@@ -60,10 +61,31 @@ class Layout:
       sizes = " x ".join(f"{axis}={mesh.shape[axis]}" for axis in ("data", "fsdp") if mesh.shape[axis] > 1)
       raise errors.InputError(f"{name} {rows} does not divide over the mesh's {shards} batch shards ({sizes}): use a "
                               f"multiple of {shards}, or a mesh with fewer")
-    if batch % jax.process_count():
-      raise errors.InputError(f"batch size {batch} does not divide over {jax.process_count()} hosts: "
-                              f"use a multiple of {jax.process_count()}")
     return cls(mesh, rules, -(-batch // rows), rows, length, position_axes, vocab_size)
+
+  @functools.cached_property
+  def part(self) -> tuple[int, int]:
+    """Which part of every batch this process reads, of how many; processes with the same rows read the same part.
+
+    Raises:
+      errors.InputError: when its devices hold no such part.
+    """
+    indices = self.sharding("tokens").addressable_devices_indices_map((self.num_micro, self.rows, self.length))
+    spans = {index[1].indices(self.rows)[:2] for index in indices.values()}
+    first, last = min(start for start, _ in spans), max(stop for _, stop in spans)
+    size = last - first
+    if sum(stop - start for start, stop in spans) != size or self.rows % size or first % size:
+      raise errors.InputError(f"the mesh gives process {jax.process_index()} the rows {sorted(spans)} of {self.rows}, "
+                              "which are no part of a batch: make data x fsdp a multiple of the hosts, or a divisor")
+    return first // size, self.rows // size
+
+  def check_sizes(self, name: str, sizes: Sequence[int]) -> None:
+    """Raises InputError where one of the sizes does not divide over the parts that hosts read."""
+    count = self.part[1]
+    for size in sizes:
+      if size % count:
+        raise errors.InputError(f"{name} {size} does not divide over the {count} parts that {jax.process_count()} "
+                                f"hosts read of it: use multiples of {count}, or a mesh with fewer batch shards")
 
   def sharding(self, feature: str) -> jax.sharding.NamedSharding:
     """Of one feature on the devices."""
@@ -82,7 +104,7 @@ class Layout:
   def check(self, host: HostBatch, first: int, size: int) -> None:
     """Raises InputError where a batch is not what the model takes."""
     for feature in _DTYPES:
-      wanted = (size // jax.process_count(), *self._row_shape(feature))
+      wanted = (size // self.part[1], *self._row_shape(feature))
       found = host[feature].shape if feature in host else None
       if found != wanted:
         raise errors.InputError(f"data: {feature} of samples {first} to {first + size - 1} has shape {found}, the "
@@ -100,7 +122,7 @@ class Layout:
     return (2, self.length) if self._is_wide(feature) else (self.length,)
 
   def _put(self, feature: str, host: HostBatch) -> jax.Array:
-    local_rows = self.rows // jax.process_count()
+    local_rows = self.rows // self.part[1]
     array = np.zeros((self.num_micro * local_rows, *self._row_shape(feature)), _DTYPES[feature])
     if feature == "attend_end":
       array[:] = np.arange(1, self.length + 1)
@@ -162,12 +184,12 @@ class Feed:
     asked, planned = itertools.tee(plan)
     batches = None
     try:
-      batches = source.batches(asked, jax.process_index(), jax.process_count())
+      batches = source.batches(asked, *layout.part)
       for (first, size), host in zip(planned, batches):
         if self._stop.is_set():
           break
         layout.check(host, first, size)
-        info = step_lib.StepInfo(*(jax.device_put(np.uint32(n), replicated) for n in (position, first, size)))
+        info = step_lib.StepInfo(*(_everywhere(n, replicated) for n in (position, first, size)))
         self._offer(Item(first, size, layout.put(host), info))
         position = first + size
       self._offer(None)
@@ -176,3 +198,8 @@ class Feed:
     finally:
       if hasattr(batches, "close"):  # a generator: ends its helper processes
         batches.close()
+
+
+def _everywhere(number: int, replicated: jax.sharding.NamedSharding) -> jax.Array:
+  """The number on all devices. (device_put would compare it with the other hosts', a collective beside the step's.)"""
+  return jax.make_array_from_callback((), replicated, lambda index: np.uint32(number))

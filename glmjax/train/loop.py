@@ -19,6 +19,7 @@ from glmjax.models import config as config_lib
 from glmjax.parallel import host
 from glmjax.parallel import mesh as mesh_lib
 from glmjax.parallel import partitioning
+from glmjax.parallel import peers as peers_lib
 from glmjax.parallel import processes
 from glmjax.train import diagnose
 from glmjax.train import feed as feed_lib
@@ -29,6 +30,7 @@ from glmjax.train import profile
 from glmjax.train import schedules
 from glmjax.train import state as state_lib
 from glmjax.train import step as step_lib
+from glmjax.train import stopping
 from glmjax.train import workdir as workdir_lib
 
 
@@ -70,6 +72,7 @@ def train(
     micro_batch: int | None = None,
     loss_chunk: int = 1024,
     loss_mean_of: str = "tokens",
+    watch: peers_lib.Watch = peers_lib.Watch(),
     seed: int = 0,
     stop_at_step: int | None = None,
     overwrite: bool = False,
@@ -86,6 +89,7 @@ def train(
     loss_chunk: tokens of a batch shard whose logits exist at a time.
     loss_mean_of: what weighs the same in the loss: "tokens", or "rows" as GLM-130B was trained (its
       micro-batches of one row, paper table 11, are averaged first): [MASK] rows then count as much as [gMASK] rows.
+    watch: how long a process may be silent or a step may take, in a run of several processes.
     stop_at_step: save and return there, as if interrupted.
     overwrite: delete the run found in `workdir` and start anew.
     on_start: called once `workdir` is this run's; the command line writes its configuration there.
@@ -95,18 +99,20 @@ def train(
 
   Raises:
     errors.InputError: for what the user can mend, and when the loss or a gradient is not finite.
-    SystemExit: 128 + the signal's number, after SIGTERM or Ctrl-C: the step was finished and saved.
+    SystemExit: 128 + the signal's number, after SIGTERM or Ctrl-C in any process: the step was finished and saved.
   """
-  _check(model, data, intervals, loss_mean_of)
+  _check(model, data, loss_mean_of)
   host.keep_freed_memory()
   device_mesh = mesh_lib.make_mesh(mesh)
   layout = feed_lib.Layout.make(device_mesh, rules, batches.size, micro_batch, data.seq_length,
                                 1 if model.positions == "rotary" else 2, model.vocab_size)
+  layout.check_sizes("batch size", range(batches.ramp_start or batches.size, batches.size + 1, batches.ramp_increment))
+  layout.check_sizes("Intervals.eval_samples", [intervals.eval_samples])
   tx = optimizer.make()
   recipe = step_lib.Recipe(optimizer, learning_rate, embedding_alpha)
   objective = step_lib.Objective(model, partitioning.batch_shards(device_mesh), loss_chunk, loss_mean_of)
   folder = workdir_lib.Workdir(pathlib.Path(workdir))
-  with partitioning.use(device_mesh, rules), contextlib.ExitStack() as stack:
+  with partitioning.use(device_mesh, rules), watch.on() as peers, contextlib.ExitStack() as stack:
     abstract = state_lib.abstract(model, tx, device_mesh, rules)
     processes.on_first(lambda: _begin(stack, folder, model, data, overwrite, on_start))
     manager = manager_lib.Manager(folder.checkpoints, intervals.keep, keep_best="eval_loss" if validation else None)
@@ -114,11 +120,11 @@ def train(
     restored = manager.restore(abstract)
     state = restored[0] if restored else state_lib.create(model, tx, seed, abstract)
     run = Run(objective, recipe, layout, folder, manager, intervals, data, validation, batches, total_samples,
-              state, resumed=restored is not None)
+              state, resumed=restored is not None, peers=peers)
     stack.callback(run.close)
     run.compile(step_lib.compile_train_step(objective, recipe, tx, jax.tree.map(lambda x: x.sharding, abstract)))
-    with Signals() as signals:
-      return run.run(stop_at_step, signals)
+    with stopping.Stopping(device_mesh) as stop:
+      return run.run(stop_at_step, stop)
 
 
 def _begin(stack: contextlib.ExitStack, folder: workdir_lib.Workdir, model: config_lib.GLMConfig,
@@ -129,42 +135,12 @@ def _begin(stack: contextlib.ExitStack, folder: workdir_lib.Workdir, model: conf
     on_start()
 
 
-def _check(model: config_lib.GLMConfig, data: feed_lib.DataSource, intervals: Intervals, loss_mean_of: str) -> None:
+def _check(model: config_lib.GLMConfig, data: feed_lib.DataSource, loss_mean_of: str) -> None:
   if data.seq_length > model.max_length:
     raise errors.InputError(f"the data's rows have {data.seq_length} tokens, the model's max_length is "
                             f"{model.max_length}: change either")
-  if intervals.eval_samples % jax.process_count():
-    raise errors.InputError(f"Intervals.eval_samples {intervals.eval_samples} does not divide over "
-                            f"{jax.process_count()} hosts: use a multiple of {jax.process_count()}")
   if loss_mean_of not in step_lib.MEANS:
     raise errors.InputError(f"loss_mean_of is {loss_mean_of!r}: use one of {', '.join(step_lib.MEANS)}")
-
-
-class Signals:
-  """Within it, SIGTERM and Ctrl-C are noted, for the loop to finish its step; a second one acts at once."""
-
-  def __init__(self) -> None:
-    self.received: int | None = None
-    self._before: dict[int, Any] = {}
-
-  def __enter__(self) -> "Signals":
-    with contextlib.suppress(ValueError):  # not in the main thread: signals are someone else's
-      for number in (signal.SIGTERM, signal.SIGINT):
-        self._before[number] = signal.signal(number, self._note)
-    return self
-
-  def __exit__(self, *exc: Any) -> None:
-    self._restore()
-
-  def _note(self, number: int, frame: Any) -> None:
-    del frame
-    self.received = number
-    self._restore()
-
-  def _restore(self) -> None:
-    for number, handler in self._before.items():
-      signal.signal(number, handler)
-    self._before.clear()
 
 
 class Run:
@@ -173,12 +149,12 @@ class Run:
   def __init__(self, objective: step_lib.Objective, recipe: step_lib.Recipe, layout: feed_lib.Layout,
                folder: workdir_lib.Workdir, manager: manager_lib.Manager, intervals: Intervals,
                data: feed_lib.DataSource, validation: feed_lib.DataSource | None, batches: schedules.Batches,
-               total_samples: int, state: state_lib.TrainState, resumed: bool):
+               total_samples: int, state: state_lib.TrainState, resumed: bool, peers: peers_lib.Peers):
     self.objective, self.recipe, self.layout, self.folder = objective, recipe, layout, folder
     self.manager, self.intervals, self.data, self.validation = manager, intervals, data, validation
     self.batches, self.total_samples, self.state = batches, total_samples, state
     self.step, self.samples = int(state.step), int(state.samples_seen)  # of the state, once its step is read
-    self._resumed = resumed
+    self._resumed, self._peers = resumed, peers
     self._record: metrics_lib.Record = {}
     self._saved_step = self.step if resumed else None
     self._validation_set: list[feed_lib.HostBatch] | None = None
@@ -215,34 +191,40 @@ class Run:
     if self._writer is not None:
       self._writer.close()
 
-  def run(self, stop_at_step: int | None, signals: Signals) -> dict[str, Any]:
+  def run(self, stop_at_step: int | None, stop: stopping.Stopping) -> dict[str, Any]:
     """Steps until the samples are seen, the step is reached, or a signal comes."""
     pending: tuple[feed_lib.Item, step_lib.Metrics, float] | None = None
+    answer: jax.Array | None = None
     self._clock = time.perf_counter()
     for item, waited in self._items(stop_at_step):
       step = self.step + (pending is not None) + 1
       self._trace.before(step)
+      self._peers.at(step)
       self.state, metrics = self._train_step(self.state, item.batch, item.info)
+      asked = stop.ask(metrics["loss"])
       if pending:  # the device works on this step while the last one's figures are read
         self._finish(*pending)
-      pending = item, metrics, waited
-      if self._is_due(step, signals):
+      stop.hear(answer)
+      pending, answer = (item, metrics, waited), asked
+      if self._is_due(step, stop):
         self._finish(*pending)
         pending = None
         if self._trace.ends_with(step):
           self._stop_trace()
-        if signals.received:
+        if stop.agreed:
           break
     if pending:
       self._finish(*pending)
+    stop.hear(answer)
     if not self._record:
       self.console.say(f"nothing to do: the run is at step {self.step:,}, sample {self.samples:,}")
     self._save()
-    self.manager.wait()
-    if signals.received:
-      name = signal.Signals(signals.received).name
+    with self._peers.patient():
+      self.manager.wait()
+    if stop.agreed:
+      name = signal.Signals(stop.agreed).name
       self.console.say(f"{name}: stopped and saved at step {self.step:,}; the same command goes on from there")
-      raise SystemExit(128 + signals.received)
+      raise SystemExit(128 + stop.agreed)
     return {"step": self.step, "samples_seen": self.samples, **self._record}
 
   def _items(self, stop_at_step: int | None) -> Iterator[tuple[feed_lib.Item, float]]:
@@ -259,11 +241,11 @@ class Run:
         return
       yield item, time.perf_counter() - began
 
-  def _is_due(self, step: int, signals: Signals) -> bool:
+  def _is_due(self, step: int, stop: stopping.Stopping) -> bool:
     """Whether something is to be done with the state right after this step."""
     every = lambda interval: bool(interval) and step % interval == 0
     return (every(self.intervals.save) or bool(self.validation and every(self.intervals.evaluate))
-            or signals.received is not None or self._trace.ends_with(step))
+            or stop.agreed is not None or self._trace.ends_with(step))
 
   def _finish(self, item: feed_lib.Item, metrics: step_lib.Metrics, waited: float) -> None:
     """Reads a step's figures, writes them, and evaluates and saves when it is time to."""
@@ -282,7 +264,8 @@ class Run:
     if self._resumed:
       record["resumed"], self._resumed = True, False
     if self.validation and self.intervals.evaluate and self.step % self.intervals.evaluate == 0:
-      record |= self._evaluate()
+      with self._peers.patient():
+        record |= self._evaluate()
     self._record = record
     if self._writer is not None:
       self._writer.write(record)
@@ -298,8 +281,9 @@ class Run:
     if self._saved_step == self.step or self.step == 0:
       return
     numbers = {name: self._record[name] for name in ("loss", "eval_loss") if name in self._record}
-    self.manager.save(self.step, self.state, {"samples_seen": self.samples, "data": self.data.describe(),
-                                              "metrics": numbers})
+    with self._peers.patient():
+      self.manager.save(self.step, self.state, {"samples_seen": self.samples, "data": self.data.describe(),
+                                                "metrics": numbers})
     self._saved_step = self.step
 
   def _evaluate(self) -> metrics_lib.Record:
@@ -307,7 +291,7 @@ class Run:
     size, wanted = self.layout.rows, self.intervals.eval_samples
     plan = [(first, min(size, wanted - first)) for first in range(0, wanted, size)]
     if self._validation_set is None:
-      self._validation_set = list(self.validation.batches(iter(plan), jax.process_index(), jax.process_count()))
+      self._validation_set = list(self.validation.batches(iter(plan), *self.layout.part))
     layout = dataclasses.replace(self.layout, num_micro=1)
     total = losses.Sums(np.zeros(losses.NUM_OBJECTIVES), np.zeros(losses.NUM_OBJECTIVES))
     for (first, size), rows in zip(plan, self._validation_set):

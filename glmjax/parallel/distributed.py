@@ -1,0 +1,179 @@
+"""Several processes as one run: how they find each other (jax.distributed), what they say to each other, how they end.
+
+JAX's own answer to a peer that is gone is to abort with a stack trace. `leave` and parallel/peers.py come before it
+with one line; JAX's heartbeat (100 s) stays behind them.
+"""
+
+import contextlib
+import glob
+import importlib.util
+import os
+import re
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import jax
+
+from glmjax import errors
+
+MESSAGES = "glmjax/process/"  # of the coordination service's keys: what each process says about itself
+LEFT = "left: "  # begins what a process says that has ended before its time
+_TPU_VM = "TPU VM"
+
+
+def join(coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None,
+         connect_seconds: float = 300) -> int:
+  """Makes this process one of a run's, before JAX computes anything; one that is alone stays as it is.
+
+  Args:
+    coordinator: HOST:PORT of process 0. None: as TPU pods, SLURM, Open MPI and Kubernetes tell it.
+    num_processes: of the whole run; given with the coordinator.
+    process_id: 0 to num_processes - 1; given with the coordinator.
+    connect_seconds: after which a process that has not found all others ends, with one line and status 1.
+
+  Returns:
+    How many processes there are.
+
+  Raises:
+    errors.InputError: when the cluster's description cannot be used.
+  """
+  where = coordinator or _cluster()
+  if where is None or num_processes == 1:
+    return 1
+  jax.config.update("jax_cpu_collectives_implementation", "gloo")
+  jax.config.update("jax_enable_preemption_service", False)  # it takes SIGTERM, which train/stopping.py answers
+  found: dict[str, Any] = {"coordinator_address": coordinator, "num_processes": num_processes,
+                           "process_id": process_id}
+  if coordinator:
+    found["cluster_detection_method"] = "deactivate"
+  elif where == "SLURM":
+    found["local_device_ids"] = _slurm_gpus()
+  elif where == "MPI":
+    found["cluster_detection_method"] = "mpi4py"
+  late = threading.Timer(connect_seconds, _give_up, (where, coordinator, process_id, connect_seconds))
+  late.daemon = True
+  late.start()
+  try:
+    jax.distributed.initialize(**found, initialization_timeout=int(connect_seconds) + 60, shutdown_timeout_seconds=60)
+  except (ValueError, TypeError, KeyError, RuntimeError, OSError, ImportError) as error:  # JAX's words, any of them
+    if where == _TPU_VM:  # one in a container without metadata
+      print(f"glmjax: training on this host alone: no metadata of a TPU pod ({_one_line(error)})", file=sys.stderr)
+      return 1
+    raise errors.InputError(f"cannot join the other processes ({where}): {_one_line(error)}") from error
+  finally:
+    late.cancel()
+  return _state().num_processes
+
+
+def joined() -> bool:
+  """Whether this process is one of several."""
+  return jax.distributed.is_initialized() and _state().num_processes > 1
+
+
+def process_id() -> int:
+  """This process's number, without starting JAX's backend."""
+  return _state().process_id
+
+
+def leave(status: int, message: str, seconds: float = 10) -> NoReturn:
+  """Ends this process without waiting for the others, and tells them why.
+
+  Process 0 goes last, at most `seconds` later: with it ends the service whose loss aborts the others.
+  """
+  state = _state()
+
+  def say() -> None:
+    state.client.key_value_set(f"{MESSAGES}{state.process_id}", LEFT + message, allow_overwrite=True)
+    while state.process_id == 0 and state.num_processes - 1 > sum(
+        said.startswith(LEFT) for name, said in state.client.key_value_dir_get(MESSAGES) if name != f"{MESSAGES}0"):
+      time.sleep(0.1)
+
+  within(seconds, say)
+  sys.stdout.flush()
+  sys.stderr.flush()
+  os._exit(status)
+
+
+def within(seconds: float, action: Callable[[], None]) -> None:
+  """Calls `action` in a thread that is given up after that long; what it raises is dropped."""
+  def act() -> None:
+    with contextlib.suppress(Exception):
+      action()
+
+  thread = threading.Thread(target=act, daemon=True)
+  thread.start()
+  thread.join(seconds)
+
+
+def client() -> Any:
+  """JAX's connection to its coordination service, where processes leave each other messages under keys."""
+  return _state().client
+
+
+def _state() -> Any:
+  """What jax.distributed knows; it shows it nowhere else. Orbax takes the client from there as well."""
+  from jax._src import distributed  # pylint: disable=g-import-not-at-top
+  return distributed.global_state
+
+
+def _cluster() -> str | None:
+  """What has started this process as one of several, as JAX can read it too."""
+  environ = os.environ
+  if int(environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_STEP_NODELIST" in environ:  # within srun
+    return "SLURM"
+  if max(int(environ.get(name, "1")) for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")) > 1:
+    if "OMPI_MCA_orte_hnp_uri" in environ:
+      return "Open MPI"
+    if importlib.util.find_spec("mpi4py") is None:
+      raise errors.InputError("mpirun started several processes, which JAX can only tell with mpi4py: pip install "
+                              "mpi4py, or give --coordinator, --num_processes and --process_id")
+    return "MPI"
+  hosts = environ.get("TPU_PROCESS_ADDRESSES") or environ.get("TPU_WORKER_HOSTNAMES", "")
+  if "," in hosts or int(environ.get("MEGASCALE_NUM_SLICES", "1")) > 1:
+    return "TPU pod"
+  if _is_tpu_vm():
+    return _TPU_VM
+  if "KUBERNETES_SERVICE_HOST" in environ and "JOB_COMPLETION_INDEX" in environ and (
+      importlib.util.find_spec("kubernetes") is not None):
+    return "Kubernetes"
+  return None
+
+
+def _is_tpu_vm() -> bool:
+  """A Google Cloud VM with TPU chips, as JAX found when it was imported; its metadata tells the other hosts."""
+  from jax._src import cloud_tpu_init  # pylint: disable=g-import-not-at-top
+  return cloud_tpu_init.running_in_cloud_tpu_vm and "TPU_SKIP_MDS_QUERY" not in os.environ and (
+      "TPU_WORKER_HOSTNAMES" not in os.environ)
+
+
+def _slurm_gpus() -> list[int] | None:
+  """The GPUs of this task: all that it sees where it is alone on its node or has but one; None: the one of its rank.
+
+  Left alone, JAX gives every task of SLURM one GPU, the one numbered as the task is on its node.
+  """
+  visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+  count = len(visible.split(",")) if visible else len(glob.glob("/dev/nvidia[0-9]*"))
+  alone = set(re.findall(r"(?:^|,)(\d+)", os.environ.get("SLURM_STEP_TASKS_PER_NODE", ""))) == {"1"}  # as 1(x96)
+  return list(range(count)) if count == 1 or (count and alone) else None
+
+
+def _give_up(where: str, coordinator: str | None, process_id: int | None, seconds: float) -> None:
+  """Says why the processes have not met, and ends this one: JAX would abort."""
+  reason = f"process {process_id} has not met all others" if process_id is not None else "the processes have not met"
+  if coordinator and process_id:
+    host, _, port = coordinator.rpartition(":")
+    try:
+      socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+    except OSError as error:
+      reason = f"the coordinator cannot be reached from process {process_id} ({error.strerror or error})"
+  print(f"glmjax: {where}: {reason} within {seconds:g} s; start every process with the same coordinator and number of "
+        "processes, and look at process 0's messages", file=sys.stderr, flush=True)
+  os._exit(1)
+
+
+def _one_line(error: BaseException) -> str:
+  return re.sub(r"\s+", " ", str(error) or type(error).__name__)[:300]
