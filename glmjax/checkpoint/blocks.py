@@ -25,8 +25,8 @@ import tqdm
 
 from glmjax import errors
 from glmjax.checkpoint import arrays
+from glmjax.checkpoint import atomic
 from glmjax.checkpoint import checksums
-from glmjax.checkpoint import folder as folder_lib
 from glmjax.quantize import tree
 
 ELEMENTS = 2**25  # largest block; 64 MiB of float16
@@ -251,7 +251,7 @@ class Writer:
         records[name] = {"shape": list(shape), "dtype": dtype, "sum": checksums.total(b[name] for b in blocks)}
     _describe_for_orbax(self._folder, list(records))
     for path in self._folder.rglob("*"):  # once, here: until then the journal's sums tell what reached the disk
-      folder_lib.sync(path)
+      atomic.sync(path)
     return records
 
   def forget(self) -> None:
@@ -321,5 +321,10 @@ def need_room(folder: pathlib.Path, weights: Sequence[Weight], there: int = 0) -
     folder = folder.parent
   needed, free = sum(weight.nbytes for weight in weights) - there, shutil.disk_usage(folder).free
   if needed > free:
-    raise errors.InputError(f"{folder} has {free / 1e9:.1f} GB free and {needed / 1e9:.1f} GB are needed: free some "
-                            "space, or choose another folder")
+    raise errors.InputError(f"{folder} has {_size(free)} free and {_size(needed)} are needed: free some space, or "
+                            "choose another folder")
+
+
+def _size(count: int) -> str:
+  """In units that leave a number to be read."""
+  return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

@@ -7,9 +7,9 @@ Parameters only, never the optimizer; one block at a time is read, converted and
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
-import glob
 import os
 import pathlib
+import re
 import shutil
 from typing import Any
 
@@ -17,6 +17,7 @@ import jax
 
 from glmjax import errors
 from glmjax.checkpoint import arrays
+from glmjax.checkpoint import atomic
 from glmjax.checkpoint import blocks
 from glmjax.checkpoint import checksums
 from glmjax.checkpoint import folder as folder_lib
@@ -165,6 +166,8 @@ def _exported(source: source_lib.Source, bits: int | None, dtype: str | None) ->
 def check_out(out: pathlib.Path, source: pathlib.Path, overwrite: bool) -> None:
   """Raises InputError unless `out` is free, or an export that may be overwritten."""
   recover(out)
+  for path in [*_left_over(out, "tmp"), *_left_over(out, "old")]:  # half of a new one, one that was replaced
+    shutil.rmtree(path, ignore_errors=True)
   if not out.exists():
     return
   if not overwrite:
@@ -196,7 +199,7 @@ def write_folder(content: Content, folder: pathlib.Path) -> None:
   files = [path.relative_to(folder) for path in sorted(folder.rglob("*"))
            if path.is_file() and folder_lib.PARAMS not in path.relative_to(folder).parts]
   crcs = {str(file): source_lib.file_crc(folder / file) for file in files if str(file) != source_lib.CHECKSUMS}
-  folder_lib.write_json(folder / source_lib.CHECKSUMS, checksums.seal({"arrays": records, "files": crcs}))
+  atomic.write_json(folder / source_lib.CHECKSUMS, checksums.seal({"arrays": records, "files": crcs}))
   writer.forget()
 
 
@@ -211,20 +214,35 @@ def _put_in_place(temporary: pathlib.Path, out: pathlib.Path) -> None:
     if old.exists():
       old.rename(out)
     raise
-  folder_lib.sync(out.parent)
+  atomic.sync(out.parent)
   shutil.rmtree(old, ignore_errors=True)
 
 
 def recover(out: pathlib.Path) -> None:
   """Puts back the export that a process killed between two renames had moved aside."""
-  if out.exists() or not out.parent.is_dir():
+  if out.exists():
     return
-  for old in out.parent.glob(f".{glob.escape(out.name)}.*.old"):
-    process = old.name.split(".")[-2]
-    if process.isdecimal() and not pathlib.Path("/proc", process).exists():
-      try:
-        old.rename(out)
-      except OSError as error:
-        raise errors.InputError(f"{out} was being replaced when that was killed: rename {old.name} there back to "
-                                f"{out.name}") from error
-      return
+  for old in _left_over(out, "old"):
+    try:
+      old.rename(out)
+    except OSError as error:
+      raise errors.InputError(f"{out} was being replaced when that was killed: rename {old.name} there back to "
+                              f"{out.name}") from error
+    return
+
+
+def _left_over(out: pathlib.Path, suffix: str) -> list[pathlib.Path]:
+  """What exports to `out` whose processes are gone have left beside it."""
+  name = re.compile(rf"\.{re.escape(out.name)}\.(\d+)\.{suffix}")
+  beside = out.parent.iterdir() if out.parent.is_dir() else ()
+  return [path for path in beside if (match := name.fullmatch(path.name)) and not _runs(int(match[1]))]
+
+
+def _runs(process: int) -> bool:
+  try:
+    os.kill(process, 0)
+  except (ProcessLookupError, OverflowError):
+    return False
+  except OSError:  # another user's
+    pass
+  return True

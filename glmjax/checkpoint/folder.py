@@ -13,6 +13,7 @@ import shutil
 from typing import Any
 
 from glmjax import errors
+from glmjax.checkpoint import atomic
 from glmjax.models import config as config_lib
 
 CONFIG, TOKENIZER, CHECKPOINTS, PARAMS = "config.json", "tokenizer", "checkpoints", "params"
@@ -32,18 +33,7 @@ class FolderConfig:
 def write_config(folder: str | os.PathLike, config: FolderConfig) -> None:
   """Writes config.json, whole or not at all."""
   content = {name: value for name, value in dataclasses.asdict(config).items() if value or name != "export"}
-  write_json(pathlib.Path(folder) / CONFIG, content)
-
-
-def write_json(path: pathlib.Path, content: Any) -> None:
-  """Writes to a temporary name and renames."""
-  temporary = path.with_name(f".{path.name}.{os.getpid()}")
-  with open(temporary, "w", encoding="utf-8") as file:
-    json.dump(content, file, indent=2)
-    file.write("\n")
-    file.flush()
-    os.fsync(file.fileno())
-  os.replace(temporary, path)
+  atomic.write_json(pathlib.Path(folder) / CONFIG, content)
 
 
 def read_config(folder: str | os.PathLike) -> FolderConfig:
@@ -137,15 +127,6 @@ def copy_tokenizer(source: str | os.PathLike, folder: str | os.PathLike) -> dict
   temporary.mkdir(parents=True)
   for name in (_LAYOUT, _MODEL):
     shutil.copyfile(pathlib.Path(source) / name, temporary / name)
-    sync(temporary / name)
+    atomic.sync(temporary / name)
   os.replace(temporary, target)
   return found
-
-
-def sync(path: pathlib.Path) -> None:
-  """Makes a file or a folder's entries survive a power cut."""
-  descriptor = os.open(path, os.O_RDONLY)
-  try:
-    os.fsync(descriptor)
-  finally:
-    os.close(descriptor)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from glmjax import errors
+from glmjax.checkpoint import atomic
 
 if TYPE_CHECKING:
   from glmjax.infer import chat as chat_lib
@@ -102,16 +103,9 @@ def _command(session: "chat_lib.Session", line: str, saved: set[pathlib.Path]) -
 def _save(session: "chat_lib.Session", path: pathlib.Path) -> None:
   """{"history": [[query, reply], ...]}, as ChatGLM's interfaces have it; whole or not at all."""
   text = json.dumps({"history": [[r.query, r.reply] for r in session.rounds]}, ensure_ascii=False, indent=1)
-  temporary = path.with_name(f".{path.name}.{os.getpid()}")
   try:
-    with open(temporary, "w", encoding="utf-8") as file:
-      file.write(text + "\n")
-      file.flush()
-      os.fsync(file.fileno())
-    os.replace(temporary, path)
+    atomic.write_text(path, text + "\n")
   except OSError as error:
-    with contextlib.suppress(OSError):
-      temporary.unlink()
     raise errors.InputError(f"cannot write {path}: {error.strerror}") from None
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import glmjax
 from glmjax import errors, gin_files, signatures
+from glmjax.checkpoint import atomic
 from glmjax.cli import corpus, hosts, inference, inputs, weights
 
 GIN_HELP = "gin file, searched here and then among glmjax's own (repeatable)"
@@ -206,10 +207,7 @@ def _write_config(command: Command, function: Callable[..., Any]) -> None:
   folder = gin_files.binding(function, command.folder) if command.folder else None
   if folder is None or not os.path.isdir(folder) or not hosts.is_first():
     return
-  temporary = os.path.join(folder, f".config.gin.{os.getpid()}")
-  with open(temporary, "w", encoding="utf-8") as file:
-    file.write(gin_files.operative_config())
-  os.replace(temporary, os.path.join(folder, "config.gin"))
+  atomic.write_text(os.path.join(folder, "config.gin"), gin_files.operative_config())
 
 
 def _parse_flags(arguments: list[str]) -> argparse.Namespace | None:

@@ -11,6 +11,7 @@ import sys
 from typing import Any
 
 from glmjax import errors
+from glmjax.checkpoint import atomic
 from glmjax.checkpoint import blocks
 from glmjax.checkpoint import export
 from glmjax.checkpoint import folder as folder_lib
@@ -117,7 +118,7 @@ def _begin(work: pathlib.Path, plan: str, content: export.Content) -> Any:
   if not there and (work / "export").exists():
     shutil.rmtree(work / "export")
     shutil.rmtree(work / _TOKENIZER, ignore_errors=True)
-  folder_lib.write_json(work / _PLAN, {"plan": plan})
+  atomic.write_json(work / _PLAN, {"plan": plan})
   return lock
 
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import operator
 import pathlib
+import shutil
 import subprocess
 import sys
 from typing import Any
@@ -18,6 +19,8 @@ import pytest
 
 from glmjax import errors
 from glmjax.checkpoint import arrays
+from glmjax.checkpoint import atomic
+from glmjax.checkpoint import blocks
 from glmjax.checkpoint import export
 from glmjax.checkpoint import folder as folder_lib
 from glmjax.checkpoint import manager
@@ -248,7 +251,7 @@ def test_failed_write_leaves_nothing(run: pathlib.Path, tmp_path: pathlib.Path,
   def fail(*_: Any) -> None:
     raise OSError(28, "No space left on device")
 
-  monkeypatch.setattr(folder_lib, "write_json", fail)
+  monkeypatch.setattr(atomic, "write_json", fail)
   with pytest.raises(errors.InputError, match="could not be written .*No space left"):
     export.export(run, tmp_path / "sub" / "out")
   assert not list((tmp_path / "sub").iterdir())
@@ -260,3 +263,24 @@ def test_loading_needs_neither_tensorflow_nor_the_model_nor_warns(run: pathlib.P
   command = [sys.executable, "-W", "error", "-c", code, str(run)]
   done = subprocess.run(command, capture_output=True, text=True, check=True)
   assert done.stdout.strip() == "[]" and done.stderr == "", (done.stdout, done.stderr)
+
+
+def test_what_killed_exports_left_is_removed(run: pathlib.Path, tmp_path: pathlib.Path):
+  """Of this name, and of processes that are gone."""
+  gone, kept = ".out.999999999.tmp", (".out.1.tmp", ".other.999999999.tmp", ".out.x.tmp", ".out.999999999.tmp2")
+  for name in (gone, ".out.999999998.tmp", *kept):
+    (tmp_path / name / "params").mkdir(parents=True)
+  export.export(run, tmp_path / "out", 8)
+  assert {path.name for path in tmp_path.iterdir() if path.name.startswith(".o")} == set(kept)
+  (tmp_path / ".out.999999999.old").mkdir()  # killed when the old one was aside, and the new one in place
+  export.export(run, tmp_path / "out", 4, overwrite=True)
+  assert not (tmp_path / ".out.999999999.old").exists() and export.load(tmp_path / "out").bits == 4
+
+
+def test_room_is_told_in_fitting_units(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
+  usage = shutil.disk_usage(tmp_path)
+  for shape, free, line in (((1000, 500), 300_000, "0.3 MB free and 2.0 MB are"),
+                            ((10**6, 3000), 10**8, "100.0 MB free and 12.0 GB are")):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: usage._replace(free=free))
+    with pytest.raises(errors.InputError, match=line):
+      blocks.need_room(tmp_path, [blocks.Weight("embedding/table", shape, "float32")])
