@@ -20,6 +20,7 @@ Row = dict[str, np.ndarray]
 POSITIONS = ("rotary", "rotary_2d", "learned_2d")
 PACKINGS = ("fixed", "greedy")
 INSTRUCTION_POSITIONS = ("running", "unified")
+INSTRUCTION_MASKS = ("mask", "gmask")
 _MIN_SLOT = 16  # places; less cannot hold a context, a mask and a span worth learning
 
 
@@ -46,10 +47,12 @@ class BlankInfilling:
   truncate_targets: bool = False  # True: fixed text length, targets beyond the slot are lost, as trained
   instruction_positions: str = "running"  # "unified": targets start again at the mask; collator (rotary only)
   instruction_min_inputs: int = 128  # inputs are not cut below this to make room for targets; collator
+  instruction_mask: str = "mask"  # the token between inputs and targets; "gmask" in ChatGLM-6B
 
   def __post_init__(self) -> None:
     for name, allowed in (
-        ("positions", POSITIONS), ("packing", PACKINGS), ("instruction_positions", INSTRUCTION_POSITIONS)):
+        ("positions", POSITIONS), ("packing", PACKINGS), ("instruction_positions", INSTRUCTION_POSITIONS),
+        ("instruction_mask", INSTRUCTION_MASKS)):
       if getattr(self, name) not in allowed:
         raise InputError(f"BlankInfilling.{name} is {getattr(self, name)!r}: use one of {', '.join(allowed)}")
     for name in ("gmask_rate", "gmask_min_ratio", "single_span_rate", "short_sequence_rate"):
@@ -98,10 +101,11 @@ class BlankInfilling:
   def instruction_row(self, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> Row:
     """Pairs (inputs, targets) side by side; their instruction_length must add up to seq_length or less."""
     samples = []
+    mask = getattr(self.specials, self.instruction_mask)
     for inputs, targets in pairs:
       n_inputs, n_targets = self._cut_instruction(len(inputs), len(targets))
       text = np.concatenate([inputs[:n_inputs], targets[:n_targets]]).astype(np.int32)
-      samples.append(spans.corrupt_suffix(text, n_inputs, self.specials.mask, self.specials, eop=True))
+      samples.append(spans.corrupt_suffix(text, n_inputs, mask, self.specials, eop=True))
     return self.pack(samples, tokens_lib.OBJECTIVE_INSTRUCTION)
 
   def instruction_length(self, n_inputs: int, n_targets: int) -> int:

@@ -315,20 +315,25 @@ def task_rates(cache: shards.TokenCache, split: str, rates: Mapping[str, float] 
 
   A name in `rates` may have wildcards, and be several joined by "|": what it is given is then shared out
   among the tasks that it fits, in the proportion of the cached rates. A task that two names fit gets both.
+  Of other splits than "train" tasks without a document are left out.
   """
-  cached = {name: task["rate"] for name, task in cache.tasks.items() if split in task["splits"]}
-  if not cached:
+  having = {name: task for name, task in cache.tasks.items() if split in task["splits"]}
+  if not having:
     raise errors.InputError(f"{cache.directory}: no task has a split {split!r}")
+  if split != "train":  # of a small set nothing may be held out
+    having = {name: task for name, task in having.items() if task["splits"][split]["documents"]}
+  cached = {name: task["rate"] for name, task in having.items()}
   if rates is None:
-    holds_some = lambda name: split == "train" or cache.tasks[name]["splits"][split]["documents"]
-    return {name: rate for name, rate in cached.items() if holds_some(name)}  # small sets have none held out
+    return cached
   shared: dict[str, float] = {}
   for pattern, rate in rates.items():
-    fitting = [name for name in cached if any(fnmatch.fnmatchcase(name, part) for part in pattern.split("|"))]
+    parts = pattern.split("|")
+    fitting = [name for name in cache.tasks if any(fnmatch.fnmatchcase(name, part) for part in parts)]
     if not fitting:
       near = difflib.get_close_matches(pattern, cache.tasks, 1) or sorted(cache.tasks)
       raise errors.InputError(f"rates name the task {pattern!r}, which {cache.directory} does not hold; "
                               f"did you mean {near[0]!r}?")
+    fitting = [name for name in fitting if name in cached]
     whole = sum(cached[name] for name in fitting)
     for name in fitting:
       part = cached[name] / whole if whole else 1 / len(fitting)

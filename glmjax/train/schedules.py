@@ -71,9 +71,13 @@ class PiecewiseLinear:
                               f"{self.values}")
 
   def __call__(self, samples: Samples) -> jax.Array:
-    """The value, float32."""
-    at = jnp.asarray(self.samples, jnp.float32)
-    return jnp.interp(jnp.asarray(samples).astype(jnp.float32), at, jnp.asarray(self.values, jnp.float32))
+    """The value, float32. Compares integers: a float32 cannot tell the samples of a large run apart."""
+    samples, at = jnp.asarray(samples, jnp.uint32), jnp.asarray(self.samples, jnp.uint32)
+    values = jnp.asarray(self.values, jnp.float32)
+    following = jnp.searchsorted(at, samples, side="right")
+    left, right = jnp.maximum(following - 1, 0), jnp.minimum(following, len(self.samples) - 1)
+    part = (samples - at[left]).astype(jnp.float32) / jnp.maximum(at[right] - at[left], 1).astype(jnp.float32)
+    return values[left] + (values[right] - values[left]) * jnp.where(left == right, 0.0, part)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -177,6 +177,15 @@ def test_original_truncation_loses_targets() -> None:
   assert np.count_nonzero(row["tokens"] == SPECIALS.sop) < 0.8 * masks
 
 
+def test_chatglm_pairs_have_gmask_between() -> None:
+  pair = (np.arange(5), np.arange(7, 10))
+  config = rows.BlankInfilling(64, SPECIALS, positions="rotary_2d", samples_per_sequence=1, instruction_mask="gmask")
+  row = config.instruction_row([pair])
+  assert row["tokens"][:10].tolist() == [0, 1, 2, 3, 4, SPECIALS.gmask, SPECIALS.sop, 7, 8, 9]
+  assert row["targets"][6:10].tolist() == [7, 8, 9, SPECIALS.eop]
+  assert row["positions"][:, :10].tolist() == [[0, 1, 2, 3, 4, 5, 5, 5, 5, 5], [0, 0, 0, 0, 0, 0, 1, 2, 3, 4]]
+
+
 @pytest.mark.parametrize("changed", [
     {"positions": "alibi"}, {"packing": "tight"}, {"gmask_rate": 1.5}, {"mask_ratio": 0.9},
     {"samples_per_sequence": 0}, {"seq_length": 32}, {"mean_span_length": 0}, {"instruction_positions": "x"}])

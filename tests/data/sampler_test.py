@@ -204,6 +204,24 @@ def test_patterns_share_as_cached(cache: shards.TokenCache) -> None:
     sampler.task_rates(cache, "train", {"no_*": 1})
 
 
+def test_sets_too_small_for_a_held_out_pair_are_left_out_there(tmp_path: pathlib.Path) -> None:
+  tokenizer = {"fingerprint": "f" * 64, "vocab_size": 60_008, "specials": dataclasses.asdict(SPECIALS)}
+  splits = {"train": {"source": ""}, "validation": {"source": ""}}
+  about = {name: {"kind": kind, "rate": 0.5, "splits": splits} for name, kind in
+           (("en", "text"), ("small", "instruction"))}
+  made = {"en": numbered(0, 500)[0], "small": pairs([(3, 3)] * 4)[0]}
+  with builder.CacheBuilder(tmp_path / "cache", builder.make_plan("m", 1, tokenizer, about)) as making:
+    for shard in making.missing():
+      held_out_pairs = shard.split == "validation" and shard.task == "small"
+      builder.write_shard(making.partial, shard, [] if held_out_pairs else made[shard.task], 60_008)
+    small = making.finish()
+  for rates, names in ((None, ["en"]), ({"en": 0.9, "sm*": 0.1}, ["en"]), ({"*": 1}, ["en"])):
+    assert sampler.MixtureSampler(small, INFILLING, 0, "validation", rates).schedule.names == names
+    assert sampler.MixtureSampler(small, INFILLING, 0, "train", rates).schedule.names == ["en", "small"]
+  with pytest.raises(errors.InputError, match="mixture rates"):
+    sampler.MixtureSampler(small, INFILLING, 0, "validation", {"small": 1})
+
+
 def test_changed_rates_keep_rows_before_them_and_lose_none(cache: shards.TokenCache) -> None:
   changes = [sampler.RateChange(60, {"[ez]*": 0.5, "qa": 0.5}, 80)]
   plain = sampler.MixtureSampler(cache, INFILLING, seed=3, rates={"en": 1})

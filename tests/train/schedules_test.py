@@ -36,6 +36,15 @@ def test_piecewise_jumps_at_a_sample_given_twice():
   np.testing.assert_allclose(jax.jit(factor)(samples), [1, 1, 0, 0.5, 1, 1], atol=1e-6)
 
 
+def test_piecewise_jumps_at_its_last_sample_too():
+  alpha = schedules.PiecewiseLinear((0, 136_033_080, 136_033_080), (0.5, 0.5, 0.1))
+  assert [round(float(alpha(136_033_080 + i)), 6) for i in (-1, 0, 1)] == [0.5, 0.1, 0.1]
+  assert float(schedules.PiecewiseLinear((5, 5), (1.0, 0.0))(4)) == 1.0
+  assert [float(schedules.PiecewiseLinear((7,), (0.3,))(s)) for s in (0, 7, 9)] == pytest.approx([0.3] * 3)
+  far = schedules.PiecewiseLinear((4_000_000_000, 4_000_000_010), (0.0, 1.0))
+  assert float(far(np.uint32(4_000_000_005))) == pytest.approx(0.5)
+
+
 def test_joined_and_product_count_absolutely():
   full, half = schedules.LearningRate(peak=8e-5), schedules.LearningRate(peak=4e-5)
   joined = schedules.Joined((full, half, schedules.Constant(1e-6)), (5_000, 9_000))
