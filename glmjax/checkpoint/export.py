@@ -131,6 +131,12 @@ def load(folder: str | os.PathLike, dtype: str | None = None, shardings: Any = N
   return source_lib.use(folder, read)
 
 
+def fingerprint(folder: str | os.PathLike) -> str:
+  """Of what `load` would read, from its checksums alone (`source.Source.fingerprint`)."""
+  recover(pathlib.Path(folder).absolute())
+  return source_lib.use(folder, lambda source: source.fingerprint)
+
+
 def _cast(name: str, x: jax.Array, dtype: str) -> jax.Array:
   is_code_or_scale = name.endswith(("/kernel/values", "/kernel/scale"))
   return x if is_code_or_scale else x.astype(dtype)

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Mapping
 import dataclasses
+import hashlib
+import json
 import math
 import os
 import pathlib
@@ -41,6 +43,15 @@ class Source:
   def bits(self) -> int | None:
     """Of the kernels; None: float."""
     return self.config.export.get("bits")
+
+  @property
+  def fingerprint(self) -> str:
+    """Of all that decides what the model says: copies have the same; other steps, precisions and settings do not."""
+    model = {field.name: value for field in dataclasses.fields(self.config.model)
+             if (value := getattr(self.config.model, field.name)) != field.default}
+    sums = sorted((name.removeprefix(self.prefix), record["sum"]) for name, record in self.records.items())
+    content = [model, self.config.tokenizer.get("fingerprint"), sums]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
   def read(self, targets: Mapping[str, Any]) -> dict[str, Any]:
     """Verified arrays by name without prefix, each placed as its target."""

@@ -29,8 +29,8 @@ def generate(
   """Each prompt with its blanks filled, or continued where it has none; objects keep their other fields.
 
   With `out`, the answers go to that JSON lines file ("-": standard output) batch by batch, and the result says
-  how many; a file that holds answers to the first prompts is gone on with, unless `overwrite`. With `samples`,
-  adds a line {"model": label, "prompt", "output"} for each to that file; the label is the checkpoint folder's
+  how many; a file that holds answers to the first prompts is gone on with, unless `overwrite`; what gave them is
+  noted beside it, in OUT.settings.json, and must be the same. With `samples`, adds a line {"model": label, "prompt", "output"} for each to that file; the label is the checkpoint folder's
   name if not given.
   """
   rows = [{"prompt": prompt} if isinstance(prompt, str) else prompt for prompt in prompts]
@@ -38,7 +38,10 @@ def generate(
   keep: list[Keep] = [results.extend]
   with contextlib.ExitStack() as stack:  # what cannot be written is told before the model is loaded
     if out is not None:
-      out_file, done = stack.enter_context(answers.answering(out, [row["prompt"] for row in rows], overwrite))
+      settings = {"checkpoint": os.fspath(checkpoint), "weights": "" if out == "-" else _fingerprint(checkpoint),
+                  "max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+      out_file, done = stack.enter_context(
+          answers.answering(out, [row["prompt"] for row in rows], settings, overwrite))
       keep = [lambda batch: answers.write(out_file, batch)]
     if samples is not None:
       samples_file = stack.enter_context(answers.appending(samples))
@@ -50,10 +53,16 @@ def generate(
       how = sampling.Sampling(temperature, top_k, top_p)
       model = engine.Engine.load(checkpoint)
       _check(model, rows, done)
-      if out is not None and overwrite and out != "-":
-        out_file.truncate(0)
+      if out is not None and not done:
+        answers.begin(out_file, out, settings)
       _generate(model, rows, done, keep, max_tokens, how, seed)
   return results if out is None else {"out": str(out), "answers": len(rows), "new": len(rows) - done}
+
+
+def _fingerprint(checkpoint: str | os.PathLike) -> str:
+  """Of the weights that would be loaded."""
+  from glmjax.checkpoint import export
+  return export.fingerprint(checkpoint)
 
 
 def _check(model: "engine_lib.Engine", rows: Sequence[Row], done: int) -> None:

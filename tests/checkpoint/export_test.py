@@ -277,6 +277,20 @@ def test_what_killed_exports_left_is_removed(run: pathlib.Path, tmp_path: pathli
   assert not (tmp_path / ".out.999999999.old").exists() and export.load(tmp_path / "out").bits == 4
 
 
+def test_fingerprint(run: pathlib.Path, tmp_path: pathlib.Path):
+  """A copy is the same; another step, precision or way of computing is not."""
+  for name, bits in (("a", None), ("b", None), ("c", 8), ("d", 4)):
+    export.export(run, tmp_path / name, bits)
+  found = {name: export.fingerprint(tmp_path / name) for name in "abcd"}
+  assert found["a"] == found["b"] == export.fingerprint(run) and len(set(found.values())) == 3
+  shutil.rmtree(run / "checkpoints" / "2")
+  assert export.fingerprint(run) not in found.values()
+  config = folder_lib.read_config(run)
+  before = export.fingerprint(run)
+  folder_lib.write_config(run, dataclasses.replace(config, model=dataclasses.replace(_CONFIG, dtype="bfloat16")))
+  assert export.fingerprint(run) != before
+
+
 def test_room_is_told_in_fitting_units(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
   usage = shutil.disk_usage(tmp_path)
   for shape, free, line in (((1000, 500), 300_000, "0.3 MB free and 2.0 MB are"),

@@ -39,6 +39,7 @@ class Model:
 def model(monkeypatch, tmp_path):
   monkeypatch.chdir(tmp_path)
   monkeypatch.setattr(engine.Engine, "load", lambda checkpoint: Model())
+  monkeypatch.setattr(inference, "_fingerprint", str)
 
 
 def read(prompt=None, file=None):
@@ -150,6 +151,51 @@ def test_files_of_other_prompts_are_left_alone(monkeypatch):
   assert len(lines("a.jsonl")) == 1
 
 
+def test_answers_of_other_settings_are_not_gone_on_with(monkeypatch):
+  """Another model or sampling, begun and done or killed: refused in one line, and nothing is touched."""
+  with pytest.raises(KeyboardInterrupt):
+    inference.generate("m", ["a", "b", "stop here"], out="a.jsonl", seed=3)
+  content = pathlib.Path("a.jsonl").read_bytes()
+  for prompts in (["a", "b", "c"], ["a", "b"]):
+    for checkpoint, changes, line in (
+        ("other", {}, r"another model, then at m\)"), ("m", {"temperature": 0.5}, r"\(temperature 0.0 there, 0.5 now\)"),
+        ("m", {"seed": 4, "max_tokens": 9}, r"\(max_tokens 128 there, 9 now; seed 3 there, 4 now\)")):
+      with pytest.raises(errors.InputError, match=f"{line}: choose another file, or --overwrite this one") as caught:
+        inference.generate(checkpoint, prompts, out="a.jsonl", **{"seed": 3} | changes)
+      assert "\n" not in str(caught.value) and pathlib.Path("a.jsonl").read_bytes() == content
+  inference.generate("m", ["a", "b", "c"], out="a.jsonl", seed=3)
+  assert len(lines("a.jsonl")) == 3
+  monkeypatch.setattr(inference, "_fingerprint", lambda checkpoint: "m")  # the same, moved elsewhere
+  assert inference.generate("elsewhere/m", ["a", "b", "c"], out="a.jsonl", seed=3)["new"] == 0
+  inference.generate("m", ["a"], out="a.jsonl", seed=5, overwrite=True)
+  assert inference.generate("m", ["a"], out="a.jsonl", seed=5)["new"] == 0
+  for settings in (None, "", "[]", "{}"):
+    pathlib.Path("a.jsonl.settings.json").unlink()
+    if settings is not None:
+      pathlib.Path("a.jsonl.settings.json").write_text(settings)
+    else:
+      with pytest.raises(errors.InputError, match="a.jsonl.settings.json does not tell what gave them"):
+        inference.generate("m", ["a"], out="a.jsonl", seed=5)
+      pathlib.Path("a.jsonl.settings.json").write_text("{")
+    with pytest.raises(errors.InputError, match="does not tell what gave them"):
+      inference.generate("m", ["a"], out="a.jsonl", seed=5)
+
+
+def test_killed_while_beginning(monkeypatch):
+  """Settings never stand beside answers that they did not give."""
+  inference.generate("m", ["a"], out="a.jsonl")
+
+  def killed(*_):
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as patch:
+    patch.setattr(answers.atomic, "write_json", killed)
+    with pytest.raises(KeyboardInterrupt):
+      inference.generate("m", ["a"], out="a.jsonl", seed=1, overwrite=True)
+  assert pathlib.Path("a.jsonl").read_bytes() == b""
+  assert inference.generate("m", ["a"], out="a.jsonl", seed=2)["new"] == 1
+
+
 @pytest.mark.parametrize("flag", ["out", "samples"])
 def test_what_cannot_be_written_is_told_before_the_work(flag, monkeypatch):
   monkeypatch.setattr(engine.Engine, "load", None)
@@ -165,7 +211,7 @@ def test_a_device_is_no_file_of_answers():
 
 
 def test_two_runs_do_not_write_one_file():
-  with answers.answering("a.jsonl", [], False):
+  with answers.answering("a.jsonl", [], {}, False):
     with pytest.raises(errors.InputError, match="another process is writing a.jsonl"):
       inference.generate("m", ["a"], out="a.jsonl")
 
