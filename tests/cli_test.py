@@ -192,7 +192,7 @@ def test_gin_file_and_flag_bind_the_function(fake, capsys):
   "mode, status, expected",
   [
     ("input", 2, "batch 6 does not divide over 4 devices; use 8"),
-    ("crash", 1, "RuntimeError: first line (run again with --debug for the traceback)"),
+    ("crash", 1, "RuntimeError: first line second line (run again with --debug for the traceback)"),
     ("disk", 1, "the disk is full (runs/a/file): free some space and run the same command again"),
     (
       "extra",
@@ -230,6 +230,14 @@ def test_stages_gather_the_seconds_of_commands(fake):
   assert cli.main(["train", "--gin_file=x.gin", "--stages=stages.jsonl"]) == 2  # not done: not counted
   lines = [json.loads(line) for line in pathlib.Path("stages.jsonl").read_text().splitlines()]
   assert [line["stage"] for line in lines] == ["train", "train"] and lines[0]["seconds"] >= 0
+
+
+def test_all_lines_of_an_error_are_told():
+  """In one; without gin's, and none without end."""
+  told = cli._describe(ValueError("\n\nshapes:\n  (3, 4)\n\n  (5,)\n  In call to configurable 'train' (<function>)"))
+  assert told.startswith("ValueError: shapes: (3, 4) (5,) (run again")
+  assert cli._describe(ValueError("")).startswith("ValueError: no message (")
+  assert 1000 < len(cli._describe(ValueError("x\n" * 10**5))) < 1100
 
 
 def test_missing_extra_is_named():

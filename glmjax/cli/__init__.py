@@ -11,6 +11,9 @@ from collections.abc import Sequence
 
 from glmjax import errors
 
+_GIN = "  In call to configurable"
+_LONGEST = 1000  # characters of an error that is printed
+
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs one command; its exit status: 0 done, 2 a mistake to mend, 130 interrupted, 1 anything else."""
@@ -32,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       traceback.print_exc()
     error = gin_files.original(error)
     return (
-      _fail(_first_line(error), 2) if isinstance(error, errors.InputError) else _fail(_describe(error), 1)
+      _fail(_one_line(error), 2) if isinstance(error, errors.InputError) else _fail(_describe(error), 1)
     )
 
 
@@ -48,13 +51,14 @@ def _describe(error: Exception) -> str:
   if isinstance(error, OSError) and error.errno == errno.ENOSPC:
     place = error.filename or "while writing"
     return f"the disk is full ({place}): free some space and run the same command again"
-  return f"{type(error).__name__}: {_first_line(error)} ({again})"
+  return f"{type(error).__name__}: {_one_line(error)} ({again})"
 
 
-def _first_line(error: Exception) -> str:
-  """The message without the lines gin appends to it."""
-  lines = str(error).strip().splitlines()
-  return lines[0] if lines else "no message"
+def _one_line(error: Exception) -> str:
+  """The message, its lines joined, without those that gin appends; a library's essay is cut."""
+  lines = [line.strip() for line in str(error).splitlines() if not line.startswith(_GIN)]
+  text = " ".join(filter(None, lines)) or "no message"
+  return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."
 
 
 def _fail(message: str, status: int) -> int:
