@@ -1,7 +1,7 @@
 """Several processes as one run: how they find each other (jax.distributed), what they say to each other, how they end.
 
-JAX's own answer to a peer that is gone is to abort with a stack trace. `leave` and parallel/peers.py come before it
-with one line; JAX's heartbeat (100 s) stays behind them.
+JAX's own answer to a process that is gone is to abort with a stack trace: 100 s after its last heartbeat, or at once
+when it is process 0, whose service all need. parallel/peers.py sees sooner who is gone, and says it in a line.
 """
 
 import contextlib
@@ -9,7 +9,9 @@ import glob
 import importlib.util
 import os
 import re
+import shutil
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -54,6 +56,7 @@ def join(coordinator: str | None = None, num_processes: int | None = None, proce
     found["local_device_ids"] = _slurm_gpus()
   elif where == "MPI":
     found["cluster_detection_method"] = "mpi4py"
+  _shorten_abort()
   late = threading.Timer(connect_seconds, _give_up, (where, coordinator, process_id, connect_seconds))
   late.daemon = True
   late.start()
@@ -79,16 +82,17 @@ def process_id() -> int:
   return _state().process_id
 
 
-def leave(status: int, message: str, seconds: float = 10) -> NoReturn:
-  """Ends this process without waiting for the others, and tells them why.
+def leave(status: int, message: str, gone: int = 0, seconds: float = 10) -> NoReturn:
+  """Ends this process without waiting for the others to finish, and tells them why.
 
-  Process 0 goes last, at most `seconds` later: with it ends the service whose loss aborts the others.
+  Process 0 goes last, at most `seconds` later: with it ends the service whose loss aborts the others. It does not
+  wait for those that are `gone`, so many.
   """
   state = _state()
 
   def say() -> None:
     state.client.key_value_set(f"{MESSAGES}{state.process_id}", LEFT + message, allow_overwrite=True)
-    while state.process_id == 0 and state.num_processes - 1 > sum(
+    while state.process_id == 0 and state.num_processes - 1 - gone > sum(
         said.startswith(LEFT) for name, said in state.client.key_value_dir_get(MESSAGES) if name != f"{MESSAGES}0"):
       time.sleep(0.1)
 
@@ -159,6 +163,29 @@ def _slurm_gpus() -> list[int] | None:
   count = len(visible.split(",")) if visible else len(glob.glob("/dev/nvidia[0-9]*"))
   alone = set(re.findall(r"(?:^|,)(\d+)", os.environ.get("SLURM_STEP_TASKS_PER_NODE", ""))) == {"1"}  # as 1(x96)
   return list(range(count)) if count == 1 or (count and alone) else None
+
+
+def _shorten_abort() -> None:
+  """What native code writes to standard error goes through sed, which makes one line of JAX's farewell.
+
+  The line must come from another process: nothing of this one runs after the abort. Python keeps its own way.
+  """
+  if shutil.which("sed") is None:
+    return
+  farewell = "Terminating process because the JAX distributed service detected fatal errors"
+  line = ("glmjax: another process has died or lost its network, as JAX tells (\\1); start the run again: it goes on "
+          "from the last checkpoint")
+  script = f"/{farewell}/{{s/.*absl::Status: \\([^.]*\\).*/{line}/;q}}"
+  sys.stderr.flush()
+  straight = os.dup(2)
+  ours, theirs = os.pipe()
+  # It stays until the last writer has ended, whatever signals reach the job.
+  subprocess.Popen(["sh", "-c", 'trap "" INT TERM HUP; exec sed -u "$0"', script], stdin=ours, stdout=straight,
+                   stderr=subprocess.DEVNULL)
+  os.close(ours)
+  os.dup2(theirs, 2)
+  os.close(theirs)
+  sys.stderr = open(straight, "w", buffering=1, encoding="utf-8", errors="backslashreplace")
 
 
 def _give_up(where: str, coordinator: str | None, process_id: int | None, seconds: float) -> None:

@@ -45,7 +45,7 @@ class Watch:
       yield peers
     except Exception as error:
       if distributed.joined() and (isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error)):
-        time.sleep(self.silent_seconds + 4 * peers.interval)
+        peers.await_verdict()
       raise
     finally:
       peers.stop()
@@ -88,6 +88,12 @@ class Peers:
     if self._threads:
       distributed.within(self.interval, lambda: self._say("{}"))
 
+  def await_verdict(self) -> None:
+    """Returns if there is none; otherwise the process ends in here."""
+    if not self._stopping.wait(self._settings.silent_seconds + 4 * self.interval):
+      return
+    time.sleep(60)  # in which `_end` ends it
+
   def _say(self, message: str) -> None:
     distributed.client().key_value_set(f"{distributed.MESSAGES}{distributed.process_id()}", message,
                                        allow_overwrite=True)
@@ -113,7 +119,7 @@ class Peers:
           continue
         verdict = f"process 0 has died or cannot be reached ({str(error).splitlines()[0][:120]})"
       if verdict:
-        return self._end(verdict)
+        return self._end(verdict, len(judge.gone))
       self._stopping.wait(self.interval)
 
   def _listen(self) -> None:
@@ -121,14 +127,14 @@ class Peers:
     while not self._stopping.wait(self.interval):
       silent = time.monotonic() - self._talked
       if silent > self._settings.silent_seconds + 2 * self.interval:
-        self._end(f"process 0 has not answered for {silent:.0f} s: it is stopped or has lost its network")
+        self._end(f"process 0 has not answered for {silent:.0f} s: it is stopped or has lost its network", seconds=1)
 
-  def _end(self, verdict: str) -> None:
+  def _end(self, verdict: str, gone: int = 0, seconds: float = 10) -> None:
     if self._stopping.is_set():
       return
     self._stopping.set()
-    print(f"\nglmjax: {verdict}{_ADVICE}", file=sys.stderr, flush=True)
-    distributed.leave(1, verdict, seconds=5)
+    print(f"glmjax: {verdict}{_ADVICE}", file=sys.stderr, flush=True)
+    distributed.leave(1, verdict, gone, seconds)
 
 
 def _of_first(client: Any) -> dict[str, str]:
@@ -148,11 +154,12 @@ class _Judge:
   def __init__(self, settings: Watch):
     self._settings = settings
     self._last: dict[str, tuple[str, float]] = {}  # what each said last, and when it was new
+    self.gone: list[str] = []  # of which nothing more will be heard
 
   def verdict(self, said: dict[str, str]) -> str | None:
     """The reason to end the run, if there is one."""
     now = time.monotonic()
-    left, silent, states = [], [], {}
+    left, self.gone, states = [], [], {}
     for name, message in said.items():
       number = name.removeprefix(distributed.MESSAGES)
       if message.startswith(distributed.LEFT):
@@ -166,10 +173,10 @@ class _Judge:
       if self._last.get(name, ("", 0))[0] != message:
         self._last[name] = message, now
       elif now - self._last[name][1] > self._settings.silent_seconds:
-        silent.append(f"process {number} on {state['host']} has not been heard of for "
-                      f"{now - self._last[name][1]:.0f} s (it was at step {state['step']}): it was killed, is stopped or "
-                      "has lost its network")
-    return next(iter(left + silent), None) or (self._hung(states) if len(said) > 1 else None)
+        self.gone.append(f"process {number} on {state['host']} has not been heard of for "
+                         f"{now - self._last[name][1]:.0f} s (it was at step {state['step']}): it was killed, is "
+                         "stopped or has lost its network")
+    return next(iter(left + self.gone), None) or (self._hung(states) if len(said) > 1 else None)
 
   def _hung(self, states: dict[str, dict[str, Any]]) -> str | None:
     limit = self._settings.hung_seconds
