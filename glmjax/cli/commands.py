@@ -114,7 +114,7 @@ COMMANDS = {command.name: command for command in (
              Flag("--rotary_rounding", "of cosines and sines (half_table, as the published models were run)",
                   choices=("none", "half_frequencies", "half_table")),
              Flag("--prefix", "folder or file of a P-Tuning v2 prefix of chatglm-6b"),
-             Flag("--memory_limit_gib", "most memory to take (about 1.2)", float),
+             Flag("--memory_limit_gib", "most memory to take, in GiB (about 1.2)", float),
              Flag("--overwrite", "replace an export there", bool, kind="passed"))),
     Command("inspect", "glmjax.thudm.inspection.inspect", "tell what a folder or file of weights holds",
             "glmjax inspect --hashes models/chatglm-6b",

@@ -124,8 +124,12 @@ def open_source(family: str, folder: str | os.PathLike, tokenizer: str | os.Path
   found_prefix = None
   if family == "chatglm-6b":
     hub = shards_lib.read_json(folder / "config.json")
+    shards = shards_lib.open_hub(folder)
+    if all(key.startswith(prefix_lib.ENCODER) for key in shards.ranks[0]):
+      raise errors.InputError(f"{folder} holds a P-Tuning v2 prefix and no model: import the model that was tuned, with "
+                              f"--prefix={folder}")
     config, bits = _chatglm_config(hub, folder), hub.get("quantization_bit") or None
-    shards, found_prefix = _take_prefix(shards_lib.open_hub(folder), prefix, hub, config, folder)
+    shards, found_prefix = _take_prefix(shards, prefix, hub, config, folder)
     if found_prefix is not None:
       config = dataclasses.replace(config, prefix_length=found_prefix.length)
   else:
@@ -174,9 +178,6 @@ def _take_prefix(shards: shards_lib.Shards, given: str | os.PathLike | None, hub
   """The model's own tensors, and the prefix among them or the one given."""
   [rank] = shards.ranks
   inside = {key: tensor for key, tensor in rank.items() if key.startswith(prefix_lib.ENCODER)}
-  if inside and len(inside) == len(rank):
-    raise errors.InputError(f"{folder} holds a P-Tuning v2 prefix and no model: import the model that was tuned, with "
-                            f"--prefix={folder}")
   if inside and given is not None:
     raise errors.InputError(f"{folder} has a P-Tuning v2 prefix of its own: leave --prefix out, or import the model "
                             "that was tuned")

@@ -141,6 +141,7 @@ def test_prefix_without_its_model(make, tmp_path):
   tuned = save(tmp_path / "tuned", {"embedding.weight": random(P, 2 * N * D)}, **said | {"pre_seq_len": P})
   assert f"holds a P-Tuning v2 prefix and no model: import the model that was tuned, with --prefix={tuned}" in (
       refused(tmp_path, tuned))
+  (tuned / "config.json").write_text(json.dumps({"pre_seq_len": P}))
   assert "prefix and no model" in inspection.inspect(tuned)["problem"]
   (hub / "config.json").write_text(json.dumps(said | {"pre_seq_len": P}))
   assert "has pre_seq_len 6, and no file holds the prefix" in refused(tmp_path, hub)
