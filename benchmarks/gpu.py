@@ -16,6 +16,7 @@ Peak memory stands beside what the compiler said it would be. `--small` runs eve
 import argparse
 import dataclasses
 import datetime
+import importlib.util
 import json
 import os
 import pathlib
@@ -52,7 +53,8 @@ from glmjax.train import step as step_lib  # noqa: E402
 
 # Dense bfloat16 peak, FLOP/s, of NVIDIA's datasheets (SXM parts), by a part of the device's name.
 PEAKS = {"H200": 989.4e12, "H100": 989.4e12, "A100": 312e12}
-TESTS = ("tests/golden_test.py", "tests/quantize", "tests/infer")
+TESTS = ("tests/golden_test.py", "tests/quantize", "tests/infer", "tests/models")
+PARALLEL = ("-n", "8") if importlib.util.find_spec("xdist") and (os.cpu_count() or 1) > 8 else ()
 CHATGLM_6B = config_lib.GLMConfig(
     vocab_size=130_528, num_layers=28, embed_dim=4_096, num_heads=32, mlp_dim=16_384, positions="rotary_2d",
     mlp="gelu_tanh", dtype="bfloat16", param_dtype="bfloat16")
@@ -95,12 +97,13 @@ def _small(config: config_lib.GLMConfig) -> config_lib.GLMConfig:
 
 
 CASES: dict[str, Train | Decode] = {
-    "train_200m_512": Train(gpt(12, 768, 12, 512), 64),
-    "train_200m_512_unrolled": Train(gpt(12, 768, 12, 512, scan_layers=False), 64),
-    "train_500m_1024": Train(gpt(24, 1_024, 16, 1_024), 16),
-    "train_1b_2048": Train(gpt(20, 2_048, 16, 2_048), 4),
+    "train_200m_512": Train(gpt(12, 768, 12, 512, remat="dots"), 64),
+    "train_200m_512_unrolled": Train(gpt(12, 768, 12, 512, remat="dots", scan_layers=False), 64),
+    "train_500m_1024": Train(gpt(24, 1_024, 16, 1_024, remat="dots"), 16),
+    "train_1b_2048": Train(gpt(20, 2_048, 16, 2_048, remat="dots"), 8),
+    "train_1b_2048_unrolled": Train(gpt(20, 2_048, 16, 2_048, remat="dots", scan_layers=False), 16),
     "train_1b_2048_full_remat": Train(gpt(20, 2_048, 16, 2_048, remat="full"), 8),
-    "train_1b_2048_micro": Train(gpt(20, 2_048, 16, 2_048, remat="dots"), 16, 4),
+    "train_1b_2048_micro": Train(gpt(20, 2_048, 16, 2_048, remat="dots"), 32, 8),
     "decode_6b_bf16": Decode(CHATGLM_6B),
     "decode_6b_int8": Decode(CHATGLM_6B, 8),
     "decode_6b_int4": Decode(CHATGLM_6B, 4),
@@ -135,7 +138,7 @@ def run_tests() -> dict[str, Any]:
   """The last lines that pytest prints, and its exit status."""
   environment = os.environ | {"JAX_PLATFORMS": f"{jax.default_backend()},cpu", "XLA_FLAGS": "",
                               "JAX_DEFAULT_MATMUL_PRECISION": "highest", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-  done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-x", "--maxfail=20", "-p", "no:cacheprovider", *TESTS],
+  done = subprocess.run([sys.executable, "-m", "pytest", "-q", "--maxfail=20", "-p", "no:cacheprovider", "-p", "no:benchmark", *PARALLEL, *TESTS],
                         cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
   lines = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR")) or " passed" in line]
   print(done.stdout[-3000:], flush=True)
@@ -146,7 +149,8 @@ def run_case(name: str, small: bool) -> dict[str, Any]:
   """One case's figures, or the last line of what went wrong."""
   command = [sys.executable, __file__, "--case", name, *["--small"] * small]
   done = subprocess.run(command, capture_output=True, text=True, check=False,
-                        env=os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"})
+                        env={"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.92", **os.environ,
+                             "XLA_PYTHON_CLIENT_PREALLOCATE": "false"})
   if done.returncode:
     return {"error": (done.stderr.strip() or "died").splitlines()[-1][:500]}
   return json.loads(done.stdout.splitlines()[-1])

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from glmjax.models import flash
 from glmjax.quantize import ops
 
 # Added to hidden scores; finite, so that a row that hides everything stays finite too.
@@ -24,6 +25,15 @@ def interval_mask(start_BL: jax.Array, end_BL: jax.Array, num_keys: int) -> jax.
 def attend(q_BLHK: jax.Array, k_BMHK: jax.Array, v_BMHK: jax.Array, start_BL: jax.Array, end_BL: jax.Array,
            dropout: Callable[[jax.Array], jax.Array] | None = None,
            prefix: tuple[jax.Array, jax.Array] | None = None) -> jax.Array:
+  """`dense`, or the flash kernel where there is one for the machine and the shapes."""
+  if dropout is None and prefix is None and flash.fits(q_BLHK, k_BMHK):
+    return flash.attend(q_BLHK, k_BMHK, v_BMHK, start_BL, end_BL)
+  return dense(q_BLHK, k_BMHK, v_BMHK, start_BL, end_BL, dropout, prefix)
+
+
+def dense(q_BLHK: jax.Array, k_BMHK: jax.Array, v_BMHK: jax.Array, start_BL: jax.Array, end_BL: jax.Array,
+          dropout: Callable[[jax.Array], jax.Array] | None = None,
+          prefix: tuple[jax.Array, jax.Array] | None = None) -> jax.Array:
   """softmax(q k / sqrt(K)) v over each query's interval, [B, L, H, K] in q's dtype.
 
   `prefix`: keys and values [H, P, K] that every query sees as well (P-Tuning v2). They share the softmax with the

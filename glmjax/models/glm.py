@@ -19,10 +19,12 @@ from typing import Any
 
 from flax import linen as nn
 import jax
+from jax import ad_checkpoint
 import jax.numpy as jnp
 
 from glmjax.models import attention
 from glmjax.models import config as config_lib
+from glmjax.models import flash
 from glmjax.models import layers
 from glmjax.models import rotary
 from glmjax.parallel import partitioning
@@ -31,6 +33,13 @@ from glmjax.parallel import partitioning
 # such pair without the N axis per layer, under "layers_0", "layers_1", ... Heads come before slots, so that
 # a step's products with the cache need no transposed copy of it.
 Cache = dict[str, Any]
+
+
+_KEPT = "kept"  # by remat="dots", besides flash.NAMES: all that backward needs of the kernels' outputs
+
+
+def _keep(x: jax.Array) -> jax.Array:
+  return ad_checkpoint.checkpoint_name(x, _KEPT)
 
 
 def _einsum(config: config_lib.GLMConfig, name: str, spec: str, shape: tuple[int, ...], axes: tuple[str, ...],
@@ -67,7 +76,8 @@ class SelfAttention(nn.Module):
     q_BLHK, k_BLHK, v_BLHK = (partitioning.constrain(part, "batch", "length", "act_heads", None)
                               for part in layers.unstack(qkv, 2))
     parts = 2 if config.positions == "rotary_2d" else 1
-    q_BLHK, k_BMHK, v_BMHK = rotary.rotate(q_BLHK, cos_sin, parts), rotary.rotate(k_BLHK, cos_sin, parts), v_BLHK
+    q_BLHK, k_BMHK, v_BMHK = map(_keep, (rotary.rotate(q_BLHK, cos_sin, parts), rotary.rotate(k_BLHK, cos_sin, parts),
+                                         v_BLHK))
     if cache is not None:
       cache = {name: jax.lax.dynamic_update_slice(
           cache[name], jnp.swapaxes(new, 1, 2).astype(cache[name].dtype), (0, 0, cache_index, 0))
@@ -83,7 +93,7 @@ class SelfAttention(nn.Module):
                      for name in ("prefix_key", "prefix_value"))
     out_BLHK = attention.attend(q_BLHK, k_BMHK, v_BMHK, start_BL, end_BL, dropout, prefix)
     out = _einsum(config, "out", "BLHK,HKD->BLD", (h, k, d), ("heads", "kv", "embed"), 2, _output_std(config, d))
-    return out(out_BLHK), cache
+    return _keep(out(out_BLHK)), cache
 
 
 def gelu(x: jax.Array) -> jax.Array:
@@ -103,7 +113,7 @@ class Mlp(nn.Module):
     d, f, branches = config.embed_dim, config.mlp_dim, config.mlp_branches
     std = layers.xavier_std(d, f, config.beta) if config.norm == "deepnorm" else config.init_std
     hidden = _einsum(config, "wi", "BLD,DTF->BLTF", (d, branches, f), ("embed", "branches", "mlp"), 1, std)(x_BLD)
-    *rest, gate_BLF = layers.unstack(hidden, 2)
+    *rest, gate_BLF = map(_keep, layers.unstack(hidden, 2))
     act_BLF = jax.nn.gelu(gate_BLF) if config.mlp == "gelu_tanh" else gelu(gate_BLF)
     if rest:
       act_BLF = rest[0] * act_BLF
@@ -147,8 +157,8 @@ class Block(nn.Module):
 def _remat(config: config_lib.GLMConfig) -> type[nn.Module]:
   if config.remat == "none":
     return Block
-  policy = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}[config.remat]
-  return nn.remat(Block, policy=policy, prevent_cse=not config.scan_layers)
+  kept = jax.checkpoint_policies.save_only_these_names(_KEPT, *flash.NAMES)
+  return nn.remat(Block, policy=kept if config.remat == "dots" else None, prevent_cse=not config.scan_layers)
 
 
 class GLM(nn.Module):

@@ -4,6 +4,7 @@ B batch, L length, D model, V vocabulary.
 """
 
 from collections.abc import Callable, Sequence
+import functools
 
 from flax import linen as nn
 import jax
@@ -107,11 +108,46 @@ class LayerNorm(nn.Module):
     scale = declare(self, "scale", lambda key, shape, dtype: jnp.ones(shape, dtype), width, ("act_embed",),
                     self.param_dtype)
     bias = declare(self, "bias", zeros, width, ("act_embed",), self.param_dtype)
-    x = x.astype(jnp.float32)
-    x = x - x.mean(-1, keepdims=True)
-    x = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.epsilon)
-    along = (1,) * (x.ndim - 1) + width
-    return (x * scale.astype(jnp.float32).reshape(along) + bias.astype(jnp.float32).reshape(along)).astype(self.dtype)
+    return _layer_norm(self.epsilon, self.dtype, x, scale, bias)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _layer_norm(epsilon: float, dtype: str, x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
+  """In `dtype`, through float32; backward keeps x as it came and makes the rest again."""
+  normal, _ = _normalize(epsilon, x)
+  return (normal * _along(x, scale) + _along(x, bias)).astype(dtype)
+
+
+def _normalize(epsilon: float, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """x with mean 0 and variance 1, and the factor that did it, float32."""
+  x = x.astype(jnp.float32)
+  x = x - x.mean(-1, keepdims=True)
+  factor = jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + epsilon)
+  return x * factor, factor
+
+
+def _along(x: jax.Array, weights: jax.Array) -> jax.Array:
+  return weights.astype(jnp.float32).reshape((1,) * (x.ndim - 1) + weights.shape)
+
+
+def _layer_norm_forward(epsilon: float, dtype: str, x: jax.Array, scale: jax.Array, bias: jax.Array
+                        ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+  return _layer_norm(epsilon, dtype, x, scale, bias), (x, scale, bias)
+
+
+def _layer_norm_backward(epsilon: float, dtype: str, residuals: tuple[jax.Array, ...], g: jax.Array
+                         ) -> tuple[jax.Array, ...]:
+  del dtype
+  x, scale, bias = residuals
+  normal, factor = _normalize(epsilon, x)
+  g = g.astype(jnp.float32)
+  d = g * _along(x, scale)
+  dx = factor * (d - d.mean(-1, keepdims=True) - normal * (d * normal).mean(-1, keepdims=True))
+  rows = tuple(range(x.ndim - 1))
+  return dx.astype(x.dtype), (g * normal).sum(rows).astype(scale.dtype), g.sum(rows).astype(bias.dtype)
+
+
+_layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
 
 
 class Embedding(nn.Module):

@@ -15,6 +15,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from glmjax import target
+from glmjax.quantize import matmul_gpu
 from glmjax.quantize import qarray
 
 _BLOCK = 128  # inputs (INT4: bytes) at a time on a CPU; 64 to 256 are much alike
@@ -37,13 +39,27 @@ def _scaled_sums(spec: str, x: jax.Array, kernel: qarray.QuantizedArray) -> jax.
   """The product in float32."""
   labels = spec.replace("->", ",").split(",")[1]
   inputs = labels[:kernel.values.ndim + kernel.axis + 1]
-  parts = (x,) if kernel.bits == 8 else _even_odd(x, spec.index(inputs[-1]))
-  sums = jax.lax.platform_dependent(parts, kernel.values, default=functools.partial(_product, spec),
-                                    cpu=functools.partial(_blocked_product, spec, len(inputs)))
   outputs = kernel.scale.shape[len(inputs):]
+  if _takes_few_rows(x, kernel, len(inputs)):
+    flat = kernel.values.reshape(-1, math.prod(outputs))
+    sums = matmul_gpu.product(x.reshape(-1, flat.shape[0] * 8 // kernel.bits), flat, kernel.bits)
+    sums = sums.reshape(*x.shape[:x.ndim - len(inputs)], *outputs)
+  else:
+    parts = (x,) if kernel.bits == 8 else _even_odd(x, spec.index(inputs[-1]))
+    blocked = target.platform() == "cpu"
+    sums = _blocked_product(spec, len(inputs), parts, kernel.values) if blocked else _product(spec, parts, kernel.values)
   assert sums.shape[sums.ndim - len(outputs):] == outputs, (spec, sums.shape, outputs)
   scale = kernel.scale.astype(jnp.float32).reshape((1,) * (sums.ndim - len(outputs)) + outputs)
   return sums * scale
+
+
+def _takes_few_rows(x: jax.Array, kernel: qarray.QuantizedArray, num_inputs: int) -> bool:
+  """Whether the GPU kernel for a row or a few is for this product: on one device, in half precision."""
+  mesh, split = jax.sharding.get_abstract_mesh(), x.ndim - num_inputs
+  if not target.runs_triton() or x.dtype not in (jnp.bfloat16, jnp.float16) or mesh.size > 1:
+    return False
+  return matmul_gpu.fits(math.prod(x.shape[:split]), math.prod(kernel.values.shape[:num_inputs]),
+                         math.prod(kernel.values.shape[num_inputs:]), kernel.bits)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3))
@@ -59,7 +75,7 @@ def matmul(spec: str, x: jax.Array, y: jax.Array, dtype: jnp.dtype | None = None
 
 def _sums(dtype: jnp.dtype) -> jnp.dtype:
   """XLA's CPU multiplies bf16 at twice float32's speed, but into float32 alone; others round in the product."""
-  return jnp.float32 if jax.default_backend() == "cpu" else dtype
+  return jnp.float32 if target.platform() == "cpu" else dtype
 
 
 def _matmul_forward(spec: str, x: jax.Array, y: jax.Array, dtype: jnp.dtype | None) -> tuple[jax.Array, Any]:
@@ -71,7 +87,7 @@ def _matmul_backward(spec: str, dtype: jnp.dtype | None, residuals: Any, g: jax.
   (x, y), (a, b, c) = residuals, spec.replace("->", ",").split(",")
   g = g.astype(x.dtype)
   dx = jnp.einsum(f"{c},{b}->{a}", g, y.astype(x.dtype), preferred_element_type=_sums(x.dtype)).astype(x.dtype)
-  if set(a) & set(b) & set(c) and jax.default_backend() == "cpu":
+  if set(a) & set(b) & set(c) and target.platform() == "cpu":
     x, g = x.astype(jnp.float32), g.astype(jnp.float32)  # XLA's CPU fails on batches of transposed bf16 (jax 0.10)
   return dx, jnp.einsum(f"{a},{c}->{b}", x, g, preferred_element_type=_sums(y.dtype)).astype(y.dtype)
 

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from glmjax import errors
+from glmjax import target
 
 BITS = (4, 8)
 
@@ -44,7 +45,25 @@ class QuantizedArray:
 
 def _divide(x: jax.Array, y: jax.Array | float) -> jax.Array:
   """x / y correctly rounded: by a number or a broadcast, XLA would multiply with the reciprocal instead."""
-  return x / jax.lax.optimization_barrier(jnp.broadcast_to(y, x.shape).astype(x.dtype))
+  y = jax.lax.optimization_barrier(jnp.broadcast_to(y, x.shape).astype(x.dtype))
+  return x / y if target.platform() == "cpu" else _mended(x / y, x, y)
+
+
+def _mended(quotient: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
+  """The float32 quotient correctly rounded, where the device's is a unit or two off (XLA on GPUs).
+
+  What is left of x, computed exactly from products of half the bits (Dekker 1971), is divided as well.
+  """
+  product = jax.lax.optimization_barrier(quotient * y)
+  (q, dq), (z, dz) = _upper_half(quotient), _upper_half(y)
+  error = ((q * z - product) + q * dz + dq * z) + dq * dz
+  return quotient + ((x - product) - error) / y
+
+
+def _upper_half(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """float32 as a sum of two whose mantissas have 12 bits."""
+  upper = jax.lax.bitcast_convert_type(jax.lax.bitcast_convert_type(x, jnp.uint32) & jnp.uint32(0xFFFFF000), jnp.float32)
+  return upper, x - upper
 
 
 def _round_half(x: jax.Array) -> jax.Array:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from glmjax.quantize import matmul_gpu
 from glmjax.quantize import ops
 from glmjax.quantize import qarray
 
@@ -60,6 +61,7 @@ def test_scan_and_vmap_over_layers(bits: int):
   np.testing.assert_allclose(mapped, jnp.einsum("BLF,NFD->NBLD", x, qarray.dequantize(stacked)), atol=1e-4)
 
 
+@pytest.mark.skipif(jax.device_count() < 4, reason="needs 4 devices")
 @pytest.mark.parametrize("where", [P("tensor", None), P(None, "tensor")])
 @pytest.mark.parametrize("bits", qarray.BITS)
 def test_sharded_over_inputs_or_outputs(bits: int, where: P):
@@ -80,8 +82,36 @@ def test_gradient_reaches_the_input(bits: int):
   np.testing.assert_allclose(gradient, jnp.broadcast_to(qarray.dequantize(q).sum(1), x.shape), atol=1e-4)
 
 
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="of the CPU's way")
 @pytest.mark.parametrize("bits", qarray.BITS)
 def test_no_float_copy_of_the_weights_on_a_cpu(bits: int):
   q = qarray.quantize(jnp.ones((1024, 1024)), bits, (0,))
   compiled = jax.jit(ops.einsum, static_argnums=0).lower("BLF,FD->BLD", jnp.ones((1, 1, 1024)), q).compile()
   assert compiled.memory_analysis().temp_size_in_bytes < 1.5 * 2**20  # all of them: 4 MiB
+
+
+@pytest.mark.parametrize("rows", [1, 5, 16])
+@pytest.mark.parametrize("inputs, outputs", [(256, 128), (128, 512), (4096, 256)])
+@pytest.mark.parametrize("bits", qarray.BITS)
+def test_gpu_kernel_for_few_rows(bits: int, inputs: int, outputs: int, rows: int):
+  """Interpreted; the sums of codes are exact, so that any order of adding gives the same."""
+  rng = np.random.default_rng(0)
+  q = qarray.quantize(jnp.asarray(rng.standard_normal((inputs, outputs)), jnp.float32), bits, (0,))
+  x = jnp.asarray(rng.integers(-8, 8, (rows, inputs)), jnp.float32)
+  assert matmul_gpu.fits(rows, q.values.shape[0], outputs, bits)
+  got = matmul_gpu.product(x, q.values, bits, interpret=True)
+  np.testing.assert_array_equal(got, np.asarray(x) @ np.asarray(qarray.codes(q), np.float32))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("spec, shape, axes", [("BLD,DTHK->BLTHK", (512, 3, 4, 64), (0,)),
+                                               ("BLHK,HKD->BLD", (8, 64, 512), (0, 1))])
+@pytest.mark.parametrize("bits", qarray.BITS)
+def test_few_rows_on_the_gpu(bits: int, spec: str, shape: tuple[int, ...], axes: tuple[int, ...]):
+  rng = np.random.default_rng(0)
+  q = qarray.quantize(jnp.asarray(rng.standard_normal(shape), jnp.float32), bits, axes)
+  x = jnp.asarray(rng.standard_normal((2, 1, *shape[:len(axes)])), jnp.bfloat16)
+  assert ops._takes_few_rows(x, q, len(axes))
+  want = jnp.einsum(spec, x.astype(jnp.float32), qarray.dequantize(q), precision="highest")
+  error = jnp.abs(jax.jit(ops.einsum, static_argnums=0)(spec, x, q).astype(jnp.float32) - want).max()
+  assert error < 0.02 * jnp.std(want), error

@@ -103,3 +103,12 @@ def test_mistakes_are_one_line():
     qarray.quantize(jnp.ones((4, 4)), 3, (0,))
   with pytest.raises(errors.InputError, match=r"\(5, 4\) has an odd number of them in axis 0"):
     qarray.quantize(jnp.ones((5, 4)), 4, (0,))
+
+
+@pytest.mark.parametrize("off", [-2, -1, 0, 1, 2])
+def test_quotients_of_a_device_that_rounds_wrongly_are_mended(off: int):
+  rng = np.random.default_rng(0)
+  x = rng.standard_normal(200_000).astype(np.float32)
+  y = np.abs(rng.standard_normal(200_000)).astype(np.float32) + np.float32(1e-3)
+  wrong = ((x / y).view(np.int32) + off).view(np.float32)
+  np.testing.assert_array_equal(jax.jit(qarray._mended)(wrong, x, y), x / y)

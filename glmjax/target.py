@@ -1,0 +1,26 @@
+"""What the program being traced will run on: the devices of the mesh in scope, or else JAX's default ones.
+
+A mesh may be of devices that are not here (jax.experimental.topologies): kernels and layouts are chosen for those.
+"""
+
+import jax
+
+# NVIDIA GPUs before Ampere, for which Triton has no tensor cores or no code at all, by parts of JAX's device kinds.
+_BEFORE_AMPERE = ("P100", "V100", "T4", "RTX 20", "Quadro RTX", "TITAN")
+
+
+def platform() -> str:
+  """"cpu", "gpu" or "tpu"."""
+  found = _platform_and_kind()[0]
+  return "gpu" if found in ("cuda", "rocm") else found
+
+
+def runs_triton() -> bool:
+  """Whether Pallas kernels for Triton compile for it."""
+  found, kind = _platform_and_kind()
+  return found in ("gpu", "cuda") and not any(name in kind for name in _BEFORE_AMPERE)
+
+
+def _platform_and_kind() -> tuple[str, str]:
+  device = jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]
+  return device.platform, device.device_kind
