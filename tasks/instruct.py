@@ -117,9 +117,9 @@ def _caps(names: list[str], max_examples: Mapping[str, int] | int) -> dict[str, 
   fits = {name: [cap for pattern, cap in max_examples.items() if fnmatch.fnmatchcase(name, pattern)]
           for name in names}
   without = [name for name, caps in fits.items() if not caps]
-  idle = [pattern for pattern in max_examples if not fnmatch.filter(names, pattern)]
-  if without or (idle and idle != ["*"]):
-    what = f"none fits {without[0]!r}" if without else f"{idle[0]!r} fits no set"
+  unknown = [name for name in max_examples if name not in names and not glob.has_magic(name)]
+  if without or unknown:
+    what = f"there is no set {unknown[0]!r}" if unknown else f"none fits {without[0]!r}"
     raise errors.InputError(f"max_examples are given for {sorted(max_examples)}, and {what}; the sets are "
                             f"{sorted(names)}")
   if any(cap < 1 for caps in fits.values() for cap in caps):

@@ -178,7 +178,8 @@ def test_mistaken_sets(folder, tmp_path):
   fails("no instruction set among .*empty", str(tmp_path / "empty"))
   fails("blank.jsonl. holds no pair", [str(tmp_path / "blank.jsonl")])
   fails("use letters, digits", {"a b": str(tmp_path / "a")})
-  fails("'t0_.' fits no set", {"x": str(tmp_path / "a")}, max_examples={"t0_*": 3, "*": 2})
+  fails("there is no set 'xx'; the sets are .'x'.", {"x": str(tmp_path / "a")}, max_examples={"xx": 3, "*": 2})
+  fails("none fits 'x'", {"x": str(tmp_path / "a")}, max_examples={"t0_*": 3})
   fails("give 1 or more", {"x": str(tmp_path / "a")}, max_examples=0)
   with pytest.raises(errors.InputError, match="instruction_share is 1.5"):
     pretrain.register(FILES, folder, instructions=PAIRS, instruction_share=1.5)
