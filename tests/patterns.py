@@ -26,6 +26,11 @@ config.GLMConfig:
   mlp_dim = 48
   max_length = 16
   hidden_dropout = 0.1
+validation/patterns.Source:  # what tests bind is for the training source alone
+  seconds = 0.0
+  batches_read = None
+  fails_at = None
+  hangs_at = None
 schedules.Batches.size = 16
 schedules.LearningRate:
   peak = 1e-2
@@ -72,6 +77,7 @@ class Source:
   seconds: float = 0.0  # that a batch takes
   batches_read: str | None = None
   fails_at: int | None = None  # the step, from 1, whose batch process 1 cannot read
+  hangs_at: int | None = None  # the step whose batch process 1 never gets
 
   def describe(self) -> dict:
     """The same for all."""
@@ -84,6 +90,8 @@ class Source:
       time.sleep(self.seconds)
       if step == self.fails_at and process_index == 1:
         raise OSError("no such disk")
+      if step == self.hangs_at and process_index == 1:
+        time.sleep(3600)
       local = size // process_count
       numbers = range(first + process_index * local, first + (process_index + 1) * local)
       if self.batches_read:

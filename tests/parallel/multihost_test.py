@@ -1,0 +1,229 @@
+"""Training in several real processes on this machine: the same run as in one, and what happens when one goes."""
+
+import collections
+import contextlib
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import patterns
+import pytest
+
+from glmjax.checkpoint import manager as manager_lib
+from glmjax.parallel import peers
+
+SLOW = ("--gin.patterns.Source.seconds=0.5",)
+MAIN = [sys.executable, "-c", "import sys; from glmjax import cli; sys.exit(cli.main())"]
+
+
+@pytest.fixture(scope="module")
+def gin_file(tmp_path_factory) -> pathlib.Path:
+  file = tmp_path_factory.mktemp("gin") / "patterns.gin"
+  file.write_text(patterns.GIN)
+  return file
+
+
+def free_port() -> int:
+  with socket.socket() as free:
+    free.bind(("localhost", 0))
+    return free.getsockname()[1]
+
+
+class Started:
+  """`count` processes of `devices` devices each that train in `workdir`."""
+
+  def __init__(self, gin_file: pathlib.Path, workdir: pathlib.Path, count: int, devices: int, *flags: str,
+               join: list[list[str]] | None = None):
+    self.workdir = workdir
+    xla = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+    environment = os.environ | {"PYTHONPATH": str(pathlib.Path(patterns.__file__).parent), "XLA_FLAGS": xla,
+                                "JAX_PLATFORMS": "cpu"}
+    port = free_port()
+    if join is None:
+      join = [[] if count == 1 else [f"--coordinator=localhost:{port}", f"--num_processes={count}", f"--process_id={i}"]
+              for i in range(count)]
+    command = [*MAIN, "train", f"--gin_file={gin_file}", f"--workdir={workdir}", *flags]
+    self.processes = [subprocess.Popen([*command, *where], env=environment, text=True, stdout=subprocess.PIPE,
+                                       stderr=subprocess.PIPE) for where in join]
+
+  def results(self, seconds: float = 240) -> list[tuple[int, str, str]]:
+    """(status, standard output, standard error) of each; Gloo's chatter left out."""
+    ends = time.monotonic() + seconds
+    results = []
+    for process in self.processes:
+      out, err = process.communicate(timeout=max(ends - time.monotonic(), 1))
+      results.append((process.returncode, without_gloo(out), err))
+    return results
+
+  def wait_for_step(self, step: int, seconds: float = 180) -> None:
+    ends = time.monotonic() + seconds
+    while len(losses(self.workdir)) < step:
+      assert time.monotonic() < ends and all(process.poll() is None for process in self.processes), self.kill()
+      time.sleep(0.1)
+
+  def kill(self) -> list[tuple[int, str, str]]:
+    for process in self.processes:
+      process.kill()
+    return self.results()
+
+
+@pytest.fixture
+def start(gin_file) -> Iterator:
+  """Starts processes; none outlives the test."""
+  started = []
+
+  def begin(*arguments, **settings) -> Started:
+    started.append(Started(gin_file, *arguments, **settings))
+    return started[-1]
+
+  yield begin
+  for run in started:
+    for process in run.processes:
+      with contextlib.suppress(ProcessLookupError):
+        process.kill()
+      process.wait()
+
+
+def losses(workdir: pathlib.Path) -> list[float]:
+  file = workdir / "metrics.jsonl"
+  lines = file.read_text().splitlines(True) if file.exists() else []
+  return [json.loads(line)["loss"] for line in lines if line.endswith("\n")]
+
+
+def without_gloo(out: str) -> str:
+  return "".join(line for line in out.splitlines(True) if "[Gloo]" not in line and "peer ranks" not in line)
+
+
+def errors_of(err: str) -> list[str]:
+  return [line for line in err.splitlines() if not line.startswith("step ") and "parameters on" not in line]
+
+
+def check_read_once(folder: pathlib.Path, samples: int) -> None:
+  """Every sample of the steps trained was read, each by one process; some were read ahead."""
+  read = [set(sum(map(json.loads, file.read_text().splitlines()), [])) for file in folder.iterdir()]
+  counts = collections.Counter(number for numbers in read for number in numbers)
+  assert set(range(samples)) <= set(counts) and set(counts.values()) == {1}
+  assert len({len(numbers) for numbers in read}) == 1
+
+
+def test_two_are_as_one_and_stop_together(start, tmp_path):
+  """Two processes of two devices train as one of four, bit for bit up to rounding; a signal to one stops both."""
+  one, two, read = tmp_path / "one", tmp_path / "two", tmp_path / "read"
+  read.mkdir()
+  alone = start(one, 1, 4)
+  together = start(two, 2, 2, f"--gin.patterns.Source.batches_read={str(read)!r}", *SLOW)
+  together.wait_for_step(3)
+  together.processes[1].send_signal(signal.SIGTERM)
+  (first, _, said), (second, nothing, silent) = together.results()
+  assert (first, second) == (128 + signal.SIGTERM,) * 2, (said, silent)
+  steps = manager_lib.steps(two / "checkpoints")
+  assert 3 < steps[-1] < 10 and len(losses(two)) == steps[-1]
+  assert f"SIGTERM: stopped and saved at step {steps[-1]}" in said
+  assert not nothing and not silent  # process 0 alone speaks
+  [(status, _, err)] = alone.results()
+  assert status == 0, err
+  np.testing.assert_allclose(losses(two), losses(one)[:steps[-1]], rtol=1e-5)
+  check_read_once(read, 16 * steps[-1])
+
+
+def test_flags_half_given_and_nobody_there(start, tmp_path):
+  """One line, a status and soon: nobody waits for a coordinator that never comes."""
+  port = free_port()
+  cases = {
+      2: ["--coordinator=localhost:1", "--num_processes=2"],
+      1: [f"--coordinator=localhost:{port}", "--num_processes=2", "--process_id=1", "--connect_seconds=2"]}
+  messages = ("glmjax: --process_id missing: --coordinator, --num_processes and --process_id are given together",
+              f"glmjax: localhost:{port}: the coordinator cannot be reached from process 1 (Connection refused)")
+  run = start(tmp_path / "run", 2, 1, join=list(cases.values()))
+  for (status, out, err), wanted, message in zip(run.results(60), cases, messages):
+    assert status == wanted and err.startswith(message) and err.count("\n") == 1 and not out, err
+  assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("silent, hung, said, verdict", [
+    (9, 0, {"1": {"step": 4, "waits": 99}}, None),
+    (0, 0, {"1": {"step": 4, "waits": 0}}, "process 1 on h has not been heard of"),
+    (9, 50, {"0": {"step": 5, "waits": 99}, "1": {"step": 4, "waits": 99}}, "begun by process 1 on h is step 4"),
+    (9, 50, {"0": {"step": 5, "waits": 99}, "1": {"step": 5, "waits": 99}}, "begun by process all is step 5"),
+    (9, 50, {"0": {"step": 5, "waits": 9}, "1": {"step": 4, "waits": 9}}, None),
+])
+def test_verdicts(silent, hung, said, verdict):
+  watch = peers.Watch(hung_seconds=hung)
+  object.__setattr__(watch, "silent_seconds", silent)
+  judge = peers._Judge(watch)
+  messages = {f"glmjax/process/{name}": json.dumps(state | {"host": "h"}) for name, state in said.items()}
+  judge.verdict(messages)
+  time.sleep(0.01)
+  found = judge.verdict(messages)
+  assert (found is None) if verdict is None else (verdict in found), found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim, blow", [(3, signal.SIGKILL), (0, signal.SIGKILL), (2, signal.SIGSTOP),
+                                          (0, signal.SIGSTOP)])
+def test_one_of_four_goes_and_two_go_on(start, tmp_path, victim, blow):
+  """The others end within a minute, with one line; fewer processes continue with the same samples and losses."""
+  one, run = tmp_path / "one", tmp_path / "run"
+  four = start(run, 4, 1, *SLOW)
+  four.wait_for_step(5)
+  began = time.monotonic()
+  four.processes[victim].send_signal(blow)
+  others = [process for i, process in enumerate(four.processes) if i != victim]
+  for process in others:
+    process.wait(60)
+  assert time.monotonic() - began < 60
+  four.processes[victim].kill()
+  for i, (status, _, err) in enumerate(four.results()):
+    if i != victim:
+      assert status not in (0, None) and len(errors_of(err)) == 1 and f"process {victim}" in err or victim == 0, err
+      assert errors_of(err)[0].startswith("glmjax: ") and "goes on from the last checkpoint" in err
+  saved = manager_lib.steps(run / "checkpoints")[-1]
+  assert saved >= 3
+  [(status, _, err)] = start(one, 1, 4).results()
+  assert status == 0, err
+  for status, _, err in start(run, 2, 2).results():
+    assert status == 0, err
+  np.testing.assert_allclose(losses(run), losses(one), rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_process_that_fails_ends_all(start, tmp_path):
+  """Its own words are repeated by the others."""
+  first, second = start(tmp_path, 2, 1, "--gin.patterns.Source.fails_at=4", *SLOW).results()
+  assert second[0] == 1 and "no such disk" in second[2]
+  assert first[0] == 1 and errors_of(first[2])[0].startswith("glmjax: process 1 has ended: OSError: no such disk")
+
+
+@pytest.mark.slow
+def test_a_step_that_hangs(start, tmp_path):
+  """Processes that live but do not move are noticed too."""
+  hung = start(tmp_path, 2, 1, "--gin.patterns.Source.hangs_at=4", "--gin.peers.Watch.hung_seconds=8")
+  for status, _, err in hung.results():
+    assert status == 1 and "nothing has moved for 8 s" in errors_of(err)[0] and len(errors_of(err)) == 1, err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", ["data=1 tensor=4", "data=1 fsdp=2 tensor=2", "data=1 context=4"])
+def test_axes_across_processes(start, tmp_path, mesh):
+  """Where processes share rows each reads all of its devices' rows."""
+  flags = [f"--gin.mesh.MeshConfig.{size}" for size in mesh.split()]
+  for status, _, err in start(tmp_path / "two", 2, 2, *flags, "--stop_at_step=3").results():
+    assert status == 0, err
+  [(status, _, err)] = start(tmp_path / "one", 1, 4, *flags, "--stop_at_step=3").results()
+  assert status == 0, err
+  np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_batch_ramp_is_checked_against_the_hosts(start, tmp_path):
+  """At the start, not when the ramp gets there."""
+  ramp = [f"--gin.schedules.Batches.{name}" for name in ("ramp_start=4", "ramp_increment=3", "ramp_samples=64")]
+  for status, _, err in start(tmp_path, 2, 1, *ramp).results():
+    assert status == 2 and "batch size 7 does not divide over the 2 parts that 2 hosts read of it" in err, err
