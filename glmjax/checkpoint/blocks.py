@@ -137,8 +137,9 @@ def elements_within(gib: float, weights: Sequence[Weight]) -> int:
   least = max(_LEAST, *(weight.smallest for weight in weights))
   needed = (_FIXED + _PER_ELEMENT * least) / 2**30
   if not gib >= needed:
-    raise errors.InputError(f"memory_limit_gib is {gib:g}, and these weights take {math.ceil(needed * 100) / 100:g} GiB "
-                            "at least: give as much, or leave it out")
+    needed = math.ceil(needed * 100) / 100
+    raise errors.InputError(f"memory_limit_gib is {gib:g}, and these weights take {needed:g} GiB at least: give as "
+                            "much, or leave it out")
   return int(min(ELEMENTS, (gib * 2**30 - _FIXED) // _PER_ELEMENT))
 
 
@@ -209,7 +210,8 @@ class Writer:
         with self._lock:
           bar.update(weight.nbytes * math.prod(s.stop - s.start for s in region) // math.prod(weight.shape))
 
-      tasks = [pool.submit(one, weight, region) for weight in self._weights for region in weight.regions(self._elements)]
+      tasks = [pool.submit(one, weight, region)
+               for weight in self._weights for region in weight.regions(self._elements)]
       try:
         for task in tasks:
           task.result()

@@ -30,8 +30,8 @@ def generate(
 
   With `out`, the answers go to that JSON lines file ("-": standard output) batch by batch, and the result says
   how many; a file that holds answers to the first prompts is gone on with, unless `overwrite`; what gave them is
-  noted beside it, in OUT.settings.json, and must be the same. With `samples`, adds a line {"model": label, "prompt", "output"} for each to that file; the label is the checkpoint folder's
-  name if not given.
+  noted beside it, in OUT.settings.json, and must be the same. With `samples`, adds a line {"model": label, "prompt",
+  "output"} for each to that file; the label is the checkpoint folder's name if not given.
   """
   rows = [{"prompt": prompt} if isinstance(prompt, str) else prompt for prompt in prompts]
   results, done = [], 0

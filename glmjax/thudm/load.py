@@ -97,7 +97,8 @@ def _content(opened: source_lib.Source, bits: int | None, dtype: str | None, tok
 def _plan(opened: source_lib.Source, content: export.Content) -> str:
   """A hash of all that decides what will be written."""
   files = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in opened.files]
-  plan = [_FORMAT, content.elements or blocks.ELEMENTS, files, repr(content.config), [repr(weight) for weight in content.weights]]
+  weights = [repr(weight) for weight in content.weights]
+  plan = [_FORMAT, content.elements or blocks.ELEMENTS, files, repr(content.config), weights]
   return hashlib.sha256(json.dumps(plan).encode()).hexdigest()
 
 

@@ -125,9 +125,9 @@ def open_source(family: str, folder: str | os.PathLike, tokenizer: str | os.Path
   if family == "chatglm-6b":
     hub = shards_lib.read_json(folder / "config.json")
     shards = shards_lib.open_hub(folder)
-    if all(key.startswith(prefix_lib.ENCODER) for key in shards.ranks[0]):
-      raise errors.InputError(f"{folder} holds a P-Tuning v2 prefix and no model: import the model that was tuned, with "
-                              f"--prefix={folder}")
+    if {key.startswith(prefix_lib.ENCODER) for key in shards.ranks[0]} == {True}:
+      raise errors.InputError(f"{folder} holds a P-Tuning v2 prefix and no model: import the model that was tuned, "
+                              f"with --prefix={folder}")
     config, bits = _chatglm_config(hub, folder), hub.get("quantization_bit") or None
     shards, found_prefix = _take_prefix(shards, prefix, hub, config, folder)
     if found_prefix is not None:

@@ -158,7 +158,8 @@ def test_answers_of_other_settings_are_not_gone_on_with(monkeypatch):
   content = pathlib.Path("a.jsonl").read_bytes()
   for prompts in (["a", "b", "c"], ["a", "b"]):
     for checkpoint, changes, line in (
-        ("other", {}, r"another model, then at m\)"), ("m", {"temperature": 0.5}, r"\(temperature 0.0 there, 0.5 now\)"),
+        ("other", {}, r"another model, then at m\)"),
+        ("m", {"temperature": 0.5}, r"\(temperature 0.0 there, 0.5 now\)"),
         ("m", {"seed": 4, "max_tokens": 9}, r"\(max_tokens 128 there, 9 now; seed 3 there, 4 now\)")):
       with pytest.raises(errors.InputError, match=f"{line}: choose another file, or --overwrite this one") as caught:
         inference.generate(checkpoint, prompts, out="a.jsonl", **{"seed": 3} | changes)

@@ -76,7 +76,8 @@ def run(config: config_lib.GLMConfig,
   return rows, decode.decode(config, params, rows, state, draws, none, none, jnp.int32(steps))
 
 
-@pytest.mark.parametrize("positions, scan, prefix", [("rotary", True, 0), ("rotary_2d", True, 5), ("rotary_2d", False, 5),
+@pytest.mark.parametrize("positions, scan, prefix", [("rotary", True, 0), ("rotary_2d", True, 5),
+                                                     ("rotary_2d", False, 5),
                                                      *((positions, False, 0) for positions in FAMILIES)])
 def test_cached_decode_is_the_full_forward(positions: str, scan: bool, prefix: int):
   """A padded batch of unlike prompts: every step's logits as from one pass over the row alone."""

@@ -165,4 +165,5 @@ def test_other_formats(make, tmp_path):
   load.import_model("chatglm-6b", tmp_path / "hub", tmp_path / "ours")
   export.export(tmp_path / "ours", tmp_path / "plain", write_format=write.write_format("safetensors"))
   found = shards.open_hub(tmp_path / "plain").ranks[0]["layers.attention.prefix_key"]
-  np.testing.assert_array_equal(found.whole(), export.load(tmp_path / "ours").params["layers"]["attention"]["prefix_key"])
+  expected = export.load(tmp_path / "ours").params["layers"]["attention"]["prefix_key"]
+  np.testing.assert_array_equal(found.whole(), expected)

@@ -147,7 +147,7 @@ def test_kill_for_real(make, tmp_path, few):
 
 @pytest.mark.parametrize("bits", [None, 4])
 def test_memory_limit(make, tmp_path, monkeypatch, bits):
-  """Smaller blocks within a smaller limit, the same arrays; what cannot be kept is refused before anything is written."""
+  """Smaller blocks within a smaller limit, the same arrays; what cannot be kept is refused before any writing."""
   folder = make(tmp_path / "source", "chatglm-6b")
   monkeypatch.setattr(blocks, "_FIXED", 0)
   monkeypatch.setattr(blocks, "_LEAST", 1)
