@@ -23,6 +23,7 @@ from glmjax.parallel import peers as peers_lib
 from glmjax.parallel import processes
 from glmjax.train import diagnose
 from glmjax.train import feed as feed_lib
+from glmjax.train import initial
 from glmjax.train import losses
 from glmjax.train import metrics as metrics_lib
 from glmjax.train import optimizer as optimizer_lib
@@ -73,6 +74,7 @@ def train(
     loss_chunk: int = 1024,
     loss_mean_of: str = "tokens",
     watch: peers_lib.Watch = peers_lib.Watch(),
+    weights: str | os.PathLike | None = None,
     seed: int = 0,
     stop_at_step: int | None = None,
     overwrite: bool = False,
@@ -90,6 +92,7 @@ def train(
     loss_mean_of: what weighs the same in the loss: "tokens", or "rows" as GLM-130B was trained (its
       micro-batches of one row, paper table 11, are averaged first): [MASK] rows then count as much as [gMASK] rows.
     watch: how long a process may be silent or a step may take, in a run of several processes.
+    weights: folder of an export, an import or a run whose parameters a new run begins with; None: random ones.
     stop_at_step: save and return there, as if interrupted.
     overwrite: delete the run found in `workdir` and start anew.
     on_start: called once `workdir` is this run's; the command line writes its configuration there.
@@ -102,6 +105,8 @@ def train(
     SystemExit: 128 + the signal's number, after SIGTERM or Ctrl-C in any process: the step was finished and saved.
   """
   _check(model, data, loss_mean_of)
+  if weights is not None and overwrite:  # before anything is deleted
+    initial.check(weights, model, data.describe())
   host.keep_freed_memory()
   device_mesh = mesh_lib.make_mesh(mesh)
   layout = feed_lib.Layout.make(device_mesh, rules, batches.size, micro_batch, data.seq_length,
@@ -118,7 +123,7 @@ def train(
     manager = manager_lib.Manager(folder.checkpoints, intervals.keep, keep_best="eval_loss" if validation else None)
     stack.callback(manager.close)
     restored = manager.restore(abstract)
-    state = restored[0] if restored else state_lib.create(model, tx, seed, abstract)
+    state = restored[0] if restored else initial.create(model, tx, seed, abstract, weights, data.describe())
     run = Run(objective, recipe, layout, folder, manager, intervals, data, validation, batches, total_samples,
               state, resumed=restored is not None, peers=peers)
     stack.callback(run.close)
