@@ -15,7 +15,8 @@ from glmjax.models import config as config_lib
 from glmjax.train import state as state_lib
 
 # What a run may have other than the model it begins with: how it is computed.
-_FREE = ("dtype", "param_dtype", "scan_layers", "remat", "hidden_dropout", "attention_dropout", "init_std")
+_FREE = ("dtype", "param_dtype", "scan_layers", "remat", "hidden_dropout", "attention_dropout", "init_std",
+         "rotary_rounding")
 
 
 def check(weights: str | os.PathLike, model: config_lib.GLMConfig, data: dict[str, Any]) -> None:
