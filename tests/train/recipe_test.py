@@ -262,11 +262,11 @@ def test_the_family_is_as_published(name: str):
   assert (rate.decay_samples, rate.warmup_samples) == (decay * batch, round(warmup * decay * batch))
 
 
-def test_chatglm_6b_is_as_published():
+def test_chatglm_6b_is_as_published():  # CG6 ds_train_finetune.sh, and the Trainer's defaults
   found = parse("runs/chatglm_6b.gin", "meshes/cpu.gin", overrides=('CACHE="cache"', 'WEIGHTS="imported"'))
   wanted = {"batches.size": 4 * 4, "total_samples": 5_000 * 16, "infilling.seq_length": 64 + 64,
             "optimizer.b2": 0.999, "optimizer.weight_decay": 0.0, "model.dtype": "float16",
             "model.max_length": 2_048, "infilling.positions": "rotary_2d",
-            "infilling.instruction_mask": "gmask", "weights": "imported"}  # CG6 ds_train_finetune.sh; the Trainer's defaults
+            "infilling.instruction_mask": "gmask", "weights": "imported"}
   assert {path: value_of(found, path) for path in wanted} == wanted
   assert [float(found["learning_rate"](s)) for s in (0, 40_000, 80_000)] == pytest.approx([1e-4, 5e-5, 0])
