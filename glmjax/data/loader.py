@@ -65,9 +65,6 @@ class CachedMixture:
 
   def describe(self) -> dict:
     """All that decides the rows: a run resumed with another description would see other data."""
-    infilling = dataclasses.asdict(self._infilling)
-    if infilling.get("instruction_mask") == "mask":  # runs begun before there was a choice go on
-      del infilling["instruction_mask"]
     described = {
         "source": "cache",
         "mixture": self.cache.manifest["mixture"],
@@ -75,7 +72,7 @@ class CachedMixture:
         "tokenizer": self.cache.manifest["tokenizer"]["fingerprint"],
         "seed": self.seed,
         "split": self.split,
-        "infilling": infilling,
+        "infilling": dataclasses.asdict(self._infilling),
         **self.sampler.describe(),
     }
     return json.loads(json.dumps(described))  # as a checkpoint will give it back: lists for tuples
