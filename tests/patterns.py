@@ -42,7 +42,7 @@ loop.Intervals:
   save = 3
   evaluate = 4
   eval_samples = 8
-peers.Watch.silent_seconds = 5
+peers.Watch.silent_seconds = 8
 loop.train:
   model = @config.GLMConfig()
   data = @patterns.Source()

@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import pathlib
+import re
 import signal
 import socket
 import subprocess
@@ -43,8 +44,8 @@ class Started:
                join: list[list[str]] | None = None):
     self.workdir = workdir
     xla = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
-    environment = os.environ | {"PYTHONPATH": str(pathlib.Path(patterns.__file__).parent), "XLA_FLAGS": xla,
-                                "JAX_PLATFORMS": "cpu"}
+    path = os.pathsep.join([str(pathlib.Path(patterns.__file__).parent), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"PYTHONPATH": path, "XLA_FLAGS": xla, "JAX_PLATFORMS": "cpu"}
     port = free_port()
     if join is None:
       join = [[] if count == 1 else [f"--coordinator=localhost:{port}", f"--num_processes={count}", f"--process_id={i}"]
@@ -54,12 +55,12 @@ class Started:
                                        stderr=subprocess.PIPE) for where in join]
 
   def results(self, seconds: float = 240) -> list[tuple[int, str, str]]:
-    """(status, standard output, standard error) of each; Gloo's chatter left out."""
+    """(status, standard output, standard error) of each."""
     ends = time.monotonic() + seconds
     results = []
     for process in self.processes:
       out, err = process.communicate(timeout=max(ends - time.monotonic(), 1))
-      results.append((process.returncode, without_gloo(out), err))
+      results.append((process.returncode, own_lines(out), own_lines(err)))
     return results
 
   def wait_for_step(self, step: int, seconds: float = 180) -> None:
@@ -88,7 +89,7 @@ def start(gin_file) -> Iterator:
     for process in run.processes:
       with contextlib.suppress(ProcessLookupError):
         process.kill()
-      process.wait()
+      process.communicate()
 
 
 def losses(workdir: pathlib.Path) -> list[float]:
@@ -97,8 +98,10 @@ def losses(workdir: pathlib.Path) -> list[float]:
   return [json.loads(line)["loss"] for line in lines if line.endswith("\n")]
 
 
-def without_gloo(out: str) -> str:
-  return "".join(line for line in out.splitlines(True) if "[Gloo]" not in line and "peer ranks" not in line)
+def own_lines(text: str) -> str:
+  """Without what Gloo, which writes from several threads at once, and XLA's plugins say of themselves."""
+  foreign = re.compile(r"\[Gloo\]|peer ranks|^[IWE]\d{4} |^WARNING: All log messages before absl")
+  return "".join(line for line in text.splitlines(True) if not foreign.search(line))
 
 
 def errors_of(err: str) -> list[str]:
