@@ -25,6 +25,8 @@ test: install  ## the fast tests
 	$(PYTEST) -m 'not slow and not gpu and not tpu'
 
 test-all: install  ## the slow ones too, and the fast ones on Python 3.12 with the newest jax and flax
+	@PATH="$$PATH:/usr/sbin" command -v slurmctld >/dev/null || \
+	  echo "no SLURM here: its test is left out (as root: apt-get install slurm-wlm munge)"
 	$(PYTEST) -m 'not gpu and not tpu'
 	@if [ -n "$(PYTHON312)" ]; then $(MAKE) test VENV=.venv312 PYTHON="$(PYTHON312)"; \
 	else echo "no Python 3.12 found: the tests on it are left out"; fi

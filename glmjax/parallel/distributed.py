@@ -141,9 +141,11 @@ def _cluster() -> str | None:
     return "TPU pod"
   if _is_tpu_vm():
     return _TPU_VM
-  if "KUBERNETES_SERVICE_HOST" in environ and "JOB_COMPLETION_INDEX" in environ and (
-      importlib.util.find_spec("kubernetes") is not None):
-    return "Kubernetes"
+  if "KUBERNETES_SERVICE_HOST" in environ and "JOB_COMPLETION_INDEX" in environ:
+    if importlib.util.find_spec("kubernetes") is not None:
+      return "Kubernetes"
+    print(f"glmjax: pod {environ['JOB_COMPLETION_INDEX']} of a Kubernetes job trains alone; to train with the others "
+          "it needs pip install kubernetes, or --coordinator, --num_processes and --process_id", file=sys.stderr)
   return None
 
 

@@ -6,6 +6,7 @@
 from collections.abc import Iterator
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import json
 import os
@@ -22,6 +23,9 @@ from glmjax.train import feed
 
 # What may change from one start of a run to the next: how it is computed, not what it is.
 _FREE = ("dtype", "scan_layers", "remat", "hidden_dropout", "attention_dropout")
+
+# What flock says on file systems without locks: buckets, some network file systems.
+_NO_LOCKS = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK, errno.EINVAL)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,11 +62,15 @@ class Workdir:
     self.root.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(self.root, os.O_RDONLY)
     try:
-      fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      except BlockingIOError:
+        raise errors.InputError(f"{self.root} is in use: another process is training there; wait for it, or choose "
+                                "another workdir") from None
+      except OSError as error:
+        if error.errno not in _NO_LOCKS:
+          raise
       yield
-    except BlockingIOError:
-      raise errors.InputError(f"{self.root} is in use: another process is training there; wait for it, or choose "
-                              "another workdir") from None
     finally:
       os.close(descriptor)
 
