@@ -2,9 +2,9 @@
 
   python benchmarks/gpu.py --out benchmarks/results/gpu_h100.json
 
-Needs jax, flax, optax, orbax-checkpoint, pytest and numpy; neither seqio nor TensorFlow nor gin-config. First the
-golden, quantization and inference tests run on the accelerator, in float32. Then each case of CASES runs in a process
-of its own, so that its peak memory is its own and one that runs out of memory leaves the others alone:
+Needs jax, flax, optax, orbax-checkpoint, pytest and numpy; neither seqio nor TensorFlow nor gin-config. Each
+case of CASES runs in a process of its own, so that its peak memory is its own and one that runs out of memory leaves
+the others alone; then the golden, quantization, inference and model tests run on the accelerator, in float32:
 
 - train: the trainer's step in bfloat16 on random tokens: tokens/s, model FLOP/s and their share of the device's peak;
 - decode: ChatGLM-6B with random weights, batch 1, 128 tokens behind a prompt: tokens/s, and weight bytes read per
@@ -16,6 +16,7 @@ Peak memory stands beside what the compiler said it would be. `--small` runs eve
 import argparse
 import dataclasses
 import datetime
+import functools
 import importlib.util
 import json
 import os
@@ -97,11 +98,11 @@ def _small(config: config_lib.GLMConfig) -> config_lib.GLMConfig:
 
 
 CASES: dict[str, Train | Decode] = {
+    "train_1b_2048": Train(gpt(20, 2_048, 16, 2_048, remat="dots"), 8),
+    "train_1b_2048_unrolled": Train(gpt(20, 2_048, 16, 2_048, remat="dots", scan_layers=False), 16),
     "train_200m_512": Train(gpt(12, 768, 12, 512, remat="dots"), 64),
     "train_200m_512_unrolled": Train(gpt(12, 768, 12, 512, remat="dots", scan_layers=False), 64),
     "train_500m_1024": Train(gpt(24, 1_024, 16, 1_024, remat="dots"), 16),
-    "train_1b_2048": Train(gpt(20, 2_048, 16, 2_048, remat="dots"), 8),
-    "train_1b_2048_unrolled": Train(gpt(20, 2_048, 16, 2_048, remat="dots", scan_layers=False), 16),
     "train_1b_2048_full_remat": Train(gpt(20, 2_048, 16, 2_048, remat="full"), 8),
     "train_1b_2048_micro": Train(gpt(20, 2_048, 16, 2_048, remat="dots"), 32, 8),
     "decode_6b_bf16": Decode(CHATGLM_6B),
@@ -124,22 +125,24 @@ def main() -> None:
   device = jax.devices()[0].device_kind
   result: dict[str, Any] = {"device": device, "date": datetime.date.today().isoformat(), "jax": jax.__version__,
                             "python": sys.version.split()[0], "command": " ".join(["python", *sys.argv])}
+  work = {name: functools.partial(run_case, name, options.small) for name in CASES}
   if not options.skip_tests:
-    result["tests"] = run_tests()
-  for name in CASES:
-    result[name] = run_case(name, options.small)
+    work["tests"] = run_tests
+  for name, run in work.items():
+    result[name] = run()
     print(f"{name}: {json.dumps(result[name])}", flush=True)
-    if options.out:  # after every case: what was measured stays, whatever happens next
+    if options.out:  # after every one: what was measured stays, whatever happens next
       pathlib.Path(options.out).parent.mkdir(parents=True, exist_ok=True)
       pathlib.Path(options.out).write_text(json.dumps(result, indent=1) + "\n")
 
 
 def run_tests() -> dict[str, Any]:
   """The last lines that pytest prints, and its exit status."""
-  environment = os.environ | {"JAX_PLATFORMS": f"{jax.default_backend()},cpu", "XLA_FLAGS": "",
-                              "JAX_DEFAULT_MATMUL_PRECISION": "highest", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-  done = subprocess.run([sys.executable, "-m", "pytest", "-q", "--maxfail=20", "-p", "no:cacheprovider", "-p", "no:benchmark", *PARALLEL, *TESTS],
-                        cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+  environment = os.environ | {"JAX_PLATFORMS": "", "XLA_FLAGS": "", "JAX_DEFAULT_MATMUL_PRECISION": "highest",
+                              "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+  command = [sys.executable, "-m", "pytest", "-q", "--maxfail=20", "-p", "no:cacheprovider", "-p", "no:benchmark"]
+  done = subprocess.run([*command, *PARALLEL, *TESTS], cwd=ROOT, env=environment, capture_output=True, text=True,
+                        check=False)
   lines = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR")) or " passed" in line]
   print(done.stdout[-3000:], flush=True)
   return {"exit": done.returncode, "lines": lines[-25:]}

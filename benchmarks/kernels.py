@@ -13,6 +13,7 @@ import datetime
 import functools
 import itertools
 import json
+import operator
 import pathlib
 import statistics
 import sys
@@ -24,7 +25,6 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
-import numpy as np  # noqa: E402
 
 from glmjax.models import attention  # noqa: E402
 from glmjax.models import flash as flash_lib  # noqa: E402
@@ -95,8 +95,9 @@ def compare_attention(rows: int, length: int, heads: int, width: int, tune: bool
       found[name] = [round(1e3 * seconds(functools.partial(f, q, k, v)), 3) for f in (jax.jit(way), both(way))]
     except Exception as error:  # a way that this machine does not have
       found[name] = str(error).splitlines()[0][:200]
-  spread = lambda a, b: float(jnp.abs(a.astype(jnp.float32) - b.astype(jnp.float32)).max() / jnp.std(b.astype(jnp.float32)))
-  found["worst_error"] = [round(spread(a, b), 5) for a, b in zip(both(flash)(q, k, v), both(dense)(q, k, v))]
+  found["worst_error"] = [round(float(jnp.abs(a - b).max() / jnp.std(b)), 5)
+                          for a, b in zip(*(map(lambda x: x.astype(jnp.float32), both(way)(q, k, v))
+                                            for way in (flash, dense)))]
   found["flops"] = 4 * rows * heads * width * int((end - start).sum() // rows)
   if tune:
     found["tune"] = tune_attention(q, k, v, start, end, d)
@@ -138,11 +139,7 @@ def compare_products(bits: int, tune: bool, layers: int = 6) -> dict[str, Any]:
     codes = jax.jit(jax.vmap(lambda w: qarray.quantize(w, bits, (0,))))(stack)
     x = jax.random.normal(jax.random.key(2), (1, inputs), jnp.bfloat16)
 
-    def each(product: Callable[..., jax.Array], weights: Any) -> Callable[[], jax.Array]:
-      weights = [jax.tree.map(lambda w: w[i], weights) for i in range(layers)]  # a scan would copy each
-      run = jax.jit(lambda x, weights: sum(product(x, w).astype(jnp.float32) for w in weights))
-      return functools.partial(run, x, weights)
-
+    each = functools.partial(layer_after_layer, x, layers)
     ways = {"bf16": each(lambda x, w: x @ w, stack),
             "xla": each(lambda x, q: ops._product("BI,IO->BO", (x,) if bits == 8 else ops._even_odd(x, 1), q.values),
                         codes),
@@ -164,6 +161,14 @@ def compare_products(bits: int, tune: bool, layers: int = 6) -> dict[str, Any]:
       found[name]["tune"] = sorted(times, key=lambda t: t[0])[:6]
       print(name, found[name]["tune"], flush=True)
   return found
+
+
+def layer_after_layer(x: jax.Array, layers: int, product: Callable[..., jax.Array], stack: Any
+                      ) -> Callable[[], jax.Array]:
+  """The sum of x times each of the stacked weights; unstacked first, for a scan would copy each."""
+  weights = [jax.tree.map(operator.itemgetter(i), stack) for i in range(layers)]
+  run = jax.jit(lambda x, weights: sum(product(x, w).astype(jnp.float32) for w in weights))
+  return functools.partial(run, x, weights)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from glmjax import tokens
+from glmjax import atomic
 from glmjax.data import builder
 from glmjax.data import loader
 from glmjax.data import rows
@@ -47,7 +48,7 @@ def main() -> None:
               "seconds_to_first_batch": first_batches(directory)}
   path = pathlib.Path(options.out)
   path.parent.mkdir(parents=True, exist_ok=True)
-  shards.write_json(path, result)
+  atomic.write_json(path, result)
   print(json.dumps(result, indent=1))
 
 

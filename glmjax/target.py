@@ -3,6 +3,8 @@
 A mesh may be of devices that are not here (jax.experimental.topologies): kernels and layouts are chosen for those.
 """
 
+import importlib.util
+
 import jax
 
 # NVIDIA GPUs before Ampere, for which Triton has no tensor cores or no code at all, by parts of JAX's device kinds.
@@ -16,9 +18,11 @@ def platform() -> str:
 
 
 def runs_triton() -> bool:
-  """Whether Pallas kernels for Triton compile for it."""
+  """Whether Pallas kernels for Triton compile for it. A later JAX may come without them (0.11.2 says so)."""
   found, kind = _platform_and_kind()
-  return found in ("gpu", "cuda") and not any(name in kind for name in _BEFORE_AMPERE)
+  if importlib.util.find_spec("jax.experimental.pallas.triton") is None or found not in ("gpu", "cuda"):
+    return False
+  return not any(name in kind for name in _BEFORE_AMPERE)
 
 
 def _platform_and_kind() -> tuple[str, str]:

@@ -25,7 +25,7 @@ import tqdm
 
 from glmjax import errors
 from glmjax.checkpoint import arrays
-from glmjax.checkpoint import atomic
+from glmjax import atomic
 from glmjax.checkpoint import checksums
 from glmjax.quantize import tree
 

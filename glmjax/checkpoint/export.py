@@ -17,7 +17,7 @@ import jax
 
 from glmjax import errors
 from glmjax.checkpoint import arrays
-from glmjax.checkpoint import atomic
+from glmjax import atomic
 from glmjax.checkpoint import blocks
 from glmjax.checkpoint import checksums
 from glmjax.checkpoint import folder as folder_lib

@@ -13,7 +13,7 @@ import shutil
 from typing import Any
 
 from glmjax import errors
-from glmjax.checkpoint import atomic
+from glmjax import atomic
 from glmjax.models import config as config_lib
 
 CONFIG, TOKENIZER, CHECKPOINTS, PARAMS = "config.json", "tokenizer", "checkpoints", "params"

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
 from glmjax import errors
-from glmjax.checkpoint import atomic
+from glmjax import atomic
 
 _OTHER = "choose another file, or --overwrite this one"
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from glmjax import errors
-from glmjax.checkpoint import atomic
+from glmjax import atomic
 
 if TYPE_CHECKING:
   from glmjax.infer import chat as chat_lib

@@ -13,7 +13,7 @@ from typing import Any
 
 import glmjax
 from glmjax import errors, gin_files, signatures
-from glmjax.checkpoint import atomic
+from glmjax import atomic
 from glmjax.cli import corpus, hosts, inference, inputs, weights
 
 GIN_HELP = "gin file, searched here and then among glmjax's own (repeatable)"

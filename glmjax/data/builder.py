@@ -13,6 +13,7 @@ import shutil
 import typing
 from collections.abc import Iterable
 
+from glmjax import atomic
 from glmjax import errors
 from glmjax.data import shards
 
@@ -51,7 +52,7 @@ def write_shard(partial: pathlib.Path, shard: Shard, documents: Iterable[shards.
                 vocab_size: int) -> dict:
   """Writes one shard and then its record; any process may do it."""
   record = shards.write_shard(partial, shard.stem, documents, vocab_size)
-  shards.write_json(_record_path(partial, shard), record)
+  atomic.write_json(_record_path(partial, shard), record)
   return record
 
 
@@ -102,7 +103,7 @@ class CacheBuilder:
     """Writes the manifest over all shards and gives the folder its name."""
     if not self.finished:
       if not (self.partial / shards.MANIFEST).exists():
-        shards.write_json(self.partial / shards.MANIFEST, self._manifest(tokenizer_folder))
+        atomic.write_json(self.partial / shards.MANIFEST, self._manifest(tokenizer_folder))
       shutil.rmtree(self.partial / "progress", ignore_errors=True)
       self._swap()
     return shards.TokenCache.open(self.directory)
@@ -125,9 +126,9 @@ class CacheBuilder:
       if found is None or not _same(found, self.plan):  # of text that has changed since, say
         _empty(self.partial)
     progress.mkdir(exist_ok=True)
-    for leftover in self.partial.rglob("*.tmp-*"):
+    for leftover in self.partial.rglob("*.tmp"):
       leftover.unlink(missing_ok=True)
-    shards.write_json(progress / "plan.json", self.plan)
+    atomic.write_json(progress / "plan.json", self.plan)
 
   def _check_existing(self) -> None:
     """Refuses a folder that holds something else; notes one that already holds what is asked for."""
@@ -146,7 +147,7 @@ class CacheBuilder:
     if found != self.plan:  # only the rates differ: no token changes
       for task, about in manifest["tasks"].items():
         about["rate"] = self.plan["tasks"][task]["rate"]
-      shards.write_json(self.directory / shards.MANIFEST, manifest)
+      atomic.write_json(self.directory / shards.MANIFEST, manifest)
     self.finished = True
 
   def _manifest(self, tokenizer_folder: pathlib.Path | None) -> dict:
@@ -187,7 +188,7 @@ class CacheBuilder:
     except OSError as error:  # a mount point, say
       raise errors.InputError(f"{self.directory}: cannot be replaced ({error.strerror}); all is done and "
                               f"kept in {self.partial}: rename that to where you want it") from error
-    shards.sync_folder(self.directory.parent)
+    atomic.sync(self.directory.parent)
     shutil.rmtree(self._old, ignore_errors=True)
 
 

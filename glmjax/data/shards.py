@@ -10,6 +10,7 @@ A split is the concatenation of its shards. Reading is by position (`pread`): it
 memory that grows with the text, and a file that shrinks under a running job is an error instead of a SIGBUS.
 """
 
+import contextlib
 import dataclasses
 import errno
 import functools
@@ -22,6 +23,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+from glmjax import atomic
 from glmjax import errors
 from glmjax import tokens as tokens_lib
 
@@ -47,26 +49,12 @@ def token_dtype(vocab_size: int) -> str:
   return "<u2" if vocab_size <= 1 << 16 else "<u4"
 
 
-def write_json(path: pathlib.Path, value: object) -> None:
-  """Writes JSON so that `path` holds either the old text or the new, whatever happens."""
-  with replacing(path) as file:
-    file.write((json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode())
+class Hashed:
+  """A binary file that counts and hashes what is written."""
 
-
-class replacing:
-  """A binary file that takes its name only when all of it is on the disk; counts and hashes its bytes."""
-
-  def __init__(self, path: pathlib.Path) -> None:
-    self.path = path
-    self._temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-
-  def __enter__(self) -> "replacing":
-    self.bytes, self._hash = 0, hashlib.sha256()
-    try:
-      self._file = open(self._temporary, "wb")
-    except OSError as error:
-      raise _readable(error, self.path) from error
-    return self
+  def __init__(self, name: str, file: typing.BinaryIO) -> None:
+    self.name, self.bytes = name, 0
+    self._file, self._hash = file, hashlib.sha256()
 
   def write(self, data: bytes) -> None:
     """Appends."""
@@ -74,38 +62,20 @@ class replacing:
     self._hash.update(data)
     self.bytes += len(data)
 
-  def __exit__(self, kind: type | None, value: BaseException | None, traceback: object) -> None:
-    try:
-      with self._file:
-        if kind is None:
-          self._file.flush()
-          os.fsync(self._file.fileno())
-      if kind is None:
-        os.replace(self._temporary, self.path)
-        sync_folder(self.path.parent)
-        return
-    except OSError as error:
-      kind, value = type(error), error
-      raise _readable(error, self.path) from error
-    finally:
-      if kind is not None:
-        self._temporary.unlink(missing_ok=True)
-    if isinstance(value, OSError):
-      raise _readable(value, self.path) from value
-
   @property
   def record(self) -> dict:
-    """Name, size and checksum of the finished file."""
-    return {"file": self.path.name, "bytes": self.bytes, "sha256": self._hash.hexdigest()}
+    """Name, size and checksum."""
+    return {"file": self.name, "bytes": self.bytes, "sha256": self._hash.hexdigest()}
 
 
-def sync_folder(folder: pathlib.Path) -> None:
-  """Makes renames inside `folder` survive a power cut."""
-  descriptor = os.open(folder, os.O_RDONLY)
+@contextlib.contextmanager
+def replacing(path: pathlib.Path) -> Iterator[Hashed]:
+  """A file that takes its name only when all of it is on the disk."""
   try:
-    os.fsync(descriptor)
-  finally:
-    os.close(descriptor)
+    with atomic.writing(path) as file:
+      yield Hashed(path.name, file)
+  except OSError as error:
+    raise _readable(error, path) from error
 
 
 def _readable(error: OSError, path: pathlib.Path) -> OSError | errors.InputError:

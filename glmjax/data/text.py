@@ -18,6 +18,7 @@ import time
 import typing
 import zipfile
 
+from glmjax import atomic
 from glmjax import errors
 
 SUFFIXES = (".jsonl", ".txt")
@@ -282,15 +283,8 @@ def untag(line: str) -> str:
 def _write_documents(path: pathlib.Path, texts: list[str]) -> None:
   """Writes one JSON object a line, duplicates left out, in an order that mixes all sources evenly."""
   unique = sorted({text for text in texts if text}, key=lambda text: hashlib.sha256(text.encode()).digest())
-  temporary = path.with_suffix(f".tmp{os.getpid()}")
-  try:
-    with open(temporary, "w", encoding="utf-8") as f:
-      for text in unique:
-        f.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
-      f.flush()
-      os.fsync(f.fileno())
-    temporary.rename(path)
-  finally:
-    temporary.unlink(missing_ok=True)
+  with atomic.writing(path) as file:
+    for text in unique:
+      file.write((json.dumps({"text": text}, ensure_ascii=False) + "\n").encode())
   size = sum(len(text.encode()) for text in unique)
   print(f"{path}: {len(unique):,} documents, {size / 1e6:.1f} MB of text", flush=True)

@@ -44,7 +44,7 @@ class GLMConfig:
   dtype: str = "float32"  # of activations and matmuls; softmax, norms and loss stay float32
   param_dtype: str = "float32"  # of parameters as they are created
   scan_layers: bool = True  # one compiled block for all layers; False: unrolled
-  remat: str = "none"  # what backward keeps: none (all), dots (the kernels' and attention's outputs), full (block inputs)
+  remat: str = "none"  # backward keeps all (none), the kernels' outputs (dots), or block inputs (full)
 
   def __post_init__(self) -> None:
     for name in ("vocab_size", "num_layers", "embed_dim", "num_heads", "mlp_dim", "max_length"):

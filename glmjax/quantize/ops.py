@@ -46,8 +46,8 @@ def _scaled_sums(spec: str, x: jax.Array, kernel: qarray.QuantizedArray) -> jax.
     sums = sums.reshape(*x.shape[:x.ndim - len(inputs)], *outputs)
   else:
     parts = (x,) if kernel.bits == 8 else _even_odd(x, spec.index(inputs[-1]))
-    blocked = target.platform() == "cpu"
-    sums = _blocked_product(spec, len(inputs), parts, kernel.values) if blocked else _product(spec, parts, kernel.values)
+    product = functools.partial(_blocked_product, len(inputs)) if target.platform() == "cpu" else _product
+    sums = product(spec, parts, kernel.values)
   assert sums.shape[sums.ndim - len(outputs):] == outputs, (spec, sums.shape, outputs)
   scale = kernel.scale.astype(jnp.float32).reshape((1,) * (sums.ndim - len(outputs)) + outputs)
   return sums * scale
@@ -107,7 +107,7 @@ def _product(spec: str, parts: tuple[jax.Array, ...], values: jax.Array) -> jax.
              for x, c in zip(parts, codes))
 
 
-def _blocked_product(spec: str, num_inputs: int, parts: tuple[jax.Array, ...], values: jax.Array
+def _blocked_product(num_inputs: int, spec: str, parts: tuple[jax.Array, ...], values: jax.Array
                      ) -> jax.Array:
   """The same, a block of the first input axis at a time."""
   length, row = values.shape[0], math.prod(values.shape[1:num_inputs])

@@ -62,7 +62,8 @@ def _mended(quotient: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
 
 def _upper_half(x: jax.Array) -> tuple[jax.Array, jax.Array]:
   """float32 as a sum of two whose mantissas have 12 bits."""
-  upper = jax.lax.bitcast_convert_type(jax.lax.bitcast_convert_type(x, jnp.uint32) & jnp.uint32(0xFFFFF000), jnp.float32)
+  bits = jax.lax.bitcast_convert_type(x, jnp.uint32) & jnp.uint32(0xFFFFF000)
+  upper = jax.lax.bitcast_convert_type(bits, jnp.float32)
   return upper, x - upper
 
 

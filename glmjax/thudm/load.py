@@ -11,7 +11,7 @@ import sys
 from typing import Any
 
 from glmjax import errors
-from glmjax.checkpoint import atomic
+from glmjax import atomic
 from glmjax.checkpoint import blocks
 from glmjax.checkpoint import export
 from glmjax.checkpoint import folder as folder_lib

@@ -13,7 +13,7 @@ import tqdm
 
 from glmjax import errors
 from glmjax.checkpoint import arrays
-from glmjax.checkpoint import atomic
+from glmjax import atomic
 from glmjax.checkpoint import blocks
 from glmjax.checkpoint import export
 from glmjax.checkpoint import folder as folder_lib

@@ -19,7 +19,7 @@ import pytest
 
 from glmjax import errors
 from glmjax.checkpoint import arrays
-from glmjax.checkpoint import atomic
+from glmjax import atomic
 from glmjax.checkpoint import blocks
 from glmjax.checkpoint import export
 from glmjax.checkpoint import folder as folder_lib

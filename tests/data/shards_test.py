@@ -174,7 +174,7 @@ def test_unfinished_work_is_kept_when_good_and_redone_when_damaged(tmp_path: pat
       builder.write_shard(making.partial, shard, shard_documents(shard), 1008)
     damaged = making.partial / (todo[1].stem + ".tokens")
     damaged.write_bytes(b"x" * damaged.stat().st_size)
-    (making.partial / "en/train-00000-of-00003.tokens.tmp-1").write_bytes(b"half")
+    (making.partial / "en/.train-00000-of-00003.tokens.1.tmp").write_bytes(b"half")
   with pytest.raises(errors.InputError, match="an unfinished cache of mixture m .*not of mixture other"):
     build(tmp_path / "cache", mixture="other")
   with builder.CacheBuilder(tmp_path / "cache", plan()) as making:
@@ -238,7 +238,7 @@ def test_full_disk_is_one_line_and_harms_nothing(
       with pytest.raises(errors.InputError, match="the disk is full") as caught:
         builder.write_shard(making.partial, todo[1], shard_documents(todo[1]), 1008)
       assert "\n" not in str(caught.value)
-    assert not list(making.partial.rglob("*.tmp-*"))
+    assert not list(making.partial.rglob("*.tmp"))
     assert making.missing() == todo[1:]
 
 

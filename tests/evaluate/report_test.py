@@ -81,7 +81,7 @@ def test_report_for_people(run: pathlib.Path) -> None:
   tables = [line for line in text.splitlines() if line.startswith("|")]
   assert all(line.endswith(" |") for line in tables)
   assert (run / "loss.png").read_bytes().startswith(b"\x89PNG")
-  assert not list(run.glob("*.tmp-*"))
+  assert not list(run.glob(".*.tmp"))
 
 
 def test_a_half_written_last_line_is_passed_over(run: pathlib.Path) -> None:

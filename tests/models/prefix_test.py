@@ -71,6 +71,7 @@ def test_each_layer_has_its_own_and_all_are_trained():
   assert not np.allclose(run(config, params | {"layers": params["layers"] | {"attention": sublayer}})[0], loss)
 
 
+@pytest.mark.skipif(jax.device_count() < 4, reason="needs 4 devices")
 def test_is_split_by_heads():
   config = config_lib.GLMConfig(**SIZES, prefix_length=PREFIX)
   boxed = jax.eval_shape(lambda key: glm.init(config, key), jax.random.key(0))

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from glmjax.checkpoint import atomic
+from glmjax import atomic
 
 
 def test_replaces_and_leaves_nothing_else(tmp_path):

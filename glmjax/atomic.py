@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 def writing(path: str | os.PathLike) -> Iterator[BinaryIO]:
   """A file that takes its name once all of it is on the disk; where that fails, what was there stays."""
   path = pathlib.Path(path)
-  temporary = path.with_name(f".{path.name}.{os.getpid()}")
+  temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
   try:
     with open(temporary, "wb") as file:
       yield file
