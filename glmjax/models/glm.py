@@ -35,6 +35,10 @@ from glmjax.parallel import partitioning
 Cache = dict[str, Any]
 
 
+# The places of a block, and of the model, where dropout draws; `layers` of the model: one key for each.
+_ATTENTION_WEIGHTS, _ATTENTION, _MLP = range(3)
+_EMBEDDING, _LAYERS = range(2)
+
 _KEPT = "kept"  # by remat="dots", besides flash.NAMES: all that backward needs of the kernels' outputs
 
 
@@ -62,11 +66,11 @@ class SelfAttention(nn.Module):
   """Multi-head attention over intervals, with rotary positions and an optional KV cache."""
 
   config: config_lib.GLMConfig
-  deterministic: bool
 
   @nn.compact
   def __call__(self, x_BLD: jax.Array, cos_sin: Any, start_BL: jax.Array, end_BL: jax.Array,
-               cache: Cache | None, cache_index: jax.Array | None) -> tuple[jax.Array, Cache | None]:
+               keys_B: jax.Array | None, cache: Cache | None, cache_index: jax.Array | None
+               ) -> tuple[jax.Array, Cache | None]:
     config = self.config
     d, h, k = config.embed_dim, config.num_heads, config.head_dim
     std = config.init_std
@@ -84,8 +88,8 @@ class SelfAttention(nn.Module):
           for name, new in (("key", k_BMHK), ("value", v_BMHK))}
       k_BMHK, v_BMHK = (jnp.swapaxes(cache[name], 1, 2).astype(q_BLHK.dtype) for name in ("key", "value"))
     dropout = None
-    if config.attention_dropout and not self.deterministic:
-      dropout = nn.Dropout(config.attention_dropout, deterministic=False)
+    if config.attention_dropout and keys_B is not None:
+      dropout = functools.partial(layers.dropout, config.attention_dropout, layers.fold_in(keys_B, _ATTENTION_WEIGHTS))
     prefix = None
     if config.prefix_length:  # normal(1): as the original's torch.nn.Embedding starts
       prefix = tuple(layers.declare(self, name, layers.normal(1.0), (h, config.prefix_length, k),
@@ -122,39 +126,41 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-  """Attention and mlp sublayers with their norms and residuals."""
+  """Attention and mlp sublayers with their norms and residuals; dropout where rows have keys."""
 
   config: config_lib.GLMConfig
-  deterministic: bool
 
   @nn.compact
   def __call__(self, x_BLD: jax.Array, cos_sin: Any, start_BL: jax.Array, end_BL: jax.Array,
-               cache: Cache | None, cache_index: jax.Array | None) -> tuple[jax.Array, Cache | None]:
-    attend = SelfAttention(self.config, self.deterministic, name="attention")
+               keys_B: jax.Array | None = None, cache: Cache | None = None, cache_index: jax.Array | None = None
+               ) -> tuple[jax.Array, Cache | None]:
+    attend = SelfAttention(self.config, name="attention")
     mlp = Mlp(self.config, name="mlp")
     new_cache = None
 
     def attention_sublayer(y_BLD: jax.Array) -> jax.Array:
       nonlocal new_cache
-      out_BLD, new_cache = attend(y_BLD, cos_sin, start_BL, end_BL, cache, cache_index)
+      out_BLD, new_cache = attend(y_BLD, cos_sin, start_BL, end_BL, keys_B, cache, cache_index)
       return out_BLD
 
-    x_BLD = self._residual(x_BLD, attention_sublayer, "attention")
-    x_BLD = self._residual(x_BLD, mlp, "mlp")
+    x_BLD = self._residual(x_BLD, attention_sublayer, "attention", layers.fold_in(keys_B, _ATTENTION))
+    x_BLD = self._residual(x_BLD, mlp, "mlp", layers.fold_in(keys_B, _MLP))
     return partitioning.constrain(x_BLD, "batch", "length", "act_embed"), new_cache
 
-  def _residual(self, x_BLD: jax.Array, sublayer: Callable[[jax.Array], jax.Array], name: str) -> jax.Array:
+  def _residual(self, x_BLD: jax.Array, sublayer: Callable[[jax.Array], jax.Array], name: str,
+                keys_B: jax.Array | None) -> jax.Array:
     config = self.config
     y_BLD = _norm(config, f"{name}_norm")(x_BLD)
     out_BLD = sublayer(y_BLD)
     if config.norm == "sandwich":
       out_BLD = _norm(config, f"{name}_output_norm")(out_BLD)
-    out_BLD = nn.Dropout(config.hidden_dropout, deterministic=self.deterministic)(out_BLD)
+    out_BLD = layers.dropout(config.hidden_dropout, keys_B, out_BLD)
     shifted = config.norm in ("deepnorm", "post")
     return (y_BLD * jnp.asarray(config.alpha, y_BLD.dtype) if shifted else x_BLD) + out_BLD
 
 
-def _remat(config: config_lib.GLMConfig) -> type[nn.Module]:
+def remat(config: config_lib.GLMConfig) -> type[nn.Module]:
+  """The block, keeping for backward what the configuration says."""
   if config.remat == "none":
     return Block
   kept = jax.checkpoint_policies.save_only_these_names(_KEPT, *flash.NAMES)
@@ -176,15 +182,14 @@ class GLM(nn.Module):
     self.embedding = layers.Embedding(config)
     if config.embedding_norm:
       self.embedding_norm = _norm(config, None)
-    self.embedding_dropout = nn.Dropout(config.hidden_dropout, deterministic=self.deterministic)
-    block = _remat(config)
+    block = remat(config)
     if config.scan_layers:
-      scanned = nn.scan(block, variable_axes={"params": 0}, split_rngs={"params": True, "dropout": True},
-                        in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0, nn.broadcast), out_axes=0,
+      scanned = nn.scan(block, variable_axes={"params": 0}, split_rngs={"params": True},
+                        in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0, 0, nn.broadcast), out_axes=0,
                         length=config.num_layers, metadata_params={nn.PARTITION_NAME: "layers"})
-      self.layers = scanned(config, self.deterministic)
+      self.layers = scanned(config)
     else:
-      self.layers = [block(config, self.deterministic) for _ in range(config.num_layers)]
+      self.layers = [block(config) for _ in range(config.num_layers)]
     self.final_norm = _norm(config, None)
     if not config.tie_embeddings:
       self.untied_head = layers.Head(config, name="head")
@@ -206,20 +211,43 @@ class GLM(nn.Module):
     if config.causal:
       offset = 0 if cache is None else cache_index
       end_BL = jnp.minimum(end_BL, offset + jnp.arange(1, tokens_BL.shape[1] + 1, dtype=end_BL.dtype))
-    x_BLD = self.embedding(tokens_BL, positions, gradient_alpha)
-    if config.embedding_norm:
-      x_BLD = self.embedding_norm(x_BLD)
-    x_BLD = partitioning.constrain(self.embedding_dropout(x_BLD), "batch", "length", "act_embed")
+    x_BLD, keys_B = self.embed(tokens_BL, positions, gradient_alpha)
     cos_sin = rotary.tables(config, positions)
+    layer_keys = lambda i: None if keys_B is None else layers.fold_in(keys_B, i)
     if config.scan_layers:
-      x_BLD, cache = self.layers(x_BLD, cos_sin, start_BL, end_BL, cache, cache_index)
+      keys_NB = jax.vmap(layer_keys)(jnp.arange(config.num_layers))
+      x_BLD, cache = self.layers(x_BLD, cos_sin, start_BL, end_BL, keys_NB, cache, cache_index)
     else:
       new = {}
       for i, layer in enumerate(self.layers):
         name = f"layers_{i}"
-        x_BLD, new[name] = layer(x_BLD, cos_sin, start_BL, end_BL, None if cache is None else cache[name], cache_index)
+        x_BLD, new[name] = layer(x_BLD, cos_sin, start_BL, end_BL, layer_keys(i),
+                                 None if cache is None else cache[name], cache_index)
       cache = None if cache is None else new
-    return self.final_norm(x_BLD), cache
+    return self.finish(x_BLD), cache
+
+  def embed(self, tokens_BL: jax.Array, positions: jax.Array, gradient_alpha: jax.Array | float = 1.0,
+            rows_B: jax.Array | None = None) -> tuple[jax.Array, jax.Array | None]:
+    """What the first layer reads, [B, L, D], and each row's key for dropout in the layers (None: no dropout).
+
+    What is dropped depends on the key given to `apply`, the row's number (`rows_B`, by default its place) and the
+    layer: neither on the mesh, nor on how rows go through a pipeline.
+    """
+    config = self.config
+    x_BLD = self.embedding(tokens_BL, positions, gradient_alpha)
+    if config.embedding_norm:
+      x_BLD = self.embedding_norm(x_BLD)
+    keys_B = None
+    if not self.deterministic and (config.hidden_dropout or config.attention_dropout):
+      rows_B = jnp.arange(tokens_BL.shape[0]) if rows_B is None else rows_B
+      keys_B = jax.vmap(jax.random.fold_in, (None, 0))(self.make_rng("dropout"), rows_B)
+      x_BLD = layers.dropout(config.hidden_dropout, layers.fold_in(keys_B, _EMBEDDING), x_BLD)
+      keys_B = layers.fold_in(keys_B, _LAYERS)
+    return partitioning.constrain(x_BLD, "batch", "length", "act_embed"), keys_B
+
+  def finish(self, x_BLD: jax.Array) -> jax.Array:
+    """What the head reads, of what the last layer gives."""
+    return self.final_norm(x_BLD)
 
   def head(self, x_BLD: jax.Array, gradient_alpha: jax.Array | float = 1.0) -> jax.Array:
     """Logits of hidden states, float32 [B, L, V]."""

@@ -49,6 +49,19 @@ def declare(module: nn.Module, name: str, init: Initializer, shape: Sequence[int
   return module.param(name, nn.with_logical_partitioning(init, tuple(axes)), tuple(shape), jnp.dtype(dtype))
 
 
+def fold_in(keys_B: jax.Array | None, number: jax.Array | int) -> jax.Array | None:
+  """Each row's key for the part of the model with this number; None stays None: no dropout."""
+  return None if keys_B is None else jax.vmap(jax.random.fold_in, (0, None))(keys_B, number)
+
+
+def dropout(rate: float, keys_B: jax.Array | None, x: jax.Array) -> jax.Array:
+  """x [B, ...] with a share of its entries 0 and the others scaled up; each row draws from its own key."""
+  if keys_B is None or rate == 0.0:
+    return x
+  keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - rate, x.shape[1:]))(keys_B)
+  return jnp.where(keep, x / jnp.asarray(1.0 - rate, x.dtype), 0)
+
+
 @jax.custom_vjp
 def scale_gradient(x: jax.Array, alpha: jax.Array | float) -> jax.Array:
   """x, whose gradient is multiplied by alpha: alpha x + (1 - alpha) stop_gradient(x), exactly.
