@@ -17,6 +17,7 @@ from glmjax.models import config as config_lib
 from glmjax.quantize import tree
 
 FAMILIES = ("glm-130b", "glm-10b", "chatglm-6b")
+DEGREES = (1, 2, 4, 8, 16)  # of tensor parallelism
 INV_FREQ = "transformer.layers.{}.attention.rotary_emb.inv_freq"
 _TILE = 16  # rows that are transposed together: faster than numpy's own way for wide matrices
 

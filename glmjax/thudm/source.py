@@ -210,7 +210,7 @@ def _check_degree(shards: shards_lib.Shards, folder: pathlib.Path) -> None:
   if degree != count or not ours:
     raise errors.InputError(f"{shards.files[0].parent} has {count} mp_rank files, and their tensors are those of "
                             f"tensor-parallel degree {degree}: copy all {degree} files there")
-  if count not in (1, 2, 4, 8, 16):
+  if count not in layouts.DEGREES:
     raise errors.InputError(f"{shards.files[0].parent} is of tensor-parallel degree {count}: 1, 2, 4, 8 "
                             "and 16 are known")
 

@@ -62,6 +62,8 @@ def write_format(name: str, tensor_parallel: int | None = None) -> export.Format
     raise errors.InputError(f"no format {name}: choose one of orbax, {', '.join(FORMATS)}")
   if tensor_parallel is not None and name != "glm130b-sat":
     raise errors.InputError(f"tensor_parallel is for glm130b-sat; {name} has no ranks")
+  if tensor_parallel not in (None, *layouts.DEGREES):
+    raise errors.InputError(f"tensor_parallel is {tensor_parallel}: 1, 2, 4, 8 and 16 are known")
   if name == "safetensors":
     return _write_safetensors
   if name == "chatglm-hf":
@@ -275,9 +277,9 @@ def write_ranks(folder: pathlib.Path, items: Sequence[Item], degree: int, iterat
     errors.InputError: when a tensor does not divide among the ranks.
   """
   for item in items:
-    sizes = {"rows": item.shape[0] // item.groups, "inputs": item.shape[-1], "none": degree,
-             "ranks": degree if degree % item.shape[0] == 0 else 1}
-    if sizes[item.split] % degree:
+    divides = {"rows": item.shape[0] // item.groups % degree == 0, "inputs": item.shape[-1] % degree == 0, "none": True,
+               "ranks": degree % item.shape[0] == 0}
+    if not divides[item.split]:
       what = (f"has scales for {item.shape[0]} ranks" if item.split == "ranks" else f"{list(item.shape)} does not "
               "divide")
       raise errors.InputError(f"tensor_parallel is {degree}, and {item.key} {what}: choose another degree")

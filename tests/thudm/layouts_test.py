@@ -48,10 +48,13 @@ def test_glm_130b_is_resharded_without_loss(make, tmp_path, bits):
     assert (path[-1] / "latest").read_text() == "49300"
     assert len(list((path[-1] / "49300").iterdir())) == degree
   assert_same(shards.open_ranks(path[-1]), shards.open_ranks(start))
-  if bits:
+  for degree in (1, 4) if bits else ():
     with pytest.raises(errors.InputError, match="has scales for 8 ranks: choose another degree"):
-      to_format(tmp_path / "ours0", tmp_path / "no", "glm130b-sat", 4)
+      to_format(tmp_path / "ours0", tmp_path / "no", "glm130b-sat", degree)
     assert not (tmp_path / "no").exists()
+  for degree in (0, -1, 3):
+    with pytest.raises(errors.InputError, match=f"tensor_parallel is {degree}: 1, 2, 4, 8 and 16 are known"):
+      to_format(tmp_path / "ours0", tmp_path / "no", "glm130b-sat", degree)
 
 
 def test_codes_are_divided_further(make, tmp_path):
