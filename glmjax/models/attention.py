@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from glmjax.models import flash
+from glmjax.parallel import partitioning
 from glmjax.quantize import ops
 
 # Added to hidden scores; finite, so that a row that hides everything stays finite too.
@@ -25,7 +26,11 @@ def interval_mask(start_BL: jax.Array, end_BL: jax.Array, num_keys: int) -> jax.
 def attend(q_BLHK: jax.Array, k_BMHK: jax.Array, v_BMHK: jax.Array, start_BL: jax.Array, end_BL: jax.Array,
            dropout: Callable[[jax.Array], jax.Array] | None = None,
            prefix: tuple[jax.Array, jax.Array] | None = None) -> jax.Array:
-  """`dense`, or the flash kernel where there is one for the machine and the shapes."""
+  """`dense`, or the flash kernel where there is one for the machine and the shapes.
+
+  Where tokens are split over the mesh, each device has its own queries attend to all keys, gathered once.
+  """
+  k_BMHK, v_BMHK = (partitioning.constrain(x, "batch", None, "act_heads", None) for x in (k_BMHK, v_BMHK))
   if dropout is None and prefix is None and flash.fits(q_BLHK, k_BMHK):
     return flash.attend(q_BLHK, k_BMHK, v_BMHK, start_BL, end_BL)
   return dense(q_BLHK, k_BMHK, v_BMHK, start_BL, end_BL, dropout, prefix)

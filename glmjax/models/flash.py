@@ -3,8 +3,6 @@
 B batch, L query length, M key length, H heads, K head dimension.
 """
 
-import math
-
 from flax import linen as nn
 import jax
 from jax import ad_checkpoint
@@ -12,6 +10,7 @@ import jax.numpy as jnp
 
 from glmjax import target
 from glmjax.models import flash_gpu
+from glmjax.parallel import partitioning
 
 # What remat="dots" keeps besides the projections' outputs, so that backward need not attend again.
 NAMES = ("attention", "attention_sums")
@@ -24,40 +23,31 @@ def fits(q_BLHK: jax.Array, k_BMHK: jax.Array) -> bool:
     return False
   if k_BMHK.shape[1] % (flash_gpu.DECODE_BLOCK if length == 1 else flash_gpu.BLOCK):
     return False
-  if length != 1 and length % flash_gpu.BLOCK:
+  rows, tokens, parts = map(partitioning.parts, ("batch", "length", "act_heads"))
+  if length != 1 and length % (tokens * flash_gpu.BLOCK):
     return False
-  mesh, spec = jax.sharding.get_abstract_mesh(), _spec("batch", "length", "act_heads")
-  parts = [math.prod(mesh.shape[axis] for axis in _axes(entry)) for entry in spec]
-  return batch % parts[0] == 0 and parts[1] == 1 and heads % parts[2] == 0
+  return batch % rows == 0 and heads % parts == 0
 
 
 def attend(q_BLHK: jax.Array, k_BMHK: jax.Array, v_BMHK: jax.Array, start_BL: jax.Array, end_BL: jax.Array
            ) -> jax.Array:
-  """What `attention.dense` gives, up to rounding; each device attends to its own rows and heads."""
+  """What `attention.dense` gives, up to rounding; each device has its own queries attend to all keys of its heads."""
   mesh = jax.sharding.get_abstract_mesh()
   run = _decode if q_BLHK.shape[1] == 1 else _attend
   if mesh.empty or mesh.size == 1:
     return run(q_BLHK, k_BMHK, v_BMHK, start_BL, end_BL)
-  tokens, places = _spec("batch", None, "act_heads", None), _spec("batch", None)
-  return jax.shard_map(run, in_specs=(tokens,) * 3 + (places,) * 2, out_specs=tokens, check_vma=False)(
-      q_BLHK, k_BMHK, v_BMHK, start_BL, end_BL)
+  length = None if q_BLHK.shape[1] == 1 else "length"
+  queries, keys, places = (nn.logical_to_mesh_axes(names) for names in (
+      ("batch", length, "act_heads", None), ("batch", None, "act_heads", None), ("batch", length)))
+  return jax.shard_map(run, in_specs=(queries, keys, keys, places, places), out_specs=queries,
+                       axis_names={*mesh.axis_names} - {*mesh.manual_axes}, check_vma=False)(
+                           q_BLHK, k_BMHK, v_BMHK, start_BL, end_BL)
 
 
 def _decode(q_B1HK: jax.Array, k_BMHK: jax.Array, v_BMHK: jax.Array, start_B1: jax.Array, end_B1: jax.Array
             ) -> jax.Array:
   """Keys and values come out of the cache transposed, and go back as they were: XLA cancels the two."""
   return flash_gpu.decode(q_B1HK, jnp.swapaxes(k_BMHK, 1, 2), jnp.swapaxes(v_BMHK, 1, 2), start_B1, end_B1)
-
-
-def _spec(*names: str | None) -> jax.sharding.PartitionSpec:
-  """Over the mesh in scope; nothing is split outside of one."""
-  if jax.sharding.get_abstract_mesh().empty:
-    return jax.sharding.PartitionSpec(*[None] * len(names))
-  return nn.logical_to_mesh_axes(names)
-
-
-def _axes(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
-  return (entry,) if isinstance(entry, str) else entry or ()
 
 
 @jax.custom_vjp

@@ -167,6 +167,13 @@ def remat(config: config_lib.GLMConfig) -> type[nn.Module]:
   return nn.remat(Block, policy=kept if config.remat == "dots" else None, prevent_cse=not config.scan_layers)
 
 
+def cut_causal(config: config_lib.GLMConfig, end_BL: jax.Array, first: jax.Array | int = 0) -> jax.Array:
+  """The intervals' ends; a causal model's tokens, numbered from `first` on, see none behind themselves."""
+  if not config.causal:
+    return end_BL
+  return jnp.minimum(end_BL, first + jnp.arange(1, end_BL.shape[1] + 1, dtype=end_BL.dtype))
+
+
 class GLM(nn.Module):
   """Token ids in, logits out.
 
@@ -208,9 +215,7 @@ class GLM(nn.Module):
     With a cache the intervals count its slots: the M keys are the cache's.
     """
     config = self.config
-    if config.causal:
-      offset = 0 if cache is None else cache_index
-      end_BL = jnp.minimum(end_BL, offset + jnp.arange(1, tokens_BL.shape[1] + 1, dtype=end_BL.dtype))
+    end_BL = cut_causal(config, end_BL, 0 if cache is None else cache_index)
     x_BLD, keys_B = self.embed(tokens_BL, positions, gradient_alpha)
     cos_sin = rotary.tables(config, positions)
     layer_keys = lambda i: None if keys_B is None else layers.fold_in(keys_B, i)
@@ -239,7 +244,7 @@ class GLM(nn.Module):
       x_BLD = self.embedding_norm(x_BLD)
     keys_B = None
     if not self.deterministic and (config.hidden_dropout or config.attention_dropout):
-      rows_B = jnp.arange(tokens_BL.shape[0]) if rows_B is None else rows_B
+      rows_B = partitioning.row_numbers(tokens_BL.shape[0]) if rows_B is None else rows_B
       keys_B = jax.vmap(jax.random.fold_in, (None, 0))(self.make_rng("dropout"), rows_B)
       x_BLD = layers.dropout(config.hidden_dropout, layers.fold_in(keys_B, _EMBEDDING), x_BLD)
       keys_B = layers.fold_in(keys_B, _LAYERS)

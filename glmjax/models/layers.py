@@ -163,6 +163,28 @@ def _layer_norm_backward(epsilon: float, dtype: str, residuals: tuple[jax.Array,
 _layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def rows_of(dtype: str, axes: tuple[str | None, str | None], table: jax.Array, index: jax.Array) -> jax.Array:
+  """table[index] in `dtype`; the gradients of equal indices are summed in float32.
+
+  Where the table is split over the mesh, the step gathers it over all but `axes`, in `dtype`, as the head does.
+  """
+  if partitioning.is_split():
+    table = partitioning.constrain(table.astype(dtype), *axes)
+  return table[index].astype(dtype)
+
+
+def _rows_backward(dtype: str, axes: tuple[str | None, str | None], residuals: tuple[jax.Array, jax.Array], g: jax.Array
+                   ) -> tuple[jax.Array, None]:
+  del dtype
+  table, index = residuals
+  d_table = jnp.zeros(table.shape, jnp.float32).at[index].add(g.astype(jnp.float32))
+  return partitioning.constrain(d_table, *axes).astype(table.dtype), None
+
+
+rows_of.defvjp(lambda dtype, axes, table, index: (rows_of(dtype, axes, table, index), (table, index)), _rows_backward)
+
+
 class Embedding(nn.Module):
   """Token table, learned position tables where the model has them, and the tied head."""
 
@@ -180,11 +202,11 @@ class Embedding(nn.Module):
 
   def __call__(self, tokens_BL: jax.Array, positions: jax.Array, gradient_alpha: jax.Array | float) -> jax.Array:
     """The sum of the token's and its positions' rows, [B, L, D]."""
-    x_BLD = scale_gradient(self.table[tokens_BL].astype(self.config.dtype), gradient_alpha)
+    x_BLD = scale_gradient(rows_of(self.config.dtype, ("act_vocab", "act_embed"), self.table, tokens_BL), gradient_alpha)
     if self.config.positions == "learned_2d":
       assert positions.ndim == 3, positions.shape
-      x_BLD += self.position[positions[:, 0]].astype(x_BLD.dtype)
-      x_BLD += self.block_position[positions[:, 1]].astype(x_BLD.dtype)
+      for i, table in enumerate((self.position, self.block_position)):
+        x_BLD += rows_of(self.config.dtype, (None, "act_embed"), table, positions[:, i])
     return x_BLD
 
   def attend(self, x_BLD: jax.Array, gradient_alpha: jax.Array | float) -> jax.Array:
@@ -197,7 +219,8 @@ class Embedding(nn.Module):
     return self._shrunk_table(gradient_alpha).T
 
   def _shrunk_table(self, gradient_alpha: jax.Array | float) -> jax.Array:
-    return scale_gradient(self.table.astype(self.config.dtype), gradient_alpha)
+    table_VD = partitioning.constrain(self.table.astype(self.config.dtype), "act_vocab", "act_embed")
+    return scale_gradient(table_VD, gradient_alpha)
 
 
 class Head(nn.Module):

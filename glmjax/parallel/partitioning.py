@@ -7,8 +7,10 @@ model.
 | logical axis | of | meaning |
 |---|---|---|
 | batch, length | activations | rows, tokens of a row |
+| groups | activations | parts of a batch that share no rows and no tokens: batch x length |
 | act_embed, act_heads, act_mlp, act_vocab | activations | model width, heads, mlp width, vocabulary |
 | embed, heads, kv, mlp, vocab | weights | the same sizes of a weight |
+| step_embed | weights | embed of the copy that a step computes with, in tables that want one |
 | layers | weights | the stacked layers |
 | qkv, branches | weights | the query, key, value and GeGLU halves; never split |
 """
@@ -25,10 +27,13 @@ from glmjax import errors
 
 Rules = tuple[tuple[str, str | tuple[str, ...] | None], ...]
 
-# Rows over data and fsdp, tensor parallelism over heads, mlp and vocabulary, tokens over context.
+ROW_AXES = ("data", "fsdp")  # of the mesh: those over which rows are split
+
+# Tensor parallelism over heads, mlp and vocabulary, tokens over context.
 _ACTIVATIONS: Rules = (
-    ("batch", ("data", "fsdp")),
+    ("batch", ROW_AXES),
     ("length", "context"),
+    ("groups", (*ROW_AXES, "context")),
     ("act_embed", None),
     ("act_heads", "tensor"),
     ("act_mlp", "tensor"),
@@ -37,8 +42,28 @@ _ACTIVATIONS: Rules = (
 _TENSOR: Rules = (("heads", "tensor"), ("mlp", "tensor"), ("vocab", "tensor"),
                   ("kv", None), ("qkv", None), ("branches", None), ("layers", "stage"))
 
-# Fully sharded: every weight, with its optimizer state, is also split over fsdp along its embed axis.
+
+# Fully sharded: weights, gradients and optimizer state are split over fsdp, along their embed axis. Layers are gathered
+# as they are needed, again and again.
 FSDP: Rules = _ACTIVATIONS + _TENSOR + (("embed", "fsdp"),)
+
+# Float32 weights and optimizer state are split over data and fsdp (ZeRO, arXiv 1910.02054, stage 1; GLM-130B's). A step
+# begins with a gathered copy in the compute dtype and ends with its gradients' sums, once each.
+ZERO1: Rules = _ACTIVATIONS + _TENSOR + (("embed", ROW_AXES), ("step_embed", None))
+
+STRATEGIES = {"fsdp": FSDP, "zero1": ZERO1}
+
+
+def strategy(name: str) -> Rules:
+  """The table of one of STRATEGIES."""
+  if name not in STRATEGIES:
+    raise errors.InputError(f"strategy is {name!r}: use one of {', '.join(STRATEGIES)}")
+  return STRATEGIES[name]
+
+
+def gathers_once() -> bool:
+  """Whether the rules in scope want a step to compute with a copy of all weights, gathered over ROW_AXES."""
+  return "step_embed" in dict(nn.get_logical_axis_rules())
 
 
 @contextlib.contextmanager
@@ -54,6 +79,49 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
   return nn.with_logical_constraint(x, names)
 
 
+def parts(name: str) -> int:
+  """Into how many parts the mesh and rules in scope split a logical axis of activations."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in mesh_axes(name))
+
+
+def is_split() -> bool:
+  """Whether there is a mesh of several devices in scope."""
+  return jax.sharding.get_abstract_mesh().size > 1
+
+
+def mesh_axes(name: str) -> tuple[str, ...]:
+  """The mesh axes over which the rules in scope split a logical axis."""
+  axes = nn.logical_to_mesh_axes((name,))[0]
+  return (axes,) if isinstance(axes, str) else tuple(axes or ())
+
+
+@contextlib.contextmanager
+def rows_apart() -> Iterator[None]:
+  """Within it, a shard_map over ROW_AXES, rules speak of one shard's rows."""
+  rules = []
+  for name, axes in nn.get_logical_axis_rules():
+    left = tuple(axis for axis in ((axes,) if isinstance(axes, str) else axes or ()) if axis not in ROW_AXES)
+    rules.append((name, left or None))
+  with nn.logical_axis_rules(rules):
+    yield
+
+
+def row_numbers(count: int) -> jax.Array:
+  """Numbers in the whole batch of the rows that are to be computed: all, or one shard's within `rows_apart`."""
+  first = jax.lax.axis_index(ROW_AXES) * count if _are_rows_apart() else 0
+  return first + jax.numpy.arange(count)
+
+
+def largest(number: jax.Array) -> jax.Array:
+  """Over all shards of rows: devices must agree on how often a loop runs."""
+  return jax.lax.pmax(number, ROW_AXES) if _are_rows_apart() else number
+
+
+def _are_rows_apart() -> bool:
+  return ROW_AXES[0] in jax.sharding.get_abstract_mesh().manual_axes
+
+
 def shardings(boxed: Any, mesh: jax.sharding.Mesh, rules: Rules = FSDP) -> Any:
   """NamedShardings for a tree whose leaves carry logical names (Linen boxes); others are replicated."""
   return nn.logical_to_mesh_sharding(nn.get_partition_spec(boxed), mesh, rules)
@@ -65,7 +133,7 @@ def unbox(boxed: Any) -> Any:
   return jax.tree.map(lambda x: x.value if is_box(x) else x, boxed, is_leaf=is_box)
 
 
-def batch_shards(mesh: jax.sharding.Mesh, axes: Sequence[str] = ("data", "fsdp")) -> int:
+def batch_shards(mesh: jax.sharding.Mesh, axes: Sequence[str] = ROW_AXES) -> int:
   """Into how many parts the rows of a batch are split."""
   size = 1
   for axis in axes:

@@ -69,7 +69,7 @@ def train(
     validation: feed_lib.DataSource | None = None,
     intervals: Intervals = Intervals(),
     mesh: mesh_lib.MeshConfig = mesh_lib.MeshConfig(),
-    rules: partitioning.Rules = partitioning.FSDP,
+    strategy: str = "fsdp",
     micro_batch: int | None = None,
     loss_chunk: int = 1024,
     loss_mean_of: str = "tokens",
@@ -87,6 +87,7 @@ def train(
     batches: rows of a step, as a function of samples seen.
     embedding_alpha: the embedding gradient shrink's factor, 1 for none.
     validation: evaluated every intervals.evaluate steps.
+    strategy: what is split over the mesh's data and fsdp, one of partitioning.STRATEGIES.
     micro_batch: rows computed at a time, over all devices; None: the whole batch.
     loss_chunk: tokens of a batch shard whose logits exist at a time.
     loss_mean_of: what weighs the same in the loss: "tokens", or "rows" as GLM-130B was trained (its
@@ -108,14 +109,14 @@ def train(
   if weights is not None and overwrite:  # before anything is deleted
     initial.check(weights, model, data.describe())
   host.keep_freed_memory()
-  device_mesh = mesh_lib.make_mesh(mesh)
+  device_mesh, rules = mesh_lib.make_mesh(mesh), partitioning.strategy(strategy)
   layout = feed_lib.Layout.make(device_mesh, rules, batches.size, micro_batch, data.seq_length,
                                 1 if model.positions == "rotary" else 2, model.vocab_size)
   layout.check_sizes("batch size", range(batches.ramp_start or batches.size, batches.size + 1, batches.ramp_increment))
   layout.check_sizes("Intervals.eval_samples", [intervals.eval_samples])
   tx = optimizer.make()
   recipe = step_lib.Recipe(optimizer, learning_rate, embedding_alpha)
-  objective = step_lib.Objective(model, partitioning.batch_shards(device_mesh), loss_chunk, loss_mean_of)
+  objective = step_lib.Objective(model, loss_chunk, loss_mean_of)
   folder = workdir_lib.Workdir(pathlib.Path(workdir))
   with partitioning.use(device_mesh, rules), watch.on() as peers, contextlib.ExitStack() as stack:
     abstract = state_lib.abstract(model, tx, device_mesh, rules)

@@ -4,7 +4,7 @@ A blank-infilling row is loss on its spans alone, and a [V]-wide row of float32 
 than everything else a token needs. So the tokens that count are brought to the front, and logits, their
 softmax and the head's gradients are computed for a chunk of them at a time.
 
-G groups of rows (one per batch shard, so that nothing moves between devices), R tokens of a group,
+G groups of tokens (one for each part of the batch, so that nothing moves between devices), R tokens of a group,
 C tokens of a chunk, D model, V vocabulary, O objectives.
 """
 
@@ -45,7 +45,7 @@ def by_objective(losses: jax.Array, weights: jax.Array, objectives: jax.Array) -
 
 
 def chunked(kernel_DV: jax.Array, x_BLD: jax.Array, targets_BL: jax.Array, weights_BL: jax.Array,
-            objectives_BL: jax.Array, groups: int = 1, chunk: int = 512) -> Sums:
+            objectives_BL: jax.Array, chunk: int = 512) -> Sums:
   """Cross entropy of the logits x @ kernel at every weighted token, per objective.
 
   Equal to making all logits at once. Differentiable in kernel and x, once; the head's gradients are computed
@@ -53,19 +53,26 @@ def chunked(kernel_DV: jax.Array, x_BLD: jax.Array, targets_BL: jax.Array, weigh
 
   Args:
     kernel_DV, x_BLD: in the compute dtype; sums are float32.
-    groups: batch shards of the mesh; divides B.
     chunk: C, tokens of each group whose logits exist at a time.
   """
-  batch, length = weights_BL.shape
-  rows = batch // groups * length
-  assert batch % groups == 0, (batch, groups)
+  x_GRD, targets, weights, objectives = map(_group, (x_BLD, targets_BL, weights_BL, objectives_BL))
+  rows = weights.shape[1]
   chunk = min(chunk, rows)
-  x_GRD = x_BLD.reshape(groups, rows, -1)
-  targets, weights, objectives = (a.reshape(groups, rows) for a in (targets_BL, weights_BL, objectives_BL))
   order = jnp.argsort(weights == 0, axis=1, stable=True)  # weighted tokens first, in their order
   front = Front(order, *(jnp.take_along_axis(a, order, axis=1) for a in (targets, weights, objectives)))
   front = jax.tree.map(lambda a: jnp.pad(a, ((0, 0), (0, -rows % chunk))), front)
   return _front_loss(chunk, kernel_DV, x_GRD, front)
+
+
+def _group(a: jax.Array) -> jax.Array:
+  """[B, L, ...] to [G, R, ...]: each group holds the tokens of one device, or of those that share a part."""
+  batch, length, *rest = a.shape
+  rows, tokens = partitioning.parts("batch"), partitioning.parts("length")
+  assert batch % rows == 0 and length % tokens == 0, (a.shape, rows, tokens)
+  if tokens > 1:
+    a = a.reshape(rows, batch // rows, tokens, length // tokens, *rest)
+    a = jnp.swapaxes(partitioning.constrain(a, "batch", None, "length", *[None] * (a.ndim - 3)), 1, 2)
+  return partitioning.constrain(a.reshape(rows * tokens, -1, *rest), "groups", *[None] * (1 + len(rest)))
 
 
 class Front(NamedTuple):
@@ -78,7 +85,7 @@ class Front(NamedTuple):
 
   def num_chunks(self, chunk: int) -> jax.Array:
     """Chunks that hold a weighted token in any group."""
-    return -(-jnp.max(jnp.sum(self.weights != 0, axis=1)) // chunk)
+    return -(-partitioning.largest(jnp.max(jnp.sum(self.weights != 0, axis=1))) // chunk)
 
   def cut(self, i: jax.Array, chunk: int) -> "Front":
     """Chunk i: [G, C] each."""
@@ -91,7 +98,7 @@ def _take(x_GRD: jax.Array, index_GC: jax.Array) -> jax.Array:
 
 def _logits(kernel_DV: jax.Array, x_GCD: jax.Array) -> jax.Array:
   logits_GCV = jnp.einsum("GCD,DV->GCV", x_GCD, kernel_DV, preferred_element_type=jnp.float32)
-  return partitioning.constrain(logits_GCV, "batch", None, "act_vocab")
+  return partitioning.constrain(logits_GCV, "groups", None, "act_vocab")
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -133,8 +140,8 @@ def _front_loss_forward(chunk: int, kernel_DV: jax.Array, x_GRD: jax.Array, fron
   zeros = jnp.zeros(NUM_OBJECTIVES, jnp.float32)
   d_kernel = jnp.zeros(kernel_DV.shape if groups == 1 else (groups, *kernel_DV.shape), jnp.float32)
   if groups > 1:
-    d_kernel = partitioning.constrain(d_kernel, "batch", None, "act_vocab")
-  dx = jnp.zeros((groups, front.order.shape[1], width), x_GRD.dtype)
+    d_kernel = partitioning.constrain(d_kernel, "groups", None, "act_vocab")
+  dx = partitioning.constrain(jnp.zeros((groups, front.order.shape[1], width), x_GRD.dtype), "groups", None, None)
   sums, d_kernel, dx = jax.lax.fori_loop(0, front.num_chunks(chunk), body, (Sums(zeros, zeros), d_kernel, dx))
   d_kernel = d_kernel if groups == 1 else d_kernel.sum(0)
   dx_GRD = _take(dx, jnp.argsort(front.order[:, :rows], axis=1))  # back to the tokens' own places

@@ -15,10 +15,12 @@ import optax
 
 from glmjax.models import config as config_lib
 from glmjax.models import glm
+from glmjax.parallel import partitioning
 from glmjax.train import losses
 from glmjax.train import optimizer as optimizer_lib
 from glmjax.train import schedules
 from glmjax.train import state as state_lib
+from glmjax.train import zero1
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -42,8 +44,7 @@ class Objective:
   """The loss of one micro-batch as a function of the parameters; static under jit."""
 
   config: config_lib.GLMConfig
-  groups: int = 1  # batch shards of the mesh
-  chunk: int = 1024  # tokens per shard whose logits exist at a time
+  chunk: int = 1024  # tokens of each part of a batch (partitioning's "groups") whose logits exist at a time
   mean_of: str = "tokens"  # one of MEANS: what weighs the same in the loss
 
   def weigh(self, batch: Batch) -> Batch:
@@ -73,16 +74,26 @@ class Objective:
     x_BLD = self.hidden(params, batch, alpha, rng)[0]
     kernel_DV = glm.GLM(self.config).apply({"params": params}, alpha, method="head_kernel")
     return losses.chunked(kernel_DV, x_BLD, batch["targets"], batch["loss_weights"], batch["objective"],
-                          self.groups, self.chunk)
+                          self.chunk)
 
 
 def accumulate(objective: Objective, params: Any, batch: Batch, num_micro: jax.Array, alpha: jax.Array,
-               rng: jax.Array, scale: jax.Array | float) -> tuple[losses.Sums, Any]:
+               rng: jax.Array, scale: jax.Array | float, specs: Any = None) -> tuple[losses.Sums, Any]:
   """Sums over all micro-batches and the float32 gradient of scale x the mean loss.
 
   Every token weighs the same whichever micro-batch it is in: the mean's denominator is the whole batch's.
+  `specs`: how the parameters are split, for strategies that gather them once.
   """
   factor = scale / jnp.maximum(batch["loss_weights"].sum(), 1.0)
+  run = functools.partial(_accumulate, objective)
+  if not partitioning.gathers_once():
+    return run(params, batch, num_micro, alpha, rng, factor)
+  return zero1.sums_and_gradient(run, objective.config.dtype, specs, params, batch, num_micro, alpha, rng, factor)
+
+
+def _accumulate(objective: Objective, params: Any, batch: Batch, num_micro: jax.Array, alpha: jax.Array,
+                rng: jax.Array, factor: jax.Array) -> tuple[losses.Sums, Any]:
+  """Sums over all micro-batches and the gradient of factor x the summed loss."""
 
   def gradient(m: jax.Array | int) -> tuple[losses.Sums, Any]:
     micro = jax.tree.map(lambda a: a[m], batch)
@@ -98,7 +109,8 @@ def accumulate(objective: Objective, params: Any, batch: Batch, num_micro: jax.A
     return gradient(0)
   add = lambda m, carry: jax.tree.map(jnp.add, carry, gradient(m))
   zeros = jnp.zeros(losses.NUM_OBJECTIVES, jnp.float32)
-  return jax.lax.fori_loop(0, num_micro, add, (losses.Sums(zeros, zeros), jax.tree.map(jnp.zeros_like, params)))
+  return jax.lax.fori_loop(0, num_micro, add, (losses.Sums(zeros, zeros), jax.tree.map(
+      functools.partial(jnp.zeros_like, dtype=jnp.float32), params)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +123,7 @@ class Recipe:
 
 
 def train_step(objective: Objective, recipe: Recipe, tx: optax.GradientTransformation, state: state_lib.TrainState,
-               batch: Batch, info: StepInfo) -> tuple[state_lib.TrainState, Metrics]:
+               batch: Batch, info: StepInfo, specs: Any = None) -> tuple[state_lib.TrainState, Metrics]:
   """One optimizer step.
 
   The state is left as it was, and stays so, once a gradient is not finite (without an fp16 loss scale):
@@ -122,7 +134,7 @@ def train_step(objective: Objective, recipe: Recipe, tx: optax.GradientTransform
   scale = jnp.float32(1.0) if state.loss_scale is None else state.loss_scale.scale
   rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
   num_micro = -(-info.size.astype(jnp.int32) // batch["tokens"].shape[1])
-  sums, grads = accumulate(objective, state.params, batch, num_micro, alpha, rng, scale)
+  sums, grads = accumulate(objective, state.params, batch, num_micro, alpha, rng, scale, specs)
   squares = {name: square / scale**2 for name, square in part_squares(grads).items()}
   norm = jnp.sqrt(sum(squares.values()))
   finite = jnp.isfinite(norm) & jnp.isfinite(sums.loss.sum())
@@ -171,7 +183,7 @@ def eval_step(objective: Objective, params: Any, batch: Batch) -> losses.Sums:
 def compile_train_step(objective: Objective, recipe: Recipe, tx: optax.GradientTransformation,
                        shardings: state_lib.TrainState) -> Callable[..., tuple[state_lib.TrainState, Metrics]]:
   """train_step(state, batch, info), which takes over the state's memory."""
-  step = functools.partial(train_step, objective, recipe, tx)
+  step = functools.partial(train_step, objective, recipe, tx, specs=jax.tree.map(lambda s: s.spec, shardings.params))
   return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
 
 

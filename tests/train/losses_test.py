@@ -27,24 +27,25 @@ def plain(kernel: jax.Array, x: jax.Array, targets: jax.Array, weights: jax.Arra
   return losses.by_objective(losses.cross_entropy(x @ kernel, targets), weights, objectives)
 
 
-@pytest.mark.parametrize("groups, chunk", [(1, 512), (4, 7)])
-def test_equals_plain(groups: int, chunk: int):
+@pytest.mark.parametrize("chunk", [512, 7])
+def test_equals_plain(chunk: int):
   def both(f):
     loss = lambda p, x, *rest: (f(p, x, *rest).mean() * 3.0, f(p, x, *rest))
     return jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))
 
-  want, have = both(plain), both(lambda *args: losses.chunked(*args, groups, chunk))
-  alone = jax.jit(lambda *args: losses.chunked(*args, groups, chunk))
+  want, have = both(plain), both(lambda *args: losses.chunked(*args, chunk))
+  alone = jax.jit(lambda *args: losses.chunked(*args, chunk))
   for density in (0.0, 0.1, 0.5, 1.0):
     args = inputs(density)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), have(*args), want(*args))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), alone(*args), have(*args)[1])
 
 
-def test_equals_plain_sharded():
+@pytest.mark.parametrize("sizes", [dict(data=2, fsdp=2, tensor=2), dict(data=2, tensor=2, context=2), dict(context=4)])
+def test_equals_plain_sharded(sizes: dict[str, int]):
   kernel, x, *rest = inputs(0.5)
-  mesh = mesh_lib.make_mesh(mesh_lib.MeshConfig(data=2, fsdp=2, tensor=2))
-  loss = lambda p, x: losses.chunked(p, x, *rest, 4, 5).mean()
+  mesh = mesh_lib.make_mesh(mesh_lib.MeshConfig(**sizes))
+  loss = lambda p, x: losses.chunked(p, x, *rest, 5).mean()
   want = jax.value_and_grad(lambda p, x: plain(p, x, *rest).mean(), argnums=(0, 1))(kernel, x)
   with partitioning.use(mesh):
     rows = partitioning.named(mesh, partitioning.FSDP, "batch", "length", None)
@@ -58,5 +59,5 @@ def test_skips_chunks_without_weight():
   weights[:, :3], weights[:, 3:] = 1, 0
   broken = x.copy()
   broken[:, 3:] = np.nan  # never looked at: 8 x 3 tokens count, one chunk
-  got = losses.chunked(kernel, broken, targets, weights, objectives, 1, 24)
+  got = losses.chunked(kernel, broken, targets, weights, objectives, 24)
   assert np.isfinite(got.mean())

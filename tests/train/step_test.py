@@ -29,7 +29,7 @@ def compiled(config: config_lib.GLMConfig, mesh_config: mesh_lib.MeshConfig, opt
   with partitioning.use(mesh):
     abstract = state_lib.abstract(config, tx, mesh)
     fresh = jax.device_get(state_lib.create(config, tx, 0, abstract))
-    objective = step_lib.Objective(config, partitioning.batch_shards(mesh), chunk=16)
+    objective = step_lib.Objective(config, chunk=16)
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
     step = step_lib.compile_train_step(objective, recipe, tx, shardings)
   return mesh, lambda: jax.device_put(fresh, shardings), step
