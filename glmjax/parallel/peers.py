@@ -117,6 +117,7 @@ class Peers:
       except jax.errors.JaxRuntimeError as error:
         if "DEADLINE_EXCEEDED" in str(error):
           continue
+        time.sleep(3)  # JAX aborts now, which has its own line (distributed.py); if it does not:
         verdict = f"process 0 has died or cannot be reached ({str(error).splitlines()[0][:120]})"
       if verdict:
         return self._end(verdict, len(judge.gone))
