@@ -121,6 +121,7 @@ def train(
   with partitioning.use(device_mesh, rules), watch.on() as peers, contextlib.ExitStack() as stack:
     abstract = state_lib.abstract(model, tx, device_mesh, rules)
     processes.on_first(lambda: _begin(stack, folder, model, data, overwrite, on_start))
+    processes.see_the_same(folder.seen, str(folder.root))
     manager = manager_lib.Manager(folder.checkpoints, intervals.keep, keep_best="eval_loss" if validation else None)
     stack.callback(manager.close)
     restored = manager.restore(abstract)

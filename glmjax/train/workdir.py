@@ -14,6 +14,7 @@ import pathlib
 import shutil
 import tempfile
 from typing import Any
+import zlib
 
 from glmjax import errors
 from glmjax.checkpoint import folder
@@ -97,6 +98,11 @@ class Workdir:
       if tokenizer:
         folder.copy_tokenizer(scratch, self.root)
     folder.write_config(self.root, dataclasses.replace(config, tokenizer=tokenizer))
+
+  def seen(self) -> int:
+    """A sum of what a run begins with: config.json and the names of the checkpoints."""
+    text = self.config.read_bytes() if self.config.exists() else b""
+    return zlib.crc32(text + repr(manager_lib.steps(self.checkpoints)).encode())
 
   def _clear(self) -> None:
     """Deletes a run, its config.json last; the checkpoints leave by one rename, so that none is half there.

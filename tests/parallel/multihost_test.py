@@ -226,6 +226,16 @@ def test_axes_across_processes(start, tmp_path, mesh):
 
 
 @pytest.mark.slow
+def test_workdirs_that_are_not_shared(start, tmp_path):
+  """A folder of its own on every host is found out before anything is trained."""
+  where = [f"--coordinator=localhost:{free_port()}", "--num_processes=2"]
+  join = [[*where, f"--process_id={i}", f"--workdir={tmp_path / str(i)}"] for i in range(2)]
+  for status, _, err in start(tmp_path / "run", 2, 1, join=join).results():
+    assert status == 2 and len(errors_of(err)) == 1, err
+    assert "process 1 does not see there what process 0 has written; use a folder that all hosts share" in err
+
+
+@pytest.mark.slow
 def test_not_finite(start, tmp_path):
   """All stop at the same step, with the same words as one process."""
   results = start(tmp_path, 2, 2, "--gin.schedules.LearningRate.peak=1e38").results()
