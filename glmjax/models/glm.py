@@ -39,11 +39,11 @@ Cache = dict[str, Any]
 _ATTENTION_WEIGHTS, _ATTENTION, _MLP = range(3)
 _EMBEDDING, _LAYERS = range(2)
 
-_KEPT = "kept"  # by remat="dots", besides flash.NAMES: all that backward needs of the kernels' outputs
+KEPT = ("kept", *flash.NAMES)  # by remat="dots": all that backward needs of the kernels' and attention's outputs
 
 
 def _keep(x: jax.Array) -> jax.Array:
-  return ad_checkpoint.checkpoint_name(x, _KEPT)
+  return ad_checkpoint.checkpoint_name(x, KEPT[0])
 
 
 def _einsum(config: config_lib.GLMConfig, name: str, spec: str, shape: tuple[int, ...], axes: tuple[str, ...],
@@ -163,7 +163,7 @@ def remat(config: config_lib.GLMConfig) -> type[nn.Module]:
   """The block, keeping for backward what the configuration says."""
   if config.remat == "none":
     return Block
-  kept = jax.checkpoint_policies.save_only_these_names(_KEPT, *flash.NAMES)
+  kept = jax.checkpoint_policies.save_only_these_names(*KEPT)
   return nn.remat(Block, policy=kept if config.remat == "dots" else None, prevent_cse=not config.scan_layers)
 
 
