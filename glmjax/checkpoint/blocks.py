@@ -9,10 +9,13 @@ The arrays are plain zarr with Orbax's own description beside them: Orbax reads 
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import concurrent.futures
+import contextlib
 import dataclasses
 import json
 import math
+import os
 import pathlib
+import re
 import shutil
 import threading
 from typing import Any
@@ -151,6 +154,17 @@ def _even(size: int, limit: int) -> int:
 def _open(folder: pathlib.Path, name: str, **options: Any) -> tensorstore.TensorStore:
   path = str(arrays.array_folder(folder, name))
   return tensorstore.open({"driver": "zarr", "kvstore": {"driver": "file", "path": path}}, **options).result()
+
+
+@contextlib.contextmanager
+def as_os_errors() -> Iterator[None]:
+  """tensorstore's own errors of a full disk and the like, as Python has them."""
+  try:
+    yield
+  except ValueError as error:
+    if not (code := re.search(r"os_error_code='(\d+)'", str(error))):
+      raise
+    raise OSError(int(code[1]), os.strerror(int(code[1]))) from error
 
 
 class Writer:

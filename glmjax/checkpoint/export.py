@@ -199,8 +199,9 @@ def write_folder(content: Content, folder: pathlib.Path) -> None:
   folder_lib.write_config(folder, content.config)
   if content.tokenizer is not None:
     folder_lib.copy_tokenizer(content.tokenizer, folder)
-  writer = blocks.Writer(folder / folder_lib.PARAMS, content.weights, content.elements)
-  records = writer.write(content.read, "parameters")
+  with blocks.as_os_errors():
+    writer = blocks.Writer(folder / folder_lib.PARAMS, content.weights, content.elements)
+    records = writer.write(content.read, "parameters")
   content.verify()
   files = [path.relative_to(folder) for path in sorted(folder.rglob("*"))
            if path.is_file() and folder_lib.PARAMS not in path.relative_to(folder).parts]

@@ -107,7 +107,7 @@ def _begin(work: pathlib.Path, plan: str, content: export.Content) -> Any:
   there = 0
   if work.exists() and _read_plan(work) == plan:
     there = sum(path.stat().st_blocks * 512 for path in (work / "export").rglob("*") if path.is_file())
-    print(f"going on with the import that stopped after {there / 1e9:.1f} GB", file=sys.stderr)
+    print(f"going on with the import that stopped after {there / 1e6:.0f} MB", file=sys.stderr)
   blocks.need_room(work.parent, content.weights, there)
   work.mkdir(parents=True, exist_ok=True)
   lock = open(work / _LOCK, "w", encoding="utf-8")

@@ -226,6 +226,8 @@ def _config_of_shapes(family: str, shards: shards_lib.Shards, num_heads: int | N
                       ) -> config_lib.GLMConfig:
   """Sizes of a checkpoint without a configuration file."""
   first, count = shards.ranks[0], len(shards.ranks)
+  if num_heads is not None and num_heads < 1:
+    raise errors.InputError(f"num_heads is {num_heads}: give 1 or more, or leave it out")
   is_glm = family == "glm-10b"
   table = "word_embeddings.weight"
   if table not in first:
@@ -343,7 +345,8 @@ def _check_tokenizer(tokenizer: tokenizer_lib.Tokenizer, config: config_lib.GLMC
   expected = _TOKENIZERS.get(config.vocab_size)
   if expected not in (None, tokenizer.vocab_size) or tokenizer.vocab_size > config.vocab_size:
     raise errors.InputError(f"the tokenizer has {tokenizer.vocab_size} ids, and a table of {config.vocab_size} rows "
-                            f"goes with {expected or 'no more than that'}: it is of another date than {folder}")
+                            f"{f'goes with {expected}' if expected else 'has no room for them'}: it is of another "
+                            f"date than {folder}")
   for field, name in (("bos_token_id", "sop"), ("eos_token_id", "eop"), ("mask_token_id", "mask"),
                       ("gmask_token_id", "gmask")):
     theirs, ours = hub.get(field), getattr(tokenizer.specials, name)

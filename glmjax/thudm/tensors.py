@@ -90,6 +90,8 @@ def open_safetensors(path: pathlib.Path) -> dict[str, Tensor]:
       header = json.loads(file.read(length))
     header.pop("__metadata__", None)
     return {name: _tensor(path, 8 + length, entry) for name, entry in header.items()}
+  except errors.InputError:  # a ValueError, too
+    raise
   except OSError as error:
     raise errors.InputError(f"cannot read {path}: {error.strerror or error}") from error
   except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -78,6 +78,7 @@ def test_truncated(make, tmp_path, kind, keep):
   path.write_bytes(data[:keep if isinstance(keep, int) else int(len(data) * keep)])
   line = refused("chatglm-6b", folder)
   assert path.name in line and ("truncated" in line or "damaged" in line)
+  assert line.count(path.name) == line.count("copy it again") == 1
 
 
 def test_truncated_rank(make, tmp_path):

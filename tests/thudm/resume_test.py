@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import resource
 import signal
 import subprocess
 import sys
@@ -41,6 +42,26 @@ def stop_after(monkeypatch, count: int) -> list[str]:
 
   monkeypatch.setattr(source_lib.Source, "read", counted)
   return names
+
+
+@pytest.fixture(name="limit_files")
+def _limit_files():
+  """limit_files(bytes): files cannot grow beyond that; None: as before."""
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+  yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size or limits[0], limits[1]))
+  resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_disk_that_takes_no_more(make, tmp_path, few, limit_files):
+  """tensorstore's errors are told like Python's own."""
+  folder = make(tmp_path / "source", "chatglm-6b")
+  limit_files(7000)  # largest blocks have 8 kB
+  with pytest.raises(errors.InputError, match=r"could not be written \(File too large\): the same command goes on"):
+    load.import_model("chatglm-6b", folder, tmp_path / "out")
+  limit_files(None)
+  load.import_model("chatglm-6b", folder, tmp_path / "out")
+  load.import_model("chatglm-6b", folder, tmp_path / "whole")
+  assert_equal(tmp_path / "out", tmp_path / "whole")
 
 
 def assert_equal(a: pathlib.Path, b: pathlib.Path) -> None:
