@@ -20,10 +20,11 @@ def first_not_finite(objective: step_lib.Objective, params: Any, batch: step_lib
   """The first part that is not finite, in words: parameters, then activations forward, then gradients backward.
 
   Args:
+    params: in the model's order, whatever stages held them.
     batch, num_micro, alpha, rng, scale: as `step.train_step` takes and makes them, so that the same numbers come out.
   """
-  objective = dataclasses.replace(objective, config=dataclasses.replace(objective.config, scan_layers=False,
-                                                                        remat="none"))
+  config = dataclasses.replace(objective.config, scan_layers=False, remat="none")
+  objective = dataclasses.replace(objective, config=config, pipeline=None)
   batch = objective.weigh(batch)
   for name, bad in _in_order(jax.jit(_bad_leaves)(params)):
     if bad:

@@ -16,6 +16,7 @@ import numpy as np
 from glmjax import errors
 from glmjax.checkpoint import manager as manager_lib
 from glmjax.models import config as config_lib
+from glmjax.models import pipeline as pipeline_lib
 from glmjax.parallel import host
 from glmjax.parallel import mesh as mesh_lib
 from glmjax.parallel import partitioning
@@ -29,6 +30,7 @@ from glmjax.train import metrics as metrics_lib
 from glmjax.train import optimizer as optimizer_lib
 from glmjax.train import profile
 from glmjax.train import schedules
+from glmjax.train import stages as stages_lib
 from glmjax.train import state as state_lib
 from glmjax.train import step as step_lib
 from glmjax.train import stopping
@@ -70,6 +72,7 @@ def train(
     intervals: Intervals = Intervals(),
     mesh: mesh_lib.MeshConfig = mesh_lib.MeshConfig(),
     strategy: str = "fsdp",
+    pipeline: pipeline_lib.Schedule = pipeline_lib.Schedule(),
     micro_batch: int | None = None,
     loss_chunk: int = 1024,
     loss_mean_of: str = "tokens",
@@ -88,6 +91,7 @@ def train(
     embedding_alpha: the embedding gradient shrink's factor, 1 for none.
     validation: evaluated every intervals.evaluate steps.
     strategy: what is split over the mesh's data and fsdp, one of partitioning.STRATEGIES.
+    pipeline: how a micro-batch's rows flow through the stages of a mesh that has several.
     micro_batch: rows computed at a time, over all devices; None: the whole batch.
     loss_chunk: tokens of a batch shard whose logits exist at a time.
     loss_mean_of: what weighs the same in the loss: "tokens", or "rows" as GLM-130B was trained (its
@@ -116,20 +120,21 @@ def train(
   layout.check_sizes("Intervals.eval_samples", [intervals.eval_samples])
   tx = optimizer.make()
   recipe = step_lib.Recipe(optimizer, learning_rate, embedding_alpha)
-  objective = step_lib.Objective(model, loss_chunk, loss_mean_of)
+  objective = step_lib.Objective(model, loss_chunk, loss_mean_of,
+                                 pipeline_lib.make(pipeline, model, device_mesh, layout.rows))
   folder = workdir_lib.Workdir(pathlib.Path(workdir))
   with partitioning.use(device_mesh, rules), watch.on() as peers, contextlib.ExitStack() as stack:
-    abstract = state_lib.abstract(model, tx, device_mesh, rules)
+    stages = stages_lib.make(model, tx, device_mesh, rules, objective.pipeline)
     processes.on_first(lambda: _begin(stack, folder, model, data, overwrite, on_start))
     processes.see_the_same(folder.seen, str(folder.root))
     manager = manager_lib.Manager(folder.checkpoints, intervals.keep, keep_best="eval_loss" if validation else None)
     stack.callback(manager.close)
-    restored = manager.restore(abstract)
-    state = restored[0] if restored else initial.create(model, tx, seed, abstract, weights, data.describe())
+    restored = manager.restore(stages.stored)
+    state = restored[0] if restored else initial.create(model, tx, seed, stages.stored, weights, data.describe())
     run = Run(objective, recipe, layout, folder, manager, intervals, data, validation, batches, total_samples,
-              state, resumed=restored is not None, peers=peers)
+              stages.hold(state), stages, resumed=restored is not None, peers=peers)
     stack.callback(run.close)
-    run.compile(step_lib.compile_train_step(objective, recipe, tx, jax.tree.map(lambda x: x.sharding, abstract)))
+    run.compile(step_lib.compile_train_step(objective, recipe, tx, jax.tree.map(lambda x: x.sharding, stages.held)))
     with stopping.Stopping(device_mesh) as stop:
       return run.run(stop_at_step, stop)
 
@@ -156,12 +161,13 @@ class Run:
   def __init__(self, objective: step_lib.Objective, recipe: step_lib.Recipe, layout: feed_lib.Layout,
                folder: workdir_lib.Workdir, manager: manager_lib.Manager, intervals: Intervals,
                data: feed_lib.DataSource, validation: feed_lib.DataSource | None, batches: schedules.Batches,
-               total_samples: int, state: state_lib.TrainState, resumed: bool, peers: peers_lib.Peers):
+               total_samples: int, state: state_lib.TrainState, stages: stages_lib.Stages, resumed: bool,
+               peers: peers_lib.Peers):
     self.objective, self.recipe, self.layout, self.folder = objective, recipe, layout, folder
     self.manager, self.intervals, self.data, self.validation = manager, intervals, data, validation
     self.batches, self.total_samples, self.state = batches, total_samples, state
     self.step, self.samples = int(state.step), int(state.samples_seen)  # of the state, once its step is read
-    self._resumed, self._peers = resumed, peers
+    self._stages, self._resumed, self._peers = stages, resumed, peers
     self._record: metrics_lib.Record = {}
     self._saved_step = self.step if resumed else None
     self._validation_set: list[feed_lib.HostBatch] | None = None
@@ -289,8 +295,8 @@ class Run:
       return
     numbers = {name: self._record[name] for name in ("loss", "eval_loss") if name in self._record}
     with self._peers.patient():
-      self.manager.save(self.step, self.state, {"samples_seen": self.samples, "data": self.data.describe(),
-                                                "metrics": numbers})
+      self.manager.save(self.step, self._stages.store(self.state), {
+          "samples_seen": self.samples, "data": self.data.describe(), "metrics": numbers})
     self._saved_step = self.step
 
   def _evaluate(self) -> metrics_lib.Record:
@@ -316,7 +322,7 @@ class Run:
     """Says where it shows; the state still is what it was before the step."""
     rng = jax.random.fold_in(jax.random.wrap_key_data(self.state.rng), self.state.step)
     where = diagnose.first_not_finite(
-        self.objective, self.state.params, item.batch, -(-item.size // self.layout.rows),
+        self.objective, self._stages.store(self.state).params, item.batch, -(-item.size // self.layout.rows),
         self.recipe.embedding_alpha(item.first), rng, metrics.get("loss_scale", 1.0))
     saved = self.manager.latest_step()
     raise errors.InputError(

@@ -15,6 +15,7 @@ import optax
 
 from glmjax.models import config as config_lib
 from glmjax.models import glm
+from glmjax.models import pipeline as pipeline_lib
 from glmjax.parallel import partitioning
 from glmjax.train import losses
 from glmjax.train import optimizer as optimizer_lib
@@ -46,6 +47,7 @@ class Objective:
   config: config_lib.GLMConfig
   chunk: int = 1024  # tokens of each part of a batch (partitioning's "groups") whose logits exist at a time
   mean_of: str = "tokens"  # one of MEANS: what weighs the same in the loss
+  pipeline: pipeline_lib.Pipeline | None = None  # the stages through which rows flow; parameters lie as they hold them
 
   def weigh(self, batch: Batch) -> Batch:
     """The batch with loss weights that add up to 1 in each row, if rows are to weigh the same."""
@@ -58,7 +60,7 @@ class Objective:
              **apply: Any) -> tuple[Any, Any]:
     """The last hidden states [B, L, D], and what else `apply` asks Linen for.
 
-    Parameters are stacked here and in checkpoints, whether the model scans its layers or not.
+    Parameters are stacked here and in checkpoints, whether the model scans its layers or not. No pipeline.
     """
     dropout = rng is not None and bool(self.config.hidden_dropout or self.config.attention_dropout)
     model = glm.GLM(self.config, deterministic=not dropout)
@@ -71,10 +73,16 @@ class Objective:
   def sums(self, params: Any, batch: Batch, alpha: jax.Array | float = 1.0,
            rng: jax.Array | None = None) -> losses.Sums:
     """Loss and weight sums of a batch [B, L]; with an rng, dropout is on."""
-    x_BLD = self.hidden(params, batch, alpha, rng)[0]
     kernel_DV = glm.GLM(self.config).apply({"params": params}, alpha, method="head_kernel")
-    return losses.chunked(kernel_DV, x_BLD, batch["targets"], batch["loss_weights"], batch["objective"],
-                          self.chunk)
+    loss = lambda x_BLD, *features: losses.chunked(kernel_DV, x_BLD, *features, self.chunk)
+    features = [batch[name] for name in ("targets", "loss_weights", "objective")]
+    if self.pipeline is None:
+      return loss(self.hidden(params, batch, alpha, rng)[0], *features)
+    inputs = (batch[name] for name in ("tokens", "positions", "attend_start", "attend_end"))
+    x_BLD = pipeline_lib.hidden(self.config, self.pipeline, params, *inputs, alpha, rng)
+    features = [self.pipeline.spread(feature) for feature in features]
+    with pipeline_lib.rows_over_stages():
+      return loss(x_BLD, *features)
 
 
 def accumulate(objective: Objective, params: Any, batch: Batch, num_micro: jax.Array, alpha: jax.Array,
