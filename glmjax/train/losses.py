@@ -33,8 +33,15 @@ class Sums(NamedTuple):
 def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
   """-log softmax(logits)[target] in float32, shaped as targets."""
   logits = logits.astype(jnp.float32)
-  picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-  return jax.nn.logsumexp(logits, axis=-1) - picked
+  return jax.nn.logsumexp(logits, axis=-1) - _pick(logits, targets)
+
+
+def _pick(logits: jax.Array, targets: jax.Array) -> jax.Array:
+  """The target's logit; summed out of the others where the vocabulary is split, each device having only its part."""
+  if partitioning.parts("act_vocab") == 1:
+    return jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+  ids = jax.lax.broadcasted_iota(targets.dtype, logits.shape, logits.ndim - 1)
+  return jnp.where(ids == targets[..., None], logits, 0.0).sum(-1)
 
 
 def by_objective(losses: jax.Array, weights: jax.Array, objectives: jax.Array) -> Sums:
@@ -123,7 +130,7 @@ def _front_loss_forward(chunk: int, kernel_DV: jax.Array, x_GRD: jax.Array, fron
     part = front.cut(i, chunk)
     x_GCD = _take(x_GRD, part.order)
     logits_GCV = _logits(kernel_DV, x_GCD)
-    picked_GC = jnp.take_along_axis(logits_GCV, part.targets[..., None], axis=-1)[..., 0]
+    picked_GC = _pick(logits_GCV, part.targets)
     max_GC = logits_GCV.max(-1)
     exp_GCV = jnp.exp(logits_GCV - max_GC[..., None])
     total_GC = exp_GCV.sum(-1)
