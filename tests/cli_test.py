@@ -260,6 +260,13 @@ def start(fake, mode):
                           text=True, env=environment)
 
 
+def test_an_environment_without_gin_is_one_line():
+  code = "import sys; sys.modules['gin'] = None; from glmjax import cli; sys.exit(cli.main(['inspect', 'x']))"
+  done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+  assert done.returncode == 1
+  assert re.fullmatch(r"glmjax: .*gin.*\n", done.stderr), done.stderr
+
+
 def test_interrupt(fake):
   """Ctrl-C while the command runs: one line and status 130."""
   with start(fake, "sleep") as process:

@@ -33,7 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   except Exception as error:
     if debug:
       traceback.print_exc()
-    error = gin_files.original(error)
+    if "glmjax.gin_files" in sys.modules:  # else the import itself failed
+      error = gin_files.original(error)
     return (
       _fail(_one_line(error), 2) if isinstance(error, errors.InputError) else _fail(_describe(error), 1)
     )
