@@ -7,8 +7,9 @@ import importlib.util
 
 import jax
 
-# NVIDIA GPUs before Ampere, for which Triton has no tensor cores or no code at all, by parts of JAX's device kinds.
-_BEFORE_AMPERE = ("P100", "V100", "T4", "RTX 20", "Quadro RTX", "TITAN")
+# Parts of JAX's device kinds: NVIDIA GPUs before Ampere, for which Triton has no tensor cores or no code at all (Tesla,
+# Quadro and GTX were names of none since), and AMD's, on which the kernels were never tried.
+_OTHERS = ("P100", "V100", "T4", "Tesla", "Quadro", "GTX", "RTX 206", "RTX 207", "RTX 208", "TITAN", "AMD")
 
 
 def platform() -> str:
@@ -22,7 +23,7 @@ def runs_triton() -> bool:
   found, kind = _platform_and_kind()
   if importlib.util.find_spec("jax.experimental.pallas.triton") is None or found not in ("gpu", "cuda"):
     return False
-  return not any(name in kind for name in _BEFORE_AMPERE)
+  return not any(name in kind for name in _OTHERS)
 
 
 def _platform_and_kind() -> tuple[str, str]:
