@@ -44,7 +44,7 @@ class Watch:
     try:
       yield peers
     except Exception as error:
-      if distributed.joined() and (isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error)):
+      if distributed.joined() and _may_be_a_peers(error):
         peers.await_verdict()
       raise
     finally:
@@ -120,7 +120,9 @@ class Peers:
         time.sleep(3)  # JAX aborts now, which has its own line (distributed.py); if it does not:
         verdict = f"process 0 has died or cannot be reached ({str(error).splitlines()[0][:120]})"
       if verdict:
-        return self._end(verdict, len(judge.gone))
+        if not self._stopping.wait(self.interval):  # an error that all have met each tells by itself
+          self._end(verdict, len(judge.gone))
+        return
       self._stopping.wait(self.interval)
 
   def _listen(self) -> None:
@@ -136,6 +138,12 @@ class Peers:
     self._stopping.set()
     print(f"glmjax: {verdict}{_ADVICE}", file=sys.stderr, flush=True)
     distributed.leave(1, verdict, gone, seconds)
+
+
+def _may_be_a_peers(error: Exception) -> bool:
+  """Whether the error may tell of another process's death: what the device or the transport says, but for our own."""
+  own = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED")
+  return "Gloo" in str(error) or isinstance(error, jax.errors.JaxRuntimeError) and not str(error).startswith(own)
 
 
 def _of_first(client: Any) -> dict[str, str]:
