@@ -14,6 +14,7 @@ from glmjax.models import config as config_lib
 from glmjax.models import flash
 from glmjax.models import flash_gpu
 from glmjax.models import glm
+from glmjax.parallel import collectives
 from glmjax.parallel import mesh as mesh_lib
 from glmjax.parallel import partitioning
 
@@ -88,14 +89,48 @@ def test_blocks_that_no_query_sees_are_not_read():
   assert np.isfinite(dq).all() and not np.asarray(dk[:, 192:]).any() and not np.asarray(dv[:, 192:]).any()
 
 
-@pytest.mark.parametrize("mesh_shape", [(8, 1), (2, 4)])
-def test_split_over_rows_and_heads(monkeypatch, mesh_shape):
-  """Each device attends to its part: the same numbers, and no device gathers another's."""
+@pytest.fixture
+def interpreted(monkeypatch):
+  """Eight devices that take the GPU's kernels."""
   if jax.device_count() < 8:
     pytest.skip("needs 8 devices")
   monkeypatch.setattr(target, "runs_triton", lambda: True)
   for name in ("forward", "backward"):
     monkeypatch.setattr(flash_gpu, name, functools.partial(getattr(flash_gpu, name), interpret=True))
+
+
+@pytest.mark.parametrize("sizes, apart", [(dict(data=2, context=2, tensor=2), False), (dict(data=2, context=4), True)])
+def test_split_over_tokens(interpreted, sizes, apart):
+  """Each device has its own queries attend to all keys, whose gradients are summed; within a shard_map over rows too."""
+  q, k, v, d = draw(2, 512, 512, 2, 64, "bfloat16")
+  start, end = (jnp.asarray(np.stack([a, b]), jnp.int32) for a, b in zip(packed(512, 0), gmask(512, 1)))
+  run = lambda q, k, v, d, start, end: (lambda out, pull: (out, *pull(d)))(*jax.vjp(
+      lambda *x: attention.attend(*x, start, end), q, k, v))
+  want = run(q, k, v, d, start, end)
+  P = jax.sharding.PartitionSpec
+
+  def shard(*args: jax.Array) -> tuple[jax.Array, ...]:
+    with partitioning.rows_apart():
+      return run(*args)
+
+  mesh = mesh_lib.make_mesh(mesh_lib.MeshConfig(**sizes))
+  with partitioning.use(mesh):
+    sharding = partitioning.named(mesh, partitioning.FSDP, "batch", "length", "act_heads", None)
+    args = *(jax.device_put(x, sharding) for x in (q, k, v, d)), start, end
+    rows = P(partitioning.ROW_AXES)
+    call = jax.shard_map(shard, in_specs=rows, out_specs=rows, axis_names={*partitioning.ROW_AXES},
+                         check_vma=False) if apart else run
+    compiled = jax.jit(call).lower(*args).compile()
+    got = compiled(*args)
+  gathered = [c for c in collectives.of(compiled.as_text(), mesh) if c.kind == "all-gather"]
+  assert len(gathered) == 2 and all(c.axes == ("context",) for c in gathered)  # keys and values
+  for a, b in zip(got, want):
+    np.testing.assert_allclose(a.astype(jnp.float32), b.astype(jnp.float32), rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("mesh_shape", [(8, 1), (2, 4)])
+def test_split_over_rows_and_heads(interpreted, mesh_shape):
+  """Each device attends to its part: the same numbers, and no device gathers another's."""
   q, k, v, d = draw(8, 128, 128, 4, 64, "bfloat16")
   start, end = (jnp.asarray(np.tile(x, (8, 1)), jnp.int32) for x in gmask(128, 0))
   mesh = mesh_lib.make_mesh(mesh_lib.MeshConfig(data=mesh_shape[0], tensor=mesh_shape[1]))
