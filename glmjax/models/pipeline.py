@@ -116,8 +116,8 @@ def make(schedule: Schedule, config: config_lib.GLMConfig, mesh: jax.sharding.Me
   count = schedule.microbatches or rows // shards
   if count % stages or rows % (count * shards):
     raise errors.InputError(
-        f"{rows} rows at a time, {count} pipeline micro-batches: these must be a multiple of the mesh's stage={stages}, "
-        f"and the rows one of micro-batches x data x fsdp = {count * shards}; change micro_batch, or "
+        f"{rows} rows at a time, {count} pipeline micro-batches: these must be a multiple of the mesh's stage={stages},"
+        f" and the rows one of micro-batches x data x fsdp = {count * shards}; change micro_batch, or "
         "pipeline.Schedule.microbatches")
   found = Pipeline(stages, count, schedule.rounds, config.num_layers)
   if (stages * schedule.rounds - 1) * found.group >= config.num_layers:
@@ -137,8 +137,9 @@ def rows_over_stages() -> Iterator[None]:
     yield
 
 
-def hidden(config: config_lib.GLMConfig, pipeline: Pipeline, params: Any, tokens_BL: jax.Array, positions: jax.Array,
-           start_BL: jax.Array, end_BL: jax.Array, gradient_alpha: jax.Array | float, rng: jax.Array | None) -> jax.Array:
+def hidden(config: config_lib.GLMConfig, pipeline: Pipeline, params: Any, tokens_BL: jax.Array,
+           positions: jax.Array, start_BL: jax.Array, end_BL: jax.Array, gradient_alpha: jax.Array | float,
+           rng: jax.Array | None) -> jax.Array:
   """What `GLM.hidden` gives [B, L, D], its rows as `Pipeline.spread` has them; with an rng, dropout is on.
 
   The weights' layers are stacked as `Pipeline.order` says.
@@ -166,6 +167,7 @@ def _flow(config: config_lib.GLMConfig, pipeline: Pipeline, weights: Any, ring: 
   extra, more = divmod(stages - 1, slots)  # moves of a line between a micro-batch's start and its end, at least
   places = jnp.arange(stages)
   weights = jax.tree.map(lambda w: w.reshape(stages, pipeline.rounds, pipeline.group, *w.shape[1:]), weights)
+  weights = jax.tree.map(lambda w: (jax.lax.stop_gradient(w), _gather_gradient(w)), weights)
   work = functools.partial(_stage, config, pipeline)
   if config.remat != "none":  # what `glm.remat` keeps of a layer, less the weights: they would be kept for every tick
     names = glm.KEPT if config.remat == "dots" else ()
@@ -194,6 +196,27 @@ def _flow(config: config_lib.GLMConfig, pipeline: Pipeline, weights: Any, ring: 
   return _lay(jnp.concatenate([jnp.roll(ring[:, :more], extra + 1, 0), jnp.roll(ring[:, more:], extra, 0)], 1))
 
 
+# Backward adds a gradient for every tick; in the weights' own dtype, where that is half precision, sums would lose what
+# is added late. So weights enter the loop twice: as they are, and as float32 zeros that nothing reads, whose gradient
+# is the sum.
+@jax.custom_vjp
+def _gather_gradient(w: jax.Array) -> jax.Array:
+  return jnp.zeros(w.shape, jnp.float32)
+
+
+_gather_gradient.defvjp(lambda w: (_gather_gradient(w), jnp.zeros((), w.dtype)),
+                        lambda like, g: (g.astype(like.dtype),))
+
+
+@jax.custom_vjp
+def _read(w: jax.Array, gradient: jax.Array) -> jax.Array:
+  del gradient
+  return w
+
+
+_read.defvjp(lambda w, gradient: (w, None), lambda _, g: (None, g.astype(jnp.float32)))
+
+
 def _lay(x: jax.Array) -> jax.Array:
   """Stages first, rows and tokens where they always are."""
   return partitioning.constrain(x, "layers", *[None] * (x.ndim - 4), "batch", "length", "act_embed")
@@ -206,11 +229,9 @@ def _where(stages: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
 
 def _stage(config: config_lib.GLMConfig, pipeline: Pipeline, weights: Any, stage: jax.Array, turn: jax.Array,
            x_BLD: jax.Array, features: dict[str, jax.Array]) -> jax.Array:
-  """One stage's layers of this round, weights [R, N / (S R), ...]."""
-  if pipeline.rounds == 1:
-    weights = jax.tree.map(lambda w: w[0], weights)
-  else:
-    weights = jax.tree.map(lambda w: jax.lax.dynamic_index_in_dim(w, turn, 0, keepdims=False), weights)
+  """One stage's layers of this round, of weights and their `_gather_gradient` [R, N / (S R), ...]."""
+  of_round = (lambda w: w[0]) if pipeline.rounds == 1 else lambda w: jax.lax.dynamic_index_in_dim(w, turn, 0, False)
+  weights = jax.tree.map(lambda pair: _read(*map(of_round, pair)), weights, is_leaf=lambda x: isinstance(x, tuple))
   cos_sin = rotary.tables(config, features["positions"])
   block = glm.remat(dataclasses.replace(config, scan_layers=True))(config)
   first = (turn * pipeline.stages + stage) * pipeline.group

@@ -60,7 +60,8 @@ def make(config: config_lib.GLMConfig, tx: optax.GradientTransformation, mesh: j
   if order is None or order == tuple(range(config.num_layers)):
     abstract = state_lib.abstract(config, tx, mesh, rules)
     return Stages(abstract, abstract, None)
-  plain = state_lib.abstract(config, tx, mesh, tuple((name, None if name == "layers" else axes) for name, axes in rules))
+  whole = tuple((name, None if name == "layers" else axes) for name, axes in rules)
+  plain = state_lib.abstract(config, tx, mesh, whole)
 
   def lay(path: tuple[Any, ...], x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
     if not _is_layers(path, x):
@@ -95,7 +96,7 @@ def _take(x: jax.Array, places: tuple[int, ...], count: int, through: jax.shardi
   return _compiled(places, count, through, to)(x)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _compiled(places: tuple[int, ...], count: int, through: jax.sharding.NamedSharding,
               to: jax.sharding.NamedSharding) -> Any:
   index = np.array(places)

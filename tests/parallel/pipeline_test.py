@@ -1,0 +1,212 @@
+"""A pipeline trains as one device does: the same losses, gradients, dropout and checkpoints, without moving weights."""
+
+import dataclasses
+import functools
+import math
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from glmjax import errors
+from glmjax.checkpoint import manager as manager_lib
+from glmjax.models import config as config_lib
+from glmjax.models import pipeline as pipeline_lib
+from glmjax.parallel import collectives
+from glmjax.parallel import mesh as mesh_lib
+from glmjax.parallel import partitioning
+from glmjax.train import feed
+from glmjax.train import optimizer as optimizer_lib
+from glmjax.train import schedules
+from glmjax.train import stages as stages_lib
+from glmjax.train import state as state_lib
+from glmjax.train import step as step_lib
+
+CONFIG = config_lib.GLMConfig(vocab_size=96, num_layers=4, embed_dim=16, num_heads=2, mlp_dim=24, max_length=16,
+                              hidden_dropout=0.1, attention_dropout=0.1)
+MICRO, ROWS, LENGTH = 2, 16, 16  # micro-batches of gradient accumulation, rows of each
+OPTIMIZER = optimizer_lib.AdamW(clip_norm=1e9, epsilon=1e-3)  # a tiny gradient must not move a weight as a large one
+TX = OPTIMIZER.make()
+
+
+@functools.cache
+def rows() -> feed.HostBatch:
+  """Rows of packed samples, each with a context of its own; the last row holds padding alone."""
+  rng, count = np.random.default_rng(0), MICRO * ROWS
+  batch = {"tokens": rng.integers(0, CONFIG.vocab_size, (count, LENGTH)),
+           "targets": rng.integers(0, CONFIG.vocab_size, (count, LENGTH)),
+           "objective": rng.integers(0, 3, (count, LENGTH)), "loss_weights": np.zeros((count, LENGTH)),
+           **{name: np.tile(np.arange(LENGTH), (count, 1)) for name in ("positions", "attend_start", "attend_end")}}
+  batch["attend_end"] += 1
+  for row in range(count - 1):
+    edges = [0, *sorted(rng.choice(np.arange(1, LENGTH), 2, replace=False)), LENGTH]
+    for first, last in zip(edges, edges[1:]):
+      context = rng.integers(first, last)
+      batch["attend_start"][row, first:last] = first
+      batch["attend_end"][row, first:last] = np.maximum(np.arange(first, last) + 1, context)
+      batch["loss_weights"][row, context:last] = 1
+      batch["positions"][row, first:last] -= first
+  return {name: a.astype(np.float32 if name == "loss_weights" else np.int32) for name, a in batch.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+  """A model on a mesh."""
+
+  sizes: tuple[tuple[str, int], ...] = ()
+  schedule: pipeline_lib.Schedule = pipeline_lib.Schedule()
+  strategy: str = "fsdp"
+  config: config_lib.GLMConfig = CONFIG
+
+  @property
+  def mesh(self) -> jax.sharding.Mesh:
+    sizes = mesh_lib.MeshConfig(**{"data": 1} | dict(self.sizes))
+    return mesh_lib.make_mesh(sizes, jax.devices()[:math.prod(dataclasses.astuple(sizes))])
+
+  @property
+  def pipeline(self) -> pipeline_lib.Pipeline | None:
+    return pipeline_lib.make(self.schedule, self.config, self.mesh, ROWS)
+
+  @property
+  def stages(self) -> stages_lib.Stages:
+    return stages_lib.make(self.config, TX, self.mesh, partitioning.STRATEGIES[self.strategy], self.pipeline)
+
+
+@dataclasses.dataclass
+class Step:
+  """One optimizer step: its program, and what came of it, the layers in the model's order."""
+
+  program: Any
+  held: state_lib.TrainState
+  stored: state_lib.TrainState
+  metrics: dict[str, np.ndarray]
+
+
+@functools.cache
+def first_state(config: config_lib.GLMConfig) -> state_lib.TrainState:
+  return jax.device_get(state_lib.create(config, TX, 0, Case(config=config).stages.stored))
+
+
+@functools.cache
+def run(case: Case) -> Step:
+  rules, stages = partitioning.STRATEGIES[case.strategy], case.stages
+  layout = feed.Layout.make(case.mesh, rules, MICRO * ROWS, ROWS, LENGTH, 1, CONFIG.vocab_size)
+  recipe = step_lib.Recipe(OPTIMIZER, schedules.Constant(1e-2), schedules.Constant(0.5))
+  objective = step_lib.Objective(case.config, chunk=24, pipeline=case.pipeline)
+  state = jax.device_put(first_state(case.config), jax.tree.map(lambda x: x.sharding, stages.stored))
+  with partitioning.use(case.mesh, rules):
+    arguments = stages.hold(state), layout.put(rows()), step_lib.StepInfo(*map(jnp.uint32, (0, 0, MICRO * ROWS)))
+    shardings = jax.tree.map(lambda x: x.sharding, stages.held)
+    program = step_lib.compile_train_step(objective, recipe, TX, shardings).lower(*arguments).compile()
+    state, metrics = program(*arguments)
+    return Step(program, state, stages.store(state), jax.device_get(metrics))
+
+
+def change(**fields: Any) -> config_lib.GLMConfig:
+  return dataclasses.replace(CONFIG, **fields)
+
+
+FOUR = Case((("stage", 4),), pipeline_lib.Schedule(8), config=change(remat="full"))
+CIRCULAR = Case((("data", 2), ("stage", 2), ("tensor", 2)), pipeline_lib.Schedule(4, rounds=2),
+                config=change(remat="dots"))
+PADDED = Case((("fsdp", 2), ("stage", 2)), pipeline_lib.Schedule(2), config=change(num_layers=3))
+ZERO1 = Case((("data", 2), ("stage", 2), ("tensor", 2)), pipeline_lib.Schedule(), "zero1")
+HALF = Case((("stage", 2),), pipeline_lib.Schedule(4), config=change(dtype="float16"))
+CASES = {"four": FOUR, "circular": CIRCULAR, "padded": PADDED, "zero1": ZERO1, "fp16": HALF}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_trains_as_one_device(name: str):
+  case = CASES[name]
+  one = run(Case(config=dataclasses.replace(case.config, remat="none")))
+  many = run(case)
+  half = case.config.dtype == "float16"
+  assert many.metrics["applied"]
+  for metric in ("loss", "losses", "grad_norm", "grad_norm_embedding", "grad_norm_mlp"):
+    np.testing.assert_allclose(many.metrics[metric], one.metrics[metric], rtol=2e-3 if half else 2e-5, err_msg=metric)
+  for have, want in zip(jax.tree.leaves(many.stored), jax.tree.leaves(one.stored), strict=True):
+    np.testing.assert_allclose(have, want, atol=(3e-3 if half else 1e-5) * max(1e-2, np.abs(want).max()))
+  if half:
+    assert many.metrics["loss_scale"] == one.metrics["loss_scale"] == state_lib.LOSS_SCALE.start
+
+
+@pytest.mark.parametrize("case", [FOUR, CIRCULAR, ZERO1])
+def test_activations_move_and_weights_do_not(case: Case):
+  found = collectives.of(run(case).program.as_text(), case.mesh)
+  over_stages = [c for c in found if "stage" in c.axes]
+  permutes = [c for c in over_stages if c.kind == "collective-permute"]
+  rows_at_a_time = ROWS // case.pipeline.microbatches // partitioning.batch_shards(case.mesh)
+  micro_batch = (1, rows_at_a_time, LENGTH, CONFIG.embed_dim)
+  assert any(shape == micro_batch and c.loops for c in permutes for _, shape in c.arrays)
+  for c in over_stages:
+    if c.kind in ("all-gather", "all-to-all"):  # numbers of rows and tokens; what embeddings' rows have for gradients
+      assert "GLM.embed" in c.source or all(dtype in ("s32", "u32", "pred") for dtype, _ in c.arrays), c
+    assert c.kind == "collective-permute" or case.pipeline.ticks not in c.loops, c
+
+
+def test_zero1_sums_gradients_once_a_step():
+  found = collectives.of(run(ZERO1).program.as_text(), ZERO1.mesh)
+  assert not [c for c in found if "data" in c.axes and c.loops and c.kind != "all-reduce"]
+  assert all(c.bytes < 1000 for c in found if "data" in c.axes and c.loops)  # how many chunks of logits, say
+
+
+def test_no_device_holds_the_logits_of_all_rows():
+  """A stage makes those of its share of the rows, a chunk at a time."""
+  text = run(FOUR).program.as_text()
+  shapes = {tuple(map(int, shape.split(","))) for shape in re.findall(r"f32\[([0-9,]+)\]", text)}
+  assert max(math.prod(shape) for shape in shapes if CONFIG.vocab_size in shape) == 24 * CONFIG.vocab_size
+
+
+@pytest.mark.parametrize("case", [CIRCULAR, PADDED])
+def test_checkpoints_load_on_any_mesh(case: Case, tmp_path):
+  there = run(case)
+  manager = manager_lib.Manager(tmp_path)
+  manager.save(1, there.stored, {})
+  plain = Case((("data", 2), ("tensor", 2)), config=case.config)
+  for other in (plain, case):
+    state, _ = manager.restore(other.stages.stored)
+    jax.tree.map(np.testing.assert_array_equal, state, there.stored)
+    again = other.stages.hold(state)
+  jax.tree.map(np.testing.assert_array_equal, again, there.held)
+  assert [x.sharding for x in jax.tree.leaves(again)] == [x.sharding for x in jax.tree.leaves(case.stages.held)]
+  manager.close()
+
+
+@pytest.mark.parametrize("stages, microbatches, rounds", [(1, 2, 1), (1, 2, 3), (2, 2, 1), (3, 3, 2), (3, 6, 3),
+                                                          (4, 12, 1), (5, 5, 2), (2, 8, 2)])
+def test_every_micro_batch_passes_all_layers_in_order(monkeypatch, stages: int, microbatches: int, rounds: int):
+  pipeline = pipeline_lib.Pipeline(stages, microbatches, rounds, stages * rounds)
+
+  def stage(config, pipeline, weights, place, turn, x, features):
+    weight = weights[0][turn, 0]
+    return jnp.where(jnp.abs(x).sum() > 0, x * 2 + weight * features["start"][:, :, None], jnp.nan)  # nan: the bubble
+
+  monkeypatch.setattr(pipeline_lib, "_stage", stage)
+  x = jnp.arange(1.0, 1 + microbatches * 2 * 3).reshape(microbatches * 2, 3, 1)
+  start = jnp.asarray(np.random.default_rng(0).integers(1, 9, (microbatches * 2, 3)), jnp.float32)
+  weights = jnp.arange(1.0, 1 + stages * rounds)
+  held = weights[np.array(pipeline.order())]
+  ring = jax.jit(lambda x: pipeline_lib._flow(CONFIG, pipeline, held, pipeline.to_ring(x), {
+      "start": pipeline.cut(start)}))(pipeline.spread(x))
+  wanted = functools.reduce(lambda x, weight: x * 2 + weight * start[..., None], weights, x)
+  np.testing.assert_allclose(pipeline.from_ring(ring), pipeline.spread(wanted))
+  assert pipeline.ticks == microbatches * rounds + stages - 1
+  assert sorted(pipeline.order()) == list(range(stages * rounds))
+
+
+def test_what_does_not_divide_is_said():
+  mesh = mesh_lib.make_mesh(mesh_lib.MeshConfig(data=2, stage=4))
+  make = lambda schedule, rows=32, layers=8: pipeline_lib.make(schedule, change(num_layers=layers), mesh, rows)
+  assert make(pipeline_lib.Schedule()).microbatches == 16
+  with pytest.raises(errors.InputError, match="6 pipeline micro-batches.*multiple of the mesh's stage=4"):
+    make(pipeline_lib.Schedule(6), 24)
+  with pytest.raises(errors.InputError, match="20 rows at a time.*micro-batches x data x fsdp = 8"):
+    make(pipeline_lib.Schedule(4), 20)
+  with pytest.raises(errors.InputError, match="num_layers 9 in groups of 3 leaves some of stage=4 x rounds=1"):
+    make(pipeline_lib.Schedule(4), layers=9)
+  with pytest.raises(errors.InputError, match="pipeline.Schedule.rounds is 0"):
+    pipeline_lib.Schedule(rounds=0)
+  assert pipeline_lib.make(pipeline_lib.Schedule(), CONFIG, Case().mesh, 7) is None
