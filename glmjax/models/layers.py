@@ -10,6 +10,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from glmjax import target
 from glmjax.models import config as config_lib
 from glmjax.parallel import partitioning
 from glmjax.quantize import ops
@@ -202,7 +203,8 @@ class Embedding(nn.Module):
 
   def __call__(self, tokens_BL: jax.Array, positions: jax.Array, gradient_alpha: jax.Array | float) -> jax.Array:
     """The sum of the token's and its positions' rows, [B, L, D]."""
-    x_BLD = scale_gradient(rows_of(self.config.dtype, ("act_vocab", "act_embed"), self.table, tokens_BL), gradient_alpha)
+    x_BLD = rows_of(self.config.dtype, ("act_vocab", "act_embed"), self.table, tokens_BL)
+    x_BLD = scale_gradient(x_BLD, gradient_alpha)
     if self.config.positions == "learned_2d":
       assert positions.ndim == 3, positions.shape
       for i, table in enumerate((self.position, self.block_position)):
@@ -211,8 +213,7 @@ class Embedding(nn.Module):
 
   def attend(self, x_BLD: jax.Array, gradient_alpha: jax.Array | float) -> jax.Array:
     """Logits over the table's rows, float32 [B, L, V]; the shrink reaches the table here as well."""
-    return jnp.einsum("BLD,VD->BLV", x_BLD.astype(self.config.dtype), self._shrunk_table(gradient_alpha),
-                      preferred_element_type=jnp.float32)
+    return _logits("BLD,VD->BLV", x_BLD.astype(self.config.dtype), self._shrunk_table(gradient_alpha))
 
   def kernel(self, gradient_alpha: jax.Array | float) -> jax.Array:
     """The table as the head's kernel, [D, V] in the compute dtype."""
@@ -221,6 +222,33 @@ class Embedding(nn.Module):
   def _shrunk_table(self, gradient_alpha: jax.Array | float) -> jax.Array:
     table_VD = partitioning.constrain(self.table.astype(self.config.dtype), "act_vocab", "act_embed")
     return scale_gradient(table_VD, gradient_alpha)
+
+
+def _rows_of(table_VD: jax.Array, tokens_BL: jax.Array) -> jax.Array:
+  """table[tokens]. One token (decoding) is looked up where its row is: XLA would gather a split table for it."""
+  mesh = jax.sharding.get_abstract_mesh()
+  if tokens_BL.size > 1 or mesh.empty:
+    return table_VD[tokens_BL]
+  spec = nn.logical_to_mesh_axes(("vocab", "embed"))
+  axes = (spec[0],) if isinstance(spec[0], str) else spec[0] or ()
+
+  def look_up(table_VD: jax.Array, tokens_BL: jax.Array) -> jax.Array:
+    rows = tokens_BL - jax.lax.axis_index(axes) * len(table_VD) if axes else tokens_BL
+    here = (rows >= 0) & (rows < len(table_VD))
+    return jax.lax.psum(jnp.where(here[..., None], table_VD[jnp.clip(rows, 0, len(table_VD) - 1)], 0), axes)
+
+  nothing = jax.sharding.PartitionSpec()
+  return jax.shard_map(look_up, in_specs=(spec, nothing), out_specs=jax.sharding.PartitionSpec(None, None, spec[1]),
+                       check_vma=False)(table_VD, tokens_BL)
+
+
+def _logits(spec: str, x_BLD: jax.Array, kernel: jax.Array) -> jax.Array:
+  """Float32 products with the head; a single row is multiplied eight times on GPUs, where XLA would make a float32
+  copy of the kernel for one."""
+  if x_BLD.shape[0] * x_BLD.shape[1] > 1 or target.platform() != "gpu":
+    return jnp.einsum(spec, x_BLD, kernel, preferred_element_type=jnp.float32)
+  x_BLD = jnp.broadcast_to(x_BLD, (1, 8, x_BLD.shape[2]))
+  return jnp.einsum(spec, x_BLD, kernel, preferred_element_type=jnp.float32)[:, :1]
 
 
 class Head(nn.Module):
@@ -234,8 +262,7 @@ class Head(nn.Module):
                           self.config.param_dtype)
 
   def __call__(self, x_BLD: jax.Array) -> jax.Array:
-    return jnp.einsum("BLD,DV->BLV", x_BLD.astype(self.config.dtype), self.kernel.astype(self.config.dtype),
-                      preferred_element_type=jnp.float32)
+    return _logits("BLD,DV->BLV", x_BLD.astype(self.config.dtype), self.kernel.astype(self.config.dtype))
 
 
 def constrain_logits(logits_BLV: jax.Array) -> jax.Array:

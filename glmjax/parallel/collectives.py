@@ -1,7 +1,7 @@
 """What a compiled program sends between devices: its collectives, read from the HLO text that XLA shows.
 
-`of(compiled.as_text(), mesh)` names for each the operation, the arrays that come out of it, the mesh axes it runs over and
-how often: tests assert on them, and a plan adds up their bytes.
+`of(compiled.as_text(), mesh)` names for each the operation, the arrays that come out of it, the mesh axes it runs
+over and how often: tests assert on them, and a plan adds up their bytes.
 """
 
 import dataclasses
@@ -139,7 +139,7 @@ def _groups(line: str, devices: int) -> list[list[int]]:
 
 
 def _groups_of_axes(mesh: str, order: str | None, axes: str, devices: int) -> list[list[int]]:
-  """Groups along named axes of a mesh that XLA has made up; 'x':(2)4 is the part of x that has 2 before it and size 4."""
+  """Groups along axes of a mesh that XLA has made up; 'x':(2)4 is the part of x with 2 before it and size 4."""
   sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", mesh)}
   ids = np.arange(devices) if not order else (
       _iota(order) if order.startswith("[") else np.array(_numbers(order.strip("{}"))))

@@ -113,16 +113,25 @@ def _front_loss(chunk: int, kernel_DV: jax.Array, x_GRD: jax.Array, front: Front
   def body(i: jax.Array, sums: Sums) -> Sums:
     part = front.cut(i, chunk)
     losses = cross_entropy(_logits(kernel_DV, _take(x_GRD, part.order)), part.targets)
-    return jax.tree.map(jnp.add, sums, by_objective(losses, part.weights, part.objectives))
+    return jax.tree.map(jnp.add, sums, jax.vmap(by_objective)(losses, part.weights, part.objectives))
 
-  zeros = jnp.zeros(NUM_OBJECTIVES, jnp.float32)
-  return jax.lax.fori_loop(0, front.num_chunks(chunk), body, Sums(zeros, zeros))
+  return _total(jax.lax.fori_loop(0, front.num_chunks(chunk), body, _zeros(front)))
+
+
+def _zeros(front: Front) -> Sums:
+  """Of each group, [G, O], so that devices meet once, behind the loop."""
+  zeros = jnp.zeros((front.order.shape[0], NUM_OBJECTIVES), jnp.float32)
+  return Sums(zeros, zeros)
+
+
+def _total(sums: Sums) -> Sums:
+  return jax.tree.map(lambda a: a.sum(0), sums)
 
 
 def _front_loss_forward(chunk: int, kernel_DV: jax.Array, x_GRD: jax.Array, front: Front) -> tuple[Sums, Any]:
   """Also the gradients of the loss's sum, which backward only scales: all objectives count alike."""
   groups, rows, width = x_GRD.shape
-  # Each group sums a gradient of its own, so that devices meet once, behind the loop.
+  # Each group sums a gradient of its own too.
   kernel_spec = "GCD,GCV->DV" if groups == 1 else "GCD,GCV->GDV"
 
   def body(i: jax.Array, carry: tuple[Sums, jax.Array, jax.Array]) -> tuple[Sums, jax.Array, jax.Array]:
@@ -135,7 +144,7 @@ def _front_loss_forward(chunk: int, kernel_DV: jax.Array, x_GRD: jax.Array, fron
     exp_GCV = jnp.exp(logits_GCV - max_GC[..., None])
     total_GC = exp_GCV.sum(-1)
     losses_GC = jnp.log(total_GC) + max_GC - picked_GC
-    sums = jax.tree.map(jnp.add, sums, by_objective(losses_GC, part.weights, part.objectives))
+    sums = jax.tree.map(jnp.add, sums, jax.vmap(by_objective)(losses_GC, part.weights, part.objectives))
     is_target = jax.lax.broadcasted_iota(jnp.int32, logits_GCV.shape, 2) == part.targets[..., None]
     d_logits = exp_GCV * (part.weights / total_GC)[..., None] - jnp.where(is_target, part.weights[..., None], 0.0)
     d_logits = d_logits.astype(x_GRD.dtype)
@@ -144,15 +153,14 @@ def _front_loss_forward(chunk: int, kernel_DV: jax.Array, x_GRD: jax.Array, fron
     dx = jax.lax.dynamic_update_slice_in_dim(dx, dx_GCD.astype(dx.dtype), i * chunk, axis=1)
     return sums, d_kernel, dx
 
-  zeros = jnp.zeros(NUM_OBJECTIVES, jnp.float32)
   d_kernel = jnp.zeros(kernel_DV.shape if groups == 1 else (groups, *kernel_DV.shape), jnp.float32)
   if groups > 1:
     d_kernel = partitioning.constrain(d_kernel, "groups", None, "act_vocab")
   dx = partitioning.constrain(jnp.zeros((groups, front.order.shape[1], width), x_GRD.dtype), "groups", None, None)
-  sums, d_kernel, dx = jax.lax.fori_loop(0, front.num_chunks(chunk), body, (Sums(zeros, zeros), d_kernel, dx))
+  sums, d_kernel, dx = jax.lax.fori_loop(0, front.num_chunks(chunk), body, (_zeros(front), d_kernel, dx))
   d_kernel = d_kernel if groups == 1 else d_kernel.sum(0)
   dx_GRD = _take(dx, jnp.argsort(front.order[:, :rows], axis=1))  # back to the tokens' own places
-  return sums, (d_kernel, dx_GRD, kernel_DV)
+  return _total(sums), (d_kernel, dx_GRD, kernel_DV)
 
 
 def _front_loss_backward(chunk: int, residuals: Any, d_sums: Sums) -> tuple[jax.Array, jax.Array, None]:

@@ -99,9 +99,10 @@ def interpreted(monkeypatch):
     monkeypatch.setattr(flash_gpu, name, functools.partial(getattr(flash_gpu, name), interpret=True))
 
 
-@pytest.mark.parametrize("sizes, apart", [(dict(data=2, context=2, tensor=2), False), (dict(data=2, context=4), True)])
+@pytest.mark.parametrize("sizes, apart", [(dict(data=2, context=2, tensor=2), False),
+                                          (dict(data=2, context=4), True)])
 def test_split_over_tokens(interpreted, sizes, apart):
-  """Each device has its own queries attend to all keys, whose gradients are summed; within a shard_map over rows too."""
+  """Each device has its own queries attend to all keys; `apart`: in a shard_map over rows, as ZeRO-1 has it."""
   q, k, v, d = draw(2, 512, 512, 2, 64, "bfloat16")
   start, end = (jnp.asarray(np.stack([a, b]), jnp.int32) for a, b in zip(packed(512, 0), gmask(512, 1)))
   run = lambda q, k, v, d, start, end: (lambda out, pull: (out, *pull(d)))(*jax.vjp(

@@ -43,7 +43,7 @@ def test_sizes():
   assert several.bytes == 64 + 4 + 3 and several.sent == 2 * 71 * 7 / 8
   started, = of("%s = (bf16[4]{0}, bf16[8]{0}) all-gather-start(%p), replica_groups=[4,2]<=[8], dimensions={0}")
   assert started.kind == "all-gather" and started.arrays == (("bf16", (8,)),) and started.sent == 8
-  sent, = of("%s = (f32[4]{0}, f32[4]{0}, u32[], u32[]) collective-permute-start(%p), source_target_pairs={{0,4},{4,0}}")
+  sent, = of("%s = (f32[4]{0}, f32[4]{0}, u32[]) collective-permute-start(%p), source_target_pairs={{0,4},{4,0}}")
   assert sent.bytes == sent.sent == 16 and sent.axes == ("data",)
   scattered, = of("%s = f32[2]{0} reduce-scatter(%p), replica_groups=[4,2]<=[8], dimensions={0}")
   assert scattered.bytes == scattered.sent == 8
@@ -60,8 +60,8 @@ def test_loops_and_calls():
   %w = f32[4]{0} while(%p), condition=%c, body=%inner, backend_config={"known_trip_count":{"n":"5"}}
 }
 """
-  first, second = of("%w = f32[4]{0} while(%p), condition=%c, body=%outer\n  %c.1 = f32[4]{0} call(%p), to_apply=%inner",
-                     before)
+  first, second = of("%w = f32[4]{0} while(%p), condition=%c, body=%outer\n"
+                     "  %c.1 = f32[4]{0} call(%p), to_apply=%inner", before)
   assert first.loops == (None, 5) and first.times() == 5 and first.times(unknown=3) == 15
   assert second.loops == () and second.times() == 1 and second.source == "jit(f)/x"
 
@@ -76,7 +76,8 @@ def test_compiled_program():
                      x, length=3)[0]
     return jax.lax.with_sharding_constraint(x, sharding("data", None))
 
-  shapes = [jax.ShapeDtypeStruct((8, 8), np.float32, sharding=s) for s in (sharding("data", "tensor"), sharding("tensor"))]
+  shapes = [jax.ShapeDtypeStruct((8, 8), np.float32, sharding=sharding(*spec))
+            for spec in (("data", "tensor"), ("tensor",))]
   found = collectives.of(jax.jit(f).lower(*shapes).compile().as_text(), mesh)
   assert {c.axes for c in found} == {("tensor",)}
   assert [c.loops for c in found if c.kind == "all-gather"] == [()] and {c.times() for c in found} == {1, 3}
