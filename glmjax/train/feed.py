@@ -61,6 +61,9 @@ class Layout:
       sizes = " x ".join(f"{axis}={mesh.shape[axis]}" for axis in ("data", "fsdp") if mesh.shape[axis] > 1)
       raise errors.InputError(f"{name} {rows} does not divide over the mesh's {shards} batch shards ({sizes}): use a "
                               f"multiple of {shards}, or a mesh with fewer")
+    if length % mesh.shape["context"]:
+      raise errors.InputError(f"rows of {length} tokens do not divide over the mesh's context={mesh.shape['context']}: "
+                              "change either")
     return cls(mesh, rules, -(-batch // rows), rows, length, position_axes, vocab_size)
 
   @functools.cached_property
