@@ -8,12 +8,15 @@ import dataclasses
 import itertools
 from typing import Any
 
+import jax
 import pytest
 
 from glmjax import gin_files
 from glmjax import tokens
 from glmjax.cli import commands
 from glmjax.data import sampler
+from glmjax.models import pipeline
+from glmjax.parallel import mesh as mesh_lib
 from glmjax.train import schedules
 from glmjax.train import state as state_lib
 
@@ -94,10 +97,12 @@ GLM_130B = [
     ("loss scale window", "scale.window", 2_000, "P T11"),
     ("loss scale hysteresis", "scale.hysteresis", 2, "P T11"),
     ("least loss scale", "scale.minimum", 1, "P T11"),
-    ("rows at a time", "micro_batch", 24, "P T11: micro-batch 1 x 24"),
+    ("rows at a time", "micro_batch", 24 * 16, "P T11: micro-batch 1 x 24"),
+    ("of which the pipeline makes", "pipeline.microbatches", 16, ""),
     ("data parallel", "mesh.data", 24, "P T11"),
     ("tensor parallel", "mesh.tensor", 4, "P T11"),
     ("pipeline parallel", "mesh.stage", 8, "P T11"),
+    ("optimizer state", "strategy", "zero1", "P T11: ZeRO stage 1"),
     ("devices", "mesh.sizes", 768, "P 2.3: 96 x 8"),
     ("seed", "seed", 1234, "P T11"),
     ("data seed", "data.seed", 1234, "P T11"),
@@ -126,9 +131,12 @@ def test_glm_130b_is_the_published_run():
            if value_of(found, path) != pytest.approx(wanted)]
   assert not wrong
   assert found["model"].num_parameters() == 128_697_794_560
-  micro_batches = found["batches"].size / found["micro_batch"]
-  assert micro_batches == 176  # P B.4
-  assert all(size % found["micro_batch"] == 0 for _, size in itertools.islice(found["batches"].plan(), 5_000))
+  rows = found["micro_batch"] // found["pipeline"].microbatches
+  assert found["batches"].size / rows == 176  # P B.4
+  assert all(size % rows == 0 for _, size in itertools.islice(found["batches"].plan(), 5_000))
+  mesh = jax.sharding.AbstractMesh(found["mesh"].sizes(768), mesh_lib.AXES)
+  stages = pipeline.make(found["pipeline"], found["model"], mesh, found["micro_batch"])
+  assert stages.group * stages.rounds == 9  # layers of a stage: 72 = 70 + 2, LS
 
 
 def test_instructions_of_glm_130b():
