@@ -265,10 +265,8 @@ class GLM(nn.Module):
   def head_kernel(self, gradient_alpha: jax.Array | float = 1.0) -> jax.Array:
     """The head's kernel [D, V] in the compute dtype, for a loss that multiplies with it chunk by chunk."""
     if self.config.tie_embeddings:
-      kernel_DV = self.embedding.kernel(gradient_alpha)
-    else:
-      kernel_DV = self.untied_head.kernel.astype(self.config.dtype)
-    return partitioning.constrain(kernel_DV, None, "act_vocab")
+      return self.embedding.kernel(gradient_alpha)
+    return layers.whole(("embed", "vocab"), self.untied_head.kernel.astype(self.config.dtype))
 
 
 def init(config: config_lib.GLMConfig, rng: jax.Array) -> Any:

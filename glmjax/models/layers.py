@@ -164,26 +164,53 @@ def _layer_norm_backward(epsilon: float, dtype: str, residuals: tuple[jax.Array,
 _layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def whole(axes: tuple[str, ...], weight: jax.Array) -> jax.Array:
+  """A weight with these logical axes, gathered along embed; its gradient is split as the weight is."""
+  return partitioning.constrain(weight, *({"embed": "act_embed", "vocab": "act_vocab"}.get(axis) for axis in axes))
+
+
+whole.defvjp(lambda axes, weight: (whole(axes, weight), None),
+             lambda axes, _, g: (partitioning.constrain(g, *axes),))
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def rows_of(dtype: str, axes: tuple[str | None, str | None], table: jax.Array, index: jax.Array) -> jax.Array:
-  """table[index] in `dtype`; the gradients of equal indices are summed in float32.
+def rows_of(dtype: str, axis: str, table: jax.Array, index: jax.Array) -> jax.Array:
+  """table[index] in `dtype`, for a table [`axis`, "embed"]; the gradients of equal indices are summed in float32.
 
-  Where the table is split over the mesh, the step gathers it over all but `axes`, in `dtype`, as the head does.
+  Where the table is split over the mesh, the step gathers it along embed, in `dtype`, as the head does.
   """
-  if partitioning.is_split():
-    table = partitioning.constrain(table.astype(dtype), *axes)
-  return table[index].astype(dtype)
+  if not partitioning.is_split():
+    return table[index].astype(dtype)
+  if index.size == 1:
+    return _row_of(axis, table, index).astype(dtype)
+  return whole((axis, "embed"), table.astype(dtype))[index]
 
 
-def _rows_backward(dtype: str, axes: tuple[str | None, str | None], residuals: tuple[jax.Array, jax.Array], g: jax.Array
+def _row_of(axis: str, table: jax.Array, index: jax.Array) -> jax.Array:
+  """table[index] of one token (decoding), looked up where its row is: XLA would gather a split table for it."""
+  spec = nn.logical_to_mesh_axes((axis, "embed"))
+  axes = (spec[0],) if isinstance(spec[0], str) else spec[0] or ()
+
+  def look_up(table: jax.Array, index: jax.Array) -> jax.Array:
+    rows = index - jax.lax.axis_index(axes) * len(table) if axes else index
+    here = (rows >= 0) & (rows < len(table))
+    return jax.lax.psum(jnp.where(here[..., None], table[jnp.clip(rows, 0, len(table) - 1)], 0), axes)
+
+  nothing = jax.sharding.PartitionSpec()
+  return jax.shard_map(look_up, in_specs=(spec, nothing), check_vma=False,
+                       out_specs=jax.sharding.PartitionSpec(*[None] * index.ndim, spec[1]))(table, index)
+
+
+def _rows_backward(dtype: str, axis: str, residuals: tuple[jax.Array, jax.Array], g: jax.Array
                    ) -> tuple[jax.Array, None]:
   del dtype
   table, index = residuals
-  d_table = jnp.zeros(table.shape, jnp.float32).at[index].add(g.astype(jnp.float32))
-  return partitioning.constrain(d_table, *axes).astype(table.dtype), None
+  d_table = whole((axis, "embed"), jnp.zeros(table.shape, jnp.float32).at[index].add(g.astype(jnp.float32)))
+  return partitioning.constrain(d_table, axis, "embed").astype(table.dtype), None
 
 
-rows_of.defvjp(lambda dtype, axes, table, index: (rows_of(dtype, axes, table, index), (table, index)), _rows_backward)
+rows_of.defvjp(lambda dtype, axis, table, index: (rows_of(dtype, axis, table, index), (table, index)), _rows_backward)
 
 
 class Embedding(nn.Module):
@@ -203,12 +230,12 @@ class Embedding(nn.Module):
 
   def __call__(self, tokens_BL: jax.Array, positions: jax.Array, gradient_alpha: jax.Array | float) -> jax.Array:
     """The sum of the token's and its positions' rows, [B, L, D]."""
-    x_BLD = rows_of(self.config.dtype, ("act_vocab", "act_embed"), self.table, tokens_BL)
+    x_BLD = rows_of(self.config.dtype, "vocab", self.table, tokens_BL)
     x_BLD = scale_gradient(x_BLD, gradient_alpha)
     if self.config.positions == "learned_2d":
       assert positions.ndim == 3, positions.shape
       for i, table in enumerate((self.position, self.block_position)):
-        x_BLD += rows_of(self.config.dtype, (None, "act_embed"), table, positions[:, i])
+        x_BLD += rows_of(self.config.dtype, "length_table", table, positions[:, i])
     return x_BLD
 
   def attend(self, x_BLD: jax.Array, gradient_alpha: jax.Array | float) -> jax.Array:
@@ -220,26 +247,7 @@ class Embedding(nn.Module):
     return self._shrunk_table(gradient_alpha).T
 
   def _shrunk_table(self, gradient_alpha: jax.Array | float) -> jax.Array:
-    table_VD = partitioning.constrain(self.table.astype(self.config.dtype), "act_vocab", "act_embed")
-    return scale_gradient(table_VD, gradient_alpha)
-
-
-def _rows_of(table_VD: jax.Array, tokens_BL: jax.Array) -> jax.Array:
-  """table[tokens]. One token (decoding) is looked up where its row is: XLA would gather a split table for it."""
-  mesh = jax.sharding.get_abstract_mesh()
-  if tokens_BL.size > 1 or mesh.empty:
-    return table_VD[tokens_BL]
-  spec = nn.logical_to_mesh_axes(("vocab", "embed"))
-  axes = (spec[0],) if isinstance(spec[0], str) else spec[0] or ()
-
-  def look_up(table_VD: jax.Array, tokens_BL: jax.Array) -> jax.Array:
-    rows = tokens_BL - jax.lax.axis_index(axes) * len(table_VD) if axes else tokens_BL
-    here = (rows >= 0) & (rows < len(table_VD))
-    return jax.lax.psum(jnp.where(here[..., None], table_VD[jnp.clip(rows, 0, len(table_VD) - 1)], 0), axes)
-
-  nothing = jax.sharding.PartitionSpec()
-  return jax.shard_map(look_up, in_specs=(spec, nothing), out_specs=jax.sharding.PartitionSpec(None, None, spec[1]),
-                       check_vma=False)(table_VD, tokens_BL)
+    return scale_gradient(whole(("vocab", "embed"), self.table.astype(self.config.dtype)), gradient_alpha)
 
 
 def _logits(spec: str, x_BLD: jax.Array, kernel: jax.Array) -> jax.Array:

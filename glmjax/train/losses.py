@@ -115,7 +115,8 @@ def _front_loss(chunk: int, kernel_DV: jax.Array, x_GRD: jax.Array, front: Front
     losses = cross_entropy(_logits(kernel_DV, _take(x_GRD, part.order)), part.targets)
     return jax.tree.map(jnp.add, sums, jax.vmap(by_objective)(losses, part.weights, part.objectives))
 
-  return _total(jax.lax.fori_loop(0, front.num_chunks(chunk), body, _zeros(front)))
+  with jax.named_scope("loss_chunks"):  # by which glmjax.plan knows the loop
+    return _total(jax.lax.fori_loop(0, front.num_chunks(chunk), body, _zeros(front)))
 
 
 def _zeros(front: Front) -> Sums:
@@ -157,8 +158,10 @@ def _front_loss_forward(chunk: int, kernel_DV: jax.Array, x_GRD: jax.Array, fron
   if groups > 1:
     d_kernel = partitioning.constrain(d_kernel, "groups", None, "act_vocab")
   dx = partitioning.constrain(jnp.zeros((groups, front.order.shape[1], width), x_GRD.dtype), "groups", None, None)
-  sums, d_kernel, dx = jax.lax.fori_loop(0, front.num_chunks(chunk), body, (_zeros(front), d_kernel, dx))
-  d_kernel = d_kernel if groups == 1 else d_kernel.sum(0)
+  with jax.named_scope("loss_chunks"):
+    sums, d_kernel, dx = jax.lax.fori_loop(0, front.num_chunks(chunk), body, (_zeros(front), d_kernel, dx))
+  if groups > 1:  # of which each device keeps its part of the head
+    d_kernel = partitioning.constrain(d_kernel.sum(0), "embed", "vocab")
   dx_GRD = _take(dx, jnp.argsort(front.order[:, :rows], axis=1))  # back to the tokens' own places
   return _total(sums), (d_kernel, dx_GRD, kernel_DV)
 
