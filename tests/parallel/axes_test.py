@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from glmjax import errors
 from glmjax.models import config as config_lib
 from glmjax.parallel import collectives
 from glmjax.parallel import mesh as mesh_lib
@@ -192,3 +193,15 @@ def test_rows_stay_where_they_are(strategy, sizes):
   row = LENGTH * CONFIG.embed_dim // step.mesh.shape["context"]
   gathered = sizes_of([c for c in step.over("all-gather", "data", "fsdp") if c.loops])
   assert ROWS * row not in gathered and ROWS * LENGTH not in gathered
+
+
+def test_what_does_not_fit_is_told():
+  with pytest.raises(errors.InputError, match="strategy is 'zero3': use one of fsdp, zero1"):
+    partitioning.strategy("zero3")
+  mesh = mesh_lib.make_mesh(mesh_lib.MeshConfig(data=1, context=8))
+  with pytest.raises(errors.InputError, match="rows of 12 tokens do not divide over the mesh's context=8"):
+    feed.Layout.make(mesh, partitioning.FSDP, 8, None, 12, 1, 80)
+  with pytest.raises(errors.InputError, match="embed_dim 32 does not divide over data=3 x fsdp=1"):
+    devices = jax.devices()[:3]
+    state_lib.abstract(CONFIG, OPTIMIZER.make(), mesh_lib.make_mesh(mesh_lib.MeshConfig(data=3), devices),
+                       partitioning.ZERO1)
