@@ -28,6 +28,7 @@ ALLOWED = {
   "thudm": ("checkpoint", "quantize", "models.config", "tokenizer", "errors", "atomic"),
   "infer": ("models", "models.config", "parallel", "quantize", "checkpoint", "tokenizer", "tokens", "errors"),
   "evaluate": ("infer", "checkpoint", "data", "tokenizer", "tokens", "errors", "atomic"),
+  "plan": ("infer", "train", "models", "models.config", "parallel", "quantize", "errors"),
   "tasks": ("data", "tokens", "tokenizer", "errors"),
   "cli": None,  # everything
 }
@@ -38,7 +39,7 @@ THIRD_PARTY = {
   "seqio": ("tasks", "data"),
   "tensorflow": ("tasks", "data"),
   "tensorflow_text": ("tasks", "data"),
-  "jax": ("target", "quantize", "parallel", "models", "train", "checkpoint", "infer", "evaluate"),
+  "jax": ("target", "quantize", "parallel", "models", "train", "checkpoint", "infer", "evaluate", "plan"),
   "flax": ("parallel", "models"),
   "optax": ("train",),
   "orbax": ("checkpoint",),

@@ -14,7 +14,7 @@ from typing import Any
 import glmjax
 from glmjax import errors, gin_files, signatures
 from glmjax import atomic
-from glmjax.cli import corpus, hosts, inference, inputs, weights
+from glmjax.cli import corpus, hosts, inference, inputs, plans, weights
 
 GIN_HELP = "gin file, searched here and then among glmjax's own (repeatable)"
 
@@ -143,6 +143,11 @@ COMMANDS = {command.name: command for command in (
              Flag("--file", "file of texts, one a line, or JSON lines with a \"text\"; - is standard input",
                   kind="prepared")),
             prepare=inputs.texts),
+    Command("plan", "glmjax.plan.planner.plan", "compile for hardware that is elsewhere, and say what it takes",
+            "glmjax plan --gin_file=plans/glm_130b_int4_rtx3090_4.gin --target=rtx3090:8 --gin.TENSOR=8",
+            (Flag("--target", "devices, as a100-40:768 or v5p:4x8x8"),
+             Flag("--token_budget", "tokens of the whole training, for days and energy", int)),
+            prepare=plans.prepare, show=plans.show),
     Command("report", "glmjax.evaluate.report.write", "gather a run's results into report.md and report.json",
             "glmjax report --gin_file=runs/quickstart.gin --workdir=runs/quickstart",
             (Flag("--workdir", "folder of the run"),)),

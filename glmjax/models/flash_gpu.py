@@ -74,7 +74,7 @@ def _call_forward(of: "_Blocks", sizes: tuple[int, ...], query: pl.BlockSpec, ke
       out_specs=[of.query(), of.sums()],
       out_shape=[out, jax.ShapeDtypeStruct((of.batch, of.heads, of.num_queries), jnp.float32)],
       compiler_params=triton.CompilerParams(num_warps=warps, num_stages=stages),
-      interpret=interpret, name="flash_forward")(first, last, *inputs)
+      cost_estimate=of.cost(2, inputs[1].dtype.itemsize), interpret=interpret, name="flash_forward")(first, last, *inputs)
 
 
 def backward(q_BLHK: jax.Array, k_BMHK: jax.Array, v_BMHK: jax.Array, start_BL: jax.Array, end_BL: jax.Array,
@@ -93,7 +93,8 @@ def backward(q_BLHK: jax.Array, k_BMHK: jax.Array, v_BMHK: jax.Array, start_BL: 
       in_specs=[of.ranges(first), of.ranges(last), of.query(), of.all_keys(), of.all_keys(), of.places(), of.places(),
                 of.sums(), of.sums(), of.query()],
       out_specs=of.query(), out_shape=jax.ShapeDtypeStruct(q_BLHK.shape, q_BLHK.dtype),
-      compiler_params=triton.CompilerParams(num_warps=warps, num_stages=stages), name="flash_dq")(
+      compiler_params=triton.CompilerParams(num_warps=warps, num_stages=stages),
+      cost_estimate=of.cost(3, k_BMHK.dtype.itemsize), name="flash_dq")(
           first, last, *inputs)
   block_q, block_k, warps, stages = _KEYS
   of = _Blocks(block_q, block_k, q_BLHK.shape, k_BMHK.shape[1])
@@ -105,7 +106,8 @@ def backward(q_BLHK: jax.Array, k_BMHK: jax.Array, v_BMHK: jax.Array, start_BL: 
                 of.all_places(), of.all_sums(), of.all_sums(), of.all_queries()],
       out_specs=[of.key(), of.key()],
       out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (k_BMHK, v_BMHK)],
-      compiler_params=triton.CompilerParams(num_warps=warps, num_stages=stages), name="flash_dkv")(
+      compiler_params=triton.CompilerParams(num_warps=warps, num_stages=stages),
+      cost_estimate=of.cost(4, k_BMHK.dtype.itemsize), name="flash_dkv")(
           first, last, *inputs)
   return dq_BLHK, dk_BMHK, dv_BMHK
 
@@ -136,6 +138,13 @@ class _Blocks:
   def __init__(self, block_q: int, block_k: int, q_shape: tuple[int, ...], num_keys: int):
     self.batch, self.num_queries, self.heads, self.width = q_shape
     self.num_keys, self.block_q, self.block_k = num_keys, block_q, block_k
+
+  def cost(self, products: int, itemsize: int) -> pl.CostEstimate:
+    """Of so many products of queries and keys, all of them visible; every array read or written once."""
+    pairs, tokens = self.num_queries * self.num_keys, self.num_queries + self.num_keys
+    rows = self.batch * self.heads
+    return pl.CostEstimate(flops=2 * products * rows * pairs * self.width, transcendentals=rows * pairs,
+                           bytes_accessed=2 * rows * tokens * self.width * itemsize)
 
   def _tokens(self, block: int) -> pl.BlockSpec:
     return pl.BlockSpec((None, block, None, self.width), lambda i, h, b: (b, i, h, 0))

@@ -117,8 +117,9 @@ def _accumulate(objective: Objective, params: Any, batch: Batch, num_micro: jax.
     return gradient(0)
   add = lambda m, carry: jax.tree.map(jnp.add, carry, gradient(m))
   zeros = jnp.zeros(losses.NUM_OBJECTIVES, jnp.float32)
-  return jax.lax.fori_loop(0, num_micro, add, (losses.Sums(zeros, zeros), jax.tree.map(
-      functools.partial(jnp.zeros_like, dtype=jnp.float32), params)))
+  with jax.named_scope("micro_batches"):  # by which glmjax.plan knows the loop
+    return jax.lax.fori_loop(0, num_micro, add, (losses.Sums(zeros, zeros), jax.tree.map(
+        functools.partial(jnp.zeros_like, dtype=jnp.float32), params)))
 
 
 @dataclasses.dataclass(frozen=True)
