@@ -344,6 +344,7 @@ REQUIRED = ['CACHE="cache"', "BATCH_SIZE=8", "TOTAL_SAMPLES=80", "PEAK_LEARNING_
   (["runs/quickstart.gin"], []),
   (["runs/uncached.gin"], []),
   (["runs/pretrain.gin", "models/tiny.gin", "meshes/cpu.gin"], REQUIRED),
+  (["runs/pretrain.gin", "models/tiny.gin", "meshes/cpu8_pipeline.gin"], REQUIRED),
   (["runs/pretrain_glm10b.gin", "models/glm_110m.gin", "meshes/cpu.gin"], REQUIRED),
 ])
 def test_packaged_runs_train(files, overrides):
