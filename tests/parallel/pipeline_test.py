@@ -115,10 +115,13 @@ CIRCULAR = Case((("data", 2), ("stage", 2), ("tensor", 2)), pipeline_lib.Schedul
 PADDED = Case((("fsdp", 2), ("stage", 2)), pipeline_lib.Schedule(2), config=change(num_layers=3))
 ZERO1 = Case((("data", 2), ("stage", 2), ("tensor", 2)), pipeline_lib.Schedule(), "zero1")
 HALF = Case((("stage", 2),), pipeline_lib.Schedule(4), config=change(dtype="float16"))
-CASES = {"four": FOUR, "circular": CIRCULAR, "padded": PADDED, "zero1": ZERO1, "fp16": HALF}
+CASES = {"four": FOUR, "circular": CIRCULAR, "padded": PADDED, "zero1": ZERO1, "fp16": HALF,
+         "context": Case((("data", 2), ("stage", 2), ("context", 2)), pipeline_lib.Schedule(2, rounds=2), "zero1"),
+         "one slot": Case((("stage", 2), ("tensor", 2), ("context", 2)), pipeline_lib.Schedule(2), "zero1")}
+LONG = ("context", "one slot")
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in LONG)) for name in CASES])
 def test_trains_as_one_device(name: str):
   case = CASES[name]
   one = run(Case(config=dataclasses.replace(case.config, remat="none")))
@@ -195,6 +198,15 @@ def test_every_micro_batch_passes_all_layers_in_order(monkeypatch, stages: int, 
   np.testing.assert_allclose(pipeline.from_ring(ring), pipeline.spread(wanted))
   assert pipeline.ticks == microbatches * rounds + stages - 1
   assert sorted(pipeline.order()) == list(range(stages * rounds))
+
+
+def test_gradients_of_half_precision_weights_are_summed_in_float32():
+  def total(w: jax.Array) -> jax.Array:
+    pair = jax.lax.stop_gradient(w), pipeline_lib._gather_gradient(w)
+    return jax.lax.scan(lambda s, _: (s + pipeline_lib._read(*pair).sum(), None), jnp.bfloat16(0), None, 1000)[0]
+
+  gradient = jax.grad(total)(jnp.ones(3, jnp.bfloat16))
+  assert gradient.dtype == jnp.bfloat16 and gradient.tolist() == [1000] * 3  # bfloat16's own sums end at 256
 
 
 def test_what_does_not_divide_is_said():
