@@ -25,7 +25,8 @@ def show(plan: dict[str, Any]) -> None:
            + room % gib(abs(plan["headroom_bytes"])))]
   rows += [(f"  {name.replace('_', ' ')}", gib(size)) for name, size in plan["memory"].items()]
   rows += [("step, at best", f"{plan['step_seconds']:.4g} s"),
-           ("  products", f"{plan['compute_seconds']:.4g} s ({plan['hardware_flops'] / plan['devices']:.3g} FLOPs a device)"),
+           ("  products", f"{plan['compute_seconds']:.4g} s, "
+            f"{plan['hardware_flops'] / plan['devices']:.3g} FLOPs a device"),
            ("  memory traffic", f"{plan['memory_seconds']:.4g} s"),
            ("  exchanges waited for", f"{plan['waited_exchange_seconds']:.4g} s"),
            ("  exchanges beside it", f"{plan['overlapped_exchange_seconds']:.4g} s")]
@@ -39,7 +40,7 @@ def show(plan: dict[str, Any]) -> None:
     rows.append(("the whole training", f"{plan['days']:.1f} days" + (f", {energy:,.0f} MWh" if energy else "")))
   rows.append(("compiled in", f"{plan['compile_seconds']} s, {gib(plan['compile_host_bytes'])} of this machine"))
   if not plan["fits"]:
-    rows.append(("what would help", "more devices along tensor or fsdp, a smaller micro_batch, remat = \"full\", fewer bits"))
+    rows.append(("what would help", "more devices along tensor or fsdp, a smaller micro_batch, full remat, fewer bits"))
   width = max(len(name) for name, _ in rows)
   for name, value in rows:
     print(f"{name:{width}}  {value}")

@@ -74,7 +74,8 @@ def _call_forward(of: "_Blocks", sizes: tuple[int, ...], query: pl.BlockSpec, ke
       out_specs=[of.query(), of.sums()],
       out_shape=[out, jax.ShapeDtypeStruct((of.batch, of.heads, of.num_queries), jnp.float32)],
       compiler_params=triton.CompilerParams(num_warps=warps, num_stages=stages),
-      cost_estimate=of.cost(2, inputs[1].dtype.itemsize), interpret=interpret, name="flash_forward")(first, last, *inputs)
+      cost_estimate=of.cost(2, inputs[1].dtype.itemsize), interpret=interpret,
+      name="flash_forward")(first, last, *inputs)
 
 
 def backward(q_BLHK: jax.Array, k_BMHK: jax.Array, v_BMHK: jax.Array, start_BL: jax.Array, end_BL: jax.Array,

@@ -41,7 +41,7 @@ def flops(jaxpr: Any, trips: Mapping[str, int]) -> float:
     elif name == "while":
       times = _times(str(equation.source_info.name_stack), trips)
     elif name == "shard_map":  # its shapes are those of a part
-      times = math.prod(parameters["mesh"].shape[axis] for axis in parameters["manual_axes"])
+      times = math.prod(parameters["mesh"].shape[axis] for axis in parameters["newly_manual_axes"])
     if name == "cond":
       total += max(flops(branch.jaxpr, trips) for branch in parameters["branches"])
       continue

@@ -31,10 +31,10 @@ def of(target: targets.Target) -> Sequence[Any]:
     raise
   except Exception as error:  # whatever a plug-in of another version says
     line = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
-    raise errors.InputError(f"target {target.name}: its compiler does not take it ({line}); is it of this JAX's version, "
-                            f"{jax.__version__}? {INSTALL}") from error
+    raise errors.InputError(f"target {target.name}: its compiler does not take it ({line}); is it of this JAX's "
+                            f"version, {jax.__version__}? {INSTALL}") from error
   if len(found) != target.devices:
-    raise errors.InputError(f"target {target.name}: its compiler sees {len(found)} devices where there are {target.devices}")
+    raise errors.InputError(f"target {target.name}: its compiler sees {len(found)} devices, not {target.devices}")
   return found
 
 
@@ -61,8 +61,9 @@ def _gpu(target: targets.Target) -> Any:
 def _configuration(chip: targets.Chip) -> str:
   """XLA's GpuTargetConfigProto as text."""
   major, minor = chip.compute_capability
+  threads = 2048 if minor == 0 else 1024 if major == 7 else 1536
   return f"""gpu_device_info {{ threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152
-    shared_memory_per_core: {chip.shared_memory} threads_per_core_limit: {2048 if minor == 0 else 1024 if major == 7 else 1536}
+    shared_memory_per_core: {chip.shared_memory} threads_per_core_limit: {threads}
     core_count: {chip.cores} fpus_per_core: {chip.fpus} block_dim_limit_x: 2147483647 block_dim_limit_y: 65535
     block_dim_limit_z: 65535 memory_bandwidth: {int(chip.memory_bandwidth)} l2_cache_size: {chip.l2_cache}
     clock_rate_ghz: {chip.clock_ghz} device_memory_size: {chip.memory_bytes}

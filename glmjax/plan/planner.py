@@ -1,6 +1,5 @@
 """`glmjax plan`: does it fit, how much of what, and how fast at best, from the program that would run."""
 
-import dataclasses
 import math
 import resource
 import time
@@ -72,11 +71,12 @@ def shard_bytes(x: jax.ShapeDtypeStruct) -> int:
   return math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
 
 
-def roofline(flops: float, moved: float, exchanged: Sequence[Mapping[str, Any]], chip: targets.Chip) -> dict[str, float]:
+def roofline(flops: float, moved: float, exchanged: Sequence[Mapping[str, Any]], chip: targets.Chip
+             ) -> dict[str, float]:
   """Seconds of a step at the chip's peak rates.
 
-  Products and the traffic of everything else are taken to run one after the other, whichever of a product's two is longer;
-  exchanges over tensor, context and stage wait for them, those of weights and gradients over data and fsdp run beside them.
+  A bound from below: products and memory traffic hide one another, exchanges over tensor, context and stage come on top,
+  and those of weights and gradients over data and fsdp run beside all.
   """
   compute, memory = flops / chip.peak_flops, moved / chip.memory_bandwidth
   waited = sum(c["seconds"] for c in exchanged if not set(c["axes"]) <= {"data", "fsdp"})
@@ -98,7 +98,8 @@ def _describe(c: collectives.Collective, trips: Mapping[str, int], aim: targets.
   times = c.times() * (math.prod(n for loop, n in trips.items() if loop in c.source) if None in c.loops else 1)
   inside = c.group <= aim.chip.node or aim.chip.platform == "tpu"
   rate = aim.chip.inner_links if inside else aim.chip.outer_links
-  return {"kind": c.kind, "axes": list(c.axes), "bytes": c.sent * times, "times": times, "seconds": c.sent * times / rate}
+  return {"kind": c.kind, "axes": list(c.axes), "bytes": c.sent * times, "times": times,
+          "seconds": c.sent * times / rate}
 
 
 def _total(exchanged: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""What is compiled: the trainer's own step, and inference's own prefill and decoding, for devices that are not there."""
+"""What is compiled: the trainer's own step, and inference's own prefill and decoding."""
 
 import dataclasses
 import functools
@@ -112,7 +112,8 @@ class Decode:
                            jax.eval_shape(lambda: sampling.draws([sampling.Sampling()] * self.batch, [0] * self.batch)))
       none = jax.ShapeDtypeStruct((config.vocab_size,), bool, sharding=_replicated(mesh))
       until = jax.ShapeDtypeStruct((), jnp.int32, sharding=_replicated(mesh))
-      traced = decode_lib.decode.trace(config, params, decode_lib.without_prompts(rows), state, draws, none, none, until)
+      traced = decode_lib.decode.trace(config, params, decode_lib.without_prompts(rows), state, draws, none, none,
+                                       until)
     return Program(traced, {"parameters": params, "kv_cache": state.cache}, self.batch, flops, {})
 
 
@@ -153,8 +154,8 @@ def _rows(batch: int, prompt: int, sharding: jax.sharding.NamedSharding) -> deco
 def _state(config: config_lib.GLMConfig, mesh: jax.sharding.Mesh, rules: partitioning.Rules, batch: int, context: int
            ) -> decode_lib.State:
   """Of a batch that decodes: caches split by heads."""
-  heads = partitioning.named(mesh, rules, "batch" if batch % partitioning.batch_shards(mesh) == 0 else None, "act_heads",
-                             None, None)
+  rows = "batch" if batch % partitioning.batch_shards(mesh) == 0 else None
+  heads = partitioning.named(mesh, rules, rows, "act_heads", None, None)
   cache = jax.tree.map(functools.partial(_abstract, sharding=heads),
                        jax.eval_shape(lambda: cache_lib.empty(config, batch, context)))
   number = lambda dtype, *shape: jax.ShapeDtypeStruct(shape, dtype, sharding=_replicated(mesh))

@@ -9,7 +9,7 @@ import math
 from glmjax import errors
 
 GIB = 1 << 30
-RESERVED = 0.06  # of a GPU's memory: CUDA's context, XLA's command buffers and fragments (JAX's allocator takes 75 to 94 %)
+RESERVED = 0.06  # of a GPU's memory: CUDA's context, command buffers, fragments
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,35 +35,36 @@ class Chip:
   slice_dimensions: int = 0  # of a TPU slice's torus
 
 
-def _gpu(kind: str, gib: float, tflops: float, gbps: float, inner: float, outer: float, watts: float,
-         capability: tuple[int, int], cores: int, shared: int, l2: int, fpus: int, clock: float, node: int = 8) -> Chip:
-  return Chip(kind, "cuda", round(gib * GIB), tflops * 1e12, gbps * 1e9, inner * 1e9, outer * 1e9, node, watts, capability,
-              cores, shared, l2, fpus, clock)
+def _gpu(kind: str, gib: float, tflops: float, gbps: float, links: tuple[float, float], watts: float,
+         capability: tuple[int, int], cores: int, shared: int, l2_mib: float, fpus: int, clock: float) -> Chip:
+  return Chip(kind, "cuda", round(gib * GIB), tflops * 1e12, gbps * 1e9, links[0] * 1e9, links[1] * 1e9, 8, watts,
+              capability, cores, shared, round(l2_mib * (1 << 20)), fpus, clock)
 
 
-# Memory as drivers report it. A100, H100, H200, V100: NVIDIA's datasheets (SXM parts). RTX: the GA102 and TU102 white papers,
-# tensor-core rates with float32 sums (GeForce halves them). Links, a direction: NVLink 2, 3, 4: 150, 300, 450 GB/s; PCIe 3 and
-# 4 x16 of the GeForce cards: 16 and 32 GB/s. Outer: DGX-A100 and DGX-H100 have eight 200 and 400 Gb/s adapters, DGX-1V four of
-# 100; 100 Gb/s a node is taken for GeForce machines.
+# Memory as drivers report it. A100, H100, H200, V100: NVIDIA's datasheets (SXM parts). RTX: the GA102 and TU102 white
+# papers, tensor-core rates with float32 sums (GeForce halves them). Links, GB/s in a direction: NVLink 2, 3, 4: 150,
+# 300, 450; PCIe 3 and 4 x16 of the GeForce cards: 16 and 32. To other nodes: DGX-A100 and DGX-H100 have eight 200 and
+# 400 Gb/s adapters, DGX-1V four of 100; 100 Gb/s a node is taken for GeForce machines.
+_AMPERE_DGX, _HOPPER_DGX, _GEFORCE, _TURING = (300, 25), (450, 50), (32, 1.56), (16, 1.56)
 _GPUS = {
-    "a100-40": _gpu("NVIDIA A100-SXM4-40GB", 39.4, 312, 1_555, 300, 25, 400, (8, 0), 108, 166_912, 41_943_040, 64, 1.41),
-    "a100-80": _gpu("NVIDIA A100-SXM4-80GB", 79.1, 312, 2_039, 300, 25, 400, (8, 0), 108, 166_912, 41_943_040, 64, 1.41),
-    "h100": _gpu("NVIDIA H100 80GB HBM3", 79.1, 989.4, 3_352, 450, 50, 700, (9, 0), 132, 232_448, 52_428_800, 128, 1.98),
-    "h200": _gpu("NVIDIA H200", 139.8, 989.4, 4_800, 450, 50, 700, (9, 0), 132, 232_448, 62_914_560, 128, 1.98),
-    "v100-32": _gpu("Tesla V100-SXM2-32GB", 31.7, 125, 900, 150, 6.25, 300, (7, 0), 80, 98_304, 6_291_456, 64, 1.53),
-    "rtx3090": _gpu("NVIDIA GeForce RTX 3090", 23.7, 71, 936, 32, 1.56, 350, (8, 6), 82, 101_376, 6_291_456, 128, 1.70),
-    "rtx4090": _gpu("NVIDIA GeForce RTX 4090", 23.6, 165, 1_008, 32, 1.56, 450, (8, 9), 128, 101_376, 75_497_472, 128, 2.52),
-    "rtx2080ti": _gpu("NVIDIA GeForce RTX 2080 Ti", 10.75, 53.8, 616, 16, 1.56, 260, (7, 5), 68, 65_536, 5_767_168, 64, 1.55),
+    "a100-40": _gpu("NVIDIA A100-SXM4-40GB", 39.4, 312, 1_555, _AMPERE_DGX, 400, (8, 0), 108, 166_912, 40, 64, 1.41),
+    "a100-80": _gpu("NVIDIA A100-SXM4-80GB", 79.1, 312, 2_039, _AMPERE_DGX, 400, (8, 0), 108, 166_912, 40, 64, 1.41),
+    "h100": _gpu("NVIDIA H100 80GB HBM3", 79.1, 989.4, 3_352, _HOPPER_DGX, 700, (9, 0), 132, 232_448, 50, 128, 1.98),
+    "h200": _gpu("NVIDIA H200", 139.8, 989.4, 4_800, _HOPPER_DGX, 700, (9, 0), 132, 232_448, 60, 128, 1.98),
+    "v100-32": _gpu("Tesla V100-SXM2-32GB", 31.7, 125, 900, (150, 6.25), 300, (7, 0), 80, 98_304, 6, 64, 1.53),
+    "rtx3090": _gpu("NVIDIA GeForce RTX 3090", 23.7, 71, 936, _GEFORCE, 350, (8, 6), 82, 101_376, 6, 128, 1.70),
+    "rtx4090": _gpu("NVIDIA GeForce RTX 4090", 23.6, 165, 1_008, _GEFORCE, 450, (8, 9), 128, 101_376, 72, 128, 2.52),
+    "rtx2080ti": _gpu("NVIDIA GeForce RTX 2080 Ti", 10.75, 53.8, 616, _TURING, 260, (7, 5), 68, 65_536, 5.5, 64, 1.55),
 }
 
 
 def _tpu(name: str, kind: str, gib: float, tflops: float, gbps: float, ici: float, dimensions: int, node: int) -> Chip:
-  return Chip(kind, "tpu", round(gib * GIB), tflops * 1e12, gbps * 1e9, ici * 1e9, 25e9 / 4, node, None, topology=name,
-              slice_dimensions=dimensions)
+  return Chip(kind, "tpu", round(gib * GIB), tflops * 1e12, gbps * 1e9, ici * 1e9, 25e9 / 4, node, None,
+              topology=name, slice_dimensions=dimensions)
 
 
-# Google Cloud's pages of each generation (memory, peak bf16, HBM and inter-chip bandwidth of all links of a chip, both directions
-# together: 2,400, 1,600, 4,800 and 3,584 Gb/s; halved here).
+# Google Cloud's pages of each generation: memory, peak bf16, HBM, and the inter-chip bandwidth of all links of a chip,
+# both directions together: 2,400, 1,600, 4,800 and 3,584 Gb/s; halved here.
 _TPUS = {
     "v4": _tpu("v4", "TPU v4", 32, 275, 1_228, 150, 3, 4),
     "v5e": _tpu("v5e", "TPU v5 lite", 16, 197, 819, 100, 2, 8),
@@ -93,8 +94,8 @@ def parse(name: str) -> Target:
   chip = CHIPS.get(chip_name)
   numbers = size.split("x") if size else ["1"]
   if chip is None or not all(n.isdigit() and int(n) for n in numbers):
-    raise errors.InputError(f"target {name!r} is not known: give GPU:NUMBER or TPU:SHAPE, as in a100-40:768 or v5p:4x8x8, "
-                            f"with one of {', '.join(CHIPS)}")
+    raise errors.InputError(f"target {name!r} is not known: give GPU:NUMBER or TPU:SHAPE, as in a100-40:768 or "
+                            f"v5p:4x8x8, with one of {', '.join(CHIPS)}")
   shape = tuple(map(int, numbers))
   if chip.platform == "tpu":
     if len(shape) != chip.slice_dimensions:

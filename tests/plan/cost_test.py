@@ -1,0 +1,93 @@
+"""FLOPs of a jaxpr and traffic of a compiled program against arithmetic."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from glmjax import errors
+from glmjax.models import config as config_lib
+from glmjax.parallel import mesh as mesh_lib
+from glmjax.plan import cost
+from glmjax.plan import planner
+from glmjax.plan import programs
+from glmjax.plan import targets
+
+TINY = config_lib.GLMConfig(vocab_size=256, num_layers=4, embed_dim=32, num_heads=4, mlp_dim=64, max_length=16)
+
+
+def test_flops_count_every_turn_of_a_loop():
+  def run(x: jax.Array, w: jax.Array) -> jax.Array:
+    x, _ = jax.lax.scan(lambda x, _: (x @ w, None), x, None, length=5)
+    with jax.named_scope("turns"):
+      return jax.lax.while_loop(lambda c: c[0] < x[0, 0], lambda c: (c[0] + 1, c[1] @ w), (0.0, x))[1]
+
+  jaxpr = jax.make_jaxpr(run)(jnp.ones((4, 8)), jnp.ones((8, 8))).jaxpr
+  assert cost.flops(jaxpr, {"turns": 7}) == (5 + 7) * 2 * 4 * 8 * 8
+  assert cost.flops(jaxpr, {}) == (5 + 1) * 2 * 4 * 8 * 8
+
+
+@pytest.mark.parametrize("remat, passes", [("none", 3), ("full", 4)])
+def test_flops_of_a_training_step(remat: str, passes: int):
+  """Forward, twice as much backward, and forward again where nothing is kept; the head is not computed again."""
+  config = dataclasses.replace(TINY, remat=remat)
+  mesh = mesh_lib.make_mesh(mesh_lib.MeshConfig(data=1), jax.devices()[:1])
+  program = programs.Train(8, 16, micro_batch=4, predicted=1.0).program(config, mesh)
+  layer = 2 * (config.matmul_parameters() - 256 * 32) + 4 * 4 * 32 * 16
+  found = cost.flops(program.traced.jaxpr.jaxpr, program.trips)
+  # Full remat computes a layer's last product, wo, only where backward needs it: nowhere.
+  repeated = (passes - 3) * 2 * 4 * 64 * 32
+  assert 8 * 16 * (passes * layer - repeated + 3 * 2 * 256 * 32) == pytest.approx(found, rel=0.02)
+  assert program.model_flops == 8 * 16 * (3 * layer + 3 * 2 * 256 * 32)
+
+
+def test_traffic_of_a_loop_counts_the_slice_that_a_turn_reads():
+  stack = jnp.ones((50, 1 << 10, 16))
+  compiled = jax.jit(lambda s: jax.lax.fori_loop(0, 50, lambda i, t: t + jnp.sin(s[i]), jnp.zeros((1 << 10, 16)))
+                     ).lower(stack).compile()
+  moved = cost.traffic(compiled.as_text(), {})
+  turn = (1 << 10) * 16 * 4
+  assert 50 * 2 * turn <= moved <= 50 * 6 * turn  # a slice read, a sum read and written, or two of them apart
+
+
+def test_megatrons_formula_gives_the_logs_figures():
+  """134 and 141 TFLOP/s a device of 768, from seconds of an iteration (GLM-130B's main log)."""
+  for batch, seconds, rate in ((4_224, 88.5, 134.1), (6_144, 122.5, 141.0)):
+    flops = planner.model_flops_megatron(batch, 2_048, 70, 12_288, 150_528)
+    assert flops / seconds / 768 / 1e12 == pytest.approx(rate, abs=0.05)
+
+
+def test_memory_is_what_the_arrays_take():
+  mesh = mesh_lib.make_mesh(mesh_lib.MeshConfig(data=1, fsdp=4, tensor=2))
+  program = programs.Train(8, 16).program(TINY, mesh)
+  compiled = program.traced.lower().compile()
+  memory = planner.peak_memory(compiled, program.parts, targets.CHIPS["a100-40"])
+  state = jax.tree.leaves(program.parts["parameters"])
+  assert memory["memory"]["parameters"] == sum(
+      math.prod(x.sharding.shard_shape(x.shape)) * 4 for x in state)
+  assert memory["memory"]["parameters"] < TINY.num_parameters() * 4 / 3  # split, but for norms and biases
+  assert memory["fits"] and sum(memory["memory"].values()) == memory["peak_bytes_per_device"]
+
+
+def test_what_decoding_reads_is_split_over_tensor():
+  mesh = mesh_lib.make_mesh(mesh_lib.MeshConfig(data=1, fsdp=1, tensor=4), jax.devices()[:4])
+  program = programs.Decode(context=64, bits=4).program(TINY, mesh)
+  cache = sum(map(planner.shard_bytes, jax.tree.leaves(program.parts["kv_cache"])))
+  assert cache == 4 * 2 * 64 * 32 * 4 // 4  # layers, key and value, slots, width, float32
+  text = program.traced.lower().compile().as_text()
+  assert "256,32]" not in text.replace("f32[64,32]", ""), "the table is gathered"
+
+
+@pytest.mark.parametrize("name", ["a100", "a100-40:x", "a100-40:12", "v5p:8", "v5p:4x8x8x2", "b300:8", "v5e:0x4"])
+def test_unknown_targets_are_told(name: str):
+  with pytest.raises(errors.InputError, match="target") as error:
+    targets.parse(name)
+  assert "\n" not in str(error.value)
+
+
+def test_targets():
+  assert targets.parse("a100-40:768").shape == (96, 8) and targets.parse("v5p:4x8x8").devices == 256
+  assert np.isclose(targets.CHIPS["h100"].peak_flops, 989.4e12)
