@@ -62,8 +62,8 @@ def strategy(name: str) -> Rules:
 
 
 def gathers_once() -> bool:
-  """Whether the rules in scope want a step to compute with a copy of all weights, gathered over ROW_AXES."""
-  return "step_embed" in dict(nn.get_logical_axis_rules())
+  """Whether a step is to compute with a copy of all weights, gathered over ROW_AXES: rules and mesh in scope say so."""
+  return "step_embed" in dict(nn.get_logical_axis_rules()) and parts("batch") > 1
 
 
 @contextlib.contextmanager
