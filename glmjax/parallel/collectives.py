@@ -57,7 +57,7 @@ class Collective:
 
 def of(text: str, mesh: jax.sharding.Mesh) -> list[Collective]:
   """The collectives of a program compiled for this mesh, in the order of its text, once for each way to reach them."""
-  entry, computations = _split(text)
+  entry, computations = _split(with_trip_counts(text))
   found = []
 
   def visit(name: str, loops: tuple[int | None, ...]) -> None:
@@ -76,6 +76,29 @@ def of(text: str, mesh: jax.sharding.Mesh) -> list[Collective]:
 
   visit(entry, ())
   return found
+
+
+def with_trip_counts(text: str) -> str:
+  """The text with a known_trip_count at each loop that counts from 0 to a constant; XLA notes none for TPU."""
+  limits, name, constants = {}, "", {}
+  for line in text.splitlines():
+    header = _COMPUTATION.match(line)
+    if header:
+      name, constants = header[2], {}
+    constant = re.match(r"^\s+%?([\w.\-]+) = s32\[\]\S* constant\((\d+)\)", line)
+    if constant:
+      constants[constant[1]] = constant[2]
+    compared = re.match(r"^\s+ROOT .* compare\(.*%([\w.\-]+)\), direction=LT", line)
+    if compared and compared[1] in constants:
+      limits[name] = constants[compared[1]]
+
+  def note(line: str) -> str:
+    condition = re.search(r"\bcondition=%?([\w.\-]+)", line) if " while(" in line else None
+    if not condition or condition[1] not in limits or _TRIP_COUNT.search(line):
+      return line
+    return f'{line} "known_trip_count":{{"n":"{limits[condition[1]]}"}}'
+
+  return "\n".join(map(note, text.splitlines()))
 
 
 def _split(text: str) -> tuple[str, dict[str, list[str]]]:

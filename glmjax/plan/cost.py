@@ -12,6 +12,8 @@ from typing import Any
 
 import jax
 
+from glmjax.parallel import collectives
+
 _SIZES = {"pred": 1, "s8": 1, "u8": 1, "f16": 2, "bf16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4, "f64": 8,
           "s64": 8, "u64": 8, "c64": 8, "f8e4m3fn": 1, "f8e5m2": 1, "s4": 1, "u4": 1}
 _ARRAY = re.compile(r"\b([a-z]+[0-9]*[a-z0-9]*)\[([0-9,]*)\]")
@@ -75,7 +77,7 @@ def traffic(text: str, trips: Mapping[str, int]) -> float:
 
   A fusion that takes a slice of an array reads the slice; one that writes a slice of its result writes the slice.
   """
-  entry, computations = _parse(text)
+  entry, computations = _parse(collectives.with_trip_counts(text))
 
   def visit(name: str) -> float:
     total, instructions = 0.0, computations[name]

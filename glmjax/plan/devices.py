@@ -13,8 +13,9 @@ from glmjax import errors
 from glmjax.plan import targets
 
 INSTALL = "pip install 'glmjax[plan]'"
-# libtpu asks the cloud's metadata server for these otherwise.
-_TPU_ENVIRONMENT = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"}
+# libtpu asks the cloud's metadata server for these otherwise; the last lets several processes compile at a time.
+_TPU_ENVIRONMENT = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0",
+                    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
 _CHIP_CONFIGS = {"v4": {"chip_config_name": "megacore"}}  # both cores of a chip as one device
 
 

@@ -75,8 +75,8 @@ def roofline(flops: float, moved: float, exchanged: Sequence[Mapping[str, Any]],
              ) -> dict[str, float]:
   """Seconds of a step at the chip's peak rates.
 
-  A bound from below: products and memory traffic hide one another, exchanges over tensor, context and stage come on top,
-  and those of weights and gradients over data and fsdp run beside all.
+  A bound from below: products and memory traffic hide one another, exchanges over tensor, context and stage come on
+  top, and those of weights and gradients over data and fsdp run beside all.
   """
   compute, memory = flops / chip.peak_flops, moved / chip.memory_bandwidth
   waited = sum(c["seconds"] for c in exchanged if not set(c["axes"]) <= {"data", "fsdp"})

@@ -81,3 +81,17 @@ def test_compiled_program():
   found = collectives.of(jax.jit(f).lower(*shapes).compile().as_text(), mesh)
   assert {c.axes for c in found} == {("tensor",)}
   assert [c.loops for c in found if c.kind == "all-gather"] == [()] and {c.times() for c in found} == {1, 3}
+
+
+def test_loops_that_count_to_a_constant_are_noted_where_xla_did_not():
+  text = """%cond (p: (s32[])) -> pred[] {
+  %c = s32[]{:T(128)} constant(6)
+  %i = s32[] get-tuple-element(%p), index=0
+  ROOT %lt = pred[]{:T(512)} compare(%i, %c), direction=LT
+}
+
+ENTRY %main (a: s32[]) -> s32[] {
+  %w = (s32[]) while(%t), condition=%cond, body=%body
+}
+"""
+  assert '"known_trip_count":{"n":"6"}' in collectives.with_trip_counts(text).splitlines()[-2]
