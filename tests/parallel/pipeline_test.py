@@ -19,6 +19,7 @@ from glmjax.parallel import collectives
 from glmjax.parallel import mesh as mesh_lib
 from glmjax.parallel import partitioning
 from glmjax.train import feed
+from glmjax.train import loop
 from glmjax.train import optimizer as optimizer_lib
 from glmjax.train import schedules
 from glmjax.train import stages as stages_lib
@@ -176,6 +177,36 @@ def test_checkpoints_load_on_any_mesh(case: Case, tmp_path):
   jax.tree.map(np.testing.assert_array_equal, again, there.held)
   assert [x.sharding for x in jax.tree.leaves(again)] == [x.sharding for x in jax.tree.leaves(case.stages.held)]
   manager.close()
+
+
+class Source:
+  """The rows as a data source, over and over."""
+
+  seq_length = LENGTH
+
+  def describe(self) -> dict:
+    return {"name": "rows"}
+
+  def batches(self, plan, process_index=0, process_count=1):
+    for first, size in plan:
+      yield {name: np.take(a, np.arange(first, first + size), 0, mode="wrap") for name, a in rows().items()}
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_and_without_stages(tmp_path):
+  config = change(num_layers=7)  # circular, with room for an eighth: the state changes places on the way in and out
+
+  def train(folder: str, stop: int, pipelined: bool) -> dict:
+    sizes = mesh_lib.MeshConfig(data=2, stage=2, tensor=2) if pipelined else mesh_lib.MeshConfig(data=4, tensor=2)
+    return loop.train(config, Source(), tmp_path / folder, schedules.Batches(size=ROWS), 6 * ROWS,
+                      schedules.Constant(1e-2), validation=Source(), micro_batch=ROWS // 2, mesh=sizes,
+                      intervals=loop.Intervals(evaluate=1, eval_samples=ROWS), stop_at_step=stop,
+                      pipeline=pipeline_lib.Schedule(2, rounds=2))
+
+  plain = [train("plain", stop, False) for stop in (2, 4, 6)]
+  mixed = [train("mixed", stop, pipelined) for stop, pipelined in ((2, True), (4, False), (6, True))]
+  for name in ("loss", "eval_loss", "grad_norm"):
+    assert [m[name] for m in mixed] == pytest.approx([p[name] for p in plain], rel=1e-4)
 
 
 @pytest.mark.parametrize("stages, microbatches, rounds", [(1, 2, 1), (1, 2, 3), (2, 2, 1), (3, 3, 2), (3, 6, 3),
