@@ -48,4 +48,10 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
   """A mesh over `devices` (all by default), with Auto axes: jit chooses what the rules leave open."""
   devices = jax.devices() if devices is None else list(devices)
   sizes = config.sizes(len(devices))
-  return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+  try:
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+  except NotImplementedError as error:  # of JAX, for TPU slices
+    shown = " x ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes) if size != 1)
+    kind = devices[0].device_kind
+    raise errors.InputError(f"mesh {shown} does not lie on a slice of {len(devices)} {kind}: make each "
+                            "axis the product of some of the slice's dimensions, as 16 and 16 on 16x16") from error
