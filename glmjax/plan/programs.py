@@ -101,10 +101,12 @@ class Decode:
     config = dataclasses.replace(config, scan_layers=False, remat="none", hidden_dropout=0.0, attention_dropout=0.0)
     params = _inference_params(config, mesh, partitioning.FSDP, self.bits)
     rows = _rows(self.batch, self.prompt, _replicated(mesh))
-    flops = self.batch * self.prompt * (2.0 * config.matmul_parameters()
-                                        + 4.0 * config.num_layers * config.embed_dim * self.context)
+    reads = self.prompt > 1  # a prompt: without logits, each token against the prompt
+    weights = config.matmul_parameters() - reads * config.vocab_size * config.embed_dim
+    seen = self.prompt if reads else self.context
+    flops = self.batch * self.prompt * (2.0 * weights + 4.0 * config.num_layers * config.embed_dim * seen)
     with partitioning.use(mesh, partitioning.FSDP):
-      if self.prompt > 1:
+      if reads:
         traced = decode_lib.prefill.trace(config, params, rows, 0, self.context)
         return Program(traced, {"parameters": params}, self.batch * self.prompt, flops, {})
       state = _state(config, mesh, partitioning.FSDP, self.batch, self.context)

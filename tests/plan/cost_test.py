@@ -81,6 +81,12 @@ def test_what_decoding_reads_is_split_over_tensor():
   assert "256,32]" not in text.replace("f32[64,32]", ""), "the table is gathered"
 
 
+@pytest.mark.parametrize("work", [programs.Decode(context=64, prompt=32), programs.Decode(context=64)])
+def test_flops_of_inference(work: programs.Decode):
+  program = work.program(TINY, mesh_lib.make_mesh(mesh_lib.MeshConfig(data=1, tensor=4), jax.devices()[:4]))
+  assert program.model_flops == cost.flops(program.traced.jaxpr.jaxpr, program.trips)
+
+
 @pytest.mark.parametrize("name", ["a100", "a100-40:x", "a100-40:12", "v5p:8", "v5p:4x8x8x2", "b300:8", "v5e:0x4"])
 def test_unknown_targets_are_told(name: str):
   with pytest.raises(errors.InputError, match="target") as error:
