@@ -18,7 +18,7 @@ _SIZES = {"pred": 1, "s8": 1, "u8": 1, "f16": 2, "bf16": 2, "s16": 2, "u16": 2, 
           "s64": 8, "u64": 8, "c64": 8, "f8e4m3fn": 1, "f8e5m2": 1, "s4": 1, "u4": 1}
 _ARRAY = re.compile(r"\b([a-z]+[0-9]*[a-z0-9]*)\[([0-9,]*)\]")
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
-_LINE = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)$")
+_LINE = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)$")
 _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all",
          "partition-id", "replica-id", "iota", "copy-done", "opt-barrier"}
 
@@ -65,7 +65,6 @@ def _is_jaxpr(x: Any) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class _Instruction:
-  root: bool
   result: int  # bytes
   operation: str
   operands: tuple[str, ...]
@@ -130,9 +129,9 @@ def _parse(text: str) -> tuple[str, dict[str, dict[str, _Instruction]]]:
       continue
     found = _LINE.match(line)
     if found:
-      root, name, result, operation, rest = found.groups()
+      name, result, operation, rest = found.groups()
       operands = tuple(re.findall(r"%([\w.\-]+)", rest.split("), ")[0]))
-      current[name] = _Instruction(bool(root), _bytes(result), operation, operands, rest)
+      current[name] = _Instruction(_bytes(result), operation, operands, rest)
   assert entry, "no entry computation: not the text of a compiled program"
   return entry, computations
 

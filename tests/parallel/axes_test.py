@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import packed
 import pytest
 
 from glmjax import errors
@@ -38,23 +39,8 @@ OPTIMIZER = optimizer_lib.AdamW(clip_norm=1e9)  # or the clipped gradient's erro
 ADAM_EPSILON = 1e-3  # or a gradient of 1e-9 would move a weight as one of 1
 
 
-def rows() -> feed.HostBatch:
-  """Rows of packed samples, each with a context of its own; the last row holds padding alone."""
-  rng, count = np.random.default_rng(0), MICRO * ROWS
-  batch = {"tokens": rng.integers(0, CONFIG.vocab_size, (count, LENGTH)),
-           "targets": rng.integers(0, CONFIG.vocab_size, (count, LENGTH)),
-           "objective": rng.integers(0, 3, (count, LENGTH)), "loss_weights": np.zeros((count, LENGTH)),
-           **{name: np.tile(np.arange(LENGTH), (count, 1)) for name in ("positions", "attend_start", "attend_end")}}
-  batch["attend_end"] += 1
-  for row in range(count - 1):
-    edges = [0, *sorted(rng.choice(np.arange(1, LENGTH), 2, replace=False)), LENGTH]
-    for first, last in zip(edges, edges[1:]):
-      context = rng.integers(first, last)
-      batch["attend_start"][row, first:last] = first
-      batch["attend_end"][row, first:last] = np.maximum(np.arange(first, last) + 1, context)
-      batch["loss_weights"][row, context:last] = 1
-      batch["positions"][row, first:last] -= first
-  return {name: a.astype(np.float32 if name == "loss_weights" else np.int32) for name, a in batch.items()}
+def _rows() -> feed.HostBatch:
+  return packed.rows(MICRO * ROWS, LENGTH, CONFIG.vocab_size)
 
 
 @dataclasses.dataclass
@@ -98,7 +84,7 @@ def run(strategy: str, sizes: tuple[tuple[str, int], ...]) -> Step:
     abstract = state_lib.abstract(CONFIG, tx, mesh, rules)
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
     state = jax.device_put(first, shardings)
-    arguments = state, layout.put(rows()), step_lib.StepInfo(*map(jnp.uint32, (0, 0, MICRO * ROWS)))
+    arguments = state, layout.put(_rows()), step_lib.StepInfo(*map(jnp.uint32, (0, 0, MICRO * ROWS)))
     program = step_lib.compile_train_step(step_lib.Objective(CONFIG, chunk=20), recipe, tx, shardings).lower(
         *arguments).compile()
     state, metrics = jax.device_get(program(*arguments))

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import packed
 import pytest
 
 from glmjax import errors
@@ -33,24 +34,8 @@ OPTIMIZER = optimizer_lib.AdamW(clip_norm=1e9, epsilon=1e-3)  # a tiny gradient 
 TX = OPTIMIZER.make()
 
 
-@functools.cache
-def rows() -> feed.HostBatch:
-  """Rows of packed samples, each with a context of its own; the last row holds padding alone."""
-  rng, count = np.random.default_rng(0), MICRO * ROWS
-  batch = {"tokens": rng.integers(0, CONFIG.vocab_size, (count, LENGTH)),
-           "targets": rng.integers(0, CONFIG.vocab_size, (count, LENGTH)),
-           "objective": rng.integers(0, 3, (count, LENGTH)), "loss_weights": np.zeros((count, LENGTH)),
-           **{name: np.tile(np.arange(LENGTH), (count, 1)) for name in ("positions", "attend_start", "attend_end")}}
-  batch["attend_end"] += 1
-  for row in range(count - 1):
-    edges = [0, *sorted(rng.choice(np.arange(1, LENGTH), 2, replace=False)), LENGTH]
-    for first, last in zip(edges, edges[1:]):
-      context = rng.integers(first, last)
-      batch["attend_start"][row, first:last] = first
-      batch["attend_end"][row, first:last] = np.maximum(np.arange(first, last) + 1, context)
-      batch["loss_weights"][row, context:last] = 1
-      batch["positions"][row, first:last] -= first
-  return {name: a.astype(np.float32 if name == "loss_weights" else np.int32) for name, a in batch.items()}
+def _rows() -> feed.HostBatch:
+  return packed.rows(MICRO * ROWS, LENGTH, CONFIG.vocab_size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +84,7 @@ def run(case: Case) -> Step:
   objective = step_lib.Objective(case.config, chunk=24, pipeline=case.pipeline)
   state = jax.device_put(first_state(case.config), jax.tree.map(lambda x: x.sharding, stages.stored))
   with partitioning.use(case.mesh, rules):
-    arguments = stages.hold(state), layout.put(rows()), step_lib.StepInfo(*map(jnp.uint32, (0, 0, MICRO * ROWS)))
+    arguments = stages.hold(state), layout.put(_rows()), step_lib.StepInfo(*map(jnp.uint32, (0, 0, MICRO * ROWS)))
     shardings = jax.tree.map(lambda x: x.sharding, stages.held)
     program = step_lib.compile_train_step(objective, recipe, TX, shardings).lower(*arguments).compile()
     state, metrics = program(*arguments)
@@ -189,7 +174,7 @@ class Source:
 
   def batches(self, plan, process_index=0, process_count=1):
     for first, size in plan:
-      yield {name: np.take(a, np.arange(first, first + size), 0, mode="wrap") for name, a in rows().items()}
+      yield {name: np.take(a, np.arange(first, first + size), 0, mode="wrap") for name, a in _rows().items()}
 
 
 @pytest.mark.slow

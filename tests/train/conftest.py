@@ -5,26 +5,14 @@ from collections.abc import Iterator
 
 import jax
 import numpy as np
+import patterns
 import pytest
 
 from glmjax.models import config as config_lib
 
 TINY = config_lib.GLMConfig(vocab_size=64, num_layers=2, embed_dim=32, num_heads=4, mlp_dim=48, max_length=16)
 LENGTH = 16
-
-
-def row(index: int) -> dict[str, np.ndarray]:
-  """Row `index` of a made-up source: a repeating pattern, the first part context, the rest predicted."""
-  rng = np.random.default_rng(index)
-  context = int(rng.integers(4, 12))
-  ids = (rng.integers(1, 8) * np.arange(LENGTH + 1) + rng.integers(0, 8)) % 60
-  places = np.arange(LENGTH)
-  return {
-      "tokens": ids[:-1].astype(np.int32), "targets": ids[1:].astype(np.int32),
-      "loss_weights": (places >= context).astype(np.float32), "positions": places.astype(np.int32),
-      "attend_start": np.zeros(LENGTH, np.int32),
-      "attend_end": np.maximum(places + 1, context).astype(np.int32),
-      "objective": np.full(LENGTH, index % 2, np.int32)}
+row = patterns.row
 
 
 @dataclasses.dataclass(frozen=True)
