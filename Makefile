@@ -8,9 +8,10 @@ PYTHON312 = $(shell for p in python3.12 $(HOME)/.pyenv/versions/3.12*/bin/python
 	$$p -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))' 2>/dev/null && echo $$p && break; done)
 VENV ?= .venv
 BIN := $(VENV)/bin
-PYTEST := $(BIN)/python -m pytest -n 2
+PLAN := $(VENV)-plan
+PYTEST := GLMJAX_PLAN_PYTHON=$(abspath $(PLAN)/bin/python) $(BIN)/python -m pytest -n 2
 
-.PHONY: install test test-all lint lock quickstart clean
+.PHONY: install install-plan test test-all lint lock quickstart clean
 
 install: $(VENV)/.installed
 
@@ -21,10 +22,18 @@ $(VENV)/.installed: setup.cfg pyproject.toml
 	$(BIN)/python -m pip install --disable-pip-version-check -e '.[all,test]'
 	@touch $@
 
-test: install  ## the fast tests
+# An environment of its own: on a machine without GPUs every program beside JAX's CUDA plug-in prints that there are none.
+install-plan: $(PLAN)/.installed  ## the compilers of TPU and GPU, for glmjax plan
+
+$(PLAN)/.installed: setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(PLAN)
+	$(PLAN)/bin/python -m pip install --disable-pip-version-check -e '.[plan]'
+	@touch $@
+
+test: install install-plan  ## the fast tests
 	$(PYTEST) -m 'not slow and not gpu and not tpu'
 
-test-all: install  ## the slow ones too, and the fast ones on Python 3.12 with the newest jax and flax
+test-all: install install-plan  ## the slow ones too, and the fast ones on Python 3.12 with the newest jax and flax
 	@PATH="$$PATH:/usr/sbin" command -v slurmctld >/dev/null || \
 	  echo "no SLURM here: its test is left out (as root: apt-get install slurm-wlm munge)"
 	$(PYTEST) -m 'not gpu and not tpu'
