@@ -26,6 +26,14 @@ def runs_triton() -> bool:
   return not any(name in kind for name in _OTHERS)
 
 
+def runs_mosaic() -> bool:
+  """Whether Pallas kernels for Mosaic compile for it: TPUs from v4 on."""
+  found, kind = _platform_and_kind()
+  if importlib.util.find_spec("jax.experimental.pallas.tpu") is None or found != "tpu":
+    return False
+  return not any(name in kind for name in ("v2", "v3"))
+
+
 def _platform_and_kind() -> tuple[str, str]:
   device = jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]
   return device.platform, device.device_kind

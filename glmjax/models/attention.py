@@ -4,11 +4,10 @@ Two int32 per token say what an L x M mask would: bidirectional context, causal 
 left padding. B batch, L query length, M key length, H heads, K head dimension.
 """
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 
+from glmjax.models import attention_dropout
 from glmjax.models import flash
 from glmjax.parallel import partitioning
 from glmjax.quantize import ops
@@ -24,20 +23,20 @@ def interval_mask(start_BL: jax.Array, end_BL: jax.Array, num_keys: int) -> jax.
 
 
 def attend(q_BLHK: jax.Array, k_BMHK: jax.Array, v_BMHK: jax.Array, start_BL: jax.Array, end_BL: jax.Array,
-           dropout: Callable[[jax.Array], jax.Array] | None = None,
+           dropout: attention_dropout.Dropout | None = None,
            prefix: tuple[jax.Array, jax.Array] | None = None) -> jax.Array:
   """`dense`, or the flash kernel where there is one for the machine and the shapes.
 
   Where tokens are split over the mesh, each device has its own queries attend to all keys, gathered once.
   """
   k_BMHK, v_BMHK = (partitioning.constrain(x, "batch", None, "act_heads", None) for x in (k_BMHK, v_BMHK))
-  if dropout is None and prefix is None and flash.fits(q_BLHK, k_BMHK):
-    return flash.attend(q_BLHK, k_BMHK, v_BMHK, start_BL, end_BL)
+  if prefix is None and flash.fits(q_BLHK, k_BMHK):
+    return flash.attend(q_BLHK, k_BMHK, v_BMHK, start_BL, end_BL, dropout)
   return dense(q_BLHK, k_BMHK, v_BMHK, start_BL, end_BL, dropout, prefix)
 
 
 def dense(q_BLHK: jax.Array, k_BMHK: jax.Array, v_BMHK: jax.Array, start_BL: jax.Array, end_BL: jax.Array,
-          dropout: Callable[[jax.Array], jax.Array] | None = None,
+          dropout: attention_dropout.Dropout | None = None,
           prefix: tuple[jax.Array, jax.Array] | None = None) -> jax.Array:
   """softmax(q k / sqrt(K)) v over each query's interval, [B, L, H, K] in q's dtype.
 
@@ -62,7 +61,7 @@ def dense(q_BLHK: jax.Array, k_BMHK: jax.Array, v_BMHK: jax.Array, start_BL: jax
     scores_BHLM = jnp.concatenate([prefix_scores_BHLP, scores_BHLM], -1)
   weights_BHLM = jax.nn.softmax(scores_BHLM, axis=-1)
   if dropout is not None:
-    weights_BHLM = dropout(weights_BHLM)
+    weights_BHLM = attention_dropout.apply(dropout, weights_BHLM)
   weights_BHLM = weights_BHLM.astype(v_BMHK.dtype)
   if prefix is not None:
     weights_BHLP, weights_BHLM = jnp.split(weights_BHLM, [prefix_key_HPK.shape[1]], -1)

@@ -13,7 +13,6 @@ B batch, L query length, M key length, N layers, D model, H heads, K head dimens
 """
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -23,8 +22,10 @@ from jax import ad_checkpoint
 import jax.numpy as jnp
 
 from glmjax.models import attention
+from glmjax.models import attention_dropout
 from glmjax.models import config as config_lib
 from glmjax.models import flash
+from glmjax.models import geglu
 from glmjax.models import layers
 from glmjax.models import rotary
 from glmjax.parallel import partitioning
@@ -89,7 +90,8 @@ class SelfAttention(nn.Module):
       k_BMHK, v_BMHK = (jnp.swapaxes(cache[name], 1, 2).astype(q_BLHK.dtype) for name in ("key", "value"))
     dropout = None
     if config.attention_dropout and keys_B is not None:
-      dropout = functools.partial(layers.dropout, config.attention_dropout, layers.fold_in(keys_B, _ATTENTION_WEIGHTS))
+      dropout = attention_dropout.make(config.attention_dropout, layers.fold_in(keys_B, _ATTENTION_WEIGHTS), h,
+                                       x_BLD.shape[1])
     prefix = None
     if config.prefix_length:  # normal(1): as the original's torch.nn.Embedding starts
       prefix = tuple(layers.declare(self, name, layers.normal(1.0), (h, config.prefix_length, k),
@@ -98,12 +100,6 @@ class SelfAttention(nn.Module):
     out_BLHK = attention.attend(q_BLHK, k_BMHK, v_BMHK, start_BL, end_BL, dropout, prefix)
     out = _einsum(config, "out", "BLHK,HKD->BLD", (h, k, d), ("heads", "kv", "embed"), 2, _output_std(config, d))
     return _keep(out(out_BLHK)), cache
-
-
-def gelu(x: jax.Array) -> jax.Array:
-  """Exact GELU, through erf as in PyTorch and in float32; jax.nn.gelu's erfc takes XLA's CPU longer."""
-  y = x.astype(jnp.float32)
-  return (0.5 * y * (1.0 + jax.lax.erf(y * math.sqrt(0.5)))).astype(x.dtype)
 
 
 class Mlp(nn.Module):
@@ -116,13 +112,12 @@ class Mlp(nn.Module):
     config = self.config
     d, f, branches = config.embed_dim, config.mlp_dim, config.mlp_branches
     std = layers.xavier_std(d, f, config.beta) if config.norm == "deepnorm" else config.init_std
-    hidden = _einsum(config, "wi", "BLD,DTF->BLTF", (d, branches, f), ("embed", "branches", "mlp"), 1, std)(x_BLD)
-    *rest, gate_BLF = map(_keep, layers.unstack(hidden, 2))
-    act_BLF = jax.nn.gelu(gate_BLF) if config.mlp == "gelu_tanh" else gelu(gate_BLF)
-    if rest:
-      act_BLF = rest[0] * act_BLF
-    act_BLF = partitioning.constrain(act_BLF, "batch", "length", "act_mlp")
-    return _einsum(config, "wo", "BLF,FD->BLD", (f, d), ("mlp", "embed"), 1, _output_std(config, f))(act_BLF)
+    hidden = _keep(_einsum(config, "wi", "BLD,DTF->BLTF", (d, branches, f), ("embed", "branches", "mlp"), 1, std)(x_BLD))
+    out = _einsum(config, "wo", "BLF,FD->BLD", (f, d), ("mlp", "embed"), 1, _output_std(config, f))
+    if config.mlp == "geglu":
+      return out(hidden, geglu.product)
+    gelu = jax.nn.gelu if config.mlp == "gelu_tanh" else geglu.gelu
+    return out(partitioning.constrain(gelu(hidden[:, :, 0]), "batch", "length", "act_mlp"))
 
 
 class Block(nn.Module):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from types import ModuleType
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +11,12 @@ import pytest
 
 from glmjax import target
 from glmjax.models import attention
+from glmjax.models import attention_dropout
 from glmjax.models import config as config_lib
 from glmjax.models import flash
+from glmjax.models import flash_blocks
 from glmjax.models import flash_gpu
+from glmjax.models import flash_tpu
 from glmjax.models import glm
 from glmjax.parallel import collectives
 from glmjax.parallel import mesh as mesh_lib
@@ -50,22 +54,86 @@ def anywhere(length: int, seed: int) -> Intervals:
   return start, start + 1 + rng.integers(0, length - start)
 
 
+def nothing(length: int, seed: int) -> Intervals:
+  """Some queries see no key, and some blocks of queries none at all."""
+  start, end = packed(length, seed)
+  hidden = np.random.default_rng(seed).random(length) < 0.3
+  hidden[length // 2:] = True
+  return start, np.where(hidden, start, end)
+
+
+KINDS = [gmask, packed, alone, anywhere, nothing]
+
+
+def both(kind) -> tuple[jax.Array, jax.Array]:
+  """Of two rows of 256 tokens."""
+  return tuple(jnp.asarray(np.stack(x), jnp.int32) for x in zip(kind(256, 0), kind(256, 1)))
+
+
 def draw(rows: int, length: int, keys: int, heads: int, width: int, dtype: str = "float32") -> list[jax.Array]:
   rng = np.random.default_rng(0)
   return [jnp.asarray(rng.standard_normal((rows, size, heads, width)), dtype) for size in (length, keys, keys, length)]
 
 
-@pytest.mark.parametrize("width", [64, 128])
-@pytest.mark.parametrize("kind", [gmask, packed, alone, anywhere])
-def test_numbers_and_gradients_of_dense_attention(kind, width):
+def dropping(rows: int, heads: int, length: int) -> attention_dropout.Dropout:
+  return attention_dropout.make(0.3, jax.random.split(jax.random.key(7), rows), heads, length)
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+  """Several blocks and parts, of different sizes, in few tokens."""
+  monkeypatch.setattr(flash_tpu, "_FORWARD", (128, 256))
+  monkeypatch.setattr(flash_tpu, "_BACKWARD", (128, 128))
+
+
+@pytest.mark.parametrize("drops", [False, True])
+@pytest.mark.parametrize("kernels, width", [(flash_gpu, 64), (flash_gpu, 128), (flash_tpu, 128)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_numbers_and_gradients_of_dense_attention(small_blocks, kind, kernels: ModuleType, width: int, drops: bool):
   q, k, v, d = draw(2, 256, 256, 2, width)
-  start, end = (jnp.asarray(np.stack(x), jnp.int32) for x in zip(kind(256, 0), kind(256, 1)))
-  want, pull = jax.vjp(lambda *x: attention.dense(*x, start, end), q, k, v)
-  out, sums = flash_gpu.forward(q, k, v, start, end, interpret=True)
+  start, end = both(kind)
+  dropout = dropping(2, 2, 256) if drops else None
+  sees = (end > start)[..., None, None]  # where a query sees nothing, kernels give 0
+  dense = lambda *x: jnp.where(sees, attention.dense(*x, start, end, dropout), 0)
+  want, pull = jax.vjp(dense, q, k, v)
+  run = jax.jit(functools.partial(kernels.forward, dropout=dropout, interpret=True))
+  out, sums = run(q, k, v, start, end)
   np.testing.assert_allclose(out, want, atol=1e-5)
   delta = jnp.swapaxes((out * d).sum(-1), 1, 2)
-  for got, exact in zip(flash_gpu.backward(q, k, v, start, end, sums, delta, d, interpret=True), pull(d)):
-    np.testing.assert_allclose(got, exact, atol=2e-5)
+  back = jax.jit(functools.partial(kernels.backward, dropout=dropout, interpret=True))
+  for got, exact in zip(back(q, k, v, start, end, sums, delta, d), pull(d)):
+    np.testing.assert_allclose(got, exact, atol=3e-5)
+
+
+def test_tpu_gradients_of_queries_in_parts(monkeypatch, small_blocks):
+  """More queries than fit vector memory: their parts' gradients of keys and values add up."""
+  q, k, v, d = draw(2, 256, 256, 1, 128)
+  start, end = both(packed)
+  dropout = dropping(2, 1, 256)
+  out, sums = flash_tpu.forward(q, k, v, start, end, dropout, interpret=True)
+  inputs = q, k, v, start, end, sums, jnp.swapaxes((out * d).sum(-1), 1, 2), d, dropout
+  whole = flash_tpu.backward(*inputs, interpret=True)
+  monkeypatch.setattr(flash_tpu, "_QUERIES", 128)
+  for got, want in zip(flash_tpu.backward(*inputs, interpret=True), whole):
+    np.testing.assert_allclose(got, want, atol=2e-5)
+
+
+def test_block_sizes_divide():
+  for length, most, want in ((2048, 1024, 1024), (1536, 1024, 768), (640, 512, 128), (384, 1024, 384), (2432, 512, 128)):
+    of = flash_tpu._Blocks((most, most), (1, length, 1, 128), length)
+    assert of.block_q == of.block_k == want
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_ranges_hold_all_that_is_seen(kind):
+  start, end = both(kind)
+  seen = np.asarray(attention.interval_mask(start, end, 256)).reshape(2, 4, 64, 8, 32).any((2, 4))
+  first, last = map(np.asarray, flash_blocks.key_range(start, end, 64, 32, 256))
+  blocks = np.arange(8)
+  assert not (seen & ~((blocks >= first[..., None]) & (blocks < last[..., None]))).any()
+  first, last = map(np.asarray, flash_blocks.query_range(start, end, 64, 32, 256))
+  blocks = np.arange(4)[:, None]
+  assert not (seen & ~((blocks >= first[:, None]) & (blocks < last[:, None]))).any()
 
 
 @pytest.mark.parametrize("keys", [128, 640])
@@ -76,38 +144,47 @@ def test_one_query_over_the_cache(keys):
   np.testing.assert_allclose(got, attention.dense(q, k, v, start, end), atol=1e-5)
 
 
-def test_blocks_that_no_query_sees_are_not_read():
+@pytest.mark.parametrize("kernels", [flash_gpu, flash_tpu])
+def test_blocks_that_no_query_sees_are_not_read(monkeypatch, kernels: ModuleType):
   """A key of NaN behind the diagonal changes nothing, and its gradient is zero."""
-  q, k, v, d = draw(1, 256, 256, 1, 64)
-  k, v = (x.at[:, 192:].set(jnp.nan) for x in (k, v))
+  for name in ("_FORWARD", "_BACKWARD"):
+    monkeypatch.setattr(flash_tpu, name, (128, 128))
+  q, k, v, d = draw(1, 256, 256, 1, 128)
+  k, v = (x.at[:, 128:].set(jnp.nan) for x in (k, v))
   end = jnp.minimum(jnp.arange(256, dtype=jnp.int32)[None] + 1, 128)
   start = jnp.zeros_like(end)
-  out, sums = flash_gpu.forward(q, k, v, start, end, interpret=True)
+  out, sums = kernels.forward(q, k, v, start, end, interpret=True)
   assert np.isfinite(out).all()
   delta = jnp.swapaxes((out * d).sum(-1), 1, 2)
-  dq, dk, dv = flash_gpu.backward(q, k, v, start, end, sums, delta, d, interpret=True)
-  assert np.isfinite(dq).all() and not np.asarray(dk[:, 192:]).any() and not np.asarray(dv[:, 192:]).any()
+  dq, dk, dv = kernels.backward(q, k, v, start, end, sums, delta, d, interpret=True)
+  assert np.isfinite(dq).all() and not np.asarray(dk[:, 128:]).any() and not np.asarray(dv[:, 128:]).any()
 
 
-@pytest.fixture
-def interpreted(monkeypatch):
-  """Eight devices that take the GPU's kernels."""
+@pytest.fixture(params=["gpu", "tpu"])
+def interpreted(monkeypatch, request):
+  """Eight devices that take the GPU's kernels, or the TPU's."""
   if jax.device_count() < 8:
     pytest.skip("needs 8 devices")
-  monkeypatch.setattr(target, "runs_triton", lambda: True)
-  for name in ("forward", "backward"):
-    monkeypatch.setattr(flash_gpu, name, functools.partial(getattr(flash_gpu, name), interpret=True))
+  interpret_kernels(monkeypatch, request.param)
+
+
+def interpret_kernels(monkeypatch, platform: str) -> None:
+  monkeypatch.setattr(target, {"gpu": "runs_triton", "tpu": "runs_mosaic"}[platform], lambda: True)
+  for module in (flash_gpu, flash_tpu):
+    for name in ("forward", "backward"):
+      monkeypatch.setattr(module, name, functools.partial(getattr(module, name), interpret=True))
 
 
 @pytest.mark.parametrize("sizes, apart", [(dict(data=2, context=2, tensor=2), False),
                                           (dict(data=2, context=4), True)])
 def test_split_over_tokens(interpreted, sizes, apart):
   """Each device has its own queries attend to all keys; `apart`: in a shard_map over rows, as ZeRO-1 has it."""
-  q, k, v, d = draw(2, 512, 512, 2, 64, "bfloat16")
+  q, k, v, d = draw(2, 512, 512, 2, 128, "bfloat16")
   start, end = (jnp.asarray(np.stack([a, b]), jnp.int32) for a, b in zip(packed(512, 0), gmask(512, 1)))
-  run = lambda q, k, v, d, start, end: (lambda out, pull: (out, *pull(d)))(*jax.vjp(
-      lambda *x: attention.attend(*x, start, end), q, k, v))
-  want = run(q, k, v, d, start, end)
+  keys = jax.random.split(jax.random.key(7), 2)
+  run = lambda q, k, v, d, start, end, keys: (lambda out, pull: (out, *pull(d)))(*jax.vjp(
+      lambda *x: attention.attend(*x, start, end, attention_dropout.make(0.3, keys, 2, 512)), q, k, v))
+  want = run(q, k, v, d, start, end, keys)
   P = jax.sharding.PartitionSpec
 
   def shard(*args: jax.Array) -> tuple[jax.Array, ...]:
@@ -117,7 +194,7 @@ def test_split_over_tokens(interpreted, sizes, apart):
   mesh = mesh_lib.make_mesh(mesh_lib.MeshConfig(**sizes))
   with partitioning.use(mesh):
     sharding = partitioning.named(mesh, partitioning.FSDP, "batch", "length", "act_heads", None)
-    args = *(jax.device_put(x, sharding) for x in (q, k, v, d)), start, end
+    args = *(jax.device_put(x, sharding) for x in (q, k, v, d)), start, end, keys
     rows = P(partitioning.ROW_AXES)
     call = jax.shard_map(shard, in_specs=rows, out_specs=rows, axis_names={*partitioning.ROW_AXES},
                          check_vma=False) if apart else run
@@ -132,11 +209,12 @@ def test_split_over_tokens(interpreted, sizes, apart):
 @pytest.mark.parametrize("mesh_shape", [(8, 1), (2, 4)])
 def test_split_over_rows_and_heads(interpreted, mesh_shape):
   """Each device attends to its part: the same numbers, and no device gathers another's."""
-  q, k, v, d = draw(8, 128, 128, 4, 64, "bfloat16")
+  q, k, v, d = draw(8, 128, 128, 4, 128, "bfloat16")
   start, end = (jnp.asarray(np.tile(x, (8, 1)), jnp.int32) for x in gmask(128, 0))
   mesh = mesh_lib.make_mesh(mesh_lib.MeshConfig(data=mesh_shape[0], tensor=mesh_shape[1]))
+  dropout = dropping(8, 4, 128)
   run = lambda q, k, v: (lambda out, pull: (out, *pull(d)))(*jax.vjp(
-      lambda *x: attention.attend(*x, start, end), q, k, v))
+      lambda *x: attention.attend(*x, start, end, dropout), q, k, v))
   want = run(q, k, v)
   with partitioning.use(mesh):
     sharding = partitioning.named(mesh, partitioning.FSDP, "batch", None, "act_heads", None)
@@ -145,6 +223,34 @@ def test_split_over_rows_and_heads(interpreted, mesh_shape):
   assert "all-gather" not in compiled.as_text()
   for a, b in zip(got, want):
     np.testing.assert_array_equal(a.astype(jnp.float32), b.astype(jnp.float32))
+
+
+@pytest.mark.parametrize("platform", ["gpu", "tpu"])
+def test_a_model_with_dropout_is_the_same_through_the_kernel(monkeypatch, platform):
+  """Logits and gradients of a model in float32, its masks included."""
+  config = config_lib.GLMConfig(vocab_size=64, num_layers=2, embed_dim=256, num_heads=2, mlp_dim=64, max_length=128,
+                                hidden_dropout=0.1, attention_dropout=0.3)
+  params = glm.init_params(config, jax.random.key(0))
+  tokens = jax.random.randint(jax.random.key(1), (2, 128), 0, 64)
+  places = jnp.tile(jnp.arange(128, dtype=jnp.int32), (2, 1))
+
+  def run() -> tuple[jax.Array, jax.Array]:
+    loss = lambda p: jnp.square(glm.GLM(config, deterministic=False).apply(
+        {"params": p}, tokens, places, places * 0, jnp.maximum(places + 1, 50), rngs={"dropout": jax.random.key(3)})).mean()
+    return jax.jit(jax.value_and_grad(loss))(params)
+
+  want = run()
+  interpret_kernels(monkeypatch, platform)
+  if platform == "gpu":
+    monkeypatch.setattr(flash, "fits", lambda *_: True)  # float32, for the test's sake
+  calls = []
+  for module in (flash_gpu, flash_tpu):
+    forward = module.forward
+    monkeypatch.setattr(module, "forward", lambda *a, forward=forward, module=module: (
+        calls.append(module), forward(*a))[1])
+  got = run()
+  assert set(calls) == {flash_gpu if platform == "gpu" else flash_tpu}
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), got, want)
 
 
 def test_dots_remat_repeats_no_product():
@@ -165,14 +271,16 @@ def test_dots_remat_repeats_no_product():
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("rate", [None, 0.1])
 @pytest.mark.parametrize("width", [64, 128])
 @pytest.mark.parametrize("kind", [gmask, packed, anywhere])
-def test_on_the_gpu(kind, width):
+def test_on_the_gpu(kind, width, rate):
   q, k, v, d = draw(2, 1024, 1024, 4, width, "bfloat16")
   start, end = (jnp.asarray(np.stack(x), jnp.int32) for x in zip(kind(1024, 0), kind(1024, 1)))
+  dropout = rate and attention_dropout.make(rate, jax.random.split(jax.random.key(7), 2), 4, 1024)
   assert flash.fits(q, k)
   run = lambda way: jax.jit(lambda q, k, v: (lambda out, pull: (out, *pull(d.astype(out.dtype))))(
-      *jax.vjp(lambda *x: way(*x, start, end), q, k, v)))
+      *jax.vjp(lambda *x: way(*x, start, end, dropout), q, k, v)))
   exact = run(attention.dense)(*(x.astype(jnp.float32) for x in (q, k, v)))
   for got, want in zip(run(flash.attend)(q, k, v), exact):
     error = jnp.linalg.norm(got.astype(jnp.float32) - want) / jnp.linalg.norm(want)
