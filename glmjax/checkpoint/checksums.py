@@ -77,7 +77,7 @@ def array_sums(arrays: Mapping[str, jax.Array | np.ndarray]) -> dict[str, str]:
   for name, x in arrays.items():
     on_host = isinstance(x, np.ndarray) or x.is_fully_addressable and x.nbytes < _SMALL
     sums[name] = _host_sum(np.asarray(x), x.shape, [0] * x.ndim) if on_host else _device_sum(x)
-    if jax.process_count() > 1:  # sums that wait for other processes, several at a time, can take all of XLA's CPU threads
+    if jax.process_count() > 1:  # several sums that wait for others can take all of XLA's threads
       jax.block_until_ready(sums[name])
   return {name: _hexadecimal(np.asarray(value)) for name, value in sums.items()}
 
