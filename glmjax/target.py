@@ -4,12 +4,16 @@ A mesh may be of devices that are not here (jax.experimental.topologies): kernel
 """
 
 import importlib.util
+import re
 
 import jax
 
 # Parts of JAX's device kinds: NVIDIA GPUs before Ampere, for which Triton has no tensor cores or no code at all (Tesla,
 # Quadro and GTX were names of none since), and AMD's, on which the kernels were never tried.
 _OTHERS = ("P100", "V100", "T4", "Tesla", "Quadro", "GTX", "RTX 206", "RTX 207", "RTX 208", "TITAN", "AMD")
+
+# Kinds whose blocks may take 160 KiB of shared memory or more; of Ampere and later, others take 99.
+_LARGE_SHARED_MEMORY = re.compile(r"\b(A100|A800|A30|G?[HB]\d+)\b")
 
 
 def platform() -> str:
@@ -24,6 +28,11 @@ def runs_triton() -> bool:
   if importlib.util.find_spec("jax.experimental.pallas.triton") is None or found not in ("gpu", "cuda"):
     return False
   return not any(name in kind for name in _OTHERS)
+
+
+def has_large_shared_memory() -> bool:
+  """Whether a block of a GPU's kernel may take more than 99 KiB."""
+  return bool(_LARGE_SHARED_MEMORY.search(_platform_and_kind()[1]))
 
 
 def runs_mosaic() -> bool:

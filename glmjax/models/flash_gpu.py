@@ -14,6 +14,7 @@ import jax
 from jax.experimental import pallas as pl
 import jax.numpy as jnp
 
+from glmjax import target
 from glmjax.models import attention_dropout
 from glmjax.models import flash_blocks
 from glmjax.models.flash_blocks import LEAST, LOG2E, LOW, UNSEEN
@@ -23,10 +24,11 @@ try:
 except ImportError:  # `target.runs_triton` then says so
   triton = None
 
-# Queries and keys of a block, warps, stages of the loop: fastest on an H100 at K = 128 (benchmarks/attention.py).
+# Queries and keys of a block, warps, stages of the loop: fastest on an H100 at K = 128 (benchmarks/kernels.py).
 _FORWARD = (64, 32, 4, 3)
 _KEYS = (64, 64, 4, 2)  # of the kernel for the gradients of keys and values
 _QUERIES = (128, 64, 8, 3)  # of that for queries
+_QUERIES_SMALL = (128, 64, 8, 2)  # the same in 99 KiB of shared memory
 _DECODE = (16, 128, 4, 2)  # of one new query: its copies, and the keys of a part
 BLOCK = 128  # lengths must be multiples of it
 DECODE_BLOCK = _DECODE[1]  # and so must a cache's slots, of this
@@ -89,7 +91,7 @@ def backward(q_BLHK: jax.Array, k_BMHK: jax.Array, v_BMHK: jax.Array, start_BL: 
   inputs = q_BLHK, k_BMHK, v_BMHK, lines, sums_BHL, delta_BHL, d_BLHK
   constants = {"scale": q_BLHK.shape[-1] ** -0.5, "rate": rate}
   call = functools.partial(pl.pallas_call, interpret=interpret)
-  block_q, block_k, warps, stages = _QUERIES
+  block_q, block_k, warps, stages = _QUERIES if target.has_large_shared_memory() else _QUERIES_SMALL
   of = _Blocks(block_q, block_k, q_BLHK.shape, k_BMHK.shape[1])
   first, last = flash_blocks.key_range(start_BL, end_BL, block_q, block_k, k_BMHK.shape[1])
   dq_BLHK = call(
