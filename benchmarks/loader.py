@@ -2,14 +2,19 @@
 
 Measures tokens (places of a row) a second with span corruption and packing, for no, one and two worker
 processes, and the time from opening the cache to the first batch at sample 0 and at sample 1,000,000,000.
+Then what hosts 0, 31 and 63 of 64 do, one after the other, each in a process of its own: rows a second of their
+parts of GLM-130B's batch (4,224 rows of 2,048 tokens, 66 each), the time to the first batch and to one far away,
+what they read and how much memory they take; beside it one host that has 66 rows to itself.
 Without --cache it makes a synthetic one: two languages and 5 % instructions, 8 million tokens. Writes
-benchmarks/results/loader.json.
+benchmarks/results/loader.json and prints a Markdown table of the hosts.
 """
 
 import argparse
+import concurrent.futures
 import dataclasses
 import datetime
 import json
+import multiprocessing
 import os
 import pathlib
 import platform
@@ -29,6 +34,8 @@ from glmjax.data import rows
 from glmjax.data import shards
 
 SPECIALS = tokens.icetk(0, 20_000)
+ROWS = 66  # of a batch that each host has: GLM-130B's 4,224 over 64
+HOSTS = ((0, 1), (0, 64), (31, 64), (63, 64))
 
 
 def main() -> None:
@@ -45,11 +52,13 @@ def main() -> None:
               "command": " ".join(["python", "benchmarks/loader.py", *sys.argv[1:]]),
               "cache": "synthetic, 8M tokens" if not options.cache else directory.name,
               "tokens_per_second": throughput(directory, options.seconds, options.repeats),
-              "seconds_to_first_batch": first_batches(directory)}
+              "seconds_to_first_batch": first_batches(directory),
+              "hosts": hosts(directory, options.seconds, options.repeats)}
   path = pathlib.Path(options.out)
   path.parent.mkdir(parents=True, exist_ok=True)
   atomic.write_json(path, result)
   print(json.dumps(result, indent=1))
+  print(table(result["hosts"]))
 
 
 def machine() -> dict:
@@ -143,6 +152,54 @@ def first_batches(directory: pathlib.Path) -> list[dict]:
           batches.close()
       found.append({"first_sample": first, "workers": workers, "median": round(statistics.median(times), 4)})
   return found
+
+
+def hosts(directory: pathlib.Path, seconds: float, repeats: int) -> list[dict]:
+  """Medians of each host of HOSTS; they take turns, each in a fresh process."""
+  found: dict[tuple[int, int], list[dict]] = {host: [] for host in HOSTS}
+  for _ in range(repeats):
+    for host, count in HOSTS:
+      with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
+        found[host, count].append(fresh.submit(one_host, directory, host, count, seconds).result())
+  return [{"host": host, "hosts": count} | {
+      name: round(statistics.median(one[name] for one in measured), 4) for name in measured[0]}
+          for (host, count), measured in found.items()]
+
+
+def one_host(directory: pathlib.Path, host: int, count: int, seconds: float) -> dict:
+  """What one host's own part of each batch takes, made in this process."""
+  start = time.perf_counter()
+  source = loader.CachedMixture(directory, infilling(directory, 2048), num_workers=0)
+  batches = source.batches(endless(0, ROWS * count), host, count)
+  assert len(next(batches)["tokens"]) == ROWS
+  first = time.perf_counter() - start
+  start = time.perf_counter()
+  next(source.batches(endless(10**9, ROWS * count), host, count))
+  seek = time.perf_counter() - start
+  read, start, made = of_process("io", "rchar"), time.perf_counter(), 0
+  while (elapsed := time.perf_counter() - start) < seconds:
+    next(batches)
+    made += ROWS
+  return {"rows_per_second": made / elapsed, "seconds_to_first_batch": first, "seconds_to_batch_at_1e9": seek,
+          "bytes_read_per_row": (of_process("io", "rchar") - read) / made,
+          "memory_mb": of_process("status", "VmHWM") / 1000}
+
+
+def of_process(file: str, name: str) -> int:
+  """A number that Linux keeps of this process: bytes read, the most memory it had (kB)."""
+  with open(f"/proc/self/{file}", encoding="ascii") as lines:
+    return next(int(line.split()[1]) for line in lines if line.startswith(name))
+
+
+def table(found: list[dict]) -> str:
+  """Markdown."""
+  lines = ["| host | rows/s | of one host's | first batch, s | batch at 10^9, s | read, bytes a row | memory, MB |",
+           "|---|---|---|---|---|---|---|"]
+  for one in found:
+    lines.append(f"| {one['host']} of {one['hosts']} | {one['rows_per_second']:,.0f} | "
+                 f"{one['rows_per_second'] / found[0]['rows_per_second']:.2f} | {one['seconds_to_first_batch']:.2f} | "
+                 f"{one['seconds_to_batch_at_1e9']:.2f} | {one['bytes_read_per_row']:,.0f} | {one['memory_mb']:.0f} |")
+  return "\n".join(lines)
 
 
 if __name__ == "__main__":
