@@ -31,6 +31,9 @@ from glmjax.models import rotary
 from glmjax.parallel import partitioning
 
 AXIS = "stage"  # of the mesh
+# 1f1b (models/one_f_one_b.py): training goes backward with a micro-batch as soon as it has come to the end. gpipe: once
+# all have.
+KINDS = ("1f1b", "gpipe")
 
 _INPUT = "layer_input"  # kept for backward, whatever is made again
 
@@ -40,9 +43,15 @@ class Schedule:
   """How the rows of a micro-batch of `loop.train` flow through the stages of the mesh."""
 
   microbatches: int | None = None  # K, into which they are cut; None: one row of every batch shard at a time
-  rounds: int = 1  # R, times that a micro-batch goes around; 1: GPipe, more: circular, with a smaller bubble
+  rounds: int = 1  # R, times that a micro-batch goes around; more than one: circular, with a smaller bubble
+  kind: str = "1f1b"  # one of KINDS
 
   def __post_init__(self) -> None:
+    if self.kind not in KINDS:
+      raise errors.InputError(f"pipeline.Schedule.kind is {self.kind!r}: use one of {', '.join(KINDS)}")
+    if self.kind == "1f1b" and self.rounds != 1:
+      raise errors.InputError(f"pipeline.Schedule: 1f1b goes around once, rounds is {self.rounds}; use 1, or kind "
+                              "\"gpipe\"")
     for name in ("microbatches", "rounds"):
       if getattr(self, name) is not None and getattr(self, name) < 1:
         raise errors.InputError(f"pipeline.Schedule.{name} is {getattr(self, name)}: give 1 or more")
@@ -56,6 +65,7 @@ class Pipeline:
   microbatches: int  # K
   rounds: int  # R
   num_layers: int  # N
+  kind: str = "gpipe"  # one of KINDS
 
   @property
   def group(self) -> int:
@@ -119,7 +129,7 @@ def make(schedule: Schedule, config: config_lib.GLMConfig, mesh: jax.sharding.Me
         f"{rows} rows at a time, {count} pipeline micro-batches: these must be a multiple of the mesh's stage={stages},"
         f" and the rows one of micro-batches x data x fsdp = {count * shards}; change micro_batch, or "
         "pipeline.Schedule.microbatches")
-  found = Pipeline(stages, count, schedule.rounds, config.num_layers)
+  found = Pipeline(stages, count, schedule.rounds, config.num_layers, schedule.kind)
   if (stages * schedule.rounds - 1) * found.group >= config.num_layers:
     raise errors.InputError(
         f"num_layers {config.num_layers} in groups of {found.group} leaves some of stage={stages} x "
@@ -144,6 +154,17 @@ def hidden(config: config_lib.GLMConfig, pipeline: Pipeline, params: Any, tokens
 
   The weights' layers are stacked as `Pipeline.order` says.
   """
+  ring, features = enter(config, pipeline, params, tokens_BL, positions, start_BL, end_BL, gradient_alpha, rng)
+  x_BLD = pipeline.from_ring(_flow(config, pipeline, params["layers"], ring, features))
+  with rows_over_stages():
+    x_BLD = partitioning.constrain(x_BLD, "batch", "length", "act_embed")
+    return glm.GLM(config).apply({"params": params}, x_BLD, method="finish")
+
+
+def enter(config: config_lib.GLMConfig, pipeline: Pipeline, params: Any, tokens_BL: jax.Array, positions: jax.Array,
+          start_BL: jax.Array, end_BL: jax.Array, gradient_alpha: jax.Array | float, rng: jax.Array | None
+          ) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """The embedded rows as a ring [S, J, B / K, L, D], and what the layers need to know of them [K, B / K, ...]."""
   model = glm.GLM(config, deterministic=rng is None)
   rngs = None if rng is None else {"dropout": rng}
   spread = [pipeline.spread(a) for a in (tokens_BL, positions, partitioning.row_numbers(tokens_BL.shape[0]))]
@@ -154,10 +175,7 @@ def hidden(config: config_lib.GLMConfig, pipeline: Pipeline, params: Any, tokens
   if keys_B is not None:
     keys = pipeline.to_ring(keys_B)
     features["keys"] = partitioning.constrain(keys.reshape(pipeline.microbatches, keys.shape[2]), None, "batch")
-  x_BLD = pipeline.from_ring(_flow(config, pipeline, params["layers"], pipeline.to_ring(x_BLD), features))
-  with rows_over_stages():
-    x_BLD = partitioning.constrain(x_BLD, "batch", "length", "act_embed")
-    return model.apply({"params": params}, x_BLD, method="finish")
+  return pipeline.to_ring(x_BLD), features
 
 
 def _flow(config: config_lib.GLMConfig, pipeline: Pipeline, weights: Any, ring: jax.Array,
@@ -179,21 +197,21 @@ def _flow(config: config_lib.GLMConfig, pipeline: Pipeline, weights: Any, ring: 
     made, ring = carry
     turn = t - places  # micro-batch by micro-batch, round by round
     line = jax.lax.dynamic_index_in_dim(ring, t % slots, 1, keepdims=False)
-    x = _where(places == 0, line, jnp.roll(made, 1, 0))
-    x = _where((turn >= 0) & (turn < pipeline.microbatches * pipeline.rounds), x, jnp.zeros_like(x))  # the bubble
+    x = where(places == 0, line, jnp.roll(made, 1, 0))
+    x = where((turn >= 0) & (turn < pipeline.microbatches * pipeline.rounds), x, jnp.zeros_like(x))  # the bubble
     rounds = jnp.clip(turn // pipeline.microbatches, 0, pipeline.rounds - 1)
     now = jax.tree.map(lambda a: a[turn % pipeline.microbatches], features)
-    made = _lay(work(weights, places, rounds, _lay(x), now))
+    made = lay(work(weights, places, rounds, lay(x), now))
     ring = jax.lax.dynamic_update_index_in_dim(ring, jnp.roll(line, -1, 0), t % slots, 1)
     slot = (t - (stages - 1)) % slots
     line = jax.lax.dynamic_index_in_dim(ring, slot, 1, keepdims=False)
-    line = _where((places == stages - 1 - extra) & (t >= stages - 1), jnp.roll(made, -extra, 0), line)
-    return (made, _lay(jax.lax.dynamic_update_index_in_dim(ring, line, slot, 1))), None
+    line = where((places == stages - 1 - extra) & (t >= stages - 1), jnp.roll(made, -extra, 0), line)
+    return (made, lay(jax.lax.dynamic_update_index_in_dim(ring, line, slot, 1))), None
 
-  made = _lay(jnp.zeros_like(ring[:, 0]))
-  ring = jax.lax.scan(tick, (made, _lay(ring)), jnp.arange(pipeline.ticks))[0][1]
+  made = lay(jnp.zeros_like(ring[:, 0]))
+  ring = jax.lax.scan(tick, (made, lay(ring)), jnp.arange(pipeline.ticks))[0][1]
   # While the last micro-batches leave, the lines have moved on; back to where they began.
-  return _lay(jnp.concatenate([jnp.roll(ring[:, :more], extra + 1, 0), jnp.roll(ring[:, more:], extra, 0)], 1))
+  return lay(jnp.concatenate([jnp.roll(ring[:, :more], extra + 1, 0), jnp.roll(ring[:, more:], extra, 0)], 1))
 
 
 # Backward adds a gradient for every tick; in the weights' own dtype, where that is half precision, sums would lose what
@@ -217,13 +235,13 @@ def _read(w: jax.Array, gradient: jax.Array) -> jax.Array:
 _read.defvjp(lambda w, gradient: (w, None), lambda _, g: (None, g.astype(jnp.float32)))
 
 
-def _lay(x: jax.Array) -> jax.Array:
+def lay(x: jax.Array) -> jax.Array:
   """Stages first, rows and tokens where they always are."""
   return partitioning.constrain(x, "layers", *[None] * (x.ndim - 4), "batch", "length", "act_embed")
 
 
 @functools.partial(jax.checkpoint, prevent_cse=False)  # backward keeps [S] flags, not one for every entry
-def _where(stages: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
+def where(stages: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
   return jnp.where(stages.reshape(-1, *[1] * (x.ndim - 1)), x, y)
 
 
@@ -232,16 +250,39 @@ def _stage(config: config_lib.GLMConfig, pipeline: Pipeline, weights: Any, stage
   """One stage's layers of this round, of weights and their `_gather_gradient` [R, N / (S R), ...]."""
   of_round = (lambda w: w[0]) if pipeline.rounds == 1 else lambda w: jax.lax.dynamic_index_in_dim(w, turn, 0, False)
   weights = jax.tree.map(lambda pair: _read(*map(of_round, pair)), weights, is_leaf=lambda x: isinstance(x, tuple))
+  return layers(config, pipeline, weights, None, turn * pipeline.stages + stage, x_BLD, features)[0]
+
+
+def layers(config: config_lib.GLMConfig, pipeline: Pipeline, weights: Any, gradient: Any, group: jax.Array,
+           x_BLD: jax.Array, features: dict[str, jax.Array]) -> tuple[jax.Array, Any]:
+  """What a group of layers [N / (S R), ...] makes of a micro-batch, and `gradient` as it was.
+
+  The cotangent of `gradient` (as the weights, float32; or None) comes back with the weights' gradient added to it.
+  """
   cos_sin = rotary.tables(config, features["positions"])
   block = glm.remat(dataclasses.replace(config, scan_layers=True))(config)
-  first = (turn * pipeline.stages + stage) * pipeline.group
 
-  def layer(x_BLD: jax.Array, at: tuple[Any, jax.Array]) -> tuple[jax.Array, None]:
-    params, number = at
+  def layer(carry: tuple[jax.Array, Any], at: tuple[Any, jax.Array]) -> tuple[tuple[jax.Array, Any], None]:
+    (x_BLD, gradient), (params, place) = carry, at
+    if gradient is not None:
+      pairs = jax.tree.map(functools.partial(_add_gradient, place), params, gradient)
+      params, gradient = jax.tree.transpose(jax.tree.structure(params), None, pairs)
+    number = group * pipeline.group + place
     x_BLD = ad_checkpoint.checkpoint_name(x_BLD, _INPUT)
     keys_B = layers_lib.fold_in(features.get("keys"), number)
     y_BLD, _ = block.apply({"params": params}, x_BLD, cos_sin, features["start"], features["end"], keys_B, None, None)
     padded = pipeline.stages * pipeline.rounds * pipeline.group > pipeline.num_layers
-    return jnp.where(number < pipeline.num_layers, y_BLD, x_BLD) if padded else y_BLD, None
+    return (jnp.where(number < pipeline.num_layers, y_BLD, x_BLD) if padded else y_BLD, gradient), None
 
-  return jax.lax.scan(layer, x_BLD, (weights, first + jnp.arange(pipeline.group)))[0]
+  return jax.lax.scan(layer, (x_BLD, gradient), (weights, jnp.arange(pipeline.group)))[0]
+
+
+@jax.custom_vjp
+def _add_gradient(place: jax.Array, w: jax.Array, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+  del place
+  return w, gradient
+
+
+# In the loop over layers the cotangent of `gradient` is one array, to which each layer's part is added where it lies.
+_add_gradient.defvjp(lambda place, w, gradient: ((w, gradient), place),
+                     lambda place, g: (None, None, g[1].at[place].add(g[0].astype(g[1].dtype))))

@@ -15,6 +15,7 @@ import optax
 
 from glmjax.models import config as config_lib
 from glmjax.models import glm
+from glmjax.models import one_f_one_b
 from glmjax.models import pipeline as pipeline_lib
 from glmjax.parallel import partitioning
 from glmjax.train import losses
@@ -27,6 +28,8 @@ Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
 
 MEANS = ("tokens", "rows")
+_INPUTS = ("tokens", "positions", "attend_start", "attend_end")
+_TARGETS = ("targets", "loss_weights", "objective")
 PARTS = ("embedding", "attention", "mlp", "norms", "head")
 
 
@@ -75,14 +78,26 @@ class Objective:
     """Loss and weight sums of a batch [B, L]; with an rng, dropout is on."""
     kernel_DV = glm.GLM(self.config).apply({"params": params}, alpha, method="head_kernel")
     loss = lambda x_BLD, *features: losses.chunked(kernel_DV, x_BLD, *features, self.chunk)
-    features = [batch[name] for name in ("targets", "loss_weights", "objective")]
+    features = [batch[name] for name in _TARGETS]
     if self.pipeline is None:
       return loss(self.hidden(params, batch, alpha, rng)[0], *features)
-    inputs = (batch[name] for name in ("tokens", "positions", "attend_start", "attend_end"))
+    inputs = (batch[name] for name in _INPUTS)
     x_BLD = pipeline_lib.hidden(self.config, self.pipeline, params, *inputs, alpha, rng)
     features = [self.pipeline.spread(feature) for feature in features]
     with pipeline_lib.rows_over_stages():
       return loss(x_BLD, *features)
+
+  def add_gradient(self, params: Any, batch: Batch, alpha: jax.Array | float, rng: jax.Array, factor: jax.Array,
+                   into: tuple[losses.Sums, Any]) -> tuple[losses.Sums, Any]:
+    """`into` and, added to it, the sums of a batch [B, L] and the gradient of factor x the summed loss, by 1F1B."""
+    inputs, targets = ([batch[name] for name in names] for names in (_INPUTS, _TARGETS))
+
+    def loss(logits_BLV: jax.Array, targets: list[jax.Array]) -> tuple[jax.Array, losses.Sums]:
+      sums = losses.by_objective(losses.cross_entropy(logits_BLV, targets[0]), *targets[1:])
+      return sums.loss.sum(), sums
+
+    return one_f_one_b.add_gradient(self.config, self.pipeline, params, inputs, alpha, rng, loss, factor, targets,
+                                    self.chunk, into)
 
 
 def accumulate(objective: Objective, params: Any, batch: Batch, num_micro: jax.Array, alpha: jax.Array,
@@ -103,6 +118,12 @@ def _accumulate(objective: Objective, params: Any, batch: Batch, num_micro: jax.
                 rng: jax.Array, factor: jax.Array) -> tuple[losses.Sums, Any]:
   """Sums over all micro-batches and the gradient of factor x the summed loss."""
 
+  def add(m: jax.Array | int, into: tuple[losses.Sums, Any]) -> tuple[losses.Sums, Any]:
+    if not tick_by_tick:
+      return jax.tree.map(jnp.add, into, gradient(m))
+    micro = jax.tree.map(lambda a: a[m], batch)
+    return objective.add_gradient(params, micro, alpha, jax.random.fold_in(rng, m), factor, into)
+
   def gradient(m: jax.Array | int) -> tuple[losses.Sums, Any]:
     micro = jax.tree.map(lambda a: a[m], batch)
 
@@ -113,13 +134,13 @@ def _accumulate(objective: Objective, params: Any, batch: Batch, num_micro: jax.
     grads, sums = jax.grad(loss, has_aux=True)(params)
     return sums, grads
 
-  if batch["tokens"].shape[0] == 1:
-    return gradient(0)
-  add = lambda m, carry: jax.tree.map(jnp.add, carry, gradient(m))
   zeros = jnp.zeros(losses.NUM_OBJECTIVES, jnp.float32)
+  start = losses.Sums(zeros, zeros), jax.tree.map(functools.partial(jnp.zeros_like, dtype=jnp.float32), params)
+  tick_by_tick = objective.pipeline is not None and objective.pipeline.kind == "1f1b"
+  if batch["tokens"].shape[0] == 1:
+    return add(0, start) if tick_by_tick else gradient(0)
   with jax.named_scope("micro_batches"):  # by which glmjax.plan knows the loop
-    return jax.lax.fori_loop(0, num_micro, add, (losses.Sums(zeros, zeros), jax.tree.map(
-        functools.partial(jnp.zeros_like, dtype=jnp.float32), params)))
+    return jax.lax.fori_loop(0, num_micro, add, start)
 
 
 @dataclasses.dataclass(frozen=True)

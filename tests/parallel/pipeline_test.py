@@ -96,13 +96,13 @@ def change(**fields: Any) -> config_lib.GLMConfig:
 
 
 FOUR = Case((("stage", 4),), pipeline_lib.Schedule(8), config=change(remat="full"))
-CIRCULAR = Case((("data", 2), ("stage", 2), ("tensor", 2)), pipeline_lib.Schedule(4, rounds=2),
+CIRCULAR = Case((("data", 2), ("stage", 2), ("tensor", 2)), pipeline_lib.Schedule(4, rounds=2, kind="gpipe"),
                 config=change(remat="dots"))
 PADDED = Case((("fsdp", 2), ("stage", 2)), pipeline_lib.Schedule(2), config=change(num_layers=3))
 ZERO1 = Case((("data", 2), ("stage", 2), ("tensor", 2)), pipeline_lib.Schedule(), "zero1")
 HALF = Case((("stage", 2),), pipeline_lib.Schedule(4), config=change(dtype="float16"))
 CASES = {"four": FOUR, "circular": CIRCULAR, "padded": PADDED, "zero1": ZERO1, "fp16": HALF,
-         "context": Case((("data", 2), ("stage", 2), ("context", 2)), pipeline_lib.Schedule(2, rounds=2), "zero1"),
+         "context": Case((("data", 2), ("stage", 2), ("context", 2)), pipeline_lib.Schedule(2, rounds=2, kind="gpipe"), "zero1"),
          "one slot": Case((("stage", 2), ("tensor", 2), ("context", 2)), pipeline_lib.Schedule(2), "zero1")}
 LONG = ("context", "one slot")
 
@@ -186,7 +186,7 @@ def test_a_run_goes_on_with_and_without_stages(tmp_path):
     return loop.train(config, Source(), tmp_path / folder, schedules.Batches(size=ROWS), 6 * ROWS,
                       schedules.Constant(1e-2), validation=Source(), micro_batch=ROWS // 2, mesh=sizes,
                       intervals=loop.Intervals(evaluate=1, eval_samples=ROWS), stop_at_step=stop,
-                      pipeline=pipeline_lib.Schedule(2, rounds=2))
+                      pipeline=pipeline_lib.Schedule(2, rounds=2, kind="gpipe"))
 
   plain = [train("plain", stop, False) for stop in (2, 4, 6)]
   mixed = [train("mixed", stop, pipelined) for stop, pipelined in ((2, True), (4, False), (6, True))]
