@@ -112,12 +112,14 @@ class Mlp(nn.Module):
     config = self.config
     d, f, branches = config.embed_dim, config.mlp_dim, config.mlp_branches
     std = layers.xavier_std(d, f, config.beta) if config.norm == "deepnorm" else config.init_std
-    hidden = _keep(_einsum(config, "wi", "BLD,DTF->BLTF", (d, branches, f), ("embed", "branches", "mlp"), 1, std)(x_BLD))
-    out = _einsum(config, "wo", "BLF,FD->BLD", (f, d), ("mlp", "embed"), 1, _output_std(config, f))
+    wi = _einsum(config, "wi", "BLD,DTF->BLTF", (d, branches, f), ("embed", "branches", "mlp"), 1, std)
+    wo = _einsum(config, "wo", "BLF,FD->BLD", (f, d), ("mlp", "embed"), 1, _output_std(config, f))
     if config.mlp == "geglu":
-      return out(hidden, geglu.product)
+      hidden_BL2F, bias_2F = wi(x_BLD, bias_apart=True)
+      return wo(_keep(hidden_BL2F), functools.partial(geglu.product, bias_2F))
+    hidden_BLF = _keep(wi(x_BLD))[:, :, 0]
     gelu = jax.nn.gelu if config.mlp == "gelu_tanh" else geglu.gelu
-    return out(partitioning.constrain(gelu(hidden[:, :, 0]), "batch", "length", "act_mlp"))
+    return wo(partitioning.constrain(gelu(hidden_BLF), "batch", "length", "act_mlp"))
 
 
 class Block(nn.Module):

@@ -102,11 +102,15 @@ class Einsum(nn.Module):
   param_dtype: str
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
+  def __call__(self, x: jax.Array, product: Callable[..., jax.Array] | None = None, bias_apart: bool = False
+               ) -> "jax.Array | tuple[jax.Array, jax.Array]":
+    """With a `product` of x and the kernel in place of the einsum, where it does more; or without the bias, and it."""
     kernel = declare(self, "kernel", self.kernel_init, self.shape, self.axes, self.param_dtype)
     bias = declare(self, "bias", zeros, self.shape[self.num_inputs:], self.axes[self.num_inputs:],
                    self.param_dtype)
-    return add_bias(ops.einsum(self.spec, x.astype(self.dtype), kernel), bias)
+    product = product or functools.partial(ops.einsum, self.spec)
+    out = product(x.astype(self.dtype), kernel)
+    return (out, bias) if bias_apart else add_bias(out, bias)
 
 
 class LayerNorm(nn.Module):

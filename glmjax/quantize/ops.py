@@ -70,7 +70,15 @@ def matmul(spec: str, x: jax.Array, y: jax.Array, dtype: jnp.dtype | None = None
   dtype, float32 for a master weight. (JAX's own would multiply bf16 by float32, as float32.)
   """
   dtype = dtype or x.dtype
-  return jnp.einsum(spec, x, y.astype(x.dtype), preferred_element_type=_sums(dtype)).astype(dtype)
+  return _float_einsum(spec, x, y.astype(x.dtype), dtype)
+
+
+def _float_einsum(spec: str, x: jax.Array, y: jax.Array, dtype: jnp.dtype) -> jax.Array:
+  """jnp.einsum of operands of one dtype, its labels renamed: sums run over axes in the order of their names, and in
+  any order but that of the operands XLA copies these first."""
+  labels = "".join(dict.fromkeys(spec.split(",")[1].replace("->", "") + spec.split(",")[0]))
+  spec = spec.translate(str.maketrans(labels, "abcdefghijklm"[:len(labels)]))
+  return jnp.einsum(spec, x, y, preferred_element_type=_sums(dtype)).astype(dtype)
 
 
 def _sums(dtype: jnp.dtype) -> jnp.dtype:
@@ -86,10 +94,10 @@ def _matmul_backward(spec: str, dtype: jnp.dtype | None, residuals: Any, g: jax.
   del dtype
   (x, y), (a, b, c) = residuals, spec.replace("->", ",").split(",")
   g = g.astype(x.dtype)
-  dx = jnp.einsum(f"{c},{b}->{a}", g, y.astype(x.dtype), preferred_element_type=_sums(x.dtype)).astype(x.dtype)
+  dx = _float_einsum(f"{c},{b}->{a}", g, y.astype(x.dtype), x.dtype)
   if set(a) & set(b) & set(c) and target.platform() == "cpu":
     x, g = x.astype(jnp.float32), g.astype(jnp.float32)  # XLA's CPU fails on batches of transposed bf16 (jax 0.10)
-  return dx, jnp.einsum(f"{a},{c}->{b}", x, g, preferred_element_type=_sums(y.dtype)).astype(y.dtype)
+  return dx, _float_einsum(f"{a},{c}->{b}", x, g, y.dtype)
 
 
 matmul.defvjp(_matmul_forward, _matmul_backward)

@@ -1,0 +1,53 @@
+"""GeGLU's product: values and gradients as differentiation gives them, and the kernel as the plain form."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from glmjax.models import geglu
+
+
+def _arrays(dtype: str, rows: int = 2, length: int = 256, width: int = 128, out: int = 8) -> tuple[jax.Array, ...]:
+  keys = jax.random.split(jax.random.key(0), 4)
+  return (3 * jax.random.normal(keys[0], (rows, length, 2, width), dtype),
+          jax.random.normal(keys[1], (2, width), jnp.float32),
+          jax.random.normal(keys[2], (width, out), jnp.float32) / 16,
+          jax.random.normal(keys[3], (rows, length, out), dtype))
+
+
+def test_product_equals_plain_differentiation() -> None:
+  hidden, bias, kernel, g = _arrays("float32")
+
+  def plain(bias: jax.Array, hidden: jax.Array, kernel: jax.Array) -> jax.Array:
+    up, gate = jnp.moveaxis(hidden + bias, 2, 0)
+    return (up * jax.nn.gelu(gate, approximate=False)) @ kernel
+
+  value, back = jax.vjp(geglu.product, bias, hidden, kernel)
+  expected, expected_back = jax.vjp(plain, bias, hidden, kernel)
+  np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-5)
+  for got, want in zip(back(g), expected_back(g)):
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_kernel_equals_plain_form(dtype: str) -> None:
+  hidden, bias, kernel, g = _arrays(dtype)
+  d = (g.astype(jnp.float32) @ kernel.T).astype(dtype)
+  wide = jnp.linspace(-40, 40, hidden[:, :, 1].size).reshape(hidden[:, :, 1].shape).astype(dtype)
+  for inputs in (hidden, hidden.at[:, :, 1].set(wide)):
+    *got, sums = geglu.kernel_gradient(inputs, bias, d, interpret=True)
+    assert sums.shape == (2, 2, 2, 128)
+    for made, want in zip((*got, sums.sum((0, 1))), geglu.gradient(inputs, bias, d)):
+      assert made.dtype == want.dtype
+      tolerance = 2e-5 if dtype == "float32" else 2 ** -6
+      high = float(jnp.abs(want).max())
+      np.testing.assert_allclose(made.astype(jnp.float32), want.astype(jnp.float32), rtol=tolerance,
+                                 atol=tolerance * high if made.ndim == 2 else tolerance)
+
+
+def test_backward_keeps_only_what_went_in() -> None:
+  hidden, bias, kernel, _ = _arrays("bfloat16")
+  _, back = jax.vjp(geglu.product, bias, hidden, kernel)
+  kept = sorted(x.shape for x in jax.tree.leaves(back))
+  assert kept == sorted([hidden.shape, bias.shape, kernel.shape])
