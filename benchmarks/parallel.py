@@ -7,15 +7,20 @@ devices. They share the machine's processors: all do the same arithmetic there, 
 device's is what a way of splitting adds (a bubble computes too, what nobody reads), and says nothing of a network.
 Memory is XLA's own account of the compiled program for a device. Writes benchmarks/results/parallel.json and prints a
 Markdown table.
+
+  python benchmarks/parallel.py --compiled
+
+What strategies hold and send on several meshes, of a larger model and four micro-batches: only compiled, not run.
+Writes benchmarks/results/strategies.json.
 """
 
 import argparse
 import dataclasses
 import datetime
-import json
 import os
 import pathlib
 import statistics
+import sys
 import time
 from typing import Any
 
@@ -26,6 +31,7 @@ import jax  # noqa: E402
 import loader  # noqa: E402
 import numpy as np  # noqa: E402
 
+from glmjax import atomic  # noqa: E402
 from glmjax.models import config as config_lib  # noqa: E402
 from glmjax.models import pipeline as pipeline_lib  # noqa: E402
 from glmjax.parallel import collectives  # noqa: E402
@@ -41,6 +47,9 @@ from glmjax.train import step as step_lib  # noqa: E402
 CONFIG = config_lib.GLMConfig(vocab_size=4_096, num_layers=16, embed_dim=128, num_heads=8, mlp_dim=344, max_length=64,
                               remat="full")
 ROWS, LENGTH = 32, 64
+LARGER = config_lib.GLMConfig(vocab_size=16_384, num_layers=8, embed_dim=512, num_heads=8, mlp_dim=1_408,
+                              max_length=512, remat="full")
+MICRO_BATCHES, MICRO_BATCH = 4, 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,54 +74,97 @@ CASES = (
     Case("data 2, stage 4, 16 micro-batches", dict(data=2, stage=4), pipeline_lib.Schedule(16)),
     Case("data 2, stage 2, tensor 2, ZeRO-1", dict(data=2, stage=2, tensor=2), pipeline_lib.Schedule(8), "zero1"),
 )
+COMPILED = (
+    Case("one device", {}),
+    Case("data 8", dict(data=8)),
+    Case("data 8", dict(data=8), strategy="zero1"),
+    Case("fsdp 8", dict(fsdp=8)),
+    Case("data 2, fsdp 4", dict(data=2, fsdp=4)),
+    Case("tensor 8", dict(tensor=8)),
+    Case("context 8", dict(context=8)),
+    Case("data 2, fsdp 2, tensor 2", dict(data=2, fsdp=2, tensor=2)),
+    Case("data 2, fsdp 2, tensor 2", dict(data=2, fsdp=2, tensor=2), strategy="zero1"),
+    Case("data 2, tensor 2, context 2", dict(data=2, tensor=2, context=2), strategy="zero1"),
+)
 
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--compiled", action="store_true", help="memory and bytes sent of the strategies; no step is run")
   parser.add_argument("--steps", type=int, default=5, help="timed steps of each")
   parser.add_argument("--only", help="cases whose name holds this")
-  parser.add_argument("--out", default=str(pathlib.Path(__file__).parent / "results" / "parallel.json"))
+  parser.add_argument("--out", help="default: benchmarks/results/parallel.json, or strategies.json")
   options = parser.parse_args()
+  config, length = (LARGER, LARGER.max_length) if options.compiled else (CONFIG, LENGTH)
+  num_rows = MICRO_BATCHES * MICRO_BATCH if options.compiled else ROWS
   found = []
-  for case in CASES:
+  for case in COMPILED if options.compiled else CASES:
     if options.only is None or options.only in case.name:
-      found.append(measure(case, options.steps))
+      found.append(compiled(case) if options.compiled else measure(case, options.steps))
       print(found[-1], flush=True)
-  result = {"what": f"training step, {CONFIG.num_parameters():,} parameters, {ROWS} rows of {LENGTH} tokens",
+  result = {"what": f"training step, {config.num_parameters():,} parameters, {num_rows} rows of {length} tokens",
             "date": datetime.datetime.now().isoformat(timespec="seconds"), "machine": loader.machine(),
-            "command": "python benchmarks/parallel.py", "jax": jax.__version__, "cases": found}
-  pathlib.Path(options.out).write_text(json.dumps(result, indent=1) + "\n")
-  print(table(found))
+            "command": " ".join(["python", "benchmarks/parallel.py", *sys.argv[1:]]), "jax": jax.__version__,
+            "cases": found}
+  name = "strategies.json" if options.compiled else "parallel.json"
+  atomic.write_json(options.out or pathlib.Path(__file__).parent / "results" / name, result)
+  print(compiled_table(found) if options.compiled else table(found))
+
+
+class Step:
+  """A case's training step, as the trainer makes it, and what it needs."""
+
+  def __init__(self, case: Case, config: config_lib.GLMConfig, rows: int, micro_batch: int | None, length: int):
+    sizes = mesh_lib.MeshConfig(**{"data": 1} | case.sizes)
+    self.mesh = mesh_lib.make_mesh(sizes, jax.devices()[:int(np.prod(dataclasses.astuple(sizes)))])
+    self.rules, self.optimizer = partitioning.strategy(case.strategy), optimizer_lib.AdamW()
+    self.tx, self.config = self.optimizer.make(), config
+    self.layout = feed.Layout.make(self.mesh, self.rules, rows, micro_batch, length, 1, config.vocab_size)
+    self.pipeline = pipeline_lib.make(case.schedule, config, self.mesh, self.layout.rows)
+    self.stages = stages_lib.make(config, self.tx, self.mesh, self.rules, self.pipeline)
+
+  def compile(self) -> jax.stages.Compiled:
+    """(state, batch, info) -> (state, metrics); within partitioning.use."""
+    objective = step_lib.Objective(self.config, pipeline=self.pipeline)
+    recipe = step_lib.Recipe(self.optimizer, schedules.Constant(1e-4))
+    scalar = jax.ShapeDtypeStruct((), np.uint32, sharding=partitioning.named(self.mesh, self.rules))
+    step = step_lib.compile_train_step(objective, recipe, self.tx, jax.tree.map(lambda x: x.sharding, self.stages.held))
+    return step.lower(self.stages.held, self.layout.abstract(), step_lib.StepInfo(scalar, scalar, scalar)).compile()
+
+  def sizes(self, program: jax.stages.Compiled) -> dict[str, float]:
+    """Bytes of a device: its state, what XLA sets aside, what it sends in a step."""
+    memory = program.memory_analysis()
+    sent = sum(c.sent * c.times(self.layout.num_micro) for c in collectives.of(program.as_text(), self.mesh))
+    return {"state": memory.argument_size_in_bytes, "work": memory.temp_size_in_bytes, "sent": sent}
 
 
 def measure(case: Case, steps: int) -> dict[str, Any]:
   """Seconds of the fastest step (others use the processors too), and megabytes on each device."""
-  sizes = mesh_lib.MeshConfig(**{"data": 1} | case.sizes)
-  mesh = mesh_lib.make_mesh(sizes, jax.devices()[:int(np.prod(dataclasses.astuple(sizes)))])
-  rules, optimizer = partitioning.strategy(case.strategy), optimizer_lib.AdamW()
-  tx, pipeline = optimizer.make(), pipeline_lib.make(case.schedule, CONFIG, mesh, ROWS)
-  stages = stages_lib.make(CONFIG, tx, mesh, rules, pipeline)
-  layout = feed.Layout.make(mesh, rules, ROWS, None, LENGTH, 1, CONFIG.vocab_size)
-  with partitioning.use(mesh, rules):
-    state = stages.hold(state_lib.create(CONFIG, tx, 0, stages.stored))
-    info = lambda n: step_lib.StepInfo(*(jax.device_put(np.uint32(x)) for x in (n, n, ROWS)))
-    objective = step_lib.Objective(CONFIG, pipeline=pipeline)
-    recipe = step_lib.Recipe(optimizer, schedules.Constant(1e-4))
-    shardings, batch = jax.tree.map(lambda x: x.sharding, stages.held), layout.put(rows())
-    program = step_lib.compile_train_step(objective, recipe, tx, shardings).lower(state, batch, info(0)).compile()
+  made = Step(case, CONFIG, ROWS, None, LENGTH)
+  with partitioning.use(made.mesh, made.rules):
+    state = made.stages.hold(state_lib.create(CONFIG, made.tx, 0, made.stages.stored))
+    everywhere = partitioning.named(made.mesh, made.rules)
+    info = lambda n: step_lib.StepInfo(*(jax.device_put(np.uint32(x), everywhere) for x in (n, n, ROWS)))
+    program, batch = made.compile(), made.layout.put(rows())
     seconds = []
     for step in range(steps + 1):
       began = time.perf_counter()
       state, metrics = program(state, batch, info(step * ROWS))
       assert metrics["applied"], "the step was not taken"
       seconds.append(time.perf_counter() - began)
-  memory = program.memory_analysis()
-  sent = sum(c.sent * c.times() for c in collectives.of(program.as_text(), mesh))
-  return {"name": case.name, "devices": mesh.size, "loss": round(float(metrics["loss"]), 4),
+  return {"name": case.name, "devices": made.mesh.size, "loss": round(float(metrics["loss"]), 4),
           "seconds": round(min(seconds[1:]), 3), "median": round(statistics.median(seconds[1:]), 3),
-          "bubble": round(pipeline.bubble, 3) if pipeline else 0.0,
-          "state_mb": megabytes(memory.argument_size_in_bytes),
-          "work_mb": megabytes(memory.temp_size_in_bytes), "sent_mb": megabytes(sent)}
+          "bubble": round(made.pipeline.bubble, 3) if made.pipeline else 0.0,
+          **{f"{name}_mb": megabytes(size) for name, size in made.sizes(program).items()}}
+
+
+def compiled(case: Case) -> dict[str, Any]:
+  """MiB on each device, and sent by it in a step."""
+  made = Step(case, LARGER, MICRO_BATCHES * MICRO_BATCH, MICRO_BATCH, LARGER.max_length)
+  with partitioning.use(made.mesh, made.rules):
+    sizes = made.sizes(made.compile())
+  return {"name": case.name, "strategy": case.strategy, "devices": made.mesh.size,
+          **{f"{name}_mib": round(size / 2**20, 1) for name, size in sizes.items()}}
 
 
 def megabytes(count: float) -> float:
@@ -137,6 +189,15 @@ def table(found: list[dict[str, Any]]) -> str:
     lines.append(f"| {case['name']} | {case['devices']} | {case['seconds']:.2f} | "
                  f"{case['seconds'] / found[0]['seconds']:.2f} | {case['bubble']:.0%} | {case['state_mb']:.1f} | "
                  f"{case['work_mb']:.1f} | {case['sent_mb']:.1f} |")
+  return "\n".join(lines)
+
+
+def compiled_table(found: list[dict[str, Any]]) -> str:
+  """Markdown."""
+  lines = ["| mesh | strategy | state, MiB | work, MiB | sent, MiB |", "|---|---|---|---|---|"]
+  for case in found:
+    lines.append(f"| {case['name']} | {case['strategy']} | {case['state_mib']:,.1f} | {case['work_mib']:,.1f} | "
+                 f"{case['sent_mib']:,.1f} |")
   return "\n".join(lines)
 
 
