@@ -60,11 +60,13 @@ def of(text: str, mesh: jax.sharding.Mesh) -> list[Collective]:
   entry, computations = _split(with_trip_counts(text))
   found = []
 
-  def visit(name: str, loops: tuple[int | None, ...]) -> None:
+  def visit(name: str, loops: tuple[int | None, ...], caller: str = "") -> None:
     for line in computations[name]:
       match = _COLLECTIVE.search(line)
       if match:
         found.append(_read(line, match, mesh, loops))
+        if found[-1].kind == "all-reduce" and "all-reduce-scatter" in name:  # TPU's: fused with the slice of it
+          found[-1] = dataclasses.replace(found[-1], kind="reduce-scatter", arrays=_arrays(caller.split(" fusion(")[0]))
         continue  # what it calls is the sum of two numbers
       called = [callee for callee in _called(line) if callee in computations]
       if not called:
@@ -72,7 +74,7 @@ def of(text: str, mesh: jax.sharding.Mesh) -> list[Collective]:
       trips = _TRIP_COUNT.search(line)
       around = (*loops, int(trips[1]) if trips else None) if " while(" in line else loops
       for callee in called:
-        visit(callee, around)
+        visit(callee, around, line)
 
   visit(entry, ())
   return found
@@ -125,14 +127,18 @@ def _called(line: str) -> Iterator[str]:
 
 def _read(line: str, match: re.Match[str], mesh: jax.sharding.Mesh, loops: tuple[int | None, ...]) -> Collective:
   kind, started = match[1], match[2]
-  arrays = [(dtype, _numbers(shape)) for dtype, shape in _ARRAY.findall(re.sub(r"/\*.*?\*/", "", line[:match.start()]))]
+  arrays = _arrays(line[:match.start()])
   if started and kind != "all-reduce":  # a pair of operands and results, and for a permute two contexts
     arrays = arrays[:2 * (len(arrays) // 2)] if kind != "collective-permute" else arrays[:2]
     arrays = arrays[len(arrays) // 2:]
   groups = _groups(line, mesh.size)
   source = _SOURCE.search(line)
-  return Collective(kind, tuple(arrays), _axes(groups, mesh.shape), max(map(len, groups)), loops,
+  return Collective(kind, arrays, _axes(groups, mesh.shape), max(map(len, groups)), loops,
                     source[1] if source else "")
+
+
+def _arrays(text: str) -> tuple[tuple[str, Shape], ...]:
+  return tuple((dtype, _numbers(shape)) for dtype, shape in _ARRAY.findall(re.sub(r"/\*.*?\*/", "", text)))
 
 
 def _axes(groups: Sequence[Sequence[int]], sizes: Mapping[str, int]) -> tuple[str, ...]:

@@ -106,17 +106,42 @@ def _moved(instruction: _Instruction, around: Mapping[str, _Instruction], comput
     return 2 * result
   if instruction.operation == "dynamic-update-slice":
     return 2 * sizes[1] if len(sizes) > 1 else result
-  parameters = {int(m[1]): name for name, i in inner.items()
-                if i.operation == "parameter" and (m := re.match(r"(\d+)\)", i.text))}
-  for place, name in parameters.items():
+  for place, name in _parameters(inner).items():
+    if place >= len(sizes):
+      continue
     users = [i for i in inner.values() if name in i.operands]
-    if users and place < len(sizes) and all(i.operation in ("dynamic-slice", "slice", "gather") for i in users):
-      sizes[place] = sum(i.result for i in users)
-    elif users and place < len(sizes) and all(
-        i.operation == "dynamic-update-slice" and i.operands[0] == name for i in users):
-      written = sum(inner[i.operands[1]].result for i in users if i.operands[1] in inner)
-      sizes[place], result = 0, min(result, written)
+    if not (users and all(i.operation == "dynamic-update-slice" and i.operands[0] == name for i in users)):
+      sizes[place] = _read(name, sizes[place], inner, computations)
+      continue
+    written = sum(inner[i.operands[1]].result for i in users if i.operands[1] in inner)
+    sizes[place], result = 0, min(result, written)
   return result + sum(sizes)
+
+
+def _parameters(computation: Mapping[str, _Instruction]) -> dict[int, str]:
+  """Names by place."""
+  return {int(m[1]): name for name, i in computation.items()
+          if i.operation == "parameter" and (m := re.match(r"(\d+)\)", i.text))}
+
+
+def _read(name: str, size: int, around: Mapping[str, _Instruction], computations: Mapping[str, Any]) -> int:
+  """Bytes of an array of `size` that are read in a fusion, whose innermost fusions may take slices of it."""
+  total = 0
+  for user, instruction in around.items():
+    if name not in instruction.operands:
+      continue
+    if instruction.operation in ("dynamic-slice", "slice", "gather"):
+      total += instruction.result
+    elif instruction.operation == "bitcast":
+      total += _read(user, size, around, computations)
+    elif instruction.operation == "fusion" and (called := re.search(r"calls=%?([\w.\-]+)", instruction.text)):
+      inner = computations.get(called[1], {})
+      parameters = _parameters(inner)
+      total += sum(_read(parameters[place], size, inner, computations)
+                   for place, operand in enumerate(instruction.operands) if operand == name and place in parameters)
+    else:
+      return size
+  return min(total, size) or size
 
 
 def _parse(text: str) -> tuple[str, dict[str, dict[str, _Instruction]]]:

@@ -66,6 +66,16 @@ def test_loops_and_calls():
   assert second.loops == () and second.times() == 1 and second.source == "jit(f)/x"
 
 
+def test_reduce_scatter_of_tpus():
+  """A fusion of an all-reduce and the slice of it that a device keeps, which is what is exchanged."""
+  before = """%all-reduce-scatter.1 (p.1: f32[8]) -> f32[4] {
+  %all-reduce.1 = f32[8]{0:T(8)} all-reduce(%p.1), replica_groups=[4,2]<=[8], to_apply=%add
+}
+"""
+  found, = of("%f = f32[4]{0:T(8)} fusion(%p), kind=kCustom, calls=%all-reduce-scatter.1", before)
+  assert found.kind == "reduce-scatter" and found.arrays == (("f32", (4,)),) and found.sent == 16
+
+
 def test_compiled_program():
   """A product over a split axis in a loop, then an array made whole."""
   mesh = mesh_lib.make_mesh(mesh_lib.MeshConfig(data=2, tensor=4))
