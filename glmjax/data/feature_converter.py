@@ -129,6 +129,7 @@ class SeqioMixture:
   infilling: rows.BlankInfilling | Callable[..., rows.BlankInfilling]  # or what makes one from `specials`
   seed: int = 0
   split: str = "train"
+  rate_changes: Sequence[sampler.RateChange] = ()  # other rates from a sample on; by task or pattern
   use_cached: bool = False  # read what seqio's own (Beam) caching has written
   shuffle_buffer_size: int = 1000  # windows or pairs of each task to draw from; filled before the first batch
 
@@ -160,15 +161,30 @@ class SeqioMixture:
     return self.infilling(specials=self._tokenizer.specials)
 
   @functools.cached_property
-  def _schedule(self) -> sampler.Schedule:
-    return sampler.Schedule(sampler.rate_weights({task.name: rate for task, rate in self._rates.items()}))
+  def _weights(self) -> dict[str, int]:
+    return sampler.rate_weights({task.name: rate for task, rate in self._rates.items()})
+
+  @functools.cached_property
+  def _changes(self) -> list[tuple[int, int, dict[str, int]]]:
+    """As sampler.Timeline has them."""
+    whole = {task.name: rate for task, rate in self._rates.items()}
+    return [(change.first_sample, change.ramp_samples,
+             sampler.rate_weights(sampler.share(change.rates, whole, whole, f"the mixture {self.mixture}")))
+            for change in self.rate_changes]
+
+  @functools.cached_property
+  def _schedule(self) -> sampler.Timeline:
+    return sampler.Timeline(self._weights, self._changes)
 
   def describe(self) -> dict:
     """All that decides the rows, but for the text itself, which has no fingerprint here."""
-    weights = dict(zip(self._schedule.names, self._schedule.weights))
-    return {"source": "seqio", "mixture": self.mixture, "tokenizer": self._tokenizer.fingerprint,
-            "seed": self.seed, "split": self.split, "infilling": dataclasses.asdict(self._infilling),
-            "weights": weights}
+    described = {"source": "seqio", "mixture": self.mixture, "tokenizer": self._tokenizer.fingerprint,
+                 "seed": self.seed, "split": self.split, "infilling": dataclasses.asdict(self._infilling),
+                 "weights": dict(sorted(self._weights.items()))}
+    if self.rate_changes:
+      described["changes"] = [{"first_sample": first, "ramp_samples": length, "weights": dict(sorted(weights.items()))}
+                              for first, length, weights in self._changes]
+    return described
 
   def save_tokenizer(self, folder: str | os.PathLike) -> None:
     """Writes the tasks' tokenizer into the folder."""

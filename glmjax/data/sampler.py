@@ -14,7 +14,7 @@ import fractions
 import functools
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -323,19 +323,29 @@ def task_rates(cache: shards.TokenCache, split: str, rates: Mapping[str, float] 
   if split != "train":  # of a small set nothing may be held out
     having = {name: task for name, task in having.items() if task["splits"][split]["documents"]}
   cached = {name: task["rate"] for name, task in having.items()}
-  if rates is None:
-    return cached
+  return cached if rates is None else share(rates, cached, cache.tasks, str(cache.directory))
+
+
+def share(rates: Mapping[str, float], whole: Mapping[str, float], known: Iterable[str], where: str) -> dict[str, float]:
+  """Each task's rate by `rates`, whose names and patterns share theirs out in the proportion of `whole`.
+
+  Tasks that are `known` and not in `whole` get nothing.
+
+  Raises:
+    errors.InputError: for a name that fits no task known in `where`.
+  """
+  known = list(known)
   shared: dict[str, float] = {}
   for pattern, rate in rates.items():
     parts = pattern.split("|")
-    fitting = [name for name in cache.tasks if any(fnmatch.fnmatchcase(name, part) for part in parts)]
+    fitting = [name for name in known if any(fnmatch.fnmatchcase(name, part) for part in parts)]
     if not fitting:
-      near = difflib.get_close_matches(pattern, cache.tasks, 1) or sorted(cache.tasks)
-      raise errors.InputError(f"rates name the task {pattern!r}, which {cache.directory} does not hold; "
+      near = difflib.get_close_matches(pattern, known, 1) or sorted(known)
+      raise errors.InputError(f"rates name the task {pattern!r}, which {where} does not hold; "
                               f"did you mean {near[0]!r}?")
-    fitting = [name for name in fitting if name in cached]
-    whole = sum(cached[name] for name in fitting)
+    fitting = [name for name in fitting if name in whole]
+    total = sum(whole[name] for name in fitting)
     for name in fitting:
-      part = cached[name] / whole if whole else 1 / len(fitting)
+      part = whole[name] / total if total else 1 / len(fitting)
       shared[name] = shared.get(name, 0.0) + rate * (1.0 if len(fitting) == 1 else part)
   return shared

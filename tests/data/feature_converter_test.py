@@ -11,6 +11,7 @@ from glmjax import errors
 from glmjax import tokenizer as tokenizer_lib
 from glmjax.data import feature_converter
 from glmjax.data import rows
+from glmjax.data import sampler
 from glmjax.data import text
 from glmjax.tasks import pretrain
 
@@ -109,6 +110,24 @@ def test_uncached_batches_do_not_depend_on_plan_or_hosts(tokenizer):
   assert (objectives == 2).sum() == 6  # rate 2 of 4
   with pytest.raises(errors.InputError, match="4 rows does not divide over 3 hosts"):
     next(source(tokenizer).batches(iter([(0, 4)]), 0, 3))
+
+
+def test_rates_change_by_samples(tokenizer):
+  """From 6 on no pairs; between 2 and 6 along a line. Tasks stay where they are in their own order."""
+  ends = sampler.RateChange(2, {"pretrain_*": 1.0}, ramp_samples=4)
+  steady, changed = source(tokenizer), source(tokenizer, rate_changes=(ends,))
+  plan = [(first, 4) for first in range(0, 16, 4)]
+  batches = list(changed.batches(iter(plan)))
+  is_pair = np.concatenate([batch["objective"][:, 0] == 2 for batch in batches])
+  assert is_pair[:6].any() and not is_pair[6:].any()
+  first = next(steady.batches(iter(plan)))
+  assert_same({name: array[:2] for name, array in first.items()},
+              {name: array[:2] for name, array in batches[0].items()})
+  assert_same(next(source(tokenizer, rate_changes=(ends,)).batches(iter(plan[2:]))), batches[2])
+  assert changed.describe() == steady.describe() | {"changes": [
+      {"first_sample": 2, "ramp_samples": 4, "weights": {"pretrain_en": 1, "pretrain_zh": 1}}]}
+  with pytest.raises(errors.InputError, match="'pretrain_fr', which the mixture pretrain_bilingual does not hold"):
+    source(tokenizer, rate_changes=[sampler.RateChange(9, {"pretrain_fr": 1.0})]).describe()
 
 
 def test_describe(tokenizer):
