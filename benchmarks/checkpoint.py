@@ -2,12 +2,14 @@
 
 Weights and AdamW's moments of a 98 M parameter model (1.2 GB of float32), split over eight virtual devices of one
 process, and of two: the trainer's own saving, with checksums, asynchronous writing and the rename, and its restoring,
-which recomputes every checksum. Beside it, in turns and in the same folder, as many bytes are written to one plain
-file with fsync and read again. What is read was put out of the page cache first (posix_fadvise; a virtual disk may
-still have it in its host's memory). Writes benchmarks/results/checkpoint.json and prints a Markdown table.
+which recomputes every checksum. Beside it, in turns and in the same folder, as many bytes are written to eight plain
+files by eight threads, with fsync, and read again. What is read was put out of the page cache first (posix_fadvise; a
+virtual disk may still have it in its host's memory). Writes benchmarks/results/checkpoint.json and prints a Markdown
+table.
 """
 
 import argparse
+import concurrent.futures
 import datetime
 import json
 import os
@@ -87,13 +89,17 @@ def measure(coordinator: str, count: int, number: int, repeats: int, folder: pat
   config = config_lib.GLMConfig(vocab_size=16_384, num_layers=12, embed_dim=768, num_heads=12, mlp_dim=2_048)
   tx = optimizer.AdamW().make()
   abstract = state_lib.abstract(config, tx, mesh_lib.make_mesh(mesh_lib.MeshConfig(data=1, fsdp=DEVICES)))
-  state = jax.block_until_ready(state_lib.create(config, tx, 0, abstract))
+  state = state_lib.create(config, tx, 0, abstract)
+  noise = jax.jit(lambda state: jax.tree.map(  # a new run's moments are zeros, which a disk may not store
+      lambda x: jax.random.uniform(jax.random.key(x.size), x.shape) if x.ndim > 1 else x, state),
+                  out_shardings=jax.tree.map(lambda x: x.sharding, abstract))
+  state = jax.block_until_ready(noise(state))
   size = sum(x.nbytes for x in jax.tree.leaves(state))
   together = lambda: multihost_utils.sync_global_devices("benchmark")
   found: dict[str, list[float]] = {"write": [], "read": [], "blocked": [], "save": [], "restore": []}
   for repeat in range(repeats + 1):
     if number == 0:
-      raw = plain_file(folder / "plain", size)
+      raw = plain_files(folder / "plain", size)
     together()
     manager = manager_lib.Manager(folder / str(repeat))
     began = time.perf_counter()
@@ -123,28 +129,38 @@ def measure(coordinator: str, count: int, number: int, repeats: int, folder: pat
         f"{name}_seconds": [round(value, 3) for value in values] for name, values in found.items()}))
 
 
-def plain_file(path: pathlib.Path, size: int) -> dict[str, float]:
+def plain_files(folder: pathlib.Path, size: int) -> dict[str, float]:
   """Seconds to write that many bytes with fsync, and to read them again when they are no longer in memory."""
+  folder.mkdir()
+  paths = [folder / str(i) for i in range(DEVICES)]
   block = np.random.default_rng(0).integers(0, 256, _BLOCK, np.uint8)
-  began = time.perf_counter()
-  with open(path, "wb", buffering=0) as file:
-    for start in range(0, size, _BLOCK):
-      file.write(block[:size - start])
-    os.fsync(file.fileno())
-  written = time.perf_counter() - began
-  forget(path)
-  began = time.perf_counter()
-  with open(path, "rb", buffering=0) as file:
-    while file.readinto(block):
-      pass
-  read = time.perf_counter() - began
-  path.unlink()
-  return {"write": written, "read": read}
+
+  def write(path: pathlib.Path) -> None:
+    with open(path, "wb", buffering=0) as file:
+      for start in range(0, size // DEVICES, _BLOCK):
+        file.write(block[:size // DEVICES - start])
+      os.fsync(file.fileno())
+
+  def read(path: pathlib.Path) -> None:
+    own = np.zeros_like(block)
+    with open(path, "rb", buffering=0) as file:
+      while file.readinto(own):
+        pass
+
+  times = {}
+  with concurrent.futures.ThreadPoolExecutor(DEVICES) as threads:
+    for what in (write, read):
+      forget(folder)
+      began = time.perf_counter()
+      list(threads.map(what, paths))
+      times[what.__name__] = time.perf_counter() - began
+  shutil.rmtree(folder)
+  return times
 
 
-def forget(path: pathlib.Path) -> None:
-  """Puts a file, or all files of a folder, out of the page cache."""
-  for file in [path] if path.is_file() else [child for child in path.rglob("*") if child.is_file()]:
+def forget(folder: pathlib.Path) -> None:
+  """Puts a folder's files out of the page cache."""
+  for file in [child for child in folder.rglob("*") if child.is_file()]:
     descriptor = os.open(file, os.O_RDONLY)
     os.fsync(descriptor)  # what is not written yet stays
     os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
