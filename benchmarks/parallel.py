@@ -70,7 +70,8 @@ CASES = (
     Case("tensor 8", dict(tensor=8)),
     Case("stage 8, 8 micro-batches", dict(stage=8), pipeline_lib.Schedule(8)),
     Case("stage 8, 32 micro-batches", dict(stage=8), pipeline_lib.Schedule(32)),
-    Case("stage 8, 8 micro-batches, 2 rounds", dict(stage=8), pipeline_lib.Schedule(8, rounds=2)),
+    Case("stage 8, 32 micro-batches, GPipe", dict(stage=8), pipeline_lib.Schedule(32, kind="gpipe")),
+    Case("stage 8, 8 micro-batches, 2 rounds", dict(stage=8), pipeline_lib.Schedule(8, 2, "gpipe")),
     Case("data 2, stage 4, 16 micro-batches", dict(data=2, stage=4), pipeline_lib.Schedule(16)),
     Case("data 2, stage 2, tensor 2, ZeRO-1", dict(data=2, stage=2, tensor=2), pipeline_lib.Schedule(8), "zero1"),
 )
