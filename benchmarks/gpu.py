@@ -74,6 +74,7 @@ class Train:
   config: config_lib.GLMConfig
   rows: int
   micro: int | None = None
+  chunk: int = 4096  # tokens whose logits exist at a time
 
   def small(self) -> "Train":
     return Train(_small(self.config), 4, self.micro and 2)
@@ -173,7 +174,7 @@ def train(case: Train) -> dict[str, Any]:
     zero = jax.device_put(np.uint32(0), jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
     info = lambda position: step_lib.StepInfo(position, position, zero + np.uint32(case.rows))
     compiled, seconds = timed(lambda: step_lib.compile_train_step(
-        step_lib.Objective(config), recipe, tx, jax.tree.map(lambda x: x.sharding, abstract)).lower(
+        step_lib.Objective(config, case.chunk), recipe, tx, jax.tree.map(lambda x: x.sharding, abstract)).lower(
             state, batch, info(zero)).compile())
     losses = []
 

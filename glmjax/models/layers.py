@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from glmjax import target
 from glmjax.models import config as config_lib
+from glmjax.models import layer_norm_gpu
 from glmjax.parallel import partitioning
 from glmjax.quantize import ops
 from glmjax.quantize import qarray
@@ -157,6 +158,9 @@ def _layer_norm_backward(epsilon: float, dtype: str, residuals: tuple[jax.Array,
                          ) -> tuple[jax.Array, ...]:
   del dtype
   x, scale, bias = residuals
+  if _kernel_fits(x):
+    dx, d_scale, d_bias = _by_kernel(epsilon, x, scale, g)
+    return dx, d_scale.astype(scale.dtype), d_bias.astype(bias.dtype)
   normal, factor = _normalize(epsilon, x)
   g = g.astype(jnp.float32)
   d = g * _along(x, scale)
@@ -166,6 +170,26 @@ def _layer_norm_backward(epsilon: float, dtype: str, residuals: tuple[jax.Array,
 
 
 _layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
+
+
+def _kernel_fits(x: jax.Array) -> bool:
+  """Whether the GPU's kernel takes this: half-precision [B, L, D], whole spans of tokens on each device."""
+  if x.ndim != 3 or x.dtype not in (jnp.bfloat16, jnp.float16) or not target.runs_triton():
+    return False
+  rows, spans = x.shape[0] % partitioning.parts("batch"), x.shape[1] % (layer_norm_gpu.SPAN * partitioning.parts("length"))
+  return rows == spans == 0 and partitioning.parts("act_embed") == 1 and layer_norm_gpu.fits(x.shape[2])
+
+
+def _by_kernel(epsilon: float, x_BLD: jax.Array, scale_D: jax.Array, g_BLD: jax.Array
+               ) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """The gradients of x, scale and bias, each device computing those of its own tokens."""
+  mesh, run = jax.sharding.get_abstract_mesh(), functools.partial(layer_norm_gpu.backward, epsilon)
+  if not mesh.empty and mesh.size > 1:
+    tokens = nn.logical_to_mesh_axes(("batch", "length"))
+    run = jax.shard_map(run, in_specs=(tokens, jax.sharding.PartitionSpec(), tokens), out_specs=(tokens, tokens),
+                        axis_names={*mesh.axis_names} - {*mesh.manual_axes}, check_vma=False)
+  dx_BLD, sums_BS2D = run(x_BLD, scale_D, g_BLD)
+  return dx_BLD, *sums_BS2D.sum((0, 1))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -58,9 +58,8 @@ def rotate(x_BLHK: jax.Array, cos_sin: tuple[jax.Array, jax.Array] | None, parts
   """Rotates each of `parts` equal pieces of the head by its share of the table, in float32."""
   if cos_sin is None:
     return x_BLHK
-  cos, sin = (t[:, :, None, :] for t in cos_sin)
-  pieces = []
-  for x, c, s in zip(jnp.split(x_BLHK, parts, -1), jnp.split(cos, parts, -1), jnp.split(sin, parts, -1)):
-    first, second = jnp.split(x.astype(jnp.float32), 2, -1)
-    pieces += [first * c - second * s, second * c + first * s]
-  return jnp.concatenate(pieces, -1).astype(x_BLHK.dtype)
+  # Halves change places by a reversed axis: XLA writes joined pieces at half the speed on GPUs.
+  halves = x_BLHK.astype(jnp.float32).reshape(*x_BLHK.shape[:-1], parts, 2, -1)
+  cos, sin = (t.reshape(*t.shape[:-1], parts, 1, -1)[:, :, None] for t in cos_sin)
+  turned = jnp.flip(halves, -2) * jnp.array([[-1.0], [1.0]])
+  return (halves * cos + turned * sin).reshape(x_BLHK.shape).astype(x_BLHK.dtype)

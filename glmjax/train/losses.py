@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from glmjax import target
 from glmjax import tokens as tokens_lib
 from glmjax.parallel import partitioning
 
@@ -129,6 +130,20 @@ def _total(sums: Sums) -> Sums:
   return jax.tree.map(lambda a: a.sum(0), sums)
 
 
+def _softmax_sums(logits_GCV: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """The largest logit of each token, and the sum of exp(logit - largest); GPUs read the logits once for both."""
+  if target.platform() != "gpu" or partitioning.parts("act_vocab") > 1:
+    max_GC = logits_GCV.max(-1)
+    return max_GC, jnp.exp(logits_GCV - max_GC[..., None]).sum(-1)
+
+  def merge(a: tuple[jax.Array, jax.Array], b: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    high = jnp.maximum(a[0], b[0])
+    return high, a[1] * jnp.exp(a[0] - high) + b[1] * jnp.exp(b[0] - high)
+
+  lowest = jnp.finfo(jnp.float32).min  # finite: it minus itself is 0
+  return jax.lax.reduce((logits_GCV, jnp.ones_like(logits_GCV)), (lowest, jnp.float32(0)), merge, (2,))
+
+
 def _front_loss_forward(chunk: int, kernel_DV: jax.Array, x_GRD: jax.Array, front: Front) -> tuple[Sums, Any]:
   """Also the gradients of the loss's sum, which backward only scales: all objectives count alike."""
   groups, rows, width = x_GRD.shape
@@ -141,9 +156,8 @@ def _front_loss_forward(chunk: int, kernel_DV: jax.Array, x_GRD: jax.Array, fron
     x_GCD = _take(x_GRD, part.order)
     logits_GCV = _logits(kernel_DV, x_GCD)
     picked_GC = _pick(logits_GCV, part.targets)
-    max_GC = logits_GCV.max(-1)
+    max_GC, total_GC = _softmax_sums(logits_GCV)
     exp_GCV = jnp.exp(logits_GCV - max_GC[..., None])
-    total_GC = exp_GCV.sum(-1)
     losses_GC = jnp.log(total_GC) + max_GC - picked_GC
     sums = jax.tree.map(jnp.add, sums, jax.vmap(by_objective)(losses_GC, part.weights, part.objectives))
     is_target = jax.lax.broadcasted_iota(jnp.int32, logits_GCV.shape, 2) == part.targets[..., None]
