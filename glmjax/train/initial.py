@@ -41,10 +41,10 @@ def check(weights: str | os.PathLike, model: config_lib.GLMConfig, data: dict[st
 
 
 def create(model: config_lib.GLMConfig, tx: optax.GradientTransformation, seed: int,
-           abstract: state_lib.TrainState, weights: str | os.PathLike | None, data: dict[str, Any]
-           ) -> state_lib.TrainState:
+           abstract: state_lib.TrainState, weights: str | os.PathLike | None, data: dict[str, Any],
+           loss_scale: state_lib.DynamicLossScale = state_lib.DynamicLossScale()) -> state_lib.TrainState:
   """A new run's state, each array where `abstract` wants it; `weights` as in `check`, None: random ones."""
-  state = state_lib.create(model, tx, seed, abstract)
+  state = state_lib.create(model, tx, seed, abstract, loss_scale)
   if weights is None:
     return state
   check(weights, model, data)

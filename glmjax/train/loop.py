@@ -68,6 +68,7 @@ def train(
     learning_rate: schedules.Schedule,
     optimizer: optimizer_lib.AdamW | optimizer_lib.Muon = optimizer_lib.AdamW(),
     embedding_alpha: schedules.Schedule = schedules.Constant(1.0),
+    loss_scale: state_lib.DynamicLossScale = state_lib.DynamicLossScale(),
     validation: feed_lib.DataSource | None = None,
     intervals: Intervals = Intervals(),
     mesh: mesh_lib.MeshConfig = mesh_lib.MeshConfig(),
@@ -89,6 +90,7 @@ def train(
     workdir: the run's folder.
     batches: rows of a step, as a function of samples seen.
     embedding_alpha: the embedding gradient shrink's factor, 1 for none.
+    loss_scale: how the loss scale of a float16 model moves.
     validation: evaluated every intervals.evaluate steps.
     strategy: what is split over the mesh's data and fsdp, one of partitioning.STRATEGIES.
     pipeline: how a micro-batch's rows flow through the stages of a mesh that has several.
@@ -119,7 +121,7 @@ def train(
   layout.check_sizes("batch size", range(batches.ramp_start or batches.size, batches.size + 1, batches.ramp_increment))
   layout.check_sizes("Intervals.eval_samples", [intervals.eval_samples])
   tx = optimizer.make()
-  recipe = step_lib.Recipe(optimizer, learning_rate, embedding_alpha)
+  recipe = step_lib.Recipe(optimizer, learning_rate, embedding_alpha, loss_scale)
   objective = step_lib.Objective(model, loss_chunk, loss_mean_of,
                                  pipeline_lib.make(pipeline, model, device_mesh, layout.rows))
   folder = workdir_lib.Workdir(pathlib.Path(workdir))
@@ -130,7 +132,8 @@ def train(
     manager = manager_lib.Manager(folder.checkpoints, intervals.keep, keep_best="eval_loss" if validation else None)
     stack.callback(manager.close)
     restored = manager.restore(stages.stored)
-    state = restored[0] if restored else initial.create(model, tx, seed, stages.stored, weights, data.describe())
+    state = restored[0] if restored else initial.create(model, tx, seed, stages.stored, weights, data.describe(),
+                                                             loss_scale)
     run = Run(objective, recipe, layout, folder, manager, intervals, data, validation, batches, total_samples,
               stages.hold(state), stages, resumed=restored is not None, peers=peers)
     stack.callback(run.close)
@@ -265,7 +268,7 @@ class Run:
     metrics = jax.device_get(metrics)
     now = time.perf_counter()
     seconds, self._clock = now - self._clock, now
-    if not metrics["applied"] and metrics.get("loss_scale", 0.0) <= state_lib.LOSS_SCALE.minimum:
+    if not metrics["applied"] and metrics.get("loss_scale", 0.0) <= self.recipe.loss_scale.minimum:
       self._stop_not_finite(item, metrics)
     self.step, self.samples = self.step + 1, item.first + item.size
     tokens = item.size * self.layout.length

@@ -11,12 +11,14 @@
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from glmjax import errors
 from glmjax.models import config as config_lib
 from glmjax.models import glm
 from glmjax.parallel import partitioning
@@ -48,12 +50,20 @@ class TrainState:
 
 @dataclasses.dataclass(frozen=True)
 class DynamicLossScale:
-  """How the fp16 loss scale moves; the defaults are GLM-130B's (paper, table 11)."""
+  """How the loss scale of a float16 model moves; the defaults are GLM-130B's (paper, table 11)."""
 
   start: float = 65_536.0
   minimum: float = 1.0
   window: int = 2_000  # steps without overflow until it doubles
   hysteresis: int = 2  # overflows until it is halved
+
+  def __post_init__(self) -> None:
+    if not 0 < self.minimum <= self.start < math.inf:
+      raise errors.InputError(f"DynamicLossScale: start {self.start:g} and minimum {self.minimum:g}: give a minimum "
+                              "above 0 and a start that is not below it")
+    for name in ("window", "hysteresis"):
+      if getattr(self, name) < 1:
+        raise errors.InputError(f"DynamicLossScale.{name} is {getattr(self, name)}: give 1 or more")
 
   def init(self) -> LossScale:
     """The scale of a new run."""
@@ -71,16 +81,14 @@ class DynamicLossScale:
         jnp.where(finite, jnp.where(grow, self.hysteresis, state.patience), jnp.maximum(state.patience - 1, 1)))
 
 
-LOSS_SCALE = DynamicLossScale()
-
-
-def init(config: config_lib.GLMConfig, tx: optax.GradientTransformation, seed: int) -> TrainState:
+def init(config: config_lib.GLMConfig, tx: optax.GradientTransformation, seed: int,
+         loss_scale: DynamicLossScale = DynamicLossScale()) -> TrainState:
   """A new run's state, its parameters stacked and still boxed with their logical axis names."""
   init_key, run_key = jax.random.split(jax.random.key(seed))
   boxed = glm.init(dataclasses.replace(config, scan_layers=True), init_key)
   opt_state = tx.init(partitioning.unbox(boxed))
   return TrainState(jnp.int32(0), jnp.uint32(0), boxed, opt_state, jax.random.key_data(run_key),
-                    LOSS_SCALE.init() if config.dtype == "float16" else None)
+                    loss_scale.init() if config.dtype == "float16" else None)
 
 
 def abstract(config: config_lib.GLMConfig, tx: optax.GradientTransformation, mesh: jax.sharding.Mesh,
@@ -106,7 +114,7 @@ def abstract(config: config_lib.GLMConfig, tx: optax.GradientTransformation, mes
 
 
 def create(config: config_lib.GLMConfig, tx: optax.GradientTransformation, seed: int,
-           abstract_state: TrainState) -> TrainState:
+           abstract_state: TrainState, loss_scale: DynamicLossScale = DynamicLossScale()) -> TrainState:
   """A new run's state, each array made where `abstract_state` wants it."""
   shardings = jax.tree.map(lambda x: x.sharding, abstract_state)
-  return jax.jit(lambda: partitioning.unbox(init(config, tx, seed)), out_shardings=shardings)()
+  return jax.jit(lambda: partitioning.unbox(init(config, tx, seed, loss_scale)), out_shardings=shardings)()

@@ -150,6 +150,7 @@ class Recipe:
   optimizer: optimizer_lib.AdamW | optimizer_lib.Muon
   learning_rate: schedules.Schedule
   embedding_alpha: schedules.Schedule = schedules.Constant(1.0)  # embedding gradient shrink (paper, section 3)
+  loss_scale: state_lib.DynamicLossScale = state_lib.DynamicLossScale()  # of states that have one
 
 
 def train_step(objective: Objective, recipe: Recipe, tx: optax.GradientTransformation, state: state_lib.TrainState,
@@ -178,7 +179,7 @@ def train_step(objective: Objective, recipe: Recipe, tx: optax.GradientTransform
   new_state = dataclasses.replace(
       state, step=state.step + advance, samples_seen=jnp.where(advance, info.first + info.size, state.samples_seen),
       params=keep(params, state.params), opt_state=keep(opt_state, state.opt_state),
-      loss_scale=None if state.loss_scale is None else state_lib.LOSS_SCALE.update(state.loss_scale, finite))
+      loss_scale=None if state.loss_scale is None else recipe.loss_scale.update(state.loss_scale, finite))
   metrics = {"loss": sums.mean(), "losses": sums.loss, "weights": sums.weight, "grad_norm": norm,
              "loss_tokens": loss_tokens, "learning_rate": learning_rate, "embedding_alpha": alpha, "applied": apply,
              **{f"grad_norm_{name}": jnp.sqrt(square) for name, square in squares.items()}}

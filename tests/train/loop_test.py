@@ -15,6 +15,7 @@ from glmjax.checkpoint import manager as manager_lib
 from glmjax.parallel import mesh as mesh_lib
 from glmjax.train import loop
 from glmjax.train import schedules
+from glmjax.train import state as state_lib
 from glmjax.train import workdir
 
 RATE = schedules.LearningRate(peak=1e-2, minimum=1e-3, warmup_samples=32, decay_samples=160)
@@ -61,6 +62,14 @@ def test_writes_what_it_promises(unbroken, tiny, source):
   config = json.loads((folder / "config.json").read_text())
   assert config["model"]["num_layers"] == tiny.num_layers and config["data"] == source.describe()
   assert manager_lib.steps(folder / "checkpoints")[-1] == 10
+
+
+def test_loss_scale_moves_as_it_was_told(tmp_path, tiny, source):
+  """A resumed run goes on from its own scale, and by the window that it is given then."""
+  half = dataclasses.replace(tiny, dtype="float16")
+  train(tmp_path, half, source, loss_scale=state_lib.DynamicLossScale(start=64, window=2), stop_at_step=5)
+  train(tmp_path, half, source, loss_scale=state_lib.DynamicLossScale(window=3), stop_at_step=9)
+  assert [line["loss_scale"] for line in lines(tmp_path)] == [64, 64, 128, 128, 256, 256, 256, 512, 512]
 
 
 def test_resumed_is_unbroken_bit_for_bit(unbroken, tmp_path, tiny, source):

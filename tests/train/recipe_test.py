@@ -18,7 +18,6 @@ from glmjax.data import sampler
 from glmjax.models import pipeline
 from glmjax.parallel import mesh as mesh_lib
 from glmjax.train import schedules
-from glmjax.train import state as state_lib
 
 gin = pytest.importorskip("gin")
 
@@ -34,11 +33,11 @@ def clean():
 
 
 def parse(*files: str, overrides: tuple[str, ...] = ('CACHE="cache"',)) -> dict[str, Any]:
-  """What loop.train would be called with, and `infilling`, the rows' maker, and `scale`, the loss scale's."""
+  """What loop.train would be called with, and `infilling`, the rows' maker."""
   targets = [command.target for command in commands.COMMANDS.values()]
   gin_files.parse(files, overrides, TRAIN, ["workdir"], targets)
   found = gin.get_bindings(gin_files.configured(TRAIN))
-  return found | {"infilling": found["data"].infilling(specials=SPECIALS), "scale": state_lib.LOSS_SCALE}
+  return found | {"infilling": found["data"].infilling(specials=SPECIALS)}
 
 
 # GLM-130B: (what, attribute of an argument of loop.train, value, source).
@@ -93,10 +92,10 @@ GLM_130B = [
     ("batch ramp", "batches.ramp_samples", 5_493_164, "P T11"),
     ("skipped", "batches.skip", (), ""),
     ("embedding gradient shrink", "embedding_alpha.value", 0.1, "P 3"),
-    ("loss scale", "scale.start", 65_536, "P T11"),
-    ("loss scale window", "scale.window", 2_000, "P T11"),
-    ("loss scale hysteresis", "scale.hysteresis", 2, "P T11"),
-    ("least loss scale", "scale.minimum", 1, "P T11"),
+    ("loss scale", "loss_scale.start", 65_536, "P T11"),
+    ("loss scale window", "loss_scale.window", 2_000, "P T11"),
+    ("loss scale hysteresis", "loss_scale.hysteresis", 2, "P T11"),
+    ("least loss scale", "loss_scale.minimum", 1, "P T11"),
     ("rows at a time", "micro_batch", 24 * 176, "P T11: micro-batch 1 x 24"),
     ("of which the pipeline makes", "pipeline.microbatches", 176, "P B.4"),
     ("data parallel", "mesh.data", 24, "P T11"),
@@ -260,7 +259,7 @@ def test_the_family_is_as_published(name: str):
   no_tokenizer = "glmjax.data.glm10b.BlockStrategy.sentence_ends=(7,)"
   found = parse(f"runs/{name}.gin", "meshes/cpu.gin", overrides=('CACHE="cache"', no_tokenizer))
   common = {"optimizer.b1": 0.9, "optimizer.weight_decay": 0.1, "optimizer.clip_norm": 1.0, "seed": 1234,
-            "learning_rate.initial": 0.0, "model.dtype": "float16", "model.hidden_dropout": 0.1,
+            "learning_rate.initial": 0.0, "model.dtype": "float16", "loss_scale.window": 1_000, "model.hidden_dropout": 0.1,
             "model.attention_dropout": 0.1}
   wanted = common | FAMILY[name]
   assert {path: value_of(found, path) for path in wanted} == wanted

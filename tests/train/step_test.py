@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from glmjax import errors
 from glmjax.models import config as config_lib
 from glmjax.parallel import mesh as mesh_lib
 from glmjax.parallel import partitioning
@@ -166,6 +167,12 @@ def test_loss_scale_doubles_after_its_window():
   for _ in range(3):
     scale = policy.update(scale, jnp.bool_(True))
   assert (float(scale.scale), int(scale.good_steps)) == (131_072, 0)
+
+
+@pytest.mark.parametrize("wrong", [{"window": 0}, {"hysteresis": 0}, {"start": 0.5}, {"minimum": 0.0}])
+def test_loss_scales_that_cannot_be(wrong):
+  with pytest.raises(errors.InputError, match=f"DynamicLossScale.*{next(iter(wrong))}"):
+    state_lib.DynamicLossScale(**wrong)
 
 
 def test_decay_leaves_biases_and_norms_alone(tiny):
