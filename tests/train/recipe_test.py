@@ -259,8 +259,8 @@ def test_the_family_is_as_published(name: str):
   no_tokenizer = "glmjax.data.glm10b.BlockStrategy.sentence_ends=(7,)"
   found = parse(f"runs/{name}.gin", "meshes/cpu.gin", overrides=('CACHE="cache"', no_tokenizer))
   common = {"optimizer.b1": 0.9, "optimizer.weight_decay": 0.1, "optimizer.clip_norm": 1.0, "seed": 1234,
-            "learning_rate.initial": 0.0, "model.dtype": "float16", "loss_scale.window": 1_000, "model.hidden_dropout": 0.1,
-            "model.attention_dropout": 0.1}
+            "learning_rate.initial": 0.0, "model.dtype": "float16", "loss_scale.window": 1_000,
+            "model.hidden_dropout": 0.1, "model.attention_dropout": 0.1}
   wanted = common | FAMILY[name]
   assert {path: value_of(found, path) for path in wanted} == wanted
   iterations, decay, warmup, batch = STEPS[name]
