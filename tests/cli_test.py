@@ -106,16 +106,19 @@ def one_line(capsys):
   return text[len("glmjax: ") : -1]
 
 
-@pytest.mark.parametrize("name", commands.COMMANDS)
+COMMANDS = {command.name: command for top in commands.COMMANDS.values() for command in (top, *top.modes)}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
 def test_help_has_an_example(name, capsys):
-  assert cli.main([name, "--help"]) == 0
+  assert cli.main([*name.split(), "--help"]) == 0
   assert f"glmjax {name} --" in capsys.readouterr().out.split("example:")[1]
 
 
-@pytest.mark.parametrize("name", commands.COMMANDS)
+@pytest.mark.parametrize("name", COMMANDS)
 def test_flags_are_parameters_of_the_function(name):
   """Once the function exists."""
-  command = commands.COMMANDS[name]
+  command = COMMANDS[name]
   module_name, _, function = command.target.rpartition(".")
   module = signatures.find_module(module_name)
   if module is None:
@@ -363,3 +366,20 @@ def test_documented_commands_are_in_order(line, monkeypatch, capsys, tmp_path):
   arguments = [part for part in shlex.split(line, comments=True) if not part.startswith("--stages")]
   arguments = list(itertools.takewhile(lambda part: part not in ("|", "<", ">", "&&"), arguments))
   assert cli.main(arguments) == 0, capsys.readouterr().err
+
+
+def test_plan_of_sets_takes_models_and_lists(monkeypatch, capsys):
+  """`plan --fits`: no gin file, the shipped models, mistakes told."""
+  given = {}
+  monkeypatch.setattr(commands, "_call", lambda command, values: given.update(values) or [
+      {"model": "6b", "bits": 4, "context": 512, "gpu": "rtx3090", "count": 1, "peak_bytes_per_device": 5 << 30},
+      {"model": "6b", "bits": 4, "context": 4096, "gpu": "rtx3090", "count": None, "why": "the model ends"}])
+  assert cli.main(["plan", "--fits", "--model=6b", "--model=130b", "--bits=4", "--context=512", "--context=512"]) == 0
+  assert {name: model.num_layers for name, model in given["models"].items()} == {"6b": 28, "130b": 70}
+  assert given["bits"] == [4] and given["contexts"] == [512] and "gpus" not in given
+  assert "| 6b | 4 | 512 | 1 (5.0) |\n| 6b | 4 | 4,096 | - |\n-: the model ends" in capsys.readouterr().out
+  for flag, told in (("--model=7b", "6b, 10b, 130b"), ("--context=0", "above 0"), ("--target=a100-40:8", "--target")):
+    assert cli.main(["plan", "--fits", flag]) == 2
+    assert told in one_line(capsys)
+  assert cli.main(["plan", "--gin_file=plans/glm_130b_int4_rtx3090_4.gin", "--tries=2"]) == 2
+  assert "--search" in one_line(capsys)

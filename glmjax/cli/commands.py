@@ -52,6 +52,7 @@ class Command:
   show: Callable[[Any], None] | None = None  # prints the result for people
   folder: str | None = None  # the parameter that names the folder which config.gin is written to
   begin: Callable[[argparse.Namespace], None] | None = None  # called before the function, when all is in order
+  modes: tuple["Command", ...] = ()  # named "plan --fits": what the command is instead with that flag
 
 
 CHECKPOINT = Flag("--checkpoint", "a training run's or an exported model's folder")
@@ -146,8 +147,20 @@ COMMANDS = {command.name: command for command in (
     Command("plan", "glmjax.plan.planner.plan", "compile for hardware that is elsewhere, and say what it takes",
             "glmjax plan --gin_file=plans/glm_130b_int4_rtx3090_4.gin --target=rtx3090:8 --gin.TENSOR=8",
             (Flag("--target", "devices, as a100-40:768 or v5p:4x8x8"),
-             Flag("--token_budget", "tokens of the whole training, for days and energy", int)),
-            prepare=plans.prepare, show=plans.show),
+             Flag("--token_budget", "tokens of the whole training, for days and energy", int),
+             Flag("--search", "rank meshes, micro-batches and remats for the target", bool, kind="passed"),
+             Flag("--tries", "most programs to compile in a search (8)", int, kind="passed")),
+            prepare=plans.prepare, show=plans.show, modes=(
+                Command("plan --fits", "glmjax.plan.fits.smallest", "the smallest set of each GPU that runs each model",
+                        "glmjax plan --fits --model=130b --bits=4 --out=runs/fits.jsonl",
+                        (Flag("--model", f"{', '.join(plans.MODELS)} (repeatable)", repeatable=True, kind="prepared"),
+                         Flag("--bits", "16, 8 or 4 (repeatable)", int, (16, 8, 4), repeatable=True, kind="prepared"),
+                         Flag("--context", "512, 1024, 2048 or any (repeatable)", int, repeatable=True,
+                              kind="prepared"),
+                         Flag("--gpu", "a100-40, rtx3090, ... (repeatable)", repeatable=True, kind="prepared"),
+                         Flag("--layers", "layers of the programs that are compiled (8); 0: all", int, kind="passed"),
+                         Flag("--out", "JSON lines file of what was compiled; a stopped run goes on", kind="passed")),
+                        prepare=plans.prepare_fits, show=plans.show_fits),)),
     Command("report", "glmjax.evaluate.report.write", "gather a run's results into report.md and report.json",
             "glmjax report --gin_file=runs/quickstart.gin --workdir=runs/quickstart",
             (Flag("--workdir", "folder of the run"),)),
@@ -169,7 +182,7 @@ def run(arguments: list[str]) -> int:
   options = _parse_flags(arguments)
   if options is None:
     return 0
-  command = COMMANDS[options.command]
+  command = options.command
   given = command.prepare(options) if command.prepare else {}
   for flag in command.flags:
     value = getattr(options, flag.parameter)
@@ -178,7 +191,7 @@ def run(arguments: list[str]) -> int:
     elif value is not None and flag.kind == "bound":
       overrides.append(f"{command.target}.{flag.parameter}={value!r}")
   gin_files.parse(options.gin_file, overrides, command.target, given,
-                  [command.target for command in COMMANDS.values()])
+                  [each.target for top in COMMANDS.values() for each in (top, *top.modes)])
   if options.stages:
     from glmjax.evaluate import stages
     stages.prepare(options.stages)
@@ -225,7 +238,9 @@ def _parse_flags(arguments: list[str]) -> argparse.Namespace | None:
   parser.add_argument("--help", "-h", action="store_true", help="print this")
   name = arguments[0] if arguments else "--help"
   if name in COMMANDS:
-    return _parse_command(COMMANDS[name], arguments[1:])
+    command = COMMANDS[name]
+    mode = next((mode for mode in command.modes if mode.name.split()[1] in arguments), command)
+    return _parse_command(mode, arguments[1:])
   if not name.startswith("-"):
     close = signatures.nearest(name, COMMANDS)
     advice = f"did you mean {close}?" if close else f"there are {', '.join(COMMANDS)}"
@@ -247,6 +262,10 @@ def _parse_command(command: Command, arguments: Sequence[str]) -> argparse.Names
     settings = {"action": "store_true", "default": None} if flag.type is bool else {
         "type": flag.type, "choices": flag.choices, "action": "append" if flag.repeatable else "store"}
     parser.add_argument(flag.name, help=flag.help, **settings)
+  for mode in command.modes:
+    parser.add_argument(mode.name.split()[1], action="store_true", help=f"{mode.help}; see glmjax {mode.name} --help")
+  for flag in command.name.split()[1:]:
+    parser.add_argument(flag, action="store_true", help="this")
   parser.add_argument("--gin_file", action="append", default=[], help=GIN_HELP)
   parser.add_argument("--gin.NAME=VALUE", action="store_true", dest="gin",
                       help="set a macro or parameter, e.g. --gin.TOTAL_SAMPLES=3200 or --gin.loop.train.seed=1")
@@ -263,7 +282,7 @@ def _parse_command(command: Command, arguments: Sequence[str]) -> argparse.Names
     close = signatures.nearest(unknown[0].split("=")[0], parser._option_string_actions)
     raise errors.InputError(f"unknown argument {unknown[0]}; "
                             + (f"did you mean {close}?" if close else f"see {parser.prog} --help"))
-  options.command = command.name
+  options.command = command
   return options
 
 

@@ -4,19 +4,58 @@ import argparse
 import os
 from typing import Any
 
+from glmjax import errors, gin_files
+from glmjax.models import config as config_lib
+
 GIB = 1 << 30
+
+
+MODELS = {"6b": "models/chatglm_6b.gin", "10b": "models/glm_10b.gin", "130b": "models/glm_130b.gin"}  # of --fits
 
 
 def prepare(options: argparse.Namespace) -> dict[str, Any]:
   """Compiling for devices elsewhere must not start those that are here; JAX reads these when it is imported."""
-  del options
+  if options.tries is not None and not options.search:
+    raise errors.InputError("--tries is of --search: give both")
+  _environment()
+  return {}
+
+
+def prepare_fits(options: argparse.Namespace) -> dict[str, Any]:
+  """What the table is of."""
+  for name in options.model or ():
+    if name not in MODELS:
+      raise errors.InputError(f"--model={name}: there are {', '.join(MODELS)}")
+  if min(options.context or [1]) < 1:
+    raise errors.InputError(f"--context={min(options.context)}: give a number of tokens above 0")
+  _environment()
+  given = {"bits": options.bits, "contexts": options.context, "gpus": options.gpu}
+  return {"models": {name: _shipped(MODELS[name]) for name in options.model or MODELS},
+          **{name: list(dict.fromkeys(values)) for name, values in given.items() if values}}
+
+
+def _environment() -> None:
   os.environ["JAX_PLATFORMS"] = "cpu"
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-  return {}
+
+
+def _shipped(name: str) -> config_lib.GLMConfig:
+  """The model of a gin file."""
+  entry = f"{__name__}.model"
+  gin_files.parse([name], [f"{entry}.given=%MODEL"], entry)
+  return gin_files.configured(entry)()
+
+
+def model(given: config_lib.GLMConfig) -> config_lib.GLMConfig:
+  """What a gin file binds."""
+  return given
 
 
 def show(plan: dict[str, Any]) -> None:
   """The plan as a table."""
+  if "candidates" in plan:
+    _show_search(plan)
+    return
   gib = lambda size: f"{size / GIB:,.2f} GiB"
   mesh = " x ".join(f"{axis}={size}" for axis, size in plan["mesh"].items() if size > 1) or "one device"
   room = "fits, with %s to spare" if plan["fits"] else "does NOT fit: %s too much"
@@ -40,7 +79,48 @@ def show(plan: dict[str, Any]) -> None:
     rows.append(("the whole training", f"{plan['days']:.1f} days" + (f", {energy:,.0f} MWh" if energy else "")))
   rows.append(("compiled in", f"{plan['compile_seconds']} s, {gib(plan['compile_host_bytes'])} of this machine"))
   if not plan["fits"]:
-    rows.append(("what would help", "more devices along tensor or fsdp, a smaller micro_batch, full remat, fewer bits"))
+    rows += _advice(plan["advice"])
   width = max(len(name) for name, _ in rows)
   for name, value in rows:
     print(f"{name:{width}}  {value}")
+
+
+def _advice(found: dict[str, Any]) -> list[tuple[str, str]]:
+  rows = [("what would help", f"most of it is {found['largest_part'].replace('_', ' ')}; by arithmetic")]
+  rows += [(f"  {change['change']}", f"about {change['peak_bytes_per_device'] / GIB:,.2f} GiB a device")
+           for change in found["changes"]]
+  return rows if found["changes"] else [*rows, ("  nothing alone", "fewer layers, or devices with more memory")]
+
+
+def _show_search(found: dict[str, Any]) -> None:
+  """The candidates of a search, best first, and what became of the others."""
+  print(f"{found['target']}: {found['devices']:,} x {found['device']}")
+  rows = [("mesh, micro-batch, remat", "GiB a device", "fits", "step, at best", "tokens/s", "MFU", "compiled in")]
+  for c in found["candidates"]:
+    if "error" in c:
+      rows.append((c["name"], f"- ({c['error'][:90]})", *[""] * 5))
+    else:
+      rows.append((c["name"], f"{c['peak_bytes_per_device'] / GIB:.2f}", "yes" if c["fits"] else "no",
+                   f"{c['step_seconds']:.4g} s", f"{c['tokens_per_second']:,.4g}", f"{c['mfu']:.1%}",
+                   f"{c['compile_seconds']} s"))
+  widths = [max(len(row[i]) for row in rows if not row[1].startswith("- (")) for i in range(7)]
+  for row in rows:
+    print("  ".join(f"{value:{width}}" for value, width in zip(row, widths)).rstrip())
+  for reason, count in found["left_out"].items():
+    print(f"not compiled: {count:,} that {reason}")
+
+
+def show_fits(rows: list[dict[str, Any]]) -> None:
+  """How many of each GPU, and the GiB that each then holds, as a Markdown table."""
+  gpus = list(dict.fromkeys(row["gpu"] for row in rows))
+  cells: dict[tuple[str, int, int], dict[str, str]] = {}
+  for row in rows:
+    held = "" if row["count"] is None else f" ({row['peak_bytes_per_device'] / GIB:.1f})"
+    cells.setdefault((row["model"], row["bits"], row["context"]), {})[row["gpu"]] = f"{row['count'] or '-'}{held}"
+  print("| model | bits | context | " + " | ".join(gpus) + " |")
+  print("|---|---|---|" + "---|" * len(gpus))
+  for (name, bits, context), found in sorted(cells.items(), key=lambda item: (-len(item[0][0]), item[0][0],
+                                                                               -item[0][1], item[0][2])):
+    print(f"| {name} | {bits} | {context:,} | " + " | ".join(found[gpu] for gpu in gpus) + " |")
+  for why in sorted({row["why"] for row in rows if row["count"] is None}):
+    print(f"-: {why}")

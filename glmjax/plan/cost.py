@@ -16,11 +16,11 @@ from glmjax.parallel import collectives
 
 _SIZES = {"pred": 1, "s8": 1, "u8": 1, "f16": 2, "bf16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4, "f64": 8,
           "s64": 8, "u64": 8, "c64": 8, "f8e4m3fn": 1, "f8e5m2": 1, "s4": 1, "u4": 1}
-_ARRAY = re.compile(r"\b([a-z]+[0-9]*[a-z0-9]*)\[([0-9,]*)\]")
+_ARRAY = re.compile(r"\b([a-z]+[0-9]*[a-z0-9]*)\[([0-9,]*)\](\{[^}]*\})?")
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
 _LINE = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)$")
 _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all",
-         "partition-id", "replica-id", "iota", "copy-done", "opt-barrier"}
+         "partition-id", "replica-id", "iota", "opt-barrier"}
 
 
 def flops(jaxpr: Any, trips: Mapping[str, int]) -> float:
@@ -65,7 +65,8 @@ def _is_jaxpr(x: Any) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class _Instruction:
-  result: int  # bytes
+  size: int  # bytes of the result
+  result: int  # of those, the bytes in the device's memory; on TPUs some arrays lie on the chip
   operation: str
   operands: tuple[str, ...]
   text: str
@@ -90,7 +91,7 @@ def traffic(text: str, trips: Mapping[str, int]) -> float:
       elif instruction.operation in ("call", "conditional"):
         called = re.findall(r"(?:to_apply|branch_computations=\{|, )%?([\w.\-]+)", instruction.text)
         total += max((visit(c) for c in called if c in computations), default=0.0)
-      elif instruction.operation not in _FREE:
+      elif instruction.operation not in _FREE and not instruction.operation.endswith("-done"):
         total += _moved(instruction, instructions, computations)
     return total
 
@@ -103,9 +104,13 @@ def _moved(instruction: _Instruction, around: Mapping[str, _Instruction], comput
   sizes = [around[name].result if name in around else 0 for name in instruction.operands]
   result = instruction.result
   if instruction.operation in ("dynamic-slice", "slice", "gather"):
-    return 2 * result
+    return instruction.size * bool(sizes and sizes[0]) + result
   if instruction.operation == "dynamic-update-slice":
     return 2 * sizes[1] if len(sizes) > 1 else result
+  if instruction.operation == "slice-start":  # its result: what it takes a slice of, the slice, and a number
+    return instruction.size - sum(around[name].size for name in instruction.operands if name in around)
+  if instruction.operation.endswith("-start"):  # its result: what comes out, and what went in
+    return result
   for place, name in _parameters(inner).items():
     if place >= len(sizes):
       continue
@@ -113,7 +118,7 @@ def _moved(instruction: _Instruction, around: Mapping[str, _Instruction], comput
     if not (users and all(i.operation == "dynamic-update-slice" and i.operands[0] == name for i in users)):
       sizes[place] = _read(name, sizes[place], inner, computations)
       continue
-    written = sum(inner[i.operands[1]].result for i in users if i.operands[1] in inner)
+    written = sum(inner[i.operands[1]].size for i in users if i.operands[1] in inner)
     sizes[place], result = 0, min(result, written)
   return result + sum(sizes)
 
@@ -131,7 +136,7 @@ def _read(name: str, size: int, around: Mapping[str, _Instruction], computations
     if name not in instruction.operands:
       continue
     if instruction.operation in ("dynamic-slice", "slice", "gather"):
-      total += instruction.result
+      total += instruction.size
     elif instruction.operation == "bitcast":
       total += _read(user, size, around, computations)
     elif instruction.operation == "fusion" and (called := re.search(r"calls=%?([\w.\-]+)", instruction.text)):
@@ -156,11 +161,13 @@ def _parse(text: str) -> tuple[str, dict[str, dict[str, _Instruction]]]:
     if found:
       name, result, operation, rest = found.groups()
       operands = tuple(re.findall(r"%([\w.\-]+)", rest.split("), ")[0]))
-      current[name] = _Instruction(_bytes(result), operation, operands, rest)
+      current[name] = _Instruction(*_bytes(result), operation, operands, rest)
   assert entry, "no entry computation: not the text of a compiled program"
   return entry, computations
 
 
-def _bytes(shapes: str) -> int:
-  return sum(_SIZES[kind] * math.prod(int(n) for n in size.split(",") if n)
-             for kind, size in _ARRAY.findall(shapes) if kind in _SIZES)
+def _bytes(shapes: str) -> tuple[int, int]:
+  """Of all arrays, and of those whose layout names no other memory than the device's first."""
+  arrays = [(_SIZES[kind] * math.prod(int(n) for n in size.split(",") if n), "S(" in layout)
+            for kind, size, layout in _ARRAY.findall(shapes) if kind in _SIZES]
+  return sum(size for size, _ in arrays), sum(size for size, elsewhere in arrays if not elsewhere)

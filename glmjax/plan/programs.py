@@ -99,7 +99,7 @@ class Decode:
     if mesh.shape["stage"] > 1 or mesh.shape["context"] > 1:
       raise errors.InputError("a plan of decoding splits the model over tensor (and fsdp): set stage and context to 1")
     config = dataclasses.replace(config, scan_layers=False, remat="none", hidden_dropout=0.0, attention_dropout=0.0)
-    params = _inference_params(config, mesh, partitioning.FSDP, self.bits)
+    params = inference_params(config, mesh, partitioning.FSDP, self.bits)
     rows = _rows(self.batch, self.prompt, _replicated(mesh))
     reads = self.prompt > 1  # a prompt: without logits, each token against the prompt
     weights = config.matmul_parameters() - reads * config.vocab_size * config.embed_dim
@@ -127,8 +127,8 @@ def _abstract(x: Any, sharding: jax.sharding.NamedSharding) -> jax.ShapeDtypeStr
   return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
 
-def _inference_params(config: config_lib.GLMConfig, mesh: jax.sharding.Mesh, rules: partitioning.Rules, bits: int | None
-                      ) -> Any:
+def inference_params(config: config_lib.GLMConfig, mesh: jax.sharding.Mesh, rules: partitioning.Rules, bits: int | None
+                     ) -> Any:
   """Parameters in the compute dtype, or quantized, each split as the rules say of its axes."""
   boxed = jax.eval_shape(lambda: glm.init(dataclasses.replace(config, param_dtype=config.dtype), jax.random.key(0)))
   partitioning.check_divisible(boxed, mesh, rules)

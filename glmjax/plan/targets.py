@@ -23,6 +23,9 @@ class Chip:
   memory_bandwidth: float
   inner_links: float  # to the devices of the same node (NVLink, PCIe), or to the slice (ICI, all links of a chip)
   outer_links: float  # to other nodes, each device's share; to other slices (data-center network)
+  inner_hop: float  # seconds that an exchange's message takes from one device to the next, within
+  outer_hop: float  # and between nodes
+  start: float  # seconds that an exchange takes to begin
   node: int  # devices of a node; of a slice 0: any number
   watts: float | None  # most that the maker allows it
   compute_capability: tuple[int, int] = (0, 0)
@@ -35,23 +38,27 @@ class Chip:
   slice_dimensions: int = 0  # of a TPU slice's torus
 
 
-def _gpu(kind: str, gib: float, tflops: float, gbps: float, links: tuple[float, float], watts: float,
+def _gpu(kind: str, gib: float, tflops: float, gbps: float, links: tuple[float, float, float], watts: float,
          capability: tuple[int, int], cores: int, shared: int, l2_mib: float, fpus: int, clock: float) -> Chip:
-  return Chip(kind, "cuda", round(gib * GIB), tflops * 1e12, gbps * 1e9, links[0] * 1e9, links[1] * 1e9, 8, watts,
-              capability, cores, shared, round(l2_mib * (1 << 20)), fpus, clock)
+  inner, outer, hop = links
+  return Chip(kind, "cuda", round(gib * GIB), tflops * 1e12, gbps * 1e9, inner * 1e9, outer * 1e9, hop, 2.7e-6, 3.6e-6,
+              8, watts, capability, cores, shared, round(l2_mib * (1 << 20)), fpus, clock)
 
 
 # Memory as drivers report it. A100, H100, H200, V100: NVIDIA's datasheets (SXM parts). RTX: the GA102 and TU102 white
 # papers, tensor-core rates with float32 sums (GeForce halves them). Links, GB/s in a direction: NVLink 2, 3, 4: 150,
 # 300, 450; PCIe 3 and 4 x16 of the GeForce cards: 16 and 32. To other nodes: DGX-A100 and DGX-H100 have eight 200 and
-# 400 Gb/s adapters, DGX-1V four of 100; 100 Gb/s a node is taken for GeForce machines.
-_AMPERE_DGX, _HOPPER_DGX, _GEFORCE, _TURING = (300, 25), (450, 50), (32, 1.56), (16, 1.56)
+# 400 Gb/s adapters, DGX-1V four of 100; 100 Gb/s a node is taken for GeForce machines. Microseconds of small messages
+# are those by which NCCL itself chooses (src/graph/tuning.cc, rings, protocol LL): 3.6 to begin, then a hop 0.47 over
+# NVLink, 1.0 over PCIe, 2.7 over a network.
+_VOLTA_DGX, _AMPERE_DGX, _HOPPER_DGX = (150, 6.25, 0.47e-6), (300, 25, 0.47e-6), (450, 50, 0.47e-6)
+_GEFORCE, _TURING = (32, 1.56, 1e-6), (16, 1.56, 1e-6)
 _GPUS = {
     "a100-40": _gpu("NVIDIA A100-SXM4-40GB", 39.4, 312, 1_555, _AMPERE_DGX, 400, (8, 0), 108, 166_912, 40, 64, 1.41),
     "a100-80": _gpu("NVIDIA A100-SXM4-80GB", 79.1, 312, 2_039, _AMPERE_DGX, 400, (8, 0), 108, 166_912, 40, 64, 1.41),
     "h100": _gpu("NVIDIA H100 80GB HBM3", 79.1, 989.4, 3_352, _HOPPER_DGX, 700, (9, 0), 132, 232_448, 50, 128, 1.98),
     "h200": _gpu("NVIDIA H200", 139.8, 989.4, 4_800, _HOPPER_DGX, 700, (9, 0), 132, 232_448, 60, 128, 1.98),
-    "v100-32": _gpu("Tesla V100-SXM2-32GB", 31.7, 125, 900, (150, 6.25), 300, (7, 0), 80, 98_304, 6, 64, 1.53),
+    "v100-32": _gpu("Tesla V100-SXM2-32GB", 31.7, 125, 900, _VOLTA_DGX, 300, (7, 0), 80, 98_304, 6, 64, 1.53),
     "rtx3090": _gpu("NVIDIA GeForce RTX 3090", 23.7, 71, 936, _GEFORCE, 350, (8, 6), 82, 101_376, 6, 128, 1.70),
     "rtx4090": _gpu("NVIDIA GeForce RTX 4090", 23.6, 165, 1_008, _GEFORCE, 450, (8, 9), 128, 101_376, 72, 128, 2.52),
     "rtx2080ti": _gpu("NVIDIA GeForce RTX 2080 Ti", 10.75, 53.8, 616, _TURING, 260, (7, 5), 68, 65_536, 5.5, 64, 1.55),
@@ -59,12 +66,13 @@ _GPUS = {
 
 
 def _tpu(name: str, kind: str, gib: float, tflops: float, gbps: float, ici: float, dimensions: int, node: int) -> Chip:
-  return Chip(kind, "tpu", round(gib * GIB), tflops * 1e12, gbps * 1e9, ici * 1e9, 25e9 / 4, node, None,
-              topology=name, slice_dimensions=dimensions)
+  return Chip(kind, "tpu", round(gib * GIB), tflops * 1e12, gbps * 1e9, ici * 1e9, 25e9 / 4, 1e-6, 1e-6, 0.0, node,
+              None, topology=name, slice_dimensions=dimensions)
 
 
 # Google Cloud's pages of each generation: memory, peak bf16, HBM, and the inter-chip bandwidth of all links of a chip,
-# both directions together: 2,400, 1,600, 4,800 and 3,584 Gb/s; halved here.
+# both directions together: 2,400, 1,600, 4,800 and 3,584 Gb/s; halved here. A hop takes about a microsecond ("How to
+# Scale Your Model", Google DeepMind, on rooflines of collectives).
 _TPUS = {
     "v4": _tpu("v4", "TPU v4", 32, 275, 1_228, 150, 3, 4),
     "v5e": _tpu("v5e", "TPU v5 lite", 16, 197, 819, 100, 2, 8),
@@ -72,6 +80,11 @@ _TPUS = {
     "v6e": _tpu("v6e", "TPU v6 lite", 32, 918, 1_640, 224, 2, 8),
 }
 CHIPS = _GPUS | _TPUS
+
+
+def room(chip: Chip) -> int:
+  """Bytes of its memory that a program may take."""
+  return math.floor(chip.memory_bytes * (1 - RESERVED if chip.platform == "cuda" else 1))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,6 +12,7 @@ from glmjax import errors
 from glmjax.models import config as config_lib
 from glmjax.parallel import mesh as mesh_lib
 from glmjax.plan import cost
+from glmjax.plan import estimate
 from glmjax.plan import planner
 from glmjax.plan import programs
 from glmjax.plan import targets
@@ -53,6 +54,31 @@ def test_traffic_of_a_loop_counts_the_slice_that_a_turn_reads():
   assert 50 * 2 * turn <= moved <= 50 * 6 * turn  # a slice read, a sum read and written, or two of them apart
 
 
+def test_traffic_of_a_fusion_counts_the_slice_that_one_inside_it_takes():
+  """As XLA for TPUs nests them: a stack of 50 arrays goes in, one of them is read."""
+  text = """%inner (p.0: f32[50,4], p.1: s32[]) -> f32[1,4] {
+  %p.0 = f32[50,4]{1,0} parameter(0)
+  %p.1 = s32[] parameter(1)
+  ROOT %d = f32[1,4]{1,0} dynamic-slice(%p.0, %p.1, %p.1), dynamic_slice_sizes={1,4}
+}
+
+%outer (q.0: f32[50,4], q.1: s32[]) -> f32[4] {
+  %q.0 = f32[50,4]{1,0} parameter(0)
+  %q.1 = s32[] parameter(1)
+  %b = f32[50,4]{1,0} bitcast(%q.0)
+  %f = f32[1,4]{1,0} fusion(%b, %q.1), kind=kLoop, calls=%inner
+  ROOT %c = f32[4]{0} bitcast(%f)
+}
+
+ENTRY %main (x: f32[50,4], i: s32[]) -> f32[4] {
+  %x = f32[50,4]{1,0} parameter(0)
+  %i = s32[] parameter(1)
+  ROOT %r = f32[4]{0} fusion(%x, %i), kind=kLoop, calls=%outer
+}
+"""
+  assert cost.traffic(text, {}) == 16 + 16 + 4
+
+
 def test_megatrons_formula_gives_the_logs_figures():
   """134 and 141 TFLOP/s a device of 768, from seconds of an iteration (GLM-130B's main log)."""
   for batch, seconds, rate in ((4_224, 88.5, 134.1), (6_144, 122.5, 141.0)):
@@ -64,7 +90,7 @@ def test_memory_is_what_the_arrays_take():
   mesh = mesh_lib.make_mesh(mesh_lib.MeshConfig(data=1, fsdp=4, tensor=2))
   program = programs.Train(8, 16).program(TINY, mesh)
   compiled = program.traced.lower().compile()
-  memory = planner.peak_memory(compiled, program.parts, targets.CHIPS["a100-40"])
+  memory = estimate.peak_memory(compiled, program.parts, targets.CHIPS["a100-40"])
   state = jax.tree.leaves(program.parts["parameters"])
   assert memory["memory"]["parameters"] == sum(
       math.prod(x.sharding.shard_shape(x.shape)) * 4 for x in state)
@@ -75,7 +101,7 @@ def test_memory_is_what_the_arrays_take():
 def test_what_decoding_reads_is_split_over_tensor():
   mesh = mesh_lib.make_mesh(mesh_lib.MeshConfig(data=1, fsdp=1, tensor=4), jax.devices()[:4])
   program = programs.Decode(context=64, bits=4).program(TINY, mesh)
-  cache = sum(map(planner.shard_bytes, jax.tree.leaves(program.parts["kv_cache"])))
+  cache = sum(map(estimate.shard_bytes, jax.tree.leaves(program.parts["kv_cache"])))
   assert cache == 4 * 2 * 64 * 32 * 4 // 4  # layers, key and value, slots, width, float32
   text = program.traced.lower().compile().as_text()
   assert "256,32]" not in text.replace("f32[64,32]", ""), "the table is gathered"
@@ -97,3 +123,14 @@ def test_unknown_targets_are_told(name: str):
 def test_targets():
   assert targets.parse("a100-40:768").shape == (96, 8) and targets.parse("v5p:4x8x8").devices == 256
   assert np.isclose(targets.CHIPS["h100"].peak_flops, 989.4e12)
+
+
+def test_exchanges_around_a_ring():
+  """What is sent at the link's rate, and the way of the messages; NCCL's microseconds on GPUs."""
+  aim, seconds = targets.parse("a100-40:64"), estimate.exchange_seconds
+  assert seconds("all-reduce", 3e9, 8, 1, aim) == pytest.approx(3 / 300 + (3.6 + 14 * 0.47) * 1e-6)
+  assert seconds("all-gather", 1e9, 8, 8, aim) == pytest.approx(1 / 25 + (3.6 + 7 * 2.7) * 1e-6)  # one of each node
+  assert seconds("all-gather", 0, 64, 1, aim) == pytest.approx((3.6 + 56 * 0.47 + 7 * 2.7) * 1e-6)
+  assert seconds("collective-permute", 0, 8, 8, aim) == pytest.approx((3.6 + 2.7) * 1e-6)
+  assert seconds("collective-permute", 0, 2, 4, aim) == pytest.approx((3.6 + 0.47) * 1e-6)
+  assert seconds("all-gather", 3e9, 16, 16, targets.parse("v5p:4x8x8")) == pytest.approx(3 / 300 + 15e-6)

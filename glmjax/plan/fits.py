@@ -1,0 +1,159 @@
+"""`glmjax plan --fits`: the smallest set of each GPU that runs each model, at each precision and context.
+
+Weights and cache are exact arithmetic, and rule out most sets. Of the rest, what reading a prompt and adding a token
+take besides is read from the compiled programs: of a few of the layers at their full width, as temporaries hardly grow
+with depth, and of all layers where a set fits or fails by a hair.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import tqdm
+
+from glmjax import errors
+from glmjax.models import config as config_lib
+from glmjax.parallel import mesh as mesh_lib
+from glmjax.parallel import partitioning
+from glmjax.plan import devices as devices_lib
+from glmjax.plan import estimate
+from glmjax.plan import programs
+from glmjax.plan import targets
+
+GPUS = tuple(name for name, chip in targets.CHIPS.items() if chip.platform == "cuda")
+_DOUBT = 0.03  # of a device's room: nearer to it, all layers are compiled
+
+
+def smallest(models: Mapping[str, config_lib.GLMConfig], bits: Sequence[int] = (16, 8, 4),
+             contexts: Sequence[int] = (512, 1024, 2048), gpus: Sequence[str] = GPUS, layers: int = 8,
+             out: str | None = None) -> list[dict[str, Any]]:
+  """For each model, precision, context and GPU: how many, of 1, 2, 4, ..., hold one row of so many tokens.
+
+  Args:
+    bits: 16 computes and keeps weights in float16; 8 and 4 keep them quantized.
+    layers: of the programs that are compiled; 0: all.
+    out: JSON lines file of what was compiled. Another run takes from it the programs that are the same.
+
+  Raises:
+    errors.InputError: when the compiler is missing.
+  """
+  for gpu in gpus:
+    if gpu not in GPUS:
+      raise errors.InputError(f"gpus: {gpu!r} is not known; there are {', '.join(GPUS)}")
+  compiler, rows = _Compiler(layers, pathlib.Path(out) if out else None), []
+  cells = [(name, size, gpu) for name in models for size in bits for gpu in gpus]
+  for name, size, gpu in tqdm.tqdm(cells, desc="models x bits x GPUs", disable=None):
+    config = dataclasses.replace(models[name], dtype="float16", param_dtype="float16")
+    rows += [{"model": name, "bits": size, "gpu": gpu} | row
+             for row in _of(config, None if size == 16 else size, contexts, targets.CHIPS[gpu], gpu, compiler)]
+  return rows
+
+
+def _of(config: config_lib.GLMConfig, bits: int | None, contexts: Sequence[int], chip: targets.Chip, gpu: str,
+        compiler: "_Compiler") -> Iterator[dict[str, Any]]:
+  """From the longest context: its set holds the shorter too, and is their answer where arithmetic rules out less."""
+  longest: dict[str, Any] = {"count": None}
+  for context in sorted(contexts, reverse=True):
+    work = programs.Decode(context=context, bits=bits)
+    if context > config.max_length:
+      yield {"context": context, "count": None, "why": f"the model ends at {config.max_length} tokens"}
+      continue
+    counts = [n for n in _counts(config) if held(config, work, n) <= targets.room(chip)]
+    if counts and counts[0] == longest["count"]:
+      yield longest | {"context": context}
+      continue
+    fitting = ((n, peak) for n in counts if (peak := compiler.peak(config, work, gpu, n)) <= targets.room(chip))
+    count, peak = next(fitting, (None, None))
+    longest = {"count": count, "peak_bytes_per_device": peak, "compiled_context": context}
+    if count is None:
+      longest = {"count": None, "why": f"{_counts(config)[-1]} do not hold it, and its heads do not split further"}
+    yield longest | {"context": context}
+
+
+def _counts(config: config_lib.GLMConfig) -> list[int]:
+  """Sets that a model's heads, mlp and vocabulary split over."""
+  sizes = (config.num_heads, config.mlp_dim, config.vocab_size)
+  return [1 << i for i in range(7) if not any(size % (1 << i) for size in sizes)]
+
+
+def held(config: config_lib.GLMConfig, work: programs.Decode, count: int) -> int:
+  """Bytes of weights and cache on each of so many devices, exactly."""
+  cache = 2 * config.num_layers * work.batch * work.context * config.embed_dim * jnp.dtype(config.dtype).itemsize
+  return _weights(config, work.bits, count) + cache // count
+
+
+@functools.cache
+def _weights(config: config_lib.GLMConfig, bits: int | None, count: int) -> int:
+  """Each layer adds the same."""
+  mesh = _mesh(GPUS[0], count)  # any will do
+  one, two = (sum(map(estimate.shard_bytes, jax.tree.leaves(programs.inference_params(
+      dataclasses.replace(config, num_layers=n), mesh, partitioning.FSDP, bits)))) for n in (1, 2))
+  return one + (config.num_layers - 1) * (two - one)
+
+
+@functools.cache
+def _mesh(gpu: str, count: int) -> jax.sharding.Mesh:
+  return mesh_lib.make_mesh(mesh_lib.MeshConfig(data=1, tensor=count), devices_lib.of(targets.parse(f"{gpu}:{count}")))
+
+
+class _Compiler:
+  """Compiles programs, each once for all cards of one architecture, and remembers their peaks in a file."""
+
+  def __init__(self, layers: int, path: pathlib.Path | None) -> None:
+    self._layers, self._path, self._peaks = layers, path, {}
+    self._known: dict[str, int] = {}
+    for line in path.read_text("utf-8").splitlines() if path and path.exists() else ():
+      try:
+        program = json.loads(line)
+        self._known[program["program"]] = program["peak_bytes_per_device"]
+      except (ValueError, KeyError, TypeError) as error:
+        if line.startswith("{") and not line.endswith("}"):
+          continue  # cut off as the run was stopped
+        raise errors.InputError(f"{path} is not a file of --fits: name another with --out") from error
+
+  def peak(self, config: config_lib.GLMConfig, work: programs.Decode, gpu: str, count: int) -> int:
+    """Bytes of a device at most: while a prompt as long as the context is read, or while a token is added behind it."""
+    key = (config, work, targets.CHIPS[gpu].compute_capability, count)
+    if key not in self._peaks:
+      layers = min(self._layers or config.num_layers, config.num_layers)
+      peak, room = self._of_layers(config, work, gpu, count, layers), targets.room(targets.CHIPS[gpu])
+      if layers < config.num_layers and abs(peak - room) < _DOUBT * room:
+        peak = self._of_layers(config, work, gpu, count, config.num_layers)
+      self._peaks[key] = peak
+    return self._peaks[key]
+
+  def _of_layers(self, config: config_lib.GLMConfig, work: programs.Decode, gpu: str, count: int, layers: int) -> int:
+    """The peak with all layers, read from programs of some."""
+    fewer = dataclasses.replace(config, num_layers=layers)
+    peaks = [self._compile(fewer, program, gpu, count)
+             for program in (work, dataclasses.replace(work, prompt=work.context))]
+    return max(peaks) + held(config, work, count) - held(fewer, work, count)
+
+  def _compile(self, config: config_lib.GLMConfig, work: programs.Decode, gpu: str, count: int) -> int:
+    chip = targets.CHIPS[gpu]
+    program = work.program(config, _mesh(gpu, count))
+    lowered = program.traced.lower()
+    what = f"{jax.__version__} {chip.compute_capability} {lowered.as_text()}"
+    key = hashlib.sha256(what.encode()).hexdigest()
+    if key not in self._known:
+      peak = estimate.peak_memory(lowered.compile(), program.parts, chip)["peak_bytes_per_device"]
+      self._note({"program": key, "peak_bytes_per_device": peak, "gpu": gpu, "count": count,
+                  "layers": config.num_layers, "work": dataclasses.asdict(work)})
+      self._known[key] = peak
+    jax.clear_caches()  # a run may compile thousands
+    return self._known[key]
+
+  def _note(self, program: Mapping[str, Any]) -> None:
+    if self._path is None:
+      return
+    with open(self._path, "a", encoding="utf-8") as file:
+      file.write(json.dumps(program) + "\n")
+      file.flush()
+      os.fsync(file.fileno())

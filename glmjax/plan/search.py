@@ -1,0 +1,180 @@
+"""`glmjax plan --search`: meshes, micro-batches and remats for a target, ranked by the time of their compiled steps.
+
+Sizes that do not divide, and weights and optimizer state that do not fit, rule candidates out by arithmetic. The others
+are compiled in the order of an estimate, until as many are as may be; one that does not fit rules out those that hold
+more.
+"""
+
+import collections
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import tqdm
+
+from glmjax import errors
+from glmjax.models import config as config_lib
+from glmjax.parallel import mesh as mesh_lib
+from glmjax.plan import advice
+from glmjax.plan import devices as devices_lib
+from glmjax.plan import estimate
+from glmjax.plan import programs
+from glmjax.plan import targets
+from glmjax.train import optimizer as optimizer_lib
+
+_REMATS = ("none", "dots", "full")  # that which keeps most first
+_BIG = "hold more than one that was compiled and does not fit"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Candidate:
+  """One way to run a workload."""
+
+  model: config_lib.GLMConfig
+  work: programs.Train | programs.Decode
+  mesh: mesh_lib.MeshConfig
+  seconds: float = 0.0  # estimated
+
+  @property
+  def name(self) -> str:
+    """What it binds."""
+    sizes = [f"{axis}={size}" for axis in mesh_lib.AXES if (size := getattr(self.mesh, axis)) > 1]
+    if isinstance(self.work, programs.Train):
+      sizes += [f"micro_batch={self.work.micro_batch or self.work.batch_size}", f"remat={self.model.remat}"]
+    return " ".join(sizes) or "one device"
+
+  def holds_more_than(self, other: "_Candidate") -> bool:
+    """Of what `other` holds, at least: the same mesh, with as many rows at a time and as much kept for backward."""
+    return (self.mesh == other.mesh and isinstance(self.work, programs.Train)
+            and (self.work.micro_batch or self.work.batch_size) >= (other.work.micro_batch or other.work.batch_size)
+            and _REMATS.index(self.model.remat) <= _REMATS.index(other.model.remat))
+
+
+def rank(model: config_lib.GLMConfig, workload: programs.Train | programs.Decode, aim: targets.Target,
+         mesh: mesh_lib.MeshConfig, tries: int) -> dict[str, Any]:
+  """Plans of the candidates that were compiled: those that fit, fastest first; and why the others were not.
+
+  `mesh` gives the pipeline's stages, which stay as they are. Of decoding, the sizes of tensor are tried.
+  """
+  if tries < 1:
+    raise errors.InputError(f"tries is {tries}: give 1 or more")
+  left_out: collections.Counter[str] = collections.Counter()
+  devices = devices_lib.of(aim)
+  stage = dict(zip(mesh_lib.AXES, mesh.sizes(aim.devices)))["stage"]
+  candidates = _training(model, workload, aim, stage) if isinstance(workload, programs.Train) else (
+      _decoding(model, workload, aim))
+  waiting = []
+  for candidate in candidates:
+    reason = _ruled_out(candidate, aim)
+    if reason is None:
+      waiting.append(dataclasses.replace(candidate, seconds=_seconds(candidate, aim)))
+    else:
+      left_out[reason] += 1
+  waiting.sort(key=lambda candidate: candidate.seconds)
+  found: list[dict[str, Any]] = []
+  with tqdm.tqdm(total=tries, desc="compiled", disable=None) as bar:
+    while waiting and len(found) < tries:
+      candidate = waiting.pop(0)
+      try:
+        mesh_lib.make_mesh(candidate.mesh, devices)
+      except errors.InputError:
+        left_out["do not lie on the slice"] += 1
+        continue
+      result = _compile(candidate, aim)
+      found.append(result)
+      bar.update()
+      if not result.get("fits", True):
+        left_out[_BIG] += sum(other.holds_more_than(candidate) for other in waiting)
+        waiting = [other for other in waiting if not other.holds_more_than(candidate)]
+  left_out["are slower by the estimate (more --tries compile them)"] += len(waiting)
+  order = lambda c: (not c.get("fits", False), c.get("step_seconds", math.inf) if c.get("fits") else (
+      c.get("peak_bytes_per_device", math.inf)))
+  return {"target": aim.name, "devices": aim.devices, "device": aim.chip.kind, "candidates": sorted(found, key=order),
+          "left_out": {reason: count for reason, count in left_out.items() if count}}
+
+
+def _compile(candidate: _Candidate, aim: targets.Target) -> dict[str, Any]:
+  about = {"name": candidate.name, "estimated_seconds": candidate.seconds, "remat": candidate.model.remat,
+           "micro_batch": getattr(candidate.work, "micro_batch", None)}
+  try:
+    return about | estimate.step(candidate.model, candidate.work, aim, candidate.mesh)
+  except errors.InputError as error:  # what only the program itself can tell, as of a pipeline
+    return about | {"error": str(error)}
+
+
+def _training(model: config_lib.GLMConfig, work: programs.Train, aim: targets.Target, stage: int
+              ) -> Iterator[_Candidate]:
+  for tensor, context in itertools.product((1, 2, 4, 8, 16, 32), (1, 2, 4, 8)):
+    rows, left = divmod(aim.devices, stage * tensor * context)
+    if left or not rows:
+      continue
+    for fsdp in _divisors(rows):
+      mesh = mesh_lib.MeshConfig(rows // fsdp, fsdp, stage, tensor, context)
+      each = work.batch_size // rows if work.batch_size % rows == 0 else 1
+      for share, remat in itertools.product(_divisors(each), _REMATS):
+        yield _Candidate(dataclasses.replace(model, remat=remat),
+                         dataclasses.replace(work, micro_batch=None if share == each else share * rows), mesh)
+
+
+def _decoding(model: config_lib.GLMConfig, work: programs.Decode, aim: targets.Target) -> Iterator[_Candidate]:
+  for tensor in _divisors(aim.devices):
+    yield _Candidate(model, work, mesh_lib.MeshConfig(aim.devices // tensor, tensor=tensor))
+
+
+def _divisors(number: int) -> list[int]:
+  return [n for n in range(1, number + 1) if number % n == 0]
+
+
+def _ruled_out(candidate: _Candidate, aim: targets.Target) -> str | None:
+  """Why arithmetic leaves it aside: exact divisions, and less than it will hold."""
+  model, work, mesh = candidate.model, candidate.work, candidate.mesh
+  for name, size, parts, of in (("num_heads", model.num_heads, mesh.tensor, "tensor"),
+                                ("mlp_dim", model.mlp_dim, mesh.tensor, "tensor"),
+                                ("vocab_size", model.vocab_size, mesh.tensor, "tensor"),
+                                ("embed_dim", model.embed_dim, mesh.fsdp, "fsdp")):
+    if size % parts:
+      return f"split {name} {size:,} unevenly over {of}"
+  shards = mesh.fsdp * mesh.tensor * mesh.stage
+  if isinstance(work, programs.Decode):
+    kept = model.num_parameters() * (work.bits or 16) / 8 / shards
+    return "hold weights that do not fit" if kept > targets.room(aim.chip) else None
+  if work.batch_size % (mesh.data * mesh.fsdp):
+    return "split the batch unevenly over data x fsdp"
+  if work.length % mesh.context:
+    return "split the rows' tokens unevenly over context"
+  moments = 2 if isinstance(work.optimizer, optimizer_lib.AdamW) else 1
+  zero = mesh.data if work.strategy == "zero1" else 1
+  kept = 4 * model.num_parameters() * (1 + moments) / (shards * zero)
+  if kept > targets.room(aim.chip):
+    return "hold weights and optimizer state that do not fit"
+  tokens = (work.micro_batch or work.batch_size) * work.length / (mesh.data * mesh.fsdp * mesh.context)
+  kept += 2 * tokens * model.num_layers / mesh.stage * advice.kept(model, model.remat, mesh.tensor)
+  return "keep more for backward than fits" if kept > targets.room(aim.chip) else None
+
+
+def _seconds(candidate: _Candidate, aim: targets.Target) -> float:
+  """Of a step, by textbook formulas of what it computes, reads and exchanges; it orders candidates, nothing else."""
+  model, work, mesh, chip = candidate.model, candidate.work, candidate.mesh, aim.chip
+  weights = 2 * model.num_parameters() / (mesh.tensor * mesh.stage)
+  exchange = lambda kind, sent, group, stride: 0.0 if group == 1 else estimate.exchange_seconds(
+      kind, sent * (group - 1) / group, group, stride, aim)
+  if isinstance(work, programs.Decode):
+    read = weights * (work.bits or 16) / 16 / chip.memory_bandwidth
+    return read + 2 * model.num_layers * exchange("all-reduce", 4 * model.embed_dim * work.batch, mesh.tensor, 1)
+  again = {"full": 1, "dots": 0.1, "none": 0}[model.remat]  # times that forward runs besides
+  micro_batches = work.batch_size // (work.micro_batch or work.batch_size)
+  tokens = work.batch_size * work.length / (mesh.data * mesh.fsdp * mesh.context)  # of a device's rows, in a step
+  compute = (1 + again / 3) * tokens * model.train_flops_per_token(work.length) / (
+      mesh.tensor * mesh.stage) / chip.peak_flops
+  layers = model.num_layers / mesh.stage
+  sums = (4 + 2 * (again == 1)) * layers * micro_batches * exchange(
+      "all-reduce", 4 * tokens / micro_batches * model.embed_dim, mesh.tensor, mesh.context)
+  keys = (2 + (again == 1)) * layers * micro_batches * exchange(
+      "all-gather", 4 * tokens / micro_batches * model.embed_dim / mesh.tensor, mesh.context, 1)
+  inner = mesh.stage * mesh.tensor * mesh.context
+  gathered = (3 + again) * micro_batches * exchange("all-gather", weights, mesh.fsdp, inner)
+  summed = micro_batches * exchange("all-reduce", 4 * weights / mesh.fsdp, mesh.data, inner * mesh.fsdp)
+  read = (3 + again) * micro_batches * weights / chip.memory_bandwidth
+  return max(max(compute, read) + sums + keys, gathered + summed)

@@ -1,0 +1,101 @@
+"""The table of smallest sets: its arithmetic, what it compiles, and what it keeps."""
+
+import dataclasses
+import json
+import math
+
+import jax
+import pytest
+
+from glmjax import errors
+from glmjax.plan import estimate
+from glmjax.plan import fits
+from glmjax.plan import programs
+from glmjax.plan import targets
+
+
+@pytest.fixture
+def model(tiny):
+  fits._mesh.cache_clear()
+  fits._weights.cache_clear()
+  return dataclasses.replace(tiny, num_layers=12, dtype="float16", param_dtype="float16")
+
+
+@pytest.fixture
+def card(monkeypatch):
+  """Sets what a card may take."""
+  def limit(name, room):
+    chip = dataclasses.replace(targets.CHIPS[name], memory_bytes=math.ceil(room / (1 - targets.RESERVED)))
+    monkeypatch.setitem(targets.CHIPS, name, chip)
+  return limit
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+  """Programs that take 1,000 bytes besides weights and cache; a prompt's 2,000."""
+  seen = []
+
+  def compile_(self, config, work, gpu, count):
+    seen.append((config.num_layers, work.bits, work.context, work.prompt, gpu, count))
+    return fits.held(config, work, count) + (1000 if work.prompt == 1 else 2000)
+
+  monkeypatch.setattr(fits._Compiler, "_compile", compile_)
+  return seen
+
+
+def table(model, **kwargs):
+  rows = fits.smallest({"tiny": model}, **{"contexts": (16, 32), "gpus": ("a100-40",), "bits": (16,)} | kwargs)
+  return {(row["bits"], row["gpu"], row["context"]): row for row in rows}
+
+
+@pytest.mark.parametrize("bits", [None, 8, 4])
+def test_held_is_what_the_program_is_given(here, model, bits):
+  work = programs.Decode(context=32, bits=bits)
+  parts = work.program(model, fits._mesh("a100-40", 4)).parts
+  assert fits.held(model, work, 4) == sum(map(estimate.shard_bytes, jax.tree.leaves(parts)))
+
+
+def test_the_smallest_set_is_found(here, model, compiled, card):
+  work = programs.Decode(context=32)
+  card("a100-40", fits.held(model, work, 2) + 2000)  # prompts of two cards fit to the byte
+  found = table(model)
+  assert found[16, "a100-40", 32]["count"] == found[16, "a100-40", 16]["count"] == 2
+  assert {layers for layers, *_ in compiled} == {8, 12}  # near the limit, all layers
+  card("a100-40", fits.held(model, work, 2) + 1999)
+  assert table(model)[16, "a100-40", 32]["count"] == 4
+
+
+def test_arithmetic_decides_where_it_can(here, model, compiled, card):
+  """A shorter context is not compiled where one card less would not hold its weights and cache."""
+  card("a100-40", fits.held(model, programs.Decode(context=16), 1) - 1)
+  found = table(model)
+  assert found[16, "a100-40", 16]["count"] == 2 and found[16, "a100-40", 16]["compiled_context"] == 32
+  assert {count for *_, count in compiled} == {2} and {context for _, _, context, *_ in compiled} == {32}
+
+
+def test_cards_of_an_architecture_share_programs(here, model, compiled):
+  table(model, gpus=("a100-40", "a100-80", "h100", "h200"))
+  assert {gpu for *_, gpu, _ in compiled} == {"a100-40", "h100"}
+
+
+def test_what_no_set_holds_and_no_model_reads_is_told(here, model, compiled, card):
+  card("a100-40", 1000)
+  found = table(model, contexts=(32, 128))
+  assert found[16, "a100-40", 32]["count"] is None and "4 do not hold it" in found[16, "a100-40", 32]["why"]
+  assert "ends at 64" in found[16, "a100-40", 128]["why"] and not compiled
+  with pytest.raises(errors.InputError, match="b300.*a100-40"):
+    table(model, gpus=("b300",))
+
+
+def test_a_stopped_run_goes_on(here, model, tmp_path, monkeypatch):
+  """Programs in the file are not compiled again; a torn last line is left aside."""
+  model, out = dataclasses.replace(model, num_layers=2), tmp_path / "fits.jsonl"
+  found = table(model, contexts=(16,), out=str(out))
+  lines = out.read_text().splitlines()
+  assert len(lines) == 2 and all(json.loads(line)["peak_bytes_per_device"] > 0 for line in lines)
+  out.write_text("\n".join(lines) + '\n{"program": "cut o')
+  monkeypatch.setattr(estimate, "peak_memory", None)
+  assert table(model, contexts=(16,), out=str(out)) == found
+  out.write_text("prose\n")
+  with pytest.raises(errors.InputError, match="fits.jsonl"):
+    table(model, out=str(out))
