@@ -214,9 +214,10 @@ def test_a_step_that_hangs(start, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mesh", ["data=1 tensor=4", "data=1 fsdp=2 tensor=2", "data=1 context=4"])
+@pytest.mark.parametrize("mesh", ["data=1 tensor=4", "data=1 fsdp=2 tensor=2", "data=1 context=4",
+                                  "data=1 stage=2 tensor=2"])
 def test_axes_across_processes(start, tmp_path, mesh):
-  """Where processes share rows each reads all of its devices' rows."""
+  """Where processes share rows each reads all of its devices' rows; of two stages each process holds one."""
   flags = [f"--gin.mesh.MeshConfig.{size}" for size in mesh.split()]
   for status, _, err in start(tmp_path / "two", 2, 2, *flags, "--stop_at_step=3").results():
     assert status == 0, err
