@@ -7,6 +7,7 @@ import os
 import pathlib
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from glmjax import errors
@@ -129,6 +130,9 @@ def open_source(family: str, folder: str | os.PathLike, tokenizer: str | os.Path
       raise errors.InputError(f"{folder} holds a P-Tuning v2 prefix and no model: import the model that was tuned, "
                               f"with --prefix={folder}")
     config, bits = _chatglm_config(hub, folder), hub.get("quantization_bit") or None
+    if num_heads not in (None, config.num_heads):
+      raise errors.InputError(f"num_heads is {num_heads}, and {folder / 'config.json'} says {config.num_heads}: leave "
+                              "--num_heads out")
     shards, found_prefix = _take_prefix(shards, prefix, hub, config, folder)
     if found_prefix is not None:
       config = dataclasses.replace(config, prefix_length=found_prefix.length)
@@ -263,6 +267,8 @@ def _merge(family: str, config: config_lib.GLMConfig, bits: int | None, shards: 
   for entry in every:
     for key in entry.keys(config.num_layers):
       coded = bits if entry.kernel else None
+      if entry.split == "none":
+        _check_alike(shards, key)
       tensors[key] = _joined(shards, key, entry, entry.their_shape(bits), "int8" if coded else None)
       if coded:
         scales = dataclasses.replace(entry, split="none" if entry.split == "inputs" else entry.split)
@@ -297,6 +303,22 @@ def _joined(shards: shards_lib.Shards, key: str, entry: layouts.Entry, shape: tu
     raise errors.InputError(f"{parts[0].path}: {key} has shape {list(found.shape)}, and the configuration asks for "
                             f"{list(shape)}: {hint}; take config and weights from the same place")
   return found
+
+
+def _check_alike(shards: shards_lib.Shards, key: str) -> None:
+  """What every rank holds whole must be the same in all files, up to roundings by which ranks may have drifted."""
+  first, *others = (rank[key] for rank in shards.ranks)
+  if first.dtype.name not in _FLOATS or any(
+      (part.shape, part.dtype) != (first.shape, first.dtype) for part in others):
+    return  # _joined says what is wrong
+  tolerance, count = 4 * float(ml_dtypes.finfo(first.dtype).eps), max(1, _COMPARED // math.prod(first.shape[1:]))
+  for start in range(0, first.shape[0] if others else 0, count):
+    stop = min(start + count, first.shape[0])
+    block = first.rows(start, stop).astype(np.float32)
+    for path, part in zip(shards.files[1:], others):
+      if not np.allclose(part.rows(start, stop).astype(np.float32), block, tolerance, 0, equal_nan=True):
+        raise errors.InputError(f"{path}: {key} has other values there than in {shards.files[0].name}, and all ranks "
+                                "hold the same: the files are of different checkpoints, copy them again")
 
 
 def _check_frequencies(shards: shards_lib.Shards, config: config_lib.GLMConfig, keys: list[str]) -> None:

@@ -14,6 +14,7 @@ from glmjax import errors
 from glmjax import tokenizer as tokenizer_lib
 from glmjax.thudm import load
 from glmjax.thudm import shards
+from glmjax.thudm import source
 from glmjax.thudm import tensors
 from glmjax.thudm import torch_files
 from glmjax.thudm import write
@@ -111,6 +112,38 @@ def test_files_of_two_checkpoints(make, tmp_path):
   third = make(tmp_path / "c", "glm-130b", 2, dtype="float32")
   shutil.copy(third / name, folder / name)
   assert "is float32 [256, 64] there and float16 [256, 64] in mp_rank_00" in refused("glm-130b", folder)
+
+
+@pytest.mark.parametrize("family, key, factor, goes", [
+    ("glm-130b", "transformer.layers.1.input_layernorm.weight", 1.01, False),
+    ("glm-130b", "transformer.layers.2.mlp.dense_4h_to_h.bias", -1.0, False),
+    ("glm-10b", "transformer.block_position_embeddings.weight", 1.01, False),
+    ("glm-130b", "transformer.final_layernorm.weight", 1 + 2**-10, True),  # a rounding
+    ("glm-130b", "transformer.layers.0.attention.dense.weight", 2.0, True),  # each rank has its own
+])
+def test_what_ranks_hold_in_common(make, tmp_path, monkeypatch, family, key, factor, goes):
+  """A file of another checkpoint is told by what all ranks hold; compared a block at a time."""
+  monkeypatch.setattr(source, "_COMPARED", 50)
+  folder = make(tmp_path / "theirs", family, 2)
+  opened = shards.open_ranks(folder)
+  tensor = opened.ranks[1][key]
+  values = tensor.whole()
+  values.reshape(-1)[-1] = (values.reshape(-1)[-1] or 1) * factor
+  with open(tensor.path, "r+b") as file:
+    file.seek(tensor.offset)
+    file.write(values.tobytes())
+  if goes:
+    source.open_source(family, folder)
+  else:
+    assert refused(family, folder) == (
+        f"{tensor.path}: {key} has other values there than in mp_rank_00_model_states.pt, and all ranks hold the same: "
+        "the files are of different checkpoints, copy them again")
+
+
+def test_heads_that_the_configuration_tells(hub):
+  assert source.open_source("chatglm-6b", hub, num_heads=8).config.num_heads == 8
+  assert "num_heads is 4, and " in (line := refused("chatglm-6b", hub, num_heads=4))
+  assert line.endswith("config.json says 8: leave --num_heads out")
 
 
 def test_keys(hub):
