@@ -99,8 +99,10 @@ def _small(config: config_lib.GLMConfig) -> config_lib.GLMConfig:
 
 
 CASES: dict[str, Train | Decode] = {
-    "train_1b_2048": Train(gpt(20, 2_048, 16, 2_048, remat="dots"), 8),
-    "train_1b_2048_unrolled": Train(gpt(20, 2_048, 16, 2_048, remat="dots", scan_layers=False), 16),
+    "train_1b_2048": Train(gpt(20, 2_048, 16, 2_048, remat="dots"), 16),
+    "train_1b_2048_unrolled": Train(gpt(20, 2_048, 16, 2_048, remat="dots", scan_layers=False), 24),
+    "train_1b_2048_dropout": Train(gpt(20, 2_048, 16, 2_048, remat="dots", hidden_dropout=0.1, attention_dropout=0.1),
+                                   16),
     "train_200m_512": Train(gpt(12, 768, 12, 512, remat="dots"), 64),
     "train_200m_512_unrolled": Train(gpt(12, 768, 12, 512, remat="dots", scan_layers=False), 64),
     "train_500m_1024": Train(gpt(24, 1_024, 16, 1_024, remat="dots"), 16),
