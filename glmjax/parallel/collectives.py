@@ -21,6 +21,7 @@ _COLLECTIVE = re.compile(rf"(?:^|\s)({'|'.join(KINDS)})(-start)?\(")
 _ARRAY = re.compile(r"\b([a-z]+[0-9]+[a-z0-9]*|pred|token)\[([0-9,]*)\]")
 _CALLED = re.compile(r"\b(?:body|to_apply|calls|called_computations|branch_computations|true_computation|"
                      r"false_computation)=(?:\{([^}]*)\}|%?([\w.\-]+))")
+_NUMBER = re.compile(r"^\s+%?([\w.\-]+) = [su]32\[\]\S* (constant|get-tuple-element|add)\(([^()]*)\)(?:, index=(\d+))?")
 _TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _SOURCE = re.compile(r'op_name="([^"]*)"')
 
@@ -82,23 +83,37 @@ def of(text: str, mesh: jax.sharding.Mesh) -> list[Collective]:
 
 def with_trip_counts(text: str) -> str:
   """The text with a known_trip_count at each loop that counts from 0 to a constant; XLA notes none for TPU."""
-  limits, name, constants = {}, "", {}
+  limits: dict[str, tuple[int, str]] = {}  # of conditions: the limit, and which number of the loop's state is compared
+  steps: dict[str, dict[str, int]] = {}  # of bodies: by how much numbers of the loop's state grow
+  name, constants, states, sums = "", {}, {}, {}
   for line in text.splitlines():
     header = _COMPUTATION.match(line)
     if header:
-      name, constants = header[2], {}
-    constant = re.match(r"^\s+%?([\w.\-]+) = s32\[\]\S* constant\((\d+)\)", line)
-    if constant:
-      constants[constant[1]] = constant[2]
-    compared = re.match(r"^\s+ROOT .* compare\(.*%([\w.\-]+)\), direction=LT", line)
-    if compared and compared[1] in constants:
-      limits[name] = constants[compared[1]]
+      name, constants, states, sums = header[2], {}, {}, {}
+    number = _NUMBER.match(line)
+    if number:
+      made, operation, operands, index = number.groups()
+      if operation == "constant":
+        constants[made] = int(operands)
+      elif operation == "get-tuple-element":
+        states[made] = index
+      else:
+        sums[made] = re.findall(r"%([\w.\-]+)", operands)
+    compared = re.match(r"^\s+ROOT .* compare\(.*?%([\w.\-]+), .*?%([\w.\-]+)\), direction=LT", line)
+    if compared and compared[2] in constants:
+      limits[name] = constants[compared[2]], states.get(compared[1], "")
+    if re.match(r"^\s+ROOT .* tuple\(", line):
+      made = re.findall(r"%([\w.\-]+)", line[line.index(" tuple("):].split("), ")[0])
+      steps[name] = {str(i): constants[by] for i, x in enumerate(made) for by in sums.get(x, ()) if by in constants}
 
   def note(line: str) -> str:
     condition = re.search(r"\bcondition=%?([\w.\-]+)", line) if " while(" in line else None
     if not condition or condition[1] not in limits or _TRIP_COUNT.search(line):
       return line
-    return f'{line} "known_trip_count":{{"n":"{limits[condition[1]]}"}}'
+    limit, state = limits[condition[1]]
+    body = re.search(r"\bbody=%?([\w.\-]+)", line)
+    step = steps.get(body[1], {}).get(state, 1) if body else 1
+    return f'{line} "known_trip_count":{{"n":"{-(-limit // max(step, 1))}"}}'
 
   return "\n".join(map(note, text.splitlines()))
 

@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 from glmjax import errors
@@ -48,10 +49,12 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
   """A mesh over `devices` (all by default), with Auto axes: jit chooses what the rules leave open."""
   devices = jax.devices() if devices is None else list(devices)
   sizes = config.sizes(len(devices))
+  split = devices[0].platform == "tpu"  # an axis may be a part of a slice's dimension, as 8 of 16
   try:
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
-  except NotImplementedError as error:  # of JAX, for TPU slices
+    found = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=split)
+  except NotImplementedError as error:
     shown = " x ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes) if size != 1)
     kind = devices[0].device_kind
     raise errors.InputError(f"mesh {shown} does not lie on a slice of {len(devices)} {kind}: make each "
-                            "axis the product of some of the slice's dimensions, as 16 and 16 on 16x16") from error
+                            "axis a product of divisors of the slice's dimensions, as 32 and 8 on 16x16") from error
+  return Mesh(found, AXES, axis_types=(AxisType.Auto,) * len(AXES))
