@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import pathlib
+import re
 from typing import Any, BinaryIO
 
 
@@ -12,7 +13,8 @@ from typing import Any, BinaryIO
 def writing(path: str | os.PathLike) -> Iterator[BinaryIO]:
   """A file that takes its name once all of it is on the disk; where that fails, what was there stays."""
   path = pathlib.Path(path)
-  temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+  _sweep(path)
+  temporary = path.with_name(f".{path.name}.{_here()}.{os.getpid()}.tmp")
   try:
     with open(temporary, "wb") as file:
       yield file
@@ -24,6 +26,30 @@ def writing(path: str | os.PathLike) -> Iterator[BinaryIO]:
       temporary.unlink()
     raise
   sync(path.parent)
+
+
+def _here() -> str:
+  """The machine's name, as a part of a file name."""
+  return re.sub("[^A-Za-z0-9_-]", "-", os.uname().nodename) or "-"
+
+
+def _sweep(path: pathlib.Path) -> None:
+  """Removes what killed writers of this file have left; whether those of other machines live cannot be known."""
+  ours = re.compile(re.escape(f".{path.name}.{_here()}.") + r"(\d+)\.tmp")
+  with contextlib.suppress(OSError):
+    left = [name for name in os.listdir(path.parent) if (match := ours.fullmatch(name)) and not _lives(int(match[1]))]
+    for name in left:
+      (path.parent / name).unlink(missing_ok=True)
+
+
+def _lives(process: int) -> bool:
+  try:
+    os.kill(process, 0)  # sends nothing
+  except (ProcessLookupError, OverflowError):
+    return False
+  except OSError:  # another user's
+    pass
+  return True
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:

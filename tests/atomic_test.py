@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -40,3 +42,22 @@ def test_interrupted_block(tmp_path):
     with atomic.writing(tmp_path / "x"):
       raise KeyboardInterrupt
   assert not os.listdir(tmp_path)
+
+
+def test_what_killed_writers_left_is_removed(tmp_path):
+  """At the next write to that name; those that live, or write other files or elsewhere, are left alone."""
+  code = ("import os, signal, sys; from glmjax import atomic\n"
+          "with atomic.writing(sys.argv[1]) as file:\n"
+          "  file.write(b'half'); file.flush(); os.kill(os.getpid(), signal.SIGKILL)")
+  for name in ("x", "y"):
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / name)], check=False)
+  [of_x, of_y] = sorted(os.listdir(tmp_path))
+  assert of_x.startswith(".x.") and of_y.startswith(".y.")
+  dead = of_x.split(".")[-2]
+  kept = {of_y, of_x.replace(f".{dead}.", f".{os.getppid()}."), f".x.elsewhere.{dead}.tmp", f"{of_x}2", f".x.{dead}"}
+  for name in kept:
+    (tmp_path / name).write_text("")
+  with atomic.writing(tmp_path / "x") as file:
+    file.write(b"whole")
+    assert len(set(os.listdir(tmp_path)) - kept) == 1
+  assert set(os.listdir(tmp_path)) == kept | {"x"} and (tmp_path / "x").read_text() == "whole"
