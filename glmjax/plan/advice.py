@@ -40,14 +40,16 @@ def changes(model: config_lib.GLMConfig, workload: programs.Train | programs.Dec
 
 def _decoding(plan: _Plan, workload: programs.Decode) -> Iterator[tuple[str, float]]:
   held = plan.memory["parameters"] + plan.memory.get("kv_cache", 0)
-  yield from _first(plan, ((f"tensor={plan.mesh['tensor'] * k}{_devices(plan, k)}", plan.peak - held * (1 - 1 / k))
-                           for k in _factors() if _splits(plan.model, tensor=plan.mesh["tensor"] * k)))
+  tensor = plan.mesh["tensor"]
+  yield from _first(plan, ((f"MeshConfig.tensor={tensor * k}{_devices(plan, k)}", plan.peak - held * (1 - 1 / k))
+                           for k in _factors() if _splits(plan.model, tensor=tensor * k)))
   now = workload.bits or (32 if plan.model.dtype == "float32" else 16)
   kernels = plan.model.matmul_parameters() - plan.model.vocab_size * plan.model.embed_dim
   share = kernels / plan.mesh["tensor"] / plan.mesh["fsdp"]
-  yield from _first(plan, ((f"bits={bits}", plan.peak - share * (now - bits) / 8) for bits in (8, 4) if bits < now))
+  yield from _first(plan, ((f"Decode.bits={bits}", plan.peak - share * (now - bits) / 8)
+                           for bits in (8, 4) if bits < now))
   for name, value in (("batch", workload.batch), ("context", workload.context)):
-    yield from _first(plan, ((f"{name}={value // k}", plan.peak - plan.memory.get("kv_cache", 0) * (1 - 1 / k))
+    yield from _first(plan, ((f"Decode.{name}={value // k}", plan.peak - plan.memory.get("kv_cache", 0) * (1 - 1 / k))
                              for k in _factors() if value // k and value % k == 0))
 
 
@@ -66,13 +68,13 @@ def _training(plan: _Plan, workload: programs.Train) -> Iterator[tuple[str, floa
   def peak(split: int = 1, rows: int = 1, less: float = 0.0) -> float:
     return (held + gradients) / split + (activations - less) / rows + other
 
-  remats = [("", 0.0)] + ([("remat=full", min(spared, activations))] if spared else [])
-  fewer = [("", 1)] + [(f"micro_batch={micro // k}", k) for k in _factors() if micro % (shards * k) == 0]
+  remats = [("", 0.0)] + ([("GLMConfig.remat=full", min(spared, activations))] if spared else [])
+  fewer = [("", 1)] + [(f"Train.micro_batch={micro // k}", k) for k in _factors() if micro % (shards * k) == 0]
   within = [("", 1)]
   if workload.strategy == "fsdp":
-    within += [(f"fsdp={mesh['fsdp'] * k} data={mesh['data'] // k}", k) for k in _factors()
+    within += [(f"MeshConfig.fsdp={mesh['fsdp'] * k}, MeshConfig.data={mesh['data'] // k}", k) for k in _factors()
                if mesh["data"] % k == 0 and _splits(model, fsdp=mesh["fsdp"] * k)]
-  beyond = [(f"{'data' if workload.strategy == 'zero1' else 'fsdp'}={_grown(mesh, workload.strategy) * k}"
+  beyond = [(f"MeshConfig.{'data' if workload.strategy == 'zero1' else 'fsdp'}={_grown(mesh, workload.strategy) * k}"
              f"{_devices(plan, k)}", k) for k in _factors()
             if micro % (shards * k) == 0 and _splits(model, fsdp=shards * k)]
   join = lambda *texts: ", ".join(filter(None, texts))
@@ -91,7 +93,7 @@ def _grown(mesh: Mapping[str, int], strategy: str) -> int:
 
 
 def kept(model: config_lib.GLMConfig, remat: str, tensor: int) -> float:
-  """Numbers of a token that a layer keeps for backward: its input, and what its products give unless that is made again.
+  """Numbers of a token that a layer keeps for backward: its input, and its products' results if they are not made again.
 
   With remat "none" at least so many.
   """

@@ -83,14 +83,14 @@ def test_weights_that_do_not_fit_are_not_compiled(here, tiny, memory):
 
 def changed(text, tiny, work, mesh, target):
   """The plan that an advice names."""
-  sizes = {name: int(value) for name, value in re.findall(r"(\w+)=(\d+)", text)}
+  sizes = {owner: {name: int(value) for name, value in re.findall(rf"{owner}\.(\w+)=(\d+)", text)}
+           for owner in ("MeshConfig", "Train", "Decode")}
   device = re.search(r" on (\S+)", text)
-  axes = {name: size for name, size in sizes.items() if name in mesh_lib.AXES}
-  fields = {name: size for name, size in sizes.items() if name not in axes}
   if "remat=full" in text:
     tiny = dataclasses.replace(tiny, remat="full")
-  return planner.plan(tiny, dataclasses.replace(work, **fields), device[1].rstrip(",") if device else target,
-                      dataclasses.replace(mesh, **axes))
+  work = dataclasses.replace(work, **sizes[type(work).__name__])
+  return planner.plan(tiny, work, device[1].rstrip(",") if device else target,
+                      dataclasses.replace(mesh, **sizes["MeshConfig"]))
 
 
 @pytest.mark.parametrize("work, mesh, share", [
