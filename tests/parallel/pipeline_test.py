@@ -1,129 +1,51 @@
-"""A pipeline trains as one device does: the same losses, gradients, dropout and checkpoints, without moving weights."""
+"""A pipeline trains as one device does: the same losses, gradients, dropout and checkpoints, without moving weights.
 
-import dataclasses
+This is of schedules that go backward once all micro-batches are through (one_f_one_b_test.py: the other), and of what
+all share.
+"""
+
 import functools
 import math
 import re
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import packed
+import pipelined
+from pipelined import CONFIG, LENGTH, ROWS, Case, change, run
 import pytest
 
 from glmjax import errors
 from glmjax.checkpoint import manager as manager_lib
-from glmjax.models import config as config_lib
 from glmjax.models import pipeline as pipeline_lib
 from glmjax.parallel import collectives
 from glmjax.parallel import mesh as mesh_lib
 from glmjax.parallel import partitioning
-from glmjax.train import feed
 from glmjax.train import loop
-from glmjax.train import optimizer as optimizer_lib
 from glmjax.train import schedules
-from glmjax.train import stages as stages_lib
-from glmjax.train import state as state_lib
-from glmjax.train import step as step_lib
-
-CONFIG = config_lib.GLMConfig(vocab_size=96, num_layers=4, embed_dim=16, num_heads=2, mlp_dim=24, max_length=16,
-                              hidden_dropout=0.1, attention_dropout=0.1)
-MICRO, ROWS, LENGTH = 2, 16, 16  # micro-batches of gradient accumulation, rows of each
-OPTIMIZER = optimizer_lib.AdamW(clip_norm=1e9, epsilon=1e-3)  # a tiny gradient must not move a weight as a large one
-TX = OPTIMIZER.make()
 
 
-def _rows() -> feed.HostBatch:
-  return packed.rows(MICRO * ROWS, LENGTH, CONFIG.vocab_size)
+def gpipe(microbatches: int | None = None, rounds: int = 1) -> pipeline_lib.Schedule:
+  return pipeline_lib.Schedule(microbatches, rounds, "gpipe")
 
 
-@dataclasses.dataclass(frozen=True)
-class Case:
-  """A model on a mesh."""
-
-  sizes: tuple[tuple[str, int], ...] = ()
-  schedule: pipeline_lib.Schedule = pipeline_lib.Schedule()
-  strategy: str = "fsdp"
-  config: config_lib.GLMConfig = CONFIG
-
-  @property
-  def mesh(self) -> jax.sharding.Mesh:
-    sizes = mesh_lib.MeshConfig(**{"data": 1} | dict(self.sizes))
-    return mesh_lib.make_mesh(sizes, jax.devices()[:math.prod(dataclasses.astuple(sizes))])
-
-  @property
-  def pipeline(self) -> pipeline_lib.Pipeline | None:
-    return pipeline_lib.make(self.schedule, self.config, self.mesh, ROWS)
-
-  @property
-  def stages(self) -> stages_lib.Stages:
-    return stages_lib.make(self.config, TX, self.mesh, partitioning.STRATEGIES[self.strategy], self.pipeline)
-
-
-@dataclasses.dataclass
-class Step:
-  """One optimizer step: its program, and what came of it, the layers in the model's order."""
-
-  program: Any
-  held: state_lib.TrainState
-  stored: state_lib.TrainState
-  metrics: dict[str, np.ndarray]
-
-
-@functools.cache
-def first_state(config: config_lib.GLMConfig) -> state_lib.TrainState:
-  return jax.device_get(state_lib.create(config, TX, 0, Case(config=config).stages.stored))
-
-
-@functools.cache
-def run(case: Case) -> Step:
-  rules, stages = partitioning.STRATEGIES[case.strategy], case.stages
-  layout = feed.Layout.make(case.mesh, rules, MICRO * ROWS, ROWS, LENGTH, 1, CONFIG.vocab_size)
-  recipe = step_lib.Recipe(OPTIMIZER, schedules.Constant(1e-2), schedules.Constant(0.5))
-  objective = step_lib.Objective(case.config, chunk=24, pipeline=case.pipeline)
-  state = jax.device_put(first_state(case.config), jax.tree.map(lambda x: x.sharding, stages.stored))
-  with partitioning.use(case.mesh, rules):
-    arguments = stages.hold(state), layout.put(_rows()), step_lib.StepInfo(*map(jnp.uint32, (0, 0, MICRO * ROWS)))
-    shardings = jax.tree.map(lambda x: x.sharding, stages.held)
-    program = step_lib.compile_train_step(objective, recipe, TX, shardings).lower(*arguments).compile()
-    state, metrics = program(*arguments)
-    return Step(program, state, stages.store(state), jax.device_get(metrics))
-
-
-def change(**fields: Any) -> config_lib.GLMConfig:
-  return dataclasses.replace(CONFIG, **fields)
-
-
-FOUR = Case((("stage", 4),), pipeline_lib.Schedule(8), config=change(remat="full"))
-CIRCULAR = Case((("data", 2), ("stage", 2), ("tensor", 2)), pipeline_lib.Schedule(4, rounds=2, kind="gpipe"),
-                config=change(remat="dots"))
-PADDED = Case((("fsdp", 2), ("stage", 2)), pipeline_lib.Schedule(2), config=change(num_layers=3))
-ZERO1 = Case((("data", 2), ("stage", 2), ("tensor", 2)), pipeline_lib.Schedule(), "zero1")
-HALF = Case((("stage", 2),), pipeline_lib.Schedule(4), config=change(dtype="float16"))
-CASES = {"four": FOUR, "circular": CIRCULAR, "padded": PADDED, "zero1": ZERO1, "fp16": HALF,
-         "context": Case((("data", 2), ("stage", 2), ("context", 2)), pipeline_lib.Schedule(2, rounds=2, kind="gpipe"), "zero1"),
-         "one slot": Case((("stage", 2), ("tensor", 2), ("context", 2)), pipeline_lib.Schedule(2), "zero1")}
-LONG = ("context", "one slot")
+CIRCULAR = Case((("data", 2), ("stage", 2), ("tensor", 2)), gpipe(4, rounds=2), config=change(remat="dots"))
+PADDED = Case((("fsdp", 2), ("stage", 2)), gpipe(2), config=change(num_layers=3))
+CASES = {"circular": CIRCULAR, "padded": PADDED,
+         "four": Case((("stage", 4),), gpipe(8), config=change(remat="full")),
+         "fp16": Case((("stage", 2),), gpipe(4), config=change(dtype="float16")),
+         "context": Case((("data", 2), ("stage", 2), ("context", 2)), gpipe(2, rounds=2), "zero1"),
+         "one slot": Case((("stage", 2), ("tensor", 2), ("context", 2)), gpipe(2), "zero1")}
+LONG = ("four", "fp16", "context", "one slot")
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in LONG)) for name in CASES])
 def test_trains_as_one_device(name: str):
-  case = CASES[name]
-  one = run(Case(config=dataclasses.replace(case.config, remat="none")))
-  many = run(case)
-  half = case.config.dtype == "float16"
-  assert many.metrics["applied"]
-  for metric in ("loss", "losses", "grad_norm", "grad_norm_embedding", "grad_norm_mlp"):
-    np.testing.assert_allclose(many.metrics[metric], one.metrics[metric], rtol=2e-3 if half else 2e-5, err_msg=metric)
-  for have, want in zip(jax.tree.leaves(many.stored), jax.tree.leaves(one.stored), strict=True):
-    np.testing.assert_allclose(have, want, atol=(3e-3 if half else 1e-5) * max(1e-2, np.abs(want).max()))
-  if half:
-    assert many.metrics["loss_scale"] == one.metrics["loss_scale"] == state_lib.LOSS_SCALE.start
+  pipelined.compare(CASES[name])
 
 
-@pytest.mark.parametrize("case", [FOUR, CIRCULAR, ZERO1])
-def test_activations_move_and_weights_do_not(case: Case):
+def test_activations_move_and_weights_do_not():
+  case = CIRCULAR
   found = collectives.of(run(case).program.as_text(), case.mesh)
   over_stages = [c for c in found if "stage" in c.axes]
   permutes = [c for c in over_stages if c.kind == "collective-permute"]
@@ -136,17 +58,12 @@ def test_activations_move_and_weights_do_not(case: Case):
     assert c.kind == "collective-permute" or case.pipeline.ticks not in c.loops, c
 
 
-def test_zero1_sums_gradients_once_a_step():
-  found = collectives.of(run(ZERO1).program.as_text(), ZERO1.mesh)
-  assert not [c for c in found if "data" in c.axes and c.loops and c.kind != "all-reduce"]
-  assert all(c.bytes < 1000 for c in found if "data" in c.axes and c.loops)  # how many chunks of logits, say
-
-
 def test_no_device_holds_the_logits_of_all_rows():
   """A stage makes those of its share of the rows, a chunk at a time."""
-  text = run(FOUR).program.as_text()
+  text = run(CIRCULAR).program.as_text()
   shapes = {tuple(map(int, shape.split(","))) for shape in re.findall(r"f32\[([0-9,]+)\]", text)}
-  assert max(math.prod(shape) for shape in shapes if CONFIG.vocab_size in shape) == 24 * CONFIG.vocab_size
+  part = CONFIG.vocab_size // 2  # over tensor
+  assert max(math.prod(shape) for shape in shapes if part in shape) == CIRCULAR.chunk * part
 
 
 @pytest.mark.parametrize("case", [CIRCULAR, PADDED])
@@ -174,7 +91,7 @@ class Source:
 
   def batches(self, plan, process_index=0, process_count=1):
     for first, size in plan:
-      yield {name: np.take(a, np.arange(first, first + size), 0, mode="wrap") for name, a in _rows().items()}
+      yield {name: np.take(a, np.arange(first, first + size), 0, mode="wrap") for name, a in pipelined.rows().items()}
 
 
 @pytest.mark.slow
@@ -186,7 +103,7 @@ def test_a_run_goes_on_with_and_without_stages(tmp_path):
     return loop.train(config, Source(), tmp_path / folder, schedules.Batches(size=ROWS), 6 * ROWS,
                       schedules.Constant(1e-2), validation=Source(), micro_batch=ROWS // 2, mesh=sizes,
                       intervals=loop.Intervals(evaluate=1, eval_samples=ROWS), stop_at_step=stop,
-                      pipeline=pipeline_lib.Schedule(2, rounds=2, kind="gpipe"))
+                      pipeline=gpipe(2, rounds=2))
 
   plain = [train("plain", stop, False) for stop in (2, 4, 6)]
   mixed = [train("mixed", stop, pipelined) for stop, pipelined in ((2, True), (4, False), (6, True))]
@@ -237,4 +154,8 @@ def test_what_does_not_divide_is_said():
     make(pipeline_lib.Schedule(4), layers=9)
   with pytest.raises(errors.InputError, match="pipeline.Schedule.rounds is 0"):
     pipeline_lib.Schedule(rounds=0)
+  with pytest.raises(errors.InputError, match="1f1b goes around once, rounds is 2; use 1, or kind \"gpipe\""):
+    pipeline_lib.Schedule(rounds=2)
+  with pytest.raises(errors.InputError, match="pipeline.Schedule.kind is 'zigzag': use one of 1f1b, gpipe"):
+    pipeline_lib.Schedule(kind="zigzag")
   assert pipeline_lib.make(pipeline_lib.Schedule(), CONFIG, Case().mesh, 7) is None
