@@ -142,18 +142,29 @@ class Block(nn.Module):
 
     x_BLD = self._residual(x_BLD, attention_sublayer, "attention", layers.fold_in(keys_B, _ATTENTION))
     x_BLD = self._residual(x_BLD, mlp, "mlp", layers.fold_in(keys_B, _MLP))
-    return partitioning.constrain(x_BLD, "batch", "length", "act_embed"), new_cache
+    return partitioning.constrain(x_BLD, "batch", "norm_length", "act_embed"), new_cache
 
   def _residual(self, x_BLD: jax.Array, sublayer: Callable[[jax.Array], jax.Array], name: str,
                 keys_B: jax.Array | None) -> jax.Array:
     config = self.config
     y_BLD = _norm(config, f"{name}_norm")(x_BLD)
-    out_BLD = sublayer(y_BLD)
+    out_BLD = _lay("norm_length", "length", sublayer(_lay("length", "norm_length", y_BLD)))
     if config.norm == "sandwich":
       out_BLD = _norm(config, f"{name}_output_norm")(out_BLD)
     out_BLD = layers.dropout(config.hidden_dropout, keys_B, out_BLD)
     shifted = config.norm in ("deepnorm", "post")
     return (y_BLD * jnp.asarray(config.alpha, y_BLD.dtype) if shifted else x_BLD) + out_BLD
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _lay(length: str, before: str, x_BLD: jax.Array) -> jax.Array:
+  """Tokens as this logical axis is split, and those of the gradient as they were `before`."""
+  del before
+  return partitioning.constrain(x_BLD, "batch", length, "act_embed")
+
+
+_lay.defvjp(lambda length, before, x_BLD: (_lay(length, before, x_BLD), None),
+            lambda length, before, _, g_BLD: (_lay(before, length, g_BLD),))
 
 
 def remat(config: config_lib.GLMConfig) -> type[nn.Module]:
@@ -245,7 +256,7 @@ class GLM(nn.Module):
       keys_B = jax.vmap(jax.random.fold_in, (None, 0))(self.make_rng("dropout"), rows_B)
       x_BLD = layers.dropout(config.hidden_dropout, layers.fold_in(keys_B, _EMBEDDING), x_BLD)
       keys_B = layers.fold_in(keys_B, _LAYERS)
-    return partitioning.constrain(x_BLD, "batch", "length", "act_embed"), keys_B
+    return partitioning.constrain(x_BLD, "batch", "norm_length", "act_embed"), keys_B
 
   def finish(self, x_BLD: jax.Array) -> jax.Array:
     """What the head reads, of what the last layer gives."""

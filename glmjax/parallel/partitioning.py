@@ -7,6 +7,7 @@ model.
 | logical axis | of | meaning |
 |---|---|---|
 | batch, length | activations | rows, tokens of a row |
+| norm_length | activations | tokens of a row, in norms and residuals |
 | groups | activations | parts of a batch that share no rows and no tokens: batch x length |
 | act_embed, act_heads, act_mlp, act_vocab | activations | model width, heads, mlp width, vocabulary |
 | embed, heads, kv, mlp, vocab | weights | the same sizes of a weight |
@@ -33,6 +34,7 @@ ROW_AXES = ("data", "fsdp")  # of the mesh: those over which rows are split
 _ACTIVATIONS: Rules = (
     ("batch", ROW_AXES),
     ("length", "context"),
+    ("norm_length", "context"),
     ("groups", (*ROW_AXES, "context")),
     ("act_embed", None),
     ("act_heads", "tensor"),
@@ -51,7 +53,11 @@ FSDP: Rules = _ACTIVATIONS + _TENSOR + (("embed", "fsdp"),)
 # begins with a gathered copy in the compute dtype and ends with its gradients' sums, once each.
 ZERO1: Rules = _ACTIVATIONS + _TENSOR + (("embed", ROW_AXES), ("step_embed", None))
 
-STRATEGIES = {"fsdp": FSDP, "zero1": ZERO1}
+# As FSDP, and what norms and residuals work on, which backward keeps of every layer, is split over tensor too, by tokens
+# (sequence parallelism, arXiv 2205.05198): sums over tensor become a reduce-scatter and, before the next product, a gather.
+SEQUENCE: Rules = tuple((name, ("context", "tensor") if name == "norm_length" else axes) for name, axes in FSDP)
+
+STRATEGIES = {"fsdp": FSDP, "zero1": ZERO1, "sequence": SEQUENCE}
 
 
 def strategy(name: str) -> Rules:

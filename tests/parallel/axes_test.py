@@ -17,6 +17,7 @@ import pytest
 
 from glmjax import errors
 from glmjax.models import config as config_lib
+from glmjax.models import glm
 from glmjax.parallel import collectives
 from glmjax.parallel import mesh as mesh_lib
 from glmjax.parallel import partitioning
@@ -32,7 +33,8 @@ MICRO, ROWS, LENGTH = 2, 8, 16
 MIXES = [dict(data=2, fsdp=2, tensor=2), dict(data=2, tensor=2, context=2), dict(fsdp=2, tensor=2, context=2),
          dict(data=2, fsdp=2, context=2)]
 CASES = [("fsdp", {axis: 8}) for axis in ("fsdp", "tensor", "context")] + [
-    *(("fsdp", sizes) for sizes in MIXES[:3]), *(("zero1", sizes) for sizes in [dict(fsdp=8), *MIXES[:2]])]
+    *(("fsdp", sizes) for sizes in MIXES[:3]), *(("zero1", sizes) for sizes in [dict(fsdp=8), *MIXES[:2]]),
+    *(("sequence", sizes) for sizes in [dict(tensor=8), MIXES[1]])]
 LONG = [("fsdp", {axis: size}) for axis in ("data", "fsdp", "tensor", "context") for size in (2, 4)] + [
     ("fsdp", dict(data=8)), ("fsdp", MIXES[3]), *(("zero1", sizes) for sizes in [dict(data=4), *MIXES[2:]])]
 OPTIMIZER = optimizer_lib.AdamW(clip_norm=1e9)  # or the clipped gradient's error would be the norm's
@@ -160,6 +162,26 @@ def test_tensor_moves_activations_alone():
   assert not sizes_of(step.over("all-reduce")) & kernels(step)
   layer = [c for c in step.over("all-reduce") if CONFIG.num_layers in c.loops]
   assert [c.arrays for c in layer] == [(("f32", (ROWS, LENGTH, CONFIG.embed_dim)),)] * 4  # two sublayers, and back
+
+
+def test_sequence_splits_what_layers_keep():
+  """Between layers lies a part of the tokens on each device; products gather all of them, and no weights."""
+  config, mesh = dataclasses.replace(CONFIG, remat="full"), mesh_lib.make_mesh(mesh_lib.MeshConfig(data=2, tensor=4))
+  params, whole = glm.init_params(CONFIG, jax.random.key(0)), jnp.ones((ROWS, LENGTH), jnp.int32)
+
+  def text(rules: partitioning.Rules) -> str:
+    loss = lambda p: glm.GLM(config).apply({"params": p}, whole, whole, whole * 0, whole * LENGTH, method="hidden")[0].sum()
+    with partitioning.use(mesh, rules):
+      boxed = jax.eval_shape(lambda: glm.init(config, jax.random.key(0)))
+      return jax.jit(jax.grad(loss)).lower(jax.tree.map(
+          lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), params,
+          partitioning.shardings(boxed, mesh, rules))).compile().as_text()
+
+  kept = f"f32[{CONFIG.num_layers},{ROWS // 2},{{}},{CONFIG.embed_dim}]"
+  plain, split = text(partitioning.FSDP), text(partitioning.SEQUENCE)
+  assert kept.format(LENGTH) in plain and kept.format(LENGTH) not in split and kept.format(LENGTH // 4) in split
+  gathers = [c for c in collectives.of(split, mesh) if c.kind == "all-gather" and c.loops]
+  assert sizes_of(gathers) == {ROWS // 2 * LENGTH * CONFIG.embed_dim} and {c.axes for c in gathers} == {("tensor",)}
 
 
 @pytest.mark.parametrize("sizes", [dict(context=8), *MIXES[1:3]])
