@@ -25,13 +25,13 @@ class Dropout(NamedTuple):
   seeds_BHL: jax.Array  # int32, of each query
 
 
-def make(rate: float, keys_B: jax.Array, heads: int, length: int) -> Dropout:
-  """Each row drops by its own key; heads and queries are numbered from 0."""
+def make(rate: float, keys_B: jax.Array, *sizes: int) -> Dropout:
+  """Each row drops by its own key; `sizes`: of the axes between rows and the last, whose places count from 0."""
   words = jax.lax.bitcast_convert_type(jax.random.key_data(keys_B), jnp.int32)
   seeds = jnp.zeros(keys_B.shape[:1], jnp.int32)
   for i in range(words.shape[1]):
     seeds = _mix(seeds ^ words[:, i])
-  for count in (heads, length):
+  for count in sizes:
     seeds = _mix(seeds[..., None] ^ (jnp.arange(1, count + 1, dtype=jnp.int32) * _SPREAD))
   return Dropout(rate, seeds)
 
