@@ -111,16 +111,19 @@ def _show_search(found: dict[str, Any]) -> None:
 
 
 def show_fits(rows: list[dict[str, Any]]) -> None:
-  """How many of each GPU, and the GiB that each then holds, as a Markdown table."""
+  """How many of each GPU, and the GiB that each then holds, in Markdown; contexts that need the same share a line."""
   gpus = list(dict.fromkeys(row["gpu"] for row in rows))
   cells: dict[tuple[str, int, int], dict[str, str]] = {}
   for row in rows:
     held = "" if row["count"] is None else f" ({row['peak_bytes_per_device'] / GIB:.1f})"
     cells.setdefault((row["model"], row["bits"], row["context"]), {})[row["gpu"]] = f"{row['count'] or '-'}{held}"
+  lines: dict[tuple[str, ...], list[int]] = {}
+  for name, bits, context in sorted(cells, key=lambda key: (int(key[0].rstrip("b")), -key[1], key[2])):
+    shown = cells[name, bits, context]
+    lines.setdefault((name, str(bits), *(shown[gpu] for gpu in gpus)), []).append(context)
   print("| model | bits | context | " + " | ".join(gpus) + " |")
   print("|---|---|---|" + "---|" * len(gpus))
-  for (name, bits, context), found in sorted(cells.items(), key=lambda item: (-len(item[0][0]), item[0][0],
-                                                                               -item[0][1], item[0][2])):
-    print(f"| {name} | {bits} | {context:,} | " + " | ".join(found[gpu] for gpu in gpus) + " |")
+  for (name, bits, *counts), contexts in lines.items():
+    print(f"| {name} | {bits} | {', '.join(f'{context:,}' for context in contexts)} | {' | '.join(counts)} |")
   for why in sorted({row["why"] for row in rows if row["count"] is None}):
     print(f"-: {why}")

@@ -93,7 +93,7 @@ def _grown(mesh: Mapping[str, int], strategy: str) -> int:
 
 
 def kept(model: config_lib.GLMConfig, remat: str, tensor: int) -> float:
-  """Numbers of a token that a layer keeps for backward: its input, and its products' results if they are not made again.
+  """Numbers of a token that a layer keeps for backward: its input, and its products' results if not made again.
 
   With remat "none" at least so many.
   """
