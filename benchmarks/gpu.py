@@ -10,7 +10,7 @@ the others alone; then the golden, quantization, inference and model tests run o
 - decode: ChatGLM-6B with random weights, batch 1, 128 tokens behind a prompt: tokens/s, and weight bytes read per
   second; prefill apart.
 
-Peak memory stands beside what the compiler said it would be. `--small` runs everything in miniature, on any machine.
+Peak memory and time stand beside what `glmjax plan` says of the same program. `--small` runs everything in miniature, on any machine.
 """
 
 import argparse
@@ -45,15 +45,15 @@ from glmjax.models import config as config_lib  # noqa: E402
 from glmjax.models import glm  # noqa: E402
 from glmjax.parallel import mesh as mesh_lib  # noqa: E402
 from glmjax.parallel import partitioning  # noqa: E402
+from glmjax.plan import cost  # noqa: E402
+from glmjax.plan import estimate  # noqa: E402
+from glmjax.plan import programs  # noqa: E402
+from glmjax.plan import targets  # noqa: E402
 from glmjax.quantize import tree  # noqa: E402
 from glmjax.train import feed  # noqa: E402
-from glmjax.train import optimizer as optimizer_lib  # noqa: E402
-from glmjax.train import schedules  # noqa: E402
 from glmjax.train import state as state_lib  # noqa: E402
 from glmjax.train import step as step_lib  # noqa: E402
 
-# Dense bfloat16 peak, FLOP/s, of NVIDIA's datasheets (SXM parts), by a part of the device's name.
-PEAKS = {"H200": 989.4e12, "H100": 989.4e12, "A100": 312e12}
 TESTS = ("tests/golden_test.py", "tests/quantize", "tests/infer", "tests/models")
 PARALLEL = ("-n", "8") if importlib.util.find_spec("xdist") and (os.cpu_count() or 1) > 8 else ()
 CHATGLM_6B = config_lib.GLMConfig(
@@ -155,8 +155,7 @@ def run_case(name: str, small: bool) -> dict[str, Any]:
   """One case's figures, or the last line of what went wrong."""
   command = [sys.executable, __file__, "--case", name, *["--small"] * small]
   done = subprocess.run(command, capture_output=True, text=True, check=False,
-                        env={"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.92", **os.environ,
-                             "XLA_PYTHON_CLIENT_PREALLOCATE": "false"})
+                        env={"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.94", **os.environ})
   if done.returncode:
     return {"error": (done.stderr.strip() or "died").splitlines()[-1][:500]}
   return json.loads(done.stdout.splitlines()[-1])
@@ -164,25 +163,22 @@ def run_case(name: str, small: bool) -> dict[str, Any]:
 
 def train(case: Train) -> dict[str, Any]:
   """Figures of a training step; the master weights and AdamW's moments are float32."""
-  config, optimizer = case.config, optimizer_lib.AdamW()
-  length = config.max_length
-  tx, mesh = optimizer.make(), mesh_lib.make_mesh(mesh_lib.MeshConfig(data=1), jax.devices()[:1])
+  config, workload = case.config, programs.Train(case.rows, case.config.max_length, case.micro, loss_chunk=case.chunk)
+  length, tx, mesh = workload.length, workload.optimizer.make(), mesh_lib.make_mesh(mesh_lib.MeshConfig(data=1),
+                                                                                    jax.devices()[:1])
   layout = feed.Layout.make(mesh, partitioning.FSDP, case.rows, case.micro, length, 1, config.vocab_size)
   batch = layout.put(random_rows(case.rows, length, config.vocab_size))
+  program = workload.program(config, mesh)
+  compiled, seconds = timed(lambda: program.traced.lower().compile())
   with partitioning.use(mesh):
-    abstract = state_lib.abstract(config, tx, mesh)
-    state = state_lib.create(config, tx, 0, abstract)
-    recipe = step_lib.Recipe(optimizer, schedules.Constant(1e-4))
+    state = state_lib.create(config, tx, 0, state_lib.abstract(config, tx, mesh))
     zero = jax.device_put(np.uint32(0), jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
-    info = lambda position: step_lib.StepInfo(position, position, zero + np.uint32(case.rows))
-    compiled, seconds = timed(lambda: step_lib.compile_train_step(
-        step_lib.Objective(config, case.chunk), recipe, tx, jax.tree.map(lambda x: x.sharding, abstract)).lower(
-            state, batch, info(zero)).compile())
     losses = []
 
     def step() -> None:
       nonlocal state
-      state, metrics = compiled(state, batch, info(jax.device_put(np.uint32(state.samples_seen), zero.sharding)))
+      first = jax.device_put(np.uint32(state.samples_seen), zero.sharding)
+      state, metrics = compiled(state, batch, step_lib.StepInfo(first, first, zero + np.uint32(case.rows)))
       losses.append(float(metrics["loss"]))
 
     step_seconds = median_seconds(step)
@@ -190,7 +186,21 @@ def train(case: Train) -> dict[str, Any]:
   flops = rate * config.train_flops_per_token(length)
   return {"parameters": config.num_parameters(), "rows": case.rows, "length": length, "remat": config.remat,
           "tokens_per_second": round(rate), "model_tflops_per_second": round(flops / 1e12, 1), "mfu": of_peak(flops),
-          "first_loss": losses[0], "last_loss": losses[-1], "compile_seconds": seconds, **memory(compiled)}
+          "first_loss": losses[0], "last_loss": losses[-1], "compile_seconds": seconds,
+          "step_seconds": round(step_seconds, 4), **planned(program, compiled), **peak()}
+
+
+def planned(program: programs.Program, compiled: Any) -> dict[str, Any]:
+  """What `glmjax plan` would say of this program: its memory, and the time below which the device cannot run it."""
+  analysis, found = compiled.memory_analysis(), chip()
+  size = (analysis.argument_size_in_bytes + analysis.output_size_in_bytes + analysis.temp_size_in_bytes
+          - analysis.alias_size_in_bytes)
+  if found is None:
+    return {"planned_bytes": size}
+  rates = estimate.roofline(cost.flops(program.traced.jaxpr.jaxpr, program.trips),
+                            cost.traffic(compiled.as_text(), program.trips), [], found)
+  return {"planned_bytes": size, "planned_seconds": {name: round(rates[f"{name}_seconds"], 6)
+                                                     for name in ("compute", "memory", "step")}}
 
 
 def generate(case: Decode) -> dict[str, Any]:
@@ -217,10 +227,12 @@ def generate(case: Decode) -> dict[str, Any]:
     states[:] = [prefill()]
     times.append(timed(body)[1])
   seconds, read = statistics.median(times) / case.new, sum(x.nbytes for x in jax.tree.leaves(params))
+  program = programs.Decode(context=case.prompt + slots, bits=case.bits).program(
+      case.config, mesh_lib.make_mesh(mesh_lib.MeshConfig(data=1), jax.devices()[:1]))
   return {"parameters": config.num_parameters(), "bits": case.bits or 16, "weight_bytes": read, "prompt": case.prompt,
           "prefill_seconds": round(prefill_seconds, 4), "tokens_per_second": round(1 / seconds, 1),
           "weight_bytes_per_second": round(read / seconds), "compile_seconds": [compile_prefill, compile_decode],
-          **memory(None)}
+          "token_seconds": round(seconds, 6), **planned(program, program.traced.lower().compile()), **peak()}
 
 
 def random_rows(rows: int, length: int, vocab_size: int) -> feed.HostBatch:
@@ -245,21 +257,20 @@ def median_seconds(run: Callable[[], Any], runs: int = 7) -> float:
   return statistics.median(timed(run)[1] for _ in range(runs))
 
 
+def chip() -> targets.Chip | None:
+  """What `glmjax plan` knows of this device; None of others."""
+  return next((found for found in targets.CHIPS.values() if found.kind == jax.devices()[0].device_kind), None)
+
+
 def of_peak(flops: float) -> float | None:
   """Share of the device's peak; None where that is not known."""
-  peak = next((peak for name, peak in PEAKS.items() if name in jax.devices()[0].device_kind), None)
-  return round(flops / peak, 4) if peak else None
+  found = chip()
+  return round(flops / found.peak_flops, 4) if found else None
 
 
-def memory(compiled: Any) -> dict[str, Any]:
-  """The device's own peak, and the compiler's figure."""
-  stats = jax.devices()[0].memory_stats() or {}
-  found: dict[str, Any] = {"peak_bytes": stats.get("peak_bytes_in_use")}
-  if compiled is not None:
-    analysis = compiled.memory_analysis()
-    found["planned_bytes"] = (analysis.argument_size_in_bytes + analysis.output_size_in_bytes
-                              + analysis.temp_size_in_bytes - analysis.alias_size_in_bytes)
-  return found
+def peak() -> dict[str, Any]:
+  """The device's own account of its memory's peak."""
+  return {"peak_bytes": (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")}
 
 
 if __name__ == "__main__":
