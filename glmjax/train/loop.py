@@ -63,49 +63,28 @@ def train(
     model: config_lib.GLMConfig,
     data: feed_lib.DataSource,
     workdir: str | os.PathLike,
-    batches: schedules.Batches,
+    batches: schedules.Batches,  # rows of a step, as a function of samples seen
     total_samples: int,
     learning_rate: schedules.Schedule,
     optimizer: optimizer_lib.AdamW | optimizer_lib.Muon = optimizer_lib.AdamW(),
-    embedding_alpha: schedules.Schedule = schedules.Constant(1.0),
-    loss_scale: state_lib.DynamicLossScale = state_lib.DynamicLossScale(),
-    validation: feed_lib.DataSource | None = None,
+    embedding_alpha: schedules.Schedule = schedules.Constant(1.0),  # the embedding gradient shrink's factor; 1: none
+    loss_scale: state_lib.DynamicLossScale = state_lib.DynamicLossScale(),  # of float16 models
+    validation: feed_lib.DataSource | None = None,  # evaluated every intervals.evaluate steps
     intervals: Intervals = Intervals(),
     mesh: mesh_lib.MeshConfig = mesh_lib.MeshConfig(),
-    strategy: str = "fsdp",
-    pipeline: pipeline_lib.Schedule = pipeline_lib.Schedule(),
-    micro_batch: int | None = None,
-    loss_chunk: int = 1024,
-    loss_mean_of: str = "tokens",
-    watch: peers_lib.Watch = peers_lib.Watch(),
-    weights: str | os.PathLike | None = None,
+    strategy: str = "fsdp",  # what is split over the mesh's data and fsdp, one of partitioning.STRATEGIES
+    pipeline: pipeline_lib.Schedule = pipeline_lib.Schedule(),  # how rows flow through a mesh's stages
+    micro_batch: int | None = None,  # rows computed at a time, over all devices; None: the whole batch
+    loss_chunk: int = 1024,  # tokens of a batch shard whose logits exist at a time
+    loss_mean_of: str = "tokens",  # what weighs the same in the loss, one of step.MEANS
+    watch: peers_lib.Watch = peers_lib.Watch(),  # how long a process may be silent, or a step take, among several
+    weights: str | os.PathLike | None = None,  # an export, import or run that a new run begins with; None: random
     seed: int = 0,
-    stop_at_step: int | None = None,
-    overwrite: bool = False,
-    on_start: Callable[[], None] | None = None,
+    stop_at_step: int | None = None,  # save and return there, as if interrupted
+    overwrite: bool = False,  # delete the run found in workdir and start anew
+    on_start: Callable[[], None] | None = None,  # called once workdir is this run's; the command line writes there
 ) -> dict[str, Any]:
-  """Trains a model until it has seen `total_samples`, resuming the run found in `workdir`.
-
-  Args:
-    workdir: the run's folder.
-    batches: rows of a step, as a function of samples seen.
-    embedding_alpha: the embedding gradient shrink's factor, 1 for none.
-    loss_scale: how the loss scale of a float16 model moves.
-    validation: evaluated every intervals.evaluate steps.
-    strategy: what is split over the mesh's data and fsdp, one of partitioning.STRATEGIES.
-    pipeline: how a micro-batch's rows flow through the stages of a mesh that has several.
-    micro_batch: rows computed at a time, over all devices; None: the whole batch.
-    loss_chunk: tokens of a batch shard whose logits exist at a time.
-    loss_mean_of: what weighs the same in the loss: "tokens", or "rows" as GLM-130B was trained (its
-      micro-batches of one row, paper table 11, are averaged first): [MASK] rows then count as much as [gMASK] rows.
-    watch: how long a process may be silent or a step may take, in a run of several processes.
-    weights: folder of an export, an import or a run whose parameters a new run begins with; None: random ones.
-    stop_at_step: save and return there, as if interrupted.
-    overwrite: delete the run found in `workdir` and start anew.
-    on_start: called once `workdir` is this run's; the command line writes its configuration there.
-
-  Returns:
-    The last step's figures.
+  """Trains a model until it has seen `total_samples`, resuming the run found in `workdir`; the last step's figures.
 
   Raises:
     errors.InputError: for what the user can mend, and when the loss or a gradient is not finite.
@@ -116,10 +95,7 @@ def train(
     initial.check(weights, model, data.describe())
   host.keep_freed_memory()
   device_mesh, rules = mesh_lib.make_mesh(mesh), partitioning.strategy(strategy)
-  layout = feed_lib.Layout.make(device_mesh, rules, batches.size, micro_batch, data.seq_length,
-                                1 if model.positions == "rotary" else 2, model.vocab_size)
-  layout.check_sizes("batch size", range(batches.ramp_start or batches.size, batches.size + 1, batches.ramp_increment))
-  layout.check_sizes("Intervals.eval_samples", [intervals.eval_samples])
+  layout = _layout(model, data, batches, micro_batch, intervals.eval_samples, device_mesh, rules)
   tx = optimizer.make()
   recipe = step_lib.Recipe(optimizer, learning_rate, embedding_alpha, loss_scale)
   objective = step_lib.Objective(model, loss_chunk, loss_mean_of,
@@ -132,8 +108,8 @@ def train(
     manager = manager_lib.Manager(folder.checkpoints, intervals.keep, keep_best="eval_loss" if validation else None)
     stack.callback(manager.close)
     restored = manager.restore(stages.stored)
-    state = restored[0] if restored else initial.create(model, tx, seed, stages.stored, weights, data.describe(),
-                                                             loss_scale)
+    state = restored[0] if restored else initial.create(
+        model, tx, seed, stages.stored, weights, data.describe(), loss_scale)
     run = Run(objective, recipe, layout, folder, manager, intervals, data, validation, batches, total_samples,
               stages.hold(state), stages, resumed=restored is not None, peers=peers)
     stack.callback(run.close)
@@ -156,6 +132,17 @@ def _check(model: config_lib.GLMConfig, data: feed_lib.DataSource, loss_mean_of:
                             f"{model.max_length}: change either")
   if loss_mean_of not in step_lib.MEANS:
     raise errors.InputError(f"loss_mean_of is {loss_mean_of!r}: use one of {', '.join(step_lib.MEANS)}")
+
+
+def _layout(model: config_lib.GLMConfig, data: feed_lib.DataSource, batches: schedules.Batches,
+            micro_batch: int | None, eval_samples: int, mesh: jax.sharding.Mesh, rules: partitioning.Rules
+            ) -> feed_lib.Layout:
+  """How batches lie on the devices; every size that the run will come to fits."""
+  layout = feed_lib.Layout.make(mesh, rules, batches.size, micro_batch, data.seq_length,
+                                1 if model.positions == "rotary" else 2, model.vocab_size)
+  layout.check_sizes("batch size", range(batches.ramp_start or batches.size, batches.size + 1, batches.ramp_increment))
+  layout.check_sizes("Intervals.eval_samples", [eval_samples])
+  return layout
 
 
 class Run:

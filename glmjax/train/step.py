@@ -27,6 +27,8 @@ from glmjax.train import zero1
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
 
+# "rows" is GLM-130B's: its micro-batches of one row (paper, table 11) were averaged first, so that [MASK] rows, which
+# predict few tokens, counted as much as [gMASK] rows.
 MEANS = ("tokens", "rows")
 _INPUTS = ("tokens", "positions", "attend_start", "attend_end")
 _TARGETS = ("targets", "loss_weights", "objective")
