@@ -49,7 +49,7 @@ class Schedule:
   def __post_init__(self) -> None:
     if self.kind not in KINDS:
       raise errors.InputError(f"pipeline.Schedule.kind is {self.kind!r}: use one of {', '.join(KINDS)}")
-    if self.kind == "1f1b" and self.rounds != 1:
+    if self.kind == "1f1b" and self.rounds > 1:
       raise errors.InputError(f"pipeline.Schedule: 1f1b goes around once, rounds is {self.rounds}; use 1, or kind "
                               "\"gpipe\"")
     for name in ("microbatches", "rounds"):
