@@ -2,10 +2,10 @@
 
 Weights and AdamW's moments of a 98 M parameter model (1.2 GB of float32), split over eight virtual devices of one
 process, and of two: the trainer's own saving, with checksums, asynchronous writing and the rename, and its restoring,
-which recomputes every checksum. Beside it, in turns and in the same folder, as many bytes are written to eight plain
-files by eight threads, with fsync, and read again. What is read was put out of the page cache first (posix_fadvise; a
-virtual disk may still have it in its host's memory). Writes benchmarks/results/checkpoint.json and prints a Markdown
-table.
+which recomputes every checksum. Beside it, in turns and in the same folder, as many bytes are written to plain files
+of 16 MiB by eight threads, with fsync, and read again. What is read was put out of the page cache first
+(posix_fadvise; a virtual disk may still have it in its host's memory). Writes benchmarks/results/checkpoint.json and
+prints a Markdown table.
 """
 
 import argparse
@@ -100,6 +100,7 @@ def measure(coordinator: str, count: int, number: int, repeats: int, folder: pat
   for repeat in range(repeats + 1):
     if number == 0:
       raw = plain_files(folder / "plain", size)
+      os.sync()
     together()
     manager = manager_lib.Manager(folder / str(repeat))
     began = time.perf_counter()
@@ -132,13 +133,12 @@ def measure(coordinator: str, count: int, number: int, repeats: int, folder: pat
 def plain_files(folder: pathlib.Path, size: int) -> dict[str, float]:
   """Seconds to write that many bytes with fsync, and to read them again when they are no longer in memory."""
   folder.mkdir()
-  paths = [folder / str(i) for i in range(DEVICES)]
+  paths = [folder / str(i) for i in range(-(-size // _BLOCK))]
   block = np.random.default_rng(0).integers(0, 256, _BLOCK, np.uint8)
 
   def write(path: pathlib.Path) -> None:
     with open(path, "wb", buffering=0) as file:
-      for start in range(0, size // DEVICES, _BLOCK):
-        file.write(block[:size // DEVICES - start])
+      file.write(block[:size - int(path.name) * _BLOCK])
       os.fsync(file.fileno())
 
   def read(path: pathlib.Path) -> None:
@@ -151,6 +151,7 @@ def plain_files(folder: pathlib.Path, size: int) -> dict[str, float]:
   with concurrent.futures.ThreadPoolExecutor(DEVICES) as threads:
     for what in (write, read):
       forget(folder)
+      os.sync()  # what was deleted before, too
       began = time.perf_counter()
       list(threads.map(what, paths))
       times[what.__name__] = time.perf_counter() - began
