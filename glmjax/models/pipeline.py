@@ -237,7 +237,7 @@ _read.defvjp(lambda w, gradient: (w, None), lambda _, g: (None, g.astype(jnp.flo
 
 def lay(x: jax.Array) -> jax.Array:
   """Stages first, rows and tokens where they always are."""
-  return partitioning.constrain(x, "layers", *[None] * (x.ndim - 4), "batch", "length", "act_embed")
+  return partitioning.constrain(x, "layers", *[None] * (x.ndim - 4), "batch", "norm_length", "act_embed")
 
 
 @functools.partial(jax.checkpoint, prevent_cse=False)  # backward keeps [S] flags, not one for every entry
