@@ -22,6 +22,8 @@ _LINE = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)$
 _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all",
          "partition-id", "replica-id", "iota", "opt-barrier"}
 
+_ELEMENT_BY_ELEMENT = {"bitcast", "copy", "convert", "pad", "reshape", "transpose"}
+
 
 def flops(jaxpr: Any, trips: Mapping[str, int]) -> float:
   """FLOPs of all products on all devices; `trips`: named scopes of the loops whose length only the run knows."""
@@ -137,7 +139,7 @@ def _read(name: str, size: int, around: Mapping[str, _Instruction], computations
       continue
     if instruction.operation in ("dynamic-slice", "slice", "gather"):
       total += instruction.size
-    elif instruction.operation == "bitcast":
+    elif instruction.operation in _ELEMENT_BY_ELEMENT:  # and then perhaps sliced
       total += _read(user, size, around, computations)
     elif instruction.operation == "fusion" and (called := re.search(r"calls=%?([\w.\-]+)", instruction.text)):
       inner = computations.get(called[1], {})
