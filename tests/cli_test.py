@@ -360,6 +360,7 @@ def test_documented_commands_are_in_order(line, monkeypatch, capsys, tmp_path):
   (tmp_path / name).write_text(text, encoding="utf-8")
   monkeypatch.chdir(tmp_path)
   monkeypatch.setattr(commands.gin_files, "parse", commands.gin_files.check)
+  monkeypatch.setattr(commands.plans, "_shipped", commands.gin_files.find)  # which parses
   monkeypatch.setattr(commands, "_call", lambda command, given: None)
   monkeypatch.setattr(commands.inputs, "_read", lambda file, name: '{"prompt": "a", "text": "a"}')
   monkeypatch.setattr(commands, "_print_result", lambda *arguments: None)
