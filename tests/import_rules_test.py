@@ -23,7 +23,7 @@ ALLOWED = {
   "parallel": ("errors",),
   "models": ("errors", "target", "models.config", "quantize", "parallel"),
   "data": ("errors", "atomic", "tokens", "tokenizer"),
-  "train": ("models", "models.config", "parallel", "checkpoint", "errors", "tokens"),
+  "train": ("models", "models.config", "parallel", "checkpoint", "errors", "target", "tokens"),
   "checkpoint": ("parallel", "quantize", "models.config", "train.state", "errors", "atomic"),
   "thudm": ("checkpoint", "quantize", "models.config", "tokenizer", "errors", "atomic"),
   "infer": ("models", "models.config", "parallel", "quantize", "checkpoint", "tokenizer", "tokens", "errors"),
