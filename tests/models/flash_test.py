@@ -86,8 +86,8 @@ def small_blocks(monkeypatch):
   monkeypatch.setattr(flash_tpu, "_BACKWARD", (128, 128))
 
 
-@pytest.mark.parametrize("drops", [False, True])
-@pytest.mark.parametrize("kernels, width", [(flash_gpu, 64), (flash_gpu, 128), (flash_tpu, 128)])
+@pytest.mark.parametrize("kernels, width, drops", [(flash_gpu, 64, False), (flash_gpu, 128, True),
+                                                   (flash_tpu, 128, False), (flash_tpu, 128, True)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_numbers_and_gradients_of_dense_attention(small_blocks, kind, kernels: ModuleType, width: int, drops: bool):
   q, k, v, d = draw(2, 256, 256, 2, width)
@@ -110,11 +110,12 @@ def test_tpu_gradients_of_queries_in_parts(monkeypatch, small_blocks):
   q, k, v, d = draw(2, 256, 256, 1, 128)
   start, end = both(packed)
   dropout = dropping(2, 1, 256)
-  out, sums = flash_tpu.forward(q, k, v, start, end, dropout, interpret=True)
-  inputs = q, k, v, start, end, sums, jnp.swapaxes((out * d).sum(-1), 1, 2), d, dropout
-  whole = flash_tpu.backward(*inputs, interpret=True)
+  out, sums = jax.jit(functools.partial(flash_tpu.forward, dropout=dropout, interpret=True))(q, k, v, start, end)
+  inputs = q, k, v, start, end, sums, jnp.swapaxes((out * d).sum(-1), 1, 2), d
+  run = lambda: jax.jit(functools.partial(flash_tpu.backward, dropout=dropout, interpret=True))(*inputs)
+  whole = run()
   monkeypatch.setattr(flash_tpu, "_QUERIES", 128)
-  for got, want in zip(flash_tpu.backward(*inputs, interpret=True), whole):
+  for got, want in zip(run(), whole):
     np.testing.assert_allclose(got, want, atol=2e-5)
 
 
@@ -153,10 +154,10 @@ def test_blocks_that_no_query_sees_are_not_read(monkeypatch, kernels: ModuleType
   k, v = (x.at[:, 128:].set(jnp.nan) for x in (k, v))
   end = jnp.minimum(jnp.arange(256, dtype=jnp.int32)[None] + 1, 128)
   start = jnp.zeros_like(end)
-  out, sums = kernels.forward(q, k, v, start, end, interpret=True)
+  out, sums = jax.jit(functools.partial(kernels.forward, interpret=True))(q, k, v, start, end)
   assert np.isfinite(out).all()
   delta = jnp.swapaxes((out * d).sum(-1), 1, 2)
-  dq, dk, dv = kernels.backward(q, k, v, start, end, sums, delta, d, interpret=True)
+  dq, dk, dv = jax.jit(functools.partial(kernels.backward, interpret=True))(q, k, v, start, end, sums, delta, d)
   assert np.isfinite(dq).all() and not np.asarray(dk[:, 128:]).any() and not np.asarray(dv[:, 128:]).any()
 
 
@@ -179,12 +180,17 @@ def interpret_kernels(monkeypatch, platform: str) -> None:
                                           (dict(data=2, context=4), True)])
 def test_split_over_tokens(interpreted, sizes, apart):
   """Each device has its own queries attend to all keys; `apart`: in a shard_map over rows, as ZeRO-1 has it."""
-  q, k, v, d = draw(2, 512, 512, 2, 128, "bfloat16")
+  q, k, v, d = draw(2, 512, 512, 2, 128, "bfloat16")  # blocks of 128 for each of four devices
   start, end = (jnp.asarray(np.stack([a, b]), jnp.int32) for a, b in zip(packed(512, 0), gmask(512, 1)))
   keys = jax.random.split(jax.random.key(7), 2)
-  run = lambda q, k, v, d, start, end, keys: (lambda out, pull: (out, *pull(d)))(*jax.vjp(
-      lambda *x: attention.attend(*x, start, end, attention_dropout.make(0.3, keys, 2, 512)), q, k, v))
-  want = run(q, k, v, d, start, end, keys)
+
+  def run(attend, q, k, v, d, start, end, keys):  # what comes out, and gradients
+    dropout = attention_dropout.make(0.3, keys, 2, 512)
+    out, pull = jax.vjp(lambda *x: attend(*x, start, end, dropout), q, k, v)
+    return out, *pull(d)
+
+  want = jax.jit(functools.partial(run, attention.dense))(q, k, v, d, start, end, keys)
+  run = functools.partial(run, attention.attend)
   P = jax.sharding.PartitionSpec
 
   def shard(*args: jax.Array) -> tuple[jax.Array, ...]:
@@ -213,22 +219,23 @@ def test_split_over_rows_and_heads(interpreted, mesh_shape):
   start, end = (jnp.asarray(np.tile(x, (8, 1)), jnp.int32) for x in gmask(128, 0))
   mesh = mesh_lib.make_mesh(mesh_lib.MeshConfig(data=mesh_shape[0], tensor=mesh_shape[1]))
   dropout = dropping(8, 4, 128)
-  run = lambda q, k, v: (lambda out, pull: (out, *pull(d)))(*jax.vjp(
-      lambda *x: attention.attend(*x, start, end, dropout), q, k, v))
-  want = run(q, k, v)
+  run = lambda attend, q, k, v: (lambda out, pull: (out, *pull(d)))(*jax.vjp(
+      lambda *x: attend(*x, start, end, dropout), q, k, v))
+  want = jax.jit(functools.partial(run, attention.dense))(q, k, v)
+  run = functools.partial(run, attention.attend)
   with partitioning.use(mesh):
     sharding = partitioning.named(mesh, partitioning.FSDP, "batch", None, "act_heads", None)
     compiled = jax.jit(run).lower(*(jax.device_put(x, sharding) for x in (q, k, v))).compile()
     got = compiled(*(jax.device_put(x, sharding) for x in (q, k, v)))
   assert "all-gather" not in compiled.as_text()
   for a, b in zip(got, want):
-    np.testing.assert_array_equal(a.astype(jnp.float32), b.astype(jnp.float32))
+    np.testing.assert_allclose(a.astype(jnp.float32), b.astype(jnp.float32), rtol=2e-2, atol=2e-2)
 
 
 @pytest.mark.parametrize("platform", ["gpu", "tpu"])
 def test_a_model_with_dropout_is_the_same_through_the_kernel(monkeypatch, platform):
   """Logits and gradients of a model in float32, its masks included."""
-  config = config_lib.GLMConfig(vocab_size=64, num_layers=2, embed_dim=256, num_heads=2, mlp_dim=64, max_length=128,
+  config = config_lib.GLMConfig(vocab_size=64, num_layers=1, embed_dim=256, num_heads=2, mlp_dim=64, max_length=128,
                                 hidden_dropout=0.1, attention_dropout=0.3)
   params = glm.init_params(config, jax.random.key(0))
   tokens = jax.random.randint(jax.random.key(1), (2, 128), 0, 64)
