@@ -53,14 +53,14 @@ def test_tpus():
 
 
 def test_the_smallest_set(tmp_path):
-  """ChatGLM-6B in INT4: 4.1 GiB of weights, and a GiB at most for the rest, from a program of one of its layers."""
+  """ChatGLM-6B in INT4: 3.8 GiB of weights and cache, and a GiB at most for the rest, from a program of one of its layers."""
   needs("jax_plugins")
   out = tmp_path / "fits.jsonl"
   done = glmjax("plan", "--fits", "--model=6b", "--bits=4", "--context=512", "--gpu=rtx2080ti", "--layers=1", "--json",
                 f"--out={out}")
   assert done.returncode == 0, done.stderr[-2000:]
   [row] = json.loads(done.stdout)
-  assert row["count"] == 1 and 4.1 < row["peak_bytes_per_device"] / 2**30 < 5.5 and out.read_text().count("\n") == 2
+  assert row["count"] == 1 and 3.8 < row["peak_bytes_per_device"] / 2**30 < 4.8 and out.read_text().count("\n") == 2
 
 
 def test_what_is_missing_is_told():
