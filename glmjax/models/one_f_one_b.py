@@ -17,7 +17,7 @@ B batch, L length, D model, V vocabulary, S stages, K micro-batches, J = K / S s
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -36,9 +36,9 @@ Ring = jax.Array  # [S, J, B / K, L, D], as models/pipeline.py has it
 _HEAD = ("layers", "embed", "vocab")  # of the stages' gradients of the head's kernel
 
 
-def add_gradient(config: config_lib.GLMConfig, pipeline: pipeline_lib.Pipeline, params: Any, inputs: tuple[jax.Array, ...],
-                 gradient_alpha: jax.Array | float, rng: jax.Array | None, loss: Loss, factor: jax.Array, targets: Any,
-                 chunk: int, into: tuple[Any, Any]) -> tuple[Any, Any]:
+def add_gradient(config: config_lib.GLMConfig, pipeline: pipeline_lib.Pipeline, params: Any,
+                 inputs: Sequence[jax.Array], gradient_alpha: jax.Array | float, rng: jax.Array | None, loss: Loss,
+                 factor: jax.Array, targets: Any, chunk: int, into: tuple[Any, Any]) -> tuple[Any, Any]:
   """`into`, float32 sums and gradients, and added to it a batch's sums and the gradient of factor x its loss.
 
   Args:
@@ -46,7 +46,7 @@ def add_gradient(config: config_lib.GLMConfig, pipeline: pipeline_lib.Pipeline, 
     inputs: tokens, positions, starts and ends of intervals.
     rng: dropout's, if it is on.
     loss: of logits, float32 [B, L, V], and targets: what is to be differentiated, and sums; both sums over tokens.
-    factor: meets the loss's gradient behind the head, which half precision would lose a small one in.
+    factor: multiplies the gradient behind the head: half precision would lose that of a logit times a small factor.
     targets: [B, L] arrays.
     chunk: tokens of each stage and part of the batch whose logits exist at a time.
   """
@@ -193,7 +193,7 @@ class _Stages:
 
 
 def _share(pipeline: pipeline_lib.Pipeline, chunk: int, a: jax.Array) -> jax.Array:
-  """Tokens [B, L, ...] of a micro-batch as the stages share them: [S, pieces, B, tokens, ...], with zeros at the end."""
+  """Tokens [B, L, ...] of a micro-batch as the stages share them, [S, pieces, B, tokens, ...]; zeros fill them up."""
   (rows, length, *rest), parts = a.shape, partitioning.parts("length")
   own = -(-length // (parts * pipeline.stages))  # tokens of a row for each stage, from each part of the row
   pieces = -(-own * rows // (chunk * partitioning.parts("batch")))

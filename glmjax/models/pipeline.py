@@ -242,6 +242,7 @@ def lay(x: jax.Array) -> jax.Array:
 
 @functools.partial(jax.checkpoint, prevent_cse=False)  # backward keeps [S] flags, not one for every entry
 def where(stages: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
+  """x [S, ...] at these stages, y at the others."""
   return jnp.where(stages.reshape(-1, *[1] * (x.ndim - 1)), x, y)
 
 

@@ -120,29 +120,26 @@ def _accumulate(objective: Objective, params: Any, batch: Batch, num_micro: jax.
                 rng: jax.Array, factor: jax.Array) -> tuple[losses.Sums, Any]:
   """Sums over all micro-batches and the gradient of factor x the summed loss."""
 
-  def add(m: jax.Array | int, into: tuple[losses.Sums, Any]) -> tuple[losses.Sums, Any]:
-    if not tick_by_tick:
-      return jax.tree.map(jnp.add, into, gradient(m))
-    micro = jax.tree.map(lambda a: a[m], batch)
-    return objective.add_gradient(params, micro, alpha, jax.random.fold_in(rng, m), factor, into)
+  tick_by_tick = objective.pipeline is not None and objective.pipeline.kind == "1f1b"
 
-  def gradient(m: jax.Array | int) -> tuple[losses.Sums, Any]:
-    micro = jax.tree.map(lambda a: a[m], batch)
+  def add(m: jax.Array | int, into: tuple[losses.Sums, Any]) -> tuple[losses.Sums, Any]:
+    micro, key = jax.tree.map(lambda a: a[m], batch), jax.random.fold_in(rng, m)
+    if tick_by_tick:
+      return objective.add_gradient(params, micro, alpha, key, factor, into)
 
     def loss(params: Any) -> tuple[jax.Array, losses.Sums]:
-      sums = objective.sums(params, micro, alpha, jax.random.fold_in(rng, m))
+      sums = objective.sums(params, micro, alpha, key)
       return sums.loss.sum() * factor, sums
 
     grads, sums = jax.grad(loss, has_aux=True)(params)
-    return sums, grads
+    return jax.tree.map(jnp.add, into, (sums, grads))
 
   zeros = jnp.zeros(losses.NUM_OBJECTIVES, jnp.float32)
-  start = losses.Sums(zeros, zeros), jax.tree.map(functools.partial(jnp.zeros_like, dtype=jnp.float32), params)
-  tick_by_tick = objective.pipeline is not None and objective.pipeline.kind == "1f1b"
+  nothing = losses.Sums(zeros, zeros), jax.tree.map(functools.partial(jnp.zeros_like, dtype=jnp.float32), params)
   if batch["tokens"].shape[0] == 1:
-    return add(0, start) if tick_by_tick else gradient(0)
+    return add(0, nothing)
   with jax.named_scope("micro_batches"):  # by which glmjax.plan knows the loop
-    return jax.lax.fori_loop(0, num_micro, add, start)
+    return jax.lax.fori_loop(0, num_micro, add, nothing)
 
 
 @dataclasses.dataclass(frozen=True)

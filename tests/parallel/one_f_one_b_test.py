@@ -25,7 +25,7 @@ FOUR = Case((("stage", 4),), pipeline_lib.Schedule(8), chunk=5,
             config=change(num_layers=7, tie_embeddings=False, remat="dots"))
 ZERO1 = Case((("data", 2), ("stage", 2), ("tensor", 2)), pipeline_lib.Schedule(), "zero1", change(remat="full"))
 CASES = {"four": FOUR, "zero1": ZERO1,
-         "fsdp": Case((("fsdp", 2), ("stage", 2), ("tensor", 2)), pipeline_lib.Schedule(2), config=change(num_layers=3)),
+         "fsdp": Case((("fsdp", 2), ("stage", 2), ("tensor", 2)), pipeline_lib.Schedule(4), "sequence"),
          "fp16": Case((("stage", 2),), pipeline_lib.Schedule(4), config=change(dtype="float16")),
          "context": Case((("data", 2), ("stage", 2), ("context", 2)), pipeline_lib.Schedule(2), "zero1")}
 LONG = ("fsdp", "fp16", "context")
@@ -46,7 +46,7 @@ def test_activations_move_and_weights_do_not(case: Case):
   assert {c.kind for c in over_stages} == {"collective-permute", "all-to-all"}
   assert {sum(math.prod(shape) for _, shape in c.arrays) for c in over_stages} == {micro_batch}
   assert not [c for c in in_ticks if {*c.axes} & {"data", "fsdp"}]
-  assert not [c for c in in_ticks if "weights" in c.source or c.bytes > 4 * micro_batch]
+  assert all(c.bytes <= 4 * micro_batch for c in in_ticks)  # smaller than any kernel
   if case is ZERO1:  # gradients, once a step
     assert not [c for c in found if "data" in c.axes and c.loops]
 
@@ -89,7 +89,8 @@ def test_every_gradient_is_of_its_own_micro_batch(monkeypatch, stages: int, micr
   monkeypatch.setattr(pipeline_lib, "layers", layers)
   pipeline = pipeline_lib.Pipeline(stages, microbatches, 1, stages, "1f1b")
   rng = np.random.default_rng(0)
-  x, start, targets = (jnp.asarray(rng.normal(size=(microbatches * 2, 7, *rest)), jnp.float32) for rest in ((3,), (), ()))
+  make = lambda *rest: jnp.asarray(rng.normal(size=(microbatches * 2, 7, *rest)), jnp.float32)
+  x, start, targets = make(3), make(), make()
   weights = jnp.asarray(rng.normal(size=stages), jnp.float32)
 
   def behind(own, parts, targets):
