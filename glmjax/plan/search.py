@@ -1,8 +1,8 @@
 """`glmjax plan --search`: meshes, micro-batches and remats for a target, ranked by the time of their compiled steps.
 
-Sizes that do not divide, and weights and optimizer state that do not fit, rule candidates out by arithmetic. The others
-are compiled in the order of an estimate, until as many are as may be; one that does not fit rules out those that hold
-more.
+Sizes that do not divide, and weights, optimizer state and layer inputs that do not fit, rule candidates out by
+arithmetic. The others are compiled in the order of an estimated time, until as many are as may be. What those compiled
+hold beyond the arithmetic says which of the rest to leave for last.
 """
 
 import collections
@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+import jax
 import tqdm
 
 from glmjax import errors
@@ -61,7 +62,7 @@ def rank(model: config_lib.GLMConfig, workload: programs.Train | programs.Decode
   if tries < 1:
     raise errors.InputError(f"tries is {tries}: give 1 or more")
   left_out: collections.Counter[str] = collections.Counter()
-  devices = devices_lib.of(aim)
+  devices, room = devices_lib.of(aim), targets.room(aim.chip)
   stage = dict(zip(mesh_lib.AXES, mesh.sizes(aim.devices)))["stage"]
   candidates = _training(model, workload, aim, stage) if isinstance(workload, programs.Train) else (
       _decoding(model, workload, aim))
@@ -74,9 +75,11 @@ def rank(model: config_lib.GLMConfig, workload: programs.Train | programs.Decode
       left_out[reason] += 1
   waiting.sort(key=lambda candidate: candidate.seconds)
   found: list[dict[str, Any]] = []
+  beyond = 1.0  # what programs hold besides weights and optimizer state, to the least that arithmetic knows of
   with tqdm.tqdm(total=tries, desc="compiled", disable=None) as bar:
     while waiting and len(found) < tries:
-      candidate = waiting.pop(0)
+      likely = (i for i, (held, kept) in enumerate(map(_bytes, waiting)) if held + beyond * kept <= room)
+      candidate = waiting.pop(next(likely, 0))
       try:
         mesh_lib.make_mesh(candidate.mesh, devices)
       except errors.InputError:
@@ -85,10 +88,12 @@ def rank(model: config_lib.GLMConfig, workload: programs.Train | programs.Decode
       result = _compile(candidate, aim)
       found.append(result)
       bar.update()
+      held, kept = _bytes(candidate)
+      beyond = max(beyond, (result.get("peak_bytes_per_device", 0) - held) / max(kept, 1))
       if not result.get("fits", True):
         left_out[_BIG] += sum(other.holds_more_than(candidate) for other in waiting)
         waiting = [other for other in waiting if not other.holds_more_than(candidate)]
-  left_out["are slower by the estimate (more --tries compile them)"] += len(waiting)
+  left_out["are slower by the estimate, or unlikely to fit (more --tries compile them)"] += len(waiting)
   order = lambda c: (not c.get("fits", False), c.get("step_seconds", math.inf) if c.get("fits") else (
       c.get("peak_bytes_per_device", math.inf)))
   return {"target": aim.name, "devices": aim.devices, "device": aim.chip.kind, "candidates": sorted(found, key=order),
@@ -100,8 +105,8 @@ def _compile(candidate: _Candidate, aim: targets.Target) -> dict[str, Any]:
            "micro_batch": getattr(candidate.work, "micro_batch", None)}
   try:
     return about | estimate.step(candidate.model, candidate.work, aim, candidate.mesh)
-  except errors.InputError as error:  # what only the program itself can tell, as of a pipeline
-    return about | {"error": str(error)}
+  except (ValueError, jax.errors.JaxRuntimeError) as error:  # what only tracing or the compiler can tell
+    return about | {"error": (str(error).strip() or type(error).__name__).splitlines()[0][:300]}
 
 
 def _training(model: config_lib.GLMConfig, work: programs.Train, aim: targets.Target, stage: int
@@ -136,22 +141,28 @@ def _ruled_out(candidate: _Candidate, aim: targets.Target) -> str | None:
                                 ("embed_dim", model.embed_dim, mesh.fsdp, "fsdp")):
     if size % parts:
       return f"split {name} {size:,} unevenly over {of}"
-  shards = mesh.fsdp * mesh.tensor * mesh.stage
-  if isinstance(work, programs.Decode):
-    kept = model.num_parameters() * (work.bits or 16) / 8 / shards
-    return "hold weights that do not fit" if kept > targets.room(aim.chip) else None
-  if work.batch_size % (mesh.data * mesh.fsdp):
+  if isinstance(work, programs.Train) and work.batch_size % (mesh.data * mesh.fsdp):
     return "split the batch unevenly over data x fsdp"
-  if work.length % mesh.context:
+  if isinstance(work, programs.Train) and work.length % mesh.context:
     return "split the rows' tokens unevenly over context"
-  moments = 2 if isinstance(work.optimizer, optimizer_lib.AdamW) else 1
-  zero = mesh.data if work.strategy == "zero1" else 1
-  kept = 4 * model.num_parameters() * (1 + moments) / (shards * zero)
-  if kept > targets.room(aim.chip):
+  held, kept = _bytes(candidate)
+  if held > targets.room(aim.chip):
     return "hold weights and optimizer state that do not fit"
+  return "keep more for backward than fits" if held + kept > targets.room(aim.chip) else None
+
+
+def _bytes(candidate: _Candidate) -> tuple[float, float]:
+  """What a device holds at least: weights and optimizer state; gradients and what layers keep for backward."""
+  model, work, mesh = candidate.model, candidate.work, candidate.mesh
+  share = model.num_parameters() / (mesh.fsdp * mesh.tensor * mesh.stage)
+  if isinstance(work, programs.Decode):
+    return share * (work.bits or 16) / 8, 0.0
+  if work.strategy == "zero1":
+    share /= mesh.data
+  moments = 2 if isinstance(work.optimizer, optimizer_lib.AdamW) else 1
   tokens = (work.micro_batch or work.batch_size) * work.length / (mesh.data * mesh.fsdp * mesh.context)
-  kept += 2 * tokens * model.num_layers / mesh.stage * advice.kept(model, model.remat, mesh.tensor)
-  return "keep more for backward than fits" if kept > targets.room(aim.chip) else None
+  return 4 * share * (1 + moments), 4 * share + 2 * tokens * model.num_layers / mesh.stage * advice.kept(
+      model, model.remat, mesh.tensor)
 
 
 def _seconds(candidate: _Candidate, aim: targets.Target) -> float:

@@ -53,7 +53,7 @@ def test_tpus():
 
 
 def test_the_smallest_set(tmp_path):
-  """ChatGLM-6B in INT4: 3.8 GiB of weights and cache, and a GiB at most for the rest, from a program of one of its layers."""
+  """ChatGLM-6B in INT4: 3.8 GiB of weights and cache, a GiB at most for the rest, from a program of one layer."""
   needs("jax_plugins")
   out = tmp_path / "fits.jsonl"
   done = glmjax("plan", "--fits", "--model=6b", "--bits=4", "--context=512", "--gpu=rtx2080ti", "--layers=1", "--json",

@@ -7,6 +7,7 @@ import re
 import pytest
 
 from glmjax import errors
+from glmjax.cli import plans
 from glmjax.parallel import mesh as mesh_lib
 from glmjax.plan import planner
 from glmjax.plan import programs
@@ -60,6 +61,15 @@ def test_one_that_does_not_fit_rules_out_those_that_hold_more(here, compiled, ti
   assert {(rows, remat) for _, rows, remat in compiled} >= {(4, "full"), (1, "dots"), (1, "none")}
   assert any("hold more" in reason for reason in found["left_out"])
   assert len(compiled) + sum(found["left_out"].values()) == 5 * 3  # divisors of 16 rows, and remats
+
+
+def test_a_candidate_that_does_not_compile_is_told(here, compiled, tiny, monkeypatch):
+  def step(model, work, aim, mesh):
+    raise ValueError("stages: 3 do not divide\nmore")
+  monkeypatch.setattr(search.estimate, "step", step)
+  found = planner.plan(tiny, WORK, "a100-40:1", search=True, tries=2)
+  assert [c["error"] for c in found["candidates"]] == ["stages: 3 do not divide"] * 2
+  plans.show(found)
 
 
 def test_decoding_tries_tensor(here, compiled, tiny, monkeypatch):
