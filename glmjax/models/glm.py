@@ -247,7 +247,7 @@ class GLM(nn.Module):
     layer: neither on the mesh, nor on how rows go through a pipeline.
     """
     config = self.config
-    x_BLD = self.embedding(tokens_BL, positions, gradient_alpha)
+    x_BLD = _lay("length", "length", self.embedding(tokens_BL, positions, gradient_alpha))
     if config.embedding_norm:
       x_BLD = self.embedding_norm(x_BLD)
     keys_B = None
@@ -256,7 +256,7 @@ class GLM(nn.Module):
       keys_B = jax.vmap(jax.random.fold_in, (None, 0))(self.make_rng("dropout"), rows_B)
       x_BLD = layers.dropout(config.hidden_dropout, layers.fold_in(keys_B, _EMBEDDING), x_BLD)
       keys_B = layers.fold_in(keys_B, _LAYERS)
-    return partitioning.constrain(x_BLD, "batch", "norm_length", "act_embed"), keys_B
+    return _lay("norm_length", "length", x_BLD), keys_B
 
   def finish(self, x_BLD: jax.Array) -> jax.Array:
     """What the head reads, of what the last layer gives."""
