@@ -27,6 +27,7 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 
 from glmjax.models import attention  # noqa: E402
+from glmjax.models import attention_dropout  # noqa: E402
 from glmjax.models import flash as flash_lib  # noqa: E402
 from glmjax.models import flash_gpu  # noqa: E402
 from glmjax.quantize import matmul_gpu  # noqa: E402
@@ -83,14 +84,17 @@ def compare_attention(rows: int, length: int, heads: int, width: int, tune: bool
     mask = attention.interval_mask(start, end, length)[:, None]
     return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn")
 
-  dense = lambda q, k, v: attention.dense(q, k, v, start, end)
-  flash = lambda q, k, v: flash_lib.attend(q, k, v, start, end)
+  dropout = attention_dropout.make(0.1, jax.random.split(jax.random.key(1), rows), heads, length)
+  dense = lambda q, k, v, drops=None: attention.dense(q, k, v, start, end, drops)
+  flash = lambda q, k, v, drops=None: flash_lib.attend(q, k, v, start, end, drops)
+  dropping = [functools.partial(way, drops=dropout) for way in (dense, flash)]
 
   def both(way: Callable[..., jax.Array]) -> Callable[..., Any]:
     return jax.jit(lambda q, k, v: (lambda out, vjp: (out, *vjp(d)))(*jax.vjp(way, q, k, v)))
 
   found: dict[str, Any] = {}
-  for name, way in {"dense": dense, "cudnn": cudnn, "flash": flash}.items():
+  for name, way in {"dense": dense, "cudnn": cudnn, "flash": flash, "dense_dropout": dropping[0],
+                    "flash_dropout": dropping[1]}.items():
     try:
       found[name] = [round(1e3 * seconds(functools.partial(f, q, k, v)), 3) for f in (jax.jit(way), both(way))]
     except Exception as error:  # a way that this machine does not have
