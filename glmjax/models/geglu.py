@@ -49,7 +49,8 @@ def activate(hidden_BL2F: jax.Array, bias_2F: jax.Array) -> jax.Array:
 def product(bias_2F: jax.Array, hidden_BL2F: jax.Array, kernel_FD: "jax.Array | qarray.QuantizedArray") -> jax.Array:
   """activate(hidden, bias) @ kernel, [B, L, D] in hidden's dtype; sums in float32."""
   if isinstance(kernel_FD, qarray.QuantizedArray):
-    return ops.einsum("BLF,FD->BLD", _split(activate(hidden_BL2F, bias_2F)), kernel_FD)
+    return ops.einsum("BLF,FD->BLD", _split(activate(hidden_BL2F, bias_2F)), kernel_FD,
+                      layers.mesh_split(("mlp", "embed")))
   return _product(hidden_BL2F, bias_2F, kernel_FD)
 
 

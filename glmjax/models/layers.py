@@ -91,6 +91,11 @@ def _add_bias_backward(bias: jax.Array, g: jax.Array) -> tuple[jax.Array, jax.Ar
 add_bias.defvjp(lambda x, bias: (add_bias(x, bias), bias), _add_bias_backward)
 
 
+def mesh_split(axes: tuple[str, ...]) -> jax.sharding.PartitionSpec | None:
+  """How the mesh in scope splits a weight with these logical axes; None without one."""
+  return nn.logical_to_mesh_axes(axes) if partitioning.is_split() else None
+
+
 class Einsum(nn.Module):
   """einsum(spec, x, kernel) + bias, the kernel declared in its final shape."""
 
@@ -109,7 +114,7 @@ class Einsum(nn.Module):
     kernel = declare(self, "kernel", self.kernel_init, self.shape, self.axes, self.param_dtype)
     bias = declare(self, "bias", zeros, self.shape[self.num_inputs:], self.axes[self.num_inputs:],
                    self.param_dtype)
-    product = product or functools.partial(ops.einsum, self.spec)
+    product = product or functools.partial(ops.einsum, self.spec, split=mesh_split(self.axes))
     out = product(x.astype(self.dtype), kernel)
     return (out, bias) if bias_apart else add_bias(out, bias)
 
@@ -176,8 +181,9 @@ def _kernel_fits(x: jax.Array) -> bool:
   """Whether the GPU's kernel takes this: half-precision [B, L, D], whole spans of tokens on each device."""
   if x.ndim != 3 or x.dtype not in (jnp.bfloat16, jnp.float16) or not target.runs_triton():
     return False
-  rows, spans = x.shape[0] % partitioning.parts("batch"), x.shape[1] % (layer_norm_gpu.SPAN * partitioning.parts("length"))
-  return rows == spans == 0 and partitioning.parts("act_embed") == 1 and layer_norm_gpu.fits(x.shape[2])
+  tokens = layer_norm_gpu.SPAN * partitioning.parts("norm_length")
+  whole_spans = x.shape[0] % partitioning.parts("batch") == x.shape[1] % tokens == 0
+  return whole_spans and partitioning.parts("act_embed") == 1 and layer_norm_gpu.fits(x.shape[2])
 
 
 def _by_kernel(epsilon: float, x_BLD: jax.Array, scale_D: jax.Array, g_BLD: jax.Array
@@ -185,7 +191,7 @@ def _by_kernel(epsilon: float, x_BLD: jax.Array, scale_D: jax.Array, g_BLD: jax.
   """The gradients of x, scale and bias, each device computing those of its own tokens."""
   mesh, run = jax.sharding.get_abstract_mesh(), functools.partial(layer_norm_gpu.backward, epsilon)
   if not mesh.empty and mesh.size > 1:
-    tokens = nn.logical_to_mesh_axes(("batch", "length"))
+    tokens = nn.logical_to_mesh_axes(("batch", "norm_length"))
     run = jax.shard_map(run, in_specs=(tokens, jax.sharding.PartitionSpec(), tokens), out_specs=(tokens, tokens),
                         axis_names={*mesh.axis_names} - {*mesh.manual_axes}, check_vma=False)
   dx_BLD, sums_BS2D = run(x_BLD, scale_D, g_BLD)

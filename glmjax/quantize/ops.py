@@ -22,8 +22,12 @@ from glmjax.quantize import qarray
 _BLOCK = 128  # inputs (INT4: bytes) at a time on a CPU; 64 to 256 are much alike
 
 
-def einsum(spec: str, x: jax.Array, kernel: "jax.Array | qarray.QuantizedArray") -> jax.Array:
-  """jnp.einsum(spec, x, kernel) in x's dtype. A quantized kernel's input axes come first."""
+def einsum(spec: str, x: jax.Array, kernel: "jax.Array | qarray.QuantizedArray",
+           split: jax.sharding.PartitionSpec | None = None) -> jax.Array:
+  """jnp.einsum(spec, x, kernel) in x's dtype. A quantized kernel's input axes come first.
+
+  `split`: how a mesh of several devices splits the kernel, which GPU kernels need to know.
+  """
   if not isinstance(kernel, qarray.QuantizedArray):
     return matmul(spec, x, kernel)
   groups = kernel.scale.shape[0]
@@ -32,18 +36,18 @@ def einsum(spec: str, x: jax.Array, kernel: "jax.Array | qarray.QuantizedArray")
     parts = (jnp.split(y, groups, at) for y, at in ((x, axis), (kernel.values, 0), (kernel.scale, 0)))
     return sum(_scaled_sums(spec, x, qarray.QuantizedArray(values, scale, kernel.bits, kernel.axis))
                for x, values, scale in zip(*parts)).astype(x.dtype)
-  return _scaled_sums(spec, x, kernel).astype(x.dtype)
+  return _scaled_sums(spec, x, kernel, split).astype(x.dtype)
 
 
-def _scaled_sums(spec: str, x: jax.Array, kernel: qarray.QuantizedArray) -> jax.Array:
+def _scaled_sums(spec: str, x: jax.Array, kernel: qarray.QuantizedArray,
+                 split: jax.sharding.PartitionSpec | None = None) -> jax.Array:
   """The product in float32."""
   labels = spec.replace("->", ",").split(",")[1]
   inputs = labels[:kernel.values.ndim + kernel.axis + 1]
   outputs = kernel.scale.shape[len(inputs):]
-  if _takes_few_rows(x, kernel, len(inputs)):
-    flat = kernel.values.reshape(-1, math.prod(outputs))
-    sums = matmul_gpu.product(x.reshape(-1, flat.shape[0] * 8 // kernel.bits), flat, kernel.bits)
-    sums = sums.reshape(*x.shape[:x.ndim - len(inputs)], *outputs)
+  parts = _parts(kernel, split)
+  if _takes_few_rows(x, kernel, len(inputs), parts):
+    sums = _few_rows(x, kernel, len(inputs), parts)
   else:
     parts = (x,) if kernel.bits == 8 else _even_odd(x, spec.index(inputs[-1]))
     product = functools.partial(_blocked_product, len(inputs)) if target.platform() == "cpu" else _product
@@ -53,13 +57,44 @@ def _scaled_sums(spec: str, x: jax.Array, kernel: qarray.QuantizedArray) -> jax.
   return sums * scale
 
 
-def _takes_few_rows(x: jax.Array, kernel: qarray.QuantizedArray, num_inputs: int) -> bool:
-  """Whether the GPU kernel for a row or a few is for this product: on one device, in half precision."""
-  mesh, split = jax.sharding.get_abstract_mesh(), x.ndim - num_inputs
-  if not target.runs_triton() or x.dtype not in (jnp.bfloat16, jnp.float16) or mesh.size > 1:
+def _parts(kernel: qarray.QuantizedArray, split: jax.sharding.PartitionSpec | None) -> tuple[bool, ...] | None:
+  """Which axes of a kernel the mesh splits, if it splits nothing but weights along "tensor"; None of other meshes."""
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.size <= 1:
+    return (False,) * kernel.values.ndim
+  if split is None or mesh.shape.get("tensor") != mesh.size:
+    return None
+  return tuple(i < len(split) and "tensor" in (split[i] or ()) for i in range(kernel.values.ndim))
+
+
+def _takes_few_rows(x: jax.Array, kernel: qarray.QuantizedArray, num_inputs: int, parts: tuple[bool, ...] | None
+                    ) -> bool:
+  """Whether the GPU kernel for a row or a few is for this product: in half precision, of sizes that divide."""
+  if not target.runs_triton() or x.dtype not in (jnp.bfloat16, jnp.float16) or parts is None:
     return False
-  return matmul_gpu.fits(math.prod(x.shape[:split]), math.prod(kernel.values.shape[:num_inputs]),
-                         math.prod(kernel.values.shape[num_inputs:]), kernel.bits)
+  devices = jax.sharding.get_abstract_mesh().size
+  sizes = [size // (devices if part else 1) for size, part in zip(kernel.values.shape, parts)]
+  return matmul_gpu.fits(math.prod(x.shape[:x.ndim - num_inputs]), math.prod(sizes[:num_inputs]),
+                         math.prod(sizes[num_inputs:]), kernel.bits)
+
+
+def _few_rows(x: jax.Array, kernel: qarray.QuantizedArray, num_inputs: int, parts: tuple[bool, ...]) -> jax.Array:
+  """Sums over codes by the GPU's kernel, each device multiplying its part of the weights."""
+  leading = x.ndim - num_inputs
+
+  def run(x: jax.Array, values: jax.Array) -> jax.Array:
+    outputs = values.shape[num_inputs:]
+    flat = values.reshape(-1, math.prod(outputs))
+    sums = matmul_gpu.product(x.reshape(-1, flat.shape[0] * 8 // kernel.bits), flat, kernel.bits)
+    sums = sums.reshape(*x.shape[:leading], *outputs)
+    return jax.lax.psum(sums, "tensor") if any(parts[:num_inputs]) else sums
+
+  if not any(parts):
+    return run(x, kernel.values)
+  names = ["tensor" if part else None for part in parts]
+  spec = lambda count, names: jax.sharding.PartitionSpec(*[None] * count, *names)
+  return jax.shard_map(run, in_specs=(spec(leading, names[:num_inputs]), spec(0, names)), check_vma=False,
+                       out_specs=spec(leading, names[num_inputs:]))(x, kernel.values)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3))
