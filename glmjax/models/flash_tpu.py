@@ -31,6 +31,7 @@ _BACKWARD = (512, 512)
 _QUERIES = 4096  # whose gradients lie in vector memory at a time, in float32
 BLOCK = 128  # lengths must be multiples of it, and so must the head dimension: lanes
 
+_PLAIN = (((1,), (0,)), ((), ()))  # dimensions of a matrix product
 _ROW = (((1,), (1,)), ((), ()))  # dot over both operands' last axes
 _COLUMN = (((0,), (0,)), ((), ()))  # and over both first ones
 
@@ -155,8 +156,10 @@ class _Blocks:
     return tuple(of_all_heads if line.ndim == 3 else self.line(index) for line in lines)
 
 
-def _dot(a: jax.Array, b: jax.Array, dimensions: Any) -> jax.Array:
-  return jax.lax.dot_general(a, b, dimensions, preferred_element_type=jnp.float32)
+def _dot(a: jax.Array, b: jax.Array, dimensions: Any = _PLAIN) -> jax.Array:
+  """In float32; Mosaic takes the precision that jax.default_matmul_precision may ask for with float32 operands alone."""
+  precision = None if a.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
+  return jax.lax.dot_general(a, b, dimensions, precision=precision, preferred_element_type=jnp.float32)
 
 
 def _scores(q: jax.Array, k: jax.Array, lines: tuple[jax.Array, ...], block: jax.Array, scale: float
@@ -226,9 +229,9 @@ def _backward_kernel(first_ref: Any, last_ref: Any, q_ref: Any, k_ref: Any, v_re
       kept = attention_dropout.keep(rate, lines[2], keys)
       dropped = jnp.where(kept, weights, 0.0)
       d_weights = jnp.where(kept, d_weights * (1 / (1 - rate)), 0.0)
-    dv_acc[...] += jnp.dot(dropped.astype(d.dtype), d, preferred_element_type=jnp.float32)
+    dv_acc[...] += _dot(dropped.astype(d.dtype), d)
     d_scores = (weights * (d_weights - delta_ref[...]) * scale).astype(q.dtype)
-    dk_acc[...] += jnp.dot(d_scores, q, preferred_element_type=jnp.float32)
+    dk_acc[...] += _dot(d_scores, q)
     dq_acc[block] += _dot(k, d_scores, _COLUMN)
 
   @pl.when(last_turn)
