@@ -97,8 +97,9 @@ def kept(model: config_lib.GLMConfig, remat: str, tensor: int) -> float:
 
   With remat "none" at least so many.
   """
-  products = 0 if remat == "full" else (3 * model.embed_dim + model.mlp_branches * model.mlp_dim) / tensor
-  return model.embed_dim + products + (0 if remat == "full" else 2 * model.embed_dim)
+  if remat == "full":
+    return model.embed_dim
+  return 2 * model.embed_dim + (4 * model.embed_dim + model.mlp_branches * model.mlp_dim) / tensor
 
 
 def _first(plan: _Plan, found: Iterator[tuple[str, float]] | list[tuple[str, float]]) -> list[tuple[str, float]]:

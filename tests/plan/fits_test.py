@@ -50,7 +50,7 @@ def table(model, **kwargs):
 
 @pytest.mark.parametrize("bits", [None, 8, 4])
 def test_held_is_what_the_program_is_given(here, model, bits):
-  work = programs.Decode(context=32, bits=bits)
+  model, work = dataclasses.replace(model, num_layers=3), programs.Decode(context=32, bits=bits)
   parts = work.program(model, fits._mesh("a100-40", 4)).parts
   assert fits.held(model, work, 4) == sum(map(estimate.shard_bytes, jax.tree.leaves(parts)))
 
