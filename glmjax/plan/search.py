@@ -107,6 +107,8 @@ def _compile(candidate: _Candidate, aim: targets.Target) -> dict[str, Any]:
     return about | estimate.step(candidate.model, candidate.work, aim, candidate.mesh)
   except (ValueError, jax.errors.JaxRuntimeError) as error:  # what only tracing or the compiler can tell
     return about | {"error": (str(error).strip() or type(error).__name__).splitlines()[0][:300]}
+  finally:
+    jax.clear_caches()  # programs of thousands of devices add up
 
 
 def _training(model: config_lib.GLMConfig, work: programs.Train, aim: targets.Target, stage: int
