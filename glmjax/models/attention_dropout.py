@@ -2,8 +2,8 @@
 
 A hash says for each pair whether it is kept, so that the whole matrix and kernels that see a block of it at a time, on
 any mesh, drop the same pairs. Each query of each head gets a seed, and a pair's hash mixes its seed with the key's
-place. The hash is the finalizer of MurmurHash3 (fmix32), once for each of key words, head and query, and once for a pair,
-whose last step is left out: it changes the lower half of the bits alone.
+place. The hash is the finalizer of MurmurHash3 (fmix32), once for each of key words, head and query, and once for a
+pair, whose last step is left out: it changes the lower half of the bits alone.
 
 B batch, L query length, H heads.
 """

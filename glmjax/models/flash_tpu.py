@@ -58,9 +58,8 @@ def forward(q_BLHK: jax.Array, k_BMHK: jax.Array, v_BMHK: jax.Array, start_BL: j
       out_shape=[jax.ShapeDtypeStruct((of.batch, of.heads, of.num_queries, of.width), q_BLHK.dtype),
                  jax.ShapeDtypeStruct((of.batch, of.heads, 1, of.num_queries), jnp.float32)],
       compiler_params=_PARAMS, cost_estimate=of.cost(2, k_BMHK.dtype.itemsize), interpret=interpret,
-      name="flash_forward")(first, last, *map(_heads_first, (q_BLHK, k_BMHK, v_BMHK)),
-                            lines)
-  return jnp.swapaxes(out_BHLK, 1, 2), sums_BH1L[:, :, 0]
+      name="flash_forward")(first, last, *map(_heads_first, (q_BLHK, k_BMHK, v_BMHK)), lines)
+  return _heads_first(out_BHLK), sums_BH1L[:, :, 0]
 
 
 def backward(q_BLHK: jax.Array, k_BMHK: jax.Array, v_BMHK: jax.Array, start_BL: jax.Array, end_BL: jax.Array,
@@ -99,7 +98,7 @@ def _backward(q_BLHK: jax.Array, k_BMHK: jax.Array, v_BMHK: jax.Array, start_BL:
                     of.lines(query, lines), of.line(query), of.line(query), of.tokens(of.block_q, query)],
           out_specs=[of.tokens(of.num_queries, lambda *_: 0), of.tokens(of.block_k, key), of.tokens(of.block_k, key)],
           scratch_shapes=[tpu.VMEM((blocks, of.width, of.block_q), jnp.float32),
-                          tpu.VMEM((of.block_k, of.width), jnp.float32), tpu.VMEM((of.block_k, of.width), jnp.float32)]),
+                          *[tpu.VMEM((of.block_k, of.width), jnp.float32)] * 2]),
       out_shape=[jax.ShapeDtypeStruct((of.batch, of.heads, size, of.width), q_BLHK.dtype)
                  for size in (of.num_queries, of.num_keys, of.num_keys)],
       compiler_params=_PARAMS, cost_estimate=of.cost(5, k_BMHK.dtype.itemsize), interpret=interpret,
@@ -157,7 +156,7 @@ class _Blocks:
 
 
 def _dot(a: jax.Array, b: jax.Array, dimensions: Any = _PLAIN) -> jax.Array:
-  """In float32; Mosaic takes the precision that jax.default_matmul_precision may ask for with float32 operands alone."""
+  """In float32; what jax.default_matmul_precision may ask for, Mosaic takes with float32 operands alone."""
   precision = None if a.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
   return jax.lax.dot_general(a, b, dimensions, precision=precision, preferred_element_type=jnp.float32)
 

@@ -53,8 +53,9 @@ FSDP: Rules = _ACTIVATIONS + _TENSOR + (("embed", "fsdp"),)
 # begins with a gathered copy in the compute dtype and ends with its gradients' sums, once each.
 ZERO1: Rules = _ACTIVATIONS + _TENSOR + (("embed", ROW_AXES), ("step_embed", None))
 
-# As FSDP, and what norms and residuals work on, which backward keeps of every layer, is split over tensor too, by tokens
-# (sequence parallelism, arXiv 2205.05198): sums over tensor become a reduce-scatter and, before the next product, a gather.
+# As FSDP, and what norms and residuals work on, which backward keeps of every layer, is split over tensor too, by
+# tokens (sequence parallelism, arXiv 2205.05198): sums over tensor become a reduce-scatter and, before the next
+# product, a gather.
 SEQUENCE: Rules = tuple((name, ("context", "tensor") if name == "norm_length" else axes) for name, axes in FSDP)
 
 STRATEGIES = {"fsdp": FSDP, "zero1": ZERO1, "sequence": SEQUENCE}

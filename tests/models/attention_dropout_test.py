@@ -30,7 +30,7 @@ def test_keeps_its_share_everywhere(rate: float):
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_pairs_are_independent(seed: int):
-  """Masks of neighbours and of strangers along each axis agree as often as fair draws do, and so do bits of counters."""
+  """Masks of neighbours and of strangers along each axis agree as often as fair draws do."""
   kept = masks(0.5, seed, length=256, keys=256) * 2.0 - 1
   for axis in range(4):
     for by in (1, 2, 3, 16, 64):

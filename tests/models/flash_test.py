@@ -120,7 +120,7 @@ def test_tpu_gradients_of_queries_in_parts(monkeypatch, small_blocks):
 
 
 def test_block_sizes_divide():
-  for length, most, want in ((2048, 1024, 1024), (1536, 1024, 768), (640, 512, 128), (384, 1024, 384), (2432, 512, 128)):
+  for length, most, want in ((2048, 1024, 1024), (1536, 1024, 768), (640, 512, 128), (384, 1024, 384)):
     of = flash_tpu._Blocks((most, most), (1, length, 1, 128), length)
     assert of.block_q == of.block_k == want
 
@@ -242,8 +242,9 @@ def test_a_model_with_dropout_is_the_same_through_the_kernel(monkeypatch, platfo
   places = jnp.tile(jnp.arange(128, dtype=jnp.int32), (2, 1))
 
   def run() -> tuple[jax.Array, jax.Array]:
-    loss = lambda p: jnp.square(glm.GLM(config, deterministic=False).apply(
-        {"params": p}, tokens, places, places * 0, jnp.maximum(places + 1, 50), rngs={"dropout": jax.random.key(3)})).mean()
+    model, rngs = glm.GLM(config, deterministic=False), {"dropout": jax.random.key(3)}
+    loss = lambda p: jnp.square(model.apply({"params": p}, tokens, places, places * 0, jnp.maximum(places + 1, 50),
+                                            rngs=rngs)).mean()
     return jax.jit(jax.value_and_grad(loss))(params)
 
   want = run()
