@@ -170,6 +170,8 @@ def enter(config: config_lib.GLMConfig, pipeline: Pipeline, params: Any, tokens_
   spread = [pipeline.spread(a) for a in (tokens_BL, positions, partitioning.row_numbers(tokens_BL.shape[0]))]
   with rows_over_stages():
     x_BLD, keys_B = model.apply({"params": params}, *spread[:2], gradient_alpha, spread[2], method="embed", rngs=rngs)
+    # Its gradient too, or XLA gathers that over the stages.
+    x_BLD = partitioning.constrain(x_BLD, "batch", "norm_length", "act_embed")
   features = {"positions": positions, "start": start_BL, "end": glm.cut_causal(config, end_BL)}
   features = {name: pipeline.cut(a) for name, a in features.items()}
   if keys_B is not None:
