@@ -111,12 +111,14 @@ def load(folder: str | os.PathLike, dtype: str | None = None, shardings: Any = N
   Args:
     folder: either kind.
     dtype: casts the float parameters; None: as stored.
-    shardings: a tree of NamedShardings for the float model's parameters; None: the first device.
+    shardings: a tree of NamedShardings for the float model's parameters, or one sharding for all; None: the first
+      device.
 
   Raises:
     errors.InputError: when the folder is no model's, half-written, damaged, or its tokenizer does not fit.
   """
-  flat = None if shardings is None else arrays.flatten(shardings)
+  one = shardings is None or isinstance(shardings, jax.sharding.Sharding)
+  flat = shardings if one else arrays.flatten(shardings)
 
   def read(source: source_lib.Source) -> LoadedModel:
     source.check_size()

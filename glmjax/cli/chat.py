@@ -25,7 +25,7 @@ Every other line is said to the model; put a space before one that starts with /
 
 def chat(
   checkpoint: str | os.PathLike, max_length: int = 2048, answer_tokens: int | None = None, temperature: float = 0.95,
-  top_k: int = 50, top_p: float = 0.7, seed: int = 0,
+  top_k: int = 50, top_p: float = 0.7, seed: int = 0, offload_layers: int = 0,
 ) -> list[dict[str, str]]:
   """Talks until its input ends; returns the rounds since the last /clear.
 
@@ -35,7 +35,8 @@ def chat(
   from glmjax.infer import chat as chat_lib  # here, as this module is looked at before a command is in order
   from glmjax.infer import engine, sampling
   how = sampling.Sampling(temperature, top_k, top_p)
-  session = chat_lib.Session(engine.Engine.load(checkpoint), how, max_length, answer_tokens, seed)
+  model = engine.Engine.load(checkpoint, offload_layers=offload_layers)
+  session = chat_lib.Session(model, how, max_length, answer_tokens, seed)
   if sys.stdin.isatty():
     _note(f"{pathlib.Path(checkpoint).name}: {session.max_length} tokens of conversation. /help shows the "
           "commands, Ctrl-D ends.")

@@ -56,6 +56,7 @@ class Command:
 
 
 CHECKPOINT = Flag("--checkpoint", "a training run's or an exported model's folder")
+OFFLOAD = Flag("--offload_layers", "layers, the last, whose weights stay in the host's memory (0)", int)
 SAMPLING = (
     Flag("--max_tokens", "most tokens to generate for each blank", int),
     Flag("--temperature", "0 picks the likeliest token (greedy)", float),
@@ -131,18 +132,18 @@ COMMANDS = {command.name: command for command in (
              Flag("--out", "JSON lines file for the answers; - is standard output. A stopped run goes on"),
              Flag("--overwrite", "replace the answers there", bool, kind="passed"),
              Flag("--samples", "JSON lines file to add prompts and outputs to"),
-             Flag("--label", "what the model is called there (the folder's name)")),
+             Flag("--label", "what the model is called there (the folder's name)"), OFFLOAD),
             prepare=inputs.prompts, show=inference.show_outputs),
     Command("chat", "glmjax.cli.chat.chat", "talk with a model in the terminal, or a line a turn from a pipe",
             "glmjax chat --checkpoint=runs/mine-int4",
             (CHECKPOINT, Flag("--max_length", "most tokens of prompt and answer together", int),
-             Flag("--answer_tokens", "tokens that old rounds leave to the answer", int), *SAMPLING[1:]),
+             Flag("--answer_tokens", "tokens that old rounds leave to the answer", int), *SAMPLING[1:], OFFLOAD),
             show=lambda rounds: None),  # they were shown as they came
     Command("score", "glmjax.cli.inference.score", "how likely a model finds a text",
             "glmjax score --checkpoint=runs/mine --text='It was a dark and stormy night.'",
             (CHECKPOINT, Flag("--text", "text to score (repeatable)", repeatable=True, kind="prepared"),
              Flag("--file", "file of texts, one a line, or JSON lines with a \"text\"; - is standard input",
-                  kind="prepared")),
+                  kind="prepared"), OFFLOAD),
             prepare=inputs.texts),
     Command("plan", "glmjax.plan.planner.plan", "compile for hardware that is elsewhere, and say what it takes",
             "glmjax plan --gin_file=plans/glm_130b_int4_rtx3090_4.gin --target=rtx3090:8 --gin.TENSOR=8",

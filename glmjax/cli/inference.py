@@ -24,14 +24,15 @@ PROGRESS_SECONDS = 10
 def generate(
   checkpoint: str | os.PathLike, prompts: Sequence[str | Row], max_tokens: int = 128, temperature: float = 0.0,
   top_k: int = 0, top_p: float = 1.0, seed: int = 0, out: str | os.PathLike | None = None, overwrite: bool = False,
-  samples: str | os.PathLike | None = None, label: str | None = None,
+  samples: str | os.PathLike | None = None, label: str | None = None, offload_layers: int = 0,
 ) -> list[dict[str, Any]] | dict[str, Any]:
   """Each prompt with its blanks filled, or continued where it has none; objects keep their other fields.
 
   With `out`, the answers go to that JSON lines file ("-": standard output) batch by batch, and the result says
   how many; a file that holds answers to the first prompts is gone on with, unless `overwrite`; what gave them is
   noted beside it, in OUT.settings.json, and must be the same. With `samples`, adds a line {"model": label, "prompt",
-  "output"} for each to that file; the label is the checkpoint folder's name if not given.
+  "output"} for each to that file; the label is the checkpoint folder's name if not given. The weights of the last
+  `offload_layers` layers stay in the host's memory.
   """
   rows = [{"prompt": prompt} if isinstance(prompt, str) else prompt for prompt in prompts]
   results, done = [], 0
@@ -51,7 +52,7 @@ def generate(
     if done < len(rows):
       from glmjax.infer import engine, sampling  # here, as this module is looked at before a command is in order
       how = sampling.Sampling(temperature, top_k, top_p)
-      model = engine.Engine.load(checkpoint)
+      model = engine.Engine.load(checkpoint, offload_layers=offload_layers)
       _check(model, rows, done)
       if out is not None and not done:
         answers.begin(out_file, out, settings)
@@ -92,13 +93,13 @@ def _generate(
       print(f"{first + len(batch)} of {len(rows)} prompts answered", file=sys.stderr, flush=True)
 
 
-def score(checkpoint: str | os.PathLike, texts: Sequence[str | Row]) -> list[dict[str, Any]]:
+def score(checkpoint: str | os.PathLike, texts: Sequence[str | Row], offload_layers: int = 0) -> list[dict[str, Any]]:
   """How likely each text is, read from left to right: natural log-likelihood, tokens, bits per byte."""
   rows = [{"text": text} if isinstance(text, str) else text for text in texts]
   if not all(row["text"] for row in rows):
     raise errors.InputError("a text to score is empty: give at least one character")
   from glmjax.infer import engine
-  found = engine.Engine.load(checkpoint).score([row["text"] for row in rows])
+  found = engine.Engine.load(checkpoint, offload_layers=offload_layers).score([row["text"] for row in rows])
   return [{**row, "log_likelihood": s.total, "tokens": s.count,
            "bits_per_byte": -s.total / math.log(2) / len(row["text"].encode())} for row, s in zip(rows, found)]
 

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from glmjax.infer import cache as cache_lib
+from glmjax.infer import offload
 from glmjax.infer import prompt as prompt_lib
 from glmjax.infer import sampling
 from glmjax.models import config as config_lib
@@ -86,7 +87,7 @@ def prefill(config: config_lib.GLMConfig, params: Any, rows: Rows, new_slots: in
   batch, slots = rows.tokens_BP.shape
   # Attention here runs over the prompt's slots only; the empty ones are added behind.
   _, cache = glm.GLM(config).apply(
-      {"params": params}, rows.tokens_BP, model_positions(config, rows.positions_B2P), rows.start_BP,
+      {"params": offload.fetch(params)}, rows.tokens_BP, model_positions(config, rows.positions_B2P), rows.start_BP,
       rows.end_BP, cache=cache_lib.empty(config, batch, slots), cache_index=jnp.int32(0), method="hidden")
   room = new_slots if all_slots is None else all_slots - slots
   return State(cache=cache_lib.extend(cache, room), first=jnp.int32(slots), step=jnp.int32(0), last_B=rows.last_B,
@@ -99,7 +100,7 @@ def next_logits(config: config_lib.GLMConfig, params: Any, rows: Rows, state: St
   slot = state.first + state.step
   positions_B2 = rows.position_B2 + state.step * rows.stride_B2
   end_B1 = jnp.broadcast_to(slot + 1, (len(state.last_B), 1))
-  model = glm.GLM(config)
+  model, params = glm.GLM(config), offload.fetch(params)
   x_B1D, cache = model.apply(
       {"params": params}, state.last_B[:, None], model_positions(config, positions_B2[..., None]),
       rows.start_B[:, None], end_B1, cache=state.cache, cache_index=slot, method="hidden")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import pathlib
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
@@ -14,6 +15,7 @@ from glmjax import errors
 from glmjax import tokens as tokens_lib
 from glmjax.infer import cache
 from glmjax.infer import decode
+from glmjax.infer import offload
 from glmjax.infer import prompt as prompt_lib
 from glmjax.infer import sampling as sampling_lib
 from glmjax.infer import score as score_lib
@@ -66,8 +68,11 @@ class Engine:
   """
 
   def __init__(self, config: config_lib.GLMConfig, params: Any, tokenizer: Tokenizer, max_batch: int = 16,
-               stop_tokens: Sequence[int] | None = None, suppressed_tokens: Sequence[int] | None = None):
+               stop_tokens: Sequence[int] | None = None, suppressed_tokens: Sequence[int] | None = None,
+               offload_layers: int = 0):
     """`params` as trained, exported or quantized; at most `max_batch` prompts run together.
+
+    The kernels of the last `offload_layers` layers stay in the host's memory (`infer.offload`).
 
     By default eop, eos and eod stop, and everything that is not text is never generated: the other special
     tokens, image ids, and the rows that pad the vocabulary.
@@ -77,7 +82,7 @@ class Engine:
                               f"{config.vocab_size}: use the tokenizer that the model was trained with")
     self.tokenizer = tokenizer
     self.max_batch = max_batch
-    self.config, self.params = prepare(config, params)
+    self.config, self.params = prepare(config, params, offload_layers)
     specials = tokenizer.specials
     stops = (specials.eop, specials.eos, specials.eod) if stop_tokens is None else stop_tokens
     if suppressed_tokens is None:
@@ -88,18 +93,28 @@ class Engine:
     self._suppressed_V = _ids_mask(suppressed_tokens, config.vocab_size)
 
   @classmethod
-  def load(cls, folder: str | os.PathLike, dtype: str | None = None, **kwargs: Any) -> "Engine":
-    """From an exported or a training folder; `dtype` computes in another type than the model's own."""
+  def load(cls, folder: str | os.PathLike, dtype: str | None = None, offload_layers: int = 0, **kwargs: Any
+           ) -> "Engine":
+    """From an exported or a training folder; `dtype` computes in another type than the model's own.
+
+    Weights that stay in the host's memory never were in the device's.
+    """
     from glmjax import tokenizer as tokenizer_lib  # here, so that in-memory engines need no SentencePiece
     from glmjax.checkpoint import export
-    loaded = export.load(folder)
+    from glmjax.checkpoint import folder as folder_lib
+    reading = None
+    if offload_layers:
+      offload.check(folder_lib.read_config(pathlib.Path(folder)).model.num_layers, offload_layers)
+      reading = offload.reading()
+    loaded = export.load(folder, shardings=reading)
     config = loaded.config if dtype is None else dataclasses.replace(loaded.config, dtype=dtype)
     if not loaded.tokenizer_dir.is_dir():
       raise errors.InputError(f"{folder} has no tokenizer, so that no text goes in or out of it: copy there, as "
                               f"{loaded.tokenizer_dir.name}/, the one that the model was trained with")
     tokenizer = tokenizer_lib.Tokenizer.load(loaded.tokenizer_dir)
     tokenizer.check_fits(config.vocab_size)
-    return cls(config, loaded.params, tokenizer, **kwargs)
+    params = offload.layers_apart(loaded.params) if offload_layers else loaded.params
+    return cls(config, params, tokenizer, offload_layers=offload_layers, **kwargs)
 
   def encode(self, text: str, literal: bool = False) -> list[int]:
     """Tokens of a prompt, framed as the model's family wants; masks written in it count unless `literal`."""
@@ -232,21 +247,23 @@ class Engine:
     return filled
 
 
-def prepare(config: config_lib.GLMConfig, params: Any) -> tuple[config_lib.GLMConfig, Any]:
+def prepare(config: config_lib.GLMConfig, params: Any, offload_layers: int = 0
+            ) -> tuple[config_lib.GLMConfig, Any]:
   """The model in the layout that decodes fastest; same numbers.
 
   Layers apart, so that no step slices a copy of a layer's weights out of the stack; on the CPU the tied
-  head gets a table of its own, transposed once, where XLA would transpose it at every token.
+  head gets a table of its own, transposed once, where XLA would transpose it at every token. The kernels of the last
+  `offload_layers` layers go to the host's memory.
   """
   if "layers" in params:
     params = glm.unstack_layers(params)
   config = dataclasses.replace(config, scan_layers=False, remat="none")
-  params = jax.tree.map(lambda x: x.astype(config.dtype) if _is_weight(x) else x, params,
+  params = jax.tree.map(lambda x: x.astype(config.dtype) if _is_weight(x) and x.dtype != config.dtype else x, params,
                         is_leaf=lambda x: isinstance(x, qarray.QuantizedArray))
   if config.tie_embeddings and jax.default_backend() == "cpu":
     params = params | {"head": {"kernel": jnp.array(params["embedding"]["table"].T)}}
     config = dataclasses.replace(config, tie_embeddings=False)
-  return config, params
+  return config, offload.place(params, config.num_layers, offload_layers) if offload_layers else params
 
 
 def _is_weight(x: jax.Array | qarray.QuantizedArray) -> bool:

@@ -19,6 +19,7 @@ from glmjax import errors
 from glmjax import tokens as tokens_lib
 from glmjax.infer import cache
 from glmjax.infer import decode
+from glmjax.infer import offload
 from glmjax.infer import prompt as prompt_lib
 from glmjax.models import config as config_lib
 from glmjax.models import glm
@@ -90,7 +91,7 @@ def window_rows(tokens: Sequence[int], specials: tokens_lib.SpecialTokens, posit
 def _score(config: config_lib.GLMConfig, params: Any, batch: prompt_lib.Batch, targets_BS: jax.Array,
            unguessed: jax.Array) -> tuple[jax.Array, jax.Array]:
   """Log-probabilities float32 and correctness bool, [B, S], of the targets at the last S places."""
-  model = glm.GLM(config)
+  model, params = glm.GLM(config), offload.fetch(params)
   x_BLD, _ = model.apply({"params": params}, batch.tokens, decode.model_positions(config, batch.positions),
                          batch.start, batch.end, method="hidden")
   rows, places = targets_BS.shape

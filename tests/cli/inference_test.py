@@ -38,7 +38,7 @@ class Model:
 @pytest.fixture(autouse=True)
 def model(monkeypatch, tmp_path):
   monkeypatch.chdir(tmp_path)
-  monkeypatch.setattr(engine.Engine, "load", lambda checkpoint: Model())
+  monkeypatch.setattr(engine.Engine, "load", lambda checkpoint, offload_layers: Model())
   monkeypatch.setattr(inference, "_fingerprint", str)
 
 
