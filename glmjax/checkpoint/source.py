@@ -59,7 +59,8 @@ class Source:
     found = arrays.read(self.arrays, stored, self.records)
     return {name.removeprefix(self.prefix): x for name, x in found.items()}
 
-  def targets(self, shardings: Mapping[str, Any] | jax.sharding.Sharding | None = None) -> dict[str, jax.ShapeDtypeStruct]:
+  def targets(self, shardings: Mapping[str, Any] | jax.sharding.Sharding | None = None
+              ) -> dict[str, jax.ShapeDtypeStruct]:
     """Shape, dtype and sharding of every array, by name without prefix."""
     targets = {}
     for name, record in self.records.items():

@@ -63,12 +63,16 @@ def show(plan: dict[str, Any]) -> None:
           ("memory of a device", f"{gib(plan['peak_bytes_per_device'])} of {gib(plan['usable_memory_bytes'])} usable: "
            + room % gib(abs(plan["headroom_bytes"])))]
   rows += [(f"  {name.replace('_', ' ')}", gib(size)) for name, size in plan["memory"].items()]
+  if plan["host_bytes_per_device"]:
+    rows.append(("memory of the host", f"{gib(plan['host_bytes_per_device'])} a device: its offloaded weights"))
   rows += [("step, at best", f"{plan['step_seconds']:.4g} s"),
            ("  products", f"{plan['compute_seconds']:.4g} s, "
             f"{plan['hardware_flops'] / plan['devices']:.3g} FLOPs a device"),
            ("  memory traffic", f"{plan['memory_seconds']:.4g} s"),
            ("  exchanges waited for", f"{plan['waited_exchange_seconds']:.4g} s"),
            ("  exchanges beside it", f"{plan['overlapped_exchange_seconds']:.4g} s")]
+  if plan["host_bytes_moved"]:
+    rows.append(("  weights from the host", f"{plan['host_seconds']:.4g} s, {plan['host_bytes_moved']:,.0f} bytes a device"))
   rows += [(f"  {c['kind']} over {', '.join(c['axes']) or 'nothing'}",
             f"{gib(c['bytes'])} a device in {c['times']:,}, {c['seconds']:.3g} s") for c in plan["collectives"][:8]]
   rows += [("tokens a second", f"{plan['tokens_per_second']:,.4g}"),

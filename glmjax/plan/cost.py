@@ -7,7 +7,7 @@ figures count the body of a loop once.
 import dataclasses
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -69,6 +69,7 @@ def _is_jaxpr(x: Any) -> bool:
 class _Instruction:
   size: int  # bytes of the result
   result: int  # of those, the bytes in the device's memory; on TPUs some arrays lie on the chip
+  host: int  # and in the host's
   operation: str
   operands: tuple[str, ...]
   text: str
@@ -79,6 +80,16 @@ def traffic(text: str, trips: Mapping[str, int]) -> float:
 
   A fusion that takes a slice of an array reads the slice; one that writes a slice of its result writes the slice.
   """
+  return _sum(text, trips, _moved)
+
+
+def fetched(text: str, trips: Mapping[str, int]) -> float:
+  """Bytes that a device copies from the host's memory into its own."""
+  return _sum(text, trips, _fetched)
+
+
+def _sum(text: str, trips: Mapping[str, int], measure: Callable[..., float]) -> float:
+  """Of `measure` of every instruction, as often as it runs."""
   entry, computations = _parse(collectives.with_trip_counts(text))
 
   def visit(name: str) -> float:
@@ -94,10 +105,17 @@ def traffic(text: str, trips: Mapping[str, int]) -> float:
         called = re.findall(r"(?:to_apply|branch_computations=\{|, )%?([\w.\-]+)", instruction.text)
         total += max((visit(c) for c in called if c in computations), default=0.0)
       elif instruction.operation not in _FREE and not instruction.operation.endswith("-done"):
-        total += _moved(instruction, instructions, computations)
+        total += measure(instruction, instructions, computations)
     return total
 
   return visit(entry)
+
+
+def _fetched(instruction: _Instruction, around: Mapping[str, _Instruction], computations: Mapping[str, Any]) -> float:
+  del computations
+  if instruction.operation not in ("copy", "copy-start") or not instruction.result:
+    return 0.0
+  return sum(around[name].host for name in instruction.operands if name in around)
 
 
 def _moved(instruction: _Instruction, around: Mapping[str, _Instruction], computations: Mapping[str, Any]) -> float:
@@ -168,8 +186,9 @@ def _parse(text: str) -> tuple[str, dict[str, dict[str, _Instruction]]]:
   return entry, computations
 
 
-def _bytes(shapes: str) -> tuple[int, int]:
-  """Of all arrays, and of those whose layout names no other memory than the device's first."""
-  arrays = [(_SIZES[kind] * math.prod(int(n) for n in size.split(",") if n), "S(" in layout)
+def _bytes(shapes: str) -> tuple[int, int, int]:
+  """Of all arrays, of those whose layout names no other memory than the device's first, and of those in the host's."""
+  arrays = [(_SIZES[kind] * math.prod(int(n) for n in size.split(",") if n), layout)
             for kind, size, layout in _ARRAY.findall(shapes) if kind in _SIZES]
-  return sum(size for size, _ in arrays), sum(size for size, elsewhere in arrays if not elsewhere)
+  total = lambda keep: sum(size for size, layout in arrays if keep(layout))
+  return total(lambda _: True), total(lambda layout: "S(" not in layout), total(lambda layout: "S(5)" in layout)

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 
 from glmjax import errors
+from glmjax.infer import offload
 from glmjax.models import config as config_lib
 from glmjax.parallel import collectives
 from glmjax.parallel import mesh as mesh_lib
@@ -40,13 +41,15 @@ def step(model: config_lib.GLMConfig, workload: programs.Train | programs.Decode
   text = compiled.as_text()
   exchanged = [_describe(c, program.trips, aim, device_mesh.shape) for c in collectives.of(text, device_mesh)]
   hardware_flops = cost.flops(program.traced.jaxpr.jaxpr, program.trips)
-  rates = roofline(hardware_flops / aim.devices, cost.traffic(text, program.trips), exchanged, aim.chip)
+  fetched = cost.fetched(text, program.trips)
+  rates = roofline(hardware_flops / aim.devices, cost.traffic(text, program.trips), exchanged, aim.chip, fetched)
   peak_flops = aim.devices * rates["step_seconds"] * aim.chip.peak_flops
   return {"target": aim.name, "devices": aim.devices, "device": aim.chip.kind, "mesh": dict(device_mesh.shape),
           **peak_memory(compiled, program.parts, aim.chip), "parameters": model.num_parameters(), **rates,
           "tokens_per_second": program.tokens / rates["step_seconds"], "model_flops": program.model_flops,
           "hardware_flops": hardware_flops, "mfu": program.model_flops / peak_flops,
-          "hfu": hardware_flops / peak_flops, "collectives": _total(exchanged), "compile_seconds": round(seconds, 1),
+          "hfu": hardware_flops / peak_flops, "host_bytes_moved": fetched, "collectives": _total(exchanged),
+          "compile_seconds": round(seconds, 1),
           "compile_host_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
 
 
@@ -56,12 +59,15 @@ def peak_memory(compiled: Any, parts: Mapping[str, Any], chip: targets.Chip) -> 
   Arrays of `parts` count where the program leaves them aside, as a prompt's does the last layer's mlp: they are there.
   """
   analysis = compiled.memory_analysis()
-  by_part = {name: sum(map(shard_bytes, jax.tree.leaves(arrays))) for name, arrays in parts.items()}
+  on_host = lambda x: x.sharding.memory_kind == offload.HOST
+  by_part = {name: sum(shard_bytes(x) for x in jax.tree.leaves(arrays) if not on_host(x))
+             for name, arrays in parts.items()}
   arguments = max(analysis.argument_size_in_bytes, sum(by_part.values()))
   peak = (arguments + analysis.output_size_in_bytes - analysis.alias_size_in_bytes + analysis.temp_size_in_bytes)
   room = targets.room(chip)
   return {"fits": peak <= room, "peak_bytes_per_device": peak, "device_memory_bytes": chip.memory_bytes,
           "usable_memory_bytes": room, "headroom_bytes": room - peak,
+          "host_bytes_per_device": sum(shard_bytes(x) for x in jax.tree.leaves(dict(parts)) if on_host(x)),
           "memory": by_part | {"temporaries": analysis.temp_size_in_bytes,
                                "other": peak - analysis.temp_size_in_bytes - sum(by_part.values())}}
 
@@ -71,18 +77,20 @@ def shard_bytes(x: jax.ShapeDtypeStruct) -> int:
   return math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
 
 
-def roofline(flops: float, moved: float, exchanged: Sequence[Mapping[str, Any]], chip: targets.Chip
-             ) -> dict[str, float]:
+def roofline(flops: float, moved: float, exchanged: Sequence[Mapping[str, Any]], chip: targets.Chip,
+             fetched: float = 0.0) -> dict[str, float]:
   """Seconds of a step at the chip's peak rates.
 
   A bound from below: products and memory traffic hide one another, exchanges over tensor, context and stage come on
-  top, and those of weights and gradients over data and fsdp run beside all.
+  top, and those of weights and gradients over data and fsdp run beside all, as does what is fetched from the host.
   """
   compute, memory = flops / chip.peak_flops, moved / chip.memory_bandwidth
   waited = sum(c["seconds"] for c in exchanged if not set(c["axes"]) <= {"data", "fsdp"})
   beside = sum(c["seconds"] for c in exchanged if set(c["axes"]) <= {"data", "fsdp"})
+  host = fetched / chip.host_link
   return {"compute_seconds": compute, "memory_seconds": memory, "waited_exchange_seconds": waited,
-          "overlapped_exchange_seconds": beside, "step_seconds": max(max(compute, memory) + waited, beside)}
+          "overlapped_exchange_seconds": beside, "host_seconds": host,
+          "step_seconds": max(max(compute, memory) + waited, beside, host)}
 
 
 def exchange_seconds(kind: str, sent: float, group: int, stride: int, aim: targets.Target) -> float:

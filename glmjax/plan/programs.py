@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from glmjax import errors
 from glmjax.infer import cache as cache_lib
 from glmjax.infer import decode as decode_lib
+from glmjax.infer import offload
 from glmjax.infer import sampling
 from glmjax.models import config as config_lib
 from glmjax.models import glm
@@ -87,19 +88,21 @@ class Decode:
     context: tokens of prompt and answer; the KV cache has a slot for each.
     bits: 8 or 4 for quantized weights.
     prompt: tokens of it that are read at once; more than one makes this a prefill of so many.
+    offload_layers: how many layers, the last, have their kernels in the host's memory.
   """
 
   batch: int = 1
   context: int = 2048
   bits: int | None = None
   prompt: int = 1
+  offload_layers: int = 0
 
   def program(self, config: config_lib.GLMConfig, mesh: jax.sharding.Mesh) -> Program:
     """Inference's own loop (or prefill), its layers unrolled as the engine has them."""
     if mesh.shape["stage"] > 1 or mesh.shape["context"] > 1:
       raise errors.InputError("a plan of decoding splits the model over tensor (and fsdp): set stage and context to 1")
     config = dataclasses.replace(config, scan_layers=False, remat="none", hidden_dropout=0.0, attention_dropout=0.0)
-    params = inference_params(config, mesh, partitioning.FSDP, self.bits)
+    params = inference_params(config, mesh, partitioning.FSDP, self.bits, self.offload_layers)
     rows = _rows(self.batch, self.prompt, _replicated(mesh))
     reads = self.prompt > 1  # a prompt: without logits, each token against the prompt
     weights = config.matmul_parameters() - reads * config.vocab_size * config.embed_dim
@@ -127,21 +130,31 @@ def _abstract(x: Any, sharding: jax.sharding.NamedSharding) -> jax.ShapeDtypeStr
   return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
 
-def inference_params(config: config_lib.GLMConfig, mesh: jax.sharding.Mesh, rules: partitioning.Rules, bits: int | None
-                     ) -> Any:
-  """Parameters in the compute dtype, or quantized, each split as the rules say of its axes."""
+def inference_params(config: config_lib.GLMConfig, mesh: jax.sharding.Mesh, rules: partitioning.Rules, bits: int | None,
+                     offload_layers: int = 0) -> Any:
+  """Parameters in the compute dtype, or quantized, each split as the rules say of its axes; layers are apart.
+
+  Shardings of those in the host's memory are over the abstract mesh: JAX forgets the memory of devices elsewhere, which
+  tell of none.
+  """
+  offload.check(config.num_layers, offload_layers)
   boxed = jax.eval_shape(lambda: glm.init(dataclasses.replace(config, param_dtype=config.dtype), jax.random.key(0)))
   partitioning.check_divisible(boxed, mesh, rules)
 
   def leaf(path: tuple[Any, ...], x: jax.ShapeDtypeStruct, sharding: jax.sharding.NamedSharding) -> Any:
-    axes = tree.kernel_axes(optimizer_lib.path_names(path)) if bits else None
+    names, at = optimizer_lib.path_names(path), mesh
+    axes = tree.kernel_axes(names) if bits else None
+    if offload.is_offloaded(names, config.num_layers, offload_layers):
+      at = mesh.abstract_mesh
+      sharding = jax.sharding.NamedSharding(at, sharding.spec, memory_kind=offload.HOST)
     if axes is None:
       return _abstract(x, sharding)
     quantized = jax.eval_shape(functools.partial(qarray.quantize, bits=bits, axes=axes), x)
     spec = (*sharding.spec, *[None] * (x.ndim - len(sharding.spec)))
     outputs = jax.sharding.PartitionSpec(*(None if i - x.ndim in axes else axis for i, axis in enumerate(spec)))
     return dataclasses.replace(quantized, values=_abstract(quantized.values, sharding),
-                               scale=_abstract(quantized.scale, jax.sharding.NamedSharding(mesh, outputs)))
+                               scale=_abstract(quantized.scale, jax.sharding.NamedSharding(
+                                   at, outputs, memory_kind=sharding.memory_kind)))
 
   return jax.tree_util.tree_map_with_path(leaf, partitioning.unbox(boxed), partitioning.shardings(boxed, mesh, rules))
 

@@ -36,13 +36,14 @@ class Chip:
   clock_ghz: float = 1.4
   topology: str = ""  # name of the TPU generation for libtpu
   slice_dimensions: int = 0  # of a TPU slice's torus
+  host_link: float = 0.0  # from the host's memory
 
 
-def _gpu(kind: str, gib: float, tflops: float, gbps: float, links: tuple[float, float, float], watts: float,
+def _gpu(kind: str, gib: float, tflops: float, gbps: float, links: tuple[float, ...], watts: float,
          capability: tuple[int, int], cores: int, shared: int, l2_mib: float, fpus: int, clock: float) -> Chip:
-  inner, outer, hop = links
+  inner, outer, hop, host = links
   return Chip(kind, "cuda", round(gib * GIB), tflops * 1e12, gbps * 1e9, inner * 1e9, outer * 1e9, hop, 2.7e-6, 3.6e-6,
-              8, watts, capability, cores, shared, round(l2_mib * (1 << 20)), fpus, clock)
+              8, watts, capability, cores, shared, round(l2_mib * (1 << 20)), fpus, clock, host_link=host * 1e9)
 
 
 # Memory as drivers report it. A100, H100, H200, V100: NVIDIA's datasheets (SXM parts). RTX: the GA102 and TU102 white
@@ -50,9 +51,10 @@ def _gpu(kind: str, gib: float, tflops: float, gbps: float, links: tuple[float, 
 # 300, 450; PCIe 3 and 4 x16 of the GeForce cards: 16 and 32. To other nodes: DGX-A100 and DGX-H100 have eight 200 and
 # 400 Gb/s adapters, DGX-1V four of 100; 100 Gb/s a node is taken for GeForce machines. Microseconds of small messages
 # are those by which NCCL itself chooses (src/graph/tuning.cc, rings, protocol LL): 3.6 to begin, then a hop 0.47 over
-# NVLink, 1.0 over PCIe, 2.7 over a network.
-_VOLTA_DGX, _AMPERE_DGX, _HOPPER_DGX = (150, 6.25, 0.47e-6), (300, 25, 0.47e-6), (450, 50, 0.47e-6)
-_GEFORCE, _TURING = (32, 1.56, 1e-6), (16, 1.56, 1e-6)
+# NVLink, 1.0 over PCIe, 2.7 over a network. Last, from the host: PCI-SIG's rates of 16 lanes of PCIe 3, 4 and 5, a link
+# for each card (in DGX machines two cards share a switch's: half of it each where both read).
+_VOLTA_DGX, _AMPERE_DGX, _HOPPER_DGX = (150, 6.25, 0.47e-6, 16), (300, 25, 0.47e-6, 32), (450, 50, 0.47e-6, 64)
+_GEFORCE, _TURING = (32, 1.56, 1e-6, 32), (16, 1.56, 1e-6, 16)
 _GPUS = {
     "a100-40": _gpu("NVIDIA A100-SXM4-40GB", 39.4, 312, 1_555, _AMPERE_DGX, 400, (8, 0), 108, 166_912, 40, 64, 1.41),
     "a100-80": _gpu("NVIDIA A100-SXM4-80GB", 79.1, 312, 2_039, _AMPERE_DGX, 400, (8, 0), 108, 166_912, 40, 64, 1.41),
@@ -67,12 +69,12 @@ _GPUS = {
 
 def _tpu(name: str, kind: str, gib: float, tflops: float, gbps: float, ici: float, dimensions: int, node: int) -> Chip:
   return Chip(kind, "tpu", round(gib * GIB), tflops * 1e12, gbps * 1e9, ici * 1e9, 25e9 / 4, 1e-6, 1e-6, 0.0, node,
-              None, topology=name, slice_dimensions=dimensions)
+              None, topology=name, slice_dimensions=dimensions, host_link=15e9)
 
 
 # Google Cloud's pages of each generation: memory, peak bf16, HBM, and the inter-chip bandwidth of all links of a chip,
-# both directions together: 2,400, 1,600, 4,800 and 3,584 Gb/s; halved here. A hop takes about a microsecond ("How to
-# Scale Your Model", Google DeepMind, on rooflines of collectives).
+# both directions together: 2,400, 1,600, 4,800 and 3,584 Gb/s; halved here. A hop takes about a microsecond, and PCIe
+# from the host gives 15 GB/s ("How to Scale Your Model", Google DeepMind, on rooflines of collectives and on TPUs).
 _TPUS = {
     "v4": _tpu("v4", "TPU v4", 32, 275, 1_228, 150, 3, 4),
     "v5e": _tpu("v5e", "TPU v5 lite", 16, 197, 819, 100, 2, 8),

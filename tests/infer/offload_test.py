@@ -37,7 +37,8 @@ def params(bits: int | None = None) -> dict:
 
 def placed(found: dict) -> list[str]:
   """Names of the arrays in the host's memory."""
-  return [jax.tree_util.keystr(path, simple=True, separator="/") for path, x in jax.tree_util.tree_leaves_with_path(found)
+  leaves = jax.tree_util.tree_leaves_with_path(found)
+  return [jax.tree_util.keystr(path, simple=True, separator="/") for path, x in leaves
           if x.sharding.memory_kind == offload.HOST]
 
 
@@ -48,7 +49,8 @@ def plain(bits: int | None = None) -> np.ndarray:
 
 
 def generate(config: config_lib.GLMConfig, found: dict) -> np.ndarray:
-  some = [prompt.fill([5, 6, 7, SPECIALS.mask], SPECIALS, "rotary"), prompt.fill([9, SPECIALS.gmask], SPECIALS, "rotary")]
+  texts = [5, 6, 7, SPECIALS.mask], [9, SPECIALS.gmask]
+  some = [prompt.fill(text, SPECIALS, "rotary") for text in texts]
   rows = decode.make_rows(some, [8, 6], SPECIALS.pad)
   none = jnp.zeros(config.vocab_size, bool)
   state = decode.prefill(config, found, rows, 8)
