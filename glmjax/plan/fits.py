@@ -92,9 +92,9 @@ def held(config: config_lib.GLMConfig, work: programs.Decode, count: int) -> int
 @functools.cache
 def _weights(config: config_lib.GLMConfig, bits: int | None, count: int) -> int:
   """Each layer adds the same."""
-  mesh = _mesh(GPUS[0], count)  # any will do
+  mesh, apart = _mesh(GPUS[0], count), dataclasses.replace(config, scan_layers=False)  # any GPU will do
   one, two = (sum(map(estimate.shard_bytes, jax.tree.leaves(programs.inference_params(
-      dataclasses.replace(config, num_layers=n), mesh, partitioning.FSDP, bits)))) for n in (1, 2))
+      dataclasses.replace(apart, num_layers=n), mesh, partitioning.FSDP, bits)))) for n in (1, 2))
   return one + (config.num_layers - 1) * (two - one)
 
 
