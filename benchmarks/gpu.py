@@ -88,9 +88,10 @@ class Decode:
   bits: int | None = None
   prompt: int = 1_900
   new: int = 128
+  offload: int = 0  # layers whose weights are in the host's memory
 
   def small(self) -> "Decode":
-    return Decode(_small(self.config), self.bits, 40, 16)
+    return Decode(_small(self.config), self.bits, 40, 16, min(self.offload, 1))
 
 
 def _small(config: config_lib.GLMConfig) -> config_lib.GLMConfig:
@@ -111,6 +112,7 @@ CASES: dict[str, Train | Decode] = {
     "decode_6b_bf16": Decode(CHATGLM_6B),
     "decode_6b_int8": Decode(CHATGLM_6B, 8),
     "decode_6b_int4": Decode(CHATGLM_6B, 4),
+    "decode_6b_bf16_offload": Decode(CHATGLM_6B, offload=7),
 }
 
 
@@ -197,10 +199,11 @@ def planned(program: programs.Program, compiled: Any) -> dict[str, Any]:
           - analysis.alias_size_in_bytes)
   if found is None:
     return {"planned_bytes": size}
-  rates = estimate.roofline(cost.flops(program.traced.jaxpr.jaxpr, program.trips),
-                            cost.traffic(compiled.as_text(), program.trips), [], found)
+  text = compiled.as_text()
+  rates = estimate.roofline(cost.flops(program.traced.jaxpr.jaxpr, program.trips), cost.traffic(text, program.trips),
+                            [], found, cost.fetched(text, program.trips))
   return {"planned_bytes": size, "planned_seconds": {name: round(rates[f"{name}_seconds"], 6)
-                                                     for name in ("compute", "memory", "step")}}
+                                                     for name in ("compute", "memory", "host", "step")}}
 
 
 def generate(case: Decode) -> dict[str, Any]:
@@ -209,7 +212,7 @@ def generate(case: Decode) -> dict[str, Any]:
   params = jax.jit(lambda key: glm.init_params(config, key))(jax.random.key(0))
   if case.bits:
     params = jax.block_until_ready(tree.quantize_params(params, case.bits))
-  config, params = engine.prepare(config, params)
+  config, params = engine.prepare(config, params, case.offload)
   text = np.random.default_rng(0).integers(4, config.vocab_size - 64, case.prompt - 2).tolist()
   rows = decode.make_rows([prompt.fill([*text, specials.gmask], specials, config.positions)], [case.new], specials.pad)
   draws, none = sampling.draws([sampling.Sampling()], [0]), jnp.zeros(config.vocab_size, bool)
@@ -227,11 +230,12 @@ def generate(case: Decode) -> dict[str, Any]:
     states[:] = [prefill()]
     times.append(timed(body)[1])
   seconds, read = statistics.median(times) / case.new, sum(x.nbytes for x in jax.tree.leaves(params))
-  program = programs.Decode(context=case.prompt + slots, bits=case.bits).program(
+  program = programs.Decode(context=case.prompt + slots, bits=case.bits, offload_layers=case.offload).program(
       case.config, mesh_lib.make_mesh(mesh_lib.MeshConfig(data=1), jax.devices()[:1]))
-  return {"parameters": config.num_parameters(), "bits": case.bits or 16, "weight_bytes": read, "prompt": case.prompt,
-          "prefill_seconds": round(prefill_seconds, 4), "tokens_per_second": round(1 / seconds, 1),
-          "weight_bytes_per_second": round(read / seconds), "compile_seconds": [compile_prefill, compile_decode],
+  return {"parameters": config.num_parameters(), "bits": case.bits or 16, "offload_layers": case.offload,
+          "weight_bytes": read, "prompt": case.prompt, "prefill_seconds": round(prefill_seconds, 4),
+          "tokens_per_second": round(1 / seconds, 1), "weight_bytes_per_second": round(read / seconds),
+          "compile_seconds": [compile_prefill, compile_decode],
           "token_seconds": round(seconds, 6), **planned(program, program.traced.lower().compile()), **peak()}
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from glmjax import errors
 from glmjax import atomic
+from glmjax.cli import inference
 
 if TYPE_CHECKING:
   from glmjax.infer import chat as chat_lib
@@ -33,9 +34,9 @@ def chat(
   are left out where they would not leave `answer_tokens` of them (a quarter) to the answer.
   """
   from glmjax.infer import chat as chat_lib  # here, as this module is looked at before a command is in order
-  from glmjax.infer import engine, sampling
+  from glmjax.infer import sampling
   how = sampling.Sampling(temperature, top_k, top_p)
-  model = engine.Engine.load(checkpoint, offload_layers=offload_layers)
+  model = inference.load(checkpoint, offload_layers)
   session = chat_lib.Session(model, how, max_length, answer_tokens, seed)
   if sys.stdin.isatty():
     _note(f"{pathlib.Path(checkpoint).name}: {session.max_length} tokens of conversation. /help shows the "

@@ -50,14 +50,23 @@ def generate(
       keep.append(lambda batch: answers.write(
           samples_file, [named | {name: row[name] for name in ("prompt", "output")} for row in batch]))
     if done < len(rows):
-      from glmjax.infer import engine, sampling  # here, as this module is looked at before a command is in order
+      model = load(checkpoint, offload_layers)
+      from glmjax.infer import sampling
       how = sampling.Sampling(temperature, top_k, top_p)
-      model = engine.Engine.load(checkpoint, offload_layers=offload_layers)
       _check(model, rows, done)
       if out is not None and not done:
         answers.begin(out_file, out, settings)
       _generate(model, rows, done, keep, max_tokens, how, seed)
   return results if out is None else {"out": str(out), "answers": len(rows), "new": len(rows) - done}
+
+
+def load(checkpoint: str | os.PathLike, offload_layers: int) -> "engine_lib.Engine":
+  """The model; with XLA's options for offloaded weights, which it reads when JAX first looks for devices."""
+  from glmjax.infer import engine, offload  # here, as this module is looked at before a command is in order
+  if offload_layers:
+    flags = [f"--{name}={str(value).lower()}" for name, value in offload.GPU_OPTIONS.items()]
+    os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *flags]).strip()
+  return engine.Engine.load(checkpoint, offload_layers=offload_layers)
 
 
 def _fingerprint(checkpoint: str | os.PathLike) -> str:
@@ -98,8 +107,7 @@ def score(checkpoint: str | os.PathLike, texts: Sequence[str | Row], offload_lay
   rows = [{"text": text} if isinstance(text, str) else text for text in texts]
   if not all(row["text"] for row in rows):
     raise errors.InputError("a text to score is empty: give at least one character")
-  from glmjax.infer import engine
-  found = engine.Engine.load(checkpoint, offload_layers=offload_layers).score([row["text"] for row in rows])
+  found = load(checkpoint, offload_layers).score([row["text"] for row in rows])
   return [{**row, "log_likelihood": s.total, "tokens": s.count,
            "bits_per_byte": -s.total / math.log(2) / len(row["text"].encode())} for row, s in zip(rows, found)]
 

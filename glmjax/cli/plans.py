@@ -72,7 +72,8 @@ def show(plan: dict[str, Any]) -> None:
            ("  exchanges waited for", f"{plan['waited_exchange_seconds']:.4g} s"),
            ("  exchanges beside it", f"{plan['overlapped_exchange_seconds']:.4g} s")]
   if plan["host_bytes_moved"]:
-    rows.append(("  weights from the host", f"{plan['host_seconds']:.4g} s, {plan['host_bytes_moved']:,.0f} bytes a device"))
+    rows.append(("  weights from the host",
+                 f"{plan['host_seconds']:.4g} s, {plan['host_bytes_moved']:,.0f} bytes a device"))
   rows += [(f"  {c['kind']} over {', '.join(c['axes']) or 'nothing'}",
             f"{gib(c['bytes'])} a device in {c['times']:,}, {c['seconds']:.3g} s") for c in plan["collectives"][:8]]
   rows += [("tokens a second", f"{plan['tokens_per_second']:,.4g}"),

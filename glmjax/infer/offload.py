@@ -1,7 +1,8 @@
 """Weights in the host's memory: kernels of a model's last layers, copied to the device each time they are used.
 
-The last layers, because their copies have the products of all the layers before them to hide behind; a step could not
-begin before the copy of a first layer has arrived.
+The last layers, because their copies have the products of the layers before them to hide behind; a step could not
+begin before the copy of a first layer has arrived. XLA for GPUs starts a copy before it is waited for only with its
+latency-hiding scheduler; XLA for TPUs has one of its own.
 """
 
 from typing import Any
@@ -14,6 +15,7 @@ from glmjax.quantize import qarray
 from glmjax.quantize import tree
 
 HOST = "pinned_host"  # JAX's name of the page-locked memory that a device reads by itself
+GPU_OPTIONS = {"xla_gpu_enable_latency_hiding_scheduler": True}  # of XLA, where weights are offloaded
 
 
 def is_offloaded(names: tuple[str, ...], num_layers: int, offload_layers: int) -> bool:

@@ -30,7 +30,8 @@ def step(model: config_lib.GLMConfig, workload: programs.Train | programs.Decode
   device_mesh = mesh_lib.make_mesh(mesh, devices_lib.of(aim))
   program = workload.program(model, device_mesh)
   try:
-    compiled = program.traced.lower().compile()
+    options = program.gpu_options if aim.chip.platform == "cuda" else {}
+    compiled = program.traced.lower().compile(compiler_options=options)
   except jax.errors.JaxRuntimeError as error:
     if "RESOURCE_EXHAUSTED" not in str(error):
       raise

@@ -35,6 +35,7 @@ class Program:
   tokens: int  # that a run of it trains on, reads, or adds
   model_flops: float  # of these tokens, recomputation not counted
   trips: dict[str, int]  # named scope of a loop -> how often it runs, where the compiler cannot know
+  gpu_options: dict[str, bool] = dataclasses.field(default_factory=dict)  # of the compiler
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,11 +108,12 @@ class Decode:
     reads = self.prompt > 1  # a prompt: without logits, each token against the prompt
     weights = config.matmul_parameters() - reads * config.vocab_size * config.embed_dim
     seen = self.prompt if reads else self.context
+    options = offload.GPU_OPTIONS if self.offload_layers else {}
     flops = self.batch * self.prompt * (2.0 * weights + 4.0 * config.num_layers * config.embed_dim * seen)
     with partitioning.use(mesh, partitioning.FSDP):
       if reads:
         traced = decode_lib.prefill.trace(config, params, rows, 0, self.context)
-        return Program(traced, {"parameters": params}, self.batch * self.prompt, flops, {})
+        return Program(traced, {"parameters": params}, self.batch * self.prompt, flops, {}, options)
       state = _state(config, mesh, partitioning.FSDP, self.batch, self.context)
       draws = jax.tree.map(functools.partial(_abstract, sharding=_replicated(mesh)),
                            jax.eval_shape(lambda: sampling.draws([sampling.Sampling()] * self.batch, [0] * self.batch)))
@@ -119,7 +121,7 @@ class Decode:
       until = jax.ShapeDtypeStruct((), jnp.int32, sharding=_replicated(mesh))
       traced = decode_lib.decode.trace(config, params, decode_lib.without_prompts(rows), state, draws, none, none,
                                        until)
-    return Program(traced, {"parameters": params, "kv_cache": state.cache}, self.batch, flops, {})
+    return Program(traced, {"parameters": params, "kv_cache": state.cache}, self.batch, flops, {}, options)
 
 
 def _replicated(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:

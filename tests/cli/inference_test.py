@@ -3,6 +3,7 @@
 import argparse
 import io
 import json
+import os
 import pathlib
 import random
 import sys
@@ -231,3 +232,11 @@ def test_score_keeps_fields(monkeypatch):
   assert found[0]["bits_per_byte"] == 2 * found[1]["bits_per_byte"]
   with pytest.raises(errors.InputError, match="empty"):
     inference.score("m", [{"text": ""}])
+
+
+def test_offloading_tells_xla_to_copy_ahead(monkeypatch):
+  monkeypatch.setenv("XLA_FLAGS", "--mine=1")
+  inference.load("m", 0)
+  assert os.environ["XLA_FLAGS"] == "--mine=1"
+  inference.load("m", 2)
+  assert os.environ["XLA_FLAGS"] == "--mine=1 --xla_gpu_enable_latency_hiding_scheduler=true"
