@@ -135,11 +135,13 @@ def _moved(instruction: _Instruction, around: Mapping[str, _Instruction], comput
     if place >= len(sizes):
       continue
     users = [i for i in inner.values() if name in i.operands]
-    if not (users and all(i.operation == "dynamic-update-slice" and i.operands[0] == name for i in users)):
+    writes = [i for i in users if i.operation == "dynamic-update-slice" and i.operands[0] == name]
+    reads = [i for i in users if i.operation in ("dynamic-slice", "slice", "gather")]
+    if not writes or len(reads) + len(writes) < len(users):
       sizes[place] = _read(name, sizes[place], inner, computations)
       continue
-    written = sum(inner[i.operands[1]].size for i in users if i.operands[1] in inner)
-    sizes[place], result = 0, min(result, written)
+    written = sum(inner[i.operands[1]].size for i in writes if i.operands[1] in inner)
+    sizes[place], result = sum(i.size for i in reads), min(result, written)
   return result + sum(sizes)
 
 

@@ -79,6 +79,26 @@ ENTRY %main (x: f32[50,4], i: s32[]) -> f32[4] {
   assert cost.traffic(text, {}) == 16 + 16 + 4
 
 
+def test_traffic_of_a_fusion_that_adds_to_a_slice_in_place():
+  text = """%add (p.0: f32[50,4], p.1: s32[], p.2: f32[1,4]) -> f32[50,4] {
+  %p.0 = f32[50,4]{1,0} parameter(0)
+  %p.1 = s32[] parameter(1)
+  %p.2 = f32[1,4]{1,0} parameter(2)
+  %d = f32[1,4]{1,0} dynamic-slice(%p.0, %p.1, %p.1), dynamic_slice_sizes={1,4}
+  %s = f32[1,4]{1,0} add(%d, %p.2)
+  ROOT %u = f32[50,4]{1,0} dynamic-update-slice(%p.0, %s, %p.1, %p.1)
+}
+
+ENTRY %main (x: f32[50,4], i: s32[], y: f32[1,4]) -> f32[50,4] {
+  %x = f32[50,4]{1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %y = f32[1,4]{1,0} parameter(2)
+  ROOT %r = f32[50,4]{1,0} fusion(%x, %i, %y), kind=kLoop, calls=%add
+}
+"""
+  assert cost.traffic(text, {}) == 3 * 16 + 4  # the slice read and written, what is added, the place
+
+
 def test_megatrons_formula_gives_the_logs_figures():
   """134 and 141 TFLOP/s a device of 768, from seconds of an iteration (GLM-130B's main log)."""
   for batch, seconds, rate in ((4_224, 88.5, 134.1), (6_144, 122.5, 141.0)):
