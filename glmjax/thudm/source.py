@@ -311,12 +311,14 @@ def _check_alike(shards: shards_lib.Shards, key: str) -> None:
   if first.dtype.name not in _FLOATS or any(
       (part.shape, part.dtype) != (first.shape, first.dtype) for part in others):
     return  # _joined says what is wrong
-  tolerance, count = 4 * float(ml_dtypes.finfo(first.dtype).eps), max(1, _COMPARED // math.prod(first.shape[1:]))
+  about, count = ml_dtypes.finfo(first.dtype), max(1, _COMPARED // math.prod(first.shape[1:]))
+  tolerance = 4 * float(about.eps)
+  least = tolerance * float(about.smallest_normal)  # float16's small numbers lie further apart than their share
   for start in range(0, first.shape[0] if others else 0, count):
     stop = min(start + count, first.shape[0])
     block = first.rows(start, stop).astype(np.float32)
     for path, part in zip(shards.files[1:], others):
-      if not np.allclose(part.rows(start, stop).astype(np.float32), block, tolerance, 0, equal_nan=True):
+      if not np.allclose(part.rows(start, stop).astype(np.float32), block, tolerance, least, equal_nan=True):
         raise errors.InputError(f"{path}: {key} has other values there than in {shards.files[0].name}, and all ranks "
                                 "hold the same: the files are of different checkpoints, copy them again")
 

@@ -140,6 +140,19 @@ def test_what_ranks_hold_in_common(make, tmp_path, monkeypatch, family, key, fac
         "the files are of different checkpoints, copy them again")
 
 
+def test_ranks_may_round_the_smallest_numbers_apart(make, tmp_path):
+  """Below 2^-14 float16's neighbours differ by more than a share of what they are."""
+  folder = make(tmp_path / "theirs", "glm-130b", 2)
+  for rank, value in zip(shards.open_ranks(folder).ranks, (2**-24, 2**-23)):
+    tensor = rank["transformer.final_layernorm.bias"]
+    values = tensor.whole()
+    values[-1] = value
+    with open(tensor.path, "r+b") as file:
+      file.seek(tensor.offset)
+      file.write(values.tobytes())
+  source.open_source("glm-130b", folder)
+
+
 def test_heads_that_the_configuration_tells(hub):
   assert source.open_source("chatglm-6b", hub, num_heads=8).config.num_heads == 8
   assert "num_heads is 4, and " in (line := refused("chatglm-6b", hub, num_heads=4))
