@@ -10,7 +10,8 @@ the others alone; then the golden, quantization, inference and model tests run o
 - decode: ChatGLM-6B with random weights, batch 1, 128 tokens behind a prompt: tokens/s, and weight bytes read per
   second; prefill apart.
 
-Peak memory and time stand beside what `glmjax plan` says of the same program. `--small` runs everything in miniature, on any machine.
+Peak memory and time stand beside what `glmjax plan` says of the same program. `--small` runs everything in miniature,
+on any machine.
 """
 
 import argparse

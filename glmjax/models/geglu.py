@@ -1,8 +1,8 @@
 """GeGLU and the product behind it, which keep for backward only what went in.
 
 Left to itself, differentiation keeps the activation for the product, or computes it again in a pass of its own; the
-gradients of the two branches, joined, take another. Here one pass over the branches gives all three; on NVIDIA GPUs from
-Ampere on by a Pallas kernel for Triton.
+gradients of the two branches, joined, take another. Here one pass over the branches gives all three; on NVIDIA GPUs
+from Ampere on by a Pallas kernel for Triton.
 
 B batch, L length, F mlp, D model, S spans of a row.
 """

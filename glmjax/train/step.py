@@ -119,7 +119,6 @@ def accumulate(objective: Objective, params: Any, batch: Batch, num_micro: jax.A
 def _accumulate(objective: Objective, params: Any, batch: Batch, num_micro: jax.Array, alpha: jax.Array,
                 rng: jax.Array, factor: jax.Array) -> tuple[losses.Sums, Any]:
   """Sums over all micro-batches and the gradient of factor x the summed loss."""
-
   tick_by_tick = objective.pipeline is not None and objective.pipeline.kind == "1f1b"
 
   def add(m: jax.Array | int, into: tuple[losses.Sums, Any]) -> tuple[losses.Sums, Any]:
