@@ -216,24 +216,29 @@ def rows_of(dtype: str, axis: str, table: jax.Array, index: jax.Array) -> jax.Ar
   """
   if not partitioning.is_split():
     return table[index].astype(dtype)
-  if index.size == 1:
-    return _row_of(axis, table, index).astype(dtype)
-  return whole((axis, "embed"), table.astype(dtype))[index]
+  if index.size > 1:  # else decoding, which gathers nothing
+    table = whole((axis, "embed"), table.astype(dtype))
+  return _look_up(axis, table, index).astype(dtype)
 
 
-def _row_of(axis: str, table: jax.Array, index: jax.Array) -> jax.Array:
-  """table[index] of one token (decoding), looked up where its row is: XLA would gather a split table for it."""
-  spec = nn.logical_to_mesh_axes((axis, "embed"))
-  axes = (spec[0],) if isinstance(spec[0], str) else spec[0] or ()
+def _look_up(axis: str, table: jax.Array, index: jax.Array) -> jax.Array:
+  """table[index], each device finding the rows that it has.
 
-  def look_up(table: jax.Array, index: jax.Array) -> jax.Array:
-    rows = index - jax.lax.axis_index(axes) * len(table) if axes else index
+  Left to XLA, a split table is gathered for one token, and jax 0.11's partitioner ends the process where tokens are
+  split over stages within a shard_map.
+  """
+  axes = partitioning.mesh_axes(axis)
+  if partitioning.parts(axis) == 1:
+    return table[index]
+
+  def own(table: jax.Array, index: jax.Array) -> jax.Array:
+    rows = index - jax.lax.axis_index(axes) * len(table)
     here = (rows >= 0) & (rows < len(table))
     return jax.lax.psum(jnp.where(here[..., None], table[jnp.clip(rows, 0, len(table) - 1)], 0), axes)
 
-  nothing = jax.sharding.PartitionSpec()
-  return jax.shard_map(look_up, in_specs=(spec, nothing), check_vma=False,
-                       out_specs=jax.sharding.PartitionSpec(*[None] * index.ndim, spec[1]))(table, index)
+  split, nothing = jax.sharding.PartitionSpec(axes), jax.sharding.PartitionSpec()
+  return jax.shard_map(own, in_specs=(split, nothing), out_specs=nothing, axis_names={*axes}, check_vma=False)(
+      table, index)
 
 
 def _rows_backward(dtype: str, axis: str, residuals: tuple[jax.Array, jax.Array], g: jax.Array
