@@ -52,6 +52,9 @@ class GLMConfig:
         raise errors.InputError(f"GLMConfig.{name} is {getattr(self, name)}: give a number above 0")
     if self.prefix_length < 0:
       raise errors.InputError(f"GLMConfig.prefix_length is {self.prefix_length}: give 0 for none, or more")
+    for name in ("hidden_dropout", "attention_dropout"):
+      if not 0.0 <= getattr(self, name) < 1.0:
+        raise errors.InputError(f"GLMConfig.{name} is {getattr(self, name)}: give a share from 0 to below 1")
     for name, choices in (("positions", POSITIONS), ("norm", NORMS), ("mlp", MLPS), ("remat", REMATS),
                           ("rotary_rounding", ROTARY_ROUNDINGS), ("dtype", DTYPES), ("param_dtype", DTYPES)):
       if getattr(self, name) not in choices:

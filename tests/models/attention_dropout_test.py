@@ -5,8 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from glmjax import errors
 from glmjax.models import attention
 from glmjax.models import attention_dropout
+from glmjax.models import config
 
 ROWS, HEADS, LENGTH, KEYS = 4, 4, 128, 192
 
@@ -78,3 +80,10 @@ def test_means_stay():
   out = attention.dense(q, q, v, zeros, zeros + LENGTH, dropout)
   np.testing.assert_allclose(out[..., 0].swapaxes(1, 2), attention_dropout.apply(
       dropout, jnp.full((ROWS, HEADS, LENGTH, LENGTH), 1 / LENGTH)).sum(-1), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["hidden_dropout", "attention_dropout"])
+@pytest.mark.parametrize("rate", [-0.1, 1.0])
+def test_rates_are_shares(name: str, rate: float):
+  with pytest.raises(errors.InputError, match=f"GLMConfig.{name} is {rate}: give a share"):
+    config.GLMConfig(vocab_size=8, num_layers=1, embed_dim=8, num_heads=1, mlp_dim=8, **{name: rate})
