@@ -28,9 +28,9 @@ def test_mosaic_is_for_tpus_from_v4_on(monkeypatch, platform, kind, expected):
 
 
 @pytest.mark.parametrize("kind, expected", [
-    ("NVIDIA A100-SXM4-40GB", True), ("NVIDIA H100 80GB HBM3", True), ("NVIDIA GH200 480GB", True), ("NVIDIA B200", True),
-    ("NVIDIA H200", True), ("NVIDIA GeForce RTX 3090", False), ("NVIDIA RTX A6000", False), ("NVIDIA A10G", False),
-    ("NVIDIA L4", False), ("NVIDIA RTX A1000", False)])
+    ("NVIDIA A100-SXM4-40GB", True), ("NVIDIA H100 80GB HBM3", True), ("NVIDIA GH200 480GB", True),
+    ("NVIDIA B200", True), ("NVIDIA H200", True), ("NVIDIA GeForce RTX 3090", False), ("NVIDIA RTX A6000", False),
+    ("NVIDIA A10G", False), ("NVIDIA L4", False), ("NVIDIA RTX A1000", False)])
 def test_shared_memory(monkeypatch, kind, expected):
   monkeypatch.setattr(target, "_platform_and_kind", lambda: ("gpu", kind))
   assert target.has_large_shared_memory() is expected
