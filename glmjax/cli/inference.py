@@ -65,7 +65,7 @@ def load(checkpoint: str | os.PathLike, offload_layers: int) -> "engine_lib.Engi
   from glmjax.infer import engine, offload  # here, as this module is looked at before a command is in order
   if offload_layers:
     flags = [f"--{name}={str(value).lower()}" for name, value in offload.GPU_OPTIONS.items()]
-    os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *flags]).strip()
+    os.environ["XLA_FLAGS"] = " ".join([*flags, os.environ.get("XLA_FLAGS", "")]).strip()  # the user's last
   return engine.Engine.load(checkpoint, offload_layers=offload_layers)
 
 

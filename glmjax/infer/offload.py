@@ -79,7 +79,7 @@ def layers_apart(params: Any) -> Any:
   params = jax.tree.map(np.asarray, params)
   stacked = params.pop("layers", None)
   count = 0 if stacked is None else len(jax.tree.leaves(stacked)[0])
-  return params | {f"layers_{i}": jax.tree.map(lambda x: x[i], stacked) for i in range(count)}
+  return params | {f"layers_{i}": jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(count)}
 
 
 def _in_host_memory(sharding: jax.sharding.Sharding) -> jax.sharding.Sharding:

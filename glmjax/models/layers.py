@@ -110,7 +110,7 @@ class Einsum(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array, product: Callable[..., jax.Array] | None = None, bias_apart: bool = False
                ) -> "jax.Array | tuple[jax.Array, jax.Array]":
-    """With a `product` of x and the kernel in place of the einsum, where it does more; or without the bias, and it."""
+    """`product`: of x and the kernel, in place of the einsum. `bias_apart`: returns (product, bias), not their sum."""
     kernel = declare(self, "kernel", self.kernel_init, self.shape, self.axes, self.param_dtype)
     bias = declare(self, "bias", zeros, self.shape[self.num_inputs:], self.axes[self.num_inputs:],
                    self.param_dtype)

@@ -65,7 +65,7 @@ class Pipeline:
   microbatches: int  # K
   rounds: int  # R
   num_layers: int  # N
-  kind: str = "gpipe"  # one of KINDS
+  kind: str  # one of KINDS
 
   @property
   def group(self) -> int:

@@ -114,7 +114,7 @@ def test_a_run_goes_on_with_and_without_stages(tmp_path):
 @pytest.mark.parametrize("stages, microbatches, rounds", [(1, 2, 1), (1, 2, 3), (2, 2, 1), (3, 3, 2), (3, 6, 3),
                                                           (4, 12, 1), (5, 5, 2), (2, 8, 2)])
 def test_every_micro_batch_passes_all_layers_in_order(monkeypatch, stages: int, microbatches: int, rounds: int):
-  pipeline = pipeline_lib.Pipeline(stages, microbatches, rounds, stages * rounds)
+  pipeline = pipeline_lib.Pipeline(stages, microbatches, rounds, stages * rounds, "gpipe")
 
   def stage(config, pipeline, weights, place, turn, x, features):
     weight = weights[0][turn, 0]
