@@ -27,7 +27,7 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 
 from glmjax.models import attention  # noqa: E402
-from glmjax.models import attention_dropout  # noqa: E402
+from glmjax.models import dropout as dropout_lib  # noqa: E402
 from glmjax.models import flash as flash_lib  # noqa: E402
 from glmjax.models import flash_gpu  # noqa: E402
 from glmjax.quantize import matmul_gpu  # noqa: E402
@@ -84,7 +84,7 @@ def compare_attention(rows: int, length: int, heads: int, width: int, tune: bool
     mask = attention.interval_mask(start, end, length)[:, None]
     return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn")
 
-  dropout = attention_dropout.make(0.1, jax.random.split(jax.random.key(1), rows), heads, length)
+  dropout = dropout_lib.make(0.1, jax.random.split(jax.random.key(1), rows), heads, length)
   dense = lambda q, k, v, drops=None: attention.dense(q, k, v, start, end, drops)
   flash = lambda q, k, v, drops=None: flash_lib.attend(q, k, v, start, end, drops)
   dropping = [functools.partial(way, drops=dropout) for way in (dense, flash)]

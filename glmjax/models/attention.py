@@ -7,7 +7,7 @@ left padding. B batch, L query length, M key length, H heads, K head dimension.
 import jax
 import jax.numpy as jnp
 
-from glmjax.models import attention_dropout
+from glmjax.models import dropout as dropout_lib
 from glmjax.models import flash
 from glmjax.parallel import partitioning
 from glmjax.quantize import ops
@@ -23,7 +23,7 @@ def interval_mask(start_BL: jax.Array, end_BL: jax.Array, num_keys: int) -> jax.
 
 
 def attend(q_BLHK: jax.Array, k_BMHK: jax.Array, v_BMHK: jax.Array, start_BL: jax.Array, end_BL: jax.Array,
-           dropout: attention_dropout.Dropout | None = None,
+           dropout: dropout_lib.Dropout | None = None,
            prefix: tuple[jax.Array, jax.Array] | None = None) -> jax.Array:
   """`dense`, or the flash kernel where there is one for the machine and the shapes.
 
@@ -36,7 +36,7 @@ def attend(q_BLHK: jax.Array, k_BMHK: jax.Array, v_BMHK: jax.Array, start_BL: ja
 
 
 def dense(q_BLHK: jax.Array, k_BMHK: jax.Array, v_BMHK: jax.Array, start_BL: jax.Array, end_BL: jax.Array,
-          dropout: attention_dropout.Dropout | None = None,
+          dropout: dropout_lib.Dropout | None = None,
           prefix: tuple[jax.Array, jax.Array] | None = None) -> jax.Array:
   """softmax(q k / sqrt(K)) v over each query's interval, [B, L, H, K] in q's dtype.
 
@@ -61,7 +61,7 @@ def dense(q_BLHK: jax.Array, k_BMHK: jax.Array, v_BMHK: jax.Array, start_BL: jax
     scores_BHLM = jnp.concatenate([prefix_scores_BHLP, scores_BHLM], -1)
   weights_BHLM = jax.nn.softmax(scores_BHLM, axis=-1)
   if dropout is not None:
-    weights_BHLM = attention_dropout.apply(dropout, weights_BHLM)
+    weights_BHLM = dropout_lib.apply(dropout, weights_BHLM)
   weights_BHLM = weights_BHLM.astype(v_BMHK.dtype)
   if prefix is not None:
     weights_BHLP, weights_BHLM = jnp.split(weights_BHLM, [prefix_key_HPK.shape[1]], -1)

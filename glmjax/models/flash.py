@@ -12,7 +12,7 @@ from jax import ad_checkpoint
 import jax.numpy as jnp
 
 from glmjax import target
-from glmjax.models import attention_dropout
+from glmjax.models import dropout as dropout_lib
 from glmjax.models import flash_gpu
 from glmjax.models import flash_tpu
 from glmjax.parallel import partitioning
@@ -39,7 +39,7 @@ def fits(q_BLHK: jax.Array, k_BMHK: jax.Array) -> bool:
 
 
 def attend(q_BLHK: jax.Array, k_BMHK: jax.Array, v_BMHK: jax.Array, start_BL: jax.Array, end_BL: jax.Array,
-           dropout: attention_dropout.Dropout | None = None) -> jax.Array:
+           dropout: dropout_lib.Dropout | None = None) -> jax.Array:
   """What `attention.dense` gives, up to rounding; each device has its own queries attend to all keys of its heads."""
   decodes = q_BLHK.shape[1] == 1
   if decodes:
@@ -72,8 +72,8 @@ def _attend(kernels: ModuleType, rate: float, q_BLHK: jax.Array, k_BMHK: jax.Arr
   return kernels.forward(q_BLHK, k_BMHK, v_BMHK, start_BL, end_BL, _dropout(rate, seeds_BHL))[0]
 
 
-def _dropout(rate: float, seeds_BHL: jax.Array | None) -> attention_dropout.Dropout | None:
-  return None if seeds_BHL is None else attention_dropout.Dropout(rate, seeds_BHL)
+def _dropout(rate: float, seeds_BHL: jax.Array | None) -> dropout_lib.Dropout | None:
+  return None if seeds_BHL is None else dropout_lib.Dropout(rate, seeds_BHL)
 
 
 def _forward(kernels: ModuleType, rate: float, q_BLHK: jax.Array, k_BMHK: jax.Array, v_BMHK: jax.Array,

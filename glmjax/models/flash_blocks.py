@@ -8,7 +8,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from glmjax.models import attention_dropout
+from glmjax.models import dropout as dropout_lib
 
 LOG2E = math.log2(math.e)
 LOW = -1e30  # below every score that a query sees; finite, so that it minus itself is 0
@@ -36,7 +36,7 @@ def query_range(start_BL: jax.Array, end_BL: jax.Array, block_q: int, block_k: i
           jnp.where(any_seen, past, 0).astype(jnp.int32))
 
 
-def lines(start_BL: jax.Array, end_BL: jax.Array, dropout: attention_dropout.Dropout | None
+def lines(start_BL: jax.Array, end_BL: jax.Array, dropout: dropout_lib.Dropout | None
           ) -> tuple[tuple[jax.Array, ...], float]:
   """What the kernels' masks know of each query: its interval, and where some are dropped its seeds; and the rate."""
   return ((start_BL, end_BL), 0.0) if dropout is None else ((start_BL, end_BL, dropout.seeds_BHL), dropout.rate)

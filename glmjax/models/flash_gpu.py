@@ -15,7 +15,7 @@ from jax.experimental import pallas as pl
 import jax.numpy as jnp
 
 from glmjax import target
-from glmjax.models import attention_dropout
+from glmjax.models import dropout as dropout_lib
 from glmjax.models import flash_blocks
 from glmjax.models.flash_blocks import LEAST, LOG2E, LOW, UNSEEN
 
@@ -35,7 +35,7 @@ DECODE_BLOCK = _DECODE[1]  # and so must a cache's slots, of this
 
 
 def forward(q_BLHK: jax.Array, k_BMHK: jax.Array, v_BMHK: jax.Array, start_BL: jax.Array, end_BL: jax.Array,
-            dropout: attention_dropout.Dropout | None = None, *, interpret: bool = False
+            dropout: dropout_lib.Dropout | None = None, *, interpret: bool = False
             ) -> tuple[jax.Array, jax.Array]:
   """What `attention.attend` returns, and the float32 [B, H, L] base-2 logarithms of the softmax's sums."""
   of = _Blocks(*_FORWARD[:2], q_BLHK.shape, k_BMHK.shape[1])
@@ -67,7 +67,7 @@ def decode(q_B1HK: jax.Array, k_BHMK: jax.Array, v_BHMK: jax.Array, start_B1: ja
 
 def _call_forward(of: "_Blocks", sizes: tuple[int, ...], query: pl.BlockSpec, keys: pl.BlockSpec,
                   out: jax.ShapeDtypeStruct, inputs: tuple[jax.Array, ...], places: tuple[jax.Array, jax.Array],
-                  dropout: attention_dropout.Dropout | None, interpret: bool) -> tuple[jax.Array, jax.Array]:
+                  dropout: dropout_lib.Dropout | None, interpret: bool) -> tuple[jax.Array, jax.Array]:
   block_q, block_k, warps, stages = sizes
   first, last = flash_blocks.key_range(*places, block_q, block_k, of.num_keys)
   lines, rate = flash_blocks.lines(*places, dropout)
@@ -84,7 +84,7 @@ def _call_forward(of: "_Blocks", sizes: tuple[int, ...], query: pl.BlockSpec, ke
 
 def backward(q_BLHK: jax.Array, k_BMHK: jax.Array, v_BMHK: jax.Array, start_BL: jax.Array, end_BL: jax.Array,
              sums_BHL: jax.Array, delta_BHL: jax.Array, d_BLHK: jax.Array,
-             dropout: attention_dropout.Dropout | None = None, *, interpret: bool = False
+             dropout: dropout_lib.Dropout | None = None, *, interpret: bool = False
              ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Gradients of q, k and v; delta is the sum over K of the output times its gradient d, float32."""
   lines, rate = flash_blocks.lines(start_BL, end_BL, dropout)
@@ -197,7 +197,7 @@ def _forward_kernel(first_ref: Any, last_ref: Any, q_ref: Any, k_ref: Any, v_ref
     shrink = jnp.exp2(high - new_high)
     total = total * shrink + weights.sum(-1)
     if rate:
-      weights = jnp.where(attention_dropout.keep(rate, lines[2], keys), weights, 0.0)
+      weights = jnp.where(dropout_lib.keep(rate, lines[2], keys), weights, 0.0)
     v = v_ref[here, :]
     return out * shrink[:, None] + triton.dot(weights.astype(v.dtype), v), new_high, total
 
@@ -223,7 +223,7 @@ def _query_kernel(first_ref: Any, last_ref: Any, q_ref: Any, k_ref: Any, v_ref: 
     scores = _masked(triton.dot(q, k.T) * (scale * LOG2E), keys, *lines[:2])
     d_weights = triton.dot(d, v.T)
     if rate:
-      d_weights = jnp.where(attention_dropout.keep(rate, lines[2], keys), d_weights * (1 / (1 - rate)), 0.0)
+      d_weights = jnp.where(dropout_lib.keep(rate, lines[2], keys), d_weights * (1 / (1 - rate)), 0.0)
     d_scores = jnp.exp2(scores - sums) * (d_weights - delta) * scale
     return dq + triton.dot(d_scores.astype(k.dtype), k)
 
@@ -247,7 +247,7 @@ def _key_kernel(first_ref: Any, last_ref: Any, q_ref: Any, k_ref: Any, v_ref: An
     weights = jnp.exp2(scores - sums_ref[here][None])
     d_weights, dropped = triton.dot(v, d.T), weights
     if rate:
-      kept = attention_dropout.keep(rate, lines[2], keys)
+      kept = dropout_lib.keep(rate, lines[2], keys)
       d_weights, dropped = jnp.where(kept, d_weights * (1 / (1 - rate)), 0.0), jnp.where(kept, weights, 0.0)
     dv += triton.dot(dropped.astype(d.dtype), d)
     d_scores = weights * (d_weights - delta_ref[here][None]) * scale

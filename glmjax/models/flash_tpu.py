@@ -15,7 +15,7 @@ import jax
 from jax.experimental import pallas as pl
 import jax.numpy as jnp
 
-from glmjax.models import attention_dropout
+from glmjax.models import dropout as dropout_lib
 from glmjax.models import flash_blocks
 from glmjax.models.flash_blocks import LEAST, LOG2E, LOW, UNSEEN
 
@@ -37,7 +37,7 @@ _COLUMN = (((0,), (0,)), ((), ()))  # and over both first ones
 
 
 def forward(q_BLHK: jax.Array, k_BMHK: jax.Array, v_BMHK: jax.Array, start_BL: jax.Array, end_BL: jax.Array,
-            dropout: attention_dropout.Dropout | None = None, *, interpret: bool = False
+            dropout: dropout_lib.Dropout | None = None, *, interpret: bool = False
             ) -> tuple[jax.Array, jax.Array]:
   """What `attention.attend` returns, and the float32 [B, H, L] base-2 logarithms of the softmax's sums."""
   of = _Blocks(_FORWARD, q_BLHK.shape, k_BMHK.shape[1])
@@ -64,7 +64,7 @@ def forward(q_BLHK: jax.Array, k_BMHK: jax.Array, v_BMHK: jax.Array, start_BL: j
 
 def backward(q_BLHK: jax.Array, k_BMHK: jax.Array, v_BMHK: jax.Array, start_BL: jax.Array, end_BL: jax.Array,
              sums_BHL: jax.Array, delta_BHL: jax.Array, d_BLHK: jax.Array,
-             dropout: attention_dropout.Dropout | None = None, *, interpret: bool = False
+             dropout: dropout_lib.Dropout | None = None, *, interpret: bool = False
              ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Gradients of q, k and v; delta is the sum over K of the output times its gradient d, float32."""
   parts = []
@@ -82,7 +82,7 @@ def backward(q_BLHK: jax.Array, k_BMHK: jax.Array, v_BMHK: jax.Array, start_BL: 
 
 def _backward(q_BLHK: jax.Array, k_BMHK: jax.Array, v_BMHK: jax.Array, start_BL: jax.Array, end_BL: jax.Array,
               sums_BHL: jax.Array, delta_BHL: jax.Array, d_BLHK: jax.Array,
-              dropout: attention_dropout.Dropout | None, interpret: bool) -> tuple[jax.Array, jax.Array, jax.Array]:
+              dropout: dropout_lib.Dropout | None, interpret: bool) -> tuple[jax.Array, jax.Array, jax.Array]:
   of = _Blocks(_BACKWARD, q_BLHK.shape, k_BMHK.shape[1])
   first, last = flash_blocks.query_range(start_BL, end_BL, of.block_q, of.block_k, of.num_keys)
   lines, rate = flash_blocks.lines(start_BL, end_BL, dropout)
@@ -192,7 +192,7 @@ def _forward_kernel(first_ref: Any, last_ref: Any, q_ref: Any, k_ref: Any, v_ref
     high_ref[...] = new_high
     total_ref[...] = total_ref[...] * shrink + weights.sum(0, keepdims=True)
     if rate:
-      weights = jnp.where(attention_dropout.keep(rate, lines[2], keys), weights, 0.0)
+      weights = jnp.where(dropout_lib.keep(rate, lines[2], keys), weights, 0.0)
     acc_ref[...] = acc_ref[...] * shrink + _dot(v, weights.astype(v.dtype), _COLUMN)
 
   @pl.when(j == pl.num_programs(3) - 1)
@@ -225,7 +225,7 @@ def _backward_kernel(first_ref: Any, last_ref: Any, q_ref: Any, k_ref: Any, v_re
     d_weights = _dot(v_ref[...], d, _ROW)
     dropped = weights
     if rate:
-      kept = attention_dropout.keep(rate, lines[2], keys)
+      kept = dropout_lib.keep(rate, lines[2], keys)
       dropped = jnp.where(kept, weights, 0.0)
       d_weights = jnp.where(kept, d_weights * (1 / (1 - rate)), 0.0)
     dv_acc[...] += _dot(dropped.astype(d.dtype), d)

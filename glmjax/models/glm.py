@@ -22,7 +22,7 @@ from jax import ad_checkpoint
 import jax.numpy as jnp
 
 from glmjax.models import attention
-from glmjax.models import attention_dropout
+from glmjax.models import dropout as dropout_lib
 from glmjax.models import config as config_lib
 from glmjax.models import flash
 from glmjax.models import geglu
@@ -90,7 +90,7 @@ class SelfAttention(nn.Module):
       k_BMHK, v_BMHK = (jnp.swapaxes(cache[name], 1, 2).astype(q_BLHK.dtype) for name in ("key", "value"))
     dropout = None
     if config.attention_dropout and keys_B is not None:
-      dropout = attention_dropout.make(config.attention_dropout, layers.fold_in(keys_B, _ATTENTION_WEIGHTS), h,
+      dropout = dropout_lib.make(config.attention_dropout, layers.fold_in(keys_B, _ATTENTION_WEIGHTS), h,
                                        x_BLD.shape[1])
     prefix = None
     if config.prefix_length:  # normal(1): as the original's torch.nn.Embedding starts

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from glmjax import target
-from glmjax.models import attention_dropout
+from glmjax.models import dropout as dropout_lib
 from glmjax.models import config as config_lib
 from glmjax.models import layer_norm_gpu
 from glmjax.parallel import partitioning
@@ -61,7 +61,7 @@ def dropout(rate: float, keys_B: jax.Array | None, x: jax.Array) -> jax.Array:
   """x [B, ...] with a share of its entries 0 and the others scaled up; each row draws from its own key."""
   if keys_B is None or rate == 0.0:
     return x
-  return attention_dropout.apply(attention_dropout.make(rate, keys_B, *x.shape[1:-1]), x)
+  return dropout_lib.apply(dropout_lib.make(rate, keys_B, *x.shape[1:-1]), x)
 
 
 @jax.custom_vjp

@@ -11,7 +11,7 @@ import pytest
 
 from glmjax import target
 from glmjax.models import attention
-from glmjax.models import attention_dropout
+from glmjax.models import dropout as dropout_lib
 from glmjax.models import config as config_lib
 from glmjax.models import flash
 from glmjax.models import flash_blocks
@@ -75,8 +75,8 @@ def draw(rows: int, length: int, keys: int, heads: int, width: int, dtype: str =
   return [jnp.asarray(rng.standard_normal((rows, size, heads, width)), dtype) for size in (length, keys, keys, length)]
 
 
-def dropping(rows: int, heads: int, length: int) -> attention_dropout.Dropout:
-  return attention_dropout.make(0.3, jax.random.split(jax.random.key(7), rows), heads, length)
+def dropping(rows: int, heads: int, length: int) -> dropout_lib.Dropout:
+  return dropout_lib.make(0.3, jax.random.split(jax.random.key(7), rows), heads, length)
 
 
 @pytest.fixture
@@ -185,7 +185,7 @@ def test_split_over_tokens(interpreted, sizes, apart):
   keys = jax.random.split(jax.random.key(7), 2)
 
   def run(attend, q, k, v, d, start, end, keys):  # what comes out, and gradients
-    dropout = attention_dropout.make(0.3, keys, 2, 512)
+    dropout = dropout_lib.make(0.3, keys, 2, 512)
     out, pull = jax.vjp(lambda *x: attend(*x, start, end, dropout), q, k, v)
     return out, *pull(d)
 
@@ -285,7 +285,7 @@ def test_dots_remat_repeats_no_product():
 def test_on_the_gpu(kind, width, rate):
   q, k, v, d = draw(2, 1024, 1024, 4, width, "bfloat16")
   start, end = (jnp.asarray(np.stack(x), jnp.int32) for x in zip(kind(1024, 0), kind(1024, 1)))
-  dropout = rate and attention_dropout.make(rate, jax.random.split(jax.random.key(7), 2), 4, 1024)
+  dropout = rate and dropout_lib.make(rate, jax.random.split(jax.random.key(7), 2), 4, 1024)
   assert flash.fits(q, k)
   run = lambda way: jax.jit(lambda q, k, v: (lambda out, pull: (out, *pull(d.astype(out.dtype))))(
       *jax.vjp(lambda *x: way(*x, start, end, dropout), q, k, v)))

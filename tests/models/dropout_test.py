@@ -7,7 +7,7 @@ import pytest
 
 from glmjax import errors
 from glmjax.models import attention
-from glmjax.models import attention_dropout
+from glmjax.models import dropout as dropout_lib
 from glmjax.models import config
 
 ROWS, HEADS, LENGTH, KEYS = 4, 4, 128, 192
@@ -16,8 +16,8 @@ ROWS, HEADS, LENGTH, KEYS = 4, 4, 128, 192
 def masks(rate: float, seed: int = 0, rows: int = ROWS, heads: int = HEADS, length: int = LENGTH, keys: int = KEYS
           ) -> np.ndarray:
   """Kept, [B, H, L, M]."""
-  dropout = attention_dropout.make(rate, jax.random.split(jax.random.key(seed), rows), heads, length)
-  return np.asarray(attention_dropout.keep(rate, dropout.seeds_BHL[..., None], jnp.arange(keys, dtype=jnp.int32)))
+  dropout = dropout_lib.make(rate, jax.random.split(jax.random.key(seed), rows), heads, length)
+  return np.asarray(dropout_lib.keep(rate, dropout.seeds_BHL[..., None], jnp.arange(keys, dtype=jnp.int32)))
 
 
 @pytest.mark.parametrize("rate", [0.01, 0.1, 0.5, 0.9])
@@ -63,22 +63,22 @@ def test_is_numbered_globally():
 @pytest.mark.parametrize("implementation", ["threefry2x32", "rbg"])
 def test_any_kind_of_key(implementation: str):
   keys = jax.random.split(jax.random.key(0, impl=implementation), 3)
-  seeds = np.asarray(attention_dropout.make(0.1, keys, 2, 8).seeds_BHL)
+  seeds = np.asarray(dropout_lib.make(0.1, keys, 2, 8).seeds_BHL)
   assert len(np.unique(seeds)) == seeds.size
 
 
 def test_means_stay():
   """Weights are scaled up, so that the mean over many masks is the weights' own; half precision too."""
   weights = jnp.full((ROWS, HEADS, LENGTH, KEYS), 1 / KEYS, jnp.float32)
-  dropout = attention_dropout.make(0.1, jax.random.split(jax.random.key(0), ROWS), HEADS, LENGTH)
-  dropped = attention_dropout.apply(dropout, weights)
+  dropout = dropout_lib.make(0.1, jax.random.split(jax.random.key(0), ROWS), HEADS, LENGTH)
+  dropped = dropout_lib.apply(dropout, weights)
   assert float(dropped.mean()) == pytest.approx(1 / KEYS, rel=1e-3)
   assert set(np.unique(np.asarray(dropped) * KEYS).round(5)) == {0.0, np.float32(1 / 0.9).round(5)}
   q = jnp.zeros((ROWS, LENGTH, HEADS, 8))
   v = jnp.ones((ROWS, LENGTH, HEADS, 8))
   zeros = jnp.zeros((ROWS, LENGTH), jnp.int32)
   out = attention.dense(q, q, v, zeros, zeros + LENGTH, dropout)
-  np.testing.assert_allclose(out[..., 0].swapaxes(1, 2), attention_dropout.apply(
+  np.testing.assert_allclose(out[..., 0].swapaxes(1, 2), dropout_lib.apply(
       dropout, jnp.full((ROWS, HEADS, LENGTH, LENGTH), 1 / LENGTH)).sum(-1), rtol=1e-5)
 
 

@@ -1,9 +1,10 @@
-"""Dropout of attention weights as a pure function of (row's key, head, query's place, key's place).
+"""Dropout as a pure function of a row's key and places: head, query and key of attention weights, token and column of
+hidden states.
 
-A hash says for each pair whether it is kept, so that the whole matrix and kernels that see a block of it at a time, on
-any mesh, drop the same pairs. Each query of each head gets a seed, and a pair's hash mixes its seed with the key's
-place. The hash is the finalizer of MurmurHash3 (fmix32), once for each of key words, head and query, and once for a
-pair, whose last step is left out: it changes the lower half of the bits alone.
+A hash says for each pair of a query (token) and a key (column) whether it is kept, so that the whole matrix and kernels
+that see a block of it at a time, on any mesh, drop the same pairs. Each query of each head gets a seed; a pair's hash
+mixes it with the key's place. The hash is the finalizer of MurmurHash3 (fmix32), once for each of key words, head
+and query, and once for a pair, whose last step is left out: it changes the lower half of the bits alone.
 
 B batch, L query length, H heads.
 """
