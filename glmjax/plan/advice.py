@@ -39,44 +39,62 @@ def changes(model: config_lib.GLMConfig, workload: programs.Train | programs.Dec
 
 
 def _decoding(plan: _Plan, workload: programs.Decode) -> Iterator[tuple[str, float]]:
+  model, mesh = plan.model, plan.mesh
   held = plan.memory["parameters"] + plan.memory.get("kv_cache", 0)
-  tensor = plan.mesh["tensor"]
+  tensor = mesh["tensor"]
   yield from _first(plan, ((f"MeshConfig.tensor={tensor * k}{_devices(plan, k)}", plan.peak - held * (1 - 1 / k))
-                           for k in _factors() if _splits(plan.model, tensor=tensor * k)))
-  now = workload.bits or (32 if plan.model.dtype == "float32" else 16)
-  kernels = plan.model.matmul_parameters() - plan.model.vocab_size * plan.model.embed_dim
-  share = kernels / plan.mesh["tensor"] / plan.mesh["fsdp"]
+                           for k in _factors() if _splits(model, tensor=tensor * k)))
+  now = workload.bits or 8 * _itemsize(model)
+  share = model.num_layers * _kernels(model) / tensor / mesh["fsdp"]
   yield from _first(plan, ((f"Decode.bits={bits}", plan.peak - share * (now - bits) / 8)
                            for bits in (8, 4) if bits < now))
+  if plan.aim.chip.platform == "cuda":
+    yield from _first(plan, _offloads(plan, workload, now / 8))
   for name, value in (("batch", workload.batch), ("context", workload.context)):
     yield from _first(plan, ((f"Decode.{name}={value // k}", plan.peak - plan.memory.get("kv_cache", 0) * (1 - 1 / k))
                              for k in _factors() if value // k and value % k == 0))
 
 
+def _offloads(plan: _Plan, workload: programs.Decode, size: float) -> Iterator[tuple[str, float]]:
+  """Layers in the host's memory, one after another; the first takes room for the largest kernel's copy too."""
+  model, already = plan.model, workload.offload_layers
+  parts = plan.mesh["tensor"] * plan.mesh["fsdp"]
+  layer = size * _kernels(model) / parts
+  copy = 0.0 if already else size * model.mlp_branches * model.embed_dim * model.mlp_dim / parts
+  for layers in range(already + 1, model.num_layers + 1):
+    yield f"programs.Decode.offload_layers={layers}", plan.peak + copy - (layers - already) * layer
+
+
 def _training(plan: _Plan, workload: programs.Train) -> Iterator[tuple[str, float]]:
-  model, mesh = plan.model, plan.mesh
-  held = plan.memory["parameters"] + plan.memory["optimizer"]
+  model, mesh, memory = plan.model, plan.mesh, plan.memory
+  held = memory["parameters"] + memory["optimizer"]
   micro = workload.micro_batch or workload.batch_size
-  gradients = plan.memory["parameters"] if micro < workload.batch_size else 0  # their sums, float32
-  activations = max(0, plan.memory["temporaries"] - gradients)
-  other = plan.peak - held - gradients - activations
-  shards = mesh["data"] * mesh["fsdp"]
-  spared = (kept(model, model.remat, mesh["tensor"]) - kept(model, "full", mesh["tensor"])) * (
-      micro * workload.length / shards / mesh["context"] * model.num_layers / mesh["stage"]
-      * (4 if model.dtype == "float32" else 2))
+  ticks = _is_1f1b(workload, mesh)
+  whole = gathered(model, workload, mesh)
+  sums = memory["parameters"] if (micro < workload.batch_size or ticks) and not whole else 0  # gradients, float32
+  kept_now = max(0, memory["temporaries"] - sums - whole)
+  other = plan.peak - held - sums - kept_now
+  spared = min(kept_now, activations(model, workload, mesh) - activations(
+      dataclasses.replace(model, remat="full"), workload, mesh))
+  ring = min(kept_now - spared, _ring(model, workload, mesh)) if ticks and not workload.pipeline.microbatches else None
 
   def peak(split: int = 1, rows: int = 1, less: float = 0.0) -> float:
-    return (held + gradients) / split + (activations - less) / rows + other
+    # Where the pipeline's micro-batches are one row each, fewer rows are fewer of them: only the ring is smaller.
+    scaled = (kept_now - less) / rows if ring is None else kept_now - less - ring * (1 - 1 / rows)
+    return (held + sums) / split + scaled + other
 
-  remats = [("", 0.0)] + ([("GLMConfig.remat=full", min(spared, activations))] if spared else [])
-  fewer = [("", 1)] + [(f"Train.micro_batch={micro // k}", k) for k in _factors() if micro % (shards * k) == 0]
+  shards = mesh["data"] * mesh["fsdp"]
+  remats = [("", 0.0)] + ([("GLMConfig.remat=full", spared)] if spared > 0 else [])
+  fewer = [("", 1)] + [(f"Train.micro_batch={micro // k}", k) for k in _factors() if micro % (shards * k) == 0
+                       and not ticks and flows(dataclasses.replace(workload, micro_batch=micro // k), mesh)]
   within = [("", 1)]
-  if workload.strategy == "fsdp":
+  grown = "data" if workload.strategy == "zero1" else "fsdp"
+  if grown == "fsdp":
     within += [(f"MeshConfig.fsdp={mesh['fsdp'] * k}, MeshConfig.data={mesh['data'] // k}", k) for k in _factors()
                if mesh["data"] % k == 0 and _splits(model, fsdp=mesh["fsdp"] * k)]
-  beyond = [(f"MeshConfig.{'data' if workload.strategy == 'zero1' else 'fsdp'}={_grown(mesh, workload.strategy) * k}"
-             f"{_devices(plan, k)}", k) for k in _factors()
-            if micro % (shards * k) == 0 and _splits(model, fsdp=shards * k)]
+  beyond = [(f"MeshConfig.{grown}={mesh[grown] * k}{_devices(plan, k)}", k) for k in _factors()
+            if micro % (shards * k) == 0 and _splits(model, fsdp=shards * k)
+            and flows(workload, {**mesh, grown: mesh[grown] * k})]
   join = lambda *texts: ", ".join(filter(None, texts))
   alone = []
   for some in ([(text, peak(less=less)) for text, less in remats[1:]], [(t, peak(rows=k)) for t, k in fewer[1:]],
@@ -88,18 +106,76 @@ def _training(plan: _Plan, workload: programs.Train) -> Iterator[tuple[str, floa
       (join(r, b), peak(k, k, less)) for b, k in beyond for r, less in remats))
 
 
-def _grown(mesh: Mapping[str, int], strategy: str) -> int:
-  return mesh["data" if strategy == "zero1" else "fsdp"]
+def flows(workload: programs.Train, mesh: Mapping[str, int]) -> bool:
+  """Whether the rows at a time divide into the pipeline's micro-batches (models/pipeline.py)."""
+  rows, shards = workload.micro_batch or workload.batch_size, mesh["data"] * mesh["fsdp"]
+  count = workload.pipeline.microbatches or rows // shards
+  return mesh["stage"] == 1 or (count > 0 and count % mesh["stage"] == 0 and rows % (count * shards) == 0)
 
 
-def kept(model: config_lib.GLMConfig, remat: str, tensor: int) -> float:
+def gathered(model: config_lib.GLMConfig, workload: programs.Train, mesh: Mapping[str, int]) -> float:
+  """Bytes of ZeRO-1's copy of the weights and of their float32 gradient, which data and fsdp do not split."""
+  if workload.strategy != "zero1" or mesh["data"] * mesh["fsdp"] == 1:
+    return 0.0
+  return (_itemsize(model) + 4) * model.num_parameters() / (mesh["tensor"] * mesh["stage"])
+
+
+def activations(model: config_lib.GLMConfig, workload: programs.Train, mesh: Mapping[str, int]) -> float:
+  """Bytes of a device that wait for backward, at least.
+
+  What `remat` keeps of all rows at a time; with 1F1B of a micro-batch of the pipeline, of the others their stage's
+  input, 2 S - 1 at a time, and the ring.
+  """
+  each = kept(model, workload.strategy, model.remat, mesh["tensor"])
+  if not _is_1f1b(workload, mesh):
+    return _row(model, workload, mesh) * (workload.micro_batch or workload.batch_size) * each * (
+        model.num_layers / mesh["stage"])
+  inputs = (2 * mesh["stage"] - 1) * kept(model, workload.strategy, "full", mesh["tensor"])
+  group = math.ceil(model.num_layers / mesh["stage"])
+  return _row(model, workload, mesh) * _pipelined(workload, mesh)[1] * (group * each + inputs) + _ring(
+      model, workload, mesh)
+
+
+def kept(model: config_lib.GLMConfig, strategy: str, remat: str, tensor: int) -> float:
   """Numbers of a token that a layer keeps for backward: its input, and its products' results if not made again.
 
-  With remat "none" at least so many.
+  With remat "none" at least so many. Strategy "sequence" splits what is as wide as the layer's input.
   """
+  width = model.embed_dim / (tensor if strategy == "sequence" else 1)
   if remat == "full":
-    return model.embed_dim
-  return 2 * model.embed_dim + (4 * model.embed_dim + model.mlp_branches * model.mlp_dim) / tensor
+    return width
+  return 2 * width + (4 * model.embed_dim + model.mlp_branches * model.mlp_dim) / tensor
+
+
+def _is_1f1b(workload: programs.Train, mesh: Mapping[str, int]) -> bool:
+  return mesh["stage"] > 1 and workload.pipeline.kind == "1f1b"
+
+
+def _pipelined(workload: programs.Train, mesh: Mapping[str, int]) -> tuple[int, float]:
+  """The pipeline's micro-batches, and rows of each, over all devices."""
+  rows = workload.micro_batch or workload.batch_size
+  count = workload.pipeline.microbatches or max(1, rows // (mesh["data"] * mesh["fsdp"]))
+  return count, rows / count
+
+
+def _ring(model: config_lib.GLMConfig, workload: programs.Train, mesh: Mapping[str, int]) -> float:
+  """Bytes of the rows that wait for 1F1B's first stage: a device's share of all of them."""
+  return _row(model, workload, mesh) * (workload.micro_batch or workload.batch_size) / mesh["stage"] * kept(
+      model, workload.strategy, "full", mesh["tensor"])
+
+
+def _row(model: config_lib.GLMConfig, workload: programs.Train, mesh: Mapping[str, int]) -> float:
+  """A device's bytes of a number of each token of one row, of as many as all devices have."""
+  return _itemsize(model) * workload.length / (mesh["data"] * mesh["fsdp"] * mesh["context"])
+
+
+def _kernels(model: config_lib.GLMConfig) -> int:
+  """Weights of a layer that are quantized or offloaded."""
+  return (model.matmul_parameters() - model.vocab_size * model.embed_dim) // model.num_layers
+
+
+def _itemsize(model: config_lib.GLMConfig) -> int:
+  return 4 if model.dtype == "float32" else 2
 
 
 def _first(plan: _Plan, found: Iterator[tuple[str, float]] | list[tuple[str, float]]) -> list[tuple[str, float]]:

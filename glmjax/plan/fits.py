@@ -114,7 +114,7 @@ class _Compiler:
         program = json.loads(line)
         self._known[program["program"]] = program["peak_bytes_per_device"]
       except (ValueError, KeyError, TypeError) as error:
-        if line.startswith("{") and not line.endswith("}"):
+        if line.startswith("{") and isinstance(error, json.JSONDecodeError):
           continue  # cut off as the run was stopped
         raise errors.InputError(f"{path} is not a file of --fits: name another with --out") from error
 
@@ -153,7 +153,10 @@ class _Compiler:
   def _note(self, program: Mapping[str, Any]) -> None:
     if self._path is None:
       return
-    with open(self._path, "a", encoding="utf-8") as file:
-      file.write(json.dumps(program) + "\n")
+    with open(self._path, "a+b") as file:
+      size = file.seek(0, os.SEEK_END)
+      file.seek(max(0, size - 1))
+      cut = file.read(1) not in (b"", b"\n")  # as an earlier run was stopped; writes go behind it wherever one reads
+      file.write(b"\n" * cut + json.dumps(program).encode() + b"\n")
       file.flush()
       os.fsync(file.fileno())

@@ -57,7 +57,8 @@ def rank(model: config_lib.GLMConfig, workload: programs.Train | programs.Decode
          mesh: mesh_lib.MeshConfig, tries: int) -> dict[str, Any]:
   """Plans of the candidates that were compiled: those that fit, fastest first; and why the others were not.
 
-  `mesh` gives the pipeline's stages, which stay as they are. Of decoding, the sizes of tensor are tried.
+  `mesh` gives the pipeline's stages, which stay as they are, as do the workload's strategy and schedule. Of decoding,
+  the sizes of tensor are tried.
   """
   if tries < 1:
     raise errors.InputError(f"tries is {tries}: give 1 or more")
@@ -147,6 +148,8 @@ def _ruled_out(candidate: _Candidate, aim: targets.Target) -> str | None:
     return "split the batch unevenly over data x fsdp"
   if isinstance(work, programs.Train) and work.length % mesh.context:
     return "split the rows' tokens unevenly over context"
+  if isinstance(work, programs.Train) and not advice.flows(work, dataclasses.asdict(mesh)):
+    return "cut the rows unevenly into the pipeline's micro-batches"
   held, kept = _bytes(candidate)
   if held > targets.room(aim.chip):
     return "hold weights and optimizer state that do not fit"
@@ -159,12 +162,12 @@ def _bytes(candidate: _Candidate) -> tuple[float, float]:
   share = model.num_parameters() / (mesh.fsdp * mesh.tensor * mesh.stage)
   if isinstance(work, programs.Decode):
     return share * (work.bits or 16) / 8, 0.0
+  sizes, gradient = dataclasses.asdict(mesh), 4 * share
+  gathered = advice.gathered(model, work, sizes)
   if work.strategy == "zero1":
     share /= mesh.data
   moments = 2 if isinstance(work.optimizer, optimizer_lib.AdamW) else 1
-  tokens = (work.micro_batch or work.batch_size) * work.length / (mesh.data * mesh.fsdp * mesh.context)
-  return 4 * share * (1 + moments), 4 * share + 2 * tokens * model.num_layers / mesh.stage * advice.kept(
-      model, model.remat, mesh.tensor)
+  return 4 * share * (1 + moments), (gathered or gradient) + advice.activations(model, work, sizes)
 
 
 def _seconds(candidate: _Candidate, aim: targets.Target) -> float:

@@ -23,6 +23,7 @@ class Chip:
   memory_bandwidth: float
   inner_links: float  # to the devices of the same node (NVLink, PCIe), or to the slice (ICI, all links of a chip)
   outer_links: float  # to other nodes, each device's share; to other slices (data-center network)
+  host_link: float  # from the host's memory
   inner_hop: float  # seconds that an exchange's message takes from one device to the next, within
   outer_hop: float  # and between nodes
   start: float  # seconds that an exchange takes to begin
@@ -36,14 +37,13 @@ class Chip:
   clock_ghz: float = 1.4
   topology: str = ""  # name of the TPU generation for libtpu
   slice_dimensions: int = 0  # of a TPU slice's torus
-  host_link: float = 0.0  # from the host's memory
 
 
 def _gpu(kind: str, gib: float, tflops: float, gbps: float, links: tuple[float, ...], watts: float,
          capability: tuple[int, int], cores: int, shared: int, l2_mib: float, fpus: int, clock: float) -> Chip:
   inner, outer, hop, host = links
-  return Chip(kind, "cuda", round(gib * GIB), tflops * 1e12, gbps * 1e9, inner * 1e9, outer * 1e9, hop, 2.7e-6, 3.6e-6,
-              8, watts, capability, cores, shared, round(l2_mib * (1 << 20)), fpus, clock, host_link=host * 1e9)
+  return Chip(kind, "cuda", round(gib * GIB), tflops * 1e12, gbps * 1e9, inner * 1e9, outer * 1e9, host * 1e9, hop,
+              2.7e-6, 3.6e-6, 8, watts, capability, cores, shared, round(l2_mib * (1 << 20)), fpus, clock)
 
 
 # Memory as drivers report it. A100, H100, H200, V100: NVIDIA's datasheets (SXM parts). RTX: the GA102 and TU102 white
@@ -68,8 +68,8 @@ _GPUS = {
 
 
 def _tpu(name: str, kind: str, gib: float, tflops: float, gbps: float, ici: float, dimensions: int, node: int) -> Chip:
-  return Chip(kind, "tpu", round(gib * GIB), tflops * 1e12, gbps * 1e9, ici * 1e9, 25e9 / 4, 1e-6, 1e-6, 0.0, node,
-              None, topology=name, slice_dimensions=dimensions, host_link=15e9)
+  return Chip(kind, "tpu", round(gib * GIB), tflops * 1e12, gbps * 1e9, ici * 1e9, 25e9 / 4, 15e9, 1e-6, 1e-6, 0.0,
+              node, None, topology=name, slice_dimensions=dimensions)
 
 
 # Google Cloud's pages of each generation: memory, peak bf16, HBM, and the inter-chip bandwidth of all links of a chip,

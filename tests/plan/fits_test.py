@@ -88,14 +88,19 @@ def test_what_no_set_holds_and_no_model_reads_is_told(here, model, compiled, car
 
 
 def test_a_stopped_run_goes_on(here, model, tmp_path, monkeypatch):
-  """Programs in the file are not compiled again; a torn last line is left aside."""
+  """Programs in the file are not compiled again; a torn line is left aside, and what is written behind it is read."""
   model, out = dataclasses.replace(model, num_layers=2), tmp_path / "fits.jsonl"
   found = table(model, contexts=(16,), out=str(out))
   lines = out.read_text().splitlines()
   assert len(lines) == 2 and all(json.loads(line)["peak_bytes_per_device"] > 0 for line in lines)
-  out.write_text("\n".join(lines) + '\n{"program": "cut o')
-  monkeypatch.setattr(estimate, "peak_memory", None)
-  assert table(model, contexts=(16,), out=str(out)) == found
+  whole = out.read_text()
+  for torn in (lines[1][:20], lines[1][:-1], lines[1]):  # the last is whole, but for its end
+    out.write_text(f"{lines[0]}\n{torn}")
+    assert table(model, contexts=(16,), out=str(out)) == found
+    with monkeypatch.context() as patch:
+      patch.setattr(estimate, "peak_memory", None)
+      assert table(model, contexts=(16,), out=str(out)) == found
+  assert out.read_text() == whole.removesuffix("\n")  # nothing was missing, so nothing was written
   out.write_text("prose\n")
   with pytest.raises(errors.InputError, match="fits.jsonl"):
     table(model, out=str(out))

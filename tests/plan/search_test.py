@@ -8,6 +8,8 @@ import pytest
 
 from glmjax import errors
 from glmjax.cli import plans
+from glmjax.models import config as config_lib
+from glmjax.models import pipeline
 from glmjax.parallel import mesh as mesh_lib
 from glmjax.plan import planner
 from glmjax.plan import programs
@@ -89,6 +91,23 @@ def test_weights_that_do_not_fit_are_not_compiled(here, tiny, memory):
   memory(12 * tiny.num_parameters() - 1)
   found = planner.plan(tiny, WORK, "a100-40:1", search=True)
   assert not found["candidates"] and found["left_out"] == {"hold weights and optimizer state that do not fit": 15}
+
+
+@pytest.mark.parametrize("remat, compiled_gib", [("none", 33.7), ("dots", 32.4), ("full", 30.8)])
+def test_the_original_130b_is_not_ruled_out(remat, compiled_gib):
+  """4,224 rows, of which 1F1B keeps few at a time; docs/scaling.md has what the compiled programs take."""
+  model = config_lib.GLMConfig(vocab_size=150_528, num_layers=70, embed_dim=12_288, num_heads=96, mlp_dim=32_768,
+                               max_length=2048, dtype="float16", remat=remat)
+  work = programs.Train(4224, 2048, strategy="zero1", pipeline=pipeline.Schedule(microbatches=176))
+  candidate = search._Candidate(model, work, mesh_lib.MeshConfig(24, stage=8, tensor=4))
+  aim = targets.parse("a100-40:768")
+  assert search._ruled_out(candidate, aim) is None
+  assert 0.5 < sum(search._bytes(candidate)) / targets.GIB / compiled_gib <= 1
+  candidate = dataclasses.replace(candidate, work=dataclasses.replace(
+      work, pipeline=pipeline.Schedule(microbatches=176, kind="gpipe")))
+  assert search._ruled_out(candidate, aim) == "keep more for backward than fits"
+  candidate = dataclasses.replace(candidate, work=dataclasses.replace(work, micro_batch=96))
+  assert "pipeline's micro-batches" in search._ruled_out(candidate, aim)
 
 
 def changed(text, tiny, work, mesh, target):
