@@ -156,7 +156,7 @@ class _Compiler:
     with open(self._path, "a+b") as file:
       size = file.seek(0, os.SEEK_END)
       file.seek(max(0, size - 1))
-      cut = file.read(1) not in (b"", b"\n")  # as an earlier run was stopped; writes go behind it wherever one reads
+      cut = file.read(1) not in (b"", b"\n")  # a line, as an earlier run was stopped
       file.write(b"\n" * cut + json.dumps(program).encode() + b"\n")
       file.flush()
       os.fsync(file.fileno())
