@@ -91,7 +91,7 @@ class SelfAttention(nn.Module):
     dropout = None
     if config.attention_dropout and keys_B is not None:
       dropout = dropout_lib.make(config.attention_dropout, layers.fold_in(keys_B, _ATTENTION_WEIGHTS), h,
-                                       x_BLD.shape[1])
+                                 x_BLD.shape[1])
     prefix = None
     if config.prefix_length:  # normal(1): as the original's torch.nn.Embedding starts
       prefix = tuple(layers.declare(self, name, layers.normal(1.0), (h, config.prefix_length, k),
