@@ -6,7 +6,6 @@ B batch, L query length, M key length, H heads, K head dimension.
 import functools
 from types import ModuleType
 
-from flax import linen as nn
 import jax
 from jax import ad_checkpoint
 import jax.numpy as jnp
@@ -49,15 +48,10 @@ def attend(q_BLHK: jax.Array, k_BMHK: jax.Array, v_BMHK: jax.Array, start_BL: ja
     kernels = flash_gpu if target.runs_triton() else flash_tpu
     run = functools.partial(_attend, kernels, dropout.rate if dropout else 0.0)
   arrays = (q_BLHK, k_BMHK, v_BMHK, start_BL, end_BL) + ((dropout.seeds_BHL,) if dropout else ())
-  mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty or mesh.size == 1:
-    return run(*arrays)
   length = None if decodes else "length"
-  queries, keys, places, seeds = (nn.logical_to_mesh_axes(names) for names in (
-      ("batch", length, "act_heads", None), ("batch", None, "act_heads", None), ("batch", length),
-      ("batch", "act_heads", length)))
-  return jax.shard_map(run, in_specs=(queries, keys, keys, places, places, seeds)[:len(arrays)], out_specs=queries,
-                       axis_names={*mesh.axis_names} - {*mesh.manual_axes}, check_vma=False)(*arrays)
+  queries, keys, places = ("batch", length, "act_heads", None), ("batch", None, "act_heads", None), ("batch", length)
+  inputs = (queries, keys, keys, places, places, ("batch", "act_heads", length))[:len(arrays)]
+  return partitioning.on_each_device(run, inputs, queries)(*arrays)
 
 
 def _decode(q_B1HK: jax.Array, k_BMHK: jax.Array, v_BMHK: jax.Array, start_B1: jax.Array, end_B1: jax.Array

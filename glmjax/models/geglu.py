@@ -10,7 +10,6 @@ B batch, L length, F mlp, D model, S spans of a row.
 import math
 from typing import Any
 
-from flax import linen as nn
 import jax
 from jax.experimental import pallas as pl
 import jax.numpy as jnp
@@ -103,11 +102,8 @@ def _fits(d_BLF: jax.Array) -> bool:
 def _by_kernel(hidden_BL2F: jax.Array, bias_2F: jax.Array, d_BLF: jax.Array
                ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """`gradient`, each device for its own part."""
-  mesh, run = jax.sharding.get_abstract_mesh(), kernel_gradient
-  if not mesh.empty and mesh.size > 1:
-    one, two, bias = (nn.logical_to_mesh_axes(axes) for axes in (_AXES, (*_AXES[:2], None, _AXES[2]), (None, _AXES[2])))
-    run = jax.shard_map(run, in_specs=(two, bias, one), out_specs=(one, two, two),
-                        axis_names={*mesh.axis_names} - {*mesh.manual_axes}, check_vma=False)
+  two = (*_AXES[:2], None, _AXES[2])
+  run = partitioning.on_each_device(kernel_gradient, (two, (None, _AXES[2]), _AXES), [_AXES, two, two])
   act_BLF, d_hidden_BL2F, sums_BS2F = run(hidden_BL2F, bias_2F, d_BLF)
   return act_BLF, d_hidden_BL2F, sums_BS2F.sum((0, 1))
 

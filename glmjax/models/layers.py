@@ -189,11 +189,9 @@ def _kernel_fits(x: jax.Array) -> bool:
 def _by_kernel(epsilon: float, x_BLD: jax.Array, scale_D: jax.Array, g_BLD: jax.Array
                ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """The gradients of x, scale and bias, each device computing those of its own tokens."""
-  mesh, run = jax.sharding.get_abstract_mesh(), functools.partial(layer_norm_gpu.backward, epsilon)
-  if not mesh.empty and mesh.size > 1:
-    tokens = nn.logical_to_mesh_axes(("batch", "norm_length"))
-    run = jax.shard_map(run, in_specs=(tokens, jax.sharding.PartitionSpec(), tokens), out_specs=(tokens, tokens),
-                        axis_names={*mesh.axis_names} - {*mesh.manual_axes}, check_vma=False)
+  tokens = ("batch", "norm_length")
+  run = partitioning.on_each_device(functools.partial(layer_norm_gpu.backward, epsilon), (tokens, (), tokens),
+                                    [tokens, tokens])
   dx_BLD, sums_BS2D = run(x_BLD, scale_D, g_BLD)
   return dx_BLD, *sums_BS2D.sum((0, 1))
 

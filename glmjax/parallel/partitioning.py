@@ -18,7 +18,7 @@ model.
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from flax import linen as nn
@@ -90,6 +90,21 @@ def parts(name: str) -> int:
   """Into how many parts the mesh and rules in scope split a logical axis of activations."""
   mesh = jax.sharding.get_abstract_mesh()
   return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in mesh_axes(name))
+
+
+def on_each_device(run: Callable[..., Any], inputs: Sequence[Sequence[str | None]],
+                   outputs: Sequence[Any]) -> Callable[..., Any]:
+  """`run`, called on each device with its own part of every array, as the logical axes of inputs and outputs say.
+
+  For kernels, which XLA cannot split. `outputs`: axes of the result, or a list of axes for several.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if not is_split():
+    return run
+  spec = lambda axes: nn.logical_to_mesh_axes(tuple(axes))
+  specs = tuple(map(spec, outputs)) if isinstance(outputs, list) else spec(outputs)
+  return jax.shard_map(run, in_specs=tuple(map(spec, inputs)), out_specs=specs, check_vma=False,
+                       axis_names={*mesh.axis_names} - {*mesh.manual_axes})
 
 
 def is_split() -> bool:

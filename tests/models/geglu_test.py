@@ -1,11 +1,18 @@
 """GeGLU's product: values and gradients as differentiation gives them, and the kernel as the plain form."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from glmjax import target
 from glmjax.models import geglu
+from glmjax.models import layer_norm_gpu
+from glmjax.models import layers
+from glmjax.parallel import mesh as mesh_lib
+from glmjax.parallel import partitioning
 
 
 def _arrays(dtype: str, rows: int = 2, length: int = 256, width: int = 128, out: int = 8) -> tuple[jax.Array, ...]:
@@ -44,6 +51,28 @@ def test_kernel_equals_plain_form(dtype: str) -> None:
       high = float(jnp.abs(want).max())
       np.testing.assert_allclose(made.astype(jnp.float32), want.astype(jnp.float32), rtol=tolerance,
                                  atol=tolerance * high if made.ndim == 2 else tolerance)
+
+
+@pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
+def test_kernels_on_a_mesh(monkeypatch) -> None:
+  """Each device's part of GeGLU's and LayerNorm's kernels (interpreted), rows, tokens and mlp split, is the whole's."""
+  hidden, bias, kernel, g = _arrays("bfloat16", width=256)
+  d = (g.astype(jnp.float32) @ kernel.T).astype("bfloat16")
+  x, scale = hidden[:, :, 0], bias[0]
+  norm = lambda x, scale: layers._layer_norm(1e-5, "bfloat16", x, scale, jnp.zeros(256))  # pylint: disable=protected-access
+  backward = lambda x, scale: jax.vjp(norm, x, scale)[1](d)
+  want = *geglu.gradient(hidden, bias, d), *backward(x, scale)
+  monkeypatch.setattr(target, "runs_triton", lambda: True)
+  for module, name in ((geglu, "kernel_gradient"), (layer_norm_gpu, "backward")):
+    monkeypatch.setattr(module, name, functools.partial(getattr(module, name), interpret=True))
+  assert geglu._fits(d) and layers._kernel_fits(x)  # pylint: disable=protected-access
+  mesh = mesh_lib.make_mesh(mesh_lib.MeshConfig(data=2, context=2, tensor=2), jax.devices()[:8])
+  with partitioning.use(mesh):
+    got = *jax.jit(geglu._by_kernel)(hidden, bias, d), *jax.jit(backward)(x, scale)  # pylint: disable=protected-access
+  for made, expected in zip(got, want, strict=True):
+    high = float(jnp.abs(expected).max())
+    np.testing.assert_allclose(made.astype(jnp.float32), expected.astype(jnp.float32), rtol=2 ** -6,
+                               atol=2 ** -6 * (high if made.ndim < 3 else 1))
 
 
 def test_backward_keeps_only_what_went_in() -> None:
