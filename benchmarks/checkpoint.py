@@ -25,7 +25,7 @@ import time
 import loader
 import numpy as np
 
-from glmjax import atomic
+from glmjax.io import publish
 
 DEVICES = 8
 _BLOCK = 16 << 20
@@ -52,7 +52,7 @@ def main() -> None:
   result = {"what": "saving and restoring a training state", "machine": machine,
             "date": datetime.datetime.now().isoformat(timespec="seconds"),
             "command": " ".join(["python", "benchmarks/checkpoint.py", *sys.argv[1:]]), "cases": cases}
-  atomic.write_json(options.out, result)
+  publish.write_json(options.out, result)
   print(table(cases))
 
 

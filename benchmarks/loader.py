@@ -27,7 +27,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from glmjax import tokens
-from glmjax import atomic
+from glmjax.io import publish
 from glmjax.data import builder
 from glmjax.data import loader
 from glmjax.data import rows
@@ -56,7 +56,7 @@ def main() -> None:
               "hosts": hosts(directory, options.seconds, options.repeats)}
   path = pathlib.Path(options.out)
   path.parent.mkdir(parents=True, exist_ok=True)
-  atomic.write_json(path, result)
+  publish.write_json(path, result)
   print(json.dumps(result, indent=1))
   print(table(result["hosts"]))
 

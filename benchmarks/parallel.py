@@ -31,7 +31,7 @@ import jax  # noqa: E402
 import loader  # noqa: E402
 import numpy as np  # noqa: E402
 
-from glmjax import atomic  # noqa: E402
+from glmjax.io import publish  # noqa: E402
 from glmjax.models import config as config_lib  # noqa: E402
 from glmjax.models import pipeline as pipeline_lib  # noqa: E402
 from glmjax.parallel import collectives  # noqa: E402
@@ -110,7 +110,7 @@ def main() -> None:
             "command": " ".join(["python", "benchmarks/parallel.py", *sys.argv[1:]]), "jax": jax.__version__,
             "cases": found}
   name = "strategies.json" if options.compiled else "parallel.json"
-  atomic.write_json(options.out or pathlib.Path(__file__).parent / "results" / name, result)
+  publish.write_json(options.out or pathlib.Path(__file__).parent / "results" / name, result)
   print(compiled_table(found) if options.compiled else table(found))
 
 

@@ -1,4 +1,21 @@
-"""The one exception for mistakes a user can mend."""
+"""The one exception for mistakes a user can mend, and the system's refusals in words."""
+
+import errno
+
+_ADVICE = {
+    errno.ENOSPC: "the disk is full: free some space",
+    errno.EDQUOT: "the disk quota is used up: free some space",
+    errno.EMFILE: "this process may open no more files: raise the limit with ulimit -n",
+    errno.ENFILE: "the machine may open no more files: end other programs, or raise fs.file-max",
+    errno.ENOMEM: "there is not enough memory: end other programs, or raise the memory limit",
+    errno.EACCES: "permission denied",
+    errno.EROFS: "the file system is read-only",
+    errno.EIO: "the disk or network reports an input/output error",
+    errno.ESTALE: "the network file system has lost the file (stale handle): try again",
+    errno.ENAMETOOLONG: "the name is too long",
+    errno.ENOTDIR: "a part of the path is a file, not a folder",
+    errno.EISDIR: "it is a folder",
+}
 
 
 class InputError(ValueError):
@@ -7,3 +24,8 @@ class InputError(ValueError):
   The command line prints the message alone and exits with status 2; a library caller
   meets an ordinary ValueError.
   """
+
+
+def reason(error: OSError) -> str:
+  """Returns what the system refused and, where it is known, what to do: only what is damaged is called damaged."""
+  return _ADVICE.get(error.errno) or error.strerror or str(error) or type(error).__name__

@@ -28,7 +28,7 @@ import tqdm
 
 from glmjax import errors
 from glmjax.checkpoint import arrays
-from glmjax import atomic
+from glmjax.io import publish
 from glmjax.checkpoint import checksums
 from glmjax.quantize import tree
 
@@ -267,7 +267,7 @@ class Writer:
         records[name] = {"shape": list(shape), "dtype": dtype, "sum": checksums.total(b[name] for b in blocks)}
     _describe_for_orbax(self._folder, list(records))
     for path in self._folder.rglob("*"):  # once, here: until then the journal's sums tell what reached the disk
-      atomic.sync(path)
+      publish.sync(path)
     return records
 
   def forget(self) -> None:

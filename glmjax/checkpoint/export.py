@@ -17,7 +17,7 @@ import jax
 
 from glmjax import errors
 from glmjax.checkpoint import arrays
-from glmjax import atomic
+from glmjax.io import publish
 from glmjax.checkpoint import blocks
 from glmjax.checkpoint import checksums
 from glmjax.checkpoint import folder as folder_lib
@@ -208,7 +208,7 @@ def write_folder(content: Content, folder: pathlib.Path) -> None:
   files = [path.relative_to(folder) for path in sorted(folder.rglob("*"))
            if path.is_file() and folder_lib.PARAMS not in path.relative_to(folder).parts]
   crcs = {str(file): source_lib.file_crc(folder / file) for file in files if str(file) != source_lib.CHECKSUMS}
-  atomic.write_json(folder / source_lib.CHECKSUMS, checksums.seal({"arrays": records, "files": crcs}))
+  publish.write_json(folder / source_lib.CHECKSUMS, checksums.seal({"arrays": records, "files": crcs}))
   writer.forget()
 
 
@@ -223,7 +223,7 @@ def _put_in_place(temporary: pathlib.Path, out: pathlib.Path) -> None:
     if old.exists():
       old.rename(out)
     raise
-  atomic.sync(out.parent)
+  publish.sync(out.parent)
   shutil.rmtree(old, ignore_errors=True)
 
 

@@ -13,7 +13,7 @@ import shutil
 from typing import Any
 
 from glmjax import errors
-from glmjax import atomic
+from glmjax.io import publish
 from glmjax.models import config as config_lib
 
 CONFIG, TOKENIZER, CHECKPOINTS, PARAMS = "config.json", "tokenizer", "checkpoints", "params"
@@ -33,7 +33,7 @@ class FolderConfig:
 def write_config(folder: str | os.PathLike, config: FolderConfig) -> None:
   """Writes config.json, whole or not at all."""
   content = {name: value for name, value in dataclasses.asdict(config).items() if value or name != "export"}
-  atomic.write_json(pathlib.Path(folder) / CONFIG, content)
+  publish.write_json(pathlib.Path(folder) / CONFIG, content)
 
 
 def read_config(folder: str | os.PathLike) -> FolderConfig:
@@ -127,6 +127,6 @@ def copy_tokenizer(source: str | os.PathLike, folder: str | os.PathLike) -> dict
   temporary.mkdir(parents=True)
   for name in (_LAYOUT, _MODEL):
     shutil.copyfile(pathlib.Path(source) / name, temporary / name)
-    atomic.sync(temporary / name)
+    publish.sync(temporary / name)
   os.replace(temporary, target)
   return found

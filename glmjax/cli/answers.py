@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
 from glmjax import errors
-from glmjax import atomic
+from glmjax.io import publish
 
 _OTHER = "choose another file, or --overwrite this one"
 
@@ -58,7 +58,7 @@ def begin(file: BinaryIO, path: str | os.PathLike, settings: Mapping[str, Any]) 
   if path != "-":
     file.truncate(0)  # first: settings never stand beside answers that they did not give
     try:
-      atomic.write_json(_settings_path(path), settings)
+      publish.write_json(_settings_path(path), settings)
     except OSError as error:
       raise errors.InputError(f"cannot write {_settings_path(path)}: {error.strerror}") from None
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from glmjax import errors
-from glmjax import atomic
+from glmjax.io import publish
 from glmjax.cli import inference
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def _save(session: "chat_lib.Session", path: pathlib.Path) -> None:
   """{"history": [[query, reply], ...]}, as ChatGLM's interfaces have it; whole or not at all."""
   text = json.dumps({"history": [[r.query, r.reply] for r in session.rounds]}, ensure_ascii=False, indent=1)
   try:
-    atomic.write_text(path, text + "\n")
+    publish.write_text(path, text + "\n")
   except OSError as error:
     raise errors.InputError(f"cannot write {path}: {error.strerror}") from None
 

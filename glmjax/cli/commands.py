@@ -13,7 +13,7 @@ from typing import Any
 
 import glmjax
 from glmjax import errors, gin_files, signatures
-from glmjax import atomic
+from glmjax.io import publish
 from glmjax.cli import corpus, hosts, inference, inputs, plans, weights
 
 GIN_HELP = "gin file, searched here and then among glmjax's own (repeatable)"
@@ -226,7 +226,7 @@ def _write_config(command: Command, function: Callable[..., Any]) -> None:
   folder = gin_files.binding(function, command.folder) if command.folder else None
   if folder is None or not os.path.isdir(folder) or not hosts.is_first():
     return
-  atomic.write_text(os.path.join(folder, "config.gin"), gin_files.operative_config())
+  publish.write_text(os.path.join(folder, "config.gin"), gin_files.operative_config())
 
 
 def _parse_flags(arguments: list[str]) -> argparse.Namespace | None:

@@ -13,7 +13,7 @@ import shutil
 import typing
 from collections.abc import Iterable
 
-from glmjax import atomic
+from glmjax.io import publish
 from glmjax import errors
 from glmjax.data import shards
 
@@ -52,7 +52,7 @@ def write_shard(partial: pathlib.Path, shard: Shard, documents: Iterable[shards.
                 vocab_size: int) -> dict:
   """Writes one shard and then its record; any process may do it."""
   record = shards.write_shard(partial, shard.stem, documents, vocab_size)
-  atomic.write_json(_record_path(partial, shard), record)
+  publish.write_json(_record_path(partial, shard), record)
   return record
 
 
@@ -103,7 +103,7 @@ class CacheBuilder:
     """Writes the manifest over all shards and gives the folder its name."""
     if not self.finished:
       if not (self.partial / shards.MANIFEST).exists():
-        atomic.write_json(self.partial / shards.MANIFEST, self._manifest(tokenizer_folder))
+        publish.write_json(self.partial / shards.MANIFEST, self._manifest(tokenizer_folder))
       shutil.rmtree(self.partial / "progress", ignore_errors=True)
       self._swap()
     return shards.TokenCache.open(self.directory)
@@ -128,7 +128,7 @@ class CacheBuilder:
     progress.mkdir(exist_ok=True)
     for leftover in self.partial.rglob("*.tmp"):
       leftover.unlink(missing_ok=True)
-    atomic.write_json(progress / "plan.json", self.plan)
+    publish.write_json(progress / "plan.json", self.plan)
 
   def _check_existing(self) -> None:
     """Refuses a folder that holds something else; notes one that already holds what is asked for."""
@@ -147,7 +147,7 @@ class CacheBuilder:
     if found != self.plan:  # only the rates differ: no token changes
       for task, about in manifest["tasks"].items():
         about["rate"] = self.plan["tasks"][task]["rate"]
-      atomic.write_json(self.directory / shards.MANIFEST, manifest)
+      publish.write_json(self.directory / shards.MANIFEST, manifest)
     self.finished = True
 
   def _manifest(self, tokenizer_folder: pathlib.Path | None) -> dict:
@@ -188,7 +188,7 @@ class CacheBuilder:
     except OSError as error:  # a mount point, say
       raise errors.InputError(f"{self.directory}: cannot be replaced ({error.strerror}); all is done and "
                               f"kept in {self.partial}: rename that to where you want it") from error
-    atomic.sync(self.directory.parent)
+    publish.sync(self.directory.parent)
     shutil.rmtree(self._old, ignore_errors=True)
 
 

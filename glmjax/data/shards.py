@@ -23,7 +23,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from glmjax import atomic
+from glmjax.io import publish
 from glmjax import errors
 from glmjax import tokens as tokens_lib
 
@@ -72,7 +72,7 @@ class Hashed:
 def replacing(path: pathlib.Path) -> Iterator[Hashed]:
   """A file that takes its name only when all of it is on the disk."""
   try:
-    with atomic.writing(path) as file:
+    with publish.file(path) as file:
       yield Hashed(path.name, file)
   except OSError as error:
     raise _readable(error, path) from error

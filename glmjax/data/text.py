@@ -18,7 +18,7 @@ import time
 import typing
 import zipfile
 
-from glmjax import atomic
+from glmjax.io import publish
 from glmjax import errors
 
 SUFFIXES = (".jsonl", ".txt")
@@ -283,7 +283,7 @@ def untag(line: str) -> str:
 def _write_documents(path: pathlib.Path, texts: list[str]) -> None:
   """Writes one JSON object a line, duplicates left out, in an order that mixes all sources evenly."""
   unique = sorted({text for text in texts if text}, key=lambda text: hashlib.sha256(text.encode()).digest())
-  with atomic.writing(path) as file:
+  with publish.file(path) as file:
     for text in unique:
       file.write((json.dumps({"text": text}, ensure_ascii=False) + "\n").encode())
   size = sum(len(text.encode()) for text in unique)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 import tqdm
 
-from glmjax import atomic
+from glmjax.io import publish
 from glmjax import errors
 from glmjax import tokenizer as tokenizer_lib
 from glmjax import tokens as tokens_lib
@@ -80,7 +80,7 @@ def evaluate(checkpoint: str | os.PathLike, cache: str | os.PathLike, out: str |
     _check_out(pathlib.Path(out))
   result = evaluate_model(export.load(checkpoint), opened, settings)
   if out is not None:
-    atomic.write_json(out, result)
+    publish.write_json(out, result)
   return result
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from glmjax import atomic
+from glmjax.io import publish
 from glmjax import errors
 from glmjax import tokens as tokens_lib
 from glmjax.evaluate import loss_plot
@@ -52,9 +52,9 @@ def write(workdir: str | os.PathLike, *, metrics: str = "train/metrics.jsonl",
   }
   picture = loss_plot.draw(loss_curves(lines, "loss_"), loss_curves(lines, "eval_loss_"), resumed_at(lines))
   for name, contents in (("loss.png", picture), ("report.md", markdown.render(report, folder.name).encode())):
-    with atomic.writing(folder / name) as file:
+    with publish.file(folder / name) as file:
       file.write(contents)
-  atomic.write_json(folder / "report.json", report)
+  publish.write_json(folder / "report.json", report)
   return report
 
 

@@ -11,7 +11,7 @@ import sys
 from typing import Any
 
 from glmjax import errors
-from glmjax import atomic
+from glmjax.io import publish
 from glmjax.checkpoint import blocks
 from glmjax.checkpoint import export
 from glmjax.checkpoint import folder as folder_lib
@@ -119,7 +119,7 @@ def _begin(work: pathlib.Path, plan: str, content: export.Content) -> Any:
   if not there and (work / "export").exists():
     shutil.rmtree(work / "export")
     shutil.rmtree(work / _TOKENIZER, ignore_errors=True)
-  atomic.write_json(work / _PLAN, {"plan": plan})
+  publish.write_json(work / _PLAN, {"plan": plan})
   return lock
 
 

@@ -13,7 +13,7 @@ import tqdm
 
 from glmjax import errors
 from glmjax.checkpoint import arrays
-from glmjax import atomic
+from glmjax.io import publish
 from glmjax.checkpoint import blocks
 from glmjax.checkpoint import export
 from glmjax.checkpoint import folder as folder_lib
@@ -267,7 +267,7 @@ def _write_index(folder: pathlib.Path, index: str, names: Sequence[str], groups:
   if len(names) > 1:
     total = sum(item.nbytes for group in groups for item in group)
     weight_map = {item.key: name for name, group in zip(names, groups) for item in group}
-    atomic.write_json(folder / index, {"metadata": {"total_size": total}, "weight_map": weight_map})
+    publish.write_json(folder / index, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
 def write_ranks(folder: pathlib.Path, items: Sequence[Item], degree: int, iteration: str) -> None:

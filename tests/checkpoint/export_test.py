@@ -19,7 +19,7 @@ import pytest
 
 from glmjax import errors
 from glmjax.checkpoint import arrays
-from glmjax import atomic
+from glmjax.io import publish
 from glmjax.checkpoint import blocks
 from glmjax.checkpoint import export
 from glmjax.checkpoint import folder as folder_lib
@@ -251,7 +251,7 @@ def test_failed_write_leaves_nothing(run: pathlib.Path, tmp_path: pathlib.Path,
   def fail(*_: Any) -> None:
     raise OSError(28, "No space left on device")
 
-  monkeypatch.setattr(atomic, "write_json", fail)
+  monkeypatch.setattr(publish, "write_json", fail)
   with pytest.raises(errors.InputError, match="could not be written .*No space left"):
     export.export(run, tmp_path / "sub" / "out")
   assert not list((tmp_path / "sub").iterdir())

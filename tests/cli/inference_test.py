@@ -191,7 +191,7 @@ def test_killed_while_beginning(monkeypatch):
     raise KeyboardInterrupt
 
   with monkeypatch.context() as patch:
-    patch.setattr(answers.atomic, "write_json", killed)
+    patch.setattr(answers.publish, "write_json", killed)
     with pytest.raises(KeyboardInterrupt):
       inference.generate("m", ["a"], out="a.jsonl", seed=1, overwrite=True)
   assert pathlib.Path("a.jsonl").read_bytes() == b""
