@@ -1,0 +1,170 @@
+"""The parameter table: every fact about every parameter of a model, in one place.
+
+| path (stacked: layers have a leading axis N) | shape | in |
+|---|---|---|
+| embedding/table | [V, D] | all |
+| embedding/position, embedding/block_position | [max_length + 1, D] | learned_2d |
+| embedding_norm/{scale,bias} | [D] | embedding_norm |
+| layers/attention_norm/{scale,bias}, layers/mlp_norm/{scale,bias} | [N, D] | all |
+| layers/attention_output_norm/..., layers/mlp_output_norm/... | [N, D] | sandwich |
+| layers/attention/qkv/{kernel,bias} | [N, D, 3, H, K], [N, 3, H, K] | all |
+| layers/attention/{prefix_key,prefix_value} | [N, H, P, K] | prefix_length |
+| layers/attention/out/{kernel,bias} | [N, H, K, D], [N, D] | all |
+| layers/mlp/wi/{kernel,bias} | [N, D, T, F], [N, T, F] | all |
+| layers/mlp/wo/{kernel,bias} | [N, F, D], [N, D] | all |
+| final_norm/{scale,bias} | [D] | all |
+| head/kernel | [D, V] | untied models |
+
+D model, H heads, K head dimension, F mlp, V vocabulary, P prefix, T branches of the mlp (2 for GeGLU).
+"""
+
+from collections.abc import Iterator, Mapping
+import dataclasses
+import functools
+import math
+
+from glmjax import errors
+from glmjax.models import config as config_lib
+
+PARTS = ("embedding", "attention", "mlp", "norms", "head")
+LAYERS = "layers"  # path of the stacked layers; apart they are layers_0, layers_1, ...
+Std = float | tuple[float, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Param:
+  """What is true of one parameter; of a layer's, for one layer, without the leading axis.
+
+  Axes are counted from the front. A kernel's input axes are those that a product sums over.
+  """
+
+  shape: tuple[int, ...]
+  axes: tuple[str, ...]  # logical names (parallel/partitioning.py)
+  part: str  # one of PARTS: under whose gradient norm it is counted
+  init: str = "normal"  # normal, zeros or ones
+  std: Std = 0.0  # of normal; several: one for each index of axis `std_axis`
+  std_axis: int = 0
+  inputs: tuple[int, ...] = ()  # of kernels
+  decays: bool = True  # whether weight decay applies: to all but biases and norms; embeddings decay too, as in Megatron
+  quantizes: bool = False  # the four kernels of a block
+  cut: int | None = None  # the axis along which it is written and quantized block by block; None: whole
+
+  @property
+  def size(self) -> int:
+    """Elements."""
+    return math.prod(self.shape)
+
+  @property
+  def matrix(self) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """Input and output axes of a kernel, those aside that only tell matrices apart; None of other parameters."""
+    if not self.inputs:
+      return None
+    rest = [i for i in range(len(self.shape)) if i not in self.inputs and self.axes[i] not in ("qkv", "branches")]
+    return self.inputs, tuple(rest)
+
+
+@functools.lru_cache(maxsize=64)
+def layer(config: config_lib.GLMConfig) -> Mapping[str, Param]:
+  """The parameters of one block by their paths in it, in the order of the original's files."""
+  d, h, k, f = config.embed_dim, config.num_heads, config.head_dim, config.mlp_dim
+  deepnorm = config.norm == "deepnorm"
+  qkv_std = config.init_std
+  if deepnorm:  # the gain beta on values only (docs/sources.md, initialization)
+    qkv_std = tuple(xavier_std(d, d) * gain for gain in (1.0, 1.0, config.beta))
+  wi_std = xavier_std(d, f, config.beta) if deepnorm else config.init_std
+  found = dict(_norm("attention_norm", d))
+  found |= _kernel("attention/qkv", "attention", (d, 3, h, k), ("embed", "qkv", "heads", "kv"), 1, qkv_std, cut=2,
+                   std_axis=1)
+  if config.prefix_length:  # normal(1): as the original's torch.nn.Embedding starts
+    for name in ("prefix_key", "prefix_value"):
+      found[f"attention/{name}"] = Param((h, config.prefix_length, k), ("heads", "prefix", "kv"), "attention", std=1.0)
+  found |= _kernel("attention/out", "attention", (h, k, d), ("heads", "kv", "embed"), 2, _output_std(config, d), cut=2)
+  found |= _norm("mlp_norm", d)
+  found |= _kernel("mlp/wi", "mlp", (d, config.mlp_branches, f), ("embed", "branches", "mlp"), 1, wi_std, cut=2)
+  found |= _kernel("mlp/wo", "mlp", (f, d), ("mlp", "embed"), 1, _output_std(config, f), cut=1)
+  if config.norm == "sandwich":
+    found |= {**_norm("attention_output_norm", d), **_norm("mlp_output_norm", d)}
+  return found
+
+
+@functools.lru_cache(maxsize=64)
+def table(config: config_lib.GLMConfig) -> Mapping[str, Param]:
+  """All parameters of a model by their paths, its layers stacked, in the order of the original's files."""
+  d, v = config.embed_dim, config.vocab_size
+  deepnorm = config.norm == "deepnorm"
+  std = xavier_std(v, d) if deepnorm else config.init_std
+  found = {"embedding/table": Param((v, d), ("vocab", "embed"), "embedding", std=std, cut=0)}
+  if config.positions == "learned_2d":
+    for name in ("position", "block_position"):
+      found[f"embedding/{name}"] = Param((config.max_length + 1, d), ("length_table", "embed"), "embedding",
+                                         std=config.init_std)
+  if config.embedding_norm:
+    found |= _norm("embedding_norm", d)
+  found |= {f"{LAYERS}/{path}": _stacked(param, config.num_layers) for path, param in layer(config).items()}
+  found |= _norm("final_norm", d)
+  if not config.tie_embeddings:
+    found["head/kernel"] = Param((d, v), ("embed", "vocab"), "head", std=xavier_std(d, v), inputs=(0,), cut=1)
+  return found
+
+
+def find(config: config_lib.GLMConfig, path: str) -> Param:
+  """Returns a parameter of a model by its path: as it is in a stack of layers, or in one layer (layers_3/...).
+
+  Raises:
+    errors.InputError: when the model has no such parameter.
+  """
+  first, _, rest = path.partition("/")
+  if first.startswith(f"{LAYERS}_") and first.removeprefix(f"{LAYERS}_").isdecimal():
+    found = layer(config).get(rest) if int(first.removeprefix(f"{LAYERS}_")) < config.num_layers else None
+  else:
+    found = table(config).get(path)
+  if found is None:
+    raise errors.InputError(f"{path} is no parameter of this model: glmjax/models/params.py has its table")
+  return found
+
+
+def apart(config: config_lib.GLMConfig) -> Iterator[tuple[str, Param]]:
+  """Yields all parameters by their paths, each layer by itself: layers_0/..., layers_1/..., as inference has them."""
+  for path, param in table(config).items():
+    if not path.startswith(f"{LAYERS}/"):
+      yield path, param
+  for i in range(config.num_layers):
+    for path, param in layer(config).items():
+      yield f"{LAYERS}_{i}/{path}", param
+
+
+def count(config: config_lib.GLMConfig) -> int:
+  """All parameters; the tied embedding counts once."""
+  return sum(param.size for param in table(config).values())
+
+
+def xavier_std(fan_in: int, fan_out: int, gain: float = 1.0) -> float:
+  """Glorot and Bengio 2010, normal form."""
+  return gain * (2.0 / (fan_in + fan_out)) ** 0.5
+
+
+def _output_std(config: config_lib.GLMConfig, fan_in: int) -> float:
+  """Initial spread of a sublayer's last projection."""
+  if config.norm == "deepnorm":
+    return xavier_std(fan_in, config.embed_dim, config.beta)
+  return config.init_std * config.beta  # GPT-2's 0.02 / sqrt(2 N)
+
+
+def _norm(path: str, size: int) -> dict[str, Param]:
+  return {f"{path}/{name}": Param((size,), ("act_embed",), "norms", init, decays=False)
+          for name, init in (("scale", "ones"), ("bias", "zeros"))}
+
+
+def _kernel(path: str, part: str, shape: tuple[int, ...], axes: tuple[str, ...], num_inputs: int, std: Std, cut: int,
+            std_axis: int = 0) -> dict[str, Param]:
+  """A block's kernel and its bias, which has the axes that a product does not sum over."""
+  return {f"{path}/kernel": Param(shape, axes, part, std=std, std_axis=std_axis, inputs=tuple(range(num_inputs)),
+                                  quantizes=True, cut=cut),
+          f"{path}/bias": Param(shape[num_inputs:], axes[num_inputs:], part, "zeros", decays=False)}
+
+
+def _stacked(param: Param, num_layers: int) -> Param:
+  """A layer's parameter with the axis of the layers in front."""
+  return dataclasses.replace(
+      param, shape=(num_layers, *param.shape), axes=(LAYERS, *param.axes), std_axis=param.std_axis + 1,
+      inputs=tuple(axis + 1 for axis in param.inputs), cut=None if param.cut is None else param.cut + 1)

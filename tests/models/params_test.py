@@ -1,0 +1,76 @@
+"""The parameter table is what Linen makes: paths, shapes, logical axes, initial spreads, counts."""
+
+import dataclasses
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from glmjax import errors
+from glmjax.checkpoint import arrays
+from glmjax.models import config as config_lib
+from glmjax.models import glm
+from glmjax.models import params as params_lib
+
+BASE = config_lib.GLMConfig(vocab_size=80, num_layers=3, embed_dim=32, num_heads=4, mlp_dim=48, max_length=16)
+MODELS = {
+    "glm-130b": {}, "chatglm-6b": dict(positions="rotary_2d", mlp="gelu_tanh", tie_embeddings=False),
+    "glm-10b": dict(positions="learned_2d", mlp="gelu_tanh", norm="pre"),
+    "sandwich": dict(norm="sandwich", causal=True),
+    "embedding norm": dict(norm="post", embedding_norm=True), "prefix": dict(prefix_length=5)}
+
+
+@pytest.fixture(params=MODELS)
+def config(request) -> config_lib.GLMConfig:
+  return dataclasses.replace(BASE, **MODELS[request.param])
+
+
+def boxed(config: config_lib.GLMConfig) -> dict:
+  tree = jax.eval_shape(lambda: glm.init(config, jax.random.key(0)))
+  is_box = lambda x: isinstance(x, nn.LogicallyPartitioned)
+  return {"/".join(str(key.key) for key in path): leaf
+          for path, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_box)}
+
+
+def test_stacked_and_apart_are_what_linen_makes(config):
+  found = boxed(config)
+  table = params_lib.table(config)
+  assert {path: (box.value.shape, box.names) for path, box in found.items()} == {
+      path: (param.shape, param.axes) for path, param in table.items()}
+  found = boxed(dataclasses.replace(config, scan_layers=False))
+  assert {path: (box.value.shape, box.names) for path, box in found.items()} == {
+      path: (param.shape, param.axes) for path, param in params_lib.apart(config)}
+  for path, param in params_lib.apart(config):
+    assert params_lib.find(config, path) == param
+  for path, param in table.items():
+    assert params_lib.find(config, path) == param and param.part in params_lib.PARTS
+
+
+def test_counts_and_spreads(config):
+  assert params_lib.count(config) == config.num_parameters()
+  assert sum(param.size for param in params_lib.layer(config).values()) == config.layer_parameters()
+  wide = dataclasses.replace(config, embed_dim=256, mlp_dim=512, vocab_size=512)
+  flat = arrays.flatten(glm.init_params(wide, jax.random.key(1)))
+  for path, param in params_lib.table(wide).items():
+    x = np.asarray(flat[path])
+    if param.init == "normal":
+      each = np.moveaxis(x, param.std_axis, 0) if isinstance(param.std, tuple) else x[None]
+      for part, std in zip(each, np.atleast_1d(param.std), strict=True):
+        assert part.std() == pytest.approx(std, rel=0.08), path
+    else:
+      assert (x == {"ones": 1, "zeros": 0}[param.init]).all(), path
+
+
+def test_unknown_parameters_are_named():
+  for path in ("layers/attention/gate/kernel", "layers_3/mlp/wi/kernel", "layers_x/mlp/wi/kernel", "head/kernel", ""):
+    with pytest.raises(errors.InputError, match=f"{path} is no parameter of this model"):
+      params_lib.find(BASE, path)
+
+
+def test_figures_of_the_originals():
+  """130B by the paper's sizes, ChatGLM-6B with a head of its own."""
+  glm_130b = config_lib.GLMConfig(150_528, 70, 12_288, 96, 32_768)
+  assert params_lib.count(glm_130b) == 128_697_794_560
+  assert jnp.dtype(jnp.float16).itemsize * params_lib.count(glm_130b) / 1e9 == pytest.approx(257.4, abs=0.1)
