@@ -19,7 +19,7 @@ import loader
 
 CHECKOUT = pathlib.Path(__file__).resolve().parent.parent
 PARTS = ("numpy", "jax", "glmjax", "glmjax.tokenizer", "glmjax.data.loader", "glmjax.models.glm",
-         "glmjax.infer.engine", "glmjax.checkpoint.export", "glmjax.train.loop", "glmjax.evaluate.heldout")
+         "glmjax.infer.engine", "glmjax.checkpoint.load", "glmjax.train.loop", "glmjax.evaluate.heldout")
 RUNS = 5
 
 

@@ -13,6 +13,7 @@ import shutil
 from typing import Any
 
 from glmjax import errors
+from glmjax.io import paths
 from glmjax.io import publish
 from glmjax.models import config as config_lib
 
@@ -42,8 +43,11 @@ def read_config(folder: str | os.PathLike) -> FolderConfig:
   Raises:
     errors.InputError: when the folder is missing, is no model's, or its config.json cannot be used.
   """
-  folder = pathlib.Path(folder)
+  folder = paths.local(folder, "the model's folder")
   if not folder.is_dir():
+    if old := publish.interrupted(folder):
+      raise errors.InputError(f"{folder} was being replaced when that was killed: rename {old.name} beside it back to "
+                              f"{folder.name}, or export again")
     raise errors.InputError(f"{folder}: no such folder; give a training run's or an exported model's")
   path = folder / CONFIG
   if not path.is_file():

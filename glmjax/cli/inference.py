@@ -71,8 +71,8 @@ def load(checkpoint: str | os.PathLike, offload_layers: int) -> "engine_lib.Engi
 
 def _fingerprint(checkpoint: str | os.PathLike) -> str:
   """Of the weights that would be loaded."""
-  from glmjax.checkpoint import export
-  return export.fingerprint(checkpoint)
+  from glmjax.checkpoint import load as load_lib
+  return load_lib.fingerprint(checkpoint)
 
 
 def _check(model: "engine_lib.Engine", rows: Sequence[Row], done: int) -> None:

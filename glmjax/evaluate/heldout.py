@@ -18,7 +18,7 @@ from glmjax.io import publish
 from glmjax import errors
 from glmjax import tokenizer as tokenizer_lib
 from glmjax import tokens as tokens_lib
-from glmjax.checkpoint import export
+from glmjax.checkpoint import load
 from glmjax.data import shards
 from glmjax.evaluate import baselines
 from glmjax.evaluate import windows
@@ -78,7 +78,7 @@ def evaluate(checkpoint: str | os.PathLike, cache: str | os.PathLike, out: str |
   text_tasks(opened)  # what is wrong with cache and out is said before the long work
   if out is not None:
     _check_out(pathlib.Path(out))
-  result = evaluate_model(export.load(checkpoint), opened, settings)
+  result = evaluate_model(load.load(checkpoint), opened, settings)
   if out is not None:
     publish.write_json(out, result)
   return result
@@ -96,7 +96,7 @@ def _check_out(out: pathlib.Path) -> None:
     raise errors.InputError(f"{out} cannot be written ({error.strerror}); write --out elsewhere") from error
 
 
-def evaluate_model(model: export.LoadedModel, cache: shards.TokenCache,
+def evaluate_model(model: load.LoadedModel, cache: shards.TokenCache,
                    settings: Settings = Settings()) -> dict[str, dict]:
   """`evaluate` of a model and a cache that are open already."""
   tasks = text_tasks(cache)
@@ -126,7 +126,7 @@ def evaluate_model(model: export.LoadedModel, cache: shards.TokenCache,
   return result
 
 
-def _score(model: export.LoadedModel, rows: list[score.Row], specials: tokens_lib.SpecialTokens) -> list[score.Score]:
+def _score(model: load.LoadedModel, rows: list[score.Row], specials: tokens_lib.SpecialTokens) -> list[score.Score]:
   """All languages in one go: rows of like length share batches.
 
   A guess is a text token: that a span ends here (eop) is no answer to what it goes on with.
@@ -156,7 +156,7 @@ def _nothing_held_out(cache: shards.TokenCache, task: str) -> errors.InputError:
                            "again with more text, or hold out a larger share")
 
 
-def ask(held_out: windows.HeldOut, model: export.LoadedModel, specials: tokens_lib.SpecialTokens,
+def ask(held_out: windows.HeldOut, model: load.LoadedModel, specials: tokens_lib.SpecialTokens,
         settings: Settings) -> Questions:
   """Windows and blanks of the lengths that the model was trained on."""
   trained = {"seq_length": model.config.max_length, "samples_per_sequence": 4, "mean_span_length": 3.0,

@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import pathlib
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
@@ -100,13 +99,13 @@ class Engine:
     Weights that stay in the host's memory never were in the device's.
     """
     from glmjax import tokenizer as tokenizer_lib  # here, so that in-memory engines need no SentencePiece
-    from glmjax.checkpoint import export
+    from glmjax.checkpoint import load as load_lib
     from glmjax.checkpoint import folder as folder_lib
     reading = None
     if offload_layers:
-      offload.check(folder_lib.read_config(pathlib.Path(folder)).model.num_layers, offload_layers)
+      offload.check(folder_lib.read_config(folder).model.num_layers, offload_layers)
       reading = offload.reading()
-    loaded = export.load(folder, shardings=reading)
+    loaded = load_lib.load(folder, shardings=reading)
     config = loaded.config if dtype is None else dataclasses.replace(loaded.config, dtype=dtype)
     if not loaded.tokenizer_dir.is_dir():
       raise errors.InputError(f"{folder} has no tokenizer, so that no text goes in or out of it: copy there, as "

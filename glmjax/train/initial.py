@@ -2,15 +2,14 @@
 
 import dataclasses
 import os
-import pathlib
 from typing import Any
 
 import jax
 import optax
 
 from glmjax import errors
-from glmjax.checkpoint import export
 from glmjax.checkpoint import folder as folder_lib
+from glmjax.checkpoint import load
 from glmjax.models import config as config_lib
 from glmjax.train import state as state_lib
 
@@ -25,7 +24,7 @@ def check(weights: str | os.PathLike, model: config_lib.GLMConfig, data: dict[st
   Args:
     data: what the data source says of itself.
   """
-  found = folder_lib.read_config(pathlib.Path(weights))
+  found = folder_lib.read_config(weights)
   if found.export.get("bits"):
     raise errors.InputError(f"{weights} is quantized to {found.export['bits']} bits: give float weights")
   free = _FREE if model.positions == "learned_2d" else (*_FREE, "max_length")  # a table has so many places
@@ -49,5 +48,5 @@ def create(model: config_lib.GLMConfig, tx: optax.GradientTransformation, seed: 
     return state
   check(weights, model, data)
   state = dataclasses.replace(state, params=None)  # room for the others
-  loaded = export.load(weights, "float32", jax.tree.map(lambda x: x.sharding, abstract.params))
+  loaded = load.load(weights, "float32", jax.tree.map(lambda x: x.sharding, abstract.params))
   return dataclasses.replace(state, params=loaded.params)

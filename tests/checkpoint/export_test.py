@@ -22,6 +22,7 @@ from glmjax.checkpoint import arrays
 from glmjax.io import publish
 from glmjax.checkpoint import blocks
 from glmjax.checkpoint import export
+from glmjax.checkpoint import load
 from glmjax.checkpoint import folder as folder_lib
 from glmjax.checkpoint import manager
 from glmjax.models import config as config_lib
@@ -75,7 +76,7 @@ def _flip(file: pathlib.Path) -> None:
 
 
 def test_loads_a_run(run: pathlib.Path, params: Any):
-  loaded = export.load(run)
+  loaded = load.load(run)
   _assert_equal(loaded.params, jax.tree.map(lambda x: x * 2, params))
   assert loaded.config == _CONFIG and loaded.bits is None and loaded.tokenizer_dir == run / "tokenizer"
   assert loaded.metadata["step"] == 2 and loaded.metadata["data"] == {"mixture": "m"}
@@ -87,7 +88,7 @@ def test_export_and_load(run: pathlib.Path, params: Any, tmp_path: pathlib.Path,
                          dtype: str | None):
   out = tmp_path / "deep" / "out"
   result = export.export(run, out, bits, dtype)
-  loaded = export.load(out)
+  loaded = load.load(out)
   expected = jax.tree.map(lambda x: x * 2, params)
   quantized = expected if bits is None else tree.quantize_params(expected, bits)
   is_q = lambda x: isinstance(x, qarray.QuantizedArray)
@@ -100,7 +101,7 @@ def test_export_and_load(run: pathlib.Path, params: Any, tmp_path: pathlib.Path,
   assert result["array_bytes"] == tree.params_bytes(loaded.params)
   assert result["disk_bytes"] == sum(f.stat().st_size for f in out.rglob("*") if f.is_file())
   assert result["disk_bytes"] < result["array_bytes"] + 30_000  # no hidden copy, no optimizer
-  _assert_equal(export.load(out, dtype="float32").params["embedding"]["table"],
+  _assert_equal(load.load(out, dtype="float32").params["embedding"]["table"],
                 loaded.params["embedding"]["table"].astype(jnp.float32))
 
 
@@ -120,7 +121,7 @@ def test_exports_a_float_export_but_no_quantized_one(run: pathlib.Path, tmp_path
   export.export(run, tmp_path / "float")
   export.export(run, tmp_path / "direct", 4)
   export.export(tmp_path / "float", tmp_path / "int4", 4)
-  _assert_equal(export.load(tmp_path / "int4").params, export.load(tmp_path / "direct").params)
+  _assert_equal(load.load(tmp_path / "int4").params, load.load(tmp_path / "direct").params)
   with pytest.raises(errors.InputError, match="is an INT4 model: export from the training run"):
     export.export(tmp_path / "int4", tmp_path / "int8", 8)
   assert not (tmp_path / "int8").exists()
@@ -130,9 +131,9 @@ def test_never_overwrites_unasked(run: pathlib.Path, tmp_path: pathlib.Path):
   export.export(run, tmp_path / "out", 8)
   with pytest.raises(errors.InputError, match="is there already"):
     export.export(run, tmp_path / "out", 4)
-  assert export.load(tmp_path / "out").bits == 8
+  assert load.load(tmp_path / "out").bits == 8
   export.export(run, tmp_path / "out", 4, overwrite=True)
-  assert export.load(tmp_path / "out").bits == 4
+  assert load.load(tmp_path / "out").bits == 4
   with pytest.raises(errors.InputError, match="is no export that may be overwritten"):
     export.export(run, run, overwrite=True)
   (tmp_path / "other").mkdir()
@@ -156,12 +157,12 @@ def test_damaged_export_is_named(run: pathlib.Path, tmp_path: pathlib.Path, file
   export.export(run, out, 4)
   _flip(out / file)
   with pytest.raises(errors.InputError) as caught:
-    export.load(out)
+    load.load(out)
   assert (file.rsplit("/", 1)[0] if file.startswith("params") else file) in str(caught.value)
   assert "\n" not in str(caught.value)
   (out / file).unlink()
   with pytest.raises(errors.InputError) as caught:
-    export.load(out)
+    load.load(out)
   assert file in str(caught.value) or file == "config.json"
 
 
@@ -174,49 +175,49 @@ def test_damaged_run_falls_back(run: pathlib.Path, params: Any, tmp_path: pathli
   _flip_chunk(run / "checkpoints/2/state/params.layers.mlp.wo.kernel")
   assert export.export(run, tmp_path / "out")["step"] == 1
   assert "step 1 is used instead: params/layers/mlp/wo/kernel" in capfd.readouterr().err
-  _assert_equal(export.load(run).params, params)
+  _assert_equal(load.load(run).params, params)
 
 
 def test_a_damaged_optimizer_does_not_matter_here(run: pathlib.Path):
   _flip_chunk(run / "checkpoints/2/state/opt_state.0.layers.mlp.wo.kernel")
-  assert export.load(run).metadata["step"] == 2
+  assert load.load(run).metadata["step"] == 2
 
 
 def test_folders_that_are_no_models(tmp_path: pathlib.Path, run: pathlib.Path):
   for path, message in ((tmp_path / "nope", "no such folder"), (tmp_path, "no model's folder")):
     with pytest.raises(errors.InputError, match=message):
-      export.load(path)
+      load.load(path)
   (run / "config.json").rename(run / "moved")
   with pytest.raises(errors.InputError, match="half-written: it has checkpoints/ but no config.json"):
-    export.load(run)
+    load.load(run)
   (run / "config.json").write_text('{"model"')
   with pytest.raises(errors.InputError, match="config.json is damaged"):
-    export.load(run)
+    load.load(run)
   (run / "moved").rename(run / "config.json")
   (run / "checkpoints").rename(run / "elsewhere")
   with pytest.raises(errors.InputError, match="no complete checkpoint yet"):
-    export.load(run)
+    load.load(run)
 
 
 def test_config_of_another_model(run: pathlib.Path):
   config = folder_lib.read_config(run)
   folder_lib.write_config(run, dataclasses.replace(config, model=dataclasses.replace(_CONFIG, num_layers=3)))
   with pytest.raises(errors.InputError, match="parameters and its config.json describes"):
-    export.load(run)
+    load.load(run)
 
 
 def test_tokenizers_that_do_not_fit(run: pathlib.Path, tmp_path: pathlib.Path):
   right = run / "tokenizer"
   right.rename(tmp_path / "right")
   with pytest.raises(errors.InputError, match="tokenizer.json: missing"):
-    export.load(run)
+    load.load(run)
   _tokenizer(right, 97)
   with pytest.raises(errors.InputError, match="has 97 ids and the model's vocabulary 96"):
-    export.load(run)
+    load.load(run)
   right.rename(tmp_path / "large")
   _tokenizer(right, 90, b"other")
   with pytest.raises(errors.InputError, match="use the tokenizer that it was trained with"):
-    export.load(run)
+    load.load(run)
   with pytest.raises(errors.InputError, match="is another tokenizer"):
     folder_lib.copy_tokenizer(tmp_path / "right", run)
 
@@ -229,8 +230,8 @@ def test_loads_onto_a_mesh(run: pathlib.Path, tmp_path: pathlib.Path, params: An
            "layers/mlp/wi/kernel": P(None, None, None, "tensor")}
   names = arrays.flatten(params)
   shardings = arrays.nest({name: NamedSharding(mesh, specs.get(name, P())) for name in names})
-  loaded = export.load(tmp_path / "out", shardings=shardings)
-  _assert_equal(loaded.params, export.load(tmp_path / "out").params)
+  loaded = load.load(tmp_path / "out", shardings=shardings)
+  _assert_equal(loaded.params, load.load(tmp_path / "out").params)
   kernel = loaded.params["layers"]["mlp"]["wo"]["kernel"]
   if bits:
     assert kernel.values.sharding.spec == P(None, "tensor", None)
@@ -243,7 +244,7 @@ def test_weights_that_do_not_divide_over_the_mesh(run: pathlib.Path, params: Any
   mesh = jax.make_mesh((3,), ("tensor",), axis_types=(AxisType.Auto,), devices=jax.devices()[:3])
   shardings = jax.tree.map(lambda x: NamedSharding(mesh, P(*[None] * (x.ndim - 1), "tensor")), params)
   with pytest.raises(errors.InputError, match="does not divide over the mesh"):
-    export.load(run, shardings=shardings)
+    load.load(run, shardings=shardings)
 
 
 def test_failed_write_leaves_nothing(run: pathlib.Path, tmp_path: pathlib.Path,
@@ -258,7 +259,7 @@ def test_failed_write_leaves_nothing(run: pathlib.Path, tmp_path: pathlib.Path,
 
 
 def test_loading_needs_neither_tensorflow_nor_the_model_nor_warns(run: pathlib.Path):
-  code = ("import sys; from glmjax.checkpoint import export; loaded = export.load(sys.argv[1]); "
+  code = ("import sys; from glmjax.checkpoint import load; loaded = load.load(sys.argv[1]); "
           "print([m for m in ('tensorflow', 'seqio', 'optax', 'gin', 'sentencepiece') if m in sys.modules])")
   command = [sys.executable, "-W", "error", "-c", code, str(run)]
   done = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -274,21 +275,21 @@ def test_what_killed_exports_left_is_removed(run: pathlib.Path, tmp_path: pathli
   assert {path.name for path in tmp_path.iterdir() if path.name.startswith(".o")} == set(kept)
   (tmp_path / ".out.999999999.old").mkdir()  # killed when the old one was aside, and the new one in place
   export.export(run, tmp_path / "out", 4, overwrite=True)
-  assert not (tmp_path / ".out.999999999.old").exists() and export.load(tmp_path / "out").bits == 4
+  assert not (tmp_path / ".out.999999999.old").exists() and load.load(tmp_path / "out").bits == 4
 
 
 def test_fingerprint(run: pathlib.Path, tmp_path: pathlib.Path):
   """A copy is the same; another step, precision or way of computing is not."""
   for name, bits in (("a", None), ("b", None), ("c", 8), ("d", 4)):
     export.export(run, tmp_path / name, bits)
-  found = {name: export.fingerprint(tmp_path / name) for name in "abcd"}
-  assert found["a"] == found["b"] == export.fingerprint(run) and len(set(found.values())) == 3
+  found = {name: load.fingerprint(tmp_path / name) for name in "abcd"}
+  assert found["a"] == found["b"] == load.fingerprint(run) and len(set(found.values())) == 3
   shutil.rmtree(run / "checkpoints" / "2")
-  assert export.fingerprint(run) not in found.values()
+  assert load.fingerprint(run) not in found.values()
   config = folder_lib.read_config(run)
-  before = export.fingerprint(run)
+  before = load.fingerprint(run)
   folder_lib.write_config(run, dataclasses.replace(config, model=dataclasses.replace(_CONFIG, dtype="bfloat16")))
-  assert export.fingerprint(run) != before
+  assert load.fingerprint(run) != before
 
 
 def test_room_is_told_in_fitting_units(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch):

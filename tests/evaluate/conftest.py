@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from glmjax import tokenizer as tokenizer_lib
-from glmjax.checkpoint import export
+from glmjax.checkpoint import load
 from glmjax.data import builder
 from glmjax.data import shards
 from glmjax.models import config as config_lib
@@ -63,8 +63,8 @@ def cache(tmp_path_factory, make_cache) -> shards.TokenCache:
 
 
 @pytest.fixture(scope="session")
-def model(tokenizer_dir: pathlib.Path) -> export.LoadedModel:
+def model(tokenizer_dir: pathlib.Path) -> load.LoadedModel:
   config = config_lib.GLMConfig(vocab_size=640, num_layers=2, embed_dim=32, num_heads=2, mlp_dim=48,
                                 max_length=64)
   params = glm.init_params(config, jax.random.key(0))
-  return export.LoadedModel(config, params, tokenizer_dir, bits=None, metadata={})
+  return load.LoadedModel(config, params, tokenizer_dir, bits=None, metadata={})

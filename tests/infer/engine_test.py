@@ -11,7 +11,7 @@ import pytest
 from glmjax import errors
 from glmjax import tokenizer
 from glmjax import tokens
-from glmjax.checkpoint import export
+from glmjax.checkpoint import load
 from glmjax.infer import decode
 from glmjax.infer import engine
 from glmjax.infer import prompt as prompt_lib
@@ -185,8 +185,8 @@ def test_a_tokenizer_that_does_not_fit():
 
 def test_folders_whose_tokenizer_does_not_fit(tmp_path, monkeypatch):
   config, params = model()
-  loaded = export.LoadedModel(dataclasses.replace(config, vocab_size=20_600), params, tmp_path / "tokenizer", None, {})
-  monkeypatch.setattr(export, "load", lambda folder, shardings: loaded)
+  loaded = load.LoadedModel(dataclasses.replace(config, vocab_size=20_600), params, tmp_path / "tokenizer", None, {})
+  monkeypatch.setattr(load, "load", lambda folder, shardings: loaded)
   with pytest.raises(errors.InputError, match="runs/m has no tokenizer"):
     engine.Engine.load("runs/m")
   tokenizer.train(["the quick brown fox", "敏捷的狐狸"] * 9, tmp_path / "tokenizer", 400)

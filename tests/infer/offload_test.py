@@ -10,7 +10,7 @@ import pytest
 
 from glmjax import errors
 from glmjax import tokens
-from glmjax.checkpoint import export
+from glmjax.checkpoint import load as load_lib
 from glmjax.checkpoint import folder
 from glmjax.infer import decode
 from glmjax.infer import engine
@@ -115,12 +115,12 @@ def test_loading_reads_them_by_the_cpu(bits, monkeypatch, tmp_path):
   """Never all of them on the device: they are read into the CPU's memory, and go from there one by one."""
   read = []
 
-  def load(checkpoint: pathlib.Path, shardings: jax.sharding.Sharding | None) -> export.LoadedModel:
+  def load(checkpoint: pathlib.Path, shardings: jax.sharding.Sharding | None) -> load_lib.LoadedModel:
     read.append(shardings)
     there = params(bits) if shardings is None else jax.device_put(params(bits), shardings)
-    return export.LoadedModel(CONFIG, there, tmp_path, bits, {})
+    return load_lib.LoadedModel(CONFIG, there, tmp_path, bits, {})
 
-  monkeypatch.setattr(export, "load", load)
+  monkeypatch.setattr(load_lib, "load", load)
   monkeypatch.setattr(folder, "read_config", lambda path: folder.FolderConfig(CONFIG, {}, {}, {}))
   monkeypatch.setattr("glmjax.tokenizer.Tokenizer", Letters)
   here, away = (engine.Engine.load(tmp_path, offload_layers=layers) for layers in (0, 1))

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from glmjax.checkpoint import export
+from glmjax.checkpoint import load as load_lib
 from glmjax.models import config as config_lib
 from glmjax.models import glm
 from glmjax.thudm import layouts
@@ -85,7 +85,7 @@ def test_logits_of_the_original(group: str, count: int, tmp_path: pathlib.Path):
   heads = theirs.num_heads if group == "glm10b_tiny" else None
   load.import_model(family, tmp_path / "source", tmp_path / "out", tokenizer="none", num_heads=heads,
                     rotary_rounding="half_frequencies" if heads is None else "none")
-  loaded = export.load(tmp_path / "out")
+  loaded = load_lib.load(tmp_path / "out")
   expected = golden_models.params(group)
   jax.tree.map(np.testing.assert_array_equal, loaded.params, expected)
   suffix, ours = "", loaded.config

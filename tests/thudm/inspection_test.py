@@ -13,7 +13,7 @@ import pytest
 from glmjax import cli
 from glmjax import errors
 from glmjax.checkpoint import arrays
-from glmjax.checkpoint import export
+from glmjax.checkpoint import load as load_lib
 from glmjax.thudm import inspection
 from glmjax.thudm import load
 from glmjax.thudm import source
@@ -56,7 +56,7 @@ def test_ours(make, tmp_path):
   found = inspection.inspect(tmp_path / "ours", hashes=True)
   assert found["kind"] == "export" and found["bits"] == 4 and found["verified"] and found["problem"] is None
   assert found["parameters"] == 211_520
-  assert found["array_bytes"] == sum(x.nbytes for x in jax.tree.leaves(export.load(tmp_path / "ours").params))
+  assert found["array_bytes"] == sum(x.nbytes for x in jax.tree.leaves(load_lib.load(tmp_path / "ours").params))
   assert found["file_bytes"] == sum(path.stat().st_size for path in (tmp_path / "ours").rglob("*") if path.is_file())
   damaged = tmp_path / "ours/params/layers.mlp.wi.kernel.values/0.0.0.0"
   data = bytearray(damaged.read_bytes())
@@ -105,13 +105,13 @@ def test_scales_of_ranks_on_a_mesh(make, tmp_path):
   """Codes are split over devices like floats; the few scales of an input axis are not."""
   load.import_model("glm-130b", make(tmp_path / "sat", "glm-130b", 2, 4), tmp_path / "ours")
   mesh = jax.make_mesh((4,), ("tensor",), axis_types=(AxisType.Auto,), devices=jax.devices()[:4])
-  plain = export.load(tmp_path / "ours")
+  plain = load_lib.load(tmp_path / "ours")
   specs = {"layers/mlp/wo/kernel": P(None, "tensor"), "layers/attention/out/kernel": P(None, "tensor"),
            "layers/mlp/wi/kernel": P(None, None, None, "tensor"),
            "layers/attention/qkv/kernel": P(None, None, None, "tensor")}
   weights = source.open_source("glm-130b", tmp_path / "sat").weights(None, None)
   shardings = arrays.nest({weight.name: NamedSharding(mesh, specs.get(weight.name, P())) for weight in weights})
-  split = export.load(tmp_path / "ours", shardings=shardings)
+  split = load_lib.load(tmp_path / "ours", shardings=shardings)
   jax.tree.map(np.testing.assert_array_equal, plain.params, split.params)
   kernel = split.params["layers"]["mlp"]["wo"]["kernel"]
   assert kernel.values.sharding.spec == P(None, "tensor") and kernel.scale.sharding.is_fully_replicated

@@ -10,6 +10,7 @@ import pytest
 from glmjax import errors
 from glmjax.checkpoint import blocks
 from glmjax.checkpoint import export
+from glmjax.checkpoint import load as load_lib
 from glmjax.quantize import ops
 from glmjax.quantize import qarray
 from glmjax.thudm import layouts
@@ -62,7 +63,7 @@ def test_codes_are_divided_further(make, tmp_path):
   load.import_model("glm-130b", make(tmp_path / "2", "glm-130b", 2, 4), tmp_path / "ours")
   to_format(tmp_path / "ours", tmp_path / "4", "glm130b-sat", 4)
   load.import_model("glm-130b", tmp_path / "4", tmp_path / "again")
-  a, b = (export.load(tmp_path / name).params["layers"]["mlp"]["wo"]["kernel"] for name in ("ours", "again"))
+  a, b = (load_lib.load(tmp_path / name).params["layers"]["mlp"]["wo"]["kernel"] for name in ("ours", "again"))
   assert a.scale.shape[1] == 2 and b.scale.shape[1] == 4
   np.testing.assert_array_equal(qarray.dequantize(a), qarray.dequantize(b))
 
@@ -76,7 +77,7 @@ def test_chatglm_there_and_back(make, tmp_path, bits, kind):
   assert_same(shards.open_hub(tmp_path / "back"), shards.open_hub(start))
   for name in ("config.json", "tokenizer_config.json", "ice_text.model"):
     assert (tmp_path / "back" / name).read_bytes() == (start / name).read_bytes()
-  loaded = export.load(tmp_path / "ours")
+  loaded = load_lib.load(tmp_path / "ours")
   assert loaded.bits == bits and loaded.config.param_dtype == "float16" and loaded.config.dtype == "bfloat16"
 
 
@@ -85,13 +86,13 @@ def test_glm_10b(make, tmp_path, degree):
   """The layout of THUDM/GLM has whole Q, K and V in each rank; ranks of the same model make the same one."""
   load.import_model("glm-10b", make(tmp_path / "their", "glm-10b", degree), tmp_path / "ours", num_heads=8)
   reference = {item.key: item.whole() for item in write.random_items("glm-10b", load_config(tmp_path / "ours"))}
-  layer = export.load(tmp_path / "ours").params["layers"]["attention"]["qkv"]["kernel"][1]  # [D, 3, H, K]
+  layer = load_lib.load(tmp_path / "ours").params["layers"]["attention"]["qkv"]["kernel"][1]  # [D, 3, H, K]
   expected = reference["transformer.layers.1.attention.query_key_value.weight"]
   np.testing.assert_array_equal(np.asarray(layer).reshape(64, -1).T, expected)
 
 
 def load_config(folder: pathlib.Path):
-  return export.load(folder).config
+  return load_lib.load(folder).config
 
 
 @pytest.mark.parametrize("bits", [None, 8])
@@ -99,7 +100,7 @@ def test_safetensors_of_our_own(make, tmp_path, bits):
   load.import_model("chatglm-6b", make(tmp_path / "hub", "chatglm-6b", bits=bits), tmp_path / "ours")
   to_format(tmp_path / "ours", tmp_path / "plain", "safetensors")
   found = contents(shards.open_hub(tmp_path / "plain"))[0]
-  params = export.load(tmp_path / "ours").params
+  params = load_lib.load(tmp_path / "ours").params
   leaves = {jax.tree_util.keystr(path, simple=True, separator="."): x
             for path, x in jax.tree_util.tree_leaves_with_path(params)}
   assert found.keys() == leaves.keys()
@@ -113,13 +114,13 @@ def test_import_and_quantize_is_import_then_export(make, tmp_path, family, bits)
   load.import_model(family, start, tmp_path / "at once", bits=bits)
   load.import_model(family, start, tmp_path / "float")
   export.export(tmp_path / "float", tmp_path / "then", bits)
-  a, b = export.load(tmp_path / "at once").params, export.load(tmp_path / "then").params
+  a, b = load_lib.load(tmp_path / "at once").params, load_lib.load(tmp_path / "then").params
   jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
 def test_dtype(make, tmp_path):
   load.import_model("chatglm-6b", make(tmp_path / "hub", "chatglm-6b"), tmp_path / "ours", dtype="bfloat16")
-  loaded = export.load(tmp_path / "ours")
+  loaded = load_lib.load(tmp_path / "ours")
   assert {x.dtype.name for x in jax.tree.leaves(loaded.params)} == {"bfloat16"}
   assert loaded.config.param_dtype == "bfloat16"
 
@@ -129,7 +130,7 @@ def test_head_that_repeats_the_table(make, tmp_path, bits):
   """It is stored once by us, and twice by the Hub's files."""
   make(tmp_path / "hub", "chatglm-6b", bits=bits, tie_embeddings=True)
   load.import_model("chatglm-6b", tmp_path / "hub", tmp_path / "ours")
-  assert export.load(tmp_path / "ours").config.tie_embeddings
+  assert load_lib.load(tmp_path / "ours").config.tie_embeddings
   assert not (tmp_path / "ours" / "params" / "head.kernel").exists()
   to_format(tmp_path / "ours", tmp_path / "back", "chatglm-hf")
   assert_same(shards.open_hub(tmp_path / "back"), shards.open_hub(tmp_path / "hub"))

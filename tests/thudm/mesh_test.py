@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from glmjax.checkpoint import export
+from glmjax.checkpoint import load as load_lib
 from glmjax.models import glm
 from glmjax.parallel import mesh as mesh_lib
 from glmjax.parallel import partitioning
@@ -24,11 +24,11 @@ def test_loads_on_eight_devices(make, tmp_path, family, bits, prefix):
   extra = {"prefix_length": prefix} if prefix else {}
   make(tmp_path / "source", family, **({"degree": 2} if family == "glm-130b" else {}), dtype="float32", **extra)
   load.import_model(family, tmp_path / "source", tmp_path / "ours", bits=bits, tokenizer="none")
-  alone = export.load(tmp_path / "ours")
+  alone = load_lib.load(tmp_path / "ours")
   mesh = mesh_lib.make_mesh(mesh_lib.MeshConfig(data=1, fsdp=4, tensor=2), jax.devices()[:8])
   boxed = jax.eval_shape(lambda key: glm.init(alone.config, key), jax.random.key(0))
   shardings = partitioning.shardings(boxed, mesh)
-  spread = export.load(tmp_path / "ours", shardings=shardings)
+  spread = load_lib.load(tmp_path / "ours", shardings=shardings)
   jax.tree.map(np.testing.assert_array_equal, spread.params, alone.params)
   if bits is None:
     jax.tree.map(lambda x, s: np.testing.assert_(x.sharding.is_equivalent_to(s, x.ndim)), spread.params, shardings)

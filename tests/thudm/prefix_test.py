@@ -11,6 +11,7 @@ import pytest
 
 from glmjax import errors
 from glmjax.checkpoint import export
+from glmjax.checkpoint import load as load_lib
 from glmjax.models import glm
 from glmjax.thudm import inspection
 from glmjax.thudm import load
@@ -51,7 +52,7 @@ def test_prefix_beside_its_model(make, tmp_path, kind, dtype):
   hub, table = make(tmp_path / "hub", "chatglm-6b"), random(P, 2 * N * D, dtype=dtype)
   tuned = save(tmp_path / "tuned", {"embedding.weight": table}, kind, pre_seq_len=P, prefix_projection=False)
   load.import_model("chatglm-6b", hub, tmp_path / "ours", prefix=tuned)
-  loaded = export.load(tmp_path / "ours")
+  loaded = load_lib.load(tmp_path / "ours")
   assert loaded.config.prefix_length == P
   for name, which in (("prefix_key", 0), ("prefix_value", 1)):
     found = loaded.params["layers"]["attention"][name]
@@ -68,7 +69,7 @@ def test_prefix_beside_its_model(make, tmp_path, kind, dtype):
   for source, given in ((hub, file), (tmp_path / "back", None)):
     shutil.rmtree(tmp_path / "again", ignore_errors=True)
     load.import_model("chatglm-6b", source, tmp_path / "again", prefix=given)
-    jax.tree.map(np.testing.assert_array_equal, export.load(tmp_path / "again").params, loaded.params)
+    jax.tree.map(np.testing.assert_array_equal, load_lib.load(tmp_path / "again").params, loaded.params)
 
 
 def test_projection_is_evaluated(make, tmp_path):
@@ -81,7 +82,7 @@ def test_projection_is_evaluated(make, tmp_path):
   table = np.tanh(arrays["embedding.weight"] @ first.T + first_bias) @ second.T + second_bias
   load.import_model("chatglm-6b", hub, tmp_path / "ours", bits=8,
                     prefix=save(tmp_path / "tuned", arrays, pre_seq_len=P, prefix_projection=True))
-  params = export.load(tmp_path / "ours").params["layers"]["attention"]
+  params = load_lib.load(tmp_path / "ours").params["layers"]["attention"]
   assert params["prefix_key"].dtype == jnp.float32
   for layer, (key, value) in enumerate(as_the_original_splits(table)):
     np.testing.assert_allclose(params["prefix_key"][layer], key.transpose(1, 0, 2), atol=1e-4)
@@ -93,8 +94,8 @@ def test_quantizing_leaves_it_in_float(make, tmp_path, bits):
   make(tmp_path / "hub", "chatglm-6b", prefix_length=P)
   load.import_model("chatglm-6b", tmp_path / "hub", tmp_path / "ours")
   export.export(tmp_path / "ours", tmp_path / "small", bits)
-  found = export.load(tmp_path / "small").params["layers"]["attention"]
-  expected = export.load(tmp_path / "ours").params["layers"]["attention"]
+  found = load_lib.load(tmp_path / "small").params["layers"]["attention"]
+  expected = load_lib.load(tmp_path / "ours").params["layers"]["attention"]
   for name in ("prefix_key", "prefix_value"):
     np.testing.assert_array_equal(found[name], expected[name].astype(jnp.float16))
   export.export(tmp_path / "small", tmp_path / "back", write_format=write.write_format("chatglm-hf"))
@@ -110,7 +111,7 @@ def test_model_runs_with_it(make, tmp_path):
   logits = {}
   for name, given in (("plain", None), ("tuned", tuned)):
     load.import_model("chatglm-6b", tmp_path / "hub", tmp_path / name, prefix=given)
-    loaded = export.load(tmp_path / name)
+    loaded = load_lib.load(tmp_path / name)
     logits[name] = jax.jit(glm.GLM(loaded.config).apply)({"params": loaded.params}, *arrays)
   assert float(jnp.abs(logits["plain"] - logits["tuned"]).max()) > 1e-3
 
@@ -165,5 +166,5 @@ def test_other_formats(make, tmp_path):
   load.import_model("chatglm-6b", tmp_path / "hub", tmp_path / "ours")
   export.export(tmp_path / "ours", tmp_path / "plain", write_format=write.write_format("safetensors"))
   found = shards.open_hub(tmp_path / "plain").ranks[0]["layers.attention.prefix_key"]
-  expected = export.load(tmp_path / "ours").params["layers"]["attention"]["prefix_key"]
+  expected = load_lib.load(tmp_path / "ours").params["layers"]["attention"]["prefix_key"]
   np.testing.assert_array_equal(found.whole(), expected)

@@ -15,6 +15,7 @@ import pytest
 from glmjax import errors
 from glmjax.checkpoint import blocks
 from glmjax.checkpoint import export
+from glmjax.checkpoint import load as load_lib
 from glmjax.thudm import load
 from glmjax.thudm import source as source_lib
 
@@ -65,7 +66,7 @@ def test_a_disk_that_takes_no_more(make, tmp_path, few, limit_files):
 
 
 def assert_equal(a: pathlib.Path, b: pathlib.Path) -> None:
-  jax.tree.map(np.testing.assert_array_equal, export.load(a).params, export.load(b).params)
+  jax.tree.map(np.testing.assert_array_equal, load_lib.load(a).params, load_lib.load(b).params)
 
 
 @pytest.mark.parametrize("family, bits", [("chatglm-6b", 4), ("glm-130b", None)])
@@ -131,7 +132,7 @@ def test_killed_just_before_the_end(make, tmp_path, monkeypatch, few):
     with pytest.raises(Killed):
       load.import_model("chatglm-6b", folder, tmp_path / "out")
   load.import_model("chatglm-6b", folder, tmp_path / "out")
-  assert export.load(tmp_path / "out").params
+  assert load_lib.load(tmp_path / "out").params
 
 
 def test_two_at_once(make, tmp_path):

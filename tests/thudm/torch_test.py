@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from glmjax.checkpoint import export
+from glmjax.checkpoint import load as load_lib
 from glmjax.thudm import load
 from glmjax.thudm import shards
 from glmjax.thudm import tensors
@@ -104,4 +104,5 @@ def test_a_checkpoint_that_torch_saved(torch, make, tmp_path):
     pathlib.Path(path).unlink()
     torch.save({"module": content, "iteration": 49300}, path)
   load.import_model("glm-130b", folder, tmp_path / "b")
-  jax.tree.map(np.testing.assert_array_equal, export.load(tmp_path / "a").params, export.load(tmp_path / "b").params)
+  a, b = (load_lib.load(tmp_path / name).params for name in "ab")
+  jax.tree.map(np.testing.assert_array_equal, a, b)

@@ -9,6 +9,7 @@ import pytest
 
 from glmjax import errors
 from glmjax.checkpoint import export
+from glmjax.checkpoint import load
 from glmjax.parallel import mesh as mesh_lib
 from glmjax.train import initial
 from glmjax.train import loop
@@ -34,7 +35,7 @@ def test_begins_where_the_other_ended(trained, tmp_path, tiny, source):
   export.export(trained, tmp_path / "export")
   for name, weights in (("a", trained), ("b", tmp_path / "export")):
     train(tmp_path / name, tiny, source, rate=0.0, weights=weights, stop_at_step=1)
-    begun, ended = export.load(tmp_path / name), export.load(trained)
+    begun, ended = load.load(tmp_path / name), load.load(trained)
     jax.tree.map(np.testing.assert_array_equal, begun.params, ended.params)
   first = json.loads((tmp_path / "a" / "metrics.jsonl").read_text().splitlines()[0])
   assert (first["step"], first["samples_seen"]) == (1, 16)
