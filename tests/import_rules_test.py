@@ -14,22 +14,24 @@ SEQIO_HALF = ("glmjax.data.cache", "glmjax.data.feature_converter")  # of data; 
 # part -> the parts it may import. A part is the longest prefix of a module's name found here.
 ALLOWED = {
   "errors": (),
+  "ranges": ("errors",),
   "tokens": (),
   "io": ("errors",),
   "tokenizer": ("errors", "io", "tokens"),
   "target": (),
   "quantize": ("errors", "target"),
-  "models.config": ("errors",),
-  "parallel": ("errors",),
-  "models": ("errors", "target", "models.config", "quantize", "parallel"),
-  "data": ("errors", "io", "tokens", "tokenizer"),
-  "train": ("models", "models.config", "parallel", "checkpoint", "errors", "io", "target", "tokens"),
+  "models.config": ("errors", "ranges"),
+  "parallel": ("errors", "ranges"),
+  "models": ("errors", "ranges", "target", "models.config", "quantize", "parallel"),
+  "data": ("errors", "ranges", "io", "tokens", "tokenizer"),
+  "train": ("models", "models.config", "parallel", "checkpoint", "errors", "ranges", "io", "target", "tokens"),
   "checkpoint": ("parallel", "quantize", "models.config", "train.state", "errors", "io"),
   "thudm": ("checkpoint", "quantize", "models.config", "tokenizer", "errors", "io"),
-  "infer": ("models", "models.config", "parallel", "quantize", "checkpoint", "tokenizer", "tokens", "errors", "io"),
-  "evaluate": ("infer", "checkpoint", "data", "tokenizer", "tokens", "errors", "io"),
-  "plan": ("infer", "train", "models", "models.config", "parallel", "quantize", "errors", "io"),
-  "tasks": ("data", "tokens", "tokenizer", "errors", "io"),
+  "infer": ("models", "models.config", "parallel", "quantize", "checkpoint", "tokenizer", "tokens", "errors",
+            "ranges", "io"),
+  "evaluate": ("infer", "checkpoint", "data", "tokenizer", "tokens", "errors", "ranges", "io"),
+  "plan": ("infer", "train", "models", "models.config", "parallel", "quantize", "errors", "ranges", "io"),
+  "tasks": ("data", "tokens", "tokenizer", "errors", "ranges", "io"),
   "cli": None,  # everything
 }
 CLI = ("cli", "gin_files", "gin_checker", "gin_reader", "signatures", "__main__")  # its modules

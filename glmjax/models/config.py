@@ -4,6 +4,7 @@ import dataclasses
 import math
 
 from glmjax import errors
+from glmjax import ranges
 
 POSITIONS = ("rotary", "rotary_2d", "learned_2d")
 NORMS = ("deepnorm", "post", "pre", "sandwich")
@@ -47,18 +48,20 @@ class GLMConfig:
   remat: str = "none"  # backward keeps all (none), the kernels' outputs (dots), or block inputs (full)
 
   def __post_init__(self) -> None:
-    for name in ("vocab_size", "num_layers", "embed_dim", "num_heads", "mlp_dim", "max_length"):
-      if getattr(self, name) <= 0:
-        raise errors.InputError(f"GLMConfig.{name} is {getattr(self, name)}: give a number above 0")
-    if self.prefix_length < 0:
-      raise errors.InputError(f"GLMConfig.prefix_length is {self.prefix_length}: give 0 for none, or more")
+    for name, least in (("vocab_size", 1), ("num_layers", 1), ("embed_dim", 1), ("num_heads", 1), ("mlp_dim", 1),
+                        ("max_length", 1), ("prefix_length", 0)):
+      ranges.whole(f"GLMConfig.{name}", getattr(self, name), least)
+    for name in ("causal", "tie_embeddings", "embedding_norm", "scan_layers"):
+      ranges.flag(f"GLMConfig.{name}", getattr(self, name))
     for name in ("hidden_dropout", "attention_dropout"):
-      if not 0.0 <= getattr(self, name) < 1.0:
-        raise errors.InputError(f"GLMConfig.{name} is {getattr(self, name)}: give a share from 0 to below 1")
+      ranges.number(f"GLMConfig.{name}", getattr(self, name), 0, below=1)
+    for name, most in (("layer_norm_epsilon", 1), ("rotary_base", ranges.LARGEST), ("init_std", ranges.LARGEST)):
+      ranges.number(f"GLMConfig.{name}", getattr(self, name), most=most, above=0)
+    if self.residual_alpha is not None:
+      ranges.number("GLMConfig.residual_alpha", self.residual_alpha, above=0)
     for name, choices in (("positions", POSITIONS), ("norm", NORMS), ("mlp", MLPS), ("remat", REMATS),
                           ("rotary_rounding", ROTARY_ROUNDINGS), ("dtype", DTYPES), ("param_dtype", DTYPES)):
-      if getattr(self, name) not in choices:
-        raise errors.InputError(f"GLMConfig.{name} is {getattr(self, name)!r}: choose one of {', '.join(choices)}")
+      ranges.choice(f"GLMConfig.{name}", getattr(self, name), choices)
     if self.embed_dim % self.num_heads:
       raise errors.InputError(f"GLMConfig: embed_dim {self.embed_dim} is not divisible by num_heads "
                               f"{self.num_heads}: change either so that it is")

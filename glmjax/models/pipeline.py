@@ -24,6 +24,7 @@ from jax import ad_checkpoint
 import jax.numpy as jnp
 
 from glmjax import errors
+from glmjax import ranges
 from glmjax.models import config as config_lib
 from glmjax.models import glm
 from glmjax.models import layers as layers_lib
@@ -47,14 +48,13 @@ class Schedule:
   kind: str = "1f1b"  # one of KINDS
 
   def __post_init__(self) -> None:
-    if self.kind not in KINDS:
-      raise errors.InputError(f"pipeline.Schedule.kind is {self.kind!r}: use one of {', '.join(KINDS)}")
+    ranges.choice("pipeline.Schedule.kind", self.kind, KINDS)
+    ranges.whole("pipeline.Schedule.rounds", self.rounds, 1)
+    if self.microbatches is not None:
+      ranges.whole("pipeline.Schedule.microbatches", self.microbatches, 1)
     if self.kind == "1f1b" and self.rounds > 1:
       raise errors.InputError(f"pipeline.Schedule: 1f1b goes around once, rounds is {self.rounds}; use 1, or kind "
                               "\"gpipe\"")
-    for name in ("microbatches", "rounds"):
-      if getattr(self, name) is not None and getattr(self, name) < 1:
-        raise errors.InputError(f"pipeline.Schedule.{name} is {getattr(self, name)}: give 1 or more")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,6 +9,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 from glmjax import errors
+from glmjax import ranges
 
 AXES = ("data", "fsdp", "stage", "tensor", "context")
 
@@ -29,10 +30,13 @@ class MeshConfig:
     Raises:
       errors.InputError: when they do not multiply to `num_devices`.
     """
+    for axis in AXES:
+      if getattr(self, axis) != -1:
+        ranges.whole(f"MeshConfig.{axis}", getattr(self, axis), 1)
     sizes = [getattr(self, axis) for axis in AXES]
     shown = " x ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes) if size != 1) or "data=1"
-    if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
-      raise errors.InputError(f"mesh {shown}: sizes must be 1 or more, and at most one -1")
+    if sizes.count(-1) > 1:
+      raise errors.InputError(f"mesh {shown}: only one size can be -1, all devices that the others leave")
     known = math.prod(size for size in sizes if size != -1)
     if -1 in sizes:
       if num_devices % known:

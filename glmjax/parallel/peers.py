@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 
-from glmjax import errors
+from glmjax import ranges
 from glmjax.parallel import distributed
 
 _VERDICT = "glmjax/verdict"
@@ -31,9 +31,8 @@ class Watch:
   hung_seconds: float = 900  # in the same step, saving and evaluating apart; 0: for ever
 
   def __post_init__(self) -> None:
-    if self.silent_seconds < 1 or self.hung_seconds < 0:
-      raise errors.InputError(f"Watch: silent_seconds {self.silent_seconds} must be 1 or more, hung_seconds "
-                              f"{self.hung_seconds} 0 or more")
+    ranges.number("Watch.silent_seconds", self.silent_seconds, 1)
+    ranges.number("Watch.hung_seconds", self.hung_seconds, 0)
 
   @contextlib.contextmanager
   def on(self) -> Iterator["Peers"]:

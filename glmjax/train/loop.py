@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from glmjax import errors
+from glmjax import ranges
 from glmjax.checkpoint import manager as manager_lib
 from glmjax.models import config as config_lib
 from glmjax.models import pipeline as pipeline_lib
@@ -50,11 +51,11 @@ class Intervals:
 
   def __post_init__(self) -> None:
     for name in ("log", "evaluate", "save"):
-      if getattr(self, name) < 0:
-        raise errors.InputError(f"Intervals.{name} is {getattr(self, name)}: give a number of steps, or 0 for never")
+      ranges.whole(f"Intervals.{name}", getattr(self, name), 0)
     for name in ("keep", "eval_samples"):
-      if getattr(self, name) < 1:
-        raise errors.InputError(f"Intervals.{name} is {getattr(self, name)}: give 1 or more")
+      ranges.whole(f"Intervals.{name}", getattr(self, name), 1)
+    for i, step in enumerate(ranges.several("Intervals.profile", self.profile)):
+      ranges.whole(f"Intervals.profile[{i}]", step, 0)
     if self.profile and (len(self.profile) != 2 or not 1 <= self.profile[0] <= self.profile[1]):
       raise errors.InputError(f"Intervals.profile is {self.profile}: give (first, last) steps with 1 <= first <= last")
 
@@ -91,6 +92,7 @@ def train(
     SystemExit: 128 + the signal's number, after SIGTERM or Ctrl-C in any process: the step was finished and saved.
   """
   _check(model, data, loss_mean_of)
+  _check_numbers(batches, total_samples, micro_batch, loss_chunk, seed, stop_at_step)
   if weights is not None and overwrite:  # before anything is deleted
     initial.check(weights, model, data.describe())
   host.keep_freed_memory()
@@ -132,6 +134,16 @@ def _check(model: config_lib.GLMConfig, data: feed_lib.DataSource, loss_mean_of:
                             f"{model.max_length}: change either")
   if loss_mean_of not in step_lib.MEANS:
     raise errors.InputError(f"loss_mean_of is {loss_mean_of!r}: use one of {', '.join(step_lib.MEANS)}")
+
+
+def _check_numbers(batches: schedules.Batches, total_samples: int, micro_batch: int | None, loss_chunk: int, seed: int,
+                   stop_at_step: int | None) -> None:
+  ranges.whole("loop.train.total_samples", total_samples, 1, ranges.MOST_SAMPLES - batches.size)
+  ranges.whole("loop.train.loss_chunk", loss_chunk, 1)
+  ranges.whole("loop.train.seed", seed, 0, 2**32 - 1)
+  for name, value in (("micro_batch", micro_batch), ("stop_at_step", stop_at_step)):
+    if value is not None:
+      ranges.whole(f"loop.train.{name}", value, 1)
 
 
 def _layout(model: config_lib.GLMConfig, data: feed_lib.DataSource, batches: schedules.Batches,

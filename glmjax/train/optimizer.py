@@ -12,6 +12,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from glmjax import errors
+from glmjax import ranges
+
 # A kernel's input axes and output axes, counted behind the leading layers axis; Muon treats every other
 # axis (layers, and the three of query, key and value or the two GeGLU halves) as separate matrices.
 _MATRICES = {
@@ -50,7 +53,14 @@ class AdamW:
   b2: float = 0.95
   epsilon: float = 1e-8
   weight_decay: float = 0.1
-  clip_norm: float = 1.0  # gradients are scaled down to this global norm
+  clip_norm: float = 1.0  # gradients are scaled down to this global norm; 1e9: hardly ever
+
+  def __post_init__(self) -> None:
+    for name in ("b1", "b2"):
+      ranges.number(f"AdamW.{name}", getattr(self, name), 0, below=1)
+    for name in ("epsilon", "clip_norm"):
+      ranges.number(f"AdamW.{name}", getattr(self, name), above=0)
+    ranges.number("AdamW.weight_decay", self.weight_decay, 0)
 
   def make(self) -> optax.GradientTransformation:
     """Gradients to a direction, before the learning rate."""
@@ -69,6 +79,13 @@ class Muon:
   steps: int = 5  # of the Newton-Schulz iteration
   update_size: float = 0.2  # root mean square of an update's entries
   adam: AdamW = AdamW()
+
+  def __post_init__(self) -> None:
+    ranges.number("Muon.momentum", self.momentum, 0, below=1)
+    ranges.whole("Muon.steps", self.steps, 1, 100)
+    ranges.number("Muon.update_size", self.update_size, above=0)
+    if not isinstance(self.adam, AdamW):
+      raise errors.InputError(f"Muon.adam is {self.adam!r}: give an AdamW, in gin @optimizer.AdamW()")
 
   @property
   def clip_norm(self) -> float:

@@ -10,11 +10,13 @@ A schedule is called with samples seen: an int, or a scalar under jit.
 import dataclasses
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from glmjax import errors
+from glmjax import ranges
 
 Samples = int | jax.Array
 
@@ -30,8 +32,18 @@ class LearningRate:
   decay_samples: int = 197_753_905  # where the minimum is reached; the warmup counts
 
   def __post_init__(self) -> None:
-    if not 0 <= self.warmup_samples < self.decay_samples:
-      raise errors.InputError(f"LearningRate: warmup_samples {self.warmup_samples} must be at least 0 and less than "
+    for name in ("peak", "minimum", "initial"):
+      ranges.number(f"LearningRate.{name}", getattr(self, name), 0)
+    for name in ("warmup_samples", "decay_samples"):
+      ranges.whole(f"LearningRate.{name}", getattr(self, name), 0, ranges.MOST_SAMPLES)
+    if self.minimum > self.peak:
+      raise errors.InputError(f"LearningRate: minimum {self.minimum!r} is above peak {self.peak!r}, which it decays "
+                              "from: give a smaller minimum, or a larger peak")
+    if self.initial > self.peak and self.warmup_samples:
+      raise errors.InputError(f"LearningRate: initial {self.initial!r} is above peak {self.peak!r}, which it warms up "
+                              "to: give a smaller initial, or a larger peak")
+    if not self.warmup_samples < self.decay_samples:
+      raise errors.InputError(f"LearningRate: warmup_samples {self.warmup_samples} must be less than "
                               f"decay_samples {self.decay_samples}")
 
   def __call__(self, samples: Samples) -> jax.Array:
@@ -48,6 +60,9 @@ class Constant:
   """The same value always."""
 
   value: float = 1.0
+
+  def __post_init__(self) -> None:
+    ranges.number("Constant.value", self.value, 0)
 
   def __call__(self, samples: Samples) -> jax.Array:
     """The value, float32."""
@@ -66,6 +81,10 @@ class PiecewiseLinear:
   values: Sequence[float]
 
   def __post_init__(self) -> None:
+    for i, samples in enumerate(ranges.several("PiecewiseLinear.samples", self.samples)):
+      ranges.whole(f"PiecewiseLinear.samples[{i}]", samples, 0, ranges.MOST_SAMPLES)
+    for i, value in enumerate(ranges.several("PiecewiseLinear.values", self.values)):
+      ranges.number(f"PiecewiseLinear.values[{i}]", value, 0)
     if len(self.samples) != len(self.values) or not self.samples or list(self.samples) != sorted(self.samples):
       raise errors.InputError(f"PiecewiseLinear: samples {self.samples} must rise and be as many as values "
                               f"{self.values}")
@@ -91,6 +110,9 @@ class Joined:
   boundaries: Sequence[int]
 
   def __post_init__(self) -> None:
+    _check_schedules("Joined.schedules", self.schedules)
+    for i, boundary in enumerate(ranges.several("Joined.boundaries", self.boundaries)):
+      ranges.whole(f"Joined.boundaries[{i}]", boundary, 0, ranges.MOST_SAMPLES)
     if len(self.schedules) != len(self.boundaries) + 1 or list(self.boundaries) != sorted(self.boundaries):
       raise errors.InputError(f"Joined: boundaries {self.boundaries} must rise and be one fewer than the "
                               f"{len(self.schedules)} schedules")
@@ -108,6 +130,7 @@ class Product:
   schedules: Sequence["Schedule"]
 
   def __post_init__(self) -> None:
+    _check_schedules("Product.schedules", self.schedules)
     if not self.schedules:
       raise errors.InputError("Product: give one schedule or more")
 
@@ -117,6 +140,13 @@ class Product:
 
 
 Schedule = LearningRate | Constant | PiecewiseLinear | Joined | Product
+
+
+def _check_schedules(name: str, schedules: Any) -> None:
+  for i, schedule in enumerate(ranges.several(name, schedules)):
+    if not callable(schedule):
+      raise errors.InputError(f"{name}[{i}] is {schedule!r}: give a schedule, in gin @schedules.LearningRate() or the "
+                              "like")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,15 +163,21 @@ class Batches:
   skip: Sequence[tuple[int, int]] = ()  # (first, last) sample numbers left out, both included
 
   def __post_init__(self) -> None:
-    if self.size < 1:
-      raise errors.InputError(f"Batches.size is {self.size}: give 1 or more")
+    ranges.whole("Batches.size", self.size, 1)
+    ranges.whole("Batches.ramp_increment", self.ramp_increment, 1)
+    ranges.whole("Batches.ramp_samples", self.ramp_samples, 0, ranges.MOST_SAMPLES)
     if self.ramp_start is not None:
+      ranges.whole("Batches.ramp_start", self.ramp_start, 1)
       grows = self.size - self.ramp_start
-      if self.ramp_start < 1 or grows < 0 or self.ramp_increment < 1 or grows % self.ramp_increment:
+      if grows < 0 or grows % self.ramp_increment:
         raise errors.InputError(f"Batches: cannot go from ramp_start {self.ramp_start} to size {self.size} in steps "
                                 f"of ramp_increment {self.ramp_increment}")
-    if any(not 0 <= first <= last for first, last in self.skip):
-      raise errors.InputError(f"Batches.skip {self.skip}: each range is (first, last) with 0 <= first <= last")
+    for i, each in enumerate(ranges.several("Batches.skip", self.skip)):
+      is_pair = isinstance(each, list | tuple) and len(each) == 2
+      for number in each if is_pair else ():
+        ranges.whole(f"Batches.skip[{i}]", number, 0, ranges.MOST_SAMPLES)
+      if not is_pair or each[0] > each[1]:
+        raise errors.InputError(f"Batches.skip[{i}] is {each!r}: each range is (first, last) with 0 <= first <= last")
 
   def size_at(self, samples: int) -> int:
     """Rows of the step that begins with that many samples seen (Megatron's rule)."""

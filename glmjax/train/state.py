@@ -11,7 +11,6 @@
 """
 
 import dataclasses
-import math
 from typing import Any
 
 import jax
@@ -19,6 +18,7 @@ import jax.numpy as jnp
 import optax
 
 from glmjax import errors
+from glmjax import ranges
 from glmjax.models import config as config_lib
 from glmjax.models import glm
 from glmjax.parallel import partitioning
@@ -58,12 +58,13 @@ class DynamicLossScale:
   hysteresis: int = 2  # overflows until it is halved
 
   def __post_init__(self) -> None:
-    if not 0 < self.minimum <= self.start < math.inf:
+    for name in ("start", "minimum"):
+      ranges.number(f"DynamicLossScale.{name}", getattr(self, name), above=0)
+    if self.minimum > self.start:
       raise errors.InputError(f"DynamicLossScale: start {self.start:g} and minimum {self.minimum:g}: give a minimum "
                               "above 0 and a start that is not below it")
     for name in ("window", "hysteresis"):
-      if getattr(self, name) < 1:
-        raise errors.InputError(f"DynamicLossScale.{name} is {getattr(self, name)}: give 1 or more")
+      ranges.whole(f"DynamicLossScale.{name}", getattr(self, name), 1)
 
   def init(self) -> LossScale:
     """The scale of a new run."""

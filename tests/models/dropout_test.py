@@ -85,5 +85,5 @@ def test_means_stay():
 @pytest.mark.parametrize("name", ["hidden_dropout", "attention_dropout"])
 @pytest.mark.parametrize("rate", [-0.1, 1.0])
 def test_rates_are_shares(name: str, rate: float):
-  with pytest.raises(errors.InputError, match=f"GLMConfig.{name} is {rate}: give a share"):
+  with pytest.raises(errors.InputError, match=f"GLMConfig.{name} is {rate}: give a number from 0 to below 1"):
     config.GLMConfig(vocab_size=8, num_layers=1, embed_dim=8, num_heads=1, mlp_dim=8, **{name: rate})
