@@ -6,13 +6,13 @@ to (@module.function) by a value that has an effect: what the library calls by i
 """
 
 import dataclasses
-import pathlib
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
-from glmjax import errors, gin_reader, signatures
+from glmjax import errors, gin_reader, gin_types, signatures
 from glmjax.gin_reader import Binding, Identity, Macro, Reference
 
-_SIMPLE_TYPES = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,), "None": (type(None),)}
+OURS = "glmjax"  # the package whose annotations are held to; those of users' own functions are theirs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +39,8 @@ def check(
   else:
     needed = _reach(list(reader.bindings.values()), [signature.identity])
   _check_macros(reader, needed)
+  _check_types(reader)
   _check_required(needed)
-  _check_types(reader, needed)
   if signature is not None:
     _check_entry(entry, signature, needed, set(given))
   return _program(needed, reader.side_effects)
@@ -48,20 +48,13 @@ def check(
 
 def _signature(name: str) -> signatures.Signature | None:
   """The signature of a function by its full name; None where source does not tell."""
-  module_name = _module_of(name)
+  module_name = gin_types.module_of(name)
   try:
     found = signatures.resolve(
       signatures.find_module(module_name), name.removeprefix(f"{module_name}.").split("."))
   except signatures.NameNotFound:
     return None
   return found if isinstance(found, signatures.Signature) else None
-
-
-def _module_of(name: str) -> str:
-  """The module in a full name such as package.module.Class.method."""
-  while signatures.find_module(name) is None:
-    name = name.rpartition(".")[0]
-  return name
 
 
 def _reach(bindings: Sequence[Binding], roots: Iterable[Identity]) -> list[Binding]:
@@ -156,23 +149,24 @@ def _check_required(needed: list[Binding]) -> None:
     raise errors.InputError(f"{len(missing)} required value(s) not set: add {flags} (asked for at {places})")
 
 
-def _check_types(reader: gin_reader.Reader, needed: list[Binding]) -> None:
-  """Numbers, texts and truth values against simple annotations of glmjax's own parameters."""
-  library = pathlib.Path(__file__).parent
-  for binding in needed:
-    if binding.signature is None or not binding.signature.path.is_relative_to(library):
+def _check_types(reader: gin_reader.Reader) -> None:
+  """Every value against the annotation of the parameter of ours that it is given to."""
+
+  def lookup(macro: Macro) -> tuple[Any, str] | None:
+    binding = reader.bindings.get(("macro", macro.name))
+    return binding and (binding.value, binding.where)
+
+  for binding in reader.bindings.values():
+    annotation = binding.signature.parameters.get(binding.parameter) if binding.signature else None
+    if annotation is None or annotation.module.name.split(".")[0] != OURS:
       continue
     source = binding
     while isinstance(source.value, Macro) and ("macro", source.value.name) in reader.bindings:
       source = reader.bindings[("macro", source.value.name)]
-    annotation = (binding.signature.parameters.get(binding.parameter) or "").strip("'\"")
-    names = [part.strip() for part in annotation.split("|")]
-    value = source.value
-    if not isinstance(value, bool | int | float | str | None) or not set(names) <= set(_SIMPLE_TYPES):
-      continue
-    if type(value) not in {kind for name in names for kind in _SIMPLE_TYPES[name]}:
-      raise errors.InputError(
-        f"{source.where}: {binding.name} takes {annotation}, not {value!r} (a {type(value).__name__})")
+    wanted = gin_types.parse(annotation)
+    gin_types.check_path(binding.value, wanted, f"{binding.where}: {binding.name}", lookup)
+    if found := gin_types.mismatch(source.value, wanted, lookup):
+      raise gin_types.error_of(source.where, binding.name, str(annotation), source.value, found)
 
 
 def _check_entry(
@@ -194,7 +188,7 @@ def _program(needed: list[Binding], side_effects: dict[str, str]) -> Program:
   places = {**side_effects}
   for selector, where in [(b.selector, b.where) for b in needed if b.parameter] + list(references.items()):
     if not selector.startswith("gin."):
-      places.setdefault(_module_of(selector), where)
+      places.setdefault(gin_types.module_of(selector), where)
   names: dict[str, str] = {}  # module -> its name in the statements
   lines = [("from __gin__ import dynamic_registration", "")]
   for module, where in places.items():
@@ -220,7 +214,7 @@ def _shorten(selector: str, names: dict[str, str]) -> str:
   """A full name as the statements' imports allow it to be written."""
   if selector.startswith("gin."):
     return selector
-  module = _module_of(selector)
+  module = gin_types.module_of(selector)
   return names[module] + selector.removeprefix(module)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import gin
 
 from glmjax import errors, gin_checker, gin_reader, signatures
+from glmjax.io import paths
 
 
 def packaged_folder() -> pathlib.Path:
@@ -27,8 +28,9 @@ def packaged_folder() -> pathlib.Path:
 
 def find(name: str, where: str = "--gin_file") -> pathlib.Path:
   """The gin file of that name, in the working directory or else in the packaged folder."""
+  name = str(paths.local(name, where if where.startswith("--") else f"{where}: the file to include"))
   for folder in (pathlib.Path.cwd(), packaged_folder()):
-    if (folder / name).is_file():
+    if os.path.lexists(folder / name):  # what is there and no file is said when it is read
       return folder / name
   known = [str(path.relative_to(packaged_folder())) for path in packaged_folder().rglob("*.gin")]
   known += [str(path) for pattern in ("*.gin", "*/*.gin") for path in pathlib.Path().glob(pattern)]

@@ -14,7 +14,10 @@ from typing import Any
 from gin import config_parser
 
 from glmjax import errors, signatures
+from glmjax.io import user_text
 
+_LARGEST_FILE = 1 << 20  # bytes
+_LONGEST_LINE = 100  # characters of a line that is printed
 Identity = tuple | str  # of a function or class: where its source is, or its name where that is not known
 
 
@@ -89,10 +92,7 @@ class Reader:
     if path in self.open_files:
       raise errors.InputError(f"{label}: includes itself")
     self.open_files.append(path)
-    try:
-      text = path.read_bytes().decode("utf-8")
-    except UnicodeDecodeError as error:
-      raise errors.InputError(f"{label}: not UTF-8 text (byte {error.start})") from None
+    text = user_text.read(label, _LARGEST_FILE)
     imports: dict[str, tuple[str, str]] = {}  # name -> full name of the statement's module, where
     modules: dict[str, str] = {}
     used: set[str] = set()
@@ -232,13 +232,26 @@ def _statements(text: str, label: str) -> Iterator[Any]:
   """gin's statements; a syntax error becomes one line that says where."""
   try:
     yield from config_parser.ConfigParser(text, _Delegate())
+  except RecursionError:
+    raise errors.InputError(f"{label}: values nested too deep") from None
+  except TypeError as error:  # {[]: 1}
+    raise errors.InputError(f"{label}: {error}, as a key") from None
   except (SyntaxError, tokenize.TokenError) as error:
     detail = error.args[1] if len(error.args) > 1 else (None, None)
     line = detail[0] if isinstance(error, tokenize.TokenError) else error.lineno
     where = label if line is None or label.startswith("--gin.") else f"{label}:{line}"
-    message = str(error.args[0]).strip().splitlines()[0].rstrip(".")
     content = text.splitlines()[line - 1].strip() if line and line <= len(text.splitlines()) else ""
-    raise errors.InputError(f"{where}: {message}: {content}") from None
+    raise errors.InputError(f"{where}: {_reason(error)}: {content[:_LONGEST_LINE]}") from None
+
+
+def _reason(error: Exception) -> str:
+  """The parser's message without what only its authors can use."""
+  message = str(error.args[0]).strip().splitlines()[0].rstrip(".")
+  if message.startswith("malformed node"):
+    return "not a gin value"
+  if message.startswith("Exceeds the limit"):
+    return "a number of more than 4,300 digits"
+  return message.removesuffix(" (<unknown>, line 1)")
 
 
 def _check_parameter(

@@ -10,7 +10,7 @@ import difflib
 import functools
 import pathlib
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 EXTRAS = {
   "seqio": "data",
@@ -33,11 +33,23 @@ class Module:
 
 
 @dataclasses.dataclass(frozen=True)
+class Annotation:
+  """A type as written, and the module whose names it uses."""
+
+  node: ast.expr
+  module: Module
+
+  def __str__(self) -> str:
+    quoted = isinstance(self.node, ast.Constant) and isinstance(self.node.value, str)
+    return self.node.value if quoted else ast.unparse(self.node)
+
+
+@dataclasses.dataclass(frozen=True)
 class Signature:
   """A function's or class's parameters as written in its source."""
 
   name: str
-  parameters: dict[str, str | None]  # name -> annotation as written
+  parameters: dict[str, Annotation | None]
   required: tuple[str, ...]  # those without a default
   takes_any: bool  # **kwargs
   path: pathlib.Path
@@ -164,10 +176,10 @@ def _resolve(module: Module, attributes: tuple[str, ...], seen: frozenset) -> Mo
   if isinstance(node, ast.Import | ast.ImportFrom):
     return _imported(module, node, name, rest, seen)
   if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-    return OPAQUE if rest else _function(node, module.path, is_method=False)
+    return OPAQUE if rest else _function(node, module, is_method=False)
   if isinstance(node, ast.ClassDef):
     return _member(module, node, rest[0], seen) if rest else _class(module, node, seen)
-  chain = _dotted(node.value) if isinstance(node, ast.Assign) else None
+  chain = dotted(node.value) if isinstance(node, ast.Assign) else None
   return _resolve(module, (*chain, *rest), seen) if chain and chain[0] in names else OPAQUE
 
 
@@ -208,18 +220,50 @@ def _imported(
   module: Module, node: ast.Import | ast.ImportFrom, name: str, rest: tuple[str, ...], seen: frozenset
 ) -> Module | Signature | object:
   """Follows an import statement to what it binds to `name`."""
-  if isinstance(node, ast.Import):
-    alias = next(a for a in node.names if (a.asname or a.name.split(".")[0]) == name)
-    target, rest = find_module(alias.name if alias.asname else name), rest
-  else:
-    alias = next(a for a in node.names if (a.asname or a.name) == name)
-    target, rest = find_module(_absolute(module, node)), (alias.name, *rest)
+  target, rest = _import_target(module, node, name, rest)
   return (
     OPAQUE if target is None or target == module and rest[:1] == (name,) else _resolve(target, rest, seen)
   )
 
 
-def _dotted(node: ast.AST | None) -> tuple[str, ...] | None:
+def _import_target(
+  module: Module, node: ast.Import | ast.ImportFrom, name: str, rest: tuple[str, ...]
+) -> tuple[Module | None, tuple[str, ...]]:
+  """The module that an import statement takes `name` from, and what `name.rest` is called there."""
+  if isinstance(node, ast.Import):
+    alias = next(a for a in node.names if (a.asname or a.name.split(".")[0]) == name)
+    return find_module(alias.name if alias.asname else name), rest
+  alias = next(a for a in node.names if (a.asname or a.name) == name)
+  return find_module(_absolute(module, node)), (alias.name, *rest)
+
+
+def definition(module: Module, attributes: Sequence[str], within: str = "") -> tuple[Module, ast.stmt] | None:
+  """The statement that `module.a.b` is defined by, and the module it is in; None where source does not tell.
+
+  Other packages than `within` are not looked into, if it is given.
+  """
+  attributes = tuple(attributes)
+  seen = set()
+  while attributes and module.path is not None and (module.name, attributes) not in seen:
+    seen.add((module.name, attributes))
+    name, rest = attributes[0], attributes[1:]
+    node = _names(module.path)[0].get(name)
+    if node is None or isinstance(node, ast.Import | ast.ImportFrom):
+      found = (find_module(f"{module.name}.{name}"), rest) if node is None else _import_target(module, node, name, rest)
+      module, attributes = found
+      if module is None or within and module.name.split(".")[0] != within:
+        return None
+    elif not rest:
+      return module, node
+    elif isinstance(node, ast.ClassDef):
+      method = next((n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == rest[0]), None)
+      return (module, method) if method is not None and not rest[1:] else None
+    else:
+      return None
+  return None
+
+
+def dotted(node: ast.AST | None) -> tuple[str, ...] | None:
   """('a', 'b') for the expression a.b; None for any other."""
   parts = []
   while isinstance(node, ast.Attribute):
@@ -228,22 +272,22 @@ def _dotted(node: ast.AST | None) -> tuple[str, ...] | None:
   return (node.id, *reversed(parts)) if isinstance(node, ast.Name) else None
 
 
-def _function(node: ast.FunctionDef | ast.AsyncFunctionDef, path: pathlib.Path, is_method: bool) -> Signature:
+def _function(node: ast.FunctionDef | ast.AsyncFunctionDef, module: Module, is_method: bool) -> Signature:
   positional = [*node.args.posonlyargs, *node.args.args]
   without_default = {a.arg for a in positional[: len(positional) - len(node.args.defaults)]}
   without_default |= {a.arg for a, d in zip(node.args.kwonlyargs, node.args.kw_defaults) if d is None}
   arguments = [*positional, *node.args.kwonlyargs][int(is_method) :]
-  parameters = {a.arg: ast.unparse(a.annotation) if a.annotation else None for a in arguments}
+  parameters = {a.arg: Annotation(a.annotation, module) if a.annotation else None for a in arguments}
   required = tuple(name for name in parameters if name in without_default)
-  return Signature(node.name, parameters, required, node.args.kwarg is not None, path, node.lineno)
+  return Signature(node.name, parameters, required, node.args.kwarg is not None, module.path, node.lineno)
 
 
 def _member(module: Module, node: ast.ClassDef, name: str, seen: frozenset) -> Signature | object:
   """A method of a class."""
   methods = {n.name: n for n in node.body if isinstance(n, ast.FunctionDef)}
   if name in methods:
-    static = any(_dotted(d) == ("staticmethod",) for d in methods[name].decorator_list)
-    return _function(methods[name], module.path, is_method=not static)
+    static = any(dotted(d) == ("staticmethod",) for d in methods[name].decorator_list)
+    return _function(methods[name], module, is_method=not static)
   if node.bases:
     return OPAQUE
   raise NameNotFound(name, f"{module.name}.{node.name}", module.path, list(methods))
@@ -254,11 +298,11 @@ def _class(module: Module, node: ast.ClassDef, seen: frozenset) -> Signature | o
   for method in node.body:
     if isinstance(method, ast.FunctionDef) and method.name in ("__init__", "__new__"):
       return dataclasses.replace(
-        _function(method, module.path, is_method=True), name=node.name, line=node.lineno
+        _function(method, module, is_method=True), name=node.name, line=node.lineno
       )
   inherited = []
   for base in node.bases:
-    chain = _dotted(base)
+    chain = dotted(base)
     if chain is None or chain[-1] in ("Protocol", "ABC", "NamedTuple", "object"):
       continue
     inherited.append(_resolve(module, chain, seen) if chain[0] in _names(module.path)[0] else OPAQUE)
@@ -268,8 +312,8 @@ def _class(module: Module, node: ast.ClassDef, seen: frozenset) -> Signature | o
   for base in reversed(inherited):
     parameters |= base.parameters
     required += [name for name in base.required if name not in required]
-  decorators = [_dotted(d.func if isinstance(d, ast.Call) else d) or ("",) for d in node.decorator_list]
-  bases = [_dotted(base) or ("",) for base in node.bases]
+  decorators = [dotted(d.func if isinstance(d, ast.Call) else d) or ("",) for d in node.decorator_list]
+  bases = [dotted(base) or ("",) for base in node.bases]
   if any(d[-1] == "dataclass" for d in decorators) or any(b[-1] == "NamedTuple" for b in bases):
     for field in node.body:
       if not isinstance(field, ast.AnnAssign) or not isinstance(field.target, ast.Name):
@@ -277,13 +321,13 @@ def _class(module: Module, node: ast.ClassDef, seen: frozenset) -> Signature | o
       annotation, name = ast.unparse(field.annotation), field.target.id
       options = {k.arg: k.value for k in field.value.keywords} if isinstance(field.value, ast.Call) else {}
       is_field_call = (
-        isinstance(field.value, ast.Call) and (_dotted(field.value.func) or ("",))[-1] == "field"
+        isinstance(field.value, ast.Call) and (dotted(field.value.func) or ("",))[-1] == "field"
       )
       if "ClassVar" in annotation or "KW_ONLY" in annotation:
         continue
       if is_field_call and "init" in options and ast.unparse(options["init"]) == "False":
         continue
-      parameters[name] = annotation
+      parameters[name] = Annotation(field.annotation, module)
       required = [r for r in required if r != name]
       if field.value is None or is_field_call and not {"default", "default_factory"} & set(options):
         required.append(name)

@@ -241,9 +241,9 @@ def test_overrides():
 
 def test_types_of_our_own_parameters(monkeypatch, library):
   """The fake library counts as ours."""
-  monkeypatch.setattr(gin_checker, "__file__", str(library / "gin_checker.py"))
+  monkeypatch.setattr(gin_checker, "OURS", "fakelib")
   assert message(files=["runs/train.gin"], overrides=["TRAIN_STEPS='3'"]) == (
-    "--gin.TRAIN_STEPS: loop.train.num_steps takes int, not '3' (a str)"
+    "--gin.TRAIN_STEPS: loop.train.num_steps takes int, not '3' (a str); write 3 without quotes"
   )
   assert "takes int, not 1000000.0" in message(files=["runs/train.gin"], overrides=["TRAIN_STEPS=1e6"])
   assert "takes str | None, not 3" in message(files=["runs/train.gin"], overrides=["loop.train.name=3"])
@@ -314,7 +314,39 @@ def test_entry_needs_its_parameters():
 
 def test_not_utf8(library):
   (library / "bad.gin").write_bytes(b"A = '\xff'\n")
-  assert message(files=["bad.gin"]) == "bad.gin: not UTF-8 text (byte 5)"
+  assert message(files=["bad.gin"]) == (
+    "bad.gin: not UTF-8 at byte 5 (line 1); convert it, say with iconv -t UTF-8")
+
+
+def test_what_editors_write(library):
+  """A byte order mark, any line ends, Chinese names; UTF-16 is named."""
+  text = RUN.replace("TRAIN_STEPS = 20", "TRAIN_STEPS = 20\nloop.train.name = '数据'")
+  for written in (text.encode("utf-8-sig"), text.replace("\n", "\r\n").encode(), text.replace("\n", "\r").encode()):
+    (library / "数.gin").write_bytes(written)
+    assert "'数据'" in "\n".join(gin_files.check(["数.gin"], entry="fakelib.loop.train").lines)
+  for encoding, expected in (("utf-16", "UTF-16, not UTF-8"), ("utf-16-le", "NUL"), ("utf-16-be", "NUL")):
+    (library / "数.gin").write_bytes(text.encode(encoding))
+    assert expected in message(files=["数.gin"])
+
+
+def test_paths_of_files(library, monkeypatch):
+  monkeypatch.setenv("HOME", str(library))
+  gin_files.check(["~/runs/train.gin"], entry="fakelib.loop.train")
+  (library / "folder.gin").mkdir()
+  os.mkfifo(library / "pipe.gin")  # would wait for ever
+  for name, expected in (("folder.gin", "no regular file"), ("pipe.gin", "no regular file"), ("", "is empty"),
+                         ("gs://b/x.gin", "local paths only"), ("a\0b", "NUL")):
+    assert expected in message(files=[name])
+    assert expected in message(f"include {name!r}\n")
+
+
+@pytest.mark.parametrize("value, expected", [
+  ("[" * 500 + "]" * 500, "nested too deep"), ("[" * 100_000, "nested too deep"), ("{[]: 1}", "as a key"),
+  ("9" * 5000, "more than 4,300 digits"), ("float('inf')", "not a gin value"),
+  ("f'{1}'", "not a gin value"), ("'\\x'", "truncated")])
+def test_values_that_no_parser_likes(value, expected):
+  found = message(HEAD + f"loop.train.name = {value}\n")
+  assert found.startswith("x.gin") and expected in found and len(found) < 300
 
 
 def test_packaged_files_are_in_order():

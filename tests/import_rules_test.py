@@ -34,7 +34,7 @@ ALLOWED = {
   "tasks": ("data", "tokens", "tokenizer", "errors", "ranges", "io"),
   "cli": None,  # everything
 }
-CLI = ("cli", "gin_files", "gin_checker", "gin_reader", "signatures", "__main__")  # its modules
+CLI = ("cli", "gin_files", "gin_checker", "gin_reader", "gin_types", "signatures", "__main__")  # its modules
 # What only some parts may import.
 THIRD_PARTY = {
   "gin": ("cli",),

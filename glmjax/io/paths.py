@@ -35,8 +35,11 @@ def local(path: str | os.PathLike, what: str = "the path") -> pathlib.Path:
     raise errors.InputError(f"{what} is {text!r}: a path cannot hold a NUL character")
   try:
     encoded = os.fsencode(text)
-  except UnicodeEncodeError:
-    raise errors.InputError(f"{what} is {text!r}: a path cannot hold half a surrogate pair") from None
+  except UnicodeEncodeError as error:
+    if "\ud800" <= text[error.start] <= "\udfff":
+      raise errors.InputError(f"{what} is {text!r}: a path cannot hold half a surrogate pair") from None
+    raise errors.InputError(f"{what} is {text!r}: the locale's encoding ({error.encoding}) has no such characters: set "
+                            "PYTHONUTF8=1, or a UTF-8 locale such as LC_ALL=C.UTF-8") from None
   if longest := next((part for part in encoded.split(b"/") if len(part) > _LONGEST_NAME), None):
     raise errors.InputError(f"{what} has a name of {len(longest)} bytes ({longest[:20].decode(errors='replace')}...): "
                             f"a file's name has {_LONGEST_NAME} at most")

@@ -1,0 +1,180 @@
+"""Values of wrong types: every parameter that a gin file of ours or a command can bind, wrong in every way."""
+
+import pathlib
+import random
+import subprocess
+import sys
+
+import pytest
+
+from glmjax import errors, gin_files, gin_reader, gin_types, signatures
+from glmjax.cli import commands
+
+ROOT = pathlib.Path(__file__).parent.parent
+OF_CALLS = "@glmjax.tokens.SpecialTokens()"  # an object that nearly nothing takes
+SCALARS = {"int": ["0", "3"], "float": ["0.5"], "bool": ["True"], "str": ["'a'"], "None": ["None"]}
+OTHERS = ["[]", "{}", "(1, 'a', None)", "[[1]]", "{'a': {}}", "b'x'", "1j", OF_CALLS, "@glmjax.train.loop.train"]
+NUMBERS = ["1e999", "-1e999", "'3'", "'nan'", "[3]", "10" + "0" * 30, "0x" + "f" * 5000]
+
+# Annotation -> values that it takes, values that it does not; `SCALARS` and `OTHERS` that are not of the first are
+# tried as well.
+CASES: dict[str, tuple[list[str], list[str]]] = {
+  "int": (["0", "-3", "1_000"], ["1.0", "1e6", "True", *NUMBERS]),
+  "float": (["0", "0.5", "1e-3", "-2"], ["True", *NUMBERS]),
+  "bool": (["True", "False"], ["0", "1", "'true'", "None"]),
+  "str": (["'a'", "''"], ["b'a'", "['a']", "'\\ud800'"]),
+  "int | None": (["0", "None"], ["1.0", "False", "'None'", *NUMBERS]),
+  "float | None": (["0", "0.5", "None"], ["False", *NUMBERS]),
+  "str | None": (["'a'", "None"], ["3", "['a']"]),
+  "str | os.PathLike": (["'a/b'", "'~/x'"], ["''", "'gs://b/x'", "'a\\0b'", "['a']", "3", "'http://h/x'"]),
+  "str | os.PathLike | None": (["'a/b'", "None"], ["''", "'s3://b/x'", "'a\\0b'", "['a']", "3"]),
+  "Sequence[int]": (["[]", "(1, 2)", "[0]"], ["3", "[1.5]", "['1']", "[True]", "[None]", "'12'", "[[1]]", "{1: 2}"]),
+  "tuple[int, ...]": (["()", "(1, 2)"], ["3", "(1.5,)", "('1',)", "'12'"]),
+  "Sequence[float]": (["[]", "(1, 0.5)"], ["0.5", "['1']", "[None]", "[1e999]", "[True]", "'12'"]),
+  "Sequence[str]": (["['a']", "()"], ["'a'", "[1]", "[None]", "{'a': 'b'}"]),
+  "Iterable[str]": (["['a']", "@glmjax.cli.corpus.training_documents()"], ["'a'", "[1]"]),
+  "Sequence[Sequence[str]]": (["[['a', 'b']]", "[]"], ["['ab']", "'ab'", "[['a', 1]]", "[None]"]),
+  "Sequence[tuple[int, int]]": (["[(1, 2)]", "[]"], ["(1, 2)", "[(1, 2, 3)]", "[(1,)]", "[(1, 2.5)]", "['ab']", "[3]"]),
+  "Mapping[str, float] | None": (["{'a': 1}", "{}", "None"], ["{'a': 'b'}", "{1: 0.5}", "['a']", "{'a': None}"]),
+  "Mapping[str, float]": (["{'a': 1}", "{}"], ["None", "{'a': 'b'}", "{1: 0.5}", "{'a': 1e999}"]),
+  "Mapping[str, int] | int": (["{'a': 1}", "3"], ["0.5", "{'a': 0.5}", "{'a': True}", "{'a': 'b'}", "'3'"]),
+  "Mapping[str, str] | None": (["{'a': 'b'}", "None"], ["{'a': 1}", "{1: 'b'}", "['a']", "'a'"]),
+  "Mapping[str, str | Sequence[str]]": (["{'a': 'b', 'c': ['d', 'e']}"],
+                                        ["'a'", "['a']", "{'en': 5}", "{'en': ['a', 5]}", "{1: 'a'}", "{'en': None}"]),
+  "Sets": (["{'a': 'b', 'c': ['d']}", "['a']", "'a'"], ["{'en': 5}", "[5]", "5", "{1: 'a'}"]),
+  "instruct.Sets | None": (["{'a': 'b'}", "'a'", "None"], ["{'en': 5}", "[5]", "5"]),
+  "Sequence[str | Row]": (["['a', {'prompt': 'b'}]"], ["'a'", "[1]", "[['a']]", "{'prompt': 'b'}"]),
+  "Callable[[], None] | None": (["None", "@glmjax.train.loop.train"], ["3", "'a'", OF_CALLS]),
+  "FormatWriter | None": (["None", "@glmjax.train.loop.train"], ["3", "'a'", OF_CALLS]),
+  "Mapping[str, config_lib.GLMConfig]": (["{'a': @glmjax.models.config.GLMConfig()}"],
+                                         [f"{{'a': {OF_CALLS}}}", "{'a': 'b'}",
+                                          "{'a': @glmjax.models.config.GLMConfig}"]),
+  "sampler.Infilling | Callable[..., sampler.Infilling]": (
+    ["@glmjax.data.rows.BlankInfilling", "@glmjax.data.glm10b.BlockStrategy()"], [OF_CALLS, "'a'"]),
+  "rows.BlankInfilling | Callable[..., rows.BlankInfilling]": (
+    ["@glmjax.data.rows.BlankInfilling", "@glmjax.data.rows.BlankInfilling()"],
+    [OF_CALLS, "'a'", "@glmjax.data.glm10b.BlockStrategy()"]),
+  "feed_lib.DataSource": (["@glmjax.data.loader.CachedMixture()"], ["@glmjax.data.loader.CachedMixture", "'cache'"]),
+  "feed_lib.DataSource | None": (["@glmjax.data.loader.CachedMixture()", "None"],
+                                 ["@glmjax.data.loader.CachedMixture", "[]"]),
+  "schedules.Schedule": (["@glmjax.train.schedules.Constant()"], ["1e-3", "@glmjax.train.schedules.Batches()"]),
+  "Sequence[sampler.RateChange]": (["[@glmjax.data.sampler.RateChange()]", "[]"],
+                                   ["@glmjax.data.sampler.RateChange()", f"[{OF_CALLS}]", "[{'a': 1}]"]),
+  "Sequence['Schedule']": (["[@glmjax.train.schedules.Constant()]"],
+                           ["@glmjax.train.schedules.Constant()", "[1e-3]", "[@glmjax.train.schedules.Constant]"]),
+}
+# Classes of ours: what makes one, by name, and nothing else.
+MADE = {
+  "config_lib.GLMConfig": "models.config.GLMConfig", "schedules.Batches": "train.schedules.Batches",
+  "optimizer_lib.AdamW | optimizer_lib.Muon": "train.optimizer.Muon", "AdamW": "train.optimizer.AdamW",
+  "state_lib.DynamicLossScale": "train.state.DynamicLossScale", "Intervals": "train.loop.Intervals",
+  "mesh_lib.MeshConfig": "parallel.mesh.MeshConfig", "pipeline_lib.Schedule": "models.pipeline.Schedule",
+  "peers_lib.Watch": "parallel.peers.Watch", "programs.Train | programs.Decode": "plan.programs.Decode",
+  "tokens_lib.SpecialTokens": "tokens.SpecialTokens",
+}
+
+
+def signature_of(name: str) -> signatures.Signature:
+  module = gin_types.module_of(name)
+  return signatures.resolve(signatures.find_module(module), name.removeprefix(f"{module}.").split("."))
+
+
+def named_functions() -> set[str]:
+  """All that the commands call, that gin/ binds or refers to, and the classes that those take."""
+  names = {command.target for top in commands.COMMANDS.values() for command in (top, *top.modes)}
+  for path in (ROOT / "gin").rglob("*.gin"):
+    reader = gin_reader.Reader(gin_files.find)
+    reader.read_file(path)
+    values = [binding.value for binding in (*reader.bindings.values(), *reader.replaced)]
+    names |= {binding.selector for binding in reader.bindings.values() if binding.selector}
+    names |= {value.selector for value in gin_reader.flatten(values) if isinstance(value, gin_reader.Reference)}
+  return names | {f"glmjax.{name}" for name in MADE.values()}
+
+
+def parameters() -> list[tuple[str, str]]:
+  """(full name, annotation) of every parameter."""
+  return sorted({(f"{name}.{parameter}", str(annotation)) for name in named_functions()
+                 for parameter, annotation in signature_of(name).parameters.items()})
+
+
+def cases(annotation: str) -> tuple[list[str], list[str]]:
+  """Values that a parameter of that annotation takes, and values that it does not."""
+  if annotation in MADE:
+    right, wrong = [f"@glmjax.{MADE[annotation]}()"], [f"@glmjax.{MADE[annotation]}", f"[@glmjax.{MADE[annotation]}()]"]
+  else:
+    right, wrong = CASES[annotation]
+  if annotation in (*SCALARS, *MADE):
+    taken = (annotation, "int") if annotation == "float" else (annotation,)
+    wrong = [*wrong, *(value for name, values in SCALARS.items() if name not in taken for value in values)]
+    wrong += [value for value in OTHERS if value not in right]
+  return right, wrong
+
+
+def test_every_annotation_is_known_here():
+  assert {annotation for _, annotation in parameters()} == {*CASES, *MADE}
+
+
+@pytest.mark.parametrize("annotation", [*CASES, *MADE])
+def test_right_and_wrong_values(annotation):
+  """Directly, by a macro and in a file: one line with the place, the parameter, the type and the value."""
+  right, wrong = cases(annotation)
+  rng = random.Random(annotation)
+  names = [name for name, found in parameters() if found == annotation]
+  for name in rng.sample(names, min(len(names), 12)):
+    for value in right:
+      gin_files.check([], [f"{name}={value}"])
+    for value in wrong:
+      with pytest.raises(errors.InputError) as caught:
+        gin_files.check([], [f"{name}={value}"])
+      text = str(caught.value)
+      assert text.startswith(f"--gin.{name}: ") and "\n" not in text and len(text) < 600, text
+      assert name in text.removeprefix(f"--gin.{name}"), text
+      assert " takes " in text and ", not " in text or "is empty" in text or "local paths only" in text or "NUL" in text
+
+
+def test_the_place_is_the_macro_that_holds_the_value(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / "x.gin").write_text(
+    "from __gin__ import dynamic_registration\nfrom glmjax.tasks import pretrain\nfrom glmjax.cli import corpus\n"
+    "FILES = 5\nALL = {'en': 'a', 'zh': %FILES}\n\npretrain.register.files = %ALL\n")
+  with pytest.raises(errors.InputError) as caught:
+    gin_files.check(["x.gin"])
+  assert str(caught.value) == (
+    "x.gin:4: pretrain.register.files takes Mapping[str, str | Sequence[str]], not {'en': 'a', 'zh': %FILES} (a dict): "
+    "5 (an int) is not str | Sequence[str]")
+
+
+def test_advice():
+  for value, advice in (("1e6", "write 1_000_000"), ("'3'", "write 3 without quotes"), ("2.5", None)):
+    with pytest.raises(errors.InputError) as caught:
+      gin_files.check([], [f"glmjax.models.config.GLMConfig.num_layers={value}"])
+    assert str(caught.value).endswith(f"; {advice}" if advice else "(a float)")
+  with pytest.raises(errors.InputError, match=r"write @glmjax.train.schedules.Constant\(\) for what it makes"):
+    gin_files.check([], ["glmjax.train.loop.train.learning_rate=@glmjax.train.schedules.Constant"])
+  with pytest.raises(errors.InputError, match="it makes SpecialTokens"):
+    gin_files.check([], [f"glmjax.train.loop.train.learning_rate={OF_CALLS}"])
+
+
+def test_the_command_says_it_before_anything_is_loaded():
+  """In one process for all commands: a start costs more than the check."""
+  wrong = [("train", "train.loop.train.total_samples", "'x'"), ("tokenizer", "tokenizer.train.vocab_size", "[1]"),
+           ("cache", "data.cache.cache_mixture.directory", "3"), ("score", "cli.inference.score.texts", "'a'"),
+           ("generate", "cli.inference.generate.temperature", "'0'"), ("plan", "plan.planner.plan.target", "8"),
+           ("evaluate", "evaluate.heldout.evaluate.cache", "''"), ("report", "evaluate.report.write.workdir", "{}"),
+           ("export", "checkpoint.export.export.bits", "'4'"), ("chat", "cli.chat.chat.top_p", "True"),
+           ("inspect", "thudm.inspection.inspect.hashes", "1")]
+  code = f"""
+import sys
+from glmjax import cli
+for name, parameter, value in {wrong!r}:
+  arguments = [name, f"--gin.glmjax.{{parameter}}={{value}}"]
+  arguments += ["--text=a"] * (name == "score") + ["--prompt=a"] * (name == "generate") + ["x"] * (name == "inspect")
+  assert cli.main(arguments) == 2, name
+assert not {{"jax", "numpy", "tensorflow", "seqio"}} & set(sys.modules)
+"""
+  done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+  assert done.returncode == 0, done.stderr
+  lines = done.stderr.splitlines()
+  assert len(lines) == len(wrong)
+  for line, (_, parameter, _) in zip(lines, wrong):
+    assert line.startswith(f"glmjax: --gin.glmjax.{parameter}: glmjax.{parameter} "), line
