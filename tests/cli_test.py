@@ -16,7 +16,7 @@ import time
 import pytest
 
 from glmjax import cli, errors, signatures
-from glmjax.cli import commands, corpus
+from glmjax.cli import commands, corpus, process
 
 NUMBERS = itertools.count()
 FAKE = """
@@ -196,7 +196,7 @@ def test_gin_file_and_flag_bind_the_function(fake, capsys):
   [
     ("input", 2, "batch 6 does not divide over 4 devices; use 8"),
     ("crash", 1, "RuntimeError: first line second line (run again with --debug for the traceback)"),
-    ("disk", 1, "the disk is full (runs/a/file): free some space and run the same command again"),
+    ("disk", 2, "runs/a/file: the disk is full: free some space; run the same command again once that is mended"),
     (
       "extra",
       1,
@@ -237,16 +237,29 @@ def test_stages_gather_the_seconds_of_commands(fake):
 
 def test_all_lines_of_an_error_are_told():
   """In one; without gin's, and none without end."""
-  told = cli._describe(ValueError("\n\nshapes:\n  (3, 4)\n\n  (5,)\n  In call to configurable 'train' (<function>)"))
-  assert told.startswith("ValueError: shapes: (3, 4) (5,) (run again")
-  assert cli._describe(ValueError("")).startswith("ValueError: no message (")
-  assert 1000 < len(cli._describe(ValueError("x\n" * 10**5))) < 1100
+  told, status = cli._describe(ValueError("\n\nshapes:\n  (3,)\n\n  (5,)\n  In call to configurable 'train' (<f>)"))
+  assert told.startswith("ValueError: shapes: (3,) (5,) (run again") and status == 1
+  assert cli._describe(ValueError(""))[0].startswith("ValueError: no message (")
+  assert 1000 < len(cli._describe(ValueError("x\n" * 10**5))[0]) < 1100
 
 
 def test_missing_extra_is_named():
   error = ModuleNotFoundError("No module named 'seqio'", name="seqio")
-  assert cli._describe(error) == "this needs seqio: pip install 'glmjax[data]'"
-  assert "disk is full" in cli._describe(OSError(errno.ENOSPC, "No space left on device"))
+  assert cli._describe(error) == ("this needs seqio: pip install 'glmjax[data]'", 2)
+
+
+@pytest.mark.parametrize("number, status, words", [
+  (errno.ENOSPC, 2, "the disk is full"), (errno.EDQUOT, 2, "quota"), (errno.EFBIG, 2, "ulimit -f"),
+  (errno.EACCES, 2, "permission denied"), (errno.EROFS, 2, "read-only"), (errno.ENOENT, 2, "no such file"),
+  (errno.ENOTDIR, 2, "a part of the path is a file"), (errno.EISDIR, 2, "a folder"), (errno.EMFILE, 2, "ulimit -n"),
+  (errno.ENAMETOOLONG, 2, "too long"), (errno.ENOMEM, 1, "not enough memory"), (errno.EIO, 1, "input/output error"),
+  (errno.ESTALE, 1, "stale"), (errno.ECONNREFUSED, 1, "Connection refused"),
+])
+def test_what_the_system_refuses(number, status, words):
+  """Status 2 where the user can mend it: a launch script would start in vain a hundred times."""
+  message, found = cli._describe(OSError(number, os.strerror(number), "runs/a"))
+  assert found == status and message.startswith("runs/a: ") and words in message
+  assert "\n" not in message
 
 
 def start(fake, mode):
@@ -318,10 +331,10 @@ def test_reader_that_leaves_is_no_error():
 def test_threads_are_bounded(monkeypatch):
   for name in ("OMP_NUM_THREADS", "NPROC", "OMP_WAIT_POLICY"):
     monkeypatch.delenv(name, raising=False)
-  cli._limit_threads()
+  process._limit_threads()
   assert 1 <= int(os.environ["OMP_NUM_THREADS"]) <= os.cpu_count()
   monkeypatch.setenv("NPROC", "1")
-  cli._limit_threads()
+  process._limit_threads()
   assert os.environ["NPROC"] == "1"  # what the user set stays
 
 

@@ -1,6 +1,11 @@
 """Eight virtual CPU devices, exact matmuls and no more threads than processors for every test."""
 
+import logging
 import os
+import signal
+import sys
+
+import pytest
 
 # Optimization level 0: tests compile much and compute little; it halves their time.
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0")
@@ -9,3 +14,17 @@ os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # test processes run side by side
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+@pytest.fixture(autouse=True)
+def _own_settings():
+  """What main(), called in a test, sets for its process does not reach the next test."""
+  logger, absl = logging.getLogger("glmjax"), logging.getLogger("absl")
+  handlers, level, propagate, filters = list(logger.handlers), logger.level, logger.propagate, list(absl.filters)
+  signals = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+  hook = sys.unraisablehook
+  yield
+  for number, handler in signals.items():
+    signal.signal(number, handler)
+  logger.handlers, logger.propagate, absl.filters, sys.unraisablehook = handlers, propagate, filters, hook
+  logger.setLevel(level)

@@ -4,15 +4,12 @@ Trees are stored as dicts of names such as params/layers/mlp/wo/kernel, whatever
 of, so that a reader can ask for a part of a tree and every complaint names an array.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 import json
-import logging
 import math
 import pathlib
 import re
-import sys
 from typing import Any
-import warnings
 
 import jax
 import jax.numpy as jnp
@@ -29,23 +26,6 @@ Records = dict[str, dict[str, Any]]  # name -> {"shape", "dtype", "sum", and for
 
 class DamagedError(Exception):
   """What was read is not what was written; the message names arrays and files in one line."""
-
-
-def _is_not_orbax(record: logging.LogRecord) -> bool:
-  """Orbax warns about what is as it should be, and logs each error several times before raising it."""
-  return "orbax" not in pathlib.Path(record.pathname).parts
-
-
-def _report_unraisable(unraisable: Any, report: Callable[[Any], None] = sys.unraisablehook) -> None:
-  """When one write fails Orbax closes the event loop to which the others still report."""
-  if str(unraisable.exc_value) != "Event loop is closed":
-    report(unraisable)
-
-
-# A failed save raises one error; this keeps the rest of Orbax's noise about it from the user.
-logging.getLogger("absl").addFilter(_is_not_orbax)
-sys.unraisablehook = _report_unraisable
-warnings.filterwarnings("ignore", "coroutine .async_serialize.* was never awaited", RuntimeWarning)
 
 
 def handler() -> ocp.PyTreeCheckpointHandler:

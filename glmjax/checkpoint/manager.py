@@ -9,10 +9,10 @@ over for the newest good one.
 
 from collections.abc import Callable, Mapping
 import json
+import logging
 import math
 import pathlib
 import shutil
-import sys
 import time
 from typing import Any, TypeVar
 
@@ -26,6 +26,8 @@ from glmjax.checkpoint import checksums
 STATE, _METADATA, _RECORD = "state", "metadata", "checksums.json"
 _ASIDE = "aside"  # suffix of steps that a run went back behind; kept for their owner to look at or delete
 _DELETING = "deleting"
+
+_log = logging.getLogger("glmjax")
 
 T = TypeVar("T")
 
@@ -96,8 +98,7 @@ def read_newest(directory: pathlib.Path, read: Callable[[pathlib.Path], T], step
       continue
     for bad, problem in problems.items():
       if jax.process_index() == 0:
-        print(f"{directory / str(bad)} is damaged, step {candidate} is used instead: {problem}",
-              file=sys.stderr)
+        _log.warning("%s is damaged, step %d is used instead: %s", directory / str(bad), candidate, problem)
     if damaged is not None:
       damaged.update(problems)
     return candidate, result
@@ -236,7 +237,7 @@ class Manager:
         while (self._directory / name).exists():
           name += "+"
         (self._directory / str(old)).rename(self._directory / name)
-        print(f"{self._directory / str(old)} is set aside as {name}", file=sys.stderr)
+        _log.warning("%s is set aside as %s", self._directory / str(old), name)
     self._damaged.clear()
 
   def _prune(self) -> None:

@@ -4,55 +4,75 @@ Flags and gin files are checked before the function's module, and so JAX, is imp
 """
 
 import errno
-import os
 import sys
 import traceback
 from collections.abc import Sequence
 
 from glmjax import errors
+from glmjax.cli import process
 
 _GIN = "  In call to configurable"
 _LONGEST = 1000  # characters of an error that is printed
+_READER_LEFT = 141  # as of a program that SIGPIPE ended
+
+# What the system refuses and the user can mend, so that no restart of the same command helps (status 2). Short memory,
+# a sick disk or network, a crowded machine may be better the next time: status 1.
+_MENDED_BY_USER = (
+  errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY,
+  errno.ENAMETOOLONG, errno.ELOOP, errno.EILSEQ, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.EXDEV,
+  errno.ENOTSUP,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Runs one command; its exit status: 0 done, 2 a mistake to mend, 130 interrupted, 1 anything else."""
-  arguments = list(sys.argv[1:] if argv is None else argv)
-  debug = "--debug" in arguments
+  """Runs one command; its exit status: 0 done, 2 a mistake to mend, 128 + n after signal n, 1 anything else."""
   try:
-    from glmjax import gin_files  # here, so that Ctrl-C during the imports is caught as well
-    from glmjax.cli import commands
-
-    _limit_threads()
-    return commands.run(arguments)
+    process.begin()
+    return _run(list(sys.argv[1:] if argv is None else argv))
+  except process.Stopped as stopped:
+    process.end(stopped.number)
   except KeyboardInterrupt:
     return _fail("interrupted", 130)
-  except BrokenPipeError:  # the reader of our output has left, as in `glmjax ... | head`
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 1
+
+
+def _run(arguments: list[str]) -> int:
+  try:
+    from glmjax.cli import commands  # here, so that whatever fails in the imports is one line as well
+    status = commands.run(arguments)
+    sys.stdout.flush()
+    return status
   except Exception as error:
-    if debug:
-      traceback.print_exc()
     if "glmjax.gin_files" in sys.modules:  # else the import itself failed
-      error = gin_files.original(error)
-    return (
-      _fail(_one_line(error), 2) if isinstance(error, errors.InputError) else _fail(_describe(error), 1)
-    )
+      error = sys.modules["glmjax.gin_files"].original(error)
+    if isinstance(error, BrokenPipeError) and error.filename == process.OUTPUT:  # as in `glmjax ... | head`
+      return _READER_LEFT
+    if "--debug" in arguments:
+      traceback.print_exc()
+    return _fail(*_describe(error))
+  finally:
+    if process.output_fails():  # the error under way tells
+      process.drop_output()
 
 
-def _describe(error: Exception) -> str:
-  """One line for an error that no part of glmjax foresaw."""
+def _describe(error: Exception) -> tuple[str, int]:
+  """One line for an error, and the exit status."""
+  if isinstance(error, errors.InputError):
+    return _one_line(error), 2
   again = "run again with --debug for the traceback"
   if isinstance(error, ModuleNotFoundError) and error.name:
     from glmjax import signatures
 
     extra = signatures.EXTRAS.get(error.name.split(".")[0])
     if extra:
-      return f"this needs {error.name}: pip install 'glmjax[{extra}]'"
-  if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-    place = error.filename or "while writing"
-    return f"the disk is full ({place}): free some space and run the same command again"
-  return f"{type(error).__name__}: {_one_line(error)} ({again})"
+      return f"this needs {error.name}: pip install 'glmjax[{extra}]'", 2
+  if isinstance(error, OSError) and error.errno is not None:
+    place = f"{error.filename}: " if isinstance(error.filename, str) else ""
+    if error.errno in _MENDED_BY_USER:
+      return f"{place}{errors.reason(error)}; run the same command again once that is mended", 2
+    return f"{place}{errors.reason(error)} ({again})", 1
+  if isinstance(error, MemoryError):
+    return f"{errors.reason(OSError(errno.ENOMEM, ''))} ({again})", 1
+  return f"{type(error).__name__}: {_one_line(error)} ({again})", 1
 
 
 def _one_line(error: Exception) -> str:
@@ -63,27 +83,6 @@ def _one_line(error: Exception) -> str:
 
 
 def _fail(message: str, status: int) -> int:
-  print(f"glmjax: {message}", file=sys.stderr, flush=True)
-  distributed = sys.modules.get("glmjax.parallel.distributed")
-  if distributed is not None and distributed.joined():  # JAX would wait at exit for processes that wait for this one
-    distributed.leave(status, message)
+  print(f"glmjax: {process.printable(message)}", file=sys.stderr, flush=True)
+  process.leave_others(status, message)
   return status
-
-
-def _limit_threads() -> None:
-  """Thread pools no larger than the processors we may use, and none that spins while it waits.
-
-  Libraries count the machine's processors; a container's share (cgroup v2 cpu.max) is often far smaller.
-  """
-  count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-  try:
-    with open("/sys/fs/cgroup/cpu.max", encoding="ascii") as file:
-      quota, period = file.read().split()
-    if quota != "max":
-      count = min(count, max(1, round(int(quota) / int(period))))
-  except (OSError, ValueError):
-    pass
-  for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NPROC"):  # NPROC: XLA's thread pool on the CPU
-    os.environ.setdefault(name, str(count))
-  os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

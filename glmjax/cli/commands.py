@@ -14,7 +14,7 @@ from typing import Any
 import glmjax
 from glmjax import errors, gin_files, signatures
 from glmjax.io import publish
-from glmjax.cli import corpus, hosts, inference, inputs, plans, weights
+from glmjax.cli import corpus, hosts, inference, inputs, plans, process, weights
 
 GIN_HELP = "gin file, searched here and then among glmjax's own (repeatable)"
 
@@ -89,7 +89,7 @@ COMMANDS = {command.name: command for command in (
              Flag("--num_processes", "processes of the run, on all hosts", int, kind="prepared"),
              Flag("--process_id", "number of this one, from 0", int, kind="prepared"),
              Flag("--connect_seconds", "how long to wait for the other processes (300)", float, kind="prepared")),
-            prepare=hosts.check, begin=hosts.join, folder="workdir"),
+            prepare=hosts.check, begin=hosts.begin, folder="workdir"),
     Command("evaluate", "glmjax.evaluate.heldout.evaluate", "measure a model on held-out text",
             "glmjax evaluate --checkpoint=runs/mine --cache=runs/cache --out=runs/mine/heldout.json",
             (CHECKPOINT, Flag("--cache", "folder of the token cache"), Flag("--out", "JSON file to write"))),
@@ -191,13 +191,14 @@ def run(arguments: list[str]) -> int:
       given[flag.parameter] = value
     elif value is not None and flag.kind == "bound":
       overrides.append(f"{command.target}.{flag.parameter}={value!r}")
-  gin_files.parse(options.gin_file, overrides, command.target, given,
-                  [each.target for top in COMMANDS.values() for each in (top, *top.modes)])
-  if options.stages:
-    from glmjax.evaluate import stages
-    stages.prepare(options.stages)
-  if command.begin:
-    command.begin(options)
+  with process.several() if command.begin and hosts.are_several(options) else contextlib.nullcontext():
+    gin_files.parse(options.gin_file, overrides, command.target, given,
+                    [each.target for top in COMMANDS.values() for each in (top, *top.modes)])
+    if options.stages:
+      from glmjax.evaluate import stages
+      stages.prepare(options.stages)
+    if command.begin:
+      command.begin(options)
   with contextlib.redirect_stdout(sys.stderr) if options.json else contextlib.nullcontext():
     result = _call(command, given)
   if not hosts.is_first():
@@ -289,12 +290,13 @@ def _parse_command(command: Command, arguments: Sequence[str]) -> argparse.Names
 
 def _print_result(command: Command, result: Any, as_json: bool) -> None:
   """JSON on standard output with --json; otherwise the command's own way, or nothing for None."""
+  ascii_only = not process.is_utf8(sys.stdout)  # JSON has its own spelling of what the stream lacks
   if as_json:
-    print(json.dumps(result, ensure_ascii=False, default=_plain))
+    print(json.dumps(result, ensure_ascii=ascii_only, default=_plain))
   elif command.show:
     command.show(result)
   elif result is not None:
-    print(json.dumps(result, ensure_ascii=False, indent=2, default=_plain))
+    print(json.dumps(result, ensure_ascii=ascii_only, indent=2, default=_plain))
   sys.stdout.flush()
 
 

@@ -5,6 +5,8 @@ import sys
 from typing import Any
 
 from glmjax import errors
+from glmjax.cli import process
+from glmjax.parallel import clusters
 
 _TOGETHER = ("coordinator", "num_processes", "process_id")
 
@@ -27,9 +29,16 @@ def check(options: argparse.Namespace) -> dict[str, Any]:
   return {}
 
 
-def join(options: argparse.Namespace) -> None:
-  """Joins the other processes, when flags and gin files are in order."""
-  from glmjax.parallel import distributed
+def are_several(options: argparse.Namespace) -> bool:
+  """Whether there are others that this process is going to join."""
+  others = options.coordinator or clusters.named() or clusters.is_kubernetes_job()
+  return bool(others) and options.num_processes != 1
+
+
+def begin(options: argparse.Namespace) -> None:
+  """Makes the process ready for training and joins the others, when flags and gin files are in order."""
+  process.prepare_training()
+  from glmjax.parallel import distributed  # loads JAX
   seconds = {} if options.connect_seconds is None else {"connect_seconds": options.connect_seconds}
   distributed.join(options.coordinator, options.num_processes, options.process_id, **seconds)
 

@@ -1,16 +1,16 @@
 """The generate and score commands: an Engine from a folder, put to the prompts or texts given."""
 
 import contextlib
+import logging
 import math
 import os
 import pathlib
-import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from glmjax import errors
-from glmjax.cli import answers
+from glmjax.cli import answers, process
+from glmjax.io import progress
 
 if TYPE_CHECKING:
   from glmjax.infer import engine as engine_lib
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 Row = Mapping[str, Any]  # "prompt" or "text", and whatever else the user's line holds
 Keep = Callable[[list[dict[str, Any]]], Any]  # takes a batch of answers
-PROGRESS_SECONDS = 10
+_log = logging.getLogger("glmjax")
 
 
 def generate(
@@ -64,8 +64,7 @@ def load(checkpoint: str | os.PathLike, offload_layers: int) -> "engine_lib.Engi
   """The model; with XLA's options for offloaded weights, which it reads when JAX first looks for devices."""
   from glmjax.infer import engine, offload  # here, as this module is looked at before a command is in order
   if offload_layers:
-    flags = [f"--{name}={str(value).lower()}" for name, value in offload.GPU_OPTIONS.items()]
-    os.environ["XLA_FLAGS"] = " ".join([*flags, os.environ.get("XLA_FLAGS", "")]).strip()  # the user's last
+    process.add_xla_flags([f"--{name}={str(value).lower()}" for name, value in offload.GPU_OPTIONS.items()])
   return engine.Engine.load(checkpoint, offload_layers=offload_layers)
 
 
@@ -89,7 +88,7 @@ def _generate(
   how: "sampling_lib.Sampling", seed: int,
 ) -> None:
   """Gives the answers to rows[done:] to each of `keep`, a batch at a time; prompt i draws with seed + i."""
-  told = time.monotonic()
+  told = progress.Progress(len(rows), "prompts answered")
   for first in range(done, len(rows), model.max_batch):
     batch = rows[first:first + model.max_batch]
     found = model.generate([row["prompt"] for row in batch], max_tokens, how, seed + first)
@@ -97,9 +96,7 @@ def _generate(
                 for row, g in zip(batch, found, strict=True)]
     for consume in keep:
       consume(answered)
-    if time.monotonic() - told > PROGRESS_SECONDS:
-      told = time.monotonic()
-      print(f"{first + len(batch)} of {len(rows)} prompts answered", file=sys.stderr, flush=True)
+    told.at(first + len(batch))
 
 
 def score(checkpoint: str | os.PathLike, texts: Sequence[str | Row], offload_layers: int = 0) -> list[dict[str, Any]]:
@@ -116,6 +113,6 @@ def show_outputs(results: list[dict[str, Any]] | dict[str, Any]) -> None:
   """The outputs alone, an empty line between them; or where they went."""
   if isinstance(results, dict):
     where = "standard output" if results["out"] == "-" else results["out"]
-    print(f"{where}: {results['answers']} answers, {results['new']} of them new", file=sys.stderr)
+    _log.info("%s: %d answers, %d of them new", where, results["answers"], results["new"])
   else:
     print("\n\n".join(result["output"] for result in results))

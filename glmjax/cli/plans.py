@@ -1,10 +1,10 @@
 """The plan command: what is set before JAX is loaded, and the table for people."""
 
 import argparse
-import os
 from typing import Any
 
 from glmjax import errors, gin_files
+from glmjax.cli import process
 from glmjax.models import config as config_lib
 
 GIB = 1 << 30
@@ -17,7 +17,7 @@ def prepare(options: argparse.Namespace) -> dict[str, Any]:
   """Compiling for devices elsewhere must not start those that are here; JAX reads these when it is imported."""
   if options.tries is not None and not options.search:
     raise errors.InputError("--tries is of --search: give both")
-  _environment()
+  process.compile_only()
   return {}
 
 
@@ -28,15 +28,10 @@ def prepare_fits(options: argparse.Namespace) -> dict[str, Any]:
       raise errors.InputError(f"--model={name}: there are {', '.join(MODELS)}")
   if min(options.context or [1]) < 1:
     raise errors.InputError(f"--context={min(options.context)}: give a number of tokens above 0")
-  _environment()
+  process.compile_only()
   given = {"bits": options.bits, "contexts": options.context, "gpus": options.gpu}
   return {"models": {name: _shipped(MODELS[name]) for name in options.model or MODELS},
           **{name: list(dict.fromkeys(values)) for name, values in given.items() if values}}
-
-
-def _environment() -> None:
-  os.environ["JAX_PLATFORMS"] = "cpu"
-  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
 def _shipped(name: str) -> config_lib.GLMConfig:

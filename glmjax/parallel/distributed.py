@@ -1,17 +1,16 @@
 """Several processes as one run: how they find each other (jax.distributed), what they say to each other, how they end.
 
-JAX's own answer to a process that is gone is to abort with a stack trace: 100 s after its last heartbeat, or at once
-when it is process 0, whose service all need. parallel/peers.py sees sooner who is gone, and says it in a line.
+JAX's own answer to a process that is gone is to abort with messages of its own: 100 s after its last heartbeat, or at
+once when it is process 0, whose service all need. parallel/peers.py sees sooner who else is gone, in a line.
 """
 
 import contextlib
 import glob
 import importlib.util
+import logging
 import os
 import re
-import shutil
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -21,10 +20,14 @@ from typing import Any, NoReturn
 import jax
 
 from glmjax import errors
+from glmjax.parallel import clusters
 
 MESSAGES = "glmjax/process/"  # of the coordination service's keys: what each process says about itself
-LEFT = "left: "  # begins what a process says that has ended before its time
+_LEFT = "left with status "  # begins what a process says that has ended before its time
 _TPU_VM = "TPU VM"
+
+_log = logging.getLogger("glmjax")
+_meeting = False  # whether `join` waits for the others
 
 
 def join(coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None,
@@ -56,25 +59,27 @@ def join(coordinator: str | None = None, num_processes: int | None = None, proce
     found["local_device_ids"] = _slurm_gpus()
   elif where == "MPI":
     found["cluster_detection_method"] = "mpi4py"
-  _shorten_abort()
+  global _meeting
   late = threading.Timer(connect_seconds, _give_up, (where, coordinator, process_id, connect_seconds))
   late.daemon = True
   late.start()
+  _meeting = True
   try:
     jax.distributed.initialize(**found, initialization_timeout=int(connect_seconds) + 60, shutdown_timeout_seconds=60)
   except (ValueError, TypeError, KeyError, RuntimeError, OSError, ImportError) as error:  # JAX's words, any of them
     if where == _TPU_VM:  # one in a container without metadata
-      print(f"glmjax: training on this host alone: no metadata of a TPU pod ({_one_line(error)})", file=sys.stderr)
+      _log.warning("training on this host alone: no metadata of a TPU pod (%s)", _one_line(error))
       return 1
     raise errors.InputError(f"cannot join the other processes ({where}): {_one_line(error)}") from error
   finally:
     late.cancel()
+    _meeting = False
   return _state().num_processes
 
 
 def joined() -> bool:
-  """Whether this process is one of several."""
-  return jax.distributed.is_initialized() and _state().num_processes > 1
+  """Whether this process is one of several that have met."""
+  return not _meeting and jax.distributed.is_initialized() and _state().num_processes > 1
 
 
 def process_id() -> int:
@@ -91,15 +96,23 @@ def leave(status: int, message: str, gone: int = 0, seconds: float = 10) -> NoRe
   state = _state()
 
   def say() -> None:
-    state.client.key_value_set(f"{MESSAGES}{state.process_id}", LEFT + message, allow_overwrite=True)
+    state.client.key_value_set(f"{MESSAGES}{state.process_id}", f"{_LEFT}{status}: {message}", allow_overwrite=True)
     while state.process_id == 0 and state.num_processes - 1 - gone > sum(
-        said.startswith(LEFT) for name, said in state.client.key_value_dir_get(MESSAGES) if name != f"{MESSAGES}0"):
+        left(said) is not None for name, said in state.client.key_value_dir_get(MESSAGES) if name != f"{MESSAGES}0"):
       time.sleep(0.1)
 
   within(seconds, say)
   sys.stdout.flush()
   sys.stderr.flush()
   os._exit(status)
+
+
+def left(said: str) -> tuple[int, str] | None:
+  """The exit status and the reason of a process that says that it has ended; None: it lives."""
+  if not said.startswith(_LEFT):
+    return None
+  status, _, message = said.removeprefix(_LEFT).partition(": ")
+  return int(status), message
 
 
 def within(seconds: float, action: Callable[[], None]) -> None:
@@ -126,26 +139,19 @@ def _state() -> Any:
 
 def _cluster() -> str | None:
   """What has started this process as one of several, as JAX can read it too."""
-  environ = os.environ
-  if int(environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_STEP_NODELIST" in environ:  # within srun
-    return "SLURM"
-  if max(int(environ.get(name, "1")) for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")) > 1:
-    if "OMPI_MCA_orte_hnp_uri" in environ:
-      return "Open MPI"
-    if importlib.util.find_spec("mpi4py") is None:
-      raise errors.InputError("mpirun started several processes, which JAX can only tell with mpi4py: pip install "
-                              "mpi4py, or give --coordinator, --num_processes and --process_id")
-    return "MPI"
-  hosts = environ.get("TPU_PROCESS_ADDRESSES") or environ.get("TPU_WORKER_HOSTNAMES", "")
-  if "," in hosts or int(environ.get("MEGASCALE_NUM_SLICES", "1")) > 1:
-    return "TPU pod"
+  where = clusters.named()
+  if where == "MPI" and importlib.util.find_spec("mpi4py") is None:
+    raise errors.InputError("mpirun started several processes, which JAX can only tell with mpi4py: pip install "
+                            "mpi4py, or give --coordinator, --num_processes and --process_id")
+  if where is not None:
+    return where
   if _is_tpu_vm():
     return _TPU_VM
-  if "KUBERNETES_SERVICE_HOST" in environ and "JOB_COMPLETION_INDEX" in environ:
+  if clusters.is_kubernetes_job():
     if importlib.util.find_spec("kubernetes") is not None:
       return "Kubernetes"
-    print(f"glmjax: pod {environ['JOB_COMPLETION_INDEX']} of a Kubernetes job trains alone; to train with the others "
-          "it needs pip install kubernetes, or --coordinator, --num_processes and --process_id", file=sys.stderr)
+    _log.warning("pod %s of a Kubernetes job trains alone; to train with the others it needs pip install kubernetes, "
+                 "or --coordinator, --num_processes and --process_id", os.environ["JOB_COMPLETION_INDEX"])
   return None
 
 
@@ -167,29 +173,6 @@ def _slurm_gpus() -> list[int] | None:
   return list(range(count)) if count == 1 or (count and alone) else None
 
 
-def _shorten_abort() -> None:
-  """What native code writes to standard error goes through sed, which makes one line of JAX's farewell.
-
-  The line must come from another process: nothing of this one runs after the abort. Python keeps its own way.
-  """
-  if shutil.which("sed") is None:
-    return
-  farewell = "Terminating process because the JAX distributed service detected fatal errors"
-  line = ("glmjax: another process has died or lost its network, as JAX tells (\\1); start the run again: it goes on "
-          "from the last checkpoint")
-  script = f"/{farewell}/{{s/.*absl::Status: \\([^.]*\\).*/{line}/;q}}"
-  sys.stderr.flush()
-  straight = os.dup(2)
-  ours, theirs = os.pipe()
-  # It stays until the last writer has ended, whatever signals reach the job.
-  subprocess.Popen(["sh", "-c", 'trap "" INT TERM HUP; exec sed -u "$0"', script], stdin=ours, stdout=straight,
-                   stderr=subprocess.DEVNULL)
-  os.close(ours)
-  os.dup2(theirs, 2)
-  os.close(theirs)
-  sys.stderr = open(straight, "w", buffering=1, encoding="utf-8", errors="backslashreplace")
-
-
 def _give_up(where: str, coordinator: str | None, process_id: int | None, seconds: float) -> None:
   """Says why the processes have not met, and ends this one: JAX would abort."""
   reason = f"process {process_id} has not met all others" if process_id is not None else "the processes have not met"
@@ -199,8 +182,8 @@ def _give_up(where: str, coordinator: str | None, process_id: int | None, second
       socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
     except OSError as error:
       reason = f"the coordinator cannot be reached from process {process_id} ({error.strerror or error})"
-  print(f"glmjax: {where}: {reason} within {seconds:g} s; start every process with the same coordinator and number of "
-        "processes, and look at process 0's messages", file=sys.stderr, flush=True)
+  _log.error("%s: %s within %g s; start every process with the same coordinator and number of processes, and look at "
+             "process 0's messages", where, reason, seconds)
   os._exit(1)
 
 

@@ -5,6 +5,7 @@ XLA's CPU allocates a step's temporaries anew each time. Given back and taken ag
 Nothing happens where the C library is not glibc.
 """
 
+import contextlib
 import ctypes
 import mmap
 
@@ -13,21 +14,26 @@ _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
 _HUGE_PAGES = 14  # MADV_HUGEPAGE (Linux)
 _HUGE = 2 << 20
 
+_keeps = False  # whether freed memory stays
+
 
 def keep_freed_memory() -> bool:
-  """Freed memory stays with the process. Call it before JAX starts its threads, which choose arenas then."""
+  """Freed memory stays with the process. For a program's start, before JAX starts its threads: they choose arenas."""
+  global _keeps
   libc = _glibc()
   settings = (_MMAP_MAX, 0), (_ARENA_MAX, 1), (_TRIM_THRESHOLD, -1)
-  return libc is not None and all(libc.mallopt(name, value) for name, value in settings)
+  _keeps = libc is not None and all(libc.mallopt(name, value) for name, value in settings)
+  return _keeps
 
 
 def reserve_huge_pages(size: int) -> None:
-  """The next `size` bytes of the heap come in pages of 2 MiB, where the system allows it on request."""
-  libc = _glibc()
-  block = libc.malloc(size + _HUGE) if libc is not None else None
-  if block:
-    libc.madvise(-(-block // _HUGE) * _HUGE, size // mmap.PAGESIZE * mmap.PAGESIZE, _HUGE_PAGES)
-    libc.free(block)
+  """The next `size` bytes of the heap come in pages of 2 MiB, where it keeps them and the system allows it."""
+  libc = _glibc() if _keeps else None
+  with contextlib.suppress(ctypes.ArgumentError):  # no size
+    block = libc.malloc(size + _HUGE) if libc is not None else None
+    if block:
+      libc.madvise(-(-block // _HUGE) * _HUGE, size // mmap.PAGESIZE * mmap.PAGESIZE, _HUGE_PAGES)
+      libc.free(block)
 
 
 def _glibc() -> ctypes.CDLL | None:

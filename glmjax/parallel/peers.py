@@ -7,8 +7,8 @@ reads them all and gives a verdict, which ends every process with one line; the 
 import contextlib
 import dataclasses
 import json
+import logging
 import socket
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -19,13 +19,18 @@ import jax
 from glmjax import ranges
 from glmjax.parallel import distributed
 
-_VERDICT = "glmjax/verdict"
+_VERDICT = "glmjax/verdict"  # of the service's keys: exit status, a space, and the reason
 _ADVICE = "; start the run again, on as many hosts as there are: it goes on from the last checkpoint"
+
+_log = logging.getLogger("glmjax")
 
 
 @dataclasses.dataclass(frozen=True)
 class Watch:
-  """When a process of a run on several counts as gone; all others then end, with one line and status 1."""
+  """When a process of a run on several counts as gone; all others then end, with one line and status 1.
+
+  A process that ends by itself gives the others its status: all are done, mistaken or stopped alike.
+  """
 
   silent_seconds: float = 30  # without a sign of life: it was killed, or lost its network
   hung_seconds: float = 900  # in the same step, saving and evaluating apart; 0: for ever
@@ -109,18 +114,21 @@ class Peers:
         said = dict(client.key_value_dir_get(distributed.MESSAGES)) if first else _of_first(client)
         self._talked = time.monotonic()
         verdict = judge.verdict(said)
+        status = judge.status
         if verdict and first:
-          client.key_value_set(_VERDICT, verdict, allow_overwrite=True)
+          client.key_value_set(_VERDICT, f"{status} {verdict}", allow_overwrite=True)
         if verdict is None and not first:  # waiting for it, a process hears at once that the service is gone
-          verdict = client.blocking_key_value_get(_VERDICT, int(self.interval * 1000))
+          number, verdict = client.blocking_key_value_get(_VERDICT, int(self.interval * 1000)).split(" ", 1)
+          status = int(number)
       except jax.errors.JaxRuntimeError as error:
         if "DEADLINE_EXCEEDED" in str(error):
           continue
-        time.sleep(3)  # JAX aborts now, which has its own line (distributed.py); if it does not:
-        verdict = f"process 0 has died or cannot be reached ({str(error).splitlines()[0][:120]})"
+        # At once: JAX's own client hears of it too, and aborts this process in its own words.
+        self._end(f"process 0 has died or cannot be reached ({str(error).splitlines()[0][:120]})", 1, seconds=1)
+        return
       if verdict:
         if not self._stopping.wait(self.interval):  # an error that all have met each tells by itself
-          self._end(verdict, len(judge.gone))
+          self._end(verdict, status, len(judge.gone))
         return
       self._stopping.wait(self.interval)
 
@@ -129,14 +137,14 @@ class Peers:
     while not self._stopping.wait(self.interval):
       silent = time.monotonic() - self._talked
       if silent > self._settings.silent_seconds + 2 * self.interval:
-        self._end(f"process 0 has not answered for {silent:.0f} s: it is stopped or has lost its network", seconds=1)
+        self._end(f"process 0 has not answered for {silent:.0f} s: it is stopped or has lost its network", 1, seconds=1)
 
-  def _end(self, verdict: str, gone: int = 0, seconds: float = 10) -> None:
+  def _end(self, verdict: str, status: int, gone: int = 0, seconds: float = 10) -> None:
     if self._stopping.is_set():
       return
     self._stopping.set()
-    print(f"glmjax: {verdict}{_ADVICE}", file=sys.stderr, flush=True)
-    distributed.leave(1, verdict, gone, seconds)
+    _log.error("%s%s", verdict, _ADVICE)
+    distributed.leave(status, verdict, gone, seconds)
 
 
 def _may_be_a_peers(error: Exception) -> bool:
@@ -163,6 +171,7 @@ class _Judge:
     self._settings = settings
     self._last: dict[str, tuple[str, float]] = {}  # what each said last, and when it was new
     self.gone: list[str] = []  # of which nothing more will be heard
+    self.status = 1  # that the others end with: of the first that has ended by itself, if that is the reason
 
   def verdict(self, said: dict[str, str]) -> str | None:
     """The reason to end the run, if there is one."""
@@ -170,8 +179,9 @@ class _Judge:
     left, self.gone, states = [], [], {}
     for name, message in said.items():
       number = name.removeprefix(distributed.MESSAGES)
-      if message.startswith(distributed.LEFT):
-        left.append(f"process {number} has ended: {message.removeprefix(distributed.LEFT)}")
+      if ended := distributed.left(message):
+        self.status = self.status if left else ended[0]
+        left.append(f"process {number} has ended: {ended[1]}")
         continue
       state = json.loads(message)
       if not state:  # it has stopped watching: its part is done

@@ -4,10 +4,10 @@ import dataclasses
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import pathlib
 import shutil
-import sys
 from typing import Any
 
 from glmjax import errors
@@ -21,6 +21,8 @@ from glmjax.thudm import source as source_lib
 
 _PLAN, _LOCK, _TOKENIZER = "plan.json", "lock", "source-tokenizer"
 _FORMAT = 1  # of what an unfinished import leaves
+
+_log = logging.getLogger("glmjax")
 
 
 def import_model(family: str, source: str | os.PathLike, out: str | os.PathLike, dtype: str | None = None,
@@ -107,7 +109,7 @@ def _begin(work: pathlib.Path, plan: str, content: export.Content) -> Any:
   there = 0
   if work.exists() and _read_plan(work) == plan:
     there = sum(path.stat().st_blocks * 512 for path in (work / "export").rglob("*") if path.is_file())
-    print(f"going on with the import that stopped after {there / 1e6:.0f} MB", file=sys.stderr)
+    _log.info("going on with the import that stopped after %.0f MB", there / 1e6)
   blocks.need_room(work.parent, content.weights, there)
   work.mkdir(parents=True, exist_ok=True)
   lock = open(work / _LOCK, "w", encoding="utf-8")

@@ -95,15 +95,15 @@ def train(
   _check_numbers(batches, total_samples, micro_batch, loss_chunk, seed, stop_at_step)
   if weights is not None and overwrite:  # before anything is deleted
     initial.check(weights, model, data.describe())
-  host.keep_freed_memory()
-  device_mesh, rules = mesh_lib.make_mesh(mesh), partitioning.strategy(strategy)
-  layout = _layout(model, data, batches, micro_batch, intervals.eval_samples, device_mesh, rules)
-  tx = optimizer.make()
-  recipe = step_lib.Recipe(optimizer, learning_rate, embedding_alpha, loss_scale)
-  objective = step_lib.Objective(model, loss_chunk, loss_mean_of,
-                                 pipeline_lib.make(pipeline, model, device_mesh, layout.rows))
-  folder = workdir_lib.Workdir(pathlib.Path(workdir))
-  with partitioning.use(device_mesh, rules), watch.on() as peers, contextlib.ExitStack() as stack:
+  with watch.on() as peers, contextlib.ExitStack() as stack:  # before JAX looks for devices: it asks all processes
+    device_mesh, rules = mesh_lib.make_mesh(mesh), partitioning.strategy(strategy)
+    stack.enter_context(partitioning.use(device_mesh, rules))
+    layout = _layout(model, data, batches, micro_batch, intervals.eval_samples, device_mesh, rules)
+    tx = optimizer.make()
+    recipe = step_lib.Recipe(optimizer, learning_rate, embedding_alpha, loss_scale)
+    objective = step_lib.Objective(model, loss_chunk, loss_mean_of,
+                                   pipeline_lib.make(pipeline, model, device_mesh, layout.rows))
+    folder = workdir_lib.Workdir(pathlib.Path(workdir))
     stages = stages_lib.make(model, tx, device_mesh, rules, objective.pipeline)
     processes.on_first(lambda: _begin(stack, folder, model, data, overwrite, on_start))
     processes.see_the_same(folder.seen, str(folder.root))
@@ -118,6 +118,12 @@ def train(
     run.compile(step_lib.compile_train_step(objective, recipe, tx, jax.tree.map(lambda x: x.sharding, stages.held)))
     with stopping.Stopping(device_mesh) as stop:
       return run.run(stop_at_step, stop)
+
+
+def _advice() -> str:
+  count = jax.process_count()
+  return "" if count == 1 else (f"; {count} processes: should one die, all end, those that JAX ends in its own words; "
+                                "the same command then goes on from the last checkpoint")
 
 
 def _begin(stack: contextlib.ExitStack, folder: workdir_lib.Workdir, model: config_lib.GLMConfig,
@@ -195,7 +201,8 @@ class Run:
     self.console.say(
         f"{model.num_parameters():,} parameters on {self.layout.mesh.size} x "
         f"{jax.devices()[0].device_kind}; {'resumed at' if self._resumed else 'starting at'} step {self.step:,}, "
-        f"sample {self.samples:,} of {self.total_samples:,}; compiled in {time.perf_counter() - began:.1f} s")
+        f"sample {self.samples:,} of {self.total_samples:,}; compiled in {time.perf_counter() - began:.1f} s"
+        f"{_advice()}")
 
   def close(self) -> None:
     """Stops the feed and closes the files."""

@@ -1,4 +1,7 @@
-"""SIGTERM and Ctrl-C: the step under way is finished and saved, the same one by all processes of the run."""
+"""SIGTERM and Ctrl-C: the step under way is finished and saved, the same one by all processes of the run.
+
+Before the first step there is nothing to save, and the program's own handlers act (cli/process.py).
+"""
 
 import contextlib
 import signal
@@ -20,6 +23,7 @@ class Stopping:
     self.agreed: int | None = None  # the signal that the run stops for
     self._received: int | None = None
     self._before: dict[int, Any] = {}
+    self._wakeup: int | None = None
     self._alone = jax.process_count() == 1
     self._split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(mesh.axis_names))
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
@@ -28,6 +32,7 @@ class Stopping:
 
   def __enter__(self) -> "Stopping":
     with contextlib.suppress(ValueError):  # not in the main thread: signals are someone else's
+      self._wakeup = signal.set_wakeup_fd(-1)  # whoever is woken by signals need not know of this one
       for number in (signal.SIGTERM, signal.SIGINT):
         self._before[number] = signal.signal(number, self._note)
     return self
@@ -56,6 +61,9 @@ class Stopping:
     self._restore()
 
   def _restore(self) -> None:
+    if self._wakeup is not None:
+      signal.set_wakeup_fd(self._wakeup)
+      self._wakeup = None
     for number, handler in self._before.items():
       signal.signal(number, handler)
     self._before.clear()

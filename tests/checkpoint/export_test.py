@@ -171,10 +171,10 @@ def _flip_chunk(array: pathlib.Path) -> None:
 
 
 def test_damaged_run_falls_back(run: pathlib.Path, params: Any, tmp_path: pathlib.Path,
-                                capfd: pytest.CaptureFixture):
+                                caplog: pytest.LogCaptureFixture):
   _flip_chunk(run / "checkpoints/2/state/params.layers.mlp.wo.kernel")
   assert export.export(run, tmp_path / "out")["step"] == 1
-  assert "step 1 is used instead: params/layers/mlp/wo/kernel" in capfd.readouterr().err
+  assert "step 1 is used instead: params/layers/mlp/wo/kernel" in caplog.text
   _assert_equal(load.load(run).params, params)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import pytest
 
 from glmjax import cli, errors
-from glmjax.cli import answers, inference, inputs
+from glmjax.cli import answers, inference, inputs, process
 from glmjax.infer import engine
 from glmjax.infer import sampling
 
@@ -109,6 +109,7 @@ def test_answers_keep_order_and_fields():
 
 
 def test_standard_output(capsysbinary):
+  process.begin()
   inference.show_outputs(inference.generate("m", ["好", "b", "c"], out="-"))
   captured = capsysbinary.readouterr()
   assert [json.loads(line)["output"] for line in captured.out.splitlines()] == ["好 0", "B 1", "C 2"]

@@ -70,7 +70,8 @@ def assert_equal(a: pathlib.Path, b: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize("family, bits", [("chatglm-6b", 4), ("glm-130b", None)])
-def test_goes_on(make, tmp_path, monkeypatch, few, capsys, family, bits):
+def test_goes_on(make, tmp_path, monkeypatch, few, caplog, family, bits):
+  caplog.set_level("INFO", "glmjax")
   folder = make(tmp_path / "source", family)
   load.import_model(family, folder, tmp_path / "whole", bits=bits)
   with monkeypatch.context() as patch:
@@ -90,7 +91,7 @@ def test_goes_on(make, tmp_path, monkeypatch, few, capsys, family, bits):
   with monkeypatch.context() as patch:
     names = stop_after(patch, 10**9)
     load.import_model(family, folder, tmp_path / "out", bits=bits)
-  assert "going on with the import that stopped" in capsys.readouterr().err
+  assert "going on with the import that stopped" in caplog.text
   assert total is None and len(names) + done == sum(
       len(list(w.regions(4096))) for w in source_lib.open_source(family, folder).weights(bits, None))
   assert_equal(tmp_path / "out", tmp_path / "whole")
@@ -112,14 +113,15 @@ def test_what_is_there_is_verified(make, tmp_path, monkeypatch, few):
   assert_equal(tmp_path / "out", tmp_path / "whole")
 
 
-def test_other_files_or_options_start_anew(make, tmp_path, monkeypatch, few, capsys):
+def test_other_files_or_options_start_anew(make, tmp_path, monkeypatch, few, caplog):
+  caplog.set_level("INFO", "glmjax")
   folder = make(tmp_path / "source", "chatglm-6b")
   with monkeypatch.context() as patch:
     stop_after(patch, 6)
     with pytest.raises(Killed):
       load.import_model("chatglm-6b", folder, tmp_path / "out")
   load.import_model("chatglm-6b", folder, tmp_path / "out", bits=8)
-  assert "going on" not in capsys.readouterr().err
+  assert "going on" not in caplog.text
   load.import_model("chatglm-6b", folder, tmp_path / "whole", bits=8)
   assert_equal(tmp_path / "out", tmp_path / "whole")
 

@@ -1,0 +1,330 @@
+"""What a command sets for its whole process: signals, standard streams, messages, threads, memory.
+
+Called from main() alone, so that glmjax as a library changes nothing in the program that imports it.
+"""
+
+import contextlib
+import io
+import logging
+import os
+import pathlib
+import select
+import signal
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any, NoReturn
+
+SECONDS_TO_END = 5  # from a signal on, in which what is open is put in order; then the process ends as it is
+SECONDS_TO_MEET = 15  # the same while a process of several has not met the others: they must be told
+
+
+class Stopped(KeyboardInterrupt):
+  """SIGTERM or SIGINT, raised in the main thread wherever it is."""
+
+  def __init__(self, number: int):
+    super().__init__(number)
+    self.number = number
+
+
+def begin() -> None:
+  """Makes the settings that every command needs. A second call changes nothing."""
+  _take_signals()
+  _open_streams()
+  _show_messages()
+  _quieten()
+  _limit_threads()
+
+
+# Signals -------------------------------------------------------------------------------------------------------------
+
+_OURS = (signal.SIGTERM, signal.SIGINT)
+_mask: set[int] = set()  # of signals that were blocked before a fork
+_ending = threading.Lock()  # held by the thread that ends the process
+_watcher: threading.Thread | None = None
+_waiting = False  # whether signals wait for the end of `several`
+_noted: int | None = None  # the signal that waits
+
+
+def _take_signals() -> None:
+  """From here on SIGTERM and SIGINT end the process with one line and status 128 + n, also within native code.
+
+  Python's handler runs when the main thread is back from native code, which may be minutes later (a compiler) or
+  never (a dead peer's collective), and what it raises may be swallowed. A thread therefore hears of each signal at once
+  and ends what has not ended by itself. train/stopping.py takes over while a run can save.
+  """
+  global _watcher
+  if threading.current_thread() is not threading.main_thread():
+    return  # not the program's main(): signals are someone else's
+  for number in _OURS:
+    signal.signal(number, _handle)
+  if _watcher is None:
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    os.register_at_fork(before=_block, after_in_parent=_unblock, after_in_child=_forget)
+    _watcher = threading.Thread(target=_watch, args=(reader,), daemon=True, name="signals")
+    _watcher.start()
+
+
+def _handle(number: int, frame: FrameType | None) -> None:
+  global _noted
+  del frame
+  if _waiting:
+    _noted = number
+  else:
+    raise Stopped(number)
+
+
+def _watch(reader: int) -> None:
+  while True:
+    for number in os.read(reader, 1):
+      if signal.getsignal(number) is _handle:
+        time.sleep(SECONDS_TO_MEET if _waiting else SECONDS_TO_END)
+        if signal.getsignal(number) is _handle:
+          end(number)
+
+
+def _block() -> None:
+  """Before a fork: a signal to the child that came before `_forget` would be taken for the parent's."""
+  global _mask
+  _mask = signal.pthread_sigmask(signal.SIG_BLOCK, _OURS)
+
+
+def _unblock() -> None:
+  signal.pthread_sigmask(signal.SIG_SETMASK, _mask)
+
+
+def _forget() -> None:
+  """In a forked child: signals end it without a word, and are no business of its parent's."""
+  if threading.current_thread() is threading.main_thread():  # as the thread that forked always is, in the child
+    signal.set_wakeup_fd(-1)
+    for number in _OURS:
+      signal.signal(number, signal.SIG_DFL)
+  _unblock()
+
+
+@contextlib.contextmanager
+def several() -> Iterator[None]:
+  """Within it a signal waits, so that a process of several that is told to stop can tell the others, once met."""
+  global _waiting
+  _waiting = True
+  try:
+    yield
+  finally:
+    _waiting = False
+  if _noted is not None:
+    raise Stopped(_noted)
+
+
+@contextlib.contextmanager
+def noting(number: int) -> Iterator[list[int]]:
+  """A list that stays empty until the signal comes; nothing is interrupted. For the main thread."""
+  received: list[int] = []
+  before = signal.signal(number, lambda number, frame: received.append(number))
+  watched = signal.set_wakeup_fd(-1)  # nobody but this waits for it
+  try:
+    yield received
+  finally:
+    signal.set_wakeup_fd(watched)
+    signal.signal(number, before)
+
+
+def end(number: int) -> NoReturn:
+  """Ends the process after a signal: without Python's own end, in which threads of native code may crash."""
+  if not _ending.acquire(blocking=False):
+    while True:  # the other thread is at it
+      time.sleep(1)
+  message = "interrupted" if number == signal.SIGINT else f"stopped by {signal.Signals(number).name}"
+  with contextlib.suppress(OSError):
+    os.write(2, f"glmjax: {message}\n".encode())
+  multiprocessing = sys.modules.get("multiprocessing")
+  for child in multiprocessing.active_children() if multiprocessing else ():
+    child.kill()
+  leave_others(128 + number, message)
+  os._exit(128 + number)
+
+
+def leave_others(status: int, message: str) -> None:
+  """Ends a process of several, which tells the others why; returns in one that is alone."""
+  distributed = sys.modules.get("glmjax.parallel.distributed")
+  if distributed is not None and distributed.joined():  # JAX would wait at exit for processes that wait for this one
+    distributed.leave(status, message)
+
+
+# Standard streams ----------------------------------------------------------------------------------------------------
+
+OUTPUT = "standard output"  # the file name of its errors
+
+
+class _Forgiving(io.FileIO):
+  """A descriptor whose failures are dropped: a full disk or a closed terminal under the messages ends no training."""
+
+  def write(self, data: Any) -> int:
+    with contextlib.suppress(OSError):
+      return super().write(data) or len(data)  # None: it would block
+    return len(data)
+
+
+class _Output(io.FileIO):
+  """Standard output: takes all that is written to it, or raises an error that names it."""
+
+  def write(self, data: Any) -> int:
+    left = memoryview(data)
+    try:
+      while left:
+        written = super().write(left)
+        if written is None:  # it would block, as another program has set the terminal or pipe
+          select.select([], [self], [])
+        else:
+          left = left[written:]
+    except OSError as error:
+      error.filename = OUTPUT
+      raise
+    return len(data)
+
+
+def _open_streams() -> None:
+  """Standard input, output and error can be used, whatever the process was started with.
+
+  Closed ones are /dev/null. Into files and pipes goes UTF-8, unless PYTHONIOENCODING says otherwise; a terminal gets
+  its own encoding. A character that the encoding lacks is replaced: by ? in the output, by an escape in messages.
+  """
+  for descriptor, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+    try:
+      os.fstat(descriptor)
+    except OSError:
+      null = os.open(os.devnull, os.O_RDWR)
+      if null != descriptor:
+        os.dup2(null, descriptor)
+        os.close(null)
+      os.set_inheritable(descriptor, True)
+    if getattr(sys, name) is None:  # so Python has it where the descriptor was closed
+      setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))
+  if sys.stdout is sys.__stdout__:  # else another program's
+    raw = _Output(1, "wb", closefd=False)
+    unbuffered = isinstance(sys.stdout.buffer, io.RawIOBase)
+    sys.stdout = io.TextIOWrapper(raw if unbuffered else io.BufferedWriter(raw), sys.stdout.encoding,
+                                  line_buffering=sys.stdout.line_buffering, write_through=unbuffered)
+  if sys.stderr is sys.__stderr__:
+    raw = _Forgiving(2, "wb", closefd=False)
+    sys.stderr = io.TextIOWrapper(io.BufferedWriter(raw), sys.stderr.encoding, line_buffering=True)
+  for stream, lacking in ((sys.stdin, "replace"), (sys.stdout, "replace"), (sys.stderr, "backslashreplace")):
+    if isinstance(stream, io.TextIOWrapper):
+      own = stream is sys.stdin or stream.isatty() or os.environ.get("PYTHONIOENCODING", "").split(":")[0]
+      stream.reconfigure(encoding=stream.encoding if own else "utf-8", errors=lacking)
+
+
+def output_fails() -> bool:
+  """Whether standard output does not take what was written to it."""
+  try:
+    sys.stdout.flush()
+  except (OSError, ValueError):
+    return True
+  return False
+
+
+def drop_output() -> None:
+  """What standard output still holds goes nowhere, so that Python does not try again at its end."""
+  with contextlib.suppress(OSError, ValueError):
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+    os.close(null)
+
+
+def is_utf8(stream: Any) -> bool:
+  """Whether the stream takes every character."""
+  return (getattr(stream, "encoding", None) or "utf-8").lower().replace("_", "-").startswith(("utf-", "utf8"))
+
+
+# Messages ------------------------------------------------------------------------------------------------------------
+
+
+class _Messages(logging.Handler):
+  """Prints what the library says through the logger "glmjax": news as a bare line, warnings as "glmjax: ..."."""
+
+  def emit(self, record: logging.LogRecord) -> None:
+    line = printable(record.getMessage())
+    if record.levelno >= logging.WARNING:
+      line = f"glmjax: {line}"
+    tqdm = sys.modules.get("tqdm")
+    if tqdm is not None:
+      tqdm.tqdm.write(line, file=sys.stderr)  # above a progress bar
+    else:
+      print(line, file=sys.stderr)
+    sys.stderr.flush()
+
+
+def _show_messages() -> None:
+  logger = logging.getLogger("glmjax")
+  if not any(isinstance(handler, _Messages) for handler in logger.handlers):
+    logger.addHandler(_Messages())
+  logger.setLevel(logging.INFO)
+  logger.propagate = False  # other libraries' handlers would print it once more
+
+
+def printable(text: str) -> str:
+  """Without the control characters that file names may hold and a terminal would obey."""
+  return "".join(c if c in "\n\t" or not (ord(c) < 0x20 or 0x7f <= ord(c) < 0xa0) else f"\\x{ord(c):02x}" for c in text)
+
+
+def _is_not_orbax(record: logging.LogRecord) -> bool:
+  """Orbax warns about what is as it should be, and logs each error several times before raising it."""
+  return "orbax" not in pathlib.Path(record.pathname).parts
+
+
+def _report_unraisable(unraisable: Any) -> None:
+  """When one write fails Orbax closes the event loop to which the others still report. A signal has its own line."""
+  if str(unraisable.exc_value) != "Event loop is closed" and not isinstance(unraisable.exc_value, Stopped):
+    sys.__unraisablehook__(unraisable)
+
+
+def _quieten() -> None:
+  """A failed save raises one error; this keeps the rest of Orbax's noise about it from the user."""
+  with contextlib.suppress(ImportError):
+    import absl.logging  # noqa: F401  makes its own kind of logger, which must not be an ordinary one
+  logging.getLogger("absl").addFilter(_is_not_orbax)
+  if sys.unraisablehook is sys.__unraisablehook__:  # else another program's
+    sys.unraisablehook = _report_unraisable
+  warnings.filterwarnings("ignore", "coroutine .async_serialize.* was never awaited", RuntimeWarning)
+
+
+# Threads, memory, accelerators ---------------------------------------------------------------------------------------
+
+
+def _limit_threads() -> None:
+  """Thread pools no larger than the processors we may use, and none that spins while it waits.
+
+  Libraries count the machine's processors; a container's share (cgroup v2 cpu.max) is often far smaller.
+  """
+  count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+  try:
+    with open("/sys/fs/cgroup/cpu.max", encoding="ascii") as file:
+      quota, period = file.read().split()
+    if quota != "max":
+      count = min(count, max(1, round(int(quota) / int(period))))
+  except (OSError, ValueError):
+    pass
+  for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NPROC"):  # NPROC: XLA's thread pool on the CPU
+    os.environ.setdefault(name, str(count))
+  os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+
+def prepare_training() -> None:
+  """The memory of a step stays with the process; before JAX starts its threads."""
+  from glmjax.parallel import host  # here, as few commands need it
+  host.keep_freed_memory()
+
+
+def compile_only() -> None:
+  """JAX computes nothing on a device: the command compiles for others."""
+  os.environ["JAX_PLATFORMS"] = "cpu"
+
+
+def add_xla_flags(flags: list[str]) -> None:
+  """Before the user's own, which win. XLA reads them when JAX first looks for devices."""
+  os.environ["XLA_FLAGS"] = " ".join([*flags, os.environ.get("XLA_FLAGS", "")]).strip()
