@@ -27,6 +27,7 @@ from sentencepiece import sentencepiece_model_pb2
 
 from glmjax import errors
 from glmjax import tokens
+from glmjax.io import downloads
 
 MODEL_FILE = "tokenizer.model"
 LAYOUT_FILE = "tokenizer.json"
@@ -390,7 +391,12 @@ def _decoding_tables(
 
 def _read_bytes(path: pathlib.Path) -> bytes:
   try:
-    return path.read_bytes()
+    if path.exists() and not path.is_file():  # a FIFO would wait for ever
+      raise errors.InputError(f"the tokenizer file {path} is no regular file; give a folder that `glmjax tokenizer` "
+                              "made, or a SentencePiece model")
+    content = path.read_bytes()
+    downloads.check(content[:downloads.HEAD], str(path))
+    return content
   except OSError as error:
     raise errors.InputError(f"cannot read the tokenizer file {path}: {error.strerror}; give a folder that "
                             f"`glmjax tokenizer` made, or a SentencePiece model") from error

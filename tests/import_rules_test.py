@@ -26,7 +26,7 @@ ALLOWED = {
   "data": ("errors", "ranges", "io", "tokens", "tokenizer"),
   "train": ("models", "models.config", "parallel", "checkpoint", "errors", "ranges", "io", "target", "tokens"),
   "checkpoint": ("parallel", "quantize", "models.config", "train.state", "errors", "io"),
-  "thudm": ("checkpoint", "quantize", "models.config", "tokenizer", "errors", "io"),
+  "thudm": ("checkpoint", "quantize", "models.config", "ranges", "tokenizer", "errors", "io"),
   "infer": ("models", "models.config", "parallel", "quantize", "checkpoint", "tokenizer", "tokens", "errors",
             "ranges", "io"),
   "evaluate": ("infer", "checkpoint", "data", "tokenizer", "tokens", "errors", "ranges", "io"),

@@ -50,6 +50,7 @@ class Command:
   prepare: Callable[[argparse.Namespace], dict[str, Any]] | None = None  # arguments of the call
   describe: Callable[[Any], Any] | None = None  # the function's result as the command's
   show: Callable[[Any], None] | None = None  # prints the result for people
+  status: Callable[[Any], int] | None = None  # the exit status that the result asks for; None: 0
   folder: str | None = None  # the parameter that names the folder which config.gin is written to
   begin: Callable[[argparse.Namespace], None] | None = None  # called before the function, when all is in order
   modes: tuple["Command", ...] = ()  # named "plan --fits": what the command is instead with that flag
@@ -122,7 +123,7 @@ COMMANDS = {command.name: command for command in (
             "glmjax inspect --hashes models/chatglm-6b",
             (Flag("path", "a training run, an export, a model in THUDM's files, or one file"),
              Flag("--hashes", "read everything: sha256 of their files, our checksums verified", bool, kind="passed")),
-            show=weights.show_inspection),
+            show=weights.show_inspection, status=weights.status_of_inspection),
     Command("generate", "glmjax.cli.inference.generate", "fill [MASK]s in a text, or continue it",
             "glmjax generate --checkpoint=runs/mine-int4 --prompt='The capital of France is [MASK].'",
             (CHECKPOINT,
@@ -206,7 +207,7 @@ def run(arguments: list[str]) -> int:
   _print_result(command, result, options.json)
   if options.stages:
     stages.append(options.stages, command.name, started, time.time() - started)
-  return 0
+  return command.status(result) if command.status else 0
 
 
 def _call(command: Command, given: dict[str, Any]) -> Any:

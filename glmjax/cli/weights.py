@@ -25,3 +25,8 @@ def show_inspection(report: dict[str, Any]) -> None:
   """Prints what glmjax.thudm.inspection found."""
   from glmjax.thudm import inspection
   inspection.show(report)
+
+
+def status_of_inspection(report: dict[str, Any]) -> int:
+  """The exit status of the inspect command: 2, that of mistakes to mend, where there is a problem."""
+  return 2 if report["problem"] else 0

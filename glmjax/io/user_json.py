@@ -7,12 +7,12 @@ import re
 from typing import Any
 
 from glmjax import errors
+from glmjax.io import downloads
 
 DEEPEST = 100  # levels of lists and objects: far beyond any config, far within Python's recursion limit
-LARGEST = 1 << 28  # bytes of a JSON file; the index of the largest model has a few MB
+LARGEST = 1 << 28  # bytes of a JSON file; Python's objects may take 25 times as many
 _DIGITS = 4300  # of the longest integer that Python reads (sys.int_info.default_max_str_digits)
 _SURROGATES = re.compile("[\ud800-\udfff]")
-_LFS = b"version https://git-lfs.github.com/spec/"
 _KINDS = {dict: "an object", list: "a list"}
 
 
@@ -44,8 +44,8 @@ def parse(text: str | bytes, where: str, kind: type | None = dict, expected: str
   return content
 
 
-def read(path: str | os.PathLike, kind: type | None = dict, expected: str = "") -> Any:
-  """Returns what a JSON file holds (`parse`).
+def read(path: str | os.PathLike, kind: type | None = dict, expected: str = "", largest: int = LARGEST) -> Any:
+  """Returns what a JSON file of at most `largest` bytes holds (`parse`).
 
   Raises:
     errors.InputError: also when the file is missing, no regular file, too large or cannot be read.
@@ -56,8 +56,8 @@ def read(path: str | os.PathLike, kind: type | None = dict, expected: str = "") 
       raise errors.InputError(f"{path}: no such file{f'; {expected}' if expected else ''}")
     if not path.is_file():  # a FIFO would wait for ever
       raise errors.InputError(f"{path} is no regular file{f'; {expected}' if expected else ''}")
-    if (size := path.stat().st_size) > LARGEST:
-      raise errors.InputError(f"{path} has {size:,} bytes; a JSON file here has {LARGEST:,} at most")
+    if (size := path.stat().st_size) > largest:
+      raise errors.InputError(f"{path} has {size:,} bytes; a JSON file here has {largest:,} at most")
     text = path.read_bytes()
   except OSError as error:
     raise errors.InputError(f"cannot read {path}: {errors.reason(error)}") from error
@@ -81,12 +81,7 @@ def string(content: dict[str, Any], name: str, where: str) -> str:
 
 
 def _decoded(text: bytes, where: str, advice: str) -> str:
-  start = text[:200].lstrip().lower()
-  if text.startswith(_LFS):
-    raise errors.InputError(f"{where} is a Git LFS pointer, not the file itself: fetch it with git lfs pull")
-  if start.startswith((b"<!doctype html", b"<html")):
-    raise errors.InputError(f"{where} is a web page, not the file itself: download it again (its address answered "
-                            "with an error or a log-in page)")
+  downloads.check(text[:downloads.HEAD], where)
   try:
     return text.decode("utf-8-sig")
   except UnicodeDecodeError as error:

@@ -6,6 +6,7 @@ import os
 import pathlib
 
 from glmjax import errors
+from glmjax.io import downloads
 
 _BLOCK = 1 << 20
 
@@ -24,6 +25,8 @@ def lines(path: str | os.PathLike) -> Iterator[tuple[int, str]]:
   try:
     with open(path, encoding="utf-8-sig", newline=None) as stream:  # None: all three line ends
       for number, line in enumerate(stream, 1):
+        if number == 1:
+          downloads.check_pointer(line[:downloads.HEAD].encode(), str(path))
         if "\0" in line:
           raise errors.InputError(f"{path}: line {number} holds NUL characters: no text, or UTF-16; convert it, say "
                                   "with iconv -f UTF-16 -t UTF-8")

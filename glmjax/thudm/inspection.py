@@ -1,12 +1,11 @@
 """What a folder or file of weights holds: ours (runs, exports) and theirs (the Hub's, ranks, single files)."""
 
+from collections.abc import Iterable, Mapping, Sequence
 import hashlib
 import math
 import os
 import pathlib
 import re
-import zipfile
-from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,9 +17,14 @@ from glmjax.checkpoint import blocks
 from glmjax.checkpoint import folder as folder_lib
 from glmjax.checkpoint import manager
 from glmjax.checkpoint import source as ours_lib
+from glmjax.io import paths
+from glmjax.io import printable
+from glmjax.io import user_json
+from glmjax.io import user_text
 from glmjax.models import config as config_lib
 from glmjax.thudm import shards as shards_lib
 from glmjax.thudm import source as source_lib
+from glmjax.thudm import zips
 
 _FAMILY_SIGN = "transformer.position_embeddings.weight"  # a key that only the GLMs up to 10B have
 _LAYER = re.compile(r"(?<=layers[./])\d+(?=[./])")
@@ -35,18 +39,26 @@ def inspect(path: str | os.PathLike, hashes: bool = False) -> dict[str, Any]:
 
   Returns:
     {"path", "kind", "model" (sizes), "parameters", "bits", "tensors" [{"name", "shape", "dtype", "count",
-    "bytes", "sum"}], "array_bytes", "files" [{"name", "bytes", "sha256"}], "file_bytes", "problem"}; layers are
-    put together; "problem" is what import or loading would say, None when all is well.
+    "bytes", "sum"}], "array_bytes", "files" [{"name", "bytes", "sha256"}], "file_bytes", "problem", "note"}; layers
+    are put together; "problem" is what import or loading would say, None when all is well; "note" what import would.
 
   Raises:
     errors.InputError: when it is nothing that glmjax knows.
   """
-  path = pathlib.Path(path)
+  path = paths.local(path, "the path")
+  try:
+    return _inspect(path, hashes)
+  except OSError as error:
+    raise errors.InputError(f"cannot read {error.filename or path}: {errors.reason(error)}") from error
+
+
+def _inspect(path: pathlib.Path, hashes: bool) -> dict[str, Any]:
   if path.is_file():
     opened = shards_lib.open_file(path)
     return _report(path, "file", {}, None, _table(opened.items()), [path], hashes, None)
   if not path.is_dir():
-    raise errors.InputError(f"{path}: no such file or folder")
+    what = "it is no regular file" if path.exists() else "no such file or folder"
+    raise errors.InputError(f"{path}: {what}; give a run, an export, a model in THUDM's files, or one file")
   if (path / folder_lib.PARAMS).is_dir() or (path / folder_lib.CHECKPOINTS).is_dir():
     return _inspect_ours(path, hashes)
   return _inspect_theirs(path, hashes)
@@ -55,27 +67,63 @@ def inspect(path: str | os.PathLike, hashes: bool = False) -> dict[str, Any]:
 def _inspect_ours(path: pathlib.Path, hashes: bool) -> dict[str, Any]:
   config = folder_lib.read_config(path)
   kind = "export" if (path / folder_lib.PARAMS).is_dir() else "run"
-  problem, source = None, None
-  try:
-    source = ours_lib.use(path, lambda found: found)
-    source.check_size()
-    arrays.check_files(source.arrays, source.records)
-    if hashes:
-      _verify(source)
-  except (errors.InputError, arrays.DamagedError) as error:
-    problem = str(error)
+  steps = manager.steps(path / folder_lib.CHECKPOINTS)
+  source, problem = _newest(path, hashes)
   rows = [] if source is None else [
       {"name": name.removeprefix(source.prefix), "shape": record["shape"], "dtype": record["dtype"], "count": 1,
        "bytes": _nbytes(record["shape"], record["dtype"]), "sum": record["sum"]}
       for name, record in source.records.items()]
-  files = sorted(file for file in path.rglob("*") if file.is_file())
-  report = _report(path, kind, vars(config.model), config.export.get("bits"), rows, files, False, problem)
-  report["files"] = _by_folder(path, files)
+  if source is not None and kind == "run" and steps and source.step < steps[-1]:
+    problem = problem or f"step {steps[-1]} is damaged: step {source.step} is used instead"
   if kind == "run":
-    report["steps"] = manager.steps(path / folder_lib.CHECKPOINTS)
+    problem = problem or _problem_of_metrics(path / "metrics.jsonl")
+  report = _report(path, kind, vars(config.model), config.export.get("bits"), rows, [], False, problem)
+  report |= {"files": _by_folder(path), "verified": hashes and problem is None}
+  report["file_bytes"] = sum(entry["bytes"] for entry in report["files"])
+  if kind == "run":
+    report["steps"] = steps
   if source is not None:
     report["step"] = source.step
-  return report | {"verified": hashes and problem is None}
+  return report
+
+
+def _newest(path: pathlib.Path, hashes: bool) -> tuple[ours_lib.Source | None, str | None]:
+  """The parameters that loading would take, and what is wrong with them; steps that a run deletes are left."""
+  tries = 3
+  while True:
+    source, tries = None, tries - 1
+    try:
+      source = ours_lib.use(path, _itself)
+      source.check_size()
+      arrays.check_files(source.arrays, source.records)
+      if hashes:
+        _verify(source)
+      return source, None
+    except (errors.InputError, arrays.DamagedError, FileNotFoundError) as error:
+      if not tries or source is None or source.arrays.exists():
+        return source, printable.line(error)
+
+
+def _itself(source: ours_lib.Source) -> ours_lib.Source:
+  return source
+
+
+def _problem_of_metrics(path: pathlib.Path) -> str | None:
+  """What is wrong with a run's metrics; its last line may be half-written."""
+  if not path.is_file():
+    return None
+  bad = None
+  try:
+    for number, line in user_text.lines(path):
+      if bad is not None:  # and not the last
+        return f"{bad}; `report` will ask for the line to be removed"
+      try:
+        user_json.parse(line, f"{path}, line {number}")
+      except errors.InputError as error:
+        bad = str(error)
+  except errors.InputError as error:
+    return str(error)
+  return None
 
 
 def _verify(source: ours_lib.Source) -> None:
@@ -89,34 +137,52 @@ def _verify(source: ours_lib.Source) -> None:
     reader.verify([name])
 
 
-def _by_folder(path: pathlib.Path, files: Sequence[pathlib.Path]) -> list[dict[str, Any]]:
-  """The bytes of the folder's own files and of each folder in it."""
+def _by_folder(path: pathlib.Path) -> list[dict[str, Any]]:
+  """The bytes of the folder's own files and of each folder in it; what a run deletes meanwhile is passed over."""
   sizes: dict[str, int] = {}
-  for file in files:
-    parts = file.relative_to(path).parts
-    name = parts[0] + ("/" if len(parts) > 1 else "")
-    sizes[name] = sizes.get(name, 0) + file.stat().st_size
-  return [{"name": name, "bytes": size} for name, size in sizes.items()]
+  for parent, folders, files in os.walk(path):
+    folders.sort()
+    for file in sorted(files):
+      place = pathlib.Path(parent, file)
+      parts = place.relative_to(path).parts
+      name = parts[0] + ("/" if len(parts) > 1 else "")
+      try:
+        sizes[name] = sizes.get(name, 0) + place.stat().st_size
+      except FileNotFoundError:
+        continue
+  return [{"name": name, "bytes": size} for name, size in sorted(sizes.items())]
 
 
 def _inspect_theirs(path: pathlib.Path, hashes: bool) -> dict[str, Any]:
-  is_ranks = (path / "latest").is_file() or (path / "latest_checkpointed_iteration.txt").is_file() or any(
-      path.glob("mp_rank_*"))
+  is_ranks = any((path / name).is_file() for name in shards_lib.LATEST) or any(path.glob("mp_rank_*"))
   opened = shards_lib.open_ranks(path) if is_ranks else shards_lib.open_hub(path)
+  rows = _table(item for rank in opened.ranks for item in rank.items())
+  kind = f"{len(opened.ranks)} tensor-parallel ranks" if is_ranks else "Hub"
+  files = list(opened.files)
+  if not is_ranks and (config := _our_config(path)) is not None:
+    return _report(path, "safetensors export", vars(config.model), config.export.get("bits"), rows, files, hashes, None)
   family = "chatglm-6b"
   if is_ranks:
     family = "glm-10b" if _FAMILY_SIGN in opened.ranks[0] else "glm-130b"
-  problem, model, bits = None, {}, None
+  problem, model, bits, note, has_tokenizer = None, {}, None, None, False
   try:
     has_tokenizer = (path / "ice_text.model").is_file() or (path / folder_lib.TOKENIZER).is_dir()
     found = source_lib.open_source(family, path, None if has_tokenizer else "none")
-    model, bits = vars(found.config), found.bits
+    model, bits, note = vars(found.config), found.bits, found.note
   except errors.InputError as error:
     problem = str(error)
-  rows = _table(item for rank in opened.ranks for item in rank.items())
-  report = _report(path, "Hub" if not is_ranks else f"{len(opened.ranks)} tensor-parallel ranks", model, bits, rows,
-                   list(opened.files), hashes, problem)
-  return report | {"family": family, "iteration": opened.iteration, "has_tokenizer": problem is None and has_tokenizer}
+  report = _report(path, kind, model, bits, rows, files, hashes, problem)
+  return report | {"family": family, "iteration": opened.iteration, "note": note,
+                   "has_tokenizer": problem is None and has_tokenizer}
+
+
+def _our_config(path: pathlib.Path) -> folder_lib.FolderConfig | None:
+  """Of what `export --format=safetensors` has written; None: config.json is another's, or missing."""
+  try:
+    is_ours = isinstance(shards_lib.read_json(path / folder_lib.CONFIG).get("model"), Mapping)
+  except errors.InputError:
+    return None
+  return folder_lib.read_config(path) if is_ours else None
 
 
 def _table(tensors: Iterable[tuple[str, Any]]) -> list[dict[str, Any]]:
@@ -142,37 +208,41 @@ def _report(path: pathlib.Path, kind: str, model: dict[str, Any], bits: int | No
     for entry, file in zip(described, tqdm.tqdm(files, desc="hashing", disable=None)):
       with open(file, "rb") as stream:
         entry["sha256"] = hashlib.file_digest(stream, "sha256").hexdigest()
-      if file.suffix in (".pt", ".bin") and zipfile.is_zipfile(file):
-        with zipfile.ZipFile(file) as archive:
-          bad = archive.testzip()
-        if bad:
-          problem = problem or f"{file} is damaged: {bad} is not what its CRC says; copy it again"
+      if file.suffix != ".safetensors" and (bad := zips.damaged_member(file)):
+        problem = problem or (f"{file} is damaged: {printable.line(bad, 80)} is not what its CRC says; copy it again")
   return {"path": str(path), "kind": kind, "model": dict(model), "bits": bits,
           "parameters": config_lib.GLMConfig(**model).num_parameters() if model else None,
           "tensors": rows, "array_bytes": sum(row["bytes"] for row in rows), "files": described,
           "file_bytes": sum(entry["bytes"] for entry in described), "problem": problem}
 
 
-def show(report: dict[str, Any]) -> None:
+def show(report: Mapping[str, Any]) -> None:
   """Prints a report for people."""
-  size = lambda n: f"{n:,} bytes = {n / 1e9:.3f} GB = {n / 2**30:.3f} GiB"
   kind = report["kind"] + "".join(f", {word}" for word in (report.get("family"),) if word)
   bits = f", INT{report['bits']} kernels" if report["bits"] else ""
-  print(f"{report['path']}: {kind}{bits}")
+  print(f"{printable.line(report['path'])}: {kind}{bits}")
   if report["parameters"]:
     model = report["model"]
     prefix = f", prefix of {model['prefix_length']}" if model["prefix_length"] else ""
+    head = "head tied to the table" if model["tie_embeddings"] else "a head of its own"
     print(f"parameters  {report['parameters']:,}: {model['num_layers']} layers, width {model['embed_dim']}, "
-          f"{model['num_heads']} heads, mlp {model['mlp_dim']}, vocabulary {model['vocab_size']}, {model['positions']}"
-          f"{prefix}")
-  print(f"tensors     {size(report['array_bytes'])}")
-  print(f"files       {size(report['file_bytes'])}")
+          f"{model['num_heads']} heads, mlp {model['mlp_dim']}, vocabulary {model['vocab_size']}, "
+          f"{model['positions']}, {head}{prefix}")
+  print(f"tensors     {_size(report['array_bytes'])}")
+  print(f"files       {_size(report['file_bytes'])}")
   if "steps" in report:
     print(f"steps       {', '.join(map(str, report['steps'])) or 'none'}")
   for row in report["tensors"]:
     times = f" x {row['count']}" if row["count"] > 1 else ""
-    print(f"  {row['name']:62} {row['dtype']:9} {row['shape']}{times}  {row.get('sum', '')}".rstrip())
+    name = printable.line(row["name"], 200)
+    print(f"  {name:62} {row['dtype']:9} {row['shape']}{times}  {row.get('sum', '')}".rstrip())
   for entry in report["files"]:
-    print(f"  {entry['name']:42} {entry['bytes']:>15,}  {entry.get('sha256', '')}".rstrip())
-  print(f"problem: {report['problem']}" if report["problem"] else
+    print(f"  {printable.line(entry['name']):42} {entry['bytes']:>15,}  {entry.get('sha256', '')}".rstrip())
+  if report.get("note"):
+    print(f"note: {printable.line(report['note'])}")
+  print(f"problem: {printable.line(report['problem'])}" if report["problem"] else
         "everything is as recorded" if report.get("verified") else "complete")
+
+
+def _size(count: int) -> str:
+  return f"{count:,} bytes = {count / 1e9:.3f} GB = {count / 2**30:.3f} GiB"

@@ -11,6 +11,7 @@ import shutil
 from typing import Any
 
 from glmjax import errors
+from glmjax.io import paths
 from glmjax.io import publish
 from glmjax.checkpoint import blocks
 from glmjax.checkpoint import export
@@ -47,7 +48,7 @@ def import_model(family: str, source: str | os.PathLike, out: str | os.PathLike,
     overwrite: replace an export that is there.
 
   Returns:
-    As `export.export`.
+    As `export.export`; "family", "parameters", "source_bytes" of all tensors, "note": what there is to know, or None.
 
   Raises:
     errors.InputError: when anything about the files is wrong; nothing was written then.
@@ -56,12 +57,14 @@ def import_model(family: str, source: str | os.PathLike, out: str | os.PathLike,
     raise errors.InputError(f"bits is {bits}: give 8 or 4, or leave it out")
   if dtype not in (None, *config_lib.DTYPES):
     raise errors.InputError(f"dtype is {dtype!r}: choose one of {', '.join(config_lib.DTYPES)}")
-  out = pathlib.Path(out).absolute()
-  export.check_out(out, pathlib.Path(source), overwrite)
+  out = paths.local(out, "the folder to write").absolute()
+  export.check_out(out, paths.local(source, "the source folder"), overwrite)
   opened = source_lib.open_source(family, source, tokenizer, num_heads, rotary_rounding, prefix)
   if opened.bits is not None and bits not in (None, opened.bits):
     raise errors.InputError(f"{source} holds INT{opened.bits} weights: they cannot become INT{bits} without loss, so "
                             "leave --bits out or import the float files")
+  if opened.note:
+    _log.warning("%s", opened.note)
   work = out.with_name(f".{out.name}.importing")
   content = _content(opened, bits, dtype, work / _TOKENIZER)
   if memory_limit_gib is not None:
@@ -78,7 +81,7 @@ def import_model(family: str, source: str | os.PathLike, out: str | os.PathLike,
   finally:
     lock.close()
   shutil.rmtree(work, ignore_errors=True)
-  return result | {"family": family, "source_bytes": opened.nbytes,
+  return result | {"family": family, "source_bytes": opened.nbytes, "note": opened.note,
                    "parameters": content.config.model.num_parameters()}
 
 

@@ -15,6 +15,8 @@ import numpy as np
 
 from glmjax import errors
 from glmjax.checkpoint import blocks
+from glmjax.io import paths
+from glmjax.io import printable
 from glmjax.models import config as config_lib
 from glmjax.thudm import shards as shards_lib
 from glmjax.thudm import tensors as tensors_lib
@@ -23,6 +25,7 @@ ENCODER = "transformer.prefix_encoder."
 TABLE = ENCODER + "embedding.weight"
 NAMES = ("layers/attention/prefix_key", "layers/attention/prefix_value")  # ours, in their order
 _ROWS = 256  # of the perceptron's matrices, read together
+_LARGEST_HIDDEN = 1 << 26  # elements between the perceptron's matrices; those of ptuning/ have 2^19
 _PROJECTION = ("trans.0.weight", "trans.0.bias", "trans.2.weight", "trans.2.bias")
 
 
@@ -61,11 +64,12 @@ class Prefix:
     return found.reshape(*found.shape[:2], self.num_heads, -1).transpose(0, 2, 1, 3)
 
   def _columns(self, start: int, stop: int) -> np.ndarray:
-    """Columns of the large table [P, columns]; one row of a file at a time, or a few of the perceptron's outputs."""
+    """Columns of the large table [P, columns]: what the file holds of them, or a few of the perceptron's outputs."""
     if self._projected:
       return self._linear("trans.2", self._hidden, start, stop)
     table = self.tensors["embedding.weight"]
-    return np.stack([table.rows(i, i + 1)[0, start:stop] for i in range(self.length)])
+    offset = table.offset + start * table.strides[1] * table.dtype.itemsize
+    return dataclasses.replace(table, offset=offset, shape=(self.length, stop - start)).whole()
 
   @functools.cached_property
   def _hidden(self) -> np.ndarray:
@@ -97,7 +101,7 @@ def open_prefix(path: str | os.PathLike, config: config_lib.GLMConfig) -> Prefix
   Raises:
     errors.InputError: when there is no prefix, or it is another model's.
   """
-  path = pathlib.Path(path)
+  path = paths.local(path, "--prefix")
   if path.is_dir():
     opened = shards_lib.open_hub(path)
     said = shards_lib.read_json(path / "config.json") if (path / "config.json").exists() else {}
@@ -122,7 +126,7 @@ def checked(found: Mapping[str, tensors_lib.Tensor], files: Sequence[pathlib.Pat
   wanted = ("embedding.weight", *(_PROJECTION if len(found) > 1 else ()))
   if different := sorted(set(wanted) ^ set(found)):
     what = "is missing" if different[0] in wanted else "is unexpected"
-    raise errors.InputError(f"{where}: {ENCODER}{different[0]} {what}: copy the files again")
+    raise errors.InputError(f"{where}: {ENCODER}{printable.line(different[0], 80)} {what}: copy the files again")
   shape = found["embedding.weight"].shape
   length = shape[0] if len(shape) == 2 else 0
   width, columns = config.embed_dim, 2 * config.num_layers * config.embed_dim
@@ -135,7 +139,10 @@ def checked(found: Mapping[str, tensors_lib.Tensor], files: Sequence[pathlib.Pat
                               f"of width {width} ask for {list(expected[key])}: it is the prefix of another model")
     if tensor.dtype.name not in config_lib.DTYPES:
       raise errors.InputError(f"{where}: {ENCODER}{key} is {tensor.dtype}, expected a float: copy the files again")
+  if length * hidden > _LARGEST_HIDDEN:
+    raise errors.InputError(f"{where}: {length} places through a perceptron of width {hidden} are more than any prefix "
+                            "has: copy the files again")
   if said.get("pre_seq_len") not in (None, length):
-    raise errors.InputError(f"{where}: config.json's pre_seq_len is {said['pre_seq_len']}, and {TABLE} has {length} "
-                            "rows: take both from the same place")
+    raise errors.InputError(f"{where}: config.json's pre_seq_len is {said['pre_seq_len']!r:.40}, and {TABLE} has "
+                            f"{length} rows: take both from the same place")
   return Prefix(found, tuple(files), width, config.num_heads)

@@ -2,16 +2,22 @@
 
 from collections.abc import Sequence
 import dataclasses
-import json
+import os
 import pathlib
 import re
 from typing import Any
 
 from glmjax import errors
+from glmjax.io import printable
+from glmjax.io import user_json
+from glmjax.io import user_text
 from glmjax.thudm import tensors
 from glmjax.thudm import torch_files
 
-_RANK = re.compile(r"mp_rank_(\d+)_model_states\.pt")
+_RANK = re.compile(r"mp_rank_([0-9]{2})_model_states\.pt")
+LATEST = ("latest", "latest_checkpointed_iteration.txt")  # name the folder of the newest iteration
+_LARGEST_LATEST = 1 << 12  # bytes of `latest`, which holds a number
+_LARGEST_JSON = 1 << 23  # bytes of an index or a configuration; ChatGLM-6B's index has 34 kB
 # The file that names the files, and the file that is alone; safetensors before pickles.
 _HUB = (("model.safetensors.index.json", "model.safetensors"),
         ("pytorch_model.bin.index.json", "pytorch_model.bin"))
@@ -57,25 +63,49 @@ def open_hub(folder: pathlib.Path) -> Shards:
 
 
 def _open_indexed(folder: pathlib.Path, index: str) -> Shards:
-  weight_map = read_json(folder / index).get("weight_map")
-  if not isinstance(weight_map, dict) or not weight_map:
-    raise errors.InputError(f"{folder / index} has no weight_map: copy it again")
-  names = sorted(set(weight_map.values()))
-  if any(pathlib.PurePath(name).name != name for name in names):
-    raise errors.InputError(f"{folder / index} names files outside of the folder: copy it again")
-  missing = [name for name in names if not (folder / name).is_file()]
+  listed = _listed(folder / index)
+  missing = [name for name in sorted(listed) if not (folder / name).is_file()]
   if missing:
-    raise errors.InputError(f"{folder}: shard {missing[0]} is missing ({len(missing)} of {len(names)} that {index} "
-                            "names): copy it there")
+    raise errors.InputError(f"{folder}: shard {printable.line(missing[0])} is missing ({len(missing)} of {len(listed)} "
+                            f"that {index} names): copy it there")
   found: dict[str, tensors.Tensor] = {}
-  for name in names:
+  for name, keys in sorted(listed.items()):
     opened = open_file(folder / name)
-    listed = {key for key, file in weight_map.items() if file == name}
-    if lacking := sorted(listed - set(opened)):
-      raise errors.InputError(f"{folder / name} has no {lacking[0]}, which {index} says is there: the files are of "
-                              "different checkpoints, copy them again")
+    advice = "the files are of different checkpoints, copy them again"
+    if lacking := sorted(keys - opened.keys()):
+      raise errors.InputError(f"{folder / name} has no {printable.line(lacking[0], 80)}, which {index} says is there: "
+                              f"{advice}")
+    if twice := sorted(found.keys() & opened.keys()):
+      raise errors.InputError(f"{folder / name} holds {printable.line(twice[0], 80)}, and so does "
+                              f"{found[twice[0]].path.name}: {advice}")
     found |= opened
-  return Shards((found,), tuple(folder / name for name in names))
+  return Shards((found,), tuple(folder / name for name in sorted(listed)))
+
+
+def _listed(index: pathlib.Path) -> dict[str, set[str]]:
+  """The keys that an index says are in each file."""
+  weight_map = read_json(index).get("weight_map")
+  if not isinstance(weight_map, dict) or not weight_map:
+    raise errors.InputError(f"{index} has no weight_map, or an empty one: copy it again")
+  listed: dict[str, set[str]] = {}
+  for key, name in weight_map.items():
+    if not isinstance(name, str):
+      raise errors.InputError(f"{index} says that {printable.line(key, 80)} is in {printable.line(repr(name), 40)}, "
+                              "which is no file's name: copy it again")
+    if not _is_name(name):
+      raise errors.InputError(f"{index} names {printable.line(repr(name), 80)}, a file outside of the folder: copy it "
+                              "again")
+    listed.setdefault(name, set()).add(key)
+  return listed
+
+
+def _is_name(name: str) -> bool:
+  """Whether it can be that of a file in the folder, and no path to another place."""
+  try:
+    encoded = os.fsencode(name)
+  except UnicodeEncodeError:
+    return False
+  return name not in ("", ".", "..") and not set(name) & {"/", "\\", "\0"} and len(encoded) <= 255
 
 
 def open_ranks(folder: pathlib.Path) -> Shards:
@@ -87,11 +117,11 @@ def open_ranks(folder: pathlib.Path) -> Shards:
     errors.InputError: when a rank's file is missing or damaged, or the ranks do not hold the same keys.
   """
   iteration, where = None, folder
-  for name in ("latest", "latest_checkpointed_iteration.txt"):
+  for name in LATEST:
     if (folder / name).is_file():
-      iteration = (folder / name).read_text(encoding="utf-8").strip()
+      iteration = user_text.read(folder / name, largest=_LARGEST_LATEST).strip()
       where = folder / iteration
-      if pathlib.PurePath(iteration).name != iteration or not where.is_dir():
+      if not _is_name(iteration) or not where.is_dir():
         raise errors.InputError(f"{folder / name} says {iteration[:40]!r}, and there is no such folder beside it: copy "
                                 "the folder there, or correct the file")
       break
@@ -111,8 +141,8 @@ def open_ranks(folder: pathlib.Path) -> Shards:
   for path, rank in zip(files, ranks):
     if different := sorted(set(rank) ^ set(ranks[0])):
       has, lacks = (path, files[0]) if different[0] in rank else (files[0], path)
-      raise errors.InputError(f"{has} holds {different[0]} and {lacks.name} does not: the files are of different "
-                              "checkpoints, copy them again")
+      raise errors.InputError(f"{has} holds {printable.line(different[0], 80)} and {lacks.name} does not: the files "
+                              "are of different checkpoints, copy them again")
   return Shards(ranks, files, iteration)
 
 
@@ -131,8 +161,8 @@ def check_keys(shards: Shards, wanted: Sequence[str], optional: Sequence[str], w
                      (sorted(set(found) - set(wanted) - set(optional)), "is unexpected")):
     if keys:
       more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
-      raise errors.InputError(f"{where}: {keys[0]}{more} {what}: this is not the model that it was taken for, or not "
-                              "all of its files are there")
+      raise errors.InputError(f"{where}: {printable.line(keys[0], 120)}{more} {what}: this is not the model that it "
+                              "was taken for, or not all of its files are there")
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
@@ -141,12 +171,4 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
   Raises:
     errors.InputError: when the file is missing or holds anything else.
   """
-  try:
-    content = json.loads(path.read_bytes())
-  except FileNotFoundError as error:
-    raise errors.InputError(f"{path} is missing: copy it there") from error
-  except (OSError, ValueError) as error:
-    raise errors.InputError(f"{path} is damaged ({str(error)[:80]}): copy it again") from error
-  if not isinstance(content, dict):
-    raise errors.InputError(f"{path} is damaged (no JSON object): copy it again")
-  return content
+  return user_json.read(path, expected="copy it there from where the weights are", largest=_LARGEST_JSON)

@@ -13,16 +13,16 @@ import numpy as np
 from glmjax import errors
 from glmjax import tokenizer as tokenizer_lib
 from glmjax.checkpoint import blocks
-from glmjax.checkpoint import folder as folder_lib
+from glmjax.io import paths
 from glmjax.models import config as config_lib
+from glmjax.thudm import hub as hub_lib
 from glmjax.thudm import layouts
 from glmjax.thudm import merged
 from glmjax.thudm import prefix as prefix_lib
 from glmjax.thudm import shards as shards_lib
+from glmjax.thudm import vocabulary
 
 _FLOATS = ("float16", "bfloat16", "float32")
-# Rows of the embedding table to the tokenizer's ids: GLM-130B and the first ChatGLM-6B; ChatGLM-6B since 6 April 2023.
-_TOKENIZERS = {150_528: 150_344, 130_528: 130_344}
 _TABLE, _HEAD = "transformer.word_embeddings.weight", "lm_head.weight"  # ChatGLM-6B's
 _COMPARED = 2**20  # elements that are compared together
 _HEAD_DIM = 64  # of all GLMs up to 10B
@@ -30,10 +30,7 @@ _HEAD_DIM = 64  # of all GLMs up to 10B
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-  """What is to be imported; everything about it has been checked but the numbers themselves.
-
-  ChatGLM-6B's files hold the head beside the table; where the two are the same, the model is a tied one.
-  """
+  """What is to be imported; everything about it has been checked but the numbers themselves."""
 
   family: str
   config: config_lib.GLMConfig
@@ -42,6 +39,7 @@ class Source:
   tensors: Mapping[str, merged.Merged]
   tokenizer: tokenizer_lib.Tokenizer | None
   prefix: prefix_lib.Prefix | None = None
+  note: str | None = None  # what to tell whoever imports it, in a line
 
   @property
   def files(self) -> tuple[pathlib.Path, ...]:
@@ -119,61 +117,83 @@ def open_source(family: str, folder: str | os.PathLike, tokenizer: str | os.Path
     raise errors.InputError(f"no family {family}: choose one of {', '.join(layouts.FAMILIES)}")
   if prefix is not None and family != "chatglm-6b":
     raise errors.InputError(f"--prefix is for chatglm-6b: the prefixes of {family} are not known")
-  folder = pathlib.Path(folder)
-  if not folder.is_dir():
-    raise errors.InputError(f"{folder}: no such folder; give the one that holds {family}'s files")
-  found_prefix = None
-  if family == "chatglm-6b":
-    hub = shards_lib.read_json(folder / "config.json")
-    shards = shards_lib.open_hub(folder)
-    if {key.startswith(prefix_lib.ENCODER) for key in shards.ranks[0]} == {True}:
-      raise errors.InputError(f"{folder} holds a P-Tuning v2 prefix and no model: import the model that was tuned, "
-                              f"with --prefix={folder}")
-    config, bits = _chatglm_config(hub, folder), hub.get("quantization_bit") or None
-    if num_heads not in (None, config.num_heads):
-      raise errors.InputError(f"num_heads is {num_heads}, and {folder / 'config.json'} says {config.num_heads}: leave "
-                              "--num_heads out")
-    shards, found_prefix = _take_prefix(shards, prefix, hub, config, folder)
-    if found_prefix is not None:
-      config = dataclasses.replace(config, prefix_length=found_prefix.length)
-  else:
-    hub, shards = {}, shards_lib.open_ranks(folder)
-    _check_degree(shards, folder)
-    config, bits = _config_of_shapes(family, shards, num_heads, folder), _bits_of_shapes(shards)
-  if family != "glm-10b":
-    config = dataclasses.replace(config, rotary_rounding=rotary_rounding)
-  tensors = _merge(family, config, bits, shards, folder)
-  if not config.tie_embeddings and _same(tensors[_TABLE], tensors[_HEAD]):
-    config = dataclasses.replace(config, tie_embeddings=True)
-    tensors.pop(_HEAD)
-  found = _read_tokenizer(family, folder, tokenizer, hub)
-  if found is not None:
-    _check_tokenizer(found, config, hub, folder)
-  param_dtype = tensors[layouts.entries(family, config)[0].key].dtype.name
+  folder = paths.local(folder, "the source folder")
+  try:
+    if not folder.is_dir():
+      raise errors.InputError(f"{folder}: no such folder; give the one that holds {family}'s files")
+    is_hub = family == "chatglm-6b"
+    hub = shards_lib.read_json(folder / hub_lib.CONFIG) if is_hub else {}
+    found = _open_chatglm(folder, hub, prefix, num_heads) if is_hub else _open_ranks(family, folder, num_heads)
+    config = found.config
+    if family != "glm-10b":
+      config = dataclasses.replace(config, rotary_rounding=rotary_rounding)
+    words = vocabulary.read(family, folder, tokenizer, hub, config)
+  except OSError as error:
+    raise errors.InputError(f"cannot read {error.filename or folder}: {errors.reason(error)}") from error
+  param_dtype = found.tensors[layouts.entries(family, config)[0].key].dtype.name
   compute = "float32" if param_dtype == "float32" else "bfloat16"
   config = dataclasses.replace(config, param_dtype=param_dtype, dtype=compute)
-  return Source(family, config, bits, shards, tensors, found, found_prefix)
+  return dataclasses.replace(found, config=config, tokenizer=words)
 
 
-def _chatglm_config(hub: Mapping[str, Any], folder: pathlib.Path) -> config_lib.GLMConfig:
-  path = folder / "config.json"
-  try:
-    sizes = {ours: int(hub[theirs]) for ours, theirs in (
-        ("vocab_size", "vocab_size"), ("num_layers", "num_layers"), ("embed_dim", "hidden_size"),
-        ("num_heads", "num_attention_heads"), ("mlp_dim", "inner_hidden_size"))}
-    sizes["max_length"] = int(hub.get("max_sequence_length", 2048))
-    epsilon = float(hub.get("layernorm_epsilon", 1e-5))
-  except (KeyError, TypeError, ValueError) as error:
-    raise errors.InputError(f"{path} is not ChatGLM-6B's ({type(error).__name__}: {error}): copy the one that belongs "
-                            "to the weights (ChatGLM2 and later are other models)") from error
-  if hub.get("quantization_bit", 0) not in (None, 0, 4, 8):
-    raise errors.InputError(f"{path}: quantization_bit is {hub['quantization_bit']}; 4, 8 and 0 are known")
-  if not hub.get("position_encoding_2d", True):
-    raise errors.InputError(f"{path}: position_encoding_2d is false; only ChatGLM-6B's two-dimensional one is known")
-  # The original's blocks are never told how many layers there are: alpha is that of 28 at any depth.
-  alpha = None if sizes["num_layers"] == 28 else math.sqrt(56)
-  return config_lib.GLMConfig(**sizes, positions="rotary_2d", mlp="gelu_tanh", tie_embeddings=False,
-                              layer_norm_epsilon=epsilon, residual_alpha=alpha)
+def _open_chatglm(folder: pathlib.Path, hub: Mapping[str, Any], prefix: str | os.PathLike | None,
+                  num_heads: int | None) -> Source:
+  path = folder / hub_lib.CONFIG
+  shards = shards_lib.open_hub(folder)
+  if {key.startswith(prefix_lib.ENCODER) for key in shards.ranks[0]} == {True}:
+    raise errors.InputError(f"{folder} holds a P-Tuning v2 prefix and no model: import the model that was tuned, "
+                            f"with --prefix={folder}")
+  hub_lib.check(hub, path)
+  config, bits = hub_lib.model(hub, path), hub.get("quantization_bit") or None
+  if config.num_layers > len(shards.ranks[0]):
+    raise errors.InputError(f"{path}: num_layers is {config.num_layers}, and the files hold {len(shards.ranks[0])} "
+                            "tensors: take config and weights from the same place")
+  if num_heads not in (None, config.num_heads):
+    raise errors.InputError(f"num_heads is {num_heads}, and {path} says {config.num_heads}: leave --num_heads out")
+  shards, found_prefix = _take_prefix(shards, prefix, hub, config, folder)
+  if found_prefix is not None:
+    config = dataclasses.replace(config, prefix_length=found_prefix.length)
+  config, tensors, note = _with_head(config, bits, shards, folder, "tie_word_embeddings" in hub)
+  return Source("chatglm-6b", config, bits, shards, tensors, None, found_prefix, note)
+
+
+def _open_ranks(family: str, folder: pathlib.Path, num_heads: int | None) -> Source:
+  shards = shards_lib.open_ranks(folder)
+  _check_degree(shards, folder)
+  config, bits = _config_of_shapes(family, shards, num_heads, folder), _bits_of_shapes(shards)
+  return Source(family, config, bits, shards, _merge(family, config, bits, shards, folder), None)
+
+
+def _with_head(config: config_lib.GLMConfig, bits: int | None, shards: shards_lib.Shards, folder: pathlib.Path,
+               is_said: bool) -> tuple[config_lib.GLMConfig, dict[str, merged.Merged], str | None]:
+  """The model with the head that transformers would give it, its tensors, and a note where that is not the file's.
+
+  The files hold a head beside the table, or, saved by transformers, one of the two for both. Where they differ,
+  a tied model's head is the table.
+  """
+  [rank] = shards.ranks
+  if quantized := [key for key in (_TABLE, _HEAD) if key + "_scale" in rank]:
+    raise errors.InputError(f"{folder}: {quantized[0]} is quantized, as in chatglm-6b-int4-qe, which is not read: take "
+                            "chatglm-6b-int4, or import the float files with --bits=4")
+  if config.tie_embeddings and _HEAD not in rank:
+    return config, _merge("chatglm-6b", config, bits, shards, folder), None
+  if config.tie_embeddings and _TABLE not in rank:
+    rank = {_TABLE if key == _HEAD else key: tensor for key, tensor in rank.items()}
+    return config, _merge("chatglm-6b", config, bits, dataclasses.replace(shards, ranks=(rank,)), folder), None
+  untied = dataclasses.replace(config, tie_embeddings=False)
+  tensors = _merge("chatglm-6b", untied, bits, shards, folder)
+  note = None
+  if _same(tensors[_TABLE], tensors[_HEAD]):
+    config = dataclasses.replace(config, tie_embeddings=True)
+  elif config.tie_embeddings:
+    why = "says tie_word_embeddings" if is_said else "does not name tie_word_embeddings, which is true by default"
+    note = (f"{_HEAD} is not {_TABLE}, and config.json {why}: the head is the table, as transformers has it, and "
+            f"{_HEAD} is left out (tie_word_embeddings false would use it)")
+  else:
+    note = f"{_HEAD} is not {_TABLE}, and config.json says that the two are not tied: both are taken"
+  if config.tie_embeddings:
+    tensors.pop(_HEAD)
+  return config, tensors, note
 
 
 def _take_prefix(shards: shards_lib.Shards, given: str | os.PathLike | None, hub: Mapping[str, Any],
@@ -267,9 +287,9 @@ def _merge(family: str, config: config_lib.GLMConfig, bits: int | None, shards: 
   for entry in every:
     for key in entry.keys(config.num_layers):
       coded = bits if entry.kernel else None
+      tensors[key] = _joined(shards, key, entry, entry.their_shape(bits), "int8" if coded else None)
       if entry.split == "none":
         _check_alike(shards, key)
-      tensors[key] = _joined(shards, key, entry, entry.their_shape(bits), "int8" if coded else None)
       if coded:
         scales = dataclasses.replace(entry, split="none" if entry.split == "inputs" else entry.split)
         tensors[key + "_scale"] = _joined(shards, key + "_scale", scales, (math.prod(entry.rows),), "float16")
@@ -308,9 +328,6 @@ def _joined(shards: shards_lib.Shards, key: str, entry: layouts.Entry, shape: tu
 def _check_alike(shards: shards_lib.Shards, key: str) -> None:
   """What every rank holds whole must be the same in all files, up to roundings by which ranks may have drifted."""
   first, *others = (rank[key] for rank in shards.ranks)
-  if first.dtype.name not in _FLOATS or any(
-      (part.shape, part.dtype) != (first.shape, first.dtype) for part in others):
-    return  # _joined says what is wrong
   about, count = ml_dtypes.finfo(first.dtype), max(1, _COMPARED // math.prod(first.shape[1:]))
   tolerance = 4 * float(about.eps)
   least = tolerance * float(about.smallest_normal)  # float16's small numbers lie further apart than their share
@@ -333,47 +350,3 @@ def _check_frequencies(shards: shards_lib.Shards, config: config_lib.GLMConfig, 
     if tensor.shape != expected.shape or not np.allclose(tensor.whole().astype("f4"), expected.astype("f4"), rtol=2e-3):
       raise errors.InputError(f"{tensor.path}: {key} are not the frequencies of base {config.rotary_base:g} over "
                               f"{2 * expected.size} dimensions: this model turns its heads otherwise")
-
-
-def _read_tokenizer(family: str, folder: pathlib.Path, path: str | os.PathLike | None, hub: Mapping[str, Any]
-                    ) -> tokenizer_lib.Tokenizer | None:
-  """The tokenizer given, or the one in the folder; its number of image ids follows from the family or config."""
-  if path == "none":
-    return None
-  if path is None:
-    places = [path for path in (folder / folder_lib.TOKENIZER, folder / "ice_text.model") if path.exists()]
-    if not places and family == "glm-10b":
-      return None
-    if not places:
-      raise errors.InputError(f"{folder} has no ice_text.model: copy it there, name it with --tokenizer, or say "
-                              "--tokenizer=none for weights alone")
-    path = places[0]
-  path = pathlib.Path(path)
-  if path.is_dir():
-    return tokenizer_lib.Tokenizer.load(path)
-  images = tokenizer_lib.IMAGE_TOKENS if family == "glm-130b" else 0
-  if "bos_token_id" in hub:  # <sop>: the fifth behind image ids and text pieces
-    images = int(hub["bos_token_id"]) - tokenizer_lib.Tokenizer.load(path).specials.sop
-    said = {}
-    if (folder / "tokenizer_config.json").is_file():
-      said = shards_lib.read_json(folder / "tokenizer_config.json")
-    if images < 0 or images != int(said.get("num_image_tokens", images)):
-      raise errors.InputError(f"{path} is of another date than config.json: {said.get('num_image_tokens', 0)} image "
-                              f"ids where <sop> {hub['bos_token_id']} needs {images}; take both from the same place")
-  return tokenizer_lib.Tokenizer.load(path, images)
-
-
-def _check_tokenizer(tokenizer: tokenizer_lib.Tokenizer, config: config_lib.GLMConfig, hub: Mapping[str, Any],
-                     folder: pathlib.Path) -> None:
-  """The vocabulary must be the one that the weights were trained with."""
-  expected = _TOKENIZERS.get(config.vocab_size)
-  if expected not in (None, tokenizer.vocab_size) or tokenizer.vocab_size > config.vocab_size:
-    raise errors.InputError(f"the tokenizer has {tokenizer.vocab_size} ids, and a table of {config.vocab_size} rows "
-                            f"{f'goes with {expected}' if expected else 'has no room for them'}: it is of another "
-                            f"date than {folder}")
-  for field, name in (("bos_token_id", "sop"), ("eos_token_id", "eop"), ("mask_token_id", "mask"),
-                      ("gmask_token_id", "gmask")):
-    theirs, ours = hub.get(field), getattr(tokenizer.specials, name)
-    if theirs is not None and theirs != ours:
-      raise errors.InputError(f"the tokenizer's {name} is {ours}, and config.json's {field} {theirs}: it is of another "
-                              f"date than {folder}")

@@ -3,6 +3,7 @@
 Nothing is mapped into memory: a part that is read is a copy, so that memory stays what is asked for.
 """
 
+from collections.abc import Mapping
 import dataclasses
 import json
 import math
@@ -14,12 +15,20 @@ import ml_dtypes
 import numpy as np
 
 from glmjax import errors
+from glmjax.io import downloads
+from glmjax.io import printable
+from glmjax.io import user_json
+from glmjax.io import user_text
 
 # safetensors' names of the dtypes that weights come in.
 DTYPES = {"F64": np.dtype("f8"), "F32": np.dtype("f4"), "F16": np.dtype("f2"), "BF16": np.dtype(ml_dtypes.bfloat16),
           "I64": np.dtype("i8"), "I32": np.dtype("i4"), "I16": np.dtype("i2"), "I8": np.dtype("i1"),
           "U8": np.dtype("u1"), "BOOL": np.dtype("?")}
-_MAX_HEADER = 100 << 20  # bytes; the limit of the safetensors library
+_MAX_HEADER = 8 << 20  # bytes, of 60,000 tensors; Python's objects may take 25 times as many
+_MAX_AXES = 32
+_LARGEST_NUMBER = 1 << 62
+_SPARSE = 8  # times its elements that a part's stretch of the file may have, to be read in one piece
+_PAGE = 4096  # bytes that are read in one piece in any case
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,13 +49,28 @@ class Tensor:
   def rows(self, start: int, stop: int) -> np.ndarray:
     """Elements [start, stop) of the first axis."""
     shape = (stop - start, *self.shape[1:])
-    extent = 1 + sum((n - 1) * stride for n, stride in zip(shape, self.strides)) if math.prod(shape) else 0
-    found = read_bytes(self.path, self.offset + start * self.strides[0] * self.dtype.itemsize,
-                       extent * self.dtype.itemsize).view(self.dtype)
+    offset = self.offset + start * self.strides[0] * self.dtype.itemsize
     if self.strides == contiguous(self.shape):
-      return found.reshape(shape)
-    strides = [stride * self.dtype.itemsize for stride in self.strides]
-    return np.ascontiguousarray(np.lib.stride_tricks.as_strided(found, shape, strides, writeable=False))
+      return read_bytes(self.path, offset, math.prod(shape) * self.dtype.itemsize).view(self.dtype).reshape(shape)
+    out = np.empty(shape, self.dtype)
+    self._read(out, offset, self.strides)
+    return out
+
+  def _read(self, out: np.ndarray, offset: int, strides: tuple[int, ...]) -> None:
+    """Fills `out`; a stretch that holds little of it is read in parts, along the axis that lies furthest apart."""
+    if not out.size:
+      return
+    extent = 1 + sum((n - 1) * stride for n, stride in zip(out.shape, strides))
+    if extent * self.dtype.itemsize <= max(_PAGE, _SPARSE * out.nbytes):
+      found = read_bytes(self.path, offset, extent * self.dtype.itemsize).view(self.dtype)
+      out[...] = np.lib.stride_tricks.as_strided(found, out.shape, [stride * self.dtype.itemsize for stride in strides],
+                                                 writeable=False)
+      return
+    axis = max(range(out.ndim), key=lambda i: (out.shape[i] - 1) * strides[i])
+    half = out.shape[axis] // 2
+    first, second = (tuple([*[slice(None)] * axis, part]) for part in (slice(half), slice(half, None)))
+    self._read(out[first], offset, strides)
+    self._read(out[second], offset + half * strides[axis] * self.dtype.itemsize, strides)
 
   def whole(self) -> np.ndarray:
     """All of it."""
@@ -68,7 +92,7 @@ def read_bytes(path: pathlib.Path, offset: int, size: int) -> np.ndarray:
   try:
     found = np.fromfile(path, np.uint8, size, offset=offset)
   except OSError as error:
-    raise errors.InputError(f"cannot read {path}: {error.strerror or error}") from error
+    raise errors.InputError(f"cannot read {path}: {errors.reason(error)}") from error
   if found.size != size:
     raise errors.InputError(f"{path} is truncated: it ends at byte {os.path.getsize(path)}, and a tensor reaches to "
                             f"{offset + size}; copy it again")
@@ -79,32 +103,67 @@ def open_safetensors(path: pathlib.Path) -> dict[str, Tensor]:
   """The tensors of a safetensors file.
 
   Raises:
-    errors.InputError: when the file is damaged or ends too early.
+    errors.InputError: when the file is damaged, ends too early, or is a failed download.
   """
+  user_text.check_regular(path)
   try:
     size = path.stat().st_size
     with open(path, "rb") as file:
-      length = int.from_bytes(file.read(8), "little")
+      start = file.read(downloads.HEAD)
+      downloads.check(start, str(path))
+      length = int.from_bytes(start[:8], "little")
       if not 2 <= length <= min(_MAX_HEADER, size - 8):
         raise ValueError(f"a header of {length} bytes in a file of {size}")
-      header = json.loads(file.read(length))
-    header.pop("__metadata__", None)
-    return {name: _tensor(path, 8 + length, entry) for name, entry in header.items()}
-  except errors.InputError:  # a ValueError, too
+      file.seek(8)
+      header = file.read(length)
+    entries = user_json.parse(header, f"the header of {path}")
+    entries.pop("__metadata__", None)
+    found = {name: _tensor(path, 8 + length, name, entry) for name, entry in entries.items()}
+    _check_places(path, 8 + length, size, found)
+    return found
+  except errors.InputError as error:  # a ValueError, too
+    if str(error).startswith("the header of "):
+      raise errors.InputError(f"{path} is damaged or no safetensors file ({printable.line(error, 200)}): copy it again"
+                              ) from error
     raise
   except OSError as error:
-    raise errors.InputError(f"cannot read {path}: {error.strerror or error}") from error
-  except (ValueError, KeyError, TypeError, AttributeError) as error:
-    raise errors.InputError(f"{path} is damaged or no safetensors file ({str(error)[:100]}): copy it again") from error
+    raise errors.InputError(f"cannot read {path}: {errors.reason(error)}") from error
+  except ValueError as error:
+    raise errors.InputError(f"{path} is damaged or no safetensors file ({printable.line(error, 200)}): copy it again"
+                            ) from error
 
 
-def _tensor(path: pathlib.Path, start: int, entry: dict[str, Any]) -> Tensor:
-  dtype, shape = DTYPES[entry["dtype"]], tuple(int(n) for n in entry["shape"])
-  first, last = (int(n) for n in entry["data_offsets"])
-  if min((0, *shape)) < 0 or first < 0 or last - first != math.prod(shape) * dtype.itemsize:
-    raise ValueError(f"a tensor of shape {list(shape)} from byte {first} to {last}")
-  check_inside(path, start + last)
-  return Tensor(path, start + first, dtype, shape, contiguous(shape))
+def _tensor(path: pathlib.Path, start: int, name: str, entry: Any) -> Tensor:
+  fields = [entry.get(field) for field in ("dtype", "shape", "data_offsets")] if isinstance(entry, dict) else [None] * 3
+  kind, shape, place = fields
+  if not isinstance(kind, str) or kind not in DTYPES or not _are_sizes(shape) or not _are_sizes(place) or (
+      len(place) != 2 or len(shape) > _MAX_AXES):
+    raise ValueError(f"{printable.line(name, 60)!r} is {printable.line(json.dumps(entry)[:80], 80)}")
+  if place[1] - place[0] != math.prod(shape) * DTYPES[kind].itemsize:
+    raise ValueError(f"{printable.line(name, 60)!r} of shape {str(shape)[:60]} from byte {place[0]} to {place[1]}")
+  return Tensor(path, start + place[0], DTYPES[kind], tuple(shape), contiguous(tuple(shape)))
+
+
+def _are_sizes(numbers: Any) -> bool:
+  return isinstance(numbers, list) and all(type(n) is int and 0 <= n <= _LARGEST_NUMBER for n in numbers)
+
+
+def _check_places(path: pathlib.Path, start: int, size: int, found: Mapping[str, Tensor]) -> None:
+  """The format asks that the tensors fill the file, each byte being in one of them."""
+  free = start
+  for name, tensor in sorted(found.items(), key=_place):
+    if tensor.offset < free:
+      raise ValueError(f"{printable.line(name, 60)!r} overlaps another tensor")
+    if tensor.offset > free:
+      raise ValueError(f"{tensor.offset - free} bytes in front of {printable.line(name, 60)!r} are no tensor's")
+    free = tensor.offset + tensor.nbytes
+  check_inside(path, free)
+  if free < size:
+    raise ValueError(f"{size - free} bytes behind the last tensor")
+
+
+def _place(named: tuple[str, Tensor]) -> tuple[int, int]:
+  return named[1].offset, named[1].nbytes
 
 
 def check_inside(path: pathlib.Path, end: int) -> None:

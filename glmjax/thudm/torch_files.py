@@ -1,253 +1,124 @@
-"""Files of torch.save, read and written without torch.
+"""Files of torch.save, read and written without torch: zip files, and the pickles from before torch 1.6."""
 
-A pickle can call any function that it names. This reader gives it none but its own: names of torch's
-tensors become descriptions of tensors, names of bookkeeping (optimizers, arguments, random states) become
-objects that ignore all that is done to them, and any other name ends the reading.
-"""
-
-from collections.abc import Iterable, Iterator, Mapping
-import dataclasses
-import io
+from collections.abc import Iterable, Mapping
 import math
 import pathlib
-import pickle
 import struct
-from typing import Any, BinaryIO
+from typing import Any
 import zipfile
 
-import ml_dtypes
 import numpy as np
 
 from glmjax import errors
+from glmjax.io import downloads
+from glmjax.io import printable
+from glmjax.io import user_text
+from glmjax.thudm import pickles
 from glmjax.thudm import tensors
+from glmjax.thudm import zips
 
-_STORAGES = {"DoubleStorage": np.dtype("f8"), "FloatStorage": np.dtype("f4"), "HalfStorage": np.dtype("f2"),
-             "BFloat16Storage": np.dtype(ml_dtypes.bfloat16), "LongStorage": np.dtype("i8"),
-             "IntStorage": np.dtype("i4"), "ShortStorage": np.dtype("i2"), "CharStorage": np.dtype("i1"),
-             "ByteStorage": np.dtype("u1"), "BoolStorage": np.dtype("?")}
-# Whose objects training leaves beside the weights; they are read as nothing.
-_IGNORED = ("torch", "numpy", "collections", "argparse", "deepspeed", "apex", "megatron", "fp16", "mpu", "sat",
-            "SwissArmyTransformer", "_codecs", "copy_reg", "copyreg", "transformers")
-_IGNORED_BUILTINS = ("set", "frozenset", "slice", "complex", "bytearray", "object", "list", "dict", "tuple", "int",
-                     "float", "bool", "str", "bytes", "range", "long", "unicode")
 _LEGACY = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"  # a pickle of torch's magic number
+_LEGACY_PROTOCOL = 1001
 _ALIGNMENT = 64  # bytes, of tensors in the files that are written; torch's own
+_MOST_SHARED = 2  # times that the file's bytes may be in its tensors: a table may be the head, too
 
 Entry = tuple[np.dtype, tuple[int, ...]]
 
 
-class _Inert:
-  """What a pickle may hold but not change: BUILD, its means for that, calls __setstate__."""
-
-  def _nothing(self, *_: Any) -> None:
-    pass
-
-  __setstate__ = _nothing
-
-
-@dataclasses.dataclass(frozen=True)
-class _StorageType(_Inert):
-  dtype: np.dtype
-
-
-@dataclasses.dataclass(frozen=True)
-class _Storage(_Inert):
-  dtype: np.dtype
-  key: str
-  size: int  # elements
-
-
-@dataclasses.dataclass(frozen=True)
-class _Pending(_Inert):
-  """A tensor whose storage has not been located yet."""
-
-  storage: _Storage
-  offset: int
-  shape: tuple[int, ...]
-  strides: tuple[int, ...]
-
-
-class _Dict(_Inert, dict):
-  """Stands for OrderedDict; a state dict's attributes are of no use here."""
-
-
-class _Ignored(_Inert):
-  """Stands for what holds no weights: whatever is done to it does nothing."""
-
-  def __new__(cls, *_: Any, **__: Any) -> "_Ignored":
-    return super().__new__(cls)
-
-  def __init__(self, *_: Any, **__: Any):
-    pass
-
-  append = extend = add = update = __setitem__ = _Inert._nothing
-
-
-class _RebuildTensor(_Inert):
-  """torch._utils._rebuild_tensor_v2."""
-
-  def __call__(self, storage: _Storage, offset: int, shape: tuple[int, ...], strides: tuple[int, ...],
-               *_: Any) -> _Pending:
-    if not isinstance(storage, _Storage) or len(shape) != len(strides) or not all(
-        isinstance(n, int) and n >= 0 for n in (offset, *shape, *strides)):
-      raise pickle.UnpicklingError("a tensor without storage, shape or strides")
-    if math.prod(shape) and offset + sum((n - 1) * stride for n, stride in zip(shape, strides)) >= storage.size:
-      raise pickle.UnpicklingError("a tensor outside of its storage")
-    return _Pending(storage, offset, tuple(shape), tuple(strides))
-
-
-class _RebuildParameter(_Inert):
-  """torch._utils._rebuild_parameter."""
-
-  def __call__(self, tensor: Any, *_: Any) -> Any:
-    return tensor
-
-
-_FUNCTIONS = {
-    ("collections", "OrderedDict"): _Dict,
-    ("torch._utils", "_rebuild_tensor"): _RebuildTensor(),
-    ("torch._utils", "_rebuild_tensor_v2"): _RebuildTensor(),
-    ("torch._utils", "_rebuild_parameter"): _RebuildParameter(),
-}
-
-
-class _Unpickler(pickle.Unpickler):
-  """Knows tensors; see the module."""
-
-  def __init__(self, file: BinaryIO, path: pathlib.Path):
-    super().__init__(file, encoding="latin1")
-    self._path = path
-
-  def find_class(self, module_name: str, global_name: str) -> Any:
-    if (module_name, global_name) in _FUNCTIONS:
-      return _FUNCTIONS[module_name, global_name]
-    if module_name == "torch" and global_name in _STORAGES:
-      return _StorageType(_STORAGES[global_name])
-    builtin = module_name in ("builtins", "__builtin__") and global_name in _IGNORED_BUILTINS
-    if builtin or module_name.split(".")[0] in _IGNORED:
-      return _Ignored
-    raise errors.InputError(f"{self._path} asks for {module_name}.{global_name}, which no weights need: nothing of it "
-                            "was run; do not load this file with other programs")
-
-  def persistent_load(self, pid: Any) -> Any:
-    kind, type_, key, _, size, *rest = pid
-    if kind != "storage" or not isinstance(type_, _StorageType) or not isinstance(size, int) or any(rest):
-      raise pickle.UnpicklingError(f"a storage {str(pid)[:60]}")
-    return _Storage(type_.dtype, str(key), size)
-
-
-def open_torch(path: pathlib.Path) -> Any:
-  """What torch.save was given, with a `tensors.Tensor` for each tensor; objects of classes are nothing.
+def open_state_dict(path: pathlib.Path) -> dict[str, tensors.Tensor]:
+  """The weights of a file: its "module" or "state_dict", or the file itself where that is a dict of tensors.
 
   Raises:
-    errors.InputError: when the file is damaged, ends too early, or names functions that are not torch's.
+    errors.InputError: when the file is damaged, ends too early, names functions that are not torch's, is a failed
+      download, or holds anything but tensors.
   """
+  content, starts = _opened(path)
+  for name in ("module", "state_dict"):
+    if isinstance(content, pickles.Dict) and isinstance(content.items.get(name), pickles.Dict):
+      content = content.items[name]
+  if not isinstance(content, pickles.Dict) or not content.items or content.has_other_keys:
+    raise errors.InputError(f"{path} holds no weights: expected a dict of tensors")
+  found = {}
+  for name, value in content.items.items():
+    if not isinstance(value, pickles.Pending):
+      raise errors.InputError(f"{path}: {printable.line(name, 80)} is no tensor; expected a dict of tensors")
+    found[name] = _located(value, path, starts)
+  if (total := sum(tensor.nbytes for tensor in found.values())) > _MOST_SHARED * path.stat().st_size:
+    raise errors.InputError(f"{path} is damaged: its tensors take {total:,} bytes, and the file has "
+                            f"{path.stat().st_size:,}; copy it again")
+  return found
+
+
+def _opened(path: pathlib.Path) -> tuple[Any, dict[str, tuple[int, int]]]:
+  """What torch.save was given, and the first byte and the size of each storage in bytes."""
+  user_text.check_regular(path)
   try:
     with open(path, "rb") as file:
-      if file.read(len(_LEGACY)) == _LEGACY:
-        return _open_legacy(path, file)
-    if not zipfile.is_zipfile(path):
+      start = file.read(downloads.HEAD)
+    downloads.check(start, str(path))
+    if start.startswith(_LEGACY):
+      return _open_legacy(path)
+    members = zips.members(path)
+    if members is None:
       raise errors.InputError(f"{path} is truncated, or no file of torch.save: {path.stat().st_size} bytes without the "
                               "directory that its end should have; copy it again")
-    with zipfile.ZipFile(path) as archive:
-      return _open_zip(path, archive)
-  except errors.InputError:
+    return _open_zip(path, members)
+  except errors.InputError:  # a ValueError, too
     raise
   except OSError as error:
-    raise errors.InputError(f"cannot read {path}: {error.strerror or error}") from error
-  except Exception as error:  # a damaged pickle can raise anything
-    raise errors.InputError(f"{path} is damaged, or no file of torch.save ({type(error).__name__}: "
-                            f"{str(error)[:100]}): copy it again") from error
+    raise errors.InputError(f"cannot read {path}: {errors.reason(error)}") from error
+  except ValueError as error:
+    raise errors.InputError(f"{path} is damaged, or no file of torch.save ({printable.line(error, 100)}): copy it again"
+                            ) from error
 
 
-def _open_zip(path: pathlib.Path, archive: zipfile.ZipFile) -> Any:
-  [pickled] = [name for name in archive.namelist() if name.rpartition("/")[2] == "data.pkl"]
-  folder = pickled.removesuffix("data.pkl")
-  if folder + "byteorder" in archive.namelist() and archive.read(folder + "byteorder") != b"little":
+def _open_zip(path: pathlib.Path, members: Mapping[str, zips.Member]) -> tuple[Any, dict[str, tuple[int, int]]]:
+  pickled = [name for name in members if name.rpartition("/")[2] == "data.pkl"]
+  if len(pickled) != 1:
+    raise zips.Damaged(f"a zip file with {len(pickled)} data.pkl")
+  folder = pickled[0].removesuffix("data.pkl")
+  order = members.get(folder + "byteorder")
+  if order is not None and zips.read(path, order, 16) != b"little":
     raise errors.InputError(f"{path} was written on a big-endian machine: save it again on another")
-  starts = {}
-  with open(path, "rb") as file:
-    for info in archive.infolist():
-      if info.filename.startswith(folder + "data/"):
-        file.seek(info.header_offset + 26)  # the lengths of the local header's name and extra field
-        start = info.header_offset + 30 + sum(struct.unpack("<HH", file.read(4)))
-        tensors.check_inside(path, start + info.file_size)
-        if info.compress_type != zipfile.ZIP_STORED:
-          raise ValueError("compressed tensors")
-        starts[info.filename.removeprefix(folder + "data/")] = start, info.file_size
-  content = _Unpickler(io.BytesIO(archive.read(pickled)), path).load()
-
-  def locate(storage: _Storage) -> int:
-    start, size = starts[storage.key]
-    if storage.size * storage.dtype.itemsize > size:
-      raise ValueError(f"storage {storage.key} is too short")
-    return start
-
-  return _located(content, path, locate)
+  content = pickles.Reader(zips.read(path, members[pickled[0]], pickles.LARGEST), str(path)).read()
+  data = folder + "data/"
+  return content, {name.removeprefix(data): (member.start, member.size) for name, member in members.items()
+                   if name.startswith(data)}
 
 
-def _open_legacy(path: pathlib.Path, file: BinaryIO) -> Any:
+def _open_legacy(path: pathlib.Path) -> tuple[Any, dict[str, tuple[int, int]]]:
   """Before torch 1.6: pickles of magic number, protocol, machine, content and storage keys, then the storages."""
-  file.seek(0)
-  _, protocol, machine = (_Unpickler(file, path).load() for _ in range(3))
-  if protocol != 1001 or not machine["little_endian"]:
-    raise ValueError(f"protocol {protocol}")
-  content = _Unpickler(file, path).load()
-  keys = _Unpickler(file, path).load()
-  dtypes = {storage.key: storage.dtype for storage in _storages(content)}
-  starts = {}
-  for key in keys:
-    size = int.from_bytes(file.read(8), "little")
-    starts[key] = file.tell()
-    file.seek(size * dtypes.get(key, np.dtype("u1")).itemsize, io.SEEK_CUR)
-    if key not in dtypes:
-      raise ValueError(f"storage {key} has no tensor")
-  tensors.check_inside(path, file.tell())
-  return _located(content, path, lambda storage: starts[storage.key])
+  with open(path, "rb") as file:
+    reader = pickles.Reader(file.read(pickles.LARGEST), str(path))
+    _, protocol, machine = (reader.read() for _ in range(3))
+    if type(protocol) is not int or protocol != _LEGACY_PROTOCOL:
+      raise pickles.Damaged("a protocol that is not torch's")
+    if not isinstance(machine, pickles.Dict) or machine.items.get("little_endian") is not True:
+      raise pickles.Damaged("a machine that is not little-endian")
+    content, keys = reader.read(), reader.read()
+    if type(keys) is not list:
+      raise pickles.Damaged("no list of storages")
+    starts, place = {}, reader.place
+    for key in keys:
+      storage = reader.storages.get(key) if type(key) is str else None
+      if storage is None or key in starts:
+        raise pickles.Damaged("a storage without tensor")
+      file.seek(place)
+      size = int.from_bytes(file.read(8), "little") * storage.dtype.itemsize
+      starts[key], place = (place + 8, size), place + 8 + size
+      tensors.check_inside(path, place)
+  return content, starts
 
 
-def _storages(content: Any) -> Iterator[_Storage]:
-  if isinstance(content, _Pending):
-    yield content.storage
-  elif isinstance(content, _Storage):
-    yield content
-  elif isinstance(content, Mapping):
-    for value in content.values():
-      yield from _storages(value)
-  elif isinstance(content, list | tuple):
-    for value in content:
-      yield from _storages(value)
-
-
-def _located(content: Any, path: pathlib.Path, locate: Any) -> Any:
-  """Tensors in place of pending ones, in dicts and lists however deep."""
-  if isinstance(content, _Pending):
-    storage = content.storage
-    start = locate(storage) + content.offset * storage.dtype.itemsize
-    return tensors.Tensor(path, start, storage.dtype, content.shape, content.strides)
-  if isinstance(content, Mapping):
-    return {key: _located(value, path, locate) for key, value in content.items()}
-  if isinstance(content, list | tuple):
-    return [_located(value, path, locate) for value in content]
-  return content
-
-
-def open_state_dict(path: pathlib.Path) -> dict[str, tensors.Tensor]:
-  """The weights of a file: its "module", or the file itself where that is a dict of tensors.
-
-  Raises:
-    errors.InputError: as `open_torch`; when there is anything but tensors.
-  """
-  content = open_torch(path)
-  for name in ("module", "state_dict"):
-    if isinstance(content, dict) and isinstance(content.get(name), dict):
-      content = content[name]
-  if not isinstance(content, dict) or not content:
-    raise errors.InputError(f"{path} holds no weights: expected a dict of tensors")
-  for name, value in content.items():
-    if not isinstance(value, tensors.Tensor):
-      raise errors.InputError(f"{path}: {str(name)[:80]} is no tensor; expected a dict of tensors")
-  return content
+def _located(tensor: pickles.Pending, path: pathlib.Path, starts: Mapping[str, tuple[int, int]]) -> tensors.Tensor:
+  storage = tensor.storage
+  if storage.key not in starts:
+    raise errors.InputError(f"{path} is damaged: storage {printable.line(storage.key, 40)} is missing; copy it again")
+  start, size = starts[storage.key]
+  if storage.size * storage.dtype.itemsize > size:
+    raise errors.InputError(f"{path} is damaged: storage {printable.line(storage.key, 40)} is too short; copy it again")
+  return tensors.Tensor(path, start + tensor.offset * storage.dtype.itemsize, storage.dtype, tensor.shape,
+                        tensor.strides)
 
 
 class TorchWriter:
@@ -287,7 +158,7 @@ class TorchWriter:
 
 def _pickled(entries: Mapping[str, Entry], inside: str | None) -> bytes:
   """The pickle, protocol 2, of a dict of tensors whose storages are numbered in order."""
-  storages = {dtype: name for name, dtype in _STORAGES.items()}
+  storages = {dtype: name for name, dtype in pickles.STORAGES.items()}
   text = lambda s: b"X" + struct.pack("<I", len(s.encode())) + s.encode()
   number = lambda n: b"\x8a\x08" + struct.pack("<q", n)
   numbers = lambda ns: b"(" + b"".join(map(number, ns)) + b"t"

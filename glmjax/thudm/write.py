@@ -309,7 +309,8 @@ def write_hub_configs(folder: pathlib.Path, model: config_lib.GLMConfig, bits: i
       "vocab_size": model.vocab_size, "num_layers": model.num_layers, "hidden_size": model.embed_dim,
       "num_attention_heads": model.num_heads, "inner_hidden_size": model.mlp_dim,
       "max_sequence_length": model.max_length, "layernorm_epsilon": model.layer_norm_epsilon,
-      "torch_dtype": model.param_dtype, "use_cache": True, "quantization_bit": bits or 0}
+      "torch_dtype": model.param_dtype, "use_cache": True, "quantization_bit": bits or 0,
+      "tie_word_embeddings": model.tie_embeddings}
   if model.prefix_length:
     config |= {"pre_seq_len": model.prefix_length, "prefix_projection": False}
   if tokenizer is not None:
