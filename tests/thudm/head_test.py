@@ -88,7 +88,7 @@ def test_equal_matrices_are_one(make, tmp_path, monkeypatch, caplog, said):
   opened = source.open_source("chatglm-6b", hub)
   assert opened.config.tie_embeddings and opened.note is None
   load.import_model("chatglm-6b", hub, tmp_path / "ours")
-  assert not caplog.records
+  assert HEAD not in caplog.text
   size = lambda name: sum(path.stat().st_size for path in (tmp_path / name / "params").rglob("*"))
   rewrite(hub, False, lambda found: found[HEAD].__setitem__((-1, -1), 7))
   load.import_model("chatglm-6b", hub, tmp_path / "both")
