@@ -11,6 +11,8 @@ import re
 import seqio
 
 from glmjax import errors
+from glmjax.io import paths as paths_lib
+from glmjax.data import instructions
 from glmjax.data import text
 from glmjax.tasks import preprocessors
 from glmjax.tasks import sources
@@ -20,13 +22,13 @@ MIXTURE = "instruct"
 # GLM-130B cut each T0 data set to so many samples (paper, appendix C.1); one set must not drown the others.
 MAX_EXAMPLES = 100_000
 
-Sets = Mapping[str, str | Sequence[str]] | Sequence[str] | str
+Sets = Mapping[str, text.Patterns] | text.Patterns
 
 
 def register(
     files: Sets, tokenizer: str | os.PathLike,
     rates: Mapping[str, float] | None = None, max_examples: Mapping[str, int] | int = MAX_EXAMPLES,
-    fields: Sequence[Sequence[str]] = text.INSTRUCTION_FIELDS, mixture: str = MIXTURE,
+    fields: Sequence[Sequence[str]] = instructions.FIELDS, mixture: str = MIXTURE,
 ) -> str:
   """Registers instruct_<name> for every data set, and a mixture of them; returns the mixture's name.
 
@@ -49,7 +51,7 @@ def register(
   return mixture
 
 
-def named_sets(files: Sets) -> dict[str, str | Sequence[str]]:
+def named_sets(files: Sets) -> dict[str, text.Patterns]:
   """The data sets by name.
 
   Args:
@@ -59,21 +61,29 @@ def named_sets(files: Sets) -> dict[str, str | Sequence[str]]:
   Raises:
     errors.InputError: when there is none, or two of one name.
   """
+  advice = "give .jsonl files, one JSON object a line, or folders of them"
   if isinstance(files, Mapping):
+    for name, patterns in files.items():
+      if not isinstance(name, str) or not re.fullmatch(r"[\w.]{1,100}", name):
+        raise errors.InputError(f"instruction set {str(name)[:60]!r}: use up to 100 letters, digits, _ and . in its "
+                                "name")
+      if not text.are_patterns(patterns):
+        raise errors.InputError(f"instruction set {name}: its files are {str(patterns)[:60]!r}: {advice}")
     return dict(files)
-  paths: list[pathlib.Path] = []
+  if not text.are_patterns(files):
+    raise errors.InputError(f"the instruction sets are {str(files)[:60]!r}: {advice}")
   if isinstance(files, (str, os.PathLike)):
-    folder = pathlib.Path(files).expanduser()
-    files = [str(folder / "*")] if folder.is_dir() else [files]
-  for pattern in map(os.path.expanduser, files):
-    matches = sorted(glob.glob(pattern)) if glob.has_magic(pattern) else [pattern]
-    paths += [path for path in map(pathlib.Path, matches) if path.is_dir() or path.suffix == ".jsonl"]
+    folder = paths_lib.local(files, "the folder of the instruction sets")
+    files = [folder / "*"] if folder.is_dir() else [folder]
+  paths: list[pathlib.Path] = []
+  for pattern in (paths_lib.local(each, "the path of an instruction set") for each in files):
+    matches = sorted(map(pathlib.Path, glob.glob(str(pattern)))) if glob.has_magic(str(pattern)) else [pattern]
+    paths += [path for path in matches if path.is_dir() or path.suffix == ".jsonl"]
   if not paths:
-    raise errors.InputError(f"no instruction set among {', '.join(map(str, files)) or 'no files'}: give "
-                            ".jsonl files, one JSON object a line, or folders of them")
-  sets: dict[str, str | Sequence[str]] = {}
+    raise errors.InputError(f"no instruction set among {', '.join(map(str, files))[:200] or 'no files'}: {advice}")
+  sets: dict[str, text.Patterns] = {}
   for path in paths:
-    name = re.sub(r"\W", "_", path.stem if path.suffix == ".jsonl" else path.name)
+    name = re.sub(r"\W", "_", path.stem if path.suffix == ".jsonl" else path.name)[:100]
     if sets.setdefault(name, str(path)) != str(path):
       raise errors.InputError(f"two instruction sets have the name {name}: {sets[name]} and {path}; "
                               "rename one")
@@ -81,20 +91,18 @@ def named_sets(files: Sets) -> dict[str, str | Sequence[str]]:
 
 
 def register_sets(
-    sets: Mapping[str, str | Sequence[str]], vocabulary: vocabulary_lib.GLMVocabulary,
+    sets: Mapping[str, text.Patterns], vocabulary: vocabulary_lib.GLMVocabulary,
     max_examples: Mapping[str, int] | int = MAX_EXAMPLES,
-    fields: Sequence[Sequence[str]] = text.INSTRUCTION_FIELDS,
+    fields: Sequence[Sequence[str]] = instructions.FIELDS,
 ) -> dict[str, int]:
   """Registers instruct_<name> for each set, in place of any before it; returns how many pairs each has."""
   caps = _caps(list(sets), max_examples)
   sizes = {}
   for name, patterns in sets.items():
-    if not re.fullmatch(r"[\w.]+", name):
-      raise errors.InputError(f"instruction set {name!r}: use letters, digits, _ and . in its name")
     task = f"instruct_{name}"
     seqio.TaskRegistry.remove(task)
     source = sources.FileSource(patterns, ["inputs", "targets"],
-                                functools.partial(text.file_instructions, fields=fields), caps[name])
+                                functools.partial(instructions.file_instructions, fields=fields), caps[name])
     sizes[name] = source.num_input_examples("train")
     if not sizes[name]:
       raise errors.InputError(f"instruction set {name} ({source.files[0]}) holds no pair; remove it, or "

@@ -1,8 +1,9 @@
 """Pretraining tasks: a text task for each language, instruction tasks beside them, and their mixture."""
 
-from collections.abc import Mapping, Sequence
-import functools
+from collections.abc import Mapping
+import math
 import os
+import sys
 
 import seqio
 
@@ -18,7 +19,7 @@ INSTRUCTION_SHARE = 0.05  # of the samples, where no rates are given; GLM-130B p
 
 
 def register(
-    files: Mapping[str, str | Sequence[str]], tokenizer: str | os.PathLike,
+    files: Mapping[str, text.Patterns], tokenizer: str | os.PathLike,
     rates: Mapping[str, float] | None = None, instructions: instruct.Sets | None = None,
     instruction_share: float = INSTRUCTION_SHARE,
     max_examples: Mapping[str, int] | int = instruct.MAX_EXAMPLES,
@@ -30,7 +31,8 @@ def register(
     files: for each language ("en", "zh", ...) its .jsonl or .txt files, folders or globs.
     tokenizer: tokenizer folder.
     rates: shares of the samples by language and instruction set; or by language alone, of what the sets
-      leave; None: languages alike.
+      leave; None: languages alike. They follow the files: a language without one has the mean of the others' rates,
+      and those of languages without files are left out.
     instructions: the instruction sets, as instruct.named_sets takes them: by name, a list, or a folder.
     instruction_share: of all samples, where `rates` have none for the sets: they share it by size.
     max_examples: pairs taken of each instruction set, or that by name or pattern, the first that fits.
@@ -40,16 +42,18 @@ def register(
   Returns:
     The mixture's name. What was registered under the same names before is replaced.
   """
+  text.check_corpora(files)
   sets = instruct.named_sets(instructions) if instructions else {}
   _check(list(files), list(sets), rates, instruction_share)
   vocabulary = vocabulary_lib.GLMVocabulary(tokenizer)
   names = {}
   for language, patterns in files.items():
     names[language] = f"pretrain_{language}"
+    found = text.find_files(patterns)
     seqio.TaskRegistry.remove(names[language])
     seqio.TaskRegistry.add(
         names[language],
-        source=sources.FileSource(patterns, ["text"], functools.partial(text.file_documents, field=field)),
+        source=sources.FileSource(found, ["text"], text.reader(found, field)),
         preprocessors=[
             seqio.preprocessors.tokenize,
             seqio.preprocessors.append_eos,
@@ -67,30 +71,46 @@ def register(
 
 
 def _check(
-    languages: list[str], instructions: list[str], rates: Mapping[str, float] | None, share: float
+    languages: list[str], sets: list[str], rates: Mapping[str, float] | None, share: float
 ) -> None:
-  names = languages + instructions
-  if not languages or len(set(names)) < len(names):
-    raise errors.InputError(f"pretrain.register: {names}: give at least one language, and no name twice")
+  names = languages + sets
+  if len(set(names)) < len(names):
+    raise errors.InputError(f"pretrain.register: {names}: no name twice, of languages and instruction sets")
   if not 0 < share < 1:
     raise errors.InputError(f"pretrain.register: instruction_share is {share}: give a number between 0 and 1")
   if rates is None:
     return
-  if set(rates) not in (set(names), set(languages)):
-    raise errors.InputError(f"pretrain.register: rates are given for {sorted(rates)}, and the files are for "
-                            f"{sorted(names)}; give one rate for each, or for each language")
-  if any(rate < 0 for rate in rates.values()) or not any(rates.values()):
-    raise errors.InputError(
-        f"pretrain.register: rates {dict(rates)}: each must be 0 or more, and one above 0")
+  if not isinstance(rates, Mapping) or not all(
+      isinstance(rate, (int, float)) and math.isfinite(rate) and rate >= 0 for rate in rates.values()):
+    raise errors.InputError(f"pretrain.register: rates {str(rates)[:100]}: give a number, 0 or more, for each language")
 
 
 def _rates(
     languages: list[str], sizes: Mapping[str, int], rates: Mapping[str, float] | None, share: float
 ) -> dict[str, float]:
   """Shares by language and instruction set, whose numbers of pairs are `sizes`."""
-  if rates is not None and set(rates) == {*languages, *sizes}:
-    return dict(rates)
-  of_languages = rates or dict.fromkeys(languages, 1.0)
+  given = {} if rates is None else dict(rates)
+  of_sets = {name: given[name] for name in sizes if name in given}
+  if of_sets and of_sets.keys() != sizes.keys():
+    raise errors.InputError(f"pretrain.register: rates are given for the instruction sets {sorted(of_sets)}, and the "
+                            f"sets are {sorted(sizes)}; give one for each, or for languages alone")
+  known = [given[language] for language in languages if language in given]
+  of_languages = {language: given.get(language, sum(known) / len(known) if known else 1.0) for language in languages}
+  if not any((of_languages | of_sets).values()):
+    raise errors.InputError(f"pretrain.register: rates {given}: one must be above 0")
+  _say_if_other(languages, given, of_languages, sizes)
+  if of_sets:
+    return of_languages | of_sets
   text_share = 1 - share if sizes else 1
-  return ({name: text_share * rate / sum(of_languages.values()) for name, rate in of_languages.items()}
+  total = sum(of_languages.values())
+  return ({name: text_share * rate / total for name, rate in of_languages.items()}
           | {name: share * size / sum(sizes.values()) for name, size in sizes.items()})
+
+
+def _say_if_other(
+    languages: list[str], given: Mapping[str, float], used: Mapping[str, float], sizes: Mapping[str, int]
+) -> None:
+  """Tells which rates are used where those given are for other names: it may be a misspelling."""
+  if given and {*languages} != given.keys() - sizes.keys():
+    print(f"pretrain.register: the rates are for {', '.join(given)} and the text is {', '.join(languages)}; used are "
+          + ", ".join(f"{name} {rate:g}" for name, rate in used.items()), file=sys.stderr, flush=True)

@@ -8,17 +8,19 @@ import random
 import seqio
 import tensorflow as tf
 
+from glmjax.io import user_text
+from glmjax.data import splits
 from glmjax.data import text
 
 
 class FileSource(seqio.DataSource):
-  """Examples of text files; every 50th is in the split "validation", all others in "train".
+  """Examples of text files, in the splits "train" and "validation" as `read` tells them apart.
 
   A shard is a file, so that Beam and other readers share the work; more readers than files share examples.
   """
 
   def __init__(
-      self, patterns: str | Sequence[str], features: Sequence[str],
+      self, patterns: text.Patterns, features: Sequence[str],
       read: Callable[[pathlib.Path, int, str], Iterator], max_examples: int | None = None,
   ) -> None:
     """`read(path, file number, split)` yields a string for one feature, or a tuple in their order.
@@ -28,11 +30,16 @@ class FileSource(seqio.DataSource):
     files = text.find_files(patterns)
     shares = None if max_examples is None else _shares([_count_lines(path) for path in files], max_examples)
     sizes = shares and {split: sum(taken for taken, _ in of_files) for split, of_files in shares.items()}
-    super().__init__(splits=text.SPLITS, num_input_examples=sizes)
+    super().__init__(splits=splits.SPLITS, num_input_examples=sizes)
     self.files = files
     self._features = tuple(features)
     self._read = read
     self._max_per_file = shares  # for each split, each file's (examples taken, examples there); None: all
+
+  @property
+  def windows(self) -> splits.Windows | None:
+    """How documents are cut, where whole ones would leave nothing held out."""
+    return getattr(self._read, "keywords", {}).get("windows")
 
   @property
   def supports_arbitrary_sharding(self) -> bool:
@@ -76,16 +83,15 @@ class FileSource(seqio.DataSource):
 
 def _count_lines(path: pathlib.Path) -> int:
   """Lines of a file that are not blank."""
-  with open(path, "rb") as file:
-    return sum(not line.isspace() for line in file)
+  return sum(bool(line.strip()) for _, line in user_text.lines(path))
 
 
 def _shares(counts: Sequence[int], max_examples: int) -> dict[str, list[tuple[int, int]]]:
   """For each split, each file's (examples taken, examples there), of files with so many records each."""
-  held_out = [(number + count) // text.HELD_OUT_EVERY - number // text.HELD_OUT_EVERY
-              for number, count in enumerate(counts)]  # text.split_of, counted
+  held_out = [(number + count) // splits.HELD_OUT_EVERY - number // splits.HELD_OUT_EVERY
+              for number, count in enumerate(counts)]  # splits.split_of, counted
   shares = {}
-  for split, there in zip(text.SPLITS, ([n - k for n, k in zip(counts, held_out)], held_out)):
+  for split, there in zip(splits.SPLITS, ([n - k for n, k in zip(counts, held_out)], held_out)):
     ends = [0, *itertools.accumulate(there)]
     most = min(max_examples, ends[-1])
     taken = [most * end // max(ends[-1], 1) for end in ends]

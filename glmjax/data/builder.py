@@ -14,6 +14,7 @@ import typing
 from collections.abc import Iterable
 
 from glmjax.io import publish
+from glmjax.io import seal
 from glmjax import errors
 from glmjax.data import shards
 
@@ -52,7 +53,7 @@ def write_shard(partial: pathlib.Path, shard: Shard, documents: Iterable[shards.
                 vocab_size: int) -> dict:
   """Writes one shard and then its record; any process may do it."""
   record = shards.write_shard(partial, shard.stem, documents, vocab_size)
-  publish.write_json(_record_path(partial, shard), record)
+  publish.write_json(_record_path(partial, shard), seal.seal(record))
   return record
 
 
@@ -103,7 +104,7 @@ class CacheBuilder:
     """Writes the manifest over all shards and gives the folder its name."""
     if not self.finished:
       if not (self.partial / shards.MANIFEST).exists():
-        publish.write_json(self.partial / shards.MANIFEST, self._manifest(tokenizer_folder))
+        shards.write_manifest(self.partial, self._manifest(tokenizer_folder))
       shutil.rmtree(self.partial / "progress", ignore_errors=True)
       self._swap()
     return shards.TokenCache.open(self.directory)
@@ -128,7 +129,7 @@ class CacheBuilder:
     progress.mkdir(exist_ok=True)
     for leftover in self.partial.rglob("*.tmp"):
       leftover.unlink(missing_ok=True)
-    publish.write_json(progress / "plan.json", self.plan)
+    publish.write_json(progress / "plan.json", seal.seal(self.plan))
 
   def _check_existing(self) -> None:
     """Refuses a folder that holds something else; notes one that already holds what is asked for."""
@@ -147,7 +148,7 @@ class CacheBuilder:
     if found != self.plan:  # only the rates differ: no token changes
       for task, about in manifest["tasks"].items():
         about["rate"] = self.plan["tasks"][task]["rate"]
-      publish.write_json(self.directory / shards.MANIFEST, manifest)
+      shards.write_manifest(self.directory, manifest)
     self.finished = True
 
   def _manifest(self, tokenizer_folder: pathlib.Path | None) -> dict:
@@ -199,11 +200,11 @@ def _record_path(partial: pathlib.Path, shard: Shard) -> pathlib.Path:
 def _read_record(partial: pathlib.Path, shard: Shard, contents: bool) -> dict | None:
   """A finished shard's entry for the manifest, None if unfinished or damaged; `contents` reads it all."""
   try:
-    record = json.loads(_record_path(partial, shard).read_bytes())
-  except (OSError, ValueError):
+    record = seal.unseal(json.loads(_record_path(partial, shard).read_bytes()))
+  except (OSError, ValueError, AttributeError):  # an older glmjax's have no seal
     return None
   folder = (partial / shard.stem).parent
-  return None if any(shards.check_file(folder, file, contents) for file in record["files"]) else record
+  return None if any(shards.check_file(folder, file, contents) for file in shards.shard_files(record)) else record
 
 
 def _empty(folder: pathlib.Path) -> None:
@@ -226,8 +227,10 @@ def _read_plan(partial: pathlib.Path) -> dict | None:
   try:
     if (partial / shards.MANIFEST).exists():
       return _plan_of(shards.read_manifest(partial))
-    return json.loads((partial / "progress" / "plan.json").read_bytes())
-  except (OSError, ValueError):
+    plan = seal.unseal(json.loads((partial / "progress" / "plan.json").read_bytes()), required=False)
+    _describe(plan)
+    return plan
+  except (OSError, ValueError, AttributeError, KeyError, TypeError):
     return None
 
 

@@ -28,6 +28,7 @@ from glmjax import errors
 from glmjax import tokenizer as tokenizer_lib
 from glmjax.data import builder
 from glmjax.data import shards
+from glmjax.data import splits
 from glmjax.data import workers
 
 FEATURES = {"text": ("text",), "instruction": ("inputs", "targets")}
@@ -56,6 +57,7 @@ def cache_mixture(mixture_name: str, directory: str | os.PathLike, *, num_shards
     files = pool.submit(_source_files, mixture_name).result()
     hashes = tqdm.tqdm(pool.map(_file_hash, files), total=len(files), unit="file", desc="read", leave=False)
     plan = pool.submit(make_plan, mixture_name, num_shards, dict(zip(files, hashes))).result()
+    pool.submit(_say_what_is_cut, mixture_name).result()
     with builder.CacheBuilder(directory, plan, overwrite) as making:
       todo = making.missing()
       vocab_size = plan["tokenizer"]["vocab_size"]
@@ -64,8 +66,25 @@ def cache_mixture(mixture_name: str, directory: str | os.PathLike, *, num_shards
       with tempfile.TemporaryDirectory() as scratch:
         tokenizer.save(pathlib.Path(scratch) / "tokenizer")
         finished = making.finish(pathlib.Path(scratch) / "tokenizer")
+  _say_what_is_empty(finished)
   return {name: {split: {key: about[key] for key in ("documents", "tokens", "utf8_bytes")}
                  for split, about in task["splits"].items()} for name, task in finished.tasks.items()}
+
+
+def _say_what_is_cut(mixture_name: str) -> None:
+  """Tells of which tasks parts of documents are held out, where whole ones would be too few."""
+  for task in _tasks(mixture_name):
+    if (windows := getattr(task.source, "windows", None)) is not None:
+      print(f"task {task.name}: too few documents to hold out every {splits.HELD_OUT_EVERY}th; about one in "
+            f"{windows.every} windows of {windows.size:,} characters is held out instead", file=sys.stderr, flush=True)
+
+
+def _say_what_is_empty(finished: shards.TokenCache) -> None:
+  """Tells which splits hold nothing, before a run or an evaluation comes to them."""
+  for name, task in finished.tasks.items():
+    if empty := [split for split, about in task["splits"].items() if not about["tokens"]]:
+      print(f"task {name}: nothing is in the split {', '.join(empty)}; training goes on without it, and evaluation and "
+            "runs that validate use the other tasks, if there are any", file=sys.stderr, flush=True)
 
 
 def _show_progress(jobs: list[concurrent.futures.Future], already: int) -> None:
@@ -155,8 +174,8 @@ def make_plan(mixture_name: str, num_shards: int, file_hashes: Mapping[str, str]
     rate = float(mixture.get_rate(task)) if isinstance(mixture, seqio.Mixture) else 1.0
     kinds = {_kind(task, split) for split in task.splits}
     assert len(kinds) == 1, f"{task.name}: {kinds}"
-    splits = {split: {"source": _source_fingerprint(task, split, file_hashes)} for split in task.splits}
-    tasks[task.name] = {"kind": kinds.pop(), "rate": rate, "splits": splits}
+    by_split = {split: {"source": _source_fingerprint(task, split, file_hashes)} for split in task.splits}
+    tasks[task.name] = {"kind": kinds.pop(), "rate": rate, "splits": by_split}
   about = {"fingerprint": tokenizer.fingerprint, "vocab_size": tokenizer.vocab_size,
            "specials": dataclasses.asdict(tokenizer.specials)}
   return builder.make_plan(mixture_name, num_shards, about, tasks)

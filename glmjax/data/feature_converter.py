@@ -148,7 +148,15 @@ class SeqioMixture:
                               f"there are {', '.join(known) or 'none'}") from error
     if isinstance(provider, seqio.Task):
       return {provider: 1.0}
-    return {task: provider.get_rate(task) for task in provider.tasks}
+    rates = {task: provider.get_rate(task) for task in provider.tasks}
+    if self.split == "train":
+      return rates
+    # Of a small instruction set nothing is held out; a text's size is not known without reading it.
+    rates = {task: rate for task, rate in rates.items() if task.source.num_input_examples(self.split) != 0}
+    if not rates:
+      raise errors.InputError(f"the mixture {self.mixture} has nothing in the split {self.split!r}: of instruction "
+                              "pairs every 50th is held out; give more, or do without that split")
+    return rates
 
   @functools.cached_property
   def _tokenizer(self) -> tokenizer.Tokenizer:
@@ -190,6 +198,15 @@ class SeqioMixture:
     """Writes the tasks' tokenizer into the folder."""
     self._tokenizer.save(folder)
 
+  def check(self) -> None:
+    """Says before anything is computed what `batches` would come to later.
+
+    Raises:
+      errors.InputError: when the mixture, or of another split than "train" a task of it, gives no rows.
+    """
+    for name in self._schedule.names if self.split != "train" else ():
+      self._advance(self._rows(name, shuffle=False), name, 0)
+
   def batches(
       self, plan: Iterator[tuple[int, int]], process_index: int = 0, process_count: int = 1
   ) -> Iterator[dict[str, np.ndarray]]:
@@ -212,12 +229,12 @@ class SeqioMixture:
         places[name] = place + 1
       yield {feature: np.stack([row[feature] for row in batch]) for feature in _FEATURE_DTYPES}
 
-  def _rows(self, name: str) -> Iterator[rows.Row]:
+  def _rows(self, name: str, shuffle: bool = True) -> Iterator[rows.Row]:
     """All rows of a task, epoch after epoch, each shuffled in its own way."""
     task = next(task for task in self._rates if task.name == name)
     converter = GLMFeatureConverter(self._infilling, self.seed)
     lengths = converter.task_feature_lengths
-    ds = task.get_dataset(lengths, self.split, self.use_cached, shuffle=True, seed=self.seed, num_epochs=None,
+    ds = task.get_dataset(lengths, self.split, self.use_cached, shuffle=shuffle, seed=self.seed, num_epochs=None,
                           shuffle_buffer_size=self.shuffle_buffer_size)
     return converter(ds, lengths).as_numpy_iterator()
 
@@ -226,7 +243,8 @@ class SeqioMixture:
     try:
       return next(itertools.islice(stream, skip, None))
     except StopIteration:
-      raise errors.InputError(f"task {name} has no text in the split {self.split!r}") from None
+      raise errors.InputError(f"task {name} has too little text in the split {self.split!r} for a row of "
+                              f"{self.seq_length} tokens: give more text, or a shorter seq_length") from None
     except tf.errors.OpError as error:
       raise input_error(error) or error from error
 

@@ -5,7 +5,6 @@ import dataclasses
 import functools
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -79,7 +78,15 @@ class CachedMixture:
 
   def save_tokenizer(self, folder: str | os.PathLike) -> None:
     """Copies the tokenizer that made the cache's ids into the folder."""
-    shutil.copytree(self.cache.tokenizer_folder, folder, dirs_exist_ok=True)
+    self.cache.copy_tokenizer(folder)
+
+  def check(self) -> None:
+    """Says before anything is computed what `batches` would come to later.
+
+    Raises:
+      errors.InputError: when the cache, the split or a rate gives no rows.
+    """
+    self.sampler  # noqa: B018  (made once, and kept)
 
   def batches(self, plan: Iterable[tuple[int, int]], process_index: int = 0,
               process_count: int = 1) -> Iterator[Batch]:
@@ -95,7 +102,7 @@ class CachedMixture:
     pool: list[workers.Worker] = []
     asked: collections.deque[tuple[workers.Worker, tuple[int, int]]] = collections.deque()
     try:
-      pool = [workers.Worker(f"data loader {i}", _batch_maker, settings) for i in range(self.num_workers)]
+      pool = [workers.Worker(f"data loader {i}", _batch_maker, settings, self.cache) for i in range(self.num_workers)]
       turns = 0
       for rows_asked in local:
         worker = pool[turns % len(pool)]
@@ -134,8 +141,9 @@ def _make_batch(source: sampler.MixtureSampler, asked: tuple[int, int]) -> Batch
   return {feature: np.stack([row[feature] for row in made]) for feature in made[0]}
 
 
-def _batch_maker(settings: CachedMixture) -> Callable[[tuple[int, int]], Batch]:
-  """What a helper process runs."""
+def _batch_maker(settings: CachedMixture, cache: shards.TokenCache) -> Callable[[tuple[int, int]], Batch]:
+  """What a helper process runs: it reads the cache that the caller has opened, or finds out that it was replaced."""
+  settings.__dict__["cache"] = cache
   return functools.partial(_make_batch, settings.sampler)
 
 

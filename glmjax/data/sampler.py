@@ -316,14 +316,32 @@ def task_rates(cache: shards.TokenCache, split: str, rates: Mapping[str, float] 
   A name in `rates` may have wildcards, and be several joined by "|": what it is given is then shared out
   among the tasks that it fits, in the proportion of the cached rates. A task that two names fit gets both.
   Of other splits than "train" tasks without a document are left out.
+
+  Raises:
+    errors.InputError: when that leaves none.
   """
   having = {name: task for name, task in cache.tasks.items() if split in task["splits"]}
   if not having:
     raise errors.InputError(f"{cache.directory}: no task has a split {split!r}")
   if split != "train":  # of a small set nothing may be held out
     having = {name: task for name, task in having.items() if task["splits"][split]["documents"]}
+    if not having:
+      raise nothing_held_out(cache, split, cache.tasks)
   cached = {name: task["rate"] for name, task in having.items()}
-  return cached if rates is None else share(rates, cached, cache.tasks, str(cache.directory))
+  if rates is None:
+    return cached
+  shared = share(rates, cached, cache.tasks, str(cache.directory))
+  if split != "train" and not any(shared.values()):
+    raise nothing_held_out(cache, split, set(share(rates, dict.fromkeys(cache.tasks, 1.0), cache.tasks, "")))
+  return shared
+
+
+def nothing_held_out(cache: shards.TokenCache, split: str, tasks: Iterable[str]) -> errors.InputError:
+  """The error of a split in which none of the tasks has a document."""
+  return errors.InputError(
+      f"{cache.directory}: of {', '.join(sorted(tasks))} nothing is in the split {split!r}: make the cache again "
+      "(glmjax cache --overwrite holds out a part of any text, and every 50th instruction pair), or do without that "
+      "split (loop.train.validation = None)")
 
 
 def share(rates: Mapping[str, float], whole: Mapping[str, float], known: Iterable[str], where: str) -> dict[str, float]:

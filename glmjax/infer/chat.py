@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from glmjax import errors
+from glmjax import rounds as rounds_lib
 from glmjax.infer import engine as engine_lib
 from glmjax.infer import sampling as sampling_lib
 
@@ -36,10 +37,7 @@ class Round:
 
 def prompt(rounds: Sequence[Round], query: str) -> str:
   """The text that the model reads: the bare question, or numbered rounds with the last one open."""
-  if not rounds:
-    return query
-  past = "".join(f"[Round {i}]\n问：{r.query}\n答：{r.reply}\n" for i, r in enumerate(rounds))
-  return f"{past}[Round {len(rounds)}]\n问：{query}\n答："
+  return rounds_lib.prompt([(each.query, each.reply) for each in rounds], query)
 
 
 def clean(reply: str) -> str:

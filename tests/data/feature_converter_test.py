@@ -53,7 +53,7 @@ def test_a_window_is_a_row(tokenizer, positions):
   task = seqio.TaskRegistry.get("pretrain_en")
   windows = list(task.get_dataset({"text": maker.window_length}, shuffle=False).as_numpy_iterator())
   found = task_rows("pretrain_en", maker)
-  assert len(found) == len(windows) > 3
+  assert len(found) == len(windows) > 2
   for i, (row, window) in enumerate(zip(found, windows)):
     assert_same(row, maker.text_row(window["text"], 3, i))
 
@@ -145,15 +145,17 @@ def test_mistakes_come_out_in_one_line(tokenizer, tmp_path):
     feature_converter.SeqioMixture("pretrain_bi", infilling(tokenizer)).describe()
   folder = tmp_path / "tokenizer"
   tokenizer.save(folder)
-  (tmp_path / "bad.jsonl").write_text('{"text": "fine"}\n{"text": \n')
+  (tmp_path / "bad.jsonl").write_text('{"text": "fine"}\n' * 50 + '{"text": \n')
   pretrain.register({"bad": str(tmp_path / "bad.jsonl")}, folder, mixture="bad")
   bad = feature_converter.SeqioMixture("bad", infilling(tokenizer))
-  with pytest.raises(errors.InputError, match="bad.jsonl:2: not JSON") as caught:
+  with pytest.raises(errors.InputError, match="bad.jsonl:51: not JSON") as caught:
     next(bad.batches(iter([(0, 2)])))
   assert "\n" not in str(caught.value)
   (tmp_path / "one.txt").write_text("only one document, which is for training")
   pretrain.register({"one": str(tmp_path / "one.txt")}, folder, mixture="one")
   empty = feature_converter.SeqioMixture("one", infilling(tokenizer), split="validation")
-  with pytest.raises(errors.InputError, match="task pretrain_one has no text in the split 'validation'"):
+  with pytest.raises(errors.InputError, match="task pretrain_one has too little text in the split 'validation'"):
     next(empty.batches(iter([(0, 2)])))
+  with pytest.raises(errors.InputError, match="task pretrain_one has too little text"):
+    empty.check()
   assert feature_converter.input_error(tf.errors.UnknownError(None, None, "other")) is None

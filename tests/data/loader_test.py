@@ -26,14 +26,16 @@ SPECIALS = tokens.icetk(0, 500)
 INFILLING = rows.BlankInfilling(64, SPECIALS, samples_per_sequence=2)
 
 
-def make_cache(directory: pathlib.Path) -> shards.TokenCache:
+def make_cache(directory: pathlib.Path, seed: int = 0, empty: tuple[str, ...] | None = None) -> shards.TokenCache:
+  """With a validation split if `empty` is given: names of tasks that it does not have."""
   tokenizer = {"fingerprint": "f" * 64, "vocab_size": 508, "specials": dataclasses.asdict(SPECIALS)}
-  splits = {"train": {"source": ""}}
+  splits = {split: {"source": ""} for split in (["train"] if empty is None else ["train", "validation"])}
   tasks = {name: {"kind": "text", "rate": rate, "splits": splits} for name, rate in [("en", 2), ("zh", 1)]}
   with builder.CacheBuilder(directory, builder.make_plan("m", 2, tokenizer, tasks)) as making:
     for shard in making.missing():
-      rng = np.random.default_rng([shard.index, ord(shard.task[0])])
-      documents = [shards.Document(np.append(rng.integers(4, 500, 90), SPECIALS.eod)) for _ in range(30)]
+      rng = np.random.default_rng([shard.index, ord(shard.task[0]), *([seed] if seed else [])])
+      documents = [shards.Document(np.append(rng.integers(4, 500, 90), SPECIALS.eod))
+                   for _ in range(30 if shard.split == "train" or shard.task not in empty else 0)]
       builder.write_shard(making.partial, shard, documents, 508)
     return making.finish()
 
@@ -158,6 +160,45 @@ def test_damage_is_reported_with_the_sample(directory: pathlib.Path, num_workers
     for _ in batches:
       pass
   assert "\n" not in str(caught.value)
+
+
+def test_workers_read_the_cache_that_was_opened_or_say_so(directory: pathlib.Path, tmp_path: pathlib.Path) -> None:
+  source = loader.CachedMixture(directory, INFILLING, num_workers=2)
+  described = source.describe()
+  expected = gather(loader.CachedMixture(directory, INFILLING, num_workers=0), [(0, 4)])
+  directory.rename(tmp_path / "old")
+  make_cache(directory)  # the same bytes are the same data
+  assert_same(gather(source, [(0, 4)]), expected)
+  path = directory / "en/train-00000-of-00002.tokens"
+  path.write_bytes(path.read_bytes()[::-1])
+  with pytest.raises(errors.InputError, match="sample .* token cache is damaged"):
+    list(source.batches(iter([(0, 64)])))
+  (directory / "manifest.json").unlink()
+  build_other(directory)
+  with pytest.raises(errors.InputError, match="sample .* was replaced while it was being read"):
+    list(source.batches(iter([(0, 64)])))
+  assert source.describe() == described
+
+
+def build_other(directory: pathlib.Path) -> None:
+  """Another cache of that name."""
+  for path in sorted(directory.rglob("*"), reverse=True):
+    path.rmdir() if path.is_dir() else path.unlink()
+  make_cache(directory, 1)
+
+
+def test_nothing_held_out_is_said_before_the_first_batch(tmp_path: pathlib.Path) -> None:
+  make_cache(tmp_path / "cache", empty=("en", "zh"))
+  source = loader.CachedMixture(tmp_path / "cache", INFILLING, split="validation")
+  for call in (source.check, source.describe, lambda: next(source.batches(iter([(0, 4)])))):
+    with pytest.raises(errors.InputError, match="of en, zh nothing is in the split 'validation': make the cache again"):
+      call()
+  loader.CachedMixture(tmp_path / "cache", INFILLING).check()
+  make_cache(tmp_path / "half", empty=("zh",))
+  source = dataclasses.replace(source, directory=tmp_path / "half")
+  source.check()
+  with pytest.raises(errors.InputError, match="of zh nothing is in the split 'validation'"):
+    dataclasses.replace(source, rates={"z*": 1.0}).check()
 
 
 def test_damage_at_open_is_reported_by_the_caller(directory: pathlib.Path) -> None:

@@ -218,7 +218,7 @@ def test_sets_too_small_for_a_held_out_pair_are_left_out_there(tmp_path: pathlib
   for rates, names in ((None, ["en"]), ({"en": 0.9, "sm*": 0.1}, ["en"]), ({"*": 1}, ["en"])):
     assert sampler.MixtureSampler(small, INFILLING, 0, "validation", rates).schedule.names == names
     assert sampler.MixtureSampler(small, INFILLING, 0, "train", rates).schedule.names == ["en", "small"]
-  with pytest.raises(errors.InputError, match="mixture rates"):
+  with pytest.raises(errors.InputError, match="of small nothing is in the split 'validation'"):
     sampler.MixtureSampler(small, INFILLING, 0, "validation", {"small": 1})
 
 

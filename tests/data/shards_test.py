@@ -2,6 +2,8 @@
 
 import dataclasses
 import errno
+import json
+import os
 import pathlib
 import re
 import signal
@@ -16,6 +18,7 @@ from glmjax import errors
 from glmjax import tokens
 from glmjax.data import builder
 from glmjax.data import shards
+from glmjax.data import verified
 
 SPECIALS = tokens.icetk(0, 1000)
 
@@ -80,12 +83,164 @@ def test_same_bytes_on_every_run_and_tokenizer_is_copied(tmp_path: pathlib.Path)
   assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "tokenizer", "two"]
 
 
+def flipped(content: bytes, place: int) -> bytes:
+  return content[:place] + bytes([content[place] ^ 1]) + content[place + 1:]
+
+
+def as_before(directory: pathlib.Path) -> None:
+  """Makes the cache one of an older glmjax: no sums of blocks, no seal."""
+  manifest = shards.read_manifest(directory)
+  for split in manifest["tasks"]["en"]["splits"].values():
+    for shard in split["shards"]:
+      (directory / "en" / shard.pop("sums")["file"]).unlink()
+  (directory / "manifest.json").write_text(json.dumps(manifest))
+
+
+def read_all(cache: shards.TokenCache) -> list[list[int]]:
+  """Everything, in each of the ways that there are."""
+  readers = [cache.split("en", split) for split in ("train", "validation")]
+  for reader in readers:
+    reader.document_lengths()
+    assert np.array_equal(reader.read(0, reader.num_tokens),
+                          np.concatenate([document.tokens for document in reader.documents()]))
+  return [document.tokens.tolist() for reader in readers for document in reader.documents()]
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_a_flipped_token_is_never_read(tmp_path: pathlib.Path, older: bool) -> None:
+  directory = tmp_path / "cache"
+  build(directory, num_shards=2)
+  if older:
+    as_before(directory)
+  expected = read_all(shards.TokenCache.open(directory))
+  for path in directory.rglob("en/*"):
+    good = path.read_bytes()
+    for place in (0, len(good) // 2, len(good) - 1):
+      path.write_bytes(flipped(good, place))
+      with pytest.raises(errors.InputError, match="token cache is damaged: .*checksum.*--overwrite"):
+        read_all(shards.TokenCache.open(directory))
+    path.write_bytes(good)
+  assert read_all(shards.TokenCache.open(directory)) == expected
+
+
+def test_blocks_are_checked_where_they_are_read(tmp_path: pathlib.Path) -> None:
+  documents = [shards.Document(np.arange(i, i + 500) % 1008, 5) for i in range(300)]
+  with builder.CacheBuilder(tmp_path / "cache", plan(num_shards=1)) as making:
+    for shard in making.missing():
+      builder.write_shard(making.partial, shard, documents, 1008)
+    cache = making.finish()
+  path = tmp_path / "cache/en/train-00000-of-00001.tokens"
+  assert path.stat().st_size == 300_000  # ten blocks, the last one short
+  path.write_bytes(flipped(path.read_bytes(), 5 * verified.BLOCK))
+  reader = shards.TokenCache.open(tmp_path / "cache").split("en", "train")
+  stream = np.concatenate([document.tokens for document in documents])
+  first = 5 * verified.BLOCK // 2
+  for start, stop in ((0, first), (first + verified.BLOCK // 2, 150_000), (149_999, 150_000)):
+    np.testing.assert_array_equal(reader.read(start, stop), stream[start:stop])
+  for start, stop in ((first, first + 1), (0, 150_000), (first + verified.BLOCK // 2 - 1, first + verified.BLOCK)):
+    with pytest.raises(errors.InputError, match="bytes 163840 to 196607 differ from their checksum"):
+      reader.read(start, stop)
+  assert cache.split("en", "validation").read(first, first + 3).tolist() == stream[first:first + 3].tolist()
+
+
+def test_any_change_of_the_manifest_is_noticed(tmp_path: pathlib.Path) -> None:
+  directory = tmp_path / "cache"
+  build(directory, num_shards=1)
+  path = directory / "manifest.json"
+  good = path.read_bytes()
+  rng = np.random.default_rng(0)
+  for place in rng.integers(0, len(good), 300):
+    path.write_bytes(flipped(good, place))
+    try:
+      changed = shards.read_manifest(directory)
+    except errors.InputError as error:
+      assert str(path) in str(error) and "\n" not in str(error)
+    else:
+      path.write_bytes(good)
+      assert changed == shards.read_manifest(directory)  # a blank between
+
+
+@pytest.mark.parametrize("content", ["5", "[]", "{}", '{"format": 1}', '{"format": 1, "tasks": 5}', '{"format": null}',
+                                     '{"format": 1, "dtype": "x", "tasks": {}, "tokenizer": {}}', "[" * 10_000])
+def test_what_is_no_manifest_is_refused(tmp_path: pathlib.Path, content: str) -> None:
+  (tmp_path / "manifest.json").write_text(content)
+  with pytest.raises(errors.InputError) as caught:
+    shards.TokenCache.open(tmp_path)
+  assert "\n" not in str(caught.value)
+
+
+def test_older_caches_whose_manifest_was_damaged(tmp_path: pathlib.Path) -> None:
+  build(tmp_path / "cache")
+  as_before(tmp_path / "cache")
+  manifest = json.loads((tmp_path / "cache/manifest.json").read_bytes())
+  for damage in (lambda m: m.pop("dtype"), lambda m: m["tasks"]["en"].pop("kind"), lambda m: m.update(tokenizer=[]),
+                 lambda m: m["tasks"]["en"]["splits"]["train"].update(tokens=5),
+                 lambda m: m["tasks"]["en"]["splits"]["train"]["shards"][0].update(files=None),
+                 lambda m: m["tasks"]["en"]["splits"]["train"]["shards"][0].update(documents="1")):
+    changed = json.loads(json.dumps(manifest))
+    damage(changed)
+    (tmp_path / "cache/manifest.json").write_text(json.dumps(changed))
+    with pytest.raises(errors.InputError, match="manifest.json: damaged, or changed by hand"):
+      shards.TokenCache.open(tmp_path / "cache")
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_a_cache_that_is_replaced_under_its_reader(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, older: bool) -> None:
+  """With few open files some are opened again: the new ones are found out, and never mixed with the old."""
+  monkeypatch.setattr(verified, "_MOST_OPEN", 4)
+  directory = tmp_path / "cache"
+  build(directory, num_shards=8)
+  if older:
+    as_before(directory)
+  reader = shards.TokenCache.open(directory).split("en", "train")
+  expected = reader.read(0, reader.num_tokens)
+  with builder.CacheBuilder(directory, plan(source="v2", num_shards=8), overwrite=True) as making:
+    for shard in making.missing():
+      others = [document._replace(tokens=(np.asarray(document.tokens) + 1) % 1008)
+                for document in shard_documents(shard)]
+      builder.write_shard(making.partial, shard, others, 1008)
+    making.finish()
+  read = 0
+  with pytest.raises(errors.InputError, match="cache: the token cache was replaced while it was being read .*again"):
+    for read in range(reader.num_tokens):
+      at = (read * 101) % (reader.num_tokens - 5)
+      np.testing.assert_array_equal(reader.read(at, at + 5), expected[at:at + 5])
+  assert shards.TokenCache.open(directory).split("en", "train").read(0, 5).tolist() == [
+      (token + 1) % 1008 for token in expected[:5]]
+
+
+def test_few_file_handles_are_called_what_they_are(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+  reader = build(tmp_path / "cache").split("en", "train")
+  def refuse(*arguments: object) -> int:
+    raise OSError(errno.EMFILE, "Too many open files", arguments[0])
+  with monkeypatch.context() as patch:
+    patch.setattr(verified.os, "open", refuse)
+    with pytest.raises(errors.InputError, match="cannot read .*ulimit -n") as caught:
+      reader.read(0, 5)
+    assert "damaged" not in str(caught.value) and "overwrite" not in str(caught.value)
+  reader.read(0, 5)
+
+
+@pytest.mark.parametrize("when", ["before", "while"])
+@pytest.mark.parametrize("place", ["fifo", "folder"])
+def test_other_things_in_a_files_place(tmp_path: pathlib.Path, place: str, when: str) -> None:
+  directory = tmp_path / "cache"
+  build(directory)
+  cache = shards.TokenCache.open(directory)
+  path = directory / "en/train-00001-of-00003.documents"
+  path.unlink()
+  os.mkfifo(path) if place == "fifo" else path.mkdir()
+  with pytest.raises(errors.InputError, match="documents: no regular file"):
+    shards.TokenCache.open(directory) if when == "before" else cache.split("en", "train").document_lengths()
+
+
 def test_every_flipped_byte_is_found(tmp_path: pathlib.Path) -> None:
   directory = tmp_path / "cache"
   build(directory).verify()
   for path in directory.rglob("en/*"):
     good = path.read_bytes()
-    path.write_bytes(good[:10] + bytes([good[10] ^ 1]) + good[11:])
+    path.write_bytes(flipped(good, 5))
     with pytest.raises(errors.InputError, match=re.escape(str(path))):
       shards.TokenCache.open(directory).verify()
     path.write_bytes(good)
@@ -106,7 +261,7 @@ def test_truncated_and_missing_files_are_named_at_open(tmp_path: pathlib.Path) -
   with pytest.raises(errors.InputError, match="no finished token cache here"):
     shards.TokenCache.open(tmp_path / "nowhere")
   (directory / "manifest.json").write_text("{")
-  with pytest.raises(errors.InputError, match="damaged"):
+  with pytest.raises(errors.InputError, match="manifest.json: not JSON .*make the cache again"):
     shards.TokenCache.open(directory)
 
 

@@ -8,6 +8,7 @@ import zipfile
 import pytest
 
 from glmjax import errors
+from glmjax.data import splits
 from glmjax.data import text
 
 
@@ -43,7 +44,7 @@ def test_every_fiftieth_document_is_held_out(tmp_path):
     train, validation = read(path, "train"), read(path, "validation")
     assert validation == documents[49:count:50]
     assert sorted(train + validation) == sorted(documents[:count])
-  assert [text.split_of(i) for i in (0, 48, 49, 50, 99)] == [
+  assert [splits.split_of(i) for i in (0, 48, 49, 50, 99)] == [
       "train", "train", "validation", "train", "validation"]
 
 
@@ -52,30 +53,19 @@ def test_reading_streams(tmp_path):
   assert next(text.documents(str(tmp_path))) == "good"
 
 
-def test_instructions(tmp_path):
-  path = tmp_path / "tasks.jsonl"
-  path.write_text('{"inputs": "a", "targets": "b"}\n{"prompt": "", "response": "d"}\n')
-  assert list(text.file_instructions(path, 0)) == [("a", "b"), ("", "d")]
-  assert list(text.file_instructions(path, 0, "validation")) == []
-  assert list(text.file_instructions(path, 48, "validation")) == [("", "d")]
-  fails("tasks.jsonl:1: no fields content and summary; the record has inputs, targets",
-        lambda: list(text.file_instructions(path, 0, None, [("content", "summary")])))
-  path.write_text('{"inputs": "a", "targets": ""}')
-  fails("tasks.jsonl:1: the field 'targets' is empty", lambda: list(text.file_instructions(path, 0)))
-  fails("read from .jsonl", lambda: list(text.file_instructions(tmp_path / "x.txt", 0)))
-
-
 @pytest.mark.parametrize("name, contents, match", [
     ("a.jsonl", b'{"text": "x"}\n{"text": \n', "a.jsonl:2: not JSON"),
-    ("a.jsonl", b'{"text": "x"}\n["x"]\n', "a.jsonl:2: a JSON list"),
+    ("a.jsonl", b'{"text": "x"}\n["x"]\n', "a.jsonl:2: JSON of a list, not an object"),
     ("a.jsonl", b'{"txt": "x"}', "a.jsonl:1: no field 'text'; the record has txt"),
     ("a.jsonl", b'{"text": 5}', "a.jsonl:1: the field 'text' is 5, not a string"),
     ("a.jsonl", b'{"text": "\\ud800"}', "a.jsonl:1: .*surrogate"),
-    ("a.jsonl", b"[" * 100_000, "a.jsonl:1: not JSON"),
+    ("a.jsonl", b"[" * 100_000, "a.jsonl:1: JSON nested deeper"),
     ("a.jsonl", b"", "a.jsonl holds no text"),
     ("a.txt", b" \n\n", "a.txt holds no text"),
     ("a.txt", b"good\n\ngo\xffod", "a.txt: not UTF-8 at byte 8 .line 3."),
-    ("a.txt", "中文".encode("utf-16"), "a.txt: not UTF-8 at byte 0"),
+    ("a.txt", "中文".encode("utf-16"), "a.txt: UTF-16, not UTF-8"),
+    ("a.txt", "Some text.\n".encode("utf-16-le"), "a.txt: line 1 holds NUL characters: no text, or UTF-16"),
+    ("a.jsonl", '{"text": "x"}\n'.encode("utf-16-be"), "a.jsonl: line 1 holds NUL characters"),
     ("a.csv", b"x", "a.csv is neither .jsonl nor .txt"),
 ])
 def test_bad_files_are_named(tmp_path, name, contents, match):

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from glmjax import errors
 from glmjax import tokenizer as tokenizer_lib
+from glmjax.data import splits
 from glmjax.data import text
 from glmjax.tasks import instruct
 from glmjax.tasks import pretrain
@@ -76,7 +77,7 @@ def test_vocabulary_is_a_value(folder, vocabulary):
 def test_text_tasks_give_documents_and_windows(folder, vocabulary):
   assert pretrain.register(FILES, folder, {"en": 1, "zh": 3}) == "pretrain_bilingual"
   stream = []
-  documents = list(text.documents(FILES["zh"]))
+  documents = list(text.documents(FILES["zh"], "train"))
   for example, document in zip(examples("pretrain_zh"), documents, strict=True):
     assert example["text"].tolist() == vocabulary.encode(document) + [vocabulary.eos_id]
     assert example["text_pretokenized"].decode() == document
@@ -128,7 +129,7 @@ def test_caps_take_at_even_distances_whatever_the_files(folder, tmp_path):
   for number, count in enumerate((3, 0, 260, 61)):
     write_pairs(tmp_path / "set" / f"{number}.jsonl", max(count, 1), f"f{number}")
   instruct.register({"all": str(tmp_path / "set")}, folder, max_examples=1000)
-  every = {split: taken("instruct_all", split) for split in text.SPLITS}
+  every = {split: taken("instruct_all", split) for split in splits.SPLITS}
   assert len(every["train"]) + len(every["validation"]) == 325 and len(every["validation"]) == 6
   for cap in (1, 7, 100, 318, 319, 400):
     instruct.register({"cut": str(tmp_path / "set")}, folder, max_examples=cap)
@@ -177,7 +178,7 @@ def test_mistaken_sets(folder, tmp_path):
   fails("two instruction sets have the name x: .*a/x.jsonl and .*b/x.jsonl", twice)
   fails("no instruction set among .*empty", str(tmp_path / "empty"))
   fails("blank.jsonl. holds no pair", [str(tmp_path / "blank.jsonl")])
-  fails("use letters, digits", {"a b": str(tmp_path / "a")})
+  fails("use up to 100 letters, digits", {"a b": str(tmp_path / "a")})
   fails("there is no set 'xx'; the sets are .'x'.", {"x": str(tmp_path / "a")}, max_examples={"xx": 3, "*": 2})
   fails("none fits 'x'", {"x": str(tmp_path / "a")}, max_examples={"t0_*": 3})
   fails("give 1 or more", {"x": str(tmp_path / "a")}, max_examples=0)
@@ -193,8 +194,8 @@ def test_splits_and_shards_partition_the_documents(folder, tmp_path):
   pretrain.register({"xx": str(tmp_path)}, folder)
   def texts(split="train", **options):
     return [e["text_pretokenized"].decode() for e in examples("pretrain_xx", split, **options)]
-  found = {split: texts(split) for split in text.SPLITS}
-  assert found == {split: list(text.documents(str(tmp_path), split)) for split in text.SPLITS}
+  found = {split: texts(split) for split in splits.SPLITS}
+  assert found == {split: list(text.documents(str(tmp_path), split)) for split in splits.SPLITS}
   assert len(found["validation"]) == 3 and len(documents) == 183
   for num_shards in (1, 2, 3, 5):
     shards = [texts(shard_info=seqio.ShardInfo(i, num_shards)) for i in range(num_shards)]
@@ -219,8 +220,19 @@ def test_mistakes(folder, tmp_path):
     assert "\n" not in str(caught.value)
   fails("nowhere.txt does not exist", {"en": str(tmp_path / "nowhere.txt")}, folder)
   fails("cannot read the tokenizer", FILES, tmp_path / "nowhere")
-  fails("rates are given for .'en', 'fr'.", FILES, folder, {"en": 1, "fr": 2})
-  fails("0 or more", FILES, folder, {"en": 1, "zh": -2})
-  fails("at least one language", {}, folder)
+  for rates in ({"en": 1, "zh": -2}, {"en": float("nan")}, {"en": "1"}, "en", [1, 2]):
+    fails("0 or more", FILES, folder, rates)
+  fails("one must be above 0", FILES, folder, {"en": 0, "zh": 0})
+  for files in ({}, "en.txt", ["en.txt"], None, 5, FILES["zh"]):
+    fails("give the files by language", files, folder)
+  for value in (5, None, {}, [5], [None], {"a": "b"}, b"en.txt"):
+    fails("the text files of en are", {"en": value}, folder)
+  fails("the path of a text file is empty", {"en": ""}, folder)
+  fails("local paths only", {"en": "gs://bucket/en.txt"}, folder)
+  fails("no text files are named", {"en": []}, folder)
+  for name in ("", "a/b", "..//x", "a b", "*", "a|b", "x" * 41, 5, None, "a\n"):
+    fails("a language of the text files is", {name: FILES["en"]}, folder)
+  for sets in (5, [5], {"a": 5}, {5: "a.jsonl"}, {"a b": "a.jsonl"}, {"": "a.jsonl"}):
+    fails("instruction set", FILES, folder, instructions=sets)
   with pytest.raises(errors.InputError, match="max_examples are given for .'y'."):
     instruct.register(PAIRS, folder, max_examples={"y": 5})
