@@ -1,27 +1,45 @@
 """How long each command of a chain took: one line per command in a file that they share."""
 
 import json
+import logging
+import math
 import os
 import pathlib
 
 from glmjax import errors
+from glmjax.io import paths, user_json, user_text
+
+_log = logging.getLogger("glmjax")
 
 
 def prepare(file: str | os.PathLike) -> None:
   """Makes the file's folder, and the file; raises InputError before any work where that cannot be."""
-  path = pathlib.Path(file)
+  path = paths.local(file, "--stages")
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.touch()
+    if path.exists() and not path.is_file():  # a FIFO would wait for its reader when all is done
+      raise errors.InputError(f"--stages={path} is no regular file: choose another file")
+    with open(path, "ab"):
+      pass
   except OSError as error:
-    raise errors.InputError(f"cannot write --stages={path}: {error.strerror}; choose another file") from error
+    raise errors.InputError(f"cannot write --stages={path}: {errors.reason(error)}; choose another file") from error
 
 
 def append(file: str | os.PathLike, stage: str, started: float, seconds: float) -> None:
-  """Adds one line; a single short write, so that what other processes add stays whole."""
+  """Adds one line; a single short write, so that what other processes add stays whole.
+
+  Where that fails it is said, and no more: the command itself has done its work.
+  """
+  path = paths.local(file, "--stages")
   line = json.dumps({"stage": stage, "started": round(started, 3), "seconds": round(seconds, 3)}) + "\n"
-  with open(file, "ab", buffering=0) as out:
-    out.write(line.encode())
+  try:
+    with open(path, "ab", buffering=0) as out:
+      before = os.fstat(out.fileno()).st_size
+      if out.write(line.encode()) < len(line):
+        os.truncate(path, before)
+        raise OSError("the disk is full")
+  except OSError as error:
+    _log.warning("--stages=%s: the seconds of %s could not be added: %s", path, stage, errors.reason(error))
 
 
 def read(file: str | os.PathLike) -> dict[str, float]:
@@ -29,10 +47,11 @@ def read(file: str | os.PathLike) -> dict[str, float]:
   path, seconds = pathlib.Path(file), {}
   if not path.exists():
     return seconds
-  for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-    try:
-      record = json.loads(line)
-      seconds[record["stage"]] = seconds.get(record["stage"], 0.0) + float(record["seconds"])
-    except (ValueError, KeyError, TypeError) as error:
-      raise errors.InputError(f"{path}, line {number}: not a stage's record; remove the line") from error
+  for number, line in user_text.lines(path):
+    where = f"{path}: line {number}"
+    record = user_json.parse(line, where, expected="remove the line")
+    taken = record.get("seconds")
+    if not isinstance(record.get("stage"), str) or not isinstance(taken, int | float) or not math.isfinite(taken):
+      raise errors.InputError(f"{where}: not a stage's record; remove the line")
+    seconds[record["stage"]] = seconds.get(record["stage"], 0.0) + float(taken)
   return seconds

@@ -181,9 +181,7 @@ class Run:
     self._validation_set: list[feed_lib.HostBatch] | None = None
     self._eval_step = step_lib.compile_eval_step(objective)
     first = jax.process_index() == 0
-    if first:
-      metrics_lib.truncate_after(folder.metrics, self.step)
-    self._writer = metrics_lib.Writer(folder.metrics, folder.tensorboard) if first else None
+    self._writer = metrics_lib.Writer(folder.metrics, folder.tensorboard, self.step) if first else None
     self.console = metrics_lib.Console(total_samples, self.samples, silent=not first)
     self._trace = profile.Trace(intervals.profile, folder.root / "profile")
     self._feed: feed_lib.Feed | None = None

@@ -1,17 +1,34 @@
-"""What a run tells about itself: a JSON line a step, TensorBoard where it is installed, a readable line."""
+"""What a run tells about itself: a JSON line a step, TensorBoard where it is installed, a readable line.
 
+None of it may end a run or hold it up: what cannot be written is said once, and training goes on.
+"""
+
+import collections
+import contextlib
 import json
+import logging
 import math
+import os
 import pathlib
+import socket
+import stat
+import struct
 import sys
-from typing import Any
+import time
+from collections.abc import Callable
+from typing import Any, BinaryIO
 
 import numpy as np
 import tqdm
 
+from glmjax import errors
 from glmjax import tokens as tokens_lib
 
 Record = dict[str, Any]
+
+_MOST_WAITING = 100_000  # records that wait for room, about 60 MB of them
+
+_log = logging.getLogger("glmjax")
 
 
 def record_of(metrics: dict[str, np.ndarray]) -> Record:
@@ -36,7 +53,7 @@ def truncate_after(path: pathlib.Path, step: int) -> None:
   """
   if not path.exists():
     return
-  with open(path, "r+b") as file:
+  with _open(path, "r+b") as file:
     size = file.seek(0, 2)
     block, keep = 1 << 20, None
     while keep is None:
@@ -57,57 +74,172 @@ def _end_of_step(tail: bytes, step: int, whole: bool) -> int | None:
     try:
       if json.loads(tail[start:end])["step"] <= step:
         return end
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
       pass  # not ours, or damaged: goes with what is behind it
     end = start
   return 0 if whole else None
 
 
+def _open(path: pathlib.Path, mode: str) -> BinaryIO:
+  """Opens a file that is one: a FIFO would wait for its reader.
+
+  Raises:
+    OSError: also for what is no regular file.
+  """
+  file = open(path, mode, buffering=0 if mode == "ab" else -1,
+              opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK, 0o666))
+  if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+    file.close()
+    raise OSError(f"{path} is no regular file")
+  return file
+
+
 class Writer:
   """metrics.jsonl and TensorBoard events."""
 
-  def __init__(self, path: pathlib.Path, tensorboard: pathlib.Path):
-    self._file = open(path, "a", encoding="utf-8")
-    self._board = None
-    try:
-      import tensorboardX  # optional: the report extra
-    except ImportError:
-      return
-    self._board = tensorboardX.SummaryWriter(str(tensorboard))
+  def __init__(self, path: pathlib.Path, tensorboard: pathlib.Path, step: int = 0):
+    """A run that goes on from `step`: lines behind it are removed from the file."""
+    self._lines = _Appended(path, lambda: truncate_after(path, step))
+    self._board = _Board(tensorboard)
 
   def write(self, record: Record) -> None:
-    """One step; the line is with the operating system when this returns."""
+    """One step; the line is with the operating system when this returns, if there is room for it."""
     # JSON has no NaN: what is not finite becomes null.
     clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
-    self._file.write(json.dumps(clean) + "\n")
-    self._file.flush()
-    if self._board is not None:
-      for name, value in record.items():
-        if isinstance(value, float):
-          self._board.add_scalar(name, value, record["step"])
+    self._lines.write((json.dumps(clean) + "\n").encode())
+    self._board.write(record)
 
   def close(self) -> None:
-    """Writes what is buffered."""
-    self._file.close()
-    if self._board is not None:
-      self._board.close()
+    """Writes what still waits, if there is room now."""
+    self._lines.close()
+    self._board.close()
+
+
+class _Appended:
+  """A file of whole records. What it does not take waits, and a part that a full disk took is taken back."""
+
+  def __init__(self, path: pathlib.Path, prepare: Callable[[], None]):
+    """`prepare` is called before the file is opened for the first time; it may raise OSError."""
+    self._path, self._prepare = path, prepare
+    self._file: BinaryIO | None = None
+    self._end: int | None = None  # where the last whole record ends; None: the file was not opened yet
+    self._waiting: collections.deque[bytes] = collections.deque(maxlen=_MOST_WAITING)
+    self._failed = False
+    self._put()
+
+  def write(self, data: bytes) -> None:
+    """Adds a record."""
+    self._waiting.append(data)
+    self._put()
+
+  def close(self) -> None:
+    """Gives up what still does not find room."""
+    self._put()
+    if self._waiting:
+      _log.warning("%s: the last %d records are lost", self._path, len(self._waiting))
+    self._drop()
+
+  def _put(self) -> None:
+    """Writes what waits, as far as possible."""
+    try:
+      file = self._opened()
+      while self._waiting:
+        left = memoryview(self._waiting[0])
+        while left:  # a full disk takes a part, and says so the next time
+          left = left[file.write(left):]
+        self._end += len(self._waiting.popleft())
+    except OSError as error:
+      self._drop()
+      if not self._failed:
+        self._failed = True
+        _log.warning("%s: cannot be written: %s; training goes on, and what is missing is written once that is mended",
+                     self._path, errors.reason(error))
+      return
+    if self._failed:
+      self._failed = False
+      _log.info("%s: written again", self._path)
+
+  def _opened(self) -> BinaryIO:
+    if self._file is None:
+      if self._end is None:
+        self._prepare()
+      self._file = _open(self._path, "ab")
+      if self._end is None:
+        self._end = os.fstat(self._file.fileno()).st_size
+    return self._file
+
+  def _drop(self) -> None:
+    """Closes the file, without a part of a record at its end."""
+    if self._file is not None:
+      with contextlib.suppress(OSError):
+        self._file.truncate(self._end)
+      with contextlib.suppress(OSError):
+        self._file.close()
+      self._file = None
+
+
+class _Board:
+  """TensorBoard's events, where tensorboardX is installed.
+
+  Written here: tensorboardX's own thread dies at the first error, and then its queue holds up whoever writes.
+  """
+
+  def __init__(self, folder: pathlib.Path):
+    self._folder = folder
+    self._file: _Appended | None = None
+    self._off = False
+
+  def write(self, record: Record) -> None:
+    """The step's numbers as scalars."""
+    if self._off:
+      return
+    try:
+      if self._file is None:
+        name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}"
+        self._file = _Appended(self._folder / name, lambda: self._folder.mkdir(parents=True, exist_ok=True))
+        self._file.write(_event(file_version="brain.Event:2"))
+      self._file.write(_event(step=record["step"], scalars={
+          name: value for name, value in record.items() if isinstance(value, float)}))
+    except Exception as error:  # not installed; or of another version of it or of protobuf
+      self._off = True
+      if not isinstance(error, ImportError):
+        _log.warning("%s: no TensorBoard events: %s: %s", self._folder, type(error).__name__, error)
+
+  def close(self) -> None:
+    """Writes what still waits, if there is room now."""
+    if self._file is not None:
+      self._file.close()
+
+
+def _event(scalars: dict[str, float] | None = None, **fields: Any) -> bytes:
+  """An event of TensorBoard in its file's frame: length, its checksum, the event, its checksum."""
+  from tensorboardX import record_writer  # optional: the report extra
+  from tensorboardX.proto import event_pb2, summary_pb2
+  if scalars:
+    fields["summary"] = summary_pb2.Summary(value=[
+        summary_pb2.Summary.Value(tag=name, simple_value=value) for name, value in scalars.items()])
+  data = event_pb2.Event(wall_time=time.time(), **fields).SerializeToString()
+  length = struct.pack("<Q", len(data))
+  checked = (part + struct.pack("<I", record_writer.masked_crc32c(part)) for part in (length, data))
+  return b"".join(checked)
 
 
 class Console:
   """A progress bar on a terminal, and one readable line per log interval."""
 
   def __init__(self, total_samples: int, samples: int, silent: bool = False):
+    self._silent = silent or sys.stderr is None  # which printing would take for standard output
     self._bar = tqdm.tqdm(total=total_samples, initial=min(samples, total_samples), unit=" samples", leave=False,
-                          dynamic_ncols=True, disable=silent or not sys.stderr.isatty())
-    self._silent = silent
+                          dynamic_ncols=True, disable=self._silent or not sys.stderr.isatty())
     self._total = total_samples
     self._pace: float | None = None  # seconds per sample, smoothed
 
   def say(self, line: str) -> None:
     """Prints a line above the bar."""
     if not self._silent:
-      tqdm.tqdm.write(line, file=sys.stderr)
-      sys.stderr.flush()
+      with contextlib.suppress(OSError, ValueError):  # a closed or full stream of the program that calls us
+        tqdm.tqdm.write(line, file=sys.stderr)
+        sys.stderr.flush()
 
   def step(self, record: Record, seconds: float, samples: int, show: bool) -> None:
     """After a step of that many samples; `show` prints its line."""
