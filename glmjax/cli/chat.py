@@ -1,5 +1,6 @@
 """The chat command: a conversation in the terminal, or one turn a line where standard input is no terminal."""
 
+import codecs
 import contextlib
 import json
 import os
@@ -10,8 +11,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from glmjax import errors
-from glmjax.io import publish
-from glmjax.cli import inference
+from glmjax.cli import inference, process
+from glmjax.io import paths, publish
 
 if TYPE_CHECKING:
   from glmjax.infer import chat as chat_lib
@@ -22,6 +23,7 @@ HELP = """\
 /help       this
 Ctrl-C stops an answer and keeps what is there of it; Ctrl-C or Ctrl-D at an empty prompt ends.
 Every other line is said to the model; put a space before one that starts with /."""
+LONGEST_LINE = 1 << 20  # bytes of a line of standard input; no model here reads as much
 
 
 def chat(
@@ -41,7 +43,8 @@ def chat(
   if sys.stdin.isatty():
     _note(f"{pathlib.Path(checkpoint).name}: {session.max_length} tokens of conversation. /help shows the "
           "commands, Ctrl-D ends.")
-    converse(session, _typed_lines(), _stoppable)
+    with process.keyboard():
+      converse(session, _typed_lines(), _stoppable)
   else:
     converse(session, _piped_lines(), contextlib.nullcontext)
   return [{"query": round_.query, "reply": round_.reply} for round_ in session.rounds]
@@ -49,8 +52,6 @@ def chat(
 
 def converse(session: "chat_lib.Session", lines: Iterator[str], stoppable: Any) -> None:
   """Answers each line, or does what it commands. `stoppable()` is entered for each answer."""
-  if hasattr(sys.stdout, "reconfigure"):
-    sys.stdout.reconfigure(errors="replace")  # a terminal without Chinese
   saved: set[pathlib.Path] = set()
   for line in lines:
     try:
@@ -90,8 +91,8 @@ def _command(session: "chat_lib.Session", line: str, saved: set[pathlib.Path]) -
   elif name == "/save":
     if not argument.strip():
       raise errors.InputError("/save needs a file: /save talk.json")
-    path = pathlib.Path(argument.strip()).expanduser().absolute()
-    if path not in saved and path.exists():
+    path = paths.local(argument.strip(), "/save").absolute()
+    if path not in saved and os.path.lexists(path):
       raise errors.InputError(f"{path} exists, and was not saved in this conversation: choose another name")
     _save(session, path)
     saved.add(path)
@@ -108,7 +109,7 @@ def _save(session: "chat_lib.Session", path: pathlib.Path) -> None:
   try:
     publish.write_text(path, text + "\n")
   except OSError as error:
-    raise errors.InputError(f"cannot write {path}: {error.strerror}") from None
+    raise errors.InputError(f"cannot write {path}: {errors.reason(error)}") from None
 
 
 def _typed_lines() -> Iterator[str]:
@@ -117,36 +118,51 @@ def _typed_lines() -> Iterator[str]:
     import readline  # gives input() editing and earlier lines
   except ImportError:
     readline = None
+  typed = sys.stdout if sys.stdout.isatty() else sys.stderr  # a file of answers holds no prompts
   while True:
+    if typed is sys.stderr:
+      print("> ", end="", file=typed, flush=True)
     try:
-      yield input("> ")
+      yield input("" if typed is sys.stderr else "> ")
     except EOFError:
-      print(flush=True)
+      print(file=typed, flush=True)
       return
+    except process.Stopped:
+      raise
     except KeyboardInterrupt:
-      print(flush=True)
+      print(file=typed, flush=True)
       if readline is None or not readline.get_line_buffer():
         return
 
 
 def _piped_lines() -> Iterator[str]:
-  """Lines of standard input, as they come."""
-  for number, line in enumerate(sys.stdin.buffer, 1):
-    try:
-      yield line.decode("utf-8").rstrip("\r\n")
-    except UnicodeDecodeError:
-      raise errors.InputError(f"standard input: line {number} is not UTF-8 text") from None
+  """Lines of standard input, as they come. A conversation outlives one that is no text, or too long."""
+  stream, number, skips = sys.stdin.buffer, 0, False
+  while part := stream.readline(LONGEST_LINE):
+    ends = part.endswith(b"\n")
+    if not skips:
+      number += 1
+      if ends or len(part) < LONGEST_LINE:
+        yield _text(part, number)
+      else:
+        _note(f"line {number} has more than {LONGEST_LINE:,} bytes: not answered")
+    skips = not ends
 
 
-@contextlib.contextmanager
-def _stoppable() -> Iterator[list[int]]:
-  """A list that stays empty until Ctrl-C is pressed; nothing is interrupted half-way."""
-  presses: list[int] = []
-  before = signal.signal(signal.SIGINT, lambda number, frame: presses.append(number))
+def _text(line: bytes, number: int) -> str:
+  """The line's text, the end of line apart."""
+  line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+  text = line.decode("utf-8", errors="replace").rstrip("\r\n")
   try:
-    yield presses
-  finally:
-    signal.signal(signal.SIGINT, before)
+    line.decode("utf-8")
+  except UnicodeDecodeError as error:
+    _note(f"line {number} is not UTF-8 at byte {error.start}: read with \ufffd there")
+  return text
+
+
+def _stoppable() -> contextlib.AbstractContextManager[list[int]]:
+  """A list that stays empty until Ctrl-C is pressed; nothing is interrupted half-way."""
+  return process.noting(signal.SIGINT)
 
 
 def _note(text: str) -> None:

@@ -121,6 +121,16 @@ def several() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def keyboard() -> Iterator[None]:
+  """Within it Ctrl-C is a KeyboardInterrupt that may be answered, and ends nothing by itself. For the main thread."""
+  before = signal.signal(signal.SIGINT, signal.default_int_handler)
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
 def noting(number: int) -> Iterator[list[int]]:
   """A list that stays empty until the signal comes; nothing is interrupted. For the main thread."""
   received: list[int] = []

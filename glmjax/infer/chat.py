@@ -22,9 +22,9 @@ _TRAINING_TIME = "[[训练时间]]"
 _CHINESE = "[\u4e00-\u9fff]"
 _FULL_WIDTH = {",": "，", "!": "！", ":": "：", ";": "；", "?": "？"}
 _BESIDE_CHINESE = re.compile(f"(?<={_CHINESE})[,!:;?]|[,!:;?](?={_CHINESE})")
-# An end whose clean form depends on what follows: blanks, punctuation, the beginning of the placeholder.
+# An end, blanks behind it apart, whose clean form depends on what follows: punctuation, a beginning of the placeholder.
 _BEGINNINGS = "|".join(re.escape(_TRAINING_TIME[:n]) for n in range(len(_TRAINING_TIME) - 1, 0, -1))
-_UNDECIDED = re.compile(rf"(?:\s+|(?<!{_CHINESE})[,!:;?]|{_BEGINNINGS})\Z")
+_UNDECIDED = re.compile(rf"(?:(?<!{_CHINESE})[,!:;?]|{_BEGINNINGS})\Z")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,36 +42,65 @@ def prompt(rounds: Sequence[Round], query: str) -> str:
 
 def clean(reply: str) -> str:
   """A reply as the original shows it: stripped, dated 2023, with full-width punctuation beside Chinese."""
-  reply = reply.strip().replace(_TRAINING_TIME, "2023年")
-  return _BESIDE_CHINESE.sub(lambda match: _FULL_WIDTH[match.group()], reply)
+  return _in_full_width(reply.strip().replace(_TRAINING_TIME, "2023年"))
+
+
+def _in_full_width(text: str) -> str:
+  return _BESIDE_CHINESE.sub(lambda match: _FULL_WIDTH[match.group()], text)
 
 
 class CleanStream:
   """Bytes in, clean text out as soon as nothing that follows can change it.
 
-  What `add` and `end` return adds up to `clean` of the whole text; no character is ever cut.
+  What `add` and `end` return adds up to `clean` of the whole text; no character is ever cut. Each is looked at a few
+  times, however many there are.
   """
 
   def __init__(self) -> None:
     self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-    self._raw = ""
-    self.shown = ""  # all that was returned
+    self._shown: list[str] = []  # all that was returned
+    self._before = ""  # the last character that was returned, as the model wrote it
+    self._held = ""  # an undecided end
+    self._blanks: list[str] = []  # behind it: at the end of the whole they are stripped
+
+  @property
+  def shown(self) -> str:
+    """All that was returned."""
+    return "".join(self._shown)
 
   def add(self, data: bytes) -> str:
     """The new part of the clean text."""
-    self._raw += self._decoder.decode(data)
-    return self._show(_UNDECIDED.sub("", self._raw))
+    return self._take(self._decoder.decode(data))
 
   def end(self) -> str:
     """The rest."""
-    self._raw += self._decoder.decode(b"", final=True)
-    return self._show(self._raw)
+    new = self._take(self._decoder.decode(b"", final=True))
+    rest, self._held = self._held, ""
+    return new + self._show(rest)
 
-  def _show(self, raw: str) -> str:
-    text = clean(raw)
-    assert text.startswith(self.shown), (self.shown, text)
-    new = text[len(self.shown):]
-    self.shown = text
+  def _take(self, text: str) -> str:
+    solid = text.rstrip()
+    blanks = text[len(solid):]
+    if not solid:
+      decided, self._held = (self._held, "") if blanks else ("", self._held)  # a blank behind it decides an end
+    else:
+      decided = "".join([self._held, *self._blanks, solid])
+      self._blanks = []
+      undecided = None if blanks else _UNDECIDED.search(self._before + decided)
+      start = max(undecided.start() - len(self._before), 0) if undecided else len(decided)
+      decided, self._held = decided[:start], decided[start:]
+    if blanks:
+      self._blanks.append(blanks)
+    return self._show(decided)
+
+  def _show(self, decided: str) -> str:
+    """Cleans what nothing that follows can change, and returns it."""
+    if not self._before:
+      decided = decided.lstrip()
+    decided = decided.replace(_TRAINING_TIME, "2023年")
+    new = _in_full_width(self._before + decided)[len(self._before):]
+    self._before = decided[-1:] or self._before
+    self._shown.append(new)
     return new
 
 
@@ -126,17 +155,20 @@ class Session:
 
   def _text(self, tokens: Iterator[int], stream: CleanStream) -> Iterator[str]:
     """Clean text of the tokens; returns why they ended."""
-    ids: list[int] = []
+    decode = self._model.tokenizer.decode_bytes
+    recent: list[int] = []  # the last token that has bytes, on which those of the next depend, and what came after it
     seen = 0
     while True:
       try:
-        ids.append(next(tokens))
+        recent.append(next(tokens))
       except StopIteration as end:
         yield stream.end()
         return end.value
-      data = self._model.tokenizer.decode_bytes(ids)
-      yield stream.add(data[seen:])
-      seen = len(data)
+      data = decode(recent)[seen:]
+      if data:
+        del recent[:-1]
+        seen = len(decode(recent))
+      yield stream.add(data)
 
   def _row(self, query: str) -> tuple[list[int], int]:
     """Tokens of the prompt, and the first round in it: the earliest that leaves room for an answer."""

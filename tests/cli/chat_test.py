@@ -74,14 +74,14 @@ def test_saving(tmp_path, monkeypatch, capsys):
   assert pathlib.Path("mine.txt").read_text() == "precious"
   errors_ = capsys.readouterr().err
   assert "talk 1.json; rounds: 1" in errors_ and "mine.txt exists" in errors_
-  assert "/save needs a file" in errors_ and re.search("cannot write .*no/such/talk.json: No such file", errors_)
+  assert "/save needs a file" in errors_ and re.search("cannot write .*no/such/talk.json: no such file", errors_)
   assert sorted(os.listdir()) == ["mine.txt", "talk 1.json"]
 
   def full(*arguments):
     raise OSError(28, "No space left on device")
   with monkeypatch.context() as patch:
     patch.setattr(os, "replace", full)
-    with pytest.raises(errors.InputError, match="No space left"):
+    with pytest.raises(errors.InputError, match="the disk is full"):
       chat._save(conversation, pathlib.Path("talk 1.json"))
   assert json.loads(pathlib.Path("talk 1.json").read_text(encoding="utf-8")) == history
   assert sorted(os.listdir()) == ["mine.txt", "talk 1.json"]
@@ -133,9 +133,20 @@ def test_interrupt_keeps_the_session(capsys, monkeypatch):
 def test_lines_of_standard_input(monkeypatch):
   monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("a\r\n好\n\nlast".encode())))
   assert list(chat._piped_lines()) == ["a", "好", "", "last"]
-  monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a\n\xff\n")))
-  with pytest.raises(errors.InputError, match="line 2 is not UTF-8"):
-    list(chat._piped_lines())
+
+
+def test_a_conversation_outlives_lines_that_are_no_text(monkeypatch, capsys):
+  """Broken bytes, NULs, a byte order mark, and a line without end."""
+  monkeypatch.setattr(chat, "LONGEST_LINE", 10)
+  lines = b"\xef\xbb\xbfa\n\xffb\n\xe4\xb8\nc\0\n0123456789\n" + b"x" * 95 + b"\nlast"
+  monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines)))
+  conversation = session()
+  chat.converse(conversation, chat._piped_lines(), contextlib.nullcontext)
+  assert [round_.query for round_ in conversation.rounds] == ["a", "\ufffdb", "\ufffd", "c\0", "last"]
+  assert capsys.readouterr().err.splitlines() == [
+    "(line 2 is not UTF-8 at byte 0: read with \ufffd there)",
+    "(line 3 is not UTF-8 at byte 0: read with \ufffd there)",
+    "(line 5 has more than 10 bytes: not answered)", "(line 6 has more than 10 bytes: not answered)"]
 
 
 def test_terminal(tmp_path):
@@ -178,6 +189,43 @@ def test_terminal(tmp_path):
     process.send_signal(signal.SIGINT)
     wait_for("ended ['你好']".encode())
     assert process.wait(timeout=60) == 0
+  os.close(main)
+
+
+def test_prompts_are_no_answers(tmp_path):
+  """At a keyboard, with the answers in a file."""
+  code = ("import chat_test as t\nfrom glmjax.cli import process\nprocess.begin()\n"
+          "with process.keyboard():\n  t.chat.converse(t.session(), t.chat._typed_lines(), t.chat._stoppable)\n")
+  environment = os.environ | {"TERM": "dumb", "PYTHONPATH": str(pathlib.Path(__file__).parent)}
+  main, terminal = pty.openpty()
+  os.write(main, b"hello\n\x04")
+  with open(tmp_path / "answers", "wb") as answers:
+    done = subprocess.run([sys.executable, "-c", code], stdin=terminal, stdout=answers, stderr=terminal, check=False,
+                          env=environment, timeout=60)
+  os.close(terminal)
+  assert done.returncode == 0 and (tmp_path / "answers").read_bytes() == b"hello\n"
+  assert os.read(main, 1000).count(b"> ") == 2
+  os.close(main)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_at_the_prompt(number):
+  """Ctrl-C where nothing is typed ends the conversation; SIGTERM the process."""
+  code = ("import chat_test as t\nfrom glmjax.cli import process\nprocess.begin()\n"
+          "try:\n  with process.keyboard():\n"
+          "    t.chat.converse(t.session(), t.chat._typed_lines(), t.chat._stoppable)\n"
+          "except process.Stopped as stopped:\n  process.end(stopped.number)\n")
+  environment = os.environ | {"TERM": "dumb", "PYTHONPATH": str(pathlib.Path(__file__).parent)}
+  main, terminal = pty.openpty()
+  with subprocess.Popen([sys.executable, "-c", code], stdin=terminal, stdout=terminal, stderr=terminal,
+                        env=environment) as started:
+    os.close(terminal)
+    seen = b""
+    while b"> " not in seen:
+      seen += os.read(main, 1000)
+    time.sleep(0.5)
+    started.send_signal(number)
+    assert started.wait(60) == (0 if number == signal.SIGINT else 128 + number)
   os.close(main)
 
 

@@ -100,6 +100,45 @@ def test_text_is_shown_as_soon_as_it_is_settled():
     assert stream.add(data) == shown
 
 
+@pytest.mark.parametrize("unit", [" ", "\n", "a", "中", ",", "[", "\u3000", "[[训练时间]"])
+def test_a_reply_costs_what_it_is_long(monkeypatch, unit):
+  """Long runs of anything: no token has the whole reply looked at again."""
+  seen = [0]
+  clean_part, undecided = chat._in_full_width, chat._UNDECIDED
+
+  class Counting:
+    def search(self, text: str):
+      seen[0] += len(text)
+      return undecided.search(text)
+
+  def count(text: str) -> str:
+    seen[0] += len(text)
+    return clean_part(text)
+
+  monkeypatch.setattr(chat, "_in_full_width", count)
+  monkeypatch.setattr(chat, "_UNDECIDED", Counting())
+  stream = chat.CleanStream()
+  parts = [stream.add(b"a")] + [stream.add(unit.encode()) for _ in range(20_000)] + [stream.add(b"b"), stream.end()]
+  assert seen[0] < 50 * 20_000 * len(unit)
+  monkeypatch.undo()
+  assert "".join(parts) == chat.clean("a" + unit * 20_000 + "b") == stream.shown
+
+
+def test_tokens_are_decoded_once():
+  """Not all of them again with each."""
+  decoded = [0]
+
+  class Counting(Bytes):
+    def decode_bytes(self, ids: list[int]) -> bytes:
+      decoded[0] += len(ids)
+      return super().decode_bytes(ids)
+
+  model = Parrot("好a ".encode() * 500, max_length=4000)
+  model.tokenizer = Counting()
+  assert "".join(chat.Session(model, max_length=4000).ask("q")) == ("好a " * 500).strip()
+  assert decoded[0] < 4 * 2500
+
+
 def test_conversation_grows_and_is_cleaned():
   model = Parrot(" 好的,ok ".encode(), max_length=2000)
   session = chat.Session(model)
