@@ -26,8 +26,11 @@ import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 
 from glmjax import errors
+from glmjax import ranges
 from glmjax import tokens
 from glmjax.io import downloads
+from glmjax.io import paths
+from glmjax.io import user_json
 
 MODEL_FILE = "tokenizer.model"
 LAYOUT_FILE = "tokenizer.json"
@@ -35,6 +38,11 @@ LAYOUT_FORMAT = 1
 MAX_BLANKS = 80
 # [MASK] .. dBLOCK, tab, blanks of 2..80: what the layout adds behind the text pieces.
 NUM_APPENDED = len(tokens.ICETK_SPECIALS) + MAX_BLANKS
+
+# Of a tokenizer that is trained: <unk> <s> </s> <pad> <n>, the bytes, and one character; SentencePiece's own bounds.
+_FEWEST = NUM_APPENDED + 5 + 256 + 1
+_MOST = 1 << 22
+_LEAST_COVERAGE = 0.98
 
 IMAGE_TOKENS = 20_000  # before the text in GLM-130B, and in ChatGLM-6B until 6 April 2023
 
@@ -47,6 +55,7 @@ _RESERVED = re.compile(f"([{_SPACE}{chr(_MARK)}-{chr(_SPECIAL_MARK + len(tokens.
 _BLANKS = re.compile(f" {{2,{MAX_BLANKS}}}")
 _UNTRAINED = re.compile(r"[\n\t]| {2,}|" + _RESERVED.pattern.strip("()"))  # never inside a piece
 _SENTENCE_ENDS = ".?!;:。？！；…\n"
+_LARGEST = 1 << 28  # bytes of a SentencePiece model; ice_text.model has 2.7 MB
 _CHUNK = 1 << 16  # characters; longer texts are encoded in pieces cut at newlines
 
 # How special tokens are written in text, for callers that ask for it.
@@ -83,13 +92,14 @@ class Tokenizer:
     A folder knows its number of image ids; a bare model has none unless the caller says so
     (20000 for GLM-130B and the first ChatGLM-6B, 0 for ChatGLM-6B since April 2023).
     """
-    path = pathlib.Path(path)
+    path = paths.local(path, "the tokenizer")
     if not path.is_dir():
       return cls(_read_bytes(path), num_image_tokens or 0, str(path))
     model = _read_bytes(path / MODEL_FILE)
     layout_path = path / LAYOUT_FILE
+    layout = user_json.parse(_read_bytes(layout_path), str(layout_path),
+                             expected="make the tokenizer folder again with `glmjax tokenizer`")
     try:
-      layout = json.loads(_read_bytes(layout_path))
       saved_hash, saved_images, saved_format = (
           layout["model_sha256"], int(layout["num_image_tokens"]), int(layout["format"]))
     except (ValueError, KeyError, TypeError) as error:
@@ -249,7 +259,10 @@ def train(
   """
   if model_type not in ("bpe", "unigram"):
     raise errors.InputError(f"model_type is {model_type!r}; use \"bpe\" (fast) or \"unigram\" (as icetk)")
-  folder = pathlib.Path(folder)
+  ranges.whole("tokenizer.train.vocab_size", vocab_size, 1, _MOST)
+  ranges.whole("tokenizer.train.num_threads", num_threads, 1, 1024)
+  ranges.number("tokenizer.train.character_coverage", character_coverage, _LEAST_COVERAGE, 1.0)
+  folder = paths.local(folder, "the tokenizer's folder")
   if folder.is_dir() and any(folder.iterdir()):
     if not (folder / MODEL_FILE).exists():  # found out before the work rather than after it
       raise errors.InputError(f"{folder} holds something that is no tokenizer; choose another folder")
@@ -257,22 +270,25 @@ def train(
     if found != vocab_size:
       raise errors.InputError(f"{folder} holds a tokenizer of {found} ids, not {vocab_size}; remove it or "
                               "choose another folder")
-  writer, mistakes = io.BytesIO(), []
+  writer, lines = io.BytesIO(), _TrainingLines(documents)
   try:
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=_training_lines(documents, mistakes), model_writer=writer, model_type=model_type,
-        vocab_size=vocab_size - NUM_APPENDED, character_coverage=character_coverage, num_threads=num_threads,
+        sentence_iterator=iter(lines), model_writer=writer, model_type=model_type,
+        vocab_size=max(vocab_size, _FEWEST) - NUM_APPENDED, character_coverage=character_coverage,
+        num_threads=num_threads,
         normalization_rule_name="identity", add_dummy_prefix=False, remove_extra_whitespaces=False,
         byte_fallback=True, split_digits=True, unk_id=0, bos_id=1, eos_id=2, pad_id=3,
         user_defined_symbols=["<n>"], input_sentence_size=2_000_000, shuffle_input_sentence=True,
         max_sentence_length=1 << 20, minloglevel=2)
   except (RuntimeError, OSError) as error:
-    if mistakes:  # in the text; SentencePiece would say it in words of its own
-      raise mistakes[0] from None
+    if lines.mistake is not None:  # in the text; SentencePiece would say it in words of its own
+      raise lines.mistake from None
     reason = str(error).rsplit("] ", 1)[-1].strip().replace("\n", " ")
-    raise errors.InputError(
-        f"no tokenizer of {vocab_size} ids can be trained on this text ({NUM_APPENDED} are specials): "
-        f"{reason} Give more text or another vocab_size") from error
+    advice = "there is no text: give some" if lines.are_empty else _advice(reason, character_coverage)
+    raise errors.InputError(f"no tokenizer of {vocab_size} ids can be trained on this text: {advice}") from error
+  if vocab_size < _FEWEST:
+    raise errors.InputError(f"no tokenizer of {vocab_size} ids can be trained on this text: set vocab_size to "
+                            f"{_FEWEST} or more ({_FEWEST - 1} ids are specials, blanks and bytes)")
   tokenizer = Tokenizer(writer.getvalue())
   tokenizer.save(folder)
   return tokenizer
@@ -285,16 +301,37 @@ def sentence_ends(folder: str | os.PathLike) -> tuple[int, ...]:
                if not set(tokenizer.decode([i])).isdisjoint(_SENTENCE_ENDS))
 
 
-def _training_lines(documents: Iterable[str], mistakes: list[errors.InputError]) -> Iterator[str]:
+def _advice(reason: str, character_coverage: float) -> str:
+  """What to do where SentencePiece, which counts without the specials, has refused."""
+  if found := re.search(r"too high \(\d+\).* <= (\d+)", reason):
+    most = int(found[1]) + NUM_APPENDED
+    return f"it gives {most} at most, {NUM_APPENDED} of them specials: set vocab_size to {most}, or give more text"
+  if found := re.search(r"required_chars\. \d+ vs (\d+)", reason):
+    least = int(found[1]) + NUM_APPENDED
+    return (f"its characters take {least}, {NUM_APPENDED} specials among them: set vocab_size to {least} or more"
+            + (f", or have rare characters spelled in bytes by a tokenizer.train.character_coverage below "
+               f"{character_coverage:g}" if character_coverage > _LEAST_COVERAGE else ""))
+  return f"{reason or 'SentencePiece gives no reason'} (its numbers leave {NUM_APPENDED} specials out): give other text"
+
+
+class _TrainingLines:
   """What SentencePiece will see between newlines, tabs and blank runs, in bounded pieces."""
-  try:
-    for document in documents:
-      for line in _UNTRAINED.split(document):
-        for start in range(0, len(line), _CHUNK):
-          yield line[start:start + _CHUNK]
-  except errors.InputError as error:
-    mistakes.append(error)
-    raise
+
+  def __init__(self, documents: Iterable[str]) -> None:
+    self._documents = documents
+    self.are_empty = True
+    self.mistake: errors.InputError | None = None  # that reading them came to
+
+  def __iter__(self) -> Iterator[str]:
+    try:
+      for document in self._documents:
+        for line in _UNTRAINED.split(document):
+          for start in range(0, len(line), _CHUNK):
+            self.are_empty = False
+            yield line[start:start + _CHUNK]
+    except errors.InputError as error:
+      self.mistake = error
+      raise
 
 
 def _chunks(text: str) -> Iterator[str]:
@@ -394,11 +431,14 @@ def _read_bytes(path: pathlib.Path) -> bytes:
     if path.exists() and not path.is_file():  # a FIFO would wait for ever
       raise errors.InputError(f"the tokenizer file {path} is no regular file; give a folder that `glmjax tokenizer` "
                               "made, or a SentencePiece model")
+    if path.exists() and path.stat().st_size > _LARGEST:
+      raise errors.InputError(f"the tokenizer file {path} has {path.stat().st_size:,} bytes, where {_LARGEST:,} at "
+                              "most are expected: no SentencePiece model")
     content = path.read_bytes()
     downloads.check(content[:downloads.HEAD], str(path))
     return content
   except OSError as error:
-    raise errors.InputError(f"cannot read the tokenizer file {path}: {error.strerror}; give a folder that "
+    raise errors.InputError(f"cannot read the tokenizer file {path}: {errors.reason(error)}; give a folder that "
                             f"`glmjax tokenizer` made, or a SentencePiece model") from error
 
 

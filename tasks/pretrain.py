@@ -1,9 +1,9 @@
 """Pretraining tasks: a text task for each language, instruction tasks beside them, and their mixture."""
 
 from collections.abc import Mapping
+import logging
 import math
 import os
-import sys
 
 import seqio
 
@@ -15,6 +15,7 @@ from glmjax.tasks import sources
 from glmjax.tasks import vocabulary as vocabulary_lib
 
 MIXTURE = "pretrain_bilingual"
+_log = logging.getLogger("glmjax")
 INSTRUCTION_SHARE = 0.05  # of the samples, where no rates are given; GLM-130B paper, section 2.2
 
 
@@ -112,5 +113,5 @@ def _say_if_other(
 ) -> None:
   """Tells which rates are used where those given are for other names: it may be a misspelling."""
   if given and {*languages} != given.keys() - sizes.keys():
-    print(f"pretrain.register: the rates are for {', '.join(given)} and the text is {', '.join(languages)}; used are "
-          + ", ".join(f"{name} {rate:g}" for name, rate in used.items()), file=sys.stderr, flush=True)
+    _log.warning("pretrain.register: the rates are for %s and the text is %s; used are %s", ", ".join(given),
+                 ", ".join(languages), ", ".join(f"{name} {rate:g}" for name, rate in used.items()))

@@ -18,7 +18,7 @@ ALLOWED = {
   "tokens": (),
   "rounds": (),
   "io": ("errors",),
-  "tokenizer": ("errors", "io", "tokens"),
+  "tokenizer": ("errors", "ranges", "io", "tokens"),
   "target": (),
   "quantize": ("errors", "target"),
   "models.config": ("errors", "ranges"),

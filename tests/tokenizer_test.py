@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import random
+import re
 
 import pytest
 import sentencepiece
@@ -286,22 +287,58 @@ def test_mistakes(tmp_path, folder, tokenizer):
   fails("piece 0 is 'nothing'", load, tmp_path / "empty.model")
   (tmp_path / "half").mkdir()
   (tmp_path / "half" / "tokenizer.model").write_bytes(tokenizer.model)
-  fails("tokenizer.json: No such file", load, tmp_path / "half")
+  fails("tokenizer.json: no such file", load, tmp_path / "half")
   (tmp_path / "half" / "tokenizer.json").write_text("{")
+  fails("tokenizer.json: not JSON .*make the tokenizer folder again", load, tmp_path / "half")
+  (tmp_path / "half" / "tokenizer.json").write_text("{}")
   fails("not a tokenizer layout", load, tmp_path / "half")
   layout = json.loads((folder / "tokenizer.json").read_text())
   (tmp_path / "half" / "tokenizer.json").write_text(json.dumps(layout | {"model_sha256": "0"}))
   fails("does not match the hash", load, tmp_path / "half")
   fails("0 image ids, not 20000", load, folder, num_image_tokens=20_000)
-  fails("no tokenizer of 5000 ids", tokenizer_lib.train, TEXTS, tmp_path / "big", 5000)
-  fails("no tokenizer of 50 ids", tokenizer_lib.train, TEXTS, tmp_path / "small", 50)
-  fails("no tokenizer of 500 ids", tokenizer_lib.train, [], tmp_path / "none", 500)
+  for vocab_size in (-5, 0, 2**31, 10**30, 500.0, True, "500"):
+    fails("tokenizer.train.vocab_size is", tokenizer_lib.train, TEXTS, tmp_path / "none", vocab_size)
+  fails("num_threads is 0", tokenizer_lib.train, TEXTS, tmp_path / "none", 500, num_threads=0)
+  fails("character_coverage is 0.9", tokenizer_lib.train, TEXTS, tmp_path / "none", 500, character_coverage=0.9)
   fails("holds a tokenizer of 500 ids, not 490", tokenizer_lib.train, TEXTS, folder, 490)
   fails("holds another tokenizer", tokenizer_lib.train, TEXTS[:3] * 5, folder, 500)
   fails("holds something that is no tokenizer", tokenizer_lib.train, TEXTS, tmp_path, 500)
   fails("model_type is 'word'", tokenizer_lib.train, TEXTS, tmp_path / "word", 500, "word")
   fails("not valid Unicode", tokenizer.encode, "half \ud800")
   assert not any((tmp_path / name).exists() for name in ("big", "small", "none", "word"))
+
+
+CORPORA = {"fox": ["The quick brown fox jumps over the lazy dog."] * 9, "zh": ["小城的河边"] * 3, "one": ["x"],
+           "many characters": ["".join(map(chr, range(0x4E00, 0x4E00 + 2000)))], "blanks": [" \n\t"],
+           "mix": ["abc abd abe xyz " * 20, "hello world " * 30]}
+
+
+@pytest.mark.parametrize("model_type", ["bpe", "unigram"])
+@pytest.mark.parametrize("name", CORPORA)
+def test_who_follows_the_advice_succeeds(tmp_path, name, model_type):
+  for wrong in (1, 88, 93, 291, 100_000):
+    with pytest.raises(errors.InputError, match=f"^no tokenizer of {wrong} ids can be trained") as caught:
+      tokenizer_lib.train(CORPORA[name], tmp_path / "wrong", wrong, model_type)
+    advised, = re.findall(r"set vocab_size to (\d+)(?:,| or more)", str(caught.value))
+    assert "\n" not in str(caught.value) and "option" not in str(caught.value)
+    folder = tmp_path / f"{wrong}"
+    assert tokenizer_lib.train(CORPORA[name], folder, int(advised), model_type).vocab_size == int(advised)
+  assert not (tmp_path / "wrong").exists()
+
+
+def test_lower_coverage_as_advised(tmp_path):
+  texts = ["a b c " * 500 + "".join(map(chr, range(0x4E00, 0x4E00 + 20)))]
+  with pytest.raises(errors.InputError, match="tokenizer.train.character_coverage below 1"):
+    tokenizer_lib.train(texts, tmp_path / "t", 355, character_coverage=1.0)
+  assert tokenizer_lib.train(texts, tmp_path / "t", 355, character_coverage=0.98).vocab_size == 355
+
+
+@pytest.mark.parametrize("documents", [[], [""], ["", ""]])
+@pytest.mark.parametrize("vocab_size", [50, 500])
+def test_empty_text_is_called_empty(tmp_path, documents, vocab_size):
+  with pytest.raises(errors.InputError, match="there is no text: give some"):
+    tokenizer_lib.train(documents, tmp_path / "t", vocab_size)
+  assert not (tmp_path / "t").exists()
 
 
 def test_sentence_ends_of_a_tokenizer(tmp_path):

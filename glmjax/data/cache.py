@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import logging
 import multiprocessing
 import os
 import pathlib
@@ -30,6 +31,8 @@ from glmjax.data import builder
 from glmjax.data import shards
 from glmjax.data import splits
 from glmjax.data import workers
+
+_log = logging.getLogger("glmjax")
 
 FEATURES = {"text": ("text",), "instruction": ("inputs", "targets")}
 
@@ -75,16 +78,16 @@ def _say_what_is_cut(mixture_name: str) -> None:
   """Tells of which tasks parts of documents are held out, where whole ones would be too few."""
   for task in _tasks(mixture_name):
     if (windows := getattr(task.source, "windows", None)) is not None:
-      print(f"task {task.name}: too few documents to hold out every {splits.HELD_OUT_EVERY}th; about one in "
-            f"{windows.every} windows of {windows.size:,} characters is held out instead", file=sys.stderr, flush=True)
+      _log.warning("task %s: too few documents to hold out every %dth; about one in %d windows of %s characters is "
+                   "held out instead", task.name, splits.HELD_OUT_EVERY, windows.every, f"{windows.size:,}")
 
 
 def _say_what_is_empty(finished: shards.TokenCache) -> None:
   """Tells which splits hold nothing, before a run or an evaluation comes to them."""
   for name, task in finished.tasks.items():
     if empty := [split for split, about in task["splits"].items() if not about["tokens"]]:
-      print(f"task {name}: nothing is in the split {', '.join(empty)}; training goes on without it, and evaluation and "
-            "runs that validate use the other tasks, if there are any", file=sys.stderr, flush=True)
+      _log.warning("task %s: nothing is in the split %s; runs that validate use the other tasks, if there are any",
+                   name, ", ".join(empty))
 
 
 def _show_progress(jobs: list[concurrent.futures.Future], already: int) -> None:
