@@ -2,9 +2,12 @@
 
 import hashlib
 import json
+import os
+import shutil
 import subprocess
 import sys
 
+import hostile_files
 import jax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 import numpy as np
@@ -13,10 +16,16 @@ import pytest
 from glmjax import cli
 from glmjax import errors
 from glmjax.checkpoint import arrays
+from glmjax.checkpoint import export
+from glmjax.checkpoint import folder as folder_lib
 from glmjax.checkpoint import load as load_lib
+from glmjax.checkpoint import manager
+from glmjax.models import config as config_lib
+from glmjax.models import glm
 from glmjax.thudm import inspection
 from glmjax.thudm import load
 from glmjax.thudm import source
+from glmjax.thudm import write
 
 
 def test_their_folders(make, tmp_path):
@@ -64,6 +73,104 @@ def test_ours(make, tmp_path):
   damaged.write_bytes(data)
   assert inspection.inspect(tmp_path / "ours")["problem"] is None  # looks, does not read
   assert "layers/mlp/wi/kernel/values" in inspection.inspect(tmp_path / "ours", hashes=True)["problem"]
+
+
+def make_run(folder, steps=(1, 2)):
+  folder.mkdir()
+  config = config_lib.GLMConfig(vocab_size=96, num_layers=2, embed_dim=32, num_heads=4, mlp_dim=88, max_length=16)
+  folder_lib.write_config(folder, folder_lib.FolderConfig(config))
+  params = glm.init_params(config, jax.random.key(0))
+  saver = manager.Manager(folder / "checkpoints")
+  for step in steps:
+    saver.save(step, {"params": params, "step": np.int32(step)}, {"n": step})
+  saver.close()
+  (folder / "metrics.jsonl").write_text('{"step": 1, "loss": 2.5}\n{"step": 2, "loss": 2.25}\n')
+  return folder
+
+
+def test_a_run_that_goes_on(tmp_path, monkeypatch):
+  """Steps that it deletes, and files that it renames, while they are looked at."""
+  run = make_run(tmp_path / "run", (1, 2))
+  found = inspection.inspect(run)
+  assert (found["kind"], found["step"], found["steps"], found["problem"]) == ("run", 2, [1, 2], None)
+  deleted, check = [], arrays.check_files
+
+  def and_deletes(folder, names):
+    if not deleted:
+      deleted.append(shutil.move(run / "checkpoints/2", run / "checkpoints/4"))
+    check(folder, names)
+
+  walk = os.walk
+
+  def with_more(path):
+    for parent, folders, files in walk(path):
+      yield parent, folders, [*files, "vanished"]
+
+  with monkeypatch.context() as patch:
+    patch.setattr(arrays, "check_files", and_deletes)
+    patch.setattr(os, "walk", with_more)
+    found = inspection.inspect(run, hashes=True)
+  assert deleted and found["step"] == 4 and found["problem"] is None and found["verified"]
+  assert {entry["name"] for entry in found["files"]} == {"checkpoints/", "config.json", "metrics.jsonl"}
+
+
+def test_problems_of_a_run(tmp_path, capsys):
+  run = make_run(tmp_path / "run")
+  (run / "metrics.jsonl").write_text('{"step": 1, "loss": 2.5}\n{"step": 2, "lo')  # being written
+  assert cli.main(["inspect", str(run)]) == 0
+  (run / "metrics.jsonl").write_text('{"step": 1, "loss": 2.5}\n{"step": \0\n{"step": 3}\n')
+  assert "metrics.jsonl" in inspection.inspect(run)["problem"]
+  (run / "metrics.jsonl").write_text('{"step": 1, "loss": 2.5}\n{"step": \n{"step": 3}\n')
+  assert cli.main(["inspect", str(run)]) == 2
+  assert "problem: " in (shown := capsys.readouterr().out) and "metrics.jsonl, line 2: not JSON" in shown
+  (run / "metrics.jsonl").unlink()
+  record = run / "checkpoints/2/metadata/checksums.json"
+  record.write_bytes(record.read_bytes()[:-20])
+  assert inspection.inspect(run)["problem"] == "step 2 is damaged: step 1 is used instead"
+
+
+def test_exit_status(make, tmp_path, capsys):
+  """2 where there is a problem, as JSON, too."""
+  hub = make(tmp_path / "hub", "chatglm-6b")
+  assert cli.main(["inspect", str(hub), "--json"]) == 0
+  (hub / "config.json").write_text("{}")
+  assert cli.main(["inspect", str(hub)]) == cli.main(["inspect", str(hub), "--json"]) == 2
+  assert json.loads(capsys.readouterr().out.splitlines()[-1])["problem"].endswith("are other models)")
+
+
+def test_overlapping_tensors_are_not_complete(tmp_path, capsys):
+  path = tmp_path / "x.safetensors"
+  path.write_bytes(hostile_files.safetensors_bombs()["half of one in the other"])
+  assert cli.main(["inspect", str(path)]) == 2
+  assert "'w' overlaps another tensor" in capsys.readouterr().err
+
+
+def test_names_that_a_terminal_would_obey(make, tmp_path, capsys):
+  """Of files, folders, tensors and configurations."""
+  evil = "\x1b]0;owned\x07\x1b[31m"
+  items = [write.Item(evil + "w", np.dtype("f2"), (2,), lambda: iter([np.zeros(2, "f2")]))]
+  write.write_safetensors(tmp_path / evil, items)
+  (tmp_path / evil / "config.json").write_text(json.dumps({"model_type": evil}))
+  run = make_run(tmp_path / "run")
+  (run / f"{evil}.txt").write_text("x")
+  for path in (tmp_path / evil / "model.safetensors", tmp_path / evil, run):
+    inspection.show(inspection.inspect(path))
+    shown = capsys.readouterr().out
+    assert "\\x1b]0;owned\\x07" in shown and shown.replace("\n", "").isprintable()
+  (tmp_path / "x.pt").write_bytes(hostile_files.stored({"a/data.pkl": hostile_files.bombs()["a name that obeys"]}))
+  with pytest.raises(errors.InputError, match=r"asks for \\x1b\]0;owned") as caught:
+    inspection.inspect(tmp_path / "x.pt")
+  assert str(caught.value).isprintable()
+
+
+def test_our_own_safetensors(make, tmp_path, capsys):
+  """What `export --format=safetensors` writes is no ChatGLM-6B, and nothing is wrong with it."""
+  load.import_model("chatglm-6b", make(tmp_path / "hub", "chatglm-6b"), tmp_path / "ours")
+  export.export(tmp_path / "ours", tmp_path / "plain", write_format=write.write_format("safetensors"))
+  found = inspection.inspect(tmp_path / "plain")
+  assert (found["kind"], found["problem"], found["parameters"]) == ("safetensors export", None, 211_520)
+  inspection.show(found)
+  assert "a head of its own" in capsys.readouterr().out
 
 
 def test_one_file(make, tmp_path, capsys):

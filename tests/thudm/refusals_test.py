@@ -1,6 +1,7 @@
 """Files that are wrong are refused in one line before anything is written; pickles run nothing."""
 
 import json
+import os
 import pathlib
 import pickle
 import shutil
@@ -11,6 +12,7 @@ import pytest
 
 from glmjax import errors
 from glmjax import tokenizer as tokenizer_lib
+from glmjax.thudm import inspection
 from glmjax.thudm import load
 from glmjax.thudm import pickles
 from glmjax.thudm import shards
@@ -185,6 +187,136 @@ def test_config_of_another_model(hub):
   assert "transformer.layers.3.input_layernorm.weight and 11 more is missing" in refused("chatglm-6b", hub)
   edit_json(hub / "config.json", num_layers=3, inner_hidden_size=None)
   assert "is not ChatGLM-6B's" in refused("chatglm-6b", hub)
+
+
+@pytest.mark.parametrize("field, value, words", [
+    ("quantization_bit", "4", "'4'; the numbers 4, 8 and 0 are known"), ("quantization_bit", True, "True; the numbers"),
+    ("quantization_bit", 4.0, "4.0; the numbers"), ("quantization_bit", [4], "[4]; the numbers"),
+    ("quantization_bit", float("nan"), "nan; the numbers"), ("num_layers", "3", "'3': give a whole number"),
+    ("num_layers", 3.0, "3.0: give"), ("num_layers", True, "True: give"), ("num_layers", -1, "-1: give"),
+    ("num_layers", 10**9, "1000000000, and the files hold 43 tensors"), ("num_layers", 10**400, "digits: give"),
+    ("hidden_size", {"a": 64}, "{'a': 64}: give"), ("vocab_size", float("inf"), "inf: give"),
+    ("num_attention_heads", 0, "0: give"), ("max_sequence_length", "2048", "'2048': give"),
+    ("layernorm_epsilon", float("nan"), "nan: give a number"), ("layernorm_epsilon", float("inf"), "inf: give"),
+    ("layernorm_epsilon", 0, "0: give"), ("layernorm_epsilon", "1e-5", "'1e-5': give"),
+    ("layernorm_epsilon", -1e-5, "give"), ("layernorm_epsilon", None, "None: give"), ("layernorm_epsilon", 5, "give"),
+    ("position_encoding_2d", "true", "'true': give True or False"), ("tie_word_embeddings", "false", "'false': give"),
+    ("tie_word_embeddings", 0, "0: give"), ("tie_word_embeddings", None, "None: give"),
+    ("bos_token_id", "88", "'88': give"), ("bos_token_id", [88], "[88]: give"), ("eos_token_id", -1, "-1: give"),
+    ("pre_seq_len", "128", "'128': give"), ("pre_seq_len", -1, "-1: give")])
+def test_values_of_a_configuration(hub, field, value, words):
+  """Types are checked, and shown."""
+  edit_json(hub / "config.json", **{field: value})
+  line = refused("chatglm-6b", hub)
+  assert f"config.json: {field} is " in line and words in line
+
+
+def test_configurations_that_no_model_has(hub):
+  edit_json(hub / "config.json", num_attention_heads=7)
+  assert "config.json: GLMConfig: embed_dim 64 is not divisible by num_heads 7" in refused("chatglm-6b", hub)
+  edit_json(hub / "tokenizer_config.json", num_image_tokens="0")
+  edit_json(hub / "config.json", num_attention_heads=8)
+  assert "tokenizer_config.json: num_image_tokens is '0': give a whole number" in refused("chatglm-6b", hub)
+  for text in ("[" * 10**5, '{"a":' * 200 + "1" + "}" * 200, "", "[]", "null", "\xff", "{'a': 1}"):
+    (hub / "config.json").write_text(text, encoding="latin-1")
+    assert "config.json: " in refused("chatglm-6b", hub)
+
+
+@pytest.mark.parametrize("value", [None, 1, True, ["x"], {}, "", ".", "..", "../x", "/etc/passwd", "a/b", "a\\b",
+                                   "a\0b", "\ud800", "x" * 300, "nowhere.safetensors", "\x1b[2J"])
+def test_files_of_an_index(hub, value):
+  index = hub / "model.safetensors.index.json"
+  content = json.loads(index.read_text())
+  content["weight_map"]["lm_head.weight"] = value
+  index.write_text(json.dumps(content))
+  line = refused("chatglm-6b", hub)
+  assert "model.safetensors.index.json" in line and line.isprintable() and len(line) < 500
+
+
+@pytest.mark.parametrize("value", [None, [], {}, "x", 3, "[" * 1000])
+def test_an_index_without_files(hub, value):
+  index = hub / "model.safetensors.index.json"
+  index.write_text(value if value == "[" * 1000 else json.dumps({"weight_map": value}))
+  assert "model.safetensors.index.json" in refused("chatglm-6b", hub)
+
+
+def test_a_key_in_two_shards(hub):
+  """Which of the two is meant, nobody knows."""
+  first, second = sorted(hub.glob("*-of-*"))[:2]
+  shutil.copy(first, second)
+  assert "which model.safetensors.index.json says is there" in refused("chatglm-6b", hub)
+  index = hub / "model.safetensors.index.json"
+  content = json.loads(index.read_text())
+  keys = [key for key, name in content["weight_map"].items() if name == first.name]
+  content["weight_map"] = dict.fromkeys(keys, first.name) | {keys[0]: second.name}
+  index.write_text(json.dumps(content))
+  assert f"{second.name} holds " in (line := refused("chatglm-6b", hub)) and f"and so does {first.name}" in line
+
+
+@pytest.mark.parametrize("latest", ["", ".", "..", "../sat/49300", "/etc", "a\0b", "x" * 5000, "4\n9", "\x1b[2J"])
+def test_latest_that_leads_elsewhere(make, tmp_path, latest):
+  folder = make(tmp_path / "sat", "glm-130b", 1)
+  (folder / "latest").write_text(latest)
+  assert str(folder / "latest") in (line := refused("glm-130b", folder)) and line.isprintable()
+
+
+def test_ranks_of_any_number(make, tmp_path):
+  """A file's name is no reason to count to it."""
+  folder = make(tmp_path / "sat", "glm-130b", 1)
+  for rank in ("9" * 200, "1" * 12, "-1", "000"):
+    shutil.copy(folder / "49300/mp_rank_00_model_states.pt", folder / f"49300/mp_rank_{rank}_model_states.pt")
+  assert source.open_source("glm-130b", folder).config.num_layers == 3
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 1815217640\n"
+PAGE = b"\n<!DOCTYPE html>\n<html><title>404</title></html>\n"
+
+
+@pytest.mark.parametrize("data, words", [(POINTER, "Git LFS pointer to 1,815,217,640 bytes"), (PAGE, "is a web page"),
+                                         (b"Entry not found", "holds a server's answer")])
+def test_failed_downloads(make, tmp_path, data, words):
+  """Wherever a file is opened: weights in each form, indexes, configurations, tokenizers, prefixes."""
+  places = [("chatglm-6b", {"shard_bytes": 300_000}, name) for name in (
+      "config.json", "tokenizer_config.json", "ice_text.model", "model.safetensors.index.json",
+      "model-00002-of-00002.safetensors")]
+  places += [("chatglm-6b", {"kind": "bin"}, "pytorch_model.bin"), ("chatglm-6b", {}, "model.safetensors")]
+  places += [("glm-130b", {"degree": 2}, name) for name in (
+      "49300/mp_rank_01_model_states.pt", "tokenizer/tokenizer.model", "tokenizer/tokenizer.json")]
+  for i, (family, options, name) in enumerate(places):
+    folder = make(tmp_path / str(i), family, **options)
+    assert (folder / name).is_file()
+    (folder / name).write_bytes(data)
+    line = refused(family, folder)
+    assert f"{folder / name} " in line and words in line, line
+  hub = make(tmp_path / "hub", "chatglm-6b")
+  for name in ("x.bin", "x.safetensors"):
+    (tmp_path / name).write_bytes(data)
+    assert words in refused("chatglm-6b", hub, prefix=tmp_path / name)
+    with pytest.raises(errors.InputError, match=words):
+      inspection.inspect(tmp_path / name)
+  assert words in refused("chatglm-6b", hub, tokenizer=tmp_path / "x.bin")
+
+
+def test_what_is_no_file(hub, tmp_path):
+  """Folders and FIFOs in a file's place, paths that are none."""
+  for name in ("model-00001-of-00002.safetensors", "config.json", "ice_text.model"):
+    for make in (os.mkfifo, os.mkdir):
+      data = (hub / name).read_bytes()
+      (hub / name).unlink()
+      make(hub / name)
+      assert name in refused("chatglm-6b", hub)
+      (hub / name).rmdir() if make is os.mkdir else (hub / name).unlink()
+      (hub / name).write_bytes(data)
+  os.mkfifo(tmp_path / "fifo")
+  for path, words in ((tmp_path / "fifo", "no regular file"), ("", "is empty"), ("gs://bucket/x", "local paths only"),
+                      (tmp_path / "a\0b", "NUL")):
+    with pytest.raises(errors.InputError, match=words):
+      inspection.inspect(path)
+  for path, words in (("", "is empty"), ("gs://bucket/x", "local paths only")):
+    for option in ({"prefix": path}, {"tokenizer": path}):
+      assert words in refused("chatglm-6b", hub, **option)
+    with pytest.raises(errors.InputError, match=words):
+      load.import_model("chatglm-6b", path, tmp_path / "out")
 
 
 def test_families(hub, make, tmp_path):
