@@ -19,8 +19,6 @@ import json
 import os
 import pathlib
 import re
-import shutil
-import tempfile
 
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
@@ -29,7 +27,9 @@ from glmjax import errors
 from glmjax import ranges
 from glmjax import tokens
 from glmjax.io import downloads
+from glmjax.io import folders
 from glmjax.io import paths
+from glmjax.io import publish
 from glmjax.io import user_json
 
 MODEL_FILE = "tokenizer.model"
@@ -117,28 +117,25 @@ class Tokenizer:
     return cls(model, saved_images, str(path / MODEL_FILE))
 
   def save(self, folder: str | os.PathLike) -> None:
-    """Writes the tokenizer folder whole or not at all; one that is there already must be the same."""
-    folder = pathlib.Path(folder)
-    if folder.is_dir() and any(folder.iterdir()):
-      if Tokenizer.load(folder) != self:
-        raise errors.InputError(f"{folder} holds another tokenizer; remove it or choose another folder")
-      return
-    _ensure_directory(folder.parent)
-    temporary = pathlib.Path(tempfile.mkdtemp(prefix=folder.name + ".tmp", dir=folder.parent))
-    try:
-      (temporary / MODEL_FILE).write_bytes(self.model)
-      (temporary / LAYOUT_FILE).write_text(json.dumps(self._layout(), indent=2, sort_keys=True) + "\n")
-      for name in (MODEL_FILE, LAYOUT_FILE):
-        with open(temporary / name, "rb") as f:
-          os.fsync(f.fileno())
-      temporary.chmod(0o755)
+    """Writes the tokenizer folder whole or not at all; one that is there already must be the same.
+
+    Raises:
+      errors.InputError: when another tokenizer is there, or the folder cannot be written.
+    """
+    folder = folders.real(folder, "folder")
+    if not folder.is_dir() or not any(folder.iterdir()):
       try:
-        temporary.rename(folder)
-      except OSError:  # another process was first
-        if Tokenizer.load(folder) != self:
+        with publish.folder(folder) as temporary:
+          (temporary / MODEL_FILE).write_bytes(self.model)
+          (temporary / LAYOUT_FILE).write_text(json.dumps(self._layout(), indent=2, sort_keys=True) + "\n")
+        return
+      except OSError as error:
+        raise errors.InputError(f"cannot write the tokenizer {folder}: {errors.reason(error)}") from error
+      except errors.InputError:  # another process was first
+        if not folder.is_dir():
           raise
-    finally:
-      shutil.rmtree(temporary, ignore_errors=True)
+    if Tokenizer.load(folder) != self:
+      raise errors.InputError(f"{folder} holds another tokenizer; remove it or choose another folder")
 
   def check_fits(self, vocab_size: int) -> None:
     """Refuses a model whose embedding rows are those of the vocabulary's other date, with or without image ids."""
@@ -262,10 +259,8 @@ def train(
   ranges.whole("tokenizer.train.vocab_size", vocab_size, 1, _MOST)
   ranges.whole("tokenizer.train.num_threads", num_threads, 1, 1024)
   ranges.number("tokenizer.train.character_coverage", character_coverage, _LEAST_COVERAGE, 1.0)
-  folder = paths.local(folder, "the tokenizer's folder")
+  folder = folders.claim(folder, folders.Kind.TOKENIZER, "the tokenizer's folder")  # before the work
   if folder.is_dir() and any(folder.iterdir()):
-    if not (folder / MODEL_FILE).exists():  # found out before the work rather than after it
-      raise errors.InputError(f"{folder} holds something that is no tokenizer; choose another folder")
     found = Tokenizer.load(folder).vocab_size
     if found != vocab_size:
       raise errors.InputError(f"{folder} holds a tokenizer of {found} ids, not {vocab_size}; remove it or "
@@ -440,10 +435,3 @@ def _read_bytes(path: pathlib.Path) -> bytes:
   except OSError as error:
     raise errors.InputError(f"cannot read the tokenizer file {path}: {errors.reason(error)}; give a folder that "
                             f"`glmjax tokenizer` made, or a SentencePiece model") from error
-
-
-def _ensure_directory(path: pathlib.Path) -> None:
-  try:
-    path.mkdir(parents=True, exist_ok=True)
-  except OSError as error:
-    raise errors.InputError(f"cannot make the folder {path}: {error.strerror}") from error

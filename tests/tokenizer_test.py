@@ -302,7 +302,7 @@ def test_mistakes(tmp_path, folder, tokenizer):
   fails("character_coverage is 0.9", tokenizer_lib.train, TEXTS, tmp_path / "none", 500, character_coverage=0.9)
   fails("holds a tokenizer of 500 ids, not 490", tokenizer_lib.train, TEXTS, folder, 490)
   fails("holds another tokenizer", tokenizer_lib.train, TEXTS[:3] * 5, folder, 500)
-  fails("holds something that is no tokenizer", tokenizer_lib.train, TEXTS, tmp_path, 500)
+  fails("holds other things .* and is not a tokenizer", tokenizer_lib.train, TEXTS, tmp_path, 500)
   fails("model_type is 'word'", tokenizer_lib.train, TEXTS, tmp_path / "word", 500, "word")
   fails("not valid Unicode", tokenizer.encode, "half \ud800")
   assert not any((tmp_path / name).exists() for name in ("big", "small", "none", "word"))

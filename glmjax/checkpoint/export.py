@@ -5,23 +5,27 @@
 Parameters only, never the optimizer; one block at a time is read, converted and written.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import contextlib
 import dataclasses
+import logging
 import os
 import pathlib
-import re
-import shutil
 from typing import Any
 
 from glmjax import errors
-from glmjax.checkpoint import arrays
-from glmjax.io import publish
 from glmjax.checkpoint import blocks
 from glmjax.checkpoint import checksums
 from glmjax.checkpoint import folder as folder_lib
 from glmjax.checkpoint import source as source_lib
+from glmjax.io import folders
+from glmjax.io import lock
+from glmjax.io import paths
+from glmjax.io import publish
 from glmjax.models import config as config_lib
 from glmjax.quantize import qarray
+
+_log = logging.getLogger("glmjax")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,34 +64,59 @@ def export(checkpoint: str | os.PathLike, out: str | os.PathLike, bits: int | No
   Raises:
     errors.InputError: when the source cannot be used or `out` is there already.
   """
-  out = pathlib.Path(out).absolute()
+  checkpoint = paths.local(checkpoint, "checkpoint")
   if bits not in (None, *qarray.BITS):
     raise errors.InputError(f"bits is {bits}: give 8 or 4, or leave it out for float")
   if dtype not in (None, *config_lib.DTYPES):
     raise errors.InputError(f"dtype is {dtype!r}: choose one of {', '.join(config_lib.DTYPES)}")
   dtype = dtype or (None if bits is None else "float16")
-  check_out(out, pathlib.Path(checkpoint), overwrite)
+  with claimed(out, overwrite, checkpoint) as out:
 
-  def write(source: source_lib.Source) -> dict[str, Any]:
-    config = _exported(source, bits, dtype)
-    source.check_size()
-    reader = blocks.Reader(source.arrays, source.records)
-    weights = source.weights(bits, dtype)
-    tokenizer = pathlib.Path(checkpoint) / folder_lib.TOKENIZER
-    content = Content(config, tokenizer if tokenizer.is_dir() else None, weights,
-                      lambda weight, region: source.read_block(reader, weight, region), reader.verify)
-    blocks.need_room(out, weights)
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-      return put(content, temporary, out, write_format or write_folder)
-    except OSError as error:
-      reason = arrays.one_line(error)
-      raise errors.InputError(f"{out} could not be written ({reason}): nothing was left there") from error
-    finally:
-      shutil.rmtree(temporary, ignore_errors=True)
+    def write(source: source_lib.Source) -> dict[str, Any]:
+      config = _exported(source, bits, dtype)
+      source.check_size()
+      reader = blocks.Reader(source.arrays, source.records)
+      weights = source.weights(bits, dtype)
+      tokenizer = checkpoint / folder_lib.TOKENIZER
+      content = Content(config, tokenizer if tokenizer.is_dir() else None, weights,
+                        lambda weight, region: source.read_block(reader, weight, region), reader.verify)
+      blocks.need_room(out, weights)
+      try:
+        with publish.folder(out, overwrite) as folder:
+          (write_format or write_folder)(content, folder)
+          described = describe(content, folder)
+        return {"out": str(out)} | described
+      except OSError as error:
+        raise errors.InputError(f"{out} could not be written ({errors.reason(error)}): nothing was left there"
+                                ) from error
 
-  return source_lib.use(checkpoint, write)
+    return source_lib.use(checkpoint, write)
+
+
+@contextlib.contextmanager
+def claimed(out: str | os.PathLike, overwrite: bool, source: pathlib.Path) -> Iterator[pathlib.Path]:
+  """Yields the real path of an export that is to be written, and keeps other writers away from it.
+
+  Raises:
+    errors.InputError: when it is there and may not be overwritten, is of another kind, or is being written.
+  """
+  out = folders.claim(out, folders.Kind.EXPORT, "out", sources=[source])
+  with publish.parent(out), lock.held(lock.beside(out), f"{out} is being written by another export or import"):
+    publish.put_back(out)
+    publish.sweep(out)
+    if not (importing(out) / "export").exists():  # killed when all was done
+      publish.remove(importing(out))
+    folders.claim(out, folders.Kind.EXPORT, "out", overwrite=overwrite)
+    if not overwrite and out.is_dir() and any(out.iterdir()):
+      raise errors.InputError(f"{out} is there already: choose another folder, or say overwrite")
+    for left in publish.left_elsewhere(out):
+      _log.warning("%s is of an export on another machine: delete it if none is at work there", left)
+    yield out
+
+
+def importing(out: pathlib.Path) -> pathlib.Path:
+  """Returns the folder where thudm/load.py prepares an import to `out`: it outlives a kill, and is gone on with."""
+  return out.with_name(f".{out.name}.importing")
 
 
 def _exported(source: source_lib.Source, bits: int | None, dtype: str | None) -> folder_lib.FolderConfig:
@@ -100,33 +129,18 @@ def _exported(source: source_lib.Source, bits: int | None, dtype: str | None) ->
   return dataclasses.replace(source.config, model=model, export=exported)
 
 
-def check_out(out: pathlib.Path, source: pathlib.Path, overwrite: bool) -> None:
-  """Raises InputError unless `out` is free, or an export that may be overwritten."""
-  recover(out)
-  for path in [*_left_over(out, "tmp"), *_left_over(out, "old")]:  # half of a new one, one that was replaced
-    shutil.rmtree(path, ignore_errors=True)
-  if not out.exists():
-    return
-  if not overwrite:
-    raise errors.InputError(f"{out} is there already: choose another folder, or say overwrite")
-  is_export = (out / source_lib.CHECKSUMS).is_file() and not (out / folder_lib.CHECKPOINTS).exists()
-  if out == source.absolute() or not is_export:
-    raise errors.InputError(f"{out} is no export that may be overwritten: choose another folder")
-
-
-def put(content: Content, temporary: pathlib.Path, out: pathlib.Path, write: FormatWriter) -> dict[str, Any]:
-  """Writes the content to `temporary` and renames that to `out`; says what `export` returns."""
-  temporary.mkdir(parents=True, exist_ok=True)
-  write(content, temporary)
-  disk_bytes = sum(path.stat().st_size for path in temporary.rglob("*") if path.is_file())
-  _put_in_place(temporary, out)
+def describe(content: Content, folder: pathlib.Path) -> dict[str, Any]:
+  """Returns what `export` tells of the content that was written into a folder, all but the folder's name."""
+  disk_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
   described = {key: content.config.export[key] for key in ("bits", "dtype", "step")}
-  return {"out": str(out), **described, "array_bytes": sum(weight.nbytes for weight in content.weights),
-          "disk_bytes": disk_bytes}
+  return described | {"array_bytes": sum(weight.nbytes for weight in content.weights), "disk_bytes": disk_bytes}
 
 
 def write_folder(content: Content, folder: pathlib.Path) -> None:
-  """Our own format. What an earlier try has left of the same content in `folder` is used."""
+  """Writes our own format into a folder; parameters that an earlier try has left there are checked and used."""
+  for child in folder.iterdir():
+    if child.name != folder_lib.PARAMS:  # half a tokenizer, say: nothing unfinished is ever published
+      publish.remove(child)
   folder_lib.write_config(folder, content.config)
   if content.tokenizer is not None:
     folder_lib.copy_tokenizer(content.tokenizer, folder)
@@ -139,48 +153,3 @@ def write_folder(content: Content, folder: pathlib.Path) -> None:
   crcs = {str(file): source_lib.file_crc(folder / file) for file in files if str(file) != source_lib.CHECKSUMS}
   publish.write_json(folder / source_lib.CHECKSUMS, checksums.seal({"arrays": records, "files": crcs}))
   writer.forget()
-
-
-def _put_in_place(temporary: pathlib.Path, out: pathlib.Path) -> None:
-  """Renames; the export that is replaced leaves by a rename, too (`recover` if we die in between)."""
-  old = out.with_name(f".{out.name}.{os.getpid()}.old")
-  if out.exists():
-    out.rename(old)
-  try:
-    temporary.rename(out)
-  except OSError:
-    if old.exists():
-      old.rename(out)
-    raise
-  publish.sync(out.parent)
-  shutil.rmtree(old, ignore_errors=True)
-
-
-def recover(out: pathlib.Path) -> None:
-  """Puts back the export that a process killed between two renames had moved aside."""
-  if out.exists():
-    return
-  for old in _left_over(out, "old"):
-    try:
-      old.rename(out)
-    except OSError as error:
-      raise errors.InputError(f"{out} was being replaced when that was killed: rename {old.name} there back to "
-                              f"{out.name}") from error
-    return
-
-
-def _left_over(out: pathlib.Path, suffix: str) -> list[pathlib.Path]:
-  """What exports to `out` whose processes are gone have left beside it."""
-  name = re.compile(rf"\.{re.escape(out.name)}\.(\d+)\.{suffix}")
-  beside = out.parent.iterdir() if out.parent.is_dir() else ()
-  return [path for path in beside if (match := name.fullmatch(path.name)) and not _runs(int(match[1]))]
-
-
-def _runs(process: int) -> bool:
-  try:
-    os.kill(process, 0)
-  except (ProcessLookupError, OverflowError):
-    return False
-  except OSError:  # another user's
-    pass
-  return True

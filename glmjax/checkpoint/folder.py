@@ -15,6 +15,7 @@ from typing import Any
 from glmjax import errors
 from glmjax.io import paths
 from glmjax.io import publish
+from glmjax.io import user_json
 from glmjax.models import config as config_lib
 
 CONFIG, TOKENIZER, CHECKPOINTS, PARAMS = "config.json", "tokenizer", "checkpoints", "params"
@@ -55,8 +56,8 @@ def read_config(folder: str | os.PathLike) -> FolderConfig:
     what = (f"half-written: it has {halves[0]}/ but no {CONFIG}" if halves else
             f"no model's folder: it has no {CONFIG}")
     raise errors.InputError(f"{folder} is {what}; give a training run's or an exported model's")
+  content = user_json.read(path, expected="restore a copy, or write the folder again")
   try:
-    content = json.loads(path.read_bytes())
     fields = content["model"]
     known = {field.name for field in dataclasses.fields(config_lib.GLMConfig)}
     unknown = sorted(set(fields) - known)
@@ -67,7 +68,7 @@ def read_config(folder: str | os.PathLike) -> FolderConfig:
     return FolderConfig(config_lib.GLMConfig(**fields), *others)
   except errors.InputError:
     raise
-  except (OSError, ValueError, KeyError, TypeError) as error:
+  except (ValueError, KeyError, TypeError) as error:
     raise errors.InputError(f"{path} is damaged ({type(error).__name__}: {str(error)[:100]}); restore a "
                             "copy, or write the folder again") from error
 
@@ -79,14 +80,16 @@ def read_tokenizer(folder: str | os.PathLike) -> dict[str, Any]:
     errors.InputError: when files are missing or do not belong together.
   """
   folder = pathlib.Path(folder)
+  for file in (folder / _LAYOUT, folder / _MODEL):
+    if not file.is_file():
+      raise errors.InputError(f"{file}: missing; copy the tokenizer that the model was trained with to {folder}")
+  layout = user_json.read(folder / _LAYOUT, expected="copy it from the token cache or the run")
   try:
-    layout = json.loads((folder / _LAYOUT).read_bytes())
     model = hashlib.sha256((folder / _MODEL).read_bytes()).hexdigest()
     matches, vocab_size = layout["model_sha256"] == model, int(layout["vocab_size"])
-  except FileNotFoundError as error:
-    raise errors.InputError(f"{error.filename}: missing; copy the tokenizer that the model was trained with "
-                            f"to {folder}") from error
-  except (OSError, ValueError, KeyError, TypeError) as error:
+  except OSError as error:
+    raise errors.InputError(f"cannot read {folder / _MODEL}: {errors.reason(error)}") from error
+  except (ValueError, KeyError, TypeError) as error:
     raise errors.InputError(f"{folder / _LAYOUT} is damaged ({type(error).__name__}); copy it from the token "
                             "cache or the run") from error
   if not matches:
@@ -126,11 +129,9 @@ def copy_tokenizer(source: str | os.PathLike, folder: str | os.PathLike) -> dict
     if read_tokenizer(target) != found:
       raise errors.InputError(f"{target} is another tokenizer than {source}; choose another folder")
     return found
-  temporary = target.with_name(f".{TOKENIZER}.{os.getpid()}")
-  shutil.rmtree(temporary, ignore_errors=True)
-  temporary.mkdir(parents=True)
-  for name in (_LAYOUT, _MODEL):
-    shutil.copyfile(pathlib.Path(source) / name, temporary / name)
-    publish.sync(temporary / name)
-  os.replace(temporary, target)
+  with publish.folder(target) as temporary:
+    for name in (_LAYOUT, _MODEL):
+      shutil.copyfile(pathlib.Path(source) / name, temporary / name)
+    if read_tokenizer(temporary) != found:
+      raise errors.InputError(f"{source} was changed while it was copied: try again")
   return found

@@ -5,7 +5,7 @@ manifest is written when all shards are done, and then the folder gets its name.
 folder from which the same command goes on; an existing cache is replaced only at the very end.
 """
 
-import fcntl
+import contextlib
 import json
 import os
 import pathlib
@@ -13,10 +13,12 @@ import shutil
 import typing
 from collections.abc import Iterable
 
-from glmjax.io import publish
-from glmjax.io import seal
 from glmjax import errors
 from glmjax.data import shards
+from glmjax.io import folders
+from glmjax.io import lock
+from glmjax.io import publish
+from glmjax.io import seal
 
 
 class Shard(typing.NamedTuple):
@@ -61,36 +63,34 @@ class CacheBuilder:
   """One cache in the making, locked while open: write_shard what is `missing()`, then `finish()`."""
 
   def __init__(self, directory: str | os.PathLike, plan: dict, overwrite: bool = False) -> None:
-    self.directory = pathlib.Path(directory).absolute()
+    self.directory = folders.claim(directory, folders.Kind.CACHE, "directory")
     self.plan = json.loads(json.dumps(plan))  # as it will be read back
     self.partial = self.directory.with_name(self.directory.name + ".partial")
-    self._old = self.directory.with_name(f".{self.directory.name}.replaced")
     self._overwrite = overwrite
+    self._open = contextlib.ExitStack()
     self.finished = False  # the folder already held what the plan asks for
 
   def __enter__(self) -> "CacheBuilder":
-    try:
-      self.partial.mkdir(parents=True, exist_ok=True)
-      self._lock = os.open(self.partial, os.O_RDONLY)
-    except OSError as error:
-      raise errors.InputError(f"{self.directory}: cannot be made ({error.strerror}); "
-                              "choose another folder") from error
-    try:
-      fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-      self._prepare()
-    except BlockingIOError:
-      os.close(self._lock)
-      raise errors.InputError(
-          f"{self.directory}: another process is making this cache; wait for it") from None
-    except BaseException:
-      self.__exit__()
-      raise
+    with contextlib.ExitStack() as stack:
+      stack.enter_context(publish.parent(self.directory))
+      stack.enter_context(lock.held(lock.beside(self.directory),
+                                    f"{self.directory}: another process is making this cache"))
+      stack.callback(self._leave)
+      try:
+        self._prepare()
+      except OSError as error:
+        raise errors.InputError(f"{self.directory}: cannot be made ({errors.reason(error)}); choose another folder"
+                                ) from error
+      self._open = stack.pop_all()
     return self
 
-  def __exit__(self, *unused: object) -> None:
-    if self.partial.is_dir() and not any(self.partial.iterdir()):
+  def __exit__(self, *error: object) -> None:
+    self._open.__exit__(*error)
+
+  def _leave(self) -> None:
+    """Removes a partial folder that nothing was put into."""
+    with contextlib.suppress(OSError):
       self.partial.rmdir()
-    os.close(self._lock)
 
   def missing(self) -> list[Shard]:
     """The shards that are not there yet; those that are have been checked against their checksums."""
@@ -111,11 +111,12 @@ class CacheBuilder:
 
   def _prepare(self) -> None:
     """Settles what is on the disk already: an interrupted swap, a finished cache, an unfinished folder."""
-    if self._old.exists() and not self.directory.exists():
-      os.rename(self._old, self.directory)
+    publish.put_back(self.directory)
+    publish.sweep(self.directory)
     self._check_existing()
     if self.finished:
       return
+    self.partial.mkdir(exist_ok=True)
     progress = self.partial / "progress"
     if any(self.partial.iterdir()):
       if not progress.is_dir() and not (self.partial / shards.MANIFEST).exists():
@@ -127,17 +128,15 @@ class CacheBuilder:
       if found is None or not _same(found, self.plan):  # of text that has changed since, say
         _empty(self.partial)
     progress.mkdir(exist_ok=True)
-    for leftover in self.partial.rglob("*.tmp"):
-      leftover.unlink(missing_ok=True)
+    for leftover in self.partial.rglob(".*"):
+      if publish.is_unfinished(leftover.name):
+        publish.remove(leftover)
     publish.write_json(progress / "plan.json", seal.seal(self.plan))
 
   def _check_existing(self) -> None:
     """Refuses a folder that holds something else; notes one that already holds what is asked for."""
-    if not self.directory.exists() or (self.directory.is_dir() and not any(self.directory.iterdir())):
-      return
-    if not (self.directory / shards.MANIFEST).exists():
-      raise errors.InputError(f"{self.directory}: exists and is not a token cache; choose another folder")
-    if self._overwrite:
+    folders.claim(self.directory, folders.Kind.CACHE, "directory", overwrite=self._overwrite)
+    if self._overwrite or not self.directory.exists() or not any(self.directory.iterdir()):
       return
     manifest = shards.read_manifest(self.directory)
     found = _plan_of(manifest)
@@ -182,15 +181,10 @@ class CacheBuilder:
   def _swap(self) -> None:
     """Puts the finished folder in place of whatever has its name."""
     try:
-      if self.directory.exists():
-        shutil.rmtree(self._old, ignore_errors=True)
-        os.rename(self.directory, self._old)
-      os.rename(self.partial, self.directory)
+      publish.put_in_place(self.partial, self.directory, self._overwrite)
     except OSError as error:  # a mount point, say
-      raise errors.InputError(f"{self.directory}: cannot be replaced ({error.strerror}); all is done and "
+      raise errors.InputError(f"{self.directory}: cannot be replaced ({errors.reason(error)}); all is done and "
                               f"kept in {self.partial}: rename that to where you want it") from error
-    publish.sync(self.directory.parent)
-    shutil.rmtree(self._old, ignore_errors=True)
 
 
 def _record_path(partial: pathlib.Path, shard: Shard) -> pathlib.Path:
@@ -208,8 +202,11 @@ def _read_record(partial: pathlib.Path, shard: Shard, contents: bool) -> dict | 
 
 
 def _empty(folder: pathlib.Path) -> None:
+  """Deletes an unfinished cache's files; raises InputError when others are among them."""
+  if strange := next(folders.strangers(folder, folders.Kind.CACHE), None):
+    raise errors.InputError(f"{folder} holds {strange}, which is no part of a cache: move it away")
   for path in folder.iterdir():
-    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    publish.remove(path)
 
 
 def _plan_of(manifest: dict) -> dict:

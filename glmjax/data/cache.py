@@ -31,6 +31,7 @@ from glmjax.data import builder
 from glmjax.data import shards
 from glmjax.data import splits
 from glmjax.data import workers
+from glmjax.io import folders
 
 _log = logging.getLogger("glmjax")
 
@@ -55,6 +56,7 @@ def cache_mixture(mixture_name: str, directory: str | os.PathLike, *, num_shards
   """
   if num_shards < 1:
     raise errors.InputError(f"num_shards is {num_shards}; use 1 or more")
+  folders.claim(directory, folders.Kind.CACHE, "directory", overwrite=overwrite)  # before the text is read
   tokenizer = mixture_tokenizer(mixture_name)
   with _pool(num_workers) as pool:
     files = pool.submit(_source_files, mixture_name).result()

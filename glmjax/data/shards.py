@@ -350,6 +350,9 @@ def read_manifest(directory: pathlib.Path) -> dict:
   """The manifest of a finished cache."""
   path = directory / MANIFEST
   if not os.path.lexists(path):
+    if old := publish.interrupted(directory):
+      raise errors.InputError(f"{directory} was being replaced when that was killed: rename {old.name} beside it back "
+                              f"to {directory.name}, or run glmjax cache again")
     raise errors.InputError(f"{directory}: no finished token cache here (no {MANIFEST}); "
                             "make one with glmjax cache")
   content = user_json.read(path, expected=_AGAIN)

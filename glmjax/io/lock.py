@@ -60,7 +60,7 @@ def _acquire(path: pathlib.Path, taken: str) -> int:
     except BlockingIOError:
       holder = _holder(descriptor)
       os.close(descriptor)
-      raise errors.InputError(f"{taken}{holder}") from None
+      raise errors.InputError(f"{taken}{holder}: wait for it to end") from None
     except OSError as error:
       if error.errno in _NO_LOCKS:
         return descriptor

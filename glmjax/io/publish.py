@@ -21,8 +21,16 @@ _UNFINISHED, _REPLACED = "tmp", "old"
 
 @contextlib.contextmanager
 def file(path: str | os.PathLike) -> Iterator[BinaryIO]:
-  """Yields a file that takes its name once all of it is on the disk; where that fails, what was there stays."""
-  path = pathlib.Path(path)
+  """Yields a file that takes its name once all of it is on the disk; where that fails, what was there stays.
+
+  A link's target is written.
+
+  Raises:
+    errors.InputError: at once, when something is there that is no regular file.
+  """
+  path = pathlib.Path(os.path.realpath(path))
+  if path.exists() and not path.is_file():
+    raise errors.InputError(f"cannot write {path}: it is {'a folder' if path.is_dir() else 'no regular file'}")
   sweep(path)
   temporary = _temporary(path, _UNFINISHED)
   try:
@@ -51,7 +59,7 @@ def folder(path: str | os.PathLike, overwrite: bool = False) -> Iterator[pathlib
   Raises:
     errors.InputError: at the end, when a folder that may not be replaced has come to be there.
   """
-  path = pathlib.Path(path)
+  path = pathlib.Path(os.path.realpath(path))
   put_back(path)
   sweep(path)
   temporary = _temporary(path, _UNFINISHED)
@@ -59,22 +67,28 @@ def folder(path: str | os.PathLike, overwrite: bool = False) -> Iterator[pathlib
   try:
     temporary.mkdir(parents=True)
     yield temporary
-    sync_tree(temporary)
-    _rename(temporary, path, overwrite)
+    put_in_place(temporary, path, overwrite)
   finally:
     shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _rename(temporary: pathlib.Path, path: pathlib.Path, overwrite: bool) -> None:
+def put_in_place(temporary: pathlib.Path, path: pathlib.Path, overwrite: bool = False) -> None:
+  """Renames a finished folder to `path`, in the same folder or below it; the old one leaves by a rename, too.
+
+  Raises:
+    errors.InputError: when a folder with content is there and is not to be replaced.
+  """
+  sync_tree(temporary)
   old = _temporary(path, _REPLACED)
-  if overwrite and path.exists():
+  replaces = overwrite and path.exists()
+  if replaces:
     path.rename(old)
   try:
     temporary.rename(path)  # refuses where a folder with content is
   except OSError as error:
-    if old.exists():
+    if replaces and not os.path.lexists(path):
       old.rename(path)
-    if path.exists():
+    elif os.path.lexists(path):
       raise errors.InputError(f"{path} has come to be there meanwhile: choose another folder") from error
     raise
   sync(path.parent)
@@ -83,6 +97,7 @@ def _rename(temporary: pathlib.Path, path: pathlib.Path, overwrite: bool) -> Non
 
 def interrupted(path: pathlib.Path) -> pathlib.Path | None:
   """Returns what stood at `path`, where a process was killed between the two renames of a replacement."""
+  path = pathlib.Path(os.path.realpath(path))
   if os.path.lexists(path):
     return None
   return next(iter(_left_over(path, _REPLACED, everywhere=True)), None)
@@ -96,14 +111,46 @@ def put_back(path: pathlib.Path) -> None:
       return
 
 
+def left_elsewhere(path: pathlib.Path) -> list[pathlib.Path]:
+  """Returns what writers of this name on other machines have left, or are at work on."""
+  return [left for suffix in (_UNFINISHED, _REPLACED) for left in _left_over(path, suffix, everywhere=True)
+          if left not in _left_over(path, suffix)]
+
+
+@contextlib.contextmanager
+def parent(path: pathlib.Path) -> Iterator[None]:
+  """Makes the folder that `path` will be in; where the block fails, what was made for it and is empty goes again.
+
+  Raises:
+    errors.InputError: when it cannot be made.
+  """
+  missing = [above for above in path.parents if not above.exists()]
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise errors.InputError(f"{path} cannot be made: {errors.reason(error)}; choose another place") from error
+  try:
+    yield
+  except BaseException:
+    for above in missing:
+      with contextlib.suppress(OSError):
+        above.rmdir()
+    raise
+
+
 def sweep(path: pathlib.Path) -> None:
   """Removes what killed writers of this name have left."""
   for left in [*_left_over(path, _UNFINISHED), *(_left_over(path, _REPLACED) if os.path.lexists(path) else ())]:
-    if left.is_dir() and not left.is_symlink():
-      shutil.rmtree(left, ignore_errors=True)
-    else:
-      with contextlib.suppress(OSError):
-        left.unlink()
+    remove(left)
+
+
+def remove(path: pathlib.Path) -> None:
+  """Deletes a file, a link, or a folder with all that is in it, as far as the system lets us."""
+  if path.is_dir() and not path.is_symlink():
+    shutil.rmtree(path, ignore_errors=True)
+  else:
+    with contextlib.suppress(OSError):
+      path.unlink()
 
 
 def is_unfinished(name: str) -> bool:
@@ -133,6 +180,9 @@ def host() -> str:
 
 
 def _lives(process: int) -> bool:
+  """Whether another process may be at work; in a container the one that was killed often had our own number."""
+  if process == os.getpid():
+    return False
   try:
     os.kill(process, 0)  # sends nothing
   except (ProcessLookupError, OverflowError):

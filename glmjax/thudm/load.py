@@ -1,26 +1,24 @@
 """Import: a THUDM model's files to our export folder, block by block, going on where a killed import stopped."""
 
 import dataclasses
-import fcntl
 import hashlib
 import json
 import logging
 import os
 import pathlib
-import shutil
 from typing import Any
 
 from glmjax import errors
-from glmjax.io import paths
-from glmjax.io import publish
 from glmjax.checkpoint import blocks
 from glmjax.checkpoint import export
 from glmjax.checkpoint import folder as folder_lib
+from glmjax.io import paths
+from glmjax.io import publish
 from glmjax.models import config as config_lib
 from glmjax.quantize import qarray
 from glmjax.thudm import source as source_lib
 
-_PLAN, _LOCK, _TOKENIZER = "plan.json", "lock", "source-tokenizer"
+_PLAN, _EXPORT, _TOKENIZER = "plan.json", "export", "source-tokenizer"
 _FORMAT = 1  # of what an unfinished import leaves
 
 _log = logging.getLogger("glmjax")
@@ -57,32 +55,32 @@ def import_model(family: str, source: str | os.PathLike, out: str | os.PathLike,
     raise errors.InputError(f"bits is {bits}: give 8 or 4, or leave it out")
   if dtype not in (None, *config_lib.DTYPES):
     raise errors.InputError(f"dtype is {dtype!r}: choose one of {', '.join(config_lib.DTYPES)}")
-  out = paths.local(out, "the folder to write").absolute()
-  export.check_out(out, paths.local(source, "the source folder"), overwrite)
-  opened = source_lib.open_source(family, source, tokenizer, num_heads, rotary_rounding, prefix)
-  if opened.bits is not None and bits not in (None, opened.bits):
-    raise errors.InputError(f"{source} holds INT{opened.bits} weights: they cannot become INT{bits} without loss, so "
-                            "leave --bits out or import the float files")
-  if opened.note:
-    _log.warning("%s", opened.note)
-  work = out.with_name(f".{out.name}.importing")
-  content = _content(opened, bits, dtype, work / _TOKENIZER)
-  if memory_limit_gib is not None:
-    elements = blocks.elements_within(memory_limit_gib, content.weights)
-    content = dataclasses.replace(content, elements=elements)
-  lock = _begin(work, _plan(opened, content), content)
-  try:
-    if opened.tokenizer is not None:
-      opened.tokenizer.save(work / _TOKENIZER)
-    result = export.put(content, work / "export", out, export.write_folder)
-  except OSError as error:
-    raise errors.InputError(f"{out} could not be written ({error.strerror or error}): the same command goes on from "
-                            "here") from error
-  finally:
-    lock.close()
-  shutil.rmtree(work, ignore_errors=True)
-  return result | {"family": family, "source_bytes": opened.nbytes, "note": opened.note,
-                   "parameters": content.config.model.num_parameters()}
+  source = paths.local(source, "the source folder")
+  with export.claimed(out, overwrite, source) as out:
+    opened = source_lib.open_source(family, source, tokenizer, num_heads, rotary_rounding, prefix)
+    if opened.bits is not None and bits not in (None, opened.bits):
+      raise errors.InputError(f"{source} holds INT{opened.bits} weights: they cannot become INT{bits} without loss, so "
+                              "leave --bits out or import the float files")
+    if opened.note:
+      _log.warning("%s", opened.note)
+    work = export.importing(out)
+    content = _content(opened, bits, dtype, work / _TOKENIZER)
+    if memory_limit_gib is not None:
+      elements = blocks.elements_within(memory_limit_gib, content.weights)
+      content = dataclasses.replace(content, elements=elements)
+    try:
+      _begin(work, _plan(opened, content), content)
+      if opened.tokenizer is not None:
+        opened.tokenizer.save(work / _TOKENIZER)
+      export.write_folder(content, work / _EXPORT)
+      described = export.describe(content, work / _EXPORT)
+      publish.put_in_place(work / _EXPORT, out, overwrite)
+    except OSError as error:
+      raise errors.InputError(f"{out} could not be written ({errors.reason(error)}): the same command goes on from "
+                              "here") from error
+    publish.remove(work)
+  return {"out": str(out)} | described | {"family": family, "source_bytes": opened.nbytes, "note": opened.note,
+                                          "parameters": content.config.model.num_parameters()}
 
 
 def _content(opened: source_lib.Source, bits: int | None, dtype: str | None, tokenizer: pathlib.Path
@@ -107,25 +105,20 @@ def _plan(opened: source_lib.Source, content: export.Content) -> str:
   return hashlib.sha256(json.dumps(plan).encode()).hexdigest()
 
 
-def _begin(work: pathlib.Path, plan: str, content: export.Content) -> Any:
-  """Makes the working folder, or keeps what is there of the same plan; the lock that keeps others out."""
+def _begin(work: pathlib.Path, plan: str, content: export.Content) -> None:
+  """Makes the working folder, or keeps what an import that stopped has left there by the same plan."""
   there = 0
   if work.exists() and _read_plan(work) == plan:
-    there = sum(path.stat().st_blocks * 512 for path in (work / "export").rglob("*") if path.is_file())
+    there = sum(path.stat().st_blocks * 512 for path in (work / _EXPORT).rglob("*") if path.is_file())
     _log.info("going on with the import that stopped after %.0f MB", there / 1e6)
   blocks.need_room(work.parent, content.weights, there)
-  work.mkdir(parents=True, exist_ok=True)
-  lock = open(work / _LOCK, "w", encoding="utf-8")
-  try:
-    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-  except OSError as error:
-    lock.close()
-    raise errors.InputError(f"{work} is in use: another import to the same folder is running") from error
-  if not there and (work / "export").exists():
-    shutil.rmtree(work / "export")
-    shutil.rmtree(work / _TOKENIZER, ignore_errors=True)
+  if work.exists() and not there:
+    if strange := set(os.listdir(work)) - {_PLAN, _EXPORT, _TOKENIZER, "lock"} - set(
+        filter(publish.is_unfinished, os.listdir(work))):
+      raise errors.InputError(f"{work} holds {min(strange)}, which no import wrote: move it away")
+    publish.remove(work)
+  (work / _EXPORT).mkdir(parents=True, exist_ok=True)
   publish.write_json(work / _PLAN, {"plan": plan})
-  return lock
 
 
 def _read_plan(work: pathlib.Path) -> str | None:

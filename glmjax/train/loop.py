@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import itertools
 import os
-import pathlib
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -93,6 +92,7 @@ def train(
   """
   _check(model, data, loss_mean_of)
   _check_numbers(batches, total_samples, micro_batch, loss_chunk, seed, stop_at_step)
+  folder = workdir_lib.Workdir.named(workdir, weights)
   if weights is not None and overwrite:  # before anything is deleted
     initial.check(weights, model, data.describe())
   with watch.on() as peers, contextlib.ExitStack() as stack:  # before JAX looks for devices: it asks all processes
@@ -103,7 +103,6 @@ def train(
     recipe = step_lib.Recipe(optimizer, learning_rate, embedding_alpha, loss_scale)
     objective = step_lib.Objective(model, loss_chunk, loss_mean_of,
                                    pipeline_lib.make(pipeline, model, device_mesh, layout.rows))
-    folder = workdir_lib.Workdir(pathlib.Path(workdir))
     stages = stages_lib.make(model, tx, device_mesh, rules, objective.pipeline)
     processes.on_first(lambda: _begin(stack, folder, model, data, overwrite, on_start))
     processes.see_the_same(folder.seen, str(folder.root))

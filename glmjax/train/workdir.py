@@ -1,17 +1,16 @@
 """A run's folder: what it says about the run, and whether a new start may use it.
 
-  WORKDIR/  config.json   tokenizer/   metrics.jsonl   checkpoints/   tensorboard/   profile/
+  WORKDIR/  config.json   config.gin   tokenizer/   metrics.jsonl   checkpoints/   tensorboard/   profile/
+
+io/folders.py knows these names: all else in the folder is the user's, and stays.
 """
 
 from collections.abc import Iterator
 import contextlib
 import dataclasses
-import errno
-import fcntl
 import json
 import os
 import pathlib
-import shutil
 import tempfile
 from typing import Any
 import zlib
@@ -19,14 +18,14 @@ import zlib
 from glmjax import errors
 from glmjax.checkpoint import folder
 from glmjax.checkpoint import manager as manager_lib
+from glmjax.io import folders
+from glmjax.io import lock
+from glmjax.io import publish
 from glmjax.models import config as config_lib
 from glmjax.train import feed
 
 # What may change from one start of a run to the next: how it is computed, not what it is.
 _FREE = ("dtype", "scan_layers", "remat", "hidden_dropout", "attention_dropout")
-
-# What flock says on file systems without locks: buckets, some network file systems.
-_NO_LOCKS = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK, errno.EINVAL)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +33,20 @@ class Workdir:
   """Paths of a run's folder."""
 
   root: pathlib.Path
+
+  @classmethod
+  def named(cls, path: str | os.PathLike, weights: str | os.PathLike | None = None) -> "Workdir":
+    """Returns the folder that the user named; changes nothing.
+
+    Args:
+      path: as the user wrote it.
+      weights: what the run begins with.
+
+    Raises:
+      errors.InputError: when it is no folder for a run (`io/folders.py`).
+    """
+    sources = () if weights is None else (weights,)
+    return cls(folders.claim(path, folders.Kind.RUN, "workdir", sources=sources))
 
   @property
   def config(self) -> pathlib.Path:
@@ -58,68 +71,72 @@ class Workdir:
     Raises:
       errors.InputError: when another process trains there, or it is no folder for a run.
     """
-    if (self.root / folder.PARAMS).exists():
-      raise errors.InputError(f"{self.root} is an exported model's folder: choose another workdir")
-    self.root.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(self.root, os.O_RDONLY)
-    try:
-      try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-      except BlockingIOError:
-        raise errors.InputError(f"{self.root} is in use: another process is training there; wait for it, or choose "
-                                "another workdir") from None
-      except OSError as error:
-        if error.errno not in _NO_LOCKS:
-          raise
-      yield
-    finally:
-      os.close(descriptor)
+    folders.claim(self.root, folders.Kind.RUN, "workdir")
+    with publish.parent(self.root / ".lock"):
+      with lock.held(self.root / ".lock", f"{self.root} is in use: another process is training there"):
+        yield
 
   def open(self, model: config_lib.GLMConfig, data: feed.DataSource, overwrite: bool) -> None:
     """Makes the folder this run's own: writes config.json, or finds that it is this run's already.
 
     Raises:
-      errors.InputError: when another run's checkpoints are there and overwrite is False.
+      errors.InputError: when another run's checkpoints are there and overwrite is False, or it cannot be written.
     """
     config = folder.FolderConfig(model, json.loads(json.dumps(data.describe())))
-    with tempfile.TemporaryDirectory() as scratch:
-      tokenizer = {}
-      if hasattr(data, "save_tokenizer"):
-        data.save_tokenizer(scratch)
-        tokenizer = folder.read_tokenizer(scratch)
-      if tokenizer.get("vocab_size", 0) > model.vocab_size:  # before anything is deleted
-        raise errors.InputError(f"the data's tokenizer has {tokenizer['vocab_size']} ids, the model's vocab_size is "
-                                f"{model.vocab_size}: give the model as many or more")
-      if overwrite:
-        self._clear()
-      elif manager_lib.steps(self.checkpoints):  # without: killed before its first checkpoint, nothing to lose
-        self._check_same(config)
-      self.root.mkdir(parents=True, exist_ok=True)
-      if tokenizer:
-        folder.copy_tokenizer(scratch, self.root)
-    folder.write_config(self.root, dataclasses.replace(config, tokenizer=tokenizer))
+    try:
+      with tempfile.TemporaryDirectory() as scratch:
+        tokenizer = {}
+        if hasattr(data, "save_tokenizer"):
+          data.save_tokenizer(scratch)
+          tokenizer = folder.read_tokenizer(scratch)
+        if tokenizer.get("vocab_size", 0) > model.vocab_size:  # before anything is deleted
+          raise errors.InputError(f"the data's tokenizer has {tokenizer['vocab_size']} ids, the model's vocab_size is "
+                                  f"{model.vocab_size}: give the model as many or more")
+        if overwrite:
+          self._clear(tokenizer)
+        elif manager_lib.steps(self.checkpoints):  # without: killed before its first checkpoint, nothing to lose
+          self._check_same(config)
+        if tokenizer and (self.root / folder.TOKENIZER).exists():
+          folder.copy_tokenizer(scratch, self.root)  # copies nothing: raises where it is another one
+        self.root.mkdir(parents=True, exist_ok=True)
+        # config.json first: it makes the folder a run's, wherever this is killed.
+        folder.write_config(self.root, dataclasses.replace(config, tokenizer=tokenizer))
+        publish.sweep(self.root / folder.TOKENIZER)
+        if tokenizer:
+          folder.copy_tokenizer(scratch, self.root)
+    except OSError as error:
+      raise errors.InputError(f"{self.root} cannot be written: {errors.reason(error)}") from error
 
   def seen(self) -> int:
     """A sum of what a run begins with: config.json and the names of the checkpoints."""
     text = self.config.read_bytes() if self.config.exists() else b""
     return zlib.crc32(text + repr(manager_lib.steps(self.checkpoints)).encode())
 
-  def _clear(self) -> None:
-    """Deletes a run, its config.json last; the checkpoints leave by one rename, so that none is half there.
+  def _clear(self, tokenizer: dict[str, Any]) -> None:
+    """Deletes a run's checkpoints, the oldest first and each by one rename (none is half there), and its records.
 
-    A folder that holds no run keeps what it has: a tokenizer/ there is somebody's only one.
+    config.json stays until it is replaced, and a tokenizer that is the next run's stays. A folder that holds no run
+    keeps what it has.
     """
     if not self.config.exists() and not manager_lib.steps(self.checkpoints):
       return
-    doomed = self.root / "checkpoints.deleting"
-    shutil.rmtree(doomed, ignore_errors=True)
-    if self.checkpoints.exists():
-      self.checkpoints.rename(doomed)
-      shutil.rmtree(doomed, ignore_errors=True)
-    self.metrics.unlink(missing_ok=True)
-    for child in (folder.TOKENIZER, "tensorboard", "profile"):
-      shutil.rmtree(self.root / child, ignore_errors=True)
-    self.config.unlink(missing_ok=True)
+    publish.remove(self.root / "checkpoints.deleting")  # of earlier versions
+    if self.checkpoints.is_dir():
+      ours = [child for child in self.checkpoints.iterdir() if child.name.split(".")[0].isdecimal()]
+      for child in sorted(ours, key=_step_of):
+        doomed = child.with_name(f"{child.name}.deleting")
+        child.rename(doomed)
+        publish.remove(doomed)
+    for name in ("metrics.jsonl", "tensorboard", "profile"):
+      publish.remove(self.root / name)
+    if not self._has(tokenizer):
+      publish.remove(self.root / folder.TOKENIZER)
+
+  def _has(self, tokenizer: dict[str, Any]) -> bool:
+    try:
+      return folder.read_tokenizer(self.root / folder.TOKENIZER) == tokenizer
+    except errors.InputError:
+      return False
 
   def _check_same(self, config: folder.FolderConfig) -> None:
     advice = "choose another workdir, or --overwrite to delete that run"
@@ -137,6 +154,10 @@ class Workdir:
                   or _difference(_before(found.data, seen), _before(config.data, seen), "data"))
     if difference:
       raise errors.InputError(f"{self.root} holds another run: {difference}; {advice}")
+
+
+def _step_of(checkpoint: pathlib.Path) -> int:
+  return int(checkpoint.name.split(".")[0])
 
 
 def _before(data: dict[str, Any], samples: int) -> dict[str, Any]:

@@ -2,8 +2,6 @@
 
 import pathlib
 import shutil
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -14,7 +12,6 @@ from glmjax import errors
 from glmjax.checkpoint import arrays
 from glmjax.checkpoint import blocks
 from glmjax.checkpoint import checksums
-from glmjax.checkpoint import export
 from glmjax.checkpoint import load
 
 _WEIGHTS = (blocks.Weight("embedding/table", (50, 8), "bfloat16"),
@@ -96,21 +93,6 @@ def test_sums_of_parts_add_up():
     if dtype != "int64":
       on_device = checksums._device_sum(x[2:4, 5:], x.shape, np.array([2, 5, 0], np.uint32))
       assert parts[3] == "".join(f"{int(word):08x}" for word in on_device)
-
-
-def test_an_export_killed_between_two_renames(tmp_path):
-  """The old one had been moved aside, the new one was not in its place yet."""
-  dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
-  pid = int(dead.stdout)
-  old = tmp_path / f".out [1].{pid}.old"
-  old.mkdir()
-  (old / "marker").touch()
-  export.recover(tmp_path / "out [1]")
-  assert (tmp_path / "out [1]" / "marker").exists() and not old.exists()
-  export.recover(tmp_path / "nothing here")
-  (tmp_path / "out [1]").rename(tmp_path / ".out [1].1.old")  # process 1 lives: it is at work
-  export.recover(tmp_path / "out [1]")
-  assert not (tmp_path / "out [1]").exists()
 
 
 @pytest.mark.parametrize("name", [".out.999999999.old", ".out.elsewhere.7.old"])

@@ -19,6 +19,7 @@ from glmjax import tokens
 from glmjax.data import builder
 from glmjax.data import shards
 from glmjax.data import verified
+from glmjax.io import publish
 
 SPECIALS = tokens.icetk(0, 1000)
 
@@ -371,7 +372,9 @@ def test_death_between_manifest_and_swap_loses_nothing(tmp_path: pathlib.Path, r
     with pytest.raises(AssertionError):
       assert making.finish().manifest["mixture"] == "other"
   if renamed:
-    directory.rename(tmp_path / ".cache.replaced")
+    directory.rename(tmp_path / f".cache.{publish.host()}.999999999.old")
+    with pytest.raises(errors.InputError, match="was being replaced when that was killed: rename .cache"):
+      shards.TokenCache.open(directory)
     with pytest.raises(errors.InputError, match="already a cache of mixture m"):
       build(directory, mixture="other")
   assert contents(directory) == old

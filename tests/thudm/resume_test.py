@@ -16,6 +16,7 @@ from glmjax import errors
 from glmjax.checkpoint import blocks
 from glmjax.checkpoint import export
 from glmjax.checkpoint import load as load_lib
+from glmjax.io import publish
 from glmjax.thudm import load
 from glmjax.thudm import source as source_lib
 
@@ -130,7 +131,7 @@ def test_killed_just_before_the_end(make, tmp_path, monkeypatch, few):
   """All arrays are there, the folder's checksums are not."""
   folder = make(tmp_path / "source", "chatglm-6b")
   with monkeypatch.context() as patch:
-    patch.setattr(export, "_put_in_place", lambda *_: (_ for _ in ()).throw(Killed))
+    patch.setattr(publish, "put_in_place", lambda *_: (_ for _ in ()).throw(Killed))
     with pytest.raises(Killed):
       load.import_model("chatglm-6b", folder, tmp_path / "out")
   load.import_model("chatglm-6b", folder, tmp_path / "out")
@@ -138,14 +139,13 @@ def test_killed_just_before_the_end(make, tmp_path, monkeypatch, few):
 
 
 def test_two_at_once(make, tmp_path):
+  """An import and an export keep each other out as well."""
   folder = make(tmp_path / "source", "chatglm-6b")
-  opened = source_lib.open_source("chatglm-6b", folder)
-  content = load._content(opened, None, None, tmp_path / "t")
-  lock = load._begin(tmp_path / ".out.importing", load._plan(opened, content), content)
-  with pytest.raises(errors.InputError, match="is in use: another import"):
-    load.import_model("chatglm-6b", folder, tmp_path / "out")
-  lock.close()
+  with export.claimed(tmp_path / "out", False, tmp_path / "other"):
+    with pytest.raises(errors.InputError, match=f"is being written by another .*process {os.getpid()} on"):
+      load.import_model("chatglm-6b", folder, tmp_path / "out")
   load.import_model("chatglm-6b", folder, tmp_path / "out")
+  assert sorted(os.listdir(tmp_path)) == ["out", "source"]
 
 
 def test_kill_for_real(make, tmp_path, few):

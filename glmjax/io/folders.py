@@ -1,0 +1,238 @@
+"""What a folder is, told by its marks, and who may write there.
+
+Nothing takes over or deletes what is of another kind: whoever writes a folder or a file claims it first. An export, a
+token cache and a tokenizer are replaced as a whole, so that nothing else may be in them; a run has names of its own
+in its folder, and leaves the others alone.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+import enum
+import itertools
+import json
+import os
+import pathlib
+import re
+from typing import Any
+
+from glmjax import errors
+from glmjax.io import paths
+from glmjax.io import publish
+
+_LARGEST_MARK = 1 << 26  # bytes of a JSON file that is looked into
+_LARGEST_LAYOUT = 1 << 16  # of our tokenizer.json; those of other programs hold the vocabulary
+
+
+class Kind(enum.Enum):
+  """What a folder can be; the value is how it is called."""
+
+  RUN = "a training run"
+  EXPORT = "an exported model"
+  CACHE = "a token cache"
+  TOKENIZER = "a tokenizer"
+  TEXT = "the sample text"
+  WEIGHTS = "model weights of another program"
+
+
+# The files of each kind, by their paths within its folder. Of a run: all that --overwrite may delete.
+_FILES = {
+    Kind.RUN: r"(config\.json|config\.gin|metrics\.jsonl|\.lock|(checkpoints|checkpoints\.deleting|tokenizer|"
+              r"tensorboard|profile)(/.*)?)",
+    Kind.EXPORT: r"(config\.json|checksums\.json|tokenizer/tokenizer\.(json|model)|params/(_\w+|commit_success\.txt|"
+                 r"\w+\.jsonl?|[^/]+/(\.zarray|[\d.]+(\.__lock)?|process_\d+)))",
+    Kind.CACHE: r"(manifest\.json|config\.gin|tokenizer/[^/]+|progress/[^/]+\.json|"
+                r"[^/]+/[^/]+-\d{5}-of-\d{5}\.(tokens|documents))",
+    Kind.TOKENIZER: r"(tokenizer\.model|tokenizer\.json|config\.gin)",
+    Kind.TEXT: r"(en|zh)\.jsonl",
+}
+_REPLACED_WHOLE = (Kind.EXPORT, Kind.CACHE, Kind.TOKENIZER)
+_OF_MODEL = {"vocab_size", "num_layers", "embed_dim"}  # in config.json, under "model"
+
+
+def real(path: str | os.PathLike, what: str) -> pathlib.Path:
+  """Returns the absolute path without links, so that a link's target is judged and written, not the link.
+
+  Args:
+    path: as the user wrote it.
+    what: names it in the error, as "--workdir".
+  """
+  return pathlib.Path(os.path.realpath(paths.local(path, what)))
+
+
+def kinds(folder: pathlib.Path, among: Iterable[Kind] = Kind) -> list[Kind]:
+  """Returns all that a folder shows marks of; [] when it is missing, empty, or holds other things."""
+  try:
+    return [kind for kind in among if _MARKS[kind](folder)]
+  except PermissionError:  # of a parent that others own
+    return []
+  except OSError as error:
+    raise errors.InputError(f"cannot look into {folder}: {errors.reason(error)}") from error
+
+
+def claim(path: str | os.PathLike, kind: Kind, what: str, *, overwrite: bool = False,
+          sources: Iterable[str | os.PathLike] = ()) -> pathlib.Path:
+  """Returns the real path of a folder that may be written as `kind`; changes nothing.
+
+  It may be missing, empty, or of this kind already. What is there is then for the caller to compare.
+
+  Args:
+    path: as the user wrote it.
+    kind: what will be written there.
+    what: names the path in the error, as "--workdir".
+    overwrite: what is there will be deleted; so all of it must be of this kind.
+    sources: folders or files that are read for it.
+
+  Raises:
+    errors.InputError: when it is of another kind, lies in what is replaced as a whole, or holds a source.
+  """
+  folder = real(path, what)
+  for source in sources:
+    _check_apart(folder, kind, real(source, "the source"))
+  _check_parents(folder)
+  try:
+    there = sorted(os.listdir(folder))
+  except FileNotFoundError:
+    return folder
+  except OSError as error:
+    raise errors.InputError(f"{folder} can be no folder: {errors.reason(error)}; choose another") from error
+  found = kinds(folder)
+  others = [other.value for other in found if other is not kind]
+  if kind is Kind.RUN and kind in found:
+    others = [other.value for other in found if other in _REPLACED_WHOLE]
+  if others:
+    raise errors.InputError(f"{folder} is {' and '.join(others)}: choose another folder for {kind.value}")
+  if kind not in found:
+    _check_free(folder, kind, there)
+  elif overwrite and kind in _REPLACED_WHOLE and (strange := list(itertools.islice(strangers(folder, kind), 3))):
+    raise errors.InputError(f"{folder} holds more than {kind.value} ({', '.join(strange)}), which would be deleted: "
+                            "move that away, or choose another folder")
+  return folder
+
+
+def claim_file(path: str | os.PathLike, what: str, stream: bool = False) -> pathlib.Path:
+  """Returns the path of a file that a result may be written to, without links; changes nothing.
+
+  Args:
+    path: as the user wrote it.
+    what: names the path in the error, as "--out".
+    stream: it is only added to, so that a terminal or a pipe will do; its path is returned as it is.
+
+  Raises:
+    errors.InputError: when it is a folder, no regular file, or belongs to a run, an export, a cache or a tokenizer.
+  """
+  file = paths.local(path, what)
+  try:
+    if file.is_dir():
+      raise errors.InputError(f"{what}: {file} is a folder; name a file")
+    if file.exists() and not file.is_file():
+      if stream:
+        return file
+      raise errors.InputError(f"{what}: {file} is no regular file; choose another")
+  except OSError as error:
+    raise errors.InputError(f"{what}: cannot write {file}: {errors.reason(error)}") from error
+  file = real(file, what)
+  for parent in file.parents:
+    for kind in kinds(parent, _FILES):
+      if _owns(kind, file.relative_to(parent)):
+        raise errors.InputError(f"{what}: {file} belongs to {kind.value}; choose another file")
+  return file
+
+
+def strangers(folder: pathlib.Path, kind: Kind) -> Iterator[str]:
+  """Yields the files in a folder that are not of this kind; unfinished ones and links to folders are nobody's."""
+  for parent, _, files in os.walk(folder):
+    inside = pathlib.Path(parent).relative_to(folder)
+    yield from (str(inside / name) for name in sorted(files)
+                if not publish.is_unfinished(name) and not _owns(kind, inside / name))
+
+
+def _owns(kind: Kind, inside: pathlib.PurePath) -> bool:
+  return re.fullmatch(_FILES[kind], inside.as_posix(), re.DOTALL) is not None
+
+
+def _check_apart(folder: pathlib.Path, kind: Kind, source: pathlib.Path) -> None:
+  """What is read must not be what is written, nor lie in what may be deleted for it."""
+  if source == folder or source.exists() and folder.exists() and os.path.samefile(source, folder):
+    raise errors.InputError(f"{folder} is the source itself: choose another folder for {kind.value}")
+  if folder in source.parents and (kind is not Kind.RUN or _owns(kind, source.relative_to(folder))):
+    raise errors.InputError(f"{folder} holds the source {source}: choose another folder for {kind.value}")
+
+
+def _check_parents(folder: pathlib.Path) -> None:
+  for parent in folder.parents:
+    for kind in kinds(parent, (Kind.RUN, *_REPLACED_WHOLE)):
+      if kind is not Kind.RUN or _owns(kind, folder.relative_to(parent)):
+        raise errors.InputError(f"{folder} lies in {kind.value}, {parent}, and would be deleted with it: choose "
+                                "another folder")
+
+
+def _check_free(folder: pathlib.Path, kind: Kind, there: list[str]) -> None:
+  """A folder that is not of this kind yet must be empty; a run may begin beside files that are none of its own.
+
+  The sample text may go anywhere: it writes only what is not there.
+  """
+  if kind is Kind.TEXT:
+    return
+  if kind is Kind.RUN:
+    there = [name for name in there if name != ".lock" and _owns(kind, pathlib.PurePath(name))]
+  if there:
+    listed = ", ".join(there[:3]) + (", ..." if len(there) > 3 else "")
+    raise errors.InputError(f"{folder} holds other things ({listed}) and is not {kind.value}: choose another folder")
+
+
+def _json(path: pathlib.Path, largest: int = _LARGEST_MARK) -> dict[str, Any] | None:
+  """The object in a small file; {} for one that is damaged, None for none."""
+  try:
+    if not path.is_file():
+      return None
+    content = json.loads(path.read_bytes()) if path.stat().st_size <= largest else {}
+  except (OSError, ValueError, RecursionError):
+    return {}
+  return content if isinstance(content, dict) else {}
+
+
+def _is_run(folder: pathlib.Path) -> bool:
+  config = _json(folder / "config.json") or {}
+  if isinstance(model := config.get("model"), dict) and _OF_MODEL <= set(model) and "export" not in config:
+    return True
+  steps = folder / "checkpoints"
+  return steps.is_dir() and any(child.name.isdecimal() and (child / "metadata" / "checksums.json").exists()
+                                for child in steps.iterdir())
+
+
+def _is_export(folder: pathlib.Path) -> bool:
+  if not (folder / "params").is_dir():
+    return False
+  config = _json(folder / "config.json") or {}
+  return (folder / "checksums.json").exists() or "export" in config
+
+
+def _is_cache(folder: pathlib.Path) -> bool:
+  manifest = _json(folder / "manifest.json")
+  if manifest is None and not (folder / "progress").is_dir():
+    return False
+  if manifest and "tasks" in manifest and "mixture" in manifest or (folder / "progress" / "plan.json").is_file():
+    return True
+  return any(folder.glob("*/*-?????-of-?????.tokens"))  # the manifest is damaged
+
+
+def _is_tokenizer(folder: pathlib.Path) -> bool:
+  layout = folder / "tokenizer.json"
+  return (folder / "tokenizer.model").is_file() and layout.is_file() and layout.stat().st_size <= _LARGEST_LAYOUT
+
+
+def _is_text(folder: pathlib.Path) -> bool:
+  return (folder / "en.jsonl").is_file() and (folder / "zh.jsonl").is_file()
+
+
+def _is_weights(folder: pathlib.Path) -> bool:
+  config = _json(folder / "config.json") or {}
+  if "model_type" in config or "architectures" in config or (folder / "ice_text.model").is_file():
+    return True
+  patterns = ("*.safetensors", "pytorch_model*.bin", "mp_rank_*.pt", "*.index.json")
+  return folder.is_dir() and (any(any(folder.glob(pattern)) for pattern in patterns)
+                              or (folder / "latest").is_file() and any(folder.glob("*/mp_rank_*.pt")))
+
+
+_MARKS: dict[Kind, Callable[[pathlib.Path], bool]] = {
+    Kind.RUN: _is_run, Kind.EXPORT: _is_export, Kind.CACHE: _is_cache, Kind.TOKENIZER: _is_tokenizer,
+    Kind.TEXT: _is_text, Kind.WEIGHTS: _is_weights}
