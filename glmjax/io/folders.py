@@ -40,7 +40,7 @@ _FILES = {
     Kind.EXPORT: r"(config\.json|checksums\.json|tokenizer/tokenizer\.(json|model)|params/(_\w+|commit_success\.txt|"
                  r"\w+\.jsonl?|[^/]+/(\.zarray|[\d.]+(\.__lock)?|process_\d+)))",
     Kind.CACHE: r"(manifest\.json|config\.gin|tokenizer/[^/]+|progress/[^/]+\.json|"
-                r"[^/]+/[^/]+-\d{5}-of-\d{5}\.(tokens|documents))",
+                r"[^/]+/[^/]+-\d{5}-of-\d{5}\.\w+)",
     Kind.TOKENIZER: r"(tokenizer\.model|tokenizer\.json|config\.gin)",
     Kind.TEXT: r"(en|zh)\.jsonl",
 }

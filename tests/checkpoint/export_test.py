@@ -266,7 +266,7 @@ def test_loading_needs_neither_tensorflow_nor_the_model_nor_warns(run: pathlib.P
   assert done.stdout.strip() == "[]" and done.stderr == "", (done.stdout, done.stderr)
 
 
-def test_what_killed_exports_left_is_removed(run: pathlib.Path, tmp_path: pathlib.Path, capfd: pytest.CaptureFixture):
+def test_what_killed_exports_left_is_removed(run: pathlib.Path, tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture):
   """Of this name, and of processes of this machine that are gone; what may live elsewhere is told."""
   here = publish.host()
   gone = (f".out.{here}.999999999.tmp", f".out.{here}.999999998.tmp")
@@ -276,7 +276,7 @@ def test_what_killed_exports_left_is_removed(run: pathlib.Path, tmp_path: pathli
     (tmp_path / name / "params").mkdir(parents=True)
   export.export(run, tmp_path / "out", 8)
   assert {path.name for path in tmp_path.iterdir() if path.name.startswith(".o")} == set(kept)
-  assert ".out.elsewhere.999999999.tmp is of an export on another machine" in capfd.readouterr().err
+  assert ".out.elsewhere.999999999.tmp is of an export on another machine" in caplog.text
   old = tmp_path / f".out.{here}.999999999.old"
   old.mkdir()  # killed when the old one was aside, and the new one in place
   export.export(run, tmp_path / "out", 4, overwrite=True)
