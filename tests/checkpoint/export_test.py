@@ -266,7 +266,8 @@ def test_loading_needs_neither_tensorflow_nor_the_model_nor_warns(run: pathlib.P
   assert done.stdout.strip() == "[]" and done.stderr == "", (done.stdout, done.stderr)
 
 
-def test_what_killed_exports_left_is_removed(run: pathlib.Path, tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture):
+def test_what_killed_exports_left_is_removed(run: pathlib.Path, tmp_path: pathlib.Path,
+                                             caplog: pytest.LogCaptureFixture):
   """Of this name, and of processes of this machine that are gone; what may live elsewhere is told."""
   here = publish.host()
   gone = (f".out.{here}.999999999.tmp", f".out.{here}.999999998.tmp")
