@@ -17,6 +17,7 @@ import pytest
 
 from glmjax import cli, errors, signatures
 from glmjax.cli import commands, corpus, process
+from glmjax.cli import run as run_lib
 
 NUMBERS = itertools.count()
 FAKE = """
@@ -51,7 +52,8 @@ def train(workdir, steps: int = 3, name: str = "a", mode: str = "ok", overwrite:
 
 
 def generate(prompts, temperature: float = 0.0):
-  return [{"prompt": prompt, "output": prompt.upper()} for prompt in prompts]
+  texts = [prompt if isinstance(prompt, str) else prompt["prompt"] for prompt in prompts]
+  return [{"prompt": text, "output": text.upper()} for text in texts]
 """
 
 
@@ -161,8 +163,8 @@ def test_version_and_module_entry():
 @pytest.mark.parametrize(
   "arguments, expected",
   [
-    (["export", "--bits=3"], "invalid choice: 3"),
-    (["train", "--stop_at_step=abc"], "invalid int value: 'abc'"),
+    (["export", "--bits=3"], "--bits is 3: choose one of 8, 4"),
+    (["train", "--stop_at_step=abc"], "--stop_at_step is 'abc': give a whole number, 1 or more"),
     (["train", "--stop_at_step"], "expected one argument"),
     (["generate"], "give --prompt, or --file"),
     (["generate", "--prompt=a", "--file=b"], "both given"),
@@ -306,7 +308,7 @@ def test_prompts_from_file_and_standard_input(fake, capsys, monkeypatch):
   assert cli.main(["generate", "--prompt=a", "--prompt=b", "--json"]) == 0
   assert [result["output"] for result in json.loads(capsys.readouterr().out)] == ["A", "B"]
   for name, content, expected in (
-    ("bad.txt", b"\xff\n", "bad.txt: not UTF-8 text (byte 0)"),
+    ("bad.txt", b"\xff\n", "bad.txt: not UTF-8 at byte 0 (line 1); convert it, say with iconv -t UTF-8"),
     ("empty.txt", b"\n", "empty.txt: empty; expected one text a line"),
   ):
     pathlib.Path(name).write_bytes(content)
@@ -372,11 +374,11 @@ def test_documented_commands_are_in_order(line, monkeypatch, capsys, tmp_path):
   name, text = re.search(r"gin file, say `(\S+)`:\n\n```\n(.*?)```", readme, re.DOTALL).groups()
   (tmp_path / name).write_text(text, encoding="utf-8")
   monkeypatch.chdir(tmp_path)
-  monkeypatch.setattr(commands.gin_files, "parse", commands.gin_files.check)
-  monkeypatch.setattr(commands.plans, "_shipped", commands.gin_files.find)  # which parses
-  monkeypatch.setattr(commands, "_call", lambda command, given: None)
-  monkeypatch.setattr(commands.inputs, "_read", lambda file, name: '{"prompt": "a", "text": "a"}')
-  monkeypatch.setattr(commands, "_print_result", lambda *arguments: None)
+  monkeypatch.setattr(run_lib.gin_files, "parse", run_lib.gin_files.check)
+  monkeypatch.setattr(commands.plans, "_shipped", run_lib.gin_files.find)  # which parses
+  monkeypatch.setattr(run_lib, "_call", lambda command, given: None)
+  monkeypatch.setattr(commands.inputs, "_lines", lambda file, name: [(1, '{"prompt": "a", "text": "a"}')])
+  monkeypatch.setattr(run_lib, "_print_result", lambda *arguments: None)
   arguments = [part for part in shlex.split(line, comments=True) if not part.startswith("--stages")]
   arguments = list(itertools.takewhile(lambda part: part not in ("|", "<", ">", "&&"), arguments))
   assert cli.main(arguments) == 0, capsys.readouterr().err
@@ -385,14 +387,14 @@ def test_documented_commands_are_in_order(line, monkeypatch, capsys, tmp_path):
 def test_plan_of_sets_takes_models_and_lists(monkeypatch, capsys):
   """`plan --fits`: no gin file, the shipped models, mistakes told."""
   given = {}
-  monkeypatch.setattr(commands, "_call", lambda command, values: given.update(values) or [
+  monkeypatch.setattr(run_lib, "_call", lambda command, values: given.update(values) or [
       {"model": "6b", "bits": 4, "context": 512, "gpu": "rtx3090", "count": 1, "peak_bytes_per_device": 5 << 30},
       {"model": "6b", "bits": 4, "context": 4096, "gpu": "rtx3090", "count": None, "why": "the model ends"}])
   assert cli.main(["plan", "--fits", "--model=6b", "--model=130b", "--bits=4", "--context=512", "--context=512"]) == 0
   assert {name: model.num_layers for name, model in given["models"].items()} == {"6b": 28, "130b": 70}
   assert given["bits"] == [4] and given["contexts"] == [512] and "gpus" not in given
   assert "| 6b | 4 | 512 | 1 (5.0) |\n| 6b | 4 | 4,096 | - |\n-: the model ends" in capsys.readouterr().out
-  for flag, told in (("--model=7b", "6b, 10b, 130b"), ("--context=0", "above 0"), ("--target=a100-40:8", "--target")):
+  for flag, told in (("--model=7b", "6b, 10b, 130b"), ("--context=0", "1 or more"), ("--target=a100-40:8", "--target")):
     assert cli.main(["plan", "--fits", flag]) == 2
     assert told in one_line(capsys)
   assert cli.main(["plan", "--gin_file=plans/glm_130b_int4_rtx3090_4.gin", "--tries=2"]) == 2

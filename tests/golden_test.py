@@ -329,6 +329,25 @@ def test_multiple_choice_scores():
   golden_models.close("glm130b_tiny", "scores of choices", [s.total for s in scores], expected, TOLERANCE)
 
 
+def test_multiple_choice_scores_by_the_engine():
+  """Texts in, with the blank in the context's middle, at its end, or put there."""
+  arrays, specials = golden_models.load("glm130b_tiny")[1], golden_models.specials("glm130b_tiny")
+  get = lambda key: arrays[f"case/multi_choice/{key}"]
+  config = golden_models.config("glm130b_tiny")
+  answering = engine.Engine(config, golden_models.params("glm130b_tiny"), Numbers(specials, config.vocab_size))
+  text = lambda ids: " ".join(map(str, ids.tolist()))
+  for question, log_probs in enumerate(get("cond_log_prob")):
+    context = get("tokens")[question, :get(f"choice_target_ids_{question}_0")[0]]
+    choices = [text(get(f"choice_{question}_{choice}")) for choice in range(len(log_probs))]
+    contexts = [(text(context), "[MASK]")]
+    if context[-1] in (specials.mask, specials.gmask):
+      contexts.append((text(context[:-1]), "[gMASK]" if context[-1] == specials.gmask else "[MASK]"))
+    for shown, mask in contexts:
+      found = answering.score_choices([shown], [choices], mask)[0]
+      golden_models.close("glm130b_tiny", "scores of choices", [s.total for s in found.scores], log_probs, TOLERANCE)
+      assert found.best == int(np.argmax(log_probs)) and found.left_out == 0
+
+
 def test_language_model_scores():
   """The original's windows of a text, token for token, and their losses."""
   arrays, specials = golden_models.load("glm130b_tiny")[1], golden_models.specials("glm130b_tiny")

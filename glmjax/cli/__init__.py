@@ -37,8 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: list[str]) -> int:
   try:
-    from glmjax.cli import commands  # here, so that whatever fails in the imports is one line as well
-    status = commands.run(arguments)
+    from glmjax.cli import run  # here, so that whatever fails in the imports is one line as well
+    status = run.run(arguments)
     sys.stdout.flush()
     return status
   except Exception as error:

@@ -4,60 +4,91 @@ import contextlib
 import logging
 import math
 import os
-import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from glmjax import errors
-from glmjax.cli import answers, process
-from glmjax.io import progress
+from glmjax.cli import answers, inputs, process
+from glmjax.io import paths, progress
 
 if TYPE_CHECKING:
+  from glmjax.infer import beam as beam_lib
   from glmjax.infer import engine as engine_lib
   from glmjax.infer import sampling as sampling_lib
 
-Row = Mapping[str, Any]  # "prompt" or "text", and whatever else the user's line holds
+Row = Mapping[str, Any]  # "prompt", "text" or "context" and "choices", and whatever else the user's line holds
 Keep = Callable[[list[dict[str, Any]]], Any]  # takes a batch of answers
 _log = logging.getLogger("glmjax")
 
 
 def generate(
   checkpoint: str | os.PathLike, prompts: Sequence[str | Row], max_tokens: int = 128, temperature: float = 0.0,
-  top_k: int = 0, top_p: float = 1.0, seed: int = 0, out: str | os.PathLike | None = None, overwrite: bool = False,
-  samples: str | os.PathLike | None = None, label: str | None = None, offload_layers: int = 0,
+  top_k: int = 0, top_p: float = 1.0, seed: int = 0, min_tokens: int = 0, no_repeat_ngram: int = 0,
+  repetition_penalty: float = 1.0, num_beams: int = 1, length_penalty: float = 1.0,
+  out: str | os.PathLike | None = None, overwrite: bool = False, samples: str | os.PathLike | None = None,
+  label: str | None = None, offload_layers: int = 0,
 ) -> list[dict[str, Any]] | dict[str, Any]:
   """Each prompt with its blanks filled, or continued where it has none; objects keep their other fields.
 
-  With `out`, the answers go to that JSON lines file ("-": standard output) batch by batch, and the result says
-  how many; a file that holds answers to the first prompts is gone on with, unless `overwrite`; what gave them is
-  noted beside it, in OUT.settings.json, and must be the same. With `samples`, adds a line {"model": label, "prompt",
-  "output"} for each to that file; the label is the checkpoint folder's name if not given. The weights of the last
-  `offload_layers` layers stay in the host's memory.
+  With `num_beams` above 1, by beam search. With `out`, the answers go to that JSON lines file ("-": standard output)
+  batch by batch, and the result says how many; a file that holds answers to the first prompts is gone on with, unless
+  `overwrite`; what gave them is noted beside it, in OUT.settings.json, and must be the same. With `samples`, adds a
+  line {"model": label, "prompt", "output"} for each to that file; the label is the checkpoint folder's name if not
+  given. The weights of the last `offload_layers` layers stay in the host's memory.
+
+  Raises:
+    errors.InputError: for settings that do not go together, a prompt with a field that an answer has, a file that
+      cannot be written or gone on with (all before the model is loaded), a prompt that does not fit.
   """
-  rows = [{"prompt": prompt} if isinstance(prompt, str) else prompt for prompt in prompts]
+  rows = [inputs.prompt(prompt, f"prompt {i} of {len(prompts)}") for i, prompt in enumerate(prompts, 1)]
+  checkpoint = paths.local(checkpoint, "--checkpoint")
+  extra = {"min_tokens": min_tokens, "no_repeat_ngram": no_repeat_ngram, "repetition_penalty": repetition_penalty}
+  how = _how({"temperature": temperature, "top_k": top_k, "top_p": top_p}, num_beams, length_penalty, extra)
   results, done = [], 0
   keep: list[Keep] = [results.extend]
   with contextlib.ExitStack() as stack:  # what cannot be written is told before the model is loaded
     if out is not None:
+      used = extra | {"num_beams": num_beams, "length_penalty": length_penalty}
       settings = {"checkpoint": os.fspath(checkpoint), "weights": "" if out == "-" else _fingerprint(checkpoint),
-                  "max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
-      out_file, done = stack.enter_context(
-          answers.answering(out, [row["prompt"] for row in rows], settings, overwrite))
+                  "max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed,
+                  **{name: value for name, value in used.items() if value not in (0, 1)}}
+      out_file, done = stack.enter_context(answers.answering(out, rows, settings, overwrite))
       keep = [lambda batch: answers.write(out_file, batch)]
     if samples is not None:
-      samples_file = stack.enter_context(answers.appending(samples))
-      named = {"model": label or pathlib.Path(checkpoint).name}
+      samples_file = stack.enter_context(answers.appending(samples, "--samples"))
+      if out not in (None, "-") and os.path.samestat(os.fstat(samples_file.fileno()), os.fstat(out_file.fileno())):
+        raise errors.InputError(f"--samples and --out are both {samples}: choose another file")
+      named = {"model": label or checkpoint.name}
       keep.append(lambda batch: answers.write(
           samples_file, [named | {name: row[name] for name in ("prompt", "output")} for row in batch]))
     if done < len(rows):
       model = load(checkpoint, offload_layers)
-      from glmjax.infer import sampling
-      how = sampling.Sampling(temperature, top_k, top_p)
       _check(model, rows, done)
       if out is not None and not done:
         answers.begin(out_file, out, settings)
       _generate(model, rows, done, keep, max_tokens, how, seed)
   return results if out is None else {"out": str(out), "answers": len(rows), "new": len(rows) - done}
+
+
+def _how(drawn: Mapping[str, float], num_beams: int, length_penalty: float, extra: Mapping[str, float]
+         ) -> "sampling_lib.Sampling | beam_lib.BeamSearch":
+  """The sampling or the beam search that was asked for.
+
+  Raises:
+    errors.InputError: for numbers out of range, and for what would have no effect.
+  """
+  from glmjax.infer import beam, sampling  # here, as this module is looked at before a command is in order
+  how = sampling.Sampling(**drawn, **extra)
+  search = beam.BeamSearch(num_beams, length_penalty, **extra)
+  if num_beams == 1:
+    if length_penalty != 1:
+      raise errors.InputError(f"length_penalty is {length_penalty}, and only beam search has one: add --num_beams, or "
+                              "leave it out")
+    return how
+  if not how.greedy:
+    raise errors.InputError(f"num_beams is {num_beams} and temperature {drawn['temperature']}: beam search draws "
+                            "nothing; add --temperature=0, or leave --num_beams out")
+  return search
 
 
 def load(checkpoint: str | os.PathLike, offload_layers: int) -> "engine_lib.Engine":
@@ -85,7 +116,7 @@ def _check(model: "engine_lib.Engine", rows: Sequence[Row], done: int) -> None:
 
 def _generate(
   model: "engine_lib.Engine", rows: Sequence[Row], done: int, keep: Sequence[Keep], max_tokens: int,
-  how: "sampling_lib.Sampling", seed: int,
+  how: "sampling_lib.Sampling | beam_lib.BeamSearch", seed: int,
 ) -> None:
   """Gives the answers to rows[done:] to each of `keep`, a batch at a time; prompt i draws with seed + i."""
   told = progress.Progress(len(rows), "prompts answered")
@@ -100,13 +131,31 @@ def _generate(
 
 
 def score(checkpoint: str | os.PathLike, texts: Sequence[str | Row], offload_layers: int = 0) -> list[dict[str, Any]]:
-  """How likely each text is, read from left to right: natural log-likelihood, tokens, bits per byte."""
-  rows = [{"text": text} if isinstance(text, str) else text for text in texts]
-  if not all(row["text"] for row in rows):
-    raise errors.InputError("a text to score is empty: give at least one character")
-  found = load(checkpoint, offload_layers).score([row["text"] for row in rows])
-  return [{**row, "log_likelihood": s.total, "tokens": s.count,
-           "bits_per_byte": -s.total / math.log(2) / len(row["text"].encode())} for row, s in zip(rows, found)]
+  """How likely each text is: natural log-likelihood, tokens, bits per byte; objects keep their other fields.
+
+  {"text"} is read from left to right; {"context", "text"} behind its context, or as the filling of its [MASK];
+  {"context", "choices"} says how likely each choice is as the filling of the context's blank ([MASK] at its end if it
+  has none), and which is best, counted from 0.
+
+  Raises:
+    errors.InputError: for a record that is none of these, or that has a field which score adds (before the model is
+      loaded); for one that the model has no room for.
+  """
+  rows = [inputs.text(text, f"text {i} of {len(texts)}") for i, text in enumerate(texts, 1)]
+  model = load(paths.local(checkpoint, "--checkpoint"), offload_layers)
+  plain, asked = ([i for i, row in enumerate(rows) if ("choices" in row) == asks] for asks in (False, True))
+  results: dict[int, dict[str, Any]] = {}
+  scores = model.score([rows[i]["text"] for i in plain], [rows[i].get("context", "") for i in plain])
+  for i, found in zip(plain, scores, strict=True):
+    results[i] = {**rows[i], "log_likelihood": found.total, "tokens": found.count,
+                  "bits_per_byte": -found.total / math.log(2) / len(rows[i]["text"].encode())}
+  chosen = model.score_choices([rows[i]["context"] for i in asked], [rows[i]["choices"] for i in asked])
+  for i, found in zip(asked, chosen, strict=True):
+    results[i] = {**rows[i], "log_likelihoods": [each.total for each in found.scores],
+                  "tokens": [each.count for each in found.scores], "best": found.best}
+    if found.left_out:
+      results[i]["context_tokens_left_out"] = found.left_out
+  return [results[i] for i in range(len(rows))]
 
 
 def show_outputs(results: list[dict[str, Any]] | dict[str, Any]) -> None:
@@ -116,3 +165,7 @@ def show_outputs(results: list[dict[str, Any]] | dict[str, Any]) -> None:
     _log.info("%s: %d answers, %d of them new", where, results["answers"], results["new"])
   else:
     print("\n\n".join(result["output"] for result in results))
+
+
+def show_nothing(result: Any) -> None:
+  """For what was shown as it came."""

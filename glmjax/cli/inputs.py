@@ -2,66 +2,157 @@
 
 import argparse
 import json
+import os
 import sys
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from glmjax import errors
+from glmjax.io import user_json, user_text
+
+GENERATED = ("output", "pieces", "finish_reason")  # fields that generate adds to a prompt's own
+SCORED = ("log_likelihood", "tokens", "bits_per_byte")  # that score adds to a text's
+CHOSEN = ("log_likelihoods", "tokens", "best", "context_tokens_left_out")  # and to a question's with choices
 
 
 def prompts(options: argparse.Namespace) -> dict[str, Any]:
-  """generate's argument."""
-  return {"prompts": _rows("--prompt", options.prompt, options.file, "prompt")}
+  """generate's argument.
+
+  Raises:
+    errors.InputError: when nothing is given, or twice; for a bad line, with its number.
+  """
+  if options.file and options.file != "-":
+    for name in ("out", "samples"):
+      path = getattr(options, name, None)
+      if path and os.path.exists(path) and os.path.exists(options.file) and os.path.samefile(path, options.file):
+        raise errors.InputError(f"--{name} and --file are both {path}: the prompts would be lost; choose another file")
+  rows = _rows({"--prompt": options.prompt}, options.file, '{"prompt": "..."}')
+  return {"prompts": options.prompt if rows is None else [prompt(row, where) for row, where in rows]}
 
 
 def texts(options: argparse.Namespace) -> dict[str, Any]:
-  """score's argument."""
-  return {"texts": _rows("--text", options.text, options.file, "text")}
+  """score's argument: texts, texts behind --context, or one question with its choices.
 
-
-def _rows(flag: str, values: list[str] | None, file: str | None, field: str) -> list[str | dict[str, Any]]:
-  """The flag's values, or what the lines of a file hold (- for standard input), without empty ones.
-
-  Lines are objects with `field` if the file is called .jsonl or its first line starts with {; else texts.
+  Raises:
+    errors.InputError: as `prompts`, and for flags that do not go together.
   """
-  if values and file:
-    raise errors.InputError(f"{flag} and --file are both given; use one")
-  if not values and not file:
-    raise errors.InputError(f"nothing to read: give {flag}, or --file (- for standard input)")
+  rows = _rows({"--text": options.text, "--choice": options.choice, "--context": options.context}, options.file,
+               '{"text": "..."}, {"context": "...", "text": "..."} or {"context": "...", "choices": ["...", ...]}')
+  if rows is not None:
+    return {"texts": [text(row, where) for row, where in rows]}
+  if options.text and options.choice:
+    raise errors.InputError("--text and --choice are both given; use one")
+  if options.choice:
+    if options.context is None:
+      raise errors.InputError("--choice needs --context, the text whose [MASK] it would fill")
+    return {"texts": [text({"context": options.context, "choices": options.choice}, "--choice")]}
+  if not options.text:
+    raise errors.InputError("--context alone has nothing to score: give --text or --choice")
+  if options.context is None:
+    return {"texts": options.text}
+  return {"texts": [text({"context": options.context, "text": each}, "--context") for each in options.text]}
+
+
+def prompt(row: str | Mapping[str, Any], where: str) -> dict[str, Any]:
+  """A prompt as a record that generate can add to.
+
+  Raises:
+    errors.InputError: naming `where` the record is and what is wrong.
+  """
+  row = {"prompt": row} if isinstance(row, str) else dict(row)
+  user_json.string(row, "prompt", where)
+  _check_fields(row, GENERATED, where, "generate")
+  return row
+
+
+def text(row: str | Mapping[str, Any], where: str) -> dict[str, Any]:
+  """A text to score, behind a context or not, or a context with choices, as a record that score can add to.
+
+  Raises:
+    errors.InputError: naming `where` the record is and what is wrong.
+  """
+  row = {"text": row} if isinstance(row, str) else dict(row)
+  if "choices" in row and "context" in row and "text" not in row:
+    choices = row["choices"]
+    if not isinstance(choices, list | tuple) or not choices:
+      raise errors.InputError(f"{where}: choices are {_cut(choices)}: give a list of texts")
+    for number, choice in enumerate(choices, 1):
+      if not user_json.string({"choice": choice}, "choice", f"{where}: number {number}"):
+        raise errors.InputError(f"{where}: choice {number} is empty: give at least one character")
+    user_json.string(row, "context", where)
+    _check_fields(row, CHOSEN, where, "score")
+    return row
+  if "choices" in row and "text" in row:
+    raise errors.InputError(f"{where}: both text and choices: give one of them, choices with a context")
+  if not user_json.string(row, "text", where):
+    raise errors.InputError(f"{where}: the text to score is empty: give at least one character")
+  if "context" in row:
+    user_json.string(row, "context", where)
+  _check_fields(row, SCORED, where, "score")
+  return row
+
+
+def _check_fields(row: Mapping[str, Any], added: Sequence[str], where: str, command: str) -> None:
+  """Other fields of the user's are kept: none may have a name that the command writes."""
+  if taken := [name for name in added if name in row]:
+    raise errors.InputError(f"{where} has a field {taken[0]!r}, which {command} would overwrite: rename it, "
+                            f"or leave it out ({command} writes {', '.join(added)})")
+
+
+def _rows(given: Mapping[str, Any], file: str | None, expected: str) -> list[tuple[str | dict[str, Any], str]] | None:
+  """What the lines of a file hold (- for standard input), each with its place; None where flags are given instead.
+
+  Lines are objects if the file is called .jsonl or its first line starts with {; else texts. Empty ones are left out.
+  """
+  flags = [name for name, values in given.items() if values]
+  if flags and file:
+    raise errors.InputError(f"{flags[0]} and --file are both given; use one")
+  if not any(given.values()) and not file:
+    raise errors.InputError(f"nothing to read: give {next(iter(given))}, or --file (- for standard input)")
   if not file:
-    return values
+    return None
   name = "standard input" if file == "-" else file
-  lines = [(number, line.rstrip("\r")) for number, line in enumerate(_read(file, name).split("\n"), 1)
-           if line.strip()]
-  if not lines:
+  rows: list[tuple[str | dict[str, Any], str]] = []
+  as_json = file.endswith(".jsonl")
+  for number, line in _lines(file, name):
+    if not line.strip():
+      continue
+    as_json = as_json or not rows and line.lstrip().startswith("{")
+    where = f"{name}: line {number}"
+    rows.append((_object(line, where, expected) if as_json else line, where))
+  if not rows:
     raise errors.InputError(f"{name}: empty; expected one text a line")
-  if file.endswith(".jsonl") or lines[0][1].lstrip().startswith("{"):
-    return [_object(line, field, f"{name}: line {number}") for number, line in lines]
-  return [line for _, line in lines]
+  return rows
 
 
-def _read(file: str, name: str) -> str:
+def _lines(file: str, name: str) -> Iterator[tuple[int, str]]:
+  if file == "-":
+    if sys.stdin is None:
+      raise errors.InputError("standard input is closed: give --file=FILE")
+    return user_text.lines_of(sys.stdin.buffer, name)
+  return _piped_lines(file) if file.startswith(("/dev/", "/proc/")) else user_text.lines(file)
+
+
+def _piped_lines(file: str) -> Iterator[tuple[int, str]]:
+  """Lines of what a shell gives for <(command), and of /dev/stdin."""
   try:
-    if file == "-":
-      data = sys.stdin.buffer.read()
-    else:
-      with open(file, "rb") as stream:
-        data = stream.read()
-    return data.decode("utf-8-sig")
+    stream = open(file, "rb")
   except OSError as error:
-    raise errors.InputError(f"--file: cannot read {name}: {error.strerror}") from None
-  except UnicodeDecodeError as error:
-    raise errors.InputError(f"{name}: not UTF-8 text (byte {error.start})") from None
+    raise errors.InputError(f"cannot read {file}: {errors.reason(error)}") from None
+  with stream:
+    yield from user_text.lines_of(stream, file)
 
 
-def _object(line: str, field: str, where: str) -> dict[str, Any]:
-  """A line of JSON, checked for what it must have."""
+def _object(line: str, where: str, expected: str) -> dict[str, Any]:
+  """A line of JSON; what it holds can be written again."""
+  row = user_json.parse(line, where, dict, f"expected {expected}")
   try:
-    row = json.loads(line)
     json.dumps(row, ensure_ascii=False).encode()  # escapes can spell what no file can hold: half a surrogate pair
   except UnicodeEncodeError:
     raise errors.InputError(f"{where} holds half a surrogate pair, which is not valid Unicode") from None
-  except ValueError as error:
-    raise errors.InputError(f"{where} is not JSON ({error}); expected {{\"{field}\": \"...\"}}") from None
-  if not isinstance(row, dict) or not isinstance(row.get(field), str):
-    raise errors.InputError(f"{where} has no text called {field}; expected {{\"{field}\": \"...\"}}")
   return row
+
+
+def _cut(value: Any) -> str:
+  shown = json.dumps(value, ensure_ascii=True, default=str)
+  return shown if len(shown) <= 60 else f"{shown[:60]}..."

@@ -23,11 +23,6 @@ def prepare(options: argparse.Namespace) -> dict[str, Any]:
 
 def prepare_fits(options: argparse.Namespace) -> dict[str, Any]:
   """What the table is of."""
-  for name in options.model or ():
-    if name not in MODELS:
-      raise errors.InputError(f"--model={name}: there are {', '.join(MODELS)}")
-  if min(options.context or [1]) < 1:
-    raise errors.InputError(f"--context={min(options.context)}: give a number of tokens above 0")
   process.compile_only()
   given = {"bits": options.bits, "contexts": options.context, "gpus": options.gpu}
   return {"models": {name: _shipped(MODELS[name]) for name in options.model or MODELS},

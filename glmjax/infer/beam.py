@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from glmjax import errors
+from glmjax import ranges
 from glmjax.infer import cache as cache_lib
 from glmjax.infer import decode
 from glmjax.infer import prompt as prompt_lib
@@ -34,12 +34,12 @@ class BeamSearch:
   no_repeat_ngram: int = 0  # no n-gram of this size twice; 0: as it comes, else 2 or more
   min_tokens: int = 0  # before a stop token
   stop_early: bool = True  # keep beams that end; False: stop tokens only end the search
+  repetition_penalty: float = 1.0  # of tokens that are there already, as sampling.Sampling has it
 
   def __post_init__(self) -> None:
-    if self.num_beams < 1:
-      raise errors.InputError(f"num_beams is {self.num_beams}: give 1 or more")
-    if self.no_repeat_ngram == 1 or self.no_repeat_ngram < 0:
-      raise errors.InputError(f"no_repeat_ngram is {self.no_repeat_ngram}: give 0 (off), or 2 or more")
+    ranges.whole("num_beams", self.num_beams, 1, 64)
+    ranges.number("length_penalty", self.length_penalty, -100, 100)
+    sampling.check_repetition(self.min_tokens, self.no_repeat_ngram, self.repetition_penalty)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +104,12 @@ class Search:
 
   def _masked(self, logits_BV: np.ndarray) -> np.ndarray:
     settings = self.settings
+    if settings.repetition_penalty != 1:
+      for row, tokens in enumerate(self.live):
+        said = list({*tokens} - {*self._stops})
+        of_said = logits_BV[row, said]
+        logits_BV[row, said] = np.where(of_said > 0, of_said / settings.repetition_penalty,
+                                        of_said * settings.repetition_penalty)
     if self._suppressed_V is not None:
       logits_BV[:, self._suppressed_V] = sampling.FILTERED
     if len(self.live[0]) - self._prompt_length < settings.min_tokens:

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from glmjax.infer import cache as cache_lib
+from glmjax.infer import constraints as constraints_lib
 from glmjax.infer import offload
 from glmjax.infer import prompt as prompt_lib
 from glmjax.infer import sampling
@@ -109,7 +110,8 @@ def next_logits(config: config_lib.GLMConfig, params: Any, rows: Rows, state: St
 
 @functools.partial(jax.jit, static_argnames=("config",), donate_argnames=("state",))
 def decode(config: config_lib.GLMConfig, params: Any, rows: Rows, state: State, draws: sampling.Draws,
-           suppressed_V: jax.Array, stops_V: jax.Array, until: jax.Array) -> State:
+           suppressed_V: jax.Array, stops_V: jax.Array, until: jax.Array,
+           constraints: constraints_lib.Constraints | None = None) -> State:
   """Adds tokens until every row is done or `until` tokens are generated.
 
   A row is done at its first token of `stops_V` (bool), which is kept, or at its limit.
@@ -121,6 +123,8 @@ def decode(config: config_lib.GLMConfig, params: Any, rows: Rows, state: State, 
   def step(state: State) -> State:
     state = dataclasses.replace(state, cache=cache_lib.split_heads(state.cache, config.num_heads))
     logits_BV, cache = next_logits(config, params, rows, state)
+    if constraints is not None:
+      logits_BV = constraints_lib.apply(constraints, logits_BV, state.generated_BT, state.step, stops_V)
     token_B = sampling.sample(logits_BV, suppressed_V, draws, state.step)
     written_B1 = jnp.where(state.done_B, UNUSED, token_B)[:, None]
     return dataclasses.replace(

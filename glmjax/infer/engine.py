@@ -11,13 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from glmjax import errors
+from glmjax import ranges
 from glmjax import tokens as tokens_lib
+from glmjax.infer import beam as beam_lib
 from glmjax.infer import cache
+from glmjax.infer import constraints as constraints_lib
 from glmjax.infer import decode
 from glmjax.infer import offload
 from glmjax.infer import prompt as prompt_lib
 from glmjax.infer import sampling as sampling_lib
 from glmjax.infer import score as score_lib
+from glmjax.io import progress
 from glmjax.models import config as config_lib
 from glmjax.models import glm
 from glmjax.quantize import qarray
@@ -117,6 +121,9 @@ class Engine:
 
   def encode(self, text: str, literal: bool = False) -> list[int]:
     """Tokens of a prompt, framed as the model's family wants; masks written in it count unless `literal`."""
+    return prompt_lib.frame(self._ids(text, literal), self.tokenizer.specials, self.config.positions)
+
+  def _ids(self, text: str, literal: bool = False) -> list[int]:
     specials = self.tokenizer.specials
     masks = {"[MASK]": specials.mask, "[gMASK]": specials.gmask, "[sMASK]": specials.smask}
     parts = [text] if literal else _MASKS.split(text)
@@ -126,33 +133,37 @@ class Engine:
         ids.append(masks[part])
       elif part:
         ids.extend(self.tokenizer.encode(part))
-    return prompt_lib.frame(ids, specials, self.config.positions)
+    return ids
 
   def generate(self, prompts: Sequence[str], max_tokens: int = 128,
-               sampling: sampling_lib.Sampling | Sequence[sampling_lib.Sampling] = sampling_lib.Sampling(),
-               seed: int = 0, literal: bool = False) -> list[Generation]:
+               sampling: sampling_lib.Sampling | Sequence[sampling_lib.Sampling] | beam_lib.BeamSearch
+               = sampling_lib.Sampling(), seed: int = 0, literal: bool = False) -> list[Generation]:
     """Fills each prompt's blanks from left to right, or continues it where it has none.
 
-    `max_tokens` is for each blank. Prompt i draws with seed + i, whatever else is in the batch. `literal`
-    takes "[MASK]" in prompts as text.
+    `max_tokens` is for each blank. `sampling` is one for all, one for each, or a beam search, whose best beam fills
+    the blank. Prompt i draws with seed + i, whatever else is in the batch. `literal` takes "[MASK]" in prompts as text.
     """
     rows = [self.encode(prompt, literal) for prompt in prompts]
-    samplings = [sampling] * len(rows) if isinstance(sampling, sampling_lib.Sampling) else list(sampling)
-    filled = self.fill(rows, max_tokens, samplings, [seed + i for i in range(len(rows))])
+    filled = self.fill(rows, max_tokens, sampling, [seed + i for i in range(len(rows))])
     text = self.tokenizer.decode
     return [Generation(text(f.tokens), [text(piece) for piece in f.pieces], f.pieces, f.finish_reason)
             for f in filled]
 
-  def fill(self, rows: Sequence[Sequence[int]], max_tokens: int, samplings: Sequence[sampling_lib.Sampling],
+  def fill(self, rows: Sequence[Sequence[int]], max_tokens: int,
+           sampling: sampling_lib.Sampling | Sequence[sampling_lib.Sampling] | beam_lib.BeamSearch,
            seeds: Sequence[int]) -> list[Filled]:
     """`generate` on tokens: rows that hold masks, framed by `encode`."""
-    if max_tokens < 1:
-      raise errors.InputError(f"max_tokens is {max_tokens}: give 1 or more")
+    ranges.whole("max_tokens", max_tokens, 1)
     specials, kind = self.tokenizer.specials, self.config.positions
-    for row in rows:
+    one = isinstance(sampling, sampling_lib.Sampling | beam_lib.BeamSearch)
+    how = [sampling] * len(rows) if one else list(sampling)
+    for row, settings in zip(rows, how, strict=True):
       self.room(row)
+      if settings.min_tokens > max_tokens:
+        raise errors.InputError(f"min_tokens is {settings.min_tokens} and max_tokens {max_tokens}: give fewer, or more")
     state = [Filled(list(row), [], "stop") for row in rows]
     blanks = [sum(token in (specials.mask, specials.smask, specials.gmask) for token in row) for row in rows]
+    size = max(1, self.max_batch // sampling.num_beams) if isinstance(sampling, beam_lib.BeamSearch) else self.max_batch
     for turn in range(max(blanks, default=0)):
       turns = []
       for i, filled in enumerate(state):
@@ -162,11 +173,14 @@ class Engine:
         elif turn < blanks[i]:
           turns.append((i, prompt_lib.fill(filled.tokens, specials, kind), min(max_tokens, room)))
       turns.sort(key=lambda x: len(x[1].tokens))  # like lengths together: less padding
-      for first in range(0, len(turns), self.max_batch):
-        some = turns[first:first + self.max_batch]
-        new = self._continue([p for _, p, _ in some], [most for _, _, most in some],
-                             [samplings[i] for i, _, _ in some],
-                             [_turn_seed(seeds[i], turn) for i, _, _ in some])
+      for first in range(0, len(turns), size):
+        some = turns[first:first + size]
+        prompts, limits = [p for _, p, _ in some], [most for _, _, most in some]
+        if isinstance(sampling, beam_lib.BeamSearch):
+          new = self._search(prompts, limits, sampling)
+        else:
+          new = self._continue(prompts, limits, [how[i] for i, _, _ in some],
+                               [_turn_seed(seeds[i], turn) for i, _, _ in some])
         for (i, _, _), piece in zip(some, new, strict=True):
           state[i] = self._splice(state[i], piece)
     return [self._unframe(filled) for filled in state]
@@ -185,12 +199,13 @@ class Engine:
     size = _stream_size(used + min(limit, _STREAM_SLOTS), self.config.max_length)
     state = decode.prefill(self.config, self.params, rows, cache.bucket(self.config.max_length), size)
     rows, draws = decode.without_prompts(rows), sampling_lib.draws([sampling], [seed])
+    constraints = constraints_lib.make([prompt], [sampling], len(rows.limit_B), self.config.vocab_size)
     for i in range(limit):
       if used + i == size:
         size = _stream_size(2 * size, self.config.max_length)
         state = dataclasses.replace(state, cache=cache.extend(state.cache, size - used - i))
       state = decode.decode(self.config, self.params, rows, state, draws, self._suppressed_V, self._stops_V,
-                            jnp.int32(i + 1))
+                            jnp.int32(i + 1), constraints)
       token = int(state.last_B[0])
       if token in self._stops:
         return "stop"
@@ -205,20 +220,81 @@ class Engine:
                               f"{self.config.max_length} for prompt and answer: shorten the prompt")
     return room
 
-  def score(self, texts: Sequence[str], stride: int | None = None) -> list[score_lib.Score]:
+  def score(self, texts: Sequence[str], contexts: Sequence[str] | None = None, stride: int | None = None
+            ) -> list[score_lib.Score]:
     """Each text's log-likelihood, read from left to right as the filling of a [gMASK] at its start.
 
-    Texts longer than the model are scored in windows that see the tokens before them.
+    With `contexts`, of each text behind its context, which is seen from both sides; where that has a [MASK], of the
+    text as its filling. Texts longer than the model are scored in windows that see the tokens before them.
     """
-    specials, kind, length = self.tokenizer.specials, self.config.positions, self.config.max_length
-    windows = [score_lib.window_rows(self.tokenizer.encode(text), specials, kind, length, stride)
-               for text in texts]
+    length = self.config.max_length
+    windows = [self._text_rows(text, context, length, stride)
+               for text, context in zip(texts, contexts or [""] * len(texts), strict=True)]
     scores = iter(self.score_rows([row for rows in windows for row in rows]))
     return [score_lib.join([next(scores) for _ in rows]) for rows in windows]
 
+  def score_choices(self, contexts: Sequence[str], choices: Sequence[Sequence[str]], mask: str = "[MASK]"
+                    ) -> list[score_lib.Choices]:
+    """How likely each choice is as the filling of its context's blank, as GLM-130B's evaluation scores them.
+
+    A context without a blank gets `mask` at its end ([MASK] or [gMASK]). Choices are scored without an end token, by
+    the sum of their tokens. A context that is too long loses its oldest tokens.
+    """
+    specials, kind = self.tokenizer.specials, self.config.positions
+    default = specials.gmask if mask == "[gMASK]" else specials.mask
+    rows, left_out = [], []
+    for context, some in zip(contexts, choices, strict=True):
+      ids, answers = self._context(context), [self._answer(choice) for choice in some]
+      kept = score_lib.room_for_choices(answers, self.config.max_length, framed=2 if kind == "learned_2d" else 0)
+      left_out.append(max(0, len(ids) - kept))
+      ids = score_lib.with_blank(ids[left_out[-1]:], default, specials, kind)
+      rows.append([score_lib.target_row(ids, answer, specials, kind) for answer in answers])
+    scores = iter(self.score_rows([row for some in rows for row in some]))
+    return [score_lib.Choices([next(scores) for _ in some], out) for some, out in zip(rows, left_out)]
+
   def score_rows(self, rows: Sequence[score_lib.Row], batch_tokens: int = 4096) -> list[score_lib.Score]:
-    """Scores of rows that `infer.score` built."""
-    return score_lib.score_rows(self.config, self.params, rows, self.tokenizer.specials.pad, batch_tokens)
+    """Scores of rows that `infer.score` built; a long run says how far it is."""
+    told, read = progress.Progress(sum(len(row.prompt.tokens) for row in rows), "tokens scored"), 0
+
+    def add(tokens: int) -> None:
+      nonlocal read
+      read += tokens
+      told.at(read)
+
+    return score_lib.score_rows(self.config, self.params, rows, self.tokenizer.specials.pad, batch_tokens, add)
+
+  def _text_rows(self, text: str, context: str, length: int, stride: int | None) -> list[score_lib.Row]:
+    specials, kind = self.tokenizer.specials, self.config.positions
+    answer = self._answer(text)
+    if not context:
+      return score_lib.window_rows(answer, specials, kind, length, stride)
+    ids = self._context(context)
+    blank = prompt_lib.first_mask(ids, specials)
+    if blank is not None and ids[blank:] != [specials.gmask]:
+      ids = score_lib.with_blank(ids, specials.gmask, specials, kind)
+      if len(ids) + len(answer) > length:
+        raise errors.InputError(f"a text takes {len(answer)} tokens and its context {len(ids)}, and the model has "
+                                f"{length}: shorten them")
+      return [score_lib.target_row(ids, answer, specials, kind)]
+    ids = [*([specials.enc] if kind == "learned_2d" else []), *ids[:blank]]
+    if len(ids) + 2 > length:
+      raise errors.InputError(f"a context takes {len(ids)} tokens, and the model has {length} for it and the text: "
+                              "shorten it")
+    return score_lib.window_rows([*ids, *answer], specials, kind, length, stride, skip=len(ids))
+
+  def _context(self, text: str) -> list[int]:
+    """A context's tokens, with one blank at most."""
+    ids, specials = self._ids(text), self.tokenizer.specials
+    blanks = sum(token in (specials.mask, specials.smask, specials.gmask) for token in ids)
+    if blanks > 1:
+      raise errors.InputError(f"a context has {blanks} blanks ({text[:60]!r}): leave one, which is scored")
+    return ids
+
+  def _answer(self, text: str) -> list[int]:
+    ids = self.tokenizer.encode(text)
+    if not ids:
+      raise errors.InputError(f"a text to score is empty ({text[:60]!r}): give at least one character")
+    return ids
 
   def _continue(self, prompts: Sequence[prompt_lib.Prompt], limits: Sequence[int],
                 samplings: Sequence[sampling_lib.Sampling], seeds: Sequence[int]) -> list[list[int]]:
@@ -226,10 +302,22 @@ class Engine:
     rows = decode.make_rows(prompts, limits, self.tokenizer.specials.pad)
     filling = len(rows.limit_B) - len(prompts)
     draws = sampling_lib.draws([*samplings, *[sampling_lib.Sampling()] * filling], [*seeds, *[0] * filling])
+    constraints = constraints_lib.make(prompts, samplings, len(rows.limit_B), self.config.vocab_size)
     state = decode.prefill(self.config, self.params, rows, cache.bucket(max(limits)))
     state = decode.decode(self.config, self.params, rows, state, draws, self._suppressed_V, self._stops_V,
-                          jnp.int32(max(limits)))
+                          jnp.int32(max(limits)), constraints)
     return decode.generated(state, len(prompts))
+
+  def _search(self, prompts: Sequence[prompt_lib.Prompt], limits: Sequence[int], settings: beam_lib.BeamSearch
+              ) -> list[list[int]]:
+    """The best beam of each prompt, behind the prompt, stop token included; those of one limit together."""
+    found: dict[int, list[int]] = {}
+    for limit in sorted({*limits}):
+      members = [i for i, each in enumerate(limits) if each == limit]
+      beams = beam_lib.search(self.config, self.params, [prompts[i] for i in members], limit, settings,
+                              sorted(self._stops), self.tokenizer.specials.pad, np.asarray(self._suppressed_V))
+      found |= {i: best[0].tokens[len(prompts[i].tokens):] for i, best in zip(members, beams, strict=True)}
+    return [found[i] for i in range(len(prompts))]
 
   def _splice(self, filled: Filled, piece: list[int]) -> Filled:
     """Puts a piece in place of the blank it was made for."""

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from glmjax import errors
+from glmjax import ranges
 
 # What the original puts in place of a logit that must not win.
 FILTERED = -65504.0
@@ -28,14 +29,15 @@ class Sampling:
   temperature: float = 0.0  # 0: greedy; else the logits are divided by it
   top_k: int = 0  # only the k most probable tokens, ties with the k-th included; 0: all
   top_p: float = 1.0  # only the most probable tokens that together reach this probability; 1: all
+  min_tokens: int = 0  # before a stop token, in each blank
+  no_repeat_ngram: int = 0  # no n-gram of this size is generated twice; 0: as it comes, else 2 or more
+  repetition_penalty: float = 1.0  # of tokens that are there already: positive logits divided by it, others times it
 
   def __post_init__(self) -> None:
-    if not 0 <= self.temperature < float("inf"):
-      raise errors.InputError(f"temperature is {self.temperature}: give 0 (greedy) or more")
-    if self.top_k < 0:
-      raise errors.InputError(f"top_k is {self.top_k}: give 0 (all tokens) or more")
-    if not 0 < self.top_p <= 1:
-      raise errors.InputError(f"top_p is {self.top_p}: give a probability above 0, at most 1")
+    ranges.number("temperature", self.temperature, 0)
+    ranges.whole("top_k", self.top_k)
+    ranges.number("top_p", self.top_p, above=0, most=1)
+    check_repetition(self.min_tokens, self.no_repeat_ngram, self.repetition_penalty)
 
   @property
   def greedy(self) -> bool:
@@ -45,6 +47,15 @@ class Sampling:
   def filters(self) -> bool:
     """Whether it leaves out improbable tokens, which takes sorting them."""
     return not self.greedy and (self.top_k > 0 or self.top_p < 1)
+
+
+def check_repetition(min_tokens: int, no_repeat_ngram: int, repetition_penalty: float) -> None:
+  """Raises InputError for a value out of range."""
+  ranges.whole("min_tokens", min_tokens)
+  ranges.whole("no_repeat_ngram", no_repeat_ngram, 0, 64)
+  if no_repeat_ngram == 1:
+    raise errors.InputError("no_repeat_ngram is 1: give 0 (as it comes), or 2 and more")
+  ranges.number("repetition_penalty", repetition_penalty, above=0, most=100)
 
 
 @jax.tree_util.register_dataclass

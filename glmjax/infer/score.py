@@ -53,6 +53,39 @@ class Score:
     return len(self.log_probs)
 
 
+@dataclasses.dataclass(frozen=True)
+class Choices:
+  """The scores of what may fill one blank."""
+
+  scores: list[Score]
+  left_out: int  # of the context's tokens, the oldest, for want of room
+
+  @property
+  def best(self) -> int:
+    """The likeliest choice by the sum of its tokens, the first of equal ones."""
+    return max(range(len(self.scores)), key=lambda i: self.scores[i].total)
+
+
+def room_for_choices(answers: Sequence[Sequence[int]], length: int, framed: int = 0) -> int:
+  """Most tokens of a context that GLM-130B's evaluation keeps beside these answers, which it put into one row.
+
+  `framed` places are left to what the family puts around the context.
+  """
+  taken = 1 if all(len(answer) == 1 for answer in answers) else sum(map(len, answers))
+  if taken + 2 + framed > length:
+    raise errors.InputError(f"{len(answers)} choices take {taken} tokens together, and the model has {length} places: "
+                            "give fewer, or shorter ones")
+  return length - taken - 2 - framed
+
+
+def with_blank(context: Sequence[int], mask: int, specials: tokens_lib.SpecialTokens, positions: str) -> list[int]:
+  """A context with one blank, `mask` at its end if it has none, framed where the family's own evaluation framed it."""
+  context = list(context)
+  if prompt_lib.first_mask(context, specials) is None:
+    context.append(mask)
+  return context if positions == "rotary" else prompt_lib.frame(context, specials, positions)
+
+
 def target_row(context: Sequence[int], target: Sequence[int], specials: tokens_lib.SpecialTokens,
                positions: str, eop: bool = False) -> Row:
   """`target` as the filling of the first blank of `context`, both sides in view; eop behind it if asked."""

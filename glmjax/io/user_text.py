@@ -2,8 +2,10 @@
 
 import codecs
 from collections.abc import Iterator
+import io
 import os
 import pathlib
+from typing import BinaryIO
 
 from glmjax import errors
 from glmjax.io import downloads
@@ -21,20 +23,43 @@ def lines(path: str | os.PathLike) -> Iterator[tuple[int, str]]:
   """
   path = pathlib.Path(path)
   check_regular(path)
-  number = 0
   try:
-    with open(path, encoding="utf-8-sig", newline=None) as stream:  # None: all three line ends
-      for number, line in enumerate(stream, 1):
-        if number == 1:
-          downloads.check_pointer(line[:downloads.HEAD].encode(), str(path))
-        if "\0" in line:
-          raise errors.InputError(f"{path}: line {number} holds NUL characters: no text, or UTF-16; convert it, say "
-                                  "with iconv -f UTF-16 -t UTF-8")
-        yield number, line.removesuffix("\n")
+    with open(path, "rb") as stream:
+      yield from _lines(stream, str(path))
   except UnicodeDecodeError:
     raise errors.InputError(_not_utf8(path)) from None
   except OSError as error:
     raise errors.InputError(f"cannot read {path}: {errors.reason(error)}") from error
+
+
+def lines_of(stream: BinaryIO, where: str) -> Iterator[tuple[int, str]]:
+  """Yields as `lines` from a pipe or standard input, which `where` names; the stream stays open.
+
+  Raises:
+    errors.InputError: as `lines`.
+  """
+  number = 0
+  try:
+    for number, line in _lines(stream, where):
+      yield number, line
+  except UnicodeDecodeError:
+    raise errors.InputError(f"{where}: not UTF-8 behind line {number}; convert it, say with iconv -t UTF-8") from None
+  except OSError as error:
+    raise errors.InputError(f"cannot read {where}: {errors.reason(error)}") from error
+
+
+def _lines(stream: BinaryIO, where: str) -> Iterator[tuple[int, str]]:
+  text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline=None)  # None: all three line ends
+  try:
+    for number, line in enumerate(text, 1):
+      if number == 1:
+        downloads.check_pointer(line[:downloads.HEAD].encode(), where)
+      if "\0" in line:
+        raise errors.InputError(f"{where}: line {number} holds NUL characters: no text, or UTF-16; convert it, say "
+                                "with iconv -f UTF-16 -t UTF-8")
+      yield number, line.removesuffix("\n")
+  finally:
+    text.detach()
 
 
 def read(path: str | os.PathLike, largest: int = 1 << 24) -> str:

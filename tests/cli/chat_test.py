@@ -231,6 +231,6 @@ def test_signals_at_the_prompt(number):
 
 def test_mistakes_come_before_the_model(capsys):
   assert cli.main(["chat", "--checkpoint=nowhere", "--top_p=2"]) == 2
-  assert "top_p is 2.0" in capsys.readouterr().err
+  assert "--top_p is 2.0: give a number above 0, up to 1" in capsys.readouterr().err
   assert cli.main(["chat", "--checkpoint=nowhere"]) == 2
   assert "nowhere" in capsys.readouterr().err

@@ -10,12 +10,14 @@ import sys
 import types
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 
 from glmjax import cli, errors
 from glmjax.cli import answers, inference, inputs, process
 from glmjax.infer import engine
 from glmjax.infer import sampling
+from glmjax.infer import score as score_lib
 
 
 class Model:
@@ -60,16 +62,72 @@ def test_what_a_file_holds(monkeypatch):
   monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
   assert read(file="-") == rows
   pathlib.Path("p.txt").write_text('one\n{"prompt": 1}\n\n"two\n')
-  assert read(file="p.txt") == ["one", '{"prompt": 1}', '"two']
-  assert inputs.texts(argparse.Namespace(text=["a"], file=None)) == {"texts": ["a"]}
+  assert read(file="p.txt") == [{"prompt": text} for text in ("one", '{"prompt": 1}', '"two')]
+  pathlib.Path("p.txt").write_bytes(b"one\rtwo\r\nthree")
+  assert read(file="p.txt") == [{"prompt": text} for text in ("one", "two", "three")]
+  assert read_texts(text=["a"]) == ["a"]
+
+
+def read_texts(**options):
+  unset = {"text": None, "context": None, "choice": None, "file": None}
+  return inputs.texts(argparse.Namespace(**unset | options))["texts"]
+
+
+def test_texts_contexts_and_choices():
+  assert read_texts(context="c", text=["a", "b"]) == [{"context": "c", "text": "a"}, {"context": "c", "text": "b"}]
+  question = {"context": "c [MASK].", "choices": ["a", "b"]}
+  assert read_texts(context="c [MASK].", choice=["a", "b"]) == [question]
+  rows = [question | {"label": 1}, {"text": "a"}, {"text": "b", "context": "c", "id": None}]
+  pathlib.Path("t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+  assert read_texts(file="t.jsonl") == rows
+
+
+@pytest.mark.parametrize("options, expected", [
+  ({}, "nothing to read: give --text"), ({"context": "c"}, "--context alone has nothing to score"),
+  ({"choice": ["a"]}, "--choice needs --context"),
+  ({"choice": ["a"], "text": ["b"], "context": "c"}, "--text and --choice are both given"),
+  ({"context": "c", "file": "f"}, "--context and --file are both given"),
+  ({"context": "c", "choice": ["a", ""]}, "--choice: choice 2 is empty"),
+])
+def test_flags_of_score_that_do_not_go_together(options, expected):
+  with pytest.raises(errors.InputError, match=expected):
+    read_texts(**options)
+
+
+@pytest.mark.parametrize("row, expected", [
+  ({"text": ""}, "the text to score is empty"), ({"text": "a", "context": 3}, "the field 'context' is 3, not a string"),
+  ({"context": "c"}, "no field 'text'"), ({"choices": ["a"]}, "no field 'text'"),
+  ({"context": "c", "choices": []}, "choices are \\[\\]: give a list of texts"),
+  ({"context": "c", "choices": "ab"}, 'choices are "ab": give a list of texts'),
+  ({"context": "c", "choices": ["a", 3]}, "number 2: the field 'choice' is 3"),
+  ({"context": "c", "choices": ["a", ""]}, "choice 2 is empty"),
+  ({"context": "c", "choices": ["a"], "text": "b"}, "both text and choices"),
+  *[({"text": "a", name: 1}, f"has a field '{name}', which score would overwrite: rename it")
+    for name in ("log_likelihood", "tokens", "bits_per_byte")],
+  *[({"context": "c", "choices": ["a"], name: 1}, f"has a field '{name}', which score would overwrite")
+    for name in ("log_likelihoods", "tokens", "best")],
+])
+def test_bad_records_of_score(row, expected, capsys):
+  """In a file and in a call, before the model is loaded."""
+  pathlib.Path("t.jsonl").write_text(json.dumps({"text": "a"}) + "\n" + json.dumps(row))
+  with pytest.raises(errors.InputError, match=f"t.jsonl: line 2.*{expected}"):
+    read_texts(file="t.jsonl")
+  with pytest.raises(errors.InputError, match=f"text 1 of 1.*{expected}"):
+    inference.score("nowhere", [row])
 
 
 @pytest.mark.parametrize("line, expected", [
-  ('{"prompt": "a"', "p.jsonl: line 3 is not JSON"),
-  ("plain", "p.jsonl: line 3 is not JSON"),
-  ("[1]", "p.jsonl: line 3 has no text called prompt"),
-  ('{"text": "a"}', "p.jsonl: line 3 has no text called prompt"),
-  ('{"prompt": 1}', "p.jsonl: line 3 has no text called prompt"),
+  ('{"prompt": "a"', "p.jsonl: line 3: not JSON"),
+  ("plain", "p.jsonl: line 3: not JSON"),
+  ("[1]", "p.jsonl: line 3: JSON of a list, not an object"),
+  ('{"text": "a"}', "p.jsonl: line 3: no field 'prompt'; the record has text"),
+  ('{"prompt": 1}', "p.jsonl: line 3: the field 'prompt' is 1, not a string"),
+  ('{"prompt": "a", "x": ' + "[" * 100_000 + "]" * 100_000 + "}", "p.jsonl: line 3: JSON nested deeper than"),
+  ('{"prompt": "a", "x": ' + "[" * 200 + "]" * 200 + "}", "p.jsonl: line 3: JSON nested deeper than"),
+  ('{"a":' * 100_000, "p.jsonl: line 3: JSON nested deeper than"),
+  ('{"prompt": "a\0b"}', "p.jsonl: line 3 holds NUL characters"),
+  *[(json.dumps({"prompt": "a", name: "mine"}), f"p.jsonl: line 3 has a field '{name}', which generate would overwrite")
+    for name in ("output", "pieces", "finish_reason")],
   (r'{"prompt": "a", "b": "\ud800"}', "p.jsonl: line 3 holds half a surrogate pair"),
 ])
 def test_bad_lines_are_named_before_the_model_is_loaded(line, expected, capsys):
@@ -96,10 +154,10 @@ def test_answers_are_written_whole_or_not_at_all():
 
 
 def test_answers_keep_order_and_fields():
-  rows = ["one", {"prompt": "two", "id": 7, "output": "old"}, "three"]
+  rows = ["one", {"prompt": "two", "id": 7, "label": None}, "three"]
   expected = [
     {"prompt": "one", "output": "ONE 5", "pieces": ["x"], "finish_reason": "stop"},
-    {"prompt": "two", "id": 7, "output": "TWO 6", "pieces": ["x"], "finish_reason": "stop"},
+    {"prompt": "two", "id": 7, "label": None, "output": "TWO 6", "pieces": ["x"], "finish_reason": "stop"},
     {"prompt": "three", "output": "THREE 7", "pieces": ["x"], "finish_reason": "stop"}]
   assert inference.generate("m", rows, seed=5) == expected
   found = inference.generate("runs/m", rows, seed=5, out="a.jsonl", samples="s.jsonl")
@@ -226,13 +284,86 @@ def test_prompts_that_do_not_fit_are_found_before_the_first_answer():
 
 
 def test_score_keeps_fields(monkeypatch):
-  score = types.SimpleNamespace(total=-2.0, count=3)
-  monkeypatch.setattr(Model, "score", lambda self, texts: [score] * len(texts), raising=False)
-  found = inference.score("m", ["a", {"text": "bc", "id": 1}])
-  assert [row.get("id") for row in found] == [None, 1] and found[1]["tokens"] == 3
-  assert found[0]["bits_per_byte"] == 2 * found[1]["bits_per_byte"]
-  with pytest.raises(errors.InputError, match="empty"):
-    inference.score("m", [{"text": ""}])
+  scored = [score_lib.Score(np.full(3, -n, np.float32), np.ones(3, bool)) for n in (2, 1)]
+  monkeypatch.setattr(Model, "score", lambda self, texts, contexts: scored[:1] * len(texts), raising=False)
+  monkeypatch.setattr(Model, "score_choices", lambda self, contexts, choices: [
+    score_lib.Choices(scored, 4) for _ in contexts], raising=False)
+  found = inference.score("m", ["a", {"context": "c", "choices": ["d", "e"], "id": 2}, {"text": "bc", "id": 1}])
+  assert [row.get("id") for row in found] == [None, 2, 1] and found[2]["tokens"] == 3
+  assert found[0]["bits_per_byte"] == 2 * found[2]["bits_per_byte"]
+  assert found[1] == {"context": "c", "choices": ["d", "e"], "id": 2, "log_likelihoods": [-6, -3], "tokens": [3, 3],
+                      "best": 1, "context_tokens_left_out": 4}
+
+
+def test_answers_of_prompts_with_other_fields_are_not_gone_on_with():
+  """What a resumed file holds are these very records."""
+  inference.generate("m", [{"prompt": "a", "id": 1}], out="a.jsonl")
+  content = pathlib.Path("a.jsonl").read_bytes()
+  for row in ({"prompt": "a", "id": 2}, {"prompt": "a"}, {"prompt": "a", "id": 1, "more": 0}):
+    with pytest.raises(errors.InputError, match="line 1 is no answer to prompt 1"):
+      inference.generate("m", [row, "b"], out="a.jsonl")
+  assert pathlib.Path("a.jsonl").read_bytes() == content
+  inference.generate("m", [{"id": 1, "prompt": "a"}, "b"], out="a.jsonl")
+  assert len(lines("a.jsonl")) == 2
+
+
+@pytest.mark.parametrize("settings, expected", [
+  ({"temperature": float("nan")}, "temperature is nan"), ({"temperature": float("inf")}, "temperature is inf"),
+  ({"temperature": -1}, "temperature is -1"), ({"top_k": -1}, "top_k is -1"), ({"top_p": 0.0}, "top_p is 0.0"),
+  ({"top_p": 1.5}, "top_p is 1.5"), ({"min_tokens": -1}, "min_tokens is -1"),
+  ({"no_repeat_ngram": 1}, "no_repeat_ngram is 1: give 0"), ({"no_repeat_ngram": 65}, "no_repeat_ngram is 65"),
+  ({"repetition_penalty": 0.0}, "repetition_penalty is 0.0"), ({"num_beams": 0}, "num_beams is 0"),
+  ({"num_beams": 65}, "num_beams is 65"), ({"num_beams": 2, "temperature": 0.5}, "beam search draws nothing"),
+  ({"length_penalty": 2.0}, "only beam search has one"),
+])
+def test_settings_out_of_range_are_told_before_the_model_is_loaded(settings, expected, monkeypatch):
+  monkeypatch.setattr(engine.Engine, "load", None)
+  pathlib.Path("a.jsonl").write_text("mine\n")
+  with pytest.raises(errors.InputError, match=expected):
+    inference.generate("m", ["a"], out="a.jsonl", overwrite=True, **settings)
+  assert pathlib.Path("a.jsonl").read_text() == "mine\n"
+
+
+def test_settings_noted_by_an_earlier_version():
+  """It had no beams: they are as if they were not used."""
+  inference.generate("m", ["a"], out="a.jsonl")
+  noted = json.loads(pathlib.Path("a.jsonl.settings.json").read_text())
+  assert set(noted) == {"checkpoint", "weights", "max_tokens", "temperature", "top_k", "top_p", "seed"}
+  with pytest.raises(errors.InputError, match="num_beams unset there, 3 now"):
+    inference.generate("m", ["a", "b"], out="a.jsonl", num_beams=3)
+
+
+def test_prompts_and_answers_are_not_one_file(capsys):
+  pathlib.Path("p.jsonl").write_text('{"prompt": "a"}\n')
+  for flag in ("--out", "--samples"):
+    assert cli.main(["generate", "--checkpoint=m", "--file=p.jsonl", f"{flag}=./p.jsonl", "--overwrite"]) == 2
+    assert "the prompts would be lost" in capsys.readouterr().err
+  with pytest.raises(errors.InputError, match="--samples and --out are both"):
+    inference.generate("m", ["a"], out="a.jsonl", samples="a.jsonl")
+  assert lines("p.jsonl") == [{"prompt": "a"}]
+
+
+def test_a_pipe_of_the_shell_is_read():
+  """generate --file=<(command)"""
+  reader, writer = os.pipe()
+  os.write(writer, '{"prompt": "好"}\n'.encode("utf-8-sig"))
+  os.close(writer)
+  assert read(file=f"/dev/fd/{reader}") == [{"prompt": "好"}]
+  os.close(reader)
+
+
+def test_files_that_are_no_text(monkeypatch):
+  os.mkfifo("pipe")  # would wait for ever
+  pathlib.Path("folder").mkdir()
+  pathlib.Path("wide.txt").write_bytes("好的".encode("utf-16"))
+  pathlib.Path("gbk.txt").write_bytes(b"a\n" + "好的".encode("gbk"))
+  for name, expected in (("pipe", "no regular file"), ("folder", "no regular file"), ("none", "does not exist"),
+                         ("wide.txt", "UTF-16"), ("gbk.txt", r"gbk.txt: not UTF-8 at byte 2 \(line 2\)")):
+    with pytest.raises(errors.InputError, match=expected):
+      read(file=name)
+  monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(pathlib.Path("gbk.txt").read_bytes())))
+  with pytest.raises(errors.InputError, match="standard input: not UTF-8"):
+    read(file="-")
 
 
 def test_offloading_tells_xla_to_copy_ahead(monkeypatch):

@@ -12,6 +12,7 @@ from glmjax import errors
 from glmjax import tokenizer
 from glmjax import tokens
 from glmjax.checkpoint import load
+from glmjax.infer import beam
 from glmjax.infer import decode
 from glmjax.infer import engine
 from glmjax.infer import prompt as prompt_lib
@@ -205,3 +206,100 @@ def test_quantized_parameters():
 
 def test_no_prompts():
   assert make().generate([], 4) == [] and make().score([]) == []
+
+
+def test_beam_search_fills_every_blank_with_its_best_beam():
+  answering, specials = make(), Letters.specials
+  settings = beam.BeamSearch(3, length_penalty=0.5, no_repeat_ngram=2, min_tokens=2)
+  found = answering.generate(["ab[MASK]cd[MASK]", "hello", "x[MASK]"], max_tokens=5, sampling=settings)
+  assert found == answering.generate(["ab[MASK]cd[MASK]", "hello", "x[MASK]"], max_tokens=5, sampling=settings, seed=7)
+  assert [len(answer.pieces) for answer in found] == [2, 1, 1]
+  assert found[0].text == f"ab{found[0].pieces[0]}cd{found[0].pieces[1]}"
+  for text, answer in (("hello", found[1]), ("x[MASK]", found[2])):
+    prompt = prompt_lib.fill(answering.encode(text), specials, "rotary")
+    best = beam.search(answering.config, answering.params, [prompt], 5, settings, sorted(answering._stops),
+                       specials.pad, np.asarray(answering._suppressed_V))[0][0]
+    new = best.tokens[len(prompt.tokens):]
+    assert answer.tokens[0] == (new[:-1] if new[-1] in answering._stops else new)
+  one = answering.generate(["hello"], max_tokens=5, sampling=beam.BeamSearch(1))
+  assert one == answering.generate(["hello"], max_tokens=5)  # greedy
+
+
+def test_constraints_of_one_prompt_leave_the_others_alone():
+  answering = make()
+  plain = sampling.Sampling(temperature=2.0)
+  hows = [plain, dataclasses.replace(plain, no_repeat_ngram=2), dataclasses.replace(plain, min_tokens=12),
+          dataclasses.replace(plain, repetition_penalty=5.0), plain]
+  found = answering.generate(["abc abc"] * 5, max_tokens=12, sampling=hows, seed=3)
+  alone = [answering.generate(["abc abc"], max_tokens=12, sampling=how, seed=3 + i)[0] for i, how in enumerate(hows)]
+  assert found == alone
+  pairs = list(zip(found[1].tokens[0], found[1].tokens[0][1:]))
+  assert len(pairs) == len(set(pairs))
+  assert len(found[2].tokens[0]) == 12
+
+
+def test_streams_keep_to_constraints():
+  answering = make()
+  how = sampling.Sampling(no_repeat_ngram=2, min_tokens=30, repetition_penalty=1.5)
+  new = list(answering.stream(answering.encode("ab"), 40, how))
+  assert len(new) >= 30 and len(set(zip(new, new[1:]))) == len(new) - 1
+  assert new == answering.generate(["ab"], max_tokens=40, sampling=how)[0].tokens[0]
+
+
+@pytest.mark.parametrize("how", [sampling.Sampling(min_tokens=9), beam.BeamSearch(2, min_tokens=9)])
+def test_more_tokens_wanted_than_allowed(how):
+  with pytest.raises(errors.InputError, match="min_tokens is 9 and max_tokens 8"):
+    make().generate(["a"], max_tokens=8, sampling=how)
+
+
+@pytest.mark.parametrize("positions", ["rotary", "rotary_2d", "learned_2d"])
+def test_scores_behind_a_context(positions):
+  """A continuation is scored as what the context's blank takes: the sum over its tokens, each behind the earlier."""
+  answering, specials = make(positions), Letters.specials
+  ids = Letters().encode
+  found = answering.score(["cde", "cde", "cde", "cde"], ["ab", "ab[gMASK]", "a[MASK]b", ""])
+  front = [specials.enc] if positions == "learned_2d" else []
+  rows = [score.target_row([*front, *ids("ab"), specials.gmask], ids("cde"), specials, positions)] * 2
+  framed = prompt_lib.frame([*ids("a"), specials.mask, *ids("b")], specials, positions)
+  rows.append(score.target_row([*ids("a"), specials.mask, *ids("b")] if positions == "rotary" else framed, ids("cde"),
+                               specials, positions))
+  rows += score.window_rows(ids("cde"), specials, positions, 64)
+  for one, other in zip(found, answering.score_rows(rows), strict=True):
+    np.testing.assert_allclose(one.log_probs, other.log_probs, atol=1e-5)
+  assert answering.score(["cde"])[0].total == pytest.approx(found[3].total, abs=1e-4)
+
+
+def test_texts_longer_than_the_model_behind_a_context():
+  """In windows: each token once, the first behind the context."""
+  answering = make()
+  found = answering.score(["abc " * 60], ["hello"])[0]
+  assert found.count == 240
+  short = answering.score(["abc " * 5], ["hello"])[0]
+  np.testing.assert_allclose(found.log_probs[:20], short.log_probs, atol=1e-4)
+  for text, context, expected in (("a", "b" * 63, "a context takes 63 tokens"),
+                                  ("a" * 60, "b[MASK]cdef", "a text takes 60"),
+                                  ("a", "b[MASK]c[MASK]", "a context has 2 blanks")):
+    with pytest.raises(errors.InputError, match=expected):
+      answering.score([text], [context])
+
+
+def test_choices():
+  """Whole choices, by their sums; the context's end is kept where it does not fit, as in the original."""
+  answering, specials = make(), Letters.specials
+  long = "abcdefgh" * 8
+  found = answering.score_choices(["ab[MASK]c", "ab", long], [["x", "yz"], ["x", "y"], ["xyz", "zy"]])
+  ids = Letters().encode
+  for context, choices, one in (([*ids("ab"), specials.mask, *ids("c")], ["x", "yz"], found[0]),
+                                ([*ids("ab"), specials.mask], ["x", "y"], found[1]),
+                                ([*ids(long)[-(64 - 5 - 2):], specials.mask], ["xyz", "zy"], found[2])):
+    rows = [score.target_row(context, ids(choice), specials, "rotary") for choice in choices]
+    totals = [one.total for one in answering.score_rows(rows)]
+    np.testing.assert_allclose([one.total for one in one.scores], totals, atol=1e-4)
+    assert one.best == int(np.argmax(totals))
+  assert [one.left_out for one in found] == [0, 0, 64 - 57]
+  gmask = answering.score_choices(["ab"], [["xy"]], "[gMASK]")[0]
+  assert gmask.scores[0].total == pytest.approx(answering.score(["xy"], ["ab"])[0].total, abs=1e-4)
+  with pytest.raises(errors.InputError, match="2 choices take 70 tokens together, and the model has 64 places"):
+    answering.score_choices(["a"], [["x" * 35, "y" * 35]])
+  with pytest.raises(errors.InputError, match="a text to score is empty"):
+    answering.score_choices(["a"], [["x", ""]])

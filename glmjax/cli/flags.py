@@ -1,0 +1,85 @@
+"""What a flag and a command are, and how a flag's text is read: numbers in their ranges, paths with ~ expanded."""
+
+import argparse
+import dataclasses
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+from glmjax import errors, ranges
+from glmjax.io import paths
+
+_LONGEST = 60  # characters of a value that is printed
+
+
+@dataclasses.dataclass(frozen=True)
+class Flag:
+  """A command-line flag for one parameter of the command's function, which bears its name.
+
+  A name without dashes is that of a positional argument.
+  """
+
+  name: str
+  help: str
+  type: type = str  # int, float, bool (given or not), pathlib.Path, str
+  choices: tuple[Any, ...] | None = None
+  repeatable: bool = False
+  kind: str = "bound"  # by gin, and so in config.gin; "passed": to this call alone; "prepared": for `prepare`
+  least: float | None = None  # of a number; None: what 32 bits hold
+  most: float | None = None
+  above: float | None = None  # in place of `least`, where that itself is too little
+
+  @property
+  def parameter(self) -> str:
+    return self.name.removeprefix("--")
+
+  def read(self, text: str) -> Any:
+    """Returns the value that a text on the command line gives; paths as text.
+
+    Raises:
+      errors.InputError: in one line that names the flag and what it takes.
+    """
+    if self.type is pathlib.Path:
+      return text if text == "-" else str(paths.local(text, self.name))
+    value = self._number(text) if self.type in (int, float) else text
+    if self.choices is not None and value not in self.choices:
+      raise errors.InputError(f"{self.name} is {_cut(text)}: choose one of {', '.join(map(str, self.choices))}")
+    return value
+
+  def _number(self, text: str) -> int | float:
+    try:
+      value = self.type(text)
+    except ValueError:
+      try:
+        value = float(text)  # so that the range is said of nan, 1.5 and 1e6 too
+      except ValueError:
+        value = text
+    if self.type is int:
+      ranges.whole(self.name, value, -(1 << 31) if self.least is None else self.least,
+                   (1 << 31) - 1 if self.most is None else self.most)
+    else:
+      limits = {"least": self.least, "most": self.most, "above": self.above}
+      ranges.number(self.name, value, **{name: limit for name, limit in limits.items() if limit is not None})
+    return value
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+  """One subcommand: a function of the library under gin."""
+
+  name: str
+  target: str  # full name of the function
+  help: str
+  example: str
+  flags: tuple[Flag, ...] = ()
+  prepare: Callable[[argparse.Namespace], dict[str, Any]] | None = None  # arguments of the call
+  describe: Callable[[Any], Any] | None = None  # the function's result as the command's
+  show: Callable[[Any], None] | None = None  # prints the result for people
+  status: Callable[[Any], int] | None = None  # the exit status that the result asks for; None: 0
+  folder: str | None = None  # the parameter that names the folder which config.gin is written to
+  begin: Callable[[argparse.Namespace], None] | None = None  # called before the function, when all is in order
+  modes: tuple["Command", ...] = ()  # named "plan --fits": what the command is instead with that flag
+
+
+def _cut(text: str) -> str:
+  return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
