@@ -18,7 +18,7 @@ import import_rules_test as import_rules
 import pytest
 
 from glmjax import cli
-from glmjax.cli import commands, process
+from glmjax.cli import process, run
 
 FAKE = """
 import logging, os, sys, time
@@ -251,7 +251,7 @@ def test_a_reader_that_leaves(fake):
 def test_another_broken_pipe_is_no_reader_that_left(monkeypatch, capsys):
   def fails(arguments):
     raise BrokenPipeError(errno.EPIPE, "Broken pipe")
-  monkeypatch.setattr(commands, "run", fails)
+  monkeypatch.setattr(run, "run", fails)
   assert cli.main(["inspect"]) == 1
   assert capsys.readouterr().err.startswith("glmjax: Broken pipe")
 

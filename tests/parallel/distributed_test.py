@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from glmjax import errors
-from glmjax.cli import commands, hosts
+from glmjax.cli import commands, hosts, run
 from glmjax.parallel import distributed
 
 STEP = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "n[1-2]", "SLURM_NTASKS": "2", "SLURM_PROCID": "0"}
@@ -73,7 +73,7 @@ def test_gpus_of_a_slurm_task(monkeypatch, visible, tasks, gpus):
     (["--coordinator=h:1", "--num_processes=2", "--process_id=2"], "--process_id is 2 of --num_processes 2"),
     ([], None), (["--coordinator=[::1]:99", "--num_processes=2", "--process_id=1"], None)])
 def test_flags(flags, message):
-  options = commands._parse_command(commands.COMMANDS["train"], flags)
+  options = run._parse_command(commands.COMMANDS["train"], flags)
   if message is None:
     assert hosts.check(options) == {}
   else:
