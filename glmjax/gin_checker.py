@@ -166,7 +166,7 @@ def _check_types(reader: gin_reader.Reader) -> None:
     wanted = gin_types.parse(annotation)
     gin_types.check_path(binding.value, wanted, f"{binding.where}: {binding.name}", lookup)
     if found := gin_types.mismatch(source.value, wanted, lookup):
-      raise gin_types.error_of(source.where, binding.name, str(annotation), source.value, found)
+      raise gin_types.error_of(source.where, binding.name, wanted, source.value, found)
 
 
 def _check_entry(

@@ -29,7 +29,7 @@ class Type:
   """A type expression, taken apart."""
 
   kind: str  # any, none, simple, path, literal, sequence, tuple, mapping, callable, class, union
-  shown: str  # as written
+  shown: str  # as written, aliases spelled out
   parts: tuple["Type", ...] = ()  # of a union, a tuple; the items of a sequence; keys and values of a mapping
   name: str = ""  # of a simple type
   choices: tuple[Any, ...] = ()  # of a literal
@@ -103,30 +103,30 @@ def _parse(node: ast.expr | None, module: signatures.Module, depth: int) -> Type
       return _parse(ast.parse(node.value, mode="eval").body, module, depth + 1)
     return anything
   if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
-    return _union((node.left, node.right), text, module, depth)
+    return _union((node.left, node.right), module, depth)
   if isinstance(node, ast.Subscript):
     return _subscripted(node, text, module, depth)
   chain = signatures.dotted(node)
   return _named(chain, text, module, depth) if chain else anything
 
 
-def _union(nodes: tuple[ast.expr, ...], text: str, module: signatures.Module, depth: int) -> Type:
+def _union(nodes: tuple[ast.expr, ...], module: signatures.Module, depth: int) -> Type:
   parts: list[Type] = []
   for node in nodes:
     part = _parse(node, module, depth + 1)
     parts += part.parts if part.kind == "union" else [part]
   if any(part.kind == "path" for part in parts):  # a text for a path is looked at as one
     parts = [part for part in parts if part.name != "str"]
-  return Type("union", text, tuple(parts))
+  return Type("union", " | ".join(part.shown for part in parts), tuple(parts))
 
 
 def _subscripted(node: ast.Subscript, text: str, module: signatures.Module, depth: int) -> Type:
   name = (signatures.dotted(node.value) or ("",))[-1]
   inside = tuple(node.slice.elts) if isinstance(node.slice, ast.Tuple) else (node.slice,)
   if name == "Optional":
-    return _union((*inside, ast.Constant(None)), text, module, depth)
+    return _union((*inside, ast.Constant(None)), module, depth)
   if name == "Union":
-    return _union(inside, text, module, depth)
+    return _union(inside, module, depth)
   if name == "Literal":
     return Type("literal", text, choices=tuple(each.value for each in inside if isinstance(each, ast.Constant)))
   if name in ("Annotated", "Final", "ClassVar"):
@@ -135,11 +135,13 @@ def _subscripted(node: ast.Subscript, text: str, module: signatures.Module, dept
     return Type("callable", text)
   parts = tuple(_parse(each, module, depth + 1) for each in inside
                 if not isinstance(each, ast.Constant) or each.value is not ...)
+  endless = len(parts) < len(inside)
+  text_of_parts = f"{name}[{', '.join([part.shown for part in parts] + ['...'] * endless)}]"
   if name in ("tuple", "Tuple"):
-    return Type("sequence" if len(parts) < len(inside) else "tuple", text, parts)
+    return Type("sequence" if endless else "tuple", text_of_parts, parts)
   if name in _SEQUENCES:
-    return Type("sequence", text, parts)
-  return Type("mapping", text, parts) if name in _MAPPINGS else Type("any", text)
+    return Type("sequence", text_of_parts, parts)
+  return Type("mapping", text_of_parts, parts) if name in _MAPPINGS else Type("any", text)
 
 
 def _named(chain: tuple[str, ...], text: str, module: signatures.Module, depth: int) -> Type:
@@ -148,7 +150,7 @@ def _named(chain: tuple[str, ...], text: str, module: signatures.Module, depth: 
     if name in _SIMPLE:
       return Type("simple", text, name=name)
     if name == "PathLike":
-      return Type("path", text)
+      return Type("path", "path")
     if name in (*_SEQUENCES, "tuple", "Tuple"):
       return Type("sequence", text)
     if name in _MAPPINGS:
@@ -162,13 +164,19 @@ def _named(chain: tuple[str, ...], text: str, module: signatures.Module, depth: 
   if isinstance(node, ast.ClassDef):
     return Type("class", text, definition=found)
   if isinstance(node, ast.Assign | ast.AnnAssign) and not isinstance(node.value, ast.Call):  # an alias
-    return dataclasses.replace(_parse(node.value, where, depth + 1), shown=text)
+    return _parse(node.value, where, depth + 1)
   return Type("any", text)
 
 
 def _simple_mismatch(value: Any, wanted: Type) -> Mismatch | None:
   if wanted.kind == "path":
-    return None if isinstance(value, str) else Mismatch(value, "a path")
+    if not isinstance(value, str):
+      return Mismatch(value, "a path")
+    try:
+      paths.local(value, "it")
+    except errors.InputError as error:
+      return Mismatch(value, "a path", str(error))
+    return None
   if type(value) not in _SIMPLE[wanted.name]:
     return Mismatch(value, wanted.shown, _advice(value, wanted.name))
   if isinstance(value, float) and not math.isfinite(value):
@@ -324,9 +332,9 @@ def check_path(value: Any, wanted: Type, what: str, lookup: Lookup) -> None:
     paths.local(value, what)
 
 
-def error_of(where: str, name: str, annotation: str, value: Any, found: Mismatch) -> errors.InputError:
+def error_of(where: str, name: str, whole: Type, value: Any, found: Mismatch) -> errors.InputError:
   """The one line for a value of a wrong type."""
   inner = "" if found.value is value else f": {shown(found.value)} is not {found.wanted}"
-  wanted = annotation if inner else found.wanted
+  wanted = whole.shown if inner else found.wanted
   advice = f"; {found.advice}" if found.advice else ""
   return errors.InputError(f"{found.where or where}: {name} takes {wanted}, not {shown(value)}{inner}{advice}")

@@ -376,7 +376,7 @@ def test_documented_commands_are_in_order(line, monkeypatch, capsys, tmp_path):
   monkeypatch.chdir(tmp_path)
   monkeypatch.setattr(run_lib.gin_files, "parse", run_lib.gin_files.check)
   monkeypatch.setattr(commands.plans, "_shipped", run_lib.gin_files.find)  # which parses
-  monkeypatch.setattr(run_lib, "_call", lambda command, given: None)
+  monkeypatch.setattr(run_lib, "_call", lambda command, given: {"problem": None})
   monkeypatch.setattr(commands.inputs, "_lines", lambda file, name: [(1, '{"prompt": "a", "text": "a"}')])
   monkeypatch.setattr(run_lib, "_print_result", lambda *arguments: None)
   arguments = [part for part in shlex.split(line, comments=True) if not part.startswith("--stages")]

@@ -26,8 +26,8 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
   "int | None": (["0", "None"], ["1.0", "False", "'None'", *NUMBERS]),
   "float | None": (["0", "0.5", "None"], ["False", *NUMBERS]),
   "str | None": (["'a'", "None"], ["3", "['a']"]),
-  "str | os.PathLike": (["'a/b'", "'~/x'"], ["''", "'gs://b/x'", "'a\\0b'", "['a']", "3", "'http://h/x'"]),
-  "str | os.PathLike | None": (["'a/b'", "None"], ["''", "'s3://b/x'", "'a\\0b'", "['a']", "3"]),
+  "path": (["'a/b'", "'~/x'"], ["''", "'gs://b/x'", "'a\\0b'", "['a']", "3", "'http://h/x'"]),
+  "path | None": (["'a/b'", "None"], ["''", "'s3://b/x'", "'a\\0b'", "['a']", "3"]),
   "Sequence[int]": (["[]", "(1, 2)", "[0]"], ["3", "[1.5]", "['1']", "[True]", "[None]", "'12'", "[[1]]", "{1: 2}"]),
   "tuple[int, ...]": (["()", "(1, 2)"], ["3", "(1.5,)", "('1',)", "'12'"]),
   "Sequence[float]": (["[]", "(1, 0.5)"], ["0.5", "['1']", "[None]", "[1e999]", "[True]", "'12'"]),
@@ -39,17 +39,20 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
   "Mapping[str, float]": (["{'a': 1}", "{}"], ["None", "{'a': 'b'}", "{1: 0.5}", "{'a': 1e999}"]),
   "Mapping[str, int] | int": (["{'a': 1}", "3"], ["0.5", "{'a': 0.5}", "{'a': True}", "{'a': 'b'}", "'3'"]),
   "Mapping[str, str] | None": (["{'a': 'b'}", "None"], ["{'a': 1}", "{1: 'b'}", "['a']", "'a'"]),
-  "Mapping[str, str | Sequence[str]]": (["{'a': 'b', 'c': ['d', 'e']}"],
-                                        ["'a'", "['a']", "{'en': 5}", "{'en': ['a', 5]}", "{1: 'a'}", "{'en': None}"]),
-  "Sets": (["{'a': 'b', 'c': ['d']}", "['a']", "'a'"], ["{'en': 5}", "[5]", "5", "{1: 'a'}"]),
-  "instruct.Sets | None": (["{'a': 'b'}", "'a'", "None"], ["{'en': 5}", "[5]", "5"]),
-  "Sequence[str | Row]": (["['a', {'prompt': 'b'}]"], ["'a'", "[1]", "[['a']]", "{'prompt': 'b'}"]),
+  "Mapping[str, path | Sequence[path]]": (
+    ["{'a': 'b', 'c': ['d', '~/e']}"], ["'a'", "['a']", "{'en': 5}", "{'en': ['a', 5]}", "{1: 'a'}", "{'en': None}",
+                                        "{'en': ''}", "{'en': ['gs://b/x']}", "{'en': 'a\\0b'}"]),
+  "Mapping[str, path | Sequence[path]] | path | Sequence[path]": (
+    ["{'a': 'b', 'c': ['d']}", "['a']", "'a'"], ["{'en': 5}", "[5]", "5", "{1: 'a'}", "['']", "None"]),
+  "Mapping[str, path | Sequence[path]] | path | Sequence[path] | None": (
+    ["{'a': 'b'}", "'a'", "None"], ["{'en': 5}", "[5]", "5"]),
+  "Sequence[str | Mapping[str, Any]]": (["['a', {'prompt': 'b'}]"], ["'a'", "[1]", "[['a']]", "{'prompt': 'b'}"]),
   "Callable[[], None] | None": (["None", "@glmjax.train.loop.train"], ["3", "'a'", OF_CALLS]),
-  "FormatWriter | None": (["None", "@glmjax.train.loop.train"], ["3", "'a'", OF_CALLS]),
+  "Callable[[Content, pathlib.Path], None] | None": (["None", "@glmjax.train.loop.train"], ["3", "'a'", OF_CALLS]),
   "Mapping[str, config_lib.GLMConfig]": (["{'a': @glmjax.models.config.GLMConfig()}"],
                                          [f"{{'a': {OF_CALLS}}}", "{'a': 'b'}",
                                           "{'a': @glmjax.models.config.GLMConfig}"]),
-  "sampler.Infilling | Callable[..., sampler.Infilling]": (
+  "rows.BlankInfilling | glm10b.BlockStrategy | Callable[..., sampler.Infilling]": (
     ["@glmjax.data.rows.BlankInfilling", "@glmjax.data.glm10b.BlockStrategy()"], [OF_CALLS, "'a'"]),
   "rows.BlankInfilling | Callable[..., rows.BlankInfilling]": (
     ["@glmjax.data.rows.BlankInfilling", "@glmjax.data.rows.BlankInfilling()"],
@@ -57,10 +60,11 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
   "feed_lib.DataSource": (["@glmjax.data.loader.CachedMixture()"], ["@glmjax.data.loader.CachedMixture", "'cache'"]),
   "feed_lib.DataSource | None": (["@glmjax.data.loader.CachedMixture()", "None"],
                                  ["@glmjax.data.loader.CachedMixture", "[]"]),
-  "schedules.Schedule": (["@glmjax.train.schedules.Constant()"], ["1e-3", "@glmjax.train.schedules.Batches()"]),
+  "LearningRate | Constant | PiecewiseLinear | Joined | Product": (
+    ["@glmjax.train.schedules.Constant()"], ["1e-3", "@glmjax.train.schedules.Batches()"]),
   "Sequence[sampler.RateChange]": (["[@glmjax.data.sampler.RateChange()]", "[]"],
                                    ["@glmjax.data.sampler.RateChange()", f"[{OF_CALLS}]", "[{'a': 1}]"]),
-  "Sequence['Schedule']": (["[@glmjax.train.schedules.Constant()]"],
+  "Sequence[LearningRate | Constant | PiecewiseLinear | Joined | Product]": (["[@glmjax.train.schedules.Constant()]"],
                            ["@glmjax.train.schedules.Constant()", "[1e-3]", "[@glmjax.train.schedules.Constant]"]),
 }
 # Classes of ours: what makes one, by name, and nothing else.
@@ -93,7 +97,7 @@ def named_functions() -> set[str]:
 
 def parameters() -> list[tuple[str, str]]:
   """(full name, annotation) of every parameter."""
-  return sorted({(f"{name}.{parameter}", str(annotation)) for name in named_functions()
+  return sorted({(f"{name}.{parameter}", gin_types.parse(annotation).shown) for name in named_functions()
                  for parameter, annotation in signature_of(name).parameters.items()})
 
 
@@ -140,8 +144,8 @@ def test_the_place_is_the_macro_that_holds_the_value(tmp_path, monkeypatch):
   with pytest.raises(errors.InputError) as caught:
     gin_files.check(["x.gin"])
   assert str(caught.value) == (
-    "x.gin:4: pretrain.register.files takes Mapping[str, str | Sequence[str]], not {'en': 'a', 'zh': %FILES} (a dict): "
-    "5 (an int) is not str | Sequence[str]")
+    "x.gin:4: pretrain.register.files takes Mapping[str, path | Sequence[path]], not {'en': 'a', 'zh': %FILES} "
+    "(a dict): 5 (an int) is not path | Sequence[path]")
 
 
 def test_advice():

@@ -1,10 +1,13 @@
 """What the tokenizer command needs beside the library: its training text, and its result in words."""
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 
-def training_documents(files: Mapping[str, str | Sequence[str]], field: str = "text") -> Iterator[str]:
+def training_documents(
+  files: Mapping[str, str | os.PathLike | Sequence[str | os.PathLike]], field: str = "text"
+) -> Iterator[str]:
   """The documents of every language's training split; `files` is what glmjax.tasks.pretrain.register takes.
 
   Language by language, since held-out documents are counted within a language's files.
