@@ -116,13 +116,13 @@ def open_safetensors(path: pathlib.Path) -> dict[str, Tensor]:
         raise ValueError(f"a header of {length} bytes in a file of {size}")
       file.seek(8)
       header = file.read(length)
-    entries = user_json.parse(header, f"the header of {path}")
+    entries = user_json.parse(header, "the header")
     entries.pop("__metadata__", None)
     found = {name: _tensor(path, 8 + length, name, entry) for name, entry in entries.items()}
     _check_places(path, 8 + length, size, found)
     return found
   except errors.InputError as error:  # a ValueError, too
-    if str(error).startswith("the header of "):
+    if str(error).startswith("the header"):
       raise errors.InputError(f"{path} is damaged or no safetensors file ({printable.line(error, 200)}): copy it again"
                               ) from error
     raise
