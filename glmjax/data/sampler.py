@@ -304,9 +304,10 @@ def _task_rows(cache: shards.TokenCache, name: str, split: str, infilling: Infil
     source = InstructionRows(reader, infilling)
     needed = "a single pair"
   if source.num_rows == 0:
+    without = "" if split == "train" else "; or do without that split (loop.train.validation = None)"
     raise errors.InputError(
         f"{cache.directory}: task {name}, split {split} holds {reader.num_tokens} tokens, not "
-        f"enough for {needed}; use a shorter seq_length, more text, or rate 0 for it")
+        f"enough for {needed}; use a shorter seq_length, more text, or rate 0 for it{without}")
   return source
 
 

@@ -5,6 +5,7 @@ docs/evaluation.md says what each figure means.
 
 import dataclasses
 import itertools
+import logging
 import math
 import os
 import pathlib
@@ -14,6 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 import tqdm
 
+from glmjax.io import paths
 from glmjax.io import publish
 from glmjax import errors
 from glmjax import tokenizer as tokenizer_lib
@@ -24,6 +26,8 @@ from glmjax.evaluate import baselines
 from glmjax.evaluate import windows
 from glmjax.infer import engine
 from glmjax.infer import score
+
+_log = logging.getLogger("glmjax")
 
 SPLIT = "validation"
 TASK_PREFIX = "pretrain_"
@@ -77,10 +81,14 @@ def evaluate(checkpoint: str | os.PathLike, cache: str | os.PathLike, out: str |
   opened = shards.TokenCache.open(cache)
   text_tasks(opened)  # what is wrong with cache and out is said before the long work
   if out is not None:
-    _check_out(pathlib.Path(out))
+    out = paths.local(out, "--out")
+    _check_out(out)
   result = evaluate_model(load.load(checkpoint), opened, settings)
   if out is not None:
-    publish.write_json(out, result)
+    try:
+      publish.write_json(out, result)
+    except OSError as error:
+      raise errors.InputError(f"{out} cannot be written: {errors.reason(error)}; write --out elsewhere") from error
   return result
 
 
@@ -93,7 +101,7 @@ def _check_out(out: pathlib.Path) -> None:
     with tempfile.TemporaryFile(dir=out.parent):
       pass
   except OSError as error:
-    raise errors.InputError(f"{out} cannot be written ({error.strerror}); write --out elsewhere") from error
+    raise errors.InputError(f"{out} cannot be written: {errors.reason(error)}; write --out elsewhere") from error
 
 
 def evaluate_model(model: load.LoadedModel, cache: shards.TokenCache,
@@ -113,8 +121,7 @@ def evaluate_model(model: load.LoadedModel, cache: shards.TokenCache,
       raise _nothing_held_out(cache, task)
     asked[language] = ask(held_out, model, tokenizer.specials, settings)
     if settings.max_fills and not asked[language].fills:
-      raise errors.InputError(f"{cache.directory}: the held-out documents of task {task} are too short to "
-                              "fill blanks in; use max_fills=0, or longer documents")
+      _log.warning("task %s: its held-out documents are too short to fill blanks in; these figures are left out", task)
   rows = [row for questions in asked.values() for row in questions.rows]
   answers = iter(_score(model, rows, tokenizer.specials))
   result = {}
@@ -153,7 +160,7 @@ def text_tasks(cache: shards.TokenCache) -> dict[str, str]:
 
 def _nothing_held_out(cache: shards.TokenCache, task: str) -> errors.InputError:
   return errors.InputError(f"{cache.directory}: task {task} has no text in its {SPLIT} split; make the cache "
-                           "again with more text, or hold out a larger share")
+                           "again (glmjax cache --overwrite), which holds out a part of any text")
 
 
 def ask(held_out: windows.HeldOut, model: load.LoadedModel, specials: tokens_lib.SpecialTokens,

@@ -31,6 +31,8 @@ def draw(series: dict[str, Curve], held_out: dict[str, Curve], resumed_at: Seque
     from matplotlib import figure as figure_lib
   except ImportError as error:
     raise errors.InputError("the loss picture needs matplotlib; pip install 'glmjax[report]'") from error
+  if not series:
+    raise errors.InputError("no training step has the loss of an objective: there is nothing to draw; train first")
   figure = figure_lib.Figure(figsize=(8, 4.5), dpi=150, layout="constrained")
   backend_agg.FigureCanvasAgg(figure)
   axes = figure.add_subplot()

@@ -3,21 +3,27 @@
 Gathers files, computes nothing anew. Writes report.json for machines, report.md and loss.png for people.
 """
 
-import json
+import logging
+import math
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
+from glmjax.io import paths
 from glmjax.io import publish
+from glmjax.io import user_json
+from glmjax.io import user_text
 from glmjax import errors
 from glmjax import tokens as tokens_lib
 from glmjax.evaluate import loss_plot
 from glmjax.evaluate import markdown
 from glmjax.evaluate import stages as stages_lib
 
+_log = logging.getLogger("glmjax")
+_SPEEDS = ("tokens_per_second", "model_flops_per_second")
 MEAN_STEPS = 20  # loss_first and loss_last are means over this many steps
 EVALUATIONS = {"float": "heldout.json", "int8": "heldout_int8.json", "int4": "heldout_int4.json"}
 EXPORTS = {"float": "float", "int8": "int8", "int4": "int4"}
@@ -36,9 +42,9 @@ def write(workdir: str | os.PathLike, *, metrics: str = "train/metrics.jsonl",
     samples: what glmjax generate wrote, one {"model", "prompt", "output"} a line; None for none.
     stages: seconds of the commands, one {"stage", "seconds"} a line; may be missing.
   """
-  folder = pathlib.Path(workdir)
+  folder = paths.local(workdir, "the report's folder")
   lines = read_metrics(folder / metrics)
-  heldout = {name: _read_json(folder / file, "glmjax evaluate --out=" + str(folder / file))
+  heldout = {name: read_evaluation(folder / file)
              for name, file in (EVALUATIONS if evaluations is None else evaluations).items()}
   if "float" not in heldout:
     raise errors.InputError("report: no evaluation of the float model is named; add \"float\" to evaluations")
@@ -51,27 +57,51 @@ def write(workdir: str | os.PathLike, *, metrics: str = "train/metrics.jsonl",
       "seconds": stages_lib.read(folder / stages),
   }
   picture = loss_plot.draw(loss_curves(lines, "loss_"), loss_curves(lines, "eval_loss_"), resumed_at(lines))
-  for name, contents in (("loss.png", picture), ("report.md", markdown.render(report, folder.name).encode())):
-    with publish.file(folder / name) as file:
-      file.write(contents)
-  publish.write_json(folder / "report.json", report)
+  try:
+    for name, contents in (("loss.png", picture), ("report.md", markdown.render(report, folder.name).encode())):
+      with publish.file(folder / name) as file:
+        file.write(contents)
+    publish.write_json(folder / "report.json", report)
+  except OSError as error:
+    raise errors.InputError(f"cannot write the report to {folder}: {errors.reason(error)}") from error
   return report
 
 
 def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
-  """The run's steps that have a loss, in order."""
-  text = _read(path, "glmjax train")
-  records = []
-  complete = text[:text.rfind("\n") + 1]  # the last line may be half-written
-  for number, line in enumerate(complete.splitlines(), 1):
-    try:
-      record = json.loads(line)
-      records += [record] if record["loss"] is not None else []
-    except (ValueError, KeyError, TypeError) as error:
-      raise errors.InputError(f"{path}, line {number}: not a training step; remove the line") from error
+  """The run's steps that have a loss, in order; lines that are no steps are told, and left out."""
+  _check_there(path, "glmjax train")
+  user_text.check_regular(path)
+  records, damaged = [], []
+  with open(path, "rb") as file:  # by bytes: a line that is no text must not hide the others
+    for number, line in enumerate(file, 1):
+      record = _step(line, f"{path}, line {number}")
+      if record is None and line.endswith(b"\n"):  # else the run is writing it, or was killed then
+        damaged.append(number)
+      elif record is not None and record["loss"] is not None:
+        records.append(record)
+  if damaged:
+    shown = ", ".join(map(str, damaged[:5])) + (f" and {len(damaged) - 5:,} more" if len(damaged) > 5 else "")
+    _log.warning("%s: no training step in line %s: damaged, left out of the report", path, shown)
   if not records:
     raise errors.InputError(f"{path}: no training step in it; train first")
   return records
+
+
+def _step(line: bytes, where: str) -> dict[str, Any] | None:
+  """A step's record, if it has the figures that the report uses, all of them numbers; losses may be null."""
+  try:
+    record = user_json.parse(line, where)
+  except errors.InputError:
+    return None
+  used = {name: record.get(name) for name in ("step", "samples_seen", "tokens_seen", *_SPEEDS)}
+  losses = {name: value for name, value in record.items() if name == "loss" or name.startswith(("loss_", "eval_loss_"))}
+  good = ("loss" in record and all(map(_is_number, used.values()))
+          and all(value is None or _is_number(value) for value in losses.values()))
+  return record if good else None
+
+
+def _is_number(value: Any) -> bool:
+  return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def resumed_at(lines: list[dict[str, Any]]) -> list[int]:
@@ -91,8 +121,7 @@ def train_figures(lines: list[dict[str, Any]]) -> dict[str, Any]:
       "loss_last": float(np.mean(loss[-MEAN_STEPS:])),
       "loss_mean_steps": min(MEAN_STEPS, len(loss)),
       "resumed_at": resumed[-1] if resumed else None,
-      "tokens_per_second": float(np.median([line["tokens_per_second"] for line in lines])),
-      "model_flops_per_second": float(np.median([line["model_flops_per_second"] for line in lines])),
+      **{name: float(np.median([line[name] for line in lines])) for name in _SPEEDS},
   }
 
 
@@ -112,12 +141,15 @@ def quantized_figures(heldout: Mapping[str, dict], exports: Mapping[str, pathlib
   figures = {}
   for model, languages in heldout.items():
     figures[model] = {"bytes": _size(exports[model])} if model in exports else {}
+    if languages.keys() != heldout["float"].keys():
+      raise errors.InputError(f"report: model {model} was evaluated on {', '.join(languages) or 'nothing'}, and "
+                              f"float on {', '.join(heldout['float']) or 'nothing'}; evaluate both again, on one cache")
     for language, values in languages.items():
       figures[model][f"{language}_bits_per_byte"] = values["bits_per_byte"]
-      reference = heldout["float"].get(language, {})
-      if any(values[name] != reference.get(name) for name in ("tokens", "bytes")):
+      reference = heldout["float"][language]
+      if any(values[name] != reference[name] for name in ("tokens", "bytes")):
         raise errors.InputError(f"report: model {model} was evaluated on another text than float: "
-                                f"{values['tokens']} tokens of {language}, not {reference.get('tokens')}; "
+                                f"{values['tokens']} tokens of {language}, not {reference['tokens']}; "
                                 "evaluate both again")
   return figures
 
@@ -125,17 +157,27 @@ def quantized_figures(heldout: Mapping[str, dict], exports: Mapping[str, pathlib
 def read_samples(path: pathlib.Path) -> list[dict[str, str]]:
   """What the models said, one {"model", "prompt", "output"} a line; the last where a prompt was put twice."""
   samples = {}
-  for number, line in enumerate(_read(path, "glmjax generate").split("\n"), 1):
-    if not line.strip():  # split at "\n" alone: JSON leaves U+2028 and the like as they are
-      continue
-    try:
-      record = json.loads(line)
-      sample = {name: str(record[name]) for name in ("model", "prompt", "output")}
-      samples[sample["model"], sample["prompt"]] = sample
-    except (ValueError, KeyError, TypeError) as error:
-      raise errors.InputError(f"{path}, line {number}: not a sample with model, prompt and output; remove "
-                              "the line, or generate again") from error
+  for number, line in _lines(path, "glmjax generate"):
+    where = f"{path}, line {number}"
+    advice = "not a sample with model, prompt and output; remove the line, or generate again"
+    record = user_json.parse(line, where, expected=advice)
+    if any(record.get(name) is None for name in ("model", "prompt", "output")):
+      raise errors.InputError(f"{where}: {advice}")
+    sample = {name: str(record[name]) for name in ("model", "prompt", "output")}
+    samples[sample["model"], sample["prompt"]] = sample
   return list(samples.values())
+
+
+def read_evaluation(path: pathlib.Path) -> dict[str, dict[str, float]]:
+  """What glmjax evaluate wrote of a model: its figures by language."""
+  again = f"run glmjax evaluate --out={path} again"
+  _check_there(path, f"glmjax evaluate --out={path}")
+  languages = user_json.read(path, expected=again)
+  for language, figures in languages.items():
+    if not (isinstance(figures, dict) and all(map(_is_number, figures.values()))
+            and all(name in figures for name in ("tokens", "bytes", "bits_per_byte"))):
+      raise errors.InputError(f"{path}: {language[:40]!r} has no figures of an evaluation; {again}")
+  return languages
 
 
 def _size(folder: pathlib.Path) -> int:
@@ -147,18 +189,12 @@ def _size(folder: pathlib.Path) -> int:
   return sum(path.stat().st_size for path in files)
 
 
-def _read(path: pathlib.Path, command: str) -> str:
-  try:
-    return path.read_text(encoding="utf-8")
-  except UnicodeDecodeError as error:
-    raise errors.InputError(f"{path}: not UTF-8 at byte {error.start}; run {command} again") from None
-  except FileNotFoundError:
-    raise errors.InputError(f"{path}: missing; run {command} first, or leave it out of report.write's "
-                            "arguments") from None
+def _lines(path: pathlib.Path, command: str) -> Iterator[tuple[int, str]]:
+  """The lines of a file that hold something, and their numbers."""
+  _check_there(path, command)
+  return ((number, line) for number, line in user_text.lines(path) if line.strip())
 
 
-def _read_json(path: pathlib.Path, command: str) -> Any:
-  try:
-    return json.loads(_read(path, command))
-  except ValueError as error:
-    raise errors.InputError(f"{path}: not JSON ({error}); run {command} again") from error
+def _check_there(path: pathlib.Path, command: str) -> None:
+  if not os.path.lexists(path):
+    raise errors.InputError(f"{path}: missing; run {command} first, or leave it out of report.write's arguments")

@@ -1,6 +1,7 @@
 """The report gathers what the run's files say, and says which file is missing or wrong."""
 
 import json
+import logging
 import math
 import pathlib
 
@@ -90,6 +91,34 @@ def test_a_half_written_last_line_is_passed_over(run: pathlib.Path) -> None:
   assert report.read_metrics(run / "train/metrics.jsonl")[-1]["step"] == 300
 
 
+@pytest.mark.parametrize("damage", [
+    b"nonsense", b'{"step": 5}', b"[1, 2]", b"\x00" * 50, b"\xff\xfe{", b'{"step": "5", "loss": 2.0}', b"[" * 5_000,
+    b"{\"loss\": 1e999}"])
+def test_damaged_lines_are_told_and_the_rest_is_reported(run: pathlib.Path, damage: bytes,
+                                                         caplog: pytest.LogCaptureFixture) -> None:
+  path = run / "train/metrics.jsonl"
+  lines = path.read_bytes().splitlines(keepends=True)
+  path.write_bytes(b"".join(lines[:4]) + damage + b"\n" + b"".join(lines[5:]))
+  with caplog.at_level(logging.WARNING, "glmjax"):
+    assert report.write(run)["train"]["steps"] == 300
+  said, = caplog.messages
+  assert said == f"{path}: no training step in line 5: damaged, left out of the report"
+  caplog.clear()
+  path.write_bytes((damage + b"\n") * 9 + b"".join(lines))
+  with caplog.at_level(logging.WARNING, "glmjax"):
+    assert len(report.read_metrics(path)) == 300
+  assert "in line 1, 2, 3, 4, 5 and 4 more: damaged" in caplog.text
+
+
+def test_three_languages_and_one(run: pathlib.Path) -> None:
+  for languages in (("fr", "中文", "de_AT"), ("fr",)):
+    for suffix in ("", "_int8", "_int4"):
+      (run / f"heldout{suffix}.json").write_text(json.dumps({name: figures(2.0) for name in languages}))
+    assert set(report.write(run)["heldout"]) == set(languages)
+    text = (run / "report.md").read_text("utf-8")
+    assert all(f"| {name} " in text for name in languages) and "English" not in text
+
+
 def test_steps_without_a_finite_loss_are_left_out(run: pathlib.Path) -> None:
   lines = [metrics_line(step) for step in range(1, 6)]
   lines[2]["loss"] = None
@@ -111,7 +140,11 @@ def test_missing_file_is_named(run: pathlib.Path, file: str, message: str) -> No
 
 
 @pytest.mark.parametrize("file,content,message", [
-    ("train/metrics.jsonl", '{"step": 1, "loss": 2}\nnonsense\n', "line 2: not a training step"),
+    ("train/metrics.jsonl", '{"step": 1, "loss": 2}\nnonsense\n', "no training step in it"),
+    ("heldout.json", "[]", "not an object"), ("heldout.json", '{"en": 5}', "'en' has no figures of an evaluation"),
+    ("heldout.json", '{"en": {"tokens": 5}}', "'en' has no figures"), ("heldout.json", "[" * 9_000, "nested deeper"),
+    ("heldout_int8.json", "{}", "int8 was evaluated on nothing, and float on en, zh"),
+    ("samples.jsonl", "5\n", "line 1: JSON of a number.*not a sample"),
     ("train/metrics.jsonl", "", "no training step"),
     ("heldout.json", "{", "not JSON"),
     ("samples.jsonl", '{"model": "float"}\n', "line 1: not a sample"),
