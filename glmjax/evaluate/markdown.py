@@ -46,7 +46,7 @@ def _held_out(heldout: dict[str, dict[str, Any]]) -> str:
       row("unigram model of the training text", "unigram_bits_per_byte", "{:.3f}"),
       row("xz -9e", "xz_bits_per_byte", "{:.3f}"),
       row("tokens", "tokens", "{:,}"), row("bytes", "bytes", "{:,}")])
-  text = "## Held-out text\n\nDocuments that neither the model nor its tokenizer was trained on.\n\n" + bits
+  text = "## Held-out text\n\nText that neither the model nor its tokenizer was trained on.\n\n" + bits
   if any("infill_accuracy" in figures for figures in heldout.values()):
     fills = _table(["tokens of a masked span guessed right", *names], [
         row("**both sides visible** ([MASK])", "infill_accuracy", "{:.1%}", "infill_accuracy_se"),
