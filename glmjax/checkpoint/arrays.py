@@ -4,28 +4,30 @@ Trees are stored as dicts of names such as params/layers/mlp/wo/kernel, whatever
 of, so that a reader can ask for a part of a tree and every complaint names an array.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-import json
+from collections.abc import Callable, Iterable, Mapping
+import concurrent.futures
 import math
 import pathlib
-import re
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
 from glmjax import errors
+from glmjax.checkpoint import agreement
 from glmjax.checkpoint import checksums
+from glmjax.checkpoint import files
+from glmjax.checkpoint import stored as stored_lib
 
 _CHUNK_BYTES = 128 * 2**20  # largest file: parallel reading, and less to read for a part of an array
+_AHEAD_BYTES = 2**28  # of arrays that are read at the same time, unless one has more
 
-Records = dict[str, dict[str, Any]]  # name -> {"shape", "dtype", "sum", and for PRNG keys "key": algorithm}
+# name -> {"shape", "dtype", "sum", "version" of the sum (none: 1), and for PRNG keys "key": algorithm}
+Records = dict[str, dict[str, Any]]
 
 
-class DamagedError(Exception):
-  """What was read is not what was written; the message names arrays and files in one line."""
+DamagedError, one_line, zarr_dtype = files.DamagedError, files.one_line, stored_lib.zarr_dtype  # they live below us
 
 
 def handler() -> ocp.PyTreeCheckpointHandler:
@@ -66,7 +68,8 @@ def prepare(tree: Any) -> tuple[ocp.args.PyTreeSave, Records]:
   leaves = flatten(tree)
   stored = {name: _storable(leaf) for name, leaf in leaves.items()}
   sums = checksums.array_sums(stored)
-  records = {name: {"shape": list(x.shape), "dtype": x.dtype.name, "sum": sums[name]}
+  records = {name: {"shape": list(x.shape), "dtype": x.dtype.name, "sum": sums[name],
+                    "version": checksums.VERSION}
              for name, x in stored.items()}
   for name, leaf in leaves.items():
     if _is_key(leaf):
@@ -105,40 +108,10 @@ def _check_divides(name: str, shape: tuple[int, ...], sharding: jax.sharding.Sha
                             f"{sharding.spec}: use another mesh") from error
 
 
-def array_folder(folder: pathlib.Path, name: str) -> pathlib.Path:
-  """Where Orbax keeps the array."""
-  return folder / name.replace("/", ".")
-
-
-def _broken_files(folder: pathlib.Path, name: str) -> Iterator[str]:
-  """Files of an array that are missing or have the wrong size; its header when unreadable."""
-  where = array_folder(folder, name)
-  header_file = where / ".zarray"
-  try:
-    header = json.loads(header_file.read_bytes())
-    shape, chunks = header["shape"], header["chunks"]
-    size = math.prod(chunks) * np.dtype(zarr_dtype(header["dtype"])).itemsize
-  except FileNotFoundError:
-    yield f"{header_file.relative_to(folder.parent)} is missing"
-    return
-  except (OSError, ValueError, KeyError, TypeError):
-    yield f"{header_file.relative_to(folder.parent)} is unreadable"
-    return
-  for place in np.ndindex(*(-(-n // c) for n, c in zip(shape, chunks))):
-    chunk = where / (".".join(map(str, place)) or "0")
-    found = chunk.stat().st_size if chunk.exists() else None
-    if found != size:
-      what = "is missing" if found is None else f"has {found} bytes instead of {size}"
-      yield f"{chunk.relative_to(folder.parent)} {what}"
-
-
-def zarr_dtype(name: str) -> Any:
-  """What numpy makes of a dtype's name in a zarr header or in Records."""
-  return jnp.bfloat16 if name == "bfloat16" else name
-
-
 def read(folder: pathlib.Path, wanted: Mapping[str, Any], records: Records) -> dict[str, Any]:
   """Reads the named arrays, verifies each, and gives each the kind, dtype and sharding of its target.
+
+  Every process of a run must call it, and it raises in all of them or in none.
 
   Args:
     folder: where Orbax wrote them.
@@ -147,58 +120,105 @@ def read(folder: pathlib.Path, wanted: Mapping[str, Any], records: Records) -> d
 
   Raises:
     DamagedError: naming every array and, where known, file that is not as it was written.
-    errors.InputError: when an array does not divide over its target's mesh.
+    errors.InputError: when an array does not divide over its target's mesh; when the system refuses, memory included.
+    OSError: when the disk or the network fails.
   """
   for name, target in wanted.items():
     _check_divides(name, *_stored_form(target))
-  _agree(_missing_files(folder, wanted))
-  local = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-  on_host = {name for name in wanted if np.dtype(records[name]["dtype"]).itemsize == 8}
-  restore_args = {name: ocp.RestoreArgs(restore_type=np.ndarray) if name in on_host else
-                  ocp.ArrayRestoreArgs(sharding=_stored_form(target)[1] or local)
-                  for name, target in wanted.items()}
-  failure, stored = "", {}
+  opened = agreement.together(lambda: check_files(folder, {name: records[name] for name in wanted}))
+  stored = agreement.together(lambda: _read_all(opened, wanted, folder))
   try:
-    with ocp.Checkpointer(handler()) as checkpointer:
-      item = ocp.args.PyTreeRestore(nest(dict.fromkeys(wanted, 0)), restore_args=nest(restore_args),
-                                    partial_restore=True)
-      stored = flatten(checkpointer.restore(folder, args=item))
-  except Exception as error:  # Orbax, TensorStore and JAX each raise their own
-    failure = one_line(error)
-  _agree(failure)
-  sums = checksums.array_sums(stored)
-  _agree(_listed([f"{name} (checksum differs: {array_folder(folder, name).relative_to(folder.parent)})"
-                  for name in wanted if sums[name] != records[name]["sum"]]))
+    sums = checksums.array_sums(stored, {name: records[name].get("version", 1) for name in wanted})
+  except jax.errors.JaxRuntimeError as error:
+    if files.refusal(error) is None:
+      raise
+    raise files.out_of_memory(error, str(folder)) from error
+  agreement.together(lambda: _raise_problems([
+      f"{name} (checksum differs: {stored_lib.array_folder(folder, name).relative_to(folder.parent)})"
+      for name in wanted if sums[name] != records[name]["sum"]]))
   return {name: _as_target(stored.pop(name), target, records[name]) for name, target in wanted.items()}
 
 
-def _missing_files(folder: pathlib.Path, names: Iterable[str]) -> str:
-  return _listed([f"{name} ({problem})" for name in names for problem in _broken_files(folder, name)])
+def _read_all(opened: Mapping[str, stored_lib.StoredArray], wanted: Mapping[str, Any], folder: pathlib.Path
+              ) -> dict[str, np.ndarray | jax.Array]:
+  """The arrays on the devices of their targets; elements of eight bytes stay on the host.
+
+  The next ones are read while one goes to its devices, as long as all that is under way is not too much.
+  """
+  found: dict[str, np.ndarray | jax.Array] = {}
+  under_way: dict[str, tuple[int, Callable[[], np.ndarray | jax.Array]]] = {}
+  try:
+    with stored_lib.threads() as pool:
+      for name, target in wanted.items():
+        x, sharding = opened[name], None
+        if x.dtype.itemsize < 8:
+          sharding = _stored_form(target)[1] or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        size = _bytes_here(x, sharding)
+        while under_way and size + sum(bytes_ for bytes_, _ in under_way.values()) > _AHEAD_BYTES:
+          first = next(iter(under_way))
+          found[first] = under_way.pop(first)[1]()
+        under_way[name] = size, _begin(x, sharding, pool)
+      found |= {name: finish() for name, (_, finish) in under_way.items()}
+  except (MemoryError, jax.errors.JaxRuntimeError) as error:
+    if files.refusal(error) is None:
+      raise
+    raise files.out_of_memory(error, str(folder)) from error
+  return found
 
 
-def check_files(folder: pathlib.Path, names: Iterable[str]) -> None:
-  """Raises DamagedError when a file of these arrays is missing or has the wrong size."""
-  if problems := _missing_files(folder, names):
-    raise DamagedError(problems)
+def _parts(x: stored_lib.StoredArray, sharding: jax.sharding.Sharding) -> dict[str, tuple[slice, ...]]:
+  """The parts that this process's devices hold, each once."""
+  return {str(region): region for region in sharding.addressable_devices_indices_map(x.shape).values()}
 
 
-def _listed(problems: list[str]) -> str:
-  return "; ".join(problems[:4]) + (f" and {len(problems) - 4} more" if len(problems) > 4 else "")
+def _bytes_here(x: stored_lib.StoredArray, sharding: jax.sharding.Sharding | None) -> int:
+  shape = x.shape if sharding is None else sharding.shard_shape(x.shape)
+  return math.prod(shape) * x.dtype.itemsize * (1 if sharding is None else len(_parts(x, sharding)))
 
 
-def one_line(error: BaseException) -> str:
-  """The start of an error's message, on one line."""
-  return re.sub(r"\s+", " ", str(error) or type(error).__name__)[:300]
+def _begin(x: stored_lib.StoredArray, sharding: jax.sharding.Sharding | None, pool: concurrent.futures.Executor
+           ) -> Callable[[], np.ndarray | jax.Array]:
+  """Begins to read an array; returns a function that waits for it and puts it where it belongs."""
+  if sharding is None:
+    return x.begin([slice(None)] * len(x.shape), pool)
+  waits = {key: x.begin(region, pool) for key, region in _parts(x, sharding).items()}
+  return lambda: jax.make_array_from_callback(x.shape, sharding, lambda region: waits[str(region)](), dtype=x.dtype)
 
 
-def _agree(failure: str) -> None:
-  """Raises on every host when any failed, so that none waits for the others for ever."""
-  failed = bool(failure)
-  if jax.process_count() > 1:
-    from jax.experimental import multihost_utils  # pylint: disable=g-import-not-at-top
-    failed = bool(np.any(multihost_utils.process_allgather(np.array(failed))))
-  if failed:
-    raise DamagedError(failure or "another host could not read its part")
+def check_files(folder: pathlib.Path, records: Records) -> dict[str, stored_lib.StoredArray]:
+  """Opens the arrays of `records`, whose headers and files must be what was written.
+
+  Raises:
+    DamagedError: naming files that are missing, of the wrong size or no files; a header that differs.
+    errors.InputError, OSError: when the system refuses.
+  """
+  opened, problems = {}, []
+  for name, record in records.items():
+    try:
+      opened[name] = stored_lib.StoredArray(folder, name, record)
+    except DamagedError as error:
+      problems.append(str(error))
+  _raise_problems(problems + _description_problems(folder, records))
+  return opened
+
+
+def _raise_problems(problems: list[str]) -> None:
+  if problems:
+    raise DamagedError("; ".join(problems[:4]) + (f" and {len(problems) - 4} more" if len(problems) > 4 else ""))
+
+
+def _description_problems(folder: pathlib.Path, names: Iterable[str]) -> list[str]:
+  """What is wrong with Orbax's list of the arrays, which we do not need, and who reads them without us does."""
+  shown = f"{folder.name}/_METADATA"
+  try:
+    described = files.read_json(folder / "_METADATA", shown)
+    listed = {"/".join(key["key"] for key in entry["key_metadata"]) for entry in described["tree_metadata"].values()}
+  except DamagedError as error:
+    return [str(error)]
+  except (KeyError, TypeError, AttributeError):
+    return [f"{shown} is damaged"]
+  missing = next((name for name in names if name not in listed), None)
+  return [] if missing is None else [f"{shown} does not list {missing}"]
 
 
 def _as_target(x: Any, target: Any, record: Mapping[str, Any]) -> Any:

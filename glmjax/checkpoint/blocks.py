@@ -13,12 +13,9 @@ import contextlib
 import dataclasses
 import json
 import math
-import os
 import pathlib
-import re
 import shutil
 import threading
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -28,8 +25,10 @@ import tqdm
 
 from glmjax import errors
 from glmjax.checkpoint import arrays
-from glmjax.io import publish
 from glmjax.checkpoint import checksums
+from glmjax.checkpoint import files
+from glmjax.checkpoint import stored as stored_lib
+from glmjax.io import publish
 from glmjax.quantize import tree
 
 ELEMENTS = 2**25  # largest block; 64 MiB of float16
@@ -151,20 +150,16 @@ def _even(size: int, limit: int) -> int:
   return -(-size // -(-size // limit))
 
 
-def _open(folder: pathlib.Path, name: str, **options: Any) -> tensorstore.TensorStore:
-  path = str(arrays.array_folder(folder, name))
-  return tensorstore.open({"driver": "zarr", "kvstore": {"driver": "file", "path": path}}, **options).result()
-
-
 @contextlib.contextmanager
 def as_os_errors() -> Iterator[None]:
   """tensorstore's own errors of a full disk and the like, as Python has them."""
   try:
     yield
   except ValueError as error:
-    if not (code := re.search(r"os_error_code='(\d+)'", str(error))):
+    refused = files.refusal(error)
+    if isinstance(error, errors.InputError) or not isinstance(refused, OSError):
       raise
-    raise OSError(int(code[1]), os.strerror(int(code[1]))) from error
+    raise refused from error
 
 
 class Writer:
@@ -185,10 +180,8 @@ class Writer:
     for weight in weights:
       chunks = weight.stored([s.stop - s.start for s in next(weight.regions(elements))])
       for name, (shape, dtype) in weight.stored(weight.shape).items():
-        metadata = {"shape": shape, "chunks": chunks[name][0], "compressor": None, "order": "C", "fill_value": None,
-                    "dtype": np.dtype(arrays.zarr_dtype(dtype)).str if dtype != "bfloat16" else dtype,
-                    "dimension_separator": "."}
-        path = str(arrays.array_folder(folder, name))
+        metadata = stored_lib.header(shape, dtype, chunks[name][0])
+        path = str(stored_lib.array_folder(folder, name))
         self._shapes[name] = shape
         self._stores[name] = tensorstore.open({
             "driver": "zarr", "kvstore": {"driver": "file", "path": path}, "metadata": metadata, "create": True,
@@ -264,7 +257,8 @@ class Writer:
     for weight in self._weights:
       blocks = [self._done[_label(weight, region)] for region in weight.regions(self._elements)]
       for name, (shape, dtype) in weight.stored(weight.shape).items():
-        records[name] = {"shape": list(shape), "dtype": dtype, "sum": checksums.total(b[name] for b in blocks)}
+        records[name] = {"shape": list(shape), "dtype": dtype, "sum": checksums.total(b[name] for b in blocks),
+                         "version": checksums.VERSION}
     _describe_for_orbax(self._folder, list(records))
     for path in self._folder.rglob("*"):  # once, here: until then the journal's sums tell what reached the disk
       publish.sync(path)
@@ -298,37 +292,56 @@ def _start(region: Region) -> list[int]:
 
 
 class Reader:
-  """Reads regions of the arrays in an Orbax folder and checks each array's sum once all of it was read."""
+  """Reads regions of the arrays in an Orbax folder and checks each array's sum once all of it was read.
+
+  Several threads may read. Raises as `arrays.check_files`, and when it reads as `stored.StoredArray.read`.
+  """
 
   def __init__(self, folder: pathlib.Path, records: arrays.Records):
-    arrays.check_files(folder, records)
+    self._arrays = arrays.check_files(folder, records)
     self._folder, self._records = folder, records
     self._sums: dict[str, dict[str, str]] = {name: {} for name in records}
-    self._small: dict[str, np.ndarray] = {}
-    self._whole: dict[str, np.ndarray] = {}
-    self._lock = threading.Lock()
+    self._kept: dict[str, concurrent.futures.Future[np.ndarray]] = {}  # arrays that were read whole
+    self._lock = threading.Lock()  # of _kept, never held while something is read
 
   def read(self, name: str, region: Region) -> np.ndarray:
     """One part. Small arrays, and one whose files each reach over many parts, are read once and kept."""
-    shape = self._records[name]["shape"]
-    store = _open(self._folder, name)
-    chunks = store.chunk_layout.read_chunk.shape
-    times_read = math.prod(max(1, chunk / (s.stop - s.start)) for chunk, s in zip(chunks, region))
-    with self._lock:
-      kept = self._small if math.prod(shape) <= _SMALL else self._whole
-      if name not in kept and (kept is self._small or times_read > 4):
-        self._whole = {}
-        (self._small if kept is self._small else self._whole)[name] = np.asarray(store.read().result())
-      whole = self._small.get(name, self._whole.get(name))
-    block = np.asarray(store[region].read().result()) if whole is None else whole[region]
-    self._sums[name][str(region)] = checksums.part_sum(block, _start(region), shape)
+    stored = self._arrays[name]
+    times_read = math.prod(max(1, chunk / (s.stop - s.start)) for chunk, s in zip(stored.chunks, region))
+    try:
+      whole = self._is_small(name) or times_read > 4
+      block = self._whole(name)[region] if whole else stored.read(region)
+    except MemoryError as error:
+      raise files.out_of_memory(error, str(self._folder)) from error
+    version = self._records[name].get("version", 1)
+    self._sums[name][str(region)] = checksums.part_sum(block, _start(region), stored.shape, version)
     return block
+
+  def _whole(self, name: str) -> np.ndarray:
+    """An array read by the first thread that wants it, while others that want it wait."""
+    with self._lock:
+      kept = self._kept.get(name)
+      if kept is None:
+        if not self._is_small(name):  # one large array at a time
+          self._kept = {other: x for other, x in self._kept.items() if self._is_small(other)}
+        mine = self._kept[name] = concurrent.futures.Future()
+    if kept is not None:
+      return kept.result()
+    try:
+      mine.set_result(self._arrays[name].read())
+    except BaseException as error:
+      mine.set_exception(error)
+    return mine.result()
+
+  def _is_small(self, name: str) -> bool:
+    return math.prod(self._arrays[name].shape) <= _SMALL
 
   def verify(self, names: Sequence[str] | None = None) -> None:
     """Raises DamagedError unless what was read, region by region, is what was written."""
     for name in self._records if names is None else names:
       if checksums.total(self._sums[name].values()) != self._records[name]["sum"]:
-        raise arrays.DamagedError(f"{name} (checksum differs: {arrays.array_folder(self._folder, name).name})")
+        where = stored_lib.array_folder(self._folder, name).name
+        raise arrays.DamagedError(f"{name} (checksum differs: {self._folder.name}/{where})")
 
 
 def need_room(folder: pathlib.Path, weights: Sequence[Weight], there: int = 0) -> None:

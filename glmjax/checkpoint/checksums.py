@@ -3,13 +3,15 @@
 An array's sum does not depend on how the array is split over devices or hosts: every element is mixed
 with its index in C order and the results are added modulo 2^32, so that each device sums its own part at
 memory speed and nothing is gathered. Changing one element always changes the sum; changing several goes
-unnoticed once in 2^64.
+unnoticed once in 2^64. An index has 32 bits; where an array has more words, its first axes number blocks that have
+fewer, and the block's number is mixed in as well (arrays with fewer words have the same sum in both versions).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 import functools
 import json
 import math
+import pathlib
 from typing import Any
 import zlib
 
@@ -17,6 +19,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from glmjax import errors
+from glmjax.checkpoint import files
+
+VERSION = 2  # 1 saw no difference between places of an array that are a multiple of 2^32 words apart
 _ODD = (0x9E3779B1, 0x85EBCA6B, 0xC2B2AE35, 0x27D4EB2F)  # xxHash's and MurmurHash's multipliers
 _SMALL = 1 << 20  # bytes; below, numpy has the sum before a program would be compiled
 
@@ -27,13 +33,33 @@ def _mix(x: Any, multiplier: int) -> Any:
   return x ^ (x >> 15)
 
 
-def _mixed(words: Any, index: Any) -> tuple[Any, Any]:
-  first = _mix(words + _mix(index * np.uint32(_ODD[0]), _ODD[1]), _ODD[2])
-  return first, _mix(first, _ODD[3])
+def _mixed(words: Any, index: Any, block: Any = None) -> tuple[Any, Any]:
+  """Two words for each, of the word, its index modulo 2^32, and its block in an array that has more."""
+  key = _mix(index * np.uint32(_ODD[0]), _ODD[1])
+  if block is None:
+    first = _mix(words + key, _ODD[2])
+    return first, _mix(first, _ODD[3])
+  first = _mix(words + key + _mix(block * np.uint32(_ODD[3]), _ODD[0]), _ODD[2])
+  return first, _mix(first + block * np.uint32(_ODD[1]), _ODD[3])
 
 
-@functools.partial(jax.jit, static_argnames="shape")
-def _device_sum(x: jax.Array, shape: tuple[int, ...] | None = None, start: jax.Array | None = None) -> jax.Array:
+def _split(shape: Sequence[int], words: int) -> int:
+  """How many of the first axes count blocks that have fewer than 2^32 words each; 0 where the whole array does."""
+  axis, inner = len(shape), words
+  while axis and inner * shape[axis - 1] <= 2**32:
+    axis -= 1
+    inner *= shape[axis]
+  return axis
+
+
+def _strides(shape: Sequence[int]) -> list[int]:
+  """Elements from one place of each axis to the next, modulo 2^32."""
+  return [math.prod(shape[axis + 1:]) % 2**32 for axis in range(len(shape))]
+
+
+@functools.partial(jax.jit, static_argnames=("shape", "version"))
+def _device_sum(x: jax.Array, shape: tuple[int, ...] | None = None, start: jax.Array | None = None,
+                version: int = VERSION) -> jax.Array:
   """uint32 [2], of a whole array or of the part at `start` of one of this shape.
 
   One variadic reduction: ten times the speed of two sums on a CPU.
@@ -42,50 +68,68 @@ def _device_sum(x: jax.Array, shape: tuple[int, ...] | None = None, start: jax.A
     words = x.astype(jnp.uint32)
   else:
     words = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}")).astype(jnp.uint32)
-  index, stride = jnp.zeros(words.shape, jnp.uint32), 1
-  for axis in reversed(range(words.ndim)):
-    along = jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
-    index += (along if start is None else along + start[axis]) * jnp.uint32(stride % 2**32)
-    stride *= (shape or words.shape)[axis]
+  shape = shape or words.shape
+
+  def places(axes: int, strides: Sequence[int]) -> jax.Array:
+    index = jnp.zeros(words.shape, jnp.uint32)
+    for axis in range(axes):
+      along = jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
+      index += (along if start is None else along + start[axis]) * jnp.uint32(strides[axis])
+    return index
+
+  axes = _split(shape, 1) if version > 1 else 0
+  block = places(axes, _strides(shape[:axes])) if axes else None
+  mixed = _mixed(words, places(words.ndim, _strides(shape)), block)
   zero = np.uint32(0)
-  return jnp.stack(jax.lax.reduce(_mixed(words, index), (zero, zero), lambda a, b: (a[0] + b[0], a[1] + b[1]),
+  return jnp.stack(jax.lax.reduce(mixed, (zero, zero), lambda a, b: (a[0] + b[0], a[1] + b[1]),
                                   tuple(range(words.ndim))))
 
 
-def _host_sum(x: np.ndarray, shape: Sequence[int], start: Sequence[int]) -> np.ndarray:
+def _host_sum(x: np.ndarray, shape: Sequence[int], start: Sequence[int], version: int) -> np.ndarray:
   """The same in numpy, 64-bit elements as two words."""
   flat = np.ascontiguousarray(x).reshape(-1)
   words = flat.view(f"uint{8 * min(x.dtype.itemsize, 4)}").astype(np.uint32)
-  index = np.zeros(x.shape, np.uint32)
-  for axis in range(x.ndim):
-    stride = np.uint32(math.prod(shape[axis + 1:]) % 2**32)
-    along = np.arange(start[axis], start[axis] + x.shape[axis], dtype=np.int64).astype(np.uint32) * stride
-    index += along.reshape(-1, *[1] * (x.ndim - axis - 1))
   per_element = words.size // max(1, x.size)
+
+  def places(axes: int, strides: Sequence[int]) -> np.ndarray:
+    index = np.zeros(x.shape, np.uint32)
+    for axis in range(axes):
+      along = np.arange(start[axis], start[axis] + x.shape[axis], dtype=np.int64).astype(np.uint32)
+      index += (along * np.uint32(strides[axis])).reshape(-1, *[1] * (x.ndim - axis - 1))
+    return index
+
+  index = places(x.ndim, _strides(shape))
+  axes = _split(shape, per_element) if version > 1 else 0
+  block = places(axes, _strides(shape[:axes])).reshape(-1) if axes else None
   if per_element > 1:
     index = (index[..., None] * np.uint32(per_element) + np.arange(per_element, dtype=np.uint32))
-  return np.array([np.add.reduce(part, dtype=np.uint32) for part in _mixed(words, index.reshape(-1))])
+    block = None if block is None else np.repeat(block, per_element)
+  return np.array([np.add.reduce(part, dtype=np.uint32) for part in _mixed(words, index.reshape(-1), block)])
 
 
 def _hexadecimal(value: Iterable[int]) -> str:
   return "".join(f"{int(word):08x}" for word in value)
 
 
-def array_sums(arrays: Mapping[str, jax.Array | np.ndarray]) -> dict[str, str]:
-  """Sixteen hexadecimal digits for each array."""
+def array_sums(arrays: Mapping[str, jax.Array | np.ndarray], versions: Mapping[str, int] | None = None
+               ) -> dict[str, str]:
+  """Sixteen hexadecimal digits for each array; `versions` of the sums, of arrays where it is not VERSION."""
   sums = {}
   for name, x in arrays.items():
+    version = (versions or {}).get(name, VERSION)
     on_host = isinstance(x, np.ndarray) or x.is_fully_addressable and x.nbytes < _SMALL
-    sums[name] = _host_sum(np.asarray(x), x.shape, [0] * x.ndim) if on_host else _device_sum(x)
+    sums[name] = (_host_sum(np.asarray(x), x.shape, [0] * x.ndim, version) if on_host else
+                  _device_sum(x, version=version))
     if jax.process_count() > 1:  # several sums that wait for others can take all of XLA's threads
       jax.block_until_ready(sums[name])
   return {name: _hexadecimal(np.asarray(value)) for name, value in sums.items()}
 
 
-def part_sum(x: np.ndarray, start: Sequence[int], shape: Sequence[int]) -> str:
+def part_sum(x: np.ndarray, start: Sequence[int], shape: Sequence[int], version: int = VERSION) -> str:
   """The share that the part of an array beginning at `start` has in the sum of the whole, of that shape."""
   host = x.nbytes < _SMALL or x.dtype.itemsize == 8
-  found = _host_sum(x, shape, start) if host else _device_sum(x, tuple(shape), np.array(start, np.uint32))
+  found = (_host_sum(x, shape, start, version) if host else
+           _device_sum(x, tuple(shape), np.array(start, np.uint32), version))
   return _hexadecimal(np.asarray(found))
 
 
@@ -112,7 +156,29 @@ def unseal(text: str | bytes) -> dict[str, Any]:
   Raises:
     ValueError: when the text is not what was written.
   """
-  content = json.loads(text)
+  try:
+    content = json.loads(text)
+  except RecursionError:
+    raise ValueError("JSON nested too deeply") from None
   if not isinstance(content, dict) or content.pop("crc32", None) != _crc(content):
     raise ValueError("checksum differs")
+  return content
+
+
+def read_sealed(path: pathlib.Path, shown: str, parts: Sequence[str]) -> dict[str, Any]:
+  """Returns what a file holds that was sealed: an object of at least these parts, objects themselves.
+
+  Raises:
+    files.DamagedError: when it is missing or not what was written.
+    errors.InputError: when its arrays have checksums of a kind that is not known here; when the system refuses.
+  """
+  text = files.read(path, shown)
+  try:
+    content = unseal(text)
+  except ValueError as error:
+    raise files.DamagedError(f"{shown} is damaged: {files.one_line(error)}") from error
+  if lacking := next((part for part in parts if not isinstance(content.get(part), dict)), None):
+    raise files.DamagedError(f"{shown} is another file: it has no {lacking}")
+  if max((record.get("version", 1) for record in content.get("arrays", {}).values()), default=1) > VERSION:
+    raise errors.InputError(f"{path}: a newer glmjax wrote it: update this one")
   return content

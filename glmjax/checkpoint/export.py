@@ -150,6 +150,7 @@ def write_folder(content: Content, folder: pathlib.Path) -> None:
   content.verify()
   files = [path.relative_to(folder) for path in sorted(folder.rglob("*"))
            if path.is_file() and folder_lib.PARAMS not in path.relative_to(folder).parts]
-  crcs = {str(file): source_lib.file_crc(folder / file) for file in files if str(file) != source_lib.CHECKSUMS}
+  crcs = {str(file): source_lib.file_crc(folder / file, str(file))
+          for file in files if str(file) != source_lib.CHECKSUMS}
   publish.write_json(folder / source_lib.CHECKSUMS, checksums.seal({"arrays": records, "files": crcs}))
   writer.forget()

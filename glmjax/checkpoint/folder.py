@@ -89,7 +89,7 @@ def read_tokenizer(folder: str | os.PathLike) -> dict[str, Any]:
     matches, vocab_size = layout["model_sha256"] == model, int(layout["vocab_size"])
   except OSError as error:
     raise errors.InputError(f"cannot read {folder / _MODEL}: {errors.reason(error)}") from error
-  except (ValueError, KeyError, TypeError) as error:
+  except (ValueError, KeyError, TypeError, OverflowError) as error:
     raise errors.InputError(f"{folder / _LAYOUT} is damaged ({type(error).__name__}); copy it from the token "
                             "cache or the run") from error
   if not matches:

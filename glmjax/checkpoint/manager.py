@@ -11,7 +11,9 @@ from collections.abc import Callable, Mapping
 import json
 import logging
 import math
+import os
 import pathlib
+import re
 import shutil
 import time
 from typing import Any, TypeVar
@@ -20,12 +22,16 @@ import jax
 import orbax.checkpoint as ocp
 
 from glmjax import errors
+from glmjax.checkpoint import agreement
 from glmjax.checkpoint import arrays
 from glmjax.checkpoint import checksums
+from glmjax.checkpoint import files
+from glmjax.parallel import processes
 
 STATE, _METADATA, _RECORD = "state", "metadata", "checksums.json"
 _ASIDE = "aside"  # suffix of steps that a run went back behind; kept for their owner to look at or delete
 _DELETING = "deleting"
+_STEP = re.compile("0|[1-9][0-9]{0,17}")
 
 _log = logging.getLogger("glmjax")
 
@@ -33,24 +39,50 @@ T = TypeVar("T")
 
 
 def steps(directory: pathlib.Path) -> list[int]:
-  """The complete steps in a checkpoints folder, oldest first."""
-  if not directory.is_dir():
-    return []
-  return sorted(int(child.name) for child in directory.iterdir() if child.name.isdecimal() and child.is_dir())
+  """The steps in a checkpoints folder, oldest first; each appears there when it is complete.
+
+  Raises:
+    errors.InputError, OSError: when the folder is no folder, or the system refuses to list it.
+  """
+  try:
+    names = os.listdir(directory)
+  except FileNotFoundError:
+    if not os.path.islink(directory):
+      return []
+    raise errors.InputError(f"{directory} is a link to what is not there: mount or restore it, or remove the "
+                            "link") from None
+  except NotADirectoryError:
+    raise errors.InputError(f"{directory} is no folder, and the checkpoints are kept there: move it away") from None
+  except OSError as error:
+    files.raise_refusal(error, directory, directory.name)
+  return sorted(int(name) for name in names if _STEP.fullmatch(name))
 
 
 def read_record(folder: pathlib.Path) -> dict[str, Any]:
   """A step's {"metadata": what the caller of `save` gave, "arrays": Records}.
 
   Raises:
-    arrays.DamagedError: when it is missing or not what was written.
+    files.DamagedError: when it is missing or not what was written.
+    errors.InputError, OSError: when the system refuses.
   """
-  file = folder / _METADATA / _RECORD
-  try:
-    return checksums.unseal(file.read_bytes())
-  except (OSError, ValueError) as error:
-    reason = "is missing" if isinstance(error, FileNotFoundError) else f"is damaged: {arrays.one_line(error)}"
-    raise arrays.DamagedError(f"{file.relative_to(folder)} {reason}") from error
+  return checksums.read_sealed(folder / _METADATA / _RECORD, f"{_METADATA}/{_RECORD}", ("metadata", "arrays"))
+
+
+def newest_metadata(directory: pathlib.Path) -> dict[str, Any]:
+  """What the newest step with a good record was saved with; for one process alone. {} when there is no step.
+
+  Raises:
+    errors.InputError: when no record is good.
+  """
+  problems = []
+  for step in reversed(steps(directory)):
+    try:
+      return read_record(directory / str(step))["metadata"]
+    except files.DamagedError as error:
+      problems.append(f"step {step}: {error}")
+  if problems:
+    raise _all_damaged(directory, problems)
+  return {}
 
 
 def read_step(folder: pathlib.Path, wanted: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -60,10 +92,10 @@ def read_step(folder: pathlib.Path, wanted: Mapping[str, Any]) -> tuple[dict[str
     The arrays by name, and the metadata they were saved with.
 
   Raises:
-    arrays.DamagedError: naming what is not as it was written.
-    errors.InputError: when the step is from another model.
+    files.DamagedError: naming what is not as it was written.
+    errors.InputError: when the step is from another model, or the system refuses.
   """
-  record = read_record(folder)
+  record = agreement.together(lambda: read_record(folder))
   arrays.check_same_model(wanted, record["arrays"], folder)
   return arrays.read(folder / STATE, wanted, record["arrays"]), record["metadata"]
 
@@ -72,9 +104,11 @@ def read_newest(directory: pathlib.Path, read: Callable[[pathlib.Path], T], step
                 damaged: set[int] | None = None) -> tuple[int, T] | None:
   """Calls `read` with the newest step's folder, or with an older one's when that is damaged, saying so.
 
+  All processes of a run call it, and read the steps that process 0 sees.
+
   Args:
     directory: holds the steps.
-    read: raises DamagedError when the folder is damaged.
+    read: raises DamagedError when the folder is damaged, in all processes or in none (`agreement.together`).
     step: this step and no other.
     damaged: receives the steps that were passed over.
 
@@ -82,30 +116,40 @@ def read_newest(directory: pathlib.Path, read: Callable[[pathlib.Path], T], step
     The step and what `read` returned; None when there is no step.
 
   Raises:
-    errors.InputError: when all are damaged, or `step` is or does not exist.
+    errors.InputError: when all are damaged, or `step` is or does not exist; when the system refuses.
   """
-  there = steps(directory)
-  if step is not None and step not in there:
-    raise errors.InputError(f"{directory} has no step {step}: it has {', '.join(map(str, there)) or 'none'}")
-  problems = {}
-  for candidate in reversed(there) if step is None else [step]:
+  tried: dict[int, str | None] = {}  # the problem; None: it has gone meanwhile, a run under way has newer ones
+  while word := agreement.of_first(lambda: _next_step(directory, step, tried)):
+    candidate = int(word)
     try:
-      result = read(directory / str(candidate))
-    except arrays.DamagedError as error:
-      if step is None and not (directory / str(candidate)).exists():  # a run under way has newer ones
-        return read_newest(directory, read, None, damaged)
-      problems[candidate] = str(error)
+      result = read(directory / word)
+    except files.DamagedError as error:
+      tried[candidate] = str(error) if os.path.lexists(directory / word) or step is not None else None
       continue
+    problems = {bad: problem for bad, problem in tried.items() if problem is not None}
     for bad, problem in problems.items():
       if jax.process_index() == 0:
         _log.warning("%s is damaged, step %d is used instead: %s", directory / str(bad), candidate, problem)
     if damaged is not None:
       damaged.update(problems)
     return candidate, result
-  if problems:
-    listed = "; ".join(f"step {bad}: {problem}" for bad, problem in problems.items())
-    raise errors.InputError(f"{directory}: no undamaged checkpoint; {listed}; restore a copy, or start again")
+  if problems := [f"step {bad}: {problem}" for bad, problem in tried.items() if problem is not None]:
+    raise _all_damaged(directory, problems)
   return None
+
+
+def _next_step(directory: pathlib.Path, step: int | None, tried: Mapping[int, Any]) -> str:
+  """The newest step that was not tried, or the one that is wanted; "" when there is none."""
+  there = steps(directory)
+  if step is not None and step not in there:
+    raise errors.InputError(f"{directory} has no step {step}: it has {', '.join(map(str, there)) or 'none'}")
+  left = [each for each in (there if step is None else [step]) if each not in tried]
+  return str(max(left)) if left else ""
+
+
+def _all_damaged(directory: pathlib.Path, problems: list[str]) -> errors.InputError:
+  return errors.InputError(f"{directory}: no undamaged checkpoint; {'; '.join(problems)}; restore a copy, or start "
+                           "again")
 
 
 class Manager:
@@ -152,13 +196,11 @@ class Manager:
     tree, records = arrays.prepare(state)
     record = checksums.seal({"metadata": json.loads(json.dumps(metadata)), "arrays": records})
     self._saving = step
+    folder = self._directory / str(step)
     try:
-      if jax.process_index() == 0:
-        self._directory.mkdir(parents=True, exist_ok=True)
-        self._clean()
-        self._set_aside(step)
-      self._checkpointer.save(self._directory / str(step),
-                              args=ocp.args.Composite(**{STATE: tree, _METADATA: ocp.args.JsonSave(record)}))
+      processes.on_first(lambda: self._make_way(step))  # before any process looks whether the step is there
+      processes.see_the_same(lambda: int(folder.exists()), str(folder))
+      self._checkpointer.save(folder, args=ocp.args.Composite(**{STATE: tree, _METADATA: ocp.args.JsonSave(record)}))
     except (OSError, ValueError) as error:
       self._failed(error)
     return True
@@ -209,16 +251,25 @@ class Manager:
     finally:
       self._checkpointer.close()
 
+  def _make_way(self, step: int) -> None:
+    self._directory.mkdir(parents=True, exist_ok=True)
+    self._clean()
+    self._set_aside(step)
+
   def _failed(self, error: BaseException) -> None:
     step, self._saving = self._saving, None
     if jax.process_index() == 0:
       for _ in range(10):  # other files of the failed save may still be on their way
         time.sleep(0.1)
         self._clean()
-    last = self.latest_step()
-    full = "No space left" in str(error) or "RESOURCE_EXHAUSTED" in str(error) or "Disk quota" in str(error)
-    advice = "the disk is full, free some space" if full else arrays.one_line(error)
-    kept = "there is no earlier one" if last is None else f"step {last} is still there"
+    try:
+      last = self.latest_step()
+      kept = "there is no earlier one" if last is None else f"step {last} is still there"
+    except (errors.InputError, OSError):
+      kept = "the earlier ones are still there"
+    refused = files.refusal(error)
+    advice = ("out of memory" if isinstance(refused, MemoryError) else
+              errors.reason(refused).replace(": ", ", ") if refused else files.one_line(error))
     where = self._directory / str(step)
     raise errors.InputError(f"checkpoint {where} could not be written ({advice}); {kept}") from error
 
@@ -227,36 +278,47 @@ class Manager:
     for child in self._directory.glob("*"):
       if child.name.split(".")[0].isdecimal() and (
           ".orbax-checkpoint-tmp" in child.name or child.suffix == f".{_DELETING}"):
-        shutil.rmtree(child, ignore_errors=True)
+        _remove(child)
 
   def _set_aside(self, step: int) -> None:
     """Renames the steps that are damaged or belong to a future that will not be."""
     for old in steps(self._directory):
       if old >= step or old in self._damaged:
         name = f"{old}.{_ASIDE}"
-        while (self._directory / name).exists():
+        while os.path.lexists(self._directory / name):
           name += "+"
         (self._directory / str(old)).rename(self._directory / name)
         _log.warning("%s is set aside as %s", self._directory / str(old), name)
     self._damaged.clear()
 
   def _prune(self) -> None:
-    there = steps(self._directory)
+    """Deletes steps; none while it cannot be read which is the best."""
+    try:
+      there = steps(self._directory)
+      metrics = {step: metric for step in there if (metric := self._metric(step)) is not None}
+    except (errors.InputError, OSError):
+      return
     kept = set(there[-self._keep:])
-    metrics = {step: metric for step in there if (metric := self._metric(step)) is not None}
     if metrics:
       kept.add(min(metrics, key=metrics.__getitem__))
     for step in set(there) - kept:
       doomed = self._directory / f"{step}.{_DELETING}"  # renamed first: half a step never passes for one
       (self._directory / str(step)).rename(doomed)
-      shutil.rmtree(doomed, ignore_errors=True)
+      _remove(doomed)
 
   def _metric(self, step: int) -> float | None:
     if self._keep_best is None:
       return None
     try:
       metadata = read_record(self._directory / str(step))["metadata"]
-    except arrays.DamagedError:
+    except files.DamagedError:
       return None
     value = metadata.get("metrics", {}).get(self._keep_best)
     return value if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def _remove(path: pathlib.Path) -> None:
+  if path.is_dir() and not path.is_symlink():
+    shutil.rmtree(path, ignore_errors=True)
+  else:  # what stood in a step's place
+    path.unlink(missing_ok=True)

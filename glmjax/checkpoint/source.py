@@ -15,11 +15,14 @@ from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 
 from glmjax import errors
+from glmjax.checkpoint import agreement
 from glmjax.checkpoint import arrays
 from glmjax.checkpoint import blocks
 from glmjax.checkpoint import checksums
+from glmjax.checkpoint import files
 from glmjax.checkpoint import folder as folder_lib
 from glmjax.checkpoint import manager
+from glmjax.checkpoint import recorded
 from glmjax.quantize import tree
 
 CHECKSUMS = "checksums.json"
@@ -124,10 +127,10 @@ def use(folder: str | os.PathLike, function: Callable[[Source], T]) -> T:
   folder = pathlib.Path(folder)
   config = folder_lib.read_config(folder)
   folder_lib.check_tokenizer(folder, config)
-  if (folder / folder_lib.PARAMS).is_dir():
+  if _is_export(folder, config):
     try:
-      return function(_from_export(folder, config))
-    except arrays.DamagedError as error:
+      return function(agreement.together(lambda: _from_export(folder, config)))
+    except files.DamagedError as error:
       raise errors.InputError(f"{folder} is damaged: {error}; export it again") from error
   found = manager.read_newest(folder / folder_lib.CHECKPOINTS, lambda step: function(_from_step(step, config)))
   if found is None:
@@ -135,25 +138,28 @@ def use(folder: str | os.PathLike, function: Callable[[Source], T]) -> T:
   return found[1]
 
 
+def _is_export(folder: pathlib.Path, config: folder_lib.FolderConfig) -> bool:
+  """Whatever it lacks: a run has none of these."""
+  return bool(config.export) or any(os.path.lexists(folder / name) for name in (folder_lib.PARAMS, CHECKSUMS))
+
+
 def _from_step(step_folder: pathlib.Path, config: folder_lib.FolderConfig) -> Source:
-  records = manager.read_record(step_folder)["arrays"]
-  params = {name: record for name, record in records.items() if name.startswith(_STATE_PARAMS)}
+  record = agreement.together(lambda: manager.read_record(step_folder))
+  config = recorded.checked(config, record["metadata"], step_folder)
+  params = {name: record for name, record in record["arrays"].items() if name.startswith(_STATE_PARAMS)}
   return Source(config, int(step_folder.name), step_folder / manager.STATE, _STATE_PARAMS, params)
 
 
 def _from_export(folder: pathlib.Path, config: folder_lib.FolderConfig) -> Source:
-  try:
-    content = checksums.unseal((folder / CHECKSUMS).read_bytes())
-  except FileNotFoundError as error:
-    raise errors.InputError(f"{folder} is half-written: it has no {CHECKSUMS}; export it again") from error
-  except (OSError, ValueError) as error:
-    raise arrays.DamagedError(f"{CHECKSUMS}: {arrays.one_line(error)}") from error
+  if not os.path.lexists(folder / CHECKSUMS):
+    raise errors.InputError(f"{folder} is half-written: it has no {CHECKSUMS}; export it again")
+  content = checksums.read_sealed(folder / CHECKSUMS, CHECKSUMS, ("files", "arrays"))
   for name, crc in content["files"].items():
-    if file_crc(folder / name) != crc:
-      raise arrays.DamagedError(f"{name} (checksum differs)")
+    if file_crc(folder / name, name) != crc:
+      raise files.DamagedError(f"{name} (checksum differs)")
   return Source(config, config.export.get("step"), folder / folder_lib.PARAMS, "", content["arrays"])
 
 
-def file_crc(path: pathlib.Path) -> str | None:
-  """CRC-32 of a small file; None when it is missing."""
-  return f"{zlib.crc32(path.read_bytes()):08x}" if path.is_file() else None
+def file_crc(path: pathlib.Path, shown: str) -> str:
+  """CRC-32 of a small file; raises as `files.read`."""
+  return f"{zlib.crc32(files.read(path, shown)):08x}"

@@ -15,6 +15,7 @@ import numpy as np
 from glmjax import errors
 from glmjax import ranges
 from glmjax.checkpoint import manager as manager_lib
+from glmjax.checkpoint import recorded
 from glmjax.models import config as config_lib
 from glmjax.models import pipeline as pipeline_lib
 from glmjax.parallel import host
@@ -302,7 +303,8 @@ class Run:
     numbers = {name: self._record[name] for name in ("loss", "eval_loss") if name in self._record}
     with self._peers.patient():
       self.manager.save(self.step, self._stages.store(self.state), {
-          "samples_seen": self.samples, "data": self.data.describe(), "metrics": numbers})
+          "samples_seen": self.samples, "data": self.data.describe(), "metrics": numbers,
+          **recorded.of(self.objective.config)})
     self._saved_step = self.step
 
   def _evaluate(self) -> metrics_lib.Record:

@@ -18,14 +18,12 @@ import zlib
 from glmjax import errors
 from glmjax.checkpoint import folder
 from glmjax.checkpoint import manager as manager_lib
+from glmjax.checkpoint import recorded
 from glmjax.io import folders
 from glmjax.io import lock
 from glmjax.io import publish
 from glmjax.models import config as config_lib
 from glmjax.train import feed
-
-# What may change from one start of a run to the next: how it is computed, not what it is.
-_FREE = ("dtype", "scan_layers", "remat", "hidden_dropout", "attention_dropout")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,21 +137,30 @@ class Workdir:
       return False
 
   def _check_same(self, config: folder.FolderConfig) -> None:
+    """Compares the run with what config.json and the checkpoints say; these alone where config.json is gone."""
     advice = "choose another workdir, or --overwrite to delete that run"
-    try:
-      found = folder.read_config(self.root)
-    except errors.InputError as error:
-      raise errors.InputError(f"{self.root} holds checkpoints of a run that cannot be told: {error}; "
-                              f"{advice}") from error
-    theirs, ours = (dataclasses.asdict(c.model) for c in (found, config))
-    for name in _FREE:
-      theirs[name] = ours[name]
-    _, seen = manager_lib.read_newest(
-        self.checkpoints, lambda step: manager_lib.read_record(step)["metadata"]["samples_seen"])
+    metadata = manager_lib.newest_metadata(self.checkpoints)
+    if "model" in metadata and not os.path.lexists(self.config):
+      model, data = metadata["model"], metadata["data"]
+    else:
+      found = self._read_config("remove it, and it is written anew" if "model" in metadata else advice)
+      if changed := recorded.difference(found.model, metadata):
+        raise errors.InputError(f"{self.config} is not the one of this run: {changed}: set it back, or restore a copy")
+      model, data = dataclasses.asdict(found.model), metadata.get("data", found.data)
+    ours = dataclasses.asdict(config.model)
+    theirs = {name: model.get(name, ours[name]) for name in ours} | {name: ours[name] for name in recorded.FREE}
+    seen = metadata.get("samples_seen", 0)
     difference = (_difference(theirs, ours, "model")
-                  or _difference(_before(found.data, seen), _before(config.data, seen), "data"))
+                  or _difference(_before(data, seen), _before(config.data, seen), "data"))
     if difference:
       raise errors.InputError(f"{self.root} holds another run: {difference}; {advice}")
+
+  def _read_config(self, advice: str) -> folder.FolderConfig:
+    try:
+      return folder.read_config(self.root)
+    except errors.InputError as error:
+      raise errors.InputError(f"{self.root} holds checkpoints of a run that cannot be told: {error}; {advice}"
+                              ) from error
 
 
 def _step_of(checkpoint: pathlib.Path) -> int:

@@ -1,0 +1,51 @@
+"""What a step's record says of its run, so that a config.json that was changed or damaged is told.
+
+Each step is saved with the settings of its model (`of`); config.json, which nothing seals, must say the same.
+"""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+from glmjax import errors
+from glmjax.checkpoint import folder
+from glmjax.models import config as config_lib
+
+# What may change from one start of a run to the next: how it is computed, not what it is.
+FREE = ("dtype", "scan_layers", "remat", "hidden_dropout", "attention_dropout")
+
+
+def of(model: config_lib.GLMConfig) -> dict[str, Any]:
+  """The entry of a step's metadata about its model."""
+  return {"model": dataclasses.asdict(model)}
+
+
+def difference(model: config_lib.GLMConfig, metadata: dict[str, Any]) -> str | None:
+  """The first setting that the model has other than the record, in words; None: none, or an older record."""
+  ours = dataclasses.asdict(model)
+  for name, there in (metadata.get("model") or {}).items():
+    if name not in FREE and name in ours and ours[name] != there:
+      return f"{name} is {ours[name]!r} there and {there!r} in the checkpoints"
+  return None
+
+
+def checked(config: folder.FolderConfig, metadata: dict[str, Any], step: pathlib.Path) -> folder.FolderConfig:
+  """A run's config.json, compared with a step's record; what describes the data is the record's.
+
+  Args:
+    config: of the run's folder.
+    metadata: that the step was saved with.
+    step: the step's folder.
+
+  Raises:
+    errors.InputError: naming the setting that differs.
+  """
+  where = step.parent.parent / folder.CONFIG
+  if found := difference(config.model, metadata):
+    raise errors.InputError(f"{where} is not the one of this run: {found}: set it back, or restore a copy")
+  data = metadata["data"] if isinstance(metadata.get("data"), dict) else config.data
+  fingerprint, trained = config.tokenizer.get("fingerprint"), data.get("tokenizer")
+  if isinstance(trained, str) and fingerprint and fingerprint != trained:
+    raise errors.InputError(f"{where} names tokenizer {fingerprint[:8]}, and step {step.name} was trained with "
+                            f"{trained[:8]}: restore config.json and tokenizer/")
+  return dataclasses.replace(config, data=data)

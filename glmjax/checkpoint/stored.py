@@ -1,0 +1,162 @@
+"""One array on disk as Orbax and blocks.Writer leave it: plain zarr, each chunk the bytes of a file.
+
+It is read here, not by TensorStore, which ends the process where memory is short, and whose complaints do not tell a
+damaged file from a refusal of the system. Nothing in the header is believed: it must be what the record says.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import concurrent.futures
+import contextlib
+import itertools
+import json
+import math
+import os
+import pathlib
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from glmjax.checkpoint import files
+
+_LARGEST_HEADER = 1 << 16  # bytes
+_AT_ONCE = 8  # chunks that are read at the same time
+_LARGEST_READ = 1 << 30  # bytes that one call asks for; the system gives less than 2 GiB
+
+Region = tuple[slice, ...]
+
+
+def array_folder(folder: pathlib.Path, name: str) -> pathlib.Path:
+  """Where Orbax keeps the array."""
+  return folder / name.replace("/", ".")
+
+
+def zarr_dtype(name: str) -> Any:
+  """What numpy makes of a dtype's name in a zarr header or in a record."""
+  return jnp.bfloat16 if name == "bfloat16" else name
+
+
+def header(shape: Sequence[int], dtype: str, chunks: Sequence[int]) -> dict[str, Any]:
+  """The zarr header of an array: C order, uncompressed, no filters, every chunk written."""
+  name = dtype if dtype == "bfloat16" else np.dtype(dtype).str
+  return {"shape": list(shape), "chunks": list(chunks), "dtype": name, "order": "C", "compressor": None,
+          "filters": None, "fill_value": None, "dimension_separator": ".", "zarr_format": 2}
+
+
+@contextlib.contextmanager
+def threads() -> Iterator[concurrent.futures.Executor]:
+  """Threads for `StoredArray.begin`; what they have not begun when an error comes is not read."""
+  pool = concurrent.futures.ThreadPoolExecutor(_AT_ONCE)
+  try:
+    yield pool
+  finally:
+    pool.shutdown(cancel_futures=True)
+
+
+class StoredArray:
+  """An array whose header and files are what its record says.
+
+  Args:
+    folder: Orbax's, where the array has a folder of its own.
+    name: of the array.
+    record: its shape and dtype.
+
+  Raises:
+    files.DamagedError: naming up to four files that are missing, no files, or not as the record has them.
+    errors.InputError, OSError: when the system refuses.
+  """
+
+  def __init__(self, folder: pathlib.Path, name: str, record: Mapping[str, Any]):
+    self.shape, self.dtype = tuple(record["shape"]), np.dtype(zarr_dtype(record["dtype"]))
+    self._where, self._shown = array_folder(folder, name), f"{folder.name}/{name.replace('/', '.')}"
+    self.chunks = self._read_header(name, record["dtype"])
+    self._chunk_bytes = math.prod(self.chunks) * self.dtype.itemsize
+    problems = list(itertools.islice(self._problems(), 5))
+    if problems:
+      more = " and more" if len(problems) > 4 else ""
+      raise files.DamagedError("; ".join(f"{name} ({problem})" for problem in problems[:4]) + more)
+
+  def _read_header(self, name: str, dtype: str) -> tuple[int, ...]:
+    shown = f"{self._shown}/.zarray"
+    try:
+      found = files.read_json(self._where / ".zarray", shown, _LARGEST_HEADER)
+    except files.DamagedError as error:
+      raise files.DamagedError(f"{name} ({error})") from error
+    chunks = found.get("chunks")
+    whole = isinstance(chunks, list) and len(chunks) == len(self.shape) and all(
+        type(c) is int and 1 <= c <= max(n, 1) for c, n in zip(chunks, self.shape))
+    wanted = header(self.shape, dtype, chunks if whole else self.shape)
+    for field in dict.fromkeys([*wanted, *found]):
+      here, there = (json.dumps(fields.get(field, "nothing"))[:60] for fields in (wanted, found))
+      if here != there:
+        raise files.DamagedError(f"{name} ({shown} has {field} {there}, not {here})")
+    return tuple(chunks)
+
+  def _problems(self) -> Iterator[str]:
+    for place in np.ndindex(*self._grid(0)):
+      name = self._chunk_name(place)
+      problem = files.size_problem(self._where / name, f"{self._shown}/{name}", self._chunk_bytes)
+      if problem:
+        yield problem
+
+  def _grid(self, first: int) -> list[int]:
+    """Chunks along each axis from `first` on."""
+    return [-(-n // c) for n, c in zip(self.shape[first:], self.chunks[first:])]
+
+  @staticmethod
+  def _chunk_name(place: Sequence[int]) -> str:
+    return ".".join(map(str, place)) or "0"
+
+  def begin(self, region: Sequence[slice], pool: concurrent.futures.Executor) -> Callable[[], np.ndarray]:
+    """Begins to read a part, given by slices without steps; returns a function that waits for it and returns it.
+
+    The function raises files.DamagedError when a file has changed meanwhile; errors.InputError or OSError when the
+    system refuses.
+
+    Raises:
+      MemoryError: when there is none for the part.
+    """
+    bounds = [s.indices(n)[:2] for s, n in zip(region, self.shape)]
+    out = np.empty([stop - start for start, stop in bounds], self.dtype)
+    places = itertools.product(*(range(start // c, -(-stop // c)) for (start, stop), c in zip(bounds, self.chunks)))
+    tasks = [pool.submit(self._read_chunk, place, bounds, out) for place in places] if out.size else []
+
+    def wait() -> np.ndarray:
+      for task in tasks:
+        task.result()
+      return out
+
+    return wait
+
+  def read(self, region: Sequence[slice] | None = None) -> np.ndarray:
+    """Returns a part of the array; None: all of it. Raises what `begin` and its function raise."""
+    with threads() as pool:
+      return self.begin([slice(None)] * len(self.shape) if region is None else region, pool)()
+
+  def _read_chunk(self, place: Sequence[int], bounds: Sequence[tuple[int, int]], out: np.ndarray) -> None:
+    """Reads what a chunk has of the region into its place in `out`, and no rows of the first axis but those."""
+    inside, outside = [], []
+    for i, c, (start, stop) in zip(place, self.chunks, bounds):
+      low, high = max(start, i * c), min(stop, (i + 1) * c)
+      inside.append(slice(low - i * c, high - i * c))
+      outside.append(slice(low - start, high - start))
+    if not inside:  # no axes
+      inside, outside = [slice(0, 1)], [slice(0, 1)]
+      out = out.reshape(1)
+    rows, rest = inside[0], self.chunks[1:]
+    target = out[tuple(outside)]
+    straight = target.flags.c_contiguous and target.shape[1:] == tuple(rest)
+    buffer = target if straight else np.empty((rows.stop - rows.start, *rest), self.dtype)
+    self._read_bytes(self._chunk_name(place), rows.start * math.prod(rest) * self.dtype.itemsize, buffer)
+    if not straight:
+      target[...] = buffer[(slice(None), *inside[1:])]
+
+  def _read_bytes(self, name: str, offset: int, buffer: np.ndarray) -> None:
+    left = memoryview(buffer.reshape(-1).view(np.uint8))
+    shown = f"{self._shown}/{name}"
+    with files.opened(self._where / name, shown) as (descriptor, _):
+      while left:
+        count = os.preadv(descriptor, [left[:_LARGEST_READ]], offset)
+        if not count:
+          raise files.DamagedError(f"{shown} has become shorter while it was read")
+        left, offset = left[count:], offset + count
