@@ -5,11 +5,9 @@ Flags and gin files are checked before the function's module, and so JAX, is imp
 
 import errno
 import sys
-import traceback
 from collections.abc import Sequence
 
 from glmjax import errors
-from glmjax.cli import process
 
 _GIN = "  In call to configurable"
 _LONGEST = 1000  # characters of an error that is printed
@@ -27,15 +25,19 @@ _MENDED_BY_USER = (
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs one command; its exit status: 0 done, 2 a mistake to mend, 128 + n after signal n, 1 anything else."""
   try:
-    process.begin()
-    return _run(list(sys.argv[1:] if argv is None else argv))
-  except process.Stopped as stopped:
-    process.end(stopped.number)
-  except KeyboardInterrupt:
-    return _fail("interrupted", 130)
+    from glmjax.cli import process  # here: from the first line on an interrupt has its line and status
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    process.begin(arguments)
+    return _run(arguments)
+  except KeyboardInterrupt as interrupt:
+    if hasattr(interrupt, "number"):
+      process.end(interrupt.number)
+    print("glmjax: interrupted", file=sys.stderr)
+    return 130
 
 
 def _run(arguments: list[str]) -> int:
+  from glmjax.cli import process
   try:
     from glmjax.cli import run  # here, so that whatever fails in the imports is one line as well
     status = run.run(arguments)
@@ -47,6 +49,7 @@ def _run(arguments: list[str]) -> int:
     if isinstance(error, BrokenPipeError) and error.filename == process.OUTPUT:  # as in `glmjax ... | head`
       return _READER_LEFT
     if "--debug" in arguments:
+      import traceback
       traceback.print_exc()
     return _fail(*_describe(error))
   finally:
@@ -83,6 +86,7 @@ def _one_line(error: Exception) -> str:
 
 
 def _fail(message: str, status: int) -> int:
+  from glmjax.cli import process
   print(f"glmjax: {process.printable(message)}", file=sys.stderr, flush=True)
   process.leave_others(status, message)
   return status

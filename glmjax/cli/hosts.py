@@ -6,7 +6,6 @@ from typing import Any
 
 from glmjax import errors
 from glmjax.cli import process
-from glmjax.parallel import clusters
 
 _TOGETHER = ("coordinator", "num_processes", "process_id")
 
@@ -27,12 +26,6 @@ def check(options: argparse.Namespace) -> dict[str, Any]:
     raise errors.InputError(f"--process_id is {given['process_id']} of --num_processes {given['num_processes']}: "
                             "they are numbered from 0")
   return {}
-
-
-def are_several(options: argparse.Namespace) -> bool:
-  """Whether there are others that this process is going to join."""
-  others = options.coordinator or clusters.named() or clusters.is_kubernetes_job()
-  return bool(others) and options.num_processes != 1
 
 
 def begin(options: argparse.Namespace) -> None:

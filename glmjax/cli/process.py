@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -30,8 +30,10 @@ class Stopped(KeyboardInterrupt):
     self.number = number
 
 
-def begin() -> None:
-  """Makes the settings that every command needs. A second call changes nothing."""
+def begin(arguments: Sequence[str] = ()) -> None:
+  """Makes the settings that every command needs; `arguments` are the command line's. A second call changes nothing."""
+  global _waiting, _noted
+  _waiting, _noted = _is_of_several(arguments), None
   _take_signals()
   _open_streams()
   _show_messages()
@@ -45,7 +47,7 @@ _OURS = (signal.SIGTERM, signal.SIGINT)
 _mask: set[int] = set()  # of signals that were blocked before a fork
 _ending = threading.Lock()  # held by the thread that ends the process
 _watcher: threading.Thread | None = None
-_waiting = False  # whether signals wait for the end of `several`
+_waiting = False  # whether signals wait for `met`
 _noted: int | None = None  # the signal that waits
 
 
@@ -107,15 +109,19 @@ def _forget() -> None:
   _unblock()
 
 
-@contextlib.contextmanager
-def several() -> Iterator[None]:
-  """Within it a signal waits, so that a process of several that is told to stop can tell the others, once met."""
+def _is_of_several(arguments: Sequence[str]) -> bool:
+  """Whether the command will join others. Told to stop before, it waits until it can tell them."""
+  if arguments[:1] != ["train"]:
+    return False
+  from glmjax.parallel import clusters  # here, as few commands need it
+  return bool(any(argument.startswith("--coordinator") for argument in arguments) or clusters.named()
+              or clusters.is_kubernetes_job())
+
+
+def met() -> None:
+  """From here on a signal acts at once, as one that came before does now: the others can be told."""
   global _waiting
-  _waiting = True
-  try:
-    yield
-  finally:
-    _waiting = False
+  _waiting = False
   if _noted is not None:
     raise Stopped(_noted)
 

@@ -45,14 +45,14 @@ def run(arguments: list[str]) -> int:
       given[flag.parameter] = value
     elif value is not None and flag.kind == "bound":
       overrides.append(f"{command.target}.{flag.parameter}={value!r}")
-  with process.several() if command.begin and hosts.are_several(options) else contextlib.nullcontext():
-    gin_files.parse(options.gin_file, overrides, command.target, given,
-                    [each.target for top in commands.COMMANDS.values() for each in (top, *top.modes)])
-    if options.stages:
-      from glmjax.evaluate import stages
-      stages.prepare(options.stages)
-    if command.begin:
-      command.begin(options)
+  gin_files.parse(options.gin_file, overrides, command.target, given,
+                  [each.target for top in commands.COMMANDS.values() for each in (top, *top.modes)])
+  if options.stages:
+    from glmjax.evaluate import stages
+    stages.prepare(options.stages)
+  if command.begin:
+    command.begin(options)
+  process.met()
   with contextlib.redirect_stdout(sys.stderr) if options.json else contextlib.nullcontext():
     result = _call(command, given)
   if not hosts.is_first():

@@ -6,14 +6,19 @@ import os
 def named() -> str | None:
   """SLURM, Open MPI, MPI or TPU pod; None where the environment names none of them."""
   environ = os.environ
-  if int(environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_STEP_NODELIST" in environ:  # within srun
+  if _count("SLURM_NTASKS") > 1 and "SLURM_STEP_NODELIST" in environ:  # within srun
     return "SLURM"
-  if max(int(environ.get(name, "1")) for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")) > 1:
+  if max(_count("OMPI_COMM_WORLD_SIZE"), _count("PMI_SIZE")) > 1:
     return "Open MPI" if "OMPI_MCA_orte_hnp_uri" in environ else "MPI"
   hosts = environ.get("TPU_PROCESS_ADDRESSES") or environ.get("TPU_WORKER_HOSTNAMES", "")
-  if "," in hosts or int(environ.get("MEGASCALE_NUM_SLICES", "1")) > 1:
+  if "," in hosts or _count("MEGASCALE_NUM_SLICES") > 1:
     return "TPU pod"
   return None
+
+
+def _count(name: str) -> int:
+  value = os.environ.get(name, "")
+  return int(value) if value.isdecimal() else 1
 
 
 def is_kubernetes_job() -> bool:

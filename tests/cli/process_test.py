@@ -141,16 +141,25 @@ def test_a_signal_to_a_child_is_the_childs(fake):
   assert done.returncode == 0 and not done.stderr
 
 
-def test_several_wait_for_the_others(monkeypatch):
+def test_several_wait_for_the_others():
   """A process that is told to stop before it has met the others goes on until it can tell them."""
-  process.begin()
-  reached = False
+  process.begin(["train", "--coordinator=localhost:1"])
+  os.kill(os.getpid(), signal.SIGTERM)  # interrupts nothing
   with pytest.raises(process.Stopped) as caught:
-    with process.several():
-      os.kill(os.getpid(), signal.SIGTERM)
-      reached = True
-  monkeypatch.setattr(process, "_noted", None)
-  assert reached and caught.value.number == signal.SIGTERM
+    process.met()
+  assert caught.value.number == signal.SIGTERM
+  with pytest.raises(process.Stopped):
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("arguments, environment, waits", [
+  (["train", "--workdir=a"], {}, False), (["train", "--coordinator=h:1"], {}, True),
+  (["train"], {"SLURM_NTASKS": "2", "SLURM_STEP_NODELIST": "n[1-2]"}, True),
+  (["chat", "--checkpoint=a"], {"SLURM_NTASKS": "2", "SLURM_STEP_NODELIST": "n[1-2]"}, False), ([], {}, False)])
+def test_only_processes_of_several_wait(monkeypatch, arguments, environment, waits):
+  for name, value in environment.items():
+    monkeypatch.setenv(name, value)
+  assert process._is_of_several(arguments) == waits
 
 
 def test_noting_interrupts_nothing():

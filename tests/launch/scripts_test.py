@@ -85,7 +85,7 @@ def fake(folder: pathlib.Path, name: str, body: str) -> None:
 
 
 @pytest.mark.parametrize("statuses, status, calls", [
-    ([0], 0, 1), ([2], 2, 1), ([1, 137, 0], 0, 3), ([1, 1, 1], 1, 3), ([143], 143, 2)])
+    ([0], 0, 1), ([2], 2, 1), ([1, 137, 0], 0, 3), ([1, 1, 1], 1, 3), ([143], 143, 2), ([130], 130, 1)])
 def test_slurm_starts_again_where_that_helps(tmp_path, statuses, status, calls):
   fake(tmp_path, "srun", f"set -- {' '.join(map(str, statuses))}; shift $(($(wc -l < {tmp_path}/calls) - 1)); exit $1")
   fake(tmp_path, "scontrol", "exit 0")
@@ -95,7 +95,8 @@ def test_slurm_starts_again_where_that_helps(tmp_path, statuses, status, calls):
   assert ("scontrol requeue 7" in called) == (status == 143)
 
 
-@pytest.mark.parametrize("statuses, status, calls", [([0], 0, 1), ([2], 2, 1), ([1, 134, 0], 0, 3), ([1, 1, 1], 1, 3)])
+@pytest.mark.parametrize("statuses, status, calls", [
+    ([0], 0, 1), ([2], 2, 1), ([1, 134, 0], 0, 3), ([1, 1, 1], 1, 3), ([130], 130, 1), ([143, 0], 0, 2)])
 def test_tpu_pod_starts_again_where_that_helps(tmp_path, statuses, status, calls):
   """gcloud here runs the remote command, with a glmjax that ends as told."""
   fake(tmp_path, "gcloud", 'case $4 in describe) echo READY ;; ssh) eval "${!#/--command=/}" ;; esac')
@@ -105,6 +106,14 @@ def test_tpu_pod_starts_again_where_that_helps(tmp_path, statuses, status, calls
   done = run("tpu_pod.sh", *FLAGS, PATH=f"{tmp_path}:/usr/bin:/bin", MAX_RESTARTS="2", WAIT="0", TPU="a", ZONE="b")
   assert done.returncode == status, done.stderr
   assert sum(line.startswith("glmjax") for line in (tmp_path / "calls").read_text().splitlines()) == calls
+
+
+def test_skypilot_recovers_where_that_helps():
+  """Not from a mistake (2) and not from Ctrl-C (130)."""
+  text = (LAUNCH / "skypilot.yaml").read_text()
+  assert re.search(r"max_restarts_on_errors: (\d+)", text)[1] == "0"
+  codes = set(map(int, re.search(r"recover_on_exit_codes: \[(.*)\]", text)[1].split(",")))
+  assert codes == {1, 134, 137, 143}
 
 
 def test_skypilot_joins_the_nodes():

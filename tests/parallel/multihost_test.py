@@ -136,6 +136,30 @@ def test_two_are_as_one_and_stop_together(start, tmp_path):
   check_read_once(read, 16 * steps[-1])
 
 
+def catches(process: subprocess.Popen, number: int) -> bool:
+  """Whether the process has a handler of its own for the signal."""
+  status = pathlib.Path(f"/proc/{process.pid}/status").read_text()
+  return bool(int(re.search(r"SigCgt:\s*(\w+)", status)[1], 16) >> (number - 1) & 1)
+
+
+@pytest.mark.parametrize("victim, number", [
+    (1, signal.SIGTERM), pytest.param(0, signal.SIGTERM, marks=pytest.mark.slow),
+    pytest.param(1, signal.SIGINT, marks=pytest.mark.slow), pytest.param(0, signal.SIGINT, marks=pytest.mark.slow)])
+def test_told_to_stop_before_the_first_step(start, tmp_path, victim, number):
+  """From the first line of main(): both end with the signal's status and a line, and not after a timeout."""
+  two = start(tmp_path / "run", 2, 1)
+  ends = time.monotonic() + 60
+  while not catches(two.processes[victim], signal.SIGTERM):
+    assert time.monotonic() < ends
+    time.sleep(0.01)
+  two.processes[victim].send_signal(number)
+  words = "stopped by SIGTERM" if number == signal.SIGTERM else "interrupted"
+  results = two.results(90)
+  assert [status for status, _, _ in results] == [128 + number] * 2, results
+  [told], [heard] = errors_of(results[victim][2]), errors_of(results[1 - victim][2])
+  assert told == f"glmjax: {words}" and heard.startswith(f"glmjax: process {victim} has ended: {words}")
+
+
 def test_flags_half_given_and_nobody_there(start, tmp_path):
   """One line, a status and soon: nobody waits for a coordinator that never comes."""
   port = free_port()
@@ -172,7 +196,10 @@ def test_verdicts(silent, hung, said, verdict):
 @pytest.mark.parametrize("victim, blow", [(3, signal.SIGKILL), (0, signal.SIGKILL), (2, signal.SIGSTOP),
                                           (0, signal.SIGSTOP)])
 def test_one_of_four_goes_and_two_go_on(start, tmp_path, victim, blow):
-  """The others end within a minute, with one line; fewer processes continue with the same samples and losses."""
+  """The others end within a minute, with one line; fewer processes continue with the same samples and losses.
+
+  Where process 0 was killed, JAX may abort the others in its own words before they have said theirs: all of those stay.
+  """
   one, run = tmp_path / "one", tmp_path / "run"
   four = start(run, 4, 1, *SLOW)
   four.wait_for_step(5)
@@ -185,8 +212,12 @@ def test_one_of_four_goes_and_two_go_on(start, tmp_path, victim, blow):
   four.processes[victim].kill()
   for i, (status, _, err) in enumerate(four.results()):
     if i != victim:
-      assert status not in (0, None) and len(errors_of(err)) == 1, err
-      assert errors_of(err)[0].startswith("glmjax: ") and "goes on from the last checkpoint" in err
+      assert status not in (0, None), err
+      if victim == 0 and blow == signal.SIGKILL:
+        assert "glmjax: process 0 has died" in err or "Terminating process because the JAX distributed service" in err
+        continue
+      assert len(errors_of(err)) == 1 and errors_of(err)[0].startswith("glmjax: "), err
+      assert "goes on from the last checkpoint" in err
       assert f"process {victim} on " in err or victim == 0
   saved = manager_lib.steps(run / "checkpoints")[-1]
   assert saved >= 3
