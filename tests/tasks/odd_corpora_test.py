@@ -80,7 +80,10 @@ def test_both_splits_give_rows_and_questions(made):
 
 GIN = """
 from __gin__ import dynamic_registration
+from glmjax.data import loader
+from glmjax.data import rows
 from glmjax.models import config
+from glmjax.train import loop
 from glmjax.train import schedules
 include "runs/quickstart.gin"
 TEXT_FILES = {files}
@@ -89,8 +92,8 @@ CACHE = "run/cache"
 WORKDIR = "run/train"
 VOCAB_SIZE = 400
 SEQ_LENGTH = 64
-BATCH_SIZE = 4
-TOTAL_SAMPLES = 24
+BATCH_SIZE = 8
+TOTAL_SAMPLES = 48
 config.GLMConfig:
   num_layers = 1
   embed_dim = 16
@@ -98,6 +101,15 @@ config.GLMConfig:
   mlp_dim = 16
   dtype = "float32"
 schedules.LearningRate.warmup_samples = 4
+validation/loader.CachedMixture:
+  directory = %CACHE
+  infilling = @rows.BlankInfilling
+  split = "validation"
+  num_workers = 0
+loop.train.validation = @validation/loader.CachedMixture()
+loop.Intervals:
+  evaluate = 3
+  eval_samples = 16
 """
 COMMANDS = (
     ["tokenizer", "--gin_file=mine.gin"], ["cache", "--gin_file=mine.gin", "--num_workers=0"],
@@ -123,4 +135,6 @@ def test_the_commands_one_after_the_other(tmp_path, name):
         assert (cut in done.stderr) == (language != "en")
   report = json.loads((tmp_path / "run/report.json").read_text("utf-8"))
   assert set(report["heldout"]) == set(files)
+  steps = [json.loads(line) for line in (tmp_path / "run/train/metrics.jsonl").read_text("utf-8").splitlines()]
+  assert [step["step"] for step in steps if "eval_loss" in step] == [3, 6]
   assert all(language in (tmp_path / "run/report.md").read_text("utf-8") for language in files if language != "en")
