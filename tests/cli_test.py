@@ -399,3 +399,15 @@ def test_plan_of_sets_takes_models_and_lists(monkeypatch, capsys):
     assert told in one_line(capsys)
   assert cli.main(["plan", "--gin_file=plans/glm_130b_int4_rtx3090_4.gin", "--tries=2"]) == 2
   assert "--search" in one_line(capsys)
+
+
+@pytest.mark.parametrize("locale", [{"LC_ALL": "C", "PYTHONUTF8": "0"}, {"LC_ALL": "C"}, {"LC_ALL": "POSIX"}, {}])
+def test_chinese_paths_in_any_locale(locale, tmp_path):
+  (tmp_path / "数据").mkdir()
+  (tmp_path / "数据" / "我.gin").write_text(
+    "from __gin__ import dynamic_registration\nfrom glmjax.evaluate import report\nreport.write.workdir = '数据'\n",
+    encoding="utf-8")
+  environment = {name: value for name, value in os.environ.items() if name not in ("LC_ALL", "LANG", "PYTHONUTF8")}
+  done = subprocess.run([sys.executable, "-m", "glmjax", "report", "--gin_file=数据/我.gin"], cwd=tmp_path, check=False,
+                        capture_output=True, env=environment | locale)
+  assert done.returncode == 2 and "glmjax: 数据/train/metrics.jsonl" in done.stderr.decode(), done.stderr

@@ -27,6 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   try:
     from glmjax.cli import process  # here: from the first line on an interrupt has its line and status
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if argv is None:
+      process.speak_utf8()
     process.begin(arguments)
     return _run(arguments)
   except KeyboardInterrupt as interrupt:

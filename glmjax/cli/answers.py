@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 
 from glmjax import errors
 from glmjax.cli import inputs
-from glmjax.io import lock, paths, publish, user_json
+from glmjax.io import folders, lock, paths, publish, user_json
 
 _OTHER = "choose another file, or --overwrite this one"
 
@@ -22,6 +22,7 @@ def appending(path: str | os.PathLike, what: str) -> Iterator[BinaryIO]:
   Raises:
     errors.InputError: when it is not; `what` names the file, as "--out".
   """
+  folders.claim_file(path, what, stream=True)
   path = paths.local(path, what)
   try:
     if not path.absolute().parent.is_dir():
@@ -47,9 +48,8 @@ def answering(path: str | os.PathLike, rows: Sequence[Mapping[str, Any]], settin
     sys.stdout.flush()
     yield sys.stdout.buffer, 0
     return
+  folders.claim_file(path, "--out")  # a regular one, that can be gone on with
   path = paths.local(path, "--out")
-  if path.exists() and not path.is_file():  # one that could not be gone on with
-    raise errors.InputError(f"cannot write {path}: no regular file; - is standard output")
   with appending(path, "--out") as file, lock.held(
       lock.beside(path), f"another process is writing {path}: wait for it, or choose another file"):
     done = 0 if overwrite else _keep_answers(file, path, rows)

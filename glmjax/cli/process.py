@@ -41,6 +41,16 @@ def begin(arguments: Sequence[str] = ()) -> None:
   _limit_threads()
 
 
+def speak_utf8() -> None:
+  """Starts the program anew in Python's UTF-8 mode where it was told to take the C locale at its word.
+
+  Paths in gin files are UTF-8, and ASCII has no name for most of them.
+  """
+  if sys.getfilesystemencoding() == "ascii" and os.environ.get("PYTHONUTF8") != "1":
+    os.environ["PYTHONUTF8"] = "1"
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
 # Signals -------------------------------------------------------------------------------------------------------------
 
 _OURS = (signal.SIGTERM, signal.SIGINT)

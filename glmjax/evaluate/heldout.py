@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 import tqdm
 
-from glmjax.io import paths
+from glmjax.io import folders
 from glmjax.io import publish
 from glmjax import errors
 from glmjax import tokenizer as tokenizer_lib
@@ -81,7 +81,7 @@ def evaluate(checkpoint: str | os.PathLike, cache: str | os.PathLike, out: str |
   opened = shards.TokenCache.open(cache)
   text_tasks(opened)  # what is wrong with cache and out is said before the long work
   if out is not None:
-    out = paths.local(out, "--out")
+    out = folders.claim_file(out, "--out")
     _check_out(out)
   result = evaluate_model(load.load(checkpoint), opened, settings)
   if out is not None:

@@ -43,18 +43,18 @@ def write(workdir: str | os.PathLike, *, metrics: str = "train/metrics.jsonl",
     stages: seconds of the commands, one {"stage", "seconds"} a line; may be missing.
   """
   folder = paths.local(workdir, "the report's folder")
-  lines = read_metrics(folder / metrics)
-  heldout = {name: read_evaluation(folder / file)
+  lines = read_metrics(folder / paths.local(metrics, "metrics"))
+  heldout = {name: read_evaluation(folder / paths.local(file, f"evaluations: {name}"))
              for name, file in (EVALUATIONS if evaluations is None else evaluations).items()}
   if "float" not in heldout:
     raise errors.InputError("report: no evaluation of the float model is named; add \"float\" to evaluations")
   report = {
       "train": train_figures(lines),
       "heldout": heldout["float"],
-      "quantized": quantized_figures(heldout, {name: folder / path for name, path in
+      "quantized": quantized_figures(heldout, {name: folder / paths.local(path, f"exports: {name}") for name, path in
                                                (EXPORTS if exports is None else exports).items()}),
-      "samples": [] if samples is None else read_samples(folder / samples),
-      "seconds": stages_lib.read(folder / stages),
+      "samples": [] if samples is None else read_samples(folder / paths.local(samples, "samples")),
+      "seconds": stages_lib.read(folder / paths.local(stages, "stages")),
   }
   picture = loss_plot.draw(loss_curves(lines, "loss_"), loss_curves(lines, "eval_loss_"), resumed_at(lines))
   try:

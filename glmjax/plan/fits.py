@@ -19,6 +19,8 @@ import jax.numpy as jnp
 import tqdm
 
 from glmjax import errors
+from glmjax import ranges
+from glmjax.io import folders, user_text
 from glmjax.models import config as config_lib
 from glmjax.parallel import mesh as mesh_lib
 from glmjax.parallel import partitioning
@@ -33,7 +35,7 @@ _DOUBT = 0.03  # of a device's room: nearer to it, all layers are compiled
 
 def smallest(models: Mapping[str, config_lib.GLMConfig], bits: Sequence[int] = (16, 8, 4),
              contexts: Sequence[int] = (512, 1024, 2048), gpus: Sequence[str] = GPUS, layers: int = 8,
-             out: str | None = None) -> list[dict[str, Any]]:
+             out: str | os.PathLike | None = None) -> list[dict[str, Any]]:
   """For each model, precision, context and GPU: how many, of 1, 2, 4, ..., hold one row of so many tokens.
 
   Args:
@@ -47,7 +49,13 @@ def smallest(models: Mapping[str, config_lib.GLMConfig], bits: Sequence[int] = (
   for gpu in gpus:
     if gpu not in GPUS:
       raise errors.InputError(f"gpus: {gpu!r} is not known; there are {', '.join(GPUS)}")
-  compiler, rows = _Compiler(layers, pathlib.Path(out) if out else None), []
+  for context in contexts:
+    ranges.whole("contexts", context, 1)
+  for size in bits:
+    if size not in (16, 8, 4):
+      raise errors.InputError(f"bits: {size} is not known; there are 16, 8, 4")
+  ranges.whole("layers", layers)
+  compiler, rows = _Compiler(layers, None if out is None else folders.claim_file(out, "--out")), []
   cells = [(name, size, gpu) for name in models for size in bits for gpu in gpus]
   for name, size, gpu in tqdm.tqdm(cells, desc="models x bits x GPUs", disable=None):
     config = dataclasses.replace(models[name], dtype="float16", param_dtype="float16")
@@ -109,7 +117,7 @@ class _Compiler:
   def __init__(self, layers: int, path: pathlib.Path | None) -> None:
     self._layers, self._path, self._peaks = layers, path, {}
     self._known: dict[str, int] = {}
-    for line in path.read_text("utf-8").splitlines() if path and path.exists() else ():
+    for _, line in user_text.lines(path) if path and path.exists() else ():
       try:
         program = json.loads(line)
         self._known[program["program"]] = program["peak_bytes_per_device"]

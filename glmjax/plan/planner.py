@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from glmjax import ranges
 from glmjax.models import config as config_lib
 from glmjax.parallel import mesh as mesh_lib
 from glmjax.plan import advice
@@ -29,6 +30,9 @@ def plan(model: config_lib.GLMConfig, workload: programs.Train | programs.Decode
     errors.InputError: for a target or mesh that does not exist, and when a compiler is missing.
   """
   aim = targets.parse(target)
+  ranges.whole("tries", tries, 1)
+  if token_budget is not None:
+    ranges.whole("token_budget", token_budget, 1, 1 << 60)
   if search:
     return searching.rank(model, workload, aim, mesh, tries)
   result = estimate.step(model, workload, aim, mesh)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from glmjax import errors
+from glmjax import ranges
 from glmjax.infer import cache as cache_lib
 from glmjax.infer import decode as decode_lib
 from glmjax.infer import offload
@@ -59,6 +60,13 @@ class Train:
   loss_chunk: int = 1024
   predicted: float = 0.8
 
+  def __post_init__(self) -> None:
+    for name in ("batch_size", "length", "loss_chunk"):
+      ranges.whole(f"Train.{name}", getattr(self, name), 1)
+    if self.micro_batch is not None:
+      ranges.whole("Train.micro_batch", self.micro_batch, 1)
+    ranges.number("Train.predicted", self.predicted, above=0, most=1)
+
   def program(self, config: config_lib.GLMConfig, mesh: jax.sharding.Mesh) -> Program:
     """The trainer's step under jit, as glmjax.train.loop compiles it."""
     rules = partitioning.strategy(self.strategy)
@@ -97,6 +105,13 @@ class Decode:
   bits: int | None = None
   prompt: int = 1
   offload_layers: int = 0
+
+  def __post_init__(self) -> None:
+    for name in ("batch", "context", "prompt"):
+      ranges.whole(f"Decode.{name}", getattr(self, name), 1)
+    if self.bits not in (None, 8, 4):
+      raise errors.InputError(f"Decode.bits is {self.bits}: give 8, 4 or None")
+    ranges.whole("Decode.offload_layers", self.offload_layers)
 
   def program(self, config: config_lib.GLMConfig, mesh: jax.sharding.Mesh) -> Program:
     """Inference's own loop (or prefill), its layers unrolled as the engine has them."""

@@ -5,6 +5,7 @@ Rates are the makers' peaks, bytes and FLOPs a second, one direction of a link. 
 
 import dataclasses
 import math
+import re
 
 from glmjax import errors
 
@@ -108,8 +109,8 @@ def parse(name: str) -> Target:
   chip_name, _, size = name.partition(":")
   chip = CHIPS.get(chip_name)
   numbers = size.split("x") if size else ["1"]
-  if chip is None or not all(n.isdigit() and int(n) for n in numbers):
-    raise errors.InputError(f"target {name!r} is not known: give GPU:NUMBER or TPU:SHAPE, as in a100-40:768 or "
+  if chip is None or not all(re.fullmatch("[0-9]{1,6}", n) and int(n) for n in numbers):
+    raise errors.InputError(f"target {name[:60]!r} is not known: give GPU:NUMBER or TPU:SHAPE, as in a100-40:768 or "
                             f"v5p:4x8x8, with one of {', '.join(CHIPS)}")
   shape = tuple(map(int, numbers))
   if chip.platform == "tpu":

@@ -261,13 +261,14 @@ def test_killed_while_beginning(monkeypatch):
 def test_what_cannot_be_written_is_told_before_the_work(flag, monkeypatch):
   monkeypatch.setattr(engine.Engine, "load", None)
   pathlib.Path("folder").mkdir()
-  for path in ("no/such/file", "folder", "/proc/file.jsonl"):
-    with pytest.raises(errors.InputError, match=f"cannot write {path}"):
+  for path, expected in (("no/such/file", "cannot write no/such/file: no such folder"),
+                         ("folder", "folder is a folder"), ("/proc/file.jsonl", "cannot write /proc/file.jsonl")):
+    with pytest.raises(errors.InputError, match=expected):
       inference.generate("m", ["a"], **{flag: path})
 
 
 def test_a_device_is_no_file_of_answers():
-  with pytest.raises(errors.InputError, match="cannot write /dev/null: no regular file"):
+  with pytest.raises(errors.InputError, match="/dev/null is no regular file"):
     inference.generate("m", ["a"], out="/dev/null")
 
 

@@ -154,3 +154,22 @@ def test_exchanges_around_a_ring():
   assert seconds("collective-permute", 0, 8, 8, aim) == pytest.approx((3.6 + 2.7) * 1e-6)
   assert seconds("collective-permute", 0, 2, 4, aim) == pytest.approx((3.6 + 0.47) * 1e-6)
   assert seconds("all-gather", 3e9, 16, 16, targets.parse("v5p:4x8x8")) == pytest.approx(3 / 300 + 15e-6)
+
+
+@pytest.mark.parametrize("name", ["a100-40:0", "a100-40:-1", "a100-40:1e3", "a100-40:²", "a100-40:" + "9" * 5000,
+                                  "v5p:4x4", "v5p:4xx8", "", ":", "h100:1.5", "a100-40:nan"])
+def test_targets_that_do_not_exist(name):
+  with pytest.raises(errors.InputError, match="target"):
+    targets.parse(name)
+
+
+@pytest.mark.parametrize("make", [programs.Train, programs.Decode])
+def test_ranges_of_programs(make):
+  """Each number, below its range, and no number at all."""
+  given = {"batch_size": 8} if make is programs.Train else {}
+  for field in dataclasses.fields(make):
+    if field.name in ("optimizer", "strategy", "pipeline"):
+      continue
+    for value in (-1, float("nan"), float("inf"), "3", 1.5, 1 << 70):
+      with pytest.raises(errors.InputError, match=f"{make.__name__}.{field.name} is "):
+        make(**given | {field.name: value})
