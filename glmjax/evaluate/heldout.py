@@ -94,8 +94,6 @@ def evaluate(checkpoint: str | os.PathLike, cache: str | os.PathLike, out: str |
 
 def _check_out(out: pathlib.Path) -> None:
   """Finds out before the work whether its result can be written."""
-  if out.is_dir():
-    raise errors.InputError(f"{out} is a folder: name the JSON file to write")
   try:
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=out.parent):

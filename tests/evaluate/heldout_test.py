@@ -148,7 +148,7 @@ def test_a_place_that_cannot_be_written_is_named_before_the_work(cache, tmp_path
   (tmp_path / "file").write_text("")
   with pytest.raises(errors.InputError, match="cannot be written"):
     heldout.evaluate("no checkpoint", cache.directory, tmp_path / "file" / "heldout.json")
-  with pytest.raises(errors.InputError, match="is a folder: name the JSON file"):
+  with pytest.raises(errors.InputError, match="is a folder; name a file"):
     heldout.evaluate("no checkpoint", cache.directory, tmp_path)
 
 
