@@ -1,4 +1,4 @@
-"""Eight virtual CPU devices, exact matmuls and no more threads than processors for every test."""
+"""Eight virtual CPU devices, exact matmuls and no more threads than processors for every test; tables at the end."""
 
 import logging
 import os
@@ -28,3 +28,12 @@ def _own_settings():
     signal.signal(number, handler)
   logger.handlers, logger.propagate, absl.filters, sys.unraisablehook = handlers, propagate, filters, hook
   logger.setLevel(level)
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+  """Prints what tests have recorded as their "table"; with xdist as without."""
+  for outcome in ("passed", "failed"):
+    for report in terminalreporter.getreports(outcome):
+      for name, text in report.user_properties:
+        if name == "table":
+          terminalreporter.write_line(f"\n{text}")

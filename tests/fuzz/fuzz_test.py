@@ -1,0 +1,58 @@
+"""Bad input of every kind: a clear line, the right status, nothing left behind, bounded time and memory.
+
+GLMJAX_FUZZ_INPUTS=20000 GLMJAX_FUZZ_SEED=7 pytest tests/fuzz -m slow        # more of it
+python tests/fuzz KIND SEED NUMBER                                           # one input again
+"""
+
+import fcntl
+import os
+import pathlib
+
+import pytest
+
+from fuzz import cases
+from fuzz import runner
+
+SHARES = {
+  "gin_values": 200,
+  "gin_files": 100,
+  "prompts": 150,
+  "instructions": 100,
+  "texts": 100,
+  "configs": 150,
+  "safetensors": 100,
+  "pickles": 100,
+}  # of a thousand
+
+
+@pytest.fixture(name="world", scope="session")
+def _world(tmp_path_factory) -> pathlib.Path:
+  """Made once for all processes of a test run."""
+  base = tmp_path_factory.getbasetemp()
+  shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+  with open(shared / "fuzz.lock", "w", encoding="utf-8") as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    return runner.make_world(shared / "fuzz")
+
+
+def check(kind: str, seed: int, count: int, world: pathlib.Path, scratch: pathlib.Path) -> None:
+  results = runner.run(kind, seed, range(count), world, scratch)
+  assert len(results) == count
+  wrong = [runner.told(kind, seed, result) for result in results if result["problem"]]
+  assert not wrong, f"{len(wrong)} of {count} inputs:\n" + "\n".join(wrong)
+
+
+@pytest.mark.parametrize("kind", cases.KINDS)
+def test_a_thousand_inputs(kind, world, tmp_path):
+  check(kind, 0, SHARES[kind], world, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", cases.KINDS)
+def test_many_inputs(kind, world, tmp_path):
+  count, seed = int(os.environ.get("GLMJAX_FUZZ_INPUTS", "10000")), int(os.environ.get("GLMJAX_FUZZ_SEED", "1"))
+  check(kind, seed, count * SHARES[kind] // 1000, world, tmp_path)
+
+
+def test_the_shares_are_of_a_thousand():
+  assert SHARES.keys() == cases.KINDS.keys() and sum(SHARES.values()) == 1000
