@@ -64,13 +64,16 @@ def read_config(folder: str | os.PathLike) -> FolderConfig:
     if unknown:
       raise errors.InputError(f"{path}: GLMConfig has no {', '.join(unknown)}; a newer glmjax wrote it: "
                               "update this one")
-    others = (dict(content.get(name) or {}) for name in ("data", "tokenizer", "export"))
-    return FolderConfig(config_lib.GLMConfig(**fields), *others)
+    others = [dict(content.get(name) or {}) for name in ("data", "tokenizer", "export")]
   except errors.InputError:
     raise
   except (ValueError, KeyError, TypeError) as error:
     raise errors.InputError(f"{path} is damaged ({type(error).__name__}: {str(error)[:100]}); restore a "
                             "copy, or write the folder again") from error
+  try:
+    return FolderConfig(config_lib.GLMConfig(**fields), *others)
+  except (ValueError, TypeError) as error:  # InputErrors among them, which do not know the file
+    raise errors.InputError(f"{path}: {str(error)[:400]}; restore a copy, or write the folder again") from error
 
 
 def read_tokenizer(folder: str | os.PathLike) -> dict[str, Any]:

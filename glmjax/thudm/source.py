@@ -288,6 +288,9 @@ def _merge(family: str, config: config_lib.GLMConfig, bits: int | None, shards: 
     for key in entry.keys(config.num_layers):
       coded = bits if entry.kernel else None
       tensors[key] = _joined(shards, key, entry, entry.their_shape(bits), "int8" if coded else None)
+      if tensors[key].dtype != (first := tensors[entry.keys(1)[0]]).dtype:
+        raise errors.InputError(f"{shards.ranks[0][key].path}: {key} is {tensors[key].dtype} and {entry.keys(1)[0]} is "
+                                f"{first.dtype}: all layers of a parameter have one type; convert the file")
       if entry.split == "none":
         _check_alike(shards, key)
       if coded:

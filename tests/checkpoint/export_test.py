@@ -206,6 +206,14 @@ def test_config_of_another_model(run: pathlib.Path):
     load.load(run)
 
 
+def test_a_value_that_no_model_has_is_told_with_its_file(run: pathlib.Path):
+  path = run / "config.json"
+  content = json.loads(path.read_text())
+  path.write_text(json.dumps({**content, "model": {**content["model"], "norm": "float32"}}))
+  with pytest.raises(errors.InputError, match=f"{path}: GLMConfig.norm is 'float32'"):
+    load.load(run)
+
+
 def test_tokenizers_that_do_not_fit(run: pathlib.Path, tmp_path: pathlib.Path):
   right = run / "tokenizer"
   right.rename(tmp_path / "right")

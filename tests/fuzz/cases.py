@@ -426,6 +426,8 @@ def configs(r: random.Random, world: pathlib.Path) -> Case:
   argv = r.choice(lines)
   if argv[0] == "train" and folder == "tokenizer":
     verdict = odd.EITHER  # the cache has its own
+  if name == "checksums.json" and about == "in UTF-16":
+    verdict = odd.EITHER  # its own sum says that it holds what was written
   return Case(
     f"{folder}/{name} {about}",
     argv,

@@ -175,6 +175,8 @@ def test_shapes_and_dtypes(hub):
   assert f"{key} has shape [64, 32], and the configuration asks for [64, 64]" in refused("chatglm-6b", hub)
   rewrite(hub, lambda found: found.update({key: np.zeros((64, 64), "i8")}))
   assert f"{key} is int64, expected a float" in refused("chatglm-6b", hub)
+  rewrite(hub, lambda found: found.update({key: np.zeros((64, 64), "f4")}))
+  assert f"{key} is float32 and transformer.layers.0.attention.dense.weight is float16" in refused("chatglm-6b", hub)
   rewrite(hub, lambda found: found.update({key: np.zeros((64, 64), "f2")}))
   edit_json(hub / "config.json", quantization_bit=4)
   assert "is missing" in refused("chatglm-6b", hub)
