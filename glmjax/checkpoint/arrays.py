@@ -125,21 +125,17 @@ def read(folder: pathlib.Path, wanted: Mapping[str, Any], records: Records) -> d
   """
   for name, target in wanted.items():
     _check_divides(name, *_stored_form(target))
-  opened = agreement.together(lambda: check_files(folder, {name: records[name] for name in wanted}))
-  stored = agreement.together(lambda: _read_all(opened, wanted, folder))
-  try:
+  with files.enough_memory(folder):
+    opened = agreement.together(lambda: check_files(folder, {name: records[name] for name in wanted}))
+    stored = agreement.together(lambda: _read_all(opened, wanted))
     sums = checksums.array_sums(stored, {name: records[name].get("version", 1) for name in wanted})
-  except jax.errors.JaxRuntimeError as error:
-    if files.refusal(error) is None:
-      raise
-    raise files.out_of_memory(error, str(folder)) from error
-  agreement.together(lambda: _raise_problems([
-      f"{name} (checksum differs: {stored_lib.array_folder(folder, name).relative_to(folder.parent)})"
-      for name in wanted if sums[name] != records[name]["sum"]]))
-  return {name: _as_target(stored.pop(name), target, records[name]) for name, target in wanted.items()}
+    agreement.together(lambda: _raise_problems([
+        f"{name} (checksum differs: {stored_lib.array_folder(folder, name).relative_to(folder.parent)})"
+        for name in wanted if sums[name] != records[name]["sum"]]))
+    return {name: _as_target(stored.pop(name), target, records[name]) for name, target in wanted.items()}
 
 
-def _read_all(opened: Mapping[str, stored_lib.StoredArray], wanted: Mapping[str, Any], folder: pathlib.Path
+def _read_all(opened: Mapping[str, stored_lib.StoredArray], wanted: Mapping[str, Any]
               ) -> dict[str, np.ndarray | jax.Array]:
   """The arrays on the devices of their targets; elements of eight bytes stay on the host.
 
@@ -147,23 +143,17 @@ def _read_all(opened: Mapping[str, stored_lib.StoredArray], wanted: Mapping[str,
   """
   found: dict[str, np.ndarray | jax.Array] = {}
   under_way: dict[str, tuple[int, Callable[[], np.ndarray | jax.Array]]] = {}
-  try:
-    with stored_lib.threads() as pool:
-      for name, target in wanted.items():
-        x, sharding = opened[name], None
-        if x.dtype.itemsize < 8:
-          sharding = _stored_form(target)[1] or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        size = _bytes_here(x, sharding)
-        while under_way and size + sum(bytes_ for bytes_, _ in under_way.values()) > _AHEAD_BYTES:
-          first = next(iter(under_way))
-          found[first] = under_way.pop(first)[1]()
-        under_way[name] = size, _begin(x, sharding, pool)
-      found |= {name: finish() for name, (_, finish) in under_way.items()}
-  except (MemoryError, jax.errors.JaxRuntimeError) as error:
-    if files.refusal(error) is None:
-      raise
-    raise files.out_of_memory(error, str(folder)) from error
-  return found
+  with stored_lib.threads() as pool:
+    for name, target in wanted.items():
+      x, sharding = opened[name], None
+      if x.dtype.itemsize < 8:
+        sharding = _stored_form(target)[1] or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+      size = _bytes_here(x, sharding)
+      while under_way and size + sum(other for other, _ in under_way.values()) > _AHEAD_BYTES:
+        first = next(iter(under_way))
+        found[first] = under_way.pop(first)[1]()
+      under_way[name] = size, _begin(x, sharding, pool)
+    return found | {name: finish() for name, (_, finish) in under_way.items()}
 
 
 def _parts(x: stored_lib.StoredArray, sharding: jax.sharding.Sharding) -> dict[str, tuple[slice, ...]]:

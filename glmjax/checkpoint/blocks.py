@@ -13,9 +13,11 @@ import contextlib
 import dataclasses
 import json
 import math
+import os
 import pathlib
 import shutil
 import threading
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -181,16 +183,19 @@ class Writer:
       chunks = weight.stored([s.stop - s.start for s in next(weight.regions(elements))])
       for name, (shape, dtype) in weight.stored(weight.shape).items():
         metadata = stored_lib.header(shape, dtype, chunks[name][0])
-        path = str(stored_lib.array_folder(folder, name))
+        path = stored_lib.array_folder(folder, name)
+        _remove_damaged(path, metadata)
         self._shapes[name] = shape
         self._stores[name] = tensorstore.open({
-            "driver": "zarr", "kvstore": {"driver": "file", "path": path}, "metadata": metadata, "create": True,
+            "driver": "zarr", "kvstore": {"driver": "file", "path": str(path)}, "metadata": metadata, "create": True,
             "open": True, "store_data_equal_to_fill_value": True, "context": {"file_io_sync": False}}).result()
     self._done = self._read_journal()
 
   def _read_journal(self) -> dict[str, dict[str, str]]:
     """Blocks written earlier, with their sums; a line cut off by a kill counts for nothing."""
     path, done = self._folder / _JOURNAL, {}
+    if os.path.lexists(path) and not path.is_file():
+      publish.remove(path)
     if path.exists():
       for line in path.read_bytes().splitlines():
         try:
@@ -269,6 +274,22 @@ class Writer:
     (self._folder / _JOURNAL).unlink()
 
 
+def _remove_damaged(array: pathlib.Path, header: Mapping[str, Any]) -> None:
+  """Removes what an earlier try has left of an array that is not as it is written here; blocks tell by their sums."""
+  if not os.path.lexists(array):
+    return
+  try:
+    found = files.read_json(array / ".zarray", ".zarray")
+  except files.DamagedError:
+    found = None
+  if array.is_symlink() or json.dumps(found, sort_keys=True) != json.dumps(header, sort_keys=True):
+    publish.remove(array)
+    return
+  for entry in os.scandir(array):
+    if not entry.is_file(follow_symlinks=False):
+      publish.remove(pathlib.Path(entry.path))
+
+
 def _describe_for_orbax(folder: pathlib.Path, names: Sequence[str]) -> None:
   """What Orbax itself writes beside arrays of these names; it is asked to save numbers under them."""
   skeleton = folder.with_name(f"{folder.name}.skeleton")
@@ -277,9 +298,9 @@ def _describe_for_orbax(folder: pathlib.Path, names: Sequence[str]) -> None:
   with ocp.Checkpointer(arrays.handler()) as checkpointer:
     checkpointer.save(skeleton, args=ocp.args.PyTreeSave(tree_of_numbers))
   for child in skeleton.iterdir():
-    target = folder / child.name
-    if not (child / ".zarray").exists() and not target.exists():
-      child.rename(target)
+    if not (child / ".zarray").exists():
+      publish.remove(folder / child.name)
+      child.rename(folder / child.name)
   shutil.rmtree(skeleton)
 
 
@@ -308,11 +329,8 @@ class Reader:
     """One part. Small arrays, and one whose files each reach over many parts, are read once and kept."""
     stored = self._arrays[name]
     times_read = math.prod(max(1, chunk / (s.stop - s.start)) for chunk, s in zip(stored.chunks, region))
-    try:
-      whole = self._is_small(name) or times_read > 4
-      block = self._whole(name)[region] if whole else stored.read(region)
-    except MemoryError as error:
-      raise files.out_of_memory(error, str(self._folder)) from error
+    whole = self._is_small(name) or times_read > 4
+    block = self._whole(name)[region] if whole else stored.read(region)
     version = self._records[name].get("version", 1)
     self._sums[name][str(region)] = checksums.part_sum(block, _start(region), stored.shape, version)
     return block

@@ -55,7 +55,7 @@ def opened(path: pathlib.Path, shown: str) -> Iterator[tuple[int, int]]:
   except OSError as error:
     raise_refusal(error, path, shown)
   except MemoryError as error:
-    raise out_of_memory(error, str(path)) from error
+    raise _out_of_memory(error, path) from error
 
 
 def read(path: pathlib.Path, shown: str, largest: int = LARGEST) -> bytes:
@@ -135,8 +135,18 @@ def refusal(error: BaseException) -> OSError | MemoryError | None:
   return None
 
 
-def out_of_memory(error: BaseException, what: str) -> errors.InputError:
-  """The error of who has too little memory to read `what`."""
+@contextlib.contextmanager
+def enough_memory(what: str | os.PathLike) -> Iterator[None]:
+  """Within it too little memory, the host's or a device's, is an InputError about reading `what`."""
+  try:
+    yield
+  except (MemoryError, RuntimeError) as error:  # XLA's is a RuntimeError
+    if not isinstance(refusal(error), MemoryError):
+      raise
+    raise _out_of_memory(error, what) from error
+
+
+def _out_of_memory(error: BaseException, what: str | os.PathLike) -> errors.InputError:
   detail = one_line(error)
   detail = f" ({detail})" if detail != type(error).__name__ else ""
   return errors.InputError(f"not enough memory to read {what}{detail}: end other programs, raise the memory limit, or "

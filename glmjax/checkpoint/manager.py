@@ -8,13 +8,13 @@ over for the newest good one.
 """
 
 from collections.abc import Callable, Mapping
+import contextlib
 import json
 import logging
 import math
 import os
 import pathlib
 import re
-import shutil
 import time
 from typing import Any, TypeVar
 
@@ -26,6 +26,7 @@ from glmjax.checkpoint import agreement
 from glmjax.checkpoint import arrays
 from glmjax.checkpoint import checksums
 from glmjax.checkpoint import files
+from glmjax.io import publish
 from glmjax.parallel import processes
 
 STATE, _METADATA, _RECORD = "state", "metadata", "checksums.json"
@@ -261,7 +262,8 @@ class Manager:
     if jax.process_index() == 0:
       for _ in range(10):  # other files of the failed save may still be on their way
         time.sleep(0.1)
-        self._clean()
+        with contextlib.suppress(OSError):  # the next save tries again
+          self._clean()
     try:
       last = self.latest_step()
       kept = "there is no earlier one" if last is None else f"step {last} is still there"
@@ -278,7 +280,7 @@ class Manager:
     for child in self._directory.glob("*"):
       if child.name.split(".")[0].isdecimal() and (
           ".orbax-checkpoint-tmp" in child.name or child.suffix == f".{_DELETING}"):
-        _remove(child)
+        publish.remove(child)
 
   def _set_aside(self, step: int) -> None:
     """Renames the steps that are damaged or belong to a future that will not be."""
@@ -304,7 +306,7 @@ class Manager:
     for step in set(there) - kept:
       doomed = self._directory / f"{step}.{_DELETING}"  # renamed first: half a step never passes for one
       (self._directory / str(step)).rename(doomed)
-      _remove(doomed)
+      publish.remove(doomed)
 
   def _metric(self, step: int) -> float | None:
     if self._keep_best is None:
@@ -315,10 +317,3 @@ class Manager:
       return None
     value = metadata.get("metrics", {}).get(self._keep_best)
     return value if isinstance(value, int | float) and math.isfinite(value) else None
-
-
-def _remove(path: pathlib.Path) -> None:
-  if path.is_dir() and not path.is_symlink():
-    shutil.rmtree(path, ignore_errors=True)
-  else:  # what stood in a step's place
-    path.unlink(missing_ok=True)

@@ -123,8 +123,17 @@ def _sharding(shardings: Mapping[str, Any], name: str) -> jax.sharding.Sharding:
 
 
 def use(folder: str | os.PathLike, function: Callable[[Source], T]) -> T:
-  """`function` of the folder's parameters; of an older step's when a run's newest is damaged."""
-  folder = pathlib.Path(folder)
+  """`function` of the folder's parameters; of an older step's when a run's newest is damaged.
+
+  Raises:
+    errors.InputError: when it is no model's, damaged, or the system refuses to read it, memory included.
+    OSError: when the disk or the network fails.
+  """
+  with files.enough_memory(folder):
+    return _use(pathlib.Path(folder), function)
+
+
+def _use(folder: pathlib.Path, function: Callable[[Source], T]) -> T:
   config = folder_lib.read_config(folder)
   folder_lib.check_tokenizer(folder, config)
   if _is_export(folder, config):

@@ -1,7 +1,10 @@
 """Writing and reading by blocks: what Orbax makes of it, resumption, kills between renames, regions."""
 
+import concurrent.futures
+import os
 import pathlib
 import shutil
+import threading
 
 import jax
 import numpy as np
@@ -13,6 +16,7 @@ from glmjax.checkpoint import arrays
 from glmjax.checkpoint import blocks
 from glmjax.checkpoint import checksums
 from glmjax.checkpoint import load
+from glmjax.checkpoint import stored
 
 _WEIGHTS = (blocks.Weight("embedding/table", (50, 8), "bfloat16"),
             blocks.Weight("layers/mlp/wo/kernel", (3, 16, 8), "float32"),
@@ -116,3 +120,68 @@ def test_no_room(tmp_path, monkeypatch):
   monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=10))
   with pytest.raises(errors.InputError, match="free some space"):
     blocks.need_room(tmp_path / "not" / "there", _WEIGHTS)
+
+
+def whole(x: np.ndarray) -> blocks.Region:
+  return tuple(slice(0, n) for n in x.shape)
+
+
+def test_threads_read_at_the_same_time(tmp_path, monkeypatch):
+  """Two arrays that are read whole are under way together, and each is read once, whoever wants it."""
+  records = write(tmp_path / "params")
+  reader = blocks.Reader(tmp_path / "params", records)
+  meet, reads = threading.Barrier(2, timeout=20), []
+  true_read = stored.StoredArray.read
+
+  def read(self, region=None):
+    reads.append(self.shape)
+    meet.wait()  # broken unless another thread comes here, too
+    return true_read(self, region)
+
+  monkeypatch.setattr(stored.StoredArray, "read", read)
+  names = ["final_norm/bias", "embedding/table"]
+  with concurrent.futures.ThreadPoolExecutor(4) as pool:
+    found = list(pool.map(lambda name: reader.read(name, whole(expected()[name])), names * 2))
+  for name, x in zip(names * 2, found):
+    np.testing.assert_array_equal(x, expected()[name])
+  assert sorted(reads) == [(8,), (50, 8)]
+
+
+def test_a_region_at_any_place(tmp_path):
+  """Of arrays of one chunk and of many, of every number of axes."""
+  records = write(tmp_path / "params")
+  rng = np.random.default_rng(0)
+  for name, x in expected().items():
+    array = stored.StoredArray(tmp_path / "params", name, records[name])
+    np.testing.assert_array_equal(array.read(), x)
+    for _ in range(30):
+      region = tuple(slice(*sorted(rng.integers(0, n + 1, 2))) for n in x.shape)
+      np.testing.assert_array_equal(array.read(region), x[region])
+
+
+@pytest.mark.parametrize("damage", [
+    lambda path: path.write_bytes(path.read_bytes()[:-1]), lambda path: path.write_bytes(b"{}"), pathlib.Path.unlink,
+    lambda path: (path.unlink(), path.mkdir()), lambda path: (path.unlink(), os.mkfifo(path)),
+    lambda path: (path.unlink(), path.symlink_to(path))], ids=["short", "other", "gone", "folder", "pipe", "loop"])
+def test_what_an_earlier_try_left_is_used_only_where_it_is_good(tmp_path, damage):
+  """Whatever has become of it meanwhile: it is written again."""
+  before = write(tmp_path / "params")
+  for path in sorted(path for path in (tmp_path / "params").rglob("*") if path.is_file()):
+    damage(path)
+  for _ in range(2):
+    assert write(tmp_path / "params") == before
+  arrays.check_files(tmp_path / "params", before)
+  reader = blocks.Reader(tmp_path / "params", before)
+  for name, x in expected().items():
+    np.testing.assert_array_equal(reader.read(name, whole(x)), x)
+  reader.verify()
+
+
+def test_arrays_that_are_no_folders(tmp_path):
+  before = write(tmp_path / "params")
+  shutil.rmtree(tmp_path / "params/final_norm.bias")
+  os.mkfifo(tmp_path / "params/final_norm.bias")
+  shutil.rmtree(tmp_path / "params/embedding.table")
+  (tmp_path / "params/embedding.table").write_bytes(b"x")
+  assert write(tmp_path / "params") == before
+  arrays.check_files(tmp_path / "params", before)
