@@ -20,6 +20,7 @@ import tempfile
 import time
 import zipfile
 
+from glmjax.io import folders
 from glmjax.io import paths as paths_lib
 from glmjax.io import publish
 from glmjax.io import user_json
@@ -179,7 +180,7 @@ def fetch_sample_text(directory: str | os.PathLike) -> dict[str, pathlib.Path]:
 
   Files appear whole, by rename; those that are there are kept, so that a second call returns at once.
   """
-  directory = paths_lib.local(directory, "the folder of the sample text")
+  directory = folders.claim(directory, folders.Kind.TEXT, "the folder of the sample text")
   paths = {language: directory / f"{language}.jsonl" for language in ("en", "zh")}
   if all(path.exists() for path in paths.values()):
     _log.info("sample text is already in %s", directory)

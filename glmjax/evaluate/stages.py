@@ -7,18 +7,16 @@ import os
 import pathlib
 
 from glmjax import errors
-from glmjax.io import paths, user_json, user_text
+from glmjax.io import folders, paths, user_json, user_text
 
 _log = logging.getLogger("glmjax")
 
 
 def prepare(file: str | os.PathLike) -> None:
   """Makes the file's folder, and the file; raises InputError before any work where that cannot be."""
-  path = paths.local(file, "--stages")
+  path = folders.claim_file(file, "--stages")
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists() and not path.is_file():  # a FIFO would wait for its reader when all is done
-      raise errors.InputError(f"--stages={path} is no regular file: choose another file")
     with open(path, "ab"):
       pass
   except OSError as error:
