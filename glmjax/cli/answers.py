@@ -12,6 +12,7 @@ from glmjax import errors
 from glmjax.cli import inputs
 from glmjax.io import folders, lock, paths, publish, user_json
 
+_LONGEST_LINE = 1 << 26
 _OTHER = "choose another file, or --overwrite this one"
 
 
@@ -51,7 +52,9 @@ def answering(path: str | os.PathLike, rows: Sequence[Mapping[str, Any]], settin
   folders.claim_file(path, "--out")  # a regular one, that can be gone on with
   path = paths.local(path, "--out")
   with appending(path, "--out") as file, lock.held(
-      lock.beside(path), f"another process is writing {path}: wait for it, or choose another file"):
+      lock.beside(path), f"another process is writing {path}"):
+    if overwrite:
+      _check_are_answers(path)
     done = 0 if overwrite else _keep_answers(file, path, rows)
     if done:
       _check_settings(path, settings)
@@ -95,6 +98,20 @@ def write(file: BinaryIO, rows: Sequence[Mapping[str, Any]]) -> None:
   while left:  # a full disk takes a part, and says so the next time
     left = left[file.write(left):]
   file.flush()
+
+
+def _check_are_answers(path: pathlib.Path) -> None:
+  """Raises InputError where a file of another kind would be overwritten."""
+  if _settings_path(path).exists():
+    return
+  with open(path, "rb") as file:
+    line = file.readline(_LONGEST_LINE)
+  try:
+    found = user_json.parse(line, "a line") if line else {"output": ""}
+  except errors.InputError:
+    found = {}
+  if "output" not in found:
+    raise errors.InputError(f"{path} holds other things than answers, which would be lost: choose another file")
 
 
 def _keep_answers(file: BinaryIO, path: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> int:

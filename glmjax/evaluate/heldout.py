@@ -17,6 +17,7 @@ import tqdm
 
 from glmjax.io import folders
 from glmjax.io import publish
+from glmjax.io import user_json
 from glmjax import errors
 from glmjax import tokenizer as tokenizer_lib
 from glmjax import tokens as tokens_lib
@@ -93,7 +94,14 @@ def evaluate(checkpoint: str | os.PathLike, cache: str | os.PathLike, out: str |
 
 
 def _check_out(out: pathlib.Path) -> None:
-  """Finds out before the work whether its result can be written."""
+  """Finds out before the work whether its result can be written, and takes the place of such a result at most."""
+  if out.exists() and out.stat().st_size:
+    try:
+      results = user_json.read(out).values()
+    except errors.InputError:
+      results = [None]
+    if not all(isinstance(result, dict) and "bits_per_byte" in result for result in results):
+      raise errors.InputError(f"{out} holds other things than an evaluation, which would be lost: name another --out")
   try:
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=out.parent):

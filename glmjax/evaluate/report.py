@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from glmjax.io import folders
 from glmjax.io import paths
 from glmjax.io import publish
 from glmjax.io import user_json
@@ -57,6 +58,8 @@ def write(workdir: str | os.PathLike, *, metrics: str = "train/metrics.jsonl",
       "seconds": stages_lib.read(folder / paths.local(stages, "stages")),
   }
   picture = loss_plot.draw(loss_curves(lines, "loss_"), loss_curves(lines, "eval_loss_"), resumed_at(lines))
+  for name in ("loss.png", "report.md", "report.json"):
+    folders.claim_file(folder / name, "the report")
   try:
     for name, contents in (("loss.png", picture), ("report.md", markdown.render(report, folder.name).encode())):
       with publish.file(folder / name) as file:

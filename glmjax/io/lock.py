@@ -25,7 +25,8 @@ def held(path: str | os.PathLike, taken: str) -> Iterator[None]:
 
   Args:
     path: of the lock file.
-    taken: begins the error of who comes second, as "runs/mine is in use: another process trains there".
+    taken: begins the error of who comes second, as "runs/mine is in use: another process trains there". The holder
+      and the advice to wait, or to choose another, follow.
 
   Raises:
     errors.InputError: when another process holds it, or the file cannot be written.
@@ -60,7 +61,7 @@ def _acquire(path: pathlib.Path, taken: str) -> int:
     except BlockingIOError:
       holder = _holder(descriptor)
       os.close(descriptor)
-      raise errors.InputError(f"{taken}{holder}: wait for it to end") from None
+      raise errors.InputError(f"{taken}{holder}: wait for it, or choose another") from None
     except OSError as error:
       if error.errno in _NO_LOCKS:
         return descriptor
