@@ -150,6 +150,12 @@ def test_a_place_that_cannot_be_written_is_named_before_the_work(cache, tmp_path
     heldout.evaluate("no checkpoint", cache.directory, tmp_path / "file" / "heldout.json")
   with pytest.raises(errors.InputError, match="is a folder; name a file"):
     heldout.evaluate("no checkpoint", cache.directory, tmp_path)
+  for name, message in ((tmp_path / "thesis.tex", "holds other things than an evaluation"),
+                        (cache.directory / "manifest.json", "belongs to a token cache")):
+    before = name.read_bytes() if name.exists() else name.write_bytes(b"\\section{}") and b"\\section{}"
+    with pytest.raises(errors.InputError, match=message):
+      heldout.evaluate("no checkpoint", cache.directory, name)
+    assert name.read_bytes() == before
 
 
 def test_another_tokenizer_is_refused(model, make_cache, tmp_path) -> None:

@@ -91,3 +91,57 @@ def test_a_run_is_told_without_its_config(recorded_run, tiny):
 def test_how_it_is_computed_may_change(recorded_run, tiny):
   for change in ({"dtype": "bfloat16"}, {"remat": "full"}, {"hidden_dropout": 0.1}, {"scan_layers": False}):
     recorded_run.open(dataclasses.replace(tiny, **change), Source(), overwrite=False)
+
+
+def _files(folder):
+  return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_run_takes_over_no_other_folder(tmp_path, tiny):
+  """A cache, say; neither directly, nor inside, nor through a link, nor with --overwrite."""
+  (tmp_path / "cache").mkdir()
+  (tmp_path / "cache" / "manifest.json").write_text('{"tasks": {}, "mixture": "m"}')
+  (tmp_path / "link").symlink_to(tmp_path / "cache")
+  (tmp_path / "mine" / "tokenizer").mkdir(parents=True)  # somebody's only one
+  before = _files(tmp_path)
+  for name, message in (("cache", "cache is a token cache: choose another"), ("link", "cache is a token cache"),
+                        ("cache/run", "lies in a token cache"), ("mine", r"holds other things \(tokenizer\)"),
+                        ("", "workdir is empty"), ("gs://bucket/run", "local paths only")):
+    with pytest.raises(errors.InputError, match=message):
+      workdir_lib.Workdir.named(tmp_path / name if name and ":" not in name else name)
+  assert _files(tmp_path) == before
+  with pytest.raises(errors.InputError, match="is the source itself"):
+    workdir_lib.Workdir.named(tmp_path / "run", weights=tmp_path / "run")
+
+
+def test_overwriting_deletes_only_what_a_run_writes(save, tiny, tmp_path):
+  """checkpoints/ may be a link to a larger disk; it stays one."""
+  folder = save(64)
+  (tmp_path / "disk").mkdir()
+  folder.checkpoints.rename(tmp_path / "disk" / "large")
+  folder.checkpoints.symlink_to(tmp_path / "disk" / "large")
+  for name in ("notes.txt", "export/config.json", "checkpoints/notes.txt"):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("mine")
+  for name in ("metrics.jsonl", "tensorboard/events", "profile/trace", "checkpoints/5.aside/x"):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("the run's")
+  with folder.locked():
+    folder.open(tiny, Source(), overwrite=True)
+  assert set(_files(tmp_path)) == {"config.json", "notes.txt", "export/config.json", "disk/large/notes.txt"}
+  assert folder.checkpoints.is_symlink() and manager_lib.steps(folder.checkpoints) == []
+
+
+def test_one_run_a_folder(tmp_path, tiny):
+  """Told by the lock file, which names the holder and does not stay."""
+  folder = workdir_lib.Workdir(tmp_path / "deep" / "run")
+  with folder.locked():
+    with pytest.raises(errors.InputError, match=r"is in use: another process is training there \(process \d+ on "):
+      with folder.locked():
+        pass
+    folder.open(tiny, Source(), overwrite=False)
+  assert [path.name for path in folder.root.iterdir()] == ["config.json"]
+  with pytest.raises(ZeroDivisionError):
+    with workdir_lib.Workdir(tmp_path / "other" / "run").locked():
+      raise ZeroDivisionError
+  assert not (tmp_path / "other").exists()
