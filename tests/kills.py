@@ -1,4 +1,4 @@
-"""A writer killed at each change that it makes on the disk, then run again: what `kills_test.py` starts.
+"""A writer killed at each change that it makes on the disk, then run again: what kills_test.py starts.
 
 Usage: kills.py WRITER ROOT [POINTS]. Prints one JSON line a kill: {"at", "of", "left", "again", "after"}.
 """
