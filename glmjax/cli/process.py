@@ -32,8 +32,8 @@ class Stopped(KeyboardInterrupt):
 
 def begin(arguments: Sequence[str] = ()) -> None:
   """Makes the settings that every command needs; `arguments` are the command line's. A second call changes nothing."""
-  global _waiting, _noted
-  _waiting, _noted = _is_of_several(arguments), None
+  global _waiting, _noted, _raised
+  _waiting, _noted, _raised = _is_of_several(arguments), None, False
   _take_signals()
   _open_streams()
   _show_messages()
@@ -59,6 +59,7 @@ _ending = threading.Lock()  # held by the thread that ends the process
 _watcher: threading.Thread | None = None
 _waiting = False  # whether signals wait for `met`
 _noted: int | None = None  # the signal that waits
+_raised = False  # whether one was raised: what is open is being put in order, and the next one ends that
 
 
 def _take_signals() -> None:
@@ -83,12 +84,24 @@ def _take_signals() -> None:
 
 
 def _handle(number: int, frame: FrameType | None) -> None:
-  global _noted
-  del frame
+  global _noted, _raised
+  if _ending.locked():
+    return
   if _waiting:
     _noted = number
+  elif _raised or _is_importing(frame):  # an exception within the making of a native module aborts the process
+    end(number)
   else:
+    _raised = True
     raise Stopped(number)
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+  while frame is not None:
+    if frame.f_code.co_filename.startswith("<frozen importlib"):
+      return True
+    frame = frame.f_back
+  return False
 
 
 def _watch(reader: int) -> None:
@@ -167,10 +180,12 @@ def end(number: int) -> NoReturn:
   message = "interrupted" if number == signal.SIGINT else f"stopped by {signal.Signals(number).name}"
   with contextlib.suppress(OSError):
     os.write(2, f"glmjax: {message}\n".encode())
-  multiprocessing = sys.modules.get("multiprocessing")
-  for child in multiprocessing.active_children() if multiprocessing else ():
-    child.kill()
-  leave_others(128 + number, message)
+  with contextlib.suppress(Exception):
+    multiprocessing = sys.modules.get("multiprocessing")
+    for child in multiprocessing.active_children() if multiprocessing else ():
+      child.kill()
+  with contextlib.suppress(Exception):  # of modules that are half imported
+    leave_others(128 + number, message)
   os._exit(128 + number)
 
 
@@ -190,8 +205,10 @@ class _Forgiving(io.FileIO):
   """A descriptor whose failures are dropped: a full disk or a closed terminal under the messages ends no training."""
 
   def write(self, data: Any) -> int:
+    left = memoryview(data)
     with contextlib.suppress(OSError):
-      return super().write(data) or len(data)  # None: it would block
+      while left and (written := super().write(left)):  # None: it would block
+        left = left[written:]
     return len(data)
 
 
@@ -236,8 +253,8 @@ def _open_streams() -> None:
     sys.stdout = io.TextIOWrapper(raw if unbuffered else io.BufferedWriter(raw), sys.stdout.encoding,
                                   line_buffering=sys.stdout.line_buffering, write_through=unbuffered)
   if sys.stderr is sys.__stderr__:
-    raw = _Forgiving(2, "wb", closefd=False)
-    sys.stderr = io.TextIOWrapper(io.BufferedWriter(raw), sys.stderr.encoding, line_buffering=True)
+    # Without a buffer, which a signal between its write and its note of that would have write a line twice.
+    sys.stderr = io.TextIOWrapper(_Forgiving(2, "wb", closefd=False), sys.stderr.encoding, line_buffering=True)
   for stream, lacking in ((sys.stdin, "replace"), (sys.stdout, "replace"), (sys.stderr, "backslashreplace")):
     if isinstance(stream, io.TextIOWrapper):
       own = stream is sys.stdin or stream.isatty() or os.environ.get("PYTHONIOENCODING", "").split(":")[0]

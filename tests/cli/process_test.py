@@ -53,6 +53,13 @@ def train(workdir, mode="sleep"):
       time.sleep(60)
     finally:
       open("cleaned", "w").close()
+  elif mode == "slow finally":
+    try:
+      ready()
+      time.sleep(60)
+    finally:
+      print("cleaning", file=sys.stderr)
+      time.sleep(60)
   elif mode == "children":
     import multiprocessing
     child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,))
@@ -114,11 +121,38 @@ def test_a_signal_ends_the_process_with_one_line(fake, mode, number, words):
 
 
 @SIGNALS
+def test_a_second_signal_does_not_wait_for_the_order(fake, number, words):
+  with subprocess.Popen(command("slow finally", seconds=60), stderr=subprocess.PIPE, text=True) as started:
+    for line in ("ready\n", "cleaning\n"):
+      assert started.stderr.readline() == line
+      started.send_signal(number)
+    assert started.wait(30) == 128 + number
+    assert started.stderr.read() == f"glmjax: {words}\n"
+
+
+@SIGNALS
 def test_a_signal_during_the_imports(fake, number, words):
   slow = f"import os; os.kill(os.getpid(), {int(number)}); import time; time.sleep(60)"
   (fake / "fakeprocess.py").write_text(f"{slow}\n{FAKE}")
   done = subprocess.run(command("sleep"), capture_output=True, text=True, check=False, timeout=60)
   assert (done.returncode, done.stderr) == (128 + number, f"glmjax: {words}\n")
+
+
+def test_a_signal_while_a_native_module_is_made(fake):
+  """Which is no place for an exception: the process would abort, as a crash that launch scripts restart."""
+  (fake / "fakeprocess.py").write_text(textwrap.dedent("""
+      import enum, os, signal
+      make = enum.EnumType.__call__
+
+      def call(cls, *arguments, **settings):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return make(cls, *arguments, **settings)
+
+      enum.EnumType.__call__ = call
+      import jaxlib._jax
+      """) + FAKE)
+  done = subprocess.run(command("quiet"), capture_output=True, text=True, check=False, timeout=60)
+  assert (done.returncode, done.stderr) == (128 + signal.SIGTERM, "glmjax: stopped by SIGTERM\n")
 
 
 def test_children_end_with_it(fake):
@@ -148,6 +182,7 @@ def test_several_wait_for_the_others():
   with pytest.raises(process.Stopped) as caught:
     process.met()
   assert caught.value.number == signal.SIGTERM
+  process.begin()
   with pytest.raises(process.Stopped):
     os.kill(os.getpid(), signal.SIGINT)
 
