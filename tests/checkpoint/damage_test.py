@@ -348,12 +348,12 @@ saver.wait()
 target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
 jax.block_until_ready(saver.restore(target))
 
-def limited(which, limit):
+def limited(which, limit, action):
   before = resource.getrlimit(which)
   resource.setrlimit(which, (limit, before[1]))
   try:
-    saver.restore(target)
-    print("> restored")
+    action()
+    message = "> done"
   except Exception as error:
     message = f"> {type(error).__name__} {error}"
   finally:
@@ -362,8 +362,9 @@ def limited(which, limit):
 
 with open("/proc/self/statm") as file:
   used = int(file.read().split()[0]) * resource.getpagesize()
-limited(resource.RLIMIT_NOFILE, 3)
-limited(resource.RLIMIT_AS, used + (40 << 20))
+limited(resource.RLIMIT_NOFILE, 3, lambda: saver.restore(target))
+limited(resource.RLIMIT_NOFILE, 3, lambda: saver.save(3, state, {}))
+limited(resource.RLIMIT_AS, used + (40 << 20), lambda: saver.restore(target))
 print(">", saver.restore(target) is not None, manager.steps(saver._directory))
 saver.close()
 """
@@ -374,8 +375,9 @@ def test_limits_of_the_process(tmp_path):
   environment = os.environ | {"XLA_FLAGS": ""}
   command = [sys.executable, "-c", LIMITED, str(tmp_path / "c")]
   done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-  handles, memory, after = [line for line in done.stdout.splitlines() if line.startswith(">")]
+  handles, saving, memory, after = [line for line in done.stdout.splitlines() if line.startswith(">")]
   assert handles.startswith("> InputError cannot read ") and "this process may open no more files" in handles
+  assert "3 could not be written (this process may open no more files, raise the limit with ulimit -n)" in saving
   assert memory.startswith("> InputError not enough memory to read "), memory
   assert after == "> True [1, 2]" and "damaged" not in done.stdout + done.stderr
   assert {path.name for path in (tmp_path / "c").iterdir()} == {"1", "2"}

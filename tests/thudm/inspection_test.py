@@ -98,7 +98,7 @@ def test_a_run_that_goes_on(tmp_path, monkeypatch):
   def and_deletes(folder, names):
     if not deleted:
       deleted.append(shutil.move(run / "checkpoints/2", run / "checkpoints/4"))
-    check(folder, names)
+    return check(folder, names)
 
   walk = os.walk
 

@@ -62,6 +62,8 @@ def test_writes_what_it_promises(unbroken, tiny, source):
   config = json.loads((folder / "config.json").read_text())
   assert config["model"]["num_layers"] == tiny.num_layers and config["data"] == source.describe()
   assert manager_lib.steps(folder / "checkpoints")[-1] == 10
+  recorded = manager_lib.newest_metadata(folder / "checkpoints")
+  assert (recorded["model"], recorded["data"]) == (config["model"], config["data"])  # by which config.json is told
 
 
 def test_loss_scale_moves_as_it_was_told(tmp_path, tiny, source):
