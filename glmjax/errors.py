@@ -1,4 +1,4 @@
-"""The one exception for mistakes a user can mend, and the system's refusals in words."""
+"""The exceptions for mistakes that a user can mend and for runs that diverge, and the system's refusals in words."""
 
 import errno
 
@@ -29,6 +29,22 @@ class InputError(ValueError):
   The command line prints the message alone and exits with status 2; a library caller
   meets an ordinary ValueError.
   """
+
+
+class NotFiniteError(InputError):
+  """Weights, or what a model makes of them, that are not finite numbers: nothing asked of it can be answered."""
+
+
+class Diverged(Exception):
+  """A training run whose numbers are not finite any more: a result of its settings and data, no mistake of its input.
+
+  The command line prints the message and exits with status 3; the same command would come to the same end.
+  """
+
+  def __init__(self, message: str, step: int, samples: tuple[int, int], part: str):
+    """`step` was not done, on the samples from the first to the last; `part` is where it first shows, in words."""
+    super().__init__(message)
+    self.step, self.samples, self.part = step, samples, part
 
 
 def reason(error: OSError) -> str:

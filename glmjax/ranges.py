@@ -90,7 +90,7 @@ def _described(what: str, least: float, most: float, above: float | None = None,
   else:
     end = ""
   if above is not None:
-    return f"{what} above {above:g}{end.replace(' to', ', up to', 1)}"
+    return f"{what} above {above:g}{end.replace(' to below', ' and below').replace(' to ', ', up to ')}"
   if least <= -LARGEST:
     return f"a finite number{end}"
   return f"{what} from {_shown(least)}{end}" if end else f"{what}, {_shown(least)} or more"

@@ -51,7 +51,7 @@ make_ready() {  # the slice, where it was preempted or is not there
 }
 
 # What a lost connection left running holds the chips: it is told to save and end. Status 2 is a mistake, which no
-# restart mends, 130 Ctrl-C; gcloud does not hand them on, so they are written.
+# restart mends, 3 a run that diverged, 130 Ctrl-C; gcloud does not hand them on, so they are written.
 train=$(printf ' %q' "${GLMJAX:-glmjax}" train "$@")
 remote="pkill -x glmjax && sleep 30;$train || echo \"glmjax ended with status \$?\""
 log=$(mktemp)
@@ -72,6 +72,10 @@ for ((try = 0; try <= ${MAX_RESTARTS:-100}; try++)); do
   fi
   if grep -q '^glmjax ended with status 2$' "$log"; then
     fail "glmjax found a mistake, as its message says"
+  fi
+  if grep -q '^glmjax ended with status 3$' "$log"; then
+    echo "tpu_pod.sh: the run diverged, as glmjax's message says" >&2
+    exit 3
   fi
   if grep -q '^glmjax ended with status 130$' "$log"; then
     echo "tpu_pod.sh: glmjax was interrupted" >&2

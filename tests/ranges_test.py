@@ -133,7 +133,7 @@ def test_ends_that_are_not_included():
   for keywords, value, message in (({"below": 1}, 1, "x is 1: give a number from 0 to below 1"),
                                    ({"above": 0}, 0.0, "x is 0.0: give a number above 0"),
                                    ({"above": 0, "most": 1}, 2, "x is 2: give a number above 0, up to 1"),
-                                   ({"above": 0, "below": 1}, 1.0, "x is 1.0: give a number above 0, up to below 1")):
+                                   ({"above": 0, "below": 1}, 1.0, "x is 1.0: give a number above 0 and below 1")):
     with pytest.raises(errors.InputError, match=f"^{message}$"):
       ranges.number("x", value, 0, **keywords)
   with pytest.raises(errors.InputError, match="^x is a number of 5001 digits: give a whole number from 1 to 9$"):

@@ -8,10 +8,13 @@ Parameters only, never the optimizer; one block at a time is read, converted and
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
+import functools
 import logging
 import os
 import pathlib
 from typing import Any
+
+import numpy as np
 
 from glmjax import errors
 from glmjax.checkpoint import blocks
@@ -79,7 +82,7 @@ def export(checkpoint: str | os.PathLike, out: str | os.PathLike, bits: int | No
       weights = source.weights(bits, dtype)
       tokenizer = checkpoint / folder_lib.TOKENIZER
       content = Content(config, tokenizer if tokenizer.is_dir() else None, weights,
-                        lambda weight, region: source.read_block(reader, weight, region), reader.verify)
+                        functools.partial(_read_finite, source, reader), reader.verify)
       blocks.need_room(out, weights)
       try:
         with publish.folder(out, overwrite) as folder:
@@ -117,6 +120,27 @@ def claimed(out: str | os.PathLike, overwrite: bool, source: pathlib.Path) -> It
 def importing(out: pathlib.Path) -> pathlib.Path:
   """Returns the folder where thudm/load.py prepares an import to `out`: it outlives a kill, and is gone on with."""
   return out.with_name(f".{out.name}.importing")
+
+
+def _read_finite(source: source_lib.Source, reader: blocks.Reader, weight: blocks.Weight, region: blocks.Region
+                 ) -> dict[str, np.ndarray]:
+  """A block as it is to be stored.
+
+  Raises:
+    errors.NotFiniteError: naming the array that no model can compute with.
+    files.DamagedError: where that is not what was saved.
+  """
+  try:
+    block = source.read_block(reader, weight, region)
+    if weight.bits is not None:  # whose scales may come as they are; what was a float here is checked already
+      blocks.check_finite(block, "is not finite")
+    return block
+  except errors.NotFiniteError as error:
+    wanted = source.targets()
+    source.read({name: target for name, target in wanted.items() if name.startswith(weight.name)})  # verified, whole
+    advice = "" if ": " in str(error) else "; give an older checkpoint, or rename the newest to use the one before"
+    step = "" if source.step is None else f" (step {source.step})"
+    raise errors.NotFiniteError(f"{source.arrays}{step}: {error}{advice}") from error
 
 
 def _exported(source: source_lib.Source, bits: int | None, dtype: str | None) -> folder_lib.FolderConfig:

@@ -5,6 +5,7 @@ any moment leaves the last complete step. Reading recomputes every checksum, and
 over for the newest good one.
 
   checkpoints/<step>/state/<array>/...   metadata/checksums.json   (Orbax: readable without glmjax)
+              metrics.json   (what was measured of steps once they were saved)
 """
 
 from collections.abc import Callable, Mapping
@@ -27,9 +28,11 @@ from glmjax.checkpoint import arrays
 from glmjax.checkpoint import checksums
 from glmjax.checkpoint import files
 from glmjax.io import publish
+from glmjax.io import user_json
 from glmjax.parallel import processes
 
 STATE, _METADATA, _RECORD = "state", "metadata", "checksums.json"
+_NOTED = "metrics.json"  # {step: numbers that came to be known after it was saved}
 _ASIDE = "aside"  # suffix of steps that a run went back behind; kept for their owner to look at or delete
 _DELETING = "deleting"
 _STEP = re.compile("0|[1-9][0-9]{0,17}")
@@ -206,6 +209,21 @@ class Manager:
       self._failed(error)
     return True
 
+  def note(self, step: int, metrics: Mapping[str, float]) -> None:
+    """Remembers numbers, for `keep_best`, of a step whose saving has begun: those that were not known before."""
+    if jax.process_index() == 0:
+      earlier = {str(each) for each in steps(self._directory) if each < step}
+      noted = {each: numbers for each, numbers in self._noted().items() if each in earlier}
+      with contextlib.suppress(OSError):  # the step then is one like the others
+        publish.write_json(self._directory / _NOTED, noted | {str(step): dict(metrics)})
+
+  def _noted(self) -> dict[str, Any]:
+    """What `note` has written; nothing where it cannot be read: the best step then counts as one of the others."""
+    try:
+      return user_json.read(self._directory / _NOTED)
+    except errors.InputError:
+      return {}
+
   def restore(self, abstract_state: Any, step: int | None = None) -> tuple[Any, dict[str, Any]] | None:
     """The newest good state, or that of `step`, with the metadata it was saved with; None when there is none.
 
@@ -315,5 +333,6 @@ class Manager:
       metadata = read_record(self._directory / str(step))["metadata"]
     except files.DamagedError:
       return None
-    value = metadata.get("metrics", {}).get(self._keep_best)
+    noted = self._noted().get(str(step))
+    value = (metadata.get("metrics", {}) | (noted if isinstance(noted, dict) else {})).get(self._keep_best)
     return value if isinstance(value, int | float) and math.isfinite(value) else None

@@ -23,7 +23,8 @@ _MENDED_BY_USER = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Runs one command; its exit status: 0 done, 2 a mistake to mend, 128 + n after signal n, 1 anything else."""
+  """Runs one command; its exit status: 0 done, 2 a mistake to mend, 3 a training run that diverged, 128 + n
+  after signal n, 1 anything else."""
   try:
     from glmjax.cli import process  # here: from the first line on an interrupt has its line and status
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -63,6 +64,8 @@ def _describe(error: Exception) -> tuple[str, int]:
   """One line for an error, and the exit status."""
   if isinstance(error, errors.InputError):
     return _one_line(error), 2
+  if isinstance(error, errors.Diverged):
+    return _one_line(error), 3
   again = "run again with --debug for the traceback"
   if isinstance(error, ModuleNotFoundError) and error.name:
     from glmjax import signatures

@@ -62,6 +62,8 @@ def converse(session: "chat_lib.Session", lines: Iterator[str], stoppable: Any) 
         _command(session, line, saved)
       elif line.strip():
         _answer(session, line, stoppable)
+    except errors.NotFiniteError:  # no other question would fare better
+      raise
     except errors.InputError as error:
       _note(str(error))
 

@@ -203,9 +203,6 @@ def model_figures(questions: Questions, scores: Sequence[score.Score]) -> dict[s
   read = score.join(scores[:num_windows])
   assert read.count == questions.held_out.num_tokens, (read.count, questions.held_out.num_tokens)
   bits = -read.total / math.log(2)
-  if not math.isfinite(bits):
-    raise errors.InputError("the model gives probabilities that are not numbers: its weights are damaged or "
-                            "its training diverged, so evaluate an earlier checkpoint")
   figures = {"bits_per_byte": bits / questions.held_out.utf8_bytes, "bits_per_token": bits / read.count}
   if not num_fills:
     return figures

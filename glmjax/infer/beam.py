@@ -172,6 +172,8 @@ def search(config: config_lib.GLMConfig, params: Any, prompts: Sequence[prompt_l
       break
     logits, state = _step(config, params, rows, state, jnp.asarray(parents), jnp.asarray(tokens))
     logits = np.asarray(logits)
+    decode.check_finite([np.isfinite(logits[i * n:i * n + len(s.live)]).all()
+                         for i, s in enumerate(searches) if not s.done])
     for i, s in enumerate(searches):
       if not s.done:
         own = slice(i * n, i * n + len(s.live))

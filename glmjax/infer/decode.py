@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from glmjax import errors
 from glmjax.infer import cache as cache_lib
 from glmjax.infer import constraints as constraints_lib
 from glmjax.infer import offload
@@ -38,6 +39,7 @@ class State:
   last_B: jax.Array  # int32: the token to read next
   generated_BT: jax.Array  # int32; UNUSED behind a row's end
   done_B: jax.Array  # bool
+  finite_B: jax.Array  # bool: all logits that the row's tokens were taken from
 
 
 @jax.tree_util.register_dataclass
@@ -92,7 +94,8 @@ def prefill(config: config_lib.GLMConfig, params: Any, rows: Rows, new_slots: in
       rows.end_BP, cache=cache_lib.empty(config, batch, slots), cache_index=jnp.int32(0), method="hidden")
   room = new_slots if all_slots is None else all_slots - slots
   return State(cache=cache_lib.extend(cache, room), first=jnp.int32(slots), step=jnp.int32(0), last_B=rows.last_B,
-               generated_BT=jnp.full((batch, new_slots), UNUSED, jnp.int32), done_B=rows.limit_B <= 0)
+               generated_BT=jnp.full((batch, new_slots), UNUSED, jnp.int32), done_B=rows.limit_B <= 0,
+               finite_B=jnp.ones(batch, bool))
 
 
 def next_logits(config: config_lib.GLMConfig, params: Any, rows: Rows, state: State
@@ -130,7 +133,8 @@ def decode(config: config_lib.GLMConfig, params: Any, rows: Rows, state: State, 
     return dataclasses.replace(
         state, cache=cache_lib.merge_heads(cache), step=state.step + 1, last_B=token_B,
         generated_BT=jax.lax.dynamic_update_slice(state.generated_BT, written_B1, (0, state.step)),
-        done_B=state.done_B | stops_V[token_B] | (state.step + 1 >= rows.limit_B))
+        done_B=state.done_B | stops_V[token_B] | (state.step + 1 >= rows.limit_B),
+        finite_B=state.finite_B & (state.done_B | jnp.isfinite(logits_BV).all(-1)))
 
   state = dataclasses.replace(state, cache=cache_lib.merge_heads(state.cache))
   state = jax.lax.while_loop(more, step, state)
@@ -142,7 +146,20 @@ def model_positions(config: config_lib.GLMConfig, positions_B2L: jax.Array) -> j
   return positions_B2L[:, 0] if config.positions == "rotary" else positions_B2L
 
 
+def check_finite(finite: np.ndarray | jax.Array) -> None:
+  """Raises NotFiniteError unless all of these flags say that logits were finite."""
+  if not np.all(finite):
+    raise errors.NotFiniteError(
+        "the model's logits are not finite: its training diverged, or its weights are damaged or beyond what its dtype "
+        "holds; use an earlier checkpoint, or one exported with another --dtype")
+
+
 def generated(state: State, num_rows: int) -> list[list[int]]:
-  """Each row's new tokens, its stop token included."""
+  """Each row's new tokens, its stop token included.
+
+  Raises:
+    errors.NotFiniteError: when the logits of one were not finite, so that its tokens mean nothing.
+  """
+  check_finite(np.asarray(state.finite_B)[:num_rows])
   tokens = np.asarray(state.generated_BT)[:num_rows]
   return [row[row != UNUSED].tolist() for row in tokens]

@@ -206,14 +206,17 @@ class Engine:
         state = dataclasses.replace(state, cache=cache.extend(state.cache, size - used - i))
       state = decode.decode(self.config, self.params, rows, state, draws, self._suppressed_V, self._stops_V,
                             jnp.int32(i + 1), constraints)
-      token = int(state.last_B[0])
+      last_B, finite_B = jax.device_get((state.last_B, state.finite_B))
+      decode.check_finite(finite_B[:1])
+      token = int(last_B[0])
       if token in self._stops:
         return "stop"
       yield token
     return "length"
 
   def room(self, row: Sequence[int]) -> int:
-    """Most tokens that the model can add to a row; a row that leaves no place for any is a mistake."""
+    """Most tokens that the model can add to a row; one that leaves no place for any, or holds no ids, is a mistake."""
+    prompt_lib.check_ids(row, self.config.vocab_size)
     room = self.config.max_length - len(row) - 1  # sop takes a place
     if room < 1:
       raise errors.InputError(f"a prompt takes {len(row) + 1} tokens, and the model has "

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from glmjax import errors
 from glmjax import tokens as tokens_lib
 
 
@@ -26,6 +27,15 @@ class Prompt:
   positions: np.ndarray  # int32 [2, n]: position, block position
   context_length: int  # leading tokens that every token sees
   stride: tuple[int, int]  # what each new token adds to the last positions
+
+
+def check_ids(tokens: Sequence[int], vocab_size: int) -> None:
+  """Raises InputError where a token is no id of the model's vocabulary."""
+  ids = np.asarray(tokens)
+  wrong = ids[(ids < 0) | (ids >= vocab_size)] if ids.size else ids
+  if wrong.size:
+    raise errors.InputError(f"token {wrong[0]} is no id of the model's, which has {vocab_size}: use the tokenizer that "
+                            "the model was trained with")
 
 
 def first_mask(tokens: Sequence[int], specials: tokens_lib.SpecialTokens) -> int | None:

@@ -154,6 +154,9 @@ def score_rows(config: config_lib.GLMConfig, params: Any, rows: Sequence[Row], p
   Rows of like size share a batch, whose shape is one of few: programs compile once for each.
   `unguessed` ids are passed over when the most probable token is looked for; they keep their probability.
   `progress` is told the number of tokens read after each batch.
+
+  Raises:
+    errors.InputError: for a row that is too long, or holds no ids; NotFiniteError where the model's logits are none.
   """
   groups: dict[tuple[int, int], list[int]] = {}
   for i, row in enumerate(rows):
@@ -161,6 +164,7 @@ def score_rows(config: config_lib.GLMConfig, params: Any, rows: Sequence[Row], p
     if len(row.prompt.tokens) > config.max_length:
       raise errors.InputError(f"a text to score takes {len(row.prompt.tokens)} places, and the model has "
                               f"{config.max_length}: shorten it, or score it in windows")
+    prompt_lib.check_ids([*row.prompt.tokens, *row.targets], config.vocab_size)
     shape = cache.bucket(len(row.prompt.tokens)), cache.bucket(len(row.targets))
     groups.setdefault(shape, []).append(i)
   scores: list[Score | None] = [None] * len(rows)
@@ -174,6 +178,7 @@ def score_rows(config: config_lib.GLMConfig, params: Any, rows: Sequence[Row], p
         targets[at, places - len(rows[i].targets):] = rows[i].targets
       found = _score(config, params, batch, targets, jnp.array(unguessed, jnp.int32))
       log_probs, correct = map(np.asarray, found)
+      decode.check_finite([np.isfinite(log_probs[at, -len(rows[i].targets):]).all() for at, i in enumerate(some)])
       for at, i in enumerate(some):
         count = len(rows[i].targets)
         scores[i] = Score(log_probs[at, -count:], correct[at, -count:])

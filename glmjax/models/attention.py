@@ -12,7 +12,7 @@ from glmjax.models import flash
 from glmjax.parallel import partitioning
 from glmjax.quantize import ops
 
-# Added to hidden scores; finite, so that a row that hides everything stays finite too.
+# In place of hidden scores; finite, so that the softmax of a query that sees nothing stays finite too.
 HIDDEN = -1e30
 
 
@@ -40,6 +40,8 @@ def dense(q_BLHK: jax.Array, k_BMHK: jax.Array, v_BMHK: jax.Array, start_BL: jax
           prefix: tuple[jax.Array, jax.Array] | None = None) -> jax.Array:
   """softmax(q k / sqrt(K)) v over each query's interval, [B, L, H, K] in q's dtype.
 
+  A query that sees nothing gets zeros, and gives no gradient.
+
   `prefix`: keys and values [H, P, K] that every query sees as well (P-Tuning v2). They share the softmax with the
   others and are multiplied apart, so that no cache is copied for them.
 
@@ -66,6 +68,9 @@ def dense(q_BLHK: jax.Array, k_BMHK: jax.Array, v_BMHK: jax.Array, start_BL: jax
   if prefix is not None:
     weights_BHLP, weights_BHLM = jnp.split(weights_BHLM, [prefix_key_HPK.shape[1]], -1)
   out_BHLK = ops.matmul("BHLM,BMHK->BHLK", weights_BHLM, v_BMHK)
-  if prefix is not None:
+  if prefix is None:
+    sees_BL = jnp.maximum(start_BL, 0) < jnp.minimum(end_BL, k_BMHK.shape[1])
+    out_BHLK = jnp.where(sees_BL[:, None, :, None], out_BHLK, 0)
+  else:
     out_BHLK += jnp.einsum("BHLP,HPK->BHLK", weights_BHLP, prefix_value_HPK)
   return jnp.swapaxes(out_BHLK, 1, 2)

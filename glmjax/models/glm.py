@@ -217,14 +217,15 @@ class GLM(nn.Module):
 
   def hidden(self, tokens_BL: jax.Array, positions: jax.Array, start_BL: jax.Array, end_BL: jax.Array,
              gradient_alpha: jax.Array | float = 1.0, cache: Cache | None = None,
-             cache_index: jax.Array | None = None) -> tuple[jax.Array, Cache | None]:
+             cache_index: jax.Array | None = None, rows_B: jax.Array | None = None
+             ) -> tuple[jax.Array, Cache | None]:
     """What the head reads, [B, L, D], and the cache with these L tokens written from `cache_index` on.
 
-    With a cache the intervals count its slots: the M keys are the cache's.
+    With a cache the intervals count its slots: the M keys are the cache's. `rows_B`: as in `embed`.
     """
     config = self.config
     end_BL = cut_causal(config, end_BL, 0 if cache is None else cache_index)
-    x_BLD, keys_B = self.embed(tokens_BL, positions, gradient_alpha)
+    x_BLD, keys_B = self.embed(tokens_BL, positions, gradient_alpha, rows_B)
     cos_sin = rotary.tables(config, positions)
     layer_keys = lambda i: None if keys_B is None else layers.fold_in(keys_B, i)
     if config.scan_layers:
@@ -244,7 +245,7 @@ class GLM(nn.Module):
     """What the first layer reads, [B, L, D], and each row's key for dropout in the layers (None: no dropout).
 
     What is dropped depends on the key given to `apply`, the row's number (`rows_B`, by default its place) and the
-    layer: neither on the mesh, nor on how rows go through a pipeline.
+    layer: neither on the mesh, nor on the rows that are computed with it, nor on how rows go through a pipeline.
     """
     config = self.config
     x_BLD = _lay("length", "length", self.embedding(tokens_BL, positions, gradient_alpha))
@@ -252,7 +253,7 @@ class GLM(nn.Module):
       x_BLD = self.embedding_norm(x_BLD)
     keys_B = None
     if not self.deterministic and (config.hidden_dropout or config.attention_dropout):
-      rows_B = partitioning.row_numbers(tokens_BL.shape[0]) if rows_B is None else rows_B
+      rows_B = jnp.arange(tokens_BL.shape[0]) if rows_B is None else rows_B
       keys_B = jax.vmap(jax.random.fold_in, (None, 0))(self.make_rng("dropout"), rows_B)
       x_BLD = layers.dropout(config.hidden_dropout, layers.fold_in(keys_B, _EMBEDDING), x_BLD)
       keys_B = layers.fold_in(keys_B, _LAYERS)

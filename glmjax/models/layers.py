@@ -210,10 +210,11 @@ whole.defvjp(lambda axes, weight: (whole(axes, weight), None),
 def rows_of(dtype: str, axis: str, table: jax.Array, index: jax.Array) -> jax.Array:
   """table[index] in `dtype`, for a table [`axis`, "embed"]; the gradients of equal indices are summed in float32.
 
+  An index outside of the table has no row: zeros, and no gradient, on one device as on many.
   Where the table is split over the mesh, the step gathers it along embed, in `dtype`, as the head does.
   """
   if not partitioning.is_split():
-    return table[index].astype(dtype)
+    return _rows(table, index).astype(dtype)
   if index.size > 1:  # else decoding, which gathers nothing
     table = whole((axis, "embed"), table.astype(dtype))
   return _look_up(axis, table, index).astype(dtype)
@@ -227,23 +228,29 @@ def _look_up(axis: str, table: jax.Array, index: jax.Array) -> jax.Array:
   """
   axes = partitioning.mesh_axes(axis)
   if partitioning.parts(axis) == 1:
-    return table[index]
+    return _rows(table, index)
 
   def own(table: jax.Array, index: jax.Array) -> jax.Array:
-    rows = index - jax.lax.axis_index(axes) * len(table)
-    here = (rows >= 0) & (rows < len(table))
-    return jax.lax.psum(jnp.where(here[..., None], table[jnp.clip(rows, 0, len(table) - 1)], 0), axes)
+    return jax.lax.psum(_rows(table, index - jax.lax.axis_index(axes) * len(table)), axes)
 
   split, nothing = jax.sharding.PartitionSpec(axes), jax.sharding.PartitionSpec()
   return jax.shard_map(own, in_specs=(split, nothing), out_specs=nothing, axis_names={*axes}, check_vma=False)(
       table, index)
 
 
+def _rows(table: jax.Array, index: jax.Array) -> jax.Array:
+  """table[index], zeros where the table has no such row."""
+  there = (index >= 0) & (index < len(table))
+  return jnp.where(there[..., None], table[jnp.clip(index, 0, len(table) - 1)], 0)
+
+
 def _rows_backward(dtype: str, axis: str, residuals: tuple[jax.Array, jax.Array], g: jax.Array
                    ) -> tuple[jax.Array, None]:
   del dtype
   table, index = residuals
-  d_table = whole((axis, "embed"), jnp.zeros(table.shape, jnp.float32).at[index].add(g.astype(jnp.float32)))
+  index = jnp.where(index < 0, len(table), index)  # as those above: dropped, not counted from the end
+  d_table = jnp.zeros(table.shape, jnp.float32).at[index].add(g.astype(jnp.float32), mode="drop")
+  d_table = whole((axis, "embed"), d_table)
   return partitioning.constrain(d_table, axis, "embed").astype(table.dtype), None
 
 

@@ -43,7 +43,7 @@ def add_gradient(config: config_lib.GLMConfig, pipeline: pipeline_lib.Pipeline, 
 
   Args:
     params: the layers stacked as `Pipeline.order` says.
-    inputs: tokens, positions, starts and ends of intervals.
+    inputs: tokens, positions, starts and ends of intervals, numbers of rows.
     rng: dropout's, if it is on.
     loss: of logits, float32 [B, L, V], and targets: what is to be differentiated, and sums; both sums over tokens.
     factor: multiplies the gradient behind the head: half precision would lose that of a logit times a small factor.

@@ -29,6 +29,9 @@ from glmjax.models import config as config_lib
 PARTS = ("embedding", "attention", "mlp", "norms", "head")
 LAYERS = "layers"  # path of the stacked layers; apart they are layers_0, layers_1, ...
 Std = float | tuple[float, ...]
+# A model, of no use, that has every parameter there is.
+_ALL = config_lib.GLMConfig(8, 1, 8, 2, 8, positions="learned_2d", norm="sandwich", tie_embeddings=False,
+                            embedding_norm=True, prefix_length=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +62,8 @@ class Param:
     """Input and output axes of a kernel, those aside that only tell matrices apart; None of other parameters."""
     if not self.inputs:
       return None
-    rest = [i for i in range(len(self.shape)) if i not in self.inputs and self.axes[i] not in ("qkv", "branches")]
+    apart = (LAYERS, "qkv", "branches")
+    rest = [i for i in range(len(self.shape)) if i not in self.inputs and self.axes[i] not in apart]
     return self.inputs, tuple(rest)
 
 
@@ -120,6 +124,21 @@ def find(config: config_lib.GLMConfig, path: str) -> Param:
     found = table(config).get(path)
   if found is None:
     raise errors.InputError(f"{path} is no parameter of this model: glmjax/models/params.py has its table")
+  return found
+
+
+@functools.lru_cache(maxsize=1024)
+def known(path: str) -> Param:
+  """Returns what is true of a parameter in any model that has it: all but its sizes and initial spread.
+
+  Raises:
+    errors.InputError: when no model has such a parameter.
+  """
+  first, _, rest = path.partition("/")
+  number = first.removeprefix(f"{LAYERS}_")
+  found = layer(_ALL).get(rest) if first != number and number.isdecimal() else table(_ALL).get(path)
+  if found is None:
+    raise errors.InputError(f"{path} is no parameter of any model: glmjax/models/params.py has their table")
   return found
 
 

@@ -148,13 +148,13 @@ def rows_over_stages() -> Iterator[None]:
 
 
 def hidden(config: config_lib.GLMConfig, pipeline: Pipeline, params: Any, tokens_BL: jax.Array,
-           positions: jax.Array, start_BL: jax.Array, end_BL: jax.Array, gradient_alpha: jax.Array | float,
-           rng: jax.Array | None) -> jax.Array:
+           positions: jax.Array, start_BL: jax.Array, end_BL: jax.Array, rows_B: jax.Array,
+           gradient_alpha: jax.Array | float, rng: jax.Array | None) -> jax.Array:
   """What `GLM.hidden` gives [B, L, D], its rows as `Pipeline.spread` has them; with an rng, dropout is on.
 
   The weights' layers are stacked as `Pipeline.order` says.
   """
-  ring, features = enter(config, pipeline, params, tokens_BL, positions, start_BL, end_BL, gradient_alpha, rng)
+  ring, features = enter(config, pipeline, params, tokens_BL, positions, start_BL, end_BL, rows_B, gradient_alpha, rng)
   x_BLD = pipeline.from_ring(_flow(config, pipeline, params["layers"], ring, features))
   with rows_over_stages():
     x_BLD = partitioning.constrain(x_BLD, "batch", "length", "act_embed")
@@ -162,12 +162,15 @@ def hidden(config: config_lib.GLMConfig, pipeline: Pipeline, params: Any, tokens
 
 
 def enter(config: config_lib.GLMConfig, pipeline: Pipeline, params: Any, tokens_BL: jax.Array, positions: jax.Array,
-          start_BL: jax.Array, end_BL: jax.Array, gradient_alpha: jax.Array | float, rng: jax.Array | None
-          ) -> tuple[jax.Array, dict[str, jax.Array]]:
-  """The embedded rows as a ring [S, J, B / K, L, D], and what the layers need to know of them [K, B / K, ...]."""
+          start_BL: jax.Array, end_BL: jax.Array, rows_B: jax.Array, gradient_alpha: jax.Array | float,
+          rng: jax.Array | None) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """The embedded rows as a ring [S, J, B / K, L, D], and what the layers need to know of them [K, B / K, ...].
+
+  `rows_B`: the rows' numbers, by which dropout draws.
+  """
   model = glm.GLM(config, deterministic=rng is None)
   rngs = None if rng is None else {"dropout": rng}
-  spread = [pipeline.spread(a) for a in (tokens_BL, positions, partitioning.row_numbers(tokens_BL.shape[0]))]
+  spread = [pipeline.spread(a) for a in (tokens_BL, positions, rows_B)]
   with rows_over_stages():
     x_BLD, keys_B = model.apply({"params": params}, *spread[:2], gradient_alpha, spread[2], method="embed", rngs=rngs)
     # Its gradient too, or XLA gathers that over the stages.

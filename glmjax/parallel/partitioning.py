@@ -129,12 +129,6 @@ def rows_apart() -> Iterator[None]:
     yield
 
 
-def row_numbers(count: int) -> jax.Array:
-  """Numbers in the whole batch of the rows that are to be computed: all, or one shard's within `rows_apart`."""
-  first = jax.lax.axis_index(ROW_AXES) * count if _are_rows_apart() else 0
-  return first + jax.numpy.arange(count)
-
-
 def largest(number: jax.Array) -> jax.Array:
   """Over all shards of rows: devices must agree on how often a loop runs."""
   return jax.lax.pmax(number, ROW_AXES) if _are_rows_apart() else number

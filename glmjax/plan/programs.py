@@ -192,4 +192,4 @@ def _state(config: config_lib.GLMConfig, mesh: jax.sharding.Mesh, rules: partiti
                        jax.eval_shape(lambda: cache_lib.empty(config, batch, context)))
   number = lambda dtype, *shape: jax.ShapeDtypeStruct(shape, dtype, sharding=_replicated(mesh))
   return decode_lib.State(cache, number(jnp.int32), number(jnp.int32), number(jnp.int32, batch),
-                          number(jnp.int32, batch, context), number(bool, batch))
+                          number(jnp.int32, batch, context), number(bool, batch), number(bool, batch))

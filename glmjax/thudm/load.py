@@ -1,12 +1,16 @@
 """Import: a THUDM model's files to our export folder, block by block, going on where a killed import stopped."""
 
+from collections.abc import Mapping
 import dataclasses
+import functools
 import hashlib
 import json
 import logging
 import os
 import pathlib
 from typing import Any
+
+import numpy as np
 
 from glmjax import errors
 from glmjax.checkpoint import blocks
@@ -75,6 +79,9 @@ def import_model(family: str, source: str | os.PathLike, out: str | os.PathLike,
       export.write_folder(content, work / _EXPORT)
       described = export.describe(content, work / _EXPORT)
       publish.put_in_place(work / _EXPORT, out, overwrite)
+    except errors.NotFiniteError:  # nothing there is to be gone on with
+      publish.remove(work)
+      raise
     except OSError as error:
       raise errors.InputError(f"{out} could not be written ({errors.reason(error)}): the same command goes on from "
                               "here") from error
@@ -94,7 +101,19 @@ def _content(opened: source_lib.Source, bits: int | None, dtype: str | None, tok
   described = {"bits": bits, "dtype": kind, "step": None, "family": opened.family, "iteration": opened.shards.iteration}
   config = folder_lib.FolderConfig(model, {}, known, described)
   return export.Content(config, None if opened.tokenizer is None else tokenizer, opened.weights(bits, dtype),
-                        opened.read, lambda: None)
+                        functools.partial(_read_finite, opened), lambda: None)
+
+
+def _read_finite(opened: source_lib.Source, weight: blocks.Weight, region: blocks.Region) -> Mapping[str, np.ndarray]:
+  """A block as it is to be stored; an array that is not finite is an error, and never becomes part of a model."""
+  try:
+    block = opened.read(weight, region)
+    if weight.bits is not None:  # whose scales may come as they are; what was a float here is checked already
+      blocks.check_finite(block, "is not finite")
+    return block
+  except errors.NotFiniteError as error:
+    advice = "" if ": " in str(error) else ": download the files again"
+    raise errors.NotFiniteError(f"{opened.files[0].parent}: {error}{advice}") from error
 
 
 def _plan(opened: source_lib.Source, content: export.Content) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 
 from glmjax import errors
 from glmjax.parallel import partitioning
+from glmjax.train import losses
 from glmjax.train import step as step_lib
 
 HostBatch = dict[str, np.ndarray]
@@ -20,6 +21,7 @@ Plan = Iterator[tuple[int, int]]
 
 _DTYPES = {"tokens": np.int32, "targets": np.int32, "loss_weights": np.float32, "positions": np.int32,
            "attend_start": np.int32, "attend_end": np.int32, "objective": np.int32}
+_ROWS = "rows"  # int32 [num_micro, rows]: the rows' numbers in the step's batch, by which dropout draws; made here
 
 
 class DataSource(Protocol):
@@ -46,10 +48,11 @@ class Layout:
   length: int
   position_axes: int  # 1, or 2 where positions are [B, 2, L]
   vocab_size: int
+  num_positions: int | None = None  # rows of the position tables; None: the model has none
 
   @classmethod
   def make(cls, mesh: jax.sharding.Mesh, rules: partitioning.Rules, batch: int, micro_batch: int | None, length: int,
-           position_axes: int, vocab_size: int) -> "Layout":
+           position_axes: int, vocab_size: int, num_positions: int | None = None) -> "Layout":
     """For batches of up to `batch` rows, `micro_batch` of them (None: all) at a time.
 
     Raises:
@@ -64,7 +67,7 @@ class Layout:
     if length % mesh.shape["context"]:
       raise errors.InputError(f"rows of {length} tokens do not divide over the mesh's context={mesh.shape['context']}: "
                               "change either")
-    return cls(mesh, rules, -(-batch // rows), rows, length, position_axes, vocab_size)
+    return cls(mesh, rules, -(-batch // rows), rows, length, position_axes, vocab_size, num_positions)
 
   @functools.cached_property
   def part(self) -> tuple[int, int]:
@@ -93,16 +96,30 @@ class Layout:
   def sharding(self, feature: str) -> jax.sharding.NamedSharding:
     """Of one feature on the devices."""
     axes = (None, "batch", None, "length") if self._is_wide(feature) else (None, "batch", "length")
+    if feature == _ROWS:
+      axes = axes[:2]
     return partitioning.named(self.mesh, self.rules, *axes)
 
   def abstract(self) -> step_lib.Batch:
     """Shapes and shardings of a batch on the devices."""
+    dtypes = _DTYPES | {_ROWS: np.int32}
     return {feature: jax.ShapeDtypeStruct((self.num_micro, self.rows, *self._row_shape(feature)), dtype,
-                                          sharding=self.sharding(feature)) for feature, dtype in _DTYPES.items()}
+                                          sharding=self.sharding(feature)) for feature, dtype in dtypes.items()}
 
   def put(self, host: HostBatch) -> step_lib.Batch:
     """This host's rows, filled up with rows without loss, on the devices."""
-    return {feature: self._put(feature, host) for feature in _DTYPES}
+    return {feature: self._put(feature, host) for feature in (*_DTYPES, _ROWS)}
+
+  def row_numbers(self, size: int) -> np.ndarray:
+    """Numbers, in a batch of `size` rows, of the rows of all micro-batches [num_micro, rows]; more where none is.
+
+    Each part of a micro-batch holds rows of one part of the batch: the hosts' own.
+    """
+    parts, local_rows = self.part[1], self.rows // self.part[1]
+    micro, part, row = np.ogrid[:self.num_micro, :parts, :local_rows]
+    own = micro * local_rows + row
+    numbers = np.where(own < size // parts, part * (size // parts) + own, size + own * parts + part)
+    return numbers.reshape(self.num_micro, self.rows).astype(np.int32)
 
   def check(self, host: HostBatch, first: int, size: int) -> None:
     """Raises InputError where a batch is not what the model takes."""
@@ -112,29 +129,72 @@ class Layout:
       if found != wanted:
         raise errors.InputError(f"data: {feature} of samples {first} to {first + size - 1} has shape {found}, the "
                                 f"model takes {wanted}: use a source with the model's positions and sequence length")
-    for feature in ("tokens", "targets"):
+    for feature, what, end, advice in (
+        ("tokens", "token", self.vocab_size, "vocab_size {}: use the tokenizer's vocab_size or more"),
+        ("targets", "token", self.vocab_size, "vocab_size {}: use the tokenizer's vocab_size or more"),
+        ("objective", "objective", losses.NUM_OBJECTIVES, "{} (tokens.OBJECTIVES): mend the source"),
+        ("positions", "position", self.num_positions, "{} (max_length + 1): use a larger max_length")):
       low, high = int(host[feature].min()), int(host[feature].max())
-      if low < 0 or high >= self.vocab_size:
-        raise errors.InputError(f"data: samples {first} to {first + size - 1} hold token {high if low >= 0 else low}, "
-                                f"the model has vocab_size {self.vocab_size}: use the tokenizer's vocab_size or more")
+      if end is not None and (low < 0 or high >= end):
+        raise errors.InputError(f"data: samples {first} to {first + size - 1} hold {what} {high if low >= 0 else low}, "
+                                f"the model has {advice.format(end)}")
 
   def _is_wide(self, feature: str) -> bool:
     return feature == "positions" and self.position_axes == 2
 
   def _row_shape(self, feature: str) -> tuple[int, ...]:
+    if feature == _ROWS:
+      return ()
     return (2, self.length) if self._is_wide(feature) else (self.length,)
 
   def _put(self, feature: str, host: HostBatch) -> jax.Array:
-    local_rows = self.rows // self.part[1]
+    index, parts = self.part
+    local_rows = self.rows // parts
+    if feature == _ROWS:
+      array = self.row_numbers(len(host["tokens"]) * parts)[:, index * local_rows:(index + 1) * local_rows]
+      return self._to_devices(feature, array)
     array = np.zeros((self.num_micro * local_rows, *self._row_shape(feature)), _DTYPES[feature])
     if feature == "attend_end":
       array[:] = np.arange(1, self.length + 1)
     elif feature == "attend_start":
       array[:] = np.arange(self.length)
     array[:len(host[feature])] = host[feature]
+    return self._to_devices(feature, array.reshape(self.num_micro, local_rows, *array.shape[1:]))
+
+  def _to_devices(self, feature: str, array: np.ndarray) -> jax.Array:
+    """This host's part of a feature, [num_micro, its rows, ...], on the devices."""
     return jax.make_array_from_process_local_data(
-        self.sharding(feature), array.reshape(self.num_micro, local_rows, *array.shape[1:]),
-        (self.num_micro, self.rows, *array.shape[1:]))
+        self.sharding(feature), np.ascontiguousarray(array), (self.num_micro, self.rows, *array.shape[2:]))
+
+
+class Evaluated(NamedTuple):
+  """Rows of the validation source that are evaluated together."""
+
+  first: int  # number of the first sample
+  size: int  # rows, over all hosts
+  rows: HostBatch  # this host's
+
+
+def read_validation(source: DataSource, layout: Layout, samples: int) -> list[Evaluated]:
+  """This host's part of the first samples of a validation source, a micro-batch at a time.
+
+  Raises:
+    errors.InputError: when it has none, or none that predicts anything.
+  """
+  plan = [(first, min(layout.rows, samples - first)) for first in range(0, samples, layout.rows)]
+  advice = "hold some text out when the cache is made, or set Intervals.evaluate = 0"
+  try:
+    source.describe()  # whatever is wrong with the whole of it is found here, not by a helper process
+    batches = list(source.batches(iter(plan), *layout.part))
+  except errors.InputError as error:
+    raise errors.InputError(f"the validation source has no rows to evaluate: {error}; {advice}") from error
+  if len(batches) != len(plan):
+    raise errors.InputError(f"the validation source gives {len(batches)} of {len(plan)} batches: {advice}")
+  for (first, size), rows in zip(plan, batches):
+    layout.check(rows, first, size)
+  if not any((rows["loss_weights"] > 0).any() for rows in batches):
+    raise errors.InputError(f"the {samples} rows of the validation source have nothing to predict: {advice}")
+  return [Evaluated(first, size, rows) for (first, size), rows in zip(plan, batches)]
 
 
 class Item(NamedTuple):

@@ -24,6 +24,7 @@ from glmjax.parallel import partitioning
 from glmjax.parallel import peers as peers_lib
 from glmjax.parallel import processes
 from glmjax.train import diagnose
+from glmjax.train import divergence
 from glmjax.train import feed as feed_lib
 from glmjax.train import initial
 from glmjax.train import losses
@@ -88,7 +89,8 @@ def train(
   """Trains a model until it has seen `total_samples`, resuming the run found in `workdir`; the last step's figures.
 
   Raises:
-    errors.InputError: for what the user can mend, and when the loss or a gradient is not finite.
+    errors.InputError: for what the user can mend.
+    errors.Diverged: when a loss, a gradient or the state is not finite; nothing of that is saved.
     SystemExit: 128 + the signal's number, after SIGTERM or Ctrl-C in any process: the step was finished and saved.
   """
   _check(model, data, loss_mean_of)
@@ -100,6 +102,9 @@ def train(
     device_mesh, rules = mesh_lib.make_mesh(mesh), partitioning.strategy(strategy)
     stack.enter_context(partitioning.use(device_mesh, rules))
     layout = _layout(model, data, batches, micro_batch, intervals.eval_samples, device_mesh, rules)
+    evaluated = []  # read before anything is deleted or trained, so that a run that could not evaluate never starts
+    if validation is not None and intervals.evaluate:
+      evaluated = feed_lib.read_validation(validation, layout, intervals.eval_samples)
     tx = optimizer.make()
     recipe = step_lib.Recipe(optimizer, learning_rate, embedding_alpha, loss_scale)
     objective = step_lib.Objective(model, loss_chunk, loss_mean_of,
@@ -107,17 +112,22 @@ def train(
     stages = stages_lib.make(model, tx, device_mesh, rules, objective.pipeline)
     processes.on_first(lambda: _begin(stack, folder, model, data, overwrite, on_start))
     processes.see_the_same(folder.seen, str(folder.root))
-    manager = manager_lib.Manager(folder.checkpoints, intervals.keep, keep_best="eval_loss" if validation else None)
+    manager = manager_lib.Manager(folder.checkpoints, intervals.keep, keep_best="eval_loss" if evaluated else None)
     stack.callback(manager.close)
     restored = manager.restore(stages.stored)
     state = restored[0] if restored else initial.create(
         model, tx, seed, stages.stored, weights, data.describe(), loss_scale)
-    run = Run(objective, recipe, layout, folder, manager, intervals, data, validation, batches, total_samples,
+    run = Run(objective, recipe, layout, folder, manager, intervals, data, evaluated, batches, total_samples,
               stages.hold(state), stages, resumed=restored is not None, peers=peers)
     stack.callback(run.close)
+    run.check_start(weights)
     run.compile(step_lib.compile_train_step(objective, recipe, tx, jax.tree.map(lambda x: x.sharding, stages.held)))
     with stopping.Stopping(device_mesh) as stop:
-      return run.run(stop_at_step, stop)
+      try:
+        return run.run(stop_at_step, stop)
+      except errors.Diverged as error:
+        run.note(error)
+        raise
 
 
 def _advice() -> str:
@@ -157,7 +167,8 @@ def _layout(model: config_lib.GLMConfig, data: feed_lib.DataSource, batches: sch
             ) -> feed_lib.Layout:
   """How batches lie on the devices; every size that the run will come to fits."""
   layout = feed_lib.Layout.make(mesh, rules, batches.size, micro_batch, data.seq_length,
-                                1 if model.positions == "rotary" else 2, model.vocab_size)
+                                1 if model.positions == "rotary" else 2, model.vocab_size,
+                                model.max_length + 1 if model.positions == "learned_2d" else None)
   layout.check_sizes("batch size", range(batches.ramp_start or batches.size, batches.size + 1, batches.ramp_increment))
   layout.check_sizes("Intervals.eval_samples", [eval_samples])
   return layout
@@ -168,17 +179,17 @@ class Run:
 
   def __init__(self, objective: step_lib.Objective, recipe: step_lib.Recipe, layout: feed_lib.Layout,
                folder: workdir_lib.Workdir, manager: manager_lib.Manager, intervals: Intervals,
-               data: feed_lib.DataSource, validation: feed_lib.DataSource | None, batches: schedules.Batches,
+               data: feed_lib.DataSource, evaluated: list[feed_lib.Evaluated], batches: schedules.Batches,
                total_samples: int, state: state_lib.TrainState, stages: stages_lib.Stages, resumed: bool,
                peers: peers_lib.Peers):
     self.objective, self.recipe, self.layout, self.folder = objective, recipe, layout, folder
-    self.manager, self.intervals, self.data, self.validation = manager, intervals, data, validation
+    self.manager, self.intervals, self.data, self.evaluated = manager, intervals, data, evaluated
     self.batches, self.total_samples, self.state = batches, total_samples, state
     self.step, self.samples = int(state.step), int(state.samples_seen)  # of the state, once its step is read
     self._stages, self._resumed, self._peers = stages, resumed, peers
     self._record: metrics_lib.Record = {}
     self._saved_step = self.step if resumed else None
-    self._validation_set: list[feed_lib.HostBatch] | None = None
+    self._last_samples = self.samples, self.samples  # first and last of the step before, once there is one
     self._eval_step = step_lib.compile_eval_step(objective)
     first = jax.process_index() == 0
     self._writer = metrics_lib.Writer(folder.metrics, folder.tensorboard, self.step) if first else None
@@ -201,6 +212,23 @@ class Run:
         f"{jax.devices()[0].device_kind}; {'resumed at' if self._resumed else 'starting at'} step {self.step:,}, "
         f"sample {self.samples:,} of {self.total_samples:,}; compiled in {time.perf_counter() - began:.1f} s"
         f"{_advice()}")
+
+  def check_start(self, weights: str | os.PathLike | None) -> None:
+    """Raises an error where what the run begins with is not finite; `weights`: what a new one was given."""
+    part = self._bad_part()
+    if part is not None and self._resumed:
+      raise divergence.of_checkpoint(self.step, self.samples, part, self.folder.checkpoints)
+    if part is not None and weights is not None:
+      raise errors.NotFiniteError(f"{weights} is no model to begin with: not finite in {part}; give an older "
+                                  "checkpoint, or another model")
+    if part is not None:
+      raise errors.NotFiniteError(f"a new model would not be finite in {part}: give a smaller GLMConfig.init_std")
+
+  def note(self, error: errors.Diverged) -> None:
+    """Writes how the run ended as the last line of metrics.jsonl."""
+    if self._writer is not None:
+      self._writer.write({"step": error.step, "samples_seen": self.samples, "loss": None, "diverged": error.part,
+                          "first_sample": error.samples[0], "last_sample": error.samples[1]})
 
   def close(self) -> None:
     """Stops the feed and closes the files."""
@@ -264,17 +292,18 @@ class Run:
   def _is_due(self, step: int, stop: stopping.Stopping) -> bool:
     """Whether something is to be done with the state right after this step."""
     every = lambda interval: bool(interval) and step % interval == 0
-    return (every(self.intervals.save) or bool(self.validation and every(self.intervals.evaluate))
+    return (every(self.intervals.save) or bool(self.evaluated and every(self.intervals.evaluate))
             or stop.agreed is not None or self._trace.ends_with(step))
 
   def _finish(self, item: feed_lib.Item, metrics: step_lib.Metrics, waited: float) -> None:
-    """Reads a step's figures, writes them, and evaluates and saves when it is time to."""
+    """Reads a step's figures, saves and evaluates when it is time to, and writes the figures."""
     metrics = jax.device_get(metrics)
     now = time.perf_counter()
     seconds, self._clock = now - self._clock, now
-    if not metrics["applied"] and metrics.get("loss_scale", 0.0) <= self.recipe.loss_scale.minimum:
-      self._stop_not_finite(item, metrics)
+    if not metrics["advanced"]:
+      raise self._diverged(item, metrics)
     self.step, self.samples = self.step + 1, item.first + item.size
+    self._last_samples = item.first, item.first + item.size - 1
     tokens = item.size * self.layout.length
     rate = tokens / seconds
     record = {"step": self.step, "samples_seen": self.samples, "tokens_seen": self.samples * self.layout.length,
@@ -283,23 +312,32 @@ class Run:
               "model_flops_per_second": rate * self.objective.config.train_flops_per_token(self.layout.length)}
     if self._resumed:
       record["resumed"], self._resumed = True, False
-    if self.validation and self.intervals.evaluate and self.step % self.intervals.evaluate == 0:
-      with self._peers.patient():
-        record |= self._evaluate()
     self._record = record
-    if self._writer is not None:
-      self._writer.write(record)
+    try:  # its line is written whatever becomes of these
+      if self.intervals.save and self.step % self.intervals.save == 0:
+        self._save()
+      if self.evaluated and self.step % self.intervals.evaluate == 0:
+        record |= self._evaluate()
+    finally:
+      if self._writer is not None:
+        self._writer.write(record)
     self.console.step(record, seconds, item.size,
                       show=bool(self.intervals.log) and self.step % self.intervals.log == 0 or "eval_loss" in record)
-    if self.intervals.save and self.step % self.intervals.save == 0:
-      self._save()
     if "eval_loss" in record or self._saved_step == self.step:
       self._clock = time.perf_counter()  # evaluating and saving are no part of a step's time
 
   def _save(self) -> None:
-    """Starts saving the state, unless that was done already."""
+    """Starts saving the state, unless that was done already.
+
+    Raises:
+      errors.Diverged: instead, where it is not finite: what is saved can be gone on from.
+    """
     if self._saved_step == self.step or self.step == 0:
       return
+    if (part := self._bad_part()) is not None:
+      self._settle()
+      raise divergence.of_state(self.step, self._last_samples, part, self._record["learning_rate"],
+                                self.folder.checkpoints)
     numbers = {name: self._record[name] for name in ("loss", "eval_loss") if name in self._record}
     with self._peers.patient():
       self.manager.save(self.step, self._stages.store(self.state), {
@@ -307,33 +345,56 @@ class Run:
           **recorded.of(self.objective.config)})
     self._saved_step = self.step
 
+  def _bad_part(self) -> str | None:
+    return diagnose.bad_part(self._stages, self.state, self.objective.config.dtype)
+
   def _evaluate(self) -> metrics_lib.Record:
-    """Mean loss on the validation source, and per objective."""
-    size, wanted = self.layout.rows, self.intervals.eval_samples
-    plan = [(first, min(size, wanted - first)) for first in range(0, wanted, size)]
-    if self._validation_set is None:
-      self._validation_set = list(self.validation.batches(iter(plan), *self.layout.part))
+    """Mean loss on the validation source, and per objective; a step that could not be evaluated is saved first."""
+    try:
+      with self._peers.patient():
+        total = self._validation_sums()
+    except Exception:
+      if jax.process_count() == 1:  # the others of several would not come to save with this one
+        self._save()
+        self.manager.wait()
+      raise
+    record = {"eval_loss": float(total.loss.sum() / max(total.weight.sum(), 1.0))}
+    if self._saved_step == self.step:
+      self.manager.note(self.step, record)
+    return record | metrics_lib.objective_losses(total.loss, total.weight, "eval_loss_")
+
+  def _validation_sums(self) -> losses.Sums:
     layout = dataclasses.replace(self.layout, num_micro=1)
     total = losses.Sums(np.zeros(losses.NUM_OBJECTIVES), np.zeros(losses.NUM_OBJECTIVES))
-    for (first, size), rows in zip(plan, self._validation_set):
-      layout.check(rows, first, size)
-      sums = jax.device_get(self._eval_step(self.state.params, layout.put(rows)))
+    for part in self.evaluated:
+      sums = jax.device_get(self._eval_step(self.state.params, layout.put(part.rows)))
       total = jax.tree.map(np.add, total, sums)
-    record = {"eval_loss": float(total.loss.sum() / max(total.weight.sum(), 1.0))}
-    return record | metrics_lib.objective_losses(total.loss, total.weight, "eval_loss_")
+    return total
 
   def _stop_trace(self) -> None:
     if self._trace.stop():
       self.console.say(f"profile of steps {self._trace.steps} written to {self._trace.folder}")
 
-  def _stop_not_finite(self, item: feed_lib.Item, metrics: step_lib.Metrics) -> None:
-    """Says where it shows; the state still is what it was before the step."""
+  def _diverged(self, item: feed_lib.Item, metrics: step_lib.Metrics) -> errors.Diverged:
+    """Of a step that could not be done: the state, its step's number and its loss scale are what they were before."""
+    self._settle()
     rng = jax.random.fold_in(jax.random.wrap_key_data(self.state.rng), self.state.step)
-    where = diagnose.first_not_finite(
-        self.objective, self._stages.store(self.state).params, item.batch, -(-item.size // self.layout.rows),
-        self.recipe.embedding_alpha(item.first), rng, metrics.get("loss_scale", 1.0))
-    saved = self.manager.latest_step()
-    raise errors.InputError(
-        f"step {self.step + 1} (samples {item.first} to {item.first + item.size - 1}) is not finite, first seen in "
-        f"{where}; the last checkpoint is {'none' if saved is None else f'step {saved}'}: lower the learning rate, or "
-        "leave these samples out with Batches.skip, and run the same command again")
+    with self._peers.patient():
+      finding = diagnose.first_not_finite(
+          self.objective, self._stages.store(self.state).params, item.batch, -(-item.size // self.layout.rows),
+          self.recipe.embedding_alpha(item.first), rng, metrics.get("loss_scale", 1.0))
+      finding = finding or divergence.in_the_norm(metrics) or self._again(item)
+    return divergence.of_step(self.step + 1, item.first, item.size, metrics, finding, self.folder.checkpoints)
+
+  def _again(self, item: feed_lib.Item) -> diagnose.Finding:
+    """Whether the very same program comes to the same end: only if it does not are machines at fault."""
+    self.state, metrics = self._train_step(self.state, item.batch, item.info)
+    if jax.device_get(metrics["advanced"]):
+      return diagnose.Finding("machine", "nothing that shows when it is run again")
+    return diagnose.Finding("rounding", "nothing that shows when its parts are run one by one, which rounds otherwise")
+
+  def _settle(self) -> None:
+    """Waits for the checkpoint that is being written, so that it counts as one that is there."""
+    with self._peers.patient(), contextlib.suppress(errors.InputError):
+      self.manager.wait()
+

@@ -20,6 +20,7 @@ from glmjax.parallel import partitioning
 
 NUM_OBJECTIVES = len(tokens_lib.OBJECTIVES)
 
+
 class Sums(NamedTuple):
   """Loss-weighted cross entropy and the weights themselves, summed per objective: float32 [O] each."""
 
@@ -31,8 +32,19 @@ class Sums(NamedTuple):
     return self.loss.sum() / jnp.maximum(self.weight.sum(), 1.0)
 
 
+class Loss(NamedTuple):
+  """A loss to be differentiated, and its sums to be read. What multiplies some tokens goes into their weights."""
+
+  total: jax.Array  # float32: weight times cross entropy, summed over all tokens
+  sums: Sums  # the same per objective; a gradient of it is NaN, so that none passes for one
+
+  def mean(self) -> jax.Array:
+    """Loss per weighted token, over all objectives."""
+    return self.total / jnp.maximum(jax.lax.stop_gradient(self.sums.weight).sum(), 1.0)
+
+
 def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
-  """-log softmax(logits)[target] in float32, shaped as targets."""
+  """-log softmax(logits)[target] in float32, shaped as targets; a target that is no id has logit 0, on any mesh."""
   logits = logits.astype(jnp.float32)
   return jax.nn.logsumexp(logits, axis=-1) - _pick(logits, targets)
 
@@ -40,7 +52,9 @@ def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
 def _pick(logits: jax.Array, targets: jax.Array) -> jax.Array:
   """The target's logit; summed out of the others where the vocabulary is split, each device having only its part."""
   if partitioning.parts("act_vocab") == 1:
-    return jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    there = (targets >= 0) & (targets < logits.shape[-1])
+    picked = jnp.take_along_axis(logits, jnp.where(there, targets, 0)[..., None], axis=-1)[..., 0]
+    return jnp.where(there, picked, 0.0)
   ids = jax.lax.broadcasted_iota(targets.dtype, logits.shape, logits.ndim - 1)
   return jnp.where(ids == targets[..., None], logits, 0.0).sum(-1)
 
@@ -53,14 +67,15 @@ def by_objective(losses: jax.Array, weights: jax.Array, objectives: jax.Array) -
 
 
 def chunked(kernel_DV: jax.Array, x_BLD: jax.Array, targets_BL: jax.Array, weights_BL: jax.Array,
-            objectives_BL: jax.Array, chunk: int = 512) -> Sums:
-  """Cross entropy of the logits x @ kernel at every weighted token, per objective.
+            objectives_BL: jax.Array, chunk: int = 512) -> Loss:
+  """Cross entropy of the logits x @ kernel at every weighted token, in total and per objective.
 
-  Equal to making all logits at once. Differentiable in kernel and x, once; the head's gradients are computed
-  together with the loss, so that no logits are kept or made twice.
+  Equal to making all logits at once. The total is differentiable in kernel and x, once; the head's gradients are
+  computed together with the loss, so that no logits are kept or made twice.
 
   Args:
     kernel_DV, x_BLD: in the compute dtype; sums are float32.
+    weights_BL: of the tokens in the loss and its gradient: what an objective counts more than others goes in here.
     chunk: C, tokens of each group whose logits exist at a time.
   """
   x_GRD, targets, weights, objectives = map(_group, (x_BLD, targets_BL, weights_BL, objectives_BL))
@@ -110,7 +125,7 @@ def _logits(kernel_DV: jax.Array, x_GCD: jax.Array) -> jax.Array:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _front_loss(chunk: int, kernel_DV: jax.Array, x_GRD: jax.Array, front: Front) -> Sums:
+def _front_loss(chunk: int, kernel_DV: jax.Array, x_GRD: jax.Array, front: Front) -> Loss:
   def body(i: jax.Array, sums: Sums) -> Sums:
     part = front.cut(i, chunk)
     losses = cross_entropy(_logits(kernel_DV, _take(x_GRD, part.order)), part.targets)
@@ -126,8 +141,9 @@ def _zeros(front: Front) -> Sums:
   return Sums(zeros, zeros)
 
 
-def _total(sums: Sums) -> Sums:
-  return jax.tree.map(lambda a: a.sum(0), sums)
+def _total(sums: Sums) -> Loss:
+  sums = jax.tree.map(lambda a: a.sum(0), sums)
+  return Loss(sums.loss.sum(), sums)
 
 
 def _softmax_sums(logits_GCV: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -144,8 +160,8 @@ def _softmax_sums(logits_GCV: jax.Array) -> tuple[jax.Array, jax.Array]:
   return jax.lax.reduce((logits_GCV, jnp.ones_like(logits_GCV)), (lowest, jnp.float32(0)), merge, (2,))
 
 
-def _front_loss_forward(chunk: int, kernel_DV: jax.Array, x_GRD: jax.Array, front: Front) -> tuple[Sums, Any]:
-  """Also the gradients of the loss's sum, which backward only scales: all objectives count alike."""
+def _front_loss_forward(chunk: int, kernel_DV: jax.Array, x_GRD: jax.Array, front: Front) -> tuple[Loss, Any]:
+  """Also the gradients of the total, which backward only scales."""
   groups, rows, width = x_GRD.shape
   # Each group sums a gradient of its own too.
   kernel_spec = "GCD,GCV->DV" if groups == 1 else "GCD,GCV->GDV"
@@ -180,10 +196,10 @@ def _front_loss_forward(chunk: int, kernel_DV: jax.Array, x_GRD: jax.Array, fron
   return _total(sums), (d_kernel, dx_GRD, kernel_DV)
 
 
-def _front_loss_backward(chunk: int, residuals: Any, d_sums: Sums) -> tuple[jax.Array, jax.Array, None]:
+def _front_loss_backward(chunk: int, residuals: Any, d: Loss) -> tuple[jax.Array, jax.Array, None]:
   del chunk
   d_kernel, dx_GRD, kernel_DV = residuals
-  scale = d_sums.loss[0]
+  scale = jnp.where((d.sums.loss != 0).any() | (d.sums.weight != 0).any(), jnp.nan, d.total)
   return (d_kernel * scale).astype(kernel_DV.dtype), (dx_GRD * scale).astype(dx_GRD.dtype), None
 
 

@@ -36,7 +36,7 @@ def record_of(metrics: dict[str, np.ndarray]) -> Record:
   record = {"loss": float(metrics["loss"])}
   record |= objective_losses(metrics["losses"], metrics["weights"])
   record |= {name: float(value) for name, value in metrics.items()
-             if name not in ("loss", "losses", "weights", "applied")}
+             if name not in ("loss", "losses", "weights", "applied", "advanced")}
   return record
 
 

@@ -14,15 +14,7 @@ import optax
 
 from glmjax import errors
 from glmjax import ranges
-
-# A kernel's input axes and output axes, counted behind the leading layers axis; Muon treats every other
-# axis (layers, and the three of query, key and value or the two GeGLU halves) as separate matrices.
-_MATRICES = {
-    "attention/qkv": ((0,), (2, 3)),  # [D, 3, H, K]
-    "attention/out": ((0, 1), (2,)),  # [H, K, D]
-    "mlp/wi": ((0,), (2,)),  # [D, branches, F]
-    "mlp/wo": ((0,), (1,)),  # [F, D]
-}
+from glmjax.models import params as params_lib
 
 
 def path_names(path: tuple[Any, ...]) -> tuple[str, ...]:
@@ -31,8 +23,8 @@ def path_names(path: tuple[Any, ...]) -> tuple[str, ...]:
 
 
 def decays(path: tuple[Any, ...]) -> bool:
-  """Whether weight decay applies: to all but biases and norms; embeddings decay too, as in Megatron."""
-  return path_names(path)[-1] not in ("bias", "scale")
+  """Whether weight decay applies to a parameter (models/params.py); one that no model has is an error."""
+  return params_lib.known("/".join(path_names(path))).decays
 
 
 def add_decay(rate: float) -> optax.GradientTransformation:
@@ -102,13 +94,9 @@ class Muon:
 
 
 def _matrix(path: tuple[Any, ...]) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-  """Input and output axes of a block's kernel, None for other parameters."""
+  """Input and output axes of a block's kernel, None for other parameters; other axes only tell matrices apart."""
   names = path_names(path)
-  if names[-1] != "kernel" or not names[0].startswith("layers"):
-    return None
-  inputs, outputs = _MATRICES["/".join(names[-3:-1])]
-  stacked = int(names[0] == "layers")  # unrolled models have layers_0, layers_1, ...
-  return tuple(axis + stacked for axis in inputs), tuple(axis + stacked for axis in outputs)
+  return params_lib.known("/".join(names)).matrix if names[0].startswith(params_lib.LAYERS) else None
 
 
 class MuonState(NamedTuple):

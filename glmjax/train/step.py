@@ -1,7 +1,8 @@
 """The training and evaluation step: pure functions, jitted once.
 
-A step's batch is [M, B, L] per feature: M micro-batches of B rows. Rows that fill up the last micro-batch
-have loss weight 0, and micro-batches that hold no row are not run, so a growing batch never recompiles.
+A step's batch is [M, B, L] per feature: M micro-batches of B rows; "rows" [M, B] numbers them from the step's first on.
+Rows that fill up the last micro-batch have loss weight 0, and micro-batches that hold no row are not run, so a growing
+batch never recompiles.
 """
 
 import dataclasses
@@ -16,6 +17,7 @@ import optax
 from glmjax.models import config as config_lib
 from glmjax.models import glm
 from glmjax.models import one_f_one_b
+from glmjax.models import params as params_lib
 from glmjax.models import pipeline as pipeline_lib
 from glmjax.parallel import partitioning
 from glmjax.train import losses
@@ -30,9 +32,8 @@ Metrics = dict[str, jax.Array]
 # "rows" is GLM-130B's: its micro-batches of one row (paper, table 11) were averaged first, so that [MASK] rows, which
 # predict few tokens, counted as much as [gMASK] rows.
 MEANS = ("tokens", "rows")
-_INPUTS = ("tokens", "positions", "attend_start", "attend_end")
+_INPUTS = ("tokens", "positions", "attend_start", "attend_end", "rows")
 _TARGETS = ("targets", "loss_weights", "objective")
-PARTS = ("embedding", "attention", "mlp", "norms", "head")
 
 
 @jax.tree_util.register_dataclass
@@ -71,13 +72,13 @@ class Objective:
     model = glm.GLM(self.config, deterministic=not dropout)
     params = params if self.config.scan_layers else glm.unstack_layers(params)
     out, more = model.apply({"params": params}, batch["tokens"], batch["positions"], batch["attend_start"],
-                            batch["attend_end"], alpha, method="hidden", rngs={"dropout": rng} if dropout else None,
-                            **apply)
+                            batch["attend_end"], alpha, rows_B=batch["rows"] if dropout else None, method="hidden",
+                            rngs={"dropout": rng} if dropout else None, **apply)
     return (out[0], more) if apply else (out, None)
 
-  def sums(self, params: Any, batch: Batch, alpha: jax.Array | float = 1.0,
-           rng: jax.Array | None = None) -> losses.Sums:
-    """Loss and weight sums of a batch [B, L]; with an rng, dropout is on."""
+  def loss(self, params: Any, batch: Batch, alpha: jax.Array | float = 1.0,
+           rng: jax.Array | None = None) -> losses.Loss:
+    """The loss of a batch [B, L], to be differentiated, and its sums; with an rng, dropout is on."""
     kernel_DV = glm.GLM(self.config).apply({"params": params}, alpha, method="head_kernel")
     loss = lambda x_BLD, *features: losses.chunked(kernel_DV, x_BLD, *features, self.chunk)
     features = [batch[name] for name in _TARGETS]
@@ -88,6 +89,10 @@ class Objective:
     features = [self.pipeline.spread(feature) for feature in features]
     with pipeline_lib.rows_over_stages():
       return loss(x_BLD, *features)
+
+  def sums(self, params: Any, batch: Batch) -> losses.Sums:
+    """Loss and weight sums of a batch [B, L], without dropout, to be read."""
+    return self.loss(params, batch).sums
 
   def add_gradient(self, params: Any, batch: Batch, alpha: jax.Array | float, rng: jax.Array, factor: jax.Array,
                    into: tuple[losses.Sums, Any]) -> tuple[losses.Sums, Any]:
@@ -122,13 +127,13 @@ def _accumulate(objective: Objective, params: Any, batch: Batch, num_micro: jax.
   tick_by_tick = objective.pipeline is not None and objective.pipeline.kind == "1f1b"
 
   def add(m: jax.Array | int, into: tuple[losses.Sums, Any]) -> tuple[losses.Sums, Any]:
-    micro, key = jax.tree.map(lambda a: a[m], batch), jax.random.fold_in(rng, m)
+    micro = jax.tree.map(lambda a: a[m], batch)
     if tick_by_tick:
-      return objective.add_gradient(params, micro, alpha, key, factor, into)
+      return objective.add_gradient(params, micro, alpha, rng, factor, into)
 
     def loss(params: Any) -> tuple[jax.Array, losses.Sums]:
-      sums = objective.sums(params, micro, alpha, key)
-      return sums.loss.sum() * factor, sums
+      found = objective.loss(params, micro, alpha, rng)
+      return found.total * factor, found.sums
 
     grads, sums = jax.grad(loss, has_aux=True)(params)
     return jax.tree.map(jnp.add, into, (sums, grads))
@@ -155,8 +160,8 @@ def train_step(objective: Objective, recipe: Recipe, tx: optax.GradientTransform
                batch: Batch, info: StepInfo, specs: Any = None) -> tuple[state_lib.TrainState, Metrics]:
   """One optimizer step.
 
-  The state is left as it was, and stays so, once a gradient is not finite (without an fp16 loss scale):
-  a state applies only the step planned for its own samples_seen. The loop stops on the metrics.
+  The state is left as it was, and stays so, once a gradient is not finite and no smaller fp16 loss scale is left to
+  try: a state applies only the step planned for its own samples_seen. The loop stops on "advanced" in the metrics.
   """
   learning_rate, alpha = recipe.learning_rate(info.first), recipe.embedding_alpha(info.first)
   loss_tokens, batch = jnp.count_nonzero(batch["loss_weights"]), objective.weigh(batch)
@@ -173,13 +178,18 @@ def train_step(objective: Objective, recipe: Recipe, tx: optax.GradientTransform
   apply = finite & planned
   keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(apply, n, o), new, old)
   params = jax.tree.map(lambda p, u: p - learning_rate * u, state.params, updates)
-  advance = planned if state.loss_scale is not None else apply
+  advance, loss_scale = apply, None
+  if state.loss_scale is not None:  # passes over samples that overflow, while the scale can still be halved
+    advance = planned & (finite | (scale > recipe.loss_scale.minimum))
+    moved = recipe.loss_scale.update(state.loss_scale, finite)
+    loss_scale = jax.tree.map(lambda new, old: jnp.where(advance, new, old), moved, state.loss_scale)
   new_state = dataclasses.replace(
       state, step=state.step + advance, samples_seen=jnp.where(advance, info.first + info.size, state.samples_seen),
       params=keep(params, state.params), opt_state=keep(opt_state, state.opt_state),
-      loss_scale=None if state.loss_scale is None else recipe.loss_scale.update(state.loss_scale, finite))
+      loss_scale=loss_scale)
   metrics = {"loss": sums.mean(), "losses": sums.loss, "weights": sums.weight, "grad_norm": norm,
              "loss_tokens": loss_tokens, "learning_rate": learning_rate, "embedding_alpha": alpha, "applied": apply,
+             "advanced": advance,
              **{f"grad_norm_{name}": jnp.sqrt(square) for name, square in squares.items()}}
   if state.loss_scale is not None:
     metrics["loss_scale"] = scale
@@ -187,19 +197,12 @@ def train_step(objective: Objective, recipe: Recipe, tx: optax.GradientTransform
 
 
 def part_squares(grads: Any) -> dict[str, jax.Array]:
-  """Sum of squares of each of PARTS that the model has."""
+  """Sum of squares of each of params.PARTS that the model has."""
   sums = {}
   for path, leaf in jax.tree_util.tree_leaves_with_path(grads):
-    part = part_of(optimizer_lib.path_names(path))
+    part = params_lib.known("/".join(optimizer_lib.path_names(path))).part
     sums[part] = sums.get(part, 0.0) + jnp.sum(jnp.square(leaf.astype(jnp.float32)))
-  return {part: sums[part] for part in PARTS if part in sums}
-
-
-def part_of(names: tuple[str, ...]) -> str:
-  """Which of PARTS a parameter belongs to."""
-  if any(name.endswith("norm") for name in names):
-    return "norms"
-  return next(part for part in PARTS if part in names)
+  return {part: sums[part] for part in params_lib.PARTS if part in sums}
 
 
 def eval_step(objective: Objective, params: Any, batch: Batch) -> losses.Sums:

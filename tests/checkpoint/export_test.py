@@ -105,6 +105,44 @@ def test_export_and_load(run: pathlib.Path, params: Any, tmp_path: pathlib.Path,
                 loaded.params["embedding"]["table"].astype(jnp.float32))
 
 
+def _save(run: pathlib.Path, step: int, params: Any) -> None:
+  saver = manager.Manager(run / "checkpoints")
+  saver.save(step, {"params": params, "opt_state": [params, jnp.int32(0)], "step": jnp.int32(step)}, {"n": step})
+  saver.close()
+
+
+@pytest.mark.parametrize("bits, dtype", [(None, None), (8, None), (4, "float32"), (None, "bfloat16")])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_not_finite_is_not_exported(run: pathlib.Path, params: Any, tmp_path: pathlib.Path, bits: int | None,
+                                            dtype: str | None, value: float):
+  bad = jax.tree.map(lambda x: x, params)
+  bad["layers"]["mlp"]["wo"]["kernel"] = params["layers"]["mlp"]["wo"]["kernel"].at[1, 3, 4].set(value)
+  _save(run, 3, bad)
+  with pytest.raises(errors.NotFiniteError, match="step 3.: the array layers/mlp/wo/kernel is not finite; give an"):
+    export.export(run, tmp_path / "out", bits, dtype)
+  assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".out*"))
+  (run / "checkpoints" / "3").rename(run / "checkpoints" / "3.aside")
+  assert export.export(run, tmp_path / "out", bits, dtype)["step"] == 2
+
+
+def test_values_that_the_dtype_cannot_hold(run: pathlib.Path, params: Any, tmp_path: pathlib.Path):
+  large = params | {"final_norm": {"scale": jnp.full(32, 1e6), "bias": jnp.zeros(32)}}
+  _save(run, 3, large)
+  with pytest.raises(errors.NotFiniteError, match="final_norm/scale has values beyond.*: give --dtype=float32"):
+    export.export(run, tmp_path / "out", bits=8)
+  assert export.export(run, tmp_path / "out", bits=8, dtype="float32")["step"] == 3
+
+
+def test_damage_that_is_not_finite_is_damage(run: pathlib.Path, params: Any, tmp_path: pathlib.Path):
+  """An exponent's bits flipped on the disk: the older step is used, as for any other damage."""
+  file = next(path for path in (run / "checkpoints" / "2" / "state" / "params.final_norm.scale").iterdir()
+              if path.name == "0")
+  data = bytearray(file.read_bytes())
+  data[2:4] = b"\x80\x7f"  # infinity
+  file.write_bytes(data)
+  assert export.export(run, tmp_path / "out")["step"] == 1
+
+
 def test_quantized_exports_are_as_small_as_they_say(tmp_path: pathlib.Path):
   config = dataclasses.replace(_CONFIG, vocab_size=1024, embed_dim=256, mlp_dim=672)
   run = tmp_path / "run"

@@ -179,7 +179,7 @@ def test_nothing_to_evaluate_on_is_an_error(model, make_cache, tmp_path, splits,
 
 def test_weights_that_are_not_numbers_are_an_error(model, cache) -> None:
   params = jax.tree.map(lambda x: x * jnp.nan, model.params)
-  with pytest.raises(errors.InputError, match="not numbers"):
+  with pytest.raises(errors.InputError, match="logits are not finite"):
     heldout.evaluate_model(dataclasses.replace(model, params=params), cache, heldout.Settings(max_fills=0))
 
 

@@ -85,7 +85,7 @@ def fake(folder: pathlib.Path, name: str, body: str) -> None:
 
 
 @pytest.mark.parametrize("statuses, status, calls", [
-    ([0], 0, 1), ([2], 2, 1), ([1, 137, 0], 0, 3), ([1, 1, 1], 1, 3), ([143], 143, 2), ([130], 130, 1)])
+    ([0], 0, 1), ([2], 2, 1), ([3], 3, 1), ([1, 137, 0], 0, 3), ([1, 1, 1], 1, 3), ([143], 143, 2), ([130], 130, 1)])
 def test_slurm_starts_again_where_that_helps(tmp_path, statuses, status, calls):
   fake(tmp_path, "srun", f"set -- {' '.join(map(str, statuses))}; shift $(($(wc -l < {tmp_path}/calls) - 1)); exit $1")
   fake(tmp_path, "scontrol", "exit 0")
@@ -96,7 +96,7 @@ def test_slurm_starts_again_where_that_helps(tmp_path, statuses, status, calls):
 
 
 @pytest.mark.parametrize("statuses, status, calls", [
-    ([0], 0, 1), ([2], 2, 1), ([1, 134, 0], 0, 3), ([1, 1, 1], 1, 3), ([130], 130, 1), ([143, 0], 0, 2)])
+    ([0], 0, 1), ([2], 2, 1), ([3], 3, 1), ([1, 134, 0], 0, 3), ([1, 1, 1], 1, 3), ([130], 130, 1), ([143, 0], 0, 2)])
 def test_tpu_pod_starts_again_where_that_helps(tmp_path, statuses, status, calls):
   """gcloud here runs the remote command, with a glmjax that ends as told."""
   fake(tmp_path, "gcloud", 'case $4 in describe) echo READY ;; ssh) eval "${!#/--command=/}" ;; esac')

@@ -16,6 +16,8 @@ from glmjax.models import config as config_lib
 from glmjax.models import glm
 from glmjax.models import layers
 from glmjax.models import rotary
+from glmjax.parallel import mesh as mesh_lib
+from glmjax.parallel import partitioning
 
 LENGTH, CONTEXT = 12, 5
 FAMILIES = {
@@ -141,10 +143,37 @@ def test_intervals_are_the_dense_mask():
   np.testing.assert_allclose(one, expected[:, 3:4], atol=1e-5)
 
 
-def test_a_query_that_sees_nothing_stays_finite():
-  x = jnp.ones((1, 3, 1, 4))
-  nothing = jnp.zeros((1, 3), jnp.int32)
-  assert bool(jnp.isfinite(attention.attend(x, x, x, nothing, nothing)).all())
+@pytest.mark.parametrize("length", [1, 3])  # 1: decoding's own path
+def test_a_query_that_sees_nothing_gets_zeros(length: int):
+  """Whether its interval is empty, turned around, or lies where no key is; and it moves no key."""
+  q, x = jnp.ones((4, length, 1, 4)), jnp.ones((4, 3, 1, 4))
+  start, end = (jnp.array([column] * length, jnp.int32).T for column in ((0, 2, 3, -5), (0, 1, 9, 0)))
+  run = lambda k, v: attention.attend(q, k, v, start, end)
+  out, pull = jax.vjp(run, x, x)
+  for zeros in (out, *pull(jnp.ones_like(out))):
+    np.testing.assert_array_equal(zeros, np.zeros(zeros.shape))
+
+
+@pytest.mark.parametrize("sizes", [{}, dict(data=2, fsdp=2, tensor=2), dict(data=1, context=4), dict(data=1, tensor=8)])
+def test_an_id_outside_of_a_table_has_no_row_on_any_mesh(sizes: dict):
+  """Zeros and no gradient; the other rows as they are."""
+  table = jax.random.normal(jax.random.key(0), (16, 8))
+  index = np.array([[3, -1, 16, 15], [0, 2**31 - 1, -(2**31), 3]] * 4, np.int32)
+  there = ((index >= 0) & (index < 16))[..., None]
+  want = np.where(there, np.asarray(table)[np.clip(index, 0, 15)], 0)
+  d_table = np.zeros((16, 8), np.float32)
+  np.add.at(d_table, index[there[..., 0]], 1)
+  rows = jax.jit(lambda table: jax.vjp(lambda table: layers.rows_of("float32", "vocab", table, index), table))
+  if not sizes:
+    got, pull = rows(table)
+    (back,) = pull(jnp.ones_like(got))
+  else:
+    mesh = mesh_lib.make_mesh(mesh_lib.MeshConfig(**sizes), jax.devices()[:np.prod(list(sizes.values()))])
+    with partitioning.use(mesh):
+      got, pull = rows(jax.device_put(table, partitioning.named(mesh, partitioning.FSDP, "vocab", "embed")))
+      (back,) = jax.jit(pull)(jnp.ones_like(got))
+  np.testing.assert_array_equal(got, want)
+  np.testing.assert_array_equal(back, d_table)
 
 
 @pytest.mark.parametrize("where", ["hidden_dropout", "attention_dropout"])

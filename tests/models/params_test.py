@@ -69,6 +69,16 @@ def test_unknown_parameters_are_named():
       params_lib.find(BASE, path)
 
 
+def test_what_is_known_without_a_model(config):
+  """Is what the model's own table says, but for sizes and spreads."""
+  facts = lambda param: (param.part, param.axes, param.inputs, param.matrix, param.decays, param.quantizes, param.cut)
+  for path, param in [*params_lib.table(config).items(), *params_lib.apart(config)]:
+    assert facts(params_lib.known(path)) == facts(param), path
+  for path in ("layers/attention/gate/kernel", "layers_0/mlp/wi/scale", "layers_x/mlp/wi/kernel", "mlp/wi/kernel", ""):
+    with pytest.raises(errors.InputError, match=f"{path} is no parameter of any model"):
+      params_lib.known(path)
+
+
 def test_figures_of_the_originals():
   """130B by the paper's sizes, ChatGLM-6B with a head of its own."""
   glm_130b = config_lib.GLMConfig(150_528, 70, 12_288, 96, 32_768)

@@ -81,5 +81,5 @@ def test_is_split_by_heads():
 
 
 def test_negative_length():
-  with pytest.raises(errors.InputError, match="prefix_length is -1: give 0"):
+  with pytest.raises(errors.InputError, match="prefix_length is -1: give a whole number, 0 or more"):
     config_lib.GLMConfig(**SIZES, prefix_length=-1)

@@ -273,7 +273,7 @@ def test_not_finite(start, tmp_path):
   results = start(tmp_path, 2, 2, "--gin.schedules.LearningRate.peak=1e38").results()
   [[said], [other]] = [errors_of(err) for _, _, err in results]
   assert said == other and said.startswith("glmjax: step 3 (samples 32 to 47) is not finite"), said
-  assert [status for status, _, _ in results] == [2, 2]
+  assert [status for status, _, _ in results] == [3, 3]
 
 
 @pytest.mark.slow

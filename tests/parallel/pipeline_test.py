@@ -158,6 +158,6 @@ def test_what_does_not_divide_is_said():
     pipeline_lib.Schedule(rounds=0)
   with pytest.raises(errors.InputError, match="1f1b goes around once, rounds is 2; use 1, or kind \"gpipe\""):
     pipeline_lib.Schedule(rounds=2)
-  with pytest.raises(errors.InputError, match="pipeline.Schedule.kind is 'zigzag': use one of 1f1b, gpipe"):
+  with pytest.raises(errors.InputError, match="pipeline.Schedule.kind is 'zigzag': choose one of 1f1b, gpipe"):
     pipeline_lib.Schedule(kind="zigzag")
   assert pipeline_lib.make(pipeline_lib.Schedule(), CONFIG, Case().mesh, 7) is None

@@ -390,6 +390,26 @@ def save_pickle(path: pathlib.Path, content: object) -> None:
     archive.writestr("archive/data.pkl", pickle.dumps(content, protocol=2))
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_not_finite(hub, value):
+  def break_one(found):
+    key = next(key for key in found if key.endswith("mlp.dense_h_to_4h.weight"))
+    found[key] = found[key].copy()
+    found[key].flat[7] = value
+
+  rewrite(hub, break_one)
+  message = refused("chatglm-6b", hub)
+  assert "layers/mlp/wi/kernel is not finite" in message and "download the files again" in message
+  assert "layers/mlp/wi/kernel" in refused("chatglm-6b", hub, bits=8)
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "0", "-1e-5"])
+def test_an_epsilon_that_no_norm_has(hub, value):
+  path = hub / "config.json"
+  path.write_text(path.read_text().replace('"layernorm_epsilon": 1e-05', f'"layernorm_epsilon": {value}'))
+  assert "epsilon is" in refused("chatglm-6b", hub)
+
+
 def test_pickles_run_nothing(tmp_path, hub):
   ran = tmp_path / "ran"
   for content in (Evil(ran), {"module": Evil(ran)}, {"module": {"a": Evil(ran)}}, [Evil(ran)]):

@@ -23,6 +23,8 @@ class Source:
   name: str = "patterns"
   infinite: int | None = None  # the row whose loss weight is infinite
   wide: bool = False  # positions [2, L]
+  weight: float = 1.0  # of all tokens in the loss
+  last: int | None = None  # number of the last sample that it has
 
   def describe(self) -> dict:
     return {"name": self.name, "seq_length": self.seq_length}
@@ -30,9 +32,13 @@ class Source:
   def batches(self, plan: Iterator[tuple[int, int]], process_index: int = 0,
               process_count: int = 1) -> Iterator[dict[str, np.ndarray]]:
     for first, size in plan:
+      if self.last is not None and first + size > self.last:
+        return
       rows = [row(first + i) for i in range(size)]
       if self.infinite is not None and first <= self.infinite < first + size:
         rows[self.infinite - first]["loss_weights"][-1] = np.inf
+      for each in rows if self.weight != 1 else ():
+        each["loss_weights"] = each["loss_weights"] * np.float32(self.weight)
       if self.wide:
         rows = [r | {"positions": np.stack([r["positions"], r["positions"] % 5])} for r in rows]
       rows = rows[process_index * size // process_count:(process_index + 1) * size // process_count]

@@ -136,12 +136,12 @@ def test_sigterm_saves_and_leaves(tmp_path, tiny, source, unbroken):
 
 def test_not_finite_stops_with_one_line(tmp_path, tiny, source):
   bad = dataclasses.replace(source, infinite=100)
-  with pytest.raises(errors.InputError) as caught:
+  with pytest.raises(errors.Diverged) as caught:
     train(tmp_path, tiny, bad)
   message = str(caught.value)
   assert "\n" not in message
   assert "step 7 (samples 96 to 111)" in message and "the loss" in message and "step 4" in message
-  assert len(lines(tmp_path)) == 6
+  assert [line["step"] for line in lines(tmp_path)] == list(range(1, 8)) and "diverged" in lines(tmp_path)[-1]
   train(tmp_path, tiny, bad, batches=schedules.Batches(16, skip=[(100, 100)]))  # as it advises
   assert lines(tmp_path)[-1]["samples_seen"] >= 160
 
@@ -181,7 +181,7 @@ def test_mean_of_rows_trains(tmp_path, tiny, source):
 
 @pytest.mark.parametrize("infinite", [None, 40])
 def test_profile_of_some_steps(tmp_path, tiny, source, infinite):
-  with contextlib.suppress(errors.InputError):  # it is written also where the run ends in the middle
+  with contextlib.suppress(errors.Diverged):  # it is written also where the run ends in the middle
     train(tmp_path, tiny, dataclasses.replace(source, infinite=infinite), stop_at_step=4,
           intervals=loop.Intervals(profile=(2, 3)))
   assert list((tmp_path / "profile").rglob("*.xplane.pb"))

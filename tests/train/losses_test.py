@@ -22,15 +22,16 @@ def inputs(density: float) -> tuple:
 
 
 def plain(kernel: jax.Array, x: jax.Array, targets: jax.Array, weights: jax.Array,
-          objectives: jax.Array) -> losses.Sums:
-  """All logits at once."""
-  return losses.by_objective(losses.cross_entropy(x @ kernel, targets), weights, objectives)
+          objectives: jax.Array) -> losses.Loss:
+  """All logits at once, differentiated by JAX."""
+  sums = losses.by_objective(losses.cross_entropy(x @ kernel, targets), weights, objectives)
+  return losses.Loss(sums.loss.sum(), sums)
 
 
 @pytest.mark.parametrize("chunk", [512, 7])
 def test_equals_plain(chunk: int):
   def both(f):
-    loss = lambda p, x, *rest: (f(p, x, *rest).mean() * 3.0, f(p, x, *rest))
+    loss = lambda p, x, *rest: (f(p, x, *rest).mean() * 3.0, f(p, x, *rest))  # the second is not differentiated
     return jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))
 
   want, have = both(plain), both(lambda *args: losses.chunked(*args, chunk))
@@ -61,3 +62,38 @@ def test_skips_chunks_without_weight():
   broken[:, 3:] = np.nan  # never looked at: 8 x 3 tokens count, one chunk
   got = losses.chunked(kernel, broken, targets, weights, objectives, 24)
   assert np.isfinite(got.mean())
+
+
+@pytest.mark.parametrize("chunk", [512, 7])
+@pytest.mark.parametrize("factors", [(1.0, 1.0, 1.0, 1.0), (0.5, 3.0, 1.0, 1.0), (0.0, 1.0, 0.0, 1.0)])
+def test_objectives_of_different_weight(chunk: int, factors: tuple[float, ...]):
+  """The gradient is that of the plain sums, each multiplied by its objective's factor."""
+  kernel, x, targets, weights, objectives = inputs(0.5)
+
+  def want(kernel, x):
+    return (plain(kernel, x, targets, weights, objectives).sums.loss * np.array(factors)).sum()
+
+  def have(kernel, x):
+    weighted = weights * np.array(factors, np.float32)[objectives]
+    return losses.chunked(kernel, x, targets, weighted, objectives, chunk).total
+
+  for a, b in zip(*(jax.jit(jax.value_and_grad(f, argnums=(0, 1)))(kernel, x) for f in (have, want)), strict=True):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), a, b)
+
+
+@pytest.mark.parametrize("of_sums", [lambda sums: sums.loss[1], lambda sums: (sums.loss * np.arange(4)).sum(),
+                                     lambda sums: sums.loss.sum(), lambda sums: sums.weight.sum()])
+def test_what_is_only_to_be_read_has_no_gradient_that_passes_for_one(of_sums):
+  kernel, x, *rest = inputs(0.5)
+  for gradient in jax.grad(lambda p, x: of_sums(losses.chunked(p, x, *rest, 7).sums), argnums=(0, 1))(kernel, x):
+    assert np.isnan(gradient).all()
+
+
+def test_a_target_that_is_no_id_counts_alike_on_any_mesh():
+  kernel, x, targets, weights, objectives = inputs(1.0)
+  targets[0, :3] = (-1, V, 2**31 - 1)
+  one = losses.chunked(kernel, x, targets, weights, objectives, 5)
+  with partitioning.use(mesh_lib.make_mesh(mesh_lib.MeshConfig(data=2, tensor=4))):
+    many = jax.jit(lambda kernel, x: losses.chunked(kernel, x, targets, weights, objectives, 5))(kernel, x)
+  assert np.isfinite(one.total)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), one, many)

@@ -21,7 +21,7 @@ def test_gradients_follow_float32(tiny, source, changes: dict):
 
   def grads(dtype: str):
     objective = step_lib.Objective(dataclasses.replace(config, dtype=dtype), chunk=16)
-    return jax.jit(jax.grad(lambda p: objective.sums(p, batch).mean()))(params)
+    return jax.jit(jax.grad(lambda p: objective.loss(p, batch).mean()))(params)
 
   def close(low: jax.Array, high: jax.Array):
     assert low.dtype == np.float32

@@ -12,6 +12,7 @@ from glmjax import errors
 from glmjax.models import config as config_lib
 from glmjax.parallel import mesh as mesh_lib
 from glmjax.parallel import partitioning
+from glmjax.train import feed
 from glmjax.train import optimizer as optimizer_lib
 from glmjax.train import schedules
 from glmjax.train import state as state_lib
@@ -46,8 +47,10 @@ class Run:
 
   def batch(self, first: int, size: int = ROWS) -> step_lib.Batch:
     host = next(self.source.batches(iter([(first, size)])))
+    host["rows"] = np.arange(size, dtype=np.int32)
     def place(a: np.ndarray) -> jax.Array:
-      sharding = partitioning.named(self.mesh, partitioning.FSDP, None, "batch", *[None] * (a.ndim - 2), "length")
+      axes = (*[None] * (a.ndim - 2), "length") if a.ndim > 1 else ()
+      sharding = partitioning.named(self.mesh, partitioning.FSDP, None, "batch", *axes)
       padded = np.zeros((self.room * (ROWS // self.micro), *a.shape[1:]), a.dtype)
       padded[:size] = a
       return jax.device_put(padded.reshape(self.room, ROWS // self.micro, *a.shape[1:]), sharding)
@@ -137,6 +140,29 @@ def test_dropout_depends_on_the_step_alone(tiny, source):
   assert float(Run(config, source, ONE).step(0)["loss"]) != float(Run(tiny, source, ONE).step(0)["loss"])
 
 
+def test_dropout_does_not_depend_on_micro_batches(tiny, source):
+  """Nor on the mesh: a row's number in the step's batch decides."""
+  config = dataclasses.replace(tiny, hidden_dropout=0.3, attention_dropout=0.3)
+  whole = Run(config, source, ONE).losses()
+  assert not np.allclose(whole, Run(tiny, source, ONE).losses(), rtol=1e-3)
+  np.testing.assert_allclose(Run(config, source, ONE, micro=4, room=6).losses(), whole, rtol=2e-5)
+  sizes = mesh_lib.MeshConfig(data=2, fsdp=2, tensor=2)
+  np.testing.assert_allclose(Run(config, source, sizes, micro=2).losses(), whole, rtol=2e-5)
+
+
+@pytest.mark.parametrize("parts, num_micro, size", [(1, 3, 24), (1, 3, 17), (2, 3, 24), (2, 3, 18), (4, 3, 20)])
+def test_rows_bear_their_numbers_in_the_batch_whichever_host_reads_them(parts, num_micro, size):
+  layout = feed.Layout(None, (), num_micro, 8, 16, 1, 64)
+  layout.__dict__["part"] = 0, parts
+  numbers = layout.row_numbers(size)
+  assert numbers.shape == (num_micro, 8) and len(np.unique(numbers)) == numbers.size
+  for part in range(parts):  # a host's rows, in the order in which it fills its micro-batches
+    own = numbers[:, part * 8 // parts:(part + 1) * 8 // parts].ravel()
+    share = size // parts
+    np.testing.assert_array_equal(own[:share], part * share + np.arange(share))
+    assert (own[share:] >= size).all()
+
+
 def test_stands_still_when_not_finite(tiny, source):
   run = Run(tiny, source, ONE)
   run.step(0)
@@ -162,6 +188,24 @@ def test_fp16_scale_halves_and_goes_on(tiny, source):
   assert run.step(4 * ROWS)["applied"] and int(run.state.step) == 5
 
 
+def test_fp16_stands_still_where_no_smaller_scale_is_left(tiny, source):
+  """So that the state, the step and its dropout are those that went wrong."""
+  config = dataclasses.replace(tiny, dtype="float16")
+  run = Run(config, source, ONE)
+  run.step(0)
+  run.state = dataclasses.replace(run.state, loss_scale=dataclasses.replace(
+      run.state.loss_scale, scale=jnp.float32(2), patience=jnp.int32(1)))
+  bad = run.batch(ROWS)
+  bad["loss_weights"] = bad["loss_weights"].at[0, 3, 15].set(np.inf)
+  halved = run.step(ROWS, batch=bad)
+  assert halved["advanced"] and not halved["applied"] and float(run.state.loss_scale.scale) == 1
+  before = jax.device_get(run.state)
+  last = run.step(2 * ROWS, batch=bad)
+  assert not last["advanced"] and not last["applied"]
+  assert not run.step(3 * ROWS)["applied"]  # what was sent behind it is planned for a state that never came
+  jax.tree.map(np.testing.assert_array_equal, jax.device_get(run.state), before)
+
+
 def test_loss_scale_doubles_after_its_window():
   scale, policy = state_lib.DynamicLossScale(window=3).init(), state_lib.DynamicLossScale(window=3)
   for _ in range(3):
@@ -181,6 +225,17 @@ def test_decay_leaves_biases_and_norms_alone(tiny):
   names = {optimizer_lib.path_names(path)[-1]: optimizer_lib.decays(path)
            for path, _ in jax.tree_util.tree_leaves_with_path(params)}
   assert names == {"table": True, "kernel": True, "bias": False, "scale": False}
+
+
+@pytest.mark.parametrize("optimizer", [optimizer_lib.AdamW(), optimizer_lib.Muon()])
+def test_unknown_parameters_are_named(tiny, optimizer):
+  params = {"layers": {"attention": {"gate": {"kernel": jnp.ones((2, 4, 4))}}}}
+  tx = optimizer.make()
+  message = "layers/attention/gate/kernel is no parameter of any model"
+  with pytest.raises(errors.InputError, match=message):
+    jax.jit(lambda: tx.update(params, tx.init(params), params))()
+  with pytest.raises(errors.InputError, match=message):
+    jax.jit(step_lib.part_squares)(params)
 
 
 def test_optimizer_state_is_sharded_like_its_parameters(tiny):
