@@ -92,7 +92,7 @@ def run(
       target, kind = _target(r, scratch / "case" / place.folder), r.choice(KINDS)
       shown = damage(r, kind, target, scratch / "case" / place.folder, world / "other" / place.folder)
       found = _run(place, command, scratch / "case", server)
-      outcome = _judge(found, references[command], scratch / "case", place, target, command)
+      outcome = _judge(found, references[command], scratch / "case", place, command)
       outcome, problem = (outcome, None) if outcome in _RIGHT else ("wrong", outcome)
       counts[command, kind, outcome] += 1
       if problem:
@@ -150,15 +150,16 @@ def _sums(workdir: pathlib.Path) -> dict[str, str]:
 
 
 def _target(r: random.Random, folder: pathlib.Path) -> pathlib.Path:
-  """A file: each kind of file as likely as each other."""
+  """A file: each kind of file as likely as each other, and the newest step's likelier than those of older ones."""
   groups = collections.defaultdict(list)
   for path in sorted(folder.rglob("*")):
-    name = str(path.relative_to(folder))
-    if path.is_file() and not _UNREAD.search(name):
-      groups[
-        re.sub(r"checkpoints/\d+/", "checkpoints/N/", re.sub(r"[\w.]+/(?=c?/?[\d./]*$|\.?z|zarr)", "A/", name))
-      ].append(path)
-  return r.choice(groups[r.choice(sorted(groups))])
+    parts = path.relative_to(folder).parts
+    if path.is_file() and not _UNREAD.search("/".join(parts)):
+      name = "block" if re.fullmatch(r"[\d.]+", parts[-1]) else parts[-1]
+      groups[parts[0] if parts[1:] else "", len(parts), name].append(path)
+  group = groups[r.choice(sorted(groups))]
+  newest = [path for path in group if f"/checkpoints/{_STEPS[0]}/" in str(path)]
+  return r.choice(newest if newest and r.random() < 0.7 else group)
 
 
 def damage(r: random.Random, kind: str, target: pathlib.Path, folder: pathlib.Path, other: pathlib.Path) -> str:
@@ -189,18 +190,19 @@ def damage(r: random.Random, kind: str, target: pathlib.Path, folder: pathlib.Pa
   return f"{kind} {name}"
 
 
-def _judge(
-  found: Found, references: list[Any], folder: pathlib.Path, place: Place, target: pathlib.Path, command: str
-) -> str:
+def _judge(found: Found, references: list[Any], folder: pathlib.Path, place: Place, command: str) -> str:
   ended = found.ended
   lines = [line for line in ended.err.split("\n") if line.startswith("glmjax: ")]
+  if command == "inspect" and ended.status == 2 and not lines:  # its report says what is wrong
+    report = json.loads(ended.out)
+    lines = [f"{report['path']}: {report['problem']}"]
   warned = re.search(r"damaged|is missing|is no regular file|not what was written", ended.err) is not None
   if ended.hung:
     return "hangs"
   if "Traceback" in ended.err:
     return f"a traceback: {ended.err[-600:]}"
   if ended.status == 2:
-    if len(lines) != 1 or ended.line != lines[0]:
+    if len(lines) != 1:
       return f"{len(lines)} lines of glmjax: {ended.err[-600:]}"
     named = place.folder in lines[0]
     left = [path.name for path in folder.iterdir() if path.name.startswith((".out", "out")) and command != "train"]
