@@ -3,9 +3,12 @@
 import contextlib
 import dataclasses
 import json
+import logging
 import os
 import signal
+import sys
 import threading
+import warnings
 
 import numpy as np
 import pytest
@@ -112,6 +115,19 @@ def test_overwrite_starts_anew(tmp_path, tiny, source):
   train(tmp_path, tiny, source, stop_at_step=2)
   train(tmp_path, tiny, dataclasses.replace(source, name="else"), stop_at_step=1, overwrite=True)
   assert manager_lib.steps(tmp_path / "checkpoints") == [1] and len(lines(tmp_path)) == 1
+
+
+def test_training_leaves_its_host_as_it_was(tmp_path, tiny, source):
+  """Called from a notebook or a script of the user's."""
+  def settings():
+    loggers = [logging.getLogger(name) for name in ("", "absl", "glmjax")]
+    return (dict(os.environ), [signal.getsignal(number) for number in range(1, 32)], sys.unraisablehook,
+            list(warnings.filters), (sys.stdin, sys.stdout, sys.stderr),
+            [(logger.level, logger.propagate, list(logger.handlers), list(logger.filters)) for logger in loggers])
+
+  before = settings()
+  train(tmp_path, tiny, source, stop_at_step=2)
+  assert settings() == before
 
 
 def test_sigterm_saves_and_leaves(tmp_path, tiny, source, unbroken):
