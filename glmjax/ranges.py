@@ -37,7 +37,9 @@ def number(name: str, value: Any, least: float = -LARGEST, most: float = LARGEST
     fits = value >= max(least, SMALLEST) if above == 0 else value > above if above is not None else value >= least
     fits = fits and (value < below if below is not None else value <= most)
   if not fits:
-    raise errors.InputError(f"{name} is {_shown(value)}: give {_described('a number', least, most, above, below)}")
+    beyond = " (float32 ends at 3.4e38)" if is_number and LARGEST < abs(value) < math.inf else ""
+    raise errors.InputError(f"{name} is {_shown(value)}: give {_described('a number', least, most, above, below)}"
+                            f"{beyond}")
 
 
 def whole(name: str, value: Any, least: int = 0, most: int = _MOST_WHOLE) -> None:

@@ -258,6 +258,28 @@ def test_axes_across_processes(start, tmp_path, mesh):
 
 
 @pytest.mark.slow
+def test_dropout_falls_on_the_same_rows_whoever_computes_them(start, tmp_path):
+  """Two processes with micro-batches of half the batch as one process with all of it."""
+  for status, _, err in start(tmp_path / "two", 2, 2, "--gin.loop.train.micro_batch=8", "--stop_at_step=3").results():
+    assert status == 0, err
+  [(status, _, err)] = start(tmp_path / "one", 1, 4, "--stop_at_step=3").results()
+  assert status == 0, err
+  np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_the_issue_s_blown_up_rate(start, tmp_path):
+  """One that float32 does not hold is a mistake; one that blows the state up is a result. Nothing is saved."""
+  for rate, expected, words in (("1e308", 2, "LearningRate.peak is 1e+308: give a number, 0 or more (float32"),
+                                ("1e30", 3, "left the state not finite, first seen in parameters of the emb")):
+    where = tmp_path / rate
+    rates = [f"--gin.schedules.LearningRate.{name}={rate}" for name in ("initial", "peak")]
+    [(status, out, err)] = start(where, 1, 1, *rates, "--stop_at_step=1").results()
+    assert status == expected and words in err and not out, err
+    assert not manager_lib.steps(where / "checkpoints")
+
+
+@pytest.mark.slow
 def test_workdirs_that_are_not_shared(start, tmp_path):
   """A folder of its own on every host is found out before anything is trained."""
   where = [f"--coordinator=localhost:{free_port()}", "--num_processes=2"]
