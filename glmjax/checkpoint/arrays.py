@@ -5,7 +5,6 @@ of, so that a reader can ask for a part of a tree and every complaint names an a
 """
 
 from collections.abc import Callable, Iterable, Mapping
-import concurrent.futures
 import math
 import pathlib
 from typing import Any
@@ -143,7 +142,7 @@ def _read_all(opened: Mapping[str, stored_lib.StoredArray], wanted: Mapping[str,
   """
   found: dict[str, np.ndarray | jax.Array] = {}
   under_way: dict[str, tuple[int, Callable[[], np.ndarray | jax.Array]]] = {}
-  with stored_lib.threads() as pool:
+  with stored_lib.reading() as reading:
     for name, target in wanted.items():
       x, sharding = opened[name], None
       if x.dtype.itemsize < 8:
@@ -152,7 +151,7 @@ def _read_all(opened: Mapping[str, stored_lib.StoredArray], wanted: Mapping[str,
       while under_way and size + sum(other for other, _ in under_way.values()) > _AHEAD_BYTES:
         first = next(iter(under_way))
         found[first] = under_way.pop(first)[1]()
-      under_way[name] = size, _begin(x, sharding, pool)
+      under_way[name] = size, _begin(x, sharding, reading)
     return found | {name: finish() for name, (_, finish) in under_way.items()}
 
 
@@ -166,12 +165,12 @@ def _bytes_here(x: stored_lib.StoredArray, sharding: jax.sharding.Sharding | Non
   return math.prod(shape) * x.dtype.itemsize * (1 if sharding is None else len(_parts(x, sharding)))
 
 
-def _begin(x: stored_lib.StoredArray, sharding: jax.sharding.Sharding | None, pool: concurrent.futures.Executor
+def _begin(x: stored_lib.StoredArray, sharding: jax.sharding.Sharding | None, reading: stored_lib.Reading
            ) -> Callable[[], np.ndarray | jax.Array]:
   """Begins to read an array; returns a function that waits for it and puts it where it belongs."""
   if sharding is None:
-    return x.begin([slice(None)] * len(x.shape), pool)
-  waits = {key: x.begin(region, pool) for key, region in _parts(x, sharding).items()}
+    return x.begin([slice(None)] * len(x.shape), reading)
+  waits = {key: x.begin(region, reading) for key, region in _parts(x, sharding).items()}
   return lambda: jax.make_array_from_callback(x.shape, sharding, lambda region: waits[str(region)](), dtype=x.dtype)
 
 

@@ -7,11 +7,13 @@ damaged file from a refusal of the system. Nothing in the header is believed: it
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import concurrent.futures
 import contextlib
+import functools
 import itertools
 import json
 import math
 import os
 import pathlib
+import threading
 from typing import Any
 
 import jax.numpy as jnp
@@ -43,14 +45,44 @@ def header(shape: Sequence[int], dtype: str, chunks: Sequence[int]) -> dict[str,
           "filters": None, "fill_value": None, "dimension_separator": ".", "zarr_format": 2}
 
 
+class Reading:
+  """Chunks that are being read: what `StoredArray.begin` has asked the threads for."""
+
+  def __init__(self) -> None:
+    self._tasks: list[concurrent.futures.Future[None]] = []
+
+  def submit(self, action: Callable[..., None], *arguments: Any) -> concurrent.futures.Future[None]:
+    """Has a thread call `action`, when one is free."""
+    self._tasks.append(_pool().submit(action, *arguments))
+    return self._tasks[-1]
+
+  def end(self) -> None:
+    """Drops what no thread has begun, and waits for the rest."""
+    for task in self._tasks:
+      task.cancel()
+    concurrent.futures.wait(self._tasks)
+
+
 @contextlib.contextmanager
-def threads() -> Iterator[concurrent.futures.Executor]:
-  """Threads for `StoredArray.begin`; what they have not begun when an error comes is not read."""
-  pool = concurrent.futures.ThreadPoolExecutor(_AT_ONCE)
+def reading() -> Iterator[Reading]:
+  """For `StoredArray.begin`; what the threads have not begun when an error comes is not read."""
+  under_way = Reading()
   try:
-    yield pool
+    yield under_way
   finally:
-    pool.shutdown(cancel_futures=True)
+    under_way.end()
+
+
+@functools.cache
+def _pool() -> concurrent.futures.Executor:
+  """The threads that read, all begun at once and kept: Python (3.11) waits for ever for a thread that, as it begins,
+  finds too little memory, and memory is short where large arrays are read."""
+  pool = concurrent.futures.ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="read")
+  all_there = threading.Barrier(_AT_ONCE + 1)
+  for _ in range(_AT_ONCE):
+    pool.submit(all_there.wait)
+  all_there.wait()
+  return pool
 
 
 class StoredArray:
@@ -107,7 +139,7 @@ class StoredArray:
   def _chunk_name(place: Sequence[int]) -> str:
     return ".".join(map(str, place)) or "0"
 
-  def begin(self, region: Sequence[slice], pool: concurrent.futures.Executor) -> Callable[[], np.ndarray]:
+  def begin(self, region: Sequence[slice], under_way: Reading) -> Callable[[], np.ndarray]:
     """Begins to read a part, given by slices without steps; returns a function that waits for it and returns it.
 
     The function raises files.DamagedError when a file has changed meanwhile; errors.InputError or OSError when the
@@ -119,7 +151,7 @@ class StoredArray:
     bounds = [s.indices(n)[:2] for s, n in zip(region, self.shape)]
     out = np.empty([stop - start for start, stop in bounds], self.dtype)
     places = itertools.product(*(range(start // c, -(-stop // c)) for (start, stop), c in zip(bounds, self.chunks)))
-    tasks = [pool.submit(self._read_chunk, place, bounds, out) for place in places] if out.size else []
+    tasks = [under_way.submit(self._read_chunk, place, bounds, out) for place in places] if out.size else []
 
     def wait() -> np.ndarray:
       for task in tasks:
@@ -130,8 +162,8 @@ class StoredArray:
 
   def read(self, region: Sequence[slice] | None = None) -> np.ndarray:
     """Returns a part of the array; None: all of it. Raises what `begin` and its function raise."""
-    with threads() as pool:
-      return self.begin([slice(None)] * len(self.shape) if region is None else region, pool)()
+    with reading() as under_way:
+      return self.begin([slice(None)] * len(self.shape) if region is None else region, under_way)()
 
   def _read_chunk(self, place: Sequence[int], bounds: Sequence[tuple[int, int]], out: np.ndarray) -> None:
     """Reads what a chunk has of the region into its place in `out`, and no rows of the first axis but those."""
