@@ -332,7 +332,7 @@ def task_rates(cache: shards.TokenCache, split: str, rates: Mapping[str, float] 
   if rates is None:
     return cached
   shared = share(rates, cached, cache.tasks, str(cache.directory))
-  if split != "train" and not any(shared.values()):
+  if split != "train" and any(rates.values()) and not any(shared.values()):  # all 0 is what `rate_weights` refuses
     raise nothing_held_out(cache, split, set(share(rates, dict.fromkeys(cache.tasks, 1.0), cache.tasks, "")))
   return shared
 

@@ -220,6 +220,9 @@ def test_sets_too_small_for_a_held_out_pair_are_left_out_there(tmp_path: pathlib
     assert sampler.MixtureSampler(small, INFILLING, 0, "train", rates).schedule.names == ["en", "small"]
   with pytest.raises(errors.InputError, match="of small nothing is in the split 'validation'"):
     sampler.MixtureSampler(small, INFILLING, 0, "validation", {"small": 1})
+  for rates in ({}, {"en": 0}):  # the rates are at fault there, and the cache is not
+    with pytest.raises(errors.InputError, match="mixture rates .*one above 0"):
+      sampler.MixtureSampler(small, INFILLING, 0, "validation", rates)
 
 
 def test_changed_rates_keep_rows_before_them_and_lose_none(cache: shards.TokenCache) -> None:
