@@ -16,6 +16,7 @@ import sys
 import time
 from typing import Any
 
+from fuzz import case as case_lib
 from fuzz import cases
 from fuzz import odd
 
@@ -47,7 +48,7 @@ def run(kind: str, seed: int, numbers: list[int], world: str, folder: str, resul
   os._exit(0)
 
 
-def run_case(case: cases.Case, world: pathlib.Path, folder: pathlib.Path) -> dict[str, Any]:
+def run_case(case: case_lib.Case, world: pathlib.Path, folder: pathlib.Path) -> dict[str, Any]:
   """Runs one input in an emptied folder: {"problem": what is wrong, or None, "status", "seconds", "memory", "err"}."""
   lay_out(case, world, folder)
   os.chdir(folder)
@@ -85,7 +86,7 @@ def run_case(case: cases.Case, world: pathlib.Path, folder: pathlib.Path) -> dic
 
 
 def judge(
-  case: cases.Case, status: int, out: str, err: str, seconds: float, memory: int, left: list[str]
+  case: case_lib.Case, status: int, out: str, err: str, seconds: float, memory: int, left: list[str]
 ) -> str | None:
   """What is wrong with what became of an input; None when all is as it should be."""
   lines = [line for line in err.split("\n") if line.startswith("glmjax: ")]
@@ -115,7 +116,7 @@ def judge(
   return None
 
 
-def _judge_output(case: cases.Case, out: str) -> str | None:
+def _judge_output(case: case_lib.Case, out: str) -> str | None:
   if "--json" not in case.argv:
     return None
   try:
@@ -125,7 +126,7 @@ def _judge_output(case: cases.Case, out: str) -> str | None:
   return None
 
 
-def lay_out(case: cases.Case, world: pathlib.Path, folder: pathlib.Path) -> None:
+def lay_out(case: case_lib.Case, world: pathlib.Path, folder: pathlib.Path) -> None:
   """Makes the folder anew: the world's files by links, what the case changes as its own."""
   shutil.rmtree(folder, ignore_errors=True)
   folder.mkdir(parents=True)
