@@ -47,37 +47,41 @@ def objective_losses(losses: np.ndarray, weights: np.ndarray, prefix: str = "los
 
 
 def truncate_after(path: pathlib.Path, step: int) -> None:
-  """Removes the lines behind `step` from a metrics file, and a half-written last one.
+  """Removes the lines behind `step` from a metrics file, and a half-written last one; says which are lacking before.
 
   Reads from the end, so that a long file costs no more than what is removed.
   """
-  if not path.exists():
-    return
-  with _open(path, "r+b") as file:
-    size = file.seek(0, 2)
-    block, keep = 1 << 20, None
-    while keep is None:
-      start = max(0, size - block)
-      file.seek(start)
-      keep = _end_of_step(file.read(size - start), step, whole=start == 0)
-      block *= 4
-    file.truncate(start + keep)
+  last = 0
+  if path.exists():
+    with _open(path, "r+b") as file:
+      size = file.seek(0, 2)
+      block, found = 1 << 20, None
+      while found is None:
+        start = max(0, size - block)
+        file.seek(start)
+        found = _end_of_step(file.read(size - start), step, whole=start == 0)
+        block *= 4
+      end, last = found
+      file.truncate(start + end)
+  if last < step:
+    _log.warning("%s: the lines of steps %d to %d are missing or damaged; training goes on without them", path,
+                 last + 1, step)
 
 
-def _end_of_step(tail: bytes, step: int, whole: bool) -> int | None:
-  """Where the last complete line of a step up to `step` ends in `tail`; None: not in it, unless it is whole."""
+def _end_of_step(tail: bytes, step: int, whole: bool) -> tuple[int, int] | None:
+  """Where the last complete line of a step up to `step` ends in `tail`, and its step; None: not in this much."""
   end = tail.rfind(b"\n") + 1
   while end > 0:
     start = tail.rfind(b"\n", 0, end - 1) + 1
     if start == 0 and not whole:
       return None
     try:
-      if json.loads(tail[start:end])["step"] <= step:
-        return end
-    except (ValueError, KeyError, TypeError, RecursionError):
+      if (found := json.loads(tail[start:end])["step"]) <= step:
+        return end, int(found)
+    except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
       pass  # not ours, or damaged: goes with what is behind it
     end = start
-  return 0 if whole else None
+  return (0, 0) if whole else None
 
 
 def _open(path: pathlib.Path, mode: str) -> BinaryIO:

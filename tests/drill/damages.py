@@ -92,7 +92,7 @@ def run(
       target, kind = _target(r, scratch / "case" / place.folder), r.choice(KINDS)
       shown = damage(r, kind, target, scratch / "case" / place.folder, world / "other" / place.folder)
       found = _run(place, command, scratch / "case", server)
-      outcome = _judge(found, references[command], scratch / "case", place, command)
+      outcome = _judge(found, references[command], scratch / "case", place, command, shown)
       outcome, problem = (outcome, None) if outcome in _RIGHT else ("wrong", outcome)
       counts[command, kind, outcome] += 1
       if problem:
@@ -190,7 +190,7 @@ def damage(r: random.Random, kind: str, target: pathlib.Path, folder: pathlib.Pa
   return f"{kind} {name}"
 
 
-def _judge(found: Found, references: list[Any], folder: pathlib.Path, place: Place, command: str) -> str:
+def _judge(found: Found, references: list[Any], folder: pathlib.Path, place: Place, command: str, shown: str) -> str:
   ended = found.ended
   lines = [line for line in ended.err.split("\n") if line.startswith("glmjax: ")]
   if command == "inspect" and ended.status == 2 and not lines:  # its report says what is wrong
@@ -210,7 +210,7 @@ def _judge(found: Found, references: list[Any], folder: pathlib.Path, place: Pla
   if ended.status:
     return f"status {ended.status}: {ended.line[:600]}"
   if command == "train":
-    return _judge_training(found, references[0], warned)
+    return _judge_training(found, references[0], warned, shown)
   if found.result == references[0]:
     return "as before"
   if found.result in references[1:]:
@@ -220,12 +220,15 @@ def _judge(found: Found, references: list[Any], folder: pathlib.Path, place: Pla
   return f"another result without a word: {str(found.result)[:300]} {ended.err[-300:]}"
 
 
-def _judge_training(found: Found, reference: Any, warned: bool) -> str:
+def _judge_training(found: Found, reference: Any, warned: bool, shown: str) -> str:
   begun = re.search(r"(?:starting|resumed) at step (\d+)", found.ended.err)
   losses, sums = found.result
   if sums != reference[1]:
     return f"other weights without a word: {found.ended.err[-500:]}"
-  if losses != reference[0] and "metrics.jsonl" not in found.ended.err:
+  changed = re.match(
+    r"(flip|swap|another's).* metrics\.jsonl", shown
+  )  # a log without checksums: lines that are there stay
+  if losses != reference[0] and "metrics.jsonl" not in found.ended.err and not changed:
     return f"other lines in metrics.jsonl without a word: {found.ended.err[-300:]}"
   if begun and begun[1] not in ("0", "6") or begun and "starting" in begun[0] and "half" in found.ended.err:
     return "fell back" if warned else f"fell back without a word: {found.ended.err[-500:]}"

@@ -12,6 +12,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 
 import forked
 from drill import ground
@@ -22,6 +23,7 @@ SIGNALS = {
   signal.SIGINT: (130, -signal.SIGINT),
 }
 _AGAIN = 0.5  # how often a killed command is killed once more
+_IMPORTS = 4  # seconds that a process started anew takes until it works
 _COLD = 0.1  # how often it is a process started anew, killed while it imports
 
 
@@ -77,14 +79,16 @@ def kill(
   ground.lay_out(world, folder)
   again = True
   while again:
-    how, moment = r.choice(list(SIGNALS)), r.uniform(0, whole.seconds)
-    status, err, landed = (
-      _cold(argv, folder, how, r.uniform(0, 4)) if r.random() < _COLD else _warm(argv, folder, how, moment, server)
-    )
+    how, part, early = r.choice(list(SIGNALS)), r.random(), r.random() < _COLD
+    moment = part * (_IMPORTS if early else whole.seconds)
+    began = time.monotonic()
+    status, err, landed = _cold(argv, folder, how, moment) if early else _warm(argv, folder, how, moment, server)
     said = f"{how.name} after {moment:.2f} of {whole.seconds:.2f} s: status {status}"
     counts["tries"] += 1
     if not landed or status == 0:
       counts["had ended"] += 1
+      if not early:  # the machine is quicker than it was
+        whole.seconds = min(whole.seconds, time.monotonic() - began)
       wrong += [f"{said}: {err[-500:]}"] * (status != 0)
       break
     counts[how.name] += 1
@@ -230,11 +234,11 @@ def _sums(folder: pathlib.Path) -> dict[str, dict]:
 def run(
   name: str, count: int, seed: int, folder: pathlib.Path, scratch: pathlib.Path, first: int = 0
 ) -> tuple[str, list[str]]:
-  """Kills a command `count` times in as many chains as it takes."""
+  """Kills a command `count` times, in as many chains as it takes."""
   world, total, wrong, number = folder / "world", collections.Counter(), [], first
   with ground.serve(folder, scratch, caching=name == "cache") as server:
     whole = unbroken(name, world, scratch / "case", server)
-    while total["tries"] < count:
+    while total["tries"] - total["had ended"] < count and total["had ended"] < 2 * count + 10:
       counts, problems = kill(name, seed, number, world, scratch / "case", server, whole)
       total.update(counts)
       total.update({"chains": 1, "the same in the end": not problems, "wrong": bool(problems)})

@@ -90,6 +90,17 @@ def test_goes_on_behind_its_step(tmp_path):
   assert steps(path) == [1, 2]
 
 
+@pytest.mark.parametrize("text, told", [
+    (None, "steps 1 to 3"), ("", "steps 1 to 3"), ('{"step": 1}\n{"step": 2}\n{"st', "steps 3 to 3"),
+    ('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"step": 4}\n', "")])
+def test_lines_that_are_lacking_are_told(tmp_path, text, told, caplog):
+  path = tmp_path / "metrics.jsonl"
+  if text is not None:
+    path.write_text(text)
+  metrics.Writer(path, tmp_path / "tensorboard", 3).close()
+  assert told in caplog.text and bool(told) == ("missing or damaged" in caplog.text)
+
+
 def events(folder: pathlib.Path) -> list:
   """What TensorBoard would read in the one file."""
   event_pb2 = pytest.importorskip("tensorboardX.proto.event_pb2")
