@@ -28,6 +28,8 @@ def prompts(r: random.Random, world: pathlib.Path) -> Case:
   name = r.choice(("p.jsonl", "-")) if how < 3 else r.choice(("p.txt", "-", "p"))
   if how == 3:
     about, content, verdict = odd.spoiled_text(r, "a fox [MASK] dogs\n柳树[gMASK]\n\nthe end\n")
+    if about == "a long line":
+      content = content[:200_000]  # more is real work for a model: a minute a MB
   elif r.random() < 0.4:
     good = {field: r.choice(("a fox [MASK].", "柳树")), "id": 7}
     about, content, verdict = odd.spoiled_json(r, good)
