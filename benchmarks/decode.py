@@ -20,14 +20,13 @@ import time
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 import loader
 import numpy as np
 
 from glmjax import tokens
 from glmjax.infer import decode
-from glmjax.infer import engine
 from glmjax.infer import prompt
+from glmjax.infer import runner
 from glmjax.infer import sampling
 from glmjax.models import config as config_lib
 from glmjax.models import glm
@@ -72,16 +71,16 @@ def main() -> None:
 
 def prepare() -> tuple[Callable[[], float], float]:
   """A function that decodes once and returns tokens/s, warmed up; and the seconds that compiling took."""
-  config, params = engine.prepare(CONFIG, glm.init_params(CONFIG, jax.random.key(0)))
+  model = runner.Runner(CONFIG, glm.init_params(CONFIG, jax.random.key(0)))
   text = np.random.default_rng(0).integers(4, 20_000, PROMPT - 2).tolist()
-  first = prompt.fill([*text, SPECIALS.gmask], SPECIALS, CONFIG.positions)
-  rows = decode.make_rows([first], [NEW], SPECIALS.pad)
-  draws, none = sampling.draws([sampling.Sampling()], [0]), jnp.zeros(CONFIG.vocab_size, bool)
+  first = prompt.fill([*text, SPECIALS.gmask], SPECIALS, CONFIG.position_kind)
+  batch, rows = decode.make_rows([first], [NEW], SPECIALS.pad)
+  draws, none = sampling.draws([sampling.Sampling()], [0]), np.zeros(CONFIG.vocab_size, bool)
 
   def run() -> float:
     start = time.perf_counter()
-    state = decode.prefill(config, params, rows, NEW)
-    state = decode.decode(config, params, rows, state, draws, none, none, jnp.int32(NEW))
+    state = model.run(decode.prefill, batch, rows, new_tokens=NEW)
+    state = model.run(decode.decode, rows, state, draws, none, none, np.int32(NEW))
     assert len(decode.generated(state, 1)[0]) == NEW
     return NEW / (time.perf_counter() - start)
 

@@ -33,14 +33,13 @@ ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
 from glmjax import tokens  # noqa: E402
-from glmjax.infer import cache  # noqa: E402
 from glmjax.infer import decode  # noqa: E402
-from glmjax.infer import engine  # noqa: E402
 from glmjax.infer import prompt  # noqa: E402
+from glmjax.infer import rows as rows_lib  # noqa: E402
+from glmjax.infer import runner  # noqa: E402
 from glmjax.infer import sampling  # noqa: E402
 from glmjax.models import config as config_lib  # noqa: E402
 from glmjax.models import glm  # noqa: E402
@@ -213,17 +212,19 @@ def generate(case: Decode) -> dict[str, Any]:
   params = jax.jit(lambda key: glm.init_params(config, key))(jax.random.key(0))
   if case.bits:
     params = jax.block_until_ready(tree.quantize_params(params, case.bits))
-  config, params = engine.prepare(config, params, case.offload)
+  model = runner.Runner(config, params, offload_layers=case.offload)
+  config, params = model.config, model.params
   text = np.random.default_rng(0).integers(4, config.vocab_size - 64, case.prompt - 2).tolist()
-  rows = decode.make_rows([prompt.fill([*text, specials.gmask], specials, config.positions)], [case.new], specials.pad)
-  draws, none = sampling.draws([sampling.Sampling()], [0]), jnp.zeros(config.vocab_size, bool)
-  slots = cache.bucket(case.new)
-  prefill = lambda: jax.block_until_ready(decode.prefill(config, params, rows, slots))
+  first = prompt.fill([*text, specials.gmask], specials, config.position_kind)
+  batch, rows = decode.make_rows([first], [case.new], specials.pad)
+  draws, none = sampling.draws([sampling.Sampling()], [0]), np.zeros(config.vocab_size, bool)
+  slots = rows_lib.bucket(case.new)
+  prefill = lambda: jax.block_until_ready(model.run(decode.prefill, batch, rows, new_tokens=slots))
   _, compile_prefill = timed(prefill)
   prefill_seconds = median_seconds(prefill)
   states = []
   body = lambda: states.append(jax.block_until_ready(
-      decode.decode(config, params, rows, states.pop(), draws, none, none, jnp.int32(case.new))))
+      model.run(decode.decode, rows, states.pop(), draws, none, none, np.int32(case.new))))
   states.append(prefill())
   _, compile_decode = timed(body)
   times = []

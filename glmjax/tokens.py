@@ -30,6 +30,11 @@ class SpecialTokens:
   enc: int
   dblock: int
 
+  @property
+  def masks(self) -> tuple[int, int, int]:
+    """The tokens that stand for a blank."""
+    return self.mask, self.gmask, self.smask
+
 
 def icetk(num_image_tokens: int = 20_000, num_text_tokens: int = 130_000) -> SpecialTokens:
   """Ids in the icetk layout: image ids, text pieces, then ICETK_SPECIALS.

@@ -14,6 +14,8 @@ import jax
 import numpy as np
 
 from glmjax import tokens
+from glmjax.infer import placement
+from glmjax.infer import runner as runner_lib
 from glmjax.models import config as config_lib
 
 Arrays = dict[str, np.ndarray]
@@ -128,6 +130,12 @@ def params(name: str, prefix: str = "param/") -> dict[str, Any]:
   if not cfg.tie_embeddings:
     tree["head"] = {"kernel": arrays[prefix + "lm_head.weight"].T}
   return tree
+
+
+def runner(name: str, **changes: Any) -> runner_lib.Runner:
+  """The group's model for inference, on the mesh that GLMJAX_GOLDEN_MESH names, as tensor=2, or on one device."""
+  mesh = placement.on_mesh(os.environ.get("GLMJAX_GOLDEN_MESH"))
+  return runner_lib.Runner(config(name, **changes), params(name), mesh)
 
 
 def intervals(hidden_BLM: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

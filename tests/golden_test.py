@@ -12,15 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from glmjax import positions as positions_lib
 from glmjax import tokens as tokens_lib
 from glmjax.infer import beam as beam_lib
-from glmjax.infer import cache as cache_lib
 from glmjax.infer import decode
 from glmjax.infer import engine
 from glmjax.infer import prompt
 from glmjax.infer import sampling
 from glmjax.infer import score
 from glmjax.models import glm
+from glmjax.models import kv_cache
 
 TOLERANCE = 1e-4
 # Suffix of the logits: what the model was run with.
@@ -131,8 +132,8 @@ def test_hidden_states_and_cache(group: str, case: str):
   @jax.jit
   def run(params: Any) -> tuple[Any, Any]:
     (_, cache), captured = glm.GLM(config).apply(
-        {"params": params}, tokens, positions, start, end, cache=cache_lib.empty(config, *tokens.shape),
-        cache_index=jnp.int32(0), method="hidden", capture_intermediates=True, mutable=["intermediates"])
+        {"params": params}, tokens, positions, start, end, cache=kv_cache.empty(config, len(tokens), 0),
+        method="hidden", capture_intermediates=True, mutable=["intermediates"])
     return cache, captured["intermediates"]
 
   cache, captured = jax.tree.map(np.asarray, run(params))
@@ -150,7 +151,7 @@ def test_hidden_states_and_cache(group: str, case: str):
         (layer["mlp_norm"]["__call__"][0], at_layer + "post_attention_layernorm_out"),
         (layer["mlp"]["__call__"][0], at_layer + "mlp_out"),
         (layer["__call__"][0][0], at_layer + ("output" if group == "glm130b_tiny" else "layer_out"))]
-    key, value = (np.swapaxes(cache[f"layers_{i}"][name], 1, 2) for name in ("key", "value"))
+    key, value = (np.swapaxes(getattr(cache[f"layers_{i}"], name), 1, 2) for name in ("key", "value"))
     if group == "glm130b_tiny":
       pairs.append((np.concatenate([x.reshape(*x.shape[:2], -1) for x in (key, value)],
                                    -1), at_layer + "mem_kv"))
@@ -195,22 +196,21 @@ def test_loss_and_gradients(group: str, case: str):
 
 def greedy(group: str, prompts: list[prompt.Prompt], steps: int, stops: tuple[int, ...] = (),
            suppressed: tuple[int, ...] = ()) -> list[list[int]]:
-  config = golden_models.config(group)
-  flags = lambda ids: jnp.zeros(config.vocab_size, bool).at[jnp.array(ids, int)].set(True)
-  rows = decode.make_rows(prompts, [steps] * len(prompts), pad=0)
+  model = golden_models.runner(group)
+  flags = lambda ids: np.isin(np.arange(model.config.vocab_size), ids)
+  batch, rows = decode.make_rows(prompts, [steps] * len(prompts), 0, model.batch_size(len(prompts)))
   fill = len(rows.limit_B)
-  state = decode.prefill(config, golden_models.params(group), rows, steps)
-  state = decode.decode(config, golden_models.params(group), rows, state,
-                        sampling.draws([sampling.Sampling()] * fill, [0] * fill), flags(suppressed),
-                        flags(stops), jnp.int32(steps))
+  state = model.run(decode.prefill, batch, rows, new_tokens=steps)
+  state = model.run(decode.decode, rows, state, sampling.draws([sampling.Sampling()] * fill, [0] * fill),
+                    flags(suppressed), flags(stops), np.int32(steps))
   return decode.generated(state, len(prompts))
 
 
 def build_glm130b(case: str, tokens: list[int], specials: tokens_lib.SpecialTokens) -> prompt.Prompt:
   """Our prompt for the text in a case's tokens."""
   if case.endswith("unidirectional"):
-    return prompt.left_to_right(tokens[2:], specials, "rotary")
-  return prompt.fill(tokens[:-1], specials, "rotary")
+    return prompt.left_to_right(tokens[2:], specials, positions_lib.ROTARY)
+  return prompt.fill(tokens[:-1], specials, positions_lib.ROTARY)
 
 
 @pytest.mark.parametrize("case", ["eval_batch_mask", "eval_batch_gmask", "eval_batch_unidirectional"])
@@ -241,14 +241,14 @@ def test_greedy_generation_chatglm():
                                     arrays["case/left_pad_batch/lengths"]):
     row = row[-length:].tolist()
     sop = row.index(specials.sop)  # behind it is the start of an answer
-    prompts.append(prompt.extend(prompt.fill(row[:sop], specials, "rotary_2d"), row[sop + 1:]))
+    prompts.append(prompt.extend(prompt.fill(row[:sop], specials, positions_lib.ROTARY_2D), row[sop + 1:]))
     golden_models.same("chatglm6b_tiny", "prompts and positions", [prompts[-1].tokens, prompts[-1].positions.tolist()],
                        [row, positions[:, -length:].tolist()])
   new = greedy("chatglm6b_tiny", prompts, sequences.shape[1] - tokens.shape[1], suppressed=(specials.eop,))
   golden_models.same("chatglm6b_tiny", "greedy tokens", new, sequences[:, tokens.shape[1]:])
 
   sequence, start = arrays["generate/gmask_prompt/sequence"][0], arrays["case/gmask_prompt/tokens"][0]
-  built = prompt.fill(start[:-1].tolist(), specials, "rotary_2d")
+  built = prompt.fill(start[:-1].tolist(), specials, positions_lib.ROTARY_2D)
   new = greedy("chatglm6b_tiny", [built], len(sequence) - len(start), suppressed=(specials.eop,))
   golden_models.same("chatglm6b_tiny", "greedy tokens", new[0], sequence[len(start):])
 
@@ -258,10 +258,10 @@ def test_step_logits_chatglm():
   arrays, specials = golden_models.load("chatglm6b_tiny")[1], golden_models.specials("chatglm6b_tiny")
   sequence, start = arrays["generate/gmask_prompt/sequence"][0], arrays["case/gmask_prompt/tokens"][0]
   config, params = golden_models.config("chatglm6b_tiny"), golden_models.params("chatglm6b_tiny")
-  built = prompt.fill(start[:-1].tolist(), specials, "rotary_2d")
-  rows = decode.make_rows([built], [1], pad=0)
+  built = prompt.fill(start[:-1].tolist(), specials, positions_lib.ROTARY_2D)
+  batch, rows = decode.make_rows([built], [1], 0)
   expected = arrays["generate/gmask_prompt/step_logits"][0]
-  state = decode.prefill(config, params, rows, len(expected))
+  state = decode.prefill(config, params, batch, rows, len(expected))
   step = jax.jit(decode.next_logits, static_argnums=0)
   for i, logits in enumerate(expected):
     ours, cache = step(config, params, rows, state)
@@ -271,7 +271,8 @@ def test_step_logits_chatglm():
     golden_models.same("chatglm6b_tiny", "positions of each step", ours, positions)
     state = dataclasses.replace(state,
                                 cache=cache,
-                                step=state.step + 1,
+                                length_B=state.length_B + 1,
+                                step_B=state.step_B + 1,
                                 last_B=jnp.array(sequence[len(start) + i])[None])
 
 
@@ -294,7 +295,7 @@ def test_streamed_tokens_chatglm():
   arrays, specials = golden_models.load("chatglm6b_tiny")[1], golden_models.specials("chatglm6b_tiny")
   sequence, start = arrays["generate/gmask_prompt/sequence"][0], arrays["case/gmask_prompt/tokens"][0]
   config = golden_models.config("chatglm6b_tiny")
-  answering = engine.Engine(config, golden_models.params("chatglm6b_tiny"), Numbers(specials, config.vocab_size),
+  answering = engine.Engine(golden_models.runner("chatglm6b_tiny"), Numbers(specials, config.vocab_size),
                             stop_tokens=(), suppressed_tokens=(specials.eop,))
   new = list(answering.stream(start[:-1].tolist(), len(sequence) - len(start)))
   golden_models.same("chatglm6b_tiny", "streamed tokens", new, sequence[len(start):])
@@ -304,8 +305,7 @@ def test_fill_blanks_end_to_end():
   meta, specials = golden_models.load("glm130b_tiny")[0], golden_models.specials("glm130b_tiny")
   for name, case in meta["fill_blanks"].items():
     config = golden_models.config("glm130b_tiny", max_length=case["out_seq_length"])
-    answering = engine.Engine(config,
-                              golden_models.params("glm130b_tiny"),
+    answering = engine.Engine(golden_models.runner("glm130b_tiny", max_length=case["out_seq_length"]),
                               Numbers(specials, config.vocab_size),
                               stop_tokens=(specials.eop, specials.eos),
                               suppressed_tokens=())
@@ -322,10 +322,10 @@ def test_multiple_choice_scores():
     division = get(f"choice_target_ids_{question}_0")[0]
     context = get("tokens")[question, :division].tolist()
     for choice, log_prob in enumerate(log_probs):
-      rows.append(score.target_row(context, get(f"choice_{question}_{choice}").tolist(), specials, "rotary"))
+      answer = get(f"choice_{question}_{choice}").tolist()
+      rows.append(score.target_row(context, answer, specials, positions_lib.ROTARY))
       expected.append(log_prob)
-  config = golden_models.config("glm130b_tiny")
-  scores = score.score_rows(config, golden_models.params("glm130b_tiny"), rows, pad=0)
+  scores = score.score_rows(golden_models.runner("glm130b_tiny"), rows, pad=0)
   golden_models.close("glm130b_tiny", "scores of choices", [s.total for s in scores], expected, TOLERANCE)
 
 
@@ -334,7 +334,7 @@ def test_multiple_choice_scores_by_the_engine():
   arrays, specials = golden_models.load("glm130b_tiny")[1], golden_models.specials("glm130b_tiny")
   get = lambda key: arrays[f"case/multi_choice/{key}"]
   config = golden_models.config("glm130b_tiny")
-  answering = engine.Engine(config, golden_models.params("glm130b_tiny"), Numbers(specials, config.vocab_size))
+  answering = engine.Engine(golden_models.runner("glm130b_tiny"), Numbers(specials, config.vocab_size))
   text = lambda ids: " ".join(map(str, ids.tolist()))
   for question, log_probs in enumerate(get("cond_log_prob")):
     context = get("tokens")[question, :get(f"choice_target_ids_{question}_0")[0]]
@@ -354,15 +354,14 @@ def test_language_model_scores():
   get = lambda key: arrays[f"case/lm/{key}"]
   counts = get("loss_masks").sum(-1)
   length, stride = get("tokens").shape[1], int(counts[1])
-  rows = score.window_rows(get("raw_text").tolist(), specials, "rotary", length, stride)
+  rows = score.window_rows(get("raw_text").tolist(), specials, positions_lib.ROTARY, length, stride)
   assert sum(len(row.targets) for row in rows) == len(get("raw_text"))
   for row, tokens, positions, targets, count in zip(rows, get("tokens"), get("position_ids"), get("targets"),
                                                     counts):
     golden_models.same("glm130b_tiny", "windows of text",
                        [row.prompt.tokens, row.prompt.positions[0].tolist(), list(row.targets)],
                        [tokens.tolist(), positions.tolist(), targets[-count:].tolist()])
-  config = golden_models.config("glm130b_tiny")
-  scores = score.score_rows(config, golden_models.params("glm130b_tiny"), rows, pad=0)
+  scores = score.score_rows(golden_models.runner("glm130b_tiny"), rows, pad=0)
   golden_models.close("glm130b_tiny", "scores of text", [-s.total for s in scores[:len(counts)]], get("calculate_loss"),
                       rtol=1e-5)
 
@@ -437,8 +436,7 @@ def test_beam_generation_glm130b(case: str):
   prompts = [build_glm130b(case, get("tokens")[row, :n].tolist(), specials)
              for row, n in enumerate(get("context_length"))]
   expected = get("beam3_generate_text")
-  beams = beam_lib.search(golden_models.config("glm130b_tiny"),
-                          golden_models.params("glm130b_tiny"),
+  beams = beam_lib.search(golden_models.runner("glm130b_tiny"),
                           prompts,
                           expected.shape[2],
                           beam_lib.BeamSearch(expected.shape[1], no_repeat_ngram=2),

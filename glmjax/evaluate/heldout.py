@@ -25,7 +25,7 @@ from glmjax.checkpoint import load
 from glmjax.data import shards
 from glmjax.evaluate import baselines
 from glmjax.evaluate import windows
-from glmjax.infer import engine
+from glmjax.infer import runner
 from glmjax.infer import score
 
 _log = logging.getLogger("glmjax")
@@ -144,10 +144,10 @@ def _score(model: load.LoadedModel, rows: list[score.Row], specials: tokens_lib.
 
   A guess is a text token: that a span ends here (eop) is no answer to what it goes on with.
   """
-  config, params = engine.prepare(model.config, model.params)
+  model_on_device = runner.Runner(model.config, model.params)
   total = sum(len(row.prompt.tokens) for row in rows)
   with tqdm.tqdm(total=total, unit=" tokens", unit_scale=True, desc="evaluate") as progress:
-    return score.score_rows(config, params, rows, specials.pad, progress=progress.update,
+    return score.score_rows(model_on_device, rows, specials.pad, progress=progress.update,
                             unguessed=dataclasses.astuple(specials))
 
 
@@ -175,7 +175,7 @@ def ask(held_out: windows.HeldOut, model: load.LoadedModel, specials: tokens_lib
   trained = {"seq_length": model.config.max_length, "samples_per_sequence": 4, "mean_span_length": 3.0,
              "max_span_length": 39}  # GLM-130B's, where the checkpoint does not tell
   trained |= (model.metadata.get("data") or {}).get("infilling", {})
-  length, positions = settings.seq_length or trained["seq_length"], model.config.positions
+  length, positions = settings.seq_length or trained["seq_length"], model.config.position_kind
   fills = windows.fills(held_out, length // trained["samples_per_sequence"], settings.max_fills,
                         settings.seed, specials, positions, trained["mean_span_length"],
                         trained["max_span_length"])

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
+from glmjax import positions as positions_lib
 from glmjax import tokens as tokens_lib
 from glmjax.data import sampler
 from glmjax.data import shards
@@ -55,7 +56,7 @@ def choose_documents(reader: shards.SplitReader, specials: tokens_lib.SpecialTok
 
 
 def left_to_right(held_out: HeldOut, length: int, specials: tokens_lib.SpecialTokens,
-                  positions: str) -> list[score.Row]:
+                  positions: positions_lib.Positions) -> list[score.Row]:
   """[gMASK] windows of `length` places in which every token of the documents is a target exactly once."""
   before = [] if held_out.end is None else [held_out.end]
   rows = []
@@ -77,7 +78,7 @@ class Fill:
 
 
 def fills(held_out: HeldOut, length: int, count: int, seed: int, specials: tokens_lib.SpecialTokens,
-          positions: str, mean_span_length: float, max_span_length: int) -> list[Fill]:
+          positions: positions_lib.Positions, mean_span_length: float, max_span_length: int) -> list[Fill]:
   """Up to `count` spans of windows that do not overlap, with at least a quarter of the window on either side.
 
   Args:

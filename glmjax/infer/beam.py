@@ -17,12 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from glmjax import ranges
-from glmjax.infer import cache as cache_lib
 from glmjax.infer import decode
 from glmjax.infer import prompt as prompt_lib
+from glmjax.infer import rows as rows_lib
+from glmjax.infer import runner as runner_lib
 from glmjax.infer import sampling
 from glmjax.models import config as config_lib
-from glmjax.models import glm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,35 +142,38 @@ def _log_softmax(logits_BV: np.ndarray) -> np.ndarray:
 
 
 @functools.partial(jax.jit, static_argnames=("config",), donate_argnames=("state",))
-def _step(config: config_lib.GLMConfig, params: Any, rows: decode.Rows, state: decode.State,
-          parents_B: jax.Array, tokens_B: jax.Array) -> tuple[jax.Array, decode.State]:
+def step(config: config_lib.GLMConfig, params: Any, rows: decode.Rows, state: decode.State,
+         parents_B: jax.Array, tokens_B: jax.Array) -> tuple[jax.Array, decode.State]:
   """Logits [B, V] behind `tokens_B`, each read behind the cache of its parent."""
-  state = dataclasses.replace(state, cache=_take(state.cache, parents_B), last_B=tokens_B)
+  state = dataclasses.replace(decode.take_state(state, parents_B), last_B=tokens_B)
   logits_BV, cache = decode.next_logits(config, params, rows, state)
-  return logits_BV, dataclasses.replace(state, cache=cache, step=state.step + 1)
+  return logits_BV, decode.constrain(dataclasses.replace(
+      state, cache=cache, length_B=state.length_B + 1, step_B=state.step_B + 1))
 
 
-def _take(cache: glm.Cache, rows_B: jax.Array) -> glm.Cache:
-  """The cache's rows; its batch axis is the fourth from the end."""
-  return jax.tree.map(lambda x: jnp.take(x, rows_B, axis=x.ndim - 4), cache)
+@functools.partial(jax.jit, static_argnames=("config", "times"))
+def repeat(config: config_lib.GLMConfig, params: Any, state: decode.State, times: int) -> decode.State:
+  """The state with every row there so many times, side by side."""
+  del config, params
+  return decode.take_state(state, jnp.repeat(jnp.arange(len(state.last_B)), times))
 
 
-def search(config: config_lib.GLMConfig, params: Any, prompts: Sequence[prompt_lib.Prompt], max_tokens: int,
+def search(runner: runner_lib.Runner, prompts: Sequence[prompt_lib.Prompt], max_tokens: int,
            settings: BeamSearch, stops: Sequence[int], pad: int, suppressed_V: np.ndarray | None = None
            ) -> list[list[Beam]]:
   """Each prompt's best beams, of up to `max_tokens` new tokens, stop token included."""
   n = settings.num_beams
-  rows = decode.make_rows(prompts, [max_tokens] * len(prompts), pad)
-  state = decode.prefill(config, params, rows, cache_lib.bucket(max_tokens))
+  batch, rows = decode.make_rows(prompts, [max_tokens] * len(prompts), pad, runner.batch_size(len(prompts)))
+  state = runner.run(decode.prefill, batch, rows, new_tokens=rows_lib.bucket(max_tokens))
   num_rows = len(rows.limit_B)
-  rows = jax.tree.map(lambda x: jnp.repeat(x, n, axis=0), rows)
-  state = dataclasses.replace(state, cache=_take(state.cache, jnp.repeat(jnp.arange(num_rows), n)))
+  rows = jax.tree.map(lambda x: np.repeat(x, n, axis=0), rows)
+  state = runner.run(repeat, state, times=n)
   searches = [Search(settings, p.tokens, stops, suppressed_V) for p in prompts]
-  parents, tokens = np.arange(num_rows * n, dtype=np.int32), np.asarray(rows.last_B).copy()
+  parents, tokens = np.arange(num_rows * n, dtype=np.int32), rows.last_B.copy()
   for _ in range(max_tokens):
     if all(s.done for s in searches):
       break
-    logits, state = _step(config, params, rows, state, jnp.asarray(parents), jnp.asarray(tokens))
+    logits, state = runner.run(step, rows, state, parents, tokens)
     logits = np.asarray(logits)
     decode.check_finite([np.isfinite(logits[i * n:i * n + len(s.live)]).all()
                          for i, s in enumerate(searches) if not s.done])

@@ -48,16 +48,16 @@ def make(prompts: Sequence[prompt_lib.Prompt], samplings: Sequence[sampling.Samp
     tail_BN[row, tail_BN.shape[1] - len(last):] = last
     said_BV[row, prompt.tokens] = True
   return Constraints(
-      min_tokens_B=jnp.array([row.min_tokens for row in rows], jnp.int32) if shortest else None,
-      ngram_B=jnp.array([row.no_repeat_ngram for row in rows], jnp.int32) if longest else None,
-      tail_BN=jnp.asarray(tail_BN) if longest else None,
-      penalty_B=jnp.array([row.repetition_penalty for row in rows], jnp.float32) if penalized else None,
-      said_BV=jnp.asarray(said_BV) if penalized else None)
+      min_tokens_B=np.array([row.min_tokens for row in rows], np.int32) if shortest else None,
+      ngram_B=np.array([row.no_repeat_ngram for row in rows], np.int32) if longest else None,
+      tail_BN=tail_BN if longest else None,
+      penalty_B=np.array([row.repetition_penalty for row in rows], np.float32) if penalized else None,
+      said_BV=said_BV if penalized else None)
 
 
-def apply(constraints: Constraints, logits_BV: jax.Array, generated_BT: jax.Array, step: jax.Array, stops_V: jax.Array
-          ) -> jax.Array:
-  """Logits as the constraints leave them, float32; `step` tokens of `generated_BT` are there."""
+def apply(constraints: Constraints, logits_BV: jax.Array, generated_BT: jax.Array, step_B: jax.Array,
+          stops_V: jax.Array) -> jax.Array:
+  """Logits as the constraints leave them, float32; `step_B` tokens of each row of `generated_BT` are there."""
   logits_BV = logits_BV.astype(jnp.float32)
   rows_B1 = jnp.arange(len(logits_BV))[:, None]
   vocab = logits_BV.shape[-1]
@@ -68,21 +68,21 @@ def apply(constraints: Constraints, logits_BV: jax.Array, generated_BT: jax.Arra
     less_BV = jnp.where(logits_BV > 0, logits_BV / penalty_B1, logits_BV * penalty_B1)
     logits_BV = jnp.where(said_BV, less_BV, logits_BV)
   if constraints.ngram_B is not None:
-    banned_BT = jnp.where(_completes_ngram(constraints, generated_BT, step), generated_BT, vocab)
+    banned_BT = jnp.where(_completes_ngram(constraints, generated_BT, step_B), generated_BT, vocab)
     logits_BV = logits_BV.at[rows_B1, banned_BT].set(sampling.FILTERED, mode="drop")
   if constraints.min_tokens_B is not None:
-    too_soon_B1 = (step < constraints.min_tokens_B)[:, None]
+    too_soon_B1 = (step_B < constraints.min_tokens_B)[:, None]
     logits_BV = jnp.where(too_soon_B1 & stops_V, sampling.FILTERED, logits_BV)
   return logits_BV
 
 
-def _completes_ngram(constraints: Constraints, generated_BT: jax.Array, step: jax.Array) -> jax.Array:
+def _completes_ngram(constraints: Constraints, generated_BT: jax.Array, step_B: jax.Array) -> jax.Array:
   """bool [B, T]: the generated token stands behind the same tokens as the next one will."""
   text = jnp.concatenate([constraints.tail_BN, generated_BT], axis=1)
   places, size = generated_BT.shape[1], constraints.tail_BN.shape[1]
-  same_BT = (jnp.arange(places) < step) & (constraints.ngram_B > 0)[:, None]
+  same_BT = (jnp.arange(places) < step_B[:, None]) & (constraints.ngram_B > 0)[:, None]
   for i in range(size):  # tokens in front, from the nearest
-    now_B1 = jax.lax.dynamic_slice_in_dim(text, size + step - 1 - i, 1, axis=1)
+    now_B1 = jnp.take_along_axis(text, (size + step_B - 1 - i)[:, None], axis=1)
     before_BT = text[:, size - 1 - i:size - 1 - i + places]
     same_BT &= (before_BT == now_B1) | (i + 1 >= constraints.ngram_B)[:, None]
   return same_BT

@@ -7,24 +7,23 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from glmjax import errors
 from glmjax import ranges
 from glmjax import tokens as tokens_lib
 from glmjax.infer import beam as beam_lib
-from glmjax.infer import cache
 from glmjax.infer import constraints as constraints_lib
 from glmjax.infer import decode
-from glmjax.infer import offload
+from glmjax.infer import placement as placement_lib
 from glmjax.infer import prompt as prompt_lib
+from glmjax.infer import rows as rows_lib
+from glmjax.infer import runner as runner_lib
 from glmjax.infer import sampling as sampling_lib
 from glmjax.infer import score as score_lib
 from glmjax.io import progress
 from glmjax.models import config as config_lib
-from glmjax.models import glm
-from glmjax.quantize import qarray
+from glmjax.parallel import mesh as mesh_lib
 
 _MASKS = re.compile(r"(\[[gs]?MASK\])")
 _STREAM_SLOTS = 128  # most empty cache slots that streaming starts with; they grow with the answer
@@ -64,64 +63,72 @@ class Generation:
 
 
 class Engine:
-  """A model ready to answer: parameters laid out for decoding, and the tokenizer beside them.
+  """A model ready to answer, and the tokenizer beside it.
 
   Compiled programs are shared by all calls of like shape: batch, prompt length and number of new tokens
   are rounded up to a few sizes.
   """
 
-  def __init__(self, config: config_lib.GLMConfig, params: Any, tokenizer: Tokenizer, max_batch: int = 16,
-               stop_tokens: Sequence[int] | None = None, suppressed_tokens: Sequence[int] | None = None,
-               offload_layers: int = 0):
-    """`params` as trained, exported or quantized; at most `max_batch` prompts run together.
-
-    The kernels of the last `offload_layers` layers stay in the host's memory (`infer.offload`).
+  def __init__(self, runner: runner_lib.Runner, tokenizer: Tokenizer, max_batch: int = 16,
+               stop_tokens: Sequence[int] | None = None, suppressed_tokens: Sequence[int] | None = None):
+    """At most `max_batch` prompts run together.
 
     By default eop, eos and eod stop, and everything that is not text is never generated: the other special
     tokens, image ids, and the rows that pad the vocabulary.
     """
-    if tokenizer.vocab_size > config.vocab_size:
+    self.runner, self.tokenizer, self.max_batch = runner, tokenizer, max_batch
+    vocab_size = self.config.vocab_size
+    if tokenizer.vocab_size > vocab_size:
       raise errors.InputError(f"the tokenizer has {tokenizer.vocab_size} ids and the model's vocabulary "
-                              f"{config.vocab_size}: use the tokenizer that the model was trained with")
-    self.tokenizer = tokenizer
-    self.max_batch = max_batch
-    self.config, self.params = prepare(config, params, offload_layers)
+                              f"{vocab_size}: use the tokenizer that the model was trained with")
     specials = tokenizer.specials
     stops = (specials.eop, specials.eos, specials.eod) if stop_tokens is None else stop_tokens
     if suppressed_tokens is None:
       suppressed_tokens = {*dataclasses.astuple(specials), *range(tokenizer.num_image_tokens),
-                           *range(tokenizer.vocab_size, config.vocab_size)} - set(stops)
+                           *range(tokenizer.vocab_size, vocab_size)} - set(stops)
     self._stops = frozenset(stops)
-    self._stops_V = _ids_mask(stops, config.vocab_size)
-    self._suppressed_V = _ids_mask(suppressed_tokens, config.vocab_size)
+    self._stops_V, self._suppressed_V = (runner.placement.everywhere(_ids_mask(ids, vocab_size))
+                                         for ids in (stops, suppressed_tokens))
+
+  @property
+  def config(self) -> config_lib.GLMConfig:
+    """The model's, as inference computes it."""
+    return self.runner.config
 
   @classmethod
-  def load(cls, folder: str | os.PathLike, dtype: str | None = None, offload_layers: int = 0, **kwargs: Any
-           ) -> "Engine":
-    """From an exported or a training folder; `dtype` computes in another type than the model's own.
+  def load(cls, folder: str | os.PathLike, dtype: str | None = None,
+           mesh: mesh_lib.MeshConfig | str | None = None, offload_layers: int = 0, **kwargs: Any) -> "Engine":
+    """Reads a model from an exported or a training folder.
 
-    Weights that stay in the host's memory never were in the device's.
+    Args:
+      folder: either kind.
+      dtype: to compute in, where it is not the model's own.
+      mesh: the devices to split it over, as "tensor=4"; None: the first device alone.
+      offload_layers: how many layers, the last, keep their kernels in the host's memory.
+      **kwargs: as `Engine` takes them.
     """
     from glmjax import tokenizer as tokenizer_lib  # here, so that in-memory engines need no SentencePiece
-    from glmjax.checkpoint import load as load_lib
-    from glmjax.checkpoint import folder as folder_lib
-    reading = None
-    if offload_layers:
-      offload.check(folder_lib.read_config(folder).model.num_layers, offload_layers)
-      reading = offload.reading()
-    loaded = load_lib.load(folder, shardings=reading)
-    config = loaded.config if dtype is None else dataclasses.replace(loaded.config, dtype=dtype)
+    from glmjax.checkpoint import stream
+    placement = placement_lib.on_mesh(mesh)
+
+    def in_dtype(config: config_lib.GLMConfig) -> config_lib.GLMConfig:
+      return config if dtype is None else dataclasses.replace(config, dtype=dtype)
+
+    def targets(config: config_lib.GLMConfig, bits: int | None) -> Any:
+      return placement.params(in_dtype(config), bits, offload_layers)
+
+    loaded = stream.stream(folder, targets)
+    config = in_dtype(loaded.config)
     if not loaded.tokenizer_dir.is_dir():
       raise errors.InputError(f"{folder} has no tokenizer, so that no text goes in or out of it: copy there, as "
                               f"{loaded.tokenizer_dir.name}/, the one that the model was trained with")
     tokenizer = tokenizer_lib.Tokenizer.load(loaded.tokenizer_dir)
     tokenizer.check_fits(config.vocab_size)
-    params = offload.layers_apart(loaded.params) if offload_layers else loaded.params
-    return cls(config, params, tokenizer, offload_layers=offload_layers, **kwargs)
+    return cls(runner_lib.Runner(config, loaded.params, placement, offload_layers), tokenizer, **kwargs)
 
   def encode(self, text: str, literal: bool = False) -> list[int]:
     """Tokens of a prompt, framed as the model's family wants; masks written in it count unless `literal`."""
-    return prompt_lib.frame(self._ids(text, literal), self.tokenizer.specials, self.config.positions)
+    return self.config.position_kind.frame(self._ids(text, literal), self.tokenizer.specials)
 
   def _ids(self, text: str, literal: bool = False) -> list[int]:
     specials = self.tokenizer.specials
@@ -154,7 +161,7 @@ class Engine:
            seeds: Sequence[int]) -> list[Filled]:
     """`generate` on tokens: rows that hold masks, framed by `encode`."""
     ranges.whole("max_tokens", max_tokens, 1)
-    specials, kind = self.tokenizer.specials, self.config.positions
+    specials, kind = self.tokenizer.specials, self.config.position_kind
     one = isinstance(sampling, sampling_lib.Sampling | beam_lib.BeamSearch)
     how = [sampling] * len(rows) if one else list(sampling)
     for row, settings in zip(rows, how, strict=True):
@@ -162,7 +169,7 @@ class Engine:
       if settings.min_tokens > max_tokens:
         raise errors.InputError(f"min_tokens is {settings.min_tokens} and max_tokens {max_tokens}: give fewer, or more")
     state = [Filled(list(row), [], "stop") for row in rows]
-    blanks = [sum(token in (specials.mask, specials.smask, specials.gmask) for token in row) for row in rows]
+    blanks = [sum(token in specials.masks for token in row) for row in rows]
     size = max(1, self.max_batch // sampling.num_beams) if isinstance(sampling, beam_lib.BeamSearch) else self.max_batch
     for turn in range(max(blanks, default=0)):
       turns = []
@@ -192,20 +199,20 @@ class Engine:
     The generator's own value is the reason why it ended, stop or length. Programs: one to read prompts for
     each bucket of lengths, and one to decode for each size of the cache, which doubles as the answer grows.
     """
-    prompt = prompt_lib.fill(row, self.tokenizer.specials, self.config.positions)
+    prompt = prompt_lib.fill(row, self.tokenizer.specials, self.config.position_kind)
     limit = min(max_tokens, self.room(row))
-    rows = decode.make_rows([prompt], [limit], self.tokenizer.specials.pad)
-    used = rows.tokens_BP.shape[1]
-    size = _stream_size(used + min(limit, _STREAM_SLOTS), self.config.max_length)
-    state = decode.prefill(self.config, self.params, rows, cache.bucket(self.config.max_length), size)
-    rows, draws = decode.without_prompts(rows), sampling_lib.draws([sampling], [seed])
+    batch, rows = decode.make_rows([prompt], [limit], self.tokenizer.specials.pad, self.runner.batch_size(1))
+    used, most = len(prompt.tokens) - 1, rows_lib.bucket(self.config.max_length)
+    size = _cache_size(batch.tokens.shape[1] + min(limit, _STREAM_SLOTS), most)
+    state = self.runner.run(decode.prefill, batch, rows, new_tokens=most, all_slots=size)
+    draws = self._draws([sampling], [seed], len(rows.limit_B))
     constraints = constraints_lib.make([prompt], [sampling], len(rows.limit_B), self.config.vocab_size)
     for i in range(limit):
       if used + i == size:
-        size = _stream_size(2 * size, self.config.max_length)
-        state = dataclasses.replace(state, cache=cache.extend(state.cache, size - used - i))
-      state = decode.decode(self.config, self.params, rows, state, draws, self._suppressed_V, self._stops_V,
-                            jnp.int32(i + 1), constraints)
+        size, before = _cache_size(2 * size, most), size
+        state = self.runner.run(decode.grow, state, slots=size - before)
+      state = self.runner.run(decode.decode, rows, state, draws, self._suppressed_V, self._stops_V, np.int32(1),
+                              constraints)
       last_B, finite_B = jax.device_get((state.last_B, state.finite_B))
       decode.check_finite(finite_B[:1])
       token = int(last_B[0])
@@ -243,12 +250,12 @@ class Engine:
     A context without a blank gets `mask` at its end ([MASK] or [gMASK]). Choices are scored without an end token, by
     the sum of their tokens. A context that is too long loses its oldest tokens.
     """
-    specials, kind = self.tokenizer.specials, self.config.positions
+    specials, kind = self.tokenizer.specials, self.config.position_kind
     default = specials.gmask if mask == "[gMASK]" else specials.mask
     rows, left_out = [], []
     for context, some in zip(contexts, choices, strict=True):
       ids, answers = self._context(context), [self._answer(choice) for choice in some]
-      kept = score_lib.room_for_choices(answers, self.config.max_length, framed=2 if kind == "learned_2d" else 0)
+      kept = score_lib.room_for_choices(answers, self.config.max_length, framed=2 if kind.begins_text else 0)
       left_out.append(max(0, len(ids) - kept))
       ids = score_lib.with_blank(ids[left_out[-1]:], default, specials, kind)
       rows.append([score_lib.target_row(ids, answer, specials, kind) for answer in answers])
@@ -264,10 +271,10 @@ class Engine:
       read += tokens
       told.at(read)
 
-    return score_lib.score_rows(self.config, self.params, rows, self.tokenizer.specials.pad, batch_tokens, add)
+    return score_lib.score_rows(self.runner, rows, self.tokenizer.specials.pad, batch_tokens, add)
 
   def _text_rows(self, text: str, context: str, length: int, stride: int | None) -> list[score_lib.Row]:
-    specials, kind = self.tokenizer.specials, self.config.positions
+    specials, kind = self.tokenizer.specials, self.config.position_kind
     answer = self._answer(text)
     if not context:
       return score_lib.window_rows(answer, specials, kind, length, stride)
@@ -279,7 +286,7 @@ class Engine:
         raise errors.InputError(f"a text takes {len(answer)} tokens and its context {len(ids)}, and the model has "
                                 f"{length}: shorten them")
       return [score_lib.target_row(ids, answer, specials, kind)]
-    ids = [*([specials.enc] if kind == "learned_2d" else []), *ids[:blank]]
+    ids = [*([specials.enc] if kind.begins_text else []), *ids[:blank]]
     if len(ids) + 2 > length:
       raise errors.InputError(f"a context takes {len(ids)} tokens, and the model has {length} for it and the text: "
                               "shorten it")
@@ -288,7 +295,7 @@ class Engine:
   def _context(self, text: str) -> list[int]:
     """A context's tokens, with one blank at most."""
     ids, specials = self._ids(text), self.tokenizer.specials
-    blanks = sum(token in (specials.mask, specials.smask, specials.gmask) for token in ids)
+    blanks = sum(token in specials.masks for token in ids)
     if blanks > 1:
       raise errors.InputError(f"a context has {blanks} blanks ({text[:60]!r}): leave one, which is scored")
     return ids
@@ -302,14 +309,18 @@ class Engine:
   def _continue(self, prompts: Sequence[prompt_lib.Prompt], limits: Sequence[int],
                 samplings: Sequence[sampling_lib.Sampling], seeds: Sequence[int]) -> list[list[int]]:
     """New tokens of each prompt, stop token included."""
-    rows = decode.make_rows(prompts, limits, self.tokenizer.specials.pad)
-    filling = len(rows.limit_B) - len(prompts)
-    draws = sampling_lib.draws([*samplings, *[sampling_lib.Sampling()] * filling], [*seeds, *[0] * filling])
+    batch, rows = decode.make_rows(prompts, limits, self.tokenizer.specials.pad, self.runner.batch_size(len(prompts)))
+    draws = self._draws(samplings, seeds, len(rows.limit_B))
     constraints = constraints_lib.make(prompts, samplings, len(rows.limit_B), self.config.vocab_size)
-    state = decode.prefill(self.config, self.params, rows, cache.bucket(max(limits)))
-    state = decode.decode(self.config, self.params, rows, state, draws, self._suppressed_V, self._stops_V,
-                          jnp.int32(max(limits)), constraints)
+    state = self.runner.run(decode.prefill, batch, rows, new_tokens=rows_lib.bucket(max(limits)))
+    state = self.runner.run(decode.decode, rows, state, draws, self._suppressed_V, self._stops_V,
+                            np.int32(max(limits)), constraints)
     return decode.generated(state, len(prompts))
+
+  def _draws(self, samplings: Sequence[sampling_lib.Sampling], seeds: Sequence[int], rows: int) -> sampling_lib.Draws:
+    """How each row of a batch draws; those that only fill it take the likeliest token."""
+    filling = rows - len(seeds)
+    return sampling_lib.draws([*samplings, *[sampling_lib.Sampling()] * filling], [*seeds, *[0] * filling])
 
   def _search(self, prompts: Sequence[prompt_lib.Prompt], limits: Sequence[int], settings: beam_lib.BeamSearch
               ) -> list[list[int]]:
@@ -317,8 +328,8 @@ class Engine:
     found: dict[int, list[int]] = {}
     for limit in sorted({*limits}):
       members = [i for i, each in enumerate(limits) if each == limit]
-      beams = beam_lib.search(self.config, self.params, [prompts[i] for i in members], limit, settings,
-                              sorted(self._stops), self.tokenizer.specials.pad, np.asarray(self._suppressed_V))
+      beams = beam_lib.search(self.runner, [prompts[i] for i in members], limit, settings, sorted(self._stops),
+                              self.tokenizer.specials.pad, np.asarray(self._suppressed_V))
       found |= {i: best[0].tokens[len(prompts[i].tokens):] for i, best in zip(members, beams, strict=True)}
     return [found[i] for i in range(len(prompts))]
 
@@ -337,36 +348,9 @@ class Engine:
     return filled
 
 
-def prepare(config: config_lib.GLMConfig, params: Any, offload_layers: int = 0
-            ) -> tuple[config_lib.GLMConfig, Any]:
-  """The model in the layout that decodes fastest; same numbers.
-
-  Layers apart, so that no step slices a copy of a layer's weights out of the stack; on the CPU the tied
-  head gets a table of its own, transposed once, where XLA would transpose it at every token. The kernels of the last
-  `offload_layers` layers go to the host's memory.
-  """
-  if "layers" in params:
-    params = glm.unstack_layers(params)
-  config = dataclasses.replace(config, scan_layers=False, remat="none")
-  params = jax.tree.map(lambda x: x.astype(config.dtype) if _is_weight(x) and x.dtype != config.dtype else x, params,
-                        is_leaf=lambda x: isinstance(x, qarray.QuantizedArray))
-  if config.tie_embeddings and jax.default_backend() == "cpu":
-    params = params | {"head": {"kernel": jnp.array(params["embedding"]["table"].T)}}
-    config = dataclasses.replace(config, tie_embeddings=False)
-  return config, offload.place(params, config.num_layers, offload_layers) if offload_layers else params
-
-
-def _is_weight(x: jax.Array | qarray.QuantizedArray) -> bool:
-  """A float matrix; quantized ones and one-dimensional norms keep their types."""
-  return not isinstance(x, qarray.QuantizedArray) and x.ndim > 1
-
-
-def _stream_size(slots: int, max_length: int) -> int:
-  """The cache's size for at least `slots`: a power of two, or all that the longest conversation can take.
-
-  Padding in front of a prompt takes at most 31 slots, or fewer than the prompt's own and than 256.
-  """
-  return min(1 << (slots - 1).bit_length(), max_length + max(32, min(max_length, 256)))
+def _cache_size(slots: int, most: int) -> int:
+  """The cache's size for at least `slots`: a power of two, or all that the longest row can take."""
+  return min(1 << (slots - 1).bit_length(), most)
 
 
 def _turn_seed(seed: int, turn: int) -> int:
@@ -374,8 +358,8 @@ def _turn_seed(seed: int, turn: int) -> int:
   return int(np.random.SeedSequence([seed % 2**32, turn]).generate_state(1)[0])
 
 
-def _ids_mask(ids: Sequence[int], size: int) -> jax.Array:
+def _ids_mask(ids: Sequence[int], size: int) -> np.ndarray:
   """bool [size], True at the ids."""
   mask = np.zeros(size, bool)
   mask[list(ids)] = True
-  return jnp.asarray(mask)
+  return mask

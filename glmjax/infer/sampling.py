@@ -63,7 +63,7 @@ def check_repetition(min_tokens: int, no_repeat_ngram: int, repetition_penalty: 
 class Draws:
   """The sampling of a batch: one program per pair of static fields serves every value of the others."""
 
-  keys_B: jax.Array  # random key of each row
+  seeds_B: jax.Array  # uint32: of each row's random key
   temperature_B: jax.Array  # float32; 0: greedy
   top_k_B: jax.Array  # int32; 0: all
   top_p_B: jax.Array  # float32
@@ -75,10 +75,10 @@ def draws(samplings: Sequence[Sampling], seeds: Sequence[int]) -> Draws:
   """One row per request; a row's draws depend on its own seed alone."""
   assert len(samplings) == len(seeds), (len(samplings), len(seeds))
   return Draws(
-      keys_B=jax.vmap(jax.random.key)(np.array([seed % 2**32 for seed in seeds], np.uint32)),
-      temperature_B=jnp.array([0.0 if s.greedy else s.temperature for s in samplings], jnp.float32),
-      top_k_B=jnp.array([s.top_k for s in samplings], jnp.int32),
-      top_p_B=jnp.array([s.top_p for s in samplings], jnp.float32),
+      seeds_B=np.array([seed % 2**32 for seed in seeds], np.uint32),
+      temperature_B=np.array([0.0 if s.greedy else s.temperature for s in samplings], np.float32),
+      top_k_B=np.array([s.top_k for s in samplings], np.int32),
+      top_p_B=np.array([s.top_p for s in samplings], np.float32),
       greedy=all(s.greedy for s in samplings), filters=any(s.filters for s in samplings))
 
 
@@ -126,8 +126,8 @@ def _within(probs: jax.Array, top_p_B: jax.Array) -> jax.Array:
   return stays.at[:, 0].set(True)
 
 
-def sample(logits_BV: jax.Array, suppressed_V: jax.Array, draws: Draws, step: jax.Array) -> jax.Array:
-  """Tokens int32 [B]; `suppressed_V` (bool) never come out, `step` counts the draws of a row."""
+def sample(logits_BV: jax.Array, suppressed_V: jax.Array, draws: Draws, step_B: jax.Array) -> jax.Array:
+  """Tokens int32 [B]; `suppressed_V` (bool) never come out, `step_B` counts the draws of each row."""
   logits_BV = logits_BV.astype(jnp.float32)
   greedy_B = jnp.argmax(jnp.where(suppressed_V, FILTERED, logits_BV), axis=-1).astype(jnp.int32)
   if draws.greedy:
@@ -137,6 +137,10 @@ def sample(logits_BV: jax.Array, suppressed_V: jax.Array, draws: Draws, step: ja
   logits_BV = jnp.where(suppressed_V, FILTERED, logits_BV)
   if draws.filters:
     logits_BV = filter_logits(logits_BV, draws.top_k_B, draws.top_p_B)
-  keys_B = jax.vmap(jax.random.fold_in, (0, None))(draws.keys_B, step)
-  drawn_B = jax.vmap(jax.random.categorical)(keys_B, logits_BV).astype(jnp.int32)
+  drawn_B = jax.vmap(_draw)(draws.seeds_B, step_B, logits_BV)
   return jnp.where(warm_B, drawn_B, greedy_B)
+
+
+def _draw(seed: jax.Array, step: jax.Array, logits_V: jax.Array) -> jax.Array:
+  """One row's token; depends on its seed, step and logits alone."""
+  return jax.random.categorical(jax.random.fold_in(jax.random.key(seed), step), logits_V).astype(jnp.int32)

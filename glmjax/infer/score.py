@@ -1,7 +1,7 @@
 """Log-likelihood of given tokens, in large fixed batches.
 
-A row reads its tokens and is scored on the last of them, one target each; rows are padded on the left, so
-that the scored places of a batch end together. Logits are made for those places only, and chunk by chunk.
+A row reads its tokens and is scored on the last of them, one target each. Logits are made for those places only, and
+chunk by chunk.
 
 B batch, L length, S scored places, D model, V vocabulary.
 """
@@ -16,11 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from glmjax import errors
+from glmjax import positions as positions_lib
 from glmjax import tokens as tokens_lib
-from glmjax.infer import cache
 from glmjax.infer import decode
 from glmjax.infer import offload
 from glmjax.infer import prompt as prompt_lib
+from glmjax.infer import rows as rows_lib
+from glmjax.infer import runner as runner_lib
 from glmjax.models import config as config_lib
 from glmjax.models import glm
 
@@ -78,23 +80,24 @@ def room_for_choices(answers: Sequence[Sequence[int]], length: int, framed: int 
   return length - taken - 2 - framed
 
 
-def with_blank(context: Sequence[int], mask: int, specials: tokens_lib.SpecialTokens, positions: str) -> list[int]:
+def with_blank(context: Sequence[int], mask: int, specials: tokens_lib.SpecialTokens,
+               kind: positions_lib.Positions) -> list[int]:
   """A context with one blank, `mask` at its end if it has none, framed where the family's own evaluation framed it."""
   context = list(context)
   if prompt_lib.first_mask(context, specials) is None:
     context.append(mask)
-  return context if positions == "rotary" else prompt_lib.frame(context, specials, positions)
+  return context if kind.axes == 1 else kind.frame(context, specials)
 
 
 def target_row(context: Sequence[int], target: Sequence[int], specials: tokens_lib.SpecialTokens,
-               positions: str, eop: bool = False) -> Row:
+               kind: positions_lib.Positions, eop: bool = False) -> Row:
   """`target` as the filling of the first blank of `context`, both sides in view; eop behind it if asked."""
-  prompt = prompt_lib.fill(context, specials, positions)
+  prompt = prompt_lib.fill(context, specials, kind)
   targets = [*target, specials.eop] if eop else list(target)
   return Row(prompt_lib.extend(prompt, targets[:-1]), targets)
 
 
-def window_rows(tokens: Sequence[int], specials: tokens_lib.SpecialTokens, positions: str, length: int,
+def window_rows(tokens: Sequence[int], specials: tokens_lib.SpecialTokens, kind: positions_lib.Positions, length: int,
                 stride: int | None = None, causal_context: bool = False, skip: int = 0) -> list[Row]:
   """A text in windows of at most `length` places that score each token once, as the filling of a [gMASK].
 
@@ -112,23 +115,24 @@ def window_rows(tokens: Sequence[int], specials: tokens_lib.SpecialTokens, posit
     first = max(0, begin - (room - stride)) if rows else 0
     context, text = list(tokens[first:begin]), list(tokens[begin:end])
     if causal_context:
-      prompt = prompt_lib.left_to_right(context + text[:-1], specials, positions)
+      prompt = prompt_lib.left_to_right(context + text[:-1], specials, kind)
     else:
-      prompt = prompt_lib.extend(prompt_lib.fill([*context, specials.gmask], specials, positions), text[:-1])
+      prompt = prompt_lib.extend(prompt_lib.fill([*context, specials.gmask], specials, kind), text[:-1])
     rows.append(Row(prompt, text))
     begin = end
   return rows
 
 
 @functools.partial(jax.jit, static_argnames=("config",))
-def _score(config: config_lib.GLMConfig, params: Any, batch: prompt_lib.Batch, targets_BS: jax.Array,
-           unguessed: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Log-probabilities float32 and correctness bool, [B, S], of the targets at the last S places."""
+def log_probs(config: config_lib.GLMConfig, params: Any, batch: rows_lib.Batch, targets_BS: jax.Array,
+              first_B: jax.Array, unguessed: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Log-probabilities float32 and correctness bool, [B, S], of targets at S places of each row from `first_B` on."""
   model, params = glm.GLM(config), offload.fetch(params)
-  x_BLD, _ = model.apply({"params": params}, batch.tokens, decode.model_positions(config, batch.positions),
+  x_BLD, _ = model.apply({"params": params}, batch.tokens, config.position_kind.of_model(batch.positions),
                          batch.start, batch.end, method="hidden")
   rows, places = targets_BS.shape
-  x_BSD = x_BLD[:, -places:]
+  at_BS = jnp.minimum(first_B[:, None] + jnp.arange(places), x_BLD.shape[1] - 1)
+  x_BSD = jnp.take_along_axis(x_BLD, at_BS[..., None], axis=1)
   chunk = places
   while chunk % 2 == 0 and rows * chunk * config.vocab_size > _CHUNK_LOGITS:
     chunk //= 2
@@ -146,8 +150,8 @@ def _score(config: config_lib.GLMConfig, params: Any, batch: prompt_lib.Batch, t
   return jax.tree.map(join, jax.lax.map(score, (split(x_BSD), split(targets_BS))))
 
 
-def score_rows(config: config_lib.GLMConfig, params: Any, rows: Sequence[Row], pad: int,
-               batch_tokens: int = 4096, progress: Callable[[int], Any] | None = None,
+def score_rows(runner: runner_lib.Runner, rows: Sequence[Row], pad: int, batch_tokens: int = 4096,
+               progress: Callable[[int], Any] | None = None,
                unguessed: Sequence[int] = ()) -> list[Score]:
   """Each row's score, in order; about `batch_tokens` tokens run at a time.
 
@@ -158,6 +162,7 @@ def score_rows(config: config_lib.GLMConfig, params: Any, rows: Sequence[Row], p
   Raises:
     errors.InputError: for a row that is too long, or holds no ids; NotFiniteError where the model's logits are none.
   """
+  config = runner.config
   groups: dict[tuple[int, int], list[int]] = {}
   for i, row in enumerate(rows):
     assert 0 < len(row.targets) <= len(row.prompt.tokens), (len(row.targets), len(row.prompt.tokens))
@@ -165,23 +170,24 @@ def score_rows(config: config_lib.GLMConfig, params: Any, rows: Sequence[Row], p
       raise errors.InputError(f"a text to score takes {len(row.prompt.tokens)} places, and the model has "
                               f"{config.max_length}: shorten it, or score it in windows")
     prompt_lib.check_ids([*row.prompt.tokens, *row.targets], config.vocab_size)
-    shape = cache.bucket(len(row.prompt.tokens)), cache.bucket(len(row.targets))
+    shape = rows_lib.bucket(len(row.prompt.tokens)), rows_lib.bucket(len(row.targets))
     groups.setdefault(shape, []).append(i)
   scores: list[Score | None] = [None] * len(rows)
   for (length, places), members in sorted(groups.items()):
-    size = min(cache.bucket(len(members), 1), 1 << max(0, (batch_tokens // length).bit_length() - 1))
+    size = runner.batch_size(min(len(members), 1 << max(0, (batch_tokens // length).bit_length() - 1)))
     for first in range(0, len(members), size):
       some = members[first:first + size]
-      batch = prompt_lib.pad_left([rows[i].prompt for i in some], pad, size, length)
+      batch = rows_lib.pad([rows[i].prompt for i in some], pad, size, length)
       targets = np.zeros((size, places), np.int32)
       for at, i in enumerate(some):
-        targets[at, places - len(rows[i].targets):] = rows[i].targets
-      found = _score(config, params, batch, targets, jnp.array(unguessed, jnp.int32))
-      log_probs, correct = map(np.asarray, found)
-      decode.check_finite([np.isfinite(log_probs[at, -len(rows[i].targets):]).all() for at, i in enumerate(some)])
+        targets[at, :len(rows[i].targets)] = rows[i].targets
+      starts = rows_lib.column([len(rows[i].prompt.tokens) - len(rows[i].targets) for i in some], size - len(some), 0)
+      found = runner.run(log_probs, batch, targets, starts, np.array(unguessed, np.int32))
+      probs, correct = map(np.asarray, found)
+      decode.check_finite([np.isfinite(probs[at, :len(rows[i].targets)]).all() for at, i in enumerate(some)])
       for at, i in enumerate(some):
         count = len(rows[i].targets)
-        scores[i] = Score(log_probs[at, -count:], correct[at, -count:])
+        scores[i] = Score(probs[at, :count], correct[at, :count])
       if progress is not None:
         progress(sum(len(rows[i].prompt.tokens) for i in some))
   return scores

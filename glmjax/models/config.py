@@ -4,9 +4,9 @@ import dataclasses
 import math
 
 from glmjax import errors
+from glmjax import positions as positions_lib
 from glmjax import ranges
 
-POSITIONS = ("rotary", "rotary_2d", "learned_2d")
 NORMS = ("deepnorm", "post", "pre", "sandwich")
 MLPS = ("geglu", "gelu", "gelu_tanh")
 ROTARY_ROUNDINGS = ("none", "half_frequencies", "half_table")
@@ -59,16 +59,21 @@ class GLMConfig:
       ranges.number(f"GLMConfig.{name}", getattr(self, name), most=most, above=0)
     if self.residual_alpha is not None:
       ranges.number("GLMConfig.residual_alpha", self.residual_alpha, above=0)
-    for name, choices in (("positions", POSITIONS), ("norm", NORMS), ("mlp", MLPS), ("remat", REMATS),
+    for name, choices in (("positions", positions_lib.KINDS), ("norm", NORMS), ("mlp", MLPS), ("remat", REMATS),
                           ("rotary_rounding", ROTARY_ROUNDINGS), ("dtype", DTYPES), ("param_dtype", DTYPES)):
       ranges.choice(f"GLMConfig.{name}", getattr(self, name), choices)
     if self.embed_dim % self.num_heads:
       raise errors.InputError(f"GLMConfig: embed_dim {self.embed_dim} is not divisible by num_heads "
                               f"{self.num_heads}: change either so that it is")
-    multiple = {"rotary": 2, "rotary_2d": 4, "learned_2d": 1}[self.positions]
+    multiple = self.position_kind.head_multiple
     if self.head_dim % multiple:
       raise errors.InputError(f"GLMConfig: head dimension {self.head_dim} (embed_dim / num_heads) must be a "
                               f"multiple of {multiple} for {self.positions} positions")
+
+  @property
+  def position_kind(self) -> positions_lib.Positions:
+    """What its kind of positions decides."""
+    return positions_lib.KINDS[self.positions]
 
   @property
   def head_dim(self) -> int:
@@ -104,7 +109,7 @@ class GLMConfig:
     """All parameters; the tied embedding counts once."""
     d = self.embed_dim
     embedding = self.vocab_size * d * (1 if self.tie_embeddings else 2)
-    if self.positions == "learned_2d":
+    if not self.position_kind.rotary_parts:
       embedding += 2 * (self.max_length + 1) * d
     return self.num_layers * self.layer_parameters() + embedding + 2 * d * (2 if self.embedding_norm else 1)
 

@@ -13,7 +13,6 @@ B batch, L query length, M key length, N layers, D model, H heads, K head dimens
 """
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 from flax import linen as nn
@@ -26,15 +25,14 @@ from glmjax.models import dropout as dropout_lib
 from glmjax.models import config as config_lib
 from glmjax.models import flash
 from glmjax.models import geglu
+from glmjax.models import kv_cache
 from glmjax.models import layers
+from glmjax.models import params as params_lib
 from glmjax.models import rotary
 from glmjax.parallel import partitioning
 
-# Keys and values of earlier tokens: {"key": [N, B, H, M, K], "value": same}; unrolled models keep one
-# such pair without the N axis per layer, under "layers_0", "layers_1", ... Heads come before slots, so that
-# a step's products with the cache need no transposed copy of it.
-Cache = dict[str, Any]
-
+# What inference keeps of earlier tokens: one KVCache of all layers, stacked, or one a layer ("layers_0", ...).
+Cache = kv_cache.KVCache | dict[str, kv_cache.KVCache]
 
 # The places of a block, and of the model, where dropout draws; `layers` of the model: one key for each.
 _ATTENTION_WEIGHTS, _ATTENTION, _MLP = range(3)
@@ -47,20 +45,15 @@ def _keep(x: jax.Array) -> jax.Array:
   return ad_checkpoint.checkpoint_name(x, KEPT[0])
 
 
-def _einsum(config: config_lib.GLMConfig, name: str, spec: str, shape: tuple[int, ...], axes: tuple[str, ...],
-            num_inputs: int, std: Any) -> layers.Einsum:
-  return layers.Einsum(spec, shape, axes, num_inputs, layers.normal(std), config.dtype, config.param_dtype, name=name)
+def _einsum(config: config_lib.GLMConfig, path: str, spec: str) -> layers.Einsum:
+  """The product with a block's kernel."""
+  table = params_lib.layer(config)
+  return layers.Einsum(spec, table[f"{path}/kernel"], table[f"{path}/bias"], config.dtype, config.param_dtype,
+                       name=path.split("/")[-1])
 
 
-def _norm(config: config_lib.GLMConfig, name: str) -> layers.LayerNorm:
-  return layers.LayerNorm(config.layer_norm_epsilon, config.dtype, config.param_dtype, name=name)
-
-
-def _output_std(config: config_lib.GLMConfig, fan_in: int) -> float:
-  """Initial spread of a sublayer's last projection."""
-  if config.norm == "deepnorm":
-    return layers.xavier_std(fan_in, config.embed_dim, config.beta)
-  return config.init_std * config.beta  # GPT-2's 0.02 / sqrt(2 N)
+def _norm(config: config_lib.GLMConfig, name: str | None = None) -> layers.LayerNorm:
+  return layers.LayerNorm(config.embed_dim, config.layer_norm_epsilon, config.dtype, config.param_dtype, name=name)
 
 
 class SelfAttention(nn.Module):
@@ -70,36 +63,35 @@ class SelfAttention(nn.Module):
 
   @nn.compact
   def __call__(self, x_BLD: jax.Array, cos_sin: Any, start_BL: jax.Array, end_BL: jax.Array,
-               keys_B: jax.Array | None, cache: Cache | None, cache_index: jax.Array | None
-               ) -> tuple[jax.Array, Cache | None]:
+               keys_B: jax.Array | None, cache: kv_cache.KVCache | None, lengths_B: jax.Array | None
+               ) -> tuple[jax.Array, kv_cache.KVCache | None]:
     config = self.config
-    d, h, k = config.embed_dim, config.num_heads, config.head_dim
-    std = config.init_std
-    if config.norm == "deepnorm":  # gain beta on values only: not on the last third of the heads (FACTS 0.1.17)
-      std = layers.xavier_std(d, d) * jnp.array([1.0, 1.0, config.beta])[:, None, None]
-    qkv = _einsum(config, "qkv", "BLD,DTHK->BLTHK", (d, 3, h, k), ("embed", "qkv", "heads", "kv"), 1, std)(x_BLD)
+    qkv = _einsum(config, "attention/qkv", "BLD,DTHK->BLTHK")(x_BLD)
     q_BLHK, k_BLHK, v_BLHK = (partitioning.constrain(part, "batch", "length", "act_heads", None)
                               for part in layers.unstack(qkv, 2))
-    parts = 2 if config.positions == "rotary_2d" else 1
-    q_BLHK, k_BMHK, v_BMHK = map(_keep, (rotary.rotate(q_BLHK, cos_sin, parts), rotary.rotate(k_BLHK, cos_sin, parts),
+    parts = config.position_kind.rotary_parts
+    q_BLHK, k_BLHK, v_BLHK = map(_keep, (rotary.rotate(q_BLHK, cos_sin, parts), rotary.rotate(k_BLHK, cos_sin, parts),
                                          v_BLHK))
-    if cache is not None:
-      cache = {name: jax.lax.dynamic_update_slice(
-          cache[name], jnp.swapaxes(new, 1, 2).astype(cache[name].dtype), (0, 0, cache_index, 0))
-          for name, new in (("key", k_BMHK), ("value", v_BMHK))}
-      k_BMHK, v_BMHK = (jnp.swapaxes(cache[name], 1, 2).astype(q_BLHK.dtype) for name in ("key", "value"))
-    dropout = None
-    if config.attention_dropout and keys_B is not None:
-      dropout = dropout_lib.make(config.attention_dropout, layers.fold_in(keys_B, _ATTENTION_WEIGHTS), h,
-                                 x_BLD.shape[1])
-    prefix = None
-    if config.prefix_length:  # normal(1): as the original's torch.nn.Embedding starts
-      prefix = tuple(layers.declare(self, name, layers.normal(1.0), (h, config.prefix_length, k),
-                                    ("heads", "prefix", "kv"), config.param_dtype)
-                     for name in ("prefix_key", "prefix_value"))
-    out_BLHK = attention.attend(q_BLHK, k_BMHK, v_BMHK, start_BL, end_BL, dropout, prefix)
-    out = _einsum(config, "out", "BLHK,HKD->BLD", (h, k, d), ("heads", "kv", "embed"), 2, _output_std(config, d))
-    return _keep(out(out_BLHK)), cache
+    prefix = self._prefix()
+    if cache is not None and cache.slots:
+      cache = cache.append(k_BLHK, v_BLHK, lengths_B)
+      out_BLHK = cache.attend(q_BLHK, end_BL, prefix)
+    else:
+      dropout = None
+      if config.attention_dropout and keys_B is not None:
+        dropout = dropout_lib.make(config.attention_dropout, layers.fold_in(keys_B, _ATTENTION_WEIGHTS),
+                                   config.num_heads, x_BLD.shape[1])
+      out_BLHK = attention.attend(q_BLHK, k_BLHK, v_BLHK, start_BL, end_BL, dropout, prefix)
+      cache = None if cache is None else kv_cache.of_prompt(k_BLHK, v_BLHK)
+    return _keep(_einsum(config, "attention/out", "BLHK,HKD->BLD")(out_BLHK)), cache
+
+  def _prefix(self) -> tuple[jax.Array, jax.Array] | None:
+    """Trained keys and values that every query sees as well (P-Tuning v2)."""
+    if not self.config.prefix_length:
+      return None
+    table, dtype = params_lib.layer(self.config), self.config.param_dtype
+    return tuple(layers.declare(self, name, table[f"attention/{name}"], dtype)
+                 for name in ("prefix_key", "prefix_value"))
 
 
 class Mlp(nn.Module):
@@ -110,10 +102,7 @@ class Mlp(nn.Module):
   @nn.compact
   def __call__(self, x_BLD: jax.Array) -> jax.Array:
     config = self.config
-    d, f, branches = config.embed_dim, config.mlp_dim, config.mlp_branches
-    std = layers.xavier_std(d, f, config.beta) if config.norm == "deepnorm" else config.init_std
-    wi = _einsum(config, "wi", "BLD,DTF->BLTF", (d, branches, f), ("embed", "branches", "mlp"), 1, std)
-    wo = _einsum(config, "wo", "BLF,FD->BLD", (f, d), ("mlp", "embed"), 1, _output_std(config, f))
+    wi, wo = _einsum(config, "mlp/wi", "BLD,DTF->BLTF"), _einsum(config, "mlp/wo", "BLF,FD->BLD")
     if config.mlp == "geglu":
       hidden_BL2F, bias_2F = wi(x_BLD, bias_apart=True)
       return wo(_keep(hidden_BL2F), functools.partial(geglu.product, bias_2F))
@@ -129,42 +118,51 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(self, x_BLD: jax.Array, cos_sin: Any, start_BL: jax.Array, end_BL: jax.Array,
-               keys_B: jax.Array | None = None, cache: Cache | None = None, cache_index: jax.Array | None = None
-               ) -> tuple[jax.Array, Cache | None]:
-    attend = SelfAttention(self.config, name="attention")
-    mlp = Mlp(self.config, name="mlp")
-    new_cache = None
+               keys_B: jax.Array | None = None, cache: kv_cache.KVCache | None = None,
+               lengths_B: jax.Array | None = None) -> tuple[jax.Array, kv_cache.KVCache | None]:
+    attention_sublayer, mlp = SelfAttention(self.config, name="attention"), Mlp(self.config, name="mlp")
+    y_BLD = _norm(self.config, "attention_norm")(x_BLD)
+    out_BLD, cache = attention_sublayer(_gather_tokens(y_BLD), cos_sin, start_BL, end_BL, keys_B, cache, lengths_B)
+    x_BLD = self._residual("attention", x_BLD, y_BLD, out_BLD, layers.fold_in(keys_B, _ATTENTION))
+    y_BLD = _norm(self.config, "mlp_norm")(x_BLD)
+    x_BLD = self._residual("mlp", x_BLD, y_BLD, mlp(_gather_tokens(y_BLD)), layers.fold_in(keys_B, _MLP))
+    return partitioning.constrain(x_BLD, "batch", "norm_length", "act_embed"), cache
 
-    def attention_sublayer(y_BLD: jax.Array) -> jax.Array:
-      nonlocal new_cache
-      out_BLD, new_cache = attend(y_BLD, cos_sin, start_BL, end_BL, keys_B, cache, cache_index)
-      return out_BLD
-
-    x_BLD = self._residual(x_BLD, attention_sublayer, "attention", layers.fold_in(keys_B, _ATTENTION))
-    x_BLD = self._residual(x_BLD, mlp, "mlp", layers.fold_in(keys_B, _MLP))
-    return partitioning.constrain(x_BLD, "batch", "norm_length", "act_embed"), new_cache
-
-  def _residual(self, x_BLD: jax.Array, sublayer: Callable[[jax.Array], jax.Array], name: str,
+  def _residual(self, sublayer: str, x_BLD: jax.Array, y_BLD: jax.Array, out_BLD: jax.Array,
                 keys_B: jax.Array | None) -> jax.Array:
+    """The sublayer's output added to its input x, or to its normalised input y weighted by alpha."""
     config = self.config
-    y_BLD = _norm(config, f"{name}_norm")(x_BLD)
-    out_BLD = _lay("norm_length", "length", sublayer(_lay("length", "norm_length", y_BLD)))
+    out_BLD = _scatter_tokens(out_BLD)
     if config.norm == "sandwich":
-      out_BLD = _norm(config, f"{name}_output_norm")(out_BLD)
+      out_BLD = _norm(config, f"{sublayer}_output_norm")(out_BLD)
     out_BLD = layers.dropout(config.hidden_dropout, keys_B, out_BLD)
-    shifted = config.norm in ("deepnorm", "post")
-    return (y_BLD * jnp.asarray(config.alpha, y_BLD.dtype) if shifted else x_BLD) + out_BLD
+    if config.norm in ("deepnorm", "post"):
+      return y_BLD * jnp.asarray(config.alpha, y_BLD.dtype) + out_BLD
+    return x_BLD + out_BLD
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _lay(length: str, before: str, x_BLD: jax.Array) -> jax.Array:
-  """Tokens as this logical axis is split, and those of the gradient as they were `before`."""
+def reshard(length: str, before: str, x_BLD: jax.Array) -> jax.Array:
+  """Splits an activation's tokens as the logical axis `length` is split, and its gradient's as they were `before`.
+
+  A constraint alone would give the gradient the forward's new split: with sequence parallelism backward would then
+  gather what forward scattered, and keep it whole.
+  """
   del before
   return partitioning.constrain(x_BLD, "batch", length, "act_embed")
 
 
-_lay.defvjp(lambda length, before, x_BLD: (_lay(length, before, x_BLD), None),
-            lambda length, before, _, g_BLD: (_lay(before, length, g_BLD),))
+def _reshard_forward(length: str, before: str, x_BLD: jax.Array) -> tuple[jax.Array, None]:
+  return reshard(length, before, x_BLD), None
+
+
+def _reshard_backward(length: str, before: str, _: None, g_BLD: jax.Array) -> tuple[jax.Array]:
+  return (reshard(before, length, g_BLD),)
+
+
+reshard.defvjp(_reshard_forward, _reshard_backward)
+_gather_tokens = functools.partial(reshard, "length", "norm_length")  # for products: all tokens of a row
+_scatter_tokens = functools.partial(reshard, "norm_length", "length")  # for norms and residuals
 
 
 def remat(config: config_lib.GLMConfig) -> type[nn.Module]:
@@ -175,11 +173,11 @@ def remat(config: config_lib.GLMConfig) -> type[nn.Module]:
   return nn.remat(Block, policy=kept if config.remat == "dots" else None, prevent_cse=not config.scan_layers)
 
 
-def cut_causal(config: config_lib.GLMConfig, end_BL: jax.Array, first: jax.Array | int = 0) -> jax.Array:
-  """The intervals' ends; a causal model's tokens, numbered from `first` on, see none behind themselves."""
+def cut_causal(config: config_lib.GLMConfig, end_BL: jax.Array) -> jax.Array:
+  """The intervals' ends; a causal model's tokens see none behind themselves."""
   if not config.causal:
     return end_BL
-  return jnp.minimum(end_BL, first + jnp.arange(1, end_BL.shape[1] + 1, dtype=end_BL.dtype))
+  return jnp.minimum(end_BL, jnp.arange(1, end_BL.shape[1] + 1, dtype=end_BL.dtype))
 
 
 class GLM(nn.Module):
@@ -196,7 +194,7 @@ class GLM(nn.Module):
     config = self.config
     self.embedding = layers.Embedding(config)
     if config.embedding_norm:
-      self.embedding_norm = _norm(config, None)
+      self.embedding_norm = _norm(config)
     block = remat(config)
     if config.scan_layers:
       scanned = nn.scan(block, variable_axes={"params": 0}, split_rngs={"params": True},
@@ -205,7 +203,7 @@ class GLM(nn.Module):
       self.layers = scanned(config)
     else:
       self.layers = [block(config) for _ in range(config.num_layers)]
-    self.final_norm = _norm(config, None)
+    self.final_norm = _norm(config)
     if not config.tie_embeddings:
       self.untied_head = layers.Head(config, name="head")
 
@@ -217,26 +215,28 @@ class GLM(nn.Module):
 
   def hidden(self, tokens_BL: jax.Array, positions: jax.Array, start_BL: jax.Array, end_BL: jax.Array,
              gradient_alpha: jax.Array | float = 1.0, cache: Cache | None = None,
-             cache_index: jax.Array | None = None, rows_B: jax.Array | None = None
-             ) -> tuple[jax.Array, Cache | None]:
-    """What the head reads, [B, L, D], and the cache with these L tokens written from `cache_index` on.
+             lengths_B: jax.Array | None = None, rows_B: jax.Array | None = None) -> tuple[jax.Array, Cache | None]:
+    """What the head reads, [B, L, D], and the cache with these L tokens of each row.
 
-    With a cache the intervals count its slots: the M keys are the cache's. `rows_B`: as in `embed`.
+    Without `lengths_B` they are the first of their rows and see each other; a cache given must be empty, without a
+    slot, and the one that comes back has L. With it the cache holds so many tokens of each row already: these are
+    written behind them, and see the slots before `end_BL`. `rows_B`: as in `embed`.
     """
     config = self.config
-    end_BL = cut_causal(config, end_BL, 0 if cache is None else cache_index)
+    if lengths_B is None:
+      end_BL = cut_causal(config, end_BL)
     x_BLD, keys_B = self.embed(tokens_BL, positions, gradient_alpha, rows_B)
     cos_sin = rotary.tables(config, positions)
     layer_keys = lambda i: None if keys_B is None else layers.fold_in(keys_B, i)
     if config.scan_layers:
       keys_NB = jax.vmap(layer_keys)(jnp.arange(config.num_layers))
-      x_BLD, cache = self.layers(x_BLD, cos_sin, start_BL, end_BL, keys_NB, cache, cache_index)
+      x_BLD, cache = self.layers(x_BLD, cos_sin, start_BL, end_BL, keys_NB, cache, lengths_B)
     else:
       new = {}
       for i, layer in enumerate(self.layers):
         name = f"layers_{i}"
         x_BLD, new[name] = layer(x_BLD, cos_sin, start_BL, end_BL, layer_keys(i),
-                                 None if cache is None else cache[name], cache_index)
+                                 None if cache is None else cache[name], lengths_B)
       cache = None if cache is None else new
     return self.finish(x_BLD), cache
 
@@ -248,7 +248,7 @@ class GLM(nn.Module):
     layer: neither on the mesh, nor on the rows that are computed with it, nor on how rows go through a pipeline.
     """
     config = self.config
-    x_BLD = _lay("length", "length", self.embedding(tokens_BL, positions, gradient_alpha))
+    x_BLD = reshard("length", "length", self.embedding(tokens_BL, positions, gradient_alpha))
     if config.embedding_norm:
       x_BLD = self.embedding_norm(x_BLD)
     keys_B = None
@@ -257,7 +257,7 @@ class GLM(nn.Module):
       keys_B = jax.vmap(jax.random.fold_in, (None, 0))(self.make_rng("dropout"), rows_B)
       x_BLD = layers.dropout(config.hidden_dropout, layers.fold_in(keys_B, _EMBEDDING), x_BLD)
       keys_B = layers.fold_in(keys_B, _LAYERS)
-    return _lay("norm_length", "length", x_BLD), keys_B
+    return _scatter_tokens(x_BLD), keys_B
 
   def finish(self, x_BLD: jax.Array) -> jax.Array:
     """What the head reads, of what the last layer gives."""
@@ -281,7 +281,7 @@ class GLM(nn.Module):
 def init(config: config_lib.GLMConfig, rng: jax.Array) -> Any:
   """Fresh parameters, still boxed with their logical axis names (`parallel.partitioning.shardings`)."""
   tokens = jnp.zeros((1, 1), jnp.int32)
-  positions = tokens if config.positions == "rotary" else jnp.zeros((1, 2, 1), jnp.int32)
+  positions = jnp.zeros((1, *config.position_kind.shape(1)), jnp.int32)
   return GLM(config).init(rng, tokens, positions, tokens, tokens + 1)["params"]
 
 

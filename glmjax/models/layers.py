@@ -14,6 +14,7 @@ from glmjax import target
 from glmjax.models import dropout as dropout_lib
 from glmjax.models import config as config_lib
 from glmjax.models import layer_norm_gpu
+from glmjax.models import params as params_lib
 from glmjax.parallel import partitioning
 from glmjax.quantize import ops
 from glmjax.quantize import qarray
@@ -21,9 +22,17 @@ from glmjax.quantize import qarray
 Initializer = Callable[..., jax.Array]
 
 
-def normal(std: float | jax.Array) -> Initializer:
-  """Normal with this standard deviation; an array of them broadcasts against the shape."""
-  return lambda key, shape, dtype: (jax.random.normal(key, shape, jnp.float32) * std).astype(dtype)
+def initializer(param: params_lib.Param) -> Initializer:
+  """How a parameter begins: normal with its spread, zeros or ones."""
+  def init(key: jax.Array, shape: Sequence[int], dtype: str) -> jax.Array:
+    if param.init != "normal":
+      return jnp.full(shape, {"zeros": 0, "ones": 1}[param.init], dtype)
+    std = param.std
+    if param.gains:
+      std = std * jnp.array(param.gains).reshape(-1, *[1] * (len(shape) - param.gains_axis - 1))
+    return (jax.random.normal(key, shape, jnp.float32) * std).astype(dtype)
+
+  return init
 
 
 def unstack(x: jax.Array, axis: int) -> list[jax.Array]:
@@ -31,25 +40,15 @@ def unstack(x: jax.Array, axis: int) -> list[jax.Array]:
   return [part.squeeze(axis) for part in jnp.split(x, x.shape[axis], axis)]
 
 
-def zeros(key: jax.Array, shape: Sequence[int], dtype: str) -> jax.Array:
-  """Of biases."""
-  del key
-  return jnp.zeros(shape, dtype)
-
-
-def xavier_std(fan_in: int, fan_out: int, gain: float = 1.0) -> float:
-  """Glorot and Bengio 2010, normal form."""
-  return gain * (2.0 / (fan_in + fan_out)) ** 0.5
-
-
-def declare(module: nn.Module, name: str, init: Initializer, shape: Sequence[int], axes: Sequence[str],
-            dtype: str) -> "jax.Array | qarray.QuantizedArray":
-  """The parameter `name`, in float or as it was quantized."""
+def declare(module: nn.Module, name: str, param: params_lib.Param, dtype: str
+            ) -> "jax.Array | qarray.QuantizedArray":
+  """The parameter `name` of a module, in float or as it was quantized."""
   if module.has_variable("params", name):
     value = module.get_variable("params", name)
     if isinstance(value, qarray.QuantizedArray):  # Linen would compare its packed shape with ours
       return value
-  return module.param(name, nn.with_logical_partitioning(init, tuple(axes)), tuple(shape), jnp.dtype(dtype))
+  return module.param(name, nn.with_logical_partitioning(initializer(param), param.axes), param.shape,
+                      jnp.dtype(dtype))
 
 
 def fold_in(keys_B: jax.Array | None, number: jax.Array | int) -> jax.Array | None:
@@ -100,10 +99,8 @@ class Einsum(nn.Module):
   """einsum(spec, x, kernel) + bias, the kernel declared in its final shape."""
 
   spec: str
-  shape: tuple[int, ...]
-  axes: tuple[str, ...]
-  num_inputs: int  # how many leading kernel axes are summed over; the others are the bias's
-  kernel_init: Initializer
+  kernel: params_lib.Param
+  bias: params_lib.Param
   dtype: str
   param_dtype: str
 
@@ -111,10 +108,9 @@ class Einsum(nn.Module):
   def __call__(self, x: jax.Array, product: Callable[..., jax.Array] | None = None, bias_apart: bool = False
                ) -> "jax.Array | tuple[jax.Array, jax.Array]":
     """`product`: of x and the kernel, in place of the einsum. `bias_apart`: returns (product, bias), not their sum."""
-    kernel = declare(self, "kernel", self.kernel_init, self.shape, self.axes, self.param_dtype)
-    bias = declare(self, "bias", zeros, self.shape[self.num_inputs:], self.axes[self.num_inputs:],
-                   self.param_dtype)
-    product = product or functools.partial(ops.einsum, self.spec, split=mesh_split(self.axes))
+    kernel = declare(self, "kernel", self.kernel, self.param_dtype)
+    bias = declare(self, "bias", self.bias, self.param_dtype)
+    product = product or functools.partial(ops.einsum, self.spec, split=mesh_split(self.kernel.axes))
     out = product(x.astype(self.dtype), kernel)
     return (out, bias) if bias_apart else add_bias(out, bias)
 
@@ -122,16 +118,15 @@ class Einsum(nn.Module):
 class LayerNorm(nn.Module):
   """Over the last axis, with scale and bias; statistics in float32."""
 
+  width: int
   epsilon: float
   dtype: str
   param_dtype: str
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    width = (x.shape[-1],)
-    scale = declare(self, "scale", lambda key, shape, dtype: jnp.ones(shape, dtype), width, ("act_embed",),
-                    self.param_dtype)
-    bias = declare(self, "bias", zeros, width, ("act_embed",), self.param_dtype)
+    table = params_lib.norm(self.width)
+    scale, bias = (declare(self, name, table[name], self.param_dtype) for name in ("scale", "bias"))
     return _layer_norm(self.epsilon, self.dtype, x, scale, bias)
 
 
@@ -263,20 +258,17 @@ class Embedding(nn.Module):
   config: config_lib.GLMConfig
 
   def setup(self) -> None:
-    config = self.config
-    shape = (config.vocab_size, config.embed_dim)
-    std = xavier_std(*shape) if config.norm == "deepnorm" else config.init_std
-    self.table = declare(self, "table", normal(std), shape, ("vocab", "embed"), config.param_dtype)
-    if config.positions == "learned_2d":
+    table, dtype = params_lib.table(self.config), self.config.param_dtype
+    self.table = declare(self, "table", table["embedding/table"], dtype)
+    if not self.config.position_kind.rotary_parts:
       self.position, self.block_position = (
-          declare(self, name, normal(config.init_std), (config.max_length + 1, config.embed_dim),
-                  ("length_table", "embed"), config.param_dtype) for name in ("position", "block_position"))
+          declare(self, name, table[f"embedding/{name}"], dtype) for name in ("position", "block_position"))
 
   def __call__(self, tokens_BL: jax.Array, positions: jax.Array, gradient_alpha: jax.Array | float) -> jax.Array:
     """The sum of the token's and its positions' rows, [B, L, D]."""
     x_BLD = rows_of(self.config.dtype, "vocab", self.table, tokens_BL)
     x_BLD = scale_gradient(x_BLD, gradient_alpha)
-    if self.config.positions == "learned_2d":
+    if not self.config.position_kind.rotary_parts:
       assert positions.ndim == 3, positions.shape
       for i, table in enumerate((self.position, self.block_position)):
         x_BLD += rows_of(self.config.dtype, "length_table", table, positions[:, i])
@@ -309,9 +301,7 @@ class Head(nn.Module):
   config: config_lib.GLMConfig
 
   def setup(self) -> None:
-    shape = (self.config.embed_dim, self.config.vocab_size)
-    self.kernel = declare(self, "kernel", normal(xavier_std(*shape)), shape, ("embed", "vocab"),
-                          self.config.param_dtype)
+    self.kernel = declare(self, "kernel", params_lib.table(self.config)["head/kernel"], self.config.param_dtype)
 
   def __call__(self, x_BLD: jax.Array) -> jax.Array:
     return _logits("BLD,DV->BLV", x_BLD.astype(self.config.dtype), self.kernel.astype(self.config.dtype))

@@ -22,13 +22,13 @@ from collections.abc import Iterator, Mapping
 import dataclasses
 import functools
 import math
+from typing import Any
 
 from glmjax import errors
 from glmjax.models import config as config_lib
 
 PARTS = ("embedding", "attention", "mlp", "norms", "head")
 LAYERS = "layers"  # path of the stacked layers; apart they are layers_0, layers_1, ...
-Std = float | tuple[float, ...]
 # A model, of no use, that has every parameter there is.
 _ALL = config_lib.GLMConfig(8, 1, 8, 2, 8, positions="learned_2d", norm="sandwich", tie_embeddings=False,
                             embedding_norm=True, prefix_length=1)
@@ -45,8 +45,9 @@ class Param:
   axes: tuple[str, ...]  # logical names (parallel/partitioning.py)
   part: str  # one of PARTS: under whose gradient norm it is counted
   init: str = "normal"  # normal, zeros or ones
-  std: Std = 0.0  # of normal; several: one for each index of axis `std_axis`
-  std_axis: int = 0
+  std: float = 0.0  # of normal
+  gains: tuple[float, ...] = ()  # factors of std, one for each index of the axis `gains_axis`
+  gains_axis: int = 0
   inputs: tuple[int, ...] = ()  # of kernels
   decays: bool = True  # whether weight decay applies: to all but biases and norms; embeddings decay too, as in Megatron
   quantizes: bool = False  # the four kernels of a block
@@ -56,6 +57,11 @@ class Param:
   def size(self) -> int:
     """Elements."""
     return math.prod(self.shape)
+
+  @property
+  def is_matrix(self) -> bool:
+    """Whether inference keeps it in the compute dtype: all but norms and biases of one axis."""
+    return len(self.shape) > 1
 
   @property
   def matrix(self) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
@@ -72,20 +78,18 @@ def layer(config: config_lib.GLMConfig) -> Mapping[str, Param]:
   """The parameters of one block by their paths in it, in the order of the original's files."""
   d, h, k, f = config.embed_dim, config.num_heads, config.head_dim, config.mlp_dim
   deepnorm = config.norm == "deepnorm"
-  qkv_std = config.init_std
-  if deepnorm:  # the gain beta on values only (docs/sources.md, initialization)
-    qkv_std = tuple(xavier_std(d, d) * gain for gain in (1.0, 1.0, config.beta))
+  qkv_std = xavier_std(d, d) if deepnorm else config.init_std
+  gains = (1.0, 1.0, config.beta) if deepnorm else ()  # beta on values only: not on the last third of the heads
   wi_std = xavier_std(d, f, config.beta) if deepnorm else config.init_std
   found = dict(_norm("attention_norm", d))
-  found |= _kernel("attention/qkv", "attention", (d, 3, h, k), ("embed", "qkv", "heads", "kv"), 1, qkv_std, cut=2,
-                   std_axis=1)
+  found |= _kernel("attention/qkv", (d, 3, h, k), ("embed", "qkv", "heads", "kv"), 1, qkv_std, cut=2, gains=gains)
   if config.prefix_length:  # normal(1): as the original's torch.nn.Embedding starts
     for name in ("prefix_key", "prefix_value"):
       found[f"attention/{name}"] = Param((h, config.prefix_length, k), ("heads", "prefix", "kv"), "attention", std=1.0)
-  found |= _kernel("attention/out", "attention", (h, k, d), ("heads", "kv", "embed"), 2, _output_std(config, d), cut=2)
+  found |= _kernel("attention/out", (h, k, d), ("heads", "kv", "embed"), 2, _output_std(config, d), cut=2)
   found |= _norm("mlp_norm", d)
-  found |= _kernel("mlp/wi", "mlp", (d, config.mlp_branches, f), ("embed", "branches", "mlp"), 1, wi_std, cut=2)
-  found |= _kernel("mlp/wo", "mlp", (f, d), ("mlp", "embed"), 1, _output_std(config, f), cut=1)
+  found |= _kernel("mlp/wi", (d, config.mlp_branches, f), ("embed", "branches", "mlp"), 1, wi_std, cut=2)
+  found |= _kernel("mlp/wo", (f, d), ("mlp", "embed"), 1, _output_std(config, f), cut=1)
   if config.norm == "sandwich":
     found |= {**_norm("attention_output_norm", d), **_norm("mlp_output_norm", d)}
   return found
@@ -98,7 +102,7 @@ def table(config: config_lib.GLMConfig) -> Mapping[str, Param]:
   deepnorm = config.norm == "deepnorm"
   std = xavier_std(v, d) if deepnorm else config.init_std
   found = {"embedding/table": Param((v, d), ("vocab", "embed"), "embedding", std=std, cut=0)}
-  if config.positions == "learned_2d":
+  if not config.position_kind.rotary_parts:
     for name in ("position", "block_position"):
       found[f"embedding/{name}"] = Param((config.max_length + 1, d), ("length_table", "embed"), "embedding",
                                          std=config.init_std)
@@ -152,6 +156,29 @@ def apart(config: config_lib.GLMConfig) -> Iterator[tuple[str, Param]]:
       yield f"{LAYERS}_{i}/{path}", param
 
 
+def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns the leaves of nested dicts by their paths; whatever is no dict is a leaf."""
+  found = {}
+  for name, child in tree.items():
+    if isinstance(child, Mapping):
+      found |= {f"{name}/{path}": leaf for path, leaf in flatten(child).items()}
+    else:
+      found[name] = child
+  return found
+
+
+def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns the nested dicts that `flatten` names."""
+  tree: dict[str, Any] = {}
+  for path, leaf in flat.items():
+    *parents, last = path.split("/")
+    inner = tree
+    for parent in parents:
+      inner = inner.setdefault(parent, {})
+    inner[last] = leaf
+  return tree
+
+
 def count(config: config_lib.GLMConfig) -> int:
   """All parameters; the tied embedding counts once."""
   return sum(param.size for param in table(config).values())
@@ -169,21 +196,27 @@ def _output_std(config: config_lib.GLMConfig, fan_in: int) -> float:
   return config.init_std * config.beta  # GPT-2's 0.02 / sqrt(2 N)
 
 
-def _norm(path: str, size: int) -> dict[str, Param]:
-  return {f"{path}/{name}": Param((size,), ("act_embed",), "norms", init, decays=False)
+def norm(width: int) -> dict[str, Param]:
+  """The parameters of a LayerNorm."""
+  return {name: Param((width,), ("act_embed",), "norms", init, decays=False)
           for name, init in (("scale", "ones"), ("bias", "zeros"))}
 
 
-def _kernel(path: str, part: str, shape: tuple[int, ...], axes: tuple[str, ...], num_inputs: int, std: Std, cut: int,
-            std_axis: int = 0) -> dict[str, Param]:
+def _norm(path: str, width: int) -> dict[str, Param]:
+  return {f"{path}/{name}": param for name, param in norm(width).items()}
+
+
+def _kernel(path: str, shape: tuple[int, ...], axes: tuple[str, ...], num_inputs: int, std: float, cut: int,
+            gains: tuple[float, ...] = ()) -> dict[str, Param]:
   """A block's kernel and its bias, which has the axes that a product does not sum over."""
-  return {f"{path}/kernel": Param(shape, axes, part, std=std, std_axis=std_axis, inputs=tuple(range(num_inputs)),
-                                  quantizes=True, cut=cut),
+  part = path.split("/")[0]
+  return {f"{path}/kernel": Param(shape, axes, part, std=std, gains=gains, gains_axis=1,
+                                  inputs=tuple(range(num_inputs)), quantizes=True, cut=cut),
           f"{path}/bias": Param(shape[num_inputs:], axes[num_inputs:], part, "zeros", decays=False)}
 
 
 def _stacked(param: Param, num_layers: int) -> Param:
   """A layer's parameter with the axis of the layers in front."""
   return dataclasses.replace(
-      param, shape=(num_layers, *param.shape), axes=(LAYERS, *param.axes), std_axis=param.std_axis + 1,
+      param, shape=(num_layers, *param.shape), axes=(LAYERS, *param.axes), gains_axis=param.gains_axis + 1,
       inputs=tuple(axis + 1 for axis in param.inputs), cut=None if param.cut is None else param.cut + 1)

@@ -33,24 +33,23 @@ def table(positions_BL: jax.Array, dim: int, base: float, rounding: str) -> tupl
 def tables(config: config_lib.GLMConfig, positions: jax.Array) -> tuple[jax.Array, jax.Array] | None:
   """cos and sin for `rotate`, [B, L, K / 2] float32, or None for learned positions.
 
-  `positions` is [B, L] for rotary and [B, 2, L] for rotary_2d: there the first half of the head is
-  rotated by the position and the second by the block position (ChatGLM-6B).
+  `positions` is [B, L], or [B, 2, L] where each half of a head is rotated by one of two (ChatGLM-6B).
   """
-  if config.positions == "learned_2d":
+  kind = config.position_kind
+  if not kind.rotary_parts:
     return None
   rows = jnp.arange(config.max_length)[None]
 
-  def gather(positions_BL: jax.Array, dim: int) -> list[jax.Array]:
+  def gather(positions_BL: jax.Array) -> list[jax.Array]:
     # As the original code does. XLA's CPU would compute the cosines again for every head of every layer.
     # A position beyond the model's length gives NaN.
     return [t[0].at[positions_BL].get(mode="fill", fill_value=jnp.nan)
-            for t in table(rows, dim, config.rotary_base, config.rotary_rounding)]
+            for t in table(rows, config.head_dim // kind.rotary_parts, config.rotary_base, config.rotary_rounding)]
 
-  if config.positions == "rotary":
-    assert positions.ndim == 2, positions.shape
-    return tuple(gather(positions, config.head_dim))
-  assert positions.ndim == 3 and positions.shape[1] == 2, positions.shape
-  pairs = [gather(positions[:, i], config.head_dim // 2) for i in (0, 1)]
+  assert positions.ndim == 1 + kind.axes, positions.shape
+  if kind.axes == 1:
+    return tuple(gather(positions))
+  pairs = [gather(positions[:, i]) for i in range(kind.axes)]
   return jnp.concatenate([p[0] for p in pairs], -1), jnp.concatenate([p[1] for p in pairs], -1)
 
 

@@ -49,6 +49,21 @@ class MeshConfig:
     return tuple(sizes)
 
 
+def parse(text: str) -> MeshConfig:
+  """Returns the mesh that a user wrote: AXIS=SIZE, separated by commas, as "data=2,tensor=4"; other axes are 1.
+
+  Raises:
+    errors.InputError: when it is not of that form.
+  """
+  sizes: dict[str, int] = {}
+  for part in text.split(","):
+    axis, _, size = part.strip().partition("=")
+    if axis not in AXES or axis in sizes or not size.removeprefix("-").isdecimal():
+      raise errors.InputError(f"mesh {text}: give sizes of {', '.join(AXES)}, as tensor=4 or data=2,tensor=4")
+    sizes[axis] = int(size)
+  return MeshConfig(**{"data": 1} | sizes)
+
+
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
   """A mesh over `devices` (all by default), with Auto axes: jit chooses what the rules leave open."""
   devices = jax.devices() if devices is None else list(devices)

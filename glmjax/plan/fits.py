@@ -20,10 +20,10 @@ import tqdm
 
 from glmjax import errors
 from glmjax import ranges
+from glmjax.infer import placement
 from glmjax.io import folders, user_text
 from glmjax.models import config as config_lib
 from glmjax.parallel import mesh as mesh_lib
-from glmjax.parallel import partitioning
 from glmjax.plan import devices as devices_lib
 from glmjax.plan import estimate
 from glmjax.plan import programs
@@ -100,9 +100,9 @@ def held(config: config_lib.GLMConfig, work: programs.Decode, count: int) -> int
 @functools.cache
 def _weights(config: config_lib.GLMConfig, bits: int | None, count: int) -> int:
   """Each layer adds the same."""
-  mesh, apart = _mesh(GPUS[0], count), dataclasses.replace(config, scan_layers=False)  # any GPU will do
-  one, two = (sum(map(estimate.shard_bytes, jax.tree.leaves(programs.inference_params(
-      dataclasses.replace(apart, num_layers=n), mesh, partitioning.FSDP, bits)))) for n in (1, 2))
+  place = placement.Placement(_mesh(GPUS[0], count))  # any GPU will do
+  one, two = (sum(map(estimate.shard_bytes, jax.tree.leaves(place.params(
+      dataclasses.replace(config, num_layers=n, param_dtype=config.dtype), bits)))) for n in (1, 2))
   return one + (config.num_layers - 1) * (two - one)
 
 

@@ -27,7 +27,7 @@ def check(weights: str | os.PathLike, model: config_lib.GLMConfig, data: dict[st
   found = folder_lib.read_config(weights)
   if found.export.get("bits"):
     raise errors.InputError(f"{weights} is quantized to {found.export['bits']} bits: give float weights")
-  free = _FREE if model.positions == "learned_2d" else (*_FREE, "max_length")  # a table has so many places
+  free = _FREE if not model.position_kind.rotary_parts else (*_FREE, "max_length")  # a table has so many places
   for field in dataclasses.fields(model):
     there, here = getattr(found.model, field.name), getattr(model, field.name)
     if field.name not in free and there != here:

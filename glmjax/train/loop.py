@@ -167,8 +167,8 @@ def _layout(model: config_lib.GLMConfig, data: feed_lib.DataSource, batches: sch
             ) -> feed_lib.Layout:
   """How batches lie on the devices; every size that the run will come to fits."""
   layout = feed_lib.Layout.make(mesh, rules, batches.size, micro_batch, data.seq_length,
-                                1 if model.positions == "rotary" else 2, model.vocab_size,
-                                model.max_length + 1 if model.positions == "learned_2d" else None)
+                                model.position_kind.axes, model.vocab_size,
+                                None if model.position_kind.rotary_parts else model.max_length + 1)
   layout.check_sizes("batch size", range(batches.ramp_start or batches.size, batches.size + 1, batches.ramp_increment))
   layout.check_sizes("Intervals.eval_samples", [eval_samples])
   return layout

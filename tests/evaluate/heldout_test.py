@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 
 from glmjax import errors
+from glmjax import positions as positions_lib
 from glmjax import tokens
 from glmjax.data import rows
 from glmjax.data import spans
 from glmjax.evaluate import heldout
 from glmjax.evaluate import windows
+from glmjax.infer import runner
 from glmjax.infer import score
 from glmjax.models import glm
 from glmjax.quantize import tree
@@ -86,7 +88,7 @@ def test_bits_are_those_of_each_window_alone(model, cache, tokenizer, positions:
     return jax.nn.log_softmax(logits)[jnp.arange(64), row["targets"]]
 
   bits = 0.0
-  for row in windows.left_to_right(held_out, 64, tokenizer.specials, positions):
+  for row in windows.left_to_right(held_out, 64, tokenizer.specials, positions_lib.KINDS[positions]):
     prefix = row.prompt.tokens[:row.prompt.context_length - 1]
     sample = spans.corrupt_suffix(np.array([*prefix, *row.targets]), len(prefix), tokenizer.specials.gmask,
                                   tokenizer.specials)
@@ -102,7 +104,7 @@ def test_no_token_sees_its_future(model, tokenizer) -> None:
   for document in (ids, changed):
     held_out = windows.HeldOut([document], b"", 1, None)
     rows_asked = heldout.ask(held_out, model, tokenizer.specials, heldout.Settings(max_fills=0)).rows
-    scores = score.score_rows(model.config, model.params, rows_asked, tokenizer.specials.pad)
+    scores = score.score_rows(runner.Runner(model.config, model.params), rows_asked, tokenizer.specials.pad)
     bits.append(score.join(scores).log_probs)
   np.testing.assert_allclose(bits[0][:70], bits[1][:70], rtol=1e-5)
   assert np.abs(bits[0][70:] - bits[1][70:]).min() > 1e-6

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from glmjax import positions as positions_lib
 from glmjax import tokens
 from glmjax.evaluate import windows
 
@@ -20,7 +21,7 @@ def held_out(lengths: list[int], end: int | None = SPECIALS.eod) -> windows.Held
 def test_every_token_is_a_target_once_and_in_order(length: int, end: int | None) -> None:
   texts = held_out([1, 2, length - 3, length - 2, length - 1, length, 3 * length, 1000], end)
   stream = []
-  for row in windows.left_to_right(texts, length, SPECIALS, "rotary"):
+  for row in windows.left_to_right(texts, length, SPECIALS, positions_lib.ROTARY):
     context, targets = row.prompt.tokens[:row.prompt.context_length], list(row.targets)
     assert len(row.prompt.tokens) <= length
     assert row.prompt.tokens[len(context):] == [SPECIALS.sop, *targets[:-1]]
@@ -34,7 +35,7 @@ def test_every_token_is_a_target_once_and_in_order(length: int, end: int | None)
 
 
 def test_later_windows_show_half() -> None:
-  rows = windows.left_to_right(held_out([1000]), 64, SPECIALS, "rotary")
+  rows = windows.left_to_right(held_out([1000]), 64, SPECIALS, positions_lib.ROTARY)
   assert all(row.prompt.context_length >= 32 for row in rows[1:])
 
 

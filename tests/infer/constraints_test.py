@@ -37,7 +37,7 @@ def test_constraints_of_a_batch():
     generated = np.full((8, PLACES), decode.UNUSED, np.int32)
     generated[:, :step] = rng.integers(0, 4, (8, step))
     logits = rng.normal(size=(8, VOCAB)).astype(np.float32)
-    found = np.asarray(constraints.apply(made, jnp.asarray(logits), jnp.asarray(generated), jnp.int32(step),
+    found = np.asarray(constraints.apply(made, jnp.asarray(logits), jnp.asarray(generated), jnp.full(8, step),
                                          jnp.isin(jnp.arange(VOCAB), jnp.array(STOPS))))
     for row, how in enumerate(hows):
       wanted = expected(logits[row], prompts[row], generated[row, :step].tolist(), how)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from glmjax import positions as positions_lib
 from glmjax import tokens
 from glmjax.infer import decode
 from glmjax.infer import prompt
@@ -34,8 +35,8 @@ def prompts(positions: str) -> list[prompt.Prompt]:
   text = lambda n: rng.integers(4, 80, n).tolist()
   mask, gmask = SPECIALS.mask, SPECIALS.gmask
   texts = [text(3) + [mask] + text(9), [gmask], text(40) + [gmask], [mask] + text(2)]
-  out = [prompt.fill(t, SPECIALS, positions) for t in texts]
-  return out + [prompt.left_to_right(text(7), SPECIALS, positions)]
+  out = [prompt.fill(t, SPECIALS, positions_lib.KINDS[positions]) for t in texts]
+  return out + [prompt.left_to_right(text(7), SPECIALS, positions_lib.KINDS[positions])]
 
 
 def full_logits(config: config_lib.GLMConfig, params: dict, some: list[prompt.Prompt],
@@ -51,7 +52,7 @@ def full_logits(config: config_lib.GLMConfig, params: dict, some: list[prompt.Pr
     end[row] = np.maximum(end[row], p.context_length)
   forward = jax.jit(glm.GLM(config).apply)
   logits = np.asarray(forward({"params": params}, *(jnp.array(x, jnp.int32) for x in (
-      tokens, decode.model_positions(config, positions), np.zeros_like(tokens), end))))
+      tokens, config.position_kind.of_model(positions), np.zeros_like(tokens), end))))
   return [row[len(p.tokens) - 1:len(w.tokens)] for row, p, w in zip(logits, some, whole)]
 
 
@@ -63,16 +64,16 @@ def run(config: config_lib.GLMConfig,
         requests: list | None = None,
         seeds: list | None = None,
         **kwargs) -> tuple[decode.Rows, decode.State]:
-  rows = decode.make_rows(some, [steps] * len(some), SPECIALS.pad, **kwargs)
+  batch_of_prompts, rows = decode.make_rows(some, [steps] * len(some), SPECIALS.pad, **kwargs)
   batch = len(rows.limit_B)
   fill = batch - len(some)
   draws = sampling.draws((requests or [sampling.Sampling()] * len(some)) + [sampling.Sampling()] * fill,
                          (seeds or [0] * len(some)) + [0] * fill)
   none = jnp.zeros(VOCAB, bool)
-  state = decode.prefill(config, params, rows, 16)
+  state = decode.prefill(config, params, batch_of_prompts, rows, 16)
   if until is not None:
-    for i in range(0, steps, until):
-      state = decode.decode(config, params, rows, state, draws, none, none, jnp.int32(i + until))
+    for _ in range(0, steps, until):
+      state = decode.decode(config, params, rows, state, draws, none, none, jnp.int32(until))
   return rows, decode.decode(config, params, rows, state, draws, none, none, jnp.int32(steps))
 
 
@@ -84,15 +85,16 @@ def test_cached_decode_is_the_full_forward(positions: str, scan: bool, prefix: i
   config, params = model(positions, scan_layers=scan, prefix_length=prefix)
   params = params if scan else glm.unstack_layers(params)
   some = prompts(positions)
-  rows = decode.make_rows(some, [6] * len(some), SPECIALS.pad)
-  state = decode.prefill(config, params, rows, 8)
+  batch, rows = decode.make_rows(some, [6] * len(some), SPECIALS.pad)
+  state = decode.prefill(config, params, batch, rows, 8)
   new = np.random.default_rng(1).integers(4, 80, (len(rows.limit_B), 6)).astype(np.int32)
   step = jax.jit(decode.next_logits, static_argnums=0)
   got = []
   for i in range(6):
     logits, cache = step(config, params, rows, state)
     got.append(np.asarray(logits))
-    state = dataclasses.replace(state, cache=cache, step=state.step + 1, last_B=jnp.array(new[:, i]))
+    state = dataclasses.replace(state, cache=cache, length_B=state.length_B + 1, step_B=state.step_B + 1,
+                                last_B=jnp.array(new[:, i]))
   for row, expected in enumerate(full_logits(config, params, some, new[:, :5])):
     np.testing.assert_allclose(np.stack(got)[:, row], expected, atol=2e-4)
 
@@ -130,14 +132,14 @@ def test_stops_limits_and_filling_rows():
   some = prompts("rotary")[:3]
   free = decode.generated(run(config, params, some, 10)[1], 3)
   stop = free[1][4]
-  rows = decode.make_rows(some, [10, 10, 3], SPECIALS.pad, batch=4)
+  batch, rows = decode.make_rows(some, [10, 10, 3], SPECIALS.pad, batch=4)
   draws = sampling.draws([sampling.Sampling()] * 4, [0] * 4)
   stops = jnp.zeros(VOCAB, bool).at[stop].set(True)
-  state = decode.decode(config, params, rows, decode.prefill(config, params, rows, 16), draws,
+  state = decode.decode(config, params, rows, decode.prefill(config, params, batch, rows, 16), draws,
                         jnp.zeros(VOCAB, bool), stops, jnp.int32(16))
   cut = lambda row, most: row[:min(row.index(stop) + 1 if stop in row else len(row), most)]
   assert decode.generated(state, 4) == [cut(free[0], 10), cut(free[1], 10), cut(free[2], 3), []]
-  assert int(state.step) <= 10 and bool(state.done_B.all())
-  suppressed = decode.decode(config, params, rows, decode.prefill(config, params, rows, 16), draws, stops,
+  assert int(state.step_B.max()) <= 10 and bool(state.done_B.all())
+  suppressed = decode.decode(config, params, rows, decode.prefill(config, params, batch, rows, 16), draws, stops,
                              stops, jnp.int32(10))
   assert stop not in sum(decode.generated(suppressed, 4), [])

@@ -16,6 +16,7 @@ from glmjax.infer import beam
 from glmjax.infer import decode
 from glmjax.infer import engine
 from glmjax.infer import prompt as prompt_lib
+from glmjax.infer import runner
 from glmjax.infer import sampling
 from glmjax.infer import score
 from glmjax.models import config as config_lib
@@ -57,7 +58,7 @@ def model(positions: str = "rotary") -> tuple[config_lib.GLMConfig, dict]:
 
 @functools.cache
 def make(positions: str = "rotary", **kwargs) -> engine.Engine:
-  return engine.Engine(*model(positions), Letters(), **kwargs)
+  return engine.Engine(runner.Runner(*model(positions)), Letters(), **kwargs)
 
 
 def test_generates_only_text_and_fills_every_blank():
@@ -107,7 +108,8 @@ def test_streaming_is_decoding(positions: str, monkeypatch: pytest.MonkeyPatch):
   for ask, text in ((make(positions), "abc"), (make(positions, stop_tokens=()), "the quick [MASK] over")):
     row = ask.encode(text)
     new, reason = drain(ask.stream(row, 100, how, seed=5))
-    whole = ask._continue([prompt_lib.fill(row, Letters.specials, positions)], [ask.room(row)], [how], [5])[0]
+    prompt = prompt_lib.fill(row, Letters.specials, ask.config.position_kind)
+    whole = ask._continue([prompt], [ask.room(row)], [how], [5])[0]
     assert new == (whole[:-1] if reason == "stop" else whole)
     assert text == "abc" or (reason == "length" and len(new) == ask.room(row))
   assert len(drain(ask.stream(row, 3))[0]) == 3
@@ -131,14 +133,14 @@ def test_streaming_compiles_once_for_a_size():
   for length in range(1, 60):
     drain(ask.stream(ask.encode("a" * length), 2))
   assert decode.prefill._cache_size() == 2  # prompts of up to 32 and up to 64 tokens
-  assert decode.decode._cache_size() == 2  # caches of 64 and 128 slots
+  assert decode.decode._cache_size() == 1  # a cache of 64 slots, all that the model has
 
 
 def test_greedy_from_the_model_alone():
   """Greedy tokens are the arg max of the whole row's logits, step by step."""
   ask = make()
   answer = ask.generate(["abc"], 8)[0]
-  prompt = prompt_lib.fill(ask.encode("abc"), Letters.specials, "rotary")
+  prompt = prompt_lib.fill(ask.encode("abc"), Letters.specials, ask.config.position_kind)
   row = score.Row(prompt_lib.extend(prompt, answer.tokens[0][:-1]), answer.tokens[0])
   suppressed = np.asarray(ask._suppressed_V)
   # One pass over the whole row: what stands behind a token does not change its logits.
@@ -179,15 +181,16 @@ def test_prompts_that_do_not_fit():
 
 
 def test_a_tokenizer_that_does_not_fit():
-  config, params = model()
+  config = dataclasses.replace(model()[0], vocab_size=48)
+  small = runner.Runner(config, glm.init_params(config, jax.random.key(0)))
   with pytest.raises(errors.InputError, match="53 ids.*vocabulary 48"):
-    engine.Engine(dataclasses.replace(config, vocab_size=48), params, Letters())
+    engine.Engine(small, Letters())
 
 
 def test_folders_whose_tokenizer_does_not_fit(tmp_path, monkeypatch):
   config, params = model()
   loaded = load.LoadedModel(dataclasses.replace(config, vocab_size=20_600), params, tmp_path / "tokenizer", None, {})
-  monkeypatch.setattr(load, "load", lambda folder, shardings: loaded)
+  monkeypatch.setattr(load, "load", lambda folder: loaded)
   with pytest.raises(errors.InputError, match="runs/m has no tokenizer"):
     engine.Engine.load("runs/m")
   tokenizer.train(["the quick brown fox", "敏捷的狐狸"] * 9, tmp_path / "tokenizer", 400)
@@ -197,7 +200,7 @@ def test_folders_whose_tokenizer_does_not_fit(tmp_path, monkeypatch):
 
 def test_quantized_parameters():
   config, params = model()
-  quantized = engine.Engine(config, tree.quantize_params(params, 8), Letters())
+  quantized = engine.Engine(runner.Runner(config, tree.quantize_params(params, 8)), Letters())
   texts = ["the quick brown fox", "jumps"]
   for a, b in zip(make().score(texts), quantized.score(texts)):
     np.testing.assert_allclose(a.log_probs, b.log_probs, atol=0.2)
@@ -215,9 +218,9 @@ def test_beam_search_fills_every_blank_with_its_best_beam():
   assert found == answering.generate(["ab[MASK]cd[MASK]", "hello"], max_tokens=5, sampling=settings, seed=7)
   assert [len(answer.pieces) for answer in found] == [2, 1]
   assert found[0].text == f"ab{found[0].pieces[0]}cd{found[0].pieces[1]}"
-  prompt = prompt_lib.fill(answering.encode("hello"), specials, "rotary")
-  best = beam.search(answering.config, answering.params, [prompt], 5, settings, sorted(answering._stops),
-                     specials.pad, np.asarray(answering._suppressed_V))[0][0]
+  prompt = prompt_lib.fill(answering.encode("hello"), specials, answering.config.position_kind)
+  best = beam.search(answering.runner, [prompt], 5, settings, sorted(answering._stops), specials.pad,
+                     np.asarray(answering._suppressed_V))[0][0]
   new = best.tokens[len(prompt.tokens):]
   assert found[1].tokens[0] == (new[:-1] if new[-1] in answering._stops else new)
 
@@ -253,14 +256,15 @@ def test_more_tokens_wanted_than_allowed(how):
 def test_scores_behind_a_context(positions):
   """A continuation is scored as what the context's blank takes: the sum over its tokens, each behind the earlier."""
   answering, specials = make(positions), Letters.specials
+  kind = answering.config.position_kind
   ids = Letters().encode
   found = answering.score(["cde", "cde", "cde", "cde"], ["ab", "ab[gMASK]", "a[MASK]b", ""])
   front = [specials.enc] if positions == "learned_2d" else []
-  rows = [score.target_row([*front, *ids("ab"), specials.gmask], ids("cde"), specials, positions)] * 2
-  framed = prompt_lib.frame([*ids("a"), specials.mask, *ids("b")], specials, positions)
+  rows = [score.target_row([*front, *ids("ab"), specials.gmask], ids("cde"), specials, kind)] * 2
+  framed = kind.frame([*ids("a"), specials.mask, *ids("b")], specials)
   rows.append(score.target_row([*ids("a"), specials.mask, *ids("b")] if positions == "rotary" else framed, ids("cde"),
-                               specials, positions))
-  rows += score.window_rows(ids("cde"), specials, positions, 64)
+                               specials, kind))
+  rows += score.window_rows(ids("cde"), specials, kind, 64)
   for one, other in zip(found, answering.score_rows(rows), strict=True):
     np.testing.assert_allclose(one.log_probs, other.log_probs, atol=1e-5)
   assert answering.score(["cde"])[0].total == pytest.approx(found[3].total, abs=1e-4)
@@ -289,7 +293,7 @@ def test_choices():
   for context, choices, one in (([*ids("ab"), specials.mask, *ids("c")], ["x", "yz"], found[0]),
                                 ([*ids("ab"), specials.mask], ["x", "y"], found[1]),
                                 ([*ids(long)[-(64 - 5 - 2):], specials.mask], ["xyz", "zy"], found[2])):
-    rows = [score.target_row(context, ids(choice), specials, "rotary") for choice in choices]
+    rows = [score.target_row(context, ids(choice), specials, answering.config.position_kind) for choice in choices]
     totals = [one.total for one in answering.score_rows(rows)]
     np.testing.assert_allclose([one.total for one in one.scores], totals, atol=1e-4)
     assert one.best == int(np.argmax(totals))

@@ -4,24 +4,24 @@ import functools
 import pathlib
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from glmjax import errors
+from glmjax import positions as positions_lib
 from glmjax import tokens
 from glmjax.checkpoint import load as load_lib
 from glmjax.checkpoint import folder
 from glmjax.infer import decode
 from glmjax.infer import engine
 from glmjax.infer import offload
+from glmjax.infer import placement
 from glmjax.infer import prompt
+from glmjax.infer import runner
 from glmjax.infer import sampling
 from glmjax.infer import score
 from glmjax.models import config as config_lib
 from glmjax.models import glm
-from glmjax.parallel import mesh as mesh_lib
-from glmjax.parallel import partitioning
 from glmjax.quantize import tree
 
 CONFIG = config_lib.GLMConfig(vocab_size=96, num_layers=2, embed_dim=32, num_heads=4, mlp_dim=48, max_length=64)
@@ -42,57 +42,50 @@ def placed(found: dict) -> list[str]:
           if x.sharding.memory_kind == offload.HOST]
 
 
+def runner_of(bits: int | None, offload_layers: int, mesh: str | None = None) -> runner.Runner:
+  return runner.Runner(CONFIG, params(bits), placement.on_mesh(mesh), offload_layers)
+
+
 @functools.cache
 def plain(bits: int | None = None) -> np.ndarray:
   """Tokens without offloading."""
-  return generate(*engine.prepare(CONFIG, params(bits)))
+  return generate(runner_of(bits, 0))
 
 
-def generate(config: config_lib.GLMConfig, found: dict) -> np.ndarray:
+def generate(model: runner.Runner) -> np.ndarray:
   texts = [5, 6, 7, SPECIALS.mask], [9, SPECIALS.gmask]
-  some = [prompt.fill(text, SPECIALS, "rotary") for text in texts]
-  rows = decode.make_rows(some, [8, 6], SPECIALS.pad)
-  none = jnp.zeros(config.vocab_size, bool)
-  state = decode.prefill(config, found, rows, 8)
+  some = [prompt.fill(text, SPECIALS, positions_lib.ROTARY) for text in texts]
+  batch, rows = decode.make_rows(some, [8, 6], SPECIALS.pad)
+  none = np.zeros(model.config.vocab_size, bool)
+  state = model.run(decode.prefill, batch, rows, new_tokens=8)
   draws = sampling.draws([sampling.Sampling(1.0)] * 2, [0, 1])
-  return np.asarray(decode.decode(config, found, rows, state, draws, none, none, jnp.int32(8)).generated_BT)
+  return np.asarray(model.run(decode.decode, rows, state, draws, none, none, np.int32(8)).generated_BT)
 
 
-@pytest.mark.parametrize("bits", [None, 8, 4])
-def test_tokens_are_the_same(bits):
-  config, found = engine.prepare(CONFIG, params(bits), offload_layers=1)
+@pytest.mark.parametrize("bits, mesh", [(None, None), (8, None), (4, None), (None, "tensor=2"), (4, "tensor=2")])
+def test_tokens_are_the_same(bits, mesh):
+  """On a mesh each device's host memory holds its parts."""
+  model = runner_of(bits, 1, mesh)
   arrays = KERNELS * (1 if bits is None else 2)  # codes and scales
-  names = placed(found)
+  names = placed(model.params)
   assert len(names) == arrays and all(name.startswith("layers_1/") and "/kernel" in name for name in names)
-  np.testing.assert_array_equal(generate(config, found), plain(bits))
+  np.testing.assert_array_equal(generate(model), plain(bits))
+  wo = jax.tree.leaves(model.params["layers_1"]["mlp"]["wo"]["kernel"])[0]
+  assert wo.sharding.shard_shape(wo.shape)[0] == wo.shape[0] // (1 if mesh is None else 2)
 
 
 def test_scores_are_the_same():
-  rows = score.window_rows([5, 6, 7, 8, 9], SPECIALS, "rotary", CONFIG.max_length)
-  here, away = (engine.prepare(CONFIG, params(), layers) for layers in (0, 2))
-  wanted, found = (score.score_rows(*model, rows, SPECIALS.pad)[0].log_probs for model in (here, away))
+  rows = score.window_rows([5, 6, 7, 8, 9], SPECIALS, positions_lib.ROTARY, CONFIG.max_length)
+  wanted, found = (score.score_rows(runner_of(None, layers), rows, SPECIALS.pad)[0].log_probs for layers in (0, 2))
   np.testing.assert_array_equal(found, wanted)
 
 
-@pytest.mark.parametrize("bits", [None, 4])
-def test_on_a_tensor_mesh(bits):
-  """Each device's host memory holds its parts; `place` leaves them split as they were."""
-  mesh = mesh_lib.make_mesh(mesh_lib.MeshConfig(tensor=2), jax.devices()[:2])
-  boxed = jax.eval_shape(lambda: glm.init(CONFIG, jax.random.key(1)))
-  with partitioning.use(mesh):
-    split = jax.device_put(params(), partitioning.shardings(boxed, mesh))
-    split = split if bits is None else tree.quantize_params(split, bits)
-    config, found = engine.prepare(CONFIG, split, offload_layers=1)
-    np.testing.assert_array_equal(generate(config, found), plain(bits))
-  assert len(placed(found)) == KERNELS * (1 if bits is None else 2)
-  wo = jax.tree.leaves(found["layers_1"]["mlp"]["wo"]["kernel"])[0]
-  assert wo.sharding.shard_shape(wo.shape)[0] == wo.shape[0] // 2
-
-
 def test_compiled_programs_take_them_from_the_host():
-  config, found = engine.prepare(CONFIG, params(), offload_layers=2)
-  rows = decode.make_rows([prompt.fill([5, SPECIALS.gmask], SPECIALS, "rotary")], [8], SPECIALS.pad)
-  text = decode.prefill.lower(config, found, rows, 8).compile().as_text()
+  model = runner_of(None, 2)
+  first = prompt.fill([5, SPECIALS.gmask], SPECIALS, positions_lib.ROTARY)
+  with model.placement.scope():
+    text = decode.prefill.lower(model.config, model.params, *decode.make_rows([first], [8], SPECIALS.pad),
+                                new_tokens=8).compile().as_text()
   entry = text[:text.index("\n")]  # the layout of the arguments; S(5) is the host's memory
   assert entry.count("S(5)") == 2 * KERNELS - 3  # of a prompt's last layer only keys and values are used
 
@@ -135,7 +128,7 @@ def test_loading_reads_them_by_the_cpu(bits, monkeypatch, tmp_path):
 def test_mistakes_and_platforms_without_host_memory(monkeypatch):
   for layers in (-1, 3):
     with pytest.raises(errors.InputError, match=f"offload_layers is {layers}"):
-      engine.prepare(CONFIG, params(), layers)
+      runner_of(None, layers)
   monkeypatch.setattr(offload, "HOST", "no_such_kind")
   with pytest.raises(errors.InputError, match="no no_such_kind memory for cpu"):
-    engine.prepare(CONFIG, params(), 1)
+    runner_of(None, 1)

@@ -22,7 +22,7 @@ def draw(logits_BV: jax.Array,
          suppressed: tuple[int, ...] = (),
          step: int = 0) -> np.ndarray:
   suppressed_V = jnp.zeros(VOCAB, bool).at[jnp.array(suppressed, int)].set(True)
-  return np.asarray(jitted(logits_BV, suppressed_V, sampling.draws(requests, seeds), jnp.int32(step)))
+  return np.asarray(jitted(logits_BV, suppressed_V, sampling.draws(requests, seeds), jnp.full(len(logits_BV), step)))
 
 
 @pytest.mark.parametrize("request_", [sampling.Sampling(), sampling.Sampling(temperature=0.7, top_k=1),
@@ -92,7 +92,7 @@ def test_frequencies_follow_the_filtered_distribution():
   n = 4000
   out = np.asarray(
       sampling.sample(x.repeat(n, 0), jnp.zeros(4, bool), sampling.draws([request] * n, range(n)),
-                      jnp.int32(3)))
+                      jnp.full(n, 3)))
   expected = np.sqrt([0.5, 0.3, 0.15, 0.0])
   np.testing.assert_allclose(np.bincount(out, minlength=4) / n, expected / expected.sum(), atol=0.03)
 

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 from glmjax import errors
+from glmjax import positions as positions_lib
 from glmjax import tokens
-from glmjax.infer import decode
 from glmjax.infer import prompt
+from glmjax.infer import rows as rows_lib
+from glmjax.infer import runner
 from glmjax.infer import score
 from glmjax.models import config as config_lib
 from glmjax.models import glm
@@ -45,8 +47,8 @@ def forward(positions: str):
 def alone(positions: str, row: score.Row) -> tuple[np.ndarray, np.ndarray]:
   """A row's log-probabilities from one unpadded pass."""
   n = len(row.prompt.tokens)
-  batch = prompt.pad_left([row.prompt], SPECIALS.pad, 1, n)
-  positions_1 = decode.model_positions(model(positions)[0], batch.positions)
+  batch = rows_lib.pad([row.prompt], SPECIALS.pad, 1, n)
+  positions_1 = model(positions)[0].position_kind.of_model(batch.positions)
   logits = np.asarray(forward(positions)(batch.tokens, positions_1, batch.start, batch.end), np.float64)
   logits = logits[0, -len(row.targets):]
   log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
@@ -55,14 +57,15 @@ def alone(positions: str, row: score.Row) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize("positions", ["rotary", "rotary_2d", "learned_2d"])
 def test_batched_is_alone(positions: str, monkeypatch: pytest.MonkeyPatch):
-  rows = [score.target_row([*text(9), SPECIALS.mask, *text(5)], text(4), SPECIALS, positions),
-          score.target_row([*text(30), SPECIALS.gmask], text(1), SPECIALS, positions, eop=True),
-          *score.window_rows(text(90), SPECIALS, positions, 48, 20),
-          *score.window_rows(text(50), SPECIALS, positions, 48, 20, causal_context=True)]
+  kind = positions_lib.KINDS[positions]
+  rows = [score.target_row([*text(9), SPECIALS.mask, *text(5)], text(4), SPECIALS, kind),
+          score.target_row([*text(30), SPECIALS.gmask], text(1), SPECIALS, kind, eop=True),
+          *score.window_rows(text(90), SPECIALS, kind, 48, 20),
+          *score.window_rows(text(50), SPECIALS, kind, 48, 20, causal_context=True)]
   config, params = model(positions)
   monkeypatch.setattr(score, "_CHUNK_LOGITS", 96 * 40)  # several chunks of logits
   told = []
-  scores = score.score_rows(config, params, rows, SPECIALS.pad, batch_tokens=100, progress=told.append)
+  scores = score.score_rows(runner.Runner(config, params), rows, SPECIALS.pad, batch_tokens=100, progress=told.append)
   for row, s in zip(rows, scores, strict=True):
     log_probs, correct = alone(positions, row)
     np.testing.assert_allclose(s.log_probs, log_probs, atol=2e-4)
@@ -76,7 +79,7 @@ def test_batched_is_alone(positions: str, monkeypatch: pytest.MonkeyPatch):
                                                   (6, 2, False)])
 def test_windows_score_each_token_once(num_tokens: int, stride: int | None, skip: int, causal: bool):
   ids = text(num_tokens)
-  rows = score.window_rows(ids, SPECIALS, "rotary", 16, stride, causal, skip)
+  rows = score.window_rows(ids, SPECIALS, positions_lib.ROTARY, 16, stride, causal, skip)
   assert [target for row in rows for target in row.targets] == ids[skip:]
   assert all(len(row.prompt.tokens) <= 16 for row in rows)
   for row in rows[1:]:  # full windows, but for the last
@@ -85,13 +88,13 @@ def test_windows_score_each_token_once(num_tokens: int, stride: int | None, skip
 
 
 def test_window_of_a_text():
-  row = score.window_rows([5, 6, 7], SPECIALS, "rotary", 16)[0]
+  row = score.window_rows([5, 6, 7], SPECIALS, positions_lib.ROTARY, 16)[0]
   assert row.prompt.tokens == [SPECIALS.gmask, SPECIALS.sop, 5, 6] and list(row.targets) == [5, 6, 7]
 
 
 def test_mistakes():
   with pytest.raises(errors.InputError, match="cannot advance by 16"):
-    score.window_rows(text(40), SPECIALS, "rotary", 16, 16)
-  long = prompt.left_to_right(text(70), SPECIALS, "rotary")
+    score.window_rows(text(40), SPECIALS, positions_lib.ROTARY, 16, 16)
+  long = prompt.left_to_right(text(70), SPECIALS, positions_lib.ROTARY)
   with pytest.raises(errors.InputError, match="takes 72 places, and the model has 64"):
-    score.score_rows(*model("rotary"), [score.Row(long, [5])], SPECIALS.pad)
+    score.score_rows(runner.Runner(*model("rotary")), [score.Row(long, [5])], SPECIALS.pad)

@@ -56,9 +56,9 @@ def test_counts_and_spreads(config):
   for path, param in params_lib.table(wide).items():
     x = np.asarray(flat[path])
     if param.init == "normal":
-      each = np.moveaxis(x, param.std_axis, 0) if isinstance(param.std, tuple) else x[None]
-      for part, std in zip(each, np.atleast_1d(param.std), strict=True):
-        assert part.std() == pytest.approx(std, rel=0.08), path
+      each = np.moveaxis(x, param.gains_axis, 0) if param.gains else x[None]
+      for part, gain in zip(each, param.gains or (1.0,), strict=True):
+        assert part.std() == pytest.approx(param.std * gain, rel=0.08), path
     else:
       assert (x == {"ones": 1, "zeros": 0}[param.init]).all(), path
 

@@ -1,0 +1,215 @@
+"""How a model for inference lies on the devices of a mesh: its parameters, its cache, and the rows it reads.
+
+The engine and glmjax.plan build their programs from what is said here, so that what a plan compiles is what runs.
+"""
+
+from collections.abc import Iterator
+import contextlib
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from glmjax import errors
+from glmjax import target
+from glmjax.infer import decode
+from glmjax.infer import offload
+from glmjax.infer import rows as rows_lib
+from glmjax.infer import sampling
+from glmjax.models import config as config_lib
+from glmjax.models import kv_cache
+from glmjax.models import params as params_lib
+from glmjax.parallel import mesh as mesh_lib
+from glmjax.parallel import partitioning
+from glmjax.quantize import qarray
+
+_UNUSED_AXES = ("stage", "context")  # of the mesh: inference cuts neither layers nor rows in pieces
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+  """A mesh, and the rules by which arrays are split over it: tensor over heads, mlp and vocabulary; fsdp over width
+  and rows; data over rows."""
+
+  mesh: jax.sharding.Mesh
+  rules: partitioning.Rules = partitioning.FSDP
+
+  @contextlib.contextmanager
+  def scope(self) -> Iterator[None]:
+    """Within it, programs are traced and called for this mesh."""
+    with partitioning.use(self.mesh, self.rules):
+      yield
+
+  @property
+  def replicated(self) -> jax.sharding.NamedSharding:
+    """The sharding of what every device has whole."""
+    return jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec())
+
+  @property
+  def row_parts(self) -> int:
+    """A batch has a multiple of so many rows."""
+    return partitioning.batch_shards(self.mesh)
+
+  def check(self, config: config_lib.GLMConfig) -> None:
+    """Raises InputError, naming the sizes that do, where the model does not divide over the mesh."""
+    for axis in _UNUSED_AXES:
+      if self.mesh.shape[axis] > 1:
+        raise errors.InputError(f"inference splits a model over tensor, fsdp and data: {axis}={self.mesh.shape[axis]} "
+                                "is for training")
+    for axis, sizes in (("tensor", ("num_heads", "mlp_dim", "vocab_size")), ("fsdp", ("embed_dim",))):
+      parts = self.mesh.shape[axis]
+      wrong = [name for name in sizes if getattr(config, name) % parts]
+      if wrong:
+        possible = [n for n in range(1, 129) if not any(getattr(config, name) % n for name in sizes)]
+        raise errors.InputError(f"{wrong[0]} {getattr(config, wrong[0])} does not divide over {axis}={parts}: this "
+                                f"model takes {axis}={', '.join(map(str, possible))}")
+
+  def param_shardings(self, config: config_lib.GLMConfig) -> dict[str, jax.sharding.NamedSharding]:
+    """By path, layers apart; of float parameters."""
+    return {path: partitioning.named(self.mesh, self.rules, *param.axes)
+            for path, param in params_lib.apart(config)}
+
+  def params(self, config: config_lib.GLMConfig, bits: int | None = None, offload_layers: int = 0) -> Any:
+    """Abstract parameters with their shardings, layers apart: in the compute dtype, or quantized.
+
+    Shardings of those in the host's memory are over the abstract mesh: JAX forgets the memory of devices elsewhere,
+    which tell of none.
+    """
+    self.check(config)
+    offload.check(config.num_layers, offload_layers)
+    return params_lib.nest({
+        path: self._leaf(config, param, bits if param.quantizes else None,
+                         offload.is_offloaded(path, param, config.num_layers, offload_layers))
+        for path, param in params_lib.apart(config)})
+
+  def _leaf(self, config: config_lib.GLMConfig, param: params_lib.Param, bits: int | None, offloaded: bool) -> Any:
+    sharding = partitioning.named(self.mesh, self.rules, *param.axes)
+    if offloaded:
+      here = self.mesh.devices.flat[0] in jax.devices()
+      sharding = jax.sharding.NamedSharding(self.mesh if here else self.mesh.abstract_mesh, sharding.spec,
+                                            memory_kind=offload.HOST)
+    weight = jax.ShapeDtypeStruct(param.shape, config.dtype if param.is_matrix else config.param_dtype)
+    if bits is None:
+      return _abstract(weight, sharding)
+    quantized = jax.eval_shape(functools.partial(qarray.quantize, bits=bits, axes=param.inputs), weight)
+    return dataclasses.replace(quantized, values=_abstract(quantized.values, sharding),
+                               scale=_abstract(quantized.scale, scale_sharding(sharding, param)))
+
+  def place(self, config: config_lib.GLMConfig, params: Any, offload_layers: int = 0) -> Any:
+    """Parameters of a model, stacked or apart, float or quantized, wherever they are: laid out as `params` says.
+
+    `config` is what `inference_config` gives. On the CPU a tied head gets a table of its own there, transposed once,
+    where XLA would transpose it at every token.
+    """
+    flat = dict(_apart(params_lib.flatten(params)))
+    if "head/kernel" not in flat and not config.tie_embeddings:
+      flat["head/kernel"] = flat["embedding/table"].T
+    if offload_layers:
+      offload.check(config.num_layers, offload_layers)
+      offload.check_memory(self.mesh.devices.flat[0])
+    bits = next((x.bits for x in flat.values() if isinstance(x, qarray.QuantizedArray)), None)
+    targets = params_lib.flatten(self.params(config, bits, offload_layers))
+    if unknown := sorted({*flat} ^ {*targets}):
+      raise errors.InputError(f"{unknown[0]}: the parameters are not those of this model")
+    return params_lib.nest({path: jax.tree.map(_put, flat[path], wanted) for path, wanted in targets.items()})
+
+  def everywhere(self, x: np.ndarray) -> jax.Array:
+    """An array of the host on all devices; every process of several gives the same.
+
+    (device_put would compare what the processes give, a collective for each array.)
+    """
+    return jax.make_array_from_callback(np.shape(x), self.replicated, lambda index: x[index])
+
+  def prompts(self, batch: int, slots: int) -> rows_lib.Batch:
+    """Abstract prompts."""
+    number = functools.partial(self._numbers, batch)
+    return rows_lib.Batch(number(slots), number(2, slots), number(slots), number(slots))
+
+  def rows(self, batch: int) -> decode.Rows:
+    """What is known of abstract rows that decode."""
+    number = functools.partial(self._numbers, batch)
+    return decode.Rows(number(), number(), number(2), number(2), number())
+
+  def state(self, config: config_lib.GLMConfig, batch: int, slots: int, new_tokens: int) -> decode.State:
+    """The abstract state of a batch that decodes: its cache split by rows and heads."""
+    rows = "batch" if batch % self.row_parts == 0 else None
+    sharding = partitioning.named(self.mesh, self.rules, rows, "act_heads", None, None)
+    cache = jax.tree.map(functools.partial(_abstract, sharding=sharding),
+                         jax.eval_shape(lambda: kv_cache.empty(config, batch, slots)))
+    number = functools.partial(self._numbers, batch)
+    return decode.State(cache, number(), number(), number(), number(new_tokens), number(dtype=bool),
+                        number(dtype=bool))
+
+  def draws(self, batch: int) -> sampling.Draws:
+    """Abstract greedy draws."""
+    concrete = sampling.draws([sampling.Sampling()] * batch, [0] * batch)
+    return jax.tree.map(functools.partial(_abstract, sharding=self.replicated), concrete)
+
+  def ids_mask(self, config: config_lib.GLMConfig) -> jax.ShapeDtypeStruct:
+    """An abstract set of ids."""
+    return self._numbers(config.vocab_size, dtype=bool)
+
+  def number(self) -> jax.ShapeDtypeStruct:
+    """An abstract int32."""
+    return self._numbers()
+
+  def _numbers(self, *shape: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=self.replicated)
+
+
+def scale_sharding(sharding: jax.sharding.NamedSharding, param: params_lib.Param) -> jax.sharding.NamedSharding:
+  """Of a quantized kernel's scales: split as the kernel's outputs are; there is one for all inputs, or a few."""
+  spec = (*sharding.spec, *[None] * (len(param.shape) - len(sharding.spec)))
+  outputs = jax.sharding.PartitionSpec(*(None if i in param.inputs else axis for i, axis in enumerate(spec)))
+  return jax.sharding.NamedSharding(sharding.mesh, outputs, memory_kind=sharding.memory_kind)
+
+
+def _put(x: Any, wanted: jax.ShapeDtypeStruct) -> jax.Array:
+  return jax.device_put(x.astype(wanted.dtype), wanted.sharding)
+
+
+def inference_config(config: config_lib.GLMConfig) -> config_lib.GLMConfig:
+  """The model as inference computes it: layers apart, so that no step slices a layer's weights out of a stack."""
+  tied = config.tie_embeddings and target.platform() != "cpu"
+  return dataclasses.replace(config, scan_layers=False, remat="none", hidden_dropout=0.0, attention_dropout=0.0,
+                             tie_embeddings=tied)
+
+
+def _apart(flat: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+  """Parameters by path, stacked layers one by one."""
+  for path, x in flat.items():
+    first, _, rest = path.partition("/")
+    if first != params_lib.LAYERS:
+      yield path, x
+      continue
+    for i in range(len(jax.tree.leaves(x)[0])):
+      yield f"{params_lib.LAYERS}_{i}/{rest}", jax.tree.map(lambda part, i=i: part[i], x)
+
+
+def on_mesh(mesh: mesh_lib.MeshConfig | str | None) -> Placement:
+  """A placement on the first devices of a mesh's size, as "tensor=4"; None: on the first device.
+
+  Raises:
+    errors.InputError: when there are not so many devices.
+  """
+  if mesh is None:
+    return one_device()
+  config = mesh_lib.parse(mesh) if isinstance(mesh, str) else mesh
+  devices = jax.devices()
+  sizes = [getattr(config, axis) for axis in mesh_lib.AXES]
+  if -1 not in sizes and jax.process_count() == 1:
+    devices = devices[:math.prod(sizes)]
+  return Placement(mesh_lib.make_mesh(config, devices))
+
+
+def one_device() -> Placement:
+  """All on the first device."""
+  return Placement(mesh_lib.make_mesh(mesh_lib.MeshConfig(data=1), jax.local_devices()[:1]))
+
+
+def _abstract(x: Any, sharding: jax.sharding.NamedSharding) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)

@@ -1,0 +1,48 @@
+"""The runner: a model on its mesh, ready to run inference's programs. Arrays in, arrays out."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from glmjax.infer import placement as placement_lib
+from glmjax.infer import rows as rows_lib
+from glmjax.models import config as config_lib
+
+
+class Runner:
+  """A model whose parameters lie as inference wants them.
+
+  Every program of infer/ (decode.prefill, decode.decode, score.log_probs, beam.step) takes the configuration and the
+  parameters first: `run` calls it with them, on the mesh.
+  """
+
+  def __init__(self, config: config_lib.GLMConfig, params: Any, placement: placement_lib.Placement | None = None,
+               offload_layers: int = 0) -> None:
+    """Lays out parameters as they were trained, exported or quantized.
+
+    Args:
+      config: the model's, as trained.
+      params: stacked or layers apart, on the host or on devices.
+      placement: the mesh; None: the first device.
+      offload_layers: how many layers, the last, keep their kernels in the host's memory.
+    """
+    self.placement = placement or placement_lib.one_device()
+    with self.placement.scope():
+      self.config = placement_lib.inference_config(config)
+      self.params = self.placement.place(self.config, params, offload_layers)
+
+  def run(self, program: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """Calls program(config, params, *arguments, **options); arrays of the host go to every device whole."""
+    arguments = jax.tree.map(self._on_devices, arguments)
+    with self.placement.scope():
+      return program(self.config, self.params, *arguments, **options)
+
+  def batch_size(self, rows: int) -> int:
+    """The size of a batch of so many rows or more that programs are compiled for: it divides over the mesh."""
+    parts = self.placement.row_parts
+    return rows_lib.bucket(-(-rows // parts), 1) * parts
+
+  def _on_devices(self, x: Any) -> Any:
+    return self.placement.everywhere(x) if isinstance(x, np.ndarray | np.generic) else x

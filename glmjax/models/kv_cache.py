@@ -1,0 +1,102 @@
+"""The KV cache: keys and values of earlier tokens, row by row. It owns how they are written and read.
+
+Slot m of a row holds the row's m-th token, whatever the other rows hold, so that rows of any lengths decode together
+and each is the same alone or among others. Heads come before slots, so that a step's products with the cache need no
+transposed copy of it.
+
+B batch, L new tokens, M slots, N layers, H heads, K head dimension.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from glmjax import target
+from glmjax.models import attention
+from glmjax.models import config as config_lib
+from glmjax.parallel import partitioning
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class KVCache:
+  """One layer's [B, H, M, K], or a stack of all layers' [N, B, H, M, K]."""
+
+  key: jax.Array
+  value: jax.Array
+
+  @property
+  def slots(self) -> int:
+    """M."""
+    return self.key.shape[-2]
+
+  def append(self, k_BLHK: jax.Array, v_BLHK: jax.Array, first_B: jax.Array) -> "KVCache":
+    """One layer's cache with L tokens of each row written from the row's slot `first_B` on."""
+    def write(slots_BHMK: jax.Array, new_BLHK: jax.Array) -> jax.Array:
+      new_BHLK = _stored(jnp.swapaxes(new_BLHK, 1, 2), slots_BHMK.dtype)
+      if len(slots_BHMK) == 1:
+        return jax.lax.dynamic_update_slice(slots_BHMK, new_BHLK, (0, 0, first_B[0], 0))
+      return jax.vmap(_write_row)(slots_BHMK, new_BHLK, first_B)
+
+    return KVCache(write(self.key, k_BLHK), write(self.value, v_BLHK))
+
+  def attend(self, q_BLHK: jax.Array, end_BL: jax.Array, prefix: tuple[jax.Array, jax.Array] | None) -> jax.Array:
+    """What queries that see their row's slots before `end_BL` read from one layer's cache, [B, L, H, K]."""
+    k_BMHK, v_BMHK = (jnp.swapaxes(_computed(x, q_BLHK.dtype), 1, 2) for x in (self.key, self.value))
+    return attention.attend(q_BLHK, k_BMHK, v_BMHK, jnp.zeros_like(end_BL), end_BL, prefix=prefix)
+
+  def extend(self, slots: int) -> "KVCache":
+    """The cache with `slots` empty ones behind those it has."""
+    def pad(x: jax.Array) -> jax.Array:
+      return jnp.pad(x, [*[(0, 0)] * (x.ndim - 2), (0, slots), (0, 0)])
+
+    return jax.tree.map(pad, self)
+
+  def rows(self, index_B: jax.Array) -> "KVCache":
+    """The rows with these numbers, in this order."""
+    return jax.tree.map(lambda x: jnp.take(x, index_B, axis=x.ndim - 4), self)
+
+  def constrain(self) -> "KVCache":
+    """The cache, its rows and heads split over the mesh as the rules say; rows that do not divide are not split."""
+    rows = "batch" if self.key.shape[-4] % partitioning.parts("batch") == 0 else None
+    return jax.tree.map(
+        lambda x: partitioning.constrain(x, *[None] * (x.ndim - 4), rows, "act_heads", None, None), self)
+
+
+def of_prompt(k_BLHK: jax.Array, v_BLHK: jax.Array) -> KVCache:
+  """One layer's cache that holds the L first tokens of every row and has no slot more."""
+  return KVCache(*(_stored(jnp.swapaxes(x, 1, 2), storage_dtype(x.dtype)) for x in (k_BLHK, v_BLHK)))
+
+
+def empty(config: config_lib.GLMConfig, batch: int, slots: int) -> Any:
+  """Zeros, as the model returns them: one KVCache of all layers if scanned, else one a layer ("layers_0", ...)."""
+  shape = (batch, config.num_heads, slots, config.head_dim)
+  def zeros(*leading: int) -> KVCache:
+    return KVCache(*(jnp.zeros((*leading, *shape), storage_dtype(config.dtype)) for _ in range(2)))
+
+  if config.scan_layers:
+    return zeros(config.num_layers)
+  return {f"layers_{i}": zeros() for i in range(config.num_layers)}
+
+
+def storage_dtype(dtype: Any) -> jnp.dtype:
+  """What keys and values computed in `dtype` are kept as: on the CPU half-precision ones as their bits.
+
+  XLA's CPU (jax 0.10) copies a whole bfloat16 array to change one row of it: 95 ms where integers take 0.01 (33 MB).
+  """
+  dtype = jnp.dtype(dtype)
+  return jnp.dtype(jnp.uint16) if dtype.itemsize == 2 and target.platform() == "cpu" else dtype
+
+
+def _write_row(slots_HMK: jax.Array, new_HLK: jax.Array, first: jax.Array) -> jax.Array:
+  return jax.lax.dynamic_update_slice(slots_HMK, new_HLK, (0, first, 0))
+
+
+def _stored(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
+  return jax.lax.bitcast_convert_type(x, dtype) if x.dtype.itemsize == 2 and dtype == jnp.uint16 else x.astype(dtype)
+
+
+def _computed(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
+  return jax.lax.bitcast_convert_type(x, dtype) if x.dtype == jnp.uint16 else x.astype(dtype)
