@@ -63,7 +63,7 @@ def apply(constraints: Constraints, logits_BV: jax.Array, generated_BT: jax.Arra
   vocab = logits_BV.shape[-1]
   if constraints.penalty_B is not None:
     there_BT = jnp.where(generated_BT < 0, vocab, generated_BT)  # beyond the vocabulary: dropped
-    said_BV = constraints.said_BV.at[rows_B1, there_BT].set(True, mode="drop") & ~stops_V
+    said_BV = jnp.asarray(constraints.said_BV).at[rows_B1, there_BT].set(True, mode="drop") & ~stops_V
     penalty_B1 = constraints.penalty_B[:, None]
     less_BV = jnp.where(logits_BV > 0, logits_BV / penalty_B1, logits_BV * penalty_B1)
     logits_BV = jnp.where(said_BV, less_BV, logits_BV)

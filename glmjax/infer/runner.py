@@ -31,7 +31,7 @@ class Runner:
     self.placement = placement or placement_lib.one_device()
     with self.placement.scope():
       self.config = placement_lib.inference_config(config)
-      self.params = self.placement.place(self.config, params, offload_layers)
+    self.params = self.placement.place(self.config, params, offload_layers)
 
   def run(self, program: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
     """Calls program(config, params, *arguments, **options); arrays of the host go to every device whole."""

@@ -1,7 +1,6 @@
 """Weights in the host's memory: the same tokens, and where the arrays lie."""
 
 import functools
-import pathlib
 
 import jax
 import numpy as np
@@ -10,10 +9,7 @@ import pytest
 from glmjax import errors
 from glmjax import positions as positions_lib
 from glmjax import tokens
-from glmjax.checkpoint import load as load_lib
-from glmjax.checkpoint import folder
 from glmjax.infer import decode
-from glmjax.infer import engine
 from glmjax.infer import offload
 from glmjax.infer import placement
 from glmjax.infer import prompt
@@ -88,41 +84,6 @@ def test_compiled_programs_take_them_from_the_host():
                                 new_tokens=8).compile().as_text()
   entry = text[:text.index("\n")]  # the layout of the arguments; S(5) is the host's memory
   assert entry.count("S(5)") == 2 * KERNELS - 3  # of a prompt's last layer only keys and values are used
-
-
-class Letters:
-  """Tokenizer of a model that is never asked."""
-
-  num_image_tokens, vocab_size, specials = 0, 96, SPECIALS
-
-  @classmethod
-  def load(cls, path: pathlib.Path) -> "Letters":
-    return cls()
-
-  def check_fits(self, size: int) -> None:
-    assert size == self.vocab_size
-
-
-@pytest.mark.parametrize("bits", [None, 4])
-def test_loading_reads_them_by_the_cpu(bits, monkeypatch, tmp_path):
-  """Never all of them on the device: they are read into the CPU's memory, and go from there one by one."""
-  read = []
-
-  def load(checkpoint: pathlib.Path, shardings: jax.sharding.Sharding | None) -> load_lib.LoadedModel:
-    read.append(shardings)
-    there = params(bits) if shardings is None else jax.device_put(params(bits), shardings)
-    return load_lib.LoadedModel(CONFIG, there, tmp_path, bits, {})
-
-  monkeypatch.setattr(load_lib, "load", load)
-  monkeypatch.setattr(folder, "read_config", lambda path: folder.FolderConfig(CONFIG, {}, {}, {}))
-  monkeypatch.setattr("glmjax.tokenizer.Tokenizer", Letters)
-  here, away = (engine.Engine.load(tmp_path, offload_layers=layers) for layers in (0, 1))
-  assert read[0] is None and read[1].device_set == {jax.local_devices(backend="cpu")[0]}
-  assert len(placed(away.params)) == KERNELS * (1 if bits is None else 2)
-  jax.tree.map(np.testing.assert_array_equal, away.params, here.params)
-  with pytest.raises(errors.InputError, match="offload_layers is 3, and the model has 2"):
-    engine.Engine.load(tmp_path, offload_layers=3)
-  assert len(read) == 2  # the mistake is told before anything is read
 
 
 def test_mistakes_and_platforms_without_host_memory(monkeypatch):
