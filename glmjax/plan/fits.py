@@ -101,8 +101,10 @@ def held(config: config_lib.GLMConfig, work: programs.Decode, count: int) -> int
 def _weights(config: config_lib.GLMConfig, bits: int | None, count: int) -> int:
   """Each layer adds the same."""
   place = placement.Placement(_mesh(GPUS[0], count))  # any GPU will do
-  one, two = (sum(map(estimate.shard_bytes, jax.tree.leaves(place.params(
-      dataclasses.replace(config, num_layers=n, param_dtype=config.dtype), bits)))) for n in (1, 2))
+  with place.scope():
+    config_of = functools.partial(dataclasses.replace, placement.inference_config(config), param_dtype=config.dtype)
+    one, two = (sum(map(estimate.shard_bytes, jax.tree.leaves(place.params(config_of(num_layers=n), bits))))
+                for n in (1, 2))
   return one + (config.num_layers - 1) * (two - one)
 
 

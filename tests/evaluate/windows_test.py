@@ -43,7 +43,7 @@ def test_later_windows_show_half() -> None:
 def test_fills_ask_the_same_span_with_and_without_the_right_side(positions: str) -> None:
   texts = held_out([5, 20, 300, 40])
   stream = np.concatenate(texts.documents).tolist()
-  asked = windows.fills(texts, 34, 60, 3, SPECIALS, positions, 3.0, 39)
+  asked = windows.fills(texts, 34, 60, 3, SPECIALS, positions_lib.KINDS[positions], 3.0, 39)
   assert len(asked) == 4 * (1 + 10 + 1)  # the last window of 300 has 12 tokens; 5 and 8 are too short
   for fill in asked:
     both, left = fill.both_sides.prompt, fill.left_only.prompt
@@ -61,11 +61,11 @@ def test_fills_ask_the_same_span_with_and_without_the_right_side(positions: str)
 
 def test_fills_are_settled_by_the_seed() -> None:
   texts = held_out([500, 700])
-  one, two, other = (windows.fills(texts, 34, 20, seed, SPECIALS, "rotary", 3.0, 39) for seed in (1, 1, 2))
+  one, two, other = (windows.fills(texts, 34, 20, seed, SPECIALS, positions_lib.ROTARY, 3.0, 39) for seed in (1, 1, 2))
   one, two, other = ([fill.targets for fill in fills] for fills in (one, two, other))
   assert one == two != other
   assert len(set(map(len, one))) > 2
-  assert not windows.fills(windows.HeldOut([], b"", 0, None), 34, 20, 0, SPECIALS, "rotary", 3.0, 39)
+  assert not windows.fills(windows.HeldOut([], b"", 0, None), 34, 20, 0, SPECIALS, positions_lib.ROTARY, 3.0, 39)
 
 
 def test_documents_up_to_the_limit(cache, tokenizer) -> None:
