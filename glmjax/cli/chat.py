@@ -29,7 +29,7 @@ LONGEST_LINE = 1 << 20  # bytes of a line of standard input; no model here reads
 def chat(
   checkpoint: str | os.PathLike, max_length: int = 2048, answer_tokens: int | None = None, temperature: float = 0.95,
   top_k: int = 50, top_p: float = 0.7, seed: int = 0, no_repeat_ngram: int = 0, repetition_penalty: float = 1.0,
-  offload_layers: int = 0,
+  mesh: str | None = None, offload_layers: int = 0,
 ) -> list[dict[str, str]]:
   """Talks until its input ends; returns the rounds since the last /clear.
 
@@ -41,7 +41,7 @@ def chat(
   how = sampling.Sampling(temperature, top_k, top_p, no_repeat_ngram=no_repeat_ngram,
                           repetition_penalty=repetition_penalty)
   checkpoint = paths.local(checkpoint, "--checkpoint")
-  model = inference.load(checkpoint, offload_layers)
+  model = inference.load(checkpoint, mesh, offload_layers)
   session = chat_lib.Session(model, how, max_length, answer_tokens, seed)
   if sys.stdin.isatty():
     _note(f"{checkpoint.name}: {session.max_length} tokens of conversation. /help shows the "

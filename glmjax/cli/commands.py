@@ -9,6 +9,7 @@ _64_BITS = {"least": -(1 << 63), "most": (1 << 63) - 1}
 
 CHECKPOINT = Flag("--checkpoint", "a training run's or an exported model's folder", Path)
 OFFLOAD = Flag("--offload_layers", "layers, the last, whose weights stay in the host's memory (0)", int, least=0)
+MESH = Flag("--mesh", "devices to split the model over, as tensor=4 or data=2,tensor=4 (the first alone)")
 MAX_TOKENS = Flag("--max_tokens", "most tokens to generate for each blank", int, least=1)
 SAMPLING = (
     Flag("--temperature", "0 picks the likeliest token (greedy)", float, least=0),
@@ -50,7 +51,7 @@ COMMANDS = {command.name: command for command in (
     Command("evaluate", "glmjax.evaluate.heldout.evaluate", "measure a model on held-out text",
             "glmjax evaluate --checkpoint=runs/mine --cache=runs/cache --out=runs/mine/heldout.json",
             (CHECKPOINT, Flag("--cache", "folder of the token cache", Path),
-             Flag("--out", "JSON file to write", Path))),
+             Flag("--out", "JSON file to write", Path), MESH)),
     Command("export", "glmjax.checkpoint.export.export",
             "write a float, INT8 or INT4 model from a training run, or give one back in THUDM's layout",
             "glmjax export --checkpoint=runs/mine --bits=4 --out=runs/mine-int4",
@@ -93,12 +94,13 @@ COMMANDS = {command.name: command for command in (
              Flag("--out", "JSON lines file for the answers; - is standard output. A stopped run goes on", Path),
              Flag("--overwrite", "replace the answers there", bool, kind="passed"),
              Flag("--samples", "JSON lines file to add prompts and outputs to", Path),
-             Flag("--label", "what the model is called there (the folder's name)"), OFFLOAD),
+             Flag("--label", "what the model is called there (the folder's name)"), MESH, OFFLOAD),
             prepare=inputs.prompts, show=inference.show_outputs),
     Command("chat", "glmjax.cli.chat.chat", "talk with a model in the terminal, or a line a turn from a pipe",
             "glmjax chat --checkpoint=runs/mine-int4",
             (CHECKPOINT, Flag("--max_length", "most tokens of prompt and answer together", int, least=4),
-             Flag("--answer_tokens", "tokens that old rounds leave to the answer", int, least=1), *SAMPLING, OFFLOAD),
+             Flag("--answer_tokens", "tokens that old rounds leave to the answer", int, least=1), *SAMPLING, MESH,
+             OFFLOAD),
             show=inference.show_nothing),  # they were shown as they came
     Command("score", "glmjax.cli.inference.score", "how likely a model finds a text, or each of some choices",
             "glmjax score --checkpoint=runs/mine --context='The sky is [MASK].' --choice=blue --choice=green",
@@ -107,7 +109,7 @@ COMMANDS = {command.name: command for command in (
                   kind="prepared"),
              Flag("--choice", "what may fill the context's blank (repeatable)", repeatable=True, kind="prepared"),
              Flag("--file", "file of texts, one a line, or JSON lines with a \"text\" (and a \"context\"), or a "
-                  "\"context\" and \"choices\"; - is standard input", Path, kind="prepared"), OFFLOAD),
+                  "\"context\" and \"choices\"; - is standard input", Path, kind="prepared"), MESH, OFFLOAD),
             prepare=inputs.texts),
     Command("plan", "glmjax.plan.planner.plan", "compile for hardware that is elsewhere, and say what it takes",
             "glmjax plan --gin_file=plans/glm_130b_int4_rtx3090_4.gin --target=rtx3090:8 --gin.TENSOR=8",

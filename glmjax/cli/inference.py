@@ -26,7 +26,7 @@ def generate(
   top_k: int = 0, top_p: float = 1.0, seed: int = 0, min_tokens: int = 0, no_repeat_ngram: int = 0,
   repetition_penalty: float = 1.0, num_beams: int = 1, length_penalty: float = 1.0,
   out: str | os.PathLike | None = None, overwrite: bool = False, samples: str | os.PathLike | None = None,
-  label: str | None = None, offload_layers: int = 0,
+  label: str | None = None, mesh: str | None = None, offload_layers: int = 0,
 ) -> list[dict[str, Any]] | dict[str, Any]:
   """Each prompt with its blanks filled, or continued where it has none; objects keep their other fields.
 
@@ -34,7 +34,8 @@ def generate(
   batch by batch, and the result says how many; a file that holds answers to the first prompts is gone on with, unless
   `overwrite`; what gave them is noted beside it, in OUT.settings.json, and must be the same. With `samples`, adds a
   line {"model": label, "prompt", "output"} for each to that file; the label is the checkpoint folder's name if not
-  given. The weights of the last `offload_layers` layers stay in the host's memory.
+  given. The model is split over the devices of `mesh`, as "tensor=4"; the weights of its last `offload_layers` layers
+  stay in the host's memory.
 
   Raises:
     errors.InputError: for settings that do not go together, a prompt with a field that an answer has, a file that
@@ -62,7 +63,7 @@ def generate(
       keep.append(lambda batch: answers.write(
           samples_file, [named | {name: row[name] for name in ("prompt", "output")} for row in batch]))
     if done < len(rows):
-      model = load(checkpoint, offload_layers)
+      model = load(checkpoint, mesh, offload_layers)
       _check(model, rows, done)
       if out is not None and not done:
         answers.begin(out_file, out, settings)
@@ -91,12 +92,12 @@ def _how(drawn: Mapping[str, float], num_beams: int, length_penalty: float, extr
   return search
 
 
-def load(checkpoint: str | os.PathLike, offload_layers: int) -> "engine_lib.Engine":
+def load(checkpoint: str | os.PathLike, mesh: str | None, offload_layers: int) -> "engine_lib.Engine":
   """The model; with XLA's options for offloaded weights, which it reads when JAX first looks for devices."""
   from glmjax.infer import engine, offload  # here, as this module is looked at before a command is in order
   if offload_layers:
     process.add_xla_flags([f"--{name}={str(value).lower()}" for name, value in offload.GPU_OPTIONS.items()])
-  return engine.Engine.load(checkpoint, offload_layers=offload_layers)
+  return engine.Engine.load(checkpoint, mesh=mesh, offload_layers=offload_layers)
 
 
 def _fingerprint(checkpoint: str | os.PathLike) -> str:
@@ -130,7 +131,8 @@ def _generate(
     told.at(first + len(batch))
 
 
-def score(checkpoint: str | os.PathLike, texts: Sequence[str | Row], offload_layers: int = 0) -> list[dict[str, Any]]:
+def score(checkpoint: str | os.PathLike, texts: Sequence[str | Row], mesh: str | None = None,
+          offload_layers: int = 0) -> list[dict[str, Any]]:
   """How likely each text is: natural log-likelihood, tokens, bits per byte; objects keep their other fields.
 
   {"text"} is read from left to right; {"context", "text"} behind its context, or as the filling of its [MASK];
@@ -142,7 +144,7 @@ def score(checkpoint: str | os.PathLike, texts: Sequence[str | Row], offload_lay
       loaded); for one that the model has no room for.
   """
   rows = [inputs.text(text, f"text {i} of {len(texts)}") for i, text in enumerate(texts, 1)]
-  model = load(paths.local(checkpoint, "--checkpoint"), offload_layers)
+  model = load(paths.local(checkpoint, "--checkpoint"), mesh, offload_layers)
   plain, asked = ([i for i, row in enumerate(rows) if ("choices" in row) == asks] for asks in (False, True))
   results: dict[int, dict[str, Any]] = {}
   scores = model.score([rows[i]["text"] for i in plain], [rows[i].get("context", "") for i in plain])

@@ -25,6 +25,7 @@ from glmjax.checkpoint import load
 from glmjax.data import shards
 from glmjax.evaluate import baselines
 from glmjax.evaluate import windows
+from glmjax.infer import placement
 from glmjax.infer import runner
 from glmjax.infer import score
 
@@ -66,7 +67,7 @@ class Questions:
 
 def evaluate(checkpoint: str | os.PathLike, cache: str | os.PathLike, out: str | os.PathLike | None = None, *,
              seed: int = 0, max_tokens: int = 100_000, max_fills: int = 500,
-             seq_length: int | None = None) -> dict[str, dict]:
+             seq_length: int | None = None, mesh: str | None = None) -> dict[str, dict]:
   """Evaluates a training folder or an export on the held-out documents of a token cache.
 
   Args:
@@ -74,6 +75,7 @@ def evaluate(checkpoint: str | os.PathLike, cache: str | os.PathLike, out: str |
     cache: token cache, made with the checkpoint's tokenizer.
     out: JSON file for the result.
     seed, max_tokens, max_fills, seq_length: see Settings.
+    mesh: devices to split the model over, as "tensor=4"; None: the first alone.
 
   Returns:
     For each language of the cache (of task pretrain_en: "en") its figures by name.
@@ -84,7 +86,8 @@ def evaluate(checkpoint: str | os.PathLike, cache: str | os.PathLike, out: str |
   if out is not None:
     out = folders.claim_file(out, "--out")
     _check_out(out)
-  result = evaluate_model(load.load(checkpoint), opened, settings)
+  place = placement.on_mesh(mesh)
+  result = evaluate_model(runner.read(checkpoint, place), opened, settings, place)
   if out is not None:
     try:
       publish.write_json(out, result)
@@ -110,9 +113,9 @@ def _check_out(out: pathlib.Path) -> None:
     raise errors.InputError(f"{out} cannot be written: {errors.reason(error)}; write --out elsewhere") from error
 
 
-def evaluate_model(model: load.LoadedModel, cache: shards.TokenCache,
-                   settings: Settings = Settings()) -> dict[str, dict]:
-  """`evaluate` of a model and a cache that are open already."""
+def evaluate_model(model: load.LoadedModel, cache: shards.TokenCache, settings: Settings = Settings(),
+                   place: placement.Placement | None = None) -> dict[str, dict]:
+  """`evaluate` of a model and a cache that are open already; without a placement on the first device."""
   tasks = text_tasks(cache)
   tokenizer = tokenizer_lib.Tokenizer.load(model.tokenizer_dir)
   made_with = cache.manifest["tokenizer"]["fingerprint"]
@@ -129,7 +132,7 @@ def evaluate_model(model: load.LoadedModel, cache: shards.TokenCache,
     if settings.max_fills and not asked[language].fills:
       _log.warning("task %s: its held-out documents are too short to fill blanks in; these figures are left out", task)
   rows = [row for questions in asked.values() for row in questions.rows]
-  answers = iter(_score(model, rows, tokenizer.specials))
+  answers = iter(_score(runner.Runner(model.config, model.params, place), rows, tokenizer.specials))
   result = {}
   for language, questions in asked.items():
     train = cache.split(tasks[language], "train")
@@ -139,15 +142,14 @@ def evaluate_model(model: load.LoadedModel, cache: shards.TokenCache,
   return result
 
 
-def _score(model: load.LoadedModel, rows: list[score.Row], specials: tokens_lib.SpecialTokens) -> list[score.Score]:
+def _score(model: runner.Runner, rows: list[score.Row], specials: tokens_lib.SpecialTokens) -> list[score.Score]:
   """All languages in one go: rows of like length share batches.
 
   A guess is a text token: that a span ends here (eop) is no answer to what it goes on with.
   """
-  model_on_device = runner.Runner(model.config, model.params)
   total = sum(len(row.prompt.tokens) for row in rows)
   with tqdm.tqdm(total=total, unit=" tokens", unit_scale=True, desc="evaluate") as progress:
-    return score.score_rows(model_on_device, rows, specials.pad, progress=progress.update,
+    return score.score_rows(model, rows, specials.pad, progress=progress.update,
                             unguessed=dataclasses.astuple(specials))
 
 

@@ -108,23 +108,14 @@ class Engine:
       **kwargs: as `Engine` takes them.
     """
     from glmjax import tokenizer as tokenizer_lib  # here, so that in-memory engines need no SentencePiece
-    from glmjax.checkpoint import stream
     placement = placement_lib.on_mesh(mesh)
-
-    def in_dtype(config: config_lib.GLMConfig) -> config_lib.GLMConfig:
-      return config if dtype is None else dataclasses.replace(config, dtype=dtype)
-
-    def targets(config: config_lib.GLMConfig, bits: int | None) -> Any:
-      return placement.params(in_dtype(config), bits, offload_layers)
-
-    loaded = stream.stream(folder, targets)
-    config = in_dtype(loaded.config)
+    loaded = runner_lib.read(folder, placement, dtype, offload_layers)
     if not loaded.tokenizer_dir.is_dir():
       raise errors.InputError(f"{folder} has no tokenizer, so that no text goes in or out of it: copy there, as "
                               f"{loaded.tokenizer_dir.name}/, the one that the model was trained with")
     tokenizer = tokenizer_lib.Tokenizer.load(loaded.tokenizer_dir)
-    tokenizer.check_fits(config.vocab_size)
-    return cls(runner_lib.Runner(config, loaded.params, placement, offload_layers), tokenizer, **kwargs)
+    tokenizer.check_fits(loaded.config.vocab_size)
+    return cls(runner_lib.Runner(loaded.config, loaded.params, placement, offload_layers), tokenizer, **kwargs)
 
   def encode(self, text: str, literal: bool = False) -> list[int]:
     """Tokens of a prompt, framed as the model's family wants; masks written in it count unless `literal`."""

@@ -1,14 +1,38 @@
 """The runner: a model on its mesh, ready to run inference's programs. Arrays in, arrays out."""
 
+import dataclasses
+import os
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 
+from glmjax.checkpoint import load
+from glmjax.checkpoint import stream
 from glmjax.infer import placement as placement_lib
 from glmjax.infer import rows as rows_lib
 from glmjax.models import config as config_lib
+
+
+def read(folder: str | os.PathLike, placement: placement_lib.Placement, dtype: str | None = None,
+         offload_layers: int = 0) -> load.LoadedModel:
+  """Reads a model from an exported or a training folder, each array straight to the devices that own it.
+
+  Args:
+    folder: either kind.
+    placement: the mesh.
+    dtype: to compute in, where it is not the model's own.
+    offload_layers: how many layers, the last, keep their kernels in the host's memory.
+  """
+  def in_dtype(config: config_lib.GLMConfig) -> config_lib.GLMConfig:
+    return config if dtype is None else dataclasses.replace(config, dtype=dtype)
+
+  def targets(config: config_lib.GLMConfig, bits: int | None) -> Any:
+    return placement.params(in_dtype(config), bits, offload_layers)
+
+  found = stream.stream(folder, targets)
+  return dataclasses.replace(found, config=in_dtype(found.config))
 
 
 class Runner:
