@@ -41,7 +41,7 @@ class Model:
 @pytest.fixture(autouse=True)
 def model(monkeypatch, tmp_path):
   monkeypatch.chdir(tmp_path)
-  monkeypatch.setattr(engine.Engine, "load", lambda checkpoint, offload_layers: Model())
+  monkeypatch.setattr(engine.Engine, "load", lambda checkpoint, mesh, offload_layers: Model())
   monkeypatch.setattr(inference, "_fingerprint", str)
 
 
@@ -369,8 +369,8 @@ def test_files_that_are_no_text(monkeypatch):
 
 def test_offloading_tells_xla_to_copy_ahead(monkeypatch):
   monkeypatch.setenv("XLA_FLAGS", "--mine=1")
-  inference.load("m", 0)
+  inference.load("m", None, 0)
   assert os.environ["XLA_FLAGS"] == "--mine=1"
-  inference.load("m", 2)
+  inference.load("m", None, 2)
   # The user's own come last, which is what XLA goes by.
   assert os.environ["XLA_FLAGS"] == "--xla_gpu_enable_latency_hiding_scheduler=true --mine=1"

@@ -139,7 +139,7 @@ def test_quantized_models_are_evaluated_alike(model, cache, bits: int, tolerance
 
 
 def test_result_is_written_whole(model, cache, tmp_path, monkeypatch) -> None:
-  monkeypatch.setattr(heldout.load, "load", lambda folder: model)
+  monkeypatch.setattr(runner, "read", lambda folder, place: model)
   out = tmp_path / "new" / "heldout.json"
   result = heldout.evaluate("run", cache.directory, out, max_tokens=50, max_fills=2)
   assert json.loads(out.read_text()) == result
