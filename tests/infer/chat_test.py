@@ -27,7 +27,7 @@ class Parrot:
   tokenizer = Bytes()
 
   def __init__(self, *answers: bytes, max_length: int = 200):
-    self.config = type("Config", (), {"max_length": max_length})
+    self.config = type("Config", (), {"max_length": max_length, "vocab_size": 257})
     self.prompts: list[str] = []
     self.seeds: list[int] = []
     self._answers = itertools.cycle(answers)

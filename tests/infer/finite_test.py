@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from glmjax import errors
+from glmjax import positions as positions_lib
 from glmjax import tokens
 from glmjax.cli import chat as chat_command
 from glmjax.infer import beam
@@ -16,6 +17,7 @@ from glmjax.infer import chat
 from glmjax.infer import decode
 from glmjax.infer import engine
 from glmjax.infer import prompt as prompt_lib
+from glmjax.infer import runner
 from glmjax.infer import sampling
 from glmjax.infer import score
 from glmjax.models import config as config_lib
@@ -50,7 +52,7 @@ def broken(value: float, where: str = "mlp") -> engine.Engine:
   config, params = model()
   name = jax.tree_util.keystr
   flags = lambda path, x: x * value if where in name(path) and "kernel" in name(path) else x
-  return engine.Engine(config, jax.tree_util.tree_map_with_path(flags, params), Letters())
+  return engine.Engine(runner.Runner(config, jax.tree_util.tree_map_with_path(flags, params)), Letters())
 
 
 @pytest.fixture(scope="module", params=[np.nan, np.inf, 1e38])
@@ -80,18 +82,19 @@ def test_stream_and_chat(sick, capsys):
 
 
 def test_beam_search(sick):
-  prompt = prompt_lib.fill(sick.encode("ab[MASK]cd."), Letters.specials, "rotary")
+  prompt = prompt_lib.fill(sick.encode("ab[MASK]cd."), Letters.specials, positions_lib.ROTARY)
   with pytest.raises(errors.NotFiniteError, match=MESSAGE):
-    beam.search(sick.config, sick.params, [prompt], 4, beam.BeamSearch(num_beams=2), [Letters.specials.eop],
+    beam.search(sick.runner, [prompt], 4, beam.BeamSearch(num_beams=2), [Letters.specials.eop],
                 Letters.specials.pad)
 
 
 def test_rows_that_only_fill_a_batch_do_not_count():
   """Nor logits behind a row's end."""
   config, params = model()
-  good = engine.Engine(config, params, Letters())
+  good = engine.Engine(runner.Runner(config, params), Letters())
   assert len(good.generate(["ab", "cd", "ef"], max_tokens=3)) == 3
-  state = decode.State({}, 0, 0, jnp.zeros(4, jnp.int32), jnp.zeros((4, 1), jnp.int32), jnp.ones(4, bool),
+  none = jnp.zeros(4, jnp.int32)
+  state = decode.State({}, none, none, none, jnp.zeros((4, 1), jnp.int32), jnp.ones(4, bool),
                        jnp.array([True, True, True, False]))
   decode.generated(state, 3)
   with pytest.raises(errors.NotFiniteError):
@@ -101,13 +104,13 @@ def test_rows_that_only_fill_a_batch_do_not_count():
 @pytest.mark.parametrize("token", [-1, 64, 2**31 - 1])
 def test_tokens_that_are_no_ids(token):
   config, params = model()
-  good = engine.Engine(config, params, Letters())
+  good = engine.Engine(runner.Runner(config, params), Letters())
   message = f"token {token} is no id of the model's, which has 64"
   with pytest.raises(errors.InputError, match=message):
     good.fill([[20, token, Letters.specials.mask]], 4, [sampling.Sampling()], [0])
   with pytest.raises(errors.InputError, match=message):
     list(good.stream([20, token, Letters.specials.mask], 4))
-  prompt = prompt_lib.fill([20, 21, Letters.specials.gmask], Letters.specials, config.positions)
+  prompt = prompt_lib.fill([20, 21, Letters.specials.gmask], Letters.specials, config.position_kind)
   row = score.Row(prompt, [token])
   with pytest.raises(errors.InputError, match=message):
     good.score_rows([row])
