@@ -137,7 +137,7 @@ class Placement:
   def state(self, config: config_lib.GLMConfig, batch: int, slots: int, new_tokens: int) -> decode.State:
     """The abstract state of a batch that decodes: its cache split by rows and heads."""
     rows = "batch" if batch % self.row_parts == 0 else None
-    sharding = partitioning.named(self.mesh, self.rules, rows, "act_heads", None, None)
+    sharding = _of_result(partitioning.named(self.mesh, self.rules, rows, "act_heads", None, None))
     cache = jax.tree.map(functools.partial(_abstract, sharding=sharding),
                          jax.eval_shape(lambda: kv_cache.empty(config, batch, slots)))
     number = functools.partial(self._numbers, batch)
@@ -204,6 +204,16 @@ def on_mesh(mesh: mesh_lib.MeshConfig | str | None) -> Placement:
   if -1 not in sizes and jax.process_count() == 1:
     devices = devices[:math.prod(sizes)]
   return Placement(mesh_lib.make_mesh(config, devices))
+
+
+def _of_result(sharding: jax.sharding.NamedSharding) -> jax.sharding.NamedSharding:
+  """The sharding as JAX gives it to a program's result: without the mesh axes that have one device."""
+  def parts(axes: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
+    names = (axes,) if isinstance(axes, str) else axes or ()
+    split = tuple(name for name in names if sharding.mesh.shape[name] > 1)
+    return split[0] if len(split) == 1 else split or None
+
+  return jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec(*map(parts, sharding.spec)))
 
 
 def one_device() -> Placement:
