@@ -100,7 +100,7 @@ def _rates(
   if not any((of_languages | of_sets).values()):
     raise errors.InputError(f"pretrain.register: rates {given}: one must be above 0")
   _say_if_other(languages, given, of_languages, sizes)
-  if of_sets:
+  if of_sets or given and not sizes:  # as they are given
     return of_languages | of_sets
   text_share = 1 - share if sizes else 1
   total = sum(of_languages.values())

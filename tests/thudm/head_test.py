@@ -84,9 +84,12 @@ def test_equal_matrices_are_one(make, tmp_path, monkeypatch, caplog, said):
     found[TABLE][3, 5] = np.nan
     table_as_head(found)
 
-  hub = rewrite(make(tmp_path / "hub", "chatglm-6b"), said, with_nan)
-  opened = source.open_source("chatglm-6b", hub)
-  assert opened.config.tie_embeddings and opened.note is None
+  hub = make(tmp_path / "hub", "chatglm-6b")
+  for change in (with_nan, table_as_head):
+    opened = source.open_source("chatglm-6b", rewrite(hub, said, change))
+    assert opened.config.tie_embeddings and opened.note is None
+    if change is with_nan:
+      rewrite(hub, said, lambda found: found[TABLE].__setitem__((3, 5), 1))
   load.import_model("chatglm-6b", hub, tmp_path / "ours")
   assert HEAD not in caplog.text
   size = lambda name: sum(path.stat().st_size for path in (tmp_path / name / "params").rglob("*"))
