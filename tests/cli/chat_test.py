@@ -24,7 +24,7 @@ from glmjax.infer import chat as chat_lib
 class Model:
   """Repeats what it reads; or says "ok 好" without end."""
 
-  config = types.SimpleNamespace(max_length=2000)
+  config = types.SimpleNamespace(max_length=2000, vocab_size=1 << 30)
   tokenizer = types.SimpleNamespace(decode_bytes=bytes)
 
   def __init__(self, ends: bool):

@@ -24,11 +24,11 @@ class Model:
   """Answers in capitals and the seed; two prompts at a time."""
 
   max_batch = 2
-  config = types.SimpleNamespace(max_length=50)
+  config = types.SimpleNamespace(max_length=50, vocab_size=1 << 30)
   room = engine.Engine.room
 
   def encode(self, text: str) -> list[int]:
-    return list(text)
+    return [ord(letter) for letter in text]
 
   def generate(self, prompts: Sequence[str], max_tokens: int, how: sampling.Sampling, seed: int
                ) -> list[engine.Generation]:
@@ -203,7 +203,7 @@ def test_files_of_other_prompts_are_left_alone(monkeypatch):
   with pytest.raises(errors.InputError, match="line 2 is no answer"):
     inference.generate("m", ["a"], out="a.jsonl")
   with monkeypatch.context() as patch:  # a mistake found after the files are opened: nothing is lost
-    patch.setattr(Model, "config", types.SimpleNamespace(max_length=1))
+    patch.setattr(Model, "config", types.SimpleNamespace(max_length=1, vocab_size=1 << 30))
     with pytest.raises(errors.InputError, match="prompt 1 of 1: a prompt takes 2 tokens"):
       inference.generate("m", ["a"], out="a.jsonl", overwrite=True)
   assert len(lines("a.jsonl")) == 2
