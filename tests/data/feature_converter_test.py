@@ -151,7 +151,7 @@ def test_mistakes_come_out_in_one_line(tokenizer, tmp_path):
   with pytest.raises(errors.InputError, match="bad.jsonl:51: not JSON") as caught:
     next(bad.batches(iter([(0, 2)])))
   assert "\n" not in str(caught.value)
-  (tmp_path / "one.txt").write_text("one")  # too short to be cut in two
+  (tmp_path / "one.txt").write_text("x")  # a letter cannot be cut in two
   pretrain.register({"one": str(tmp_path / "one.txt")}, folder, mixture="one")
   empty = feature_converter.SeqioMixture("one", infilling(tokenizer), split="validation")
   with pytest.raises(errors.InputError, match="task pretrain_one has too little text in the split 'validation'"):
