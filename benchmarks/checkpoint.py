@@ -49,9 +49,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
       cases.append(run(count, options.repeats, folder))
     print(cases[-1], flush=True)
-  result = {"what": "saving and restoring a training state", "machine": machine,
-            "date": datetime.datetime.now().isoformat(timespec="seconds"),
-            "command": " ".join(["python", "benchmarks/checkpoint.py", *sys.argv[1:]]), "cases": cases}
+  result = {
+    "what": "saving and restoring a training state",
+    "machine": machine,
+    "date": datetime.datetime.now().isoformat(timespec="seconds"),
+    "command": " ".join(["python", "benchmarks/checkpoint.py", *sys.argv[1:]]),
+    "cases": cases,
+  }
   publish.write_json(options.out, result)
   print(table(cases))
 
@@ -63,8 +67,15 @@ def run(count: int, repeats: int, folder: str) -> dict:
     coordinator = f"localhost:{free.getsockname()[1]}"
   flags = f"--xla_force_host_platform_device_count={DEVICES // count}"
   command = [sys.executable, __file__, f"--repeats={repeats}", f"--folder={folder}", "--join", coordinator, str(count)]
-  started = [subprocess.Popen([*command, str(i)], stdout=subprocess.PIPE, text=True,
-                              env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}) for i in range(count)]
+  started = [
+    subprocess.Popen(
+      [*command, str(i)],
+      stdout=subprocess.PIPE,
+      text=True,
+      env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+    )
+    for i in range(count)
+  ]
   said = [process.communicate()[0] for process in started]
   if any(process.returncode for process in started):
     sys.exit("a process failed")
@@ -90,9 +101,12 @@ def measure(coordinator: str, count: int, number: int, repeats: int, folder: pat
   tx = optimizer.AdamW().make()
   abstract = state_lib.abstract(config, tx, mesh_lib.make_mesh(mesh_lib.MeshConfig(data=1, fsdp=DEVICES)))
   state = state_lib.create(config, tx, 0, abstract)
-  noise = jax.jit(lambda state: jax.tree.map(  # a new run's moments are zeros, which a disk may not store
-      lambda x: jax.random.uniform(jax.random.key(x.size), x.shape) if x.ndim > 1 else x, state),
-                  out_shardings=jax.tree.map(lambda x: x.sharding, abstract))
+  noise = jax.jit(
+    lambda state: jax.tree.map(  # a new run's moments are zeros, which a disk may not store
+      lambda x: jax.random.uniform(jax.random.key(x.size), x.shape) if x.ndim > 1 else x, state
+    ),
+    out_shardings=jax.tree.map(lambda x: x.sharding, abstract),
+  )
   state = jax.block_until_ready(noise(state))
   size = sum(x.nbytes for x in jax.tree.leaves(state))
   together = lambda: multihost_utils.sync_global_devices("benchmark")
@@ -126,8 +140,12 @@ def measure(coordinator: str, count: int, number: int, repeats: int, folder: pat
         for name, value in (raw | times).items():
           found[name].append(value)
   if number == 0:
-    print(json.dumps({"processes": count, "devices": DEVICES, "bytes": size, "files": files} | {
-        f"{name}_seconds": [round(value, 3) for value in values] for name, values in found.items()}))
+    print(
+      json.dumps(
+        {"processes": count, "devices": DEVICES, "bytes": size, "files": files}
+        | {f"{name}_seconds": [round(value, 3) for value in values] for name, values in found.items()}
+      )
+    )
 
 
 def plain_files(folder: pathlib.Path, size: int) -> dict[str, float]:
@@ -138,7 +156,7 @@ def plain_files(folder: pathlib.Path, size: int) -> dict[str, float]:
 
   def write(path: pathlib.Path) -> None:
     with open(path, "wb", buffering=0) as file:
-      file.write(block[:size - int(path.name) * _BLOCK])
+      file.write(block[: size - int(path.name) * _BLOCK])
       os.fsync(file.fileno())
 
   def read(path: pathlib.Path) -> None:
@@ -170,14 +188,21 @@ def forget(folder: pathlib.Path) -> None:
 
 def table(cases: list[dict]) -> str:
   """Markdown; medians."""
-  lines = ["| processes | disk: write, MB/s | save, MB/s | of the disk | training waits, s | disk: read, MB/s | "
-           "restore, MB/s | of the disk |", "|---|---|---|---|---|---|---|---|"]
+  lines = [
+    "| processes | disk: write, MB/s | save, MB/s | of the disk | training waits, s | disk: read, MB/s | "
+    "restore, MB/s | of the disk |",
+    "|---|---|---|---|---|---|---|---|",
+  ]
   for case in cases:
-    rate = {name: case["bytes"] / 1e6 / statistics.median(case[f"{name}_seconds"])
-            for name in ("write", "save", "read", "restore")}
-    lines.append(f"| {case['processes']} | {rate['write']:,.0f} | {rate['save']:,.0f} | "
-                 f"{rate['save'] / rate['write']:.2f} | {statistics.median(case['blocked_seconds']):.2f} | "
-                 f"{rate['read']:,.0f} | {rate['restore']:,.0f} | {rate['restore'] / rate['read']:.2f} |")
+    rate = {
+      name: case["bytes"] / 1e6 / statistics.median(case[f"{name}_seconds"])
+      for name in ("write", "save", "read", "restore")
+    }
+    lines.append(
+      f"| {case['processes']} | {rate['write']:,.0f} | {rate['save']:,.0f} | "
+      f"{rate['save'] / rate['write']:.2f} | {statistics.median(case['blocked_seconds']):.2f} | "
+      f"{rate['read']:,.0f} | {rate['restore']:,.0f} | {rate['restore'] / rate['read']:.2f} |"
+    )
   return "\n".join(lines)
 
 

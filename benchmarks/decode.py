@@ -31,8 +31,7 @@ from glmjax.infer import sampling
 from glmjax.models import config as config_lib
 from glmjax.models import glm
 
-CONFIG = config_lib.GLMConfig(
-    vocab_size=20480, num_layers=6, embed_dim=512, num_heads=8, mlp_dim=1365, max_length=1024)
+CONFIG = config_lib.GLMConfig(vocab_size=20480, num_layers=6, embed_dim=512, num_heads=8, mlp_dim=1365, max_length=1024)
 SPECIALS = tokens.icetk(0, 20_000)
 PROMPT, NEW = 64, 128
 BUSY = 0.12  # share of a processor used by others, above which a run does not count as quiet
@@ -57,11 +56,17 @@ def main() -> None:
       theirs.append(json.loads(done.stdout.splitlines()[-1]))
       print(f"turn {turn + 1}: original {theirs[-1]}", flush=True)
   median = lambda turns: statistics.median(turn["median"] for turn in turns)
-  result = {"what": f"greedy decode, batch 1, {PROMPT} + {NEW} tokens, float32, tokens/s",
-            "date": datetime.datetime.now().isoformat(timespec="seconds"), "machine": loader.machine(),
-            "command": " ".join(["python", "benchmarks/decode.py", *map(os.path.basename, sys.argv[1:])]),
-            "jax": jax.__version__, "compile_seconds": compile_seconds, "glmjax": ours, "original": theirs,
-            "glmjax_median": median(ours)}
+  result = {
+    "what": f"greedy decode, batch 1, {PROMPT} + {NEW} tokens, float32, tokens/s",
+    "date": datetime.datetime.now().isoformat(timespec="seconds"),
+    "machine": loader.machine(),
+    "command": " ".join(["python", "benchmarks/decode.py", *map(os.path.basename, sys.argv[1:])]),
+    "jax": jax.__version__,
+    "compile_seconds": compile_seconds,
+    "glmjax": ours,
+    "original": theirs,
+    "glmjax_median": median(ours),
+  }
   if theirs:
     result |= {"original_median": median(theirs), "ratio": round(median(ours) / median(theirs), 2)}
   pathlib.Path(options.out).parent.mkdir(parents=True, exist_ok=True)
@@ -99,8 +104,12 @@ def measure(run: Callable[[], float], runs: int) -> dict:
     if others <= BUSY * (time.perf_counter() - start):
       quiet.append(rates[-1])
   used = quiet or rates
-  return {"quiet_runs": len(quiet), "median": round(statistics.median(used), 1), "min": round(min(used), 1),
-          "max": round(max(used), 1)}
+  return {
+    "quiet_runs": len(quiet),
+    "median": round(statistics.median(used), 1),
+    "min": round(min(used), 1),
+    "max": round(max(used), 1),
+  }
 
 
 def busy_seconds() -> float:

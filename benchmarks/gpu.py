@@ -57,14 +57,30 @@ from glmjax.train import step as step_lib  # noqa: E402
 TESTS = ("tests/golden_test.py", "tests/quantize", "tests/infer", "tests/models")
 PARALLEL = ("-n", "8") if importlib.util.find_spec("xdist") and (os.cpu_count() or 1) > 8 else ()
 CHATGLM_6B = config_lib.GLMConfig(
-    vocab_size=130_528, num_layers=28, embed_dim=4_096, num_heads=32, mlp_dim=16_384, positions="rotary_2d",
-    mlp="gelu_tanh", dtype="bfloat16", param_dtype="bfloat16")
+  vocab_size=130_528,
+  num_layers=28,
+  embed_dim=4_096,
+  num_heads=32,
+  mlp_dim=16_384,
+  positions="rotary_2d",
+  mlp="gelu_tanh",
+  dtype="bfloat16",
+  param_dtype="bfloat16",
+)
 
 
 def gpt(layers: int, width: int, heads: int, length: int, **changes: Any) -> config_lib.GLMConfig:
   """GLM-130B's block at another size, with its vocabulary."""
-  return config_lib.GLMConfig(vocab_size=150_528, num_layers=layers, embed_dim=width, num_heads=heads, dtype="bfloat16",
-                              mlp_dim=-(-width * 8 // 3 // 128) * 128, max_length=length, **changes)
+  return config_lib.GLMConfig(
+    vocab_size=150_528,
+    num_layers=layers,
+    embed_dim=width,
+    num_heads=heads,
+    dtype="bfloat16",
+    mlp_dim=-(-width * 8 // 3 // 128) * 128,
+    max_length=length,
+    **changes,
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,24 +111,26 @@ class Decode:
 
 
 def _small(config: config_lib.GLMConfig) -> config_lib.GLMConfig:
-  return dataclasses.replace(config, vocab_size=512, num_layers=2, embed_dim=64, num_heads=4, mlp_dim=128,
-                             max_length=min(config.max_length, 64))
+  return dataclasses.replace(
+    config, vocab_size=512, num_layers=2, embed_dim=64, num_heads=4, mlp_dim=128, max_length=min(config.max_length, 64)
+  )
 
 
 CASES: dict[str, Train | Decode] = {
-    "train_1b_2048": Train(gpt(20, 2_048, 16, 2_048, remat="dots"), 16),
-    "train_1b_2048_unrolled": Train(gpt(20, 2_048, 16, 2_048, remat="dots", scan_layers=False), 24),
-    "train_1b_2048_dropout": Train(gpt(20, 2_048, 16, 2_048, remat="dots", hidden_dropout=0.1, attention_dropout=0.1),
-                                   16),
-    "train_200m_512": Train(gpt(12, 768, 12, 512, remat="dots"), 64),
-    "train_200m_512_unrolled": Train(gpt(12, 768, 12, 512, remat="dots", scan_layers=False), 64),
-    "train_500m_1024": Train(gpt(24, 1_024, 16, 1_024, remat="dots"), 16),
-    "train_1b_2048_full_remat": Train(gpt(20, 2_048, 16, 2_048, remat="full"), 8),
-    "train_1b_2048_micro": Train(gpt(20, 2_048, 16, 2_048, remat="dots"), 32, 8),
-    "decode_6b_bf16": Decode(CHATGLM_6B),
-    "decode_6b_int8": Decode(CHATGLM_6B, 8),
-    "decode_6b_int4": Decode(CHATGLM_6B, 4),
-    "decode_6b_bf16_offload": Decode(CHATGLM_6B, offload=7),
+  "train_1b_2048": Train(gpt(20, 2_048, 16, 2_048, remat="dots"), 16),
+  "train_1b_2048_unrolled": Train(gpt(20, 2_048, 16, 2_048, remat="dots", scan_layers=False), 24),
+  "train_1b_2048_dropout": Train(
+    gpt(20, 2_048, 16, 2_048, remat="dots", hidden_dropout=0.1, attention_dropout=0.1), 16
+  ),
+  "train_200m_512": Train(gpt(12, 768, 12, 512, remat="dots"), 64),
+  "train_200m_512_unrolled": Train(gpt(12, 768, 12, 512, remat="dots", scan_layers=False), 64),
+  "train_500m_1024": Train(gpt(24, 1_024, 16, 1_024, remat="dots"), 16),
+  "train_1b_2048_full_remat": Train(gpt(20, 2_048, 16, 2_048, remat="full"), 8),
+  "train_1b_2048_micro": Train(gpt(20, 2_048, 16, 2_048, remat="dots"), 32, 8),
+  "decode_6b_bf16": Decode(CHATGLM_6B),
+  "decode_6b_int8": Decode(CHATGLM_6B, 8),
+  "decode_6b_int4": Decode(CHATGLM_6B, 4),
+  "decode_6b_bf16_offload": Decode(CHATGLM_6B, offload=7),
 }
 
 
@@ -128,8 +146,13 @@ def main() -> None:
     print(json.dumps(train(case) if isinstance(case, Train) else generate(case)))
     return
   device = jax.devices()[0].device_kind
-  result: dict[str, Any] = {"device": device, "date": datetime.date.today().isoformat(), "jax": jax.__version__,
-                            "python": sys.version.split()[0], "command": " ".join(["python", *sys.argv])}
+  result: dict[str, Any] = {
+    "device": device,
+    "date": datetime.date.today().isoformat(),
+    "jax": jax.__version__,
+    "python": sys.version.split()[0],
+    "command": " ".join(["python", *sys.argv]),
+  }
   work = {name: functools.partial(run_case, name, options.small) for name in CASES}
   if not options.skip_tests:
     work["tests"] = run_tests
@@ -143,11 +166,16 @@ def main() -> None:
 
 def run_tests() -> dict[str, Any]:
   """The last lines that pytest prints, and its exit status."""
-  environment = os.environ | {"JAX_PLATFORMS": "", "XLA_FLAGS": "", "JAX_DEFAULT_MATMUL_PRECISION": "highest",
-                              "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+  environment = os.environ | {
+    "JAX_PLATFORMS": "",
+    "XLA_FLAGS": "",
+    "JAX_DEFAULT_MATMUL_PRECISION": "highest",
+    "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+  }
   command = [sys.executable, "-m", "pytest", "-q", "--maxfail=20", "-p", "no:cacheprovider", "-p", "no:benchmark"]
-  done = subprocess.run([*command, *PARALLEL, *TESTS], cwd=ROOT, env=environment, capture_output=True, text=True,
-                        check=False)
+  done = subprocess.run(
+    [*command, *PARALLEL, *TESTS], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+  )
   lines = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR")) or " passed" in line]
   print(done.stdout[-3000:], flush=True)
   return {"exit": done.returncode, "lines": lines[-25:]}
@@ -156,8 +184,9 @@ def run_tests() -> dict[str, Any]:
 def run_case(name: str, small: bool) -> dict[str, Any]:
   """One case's figures, or the last line of what went wrong."""
   command = [sys.executable, __file__, "--case", name, *["--small"] * small]
-  done = subprocess.run(command, capture_output=True, text=True, check=False,
-                        env={"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.94", **os.environ})
+  done = subprocess.run(
+    command, capture_output=True, text=True, check=False, env={"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.94", **os.environ}
+  )
   if done.returncode:
     return {"error": (done.stderr.strip() or "died").splitlines()[-1][:500]}
   return json.loads(done.stdout.splitlines()[-1])
@@ -166,8 +195,11 @@ def run_case(name: str, small: bool) -> dict[str, Any]:
 def train(case: Train) -> dict[str, Any]:
   """Figures of a training step; the master weights and AdamW's moments are float32."""
   config, workload = case.config, programs.Train(case.rows, case.config.max_length, case.micro, loss_chunk=case.chunk)
-  length, tx, mesh = workload.length, workload.optimizer.make(), mesh_lib.make_mesh(mesh_lib.MeshConfig(data=1),
-                                                                                    jax.devices()[:1])
+  length, tx, mesh = (
+    workload.length,
+    workload.optimizer.make(),
+    mesh_lib.make_mesh(mesh_lib.MeshConfig(data=1), jax.devices()[:1]),
+  )
   layout = feed.Layout.make(mesh, partitioning.FSDP, case.rows, case.micro, length, 1, config.vocab_size)
   batch = layout.put(random_rows(case.rows, length, config.vocab_size))
   program = workload.program(config, mesh)
@@ -186,24 +218,46 @@ def train(case: Train) -> dict[str, Any]:
     step_seconds = median_seconds(step)
   rate = case.rows * length / step_seconds
   flops = rate * config.train_flops_per_token(length)
-  return {"parameters": config.num_parameters(), "rows": case.rows, "length": length, "remat": config.remat,
-          "tokens_per_second": round(rate), "model_tflops_per_second": round(flops / 1e12, 1), "mfu": of_peak(flops),
-          "first_loss": losses[0], "last_loss": losses[-1], "compile_seconds": seconds,
-          "step_seconds": round(step_seconds, 4), **planned(program, compiled), **peak()}
+  return {
+    "parameters": config.num_parameters(),
+    "rows": case.rows,
+    "length": length,
+    "remat": config.remat,
+    "tokens_per_second": round(rate),
+    "model_tflops_per_second": round(flops / 1e12, 1),
+    "mfu": of_peak(flops),
+    "first_loss": losses[0],
+    "last_loss": losses[-1],
+    "compile_seconds": seconds,
+    "step_seconds": round(step_seconds, 4),
+    **planned(program, compiled),
+    **peak(),
+  }
 
 
 def planned(program: programs.Program, compiled: Any) -> dict[str, Any]:
   """What `glmjax plan` would say of this program: its memory, and the time below which the device cannot run it."""
   analysis, found = compiled.memory_analysis(), chip()
-  size = (analysis.argument_size_in_bytes + analysis.output_size_in_bytes + analysis.temp_size_in_bytes
-          - analysis.alias_size_in_bytes)
+  size = (
+    analysis.argument_size_in_bytes
+    + analysis.output_size_in_bytes
+    + analysis.temp_size_in_bytes
+    - analysis.alias_size_in_bytes
+  )
   if found is None:
     return {"planned_bytes": size}
   text = compiled.as_text()
-  rates = estimate.roofline(cost.flops(program.traced.jaxpr.jaxpr, program.trips), cost.traffic(text, program.trips),
-                            [], found, cost.fetched(text, program.trips))
-  return {"planned_bytes": size, "planned_seconds": {name: round(rates[f"{name}_seconds"], 6)
-                                                     for name in ("compute", "memory", "host", "step")}}
+  rates = estimate.roofline(
+    cost.flops(program.traced.jaxpr.jaxpr, program.trips),
+    cost.traffic(text, program.trips),
+    [],
+    found,
+    cost.fetched(text, program.trips),
+  )
+  return {
+    "planned_bytes": size,
+    "planned_seconds": {name: round(rates[f"{name}_seconds"], 6) for name in ("compute", "memory", "host", "step")},
+  }
 
 
 def generate(case: Decode) -> dict[str, Any]:
@@ -223,8 +277,9 @@ def generate(case: Decode) -> dict[str, Any]:
   _, compile_prefill = timed(prefill)
   prefill_seconds = median_seconds(prefill)
   states = []
-  body = lambda: states.append(jax.block_until_ready(
-      model.run(decode.decode, rows, states.pop(), draws, none, none, np.int32(case.new))))
+  body = lambda: states.append(
+    jax.block_until_ready(model.run(decode.decode, rows, states.pop(), draws, none, none, np.int32(case.new)))
+  )
   states.append(prefill())
   _, compile_decode = timed(body)
   times = []
@@ -233,21 +288,37 @@ def generate(case: Decode) -> dict[str, Any]:
     times.append(timed(body)[1])
   seconds, read = statistics.median(times) / case.new, sum(x.nbytes for x in jax.tree.leaves(params))
   program = programs.Decode(context=case.prompt + slots, bits=case.bits, offload_layers=case.offload).program(
-      case.config, mesh_lib.make_mesh(mesh_lib.MeshConfig(data=1), jax.devices()[:1]))
-  return {"parameters": config.num_parameters(), "bits": case.bits or 16, "offload_layers": case.offload,
-          "weight_bytes": read, "prompt": case.prompt, "prefill_seconds": round(prefill_seconds, 4),
-          "tokens_per_second": round(1 / seconds, 1), "weight_bytes_per_second": round(read / seconds),
-          "compile_seconds": [compile_prefill, compile_decode],
-          "token_seconds": round(seconds, 6), **planned(program, program.traced.lower().compile()), **peak()}
+    case.config, mesh_lib.make_mesh(mesh_lib.MeshConfig(data=1), jax.devices()[:1])
+  )
+  return {
+    "parameters": config.num_parameters(),
+    "bits": case.bits or 16,
+    "offload_layers": case.offload,
+    "weight_bytes": read,
+    "prompt": case.prompt,
+    "prefill_seconds": round(prefill_seconds, 4),
+    "tokens_per_second": round(1 / seconds, 1),
+    "weight_bytes_per_second": round(read / seconds),
+    "compile_seconds": [compile_prefill, compile_decode],
+    "token_seconds": round(seconds, 6),
+    **planned(program, program.traced.lower().compile()),
+    **peak(),
+  }
 
 
 def random_rows(rows: int, length: int, vocab_size: int) -> feed.HostBatch:
   """Random tokens, the first fifth of each row context, as a [gMASK] row has at most."""
   places = np.broadcast_to(np.arange(length, dtype=np.int32), (rows, length))
   some, targets = np.random.default_rng(0).integers(0, vocab_size, (2, rows, length)).astype(np.int32)
-  return {"tokens": some, "targets": targets, "loss_weights": (places >= length // 5).astype(np.float32),
-          "positions": places, "attend_start": np.zeros_like(places),
-          "attend_end": np.maximum(places + 1, length // 5), "objective": np.ones_like(places)}
+  return {
+    "tokens": some,
+    "targets": targets,
+    "loss_weights": (places >= length // 5).astype(np.float32),
+    "positions": places,
+    "attend_start": np.zeros_like(places),
+    "attend_end": np.maximum(places + 1, length // 5),
+    "objective": np.ones_like(places),
+  }
 
 
 def timed(run: Callable[[], Any]) -> tuple[Any, float]:

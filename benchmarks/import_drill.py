@@ -30,9 +30,9 @@ from glmjax.models import config as config_lib
 from glmjax.thudm import write
 
 _SIZES = {
-    "full": dict(num_layers=28, embed_dim=4096, num_heads=32, mlp_dim=16_384),  # 6,173,286,400 parameters
-    "part": dict(num_layers=4, embed_dim=4096, num_heads=32, mlp_dim=16_384),
-    "tiny": dict(num_layers=2, embed_dim=64, num_heads=4, mlp_dim=256),
+  "full": dict(num_layers=28, embed_dim=4096, num_heads=32, mlp_dim=16_384),  # 6,173,286,400 parameters
+  "part": dict(num_layers=4, embed_dim=4096, num_heads=32, mlp_dim=16_384),
+  "tiny": dict(num_layers=2, embed_dim=64, num_heads=4, mlp_dim=256),
 }
 _PIECES = 130_000  # text pieces of ice_text.model
 _PROMPT = "hello world[gMASK]"
@@ -58,13 +58,18 @@ def main() -> None:
 
 def drill(folder: pathlib.Path, size: str, max_tokens: int) -> dict[str, Any]:
   """Runs the steps; {step: {"seconds", "megabytes_per_second", "peak_gib"}} and what the answer was."""
-  model = config_lib.GLMConfig(vocab_size=130_528, max_length=2048, positions="rotary_2d", mlp="gelu_tanh",
-                               param_dtype="float16", **_SIZES[size])
+  model = config_lib.GLMConfig(
+    vocab_size=130_528, max_length=2048, positions="rotary_2d", mlp="gelu_tanh", param_dtype="float16", **_SIZES[size]
+  )
   hub, copy, ours, int4 = (folder / name for name in ("hub", "copy", "float16", "int4"))
-  result: dict[str, Any] = {"what": "import, INT4 export and answer of a model in THUDM's files", "size": size,
-                            "date": datetime.datetime.now().isoformat(timespec="seconds"), "machine": loader.machine(),
-                            "command": " ".join(["python", "benchmarks/import_drill.py", *sys.argv[1:]]),
-                            "parameters": model.num_parameters()}
+  result: dict[str, Any] = {
+    "what": "import, INT4 export and answer of a model in THUDM's files",
+    "size": size,
+    "date": datetime.datetime.now().isoformat(timespec="seconds"),
+    "machine": loader.machine(),
+    "command": " ".join(["python", "benchmarks/import_drill.py", *sys.argv[1:]]),
+    "parameters": model.num_parameters(),
+  }
   started = time.perf_counter()
   write.write_safetensors(hub, write.random_items("chatglm-6b", model))
   write.write_hub_configs(hub, model, None, made_up_tokenizer())
@@ -84,15 +89,18 @@ def drill(folder: pathlib.Path, size: str, max_tokens: int) -> dict[str, Any]:
   shutil.rmtree(hub)
 
   forget(ours)
-  result["export_int4"] = command(["export", f"--checkpoint={ours}", f"--out={int4}", "--bits=4"],
-                                  result["import_bytes"])
+  result["export_int4"] = command(
+    ["export", f"--checkpoint={ours}", f"--out={int4}", "--bits=4"], result["import_bytes"]
+  )
   result["int4_bytes"] = bytes_of(int4)
   shutil.rmtree(ours)
 
-  result["answer"] = command(["generate", f"--checkpoint={int4}", f"--prompt={_PROMPT}", f"--max_tokens={max_tokens}"],
-                             None)
-  result["import_speed_of_copy"] = round(result["import"]["megabytes_per_second"] /
-                                         result["copy"]["megabytes_per_second"], 2)
+  result["answer"] = command(
+    ["generate", f"--checkpoint={int4}", f"--prompt={_PROMPT}", f"--max_tokens={max_tokens}"], None
+  )
+  result["import_speed_of_copy"] = round(
+    result["import"]["megabytes_per_second"] / result["copy"]["megabytes_per_second"], 2
+  )
   return result
 
 
@@ -100,8 +108,13 @@ def made_up_tokenizer() -> tokenizer_lib.Tokenizer:
   """As many pieces as ice_text.model: the letters, and words that are numbers."""
   proto = sentencepiece_model_pb2.ModelProto()
   kind = proto.SentencePiece
-  for name, type_ in (("<unk>", kind.UNKNOWN), ("<s>", kind.CONTROL), ("</s>", kind.CONTROL),
-                      ("<pad>", kind.CONTROL), ("<n>", kind.USER_DEFINED)):
+  for name, type_ in (
+    ("<unk>", kind.UNKNOWN),
+    ("<s>", kind.CONTROL),
+    ("</s>", kind.CONTROL),
+    ("<pad>", kind.CONTROL),
+    ("<n>", kind.USER_DEFINED),
+  ):
     proto.pieces.add(piece=name, score=0.0, type=type_)
   letters = [chr(i) for i in range(33, 127)] + ["\u2581"]
   for i in range(_PIECES - len(proto.pieces)):

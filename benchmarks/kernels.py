@@ -44,11 +44,16 @@ def main() -> None:
   parser.add_argument("--skip_attention", action="store_true")
   parser.add_argument("--rows", type=int, default=4, help="rows of 2,048 tokens")
   options = parser.parse_args()
-  result: dict[str, Any] = {"device": jax.devices()[0].device_kind, "date": datetime.date.today().isoformat(),
-                            "jax": jax.__version__, "command": " ".join(["python", *sys.argv])}
+  result: dict[str, Any] = {
+    "device": jax.devices()[0].device_kind,
+    "date": datetime.date.today().isoformat(),
+    "jax": jax.__version__,
+    "command": " ".join(["python", *sys.argv]),
+  }
   for heads, width in ((16, 128), (32, 64)) * (not options.skip_attention):
-    result[f"attention_{heads}x{width}"] = compare_attention(options.rows, 2_048, heads, width,
-                                                                options.tune and width == 128)
+    result[f"attention_{heads}x{width}"] = compare_attention(
+      options.rows, 2_048, heads, width, options.tune and width == 128
+    )
     print(f"attention_{heads}x{width}", json.dumps(result[f"attention_{heads}x{width}"]), flush=True)
   for bits in (8, 4):
     result[f"int{bits}"] = compare_products(bits, options.tune)
@@ -93,31 +98,42 @@ def compare_attention(rows: int, length: int, heads: int, width: int, tune: bool
     return jax.jit(lambda q, k, v: (lambda out, vjp: (out, *vjp(d)))(*jax.vjp(way, q, k, v)))
 
   found: dict[str, Any] = {}
-  for name, way in {"dense": dense, "cudnn": cudnn, "flash": flash, "dense_dropout": dropping[0],
-                    "flash_dropout": dropping[1]}.items():
+  for name, way in {
+    "dense": dense,
+    "cudnn": cudnn,
+    "flash": flash,
+    "dense_dropout": dropping[0],
+    "flash_dropout": dropping[1],
+  }.items():
     try:
       found[name] = [round(1e3 * seconds(functools.partial(f, q, k, v)), 3) for f in (jax.jit(way), both(way))]
     except Exception as error:  # a way that this machine does not have
       found[name] = str(error).splitlines()[0][:200]
-  found["worst_error"] = [round(float(jnp.abs(a - b).max() / jnp.std(b)), 5)
-                          for a, b in zip(*(map(lambda x: x.astype(jnp.float32), both(way)(q, k, v))
-                                            for way in (flash, dense)))]
+  found["worst_error"] = [
+    round(float(jnp.abs(a - b).max() / jnp.std(b)), 5)
+    for a, b in zip(*(map(lambda x: x.astype(jnp.float32), both(way)(q, k, v)) for way in (flash, dense)))
+  ]
   found["flops"] = 4 * rows * heads * width * int((end - start).sum() // rows)
   if tune:
     found["tune"] = tune_attention(q, k, v, start, end, d)
   return found
 
 
-def tune_attention(q: jax.Array, k: jax.Array, v: jax.Array, start: jax.Array, end: jax.Array, d: jax.Array
-                   ) -> dict[str, Any]:
+def tune_attention(
+  q: jax.Array, k: jax.Array, v: jax.Array, start: jax.Array, end: jax.Array, d: jax.Array
+) -> dict[str, Any]:
   """Milliseconds of each kernel by (queries, keys, warps, stages) of a block; the five fastest."""
   out, sums = jax.jit(flash_gpu.forward)(q, k, v, start, end)
   delta = jnp.swapaxes((out.astype(jnp.float32) * d.astype(jnp.float32)).sum(-1), 1, 2)
-  runs = {"_FORWARD": lambda: jax.jit(lambda *a: flash_gpu.forward(*a)).lower(q, k, v, start, end).compile(),
-          "_KEYS": lambda: jax.jit(lambda *a: flash_gpu.backward(*a)[1:]).lower(
-              q, k, v, start, end, sums, delta, d).compile(),
-          "_QUERIES": lambda: jax.jit(lambda *a: flash_gpu.backward(*a)[0]).lower(
-              q, k, v, start, end, sums, delta, d).compile()}
+  runs = {
+    "_FORWARD": lambda: jax.jit(lambda *a: flash_gpu.forward(*a)).lower(q, k, v, start, end).compile(),
+    "_KEYS": lambda: (
+      jax.jit(lambda *a: flash_gpu.backward(*a)[1:]).lower(q, k, v, start, end, sums, delta, d).compile()
+    ),
+    "_QUERIES": lambda: (
+      jax.jit(lambda *a: flash_gpu.backward(*a)[0]).lower(q, k, v, start, end, sums, delta, d).compile()
+    ),
+  }
   found = {}
   for name, build in runs.items():
     before, times = getattr(flash_gpu, name), []
@@ -144,10 +160,11 @@ def compare_products(bits: int, tune: bool, layers: int = 6) -> dict[str, Any]:
     x = jax.random.normal(jax.random.key(2), (1, inputs), jnp.bfloat16)
 
     each = functools.partial(layer_after_layer, x, layers)
-    ways = {"bf16": each(lambda x, w: x @ w, stack),
-            "xla": each(lambda x, q: ops._product("BI,IO->BO", (x,) if bits == 8 else ops._even_odd(x, 1), q.values),
-                        codes),
-            "kernel": each(lambda x, q: matmul_gpu.product(x, q.values, bits), codes)}
+    ways = {
+      "bf16": each(lambda x, w: x @ w, stack),
+      "xla": each(lambda x, q: ops._product("BI,IO->BO", (x,) if bits == 8 else ops._even_odd(x, 1), q.values), codes),
+      "kernel": each(lambda x, q: matmul_gpu.product(x, q.values, bits), codes),
+    }
     found[name] = {way: round(1e6 * seconds(run) / layers, 1) for way, run in ways.items()}
     found[name]["bytes_per_second"] = round(codes.values.nbytes / layers / found[name]["kernel"] * 1e6)
     got, want = ways["kernel"](), ways["xla"]()
@@ -167,8 +184,9 @@ def compare_products(bits: int, tune: bool, layers: int = 6) -> dict[str, Any]:
   return found
 
 
-def layer_after_layer(x: jax.Array, layers: int, product: Callable[..., jax.Array], stack: Any
-                      ) -> Callable[[], jax.Array]:
+def layer_after_layer(
+  x: jax.Array, layers: int, product: Callable[..., jax.Array], stack: Any
+) -> Callable[[], jax.Array]:
   """The sum of x times each of the stacked weights; unstacked first, for a scan would copy each."""
   weights = [jax.tree.map(operator.itemgetter(i), stack) for i in range(layers)]
   run = jax.jit(lambda x, weights: sum(product(x, w).astype(jnp.float32) for w in weights))

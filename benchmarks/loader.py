@@ -47,13 +47,16 @@ def main() -> None:
   options = parser.parse_args()
   with tempfile.TemporaryDirectory() as scratch:
     directory = pathlib.Path(options.cache) if options.cache else make_cache(pathlib.Path(scratch) / "cache")
-    result = {"what": "rows out of a token cache", "machine": machine(),
-              "date": datetime.datetime.now().isoformat(timespec="seconds"),
-              "command": " ".join(["python", "benchmarks/loader.py", *sys.argv[1:]]),
-              "cache": "synthetic, 8M tokens" if not options.cache else directory.name,
-              "tokens_per_second": throughput(directory, options.seconds, options.repeats),
-              "seconds_to_first_batch": first_batches(directory),
-              "hosts": hosts(directory, options.seconds, options.repeats)}
+    result = {
+      "what": "rows out of a token cache",
+      "machine": machine(),
+      "date": datetime.datetime.now().isoformat(timespec="seconds"),
+      "command": " ".join(["python", "benchmarks/loader.py", *sys.argv[1:]]),
+      "cache": "synthetic, 8M tokens" if not options.cache else directory.name,
+      "tokens_per_second": throughput(directory, options.seconds, options.repeats),
+      "seconds_to_first_batch": first_batches(directory),
+      "hosts": hosts(directory, options.seconds, options.repeats),
+    }
   path = pathlib.Path(options.out)
   path.parent.mkdir(parents=True, exist_ok=True)
   publish.write_json(path, result)
@@ -67,17 +70,23 @@ def machine() -> dict:
   if os.path.exists("/proc/cpuinfo"):
     with open("/proc/cpuinfo", encoding="utf-8") as file:
       model = next((line.split(":")[1].strip() for line in file if line.startswith("model name")), model)
-  return {"cpu": model, "cores": len(os.sched_getaffinity(0)), "load_average_before": os.getloadavg()[0],
-          "python": platform.python_version(), "numpy": np.__version__}
+  return {
+    "cpu": model,
+    "cores": len(os.sched_getaffinity(0)),
+    "load_average_before": os.getloadavg()[0],
+    "python": platform.python_version(),
+    "numpy": np.__version__,
+  }
 
 
 def make_cache(directory: pathlib.Path) -> pathlib.Path:
   """Random documents of the lengths that news articles have, and short pairs."""
-  about = {"fingerprint": "synthetic", "vocab_size": SPECIALS.dblock + 1,
-           "specials": dataclasses.asdict(SPECIALS)}
+  about = {"fingerprint": "synthetic", "vocab_size": SPECIALS.dblock + 1, "specials": dataclasses.asdict(SPECIALS)}
   rates = {"en": 0.475, "zh": 0.475, "qa": 0.05}
-  tasks = {name: {"kind": "instruction" if name == "qa" else "text", "rate": rate,
-                  "splits": {"train": {"source": ""}}} for name, rate in rates.items()}
+  tasks = {
+    name: {"kind": "instruction" if name == "qa" else "text", "rate": rate, "splits": {"train": {"source": ""}}}
+    for name, rate in rates.items()
+  }
 
   def documents(shard: builder.Shard) -> Iterator[shards.Document]:
     rng = np.random.default_rng([shard.index, ord(shard.task[0])])
@@ -110,9 +119,16 @@ def throughput(directory: pathlib.Path, seconds: float, repeats: int) -> list[di
   for _ in range(repeats):
     for seq_length, workers in settings:
       measured[seq_length, workers].append(measure(directory, seq_length, workers, seconds))
-  return [{"seq_length": seq_length, "workers": workers, "median": round(statistics.median(speeds)),
-           "min": round(min(speeds)), "max": round(max(speeds))}
-          for (seq_length, workers), speeds in measured.items()]
+  return [
+    {
+      "seq_length": seq_length,
+      "workers": workers,
+      "median": round(statistics.median(speeds)),
+      "min": round(min(speeds)),
+      "max": round(max(speeds)),
+    }
+    for (seq_length, workers), speeds in measured.items()
+  ]
 
 
 def measure(directory: pathlib.Path, seq_length: int, workers: int, seconds: float) -> float:
@@ -161,9 +177,11 @@ def hosts(directory: pathlib.Path, seconds: float, repeats: int) -> list[dict]:
     for host, count in HOSTS:
       with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
         found[host, count].append(fresh.submit(one_host, directory, host, count, seconds).result())
-  return [{"host": host, "hosts": count} | {
-      name: round(statistics.median(one[name] for one in measured), 4) for name in measured[0]}
-          for (host, count), measured in found.items()]
+  return [
+    {"host": host, "hosts": count}
+    | {name: round(statistics.median(one[name] for one in measured), 4) for name in measured[0]}
+    for (host, count), measured in found.items()
+  ]
 
 
 def one_host(directory: pathlib.Path, host: int, count: int, seconds: float) -> dict:
@@ -181,10 +199,14 @@ def one_host(directory: pathlib.Path, host: int, count: int, seconds: float) -> 
     next(batches)
     made += ROWS
   used = time.process_time() - used  # what others take of the processors does not count
-  return {"rows_per_second": made / elapsed, "rows_per_cpu_second": made / used,
-          "seconds_to_first_batch": first, "seconds_to_batch_at_1e9": seek,
-          "bytes_read_per_row": (of_process("io", "rchar") - read) / made,
-          "memory_mb": of_process("status", "VmHWM") / 1000}
+  return {
+    "rows_per_second": made / elapsed,
+    "rows_per_cpu_second": made / used,
+    "seconds_to_first_batch": first,
+    "seconds_to_batch_at_1e9": seek,
+    "bytes_read_per_row": (of_process("io", "rchar") - read) / made,
+    "memory_mb": of_process("status", "VmHWM") / 1000,
+  }
 
 
 def of_process(file: str, name: str) -> int:
@@ -195,15 +217,19 @@ def of_process(file: str, name: str) -> int:
 
 def table(found: list[dict]) -> str:
   """Markdown."""
-  lines = ["| host | rows/s | rows a CPU second | of one host's | first batch, s | batch at 10^9, s | "
-           "read, bytes a row | memory, MB |",
-           "|---|---|---|---|---|---|---|---|"]
+  lines = [
+    "| host | rows/s | rows a CPU second | of one host's | first batch, s | batch at 10^9, s | "
+    "read, bytes a row | memory, MB |",
+    "|---|---|---|---|---|---|---|---|",
+  ]
   for one in found:
-    lines.append(f"| {one['host']} of {one['hosts']} | {one['rows_per_second']:,.0f} | "
-                 f"{one['rows_per_cpu_second']:,.0f} | "
-                 f"{one['rows_per_cpu_second'] / found[0]['rows_per_cpu_second']:.2f} | "
-                 f"{one['seconds_to_first_batch']:.2f} | "
-                 f"{one['seconds_to_batch_at_1e9']:.2f} | {one['bytes_read_per_row']:,.0f} | {one['memory_mb']:.0f} |")
+    lines.append(
+      f"| {one['host']} of {one['hosts']} | {one['rows_per_second']:,.0f} | "
+      f"{one['rows_per_cpu_second']:,.0f} | "
+      f"{one['rows_per_cpu_second'] / found[0]['rows_per_cpu_second']:.2f} | "
+      f"{one['seconds_to_first_batch']:.2f} | "
+      f"{one['seconds_to_batch_at_1e9']:.2f} | {one['bytes_read_per_row']:,.0f} | {one['memory_mb']:.0f} |"
+    )
   return "\n".join(lines)
 
 

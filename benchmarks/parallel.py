@@ -44,11 +44,13 @@ from glmjax.train import stages as stages_lib  # noqa: E402
 from glmjax.train import state as state_lib  # noqa: E402
 from glmjax.train import step as step_lib  # noqa: E402
 
-CONFIG = config_lib.GLMConfig(vocab_size=4_096, num_layers=16, embed_dim=128, num_heads=8, mlp_dim=344, max_length=64,
-                              remat="full")
+CONFIG = config_lib.GLMConfig(
+  vocab_size=4_096, num_layers=16, embed_dim=128, num_heads=8, mlp_dim=344, max_length=64, remat="full"
+)
 ROWS, LENGTH = 32, 64
-LARGER = config_lib.GLMConfig(vocab_size=16_384, num_layers=8, embed_dim=512, num_heads=8, mlp_dim=1_408,
-                              max_length=512, remat="full")
+LARGER = config_lib.GLMConfig(
+  vocab_size=16_384, num_layers=8, embed_dim=512, num_heads=8, mlp_dim=1_408, max_length=512, remat="full"
+)
 MICRO_BATCHES, MICRO_BATCH = 4, 16
 
 
@@ -64,30 +66,29 @@ class Case:
 
 
 CASES = (
-    Case("one device", {}),
-    Case("data 8", dict(data=8)),
-    Case("data 8, ZeRO-1", dict(data=8), strategy="zero1"),
-    Case("fsdp 8", dict(fsdp=8)),
-    Case("tensor 8", dict(tensor=8)),
-    Case("stage 8, 8 micro-batches", dict(stage=8), pipeline_lib.Schedule(8), remat="dots"),
-    Case("stage 8, 32 micro-batches", dict(stage=8), pipeline_lib.Schedule(32), remat="dots"),
-    Case("stage 8, 32 micro-batches, gpipe", dict(stage=8), pipeline_lib.Schedule(32, kind="gpipe")),
-    Case("stage 8, 8 micro-batches, gpipe, 2 rounds", dict(stage=8), pipeline_lib.Schedule(8, 2, "gpipe")),
-    Case("data 2, stage 4, 16 micro-batches", dict(data=2, stage=4), pipeline_lib.Schedule(16), remat="dots"),
-    Case("data 2, stage 2, tensor 2, ZeRO-1", dict(data=2, stage=2, tensor=2), pipeline_lib.Schedule(8), "zero1",
-         "dots"),
+  Case("one device", {}),
+  Case("data 8", dict(data=8)),
+  Case("data 8, ZeRO-1", dict(data=8), strategy="zero1"),
+  Case("fsdp 8", dict(fsdp=8)),
+  Case("tensor 8", dict(tensor=8)),
+  Case("stage 8, 8 micro-batches", dict(stage=8), pipeline_lib.Schedule(8), remat="dots"),
+  Case("stage 8, 32 micro-batches", dict(stage=8), pipeline_lib.Schedule(32), remat="dots"),
+  Case("stage 8, 32 micro-batches, gpipe", dict(stage=8), pipeline_lib.Schedule(32, kind="gpipe")),
+  Case("stage 8, 8 micro-batches, gpipe, 2 rounds", dict(stage=8), pipeline_lib.Schedule(8, 2, "gpipe")),
+  Case("data 2, stage 4, 16 micro-batches", dict(data=2, stage=4), pipeline_lib.Schedule(16), remat="dots"),
+  Case("data 2, stage 2, tensor 2, ZeRO-1", dict(data=2, stage=2, tensor=2), pipeline_lib.Schedule(8), "zero1", "dots"),
 )
 COMPILED = (
-    Case("one device", {}),
-    Case("data 8", dict(data=8)),
-    Case("data 8", dict(data=8), strategy="zero1"),
-    Case("fsdp 8", dict(fsdp=8)),
-    Case("data 2, fsdp 4", dict(data=2, fsdp=4)),
-    Case("tensor 8", dict(tensor=8)),
-    Case("context 8", dict(context=8)),
-    Case("data 2, fsdp 2, tensor 2", dict(data=2, fsdp=2, tensor=2)),
-    Case("data 2, fsdp 2, tensor 2", dict(data=2, fsdp=2, tensor=2), strategy="zero1"),
-    Case("data 2, tensor 2, context 2", dict(data=2, tensor=2, context=2), strategy="zero1"),
+  Case("one device", {}),
+  Case("data 8", dict(data=8)),
+  Case("data 8", dict(data=8), strategy="zero1"),
+  Case("fsdp 8", dict(fsdp=8)),
+  Case("data 2, fsdp 4", dict(data=2, fsdp=4)),
+  Case("tensor 8", dict(tensor=8)),
+  Case("context 8", dict(context=8)),
+  Case("data 2, fsdp 2, tensor 2", dict(data=2, fsdp=2, tensor=2)),
+  Case("data 2, fsdp 2, tensor 2", dict(data=2, fsdp=2, tensor=2), strategy="zero1"),
+  Case("data 2, tensor 2, context 2", dict(data=2, tensor=2, context=2), strategy="zero1"),
 )
 
 
@@ -105,10 +106,14 @@ def main() -> None:
     if options.only is None or options.only in case.name:
       found.append(compiled(case) if options.compiled else measure(case, options.steps))
       print(found[-1], flush=True)
-  result = {"what": f"training step, {config.num_parameters():,} parameters, {num_rows} rows of {length} tokens",
-            "date": datetime.datetime.now().isoformat(timespec="seconds"), "machine": loader.machine(),
-            "command": " ".join(["python", "benchmarks/parallel.py", *sys.argv[1:]]), "jax": jax.__version__,
-            "cases": found}
+  result = {
+    "what": f"training step, {config.num_parameters():,} parameters, {num_rows} rows of {length} tokens",
+    "date": datetime.datetime.now().isoformat(timespec="seconds"),
+    "machine": loader.machine(),
+    "command": " ".join(["python", "benchmarks/parallel.py", *sys.argv[1:]]),
+    "jax": jax.__version__,
+    "cases": found,
+  }
   name = "strategies.json" if options.compiled else "parallel.json"
   publish.write_json(options.out or pathlib.Path(__file__).parent / "results" / name, result)
   print(compiled_table(found) if options.compiled else table(found))
@@ -119,7 +124,7 @@ class Step:
 
   def __init__(self, case: Case, config: config_lib.GLMConfig, rows: int, micro_batch: int | None, length: int):
     sizes = mesh_lib.MeshConfig(**{"data": 1} | case.sizes)
-    self.mesh = mesh_lib.make_mesh(sizes, jax.devices()[:int(np.prod(dataclasses.astuple(sizes)))])
+    self.mesh = mesh_lib.make_mesh(sizes, jax.devices()[: int(np.prod(dataclasses.astuple(sizes)))])
     self.rules, self.optimizer = partitioning.strategy(case.strategy), optimizer_lib.AdamW()
     self.tx, self.config = self.optimizer.make(), config
     self.layout = feed.Layout.make(self.mesh, self.rules, rows, micro_batch, length, 1, config.vocab_size)
@@ -155,10 +160,15 @@ def measure(case: Case, steps: int) -> dict[str, Any]:
       state, metrics = program(state, batch, info(step * ROWS))
       assert metrics["applied"], "the step was not taken"
       seconds.append(time.perf_counter() - began)
-  return {"name": case.name, "devices": made.mesh.size, "loss": round(float(metrics["loss"]), 4),
-          "seconds": round(min(seconds[1:]), 3), "median": round(statistics.median(seconds[1:]), 3),
-          "bubble": round(made.pipeline.bubble, 3) if made.pipeline else 0.0,
-          **{f"{name}_mb": megabytes(size) for name, size in made.sizes(program).items()}}
+  return {
+    "name": case.name,
+    "devices": made.mesh.size,
+    "loss": round(float(metrics["loss"]), 4),
+    "seconds": round(min(seconds[1:]), 3),
+    "median": round(statistics.median(seconds[1:]), 3),
+    "bubble": round(made.pipeline.bubble, 3) if made.pipeline else 0.0,
+    **{f"{name}_mb": megabytes(size) for name, size in made.sizes(program).items()},
+  }
 
 
 def compiled(case: Case) -> dict[str, Any]:
@@ -166,8 +176,12 @@ def compiled(case: Case) -> dict[str, Any]:
   made = Step(case, LARGER, MICRO_BATCHES * MICRO_BATCH, MICRO_BATCH, LARGER.max_length)
   with partitioning.use(made.mesh, made.rules):
     sizes = made.sizes(made.compile())
-  return {"name": case.name, "strategy": case.strategy, "devices": made.mesh.size,
-          **{f"{name}_mib": round(size / 2**20, 1) for name, size in sizes.items()}}
+  return {
+    "name": case.name,
+    "strategy": case.strategy,
+    "devices": made.mesh.size,
+    **{f"{name}_mib": round(size / 2**20, 1) for name, size in sizes.items()},
+  }
 
 
 def megabytes(count: float) -> float:
@@ -179,19 +193,29 @@ def rows() -> feed.HostBatch:
   rng = np.random.default_rng(0)
   places = np.broadcast_to(np.arange(LENGTH, dtype=np.int32), (ROWS, LENGTH))
   tokens, targets = rng.integers(0, CONFIG.vocab_size, (2, ROWS, LENGTH)).astype(np.int32)
-  return {"tokens": tokens, "targets": targets, "loss_weights": (places >= LENGTH // 2).astype(np.float32),
-          "positions": places, "attend_start": np.zeros_like(places),
-          "attend_end": np.maximum(places + 1, LENGTH // 2), "objective": np.ones_like(places)}
+  return {
+    "tokens": tokens,
+    "targets": targets,
+    "loss_weights": (places >= LENGTH // 2).astype(np.float32),
+    "positions": places,
+    "attend_start": np.zeros_like(places),
+    "attend_end": np.maximum(places + 1, LENGTH // 2),
+    "objective": np.ones_like(places),
+  }
 
 
 def table(found: list[dict[str, Any]]) -> str:
   """Markdown."""
-  lines = ["| | devices | step, s | x one device | bubble | state, MB a device | work, MB | sent, MB |",
-           "|---|---|---|---|---|---|---|---|"]
+  lines = [
+    "| | devices | step, s | x one device | bubble | state, MB a device | work, MB | sent, MB |",
+    "|---|---|---|---|---|---|---|---|",
+  ]
   for case in found:
-    lines.append(f"| {case['name']} | {case['devices']} | {case['seconds']:.2f} | "
-                 f"{case['seconds'] / found[0]['seconds']:.2f} | {case['bubble']:.0%} | {case['state_mb']:.1f} | "
-                 f"{case['work_mb']:.1f} | {case['sent_mb']:.1f} |")
+    lines.append(
+      f"| {case['name']} | {case['devices']} | {case['seconds']:.2f} | "
+      f"{case['seconds'] / found[0]['seconds']:.2f} | {case['bubble']:.0%} | {case['state_mb']:.1f} | "
+      f"{case['work_mb']:.1f} | {case['sent_mb']:.1f} |"
+    )
   return "\n".join(lines)
 
 
@@ -199,8 +223,10 @@ def compiled_table(found: list[dict[str, Any]]) -> str:
   """Markdown."""
   lines = ["| mesh | strategy | state, MiB | work, MiB | sent, MiB |", "|---|---|---|---|---|"]
   for case in found:
-    lines.append(f"| {case['name']} | {case['strategy']} | {case['state_mib']:,.1f} | {case['work_mib']:,.1f} | "
-                 f"{case['sent_mib']:,.1f} |")
+    lines.append(
+      f"| {case['name']} | {case['strategy']} | {case['state_mib']:,.1f} | {case['work_mib']:,.1f} | "
+      f"{case['sent_mib']:,.1f} |"
+    )
   return "\n".join(lines)
 
 

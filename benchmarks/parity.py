@@ -17,17 +17,17 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 # Tests that assert identity: what they compare.
 IDENTICAL = {
-    "quantize/qarray_test.py": {"test_golden": ("quantization", "codes (but one that wraps there), scales")},
-    "data/spans_golden_test.py": {
-        "test_mask_sample": ("pretraining_samples", "[MASK] samples"),
-        "test_gmask_row": ("pretraining_samples", "[gMASK] rows"),
-        "test_packed_mask_row": ("pretraining_samples", "packed [MASK] rows"),
-        "test_instruction_sample": ("pretraining_samples", "instruction samples"),
-        "test_glm10b_sample": ("glm_blank_infilling", "samples of given spans"),
-        "test_placing_spans": ("glm_blank_infilling", "spans of given random numbers"),
-        "test_glm10b_batches": ("glm_blank_infilling", "whole batches, seeds included"),
-        "test_separator_is_the_interval": ("glm_blank_infilling", "attention masks"),
-    },
+  "quantize/qarray_test.py": {"test_golden": ("quantization", "codes (but one that wraps there), scales")},
+  "data/spans_golden_test.py": {
+    "test_mask_sample": ("pretraining_samples", "[MASK] samples"),
+    "test_gmask_row": ("pretraining_samples", "[gMASK] rows"),
+    "test_packed_mask_row": ("pretraining_samples", "packed [MASK] rows"),
+    "test_instruction_sample": ("pretraining_samples", "instruction samples"),
+    "test_glm10b_sample": ("glm_blank_infilling", "samples of given spans"),
+    "test_placing_spans": ("glm_blank_infilling", "spans of given random numbers"),
+    "test_glm10b_batches": ("glm_blank_infilling", "whole batches, seeds included"),
+    "test_separator_is_the_interval": ("glm_blank_infilling", "attention masks"),
+  },
 }
 HEADER = "| case group | what | comparisons | worst error | allowed |\n|---|---|---:|---:|---|"
 
@@ -56,6 +56,7 @@ def main() -> int:
   wanted = [f"tests/{file}::{test}" for file, tests in IDENTICAL.items() for test in tests]
   status = pytest.main(["-q", "-p", "no:cacheprovider", "tests/golden_test.py", *wanted], plugins=[plugin])
   import golden_models  # pytest has put tests/ on the path
+
   rows = [(c.group, c.what, c.error, c.tolerance) for c in golden_models.COMPARISONS] + plugin.rows
   text = table(rows)
   print(text)
@@ -72,8 +73,10 @@ def table(rows: list[tuple[str, str, float, str]]) -> str:
   for group, what, error, tolerance in rows:
     found.setdefault((group, what, tolerance), []).append(error)
   order = list(dict.fromkeys(group for group, _, _ in found))
-  lines = [f"| {group} | {what} | {len(errors)} | {max(errors):.1e} | {tolerance} |".replace("0.0e+00", "0")
-           for (group, what, tolerance), errors in sorted(found.items(), key=lambda item: order.index(item[0][0]))]
+  lines = [
+    f"| {group} | {what} | {len(errors)} | {max(errors):.1e} | {tolerance} |".replace("0.0e+00", "0")
+    for (group, what, tolerance), errors in sorted(found.items(), key=lambda item: order.index(item[0][0]))
+  ]
   return "\n".join([HEADER, *lines])
 
 

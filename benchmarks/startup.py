@@ -18,8 +18,18 @@ import time
 import loader
 
 CHECKOUT = pathlib.Path(__file__).resolve().parent.parent
-PARTS = ("numpy", "jax", "glmjax", "glmjax.tokenizer", "glmjax.data.loader", "glmjax.models.glm",
-         "glmjax.infer.engine", "glmjax.checkpoint.load", "glmjax.train.loop", "glmjax.evaluate.heldout")
+PARTS = (
+  "numpy",
+  "jax",
+  "glmjax",
+  "glmjax.tokenizer",
+  "glmjax.data.loader",
+  "glmjax.models.glm",
+  "glmjax.infer.engine",
+  "glmjax.checkpoint.load",
+  "glmjax.train.loop",
+  "glmjax.evaluate.heldout",
+)
 RUNS = 5
 
 
@@ -32,25 +42,41 @@ def main() -> None:
   with tempfile.TemporaryDirectory() as scratch:
     environment = pathlib.Path(scratch) / "venv"
     seconds = {
-        "venv": timed([sys.executable, "-m", "venv", str(environment)]),
-        "pip install .": timed([str(environment / "bin" / "pip"), "install", "-q", str(CHECKOUT)]),
-        "first step": timed(first_step(environment / "bin" / "glmjax", options.cache, pathlib.Path(scratch) / "run")),
+      "venv": timed([sys.executable, "-m", "venv", str(environment)]),
+      "pip install .": timed([str(environment / "bin" / "pip"), "install", "-q", str(CHECKOUT)]),
+      "first step": timed(first_step(environment / "bin" / "glmjax", options.cache, pathlib.Path(scratch) / "run")),
     }
     size = int(subprocess.run(["du", "-sm", str(environment)], check=True, capture_output=True).stdout.split()[0])
-  result = {"what": "install to first training step; imports", "machine": machine,
-            "date": datetime.datetime.now().isoformat(timespec="seconds"),
-            "command": "python benchmarks/startup.py --cache runs/quickstart/cache", "seconds": seconds,
-            "environment_megabytes": size, "import_seconds": {part: importing(part) for part in PARTS}}
+  result = {
+    "what": "install to first training step; imports",
+    "machine": machine,
+    "date": datetime.datetime.now().isoformat(timespec="seconds"),
+    "command": "python benchmarks/startup.py --cache runs/quickstart/cache",
+    "seconds": seconds,
+    "environment_megabytes": size,
+    "import_seconds": {part: importing(part) for part in PARTS},
+  }
   pathlib.Path(options.out).write_text(json.dumps(result, indent=1) + "\n")
   print(json.dumps(result, indent=1))
 
 
 def first_step(command: pathlib.Path, cache: str, workdir: pathlib.Path) -> list[str]:
   """The command that trains one step and saves it."""
-  return [str(command), "train", "--gin_file=runs/pretrain.gin", "--gin_file=models/tiny.gin",
-          "--gin_file=meshes/cpu.gin", f"--workdir={workdir}", f"--gin.CACHE={str(pathlib.Path(cache).resolve())!r}",
-          "--gin.BATCH_SIZE=32", "--gin.TOTAL_SAMPLES=6400", "--gin.PEAK_LEARNING_RATE=3e-3",
-          "--gin.MIN_LEARNING_RATE=3e-4", "--gin.WARMUP_SAMPLES=320", "--stop_at_step=1"]
+  return [
+    str(command),
+    "train",
+    "--gin_file=runs/pretrain.gin",
+    "--gin_file=models/tiny.gin",
+    "--gin_file=meshes/cpu.gin",
+    f"--workdir={workdir}",
+    f"--gin.CACHE={str(pathlib.Path(cache).resolve())!r}",
+    "--gin.BATCH_SIZE=32",
+    "--gin.TOTAL_SAMPLES=6400",
+    "--gin.PEAK_LEARNING_RATE=3e-3",
+    "--gin.MIN_LEARNING_RATE=3e-4",
+    "--gin.WARMUP_SAMPLES=320",
+    "--stop_at_step=1",
+  ]
 
 
 def timed(command: list[str]) -> float:

@@ -39,8 +39,9 @@ from glmjax.train import schedules  # noqa: E402
 from glmjax.train import state as state_lib  # noqa: E402
 from glmjax.train import step as step_lib  # noqa: E402
 
-CONFIG = config_lib.GLMConfig(vocab_size=20480, num_layers=6, embed_dim=512, num_heads=8, mlp_dim=1365,
-                              max_length=512, scan_layers=False)
+CONFIG = config_lib.GLMConfig(
+  vocab_size=20480, num_layers=6, embed_dim=512, num_heads=8, mlp_dim=1365, max_length=512, scan_layers=False
+)
 BATCH, LENGTH = 8, 512
 DTYPES = {"float32": "fp32", "bfloat16": "bf16"}  # ours, and what the baseline calls them
 
@@ -53,10 +54,13 @@ def main() -> None:
   parser.add_argument("--runs", type=int, default=4, help="quiet runs in a turn")
   parser.add_argument("--out", default=str(pathlib.Path(__file__).parent / "results" / "train_step.json"))
   options = parser.parse_args()
-  result = {"what": f"training step, {BATCH} x {LENGTH} tokens, loss on the second half, AdamW, tokens/s",
-            "date": datetime.datetime.now().isoformat(timespec="seconds"), "machine": loader.machine(),
-            "command": " ".join(["python", "benchmarks/train_step.py", *map(os.path.basename, sys.argv[1:])]),
-            "jax": jax.__version__}
+  result = {
+    "what": f"training step, {BATCH} x {LENGTH} tokens, loss on the second half, AdamW, tokens/s",
+    "date": datetime.datetime.now().isoformat(timespec="seconds"),
+    "machine": loader.machine(),
+    "command": " ".join(["python", "benchmarks/train_step.py", *map(os.path.basename, sys.argv[1:])]),
+    "jax": jax.__version__,
+  }
   for dtype in DTYPES:
     run, compile_seconds = prepare(dtype)
     ours, theirs = [], []
@@ -67,8 +71,12 @@ def main() -> None:
         theirs.append(baseline(options, dtype))
         print(f"{dtype} turn {turn + 1}: original {theirs[-1]}", flush=True)
     median = lambda turns: statistics.median(turn["median"] for turn in turns)
-    result[dtype] = {"compile_seconds": compile_seconds, "glmjax": ours, "original": theirs,
-                     "glmjax_median": median(ours)}
+    result[dtype] = {
+      "compile_seconds": compile_seconds,
+      "glmjax": ours,
+      "original": theirs,
+      "glmjax_median": median(ours),
+    }
     if theirs:
       result[dtype] |= {"original_median": median(theirs), "ratio": round(median(ours) / median(theirs), 2)}
   pathlib.Path(options.out).parent.mkdir(parents=True, exist_ok=True)
@@ -78,8 +86,15 @@ def main() -> None:
 
 def baseline(options: argparse.Namespace, dtype: str) -> dict:
   """One turn of the original."""
-  command = [options.baseline_python, options.baseline_script, "train", "--dtype", DTYPES[dtype], "--runs",
-             str(options.runs)]
+  command = [
+    options.baseline_python,
+    options.baseline_script,
+    "train",
+    "--dtype",
+    DTYPES[dtype],
+    "--runs",
+    str(options.runs),
+  ]
   done = subprocess.run(command, capture_output=True, text=True, check=True)
   return json.loads(done.stdout.splitlines()[-1])
 
@@ -98,8 +113,11 @@ def prepare(dtype: str) -> tuple[Callable[[], float], float]:
     recipe = step_lib.Recipe(optimizer, schedules.Constant(1e-4))
     info = step_lib.StepInfo(*(jax.device_put(np.uint32(n)) for n in (0, 0, BATCH)))
     began = time.perf_counter()
-    compiled = step_lib.compile_train_step(
-        objective, recipe, tx, jax.tree.map(lambda x: x.sharding, abstract)).lower(state, batch, info).compile()
+    compiled = (
+      step_lib.compile_train_step(objective, recipe, tx, jax.tree.map(lambda x: x.sharding, abstract))
+      .lower(state, batch, info)
+      .compile()
+    )
     compile_seconds = round(time.perf_counter() - began, 1)
   host.reserve_huge_pages(compiled.memory_analysis().temp_size_in_bytes * 5 // 4)
 
@@ -120,9 +138,15 @@ def rows() -> feed.HostBatch:
   rng = np.random.default_rng(0)
   places = np.broadcast_to(np.arange(LENGTH, dtype=np.int32), (BATCH, LENGTH))
   tokens, targets = rng.integers(0, 20_000, (2, BATCH, LENGTH)).astype(np.int32)
-  return {"tokens": tokens, "targets": targets, "loss_weights": (places >= LENGTH // 2).astype(np.float32),
-          "positions": places, "attend_start": np.zeros_like(places),
-          "attend_end": np.maximum(places + 1, LENGTH // 2), "objective": np.ones_like(places)}
+  return {
+    "tokens": tokens,
+    "targets": targets,
+    "loss_weights": (places >= LENGTH // 2).astype(np.float32),
+    "positions": places,
+    "attend_start": np.zeros_like(places),
+    "attend_end": np.maximum(places + 1, LENGTH // 2),
+    "objective": np.ones_like(places),
+  }
 
 
 if __name__ == "__main__":

@@ -23,9 +23,7 @@ class Program:
   places: tuple[str, ...]
 
 
-def check(
-  reader: gin_reader.Reader, entry: str | None, given: Iterable[str], commands: Sequence[str]
-) -> Program:
+def check(reader: gin_reader.Reader, entry: str | None, given: Iterable[str], commands: Sequence[str]) -> Program:
   """Raises InputError for the first mistake; entry is the function to call, `commands` any command's."""
   _check_scopes(reader)
   _check_overridden_macros(reader)
@@ -50,8 +48,7 @@ def _signature(name: str) -> signatures.Signature | None:
   """The signature of a function by its full name; None where source does not tell."""
   module_name = gin_types.module_of(name)
   try:
-    found = signatures.resolve(
-      signatures.find_module(module_name), name.removeprefix(f"{module_name}.").split("."))
+    found = signatures.resolve(signatures.find_module(module_name), name.removeprefix(f"{module_name}.").split("."))
   except signatures.NameNotFound:
     return None
   return found if isinstance(found, signatures.Signature) else None
@@ -70,8 +67,11 @@ def _reach(bindings: Sequence[Binding], roots: Iterable[Identity]) -> list[Bindi
             functions.add(value.identity)
           elif isinstance(value, Macro):
             macros.add(value.name)
-  return [binding for binding in bindings
-          if functions.intersection(binding.identities) or not binding.parameter and binding.shown in macros]
+  return [
+    binding
+    for binding in bindings
+    if functions.intersection(binding.identities) or not binding.parameter and binding.shown in macros
+  ]
 
 
 def _check_scopes(reader: gin_reader.Reader) -> None:
@@ -121,8 +121,7 @@ def _check_macros(reader: gin_reader.Reader, needed: list[Binding]) -> None:
     advice = signatures.advice(close, f"add the gin file that defines it, or --gin.{name}=VALUE")
     raise errors.InputError(f"{where}: %{name} is not defined{others}; {advice}")
   for name in unused:
-    advice = signatures.advice(
-      signatures.nearest(name, reader.macros_used), f"remove the line, or use it as %{name}")
+    advice = signatures.advice(signatures.nearest(name, reader.macros_used), f"remove the line, or use it as %{name}")
     raise errors.InputError(f"{macros[name].where}: nothing uses the macro {name}; {advice}")
   for name, binding in macros.items():
     inside, size = set(_macros_in(binding)), -1
@@ -141,8 +140,11 @@ def _macros_in(binding: Binding) -> Iterator[str]:
 
 def _check_required(needed: list[Binding]) -> None:
   """Names every value that a file leaves to the user and the user has not given."""
-  missing = [binding for binding in needed
-             if any(isinstance(v, Macro) and v.is_required for v in gin_reader.flatten(binding.value))]
+  missing = [
+    binding
+    for binding in needed
+    if any(isinstance(v, Macro) and v.is_required for v in gin_reader.flatten(binding.value))
+  ]
   if missing:
     flags = " ".join(f"--gin.{binding.name}=VALUE" for binding in missing)
     places = ", ".join(dict.fromkeys(binding.where for binding in missing))
@@ -169,22 +171,26 @@ def _check_types(reader: gin_reader.Reader) -> None:
       raise gin_types.error_of(source.where, binding.name, wanted, source.value, found)
 
 
-def _check_entry(
-  entry: str, signature: signatures.Signature, needed: list[Binding], given: set[str]
-) -> None:
+def _check_entry(entry: str, signature: signatures.Signature, needed: list[Binding], given: set[str]) -> None:
   """The command's function must get all that it has no default for."""
   bound = {b.parameter for b in needed if signature.identity in b.identities[:1] and not b.scope}
   missing = [name for name in signature.required if name not in bound | given]
   if missing:
     them = "it" if len(missing) == 1 else "them"
-    raise errors.InputError(f"no value for {', '.join(missing)} of {entry}: add the --gin_file that binds "
-                            f"{them}, or --gin.{entry}.{missing[0]}=VALUE")
+    raise errors.InputError(
+      f"no value for {', '.join(missing)} of {entry}: add the --gin_file that binds "
+      f"{them}, or --gin.{entry}.{missing[0]}=VALUE"
+    )
 
 
 def _program(needed: list[Binding], side_effects: dict[str, str]) -> Program:
   """The needed bindings as gin statements under imports of their own."""
-  references = {value.selector: binding.where for binding in needed
-                for value in gin_reader.flatten(binding.value) if isinstance(value, Reference)}
+  references = {
+    value.selector: binding.where
+    for binding in needed
+    for value in gin_reader.flatten(binding.value)
+    if isinstance(value, Reference)
+  }
   places = {**side_effects}
   for selector, where in [(b.selector, b.where) for b in needed if b.parameter] + list(references.items()):
     if not selector.startswith("gin."):

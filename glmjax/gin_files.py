@@ -42,7 +42,10 @@ def find(name: str, where: str = "--gin_file") -> pathlib.Path:
 
 
 def check(
-  files: Sequence[str], overrides: Sequence[str] = (), entry: str | None = None, given: Iterable[str] = (),
+  files: Sequence[str],
+  overrides: Sequence[str] = (),
+  entry: str | None = None,
+  given: Iterable[str] = (),
   commands: Sequence[str] = (),
 ) -> gin_checker.Program:
   """Raises InputError for the first mistake in files and overrides; imports none of the modules they name.
@@ -64,7 +67,10 @@ def check(
 
 
 def parse(
-  files: Sequence[str], overrides: Sequence[str] = (), entry: str | None = None, given: Iterable[str] = (),
+  files: Sequence[str],
+  overrides: Sequence[str] = (),
+  entry: str | None = None,
+  given: Iterable[str] = (),
   commands: Sequence[str] = (),
 ) -> None:
   """Checks, has gin parse what the entry needs (which imports its modules), and locks the configuration."""

@@ -155,8 +155,7 @@ class Reader:
       signature = found if isinstance(found, signatures.Signature) else None
       if signature is not None:
         _check_parameter(signature, statement, where)
-      binding = Binding(
-        statement.scope, shown, value, where, statement.arg_name, selector, identities, signature)
+      binding = Binding(statement.scope, shown, value, where, statement.arg_name, selector, identities, signature)
     if binding.key in self.bindings:
       self.replaced.append(self.bindings.pop(binding.key))
     self.bindings[binding.key] = binding
@@ -254,16 +253,13 @@ def _reason(error: Exception) -> str:
   return message.removesuffix(" (<unknown>, line 1)")
 
 
-def _check_parameter(
-  signature: signatures.Signature, statement: config_parser.BindingStatement, where: str
-) -> None:
+def _check_parameter(signature: signatures.Signature, statement: config_parser.BindingStatement, where: str) -> None:
   if statement.arg_name in signature.parameters or signature.takes_any:
     return
   close = signatures.nearest(statement.arg_name, signature.parameters)
   advice = signatures.advice(close, f"it takes {', '.join(signature.parameters) or 'none'}")
   source = f"{os.path.relpath(signature.path)}:{signature.line}"
-  raise errors.InputError(
-    f"{where}: {statement.selector} has no parameter {statement.arg_name}; {advice} ({source})")
+  raise errors.InputError(f"{where}: {statement.selector} has no parameter {statement.arg_name}; {advice} ({source})")
 
 
 def _missing_module(name: str) -> str:

@@ -133,8 +133,9 @@ def _subscripted(node: ast.Subscript, text: str, module: signatures.Module, dept
     return _parse(inside[0], module, depth + 1)
   if name in ("Callable", "type", "Type"):
     return Type("callable", text)
-  parts = tuple(_parse(each, module, depth + 1) for each in inside
-                if not isinstance(each, ast.Constant) or each.value is not ...)
+  parts = tuple(
+    _parse(each, module, depth + 1) for each in inside if not isinstance(each, ast.Constant) or each.value is not ...
+  )
   endless = len(parts) < len(inside)
   text_of_parts = f"{name}[{', '.join([part.shown for part in parts] + ['...'] * endless)}]"
   if name in ("tuple", "Tuple"):

@@ -16,8 +16,15 @@ MOST_SAMPLES = 2**32 - 1  # samples are counted in uint32
 _MOST_WHOLE = 2**31 - 1  # sizes and counts of steps are int32
 
 
-def number(name: str, value: Any, least: float = -LARGEST, most: float = LARGEST, *, above: float | None = None,
-           below: float | None = None) -> None:
+def number(
+  name: str,
+  value: Any,
+  least: float = -LARGEST,
+  most: float = LARGEST,
+  *,
+  above: float | None = None,
+  below: float | None = None,
+) -> None:
   """Checks that a setting is a finite number within a range.
 
   Args:
@@ -38,8 +45,9 @@ def number(name: str, value: Any, least: float = -LARGEST, most: float = LARGEST
     fits = fits and (value < below if below is not None else value <= most)
   if not fits:
     beyond = " (float32 ends at 3.4e38)" if is_number and LARGEST < abs(value) < math.inf else ""
-    raise errors.InputError(f"{name} is {_shown(value)}: give {_described('a number', least, most, above, below)}"
-                            f"{beyond}")
+    raise errors.InputError(
+      f"{name} is {_shown(value)}: give {_described('a number', least, most, above, below)}{beyond}"
+    )
 
 
 def whole(name: str, value: Any, least: int = 0, most: int = _MOST_WHOLE) -> None:

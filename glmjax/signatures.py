@@ -104,15 +104,9 @@ def find_module(name: str) -> Module | None:
         return Module(
           name, pathlib.Path(spec.origin) if has_source else None, None if inside is None else tuple(inside)
         )
-    except (
-      AttributeError,
-      ImportError,
-      KeyError,
-    ):  # KeyError: a namespace package, parent not imported
+    except (AttributeError, ImportError, KeyError):  # KeyError: a namespace package, parent not imported
       continue
-  inside = tuple(
-    str(pathlib.Path(folder, last)) for folder in folders or () if pathlib.Path(folder, last).is_dir()
-  )
+  inside = tuple(str(pathlib.Path(folder, last)) for folder in folders or () if pathlib.Path(folder, last).is_dir())
   return Module(name, None, inside) if inside else None
 
 
@@ -184,11 +178,7 @@ def _resolve(module: Module, attributes: tuple[str, ...], seen: frozenset) -> Mo
 
 
 def _from_stars(
-  module: Module,
-  attributes: tuple[str, ...],
-  names: dict[str, ast.AST],
-  stars: list[ast.ImportFrom],
-  seen: frozenset,
+  module: Module, attributes: tuple[str, ...], names: dict[str, ast.AST], stars: list[ast.ImportFrom], seen: frozenset
 ) -> Module | Signature | object:
   """Looks for a name in what the module star-imports, and gives up with the names it does have."""
   candidates = [*names, *submodules(module)]
@@ -202,9 +192,7 @@ def _from_stars(
       candidates += error.candidates
   if module.path is None and module.folders is None or "__getattr__" in names:
     return OPAQUE
-  raise NameNotFound(
-    attributes[0], module.name, module.path, [name for name in candidates if not name.startswith("_")]
-  )
+  raise NameNotFound(attributes[0], module.name, module.path, [name for name in candidates if not name.startswith("_")])
 
 
 def _absolute(module: Module, node: ast.ImportFrom) -> str:
@@ -221,9 +209,7 @@ def _imported(
 ) -> Module | Signature | object:
   """Follows an import statement to what it binds to `name`."""
   target, rest = _import_target(module, node, name, rest)
-  return (
-    OPAQUE if target is None or target == module and rest[:1] == (name,) else _resolve(target, rest, seen)
-  )
+  return OPAQUE if target is None or target == module and rest[:1] == (name,) else _resolve(target, rest, seen)
 
 
 def _import_target(
@@ -297,9 +283,7 @@ def _class(module: Module, node: ast.ClassDef, seen: frozenset) -> Signature | o
   """A class's constructor: its __init__, or its fields for a dataclass or NamedTuple, or what it inherits."""
   for method in node.body:
     if isinstance(method, ast.FunctionDef) and method.name in ("__init__", "__new__"):
-      return dataclasses.replace(
-        _function(method, module, is_method=True), name=node.name, line=node.lineno
-      )
+      return dataclasses.replace(_function(method, module, is_method=True), name=node.name, line=node.lineno)
   inherited = []
   for base in node.bases:
     chain = dotted(base)
@@ -320,9 +304,7 @@ def _class(module: Module, node: ast.ClassDef, seen: frozenset) -> Signature | o
         continue
       annotation, name = ast.unparse(field.annotation), field.target.id
       options = {k.arg: k.value for k in field.value.keywords} if isinstance(field.value, ast.Call) else {}
-      is_field_call = (
-        isinstance(field.value, ast.Call) and (dotted(field.value.func) or ("",))[-1] == "field"
-      )
+      is_field_call = isinstance(field.value, ast.Call) and (dotted(field.value.func) or ("",))[-1] == "field"
       if "ClassVar" in annotation or "KW_ONLY" in annotation:
         continue
       if is_field_call and "init" in options and ast.unparse(options["init"]) == "False":

@@ -17,7 +17,7 @@ _LARGE_SHARED_MEMORY = re.compile(r"\b(A100|A800|A30|G?[HB]\d+)\b")
 
 
 def platform() -> str:
-  """"cpu", "gpu" or "tpu"."""
+  """ "cpu", "gpu" or "tpu"."""
   found = _platform_and_kind()[0]
   return "gpu" if found in ("cuda", "rocm") else found
 

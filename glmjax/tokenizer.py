@@ -82,7 +82,8 @@ class Tokenizer:
     first = num_image_tokens + self.num_text_tokens
     self._special_ids = {text: first + i for i, text in enumerate(SPECIAL_TEXT)}
     self._byte_ids = {
-        piece.piece: i for i, piece in enumerate(proto.pieces, num_image_tokens) if piece.type == _Piece.BYTE}
+      piece.piece: i for i, piece in enumerate(proto.pieces, num_image_tokens) if piece.type == _Piece.BYTE
+    }
     self.fingerprint = hashlib.sha256(json.dumps(self._layout(), sort_keys=True).encode()).hexdigest()
 
   @classmethod
@@ -97,23 +98,33 @@ class Tokenizer:
       return cls(_read_bytes(path), num_image_tokens or 0, str(path))
     model = _read_bytes(path / MODEL_FILE)
     layout_path = path / LAYOUT_FILE
-    layout = user_json.parse(_read_bytes(layout_path), str(layout_path),
-                             expected="make the tokenizer folder again with `glmjax tokenizer`")
+    layout = user_json.parse(
+      _read_bytes(layout_path), str(layout_path), expected="make the tokenizer folder again with `glmjax tokenizer`"
+    )
     try:
       saved_hash, saved_images, saved_format = (
-          layout["model_sha256"], int(layout["num_image_tokens"]), int(layout["format"]))
+        layout["model_sha256"],
+        int(layout["num_image_tokens"]),
+        int(layout["format"]),
+      )
     except (ValueError, KeyError, TypeError) as error:
-      raise errors.InputError(f"{layout_path} is not a tokenizer layout ({error!r}); "
-                              "make the tokenizer folder again with `glmjax tokenizer`") from error
+      raise errors.InputError(
+        f"{layout_path} is not a tokenizer layout ({error!r}); make the tokenizer folder again with `glmjax tokenizer`"
+      ) from error
     if saved_format != LAYOUT_FORMAT:
-      raise errors.InputError(f"{layout_path} has layout format {saved_format}, and this glmjax reads "
-                              f"{LAYOUT_FORMAT}; use the glmjax version that wrote it")
+      raise errors.InputError(
+        f"{layout_path} has layout format {saved_format}, and this glmjax reads "
+        f"{LAYOUT_FORMAT}; use the glmjax version that wrote it"
+      )
     if hashlib.sha256(model).hexdigest() != saved_hash:
-      raise errors.InputError(f"{path / MODEL_FILE} does not match the hash in {LAYOUT_FILE}: one of the two "
-                              "was changed or damaged; copy the folder again from where it was made")
+      raise errors.InputError(
+        f"{path / MODEL_FILE} does not match the hash in {LAYOUT_FILE}: one of the two "
+        "was changed or damaged; copy the folder again from where it was made"
+      )
     if num_image_tokens not in (None, saved_images):
-      raise errors.InputError(f"{path} has {saved_images} image ids, not {num_image_tokens}; "
-                              "leave the number out to use the folder as it is")
+      raise errors.InputError(
+        f"{path} has {saved_images} image ids, not {num_image_tokens}; leave the number out to use the folder as it is"
+      )
     return cls(model, saved_images, str(path / MODEL_FILE))
 
   def save(self, folder: str | os.PathLike) -> None:
@@ -140,13 +151,15 @@ class Tokenizer:
   def check_fits(self, vocab_size: int) -> None:
     """Refuses a model whose embedding rows are those of the vocabulary's other date, with or without image ids."""
     other = 0 if self.num_image_tokens else IMAGE_TOKENS
-    padding, others_padding = (vocab_size - (self.vocab_size - self.num_image_tokens + n)
-                               for n in (self.num_image_tokens, other))
+    padding, others_padding = (
+      vocab_size - (self.vocab_size - self.num_image_tokens + n) for n in (self.num_image_tokens, other)
+    )
     if not 0 <= padding < IMAGE_TOKENS and 0 <= others_padding < IMAGE_TOKENS:
       raise errors.InputError(
-          f"the tokenizer has {self.vocab_size} ids, {self.num_image_tokens} of them image ids, and the model's "
-          f"{vocab_size} go with {other} image ids: it is of another date (ChatGLM-6B dropped them on 6 April 2023); "
-          "use the one that came with the model")
+        f"the tokenizer has {self.vocab_size} ids, {self.num_image_tokens} of them image ids, and the model's "
+        f"{vocab_size} go with {other} image ids: it is of another date (ChatGLM-6B dropped them on 6 April 2023); "
+        "use the one that came with the model"
+      )
 
   def encode(self, text: str, allow_special: bool = False, dummy_prefix: bool = True) -> list[int]:
     """Ids of the text; written specials such as "[MASK]" become special tokens only if allowed.
@@ -157,7 +170,7 @@ class Tokenizer:
     return self.encode_batch([text], allow_special, dummy_prefix, num_threads=1)[0]
 
   def encode_batch(
-      self, texts: Sequence[str], allow_special: bool = False, dummy_prefix: bool = True, num_threads: int = 2
+    self, texts: Sequence[str], allow_special: bool = False, dummy_prefix: bool = True, num_threads: int = 2
   ) -> list[list[int]]:
     """`encode` of every text, on SentencePiece's own threads."""
     segments = [list(self._segments(text, allow_special, dummy_prefix)) for text in texts]
@@ -167,8 +180,9 @@ class Tokenizer:
     except (TypeError, UnicodeEncodeError) as error:
       if not any(re.search("[\ud800-\udfff]", text) for text in marked):
         raise
-      raise errors.InputError("the text holds half a surrogate pair, which is not valid Unicode: "
-                              "read it as UTF-8") from error
+      raise errors.InputError(
+        "the text holds half a surrogate pair, which is not valid Unicode: read it as UTF-8"
+      ) from error
     rows = []
     for parts in segments:
       row: list[int] = []
@@ -212,16 +226,14 @@ class Tokenizer:
 
   def _layout(self) -> dict:
     return {
-        "format": LAYOUT_FORMAT,
-        "layout": "icetk",
-        "model_sha256": hashlib.sha256(self.model).hexdigest(),
-        "num_image_tokens": self.num_image_tokens,
-        "vocab_size": self.vocab_size,
+      "format": LAYOUT_FORMAT,
+      "layout": "icetk",
+      "model_sha256": hashlib.sha256(self.model).hexdigest(),
+      "num_image_tokens": self.num_image_tokens,
+      "vocab_size": self.vocab_size,
     }
 
-  def _segments(
-      self, text: str, allow_special: bool, dummy_prefix: bool
-  ) -> Iterator[tuple[str | list[int], int]]:
+  def _segments(self, text: str, allow_special: bool, dummy_prefix: bool) -> Iterator[tuple[str | list[int], int]]:
     """Yields (marked text, ids to drop from its front) and (ids of its own, 0) in order."""
     for part in _SPECIAL_TEXT.split(text) if allow_special else (text,):
       if allow_special and part in self._special_ids:
@@ -243,8 +255,12 @@ class Tokenizer:
 
 
 def train(
-    documents: Iterable[str], folder: str | os.PathLike, vocab_size: int, model_type: str = "bpe",
-    character_coverage: float = 0.998, num_threads: int = 4,
+  documents: Iterable[str],
+  folder: str | os.PathLike,
+  vocab_size: int,
+  model_type: str = "bpe",
+  character_coverage: float = 0.998,
+  num_threads: int = 4,
 ) -> Tokenizer:
   """Trains a lossless tokenizer on the documents and saves it.
 
@@ -255,7 +271,7 @@ def train(
   folder that already holds the result is no mistake; one that holds anything else is left as it is.
   """
   if model_type not in ("bpe", "unigram"):
-    raise errors.InputError(f"model_type is {model_type!r}; use \"bpe\" (fast) or \"unigram\" (as icetk)")
+    raise errors.InputError(f'model_type is {model_type!r}; use "bpe" (fast) or "unigram" (as icetk)')
   ranges.whole("tokenizer.train.vocab_size", vocab_size, 1, _MOST)
   ranges.whole("tokenizer.train.num_threads", num_threads, 1, 1024)
   ranges.number("tokenizer.train.character_coverage", character_coverage, _LEAST_COVERAGE, 1.0)
@@ -263,18 +279,33 @@ def train(
   if folder.is_dir() and any(folder.iterdir()):
     found = Tokenizer.load(folder).vocab_size
     if found != vocab_size:
-      raise errors.InputError(f"{folder} holds a tokenizer of {found} ids, not {vocab_size}; remove it or "
-                              "choose another folder")
+      raise errors.InputError(
+        f"{folder} holds a tokenizer of {found} ids, not {vocab_size}; remove it or choose another folder"
+      )
   writer, lines = io.BytesIO(), _TrainingLines(documents)
   try:
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(lines), model_writer=writer, model_type=model_type,
-        vocab_size=max(vocab_size, _FEWEST) - NUM_APPENDED, character_coverage=character_coverage,
-        num_threads=num_threads,
-        normalization_rule_name="identity", add_dummy_prefix=False, remove_extra_whitespaces=False,
-        byte_fallback=True, split_digits=True, unk_id=0, bos_id=1, eos_id=2, pad_id=3,
-        user_defined_symbols=["<n>"], input_sentence_size=2_000_000, shuffle_input_sentence=True,
-        max_sentence_length=1 << 20, minloglevel=2)
+      sentence_iterator=iter(lines),
+      model_writer=writer,
+      model_type=model_type,
+      vocab_size=max(vocab_size, _FEWEST) - NUM_APPENDED,
+      character_coverage=character_coverage,
+      num_threads=num_threads,
+      normalization_rule_name="identity",
+      add_dummy_prefix=False,
+      remove_extra_whitespaces=False,
+      byte_fallback=True,
+      split_digits=True,
+      unk_id=0,
+      bos_id=1,
+      eos_id=2,
+      pad_id=3,
+      user_defined_symbols=["<n>"],
+      input_sentence_size=2_000_000,
+      shuffle_input_sentence=True,
+      max_sentence_length=1 << 20,
+      minloglevel=2,
+    )
   except (RuntimeError, OSError) as error:
     if lines.mistake is not None:  # in the text; SentencePiece would say it in words of its own
       raise lines.mistake from None
@@ -282,8 +313,10 @@ def train(
     advice = "there is no text: give some" if lines.are_empty else _advice(reason, character_coverage)
     raise errors.InputError(f"no tokenizer of {vocab_size} ids can be trained on this text: {advice}") from error
   if vocab_size < _FEWEST:
-    raise errors.InputError(f"no tokenizer of {vocab_size} ids can be trained on this text: set vocab_size to "
-                            f"{_FEWEST} or more ({_FEWEST - 1} ids are specials, blanks and bytes)")
+    raise errors.InputError(
+      f"no tokenizer of {vocab_size} ids can be trained on this text: set vocab_size to "
+      f"{_FEWEST} or more ({_FEWEST - 1} ids are specials, blanks and bytes)"
+    )
   tokenizer = Tokenizer(writer.getvalue())
   tokenizer.save(folder)
   return tokenizer
@@ -292,8 +325,11 @@ def train(
 def sentence_ends(folder: str | os.PathLike) -> tuple[int, ...]:
   """Ids of the tokenizer's pieces that end a sentence, as THUDM/GLM's blocklm_utils.py tells them."""
   tokenizer = Tokenizer.load(folder)
-  return tuple(i for i in range(tokenizer.num_image_tokens, tokenizer.vocab_size)
-               if not set(tokenizer.decode([i])).isdisjoint(_SENTENCE_ENDS))
+  return tuple(
+    i
+    for i in range(tokenizer.num_image_tokens, tokenizer.vocab_size)
+    if not set(tokenizer.decode([i])).isdisjoint(_SENTENCE_ENDS)
+  )
 
 
 def _advice(reason: str, character_coverage: float) -> str:
@@ -303,9 +339,11 @@ def _advice(reason: str, character_coverage: float) -> str:
     return f"it gives {most} at most, {NUM_APPENDED} of them specials: set vocab_size to {most}, or give more text"
   if found := re.search(r"required_chars\. \d+ vs (\d+)", reason):
     least = int(found[1]) + NUM_APPENDED
-    return (f"its characters take {least}, {NUM_APPENDED} specials among them: set vocab_size to {least} or more"
-            + (f", or have rare characters spelled in bytes by a tokenizer.train.character_coverage below "
-               f"{character_coverage:g}" if character_coverage > _LEAST_COVERAGE else ""))
+    return f"its characters take {least}, {NUM_APPENDED} specials among them: set vocab_size to {least} or more" + (
+      f", or have rare characters spelled in bytes by a tokenizer.train.character_coverage below {character_coverage:g}"
+      if character_coverage > _LEAST_COVERAGE
+      else ""
+    )
   return f"{reason or 'SentencePiece gives no reason'} (its numbers leave {NUM_APPENDED} specials out): give other text"
 
 
@@ -323,7 +361,7 @@ class _TrainingLines:
         for line in _UNTRAINED.split(document):
           for start in range(0, len(line), _CHUNK):
             self.are_empty = False
-            yield line[start:start + _CHUNK]
+            yield line[start : start + _CHUNK]
     except errors.InputError as error:
       self.mistake = error
       raise
@@ -358,8 +396,10 @@ def _extended_model(model: bytes, source: str) -> tuple[sentencepiece_model_pb2.
   for i, name in wanted.items():
     if len(names) <= i or names[i] != name:
       found = names[i] if len(names) > i else "nothing"
-      raise errors.InputError(f"{source} is not in the icetk layout: piece {i} is {found!r} and should be "
-                              f"{name!r}; train one with `glmjax tokenizer`, or use THUDM's ice_text.model")
+      raise errors.InputError(
+        f"{source} is not in the icetk layout: piece {i} is {found!r} and should be "
+        f"{name!r}; train one with `glmjax tokenizer`, or use THUDM's ice_text.model"
+      )
   num_text = _num_text_pieces(names, source)
   for i in range(num_text, len(names)):  # ChatGLM-6B's model since April 2023 already holds them
     if i < num_text + NUM_APPENDED:
@@ -382,8 +422,8 @@ def _num_text_pieces(names: list[str], source: str) -> int:
   """Where the text pieces end: at [MASK] if the model already holds the specials, else at its end."""
   masks = ["[MASK]", "[gMASK]", "[sMASK]"]
   for i in range(len(names) - 2):
-    if names[i:i + 3] == masks:
-      tail = names[i + len(tokens.ICETK_SPECIALS):i + NUM_APPENDED]
+    if names[i : i + 3] == masks:
+      tail = names[i + len(tokens.ICETK_SPECIALS) : i + NUM_APPENDED]
       if tail != ["<|tab|>"] + [f"<|blank_{k}|>" for k in range(2, MAX_BLANKS + 1)]:
         raise errors.InputError(f"{source} holds [MASK] at {i}, but not the tokens that icetk has behind it")
       return i
@@ -398,7 +438,7 @@ def _appended_piece(index: int) -> _Piece:
 
 
 def _decoding_tables(
-    proto: sentencepiece_model_pb2.ModelProto, num_text: int, num_image_tokens: int
+  proto: sentencepiece_model_pb2.ModelProto, num_text: int, num_image_tokens: int
 ) -> tuple[list[bytes], dict[int, bytes]]:
   """Bytes of every piece, and the written names of special ids."""
   table = []
@@ -424,14 +464,20 @@ def _decoding_tables(
 def _read_bytes(path: pathlib.Path) -> bytes:
   try:
     if path.exists() and not path.is_file():  # a FIFO would wait for ever
-      raise errors.InputError(f"the tokenizer file {path} is no regular file; give a folder that `glmjax tokenizer` "
-                              "made, or a SentencePiece model")
+      raise errors.InputError(
+        f"the tokenizer file {path} is no regular file; give a folder that `glmjax tokenizer` "
+        "made, or a SentencePiece model"
+      )
     if path.exists() and path.stat().st_size > _LARGEST:
-      raise errors.InputError(f"the tokenizer file {path} has {path.stat().st_size:,} bytes, where {_LARGEST:,} at "
-                              "most are expected: no SentencePiece model")
+      raise errors.InputError(
+        f"the tokenizer file {path} has {path.stat().st_size:,} bytes, where {_LARGEST:,} at "
+        "most are expected: no SentencePiece model"
+      )
     content = path.read_bytes()
-    downloads.check(content[:downloads.HEAD], str(path))
+    downloads.check(content[: downloads.HEAD], str(path))
     return content
   except OSError as error:
-    raise errors.InputError(f"cannot read the tokenizer file {path}: {errors.reason(error)}; give a folder that "
-                            f"`glmjax tokenizer` made, or a SentencePiece model") from error
+    raise errors.InputError(
+      f"cannot read the tokenizer file {path}: {errors.reason(error)}; give a folder that "
+      f"`glmjax tokenizer` made, or a SentencePiece model"
+    ) from error

@@ -26,9 +26,12 @@ Sets = Mapping[str, text.Patterns] | text.Patterns
 
 
 def register(
-    files: Sets, tokenizer: str | os.PathLike,
-    rates: Mapping[str, float] | None = None, max_examples: Mapping[str, int] | int = MAX_EXAMPLES,
-    fields: Sequence[Sequence[str]] = instructions.FIELDS, mixture: str = MIXTURE,
+  files: Sets,
+  tokenizer: str | os.PathLike,
+  rates: Mapping[str, float] | None = None,
+  max_examples: Mapping[str, int] | int = MAX_EXAMPLES,
+  fields: Sequence[Sequence[str]] = instructions.FIELDS,
+  mixture: str = MIXTURE,
 ) -> str:
   """Registers instruct_<name> for every data set, and a mixture of them; returns the mixture's name.
 
@@ -42,12 +45,14 @@ def register(
   """
   sets = named_sets(files)
   if rates is not None and set(rates) != set(sets):
-    raise errors.InputError(f"instruct.register: rates are given for {sorted(rates)}, and the files are "
-                            f"for {sorted(sets)}; give one for each")
+    raise errors.InputError(
+      f"instruct.register: rates are given for {sorted(rates)}, and the files are for {sorted(sets)}; give one for each"
+    )
   sizes = register_sets(sets, vocabulary_lib.GLMVocabulary(tokenizer), max_examples, fields)
   seqio.MixtureRegistry.remove(mixture)
-  seqio.MixtureRegistry.add(mixture, [(f"instruct_{name}", rates[name] if rates else float(size))
-                                      for name, size in sizes.items()])
+  seqio.MixtureRegistry.add(
+    mixture, [(f"instruct_{name}", rates[name] if rates else float(size)) for name, size in sizes.items()]
+  )
   return mixture
 
 
@@ -65,8 +70,9 @@ def named_sets(files: Sets) -> dict[str, text.Patterns]:
   if isinstance(files, Mapping):
     for name, patterns in files.items():
       if not isinstance(name, str) or not re.fullmatch(r"[\w.]{1,100}", name):
-        raise errors.InputError(f"instruction set {str(name)[:60]!r}: use up to 100 letters, digits, _ and . in its "
-                                "name")
+        raise errors.InputError(
+          f"instruction set {str(name)[:60]!r}: use up to 100 letters, digits, _ and . in its name"
+        )
       if not text.are_patterns(patterns):
         raise errors.InputError(f"instruction set {name}: its files are {str(patterns)[:60]!r}: {advice}")
     return dict(files)
@@ -85,15 +91,15 @@ def named_sets(files: Sets) -> dict[str, text.Patterns]:
   for path in paths:
     name = re.sub(r"\W", "_", path.stem if path.suffix == ".jsonl" else path.name)[:100]
     if sets.setdefault(name, str(path)) != str(path):
-      raise errors.InputError(f"two instruction sets have the name {name}: {sets[name]} and {path}; "
-                              "rename one")
+      raise errors.InputError(f"two instruction sets have the name {name}: {sets[name]} and {path}; rename one")
   return sets
 
 
 def register_sets(
-    sets: Mapping[str, text.Patterns], vocabulary: vocabulary_lib.GLMVocabulary,
-    max_examples: Mapping[str, int] | int = MAX_EXAMPLES,
-    fields: Sequence[Sequence[str]] = instructions.FIELDS,
+  sets: Mapping[str, text.Patterns],
+  vocabulary: vocabulary_lib.GLMVocabulary,
+  max_examples: Mapping[str, int] | int = MAX_EXAMPLES,
+  fields: Sequence[Sequence[str]] = instructions.FIELDS,
 ) -> dict[str, int]:
   """Registers instruct_<name> for each set, in place of any before it; returns how many pairs each has."""
   caps = _caps(list(sets), max_examples)
@@ -101,20 +107,18 @@ def register_sets(
   for name, patterns in sets.items():
     task = f"instruct_{name}"
     seqio.TaskRegistry.remove(task)
-    source = sources.FileSource(patterns, ["inputs", "targets"],
-                                functools.partial(instructions.file_instructions, fields=fields), caps[name])
+    source = sources.FileSource(
+      patterns, ["inputs", "targets"], functools.partial(instructions.file_instructions, fields=fields), caps[name]
+    )
     sizes[name] = source.num_input_examples("train")
     if not sizes[name]:
-      raise errors.InputError(f"instruction set {name} ({source.files[0]}) holds no pair; remove it, or "
-                              "fill it")
+      raise errors.InputError(f"instruction set {name} ({source.files[0]}) holds no pair; remove it, or fill it")
     seqio.TaskRegistry.add(
-        task, source=source,
-        preprocessors=[
-            seqio.preprocessors.tokenize,
-            seqio.CacheDatasetPlaceholder(),
-            preprocessors.fill_features,
-        ],
-        output_features=preprocessors.output_features(vocabulary))
+      task,
+      source=source,
+      preprocessors=[seqio.preprocessors.tokenize, seqio.CacheDatasetPlaceholder(), preprocessors.fill_features],
+      output_features=preprocessors.output_features(vocabulary),
+    )
   return sizes
 
 
@@ -122,14 +126,14 @@ def _caps(names: list[str], max_examples: Mapping[str, int] | int) -> dict[str, 
   """Each set's cap."""
   if not isinstance(max_examples, Mapping):
     max_examples = {"*": max_examples}
-  fits = {name: [cap for pattern, cap in max_examples.items() if fnmatch.fnmatchcase(name, pattern)]
-          for name in names}
+  fits = {name: [cap for pattern, cap in max_examples.items() if fnmatch.fnmatchcase(name, pattern)] for name in names}
   without = [name for name, caps in fits.items() if not caps]
   unknown = [name for name in max_examples if name not in names and not glob.has_magic(name)]
   if without or unknown:
     what = f"there is no set {unknown[0]!r}" if unknown else f"none fits {without[0]!r}"
-    raise errors.InputError(f"max_examples are given for {sorted(max_examples)}, and {what}; the sets are "
-                            f"{sorted(names)}")
+    raise errors.InputError(
+      f"max_examples are given for {sorted(max_examples)}, and {what}; the sets are {sorted(names)}"
+    )
   if any(cap < 1 for caps in fits.values() for cap in caps):
     raise errors.InputError(f"max_examples {dict(max_examples)}: give 1 or more")
   return {name: caps[0] for name, caps in fits.items()}

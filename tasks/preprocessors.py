@@ -13,9 +13,9 @@ import tensorflow as tf
 def output_features(vocabulary: seqio.Vocabulary) -> dict[str, seqio.Feature]:
   """Features of every task: a text ends in </s>, a pair's end is for the row builder to mark."""
   return {
-      "text": seqio.Feature(vocabulary, add_eos=True, required=False),
-      "inputs": seqio.Feature(vocabulary, add_eos=False, required=False),
-      "targets": seqio.Feature(vocabulary, add_eos=False, required=False),
+    "text": seqio.Feature(vocabulary, add_eos=True, required=False),
+    "inputs": seqio.Feature(vocabulary, add_eos=False, required=False),
+    "targets": seqio.Feature(vocabulary, add_eos=False, required=False),
   }
 
 
@@ -39,6 +39,8 @@ def cut_windows(dataset: tf.data.Dataset, sequence_length: Mapping[str, int] | N
 
 def fill_features(dataset: tf.data.Dataset, output_features: Mapping[str, seqio.Feature]) -> tf.data.Dataset:
   """Gives every example every output feature, empty where it has none."""
+
   def fill(example: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
     return {name: tf.zeros([0], tf.int32) for name in output_features} | dict(example)
+
   return dataset.map(fill)

@@ -20,11 +20,14 @@ INSTRUCTION_SHARE = 0.05  # of the samples, where no rates are given; GLM-130B p
 
 
 def register(
-    files: Mapping[str, text.Patterns], tokenizer: str | os.PathLike,
-    rates: Mapping[str, float] | None = None, instructions: instruct.Sets | None = None,
-    instruction_share: float = INSTRUCTION_SHARE,
-    max_examples: Mapping[str, int] | int = instruct.MAX_EXAMPLES,
-    field: str = "text", mixture: str = MIXTURE,
+  files: Mapping[str, text.Patterns],
+  tokenizer: str | os.PathLike,
+  rates: Mapping[str, float] | None = None,
+  instructions: instruct.Sets | None = None,
+  instruction_share: float = INSTRUCTION_SHARE,
+  max_examples: Mapping[str, int] | int = instruct.MAX_EXAMPLES,
+  field: str = "text",
+  mixture: str = MIXTURE,
 ) -> str:
   """Registers pretrain_<language> and instruct_<name> for every language and instruction set, and a mixture.
 
@@ -53,16 +56,17 @@ def register(
     found = text.find_files(patterns)
     seqio.TaskRegistry.remove(names[language])
     seqio.TaskRegistry.add(
-        names[language],
-        source=sources.FileSource(found, ["text"], text.reader(found, field)),
-        preprocessors=[
-            seqio.preprocessors.tokenize,
-            seqio.preprocessors.append_eos,
-            seqio.CacheDatasetPlaceholder(),
-            preprocessors.cut_windows,
-            preprocessors.fill_features,
-        ],
-        output_features=preprocessors.output_features(vocabulary))
+      names[language],
+      source=sources.FileSource(found, ["text"], text.reader(found, field)),
+      preprocessors=[
+        seqio.preprocessors.tokenize,
+        seqio.preprocessors.append_eos,
+        seqio.CacheDatasetPlaceholder(),
+        preprocessors.cut_windows,
+        preprocessors.fill_features,
+      ],
+      output_features=preprocessors.output_features(vocabulary),
+    )
   sizes = instruct.register_sets(sets, vocabulary, max_examples) if sets else {}
   names |= {name: f"instruct_{name}" for name in sizes}
   rates = _rates(list(files), sizes, rates, instruction_share)
@@ -71,9 +75,7 @@ def register(
   return mixture
 
 
-def _check(
-    languages: list[str], sets: list[str], rates: Mapping[str, float] | None, share: float
-) -> None:
+def _check(languages: list[str], sets: list[str], rates: Mapping[str, float] | None, share: float) -> None:
   names = languages + sets
   if len(set(names)) < len(names):
     raise errors.InputError(f"pretrain.register: {names}: no name twice, of languages and instruction sets")
@@ -82,19 +84,22 @@ def _check(
   if rates is None:
     return
   if not isinstance(rates, Mapping) or not all(
-      isinstance(rate, (int, float)) and math.isfinite(rate) and rate >= 0 for rate in rates.values()):
+    isinstance(rate, (int, float)) and math.isfinite(rate) and rate >= 0 for rate in rates.values()
+  ):
     raise errors.InputError(f"pretrain.register: rates {str(rates)[:100]}: give a number, 0 or more, for each language")
 
 
 def _rates(
-    languages: list[str], sizes: Mapping[str, int], rates: Mapping[str, float] | None, share: float
+  languages: list[str], sizes: Mapping[str, int], rates: Mapping[str, float] | None, share: float
 ) -> dict[str, float]:
   """Shares by language and instruction set, whose numbers of pairs are `sizes`."""
   given = {} if rates is None else dict(rates)
   of_sets = {name: given[name] for name in sizes if name in given}
   if of_sets and of_sets.keys() != sizes.keys():
-    raise errors.InputError(f"pretrain.register: rates are given for the instruction sets {sorted(of_sets)}, and the "
-                            f"sets are {sorted(sizes)}; give one for each, or for languages alone")
+    raise errors.InputError(
+      f"pretrain.register: rates are given for the instruction sets {sorted(of_sets)}, and the "
+      f"sets are {sorted(sizes)}; give one for each, or for languages alone"
+    )
   known = [given[language] for language in languages if language in given]
   of_languages = {language: given.get(language, sum(known) / len(known) if known else 1.0) for language in languages}
   if not any((of_languages | of_sets).values()):
@@ -104,14 +109,19 @@ def _rates(
     return of_languages | of_sets
   text_share = 1 - share if sizes else 1
   total = sum(of_languages.values())
-  return ({name: text_share * rate / total for name, rate in of_languages.items()}
-          | {name: share * size / sum(sizes.values()) for name, size in sizes.items()})
+  return {name: text_share * rate / total for name, rate in of_languages.items()} | {
+    name: share * size / sum(sizes.values()) for name, size in sizes.items()
+  }
 
 
 def _say_if_other(
-    languages: list[str], given: Mapping[str, float], used: Mapping[str, float], sizes: Mapping[str, int]
+  languages: list[str], given: Mapping[str, float], used: Mapping[str, float], sizes: Mapping[str, int]
 ) -> None:
   """Tells which rates are used where those given are for other names: it may be a misspelling."""
   if given and {*languages} != given.keys() - sizes.keys():
-    _log.warning("pretrain.register: the rates are for %s and the text is %s; used are %s", ", ".join(given),
-                 ", ".join(languages), ", ".join(f"{name} {rate:g}" for name, rate in used.items()))
+    _log.warning(
+      "pretrain.register: the rates are for %s and the text is %s; used are %s",
+      ", ".join(given),
+      ", ".join(languages),
+      ", ".join(f"{name} {rate:g}" for name, rate in used.items()),
+    )

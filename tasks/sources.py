@@ -20,8 +20,11 @@ class FileSource(seqio.DataSource):
   """
 
   def __init__(
-      self, patterns: text.Patterns, features: Sequence[str],
-      read: Callable[[pathlib.Path, int, str], Iterator], max_examples: int | None = None,
+    self,
+    patterns: text.Patterns,
+    features: Sequence[str],
+    read: Callable[[pathlib.Path, int, str], Iterator],
+    max_examples: int | None = None,
   ) -> None:
     """`read(path, file number, split)` yields a string for one feature, or a tuple in their order.
 
@@ -49,9 +52,15 @@ class FileSource(seqio.DataSource):
     return [str(path) for path in self.files]
 
   def get_dataset(
-      self, split: str = "train", shuffle: bool = True, seed: int | None = None,
-      shard_info: seqio.ShardInfo | None = None, *, sequence_length: object = None, use_cached: bool = False,
-      num_epochs: int | None = 1,
+    self,
+    split: str = "train",
+    shuffle: bool = True,
+    seed: int | None = None,
+    shard_info: seqio.ShardInfo | None = None,
+    *,
+    sequence_length: object = None,
+    use_cached: bool = False,
+    num_epochs: int | None = 1,
   ) -> tf.data.Dataset:
     """Examples as string scalars; shuffle=True shuffles the files."""
     del sequence_length, use_cached, num_epochs  # seqio passes them to every source
@@ -88,8 +97,9 @@ def _count_lines(path: pathlib.Path) -> int:
 
 def _shares(counts: Sequence[int], max_examples: int) -> dict[str, list[tuple[int, int]]]:
   """For each split, each file's (examples taken, examples there), of files with so many records each."""
-  held_out = [(number + count) // splits.HELD_OUT_EVERY - number // splits.HELD_OUT_EVERY
-              for number, count in enumerate(counts)]  # splits.split_of, counted
+  held_out = [
+    (number + count) // splits.HELD_OUT_EVERY - number // splits.HELD_OUT_EVERY for number, count in enumerate(counts)
+  ]  # splits.split_of, counted
   shares = {}
   for split, there in zip(splits.SPLITS, ([n - k for n, k in zip(counts, held_out)], held_out)):
     ends = [0, *itertools.accumulate(there)]

@@ -56,10 +56,12 @@ class GLMVocabulary(seqio.SentencePieceVocabulary):
 
   def _decode_tf(self, ids: tf.Tensor) -> tf.Tensor:
     """int32 [length] or [batch, length] to a scalar string or [batch]."""
+
     def decode(array: np.ndarray) -> np.ndarray:
       if array.ndim > 1:
         return np.array([self._decode(row).encode() for row in array], object)
       return np.array(self._decode(array).encode(), object)
+
     return tf.ensure_shape(tf.numpy_function(decode, [ids], tf.string), ids.shape[:-1])
 
   def __eq__(self, other: object) -> bool:

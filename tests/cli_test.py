@@ -178,9 +178,7 @@ def test_mistakes_in_flags(arguments, expected, capsys):
 
 
 def test_json_is_alone_on_standard_output(fake, capsys):
-  assert (
-    cli.main(["train", "--gin_file=x.gin", "--workdir=here", "--name=it's", "--gin.STEPS=7", "--json"]) == 0
-  )
+  assert cli.main(["train", "--gin_file=x.gin", "--workdir=here", "--name=it's", "--gin.STEPS=7", "--json"]) == 0
   captured = capsys.readouterr()
   assert json.loads(captured.out) == {"steps": 7, "name": "it's"}
   assert "chatter" in captured.err
@@ -199,11 +197,7 @@ def test_gin_file_and_flag_bind_the_function(fake, capsys):
     ("input", 2, "batch 6 does not divide over 4 devices; use 8"),
     ("crash", 1, "RuntimeError: first line second line (run again with --debug for the traceback)"),
     ("disk", 2, "runs/a/file: the disk is full: free some space; run the same command again once that is mended"),
-    (
-      "extra",
-      1,
-      "ModuleNotFoundError: No module named 'seqio_missing' (run again with --debug for the traceback)",
-    ),
+    ("extra", 1, "ModuleNotFoundError: No module named 'seqio_missing' (run again with --debug for the traceback)"),
   ],
 )
 def test_errors_while_running(fake, capsys, mode, status, expected):
@@ -250,13 +244,25 @@ def test_missing_extra_is_named():
   assert cli._describe(error) == ("this needs seqio: pip install 'glmjax[data]'", 2)
 
 
-@pytest.mark.parametrize("number, status, words", [
-  (errno.ENOSPC, 2, "the disk is full"), (errno.EDQUOT, 2, "quota"), (errno.EFBIG, 2, "ulimit -f"),
-  (errno.EACCES, 2, "permission denied"), (errno.EROFS, 2, "read-only"), (errno.ENOENT, 2, "no such file"),
-  (errno.ENOTDIR, 2, "a part of the path is a file"), (errno.EISDIR, 2, "a folder"), (errno.EMFILE, 2, "ulimit -n"),
-  (errno.ENAMETOOLONG, 2, "too long"), (errno.ENOMEM, 1, "not enough memory"), (errno.EIO, 1, "input/output error"),
-  (errno.ESTALE, 1, "stale"), (errno.ECONNREFUSED, 1, "Connection refused"),
-])
+@pytest.mark.parametrize(
+  "number, status, words",
+  [
+    (errno.ENOSPC, 2, "the disk is full"),
+    (errno.EDQUOT, 2, "quota"),
+    (errno.EFBIG, 2, "ulimit -f"),
+    (errno.EACCES, 2, "permission denied"),
+    (errno.EROFS, 2, "read-only"),
+    (errno.ENOENT, 2, "no such file"),
+    (errno.ENOTDIR, 2, "a part of the path is a file"),
+    (errno.EISDIR, 2, "a folder"),
+    (errno.EMFILE, 2, "ulimit -n"),
+    (errno.ENAMETOOLONG, 2, "too long"),
+    (errno.ENOMEM, 1, "not enough memory"),
+    (errno.EIO, 1, "input/output error"),
+    (errno.ESTALE, 1, "stale"),
+    (errno.ECONNREFUSED, 1, "Connection refused"),
+  ],
+)
 def test_what_the_system_refuses(number, status, words):
   """Status 2 where the user can mend it: a launch script would start in vain a hundred times."""
   message, found = cli._describe(OSError(number, os.strerror(number), "runs/a"))
@@ -274,8 +280,9 @@ def start(fake, mode):
     f"sys.exit(cli.main(['train', '--workdir=here', '--gin.{fake}.train.mode=\"{mode}\"']))"
   )
   environment = {**os.environ, "PYTHONPATH": os.getcwd()}
-  return subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
-                          text=True, env=environment)
+  return subprocess.Popen(
+    [sys.executable, "-c", code], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=environment
+  )
 
 
 def test_an_environment_without_gin_is_one_line():
@@ -321,9 +328,7 @@ def test_prompts_from_file_and_standard_input(fake, capsys, monkeypatch):
 
 def test_reader_that_leaves_is_no_error():
   """glmjax ... | head"""
-  process = subprocess.Popen(
-    [sys.executable, "-m", "glmjax", "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-  )
+  process = subprocess.Popen([sys.executable, "-m", "glmjax", "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
   process.stdout.close()
   assert b"Traceback" not in process.stderr.read()
   process.stderr.close()
@@ -387,9 +392,17 @@ def test_documented_commands_are_in_order(line, monkeypatch, capsys, tmp_path):
 def test_plan_of_sets_takes_models_and_lists(monkeypatch, capsys):
   """`plan --fits`: no gin file, the shipped models, mistakes told."""
   given = {}
-  monkeypatch.setattr(run_lib, "_call", lambda command, values: given.update(values) or [
-      {"model": "6b", "bits": 4, "context": 512, "gpu": "rtx3090", "count": 1, "peak_bytes_per_device": 5 << 30},
-      {"model": "6b", "bits": 4, "context": 4096, "gpu": "rtx3090", "count": None, "why": "the model ends"}])
+  monkeypatch.setattr(
+    run_lib,
+    "_call",
+    lambda command, values: (
+      given.update(values)
+      or [
+        {"model": "6b", "bits": 4, "context": 512, "gpu": "rtx3090", "count": 1, "peak_bytes_per_device": 5 << 30},
+        {"model": "6b", "bits": 4, "context": 4096, "gpu": "rtx3090", "count": None, "why": "the model ends"},
+      ]
+    ),
+  )
   assert cli.main(["plan", "--fits", "--model=6b", "--model=130b", "--bits=4", "--context=512", "--context=512"]) == 0
   assert {name: model.num_layers for name, model in given["models"].items()} == {"6b": 28, "130b": 70}
   assert given["bits"] == [4] and given["contexts"] == [512] and "gpus" not in given
@@ -406,8 +419,14 @@ def test_chinese_paths_in_any_locale(locale, tmp_path):
   (tmp_path / "数据").mkdir()
   (tmp_path / "数据" / "我.gin").write_text(
     "from __gin__ import dynamic_registration\nfrom glmjax.evaluate import report\nreport.write.workdir = '数据'\n",
-    encoding="utf-8")
+    encoding="utf-8",
+  )
   environment = {name: value for name, value in os.environ.items() if name not in ("LC_ALL", "LANG", "PYTHONUTF8")}
-  done = subprocess.run([sys.executable, "-m", "glmjax", "report", "--gin_file=数据/我.gin"], cwd=tmp_path, check=False,
-                        capture_output=True, env=environment | locale)
+  done = subprocess.run(
+    [sys.executable, "-m", "glmjax", "report", "--gin_file=数据/我.gin"],
+    cwd=tmp_path,
+    check=False,
+    capture_output=True,
+    env=environment | locale,
+  )
   assert done.returncode == 2 and "glmjax: 数据/train/metrics.jsonl" in done.stderr.decode(), done.stderr

@@ -147,9 +147,7 @@ def test_what_is_replaced_may_leave_others_idle():
 def test_include_is_followed():
   text = "include 'runs/train.gin'\n" + HEAD + "loop.train.num_steps = %TRAIN_STEP\n"
   assert message(text) == "x.gin:4: %TRAIN_STEP is not defined; did you mean TRAIN_STEPS?"
-  assert (
-    message("include 'runs/tran.gin'\n") == "x.gin:1: no gin file runs/tran.gin; did you mean runs/train.gin?"
-  )
+  assert message("include 'runs/tran.gin'\n") == "x.gin:1: no gin file runs/tran.gin; did you mean runs/train.gin?"
   assert "includes itself" in message("include 'x.gin'\n")
 
 
@@ -170,19 +168,13 @@ def test_syntax_error(text, place):
 
 def test_unknown_module_function_parameter():
   start = "from __gin__ import dynamic_registration\n"
-  assert "x.gin:2: no module fakelib.lop; did you mean fakelib.loop?" == message(
-    start + "from fakelib import lop\n"
-  )
+  assert "x.gin:2: no module fakelib.lop; did you mean fakelib.loop?" == message(start + "from fakelib import lop\n")
   assert "fakelib.loop is a module" in message(start + "from fakelib.loop import train\n")
   assert "nosuchlib is not installed" in message(start + "import nosuchlib\n")
-  assert "x.gin:3: fakelib.loop has no trian; did you mean train?" in message(
-    HEAD + "loop.trian.num_steps = 3\n"
-  )
+  assert "x.gin:3: fakelib.loop has no trian; did you mean train?" in message(HEAD + "loop.trian.num_steps = 3\n")
   assert "has no Admam; did you mean Adam?" in message(HEAD + "loop.train.optimizer = @loop.Admam()\n")
   found = message(HEAD + "loop.train.num_step = 3\n")
-  assert found.startswith(
-    "x.gin:3: loop.train has no parameter num_step; did you mean num_steps? (fakelib/loop.py:"
-  )
+  assert found.startswith("x.gin:3: loop.train has no parameter num_step; did you mean num_steps? (fakelib/loop.py:")
   assert "did you mean num_layers?" in message(HEAD + "loop.WideModel.num_layer = 3\n")
   assert "has no parameter hidden" in message(HEAD + "loop.Model.hidden = 3\n")
   assert "did you mean colour?" in message(HEAD + "loop.Plain.color = 'blue'\n")
@@ -231,9 +223,7 @@ def test_overrides():
   assert "has no value" in message(files=files, overrides=["TRAIN_STEPS"])
   assert "'--gin.loop.train.name=\"runs/a\"'" in message(files=files, overrides=["loop.train.name=runs/a"])
   assert "did you mean rate?" in message(files=files, overrides=["loop.train.raet=1"])
-  assert "no import provides train; did you mean loop.train?" in message(
-    files=files, overrides=["train.rate=1"]
-  )
+  assert "no import provides train; did you mean loop.train?" in message(files=files, overrides=["train.rate=1"])
   assert message(files=files, overrides=["=3"]).startswith("--gin.")
   assert message(files=files, overrides=["import fakelib=3"]).startswith("--gin.")
   gin_files.check(files, ["glmjax.tokens.SpecialTokens.mask=1"])  # a full name needs no import in a file
@@ -253,12 +243,15 @@ def test_types_of_our_own_parameters(monkeypatch, library):
 def test_one_file_serves_every_command():
   """A command needs, and imports, only what its own function depends on."""
   with open("all.gin", "w", encoding="utf-8") as file:
-    file.write(RUN + """
+    file.write(
+      RUN
+      + """
 OUT = %gin.REQUIRED
 fakelib.parts.export.out = %OUT
 fakelib.parts.export.model = @wide/loop.Model()
 wide/loop.Model.num_layers = 7
-""")
+"""
+    )
   commands = ["fakelib.loop.train", "fakelib.parts.export"]
   lines = gin_files.check(["all.gin"], (), "fakelib.loop.train", commands=commands).lines
   assert not any("OUT" in line or "Model.num_layers = 7" in line for line in lines)
@@ -285,9 +278,11 @@ def test_modules_of_one_name(library):
   (library / "fakelib" / "more" / "__init__.py").write_text("")
   (library / "fakelib" / "more" / "parts.py").write_text("def grow(size=1):\n  return size\n")
   with open("x.gin", "w", encoding="utf-8") as file:
-    file.write(HEAD + "from fakelib import parts\nfrom fakelib.more import parts as others\n"
-               "loop.train.model = {'a': @parts.constant(), 'b': [(@others.grow(), 'x')]}\n"
-               "parts.constant.value = 5\nothers.grow.size = 6\n")
+    file.write(
+      HEAD + "from fakelib import parts\nfrom fakelib.more import parts as others\n"
+      "loop.train.model = {'a': @parts.constant(), 'b': [(@others.grow(), 'x')]}\n"
+      "parts.constant.value = 5\nothers.grow.size = 6\n"
+    )
   gin_files.parse(["x.gin"], entry="fakelib.loop.train")
   assert gin_files.configured("fakelib.loop.train")()["model"] == {"a": 5, "b": [(6, "x")]}
   assert "more_parts" in gin_files.operative_config()
@@ -305,17 +300,14 @@ def test_error_that_only_gin_finds_has_its_place():
 
 
 def test_entry_needs_its_parameters():
-  assert message(entry="fakelib.loop.train").startswith(
-    "no value for model of fakelib.loop.train: add the --gin_file"
-  )
+  assert message(entry="fakelib.loop.train").startswith("no value for model of fakelib.loop.train: add the --gin_file")
   gin_files.check([], [], entry="fakelib.loop.train", given=["model"])
   gin_files.check(["runs/train.gin"], [], entry="fakelib.loop.train")
 
 
 def test_not_utf8(library):
   (library / "bad.gin").write_bytes(b"A = '\xff'\n")
-  assert message(files=["bad.gin"]) == (
-    "bad.gin: not UTF-8 at byte 5 (line 1); convert it, say with iconv -t UTF-8")
+  assert message(files=["bad.gin"]) == ("bad.gin: not UTF-8 at byte 5 (line 1); convert it, say with iconv -t UTF-8")
 
 
 def test_what_editors_write(library):
@@ -334,16 +326,29 @@ def test_paths_of_files(library, monkeypatch):
   gin_files.check(["~/runs/train.gin"], entry="fakelib.loop.train")
   (library / "folder.gin").mkdir()
   os.mkfifo(library / "pipe.gin")  # would wait for ever
-  for name, expected in (("folder.gin", "no regular file"), ("pipe.gin", "no regular file"), ("", "is empty"),
-                         ("gs://b/x.gin", "local paths only"), ("a\0b", "NUL")):
+  for name, expected in (
+    ("folder.gin", "no regular file"),
+    ("pipe.gin", "no regular file"),
+    ("", "is empty"),
+    ("gs://b/x.gin", "local paths only"),
+    ("a\0b", "NUL"),
+  ):
     assert expected in message(files=[name])
     assert expected in message(f"include {name!r}\n")
 
 
-@pytest.mark.parametrize("value, expected", [
-  ("[" * 500 + "]" * 500, "nested too deep"), ("[" * 100_000, "nested too deep"), ("{[]: 1}", "as a key"),
-  ("9" * 5000, "more than 4,300 digits"), ("float('inf')", "not a gin value"),
-  ("f'{1}'", "not a gin value"), ("'\\x'", "truncated")])
+@pytest.mark.parametrize(
+  "value, expected",
+  [
+    ("[" * 500 + "]" * 500, "nested too deep"),
+    ("[" * 100_000, "nested too deep"),
+    ("{[]: 1}", "as a key"),
+    ("9" * 5000, "more than 4,300 digits"),
+    ("float('inf')", "not a gin value"),
+    ("f'{1}'", "not a gin value"),
+    ("'\\x'", "truncated"),
+  ],
+)
 def test_values_that_no_parser_likes(value, expected):
   found = message(HEAD + f"loop.train.name = {value}\n")
   assert found.startswith("x.gin") and expected in found and len(found) < 300
@@ -368,17 +373,26 @@ def test_error_comes_without_jax():
   assert time.monotonic() - start < 5
 
 
-REQUIRED = ['CACHE="cache"', "BATCH_SIZE=8", "TOTAL_SAMPLES=80", "PEAK_LEARNING_RATE=1e-3", "MIN_LEARNING_RATE=1e-4",
-            "WARMUP_SAMPLES=8"]
+REQUIRED = [
+  'CACHE="cache"',
+  "BATCH_SIZE=8",
+  "TOTAL_SAMPLES=80",
+  "PEAK_LEARNING_RATE=1e-3",
+  "MIN_LEARNING_RATE=1e-4",
+  "WARMUP_SAMPLES=8",
+]
 
 
-@pytest.mark.parametrize("files, overrides", [
-  (["runs/quickstart.gin"], []),
-  (["runs/uncached.gin"], []),
-  (["runs/pretrain.gin", "models/tiny.gin", "meshes/cpu.gin"], REQUIRED),
-  (["runs/pretrain.gin", "models/tiny.gin", "meshes/cpu8_pipeline.gin"], REQUIRED),
-  (["runs/pretrain_glm10b.gin", "models/glm_110m.gin", "meshes/cpu.gin"], REQUIRED),
-])
+@pytest.mark.parametrize(
+  "files, overrides",
+  [
+    (["runs/quickstart.gin"], []),
+    (["runs/uncached.gin"], []),
+    (["runs/pretrain.gin", "models/tiny.gin", "meshes/cpu.gin"], REQUIRED),
+    (["runs/pretrain.gin", "models/tiny.gin", "meshes/cpu8_pipeline.gin"], REQUIRED),
+    (["runs/pretrain_glm10b.gin", "models/glm_110m.gin", "meshes/cpu.gin"], REQUIRED),
+  ],
+)
 def test_packaged_runs_train(files, overrides):
   from glmjax.cli import commands  # the command line's own list
 

@@ -40,40 +40,72 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
   "Mapping[str, int] | int": (["{'a': 1}", "3"], ["0.5", "{'a': 0.5}", "{'a': True}", "{'a': 'b'}", "'3'"]),
   "Mapping[str, str] | None": (["{'a': 'b'}", "None"], ["{'a': 1}", "{1: 'b'}", "['a']", "'a'"]),
   "Mapping[str, path | Sequence[path]]": (
-    ["{'a': 'b', 'c': ['d', '~/e']}"], ["'a'", "['a']", "{'en': 5}", "{'en': ['a', 5]}", "{1: 'a'}", "{'en': None}",
-                                        "{'en': ''}", "{'en': ['gs://b/x']}", "{'en': 'a\\0b'}"]),
+    ["{'a': 'b', 'c': ['d', '~/e']}"],
+    [
+      "'a'",
+      "['a']",
+      "{'en': 5}",
+      "{'en': ['a', 5]}",
+      "{1: 'a'}",
+      "{'en': None}",
+      "{'en': ''}",
+      "{'en': ['gs://b/x']}",
+      "{'en': 'a\\0b'}",
+    ],
+  ),
   "Mapping[str, path | Sequence[path]] | path | Sequence[path]": (
-    ["{'a': 'b', 'c': ['d']}", "['a']", "'a'"], ["{'en': 5}", "[5]", "5", "{1: 'a'}", "['']", "None"]),
+    ["{'a': 'b', 'c': ['d']}", "['a']", "'a'"],
+    ["{'en': 5}", "[5]", "5", "{1: 'a'}", "['']", "None"],
+  ),
   "Mapping[str, path | Sequence[path]] | path | Sequence[path] | None": (
-    ["{'a': 'b'}", "'a'", "None"], ["{'en': 5}", "[5]", "5"]),
+    ["{'a': 'b'}", "'a'", "None"],
+    ["{'en': 5}", "[5]", "5"],
+  ),
   "Sequence[str | Mapping[str, Any]]": (["['a', {'prompt': 'b'}]"], ["'a'", "[1]", "[['a']]", "{'prompt': 'b'}"]),
   "Callable[[], None] | None": (["None", "@glmjax.train.loop.train"], ["3", "'a'", OF_CALLS]),
   "Callable[[Content, pathlib.Path], None] | None": (["None", "@glmjax.train.loop.train"], ["3", "'a'", OF_CALLS]),
-  "Mapping[str, config_lib.GLMConfig]": (["{'a': @glmjax.models.config.GLMConfig()}"],
-                                         [f"{{'a': {OF_CALLS}}}", "{'a': 'b'}",
-                                          "{'a': @glmjax.models.config.GLMConfig}"]),
+  "Mapping[str, config_lib.GLMConfig]": (
+    ["{'a': @glmjax.models.config.GLMConfig()}"],
+    [f"{{'a': {OF_CALLS}}}", "{'a': 'b'}", "{'a': @glmjax.models.config.GLMConfig}"],
+  ),
   "rows.BlankInfilling | glm10b.BlockStrategy | Callable[..., sampler.Infilling]": (
-    ["@glmjax.data.rows.BlankInfilling", "@glmjax.data.glm10b.BlockStrategy()"], [OF_CALLS, "'a'"]),
+    ["@glmjax.data.rows.BlankInfilling", "@glmjax.data.glm10b.BlockStrategy()"],
+    [OF_CALLS, "'a'"],
+  ),
   "rows.BlankInfilling | Callable[..., rows.BlankInfilling]": (
     ["@glmjax.data.rows.BlankInfilling", "@glmjax.data.rows.BlankInfilling()"],
-    [OF_CALLS, "'a'", "@glmjax.data.glm10b.BlockStrategy()"]),
+    [OF_CALLS, "'a'", "@glmjax.data.glm10b.BlockStrategy()"],
+  ),
   "feed_lib.DataSource": (["@glmjax.data.loader.CachedMixture()"], ["@glmjax.data.loader.CachedMixture", "'cache'"]),
-  "feed_lib.DataSource | None": (["@glmjax.data.loader.CachedMixture()", "None"],
-                                 ["@glmjax.data.loader.CachedMixture", "[]"]),
+  "feed_lib.DataSource | None": (
+    ["@glmjax.data.loader.CachedMixture()", "None"],
+    ["@glmjax.data.loader.CachedMixture", "[]"],
+  ),
   "LearningRate | Constant | PiecewiseLinear | Joined | Product": (
-    ["@glmjax.train.schedules.Constant()"], ["1e-3", "@glmjax.train.schedules.Batches()"]),
-  "Sequence[sampler.RateChange]": (["[@glmjax.data.sampler.RateChange()]", "[]"],
-                                   ["@glmjax.data.sampler.RateChange()", f"[{OF_CALLS}]", "[{'a': 1}]"]),
-  "Sequence[LearningRate | Constant | PiecewiseLinear | Joined | Product]": (["[@glmjax.train.schedules.Constant()]"],
-                           ["@glmjax.train.schedules.Constant()", "[1e-3]", "[@glmjax.train.schedules.Constant]"]),
+    ["@glmjax.train.schedules.Constant()"],
+    ["1e-3", "@glmjax.train.schedules.Batches()"],
+  ),
+  "Sequence[sampler.RateChange]": (
+    ["[@glmjax.data.sampler.RateChange()]", "[]"],
+    ["@glmjax.data.sampler.RateChange()", f"[{OF_CALLS}]", "[{'a': 1}]"],
+  ),
+  "Sequence[LearningRate | Constant | PiecewiseLinear | Joined | Product]": (
+    ["[@glmjax.train.schedules.Constant()]"],
+    ["@glmjax.train.schedules.Constant()", "[1e-3]", "[@glmjax.train.schedules.Constant]"],
+  ),
 }
 # Classes of ours: what makes one, by name, and nothing else.
 MADE = {
-  "config_lib.GLMConfig": "models.config.GLMConfig", "schedules.Batches": "train.schedules.Batches",
-  "optimizer_lib.AdamW | optimizer_lib.Muon": "train.optimizer.Muon", "AdamW": "train.optimizer.AdamW",
-  "state_lib.DynamicLossScale": "train.state.DynamicLossScale", "Intervals": "train.loop.Intervals",
-  "mesh_lib.MeshConfig": "parallel.mesh.MeshConfig", "pipeline_lib.Schedule": "models.pipeline.Schedule",
-  "peers_lib.Watch": "parallel.peers.Watch", "programs.Train | programs.Decode": "plan.programs.Decode",
+  "config_lib.GLMConfig": "models.config.GLMConfig",
+  "schedules.Batches": "train.schedules.Batches",
+  "optimizer_lib.AdamW | optimizer_lib.Muon": "train.optimizer.Muon",
+  "AdamW": "train.optimizer.AdamW",
+  "state_lib.DynamicLossScale": "train.state.DynamicLossScale",
+  "Intervals": "train.loop.Intervals",
+  "mesh_lib.MeshConfig": "parallel.mesh.MeshConfig",
+  "pipeline_lib.Schedule": "models.pipeline.Schedule",
+  "peers_lib.Watch": "parallel.peers.Watch",
+  "programs.Train | programs.Decode": "plan.programs.Decode",
   "tokens_lib.SpecialTokens": "tokens.SpecialTokens",
 }
 
@@ -97,8 +129,13 @@ def named_functions() -> set[str]:
 
 def parameters() -> list[tuple[str, str]]:
   """(full name, annotation) of every parameter."""
-  return sorted({(f"{name}.{parameter}", gin_types.parse(annotation).shown) for name in named_functions()
-                 for parameter, annotation in signature_of(name).parameters.items()})
+  return sorted(
+    {
+      (f"{name}.{parameter}", gin_types.parse(annotation).shown)
+      for name in named_functions()
+      for parameter, annotation in signature_of(name).parameters.items()
+    }
+  )
 
 
 def cases(annotation: str) -> tuple[list[str], list[str]]:
@@ -140,12 +177,14 @@ def test_the_place_is_the_macro_that_holds_the_value(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   (tmp_path / "x.gin").write_text(
     "from __gin__ import dynamic_registration\nfrom glmjax.tasks import pretrain\nfrom glmjax.cli import corpus\n"
-    "FILES = 5\nALL = {'en': 'a', 'zh': %FILES}\n\npretrain.register.files = %ALL\n")
+    "FILES = 5\nALL = {'en': 'a', 'zh': %FILES}\n\npretrain.register.files = %ALL\n"
+  )
   with pytest.raises(errors.InputError) as caught:
     gin_files.check(["x.gin"])
   assert str(caught.value) == (
     "x.gin:4: pretrain.register.files takes Mapping[str, path | Sequence[path]], not {'en': 'a', 'zh': %FILES} "
-    "(a dict): 5 (an int) is not path | Sequence[path]")
+    "(a dict): 5 (an int) is not path | Sequence[path]"
+  )
 
 
 def test_advice():
@@ -161,12 +200,19 @@ def test_advice():
 
 def test_the_command_says_it_before_anything_is_loaded():
   """In one process for all commands: a start costs more than the check."""
-  wrong = [("train", "train.loop.train.total_samples", "'x'"), ("tokenizer", "tokenizer.train.vocab_size", "[1]"),
-           ("cache", "data.cache.cache_mixture.directory", "3"), ("score", "cli.inference.score.texts", "'a'"),
-           ("generate", "cli.inference.generate.temperature", "'0'"), ("plan", "plan.planner.plan.target", "8"),
-           ("evaluate", "evaluate.heldout.evaluate.cache", "''"), ("report", "evaluate.report.write.workdir", "{}"),
-           ("export", "checkpoint.export.export.bits", "'4'"), ("chat", "cli.chat.chat.top_p", "True"),
-           ("inspect", "thudm.inspection.inspect.hashes", "1")]
+  wrong = [
+    ("train", "train.loop.train.total_samples", "'x'"),
+    ("tokenizer", "tokenizer.train.vocab_size", "[1]"),
+    ("cache", "data.cache.cache_mixture.directory", "3"),
+    ("score", "cli.inference.score.texts", "'a'"),
+    ("generate", "cli.inference.generate.temperature", "'0'"),
+    ("plan", "plan.planner.plan.target", "8"),
+    ("evaluate", "evaluate.heldout.evaluate.cache", "''"),
+    ("report", "evaluate.report.write.workdir", "{}"),
+    ("export", "checkpoint.export.export.bits", "'4'"),
+    ("chat", "cli.chat.chat.top_p", "True"),
+    ("inspect", "thudm.inspection.inspect.hashes", "1"),
+  ]
   code = f"""
 import sys
 from glmjax import cli

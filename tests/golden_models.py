@@ -34,8 +34,9 @@ class Comparison:
 COMPARISONS: list[Comparison] = []  # all that were made in this process
 
 
-def close(group: str, what: str, ours: Any, expected: Any, atol: float = 0.0, rtol: float = 0.0, case: str = ""
-          ) -> None:
+def close(
+  group: str, what: str, ours: Any, expected: Any, atol: float = 0.0, rtol: float = 0.0, case: str = ""
+) -> None:
   """Asserts that numbers are equal within atol + rtol * |expected|."""
   ours, expected = np.asarray(ours, np.float64), np.asarray(expected, np.float64)
   error = float(np.abs(ours - expected).max(initial=0)) if ours.shape == expected.shape else float("inf")
@@ -64,10 +65,11 @@ def load(name: str) -> tuple[dict[str, Any], Arrays]:
 
 
 FAMILIES = {
-    "glm130b_tiny": dict(positions="rotary", mlp="geglu", rotary_rounding="half_frequencies"),
-    "chatglm6b_tiny": dict(positions="rotary_2d", mlp="gelu_tanh", rotary_rounding="half_frequencies",
-                           tie_embeddings=False),
-    "glm10b_tiny": dict(positions="learned_2d", mlp="gelu_tanh", norm="pre"),
+  "glm130b_tiny": dict(positions="rotary", mlp="geglu", rotary_rounding="half_frequencies"),
+  "chatglm6b_tiny": dict(
+    positions="rotary_2d", mlp="gelu_tanh", rotary_rounding="half_frequencies", tie_embeddings=False
+  ),
+  "glm10b_tiny": dict(positions="learned_2d", mlp="gelu_tanh", norm="pre"),
 }
 
 
@@ -75,9 +77,15 @@ def config(name: str, **changes: Any) -> config_lib.GLMConfig:
   """The group's model, sizes from its JSON."""
   sizes = load(name)[0]["config"]
   hidden = sizes["hidden_size"]
-  fields = dict(vocab_size=sizes["vocab_size"], num_layers=sizes["num_layers"], embed_dim=hidden,
-                num_heads=sizes["num_attention_heads"], mlp_dim=sizes.get("inner_hidden_size", 4 * hidden),
-                max_length=sizes["max_sequence_length"], layer_norm_epsilon=sizes["layernorm_epsilon"])
+  fields = dict(
+    vocab_size=sizes["vocab_size"],
+    num_layers=sizes["num_layers"],
+    embed_dim=hidden,
+    num_heads=sizes["num_attention_heads"],
+    mlp_dim=sizes.get("inner_hidden_size", 4 * hidden),
+    max_length=sizes["max_sequence_length"],
+    layer_norm_epsilon=sizes["layernorm_epsilon"],
+  )
   return config_lib.GLMConfig(**(fields | FAMILIES[name] | changes))
 
 
@@ -96,37 +104,36 @@ def params(name: str, prefix: str = "param/") -> dict[str, Any]:
     qkv = lambda x: np.moveaxis(x.reshape(*order, -1), 0 if name == "glm10b_tiny" else 1, 0)
     wi = lambda x: x.reshape(cfg.mlp_branches, cfg.mlp_dim, -1)
     return {
-        "attention_norm": norm(at + "input_layernorm"),
-        "mlp_norm": norm(at + "post_attention_layernorm"),
-        "attention": {
-            "qkv": {
-                "kernel": np.moveaxis(qkv(get("attention.query_key_value.weight")), -1, 0),
-                "bias": qkv(get("attention.query_key_value.bias"))[..., 0]
-            },
-            "out": {
-                "kernel": get("attention.dense.weight").T.reshape(h, k, d),
-                "bias": get("attention.dense.bias")
-            }
+      "attention_norm": norm(at + "input_layernorm"),
+      "mlp_norm": norm(at + "post_attention_layernorm"),
+      "attention": {
+        "qkv": {
+          "kernel": np.moveaxis(qkv(get("attention.query_key_value.weight")), -1, 0),
+          "bias": qkv(get("attention.query_key_value.bias"))[..., 0],
         },
-        "mlp": {
-            "wi": {
-                "kernel": np.moveaxis(wi(get("mlp.dense_h_to_4h.weight")), -1, 0),
-                "bias": wi(get("mlp.dense_h_to_4h.bias"))[..., 0]
-            },
-            "wo": {
-                "kernel": get("mlp.dense_4h_to_h.weight").T,
-                "bias": get("mlp.dense_4h_to_h.bias")
-            }
-        }
+        "out": {"kernel": get("attention.dense.weight").T.reshape(h, k, d), "bias": get("attention.dense.bias")},
+      },
+      "mlp": {
+        "wi": {
+          "kernel": np.moveaxis(wi(get("mlp.dense_h_to_4h.weight")), -1, 0),
+          "bias": wi(get("mlp.dense_h_to_4h.bias"))[..., 0],
+        },
+        "wo": {"kernel": get("mlp.dense_4h_to_h.weight").T, "bias": get("mlp.dense_4h_to_h.bias")},
+      },
     }
 
   layers = [layer(i) for i in range(n)]
   table = "word_embeddings.weight" if name == "glm10b_tiny" else "transformer.word_embeddings.weight"
-  tree = {"embedding": {"table": arrays[prefix + table]}, "layers": jax.tree.map(lambda *xs: np.stack(xs), *layers),
-          "final_norm": norm("transformer.final_layernorm")}
+  tree = {
+    "embedding": {"table": arrays[prefix + table]},
+    "layers": jax.tree.map(lambda *xs: np.stack(xs), *layers),
+    "final_norm": norm("transformer.final_layernorm"),
+  }
   if cfg.positions == "learned_2d":
-    tree["embedding"] |= {"position": arrays[prefix + "transformer.position_embeddings.weight"],
-                          "block_position": arrays[prefix + "transformer.block_position_embeddings.weight"]}
+    tree["embedding"] |= {
+      "position": arrays[prefix + "transformer.position_embeddings.weight"],
+      "block_position": arrays[prefix + "transformer.block_position_embeddings.weight"],
+    }
   if not cfg.tie_embeddings:
     tree["head"] = {"kernel": arrays[prefix + "lm_head.weight"].T}
   return tree
@@ -158,38 +165,44 @@ def specials(name: str) -> tokens.SpecialTokens:
   if name == "chatglm6b_tiny":
     c = meta["config"]
     mask = c["mask_token_id"]
-    return tokens.SpecialTokens(mask=mask,
-                                gmask=c["gmask_token_id"],
-                                smask=mask + 2,
-                                eod=mask + 3,
-                                sop=c["bos_token_id"],
-                                eop=c["eos_token_id"],
-                                eos=2,
-                                pad=c["pad_token_id"],
-                                unk=0,
-                                enc=mask + 6,
-                                dblock=mask + 7)
+    return tokens.SpecialTokens(
+      mask=mask,
+      gmask=c["gmask_token_id"],
+      smask=mask + 2,
+      eod=mask + 3,
+      sop=c["bos_token_id"],
+      eop=c["eos_token_id"],
+      eos=2,
+      pad=c["pad_token_id"],
+      unk=0,
+      enc=mask + 6,
+      dblock=mask + 7,
+    )
   s = meta["special_tokens"]
   if name == "glm10b_tiny":
-    return tokens.SpecialTokens(mask=s["MASK"],
-                                gmask=s["gMASK"],
-                                smask=s["sMASK"],
-                                eod=s["eos"],
-                                sop=s["sop"],
-                                eop=s["eop"],
-                                eos=s["eos"],
-                                pad=s["pad"],
-                                unk=s["unk"],
-                                enc=s["ENC"],
-                                dblock=s["dBLOCK"])
-  return tokens.SpecialTokens(mask=s["[MASK]"],
-                              gmask=s["[gMASK]"],
-                              smask=s["[sMASK]"],
-                              eod=s["eod"],
-                              sop=s["sop"],
-                              eop=s["eop"],
-                              eos=s["eos"],
-                              pad=0,
-                              unk=0,
-                              enc=s["ENC"],
-                              dblock=s["dBLOCK"])
+    return tokens.SpecialTokens(
+      mask=s["MASK"],
+      gmask=s["gMASK"],
+      smask=s["sMASK"],
+      eod=s["eos"],
+      sop=s["sop"],
+      eop=s["eop"],
+      eos=s["eos"],
+      pad=s["pad"],
+      unk=s["unk"],
+      enc=s["ENC"],
+      dblock=s["dBLOCK"],
+    )
+  return tokens.SpecialTokens(
+    mask=s["[MASK]"],
+    gmask=s["[gMASK]"],
+    smask=s["[sMASK]"],
+    eod=s["eod"],
+    sop=s["sop"],
+    eop=s["eop"],
+    eos=s["eos"],
+    pad=0,
+    unk=0,
+    enc=s["ENC"],
+    dblock=s["dBLOCK"],
+  )

@@ -26,24 +26,19 @@ from glmjax.models import kv_cache
 TOLERANCE = 1e-4
 # Suffix of the logits: what the model was run with.
 VARIANTS = {
-    "glm130b_tiny": {
-        "": {},
-        "_fp32rope": dict(rotary_rounding="none"),
-        "_halftable": dict(rotary_rounding="half_table")
-    },
-    "chatglm6b_tiny": {
-        "": {},
-        "_fp32rope": dict(rotary_rounding="none"),
-        "_halftable": dict(rotary_rounding="half_table"),
-        "_alpha28": dict(residual_alpha=56**0.5)
-    },
-    "glm10b_tiny": {
-        "": {}
-    },
+  "glm130b_tiny": {"": {}, "_fp32rope": dict(rotary_rounding="none"), "_halftable": dict(rotary_rounding="half_table")},
+  "chatglm6b_tiny": {
+    "": {},
+    "_fp32rope": dict(rotary_rounding="none"),
+    "_halftable": dict(rotary_rounding="half_table"),
+    "_alpha28": dict(residual_alpha=56**0.5),
+  },
+  "glm10b_tiny": {"": {}},
 }
 VARIANT_NAMES = {"_fp32rope": "float32 rotary", "_halftable": "float16 rotary table", "_alpha28": "alpha of 28 layers"}
-jitted_logits = jax.jit(lambda config, params, *inputs: glm.GLM(config).apply({"params": params}, *inputs),
-                        static_argnums=0)
+jitted_logits = jax.jit(
+  lambda config, params, *inputs: glm.GLM(config).apply({"params": params}, *inputs), static_argnums=0
+)
 
 
 def cases(group: str) -> list[str]:
@@ -76,18 +71,15 @@ def all_inputs(group: str) -> tuple[list[jax.Array], dict[str, tuple[slice, np.n
   for case, (tokens, positions, start, end, counts) in each.items():
     width = [(0, 0), (0, length - tokens.shape[1])]
     own = np.tile(np.arange(length), (len(tokens), 1))
-    end = np.concatenate([end, own[:, end.shape[1]:] + 1], 1)
-    start = np.concatenate([start, own[:, start.shape[1]:]], 1)
-    parts.append(
-        [np.pad(tokens, width),
-         np.pad(positions, [(0, 0)] * (positions.ndim - 2) + width), start, end])
+    end = np.concatenate([end, own[:, end.shape[1] :] + 1], 1)
+    start = np.concatenate([start, own[:, start.shape[1] :]], 1)
+    parts.append([np.pad(tokens, width), np.pad(positions, [(0, 0)] * (positions.ndim - 2) + width), start, end])
     places[case] = slice(row, row + len(tokens)), counts
     row += len(tokens)
   return [jnp.array(np.concatenate(x), jnp.int32) for x in zip(*parts)], places
 
 
-@pytest.mark.parametrize("group, suffix",
-                         [(group, suffix) for group in VARIANTS for suffix in VARIANTS[group]])
+@pytest.mark.parametrize("group, suffix", [(group, suffix) for group in VARIANTS for suffix in VARIANTS[group]])
 def test_logits(group: str, suffix: str):
   arrays = golden_models.load(group)[1]
   config = golden_models.config(group, **VARIANTS[group][suffix])
@@ -97,28 +89,34 @@ def test_logits(group: str, suffix: str):
   for case, (rows, counts) in places.items():
     if (expected := arrays.get(f"case/{case}/logits{suffix}")) is not None:
       what = f"logits ({VARIANT_NAMES[suffix]})" if suffix else "logits"
-      golden_models.close(group, what, logits[rows, :counts.shape[1]][counts], expected[counts], TOLERANCE, case=case)
+      golden_models.close(group, what, logits[rows, : counts.shape[1]][counts], expected[counts], TOLERANCE, case=case)
       compared += 1
   assert compared
 
 
 def test_half_precision_logits():
   """The fp16 run of the original, within fp16's own noise."""
-  for group, case, key in (("glm130b_tiny", "mask_single", "logits_fp16_unstubbed"),
-                           ("chatglm6b_tiny", "mask_middle", "logits_fp16")):
+  for group, case, key in (
+    ("glm130b_tiny", "mask_single", "logits_fp16_unstubbed"),
+    ("chatglm6b_tiny", "mask_middle", "logits_fp16"),
+  ):
     expected = golden_models.load(group)[1].get(f"case/{case}/{key}")
     if expected is None:
       continue
     config = golden_models.config(group, rotary_rounding="half_table", dtype="float16")
     tokens, positions, start, end, counts = inputs(group, case)
-    logits = jitted_logits(config, golden_models.params(group), *(jnp.array(x, jnp.int32)
-                                                                  for x in (tokens, positions, start, end)))
+    logits = jitted_logits(
+      config, golden_models.params(group), *(jnp.array(x, jnp.int32) for x in (tokens, positions, start, end))
+    )
     golden_models.close(group, "logits of a float16 model", np.asarray(logits)[counts], expected[counts], 0.05)
 
 
 def hidden_cases() -> list[tuple[str, str]]:
-  return [(group, case) for group in VARIANTS for case in sorted(
-      {key.split("/")[1] for key in golden_models.load(group)[1] if key.startswith("hidden/")})]
+  return [
+    (group, case)
+    for group in VARIANTS
+    for case in sorted({key.split("/")[1] for key in golden_models.load(group)[1] if key.startswith("hidden/")})
+  ]
 
 
 @pytest.mark.parametrize("group, case", hidden_cases())
@@ -132,8 +130,16 @@ def test_hidden_states_and_cache(group: str, case: str):
   @jax.jit
   def run(params: Any) -> tuple[Any, Any]:
     (_, cache), captured = glm.GLM(config).apply(
-        {"params": params}, tokens, positions, start, end, cache=kv_cache.empty(config, len(tokens), 0),
-        method="hidden", capture_intermediates=True, mutable=["intermediates"])
+      {"params": params},
+      tokens,
+      positions,
+      start,
+      end,
+      cache=kv_cache.empty(config, len(tokens), 0),
+      method="hidden",
+      capture_intermediates=True,
+      mutable=["intermediates"],
+    )
     return cache, captured["intermediates"]
 
   cache, captured = jax.tree.map(np.asarray, run(params))
@@ -145,19 +151,18 @@ def test_hidden_states_and_cache(group: str, case: str):
     if group != "glm10b_tiny":
       qkv = np.swapaxes(qkv, 2, 3)
     pairs += [
-        (layer["attention_norm"]["__call__"][0], at_layer + "input_layernorm_out"),
-        (qkv.reshape(*qkv.shape[:2], -1), at_layer + "query_key_value_out"),
-        (layer["attention"]["out"]["__call__"][0], at_layer + "attention_out"),
-        (layer["mlp_norm"]["__call__"][0], at_layer + "post_attention_layernorm_out"),
-        (layer["mlp"]["__call__"][0], at_layer + "mlp_out"),
-        (layer["__call__"][0][0], at_layer + ("output" if group == "glm130b_tiny" else "layer_out"))]
+      (layer["attention_norm"]["__call__"][0], at_layer + "input_layernorm_out"),
+      (qkv.reshape(*qkv.shape[:2], -1), at_layer + "query_key_value_out"),
+      (layer["attention"]["out"]["__call__"][0], at_layer + "attention_out"),
+      (layer["mlp_norm"]["__call__"][0], at_layer + "post_attention_layernorm_out"),
+      (layer["mlp"]["__call__"][0], at_layer + "mlp_out"),
+      (layer["__call__"][0][0], at_layer + ("output" if group == "glm130b_tiny" else "layer_out")),
+    ]
     key, value = (np.swapaxes(getattr(cache[f"layers_{i}"], name), 1, 2) for name in ("key", "value"))
     if group == "glm130b_tiny":
-      pairs.append((np.concatenate([x.reshape(*x.shape[:2], -1) for x in (key, value)],
-                                   -1), at_layer + "mem_kv"))
+      pairs.append((np.concatenate([x.reshape(*x.shape[:2], -1) for x in (key, value)], -1), at_layer + "mem_kv"))
     if group == "chatglm6b_tiny":
-      pairs += [(np.swapaxes(key, 0, 1), at_layer + "past_key"),
-                (np.swapaxes(value, 0, 1), at_layer + "past_value")]
+      pairs += [(np.swapaxes(key, 0, 1), at_layer + "past_key"), (np.swapaxes(value, 0, 1), at_layer + "past_value")]
   pairs = [pair for pair in pairs if pair[1] in arrays]
   assert len(pairs) >= 6 * n
   for ours, key in pairs:
@@ -166,8 +171,12 @@ def test_hidden_states_and_cache(group: str, case: str):
 
 
 def grad_cases() -> list[tuple[str, str]]:
-  return [(group, key.split("/")[1]) for group in VARIANTS for key in golden_models.load(group)[1]
-          if key.startswith("grad_case/") and key.endswith("/loss")]
+  return [
+    (group, key.split("/")[1])
+    for group in VARIANTS
+    for key in golden_models.load(group)[1]
+    if key.startswith("grad_case/") and key.endswith("/loss")
+  ]
 
 
 @pytest.mark.parametrize("group, case", grad_cases())
@@ -194,15 +203,23 @@ def test_loss_and_gradients(group: str, case: str):
   jax.tree.map(lambda a, b: golden_models.close(group, "gradients", a, b, TOLERANCE, 1e-3), grads, expected)
 
 
-def greedy(group: str, prompts: list[prompt.Prompt], steps: int, stops: tuple[int, ...] = (),
-           suppressed: tuple[int, ...] = ()) -> list[list[int]]:
+def greedy(
+  group: str, prompts: list[prompt.Prompt], steps: int, stops: tuple[int, ...] = (), suppressed: tuple[int, ...] = ()
+) -> list[list[int]]:
   model = golden_models.runner(group)
   flags = lambda ids: np.isin(np.arange(model.config.vocab_size), ids)
   batch, rows = decode.make_rows(prompts, [steps] * len(prompts), 0, model.batch_size(len(prompts)))
   fill = len(rows.limit_B)
   state = model.run(decode.prefill, batch, rows, new_tokens=steps)
-  state = model.run(decode.decode, rows, state, sampling.draws([sampling.Sampling()] * fill, [0] * fill),
-                    flags(suppressed), flags(stops), np.int32(steps))
+  state = model.run(
+    decode.decode,
+    rows,
+    state,
+    sampling.draws([sampling.Sampling()] * fill, [0] * fill),
+    flags(suppressed),
+    flags(stops),
+    np.int32(steps),
+  )
   return decode.generated(state, len(prompts))
 
 
@@ -224,8 +241,9 @@ def test_greedy_generation_glm130b(case: str):
     built = build_glm130b(case, tokens, specials)
     longer = prompt.extend(built, [0] * get("target_position_ids").shape[1])
     positions = [*get("position_ids")[row, :n].tolist(), *get("target_position_ids")[row].tolist()]
-    golden_models.same("glm130b_tiny", "prompts and positions", [built.tokens, longer.positions[0].tolist()],
-                       [tokens, positions])
+    golden_models.same(
+      "glm130b_tiny", "prompts and positions", [built.tokens, longer.positions[0].tolist()], [tokens, positions]
+    )
     prompts.append(built)
   expected = get("greedy_generate_text")
   new = greedy("glm130b_tiny", prompts, expected.shape[1], stops=(specials.eop, specials.eos))
@@ -237,20 +255,25 @@ def test_greedy_generation_chatglm():
   tokens = arrays["case/left_pad_batch/tokens"]
   sequences = arrays["generate/left_pad_batch/sequence"]
   prompts = []
-  for row, positions, length in zip(tokens, arrays["case/left_pad_batch/position_ids"],
-                                    arrays["case/left_pad_batch/lengths"]):
+  for row, positions, length in zip(
+    tokens, arrays["case/left_pad_batch/position_ids"], arrays["case/left_pad_batch/lengths"]
+  ):
     row = row[-length:].tolist()
     sop = row.index(specials.sop)  # behind it is the start of an answer
-    prompts.append(prompt.extend(prompt.fill(row[:sop], specials, positions_lib.ROTARY_2D), row[sop + 1:]))
-    golden_models.same("chatglm6b_tiny", "prompts and positions", [prompts[-1].tokens, prompts[-1].positions.tolist()],
-                       [row, positions[:, -length:].tolist()])
+    prompts.append(prompt.extend(prompt.fill(row[:sop], specials, positions_lib.ROTARY_2D), row[sop + 1 :]))
+    golden_models.same(
+      "chatglm6b_tiny",
+      "prompts and positions",
+      [prompts[-1].tokens, prompts[-1].positions.tolist()],
+      [row, positions[:, -length:].tolist()],
+    )
   new = greedy("chatglm6b_tiny", prompts, sequences.shape[1] - tokens.shape[1], suppressed=(specials.eop,))
-  golden_models.same("chatglm6b_tiny", "greedy tokens", new, sequences[:, tokens.shape[1]:])
+  golden_models.same("chatglm6b_tiny", "greedy tokens", new, sequences[:, tokens.shape[1] :])
 
   sequence, start = arrays["generate/gmask_prompt/sequence"][0], arrays["case/gmask_prompt/tokens"][0]
   built = prompt.fill(start[:-1].tolist(), specials, positions_lib.ROTARY_2D)
   new = greedy("chatglm6b_tiny", [built], len(sequence) - len(start), suppressed=(specials.eop,))
-  golden_models.same("chatglm6b_tiny", "greedy tokens", new[0], sequence[len(start):])
+  golden_models.same("chatglm6b_tiny", "greedy tokens", new[0], sequence[len(start) :])
 
 
 def test_step_logits_chatglm():
@@ -269,11 +292,13 @@ def test_step_logits_chatglm():
     positions = arrays[f"generate/gmask_prompt/step{i}_position_ids"][0, :, -1]
     ours = (rows.position_B2 + i * rows.stride_B2)[0]
     golden_models.same("chatglm6b_tiny", "positions of each step", ours, positions)
-    state = dataclasses.replace(state,
-                                cache=cache,
-                                length_B=state.length_B + 1,
-                                step_B=state.step_B + 1,
-                                last_B=jnp.array(sequence[len(start) + i])[None])
+    state = dataclasses.replace(
+      state,
+      cache=cache,
+      length_B=state.length_B + 1,
+      step_B=state.step_B + 1,
+      last_B=jnp.array(sequence[len(start) + i])[None],
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -295,23 +320,34 @@ def test_streamed_tokens_chatglm():
   arrays, specials = golden_models.load("chatglm6b_tiny")[1], golden_models.specials("chatglm6b_tiny")
   sequence, start = arrays["generate/gmask_prompt/sequence"][0], arrays["case/gmask_prompt/tokens"][0]
   config = golden_models.config("chatglm6b_tiny")
-  answering = engine.Engine(golden_models.runner("chatglm6b_tiny"), Numbers(specials, config.vocab_size),
-                            stop_tokens=(), suppressed_tokens=(specials.eop,))
+  answering = engine.Engine(
+    golden_models.runner("chatglm6b_tiny"),
+    Numbers(specials, config.vocab_size),
+    stop_tokens=(),
+    suppressed_tokens=(specials.eop,),
+  )
   new = list(answering.stream(start[:-1].tolist(), len(sequence) - len(start)))
-  golden_models.same("chatglm6b_tiny", "streamed tokens", new, sequence[len(start):])
+  golden_models.same("chatglm6b_tiny", "streamed tokens", new, sequence[len(start) :])
 
 
 def test_fill_blanks_end_to_end():
   meta, specials = golden_models.load("glm130b_tiny")[0], golden_models.specials("glm130b_tiny")
   for name, case in meta["fill_blanks"].items():
     config = golden_models.config("glm130b_tiny", max_length=case["out_seq_length"])
-    answering = engine.Engine(golden_models.runner("glm130b_tiny", max_length=case["out_seq_length"]),
-                              Numbers(specials, config.vocab_size),
-                              stop_tokens=(specials.eop, specials.eos),
-                              suppressed_tokens=())
+    answering = engine.Engine(
+      golden_models.runner("glm130b_tiny", max_length=case["out_seq_length"]),
+      Numbers(specials, config.vocab_size),
+      stop_tokens=(specials.eop, specials.eos),
+      suppressed_tokens=(),
+    )
     result = answering.generate([case["raw_text"]], max_tokens=config.max_length)[0]
-    golden_models.same("glm130b_tiny", "fill_blanks end to end", [[result.text], [result.pieces]],
-                       [case["answers"], case["blanks"]], name)
+    golden_models.same(
+      "glm130b_tiny",
+      "fill_blanks end to end",
+      [[result.text], [result.pieces]],
+      [case["answers"], case["blanks"]],
+      name,
+    )
 
 
 def test_multiple_choice_scores():
@@ -337,7 +373,7 @@ def test_multiple_choice_scores_by_the_engine():
   answering = engine.Engine(golden_models.runner("glm130b_tiny"), Numbers(specials, config.vocab_size))
   text = lambda ids: " ".join(map(str, ids.tolist()))
   for question, log_probs in enumerate(get("cond_log_prob")):
-    context = get("tokens")[question, :get(f"choice_target_ids_{question}_0")[0]]
+    context = get("tokens")[question, : get(f"choice_target_ids_{question}_0")[0]]
     choices = [text(get(f"choice_{question}_{choice}")) for choice in range(len(log_probs))]
     contexts = [(text(context), "[MASK]")]
     if context[-1] in (specials.mask, specials.gmask):
@@ -356,14 +392,17 @@ def test_language_model_scores():
   length, stride = get("tokens").shape[1], int(counts[1])
   rows = score.window_rows(get("raw_text").tolist(), specials, positions_lib.ROTARY, length, stride)
   assert sum(len(row.targets) for row in rows) == len(get("raw_text"))
-  for row, tokens, positions, targets, count in zip(rows, get("tokens"), get("position_ids"), get("targets"),
-                                                    counts):
-    golden_models.same("glm130b_tiny", "windows of text",
-                       [row.prompt.tokens, row.prompt.positions[0].tolist(), list(row.targets)],
-                       [tokens.tolist(), positions.tolist(), targets[-count:].tolist()])
+  for row, tokens, positions, targets, count in zip(rows, get("tokens"), get("position_ids"), get("targets"), counts):
+    golden_models.same(
+      "glm130b_tiny",
+      "windows of text",
+      [row.prompt.tokens, row.prompt.positions[0].tolist(), list(row.targets)],
+      [tokens.tolist(), positions.tolist(), targets[-count:].tolist()],
+    )
   scores = score.score_rows(golden_models.runner("glm130b_tiny"), rows, pad=0)
-  golden_models.close("glm130b_tiny", "scores of text", [-s.total for s in scores[:len(counts)]], get("calculate_loss"),
-                      rtol=1e-5)
+  golden_models.close(
+    "glm130b_tiny", "scores of text", [-s.total for s in scores[: len(counts)]], get("calculate_loss"), rtol=1e-5
+  )
 
 
 def test_sampling_filters():
@@ -381,7 +420,7 @@ def invalid(text: str, vocab: int) -> np.ndarray:
   """bool [vocab], True in every slice(a, b, None) written in the text."""
   mask = np.zeros(vocab, bool)
   for first, last in re.findall(r"slice\((\d+), (\d+), None\)", text):
-    mask[int(first):int(last)] = True
+    mask[int(first) : int(last)] = True
   return mask
 
 
@@ -410,40 +449,52 @@ def test_beam_search_of_the_table_model():
   for name, case in meta["beam"].items():
     suppressed = invalid(case["kw"].get("invalid_slices", ""), meta["V"])
     kw = {key: ast.literal_eval(value) for key, value in case["kw"].items() if key != "invalid_slices"}
-    settings = beam_lib.BeamSearch(kw["num_beams"], kw["length_penalty"], kw.get("no_repeat_ngram_size", 0),
-                                   kw.get("min_gen_length", 0), kw["consider_end"])
-    searches = [
-        beam_lib.Search(settings, context, case["end_tokens"], suppressed) for context in case["context"]
-    ]
+    settings = beam_lib.BeamSearch(
+      kw["num_beams"],
+      kw["length_penalty"],
+      kw.get("no_repeat_ngram_size", 0),
+      kw.get("min_gen_length", 0),
+      kw["consider_end"],
+    )
+    searches = [beam_lib.Search(settings, context, case["end_tokens"], suppressed) for context in case["context"]]
     for step in case["steps"]:
       for i, search in enumerate(searches):
         search.advance(np.stack([arrays["T"][beam[-1]] + arrays["P"][len(beam) - 1] for beam in search.live]))
-        golden_models.same("generation", "beam tokens of each step", [search.live, search.done],
-                           [step["tokens"][i], step["is_done"][i]], name)
+        golden_models.same(
+          "generation",
+          "beam tokens of each step",
+          [search.live, search.done],
+          [step["tokens"][i], step["is_done"][i]],
+          name,
+        )
         golden_models.close("generation", "beam scores of each step", search.scores, step["scores"][i], 1e-4)
     for i, search in enumerate(searches):
       tokens = [beam.tokens for beam in search.result()]
       golden_models.same("generation", "beam tokens", tokens, case["output"][i], name)
       if settings.stop_early:
-        golden_models.close("generation", "beam scores", [beam.score for beam in search.result()],
-                            case["penalized_scores"][i], 1e-5)
+        golden_models.close(
+          "generation", "beam scores", [beam.score for beam in search.result()], case["penalized_scores"][i], 1e-5
+        )
 
 
 @pytest.mark.parametrize("case", ["eval_batch_mask", "eval_batch_gmask", "eval_batch_unidirectional"])
 def test_beam_generation_glm130b(case: str):
   arrays, specials = golden_models.load("glm130b_tiny")[1], golden_models.specials("glm130b_tiny")
   get = lambda key: arrays[f"case/{case}/{key}"]
-  prompts = [build_glm130b(case, get("tokens")[row, :n].tolist(), specials)
-             for row, n in enumerate(get("context_length"))]
+  prompts = [
+    build_glm130b(case, get("tokens")[row, :n].tolist(), specials) for row, n in enumerate(get("context_length"))
+  ]
   expected = get("beam3_generate_text")
-  beams = beam_lib.search(golden_models.runner("glm130b_tiny"),
-                          prompts,
-                          expected.shape[2],
-                          beam_lib.BeamSearch(expected.shape[1], no_repeat_ngram=2),
-                          (specials.eop, specials.eos),
-                          pad=0)
+  beams = beam_lib.search(
+    golden_models.runner("glm130b_tiny"),
+    prompts,
+    expected.shape[2],
+    beam_lib.BeamSearch(expected.shape[1], no_repeat_ngram=2),
+    (specials.eop, specials.eos),
+    pad=0,
+  )
   for row, (found, prompt_) in enumerate(zip(beams, prompts)):
     for beam, tokens in zip(found, expected[row], strict=True):
-      new = beam.tokens[len(prompt_.tokens):]
+      new = beam.tokens[len(prompt_.tokens) :]
       new = new[:-1] if new[-1] in (specials.eop, specials.eos) else new
       golden_models.same("glm130b_tiny", "beam tokens", new, tokens[tokens >= 0], case)

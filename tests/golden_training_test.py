@@ -29,24 +29,33 @@ def host_batch(tokens: np.ndarray, targets: np.ndarray, context: int) -> feed.Ho
   """Rows whose tokens see the first `context` tokens, themselves and what is before them; loss behind the context."""
   rows, length = tokens.shape
   place = np.tile(np.arange(length, dtype=np.int32), (rows, 1))
-  return {"tokens": tokens, "targets": targets, "loss_weights": (place >= context).astype(np.float32),
-          "positions": place, "attend_start": np.zeros_like(place), "attend_end": np.maximum(place + 1, context),
-          "objective": np.zeros_like(place)}
+  return {
+    "tokens": tokens,
+    "targets": targets,
+    "loss_weights": (place >= context).astype(np.float32),
+    "positions": place,
+    "attend_start": np.zeros_like(place),
+    "attend_end": np.maximum(place + 1, context),
+    "objective": np.zeros_like(place),
+  }
 
 
-@pytest.mark.parametrize("sizes, micro_batches", [
-    (ONE_DEVICE, 1), (dict(data=2, fsdp=2, tensor=2), 2)], ids=["one_device", "mesh"])
+@pytest.mark.parametrize(
+  "sizes, micro_batches", [(ONE_DEVICE, 1), (dict(data=2, fsdp=2, tensor=2), 2)], ids=["one_device", "mesh"]
+)
 def test_losses_norms_and_final_parameters(sizes: dict[str, int], micro_batches: int):
   described, arrays = golden_models.load(GROUP)
   group = described["model"].split(":")[0]
   settings = described["optimizer"]
-  optimizer = optimizer_lib.AdamW(*settings["betas"], settings["epsilon"], settings["weight_decay"],
-                                  settings["clip_norm"])
-  recipe = step_lib.Recipe(optimizer, schedules.Constant(settings["learning_rate"]),
-                           schedules.Constant(described["embedding_gradient_alpha"]))
+  optimizer = optimizer_lib.AdamW(
+    *settings["betas"], settings["epsilon"], settings["weight_decay"], settings["clip_norm"]
+  )
+  recipe = step_lib.Recipe(
+    optimizer, schedules.Constant(settings["learning_rate"]), schedules.Constant(described["embedding_gradient_alpha"])
+  )
   config, tx = golden_models.config(group), optimizer.make()
   sizes = {"data": 1} | sizes
-  mesh = mesh_lib.make_mesh(mesh_lib.MeshConfig(**sizes), jax.devices()[:math.prod(sizes.values())])
+  mesh = mesh_lib.make_mesh(mesh_lib.MeshConfig(**sizes), jax.devices()[: math.prod(sizes.values())])
   rows, length = described["rows"], described["length"]
   layout = feed.Layout.make(mesh, partitioning.FSDP, rows, rows // micro_batches, length, 1, config.vocab_size)
   losses, norms = [], []

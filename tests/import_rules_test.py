@@ -27,12 +27,36 @@ ALLOWED = {
   "parallel": ("errors", "ranges"),
   "models": ("errors", "ranges", "target", "models.config", "models.params", "quantize", "parallel"),
   "data": ("errors", "ranges", "io", "tokens", "tokenizer", "rounds"),
-  "train": ("models", "models.config", "models.params", "parallel", "checkpoint", "errors", "ranges", "io", "target",
-            "tokens"),
+  "train": (
+    "models",
+    "models.config",
+    "models.params",
+    "parallel",
+    "checkpoint",
+    "errors",
+    "ranges",
+    "io",
+    "target",
+    "tokens",
+  ),
   "checkpoint": ("parallel", "quantize", "models.config", "models.params", "train.state", "errors", "io"),
   "thudm": ("checkpoint", "quantize", "models.config", "models.params", "ranges", "tokenizer", "errors", "io"),
-  "infer": ("models", "models.config", "models.params", "parallel", "quantize", "checkpoint", "target", "tokenizer",
-            "positions", "tokens", "rounds", "errors", "ranges", "io"),
+  "infer": (
+    "models",
+    "models.config",
+    "models.params",
+    "parallel",
+    "quantize",
+    "checkpoint",
+    "target",
+    "tokenizer",
+    "positions",
+    "tokens",
+    "rounds",
+    "errors",
+    "ranges",
+    "io",
+  ),
   "evaluate": ("infer", "checkpoint", "data", "tokenizer", "positions", "tokens", "errors", "ranges", "io"),
   "plan": ("infer", "train", "models", "models.config", "parallel", "quantize", "errors", "ranges", "io"),
   "tasks": ("data", "tokens", "tokenizer", "errors", "ranges", "io"),
@@ -83,9 +107,7 @@ def imports(module, path):
     elif isinstance(node, ast.ImportFrom):
       base = node.module or ""
       if node.level:
-        base = ".".join(
-          [*package.split(".")[: len(package.split(".")) - node.level + 1], *filter(None, [base])]
-        )
+        base = ".".join([*package.split(".")[: len(package.split(".")) - node.level + 1], *filter(None, [base])])
       for alias in node.names:
         whole = f"{base}.{alias.name}"
         yield whole if whole in MODULES or not base.startswith("glmjax") else base
@@ -186,8 +208,6 @@ def test_gin_folder_does_not_shadow_gin_config():
 
 def test_importlib_mode_and_strict_warnings():
   """What the tests rely on: no __init__.py in tests, warnings are errors."""
-  options = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["pytest"][
-    "ini_options"
-  ]
+  options = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["pytest"]["ini_options"]
   assert "--import-mode=importlib" in options["addopts"] and options["filterwarnings"][0] == "error"
   assert not list((ROOT / "tests").rglob("__init__.py"))

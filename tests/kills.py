@@ -49,8 +49,13 @@ def listing(root: pathlib.Path) -> list[str]:
   return sorted(path.name for path in root.iterdir())
 
 
-def drill(prepare: Callable[[pathlib.Path], None], write: Callable[[pathlib.Path], None],
-          check: Callable[[pathlib.Path], str], base: pathlib.Path, points: int) -> None:
+def drill(
+  prepare: Callable[[pathlib.Path], None],
+  write: Callable[[pathlib.Path], None],
+  check: Callable[[pathlib.Path], str],
+  base: pathlib.Path,
+  points: int,
+) -> None:
   """Kills `write` at every change, or at so many of them, and runs it again."""
   root, counted = base / "root", base / "count"
 
@@ -93,8 +98,10 @@ class Writers:
   def make_sources(self) -> None:
     """Writes what the writers read."""
     from glmjax import tokenizer
-    texts = [f"On day {i} the quick brown fox jumps over {i * i} lazy dogs; 第{i}天，小河边的柳树发芽了。"
-             for i in range(60)]
+
+    texts = [
+      f"On day {i} the quick brown fox jumps over {i * i} lazy dogs; 第{i}天，小河边的柳树发芽了。" for i in range(60)
+    ]
     tokenizer.train(texts, self.sources / "tokenizer", 440)
     tokenizer.train(texts[:40], self.sources / "other-tokenizer", 420)
 
@@ -107,6 +114,7 @@ class Writers:
     from glmjax.models import glm
     from glmjax.thudm import write
     from glmjax import tokenizer as tokenizer_lib
+
     run = self.sources / "run"
     config = config_lib.GLMConfig(vocab_size=448, num_layers=2, embed_dim=32, num_heads=4, mlp_dim=88, max_length=16)
     run.mkdir()
@@ -117,9 +125,19 @@ class Writers:
     (run / "metrics.jsonl").write_text("{}\n")
     hub = self.sources / "hub"
     hub.mkdir()
-    config = config_lib.GLMConfig(vocab_size=480, num_layers=2, embed_dim=64, num_heads=8, mlp_dim=256, max_length=64,
-                                  positions="rotary_2d", mlp="gelu_tanh", tie_embeddings=False,
-                                  residual_alpha=56**0.5, param_dtype="float16")
+    config = config_lib.GLMConfig(
+      vocab_size=480,
+      num_layers=2,
+      embed_dim=64,
+      num_heads=8,
+      mlp_dim=256,
+      max_length=64,
+      positions="rotary_2d",
+      mlp="gelu_tanh",
+      tie_embeddings=False,
+      residual_alpha=56**0.5,
+      param_dtype="float16",
+    )
     write.write_safetensors(hub, write.random_items("chatglm-6b", config))
     write.write_hub_configs(hub, config, None, tokenizer_lib.Tokenizer.load(self.sources / "tokenizer"))
 
@@ -130,10 +148,12 @@ class Writers:
 
   def write_tokenizer(self, root: pathlib.Path) -> None:
     from glmjax import tokenizer
+
     tokenizer.Tokenizer.load(self.sources / "tokenizer").save(root / "deep" / "out")
 
   def check_tokenizer(self, root: pathlib.Path) -> str:
     from glmjax import tokenizer
+
     if not (root / "deep" / "out").exists():
       return "none"
     assert tokenizer.Tokenizer.load(root / "deep" / "out") == tokenizer.Tokenizer.load(self.sources / "tokenizer")
@@ -146,6 +166,7 @@ class Writers:
     from glmjax import tokens
     from glmjax.data import builder
     from glmjax.data import shards
+
     about = {"fingerprint": "f", "vocab_size": 1008, "specials": vars(tokens.icetk(0, 1000))}
     tasks = {"en": {"kind": "text", "rate": 1.0, "splits": {"train": {"source": "s"}}}}
     with builder.CacheBuilder(root / "out", builder.make_plan(mixture, 2, about, tasks), overwrite=True) as making:
@@ -162,6 +183,7 @@ class Writers:
   def check_cache(self, root: pathlib.Path) -> str:
     from glmjax.data import shards
     from glmjax.io import publish
+
     if not (root / "out").exists():
       return "old" if publish.interrupted(root / "out") else "none"  # the next writer puts it back
     cache = shards.TokenCache.open(root / "out")
@@ -178,6 +200,7 @@ class Writers:
   def write_run(self, root: pathlib.Path) -> None:
     from glmjax.checkpoint import folder as folder_lib
     from glmjax.train import workdir
+
     source = _Source(self.sources / "other-tokenizer")
     config = folder_lib.read_config(self.sources / "run").model
     folder = workdir.Workdir.named(root / "out")
@@ -186,6 +209,7 @@ class Writers:
 
   def check_run(self, root: pathlib.Path) -> str:
     from glmjax.checkpoint import folder
+
     if not (root / "out").exists():
       return "none"
     config = folder.read_config(root / "out") if (root / "out" / "config.json").exists() else None
@@ -202,19 +226,23 @@ class Writers:
 
   def old_export(self, root: pathlib.Path) -> None:
     from glmjax.checkpoint import export
+
     export.export(self.sources / "run", root / "out", 8)
 
   def write_export(self, root: pathlib.Path) -> None:
     from glmjax.checkpoint import export
+
     export.export(self.sources / "run", root / "out", 4, overwrite=True)
 
   def write_import(self, root: pathlib.Path) -> None:
     from glmjax.thudm import load
+
     load.import_model("chatglm-6b", self.sources / "hub", root / "out", bits=4, overwrite=True)
 
   def check_export(self, root: pathlib.Path) -> str:
     from glmjax.io import folders
     from glmjax.io import publish
+
     out = root / "out"
     if not out.exists():
       return "old" if publish.interrupted(out) else "none"
@@ -243,15 +271,16 @@ def main(base: pathlib.Path, names: list[str], points: int) -> None:
   writers = Writers(base)
   in_child(writers.make_sources)
   cases = {
-      "tokenizer": (writers.nothing, writers.write_tokenizer, writers.check_tokenizer),
-      "cache": (writers.nothing, writers.write_cache, writers.check_cache),
-      "cache-over": (writers.old_cache, writers.write_cache, writers.check_cache),
-      "run": (writers.nothing, writers.write_run, writers.check_run),
-      "run-over": (writers.old_run, writers.write_run, writers.check_run_over),
-      "export": (writers.nothing, writers.write_export, writers.check_export),
-      "export-over": (writers.old_export, writers.write_export, writers.check_export),
-      "import": (writers.nothing, writers.write_import, writers.check_export),
-      "import-over": (writers.old_export, writers.write_import, writers.check_export)}
+    "tokenizer": (writers.nothing, writers.write_tokenizer, writers.check_tokenizer),
+    "cache": (writers.nothing, writers.write_cache, writers.check_cache),
+    "cache-over": (writers.old_cache, writers.write_cache, writers.check_cache),
+    "run": (writers.nothing, writers.write_run, writers.check_run),
+    "run-over": (writers.old_run, writers.write_run, writers.check_run_over),
+    "export": (writers.nothing, writers.write_export, writers.check_export),
+    "export-over": (writers.old_export, writers.write_export, writers.check_export),
+    "import": (writers.nothing, writers.write_import, writers.check_export),
+    "import-over": (writers.old_export, writers.write_import, writers.check_export),
+  }
   if {"run", "run-over", "export", "export-over", "import", "import-over"} & set(names):
     assert in_child(writers.make_models) == 0
     # Imported once, before the forks; nothing of JAX runs here.

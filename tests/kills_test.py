@@ -13,8 +13,13 @@ HERE = pathlib.Path(__file__).parent
 
 def kill(tmp_path: pathlib.Path, names: str, points: int) -> dict[str, list[dict]]:
   """The reports of each writer's kills."""
-  done = subprocess.run([sys.executable, HERE / "kills.py", tmp_path / "drill", names, str(points)], check=False,
-                        capture_output=True, text=True, env=os.environ | {"JAX_PLATFORMS": "cpu"})
+  done = subprocess.run(
+    [sys.executable, HERE / "kills.py", tmp_path / "drill", names, str(points)],
+    check=False,
+    capture_output=True,
+    text=True,
+    env=os.environ | {"JAX_PLATFORMS": "cpu"},
+  )
   assert done.returncode == 0, done.stderr[-2000:]
   found: dict[str, list[dict]] = {}
   for line in map(json.loads, done.stdout.splitlines()):
@@ -38,7 +43,9 @@ def check(found: dict[str, list[dict]], names: str) -> None:
 LIGHT, HEAVY = "tokenizer,cache,cache-over", "run,run-over,export,export-over,import,import-over"
 
 
-@pytest.mark.parametrize("names, points", [
-    (LIGHT, 8), pytest.param(LIGHT, 1000, marks=pytest.mark.slow), pytest.param(HEAVY, 6, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+  "names, points",
+  [(LIGHT, 8), pytest.param(LIGHT, 1000, marks=pytest.mark.slow), pytest.param(HEAVY, 6, marks=pytest.mark.slow)],
+)
 def test_killed_writers(tmp_path, names, points):
   check(kill(tmp_path, names, points), names)

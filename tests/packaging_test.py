@@ -22,7 +22,11 @@ def wheel(tmp_path_factory):
     shutil.copy(ROOT / name, folder)
   done = subprocess.run(
     [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", "out", "."],
-    cwd=folder, capture_output=True, text=True, check=False)
+    cwd=folder,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
   assert done.returncode == 0, done.stderr
   [path] = (folder / "out").glob("*.whl")
   return path
@@ -96,7 +100,6 @@ def test_wrong_python_says_so_in_one_line(tmp_path):
   old = tmp_path / "python3.9"
   old.write_text("#!/bin/sh\nexit 1\n")  # answers as a Python that is too old
   old.chmod(0o755)
-  done = subprocess.run(["make", "install", f"PYTHON={old}"], cwd=tmp_path, capture_output=True, text=True,
-                        check=False)
+  done = subprocess.run(["make", "install", f"PYTHON={old}"], cwd=tmp_path, capture_output=True, text=True, check=False)
   assert done.returncode != 0
   assert done.stderr.startswith("glmjax needs Python 3.11 or newer") and not (tmp_path / ".venv").exists()

@@ -9,10 +9,13 @@ import numpy as np
 def rows(count: int, length: int, vocab_size: int) -> dict[str, np.ndarray]:
   """Rows of packed samples, each with a context of its own; the last row holds padding alone."""
   rng = np.random.default_rng(0)
-  batch = {"tokens": rng.integers(0, vocab_size, (count, length)),
-           "targets": rng.integers(0, vocab_size, (count, length)),
-           "objective": rng.integers(0, 3, (count, length)), "loss_weights": np.zeros((count, length)),
-           **{name: np.tile(np.arange(length), (count, 1)) for name in ("positions", "attend_start", "attend_end")}}
+  batch = {
+    "tokens": rng.integers(0, vocab_size, (count, length)),
+    "targets": rng.integers(0, vocab_size, (count, length)),
+    "objective": rng.integers(0, 3, (count, length)),
+    "loss_weights": np.zeros((count, length)),
+    **{name: np.tile(np.arange(length), (count, 1)) for name in ("positions", "attend_start", "attend_end")},
+  }
   batch["attend_end"] += 1
   for row in range(count - 1):
     edges = [0, *sorted(rng.choice(np.arange(1, length), 2, replace=False)), length]

@@ -63,10 +63,14 @@ def row(index: int) -> dict[str, np.ndarray]:
   ids = (rng.integers(1, 8) * np.arange(LENGTH + 1) + rng.integers(0, 8)) % 60
   places = np.arange(LENGTH)
   return {
-      "tokens": ids[:-1].astype(np.int32), "targets": ids[1:].astype(np.int32),
-      "loss_weights": (places >= context).astype(np.float32), "positions": places.astype(np.int32),
-      "attend_start": np.zeros(LENGTH, np.int32), "attend_end": np.maximum(places + 1, context).astype(np.int32),
-      "objective": np.full(LENGTH, index % 2, np.int32)}
+    "tokens": ids[:-1].astype(np.int32),
+    "targets": ids[1:].astype(np.int32),
+    "loss_weights": (places >= context).astype(np.float32),
+    "positions": places.astype(np.int32),
+    "attend_start": np.zeros(LENGTH, np.int32),
+    "attend_end": np.maximum(places + 1, context).astype(np.int32),
+    "objective": np.full(LENGTH, index % 2, np.int32),
+  }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,8 +87,9 @@ class Source:
     """The same for all."""
     return {"name": "patterns"}
 
-  def batches(self, plan: Iterator[tuple[int, int]], process_index: int = 0,
-              process_count: int = 1) -> Iterator[dict[str, np.ndarray]]:
+  def batches(
+    self, plan: Iterator[tuple[int, int]], process_index: int = 0, process_count: int = 1
+  ) -> Iterator[dict[str, np.ndarray]]:
     """This host's rows of each batch."""
     for step, (first, size) in enumerate(plan, 1):
       time.sleep(self.seconds)

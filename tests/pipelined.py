@@ -24,8 +24,16 @@ from glmjax.train import stages as stages_lib
 from glmjax.train import state as state_lib
 from glmjax.train import step as step_lib
 
-CONFIG = config_lib.GLMConfig(vocab_size=96, num_layers=4, embed_dim=16, num_heads=2, mlp_dim=24, max_length=16,
-                              hidden_dropout=0.1, attention_dropout=0.1)
+CONFIG = config_lib.GLMConfig(
+  vocab_size=96,
+  num_layers=4,
+  embed_dim=16,
+  num_heads=2,
+  mlp_dim=24,
+  max_length=16,
+  hidden_dropout=0.1,
+  attention_dropout=0.1,
+)
 MICRO, ROWS, LENGTH = 2, 16, 16  # micro-batches of gradient accumulation, rows of each
 OPTIMIZER = optimizer_lib.AdamW(clip_norm=1e9, epsilon=1e-3)  # a tiny gradient must not move a weight as a large one
 TX = OPTIMIZER.make()
@@ -48,7 +56,7 @@ class Case:
   @property
   def mesh(self) -> jax.sharding.Mesh:
     sizes = mesh_lib.MeshConfig(**{"data": 1} | dict(self.sizes))
-    return mesh_lib.make_mesh(sizes, jax.devices()[:math.prod(dataclasses.astuple(sizes))])
+    return mesh_lib.make_mesh(sizes, jax.devices()[: math.prod(dataclasses.astuple(sizes))])
 
   @property
   def pipeline(self) -> pipeline_lib.Pipeline | None:

@@ -40,46 +40,71 @@ def field(kind, name: str, good: tuple, bad: tuple = (), prefix: str = "", /, **
 
 
 SETTINGS = [
-    field(optimizer.AdamW, "b1", (0, 0.9), (1, 5)), field(optimizer.AdamW, "b2", (0.95, np.float32(0.5)), (1, 5)),
-    field(optimizer.AdamW, "epsilon", (1e-8,), (0, 1e-45)), field(optimizer.AdamW, "weight_decay", (0, 0.1)),
-    field(optimizer.AdamW, "clip_norm", (1, 1e9), (0,)),
-    field(optimizer.Muon, "momentum", (0, 0.95), (1, 5)), field(optimizer.Muon, "steps", (5,), (0, 1000), whole=True),
-    field(optimizer.Muon, "update_size", (0.2,), (0,)),
-    field(schedules.LearningRate, "peak", (1e-3,), initial=0, minimum=0),
-    field(schedules.LearningRate, "minimum", (0, 8e-5), (9e-5,)),
-    field(schedules.LearningRate, "initial", (0, 1e-7), (9e-5,)),
-    field(schedules.LearningRate, "warmup_samples", (0, 5), (10,), whole=True, decay_samples=10),
-    field(schedules.LearningRate, "decay_samples", (11,), (0, 10), whole=True, warmup_samples=10),
-    field(schedules.Constant, "value", (0, 1.0)),
-    Setting(lambda value: schedules.PiecewiseLinear((0, 5), (0.1, value)), "PiecewiseLinear.values[1]", (0, 1)),
-    Setting(lambda value: schedules.PiecewiseLinear((0, value), (0.1, 1)), "PiecewiseLinear.samples[1]", (5,),
-            whole=True),
-    Setting(lambda value: schedules.Joined([schedules.Constant()] * 2, [value]), "Joined.boundaries[0]", (5,),
-            whole=True),
-    field(schedules.Batches, "size", (1, 4_224), (0,), whole=True),
-    field(schedules.Batches, "ramp_start", (8,), (0, 17), whole=True, optional=True, size=16),
-    field(schedules.Batches, "ramp_increment", (4,), (0, 3), whole=True, size=16, ramp_start=8),
-    field(schedules.Batches, "ramp_samples", (0, 99), whole=True, size=16),
-    Setting(lambda value: schedules.Batches(8, skip=[(0, value)]), "Batches.skip[0]", (5,), whole=True),
-    field(state.DynamicLossScale, "start", (1, 65_536), (0, 0.5)),
-    field(state.DynamicLossScale, "minimum", (1,), (0, 1e6)),
-    *[field(state.DynamicLossScale, name, (1,), (0,), whole=True) for name in ("window", "hysteresis")],
-    *[field(loop.Intervals, name, (0, 5), whole=True) for name in ("log", "evaluate", "save")],
-    *[field(loop.Intervals, name, (1,), (0,), whole=True) for name in ("keep", "eval_samples")],
-    Setting(lambda value: loop.Intervals(profile=(1, value)), "Intervals.profile", (2,), (0,), whole=True),
-    field(pipeline.Schedule, "microbatches", (4,), (0,), "pipeline.Schedule", whole=True, optional=True),
-    field(pipeline.Schedule, "rounds", (2,), (0,), "pipeline.Schedule", whole=True, kind="gpipe"),
-    *[Setting(lambda value, axis=axis: mesh.MeshConfig(**{"data": -1, axis: value}).sizes(8), f"MeshConfig.{axis}",
-              (1, 2), (0,), whole=True) for axis in mesh.AXES[1:]],
-    field(peers.Watch, "silent_seconds", (30,), (0.5,)), field(peers.Watch, "hung_seconds", (0, 900)),
-    *[field(config_lib.GLMConfig, name, (MODEL.get(name, 64),), (0,), whole=True,
-            **{key: value for key, value in MODEL.items() if key != name}) for name in (*MODEL, "max_length")],
-    field(config_lib.GLMConfig, "prefix_length", (0, 3), whole=True, **MODEL),
-    *[field(config_lib.GLMConfig, name, (0, 0.1), (1,), **MODEL) for name in ("hidden_dropout", "attention_dropout")],
-    *[field(config_lib.GLMConfig, name, (1e-5, 1), (0, 1e-45), **MODEL)
-      for name in ("layer_norm_epsilon", "rotary_base", "init_std")],
-    field(config_lib.GLMConfig, "layer_norm_epsilon", (1e-5,), (2,), **MODEL),
-    field(config_lib.GLMConfig, "residual_alpha", (1, 7.5), (0,), optional=True, **MODEL),
+  field(optimizer.AdamW, "b1", (0, 0.9), (1, 5)),
+  field(optimizer.AdamW, "b2", (0.95, np.float32(0.5)), (1, 5)),
+  field(optimizer.AdamW, "epsilon", (1e-8,), (0, 1e-45)),
+  field(optimizer.AdamW, "weight_decay", (0, 0.1)),
+  field(optimizer.AdamW, "clip_norm", (1, 1e9), (0,)),
+  field(optimizer.Muon, "momentum", (0, 0.95), (1, 5)),
+  field(optimizer.Muon, "steps", (5,), (0, 1000), whole=True),
+  field(optimizer.Muon, "update_size", (0.2,), (0,)),
+  field(schedules.LearningRate, "peak", (1e-3,), initial=0, minimum=0),
+  field(schedules.LearningRate, "minimum", (0, 8e-5), (9e-5,)),
+  field(schedules.LearningRate, "initial", (0, 1e-7), (9e-5,)),
+  field(schedules.LearningRate, "warmup_samples", (0, 5), (10,), whole=True, decay_samples=10),
+  field(schedules.LearningRate, "decay_samples", (11,), (0, 10), whole=True, warmup_samples=10),
+  field(schedules.Constant, "value", (0, 1.0)),
+  Setting(lambda value: schedules.PiecewiseLinear((0, 5), (0.1, value)), "PiecewiseLinear.values[1]", (0, 1)),
+  Setting(
+    lambda value: schedules.PiecewiseLinear((0, value), (0.1, 1)), "PiecewiseLinear.samples[1]", (5,), whole=True
+  ),
+  Setting(
+    lambda value: schedules.Joined([schedules.Constant()] * 2, [value]), "Joined.boundaries[0]", (5,), whole=True
+  ),
+  field(schedules.Batches, "size", (1, 4_224), (0,), whole=True),
+  field(schedules.Batches, "ramp_start", (8,), (0, 17), whole=True, optional=True, size=16),
+  field(schedules.Batches, "ramp_increment", (4,), (0, 3), whole=True, size=16, ramp_start=8),
+  field(schedules.Batches, "ramp_samples", (0, 99), whole=True, size=16),
+  Setting(lambda value: schedules.Batches(8, skip=[(0, value)]), "Batches.skip[0]", (5,), whole=True),
+  field(state.DynamicLossScale, "start", (1, 65_536), (0, 0.5)),
+  field(state.DynamicLossScale, "minimum", (1,), (0, 1e6)),
+  *[field(state.DynamicLossScale, name, (1,), (0,), whole=True) for name in ("window", "hysteresis")],
+  *[field(loop.Intervals, name, (0, 5), whole=True) for name in ("log", "evaluate", "save")],
+  *[field(loop.Intervals, name, (1,), (0,), whole=True) for name in ("keep", "eval_samples")],
+  Setting(lambda value: loop.Intervals(profile=(1, value)), "Intervals.profile", (2,), (0,), whole=True),
+  field(pipeline.Schedule, "microbatches", (4,), (0,), "pipeline.Schedule", whole=True, optional=True),
+  field(pipeline.Schedule, "rounds", (2,), (0,), "pipeline.Schedule", whole=True, kind="gpipe"),
+  *[
+    Setting(
+      lambda value, axis=axis: mesh.MeshConfig(**{"data": -1, axis: value}).sizes(8),
+      f"MeshConfig.{axis}",
+      (1, 2),
+      (0,),
+      whole=True,
+    )
+    for axis in mesh.AXES[1:]
+  ],
+  field(peers.Watch, "silent_seconds", (30,), (0.5,)),
+  field(peers.Watch, "hung_seconds", (0, 900)),
+  *[
+    field(
+      config_lib.GLMConfig,
+      name,
+      (MODEL.get(name, 64),),
+      (0,),
+      whole=True,
+      **{key: value for key, value in MODEL.items() if key != name},
+    )
+    for name in (*MODEL, "max_length")
+  ],
+  field(config_lib.GLMConfig, "prefix_length", (0, 3), whole=True, **MODEL),
+  *[field(config_lib.GLMConfig, name, (0, 0.1), (1,), **MODEL) for name in ("hidden_dropout", "attention_dropout")],
+  *[
+    field(config_lib.GLMConfig, name, (1e-5, 1), (0, 1e-45), **MODEL)
+    for name in ("layer_norm_epsilon", "rotary_base", "init_std")
+  ],
+  field(config_lib.GLMConfig, "layer_norm_epsilon", (1e-5,), (2,), **MODEL),
+  field(config_lib.GLMConfig, "residual_alpha", (1, 7.5), (0,), optional=True, **MODEL),
 ]
 
 
@@ -101,9 +126,20 @@ def test_what_is_outside_of_a_setting_s_range_is_refused(setting):
 def test_every_number_of_a_dataclass_of_settings_is_among_them():
   """So that a new setting without a range is noticed."""
   known = {setting.name.removeprefix("pipeline.").split("[")[0] for setting in SETTINGS}
-  classes = (optimizer.AdamW, optimizer.Muon, schedules.LearningRate, schedules.Constant, schedules.PiecewiseLinear,
-             schedules.Joined, schedules.Batches, state.DynamicLossScale, loop.Intervals, pipeline.Schedule,
-             peers.Watch, config_lib.GLMConfig)
+  classes = (
+    optimizer.AdamW,
+    optimizer.Muon,
+    schedules.LearningRate,
+    schedules.Constant,
+    schedules.PiecewiseLinear,
+    schedules.Joined,
+    schedules.Batches,
+    state.DynamicLossScale,
+    loop.Intervals,
+    pipeline.Schedule,
+    peers.Watch,
+    config_lib.GLMConfig,
+  )
   for kind in classes:
     for each in dataclasses.fields(kind):
       if any(word in str(each.type) for word in ("int", "float")):
@@ -118,11 +154,16 @@ def test_words_for_flags_are_no_flags():
     config_lib.GLMConfig(**MODEL, norm=["pre"])
 
 
-@pytest.mark.parametrize("arguments, message", [
-    ((5, 0, 1), "x is 5: give a number from 0 to 1"), ((math.nan, 0), "x is nan: give a number, 0 or more"),
-    ((1, -5.5), None), ((math.inf,), "x is inf: give a finite number"),
+@pytest.mark.parametrize(
+  "arguments, message",
+  [
+    ((5, 0, 1), "x is 5: give a number from 0 to 1"),
+    ((math.nan, 0), "x is nan: give a number, 0 or more"),
+    ((1, -5.5), None),
+    ((math.inf,), "x is inf: give a finite number"),
     ((1e39,), "x is 1e[+]39: give a finite number .float32 ends at 3.4e38."),
-])
+  ],
+)
 def test_numbers(arguments, message):
   if message is None:
     return ranges.number("x", *arguments)
@@ -131,10 +172,12 @@ def test_numbers(arguments, message):
 
 
 def test_ends_that_are_not_included():
-  for keywords, value, message in (({"below": 1}, 1, "x is 1: give a number from 0 to below 1"),
-                                   ({"above": 0}, 0.0, "x is 0.0: give a number above 0"),
-                                   ({"above": 0, "most": 1}, 2, "x is 2: give a number above 0, up to 1"),
-                                   ({"above": 0, "below": 1}, 1.0, "x is 1.0: give a number above 0 and below 1")):
+  for keywords, value, message in (
+    ({"below": 1}, 1, "x is 1: give a number from 0 to below 1"),
+    ({"above": 0}, 0.0, "x is 0.0: give a number above 0"),
+    ({"above": 0, "most": 1}, 2, "x is 2: give a number above 0, up to 1"),
+    ({"above": 0, "below": 1}, 1.0, "x is 1.0: give a number above 0 and below 1"),
+  ):
     with pytest.raises(errors.InputError, match=f"^{message}$"):
       ranges.number("x", value, 0, **keywords)
   with pytest.raises(errors.InputError, match="^x is a number of 5001 digits: give a whole number from 1 to 9$"):

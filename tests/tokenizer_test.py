@@ -16,16 +16,42 @@ from glmjax import tokenizer as tokenizer_lib
 from glmjax import tokens
 
 TEXTS = [
-    "The quick brown fox jumps over the lazy dog, 12 times in 1998.\n\nThen it sleeps.",
-    "春天来了，小河边的柳树发芽了。孩子们在田野里放风筝，１２只风筝飞得很高！",
-    "sop eop ENC eod [MASK] [gMASK] are words too.\tA tab, and    four blanks.",
-    "今天我们去图书馆读书。图书馆里有很多书，也有很多读书的人。",
+  "The quick brown fox jumps over the lazy dog, 12 times in 1998.\n\nThen it sleeps.",
+  "春天来了，小河边的柳树发芽了。孩子们在田野里放风筝，１２只风筝飞得很高！",
+  "sop eop ENC eod [MASK] [gMASK] are words too.\tA tab, and    four blanks.",
+  "今天我们去图书馆读书。图书馆里有很多书，也有很多读书的人。",
 ]
 HARD = [
-    "", " ", "\n", "\t", "\x00", "\r\n", " leading", "trailing ", "\n x", "a\u2581b", "\u2581",
-    "\u2581 a", " \u2581", "[MASK]", "[gMASK] and [sMASK]", "<n>", "<|blank_2|>", "<|tab|>", "</s>",
-    "<unk><pad><s>", "<0x41>", "<sop>", "\U0010ff00", "\U0010ff01\U0010ff80", "\ufffe\uffff\ufdd0",
-    "👩‍👩‍👧‍👦 é é ｆｕｌｌ", "\u200b\ufeff\u3000x\u00a0y", "1\t\t2", "\n\n\n", "a  b   c",
+  "",
+  " ",
+  "\n",
+  "\t",
+  "\x00",
+  "\r\n",
+  " leading",
+  "trailing ",
+  "\n x",
+  "a\u2581b",
+  "\u2581",
+  "\u2581 a",
+  " \u2581",
+  "[MASK]",
+  "[gMASK] and [sMASK]",
+  "<n>",
+  "<|blank_2|>",
+  "<|tab|>",
+  "</s>",
+  "<unk><pad><s>",
+  "<0x41>",
+  "<sop>",
+  "\U0010ff00",
+  "\U0010ff01\U0010ff80",
+  "\ufffe\uffff\ufdd0",
+  "👩‍👩‍👧‍👦 é é ｆｕｌｌ",
+  "\u200b\ufeff\u3000x\u00a0y",
+  "1\t\t2",
+  "\n\n\n",
+  "a  b   c",
 ]
 
 
@@ -33,8 +59,17 @@ def train_model(texts, **options) -> bytes:
   """A SentencePiece model with icetk's first pieces."""
   writer = io.BytesIO()
   sentencepiece.SentencePieceTrainer.train(
-      sentence_iterator=iter(texts), model_writer=writer, unk_id=0, bos_id=1, eos_id=2, pad_id=3,
-      user_defined_symbols=["<n>"], minloglevel=2, character_coverage=1.0, **options)
+    sentence_iterator=iter(texts),
+    model_writer=writer,
+    unk_id=0,
+    bos_id=1,
+    eos_id=2,
+    pad_id=3,
+    user_defined_symbols=["<n>"],
+    minloglevel=2,
+    character_coverage=1.0,
+    **options,
+  )
   return writer.getvalue()
 
 
@@ -53,8 +88,9 @@ def tokenizer(folder):
 @pytest.fixture(scope="module")
 def ice_model():
   """Like ice_text.model: unigram, folding, a space before every text, no byte pieces."""
-  return train_model(TEXTS * 5, model_type="unigram", vocab_size=150, hard_vocab_limit=False,
-                     normalization_rule_name="nmt_nfkc")
+  return train_model(
+    TEXTS * 5, model_type="unigram", vocab_size=150, hard_vocab_limit=False, normalization_rule_name="nmt_nfkc"
+  )
 
 
 def random_text(rng: random.Random) -> str:
@@ -73,7 +109,8 @@ def random_text(rng: random.Random) -> str:
     if kind == 5:
       code = rng.randrange(0x110000 - 0x800)
       return chr(code if code < 0xD800 else code + 0x800)
-    return rng.choice(TEXTS)[rng.randrange(20):][:rng.randint(1, 12)]
+    return rng.choice(TEXTS)[rng.randrange(20) :][: rng.randint(1, 12)]
+
   return "".join(character() for _ in range(rng.randint(0, 30)))
 
 
@@ -111,9 +148,17 @@ def test_every_text_comes_back(tokenizer):
 
 @pytest.mark.parametrize("model_type", ["bpe", "unigram"])
 def test_models_that_put_a_space_first_are_lossless_too(model_type):
-  ours = tokenizer_lib.Tokenizer(train_model(
-      TEXTS * 5, model_type=model_type, vocab_size=420, hard_vocab_limit=False, byte_fallback=True,
-      normalization_rule_name="identity", remove_extra_whitespaces=False))
+  ours = tokenizer_lib.Tokenizer(
+    train_model(
+      TEXTS * 5,
+      model_type=model_type,
+      vocab_size=420,
+      hard_vocab_limit=False,
+      byte_fallback=True,
+      normalization_rule_name="identity",
+      remove_extra_whitespaces=False,
+    )
+  )
   rng = random.Random(2)
   for text in HARD + TEXTS + [random_text(rng) for _ in range(300)]:
     assert ours.decode(ours.encode(text)) == text
@@ -190,8 +235,16 @@ def check_layout(ours: tokenizer_lib.Tokenizer, images: int, total: int) -> None
   """Every id that GLM-130B (150528 rows) and ChatGLM-6B since April 2023 (130528) have in common but for 20000."""
   specials = ours.specials
   assert (specials.unk, specials.eos, specials.pad) == (images, images + 2, images + 3)
-  assert [specials.mask, specials.gmask, specials.smask, specials.eod, specials.sop, specials.eop, specials.enc,
-          specials.dblock] == list(range(images + 130_000, images + 130_008))
+  assert [
+    specials.mask,
+    specials.gmask,
+    specials.smask,
+    specials.eod,
+    specials.sop,
+    specials.eop,
+    specials.enc,
+    specials.dblock,
+  ] == list(range(images + 130_000, images + 130_008))
   assert ours.encode("\n", dummy_prefix=False) == [images + 4]
   assert ours.encode("\t", dummy_prefix=False) == [images + 130_008]
   for blanks in (2, 3, 79, 80):
@@ -213,10 +266,8 @@ def test_the_users_ice_text_model(images, total):
   ours = tokenizer_lib.Tokenizer.load(ICE, images)
   check_layout(ours, images, total)
   shifted = lambda ids: [i - 20_000 + images for i in ids]
-  assert ours.encode("Hello World! I am icetk.") == shifted(
-      [39316, 20932, 20035, 20115, 20344, 22881, 35955, 20007])
-  assert ours.encode("你好世界！这里是 icetk。") == shifted(
-      [20005, 94874, 84097, 20035, 94947, 22881, 35955, 83823])
+  assert ours.encode("Hello World! I am icetk.") == shifted([39316, 20932, 20035, 20115, 20344, 22881, 35955, 20007])
+  assert ours.encode("你好世界！这里是 icetk。") == shifted([20005, 94874, 84097, 20035, 94947, 22881, 35955, 83823])
   pieces = {20005: " ", 20006: ",", 20007: ".", 20012: ":"}
   assert ours.decode(shifted(pieces), dummy_prefix=False) == "".join(pieces.values())
 
@@ -279,6 +330,7 @@ def test_mistakes(tmp_path, folder, tokenizer):
     with pytest.raises(errors.InputError, match=match) as caught:
       call(*arguments, **options)
     assert "\n" not in str(caught.value)
+
   load = tokenizer_lib.Tokenizer.load
   fails("cannot read .*nowhere", load, tmp_path / "nowhere")
   (tmp_path / "text.model").write_text("not a model")
@@ -308,9 +360,14 @@ def test_mistakes(tmp_path, folder, tokenizer):
   assert not any((tmp_path / name).exists() for name in ("big", "small", "none", "word"))
 
 
-CORPORA = {"fox": ["The quick brown fox jumps over the lazy dog."] * 9, "zh": ["小城的河边"] * 3, "one": ["x"],
-           "many characters": ["".join(map(chr, range(0x4E00, 0x4E00 + 2000)))], "blanks": [" \n\t"],
-           "mix": ["abc abd abe xyz " * 20, "hello world " * 30]}
+CORPORA = {
+  "fox": ["The quick brown fox jumps over the lazy dog."] * 9,
+  "zh": ["小城的河边"] * 3,
+  "one": ["x"],
+  "many characters": ["".join(map(chr, range(0x4E00, 0x4E00 + 2000)))],
+  "blanks": [" \n\t"],
+  "mix": ["abc abd abe xyz " * 20, "hello world " * 30],
+}
 
 
 @pytest.mark.parametrize("model_type", ["bpe", "unigram"])
@@ -319,7 +376,7 @@ def test_who_follows_the_advice_succeeds(tmp_path, name, model_type):
   for wrong in (1, 88, 93, 291, 100_000):
     with pytest.raises(errors.InputError, match=f"^no tokenizer of {wrong} ids can be trained") as caught:
       tokenizer_lib.train(CORPORA[name], tmp_path / "wrong", wrong, model_type)
-    advised, = re.findall(r"set vocab_size to (\d+)(?:,| or more)", str(caught.value))
+    (advised,) = re.findall(r"set vocab_size to (\d+)(?:,| or more)", str(caught.value))
     assert "\n" not in str(caught.value) and "option" not in str(caught.value)
     folder = tmp_path / f"{wrong}"
     assert tokenizer_lib.train(CORPORA[name], folder, int(advised), model_type).vocab_size == int(advised)

@@ -53,5 +53,5 @@ def gather(text: str) -> list[str]:
     return [text]
   mine = np.zeros(_LONGEST, np.uint8)
   encoded = text.encode()[:_LONGEST]
-  mine[:len(encoded)] = np.frombuffer(encoded, np.uint8)
+  mine[: len(encoded)] = np.frombuffer(encoded, np.uint8)
   return [bytes(row).rstrip(b"\0").decode(errors="replace") for row in multihost_utils.process_allgather(mine)]

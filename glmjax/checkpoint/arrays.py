@@ -36,8 +36,10 @@ def handler() -> ocp.PyTreeCheckpointHandler:
 
 def flatten(tree: Any) -> dict[str, Any]:
   """Names to leaves; None and empty containers hold none."""
-  return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf
-          for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+  return {
+    jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+  }
 
 
 def _is_key(leaf: Any) -> bool:
@@ -67,9 +69,10 @@ def prepare(tree: Any) -> tuple[ocp.args.PyTreeSave, Records]:
   leaves = flatten(tree)
   stored = {name: _storable(leaf) for name, leaf in leaves.items()}
   sums = checksums.array_sums(stored)
-  records = {name: {"shape": list(x.shape), "dtype": x.dtype.name, "sum": sums[name],
-                    "version": checksums.VERSION}
-             for name, x in stored.items()}
+  records = {
+    name: {"shape": list(x.shape), "dtype": x.dtype.name, "sum": sums[name], "version": checksums.VERSION}
+    for name, x in stored.items()
+  }
   for name, leaf in leaves.items():
     if _is_key(leaf):
       records[name]["key"] = str(jax.random.key_impl(leaf))
@@ -94,8 +97,10 @@ def check_same_model(wanted: Mapping[str, Any], records: Records, where: pathlib
     ours = list(_stored_form(wanted[name])[0]) if name in wanted else "no such array"
     theirs = records[name]["shape"] if name in records else "no such array"
     if ours != theirs:
-      raise errors.InputError(f"{where} is from another model: {name} has {theirs} there and {ours} here; "
-                              "use the configuration that it was trained with, or another folder")
+      raise errors.InputError(
+        f"{where} is from another model: {name} has {theirs} there and {ours} here; "
+        "use the configuration that it was trained with, or another folder"
+      )
 
 
 def _check_divides(name: str, shape: tuple[int, ...], sharding: jax.sharding.Sharding | None) -> None:
@@ -103,8 +108,9 @@ def _check_divides(name: str, shape: tuple[int, ...], sharding: jax.sharding.Sha
     if sharding is not None:
       sharding.shard_shape(shape)
   except ValueError as error:
-    raise errors.InputError(f"{name} of shape {list(shape)} does not divide over the mesh as "
-                            f"{sharding.spec}: use another mesh") from error
+    raise errors.InputError(
+      f"{name} of shape {list(shape)} does not divide over the mesh as {sharding.spec}: use another mesh"
+    ) from error
 
 
 def read(folder: pathlib.Path, wanted: Mapping[str, Any], records: Records) -> dict[str, Any]:
@@ -128,14 +134,21 @@ def read(folder: pathlib.Path, wanted: Mapping[str, Any], records: Records) -> d
     opened = agreement.together(lambda: check_files(folder, {name: records[name] for name in wanted}))
     stored = agreement.together(lambda: _read_all(opened, wanted))
     sums = checksums.array_sums(stored, {name: records[name].get("version", 1) for name in wanted})
-    agreement.together(lambda: _raise_problems([
-        f"{name} (checksum differs: {stored_lib.array_folder(folder, name).relative_to(folder.parent)})"
-        for name in wanted if sums[name] != records[name]["sum"]]))
+    agreement.together(
+      lambda: _raise_problems(
+        [
+          f"{name} (checksum differs: {stored_lib.array_folder(folder, name).relative_to(folder.parent)})"
+          for name in wanted
+          if sums[name] != records[name]["sum"]
+        ]
+      )
+    )
     return {name: _as_target(stored.pop(name), target, records[name]) for name, target in wanted.items()}
 
 
-def _read_all(opened: Mapping[str, stored_lib.StoredArray], wanted: Mapping[str, Any]
-              ) -> dict[str, np.ndarray | jax.Array]:
+def _read_all(
+  opened: Mapping[str, stored_lib.StoredArray], wanted: Mapping[str, Any]
+) -> dict[str, np.ndarray | jax.Array]:
   """The arrays on the devices of their targets; elements of eight bytes stay on the host.
 
   The next ones are read while one goes to its devices, as long as all that is under way is not too much.
@@ -165,8 +178,9 @@ def _bytes_here(x: stored_lib.StoredArray, sharding: jax.sharding.Sharding | Non
   return math.prod(shape) * x.dtype.itemsize * (1 if sharding is None else len(_parts(x, sharding)))
 
 
-def _begin(x: stored_lib.StoredArray, sharding: jax.sharding.Sharding | None, reading: stored_lib.Reading
-           ) -> Callable[[], np.ndarray | jax.Array]:
+def _begin(
+  x: stored_lib.StoredArray, sharding: jax.sharding.Sharding | None, reading: stored_lib.Reading
+) -> Callable[[], np.ndarray | jax.Array]:
   """Begins to read an array; returns a function that waits for it and puts it where it belongs."""
   if sharding is None:
     return x.begin([slice(None)] * len(x.shape), reading)

@@ -44,8 +44,14 @@ _PART = 2**18  # elements that are looked at together
 _SMALL = 2**22  # elements of an array that is kept once it was read: biases and norms
 
 # Axis that a weight is cut along: outputs of the kernels and of the head, rows of the tables.
-_CUT_AXES = {"qkv/kernel": -2, "out/kernel": -1, "wi/kernel": -1, "wo/kernel": -1, "head/kernel": -1,
-             "embedding/table": 0}
+_CUT_AXES = {
+  "qkv/kernel": -2,
+  "out/kernel": -1,
+  "wi/kernel": -1,
+  "wo/kernel": -1,
+  "head/kernel": -1,
+  "embedding/table": 0,
+}
 
 Region = tuple[slice, ...]
 
@@ -66,8 +72,10 @@ class Weight:
 
   def __post_init__(self) -> None:
     if self.bits == 4 and self.shape[tree.kernel_axes(tuple(self.name.split("/")))[-1]] % 2:
-      raise errors.InputError(f"INT4 packs two inputs in a byte, and {self.name} of shape {list(self.shape)} has an "
-                              "odd number of them: use 8 bits")
+      raise errors.InputError(
+        f"INT4 packs two inputs in a byte, and {self.name} of shape {list(self.shape)} has an "
+        "odd number of them: use 8 bits"
+      )
 
   @property
   def stacked(self) -> bool:
@@ -121,8 +129,10 @@ class Weight:
   @property
   def nbytes(self) -> int:
     """Of everything that is stored."""
-    return sum(math.prod(shape) * np.dtype(arrays.zarr_dtype(dtype)).itemsize
-               for shape, dtype in self.stored(self.shape).values())
+    return sum(
+      math.prod(shape) * np.dtype(arrays.zarr_dtype(dtype)).itemsize
+      for shape, dtype in self.stored(self.shape).values()
+    )
 
   def convert(self, block: np.ndarray) -> dict[str, np.ndarray]:
     """A block of the float weight as it is stored.
@@ -158,7 +168,7 @@ def is_finite(x: np.ndarray) -> bool:
     return bool(np.isfinite(x).all())
   words = np.ascontiguousarray(x).view(np.uint16).reshape(-1)
   infinity = np.array(np.inf, x.dtype).view(np.uint16)
-  return all((words[at:at + _PART] & 0x7FFF).max() < infinity for at in range(0, words.size, _PART))
+  return all((words[at : at + _PART] & 0x7FFF).max() < infinity for at in range(0, words.size, _PART))
 
 
 def elements_within(gib: float, weights: Sequence[Weight]) -> int:
@@ -171,8 +181,9 @@ def elements_within(gib: float, weights: Sequence[Weight]) -> int:
   needed = (_FIXED + _PER_ELEMENT * least) / 2**30
   if not gib >= needed:
     needed = math.ceil(needed * 100) / 100
-    raise errors.InputError(f"memory_limit_gib is {gib:g}, and these weights take {needed:g} GiB at least: give as "
-                            "much, or leave it out")
+    raise errors.InputError(
+      f"memory_limit_gib is {gib:g}, and these weights take {needed:g} GiB at least: give as much, or leave it out"
+    )
   return int(min(ELEMENTS, (gib * 2**30 - _FIXED) // _PER_ELEMENT))
 
 
@@ -215,9 +226,17 @@ class Writer:
         path = stored_lib.array_folder(folder, name)
         _remove_damaged(path, metadata)
         self._shapes[name] = shape
-        self._stores[name] = tensorstore.open({
-            "driver": "zarr", "kvstore": {"driver": "file", "path": str(path)}, "metadata": metadata, "create": True,
-            "open": True, "store_data_equal_to_fill_value": True, "context": {"file_io_sync": False}}).result()
+        self._stores[name] = tensorstore.open(
+          {
+            "driver": "zarr",
+            "kvstore": {"driver": "file", "path": str(path)},
+            "metadata": metadata,
+            "create": True,
+            "open": True,
+            "store_data_equal_to_fill_value": True,
+            "context": {"file_io_sync": False},
+          }
+        ).result()
     self._done = self._read_journal()
 
   def _read_journal(self) -> dict[str, dict[str, str]]:
@@ -242,8 +261,10 @@ class Writer:
     Blocks that are there already are read back and kept if they are as they were written.
     """
     total = sum(weight.nbytes for weight in self._weights)
-    with tqdm.tqdm(total=total, unit="B", unit_scale=True, desc=label, disable=None, mininterval=1) as bar, \
-        concurrent.futures.ThreadPoolExecutor(_WORKERS) as pool:
+    with (
+      tqdm.tqdm(total=total, unit="B", unit_scale=True, desc=label, disable=None, mininterval=1) as bar,
+      concurrent.futures.ThreadPoolExecutor(_WORKERS) as pool,
+    ):
 
       def one(weight: Weight, region: Region) -> None:
         if not self._holds(weight, region):
@@ -251,8 +272,9 @@ class Writer:
         with self._lock:
           bar.update(weight.nbytes * math.prod(s.stop - s.start for s in region) // math.prod(weight.shape))
 
-      tasks = [pool.submit(one, weight, region)
-               for weight in self._weights for region in weight.regions(self._elements)]
+      tasks = [
+        pool.submit(one, weight, region) for weight in self._weights for region in weight.regions(self._elements)
+      ]
       try:
         for task in tasks:
           task.result()
@@ -291,8 +313,12 @@ class Writer:
     for weight in self._weights:
       blocks = [self._done[_label(weight, region)] for region in weight.regions(self._elements)]
       for name, (shape, dtype) in weight.stored(weight.shape).items():
-        records[name] = {"shape": list(shape), "dtype": dtype, "sum": checksums.total(b[name] for b in blocks),
-                         "version": checksums.VERSION}
+        records[name] = {
+          "shape": list(shape),
+          "dtype": dtype,
+          "sum": checksums.total(b[name] for b in blocks),
+          "version": checksums.VERSION,
+        }
     _describe_for_orbax(self._folder, list(records))
     for path in self._folder.rglob("*"):  # once, here: until then the journal's sums tell what reached the disk
       publish.sync(path)
@@ -397,8 +423,9 @@ def need_room(folder: pathlib.Path, weights: Sequence[Weight], there: int = 0) -
     folder = folder.parent
   needed, free = sum(weight.nbytes for weight in weights) - there, shutil.disk_usage(folder).free
   if needed > free:
-    raise errors.InputError(f"{folder} has {_size(free)} free and {_size(needed)} are needed: free some space, or "
-                            "choose another folder")
+    raise errors.InputError(
+      f"{folder} has {_size(free)} free and {_size(needed)} are needed: free some space, or choose another folder"
+    )
 
 
 def _size(count: int) -> str:

@@ -54,12 +54,13 @@ def _split(shape: Sequence[int], words: int) -> int:
 
 def _strides(shape: Sequence[int]) -> list[int]:
   """Elements from one place of each axis to the next, modulo 2^32."""
-  return [math.prod(shape[axis + 1:]) % 2**32 for axis in range(len(shape))]
+  return [math.prod(shape[axis + 1 :]) % 2**32 for axis in range(len(shape))]
 
 
 @functools.partial(jax.jit, static_argnames=("shape", "version"))
-def _device_sum(x: jax.Array, shape: tuple[int, ...] | None = None, start: jax.Array | None = None,
-                version: int = VERSION) -> jax.Array:
+def _device_sum(
+  x: jax.Array, shape: tuple[int, ...] | None = None, start: jax.Array | None = None, version: int = VERSION
+) -> jax.Array:
   """uint32 [2], of a whole array or of the part at `start` of one of this shape.
 
   One variadic reduction: ten times the speed of two sums on a CPU.
@@ -81,8 +82,9 @@ def _device_sum(x: jax.Array, shape: tuple[int, ...] | None = None, start: jax.A
   block = places(axes, _strides(shape[:axes])) if axes else None
   mixed = _mixed(words, places(words.ndim, _strides(shape)), block)
   zero = np.uint32(0)
-  return jnp.stack(jax.lax.reduce(mixed, (zero, zero), lambda a, b: (a[0] + b[0], a[1] + b[1]),
-                                  tuple(range(words.ndim))))
+  return jnp.stack(
+    jax.lax.reduce(mixed, (zero, zero), lambda a, b: (a[0] + b[0], a[1] + b[1]), tuple(range(words.ndim)))
+  )
 
 
 def _host_sum(x: np.ndarray, shape: Sequence[int], start: Sequence[int], version: int) -> np.ndarray:
@@ -102,7 +104,7 @@ def _host_sum(x: np.ndarray, shape: Sequence[int], start: Sequence[int], version
   axes = _split(shape, per_element) if version > 1 else 0
   block = places(axes, _strides(shape[:axes])).reshape(-1) if axes else None
   if per_element > 1:
-    index = (index[..., None] * np.uint32(per_element) + np.arange(per_element, dtype=np.uint32))
+    index = index[..., None] * np.uint32(per_element) + np.arange(per_element, dtype=np.uint32)
     block = None if block is None else np.repeat(block, per_element)
   return np.array([np.add.reduce(part, dtype=np.uint32) for part in _mixed(words, index.reshape(-1), block)])
 
@@ -111,15 +113,17 @@ def _hexadecimal(value: Iterable[int]) -> str:
   return "".join(f"{int(word):08x}" for word in value)
 
 
-def array_sums(arrays: Mapping[str, jax.Array | np.ndarray], versions: Mapping[str, int] | None = None
-               ) -> dict[str, str]:
+def array_sums(
+  arrays: Mapping[str, jax.Array | np.ndarray], versions: Mapping[str, int] | None = None
+) -> dict[str, str]:
   """Sixteen hexadecimal digits for each array; `versions` of the sums, of arrays where it is not VERSION."""
   sums = {}
   for name, x in arrays.items():
     version = (versions or {}).get(name, VERSION)
     on_host = isinstance(x, np.ndarray) or x.is_fully_addressable and x.nbytes < _SMALL
-    sums[name] = (_host_sum(np.asarray(x), x.shape, [0] * x.ndim, version) if on_host else
-                  _device_sum(x, version=version))
+    sums[name] = (
+      _host_sum(np.asarray(x), x.shape, [0] * x.ndim, version) if on_host else _device_sum(x, version=version)
+    )
     if jax.process_count() > 1:  # several sums that wait for others can take all of XLA's threads
       jax.block_until_ready(sums[name])
   return {name: _hexadecimal(np.asarray(value)) for name, value in sums.items()}
@@ -128,8 +132,9 @@ def array_sums(arrays: Mapping[str, jax.Array | np.ndarray], versions: Mapping[s
 def part_sum(x: np.ndarray, start: Sequence[int], shape: Sequence[int], version: int = VERSION) -> str:
   """The share that the part of an array beginning at `start` has in the sum of the whole, of that shape."""
   host = x.nbytes < _SMALL or x.dtype.itemsize == 8
-  found = (_host_sum(x, shape, start, version) if host else
-           _device_sum(x, tuple(shape), np.array(start, np.uint32), version))
+  found = (
+    _host_sum(x, shape, start, version) if host else _device_sum(x, tuple(shape), np.array(start, np.uint32), version)
+  )
   return _hexadecimal(np.asarray(found))
 
 
@@ -137,7 +142,7 @@ def total(parts: Iterable[str]) -> str:
   """An array's sum from those of its parts."""
   words = [0, 0]
   for part in parts:
-    words = [(words[i] + int(part[8 * i:8 * i + 8], 16)) % 2**32 for i in (0, 1)]
+    words = [(words[i] + int(part[8 * i : 8 * i + 8], 16)) % 2**32 for i in (0, 1)]
   return _hexadecimal(words)
 
 

@@ -47,9 +47,14 @@ class Content:
 FormatWriter = Callable[[Content, pathlib.Path], None]
 
 
-def export(checkpoint: str | os.PathLike, out: str | os.PathLike, bits: int | None = None,
-           dtype: str | None = None, overwrite: bool = False, write_format: FormatWriter | None = None
-           ) -> dict[str, Any]:
+def export(
+  checkpoint: str | os.PathLike,
+  out: str | os.PathLike,
+  bits: int | None = None,
+  dtype: str | None = None,
+  overwrite: bool = False,
+  write_format: FormatWriter | None = None,
+) -> dict[str, Any]:
   """Writes an inference model from a training run's newest good step, or from another export.
 
   Args:
@@ -81,8 +86,13 @@ def export(checkpoint: str | os.PathLike, out: str | os.PathLike, bits: int | No
       reader = blocks.Reader(source.arrays, source.records)
       weights = source.weights(bits, dtype)
       tokenizer = checkpoint / folder_lib.TOKENIZER
-      content = Content(config, tokenizer if tokenizer.is_dir() else None, weights,
-                        functools.partial(_read_finite, source, reader), reader.verify)
+      content = Content(
+        config,
+        tokenizer if tokenizer.is_dir() else None,
+        weights,
+        functools.partial(_read_finite, source, reader),
+        reader.verify,
+      )
       blocks.need_room(out, weights)
       try:
         with publish.folder(out, overwrite) as folder:
@@ -90,8 +100,9 @@ def export(checkpoint: str | os.PathLike, out: str | os.PathLike, bits: int | No
           described = describe(content, folder)
         return {"out": str(out)} | described
       except OSError as error:
-        raise errors.InputError(f"{out} could not be written ({errors.reason(error)}): nothing was left there"
-                                ) from error
+        raise errors.InputError(
+          f"{out} could not be written ({errors.reason(error)}): nothing was left there"
+        ) from error
 
     return source_lib.use(checkpoint, write)
 
@@ -122,8 +133,9 @@ def importing(out: pathlib.Path) -> pathlib.Path:
   return out.with_name(f".{out.name}.importing")
 
 
-def _read_finite(source: source_lib.Source, reader: blocks.Reader, weight: blocks.Weight, region: blocks.Region
-                 ) -> dict[str, np.ndarray]:
+def _read_finite(
+  source: source_lib.Source, reader: blocks.Reader, weight: blocks.Weight, region: blocks.Region
+) -> dict[str, np.ndarray]:
   """A block as it is to be stored.
 
   Raises:
@@ -145,8 +157,9 @@ def _read_finite(source: source_lib.Source, reader: blocks.Reader, weight: block
 
 def _exported(source: source_lib.Source, bits: int | None, dtype: str | None) -> folder_lib.FolderConfig:
   if source.bits is not None and bits is not None:
-    raise errors.InputError(f"{source.arrays.parent} is an INT{source.bits} model: export from the training run or "
-                            "a float export")
+    raise errors.InputError(
+      f"{source.arrays.parent} is an INT{source.bits} model: export from the training run or a float export"
+    )
   dtype = dtype or source.config.model.param_dtype
   model = dataclasses.replace(source.config.model, param_dtype=dtype)
   exported = source.config.export | {"bits": bits or source.bits, "dtype": dtype, "step": source.step}
@@ -172,9 +185,13 @@ def write_folder(content: Content, folder: pathlib.Path) -> None:
     writer = blocks.Writer(folder / folder_lib.PARAMS, content.weights, content.elements)
     records = writer.write(content.read, "parameters")
   content.verify()
-  files = [path.relative_to(folder) for path in sorted(folder.rglob("*"))
-           if path.is_file() and folder_lib.PARAMS not in path.relative_to(folder).parts]
-  crcs = {str(file): source_lib.file_crc(folder / file, str(file))
-          for file in files if str(file) != source_lib.CHECKSUMS}
+  files = [
+    path.relative_to(folder)
+    for path in sorted(folder.rglob("*"))
+    if path.is_file() and folder_lib.PARAMS not in path.relative_to(folder).parts
+  ]
+  crcs = {
+    str(file): source_lib.file_crc(folder / file, str(file)) for file in files if str(file) != source_lib.CHECKSUMS
+  }
   publish.write_json(folder / source_lib.CHECKSUMS, checksums.seal({"arrays": records, "files": crcs}))
   writer.forget()

@@ -23,8 +23,16 @@ _MISSING = (errno.ENOENT, errno.ENOTDIR)
 _NOT_REGULAR = (errno.EISDIR, errno.ELOOP, errno.ENXIO, errno.ENODEV)
 _KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe"}
 # What the user mends; anything else, as a disk's errors, may be gone at the next try.
-_MENDABLE = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EROFS, errno.ENOSPC,
-             errno.EDQUOT)
+_MENDABLE = (
+  errno.EACCES,
+  errno.EPERM,
+  errno.EMFILE,
+  errno.ENFILE,
+  errno.ENOMEM,
+  errno.EROFS,
+  errno.ENOSPC,
+  errno.EDQUOT,
+)
 
 
 class DamagedError(Exception):
@@ -149,8 +157,10 @@ def enough_memory(what: str | os.PathLike) -> Iterator[None]:
 def _out_of_memory(error: BaseException, what: str | os.PathLike) -> errors.InputError:
   detail = one_line(error)
   detail = f" ({detail})" if detail != type(error).__name__ else ""
-  return errors.InputError(f"not enough memory to read {what}{detail}: end other programs, raise the memory limit, or "
-                           "use more devices or a smaller model")
+  return errors.InputError(
+    f"not enough memory to read {what}{detail}: end other programs, raise the memory limit, or "
+    "use more devices or a smaller model"
+  )
 
 
 def one_line(error: BaseException) -> str:

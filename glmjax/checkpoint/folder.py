@@ -47,14 +47,15 @@ def read_config(folder: str | os.PathLike) -> FolderConfig:
   folder = paths.local(folder, "the model's folder")
   if not folder.is_dir():
     if old := publish.interrupted(folder):
-      raise errors.InputError(f"{folder} was being replaced when that was killed: rename {old.name} beside it back to "
-                              f"{folder.name}, or export again")
+      raise errors.InputError(
+        f"{folder} was being replaced when that was killed: rename {old.name} beside it back to "
+        f"{folder.name}, or export again"
+      )
     raise errors.InputError(f"{folder}: no such folder; give a training run's or an exported model's")
   path = folder / CONFIG
   if not path.is_file():
     halves = [name for name in (CHECKPOINTS, PARAMS) if (folder / name).is_dir()]
-    what = (f"half-written: it has {halves[0]}/ but no {CONFIG}" if halves else
-            f"no model's folder: it has no {CONFIG}")
+    what = f"half-written: it has {halves[0]}/ but no {CONFIG}" if halves else f"no model's folder: it has no {CONFIG}"
     raise errors.InputError(f"{folder} is {what}; give a training run's or an exported model's")
   content = user_json.read(path, expected="restore a copy, or write the folder again")
   try:
@@ -62,14 +63,16 @@ def read_config(folder: str | os.PathLike) -> FolderConfig:
     known = {field.name for field in dataclasses.fields(config_lib.GLMConfig)}
     unknown = sorted(set(fields) - known)
     if unknown:
-      raise errors.InputError(f"{path}: GLMConfig has no {', '.join(unknown)}; a newer glmjax wrote it: "
-                              "update this one")
+      raise errors.InputError(
+        f"{path}: GLMConfig has no {', '.join(unknown)}; a newer glmjax wrote it: update this one"
+      )
     others = [dict(content.get(name) or {}) for name in ("data", "tokenizer", "export")]
   except errors.InputError:
     raise
   except (ValueError, KeyError, TypeError) as error:
-    raise errors.InputError(f"{path} is damaged ({type(error).__name__}: {str(error)[:100]}); restore a "
-                            "copy, or write the folder again") from error
+    raise errors.InputError(
+      f"{path} is damaged ({type(error).__name__}: {str(error)[:100]}); restore a copy, or write the folder again"
+    ) from error
   try:
     return FolderConfig(config_lib.GLMConfig(**fields), *others)
   except (ValueError, TypeError) as error:  # InputErrors among them, which do not know the file
@@ -93,11 +96,13 @@ def read_tokenizer(folder: str | os.PathLike) -> dict[str, Any]:
   except OSError as error:
     raise errors.InputError(f"cannot read {folder / _MODEL}: {errors.reason(error)}") from error
   except (ValueError, KeyError, TypeError, OverflowError) as error:
-    raise errors.InputError(f"{folder / _LAYOUT} is damaged ({type(error).__name__}); copy it from the token "
-                            "cache or the run") from error
+    raise errors.InputError(
+      f"{folder / _LAYOUT} is damaged ({type(error).__name__}); copy it from the token cache or the run"
+    ) from error
   if not matches:
-    raise errors.InputError(f"{folder / _MODEL} is not the one that {_LAYOUT} describes; copy both again "
-                            "from the token cache or the run")
+    raise errors.InputError(
+      f"{folder / _MODEL} is not the one that {_LAYOUT} describes; copy both again from the token cache or the run"
+    )
   fingerprint = hashlib.sha256(json.dumps(layout, sort_keys=True).encode()).hexdigest()
   return {"fingerprint": fingerprint, "vocab_size": vocab_size}
 
@@ -113,12 +118,16 @@ def check_tokenizer(folder: str | os.PathLike, config: FolderConfig) -> None:
     return  # weights that were imported without one: no text goes in or out
   found = read_tokenizer(where)
   if found["vocab_size"] > config.model.vocab_size:
-    raise errors.InputError(f"{where} has {found['vocab_size']} ids and the model's vocabulary "
-                            f"{config.model.vocab_size}: use the tokenizer that the model was trained with")
+    raise errors.InputError(
+      f"{where} has {found['vocab_size']} ids and the model's vocabulary "
+      f"{config.model.vocab_size}: use the tokenizer that the model was trained with"
+    )
   recorded = config.tokenizer.get("fingerprint") or config.data.get("tokenizer")
   if isinstance(recorded, str) and recorded != found["fingerprint"]:
-    raise errors.InputError(f"{where} is tokenizer {found['fingerprint'][:8]} and the model was trained with "
-                            f"{recorded[:8]}: use the tokenizer that it was trained with")
+    raise errors.InputError(
+      f"{where} is tokenizer {found['fingerprint'][:8]} and the model was trained with "
+      f"{recorded[:8]}: use the tokenizer that it was trained with"
+    )
 
 
 def copy_tokenizer(source: str | os.PathLike, folder: str | os.PathLike) -> dict[str, Any]:

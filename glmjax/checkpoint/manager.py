@@ -53,8 +53,9 @@ def steps(directory: pathlib.Path) -> list[int]:
   except FileNotFoundError:
     if not os.path.islink(directory):
       return []
-    raise errors.InputError(f"{directory} is a link to what is not there: mount or restore it, or remove the "
-                            "link") from None
+    raise errors.InputError(
+      f"{directory} is a link to what is not there: mount or restore it, or remove the link"
+    ) from None
   except NotADirectoryError:
     raise errors.InputError(f"{directory} is no folder, and the checkpoints are kept there: move it away") from None
   except OSError as error:
@@ -104,8 +105,9 @@ def read_step(folder: pathlib.Path, wanted: Mapping[str, Any]) -> tuple[dict[str
   return arrays.read(folder / STATE, wanted, record["arrays"]), record["metadata"]
 
 
-def read_newest(directory: pathlib.Path, read: Callable[[pathlib.Path], T], step: int | None = None,
-                damaged: set[int] | None = None) -> tuple[int, T] | None:
+def read_newest(
+  directory: pathlib.Path, read: Callable[[pathlib.Path], T], step: int | None = None, damaged: set[int] | None = None
+) -> tuple[int, T] | None:
   """Calls `read` with the newest step's folder, or with an older one's when that is damaged, saying so.
 
   All processes of a run call it, and read the steps that process 0 sees.
@@ -152,8 +154,9 @@ def _next_step(directory: pathlib.Path, step: int | None, tried: Mapping[int, An
 
 
 def _all_damaged(directory: pathlib.Path, problems: list[str]) -> errors.InputError:
-  return errors.InputError(f"{directory}: no undamaged checkpoint; {'; '.join(problems)}; restore a copy, or start "
-                           "again")
+  return errors.InputError(
+    f"{directory}: no undamaged checkpoint; {'; '.join(problems)}; restore a copy, or start again"
+  )
 
 
 class Manager:
@@ -174,8 +177,11 @@ class Manager:
     self._current: int | None = None  # the step that this run saved or restored last
     self._saving: int | None = None
     self._damaged: set[int] = set()
-    self._checkpointer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(**{
-        STATE: arrays.handler(), _METADATA: ocp.JsonCheckpointHandler(filename=_RECORD)}))
+    self._checkpointer = ocp.AsyncCheckpointer(
+      ocp.CompositeCheckpointHandler(
+        **{STATE: arrays.handler(), _METADATA: ocp.JsonCheckpointHandler(filename=_RECORD)}
+      )
+    )
 
   def save(self, step: int, state: Any, metadata: Mapping[str, Any], force: bool = False) -> bool:
     """Starts saving; returns when the caller may change, donate or delete `state`.
@@ -288,8 +294,13 @@ class Manager:
     except (errors.InputError, OSError):
       kept = "the earlier ones are still there"
     refused = files.refusal(error)
-    advice = ("out of memory" if isinstance(refused, MemoryError) else
-              errors.reason(refused).replace(": ", ", ") if refused else files.one_line(error))
+    advice = (
+      "out of memory"
+      if isinstance(refused, MemoryError)
+      else errors.reason(refused).replace(": ", ", ")
+      if refused
+      else files.one_line(error)
+    )
     where = self._directory / str(step)
     raise errors.InputError(f"checkpoint {where} could not be written ({advice}); {kept}") from error
 
@@ -297,7 +308,8 @@ class Manager:
     """Removes what a killed or failed process left: unfinished saves and deletions."""
     for child in self._directory.glob("*"):
       if child.name.split(".")[0].isdecimal() and (
-          ".orbax-checkpoint-tmp" in child.name or child.suffix == f".{_DELETING}"):
+        ".orbax-checkpoint-tmp" in child.name or child.suffix == f".{_DELETING}"
+      ):
         publish.remove(child)
 
   def _set_aside(self, step: int) -> None:
@@ -318,7 +330,7 @@ class Manager:
       metrics = {step: metric for step in there if (metric := self._metric(step)) is not None}
     except (errors.InputError, OSError):
       return
-    kept = set(there[-self._keep:])
+    kept = set(there[-self._keep :])
     if metrics:
       kept.add(min(metrics, key=metrics.__getitem__))
     for step in set(there) - kept:

@@ -46,6 +46,8 @@ def checked(config: folder.FolderConfig, metadata: dict[str, Any], step: pathlib
   data = metadata["data"] if isinstance(metadata.get("data"), dict) else config.data
   fingerprint, trained = config.tokenizer.get("fingerprint"), data.get("tokenizer")
   if isinstance(trained, str) and fingerprint and fingerprint != trained:
-    raise errors.InputError(f"{where} names tokenizer {fingerprint[:8]}, and step {step.name} was trained with "
-                            f"{trained[:8]}: restore config.json and tokenizer/")
+    raise errors.InputError(
+      f"{where} names tokenizer {fingerprint[:8]}, and step {step.name} was trained with "
+      f"{trained[:8]}: restore config.json and tokenizer/"
+    )
   return dataclasses.replace(config, data=data)

@@ -50,8 +50,11 @@ class Source:
   @property
   def fingerprint(self) -> str:
     """Of all that decides what the model says: copies have the same; other steps, precisions and settings do not."""
-    model = {field.name: value for field in dataclasses.fields(self.config.model)
-             if (value := getattr(self.config.model, field.name)) != field.default}
+    model = {
+      field.name: value
+      for field in dataclasses.fields(self.config.model)
+      if (value := getattr(self.config.model, field.name)) != field.default
+    }
     sums = sorted((name.removeprefix(self.prefix), record["sum"]) for name, record in self.records.items())
     content = [model, self.config.tokenizer.get("fingerprint"), sums]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
@@ -62,8 +65,9 @@ class Source:
     found = arrays.read(self.arrays, stored, self.records)
     return {name.removeprefix(self.prefix): x for name, x in found.items()}
 
-  def targets(self, shardings: Mapping[str, Any] | jax.sharding.Sharding | None = None
-              ) -> dict[str, jax.ShapeDtypeStruct]:
+  def targets(
+    self, shardings: Mapping[str, Any] | jax.sharding.Sharding | None = None
+  ) -> dict[str, jax.ShapeDtypeStruct]:
     """Shape, dtype and sharding of every array, by name without prefix."""
     targets = {}
     for name, record in self.records.items():
@@ -94,16 +98,19 @@ class Source:
     """A block as `weight` wants it stored: converted, or the codes and scales that are there."""
     if self.bits is None or weight.bits is None:
       return weight.convert(reader.read(self.prefix + weight.name, region))
-    return {name: reader.read(self.prefix + name, weight.stored_region(name, region))
-            for name in weight.stored(weight.shape)}
+    return {
+      name: reader.read(self.prefix + name, weight.stored_region(name, region)) for name in weight.stored(weight.shape)
+    }
 
   def check_size(self) -> None:
     """config.json must be about these parameters."""
     count = sum(math.prod(weight.shape) for weight in self.weights())
     expected = self.config.model.num_parameters()
     if count != expected:
-      raise errors.InputError(f"{self.arrays} holds {count} parameters and its config.json describes "
-                              f"{expected}: put back the config.json that belongs to it")
+      raise errors.InputError(
+        f"{self.arrays} holds {count} parameters and its config.json describes "
+        f"{expected}: put back the config.json that belongs to it"
+      )
 
 
 def _sharding(shardings: Mapping[str, Any], name: str) -> jax.sharding.Sharding:

@@ -41,8 +41,17 @@ def zarr_dtype(name: str) -> Any:
 def header(shape: Sequence[int], dtype: str, chunks: Sequence[int]) -> dict[str, Any]:
   """The zarr header of an array: C order, uncompressed, no filters, every chunk written."""
   name = dtype if dtype == "bfloat16" else np.dtype(dtype).str
-  return {"shape": list(shape), "chunks": list(chunks), "dtype": name, "order": "C", "compressor": None,
-          "filters": None, "fill_value": None, "dimension_separator": ".", "zarr_format": 2}
+  return {
+    "shape": list(shape),
+    "chunks": list(chunks),
+    "dtype": name,
+    "order": "C",
+    "compressor": None,
+    "filters": None,
+    "fill_value": None,
+    "dimension_separator": ".",
+    "zarr_format": 2,
+  }
 
 
 class Reading:
@@ -115,8 +124,11 @@ class StoredArray:
     except files.DamagedError as error:
       raise files.DamagedError(f"{name} ({error})") from error
     chunks = found.get("chunks")
-    whole = isinstance(chunks, list) and len(chunks) == len(self.shape) and all(
-        type(c) is int and 1 <= c <= max(n, 1) for c, n in zip(chunks, self.shape))
+    whole = (
+      isinstance(chunks, list)
+      and len(chunks) == len(self.shape)
+      and all(type(c) is int and 1 <= c <= max(n, 1) for c, n in zip(chunks, self.shape))
+    )
     wanted = header(self.shape, dtype, chunks if whole else self.shape)
     for field in dict.fromkeys([*wanted, *found]):
       here, there = (json.dumps(fields.get(field, "nothing"))[:60] for fields in (wanted, found))

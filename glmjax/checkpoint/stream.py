@@ -59,11 +59,12 @@ def _read(source: source_lib.Source, wanted: Mapping[str, jax.ShapeDtypeStruct])
   for stored_name, stored in opened.items():
     name, record, sums = stored_name.removeprefix(source.prefix), source.records[stored_name], []
     for part, index in _parts(name, stored.shape):
-      target = _target(wanted, part, stored.shape[len(index):])
+      target = _target(wanted, part, stored.shape[len(index) :])
       x = agreement.together(lambda stored=stored, index=index, target=target: _to_devices(stored, index, target))
       start = (*index, *[0] * x.ndim)
-      sums.append(checksums.part_sum(x.reshape(*[1] * len(index), *x.shape), start, stored.shape,
-                                     record.get("version", 1)))
+      sums.append(
+        checksums.part_sum(x.reshape(*[1] * len(index), *x.shape), start, stored.shape, record.get("version", 1))
+      )
       found[part] = jax.device_put(x.astype(target.dtype), target.sharding)  # some go on to the host's memory
     if checksums.total(sums) != record["sum"]:
       where = stored_lib.array_folder(source.arrays, stored_name).relative_to(source.arrays.parent)
@@ -85,8 +86,9 @@ def _target(wanted: Mapping[str, jax.ShapeDtypeStruct], name: str, shape: tuple[
   target = wanted.get(name)
   if target is None or target.shape != shape:
     there = "no such array" if target is None else list(target.shape)
-    raise errors.InputError(f"{name} has {list(shape)} on disk and the model has {there}: put back the config.json "
-                            "that belongs to it")
+    raise errors.InputError(
+      f"{name} has {list(shape)} on disk and the model has {there}: put back the config.json that belongs to it"
+    )
   return target
 
 
@@ -98,7 +100,7 @@ def _to_devices(stored: stored_lib.StoredArray, index: tuple[int, ...], target: 
     key = str(region)
     if key not in read:
       read[key] = stored.read((*(slice(i, i + 1) for i in index), *region))
-    return read[key].reshape(read[key].shape[len(index):])
+    return read[key].reshape(read[key].shape[len(index) :])
 
   sharding = target.sharding.with_memory_kind(None)  # the devices' own
   return jax.make_array_from_callback(target.shape, sharding, piece)

@@ -16,8 +16,22 @@ _READER_LEFT = 141  # as of a program that SIGPIPE ended
 # What the system refuses and the user can mend, so that no restart of the same command helps (status 2). Short memory,
 # a sick disk or network, a crowded machine may be better the next time: status 1.
 _MENDED_BY_USER = (
-  errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY,
-  errno.ENAMETOOLONG, errno.ELOOP, errno.EILSEQ, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.EXDEV,
+  errno.EACCES,
+  errno.EPERM,
+  errno.EROFS,
+  errno.ENOENT,
+  errno.ENOTDIR,
+  errno.EISDIR,
+  errno.EEXIST,
+  errno.ENOTEMPTY,
+  errno.ENAMETOOLONG,
+  errno.ELOOP,
+  errno.EILSEQ,
+  errno.ENOSPC,
+  errno.EDQUOT,
+  errno.EFBIG,
+  errno.EMFILE,
+  errno.EXDEV,
   errno.ENOTSUP,
 )
 
@@ -27,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   after signal n, 1 anything else."""
   try:
     from glmjax.cli import process  # here: from the first line on an interrupt has its line and status
+
     arguments = list(sys.argv[1:] if argv is None else argv)
     if argv is None:
       process.speak_utf8()
@@ -41,8 +56,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: list[str]) -> int:
   from glmjax.cli import process
+
   try:
     from glmjax.cli import run  # here, so that whatever fails in the imports is one line as well
+
     status = run.run(arguments)
     sys.stdout.flush()
     return status
@@ -53,6 +70,7 @@ def _run(arguments: list[str]) -> int:
       return _READER_LEFT
     if "--debug" in arguments:
       import traceback
+
       traceback.print_exc()
     return _fail(*_describe(error))
   finally:
@@ -92,6 +110,7 @@ def _one_line(error: Exception) -> str:
 
 def _fail(message: str, status: int) -> int:
   from glmjax.cli import process
+
   print(f"glmjax: {process.printable(message)}", file=sys.stderr, flush=True)
   process.leave_others(status, message)
   return status

@@ -36,8 +36,9 @@ def appending(path: str | os.PathLike, what: str) -> Iterator[BinaryIO]:
 
 
 @contextlib.contextmanager
-def answering(path: str | os.PathLike, rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any], overwrite: bool
-              ) -> Iterator[tuple[BinaryIO, int]]:
+def answering(
+  path: str | os.PathLike, rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any], overwrite: bool
+) -> Iterator[tuple[BinaryIO, int]]:
   """Yields the file for the answers to `rows` ("-": standard output), and how many of them it holds already.
 
   Its lines must answer the first of the rows, with the settings that `begin` noted; half a line at its end,
@@ -51,8 +52,7 @@ def answering(path: str | os.PathLike, rows: Sequence[Mapping[str, Any]], settin
     return
   folders.claim_file(path, "--out")  # a regular one, that can be gone on with
   path = paths.local(path, "--out")
-  with appending(path, "--out") as file, lock.held(
-      lock.beside(path), f"another process is writing {path}"):
+  with appending(path, "--out") as file, lock.held(lock.beside(path), f"another process is writing {path}"):
     if overwrite:
       _check_are_answers(path)
     done = 0 if overwrite else _keep_answers(file, path, rows)
@@ -82,21 +82,27 @@ def _check_settings(path: pathlib.Path, settings: Mapping[str, Any]) -> None:
     noted = user_json.read(_settings_path(path))
     different = [f"another model, then at {noted['checkpoint']}"] if noted["weights"] != settings["weights"] else []
   except (errors.InputError, KeyError):
-    raise errors.InputError(f"{path} holds answers, and {_settings_path(path)} does not tell what gave them: "
-                            f"{_OTHER}") from None
+    raise errors.InputError(
+      f"{path} holds answers, and {_settings_path(path)} does not tell what gave them: {_OTHER}"
+    ) from None
   names = dict.fromkeys([*settings, *noted])  # one that is missing had no effect
-  different += [f"{name} {noted.get(name, 'unset')} there, {settings.get(name, 'unset')} now" for name in names
-                if name not in ("checkpoint", "weights") and noted.get(name) != settings.get(name)]
+  different += [
+    f"{name} {noted.get(name, 'unset')} there, {settings.get(name, 'unset')} now"
+    for name in names
+    if name not in ("checkpoint", "weights") and noted.get(name) != settings.get(name)
+  ]
   if different:
-    raise errors.InputError(f"{path} holds answers of other settings ({'; '.join(different)}): {_OTHER}, or go on with "
-                            "the settings that it was begun with")
+    raise errors.InputError(
+      f"{path} holds answers of other settings ({'; '.join(different)}): {_OTHER}, or go on with "
+      "the settings that it was begun with"
+    )
 
 
 def write(file: BinaryIO, rows: Sequence[Mapping[str, Any]]) -> None:
   """Adds a line for each row."""
   left = memoryview("".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows).encode())
   while left:  # a full disk takes a part, and says so the next time
-    left = left[file.write(left):]
+    left = left[file.write(left) :]
   file.flush()
 
 

@@ -27,9 +27,17 @@ LONGEST_LINE = 1 << 20  # bytes of a line of standard input; no model here reads
 
 
 def chat(
-  checkpoint: str | os.PathLike, max_length: int = 2048, answer_tokens: int | None = None, temperature: float = 0.95,
-  top_k: int = 50, top_p: float = 0.7, seed: int = 0, no_repeat_ngram: int = 0, repetition_penalty: float = 1.0,
-  mesh: str | None = None, offload_layers: int = 0,
+  checkpoint: str | os.PathLike,
+  max_length: int = 2048,
+  answer_tokens: int | None = None,
+  temperature: float = 0.95,
+  top_k: int = 50,
+  top_p: float = 0.7,
+  seed: int = 0,
+  no_repeat_ngram: int = 0,
+  repetition_penalty: float = 1.0,
+  mesh: str | None = None,
+  offload_layers: int = 0,
 ) -> list[dict[str, str]]:
   """Talks until its input ends; returns the rounds since the last /clear.
 
@@ -38,14 +46,15 @@ def chat(
   """
   from glmjax.infer import chat as chat_lib  # here, as this module is looked at before a command is in order
   from glmjax.infer import sampling
-  how = sampling.Sampling(temperature, top_k, top_p, no_repeat_ngram=no_repeat_ngram,
-                          repetition_penalty=repetition_penalty)
+
+  how = sampling.Sampling(
+    temperature, top_k, top_p, no_repeat_ngram=no_repeat_ngram, repetition_penalty=repetition_penalty
+  )
   checkpoint = paths.local(checkpoint, "--checkpoint")
   model = inference.load(checkpoint, mesh, offload_layers)
   session = chat_lib.Session(model, how, max_length, answer_tokens, seed)
   if sys.stdin.isatty():
-    _note(f"{checkpoint.name}: {session.max_length} tokens of conversation. /help shows the "
-          "commands, Ctrl-D ends.")
+    _note(f"{checkpoint.name}: {session.max_length} tokens of conversation. /help shows the commands, Ctrl-D ends.")
     with process.keyboard():
       converse(session, _typed_lines(), _stoppable)
   else:

@@ -13,6 +13,7 @@ def training_documents(
   Language by language, since held-out documents are counted within a language's files.
   """
   from glmjax.data import text  # gin names this module before a command is known to be in order
+
   text.check_corpora(files)
   for patterns in files.values():
     yield from text.documents(patterns, split="train", field=field)

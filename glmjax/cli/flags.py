@@ -55,8 +55,12 @@ class Flag:
       except ValueError:
         value = text
     if self.type is int:
-      ranges.whole(self.name, value, -(1 << 31) if self.least is None else self.least,
-                   (1 << 31) - 1 if self.most is None else self.most)
+      ranges.whole(
+        self.name,
+        value,
+        -(1 << 31) if self.least is None else self.least,
+        (1 << 31) - 1 if self.most is None else self.most,
+      )
     else:
       limits = {"least": self.least, "most": self.most, "above": self.above}
       ranges.number(self.name, value, **{name: limit for name, limit in limits.items() if limit is not None})

@@ -17,14 +17,17 @@ def check(options: argparse.Namespace) -> dict[str, Any]:
   if len(missing) == len(_TOGETHER):
     return {}
   if missing:
-    raise errors.InputError(f"{' and '.join(missing)} missing: --coordinator, --num_processes and --process_id are "
-                            "given together, or none of them")
+    raise errors.InputError(
+      f"{' and '.join(missing)} missing: --coordinator, --num_processes and --process_id are "
+      "given together, or none of them"
+    )
   host, _, port = given["coordinator"].rpartition(":")
   if not host or not port.isdecimal() or not 0 < int(port) < 65536:
     raise errors.InputError(f"--coordinator is {given['coordinator']}: give HOST:PORT of process 0")
   if given["num_processes"] < 1 or not 0 <= given["process_id"] < given["num_processes"]:
-    raise errors.InputError(f"--process_id is {given['process_id']} of --num_processes {given['num_processes']}: "
-                            "they are numbered from 0")
+    raise errors.InputError(
+      f"--process_id is {given['process_id']} of --num_processes {given['num_processes']}: they are numbered from 0"
+    )
   return {}
 
 
@@ -32,6 +35,7 @@ def begin(options: argparse.Namespace) -> None:
   """Makes the process ready for training and joins the others, when flags and gin files are in order."""
   process.prepare_training()
   from glmjax.parallel import distributed  # loads JAX
+
   seconds = {} if options.connect_seconds is None else {"connect_seconds": options.connect_seconds}
   distributed.join(options.coordinator, options.num_processes, options.process_id, **seconds)
 

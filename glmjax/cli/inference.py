@@ -22,11 +22,24 @@ _log = logging.getLogger("glmjax")
 
 
 def generate(
-  checkpoint: str | os.PathLike, prompts: Sequence[str | Row], max_tokens: int = 128, temperature: float = 0.0,
-  top_k: int = 0, top_p: float = 1.0, seed: int = 0, min_tokens: int = 0, no_repeat_ngram: int = 0,
-  repetition_penalty: float = 1.0, num_beams: int = 1, length_penalty: float = 1.0,
-  out: str | os.PathLike | None = None, overwrite: bool = False, samples: str | os.PathLike | None = None,
-  label: str | None = None, mesh: str | None = None, offload_layers: int = 0,
+  checkpoint: str | os.PathLike,
+  prompts: Sequence[str | Row],
+  max_tokens: int = 128,
+  temperature: float = 0.0,
+  top_k: int = 0,
+  top_p: float = 1.0,
+  seed: int = 0,
+  min_tokens: int = 0,
+  no_repeat_ngram: int = 0,
+  repetition_penalty: float = 1.0,
+  num_beams: int = 1,
+  length_penalty: float = 1.0,
+  out: str | os.PathLike | None = None,
+  overwrite: bool = False,
+  samples: str | os.PathLike | None = None,
+  label: str | None = None,
+  mesh: str | None = None,
+  offload_layers: int = 0,
 ) -> list[dict[str, Any]] | dict[str, Any]:
   """Each prompt with its blanks filled, or continued where it has none; objects keep their other fields.
 
@@ -50,9 +63,16 @@ def generate(
   with contextlib.ExitStack() as stack:  # what cannot be written is told before the model is loaded
     if out is not None:
       used = extra | {"num_beams": num_beams, "length_penalty": length_penalty}
-      settings = {"checkpoint": os.fspath(checkpoint), "weights": "" if out == "-" else _fingerprint(checkpoint),
-                  "max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed,
-                  **{name: value for name, value in used.items() if value not in (0, 1)}}
+      settings = {
+        "checkpoint": os.fspath(checkpoint),
+        "weights": "" if out == "-" else _fingerprint(checkpoint),
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "seed": seed,
+        **{name: value for name, value in used.items() if value not in (0, 1)},
+      }
       out_file, done = stack.enter_context(answers.answering(out, rows, settings, overwrite))
       keep = [lambda batch: answers.write(out_file, batch)]
     if samples is not None:
@@ -60,8 +80,11 @@ def generate(
       if out not in (None, "-") and os.path.samestat(os.fstat(samples_file.fileno()), os.fstat(out_file.fileno())):
         raise errors.InputError(f"--samples and --out are both {samples}: choose another file")
       named = {"model": label or checkpoint.name}
-      keep.append(lambda batch: answers.write(
-          samples_file, [named | {name: row[name] for name in ("prompt", "output")} for row in batch]))
+      keep.append(
+        lambda batch: answers.write(
+          samples_file, [named | {name: row[name] for name in ("prompt", "output")} for row in batch]
+        )
+      )
     if done < len(rows):
       model = load(checkpoint, mesh, offload_layers)
       _check(model, rows, done)
@@ -71,30 +94,36 @@ def generate(
   return results if out is None else {"out": str(out), "answers": len(rows), "new": len(rows) - done}
 
 
-def _how(drawn: Mapping[str, float], num_beams: int, length_penalty: float, extra: Mapping[str, float]
-         ) -> "sampling_lib.Sampling | beam_lib.BeamSearch":
+def _how(
+  drawn: Mapping[str, float], num_beams: int, length_penalty: float, extra: Mapping[str, float]
+) -> "sampling_lib.Sampling | beam_lib.BeamSearch":
   """The sampling or the beam search that was asked for.
 
   Raises:
     errors.InputError: for numbers out of range, and for what would have no effect.
   """
   from glmjax.infer import beam, sampling  # here, as this module is looked at before a command is in order
+
   how = sampling.Sampling(**drawn, **extra)
   search = beam.BeamSearch(num_beams, length_penalty, **extra)
   if num_beams == 1:
     if length_penalty != 1:
-      raise errors.InputError(f"length_penalty is {length_penalty}, and only beam search has one: add --num_beams, or "
-                              "leave it out")
+      raise errors.InputError(
+        f"length_penalty is {length_penalty}, and only beam search has one: add --num_beams, or leave it out"
+      )
     return how
   if not how.greedy:
-    raise errors.InputError(f"num_beams is {num_beams} and temperature {drawn['temperature']}: beam search draws "
-                            "nothing; add --temperature=0, or leave --num_beams out")
+    raise errors.InputError(
+      f"num_beams is {num_beams} and temperature {drawn['temperature']}: beam search draws "
+      "nothing; add --temperature=0, or leave --num_beams out"
+    )
   return search
 
 
 def load(checkpoint: str | os.PathLike, mesh: str | None, offload_layers: int) -> "engine_lib.Engine":
   """The model; with XLA's options for offloaded weights, which it reads when JAX first looks for devices."""
   from glmjax.infer import engine, offload  # here, as this module is looked at before a command is in order
+
   if offload_layers:
     process.add_xla_flags([f"--{name}={str(value).lower()}" for name, value in offload.GPU_OPTIONS.items()])
   return engine.Engine.load(checkpoint, mesh=mesh, offload_layers=offload_layers)
@@ -103,6 +132,7 @@ def load(checkpoint: str | os.PathLike, mesh: str | None, offload_layers: int) -
 def _fingerprint(checkpoint: str | os.PathLike) -> str:
   """Of the weights that would be loaded."""
   from glmjax.checkpoint import load as load_lib
+
   return load_lib.fingerprint(checkpoint)
 
 
@@ -116,23 +146,31 @@ def _check(model: "engine_lib.Engine", rows: Sequence[Row], done: int) -> None:
 
 
 def _generate(
-  model: "engine_lib.Engine", rows: Sequence[Row], done: int, keep: Sequence[Keep], max_tokens: int,
-  how: "sampling_lib.Sampling | beam_lib.BeamSearch", seed: int,
+  model: "engine_lib.Engine",
+  rows: Sequence[Row],
+  done: int,
+  keep: Sequence[Keep],
+  max_tokens: int,
+  how: "sampling_lib.Sampling | beam_lib.BeamSearch",
+  seed: int,
 ) -> None:
   """Gives the answers to rows[done:] to each of `keep`, a batch at a time; prompt i draws with seed + i."""
   told = progress.Progress(len(rows), "prompts answered")
   for first in range(done, len(rows), model.max_batch):
-    batch = rows[first:first + model.max_batch]
+    batch = rows[first : first + model.max_batch]
     found = model.generate([row["prompt"] for row in batch], max_tokens, how, seed + first)
-    answered = [{**row, "output": g.text, "pieces": g.pieces, "finish_reason": g.finish_reason}
-                for row, g in zip(batch, found, strict=True)]
+    answered = [
+      {**row, "output": g.text, "pieces": g.pieces, "finish_reason": g.finish_reason}
+      for row, g in zip(batch, found, strict=True)
+    ]
     for consume in keep:
       consume(answered)
     told.at(first + len(batch))
 
 
-def score(checkpoint: str | os.PathLike, texts: Sequence[str | Row], mesh: str | None = None,
-          offload_layers: int = 0) -> list[dict[str, Any]]:
+def score(
+  checkpoint: str | os.PathLike, texts: Sequence[str | Row], mesh: str | None = None, offload_layers: int = 0
+) -> list[dict[str, Any]]:
   """How likely each text is: natural log-likelihood, tokens, bits per byte; objects keep their other fields.
 
   {"text"} is read from left to right; {"context", "text"} behind its context, or as the filling of its [MASK];
@@ -149,12 +187,20 @@ def score(checkpoint: str | os.PathLike, texts: Sequence[str | Row], mesh: str |
   results: dict[int, dict[str, Any]] = {}
   scores = model.score([rows[i]["text"] for i in plain], [rows[i].get("context", "") for i in plain])
   for i, found in zip(plain, scores, strict=True):
-    results[i] = {**rows[i], "log_likelihood": found.total, "tokens": found.count,
-                  "bits_per_byte": -found.total / math.log(2) / len(rows[i]["text"].encode())}
+    results[i] = {
+      **rows[i],
+      "log_likelihood": found.total,
+      "tokens": found.count,
+      "bits_per_byte": -found.total / math.log(2) / len(rows[i]["text"].encode()),
+    }
   chosen = model.score_choices([rows[i]["context"] for i in asked], [rows[i]["choices"] for i in asked])
   for i, found in zip(asked, chosen, strict=True):
-    results[i] = {**rows[i], "log_likelihoods": [each.total for each in found.scores],
-                  "tokens": [each.count for each in found.scores], "best": found.best}
+    results[i] = {
+      **rows[i],
+      "log_likelihoods": [each.total for each in found.scores],
+      "tokens": [each.count for each in found.scores],
+      "best": found.best,
+    }
     if found.left_out:
       results[i]["context_tokens_left_out"] = found.left_out
   return [results[i] for i in range(len(rows))]

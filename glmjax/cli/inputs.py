@@ -36,8 +36,11 @@ def texts(options: argparse.Namespace) -> dict[str, Any]:
   Raises:
     errors.InputError: as `prompts`, and for flags that do not go together.
   """
-  rows = _rows({"--text": options.text, "--choice": options.choice, "--context": options.context}, options.file,
-               '{"text": "..."}, {"context": "...", "text": "..."} or {"context": "...", "choices": ["...", ...]}')
+  rows = _rows(
+    {"--text": options.text, "--choice": options.choice, "--context": options.context},
+    options.file,
+    '{"text": "..."}, {"context": "...", "text": "..."} or {"context": "...", "choices": ["...", ...]}',
+  )
   if rows is not None:
     return {"texts": [text(row, where) for row, where in rows]}
   if options.text and options.choice:
@@ -95,8 +98,10 @@ def text(row: str | Mapping[str, Any], where: str) -> dict[str, Any]:
 def _check_fields(row: Mapping[str, Any], added: Sequence[str], where: str, command: str) -> None:
   """Other fields of the user's are kept: none may have a name that the command writes."""
   if taken := [name for name in added if name in row]:
-    raise errors.InputError(f"{where} has a field {taken[0]!r}, which {command} would overwrite: rename it, "
-                            f"or leave it out ({command} writes {', '.join(added)})")
+    raise errors.InputError(
+      f"{where} has a field {taken[0]!r}, which {command} would overwrite: rename it, "
+      f"or leave it out ({command} writes {', '.join(added)})"
+    )
 
 
 def _rows(given: Mapping[str, Any], file: str | None, expected: str) -> list[tuple[str | dict[str, Any], str]] | None:

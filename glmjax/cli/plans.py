@@ -25,8 +25,10 @@ def prepare_fits(options: argparse.Namespace) -> dict[str, Any]:
   """What the table is of."""
   process.compile_only()
   given = {"bits": options.bits, "contexts": options.context, "gpus": options.gpu}
-  return {"models": {name: _shipped(MODELS[name]) for name in options.model or MODELS},
-          **{name: list(dict.fromkeys(values)) for name, values in given.items() if values}}
+  return {
+    "models": {name: _shipped(MODELS[name]) for name in options.model or MODELS},
+    **{name: list(dict.fromkeys(values)) for name, values in given.items() if values},
+  }
 
 
 def _shipped(name: str) -> config_lib.GLMConfig:
@@ -49,26 +51,40 @@ def show(plan: dict[str, Any]) -> None:
   gib = lambda size: f"{size / GIB:,.2f} GiB"
   mesh = " x ".join(f"{axis}={size}" for axis, size in plan["mesh"].items() if size > 1) or "one device"
   room = "fits, with %s to spare" if plan["fits"] else "does NOT fit: %s too much"
-  rows = [("target", f"{plan['target']}: {plan['devices']:,} x {plan['device']}; {mesh}"),
-          ("memory of a device", f"{gib(plan['peak_bytes_per_device'])} of {gib(plan['usable_memory_bytes'])} usable: "
-           + room % gib(abs(plan["headroom_bytes"])))]
+  rows = [
+    ("target", f"{plan['target']}: {plan['devices']:,} x {plan['device']}; {mesh}"),
+    (
+      "memory of a device",
+      f"{gib(plan['peak_bytes_per_device'])} of {gib(plan['usable_memory_bytes'])} usable: "
+      + room % gib(abs(plan["headroom_bytes"])),
+    ),
+  ]
   rows += [(f"  {name.replace('_', ' ')}", gib(size)) for name, size in plan["memory"].items()]
   if plan["host_bytes_per_device"]:
     rows.append(("memory of the host", f"{gib(plan['host_bytes_per_device'])} a device: its offloaded weights"))
-  rows += [("step, at best", f"{plan['step_seconds']:.4g} s"),
-           ("  products", f"{plan['compute_seconds']:.4g} s, "
-            f"{plan['hardware_flops'] / plan['devices']:.3g} FLOPs a device"),
-           ("  memory traffic", f"{plan['memory_seconds']:.4g} s"),
-           ("  exchanges waited for", f"{plan['waited_exchange_seconds']:.4g} s"),
-           ("  exchanges beside it", f"{plan['overlapped_exchange_seconds']:.4g} s")]
+  rows += [
+    ("step, at best", f"{plan['step_seconds']:.4g} s"),
+    ("  products", f"{plan['compute_seconds']:.4g} s, {plan['hardware_flops'] / plan['devices']:.3g} FLOPs a device"),
+    ("  memory traffic", f"{plan['memory_seconds']:.4g} s"),
+    ("  exchanges waited for", f"{plan['waited_exchange_seconds']:.4g} s"),
+    ("  exchanges beside it", f"{plan['overlapped_exchange_seconds']:.4g} s"),
+  ]
   if plan["host_bytes_moved"]:
-    rows.append(("  weights from the host",
-                 f"{plan['host_seconds']:.4g} s, {plan['host_bytes_moved']:,.0f} bytes a device"))
-  rows += [(f"  {c['kind']} over {', '.join(c['axes']) or 'nothing'}",
-            f"{gib(c['bytes'])} a device in {c['times']:,}, {c['seconds']:.3g} s") for c in plan["collectives"][:8]]
-  rows += [("tokens a second", f"{plan['tokens_per_second']:,.4g}"),
-           ("MFU, HFU at most", f"{plan['mfu']:.1%}, {plan['hfu']:.1%}"),
-           ("tokens a day", f"{plan['tokens_per_day']:.3g}")]
+    rows.append(
+      ("  weights from the host", f"{plan['host_seconds']:.4g} s, {plan['host_bytes_moved']:,.0f} bytes a device")
+    )
+  rows += [
+    (
+      f"  {c['kind']} over {', '.join(c['axes']) or 'nothing'}",
+      f"{gib(c['bytes'])} a device in {c['times']:,}, {c['seconds']:.3g} s",
+    )
+    for c in plan["collectives"][:8]
+  ]
+  rows += [
+    ("tokens a second", f"{plan['tokens_per_second']:,.4g}"),
+    ("MFU, HFU at most", f"{plan['mfu']:.1%}, {plan['hfu']:.1%}"),
+    ("tokens a day", f"{plan['tokens_per_day']:.3g}"),
+  ]
   if "days" in plan:
     energy = plan["megawatt_hours"]
     rows.append(("the whole training", f"{plan['days']:.1f} days" + (f", {energy:,.0f} MWh" if energy else "")))
@@ -82,8 +98,10 @@ def show(plan: dict[str, Any]) -> None:
 
 def _advice(found: dict[str, Any]) -> list[tuple[str, str]]:
   rows = [("what would help", f"most of it is {found['largest_part'].replace('_', ' ')}; by arithmetic")]
-  rows += [(f"  {change['change']}", f"about {change['peak_bytes_per_device'] / GIB:,.2f} GiB a device")
-           for change in found["changes"]]
+  rows += [
+    (f"  {change['change']}", f"about {change['peak_bytes_per_device'] / GIB:,.2f} GiB a device")
+    for change in found["changes"]
+  ]
   return rows if found["changes"] else [*rows, ("  nothing alone", "fewer layers, or devices with more memory")]
 
 
@@ -95,9 +113,17 @@ def _show_search(found: dict[str, Any]) -> None:
     if "error" in c:
       rows.append((c["name"], f"- ({c['error'][:90]})", *[""] * 5))
     else:
-      rows.append((c["name"], f"{c['peak_bytes_per_device'] / GIB:.2f}", "yes" if c["fits"] else "no",
-                   f"{c['step_seconds']:.4g} s", f"{c['tokens_per_second']:,.4g}", f"{c['mfu']:.1%}",
-                   f"{c['compile_seconds']} s"))
+      rows.append(
+        (
+          c["name"],
+          f"{c['peak_bytes_per_device'] / GIB:.2f}",
+          "yes" if c["fits"] else "no",
+          f"{c['step_seconds']:.4g} s",
+          f"{c['tokens_per_second']:,.4g}",
+          f"{c['mfu']:.1%}",
+          f"{c['compile_seconds']} s",
+        )
+      )
   widths = [max(len(row[i]) for row in rows if not row[1].startswith("- (")) for i in range(7)]
   for row in rows:
     print("  ".join(f"{value:{width}}" for value, width in zip(row, widths)).rstrip())

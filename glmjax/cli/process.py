@@ -137,8 +137,12 @@ def _is_of_several(arguments: Sequence[str]) -> bool:
   if arguments[:1] != ["train"]:
     return False
   from glmjax.parallel import clusters  # here, as few commands need it
-  return bool(any(argument.startswith("--coordinator") for argument in arguments) or clusters.named()
-              or clusters.is_kubernetes_job())
+
+  return bool(
+    any(argument.startswith("--coordinator") for argument in arguments)
+    or clusters.named()
+    or clusters.is_kubernetes_job()
+  )
 
 
 def met() -> None:
@@ -250,8 +254,12 @@ def _open_streams() -> None:
   if sys.stdout is sys.__stdout__:  # else another program's
     raw = _Output(1, "wb", closefd=False)
     unbuffered = isinstance(sys.stdout.buffer, io.RawIOBase)
-    sys.stdout = io.TextIOWrapper(raw if unbuffered else io.BufferedWriter(raw), sys.stdout.encoding,
-                                  line_buffering=sys.stdout.line_buffering, write_through=unbuffered)
+    sys.stdout = io.TextIOWrapper(
+      raw if unbuffered else io.BufferedWriter(raw),
+      sys.stdout.encoding,
+      line_buffering=sys.stdout.line_buffering,
+      write_through=unbuffered,
+    )
   if sys.stderr is sys.__stderr__:
     # Without a buffer, which a signal between its write and its note of that would have write a line twice.
     sys.stderr = io.TextIOWrapper(_Forgiving(2, "wb", closefd=False), sys.stderr.encoding, line_buffering=True)
@@ -311,7 +319,7 @@ def _show_messages() -> None:
 
 def printable(text: str) -> str:
   """Without the control characters that file names may hold and a terminal would obey."""
-  return "".join(c if c in "\n\t" or not (ord(c) < 0x20 or 0x7f <= ord(c) < 0xa0) else f"\\x{ord(c):02x}" for c in text)
+  return "".join(c if c in "\n\t" or not (ord(c) < 0x20 or 0x7F <= ord(c) < 0xA0) else f"\\x{ord(c):02x}" for c in text)
 
 
 def _is_not_orbax(record: logging.LogRecord) -> bool:
@@ -360,6 +368,7 @@ def _limit_threads() -> None:
 def prepare_training() -> None:
   """The memory of a step stays with the process; before JAX starts its threads."""
   from glmjax.parallel import host  # here, as few commands need it
+
   host.keep_freed_memory()
 
 

@@ -45,10 +45,16 @@ def run(arguments: list[str]) -> int:
       given[flag.parameter] = value
     elif value is not None and flag.kind == "bound":
       overrides.append(f"{command.target}.{flag.parameter}={value!r}")
-  gin_files.parse(options.gin_file, overrides, command.target, given,
-                  [each.target for top in commands.COMMANDS.values() for each in (top, *top.modes)])
+  gin_files.parse(
+    options.gin_file,
+    overrides,
+    command.target,
+    given,
+    [each.target for top in commands.COMMANDS.values() for each in (top, *top.modes)],
+  )
   if options.stages:
     from glmjax.evaluate import stages
+
     stages.prepare(options.stages)
   if command.begin:
     command.begin(options)
@@ -86,8 +92,14 @@ def _write_config(command: Command, function: Callable[..., Any]) -> None:
 
 def _parse_flags(arguments: list[str]) -> argparse.Namespace | None:
   """The parsed flags, or None after --help or --version."""
-  parser = _Parser(prog="glmjax", description=glmjax.__doc__, allow_abbrev=False, add_help=False,
-                   usage="glmjax COMMAND [FLAGS]", formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = _Parser(
+    prog="glmjax",
+    description=glmjax.__doc__,
+    allow_abbrev=False,
+    add_help=False,
+    usage="glmjax COMMAND [FLAGS]",
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
   names = "\n".join(f"  {command.name:11}{command.help}" for command in commands.COMMANDS.values())
   parser.epilog = f"commands:\n{names}\n\nglmjax COMMAND --help shows a command's flags and an example."
   parser.add_argument("--version", action="store_true", help="print the version")
@@ -111,12 +123,20 @@ def _parse_flags(arguments: list[str]) -> argparse.Namespace | None:
 
 
 def _parse_command(command: Command, arguments: Sequence[str]) -> argparse.Namespace | None:
-  parser = _Parser(prog=f"glmjax {command.name}", description=f"{command.help[0].upper()}{command.help[1:]}.",
-                   epilog=f"example:\n  {command.example}", allow_abbrev=False, add_help=False,
-                   formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = _Parser(
+    prog=f"glmjax {command.name}",
+    description=f"{command.help[0].upper()}{command.help[1:]}.",
+    epilog=f"example:\n  {command.example}",
+    allow_abbrev=False,
+    add_help=False,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
   for flag in command.flags:
-    settings = {"action": "store_true", "default": None} if flag.type is bool else {
-        "action": "append" if flag.repeatable else "store"}
+    settings = (
+      {"action": "store_true", "default": None}
+      if flag.type is bool
+      else {"action": "append" if flag.repeatable else "store"}
+    )
     if flag.choices:
       settings["metavar"] = f"{{{','.join(map(str, flag.choices))}}}"
     parser.add_argument(flag.name, help=flag.help, **settings)
@@ -125,10 +145,13 @@ def _parse_command(command: Command, arguments: Sequence[str]) -> argparse.Names
   for flag in command.name.split()[1:]:
     parser.add_argument(flag, action="store_true", help="this")
   parser.add_argument("--gin_file", action="append", default=[], help=GIN_HELP)
-  parser.add_argument("--gin.NAME=VALUE", action="store_true", dest="gin",
-                      help="set a macro or parameter, e.g. --gin.TOTAL_SAMPLES=3200 or --gin.loop.train.seed=1")
-  parser.add_argument("--json", action="store_true",
-                      help="print the result as JSON; all else goes to standard error")
+  parser.add_argument(
+    "--gin.NAME=VALUE",
+    action="store_true",
+    dest="gin",
+    help="set a macro or parameter, e.g. --gin.TOTAL_SAMPLES=3200 or --gin.loop.train.seed=1",
+  )
+  parser.add_argument("--json", action="store_true", help="print the result as JSON; all else goes to standard error")
   parser.add_argument(STAGES.name, metavar="FILE", help=STAGES.help)
   parser.add_argument("--debug", action="store_true", help="print the traceback of an error")
   parser.add_argument("--help", "-h", action="store_true", help="print this")
@@ -138,8 +161,9 @@ def _parse_command(command: Command, arguments: Sequence[str]) -> argparse.Names
   options, unknown = parser.parse_known_args(arguments)
   if unknown:
     close = signatures.nearest(unknown[0].split("=")[0], parser._option_string_actions)
-    raise errors.InputError(f"unknown argument {unknown[0]}; "
-                            + (f"did you mean {close}?" if close else f"see {parser.prog} --help"))
+    raise errors.InputError(
+      f"unknown argument {unknown[0]}; " + (f"did you mean {close}?" if close else f"see {parser.prog} --help")
+    )
   options.command = command
   for flag in (*command.flags, STAGES):
     given = getattr(options, flag.parameter)

@@ -16,6 +16,7 @@ def export_format(options: argparse.Namespace) -> dict[str, Any]:
 
   def write(content: Any, folder: pathlib.Path) -> None:
     from glmjax.thudm import write as write_lib  # here, as flags are looked at before JAX is loaded
+
     write_lib.write_format(options.format, options.tensor_parallel)(content, folder)
 
   return {"write_format": write}
@@ -24,6 +25,7 @@ def export_format(options: argparse.Namespace) -> dict[str, Any]:
 def show_inspection(report: dict[str, Any]) -> None:
   """Prints what glmjax.thudm.inspection found."""
   from glmjax.thudm import inspection
+
   inspection.show(report)
 
 

@@ -39,20 +39,28 @@ def make_plan(mixture: str, num_shards: int, tokenizer: dict, tasks: dict[str, d
     tokenizer: "fingerprint", "vocab_size" and "specials" (ids by name).
     tasks: for each name "kind" (text or instruction), "rate", and "splits": split -> {"source": fingerprint}.
   """
-  return {"format": shards.FORMAT, "mixture": mixture, "num_shards": num_shards, "tokenizer": tokenizer,
-          "tasks": tasks, "dtype": shards.token_dtype(tokenizer["vocab_size"])}
+  return {
+    "format": shards.FORMAT,
+    "mixture": mixture,
+    "num_shards": num_shards,
+    "tokenizer": tokenizer,
+    "tasks": tasks,
+    "dtype": shards.token_dtype(tokenizer["vocab_size"]),
+  }
 
 
 def all_shards(plan: dict) -> list[Shard]:
   """Every shard of the plan, in order."""
   count = plan["num_shards"]
-  return [Shard(task, split, i, f"{task}/{split}-{i:05d}-of-{count:05d}")
-          for task, about in sorted(plan["tasks"].items()) for split in sorted(about["splits"])
-          for i in range(count)]
+  return [
+    Shard(task, split, i, f"{task}/{split}-{i:05d}-of-{count:05d}")
+    for task, about in sorted(plan["tasks"].items())
+    for split in sorted(about["splits"])
+    for i in range(count)
+  ]
 
 
-def write_shard(partial: pathlib.Path, shard: Shard, documents: Iterable[shards.Document],
-                vocab_size: int) -> dict:
+def write_shard(partial: pathlib.Path, shard: Shard, documents: Iterable[shards.Document], vocab_size: int) -> dict:
   """Writes one shard and then its record; any process may do it."""
   record = shards.write_shard(partial, shard.stem, documents, vocab_size)
   publish.write_json(_record_path(partial, shard), seal.seal(record))
@@ -73,14 +81,16 @@ class CacheBuilder:
   def __enter__(self) -> "CacheBuilder":
     with contextlib.ExitStack() as stack:
       stack.enter_context(publish.parent(self.directory))
-      stack.enter_context(lock.held(lock.beside(self.directory),
-                                    f"{self.directory}: another process is making this cache"))
+      stack.enter_context(
+        lock.held(lock.beside(self.directory), f"{self.directory}: another process is making this cache")
+      )
       stack.callback(self._leave)
       try:
         self._prepare()
       except OSError as error:
-        raise errors.InputError(f"{self.directory}: cannot be made ({errors.reason(error)}); choose another folder"
-                                ) from error
+        raise errors.InputError(
+          f"{self.directory}: cannot be made ({errors.reason(error)}); choose another folder"
+        ) from error
       self._open = stack.pop_all()
     return self
 
@@ -96,9 +106,7 @@ class CacheBuilder:
     """The shards that are not there yet; those that are have been checked against their checksums."""
     if self.finished or (self.partial / shards.MANIFEST).exists():
       return []
-    return [
-        shard for shard in all_shards(self.plan) if _read_record(self.partial, shard, contents=True) is None
-    ]
+    return [shard for shard in all_shards(self.plan) if _read_record(self.partial, shard, contents=True) is None]
 
   def finish(self, tokenizer_folder: pathlib.Path | None = None) -> shards.TokenCache:
     """Writes the manifest over all shards and gives the folder its name."""
@@ -123,8 +131,10 @@ class CacheBuilder:
         raise errors.InputError(f"{self.partial}: is in the way and not ours; move it away")
       found = _read_plan(self.partial)
       if found is not None and _describe(found) != _describe(self.plan) and not self._overwrite:
-        raise errors.InputError(f"{self.partial}: an unfinished cache of {_describe(found)}, not of "
-                                f"{_describe(self.plan)}; finish it, delete it, or pass --overwrite")
+        raise errors.InputError(
+          f"{self.partial}: an unfinished cache of {_describe(found)}, not of "
+          f"{_describe(self.plan)}; finish it, delete it, or pass --overwrite"
+        )
       if found is None or not _same(found, self.plan):  # of text that has changed since, say
         _empty(self.partial)
     progress.mkdir(exist_ok=True)
@@ -142,8 +152,9 @@ class CacheBuilder:
     found = _plan_of(manifest)
     if not _same(found, self.plan):
       raise errors.InputError(
-          f"{self.directory}: already a cache of {_describe(found)}, not of "
-          f"{_describe(self.plan)} on the same text; choose another folder, or pass --overwrite")
+        f"{self.directory}: already a cache of {_describe(found)}, not of "
+        f"{_describe(self.plan)} on the same text; choose another folder, or pass --overwrite"
+      )
     if found != self.plan:  # only the rates differ: no token changes
       for task, about in manifest["tasks"].items():
         about["rate"] = self.plan["tasks"][task]["rate"]
@@ -183,8 +194,10 @@ class CacheBuilder:
     try:
       publish.put_in_place(self.partial, self.directory, self._overwrite)
     except OSError as error:  # a mount point, say
-      raise errors.InputError(f"{self.directory}: cannot be replaced ({errors.reason(error)}); all is done and "
-                              f"kept in {self.partial}: rename that to where you want it") from error
+      raise errors.InputError(
+        f"{self.directory}: cannot be replaced ({errors.reason(error)}); all is done and "
+        f"kept in {self.partial}: rename that to where you want it"
+      ) from error
 
 
 def _record_path(partial: pathlib.Path, shard: Shard) -> pathlib.Path:
@@ -233,11 +246,15 @@ def _read_plan(partial: pathlib.Path) -> dict | None:
 
 def _same(a: dict, b: dict) -> bool:
   """Whether two plans give the same tokens: rates do not matter."""
+
   def without_rates(plan: dict) -> dict:
     return {**plan, "tasks": {name: {**task, "rate": None} for name, task in plan["tasks"].items()}}
+
   return without_rates(a) == without_rates(b)
 
 
 def _describe(plan: dict) -> str:
-  return (f"mixture {plan['mixture']} (tokenizer {plan['tokenizer']['fingerprint'][:8]}, "
-          f"{plan['num_shards']} shards, tasks {', '.join(sorted(plan['tasks']))})")
+  return (
+    f"mixture {plan['mixture']} (tokenizer {plan['tokenizer']['fingerprint'][:8]}, "
+    f"{plan['num_shards']} shards, tasks {', '.join(sorted(plan['tasks']))})"
+  )

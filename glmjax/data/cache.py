@@ -38,8 +38,14 @@ _log = logging.getLogger("glmjax")
 FEATURES = {"text": ("text",), "instruction": ("inputs", "targets")}
 
 
-def cache_mixture(mixture_name: str, directory: str | os.PathLike, *, num_shards: int = 8,
-                  num_workers: int | None = None, overwrite: bool = False) -> dict:
+def cache_mixture(
+  mixture_name: str,
+  directory: str | os.PathLike,
+  *,
+  num_shards: int = 8,
+  num_workers: int | None = None,
+  overwrite: bool = False,
+) -> dict:
   """Tokenizes every split of a mixture's tasks into DIRECTORY, or goes on where a killed run stopped.
 
   Args:
@@ -72,24 +78,38 @@ def cache_mixture(mixture_name: str, directory: str | os.PathLike, *, num_shards
         tokenizer.save(pathlib.Path(scratch) / "tokenizer")
         finished = making.finish(pathlib.Path(scratch) / "tokenizer")
   _say_what_is_empty(finished)
-  return {name: {split: {key: about[key] for key in ("documents", "tokens", "utf8_bytes")}
-                 for split, about in task["splits"].items()} for name, task in finished.tasks.items()}
+  return {
+    name: {
+      split: {key: about[key] for key in ("documents", "tokens", "utf8_bytes")}
+      for split, about in task["splits"].items()
+    }
+    for name, task in finished.tasks.items()
+  }
 
 
 def _say_what_is_cut(mixture_name: str) -> None:
   """Tells of which tasks parts of documents are held out, where whole ones would be too few."""
   for task in _tasks(mixture_name):
     if (windows := getattr(task.source, "windows", None)) is not None:
-      _log.warning("task %s: too few documents to hold out every %dth; about one in %d windows of %s characters is "
-                   "held out instead", task.name, splits.HELD_OUT_EVERY, windows.every, f"{windows.size:,}")
+      _log.warning(
+        "task %s: too few documents to hold out every %dth; about one in %d windows of %s characters is "
+        "held out instead",
+        task.name,
+        splits.HELD_OUT_EVERY,
+        windows.every,
+        f"{windows.size:,}",
+      )
 
 
 def _say_what_is_empty(finished: shards.TokenCache) -> None:
   """Tells which splits hold nothing, before a run or an evaluation comes to them."""
   for name, task in finished.tasks.items():
     if empty := [split for split, about in task["splits"].items() if not about["tokens"]]:
-      _log.warning("task %s: nothing is in the split %s; runs that validate use the other tasks, if there are any",
-                   name, ", ".join(empty))
+      _log.warning(
+        "task %s: nothing is in the split %s; runs that validate use the other tasks, if there are any",
+        name,
+        ", ".join(empty),
+      )
 
 
 def _show_progress(jobs: list[concurrent.futures.Future], already: int) -> None:
@@ -111,13 +131,16 @@ def _pool(num_workers: int | None) -> Iterator[concurrent.futures.Executor]:
   if num_workers < 0:
     raise errors.InputError(f"num_workers is {num_workers}; use 0 or more")
   if num_workers and not can_fork:
-    raise errors.InputError(f"num_workers is {num_workers}, but this process cannot be forked (it is not on "
-                            "Linux, or TensorFlow has run in it); use 0, or the command glmjax cache")
+    raise errors.InputError(
+      f"num_workers is {num_workers}, but this process cannot be forked (it is not on "
+      "Linux, or TensorFlow has run in it); use 0, or the command glmjax cache"
+    )
   if num_workers == 0:
     executor = concurrent.futures.ThreadPoolExecutor(1)
   else:
     executor = concurrent.futures.ProcessPoolExecutor(
-        num_workers, multiprocessing.get_context("fork"), _start_worker, (os.getpid(),))
+      num_workers, multiprocessing.get_context("fork"), _start_worker, (os.getpid(),)
+    )
   others = set(multiprocessing.active_children())
   try:
     with warnings.catch_warnings():
@@ -129,8 +152,10 @@ def _pool(num_workers: int | None) -> Iterator[concurrent.futures.Executor]:
     for process in set(multiprocessing.active_children()) - others:
       process.kill()
     if isinstance(error, concurrent.futures.process.BrokenProcessPool):
-      raise errors.InputError("a caching process was killed (out of memory?); run the same command again, "
-                              "with fewer num_workers: what is complete is kept") from error
+      raise errors.InputError(
+        "a caching process was killed (out of memory?); run the same command again, "
+        "with fewer num_workers: what is complete is kept"
+      ) from error
     raise
   finally:
     executor.shutdown()
@@ -162,8 +187,9 @@ def mixture_tokenizer(mixture_name: str) -> tokenizer_lib.Tokenizer:
       tokenizer = getattr(feature.vocabulary, "text_tokenizer", None)
       if not isinstance(tokenizer, tokenizer_lib.Tokenizer):
         kind = type(feature.vocabulary).__name__
-        raise errors.InputError(f"task {task.name}: feature {name} has a {kind}; use "
-                                "glmjax.tasks.vocabulary.GLMVocabulary")
+        raise errors.InputError(
+          f"task {task.name}: feature {name} has a {kind}; use glmjax.tasks.vocabulary.GLMVocabulary"
+        )
       found[tokenizer.fingerprint] = tokenizer
   if len(found) != 1:
     raise errors.InputError(f"mixture {mixture_name}: its tasks use {len(found)} tokenizers; use one")
@@ -181,8 +207,11 @@ def make_plan(mixture_name: str, num_shards: int, file_hashes: Mapping[str, str]
     assert len(kinds) == 1, f"{task.name}: {kinds}"
     by_split = {split: {"source": _source_fingerprint(task, split, file_hashes)} for split in task.splits}
     tasks[task.name] = {"kind": kinds.pop(), "rate": rate, "splits": by_split}
-  about = {"fingerprint": tokenizer.fingerprint, "vocab_size": tokenizer.vocab_size,
-           "specials": dataclasses.asdict(tokenizer.specials)}
+  about = {
+    "fingerprint": tokenizer.fingerprint,
+    "vocab_size": tokenizer.vocab_size,
+    "specials": dataclasses.asdict(tokenizer.specials),
+  }
   return builder.make_plan(mixture_name, num_shards, about, tasks)
 
 
@@ -200,8 +229,7 @@ def _kind(task: seqio.Task, split: str) -> str:
   for kind, names in FEATURES.items():
     if all(name in features for name in names):
       return kind
-  raise errors.InputError(f"task {task.name} gives {', '.join(features)}; a cache needs text, or inputs and "
-                          "targets")
+  raise errors.InputError(f"task {task.name} gives {', '.join(features)}; a cache needs text, or inputs and targets")
 
 
 def _examples(task: seqio.Task, split: str, index: int, num_shards: int) -> tf.data.Dataset:
@@ -221,8 +249,7 @@ def _examples(task: seqio.Task, split: str, index: int, num_shards: int) -> tf.d
 
 def _source_files(mixture_name: str) -> list[str]:
   """The files that the mixture is made from; sources without files have other names for their shards."""
-  names = {name for task in _tasks(mixture_name) for split in task.splits
-           for name in task.source.list_shards(split)}
+  names = {name for task in _tasks(mixture_name) for split in task.splits for name in task.source.list_shards(split)}
   return sorted(filter(tf.io.gfile.exists, names))
 
 

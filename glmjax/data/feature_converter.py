@@ -22,8 +22,13 @@ from glmjax.data import sampler
 
 TASK_FEATURES = ("text", "inputs", "targets")
 _FEATURE_DTYPES = {
-    "tokens": tf.int32, "targets": tf.int32, "loss_weights": tf.float32, "positions": tf.int32,
-    "attend_start": tf.int32, "attend_end": tf.int32, "objective": tf.int32,
+  "tokens": tf.int32,
+  "targets": tf.int32,
+  "loss_weights": tf.float32,
+  "positions": tf.int32,
+  "attend_start": tf.int32,
+  "attend_end": tf.int32,
+  "objective": tf.int32,
 }
 
 
@@ -56,9 +61,7 @@ class GLMFeatureConverter(seqio.FeatureConverter):
   def get_model_feature_lengths(self, task_feature_lengths: Mapping[str, int]) -> dict[str, int]:
     return dict.fromkeys(_FEATURE_DTYPES, self._infilling.seq_length)
 
-  def _convert_features(
-      self, ds: tf.data.Dataset, task_feature_lengths: Mapping[str, int]
-  ) -> tf.data.Dataset:
+  def _convert_features(self, ds: tf.data.Dataset, task_feature_lengths: Mapping[str, int]) -> tf.data.Dataset:
     empty = tf.zeros([0], tf.int32)
     end = tf.data.Dataset.from_tensors(dict.fromkeys(TASK_FEATURES, empty))  # has the last pairs written
     ds = ds.map(lambda example: {name: example[name] for name in TASK_FEATURES}).concatenate(end)
@@ -67,12 +70,13 @@ class GLMFeatureConverter(seqio.FeatureConverter):
 
   @tf.autograph.experimental.do_not_convert  # nothing to convert, and converting takes a second
   def _absorb(
-      self, state: tuple[tf.Tensor, ...], example: Mapping[str, tf.Tensor]
+    self, state: tuple[tf.Tensor, ...], example: Mapping[str, tf.Tensor]
   ) -> tuple[tuple[tf.Tensor, ...], dict[str, tf.Tensor]]:
     """Takes in an example; gives out the rows, none or one, that it completes."""
     arguments = [*state, *(example[name] for name in TASK_FEATURES)]
     results = tf.numpy_function(
-        self._absorb_arrays, arguments, [tf.int64, tf.int32, tf.int32, *_FEATURE_DTYPES.values()])
+      self._absorb_arrays, arguments, [tf.int64, tf.int32, tf.int32, *_FEATURE_DTYPES.values()]
+    )
     index, lengths, pending = results[:3]
     features = dict(zip(_FEATURE_DTYPES, results[3:], strict=True))
     length = self._infilling.seq_length
@@ -83,8 +87,13 @@ class GLMFeatureConverter(seqio.FeatureConverter):
     return state, features
 
   def _absorb_arrays(
-      self, index: np.ndarray, lengths: np.ndarray, pending: np.ndarray, text: np.ndarray, inputs: np.ndarray,
-      targets: np.ndarray,
+    self,
+    index: np.ndarray,
+    lengths: np.ndarray,
+    pending: np.ndarray,
+    text: np.ndarray,
+    inputs: np.ndarray,
+    targets: np.ndarray,
   ) -> list[np.ndarray]:
     """index: rows so far; lengths [pairs, 2] and pending [tokens]: the pairs that wait for their row."""
     made = []
@@ -97,10 +106,14 @@ class GLMFeatureConverter(seqio.FeatureConverter):
       pending = np.concatenate([pending, inputs, targets])
     elif is_text:
       made.append(self._infilling.text_row(text, self._seed, int(index)))
-    shape = {name: (0, self._infilling.seq_length) if spec.rank == 1 else (0, 2, self._infilling.seq_length)
-             for name, spec in self.MODEL_FEATURES.items()}
-    features = [np.stack([row[name] for row in made]) if made else np.zeros(shape[name], dtype.as_numpy_dtype)
-                for name, dtype in _FEATURE_DTYPES.items()]
+    shape = {
+      name: (0, self._infilling.seq_length) if spec.rank == 1 else (0, 2, self._infilling.seq_length)
+      for name, spec in self.MODEL_FEATURES.items()
+    }
+    features = [
+      np.stack([row[name] for row in made]) if made else np.zeros(shape[name], dtype.as_numpy_dtype)
+      for name, dtype in _FEATURE_DTYPES.items()
+    ]
     return [np.int64(index + len(made)), lengths, pending, *features]
 
   def _fits(self, lengths: Sequence[tuple[int, int]]) -> bool:
@@ -144,8 +157,9 @@ class SeqioMixture:
       provider = seqio.get_mixture_or_task(self.mixture)
     except ValueError as error:
       known = sorted({*seqio.MixtureRegistry.names(), *seqio.TaskRegistry.names()})
-      raise errors.InputError(f"no seqio mixture or task {self.mixture!r} is registered; "
-                              f"there are {', '.join(known) or 'none'}") from error
+      raise errors.InputError(
+        f"no seqio mixture or task {self.mixture!r} is registered; there are {', '.join(known) or 'none'}"
+      ) from error
     if isinstance(provider, seqio.Task):
       return {provider: 1.0}
     rates = {task: provider.get_rate(task) for task in provider.tasks}
@@ -154,8 +168,10 @@ class SeqioMixture:
     # Of a small instruction set nothing is held out; a text's size is not known without reading it.
     rates = {task: rate for task, rate in rates.items() if task.source.num_input_examples(self.split) != 0}
     if not rates:
-      raise errors.InputError(f"the mixture {self.mixture} has nothing in the split {self.split!r}: of instruction "
-                              "pairs every 50th is held out; give more, or do without that split")
+      raise errors.InputError(
+        f"the mixture {self.mixture} has nothing in the split {self.split!r}: of instruction "
+        "pairs every 50th is held out; give more, or do without that split"
+      )
     return rates
 
   @functools.cached_property
@@ -176,9 +192,14 @@ class SeqioMixture:
   def _changes(self) -> list[tuple[int, int, dict[str, int]]]:
     """As sampler.Timeline has them."""
     whole = {task.name: rate for task, rate in self._rates.items()}
-    return [(change.first_sample, change.ramp_samples,
-             sampler.rate_weights(sampler.share(change.rates, whole, whole, f"the mixture {self.mixture}")))
-            for change in self.rate_changes]
+    return [
+      (
+        change.first_sample,
+        change.ramp_samples,
+        sampler.rate_weights(sampler.share(change.rates, whole, whole, f"the mixture {self.mixture}")),
+      )
+      for change in self.rate_changes
+    ]
 
   @functools.cached_property
   def _schedule(self) -> sampler.Timeline:
@@ -186,12 +207,20 @@ class SeqioMixture:
 
   def describe(self) -> dict:
     """All that decides the rows, but for the text itself, which has no fingerprint here."""
-    described = {"source": "seqio", "mixture": self.mixture, "tokenizer": self._tokenizer.fingerprint,
-                 "seed": self.seed, "split": self.split, "infilling": dataclasses.asdict(self._infilling),
-                 "weights": dict(sorted(self._weights.items()))}
+    described = {
+      "source": "seqio",
+      "mixture": self.mixture,
+      "tokenizer": self._tokenizer.fingerprint,
+      "seed": self.seed,
+      "split": self.split,
+      "infilling": dataclasses.asdict(self._infilling),
+      "weights": dict(sorted(self._weights.items())),
+    }
     if self.rate_changes:
-      described["changes"] = [{"first_sample": first, "ramp_samples": length, "weights": dict(sorted(weights.items()))}
-                              for first, length, weights in self._changes]
+      described["changes"] = [
+        {"first_sample": first, "ramp_samples": length, "weights": dict(sorted(weights.items()))}
+        for first, length, weights in self._changes
+      ]
     return described
 
   def save_tokenizer(self, folder: str | os.PathLike) -> None:
@@ -208,7 +237,7 @@ class SeqioMixture:
       self._advance(self._rows(name, shuffle=False), name, 0)
 
   def batches(
-      self, plan: Iterator[tuple[int, int]], process_index: int = 0, process_count: int = 1
+    self, plan: Iterator[tuple[int, int]], process_index: int = 0, process_count: int = 1
   ) -> Iterator[dict[str, np.ndarray]]:
     """Batches of this host's rows, one for each (first sample index, batch size) of the plan."""
     tf.config.set_visible_devices([], "GPU")  # the accelerator is JAX's
@@ -234,8 +263,15 @@ class SeqioMixture:
     task = next(task for task in self._rates if task.name == name)
     converter = GLMFeatureConverter(self._infilling, self.seed)
     lengths = converter.task_feature_lengths
-    ds = task.get_dataset(lengths, self.split, self.use_cached, shuffle=shuffle, seed=self.seed, num_epochs=None,
-                          shuffle_buffer_size=self.shuffle_buffer_size)
+    ds = task.get_dataset(
+      lengths,
+      self.split,
+      self.use_cached,
+      shuffle=shuffle,
+      seed=self.seed,
+      num_epochs=None,
+      shuffle_buffer_size=self.shuffle_buffer_size,
+    )
     return converter(ds, lengths).as_numpy_iterator()
 
   def _advance(self, stream: Iterator[rows.Row], name: str, skip: int) -> rows.Row:
@@ -243,8 +279,10 @@ class SeqioMixture:
     try:
       return next(itertools.islice(stream, skip, None))
     except StopIteration:
-      raise errors.InputError(f"task {name} has too little text in the split {self.split!r} for a row of "
-                              f"{self.seq_length} tokens: give more text, or a shorter seq_length") from None
+      raise errors.InputError(
+        f"task {name} has too little text in the split {self.split!r} for a row of "
+        f"{self.seq_length} tokens: give more text, or a shorter seq_length"
+      ) from None
     except tf.errors.OpError as error:
       raise input_error(error) or error from error
 

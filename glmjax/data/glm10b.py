@@ -64,7 +64,8 @@ class BlockStrategy:
       raise InputError("BlockStrategy: mask_rate + sentence_rate must lie between 0 and 1")
     if self.sentence_rate and not self.sentence_ends:
       raise InputError(
-          "BlockStrategy: sentence_rate is not 0, so give sentence_ends (ids of tokens that end a sentence)")
+        "BlockStrategy: sentence_rate is not 0, so give sentence_ends (ids of tokens that end a sentence)"
+      )
 
   @property
   def window_length(self) -> int:
@@ -105,9 +106,7 @@ class BlockStrategy:
     """Places that a pair takes in instruction_row, for packing in advance."""
     return self._instructions.instruction_length(n_inputs, n_targets)
 
-  def construct(
-      self, texts: Sequence[Text], rng: random.Random, dblock_rng: random.Random
-  ) -> tuple[int, list[Built]]:
+  def construct(self, texts: Sequence[Text], rng: random.Random, dblock_rng: random.Random) -> tuple[int, list[Built]]:
     """A batch as the original builds it: the objective, and samples of various lengths.
 
     A text whose spans do not fit is left out, as in the original. The original took `rng` from
@@ -129,8 +128,9 @@ class BlockStrategy:
       return tokens_lib.OBJECTIVE_SENTENCE, False
     return tokens_lib.OBJECTIVE_GMASK, False
 
-  def _build(self, objective: int, single: bool, texts: Sequence[Text], rng: random.Random,
-             dblock_rng: random.Random) -> list[Built]:
+  def _build(
+    self, objective: int, single: bool, texts: Sequence[Text], rng: random.Random, dblock_rng: random.Random
+  ) -> list[Built]:
     if objective == tokens_lib.OBJECTIVE_MASK:
       built = [self._mask_sample(text, single, rng, dblock_rng) for text in texts]
     elif objective == tokens_lib.OBJECTIVE_SENTENCE:
@@ -142,9 +142,7 @@ class BlockStrategy:
       built = [self._gmask_sample(text, blank, rng) for text in texts]
     return [b for b in built if b is not None]
 
-  def _mask_sample(
-      self, text: Text, single: bool, rng: random.Random, dblock_rng: random.Random
-  ) -> Built | None:
+  def _mask_sample(self, text: Text, single: bool, rng: random.Random, dblock_rng: random.Random) -> Built | None:
     lengths: list[int] = []
     while not lengths if single else sum(lengths) < int(self.mask_ratio * len(text.tokens)):
       lengths += rng.choices(range(1, self.max_span_length + 1), weights=self._length_weights)
@@ -197,21 +195,20 @@ class BlockStrategy:
     sample = spans.corrupt(text.tokens, np.array(chosen), mask, self.specials)
     return Built(sample, (sample.block_positions > 0).astype(np.float32))
 
-  def _place_in_documents(
-      self, tokens: np.ndarray, lengths: list[int], rng: random.Random
-  ) -> list[tuple[int, int]]:
+  def _place_in_documents(self, tokens: np.ndarray, lengths: list[int], rng: random.Random) -> list[tuple[int, int]]:
     """Short documents get mask_ratio of spans each, the longest takes what is left if it fits."""
     placed: list[tuple[int, int]] = []
     documents = sorted(self._documents(tokens), key=lambda document: document[1])
     for i, (offset, length) in enumerate(documents):
       last = i == len(documents) - 1
       room = length if last else int(length * self.mask_ratio)
-      left, taken = lengths[len(placed):], 0
+      left, taken = lengths[len(placed) :], 0
       while taken < len(left) and sum(left[: taken + 1]) + (taken if last else 0) <= room:
         taken += 1
       if taken:
         drawn = spans.sample_spans(
-            left[:taken], length, lambda high, k: [rng.randrange(high) for _ in range(k)], offset)
+          left[:taken], length, lambda high, k: [rng.randrange(high) for _ in range(k)], offset
+        )
         placed += [(int(start), int(end)) for start, end in drawn]
     return placed
 
@@ -252,8 +249,7 @@ class BlockStrategy:
         start, end = 0, len(tokens)
         if length < len(tokens):
           start = rng.randrange(0, len(tokens) - length)
-          while start > 0 and (
-              self._ends_document(tokens[start]) or not self._ends_sentence(tokens[start - 1])):
+          while start > 0 and (self._ends_document(tokens[start]) or not self._ends_sentence(tokens[start - 1])):
             start -= 1
           end = start + length
           while end > start and not self._ends_sentence(tokens[end - 1]):
@@ -280,7 +276,8 @@ class BlockStrategy:
   @functools.cached_property
   def _instructions(self) -> rows.BlankInfilling:
     return rows.BlankInfilling(
-        self.seq_length, self.specials, positions="learned_2d", samples_per_sequence=1, packing="greedy")
+      self.seq_length, self.specials, positions="learned_2d", samples_per_sequence=1, packing="greedy"
+    )
 
   @functools.cached_property
   def _length_weights(self) -> list[float]:

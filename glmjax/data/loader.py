@@ -34,8 +34,9 @@ class CachedMixture:
 
   def __post_init__(self) -> None:
     if self.num_workers < 0 or self.prefetch < 1:
-      raise errors.InputError(f"CachedMixture: num_workers {self.num_workers} must be 0 or more, "
-                              f"prefetch {self.prefetch} 1 or more")
+      raise errors.InputError(
+        f"CachedMixture: num_workers {self.num_workers} must be 0 or more, prefetch {self.prefetch} 1 or more"
+      )
 
   @property
   def seq_length(self) -> int:
@@ -52,27 +53,28 @@ class CachedMixture:
     if callable(self.infilling):
       return self.infilling(specials=specials)
     if self.infilling.specials != specials:
-      raise errors.InputError(f"{self.directory}: its tokenizer has other special tokens than the infilling: "
-                              f"{specials}, not {self.infilling.specials}")
+      raise errors.InputError(
+        f"{self.directory}: its tokenizer has other special tokens than the infilling: "
+        f"{specials}, not {self.infilling.specials}"
+      )
     return self.infilling
 
   @functools.cached_property
   def sampler(self) -> sampler.MixtureSampler:
     """Rows by number, in this process."""
-    return sampler.MixtureSampler(self.cache, self._infilling, self.seed, self.split, self.rates,
-                                  self.rate_changes)
+    return sampler.MixtureSampler(self.cache, self._infilling, self.seed, self.split, self.rates, self.rate_changes)
 
   def describe(self) -> dict:
     """All that decides the rows: a run resumed with another description would see other data."""
     described = {
-        "source": "cache",
-        "mixture": self.cache.manifest["mixture"],
-        "cache": self.cache.fingerprint,
-        "tokenizer": self.cache.manifest["tokenizer"]["fingerprint"],
-        "seed": self.seed,
-        "split": self.split,
-        "infilling": dataclasses.asdict(self._infilling),
-        **self.sampler.describe(),
+      "source": "cache",
+      "mixture": self.cache.manifest["mixture"],
+      "cache": self.cache.fingerprint,
+      "tokenizer": self.cache.manifest["tokenizer"]["fingerprint"],
+      "seed": self.seed,
+      "split": self.split,
+      "infilling": dataclasses.asdict(self._infilling),
+      **self.sampler.describe(),
     }
     return json.loads(json.dumps(described))  # as a checkpoint will give it back: lists for tuples
 
@@ -88,8 +90,7 @@ class CachedMixture:
     """
     self.sampler  # noqa: B018  (made once, and kept)
 
-  def batches(self, plan: Iterable[tuple[int, int]], process_index: int = 0,
-              process_count: int = 1) -> Iterator[Batch]:
+  def batches(self, plan: Iterable[tuple[int, int]], process_index: int = 0, process_count: int = 1) -> Iterator[Batch]:
     """Batches of this host's rows, one for each (first sample index, batch size) of the plan."""
     local = (_local_rows(first, size, process_index, process_count) for first, size in plan)
     if self.num_workers == 0:
@@ -121,8 +122,7 @@ class CachedMixture:
 def _local_rows(first: int, size: int, process_index: int, process_count: int) -> tuple[int, int]:
   """This host's (first sample index, count): its own contiguous rows of the batch."""
   if size % process_count:
-    raise errors.InputError(f"a batch of {size} rows does not divide over {process_count} hosts; "
-                            "change the batch size")
+    raise errors.InputError(f"a batch of {size} rows does not divide over {process_count} hosts; change the batch size")
   local = size // process_count
   return first + process_index * local, local
 
@@ -151,5 +151,4 @@ def _answer(worker: workers.Worker, asked: tuple[int, int]) -> Batch:
   try:
     return worker.result()
   except workers.WorkerError as error:
-    raise workers.WorkerError(
-        f"{error} while making samples {asked[0]} to {asked[0] + asked[1] - 1}") from error
+    raise workers.WorkerError(f"{error} while making samples {asked[0]} to {asked[0] + asked[1] - 1}") from error

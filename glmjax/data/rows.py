@@ -51,8 +51,11 @@ class BlankInfilling:
 
   def __post_init__(self) -> None:
     for name, allowed in (
-        ("positions", POSITIONS), ("packing", PACKINGS), ("instruction_positions", INSTRUCTION_POSITIONS),
-        ("instruction_mask", INSTRUCTION_MASKS)):
+      ("positions", POSITIONS),
+      ("packing", PACKINGS),
+      ("instruction_positions", INSTRUCTION_POSITIONS),
+      ("instruction_mask", INSTRUCTION_MASKS),
+    ):
       if getattr(self, name) not in allowed:
         raise InputError(f"BlankInfilling.{name} is {getattr(self, name)!r}: use one of {', '.join(allowed)}")
     for name in ("gmask_rate", "gmask_min_ratio", "single_span_rate", "short_sequence_rate"):
@@ -65,8 +68,9 @@ class BlankInfilling:
         raise InputError(f"BlankInfilling.{name} is {getattr(self, name)}: use a number above 0")
     if self.samples_per_sequence < 1 or self.slot_length < _MIN_SLOT:
       raise InputError(
-          f"BlankInfilling: {self.samples_per_sequence} samples do not fit in seq_length {self.seq_length}: "
-          f"each needs {_MIN_SLOT} places, so use a longer sequence or fewer samples_per_sequence")
+        f"BlankInfilling: {self.samples_per_sequence} samples do not fit in seq_length {self.seq_length}: "
+        f"each needs {_MIN_SLOT} places, so use a longer sequence or fewer samples_per_sequence"
+      )
 
   @property
   def slot_length(self) -> int:
@@ -165,8 +169,11 @@ class BlankInfilling:
     """[MASK] samples on consecutive pieces of the window; what does not fit is left out at a random end."""
     pieces: list[tuple[int, int, np.ndarray]] = []  # (first token, tokens, spans)
     begin, room = 0, self.seq_length
-    while (len(tokens) - begin >= 2 and room >= _MIN_SLOT
-           and (self.packing == "greedy" or len(pieces) < self.samples_per_sequence)):
+    while (
+      len(tokens) - begin >= 2
+      and room >= _MIN_SLOT
+      and (self.packing == "greedy" or len(pieces) < self.samples_per_sequence)
+    ):
       slot = min(self.slot_length, room)
       text_length, piece_spans = self._draw_piece(slot, len(tokens) - begin, rng)
       pieces.append((begin, text_length, piece_spans))
@@ -209,24 +216,19 @@ class BlankInfilling:
 
 
 def pack(
-    samples: Sequence[spans.Sample],
-    positions: Sequence[np.ndarray],
-    objective: int,
-    length: int,
-    pad: int,
-    slot: int = 0,
+  samples: Sequence[spans.Sample], positions: Sequence[np.ndarray], objective: int, length: int, pad: int, slot: int = 0
 ) -> Row:
   """A row of samples side by side, `slot` places from start to start, or each right after the last if 0."""
   assert samples
   places = np.arange(length, dtype=np.int32)
   row = {
-      "tokens": np.full(length, pad, np.int32),
-      "targets": np.full(length, pad, np.int32),
-      "loss_weights": np.zeros(length, np.float32),
-      "positions": np.zeros((*positions[0].shape[:-1], length), np.int32),
-      "attend_start": places,
-      "attend_end": places + 1,  # right for padding and for targets
-      "objective": np.full(length, objective, np.int32),
+    "tokens": np.full(length, pad, np.int32),
+    "targets": np.full(length, pad, np.int32),
+    "loss_weights": np.zeros(length, np.float32),
+    "positions": np.zeros((*positions[0].shape[:-1], length), np.int32),
+    "attend_start": places,
+    "attend_end": places + 1,  # right for padding and for targets
+    "objective": np.full(length, objective, np.int32),
   }
   end = 0
   for i, sample in enumerate(samples):
@@ -245,8 +247,10 @@ def pack(
 def describe_row(row: Row, decode: Callable[[list[int]], str] | None = None) -> str:
   """One line a place: index, token, target, loss weight, position(s), interval; padding is summed up."""
   name = (lambda token: f"{token} {decode([token])!r}") if decode else str
-  lines = [f"objective {tokens_lib.OBJECTIVES[int(row['objective'][0])]}, {len(row['tokens'])} places, "
-           f"{int(np.count_nonzero(row['loss_weights']))} counted in the loss"]
+  lines = [
+    f"objective {tokens_lib.OBJECTIVES[int(row['objective'][0])]}, {len(row['tokens'])} places, "
+    f"{int(np.count_nonzero(row['loss_weights']))} counted in the loss"
+  ]
   lines.append(f"{'place':>5}  {'token':<20} {'target':<20} {'weight':>6}  {'position':<10} sees")
   places, starts = np.arange(len(row["tokens"])), row["attend_start"]
   padding = (starts == places) & (np.bincount(starts, minlength=len(places)) == 1)  # seen by no other place
@@ -254,8 +258,10 @@ def describe_row(row: Row, decode: Callable[[list[int]], str] | None = None) -> 
     weight = row["loss_weights"][i]
     target = name(int(row["targets"][i])) if weight else "."
     position = ",".join(str(p) for p in np.atleast_1d(row["positions"][..., i]))
-    lines.append(f"{i:>5}  {name(int(row['tokens'][i])):<20} {target:<20} {weight:>6g}  {position:<10} "
-                 f"[{row['attend_start'][i]}, {row['attend_end'][i]})")
+    lines.append(
+      f"{i:>5}  {name(int(row['tokens'][i])):<20} {target:<20} {weight:>6g}  {position:<10} "
+      f"[{row['attend_start'][i]}, {row['attend_end'][i]})"
+    )
   if padding.any():
     lines.append(f"{int(padding.sum())} places of padding")
   return "\n".join(lines)

@@ -50,7 +50,7 @@ def rate_weights(rates: Mapping[str, float]) -> dict[str, int]:
   quotas = {name: spare * share for name, share in shares.items()}
   weights = {name: 1 + int(quota) for name, quota in quotas.items()}
   by_remainder = sorted(quotas, key=lambda name: (int(quotas[name]) - quotas[name], name))
-  for name in by_remainder[:_MAX_PERIOD - sum(weights.values())]:
+  for name in by_remainder[: _MAX_PERIOD - sum(weights.values())]:
     weights[name] += 1
   return weights
 
@@ -65,8 +65,9 @@ class RateChange:
 
   def __post_init__(self) -> None:
     if self.first_sample < 0 or self.ramp_samples < 0:
-      raise errors.InputError(f"RateChange: first_sample {self.first_sample} and ramp_samples "
-                              f"{self.ramp_samples} must be 0 or more")
+      raise errors.InputError(
+        f"RateChange: first_sample {self.first_sample} and ramp_samples {self.ramp_samples} must be 0 or more"
+      )
 
 
 class Schedule:
@@ -136,14 +137,15 @@ class _Stage:
 class Timeline:
   """Which task each sample index is of, where rates change on the way; like Schedule without changes."""
 
-  def __init__(self, weights: Mapping[str, int],
-               changes: Sequence[tuple[int, int, Mapping[str, int]]] = ()) -> None:
+  def __init__(self, weights: Mapping[str, int], changes: Sequence[tuple[int, int, Mapping[str, int]]] = ()) -> None:
     """`changes` are (first sample, samples of the ramp, weights after it), in order and apart."""
     stages = [_Stage(0, Schedule(weights))]
     for first, length, changed in changes:
       if first < stages[-1].first:
-        raise errors.InputError(f"a RateChange from sample {first} on, before another one is over (sample "
-                                f"{stages[-1].first}): give them in order, with ramps that do not overlap")
+        raise errors.InputError(
+          f"a RateChange from sample {first} on, before another one is over (sample "
+          f"{stages[-1].first}): give them in order, with ramps that do not overlap"
+        )
       schedule = Schedule(changed)
       if length:
         stages.append(_Stage(first, schedule, stages[-1].schedule, length))
@@ -172,7 +174,7 @@ class Timeline:
 def _round_keys(*key: int | str) -> tuple[int, ...]:
   """64-bit numbers, one a round, from anything printable."""
   digest = hashlib.blake2b(repr(key).encode(), digest_size=8 * _FEISTEL_ROUNDS).digest()
-  return tuple(int.from_bytes(digest[i:i + 8], "little") for i in range(0, len(digest), 8))
+  return tuple(int.from_bytes(digest[i : i + 8], "little") for i in range(0, len(digest), 8))
 
 
 def permute(index: int, size: int, *key: int | str) -> int:
@@ -233,7 +235,8 @@ class InstructionRows:
     del epoch, index  # nothing in these rows is drawn
     documents = map(self._reader.document, range(self._starts[number], self._starts[number + 1]))
     return self._infilling.instruction_row(
-        [(d.tokens[:d.input_length], d.tokens[d.input_length:]) for d in documents])
+      [(d.tokens[: d.input_length], d.tokens[d.input_length :]) for d in documents]
+    )
 
 
 def pack_pairs(lengths: np.ndarray, infilling: Infilling) -> list[int]:
@@ -258,11 +261,20 @@ def pack_pairs(lengths: np.ndarray, infilling: Infilling) -> list[int]:
 class MixtureSampler:
   """The rows of one split of a cached mixture, by number."""
 
-  def __init__(self, cache: shards.TokenCache, infilling: Infilling, seed: int, split: str = "train",
-               rates: Mapping[str, float] | None = None, changes: Sequence[RateChange] = ()) -> None:
+  def __init__(
+    self,
+    cache: shards.TokenCache,
+    infilling: Infilling,
+    seed: int,
+    split: str = "train",
+    rates: Mapping[str, float] | None = None,
+    changes: Sequence[RateChange] = (),
+  ) -> None:
     self.weights = rate_weights(task_rates(cache, split, rates))
-    self.changes = [(change.first_sample, change.ramp_samples,
-                     rate_weights(task_rates(cache, split, change.rates))) for change in changes]
+    self.changes = [
+      (change.first_sample, change.ramp_samples, rate_weights(task_rates(cache, split, change.rates)))
+      for change in changes
+    ]
     self.schedule = Timeline(self.weights, self.changes)
     self._seed = seed
     self._sources = {name: _task_rows(cache, name, split, infilling, seed) for name in self.schedule.names}
@@ -289,13 +301,20 @@ class MixtureSampler:
     described = {"weights": dict(sorted(self.weights.items())), "rows_per_epoch": sizes(self.weights)}
     if self.changes:
       described["changes"] = [
-          {"first_sample": first, "ramp_samples": length, "weights": dict(sorted(weights.items())),
-           "rows_per_epoch": sizes(weights)} for first, length, weights in self.changes]
+        {
+          "first_sample": first,
+          "ramp_samples": length,
+          "weights": dict(sorted(weights.items())),
+          "rows_per_epoch": sizes(weights),
+        }
+        for first, length, weights in self.changes
+      ]
     return described
 
 
-def _task_rows(cache: shards.TokenCache, name: str, split: str, infilling: Infilling,
-               seed: int) -> TextRows | InstructionRows:
+def _task_rows(
+  cache: shards.TokenCache, name: str, split: str, infilling: Infilling, seed: int
+) -> TextRows | InstructionRows:
   reader = cache.split(name, split)
   if cache.tasks[name]["kind"] == "text":
     source = TextRows(reader, infilling, seed, name)
@@ -306,8 +325,9 @@ def _task_rows(cache: shards.TokenCache, name: str, split: str, infilling: Infil
   if source.num_rows == 0:
     without = "" if split == "train" else "; or do without that split (loop.train.validation = None)"
     raise errors.InputError(
-        f"{cache.directory}: task {name}, split {split} holds {reader.num_tokens} tokens, not "
-        f"enough for {needed}; use a shorter seq_length, more text, or rate 0 for it{without}")
+      f"{cache.directory}: task {name}, split {split} holds {reader.num_tokens} tokens, not "
+      f"enough for {needed}; use a shorter seq_length, more text, or rate 0 for it{without}"
+    )
   return source
 
 
@@ -340,9 +360,10 @@ def task_rates(cache: shards.TokenCache, split: str, rates: Mapping[str, float] 
 def nothing_held_out(cache: shards.TokenCache, split: str, tasks: Iterable[str]) -> errors.InputError:
   """The error of a split in which none of the tasks has a document."""
   return errors.InputError(
-      f"{cache.directory}: of {', '.join(sorted(tasks))} nothing is in the split {split!r}: make the cache again "
-      "(glmjax cache --overwrite holds out a part of any text, and every 50th instruction pair), or do without that "
-      "split (loop.train.validation = None)")
+    f"{cache.directory}: of {', '.join(sorted(tasks))} nothing is in the split {split!r}: make the cache again "
+    "(glmjax cache --overwrite holds out a part of any text, and every 50th instruction pair), or do without that "
+    "split (loop.train.validation = None)"
+  )
 
 
 def share(rates: Mapping[str, float], whole: Mapping[str, float], known: Iterable[str], where: str) -> dict[str, float]:
@@ -360,8 +381,9 @@ def share(rates: Mapping[str, float], whole: Mapping[str, float], known: Iterabl
     fitting = [name for name in known if any(fnmatch.fnmatchcase(name, part) for part in parts)]
     if not fitting:
       near = difflib.get_close_matches(pattern, known, 1) or sorted(known)
-      raise errors.InputError(f"rates name the task {pattern!r}, which {where} does not hold; "
-                              f"did you mean {near[0]!r}?")
+      raise errors.InputError(
+        f"rates name the task {pattern!r}, which {where} does not hold; did you mean {near[0]!r}?"
+      )
     fitting = [name for name in fitting if name in whole]
     total = sum(whole[name] for name in fitting)
     for name in fitting:

@@ -85,8 +85,10 @@ def replacing(path: pathlib.Path) -> Iterator[Hashed]:
     with publish.file(path) as file:
       yield Hashed(path.name, file)
   except OSError as error:
-    raise errors.InputError(f"cannot write {path}: {errors.reason(error)}; then run the same command again, or choose "
-                            "another folder (what is complete is kept)") from error
+    raise errors.InputError(
+      f"cannot write {path}: {errors.reason(error)}; then run the same command again, or choose "
+      "another folder (what is complete is kept)"
+    ) from error
 
 
 def write_shard(folder: pathlib.Path, stem: str, documents: Iterable[Document], vocab_size: int) -> dict:
@@ -100,8 +102,10 @@ def write_shard(folder: pathlib.Path, stem: str, documents: Iterable[Document], 
       ids = np.asarray(document.tokens, np.int64)
       if ids.size and not 0 <= ids.min() <= ids.max() < vocab_size:
         worst = ids.max() if ids.min() >= 0 else ids.min()
-        raise errors.InputError(f"{stem}: token id {worst} is outside the vocabulary of {vocab_size}; "
-                                "cache with the tokenizer that the task uses")
+        raise errors.InputError(
+          f"{stem}: token id {worst} is outside the vocabulary of {vocab_size}; "
+          "cache with the tokenizer that the task uses"
+        )
       end += ids.size
       rows.append((end, document.utf8_bytes, document.input_length))
       buffer.append(ids.astype(dtype))
@@ -118,11 +122,11 @@ def write_shard(folder: pathlib.Path, stem: str, documents: Iterable[Document], 
     sums.write(file.sums.array().tobytes() + index.sums.array().tobytes())
   known = bool((table[:, 1] >= 0).all())
   return {
-      "documents": len(table),
-      "tokens": int(end),
-      "utf8_bytes": int(table[:, 1].sum()) if known else None,
-      "files": [file.record, index.record],
-      "sums": sums.record,  # apart from them: a cache's fingerprint is that of its tokens
+    "documents": len(table),
+    "tokens": int(end),
+    "utf8_bytes": int(table[:, 1].sum()) if known else None,
+    "files": [file.record, index.record],
+    "sums": sums.record,  # apart from them: a cache's fingerprint is that of its tokens
   }
 
 
@@ -175,8 +179,10 @@ class _Shard:
     blocks = [-(-record["bytes"] // verified.BLOCK) for record in records]
     if len(sums) != sum(blocks):
       raise verified.Damaged(f"{sums_file.path}: sums of {len(sums)} blocks, where the shard has {sum(blocks)}")
-    return (verified.File(self._folder, records[0], sums[:blocks[0]]),
-            verified.File(self._folder, records[1], sums[blocks[0]:]))
+    return (
+      verified.File(self._folder, records[0], sums[: blocks[0]]),
+      verified.File(self._folder, records[1], sums[blocks[0] :]),
+    )
 
   def close(self) -> None:
     for file in self.__dict__.get("files", ()):
@@ -186,8 +192,9 @@ class _Shard:
 class SplitReader:
   """Random access to the tokens and documents of one task's split."""
 
-  def __init__(self, folder: pathlib.Path, dtype: str, split: dict,
-               explain: Callable[[str], errors.InputError]) -> None:
+  def __init__(
+    self, folder: pathlib.Path, dtype: str, split: dict, explain: Callable[[str], errors.InputError]
+  ) -> None:
     """`explain` makes the error of files that are not what they were."""
     self._dtype = np.dtype(dtype)
     self._shards = [_Shard(folder, entry) for entry in split["shards"]]
@@ -298,8 +305,10 @@ class TokenCache:
     """The error of a file that is not what the manifest says: damaged, or of another cache that took its place."""
     with contextlib.suppress(errors.InputError):
       if read_manifest(self.directory) != self.manifest:
-        return errors.InputError(f"{self.directory}: the token cache was replaced while it was being read ({problem}); "
-                                 "start again, with the new one")
+        return errors.InputError(
+          f"{self.directory}: the token cache was replaced while it was being read ({problem}); "
+          "start again, with the new one"
+        )
     return errors.InputError(f"token cache is damaged: {problem}; {_AGAIN}")
 
   def copy_tokenizer(self, folder: str | os.PathLike) -> None:
@@ -330,19 +339,23 @@ class TokenCache:
   @functools.cached_property
   def fingerprint(self) -> str:
     """One hash over all checksums: two caches with the same one hold the same tokens."""
-    listing = sorted((str(folder.relative_to(self.directory)), record["file"], record["sha256"])
-                     for folder, record in _files(self.directory, self.manifest, sums=False))
+    listing = sorted(
+      (str(folder.relative_to(self.directory)), record["file"], record["sha256"])
+      for folder, record in _files(self.directory, self.manifest, sums=False)
+    )
     return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
 
   def split(self, task: str, split: str) -> SplitReader:
     """A reader of one task's split."""
     if task not in self.tasks:
-      raise errors.InputError(f"{self.directory}: no task {task!r} in this cache; "
-                              f"it has {', '.join(sorted(self.tasks))}")
+      raise errors.InputError(
+        f"{self.directory}: no task {task!r} in this cache; it has {', '.join(sorted(self.tasks))}"
+      )
     splits = self.tasks[task]["splits"]
     if split not in splits:
-      raise errors.InputError(f"{self.directory}: task {task} has no split {split!r}; "
-                              f"it has {', '.join(sorted(splits))}")
+      raise errors.InputError(
+        f"{self.directory}: task {task} has no split {split!r}; it has {', '.join(sorted(splits))}"
+      )
     return SplitReader(self.directory / task, self.manifest["dtype"], splits[split], self.explain)
 
 
@@ -351,15 +364,17 @@ def read_manifest(directory: pathlib.Path) -> dict:
   path = directory / MANIFEST
   if not os.path.lexists(path):
     if old := publish.interrupted(directory):
-      raise errors.InputError(f"{directory} was being replaced when that was killed: rename {old.name} beside it back "
-                              f"to {directory.name}, or run glmjax cache again")
-    raise errors.InputError(f"{directory}: no finished token cache here (no {MANIFEST}); "
-                            "make one with glmjax cache")
+      raise errors.InputError(
+        f"{directory} was being replaced when that was killed: rename {old.name} beside it back "
+        f"to {directory.name}, or run glmjax cache again"
+      )
+    raise errors.InputError(f"{directory}: no finished token cache here (no {MANIFEST}); make one with glmjax cache")
   content = user_json.read(path, expected=_AGAIN)
   version = content.get("format")
   if version != FORMAT:
-    raise errors.InputError(f"{path}: cache format {str(version)[:20]}, this glmjax reads {FORMAT}; "
-                            "make the cache again")
+    raise errors.InputError(
+      f"{path}: cache format {str(version)[:20]}, this glmjax reads {FORMAT}; make the cache again"
+    )
   try:
     manifest = seal.unseal(content, required=False)  # caches of before have none
     _check_manifest(manifest)

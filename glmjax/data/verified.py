@@ -40,13 +40,13 @@ class Sums:
     """Takes the next bytes."""
     view = memoryview(data)
     while len(view):
-      part = view[:BLOCK - self._filled]
+      part = view[: BLOCK - self._filled]
       self._last = zlib.crc32(part, self._last)
       self._filled += len(part)
       if self._filled == BLOCK:
         self._done.append(self._last)
         self._last = self._filled = 0
-      view = view[len(part):]
+      view = view[len(part) :]
 
   def array(self) -> np.ndarray:
     """uint32 [blocks], little endian; the last block may be short."""
@@ -73,7 +73,7 @@ class File:
     data = self._pread(first * BLOCK, min(last * BLOCK, self._size))
     view = memoryview(data)
     for i in range(first, last):
-      if zlib.crc32(view[(i - first) * BLOCK:(i - first + 1) * BLOCK]) != self._sums[i]:
+      if zlib.crc32(view[(i - first) * BLOCK : (i - first + 1) * BLOCK]) != self._sums[i]:
         end = min((i + 1) * BLOCK, self._size)
         raise Damaged(f"{self.path}: bytes {i * BLOCK} to {end - 1} differ from their checksum")
     return data

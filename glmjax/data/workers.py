@@ -33,8 +33,11 @@ class Worker:
     with theirs:
       environment = os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
       self._process = subprocess.Popen(
-          [sys.executable, "-c", _START, str(theirs.fileno()), str(os.getpid())], pass_fds=[theirs.fileno()],
-          env=environment, stdin=subprocess.DEVNULL)
+        [sys.executable, "-c", _START, str(theirs.fileno()), str(os.getpid())],
+        pass_fds=[theirs.fileno()],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+      )
     self.connection = connection_lib.Connection(ours.detach())
     self._send((make, args))
 

@@ -46,8 +46,10 @@ class Settings:
 
   def __post_init__(self) -> None:
     if self.max_tokens < 1 or self.max_fills < 0 or (self.seq_length is not None and self.seq_length < 8):
-      raise errors.InputError(f"evaluation of max_tokens={self.max_tokens}, max_fills={self.max_fills}, "
-                              f"seq_length={self.seq_length}: use at least 1, 0 and 8")
+      raise errors.InputError(
+        f"evaluation of max_tokens={self.max_tokens}, max_fills={self.max_fills}, "
+        f"seq_length={self.seq_length}: use at least 1, 0 and 8"
+      )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,9 +67,17 @@ class Questions:
     return [*self.left_to_right, *both, *left]
 
 
-def evaluate(checkpoint: str | os.PathLike, cache: str | os.PathLike, out: str | os.PathLike | None = None, *,
-             seed: int = 0, max_tokens: int = 100_000, max_fills: int = 500,
-             seq_length: int | None = None, mesh: str | None = None) -> dict[str, dict]:
+def evaluate(
+  checkpoint: str | os.PathLike,
+  cache: str | os.PathLike,
+  out: str | os.PathLike | None = None,
+  *,
+  seed: int = 0,
+  max_tokens: int = 100_000,
+  max_fills: int = 500,
+  seq_length: int | None = None,
+  mesh: str | None = None,
+) -> dict[str, dict]:
   """Evaluates a training folder or an export on the held-out documents of a token cache.
 
   Args:
@@ -113,19 +123,26 @@ def _check_out(out: pathlib.Path) -> None:
     raise errors.InputError(f"{out} cannot be written: {errors.reason(error)}; write --out elsewhere") from error
 
 
-def evaluate_model(model: load.LoadedModel, cache: shards.TokenCache, settings: Settings = Settings(),
-                   place: placement.Placement | None = None) -> dict[str, dict]:
+def evaluate_model(
+  model: load.LoadedModel,
+  cache: shards.TokenCache,
+  settings: Settings = Settings(),
+  place: placement.Placement | None = None,
+) -> dict[str, dict]:
   """`evaluate` of a model and a cache that are open already; without a placement on the first device."""
   tasks = text_tasks(cache)
   tokenizer = tokenizer_lib.Tokenizer.load(model.tokenizer_dir)
   made_with = cache.manifest["tokenizer"]["fingerprint"]
   if tokenizer.fingerprint != made_with:
-    raise errors.InputError(f"{cache.directory}: made with tokenizer {made_with[:8]}, the checkpoint's is "
-                            f"{tokenizer.fingerprint[:8]}; make the cache with {model.tokenizer_dir}")
+    raise errors.InputError(
+      f"{cache.directory}: made with tokenizer {made_with[:8]}, the checkpoint's is "
+      f"{tokenizer.fingerprint[:8]}; make the cache with {model.tokenizer_dir}"
+    )
   asked = {}
   for language, task in tasks.items():
-    held_out = windows.choose_documents(cache.split(task, SPLIT), tokenizer.specials, tokenizer.decode_bytes,
-                                        settings.max_tokens, settings.seed)
+    held_out = windows.choose_documents(
+      cache.split(task, SPLIT), tokenizer.specials, tokenizer.decode_bytes, settings.max_tokens, settings.seed
+    )
     if not held_out.num_tokens or not held_out.utf8_bytes:
       raise _nothing_held_out(cache, task)
     asked[language] = ask(held_out, model, tokenizer.specials, settings)
@@ -149,8 +166,9 @@ def _score(model: runner.Runner, rows: list[score.Row], specials: tokens_lib.Spe
   """
   total = sum(len(row.prompt.tokens) for row in rows)
   with tqdm.tqdm(total=total, unit=" tokens", unit_scale=True, desc="evaluate") as progress:
-    return score.score_rows(model, rows, specials.pad, progress=progress.update,
-                            unguessed=dataclasses.astuple(specials))
+    return score.score_rows(
+      model, rows, specials.pad, progress=progress.update, unguessed=dataclasses.astuple(specials)
+    )
 
 
 def text_tasks(cache: shards.TokenCache) -> dict[str, str]:
@@ -158,8 +176,9 @@ def text_tasks(cache: shards.TokenCache) -> dict[str, str]:
   names = [name for name, task in sorted(cache.tasks.items()) if task["kind"] == "text"]
   tasks = {name.removeprefix(TASK_PREFIX): name for name in names}
   if not tasks:
-    raise errors.InputError(f"{cache.directory}: no text task to evaluate on, only "
-                            f"{', '.join(sorted(cache.tasks))}; make a cache of text")
+    raise errors.InputError(
+      f"{cache.directory}: no text task to evaluate on, only {', '.join(sorted(cache.tasks))}; make a cache of text"
+    )
   for name in tasks.values():
     if not cache.split(name, SPLIT).num_tokens:
       raise _nothing_held_out(cache, name)
@@ -167,20 +186,34 @@ def text_tasks(cache: shards.TokenCache) -> dict[str, str]:
 
 
 def _nothing_held_out(cache: shards.TokenCache, task: str) -> errors.InputError:
-  return errors.InputError(f"{cache.directory}: task {task} has no text in its {SPLIT} split; make the cache "
-                           "again (glmjax cache --overwrite), which holds out a part of any text")
+  return errors.InputError(
+    f"{cache.directory}: task {task} has no text in its {SPLIT} split; make the cache "
+    "again (glmjax cache --overwrite), which holds out a part of any text"
+  )
 
 
-def ask(held_out: windows.HeldOut, model: load.LoadedModel, specials: tokens_lib.SpecialTokens,
-        settings: Settings) -> Questions:
+def ask(
+  held_out: windows.HeldOut, model: load.LoadedModel, specials: tokens_lib.SpecialTokens, settings: Settings
+) -> Questions:
   """Windows and blanks of the lengths that the model was trained on."""
-  trained = {"seq_length": model.config.max_length, "samples_per_sequence": 4, "mean_span_length": 3.0,
-             "max_span_length": 39}  # GLM-130B's, where the checkpoint does not tell
+  trained = {
+    "seq_length": model.config.max_length,
+    "samples_per_sequence": 4,
+    "mean_span_length": 3.0,
+    "max_span_length": 39,
+  }  # GLM-130B's, where the checkpoint does not tell
   trained |= (model.metadata.get("data") or {}).get("infilling", {})
   length, positions = settings.seq_length or trained["seq_length"], model.config.position_kind
-  fills = windows.fills(held_out, length // trained["samples_per_sequence"], settings.max_fills,
-                        settings.seed, specials, positions, trained["mean_span_length"],
-                        trained["max_span_length"])
+  fills = windows.fills(
+    held_out,
+    length // trained["samples_per_sequence"],
+    settings.max_fills,
+    settings.seed,
+    specials,
+    positions,
+    trained["mean_span_length"],
+    trained["max_span_length"],
+  )
   return Questions(held_out, windows.left_to_right(held_out, length, specials, positions), fills)
 
 
@@ -188,14 +221,19 @@ def baseline_figures(questions: Questions, unigram: baselines.Unigram) -> dict[s
   """Sizes, and what the unigram model and xz make of the same text."""
   held_out, targets = questions.held_out, [fill.targets for fill in questions.fills]
   figures = {
-      "documents": len(held_out.documents), "tokens": held_out.num_tokens, "bytes": held_out.utf8_bytes,
-      "unigram_bits_per_byte": unigram.bits(held_out.documents) / held_out.utf8_bytes,
-      "xz_bits_per_byte": baselines.xz_bits(held_out.text) / len(held_out.text),
+    "documents": len(held_out.documents),
+    "tokens": held_out.num_tokens,
+    "bytes": held_out.utf8_bytes,
+    "unigram_bits_per_byte": unigram.bits(held_out.documents) / held_out.utf8_bytes,
+    "xz_bits_per_byte": baselines.xz_bits(held_out.text) / len(held_out.text),
   }
   if targets:
     num_targets = sum(map(len, targets))
-    figures |= {"infill_samples": len(targets), "infill_tokens": num_targets,
-                "unigram_accuracy": unigram.num_right(targets) / num_targets}
+    figures |= {
+      "infill_samples": len(targets),
+      "infill_tokens": num_targets,
+      "unigram_accuracy": unigram.num_right(targets) / num_targets,
+    }
   return figures
 
 

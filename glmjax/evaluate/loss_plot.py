@@ -11,8 +11,12 @@ _MOST_POINTS = 2000
 _COLOURS = ("#1f6fb4", "#d1701a", "#3a8f5c", "#8a5aa8")
 _INK, _FAINT = "#333333", "#c9c9c9"
 _DOT = {"linestyle": "none", "marker": "o", "markersize": 4.5}
-_NAMES = {"mask": "[MASK]: short blanks", "gmask": "[gMASK]: continuation", "instruction": "instructions",
-          "sentence": "[sMASK]: sentences"}
+_NAMES = {
+  "mask": "[MASK]: short blanks",
+  "gmask": "[gMASK]: continuation",
+  "instruction": "instructions",
+  "sentence": "[sMASK]: sentences",
+}
 
 
 Curve = tuple[np.ndarray, np.ndarray]  # steps, losses
@@ -52,8 +56,16 @@ def draw(series: dict[str, Curve], held_out: dict[str, Curve], resumed_at: Seque
   for step in resumed_at:
     axes.axvline(step, color=_INK, linewidth=1, linestyle=(0, (4, 3)))
     label = f"stopped and\nresumed at {step:,}" if len(resumed_at) < 4 else ""
-    axes.annotate(label, (step, 0.97), xycoords=("data", "axes fraction"), xytext=(5, 0),
-                  textcoords="offset points", color=_INK, fontsize=9, va="top")
+    axes.annotate(
+      label,
+      (step, 0.97),
+      xycoords=("data", "axes fraction"),
+      xytext=(5, 0),
+      textcoords="offset points",
+      color=_INK,
+      fontsize=9,
+      va="top",
+    )
   if held_out:
     axes.plot([], [], **_DOT, color=_INK, label="on held-out text")
     axes.legend(frameon=False, loc="lower left", fontsize=9, labelcolor=_INK, handletextpad=0.2)
@@ -108,5 +120,13 @@ def _label(axes: object, ends: list[tuple[float, str, str]], last: float) -> Non
   for value, text, colour in sorted(ends):
     place = max(np.log(value), below + gap)
     below = place
-    axes.annotate(text, (last, np.exp(place)), xytext=(6, 0), textcoords="offset points", color=colour,
-                  va="center", fontsize=9, annotation_clip=False)
+    axes.annotate(
+      text,
+      (last, np.exp(place)),
+      xytext=(6, 0),
+      textcoords="offset points",
+      color=colour,
+      va="center",
+      fontsize=9,
+      annotation_clip=False,
+    )

@@ -11,19 +11,27 @@ _LANGUAGES = {"en": "English", "zh": "Chinese"}
 
 def render(report: dict[str, Any], title: str) -> str:
   """The whole report."""
-  sections = [f"# Report: {title}", _training(report["train"]), _held_out(report["heldout"]),
-              _quantized(report["quantized"], list(report["heldout"])), _samples(report["samples"]),
-              _seconds(report["seconds"])]
+  sections = [
+    f"# Report: {title}",
+    _training(report["train"]),
+    _held_out(report["heldout"]),
+    _quantized(report["quantized"], list(report["heldout"])),
+    _samples(report["samples"]),
+    _seconds(report["seconds"]),
+  ]
   return "\n\n".join(section for section in sections if section) + "\n"
 
 
 def _training(train: dict[str, Any]) -> str:
-  rows = [["steps", f"{train['steps']:,}"], ["tokens", f"{train['tokens']:,}"],
-          [f"loss, mean of the first {train['loss_mean_steps']} steps", f"{train['loss_first']:.3f}"],
-          [f"loss, mean of the last {train['loss_mean_steps']} steps", f"{train['loss_last']:.3f}"],
-          ["stopped and resumed at step", "-" if train["resumed_at"] is None else f"{train['resumed_at']:,}"],
-          ["tokens per second (median)", f"{train['tokens_per_second']:,.0f}"],
-          ["model FLOP/s (median)", f"{train['model_flops_per_second'] / 1e9:,.1f} G"]]
+  rows = [
+    ["steps", f"{train['steps']:,}"],
+    ["tokens", f"{train['tokens']:,}"],
+    [f"loss, mean of the first {train['loss_mean_steps']} steps", f"{train['loss_first']:.3f}"],
+    [f"loss, mean of the last {train['loss_mean_steps']} steps", f"{train['loss_last']:.3f}"],
+    ["stopped and resumed at step", "-" if train["resumed_at"] is None else f"{train['resumed_at']:,}"],
+    ["tokens per second (median)", f"{train['tokens_per_second']:,.0f}"],
+    ["model FLOP/s (median)", f"{train['model_flops_per_second'] / 1e9:,.1f} G"],
+  ]
   return "## Training\n\n" + _table(["", ""], rows) + "\n\n![Training loss of each objective](loss.png)"
 
 
@@ -41,22 +49,32 @@ def _held_out(heldout: dict[str, dict[str, Any]]) -> str:
       cells.append(cell)
     return [name, *cells]
 
-  bits = _table(["bits per byte", *names], [
+  bits = _table(
+    ["bits per byte", *names],
+    [
       row("**this model**, left to right", "bits_per_byte", "**{:.3f}**"),
       row("unigram model of the training text", "unigram_bits_per_byte", "{:.3f}"),
       row("xz -9e", "xz_bits_per_byte", "{:.3f}"),
-      row("tokens", "tokens", "{:,}"), row("bytes", "bytes", "{:,}")])
+      row("tokens", "tokens", "{:,}"),
+      row("bytes", "bytes", "{:,}"),
+    ],
+  )
   text = "## Held-out text\n\nText that neither the model nor its tokenizer was trained on.\n\n" + bits
   if any("infill_accuracy" in figures for figures in heldout.values()):
-    fills = _table(["tokens of a masked span guessed right", *names], [
+    fills = _table(
+      ["tokens of a masked span guessed right", *names],
+      [
         row("**both sides visible** ([MASK])", "infill_accuracy", "{:.1%}", "infill_accuracy_se"),
-        row("left side only ([gMASK])", "infill_accuracy_left_only", "{:.1%}",
-            "infill_accuracy_left_only_se"),
+        row("left side only ([gMASK])", "infill_accuracy_left_only", "{:.1%}", "infill_accuracy_left_only_se"),
         row("both sides over left side", "infill_gain", "{:+.1%}", "infill_gain_se"),
         row("always the most frequent token", "unigram_accuracy", "{:.1%}"),
-        row("span tokens", "infill_tokens", "{:,}")])
-    text += ("\n\nFilling blanks, the same spans both times (± one standard error). That seeing both sides "
-             "helps is GLM's claim:\n\n" + fills)
+        row("span tokens", "infill_tokens", "{:,}"),
+      ],
+    )
+    text += (
+      "\n\nFilling blanks, the same spans both times (± one standard error). That seeing both sides "
+      "helps is GLM's claim:\n\n" + fills
+    )
   return text
 
 
@@ -84,8 +102,7 @@ def _samples(samples: Sequence[dict[str, str]]) -> str:
   said: dict[str, dict[str, str]] = {}
   for sample in samples:
     said.setdefault(sample["prompt"], {})[sample["model"]] = sample["output"]
-  rows = [[_cell(prompt), *(_cell(outputs.get(model, "-")) for model in models)]
-          for prompt, outputs in said.items()]
+  rows = [[_cell(prompt), *(_cell(outputs.get(model, "-")) for model in models)] for prompt, outputs in said.items()]
   return "## Samples\n\n" + _table(["prompt", *(_MODELS.get(model, model) for model in models)], rows, "---")
 
 

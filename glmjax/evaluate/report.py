@@ -30,9 +30,15 @@ EVALUATIONS = {"float": "heldout.json", "int8": "heldout_int8.json", "int4": "he
 EXPORTS = {"float": "float", "int8": "int8", "int4": "int4"}
 
 
-def write(workdir: str | os.PathLike, *, metrics: str = "train/metrics.jsonl",
-          evaluations: Mapping[str, str] | None = None, exports: Mapping[str, str] | None = None,
-          samples: str | None = "samples.jsonl", stages: str = "stages.jsonl") -> dict[str, Any]:
+def write(
+  workdir: str | os.PathLike,
+  *,
+  metrics: str = "train/metrics.jsonl",
+  evaluations: Mapping[str, str] | None = None,
+  exports: Mapping[str, str] | None = None,
+  samples: str | None = "samples.jsonl",
+  stages: str = "stages.jsonl",
+) -> dict[str, Any]:
   """Writes the report and returns what report.json holds.
 
   Args:
@@ -45,17 +51,24 @@ def write(workdir: str | os.PathLike, *, metrics: str = "train/metrics.jsonl",
   """
   folder = paths.local(workdir, "the report's folder")
   lines = read_metrics(folder / paths.local(metrics, "metrics"))
-  heldout = {name: read_evaluation(folder / paths.local(file, f"evaluations: {name}"))
-             for name, file in (EVALUATIONS if evaluations is None else evaluations).items()}
+  heldout = {
+    name: read_evaluation(folder / paths.local(file, f"evaluations: {name}"))
+    for name, file in (EVALUATIONS if evaluations is None else evaluations).items()
+  }
   if "float" not in heldout:
-    raise errors.InputError("report: no evaluation of the float model is named; add \"float\" to evaluations")
+    raise errors.InputError('report: no evaluation of the float model is named; add "float" to evaluations')
   report = {
-      "train": train_figures(lines),
-      "heldout": heldout["float"],
-      "quantized": quantized_figures(heldout, {name: folder / paths.local(path, f"exports: {name}") for name, path in
-                                               (EXPORTS if exports is None else exports).items()}),
-      "samples": [] if samples is None else read_samples(folder / paths.local(samples, "samples")),
-      "seconds": stages_lib.read(folder / paths.local(stages, "stages")),
+    "train": train_figures(lines),
+    "heldout": heldout["float"],
+    "quantized": quantized_figures(
+      heldout,
+      {
+        name: folder / paths.local(path, f"exports: {name}")
+        for name, path in (EXPORTS if exports is None else exports).items()
+      },
+    ),
+    "samples": [] if samples is None else read_samples(folder / paths.local(samples, "samples")),
+    "seconds": stages_lib.read(folder / paths.local(stages, "stages")),
   }
   picture = loss_plot.draw(loss_curves(lines, "loss_"), loss_curves(lines, "eval_loss_"), resumed_at(lines))
   for name in ("loss.png", "report.md", "report.json"):
@@ -98,8 +111,11 @@ def _step(line: bytes, where: str) -> dict[str, Any] | None:
     return None
   used = {name: record.get(name) for name in ("step", "samples_seen", "tokens_seen", *_SPEEDS)}
   losses = {name: value for name, value in record.items() if name == "loss" or name.startswith(("loss_", "eval_loss_"))}
-  good = ("loss" in record and all(map(_is_number, used.values()))
-          and all(value is None or _is_number(value) for value in losses.values()))
+  good = (
+    "loss" in record
+    and all(map(_is_number, used.values()))
+    and all(value is None or _is_number(value) for value in losses.values())
+  )
   return record if good else None
 
 
@@ -117,14 +133,14 @@ def train_figures(lines: list[dict[str, Any]]) -> dict[str, Any]:
   loss = [line["loss"] for line in lines]
   resumed = resumed_at(lines)
   return {
-      "steps": lines[-1]["step"],
-      "samples": lines[-1]["samples_seen"],
-      "tokens": lines[-1]["tokens_seen"],
-      "loss_first": float(np.mean(loss[:MEAN_STEPS])),
-      "loss_last": float(np.mean(loss[-MEAN_STEPS:])),
-      "loss_mean_steps": min(MEAN_STEPS, len(loss)),
-      "resumed_at": resumed[-1] if resumed else None,
-      **{name: float(np.median([line[name] for line in lines])) for name in _SPEEDS},
+    "steps": lines[-1]["step"],
+    "samples": lines[-1]["samples_seen"],
+    "tokens": lines[-1]["tokens_seen"],
+    "loss_first": float(np.mean(loss[:MEAN_STEPS])),
+    "loss_last": float(np.mean(loss[-MEAN_STEPS:])),
+    "loss_mean_steps": min(MEAN_STEPS, len(loss)),
+    "resumed_at": resumed[-1] if resumed else None,
+    **{name: float(np.median([line[name] for line in lines])) for name in _SPEEDS},
   }
 
 
@@ -134,8 +150,10 @@ def loss_curves(lines: list[dict[str, Any]], prefix: str) -> dict[str, loss_plot
   for name in tokens_lib.OBJECTIVES:
     having = [line for line in lines if line.get(prefix + name) is not None]
     if having:
-      curves[name] = (np.array([line["step"] for line in having]),
-                      np.array([line[prefix + name] for line in having], np.float64))
+      curves[name] = (
+        np.array([line["step"] for line in having]),
+        np.array([line[prefix + name] for line in having], np.float64),
+      )
   return curves
 
 
@@ -145,15 +163,19 @@ def quantized_figures(heldout: Mapping[str, dict], exports: Mapping[str, pathlib
   for model, languages in heldout.items():
     figures[model] = {"bytes": _size(exports[model])} if model in exports else {}
     if languages.keys() != heldout["float"].keys():
-      raise errors.InputError(f"report: model {model} was evaluated on {', '.join(languages) or 'nothing'}, and "
-                              f"float on {', '.join(heldout['float']) or 'nothing'}; evaluate both again, on one cache")
+      raise errors.InputError(
+        f"report: model {model} was evaluated on {', '.join(languages) or 'nothing'}, and "
+        f"float on {', '.join(heldout['float']) or 'nothing'}; evaluate both again, on one cache"
+      )
     for language, values in languages.items():
       figures[model][f"{language}_bits_per_byte"] = values["bits_per_byte"]
       reference = heldout["float"][language]
       if any(values[name] != reference[name] for name in ("tokens", "bytes")):
-        raise errors.InputError(f"report: model {model} was evaluated on another text than float: "
-                                f"{values['tokens']} tokens of {language}, not {reference['tokens']}; "
-                                "evaluate both again")
+        raise errors.InputError(
+          f"report: model {model} was evaluated on another text than float: "
+          f"{values['tokens']} tokens of {language}, not {reference['tokens']}; "
+          "evaluate both again"
+        )
   return figures
 
 
@@ -177,8 +199,11 @@ def read_evaluation(path: pathlib.Path) -> dict[str, dict[str, float]]:
   _check_there(path, f"glmjax evaluate --out={path}")
   languages = user_json.read(path, expected=again)
   for language, figures in languages.items():
-    if not (isinstance(figures, dict) and all(map(_is_number, figures.values()))
-            and all(name in figures for name in ("tokens", "bytes", "bits_per_byte"))):
+    if not (
+      isinstance(figures, dict)
+      and all(map(_is_number, figures.values()))
+      and all(name in figures for name in ("tokens", "bytes", "bits_per_byte"))
+    ):
       raise errors.InputError(f"{path}: {language[:40]!r} has no figures of an evaluation; {again}")
   return languages
 
@@ -187,8 +212,9 @@ def _size(folder: pathlib.Path) -> int:
   """Bytes of an export's parameters on disk."""
   files = [path for path in (folder / "params").rglob("*") if path.is_file()]
   if not files:
-    raise errors.InputError(f"{folder}: no exported model here; run glmjax export --out={folder}, or leave "
-                            "it out of report.write's exports")
+    raise errors.InputError(
+      f"{folder}: no exported model here; run glmjax export --out={folder}, or leave it out of report.write's exports"
+    )
   return sum(path.stat().st_size for path in files)
 
 

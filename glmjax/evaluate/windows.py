@@ -33,8 +33,13 @@ class HeldOut:
     return sum(map(len, self.documents))
 
 
-def choose_documents(reader: shards.SplitReader, specials: tokens_lib.SpecialTokens,
-                     decode_bytes: Callable[[Iterable[int]], bytes], max_tokens: int, seed: int) -> HeldOut:
+def choose_documents(
+  reader: shards.SplitReader,
+  specials: tokens_lib.SpecialTokens,
+  decode_bytes: Callable[[Iterable[int]], bytes],
+  max_tokens: int,
+  seed: int,
+) -> HeldOut:
   """Documents in a random order that `seed` settles, up to `max_tokens`; the last one is cut there."""
   documents, texts, utf8_bytes, left, end = [], [], 0, max_tokens, None
   for i in range(reader.num_documents):
@@ -55,8 +60,9 @@ def choose_documents(reader: shards.SplitReader, specials: tokens_lib.SpecialTok
   return HeldOut(documents, b"".join(texts), utf8_bytes, end)
 
 
-def left_to_right(held_out: HeldOut, length: int, specials: tokens_lib.SpecialTokens,
-                  positions: positions_lib.Positions) -> list[score.Row]:
+def left_to_right(
+  held_out: HeldOut, length: int, specials: tokens_lib.SpecialTokens, positions: positions_lib.Positions
+) -> list[score.Row]:
   """[gMASK] windows of `length` places in which every token of the documents is a target exactly once."""
   before = [] if held_out.end is None else [held_out.end]
   rows = []
@@ -77,8 +83,16 @@ class Fill:
     return list(self.both_sides.targets)
 
 
-def fills(held_out: HeldOut, length: int, count: int, seed: int, specials: tokens_lib.SpecialTokens,
-          positions: positions_lib.Positions, mean_span_length: float, max_span_length: int) -> list[Fill]:
+def fills(
+  held_out: HeldOut,
+  length: int,
+  count: int,
+  seed: int,
+  specials: tokens_lib.SpecialTokens,
+  positions: positions_lib.Positions,
+  mean_span_length: float,
+  max_span_length: int,
+) -> list[Fill]:
   """Up to `count` spans of windows that do not overlap, with at least a quarter of the window on either side.
 
   Args:
@@ -90,7 +104,7 @@ def fills(held_out: HeldOut, length: int, count: int, seed: int, specials: token
     mean_span_length, max_span_length: of the Poisson distribution that lengths are drawn from.
   """
   room = length - 2  # [MASK] and sop come on top
-  pieces = [ids[i:i + room] for ids in held_out.documents for i in range(0, len(ids), room)]
+  pieces = [ids[i : i + room] for ids in held_out.documents for i in range(0, len(ids), room)]
   pieces = [piece for piece in pieces if len(piece) >= _SHORTEST_FILL]
   rng = spans.example_rng(seed, 0)
   passes = min(-(-count // max(len(pieces), 1)), _FILLS_PER_WINDOW)
@@ -102,7 +116,11 @@ def fills(held_out: HeldOut, length: int, count: int, seed: int, specials: token
     side = len(text) // 4
     span_length = min(span_length, len(text) - 2 * side)
     start = int(rng.integers(side, len(text) - side - span_length + 1))
-    target, left, right = text[start:start + span_length], text[:start], text[start + span_length:]
-    asked.append(Fill(score.target_row([*left, specials.mask, *right], target, specials, positions),
-                      score.target_row([*left, specials.gmask], target, specials, positions)))
+    target, left, right = text[start : start + span_length], text[:start], text[start + span_length :]
+    asked.append(
+      Fill(
+        score.target_row([*left, specials.mask, *right], target, specials, positions),
+        score.target_row([*left, specials.gmask], target, specials, positions),
+      )
+    )
   return asked

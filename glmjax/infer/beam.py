@@ -53,8 +53,9 @@ class Beam:
 class Search:
   """One prompt's beams: `advance` with the model's logits, best first in `result`."""
 
-  def __init__(self, settings: BeamSearch, prompt: Sequence[int], stops: Sequence[int],
-               suppressed_V: np.ndarray | None = None):
+  def __init__(
+    self, settings: BeamSearch, prompt: Sequence[int], stops: Sequence[int], suppressed_V: np.ndarray | None = None
+  ):
     self.settings = settings
     self.live = [list(prompt)]  # one at first: all beams would be the same
     self.scores = np.zeros(1, np.float32)
@@ -88,8 +89,9 @@ class Search:
         bans.append(self._banned_after(parent, token))
     self.live, self.scores, self._bans = live, np.array(scores, np.float32), bans
     # Done when none of the live ones, ending now, would beat the worst that ended.
-    self.done |= (len(self.ended) == settings.num_beams and
-                  self.ended[-1].score >= self.scores.max() / self._penalty(len(live[0])))
+    self.done |= len(self.ended) == settings.num_beams and self.ended[-1].score >= self.scores.max() / self._penalty(
+      len(live[0])
+    )
     return parents
 
   def result(self) -> list[Beam]:
@@ -108,21 +110,22 @@ class Search:
       for row, tokens in enumerate(self.live):
         said = list({*tokens} - {*self._stops})
         of_said = logits_BV[row, said]
-        logits_BV[row, said] = np.where(of_said > 0, of_said / settings.repetition_penalty,
-                                        of_said * settings.repetition_penalty)
+        logits_BV[row, said] = np.where(
+          of_said > 0, of_said / settings.repetition_penalty, of_said * settings.repetition_penalty
+        )
     if self._suppressed_V is not None:
       logits_BV[:, self._suppressed_V] = sampling.FILTERED
     if len(self.live[0]) - self._prompt_length < settings.min_tokens:
       logits_BV[:, self._stops] = sampling.FILTERED
     if settings.no_repeat_ngram and len(self.live[0]) > settings.no_repeat_ngram:
       for row, (tokens, bans) in enumerate(zip(self.live, self._bans)):
-        logits_BV[row, bans.get(tuple(tokens[1 - settings.no_repeat_ngram:]), [])] = sampling.FILTERED
+        logits_BV[row, bans.get(tuple(tokens[1 - settings.no_repeat_ngram :]), [])] = sampling.FILTERED
     return logits_BV
 
   def _banned_after(self, parent: int, token: int) -> dict[tuple[int, ...], list[int]]:
     if not self.settings.no_repeat_ngram:
       return {}
-    prefix = tuple(self.live[parent][1 - self.settings.no_repeat_ngram:])
+    prefix = tuple(self.live[parent][1 - self.settings.no_repeat_ngram :])
     bans = self._bans[parent]
     return bans | {prefix: [*bans.get(prefix, []), token]}
 
@@ -133,7 +136,7 @@ class Search:
     """Adds a beam where it belongs, best first; what goes beyond `num_beams` is dropped."""
     beam = Beam(tokens, float(score / self._penalty(len(tokens))))
     ended.insert(sum(beam.score < other.score for other in ended), beam)
-    del ended[self.settings.num_beams:]
+    del ended[self.settings.num_beams :]
 
 
 def _log_softmax(logits_BV: np.ndarray) -> np.ndarray:
@@ -142,13 +145,20 @@ def _log_softmax(logits_BV: np.ndarray) -> np.ndarray:
 
 
 @functools.partial(jax.jit, static_argnames=("config",), donate_argnames=("state",))
-def step(config: config_lib.GLMConfig, params: Any, rows: decode.Rows, state: decode.State,
-         parents_B: jax.Array, tokens_B: jax.Array) -> tuple[jax.Array, decode.State]:
+def step(
+  config: config_lib.GLMConfig,
+  params: Any,
+  rows: decode.Rows,
+  state: decode.State,
+  parents_B: jax.Array,
+  tokens_B: jax.Array,
+) -> tuple[jax.Array, decode.State]:
   """Logits [B, V] behind `tokens_B`, each read behind the cache of its parent."""
   state = dataclasses.replace(decode.take_state(state, parents_B), last_B=tokens_B)
   logits_BV, cache = decode.next_logits(config, params, rows, state)
-  return logits_BV, decode.constrain(dataclasses.replace(
-      state, cache=cache, length_B=state.length_B + 1, step_B=state.step_B + 1))
+  return logits_BV, decode.constrain(
+    dataclasses.replace(state, cache=cache, length_B=state.length_B + 1, step_B=state.step_B + 1)
+  )
 
 
 @functools.partial(jax.jit, static_argnames=("config", "times"))
@@ -158,9 +168,15 @@ def repeat(config: config_lib.GLMConfig, params: Any, state: decode.State, times
   return decode.take_state(state, jnp.repeat(jnp.arange(len(state.last_B)), times))
 
 
-def search(runner: runner_lib.Runner, prompts: Sequence[prompt_lib.Prompt], max_tokens: int,
-           settings: BeamSearch, stops: Sequence[int], pad: int, suppressed_V: np.ndarray | None = None
-           ) -> list[list[Beam]]:
+def search(
+  runner: runner_lib.Runner,
+  prompts: Sequence[prompt_lib.Prompt],
+  max_tokens: int,
+  settings: BeamSearch,
+  stops: Sequence[int],
+  pad: int,
+  suppressed_V: np.ndarray | None = None,
+) -> list[list[Beam]]:
   """Each prompt's best beams, of up to `max_tokens` new tokens, stop token included."""
   n = settings.num_beams
   batch, rows = decode.make_rows(prompts, [max_tokens] * len(prompts), pad, runner.batch_size(len(prompts)))
@@ -175,11 +191,12 @@ def search(runner: runner_lib.Runner, prompts: Sequence[prompt_lib.Prompt], max_
       break
     logits, state = runner.run(step, rows, state, parents, tokens)
     logits = np.asarray(logits)
-    decode.check_finite([np.isfinite(logits[i * n:i * n + len(s.live)]).all()
-                         for i, s in enumerate(searches) if not s.done])
+    decode.check_finite(
+      [np.isfinite(logits[i * n : i * n + len(s.live)]).all() for i, s in enumerate(searches) if not s.done]
+    )
     for i, s in enumerate(searches):
       if not s.done:
         own = slice(i * n, i * n + len(s.live))
-        parents[i * n:(i + 1) * n] = np.resize(i * n + np.array(s.advance(logits[own])), n)
-        tokens[i * n:(i + 1) * n] = np.resize([beam[-1] for beam in s.live], n)
+        parents[i * n : (i + 1) * n] = np.resize(i * n + np.array(s.advance(logits[own])), n)
+        tokens[i * n : (i + 1) * n] = np.resize([beam[-1] for beam in s.live], n)
   return [s.result() for s in searches]

@@ -80,7 +80,7 @@ class CleanStream:
 
   def _take(self, text: str) -> str:
     solid = text.rstrip()
-    blanks = text[len(solid):]
+    blanks = text[len(solid) :]
     if not solid:
       decided, self._held = (self._held, "") if blanks else ("", self._held)  # a blank behind it decides an end
     else:
@@ -98,7 +98,7 @@ class CleanStream:
     if not self._before:
       decided = decided.lstrip()
     decided = decided.replace(_TRAINING_TIME, "2023年")
-    new = _in_full_width(self._before + decided)[len(self._before):]
+    new = _in_full_width(self._before + decided)[len(self._before) :]
     self._before = decided[-1:] or self._before
     self._shown.append(new)
     return new
@@ -107,8 +107,14 @@ class CleanStream:
 class Session:
   """A conversation with a model. `rounds` is all of it; the prompt holds those from `first` on."""
 
-  def __init__(self, model: engine_lib.Engine, sampling: sampling_lib.Sampling = SAMPLING,
-               max_length: int = MAX_LENGTH, answer_tokens: int | None = None, seed: int = 0) -> None:
+  def __init__(
+    self,
+    model: engine_lib.Engine,
+    sampling: sampling_lib.Sampling = SAMPLING,
+    max_length: int = MAX_LENGTH,
+    answer_tokens: int | None = None,
+    seed: int = 0,
+  ) -> None:
     """Prompt and answer take `max_length` tokens, or what the model has if that is less.
 
     Old rounds leave `answer_tokens` of them free (a quarter). Each answer draws with a seed of its own.
@@ -118,8 +124,10 @@ class Session:
     self.max_length = min(max_length, model.config.max_length)
     self.answer_tokens = self.max_length // 4 if answer_tokens is None else answer_tokens
     if not 0 < self.answer_tokens < self.max_length:
-      raise errors.InputError(f"answer_tokens is {answer_tokens}: give 1 or more, and less than the "
-                              f"{self.max_length} tokens of a whole conversation")
+      raise errors.InputError(
+        f"answer_tokens is {answer_tokens}: give 1 or more, and less than the "
+        f"{self.max_length} tokens of a whole conversation"
+      )
     self.rounds: list[Round] = []
     self.first = 0
     self.finish_reason = "stop"  # of the last answer; length: it was cut off for want of room
@@ -140,8 +148,9 @@ class Session:
     row, first = self._row(query)
     room = min(self._model.room(row), self.max_length - len(row) - 1)
     if room < 1:
-      raise errors.InputError(f"this takes {len(row) + 1} tokens, and there are {self.max_length} for question "
-                              "and answer: shorten it")
+      raise errors.InputError(
+        f"this takes {len(row) + 1} tokens, and there are {self.max_length} for question and answer: shorten it"
+      )
     self.first = first
     self._seed += 1
     stream = CleanStream()

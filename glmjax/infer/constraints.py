@@ -32,8 +32,9 @@ class Constraints:
   said_BV: jax.Array | None  # bool: tokens of the prompts
 
 
-def make(prompts: Sequence[prompt_lib.Prompt], samplings: Sequence[sampling.Sampling], batch: int, vocab_size: int
-         ) -> Constraints | None:
+def make(
+  prompts: Sequence[prompt_lib.Prompt], samplings: Sequence[sampling.Sampling], batch: int, vocab_size: int
+) -> Constraints | None:
   """Those of each prompt, in a batch of `batch` rows; None where no prompt has any."""
   filling = [sampling.Sampling()] * (batch - len(samplings))
   rows = [*samplings, *filling]
@@ -44,19 +45,21 @@ def make(prompts: Sequence[prompt_lib.Prompt], samplings: Sequence[sampling.Samp
   tail_BN = np.full((batch, max(0, longest - 1)), _NOTHING, np.int32)
   said_BV = np.zeros((batch, vocab_size), bool)
   for row, prompt in enumerate(prompts):
-    last = prompt.tokens[len(prompt.tokens) - tail_BN.shape[1]:] if longest > 1 else []
-    tail_BN[row, tail_BN.shape[1] - len(last):] = last
+    last = prompt.tokens[len(prompt.tokens) - tail_BN.shape[1] :] if longest > 1 else []
+    tail_BN[row, tail_BN.shape[1] - len(last) :] = last
     said_BV[row, prompt.tokens] = True
   return Constraints(
-      min_tokens_B=np.array([row.min_tokens for row in rows], np.int32) if shortest else None,
-      ngram_B=np.array([row.no_repeat_ngram for row in rows], np.int32) if longest else None,
-      tail_BN=tail_BN if longest else None,
-      penalty_B=np.array([row.repetition_penalty for row in rows], np.float32) if penalized else None,
-      said_BV=said_BV if penalized else None)
+    min_tokens_B=np.array([row.min_tokens for row in rows], np.int32) if shortest else None,
+    ngram_B=np.array([row.no_repeat_ngram for row in rows], np.int32) if longest else None,
+    tail_BN=tail_BN if longest else None,
+    penalty_B=np.array([row.repetition_penalty for row in rows], np.float32) if penalized else None,
+    said_BV=said_BV if penalized else None,
+  )
 
 
-def apply(constraints: Constraints, logits_BV: jax.Array, generated_BT: jax.Array, step_B: jax.Array,
-          stops_V: jax.Array) -> jax.Array:
+def apply(
+  constraints: Constraints, logits_BV: jax.Array, generated_BT: jax.Array, step_B: jax.Array, stops_V: jax.Array
+) -> jax.Array:
   """Logits as the constraints leave them, float32; `step_B` tokens of each row of `generated_BT` are there."""
   logits_BV = logits_BV.astype(jnp.float32)
   rows_B1 = jnp.arange(len(logits_BV))[:, None]
@@ -83,6 +86,6 @@ def _completes_ngram(constraints: Constraints, generated_BT: jax.Array, step_B: 
   same_BT = (jnp.arange(places) < step_B[:, None]) & (constraints.ngram_B > 0)[:, None]
   for i in range(size):  # tokens in front, from the nearest
     now_B1 = jnp.take_along_axis(text, (size + step_B - 1 - i)[:, None], axis=1)
-    before_BT = text[:, size - 1 - i:size - 1 - i + places]
+    before_BT = text[:, size - 1 - i : size - 1 - i + places]
     same_BT &= (before_BT == now_B1) | (i + 1 >= constraints.ngram_B)[:, None]
   return same_BT

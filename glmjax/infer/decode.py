@@ -57,36 +57,63 @@ class State:
   finite_B: jax.Array  # bool: all logits that the row's tokens were taken from
 
 
-def make_rows(prompts: Sequence[prompt_lib.Prompt], limits: Sequence[int], pad_id: int, batch: int | None = None,
-              slots: int | None = None) -> tuple[rows_lib.Batch, Rows]:
+def make_rows(
+  prompts: Sequence[prompt_lib.Prompt],
+  limits: Sequence[int],
+  pad_id: int,
+  batch: int | None = None,
+  slots: int | None = None,
+) -> tuple[rows_lib.Batch, Rows]:
   """Prompts without their last tokens, `batch` rows of `slots` places (both bucketed if not given), and the rest."""
   batch = batch or rows_lib.bucket(len(prompts), 1)
   slots = slots or rows_lib.bucket(max(len(p.tokens) for p in prompts) - 1)
   heads = [dataclasses.replace(p, tokens=p.tokens[:-1], positions=p.positions[:, :-1]) for p in prompts]
   column = functools.partial(rows_lib.column, filling=batch - len(prompts))
-  rows = Rows(length_B=column([len(p.tokens) for p in heads], fill=0),
-              last_B=column([p.tokens[-1] for p in prompts], fill=pad_id),
-              position_B2=column([p.positions[:, -1] for p in prompts], fill=(0, 0)),
-              stride_B2=column([p.stride for p in prompts], fill=(0, 0)), limit_B=column(limits, fill=0))
+  rows = Rows(
+    length_B=column([len(p.tokens) for p in heads], fill=0),
+    last_B=column([p.tokens[-1] for p in prompts], fill=pad_id),
+    position_B2=column([p.positions[:, -1] for p in prompts], fill=(0, 0)),
+    stride_B2=column([p.stride for p in prompts], fill=(0, 0)),
+    limit_B=column(limits, fill=0),
+  )
   return rows_lib.pad(heads, pad_id, batch, slots), rows
 
 
 @functools.partial(jax.jit, static_argnames=("config", "new_tokens", "all_slots"))
-def prefill(config: config_lib.GLMConfig, params: Any, prompts: rows_lib.Batch, rows: Rows, new_tokens: int,
-            all_slots: int | None = None) -> State:
+def prefill(
+  config: config_lib.GLMConfig,
+  params: Any,
+  prompts: rows_lib.Batch,
+  rows: Rows,
+  new_tokens: int,
+  all_slots: int | None = None,
+) -> State:
   """The state after reading all but the last token of each prompt, with room for `new_tokens`.
 
   `all_slots` sets the size of the cache (P + T without it), which may be extended later.
   """
   batch, slots = prompts.tokens.shape
   _, cache = glm.GLM(config).apply(
-      {"params": offload.fetch(params)}, prompts.tokens, config.position_kind.of_model(prompts.positions),
-      prompts.start, prompts.end, cache=kv_cache.empty(config, batch, 0), method="hidden")
+    {"params": offload.fetch(params)},
+    prompts.tokens,
+    config.position_kind.of_model(prompts.positions),
+    prompts.start,
+    prompts.end,
+    cache=kv_cache.empty(config, batch, 0),
+    method="hidden",
+  )
   room = new_tokens if all_slots is None else all_slots - slots
-  return constrain(State(
-      cache=extend(cache, room), length_B=rows.length_B, step_B=jnp.zeros_like(rows.length_B), last_B=rows.last_B,
-      generated_BT=jnp.full((batch, new_tokens), UNUSED, jnp.int32), done_B=rows.limit_B <= 0,
-      finite_B=jnp.ones(batch, bool)))
+  return constrain(
+    State(
+      cache=extend(cache, room),
+      length_B=rows.length_B,
+      step_B=jnp.zeros_like(rows.length_B),
+      last_B=rows.last_B,
+      generated_BT=jnp.full((batch, new_tokens), UNUSED, jnp.int32),
+      done_B=rows.limit_B <= 0,
+      finite_B=jnp.ones(batch, bool),
+    )
+  )
 
 
 def next_logits(config: config_lib.GLMConfig, params: Any, rows: Rows, state: State) -> tuple[jax.Array, glm.Cache]:
@@ -95,15 +122,30 @@ def next_logits(config: config_lib.GLMConfig, params: Any, rows: Rows, state: St
   end_B1 = state.length_B[:, None] + 1
   model, params = glm.GLM(config), offload.fetch(params)
   x_B1D, cache = model.apply(
-      {"params": params}, state.last_B[:, None], config.position_kind.of_model(positions_B21), jnp.zeros_like(end_B1),
-      end_B1, cache=state.cache, lengths_B=state.length_B, method="hidden")
+    {"params": params},
+    state.last_B[:, None],
+    config.position_kind.of_model(positions_B21),
+    jnp.zeros_like(end_B1),
+    end_B1,
+    cache=state.cache,
+    lengths_B=state.length_B,
+    method="hidden",
+  )
   return model.apply({"params": params}, x_B1D, method="head")[:, 0], cache
 
 
 @functools.partial(jax.jit, static_argnames=("config",), donate_argnames=("state",))
-def decode(config: config_lib.GLMConfig, params: Any, rows: Rows, state: State, draws: sampling.Draws,
-           suppressed_V: jax.Array, stops_V: jax.Array, count: jax.Array,
-           constraints: constraints_lib.Constraints | None = None) -> State:
+def decode(
+  config: config_lib.GLMConfig,
+  params: Any,
+  rows: Rows,
+  state: State,
+  draws: sampling.Draws,
+  suppressed_V: jax.Array,
+  stops_V: jax.Array,
+  count: jax.Array,
+  constraints: constraints_lib.Constraints | None = None,
+) -> State:
   """Adds `count` tokens to each row, fewer where all rows are done before.
 
   A row is done at its first token of `stops_V` (bool), which is kept, or at its limit.
@@ -122,10 +164,17 @@ def decode(config: config_lib.GLMConfig, params: Any, rows: Rows, state: State, 
     goes_on_B = ~state.done_B
     step_B = state.step_B + goes_on_B
     generated_BT = jax.vmap(_write)(state.generated_BT, jnp.where(goes_on_B, token_B, UNUSED), state.step_B)
-    return added + 1, constrain(State(
-        cache, length_B=state.length_B + goes_on_B, step_B=step_B, last_B=jnp.where(goes_on_B, token_B, state.last_B),
-        generated_BT=generated_BT, done_B=state.done_B | stops_V[token_B] | (step_B >= rows.limit_B),
-        finite_B=state.finite_B & (state.done_B | jnp.isfinite(logits_BV).all(-1))))
+    return added + 1, constrain(
+      State(
+        cache,
+        length_B=state.length_B + goes_on_B,
+        step_B=step_B,
+        last_B=jnp.where(goes_on_B, token_B, state.last_B),
+        generated_BT=generated_BT,
+        done_B=state.done_B | stops_V[token_B] | (step_B >= rows.limit_B),
+        finite_B=state.finite_B & (state.done_B | jnp.isfinite(logits_BV).all(-1)),
+      )
+    )
 
   return jax.lax.while_loop(more, add, (jnp.int32(0), state))[1]
 
@@ -170,8 +219,9 @@ def check_finite(finite: np.ndarray | jax.Array) -> None:
   """Raises NotFiniteError unless all of these flags say that logits were finite."""
   if not np.all(finite):
     raise errors.NotFiniteError(
-        "the model's logits are not finite: its training diverged, or its weights are damaged or beyond what its dtype "
-        "holds; use an earlier checkpoint, or one exported with another --dtype")
+      "the model's logits are not finite: its training diverged, or its weights are damaged or beyond what its dtype "
+      "holds; use an earlier checkpoint, or one exported with another --dtype"
+    )
 
 
 def generated(state: State, num_rows: int) -> list[list[int]]:

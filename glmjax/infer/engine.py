@@ -69,8 +69,14 @@ class Engine:
   are rounded up to a few sizes.
   """
 
-  def __init__(self, runner: runner_lib.Runner, tokenizer: Tokenizer, max_batch: int = 16,
-               stop_tokens: Sequence[int] | None = None, suppressed_tokens: Sequence[int] | None = None):
+  def __init__(
+    self,
+    runner: runner_lib.Runner,
+    tokenizer: Tokenizer,
+    max_batch: int = 16,
+    stop_tokens: Sequence[int] | None = None,
+    suppressed_tokens: Sequence[int] | None = None,
+  ):
     """At most `max_batch` prompts run together.
 
     By default eop, eos and eod stop, and everything that is not text is never generated: the other special
@@ -79,16 +85,22 @@ class Engine:
     self.runner, self.tokenizer, self.max_batch = runner, tokenizer, max_batch
     vocab_size = self.config.vocab_size
     if tokenizer.vocab_size > vocab_size:
-      raise errors.InputError(f"the tokenizer has {tokenizer.vocab_size} ids and the model's vocabulary "
-                              f"{vocab_size}: use the tokenizer that the model was trained with")
+      raise errors.InputError(
+        f"the tokenizer has {tokenizer.vocab_size} ids and the model's vocabulary "
+        f"{vocab_size}: use the tokenizer that the model was trained with"
+      )
     specials = tokenizer.specials
     stops = (specials.eop, specials.eos, specials.eod) if stop_tokens is None else stop_tokens
     if suppressed_tokens is None:
-      suppressed_tokens = {*dataclasses.astuple(specials), *range(tokenizer.num_image_tokens),
-                           *range(tokenizer.vocab_size, vocab_size)} - set(stops)
+      suppressed_tokens = {
+        *dataclasses.astuple(specials),
+        *range(tokenizer.num_image_tokens),
+        *range(tokenizer.vocab_size, vocab_size),
+      } - set(stops)
     self._stops = frozenset(stops)
-    self._stops_V, self._suppressed_V = (runner.placement.everywhere(_ids_mask(ids, vocab_size))
-                                         for ids in (stops, suppressed_tokens))
+    self._stops_V, self._suppressed_V = (
+      runner.placement.everywhere(_ids_mask(ids, vocab_size)) for ids in (stops, suppressed_tokens)
+    )
 
   @property
   def config(self) -> config_lib.GLMConfig:
@@ -96,8 +108,14 @@ class Engine:
     return self.runner.config
 
   @classmethod
-  def load(cls, folder: str | os.PathLike, dtype: str | None = None,
-           mesh: mesh_lib.MeshConfig | str | None = None, offload_layers: int = 0, **kwargs: Any) -> "Engine":
+  def load(
+    cls,
+    folder: str | os.PathLike,
+    dtype: str | None = None,
+    mesh: mesh_lib.MeshConfig | str | None = None,
+    offload_layers: int = 0,
+    **kwargs: Any,
+  ) -> "Engine":
     """Reads a model from an exported or a training folder.
 
     Args:
@@ -108,11 +126,14 @@ class Engine:
       **kwargs: as `Engine` takes them.
     """
     from glmjax import tokenizer as tokenizer_lib  # here, so that in-memory engines need no SentencePiece
+
     placement = placement_lib.on_mesh(mesh)
     loaded = runner_lib.read(folder, placement, dtype, offload_layers)
     if not loaded.tokenizer_dir.is_dir():
-      raise errors.InputError(f"{folder} has no tokenizer, so that no text goes in or out of it: copy there, as "
-                              f"{loaded.tokenizer_dir.name}/, the one that the model was trained with")
+      raise errors.InputError(
+        f"{folder} has no tokenizer, so that no text goes in or out of it: copy there, as "
+        f"{loaded.tokenizer_dir.name}/, the one that the model was trained with"
+      )
     tokenizer = tokenizer_lib.Tokenizer.load(loaded.tokenizer_dir)
     tokenizer.check_fits(loaded.config.vocab_size)
     return cls(runner_lib.Runner(loaded.config, loaded.params, placement, offload_layers), tokenizer, **kwargs)
@@ -133,9 +154,14 @@ class Engine:
         ids.extend(self.tokenizer.encode(part))
     return ids
 
-  def generate(self, prompts: Sequence[str], max_tokens: int = 128,
-               sampling: sampling_lib.Sampling | Sequence[sampling_lib.Sampling] | beam_lib.BeamSearch
-               = sampling_lib.Sampling(), seed: int = 0, literal: bool = False) -> list[Generation]:
+  def generate(
+    self,
+    prompts: Sequence[str],
+    max_tokens: int = 128,
+    sampling: sampling_lib.Sampling | Sequence[sampling_lib.Sampling] | beam_lib.BeamSearch = sampling_lib.Sampling(),
+    seed: int = 0,
+    literal: bool = False,
+  ) -> list[Generation]:
     """Fills each prompt's blanks from left to right, or continues it where it has none.
 
     `max_tokens` is for each blank. `sampling` is one for all, one for each, or a beam search, whose best beam fills
@@ -144,12 +170,15 @@ class Engine:
     rows = [self.encode(prompt, literal) for prompt in prompts]
     filled = self.fill(rows, max_tokens, sampling, [seed + i for i in range(len(rows))])
     text = self.tokenizer.decode
-    return [Generation(text(f.tokens), [text(piece) for piece in f.pieces], f.pieces, f.finish_reason)
-            for f in filled]
+    return [Generation(text(f.tokens), [text(piece) for piece in f.pieces], f.pieces, f.finish_reason) for f in filled]
 
-  def fill(self, rows: Sequence[Sequence[int]], max_tokens: int,
-           sampling: sampling_lib.Sampling | Sequence[sampling_lib.Sampling] | beam_lib.BeamSearch,
-           seeds: Sequence[int]) -> list[Filled]:
+  def fill(
+    self,
+    rows: Sequence[Sequence[int]],
+    max_tokens: int,
+    sampling: sampling_lib.Sampling | Sequence[sampling_lib.Sampling] | beam_lib.BeamSearch,
+    seeds: Sequence[int],
+  ) -> list[Filled]:
     """`generate` on tokens: rows that hold masks, framed by `encode`."""
     ranges.whole("max_tokens", max_tokens, 1)
     specials, kind = self.tokenizer.specials, self.config.position_kind
@@ -172,19 +201,21 @@ class Engine:
           turns.append((i, prompt_lib.fill(filled.tokens, specials, kind), min(max_tokens, room)))
       turns.sort(key=lambda x: len(x[1].tokens))  # like lengths together: less padding
       for first in range(0, len(turns), size):
-        some = turns[first:first + size]
+        some = turns[first : first + size]
         prompts, limits = [p for _, p, _ in some], [most for _, _, most in some]
         if isinstance(sampling, beam_lib.BeamSearch):
           new = self._search(prompts, limits, sampling)
         else:
-          new = self._continue(prompts, limits, [how[i] for i, _, _ in some],
-                               [_turn_seed(seeds[i], turn) for i, _, _ in some])
+          new = self._continue(
+            prompts, limits, [how[i] for i, _, _ in some], [_turn_seed(seeds[i], turn) for i, _, _ in some]
+          )
         for (i, _, _), piece in zip(some, new, strict=True):
           state[i] = self._splice(state[i], piece)
     return [self._unframe(filled) for filled in state]
 
-  def stream(self, row: Sequence[int], max_tokens: int, sampling: sampling_lib.Sampling = sampling_lib.Sampling(),
-             seed: int = 0) -> Iterator[int]:
+  def stream(
+    self, row: Sequence[int], max_tokens: int, sampling: sampling_lib.Sampling = sampling_lib.Sampling(), seed: int = 0
+  ) -> Iterator[int]:
     """The tokens that fill the first blank of a row framed by `encode`, one by one, without the stop token.
 
     The generator's own value is the reason why it ended, stop or length. Programs: one to read prompts for
@@ -202,8 +233,9 @@ class Engine:
       if used + i == size:
         size, before = _cache_size(2 * size, most), size
         state = self.runner.run(decode.grow, state, slots=size - before)
-      state = self.runner.run(decode.decode, rows, state, draws, self._suppressed_V, self._stops_V, np.int32(1),
-                              constraints)
+      state = self.runner.run(
+        decode.decode, rows, state, draws, self._suppressed_V, self._stops_V, np.int32(1), constraints
+      )
       last_B, finite_B = jax.device_get((state.last_B, state.finite_B))
       decode.check_finite(finite_B[:1])
       token = int(last_B[0])
@@ -217,25 +249,31 @@ class Engine:
     prompt_lib.check_ids(row, self.config.vocab_size)
     room = self.config.max_length - len(row) - 1  # sop takes a place
     if room < 1:
-      raise errors.InputError(f"a prompt takes {len(row) + 1} tokens, and the model has "
-                              f"{self.config.max_length} for prompt and answer: shorten the prompt")
+      raise errors.InputError(
+        f"a prompt takes {len(row) + 1} tokens, and the model has "
+        f"{self.config.max_length} for prompt and answer: shorten the prompt"
+      )
     return room
 
-  def score(self, texts: Sequence[str], contexts: Sequence[str] | None = None, stride: int | None = None
-            ) -> list[score_lib.Score]:
+  def score(
+    self, texts: Sequence[str], contexts: Sequence[str] | None = None, stride: int | None = None
+  ) -> list[score_lib.Score]:
     """Each text's log-likelihood, read from left to right as the filling of a [gMASK] at its start.
 
     With `contexts`, of each text behind its context, which is seen from both sides; where that has a [MASK], of the
     text as its filling. Texts longer than the model are scored in windows that see the tokens before them.
     """
     length = self.config.max_length
-    windows = [self._text_rows(text, context, length, stride)
-               for text, context in zip(texts, contexts or [""] * len(texts), strict=True)]
+    windows = [
+      self._text_rows(text, context, length, stride)
+      for text, context in zip(texts, contexts or [""] * len(texts), strict=True)
+    ]
     scores = iter(self.score_rows([row for rows in windows for row in rows]))
     return [score_lib.join([next(scores) for _ in rows]) for rows in windows]
 
-  def score_choices(self, contexts: Sequence[str], choices: Sequence[Sequence[str]], mask: str = "[MASK]"
-                    ) -> list[score_lib.Choices]:
+  def score_choices(
+    self, contexts: Sequence[str], choices: Sequence[Sequence[str]], mask: str = "[MASK]"
+  ) -> list[score_lib.Choices]:
     """How likely each choice is as the filling of its context's blank, as GLM-130B's evaluation scores them.
 
     A context without a blank gets `mask` at its end ([MASK] or [gMASK]). Choices are scored without an end token, by
@@ -248,7 +286,7 @@ class Engine:
       ids, answers = self._context(context), [self._answer(choice) for choice in some]
       kept = score_lib.room_for_choices(answers, self.config.max_length, framed=2 if kind.begins_text else 0)
       left_out.append(max(0, len(ids) - kept))
-      ids = score_lib.with_blank(ids[left_out[-1]:], default, specials, kind)
+      ids = score_lib.with_blank(ids[left_out[-1] :], default, specials, kind)
       rows.append([score_lib.target_row(ids, answer, specials, kind) for answer in answers])
     scores = iter(self.score_rows([row for some in rows for row in some]))
     return [score_lib.Choices([next(scores) for _ in some], out) for some, out in zip(rows, left_out)]
@@ -274,13 +312,15 @@ class Engine:
     if blank is not None and ids[blank:] != [specials.gmask]:
       ids = score_lib.with_blank(ids, specials.gmask, specials, kind)
       if len(ids) + len(answer) > length:
-        raise errors.InputError(f"a text takes {len(answer)} tokens and its context {len(ids)}, and the model has "
-                                f"{length}: shorten them")
+        raise errors.InputError(
+          f"a text takes {len(answer)} tokens and its context {len(ids)}, and the model has {length}: shorten them"
+        )
       return [score_lib.target_row(ids, answer, specials, kind)]
     ids = [*([specials.enc] if kind.begins_text else []), *ids[:blank]]
     if len(ids) + 2 > length:
-      raise errors.InputError(f"a context takes {len(ids)} tokens, and the model has {length} for it and the text: "
-                              "shorten it")
+      raise errors.InputError(
+        f"a context takes {len(ids)} tokens, and the model has {length} for it and the text: shorten it"
+      )
     return score_lib.window_rows([*ids, *answer], specials, kind, length, stride, skip=len(ids))
 
   def _context(self, text: str) -> list[int]:
@@ -297,15 +337,21 @@ class Engine:
       raise errors.InputError(f"a text to score is empty ({text[:60]!r}): give at least one character")
     return ids
 
-  def _continue(self, prompts: Sequence[prompt_lib.Prompt], limits: Sequence[int],
-                samplings: Sequence[sampling_lib.Sampling], seeds: Sequence[int]) -> list[list[int]]:
+  def _continue(
+    self,
+    prompts: Sequence[prompt_lib.Prompt],
+    limits: Sequence[int],
+    samplings: Sequence[sampling_lib.Sampling],
+    seeds: Sequence[int],
+  ) -> list[list[int]]:
     """New tokens of each prompt, stop token included."""
     batch, rows = decode.make_rows(prompts, limits, self.tokenizer.specials.pad, self.runner.batch_size(len(prompts)))
     draws = self._draws(samplings, seeds, len(rows.limit_B))
     constraints = constraints_lib.make(prompts, samplings, len(rows.limit_B), self.config.vocab_size)
     state = self.runner.run(decode.prefill, batch, rows, new_tokens=rows_lib.bucket(max(limits)))
-    state = self.runner.run(decode.decode, rows, state, draws, self._suppressed_V, self._stops_V,
-                            np.int32(max(limits)), constraints)
+    state = self.runner.run(
+      decode.decode, rows, state, draws, self._suppressed_V, self._stops_V, np.int32(max(limits)), constraints
+    )
     return decode.generated(state, len(prompts))
 
   def _draws(self, samplings: Sequence[sampling_lib.Sampling], seeds: Sequence[int], rows: int) -> sampling_lib.Draws:
@@ -313,15 +359,23 @@ class Engine:
     filling = rows - len(seeds)
     return sampling_lib.draws([*samplings, *[sampling_lib.Sampling()] * filling], [*seeds, *[0] * filling])
 
-  def _search(self, prompts: Sequence[prompt_lib.Prompt], limits: Sequence[int], settings: beam_lib.BeamSearch
-              ) -> list[list[int]]:
+  def _search(
+    self, prompts: Sequence[prompt_lib.Prompt], limits: Sequence[int], settings: beam_lib.BeamSearch
+  ) -> list[list[int]]:
     """The best beam of each prompt, behind the prompt, stop token included; those of one limit together."""
     found: dict[int, list[int]] = {}
     for limit in sorted({*limits}):
       members = [i for i, each in enumerate(limits) if each == limit]
-      beams = beam_lib.search(self.runner, [prompts[i] for i in members], limit, settings, sorted(self._stops),
-                              self.tokenizer.specials.pad, np.asarray(self._suppressed_V))
-      found |= {i: best[0].tokens[len(prompts[i].tokens):] for i, best in zip(members, beams, strict=True)}
+      beams = beam_lib.search(
+        self.runner,
+        [prompts[i] for i in members],
+        limit,
+        settings,
+        sorted(self._stops),
+        self.tokenizer.specials.pad,
+        np.asarray(self._suppressed_V),
+      )
+      found |= {i: best[0].tokens[len(prompts[i].tokens) :] for i, best in zip(members, beams, strict=True)}
     return [found[i] for i in range(len(prompts))]
 
   def _splice(self, filled: Filled, piece: list[int]) -> Filled:
@@ -329,8 +383,11 @@ class Engine:
     stopped = bool(piece) and piece[-1] in self._stops
     piece = piece[:-1] if stopped else piece
     at = prompt_lib.first_mask(filled.tokens, self.tokenizer.specials)
-    return Filled([*filled.tokens[:at], *piece, *filled.tokens[at + 1:]], [*filled.pieces, piece],
-                  filled.finish_reason if stopped else "length")
+    return Filled(
+      [*filled.tokens[:at], *piece, *filled.tokens[at + 1 :]],
+      [*filled.pieces, piece],
+      filled.finish_reason if stopped else "length",
+    )
 
   def _unframe(self, filled: Filled) -> Filled:
     """Without the eos that `encode` put behind text."""

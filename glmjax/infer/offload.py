@@ -26,19 +26,23 @@ def is_offloaded(path: str, param: params_lib.Param, num_layers: int, offload_la
 def check(num_layers: int, offload_layers: int) -> None:
   """Raises InputError unless the model has so many layers."""
   if not 0 <= offload_layers <= num_layers:
-    raise errors.InputError(f"offload_layers is {offload_layers}, and the model has {num_layers}: give 0 "
-                            f"to {num_layers}")
+    raise errors.InputError(
+      f"offload_layers is {offload_layers}, and the model has {num_layers}: give 0 to {num_layers}"
+    )
 
 
 def check_memory(device: jax.Device) -> None:
   """Raises InputError where JAX knows no host memory of the device."""
   if HOST not in (memory.kind for memory in device.addressable_memories()):
-    raise errors.InputError(f"offload_layers: JAX {jax.__version__} has no {HOST} memory for {device.device_kind}: "
-                            "leave it out, or use another version")
+    raise errors.InputError(
+      f"offload_layers: JAX {jax.__version__} has no {HOST} memory for {device.device_kind}: "
+      "leave it out, or use another version"
+    )
 
 
 def fetch(params: Any) -> Any:
   """Within jit: what is in the host's memory, copied to the device; XLA does so where each array is first read."""
   space = jax.memory.Space
-  return jax.tree.map(lambda x: jax.device_put(x, space.Device) if jax.typeof(x).memory_space == space.Host else x,
-                      params)
+  return jax.tree.map(
+    lambda x: jax.device_put(x, space.Device) if jax.typeof(x).memory_space == space.Host else x, params
+  )

@@ -58,20 +58,22 @@ class Placement:
     """Raises InputError, naming the sizes that do, where the model does not divide over the mesh."""
     for axis in _UNUSED_AXES:
       if self.mesh.shape[axis] > 1:
-        raise errors.InputError(f"inference splits a model over tensor, fsdp and data: {axis}={self.mesh.shape[axis]} "
-                                "is for training")
+        raise errors.InputError(
+          f"inference splits a model over tensor, fsdp and data: {axis}={self.mesh.shape[axis]} is for training"
+        )
     for axis, sizes in (("tensor", ("num_heads", "mlp_dim", "vocab_size")), ("fsdp", ("embed_dim",))):
       parts = self.mesh.shape[axis]
       wrong = [name for name in sizes if getattr(config, name) % parts]
       if wrong:
         possible = [n for n in range(1, 129) if not any(getattr(config, name) % n for name in sizes)]
-        raise errors.InputError(f"{wrong[0]} {getattr(config, wrong[0])} does not divide over {axis}={parts}: this "
-                                f"model takes {axis}={', '.join(map(str, possible))}")
+        raise errors.InputError(
+          f"{wrong[0]} {getattr(config, wrong[0])} does not divide over {axis}={parts}: this "
+          f"model takes {axis}={', '.join(map(str, possible))}"
+        )
 
   def param_shardings(self, config: config_lib.GLMConfig) -> dict[str, jax.sharding.NamedSharding]:
     """By path, layers apart; of float parameters."""
-    return {path: partitioning.named(self.mesh, self.rules, *param.axes)
-            for path, param in params_lib.apart(config)}
+    return {path: partitioning.named(self.mesh, self.rules, *param.axes) for path, param in params_lib.apart(config)}
 
   def params(self, config: config_lib.GLMConfig, bits: int | None = None, offload_layers: int = 0) -> Any:
     """Abstract parameters with their shardings, layers apart: in the compute dtype, or quantized.
@@ -81,23 +83,34 @@ class Placement:
     """
     self.check(config)
     offload.check(config.num_layers, offload_layers)
-    return params_lib.nest({
-        path: self._leaf(config, param, bits if param.quantizes else None,
-                         offload.is_offloaded(path, param, config.num_layers, offload_layers))
-        for path, param in params_lib.apart(config)})
+    return params_lib.nest(
+      {
+        path: self._leaf(
+          config,
+          param,
+          bits if param.quantizes else None,
+          offload.is_offloaded(path, param, config.num_layers, offload_layers),
+        )
+        for path, param in params_lib.apart(config)
+      }
+    )
 
   def _leaf(self, config: config_lib.GLMConfig, param: params_lib.Param, bits: int | None, offloaded: bool) -> Any:
     sharding = partitioning.named(self.mesh, self.rules, *param.axes)
     if offloaded:
       here = self.mesh.devices.flat[0] in jax.devices()
-      sharding = jax.sharding.NamedSharding(self.mesh if here else self.mesh.abstract_mesh, sharding.spec,
-                                            memory_kind=offload.HOST)
+      sharding = jax.sharding.NamedSharding(
+        self.mesh if here else self.mesh.abstract_mesh, sharding.spec, memory_kind=offload.HOST
+      )
     weight = jax.ShapeDtypeStruct(param.shape, config.dtype if param.is_matrix else config.param_dtype)
     if bits is None:
       return _abstract(weight, sharding)
     quantized = jax.eval_shape(functools.partial(qarray.quantize, bits=bits, axes=param.inputs), weight)
-    return dataclasses.replace(quantized, values=_abstract(quantized.values, sharding),
-                               scale=_abstract(quantized.scale, scale_sharding(sharding, param)))
+    return dataclasses.replace(
+      quantized,
+      values=_abstract(quantized.values, sharding),
+      scale=_abstract(quantized.scale, scale_sharding(sharding, param)),
+    )
 
   def place(self, config: config_lib.GLMConfig, params: Any, offload_layers: int = 0) -> Any:
     """Parameters of a model, stacked or apart, float or quantized, wherever they are: laid out as `params` says.
@@ -138,11 +151,11 @@ class Placement:
     """The abstract state of a batch that decodes: its cache split by rows and heads."""
     rows = "batch" if batch % self.row_parts == 0 else None
     sharding = _of_result(partitioning.named(self.mesh, self.rules, rows, "act_heads", None, None))
-    cache = jax.tree.map(functools.partial(_abstract, sharding=sharding),
-                         jax.eval_shape(lambda: kv_cache.empty(config, batch, slots)))
+    cache = jax.tree.map(
+      functools.partial(_abstract, sharding=sharding), jax.eval_shape(lambda: kv_cache.empty(config, batch, slots))
+    )
     number = functools.partial(self._numbers, batch)
-    return decode.State(cache, number(), number(), number(), number(new_tokens), number(dtype=bool),
-                        number(dtype=bool))
+    return decode.State(cache, number(), number(), number(), number(new_tokens), number(dtype=bool), number(dtype=bool))
 
   def draws(self, batch: int) -> sampling.Draws:
     """Abstract greedy draws."""
@@ -175,8 +188,9 @@ def _put(x: Any, wanted: jax.ShapeDtypeStruct) -> jax.Array:
 def inference_config(config: config_lib.GLMConfig) -> config_lib.GLMConfig:
   """The model as inference computes it: layers apart, so that no step slices a layer's weights out of a stack."""
   tied = config.tie_embeddings and target.platform() != "cpu"
-  return dataclasses.replace(config, scan_layers=False, remat="none", hidden_dropout=0.0, attention_dropout=0.0,
-                             tie_embeddings=tied)
+  return dataclasses.replace(
+    config, scan_layers=False, remat="none", hidden_dropout=0.0, attention_dropout=0.0, tie_embeddings=tied
+  )
 
 
 def _apart(flat: dict[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -202,12 +216,13 @@ def on_mesh(mesh: mesh_lib.MeshConfig | str | None) -> Placement:
   devices = jax.devices()
   sizes = [getattr(config, axis) for axis in mesh_lib.AXES]
   if -1 not in sizes and jax.process_count() == 1:
-    devices = devices[:math.prod(sizes)]
+    devices = devices[: math.prod(sizes)]
   return Placement(mesh_lib.make_mesh(config, devices))
 
 
 def _of_result(sharding: jax.sharding.NamedSharding) -> jax.sharding.NamedSharding:
   """The sharding as JAX gives it to a program's result: without the mesh axes that have one device."""
+
   def parts(axes: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
     names = (axes,) if isinstance(axes, str) else axes or ()
     split = tuple(name for name in names if sharding.mesh.shape[name] > 1)

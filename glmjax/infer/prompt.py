@@ -29,8 +29,10 @@ def check_ids(tokens: Sequence[int], vocab_size: int) -> None:
   ids = np.asarray(tokens)
   wrong = ids[(ids < 0) | (ids >= vocab_size)] if ids.size else ids
   if wrong.size:
-    raise errors.InputError(f"token {wrong[0]} is no id of the model's, which has {vocab_size}: use the tokenizer that "
-                            "the model was trained with")
+    raise errors.InputError(
+      f"token {wrong[0]} is no id of the model's, which has {vocab_size}: use the tokenizer that "
+      "the model was trained with"
+    )
 
 
 def first_mask(tokens: Sequence[int], specials: tokens_lib.SpecialTokens) -> int | None:
@@ -63,5 +65,6 @@ def extend(prompt: Prompt, tokens: Sequence[int]) -> Prompt:
   """The prompt with tokens that continue it, as if it had generated them."""
   steps = np.arange(1, len(tokens) + 1, dtype=np.int32)
   more = prompt.positions[:, -1:] + np.array(prompt.stride, np.int32)[:, None] * steps
-  return dataclasses.replace(prompt, tokens=[*prompt.tokens, *tokens],
-                             positions=np.concatenate([prompt.positions, more], axis=1))
+  return dataclasses.replace(
+    prompt, tokens=[*prompt.tokens, *tokens], positions=np.concatenate([prompt.positions, more], axis=1)
+  )

@@ -15,8 +15,9 @@ from glmjax.infer import rows as rows_lib
 from glmjax.models import config as config_lib
 
 
-def read(folder: str | os.PathLike, placement: placement_lib.Placement, dtype: str | None = None,
-         offload_layers: int = 0) -> load.LoadedModel:
+def read(
+  folder: str | os.PathLike, placement: placement_lib.Placement, dtype: str | None = None, offload_layers: int = 0
+) -> load.LoadedModel:
   """Reads a model from an exported or a training folder, each array straight to the devices that own it.
 
   Args:
@@ -25,6 +26,7 @@ def read(folder: str | os.PathLike, placement: placement_lib.Placement, dtype: s
     dtype: to compute in, where it is not the model's own.
     offload_layers: how many layers, the last, keep their kernels in the host's memory.
   """
+
   def in_dtype(config: config_lib.GLMConfig) -> config_lib.GLMConfig:
     return config if dtype is None else dataclasses.replace(config, dtype=dtype)
 
@@ -42,8 +44,13 @@ class Runner:
   parameters first: `run` calls it with them, on the mesh.
   """
 
-  def __init__(self, config: config_lib.GLMConfig, params: Any, placement: placement_lib.Placement | None = None,
-               offload_layers: int = 0) -> None:
+  def __init__(
+    self,
+    config: config_lib.GLMConfig,
+    params: Any,
+    placement: placement_lib.Placement | None = None,
+    offload_layers: int = 0,
+  ) -> None:
     """Lays out parameters as they were trained, exported or quantized.
 
     Args:

@@ -75,11 +75,13 @@ def draws(samplings: Sequence[Sampling], seeds: Sequence[int]) -> Draws:
   """One row per request; a row's draws depend on its own seed alone."""
   assert len(samplings) == len(seeds), (len(samplings), len(seeds))
   return Draws(
-      seeds_B=np.array([seed % 2**32 for seed in seeds], np.uint32),
-      temperature_B=np.array([0.0 if s.greedy else s.temperature for s in samplings], np.float32),
-      top_k_B=np.array([s.top_k for s in samplings], np.int32),
-      top_p_B=np.array([s.top_p for s in samplings], np.float32),
-      greedy=all(s.greedy for s in samplings), filters=any(s.filters for s in samplings))
+    seeds_B=np.array([seed % 2**32 for seed in seeds], np.uint32),
+    temperature_B=np.array([0.0 if s.greedy else s.temperature for s in samplings], np.float32),
+    top_k_B=np.array([s.top_k for s in samplings], np.int32),
+    top_p_B=np.array([s.top_p for s in samplings], np.float32),
+    greedy=all(s.greedy for s in samplings),
+    filters=any(s.filters for s in samplings),
+  )
 
 
 def filter_logits(logits_BV: jax.Array, top_k_B: jax.Array, top_p_B: jax.Array) -> jax.Array:
@@ -97,8 +99,9 @@ def filter_logits(logits_BV: jax.Array, top_k_B: jax.Array, top_p_B: jax.Array) 
   odds_BF = jnp.where(kept_BF, jnp.exp(sorted_BF - sorted_BF[:, :1]), 0)
   total_B = jnp.where(all_B, jnp.exp(logits_BV - sorted_BF[:, :1]).sum(-1), odds_BF.sum(-1))
   stays_BF = kept_BF & _within(odds_BF / total_B[:, None], top_p_B)
-  found_BV = jnp.put_along_axis(jnp.full_like(logits_BV, FILTERED), order_BF,
-                                jnp.where(stays_BF, sorted_BF, FILTERED), axis=-1, inplace=False)
+  found_BV = jnp.put_along_axis(
+    jnp.full_like(logits_BV, FILTERED), order_BF, jnp.where(stays_BF, sorted_BF, FILTERED), axis=-1, inplace=False
+  )
   unfiltered_B = all_B & (top_p_B >= 1)
   if few < logits_BV.shape[-1]:
     more_B = jnp.where(all_B, stays_BF[:, -1], kept_BF[:, -1]) & ~unfiltered_B

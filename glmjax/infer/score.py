@@ -75,13 +75,16 @@ def room_for_choices(answers: Sequence[Sequence[int]], length: int, framed: int 
   """
   taken = 1 if all(len(answer) == 1 for answer in answers) else sum(map(len, answers))
   if taken + 2 + framed > length:
-    raise errors.InputError(f"{len(answers)} choices take {taken} tokens together, and the model has {length} places: "
-                            "give fewer, or shorter ones")
+    raise errors.InputError(
+      f"{len(answers)} choices take {taken} tokens together, and the model has {length} places: "
+      "give fewer, or shorter ones"
+    )
   return length - taken - 2 - framed
 
 
-def with_blank(context: Sequence[int], mask: int, specials: tokens_lib.SpecialTokens,
-               kind: positions_lib.Positions) -> list[int]:
+def with_blank(
+  context: Sequence[int], mask: int, specials: tokens_lib.SpecialTokens, kind: positions_lib.Positions
+) -> list[int]:
   """A context with one blank, `mask` at its end if it has none, framed where the family's own evaluation framed it."""
   context = list(context)
   if prompt_lib.first_mask(context, specials) is None:
@@ -89,16 +92,28 @@ def with_blank(context: Sequence[int], mask: int, specials: tokens_lib.SpecialTo
   return context if kind.axes == 1 else kind.frame(context, specials)
 
 
-def target_row(context: Sequence[int], target: Sequence[int], specials: tokens_lib.SpecialTokens,
-               kind: positions_lib.Positions, eop: bool = False) -> Row:
+def target_row(
+  context: Sequence[int],
+  target: Sequence[int],
+  specials: tokens_lib.SpecialTokens,
+  kind: positions_lib.Positions,
+  eop: bool = False,
+) -> Row:
   """`target` as the filling of the first blank of `context`, both sides in view; eop behind it if asked."""
   prompt = prompt_lib.fill(context, specials, kind)
   targets = [*target, specials.eop] if eop else list(target)
   return Row(prompt_lib.extend(prompt, targets[:-1]), targets)
 
 
-def window_rows(tokens: Sequence[int], specials: tokens_lib.SpecialTokens, kind: positions_lib.Positions, length: int,
-                stride: int | None = None, causal_context: bool = False, skip: int = 0) -> list[Row]:
+def window_rows(
+  tokens: Sequence[int],
+  specials: tokens_lib.SpecialTokens,
+  kind: positions_lib.Positions,
+  length: int,
+  stride: int | None = None,
+  causal_context: bool = False,
+  skip: int = 0,
+) -> list[Row]:
   """A text in windows of at most `length` places that score each token once, as the filling of a [gMASK].
 
   The first window scores all it holds, behind `skip` tokens of context; each later one scores `stride`
@@ -124,12 +139,24 @@ def window_rows(tokens: Sequence[int], specials: tokens_lib.SpecialTokens, kind:
 
 
 @functools.partial(jax.jit, static_argnames=("config",))
-def log_probs(config: config_lib.GLMConfig, params: Any, batch: rows_lib.Batch, targets_BS: jax.Array,
-              first_B: jax.Array, unguessed: jax.Array) -> tuple[jax.Array, jax.Array]:
+def log_probs(
+  config: config_lib.GLMConfig,
+  params: Any,
+  batch: rows_lib.Batch,
+  targets_BS: jax.Array,
+  first_B: jax.Array,
+  unguessed: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
   """Log-probabilities float32 and correctness bool, [B, S], of targets at S places of each row from `first_B` on."""
   model, params = glm.GLM(config), offload.fetch(params)
-  x_BLD, _ = model.apply({"params": params}, batch.tokens, config.position_kind.of_model(batch.positions),
-                         batch.start, batch.end, method="hidden")
+  x_BLD, _ = model.apply(
+    {"params": params},
+    batch.tokens,
+    config.position_kind.of_model(batch.positions),
+    batch.start,
+    batch.end,
+    method="hidden",
+  )
   rows, places = targets_BS.shape
   at_BS = jnp.minimum(first_B[:, None] + jnp.arange(places), x_BLD.shape[1] - 1)
   x_BSD = jnp.take_along_axis(x_BLD, at_BS[..., None], axis=1)
@@ -150,9 +177,14 @@ def log_probs(config: config_lib.GLMConfig, params: Any, batch: rows_lib.Batch, 
   return jax.tree.map(join, jax.lax.map(score, (split(x_BSD), split(targets_BS))))
 
 
-def score_rows(runner: runner_lib.Runner, rows: Sequence[Row], pad: int, batch_tokens: int = 4096,
-               progress: Callable[[int], Any] | None = None,
-               unguessed: Sequence[int] = ()) -> list[Score]:
+def score_rows(
+  runner: runner_lib.Runner,
+  rows: Sequence[Row],
+  pad: int,
+  batch_tokens: int = 4096,
+  progress: Callable[[int], Any] | None = None,
+  unguessed: Sequence[int] = (),
+) -> list[Score]:
   """Each row's score, in order; about `batch_tokens` tokens run at a time.
 
   Rows of like size share a batch, whose shape is one of few: programs compile once for each.
@@ -167,8 +199,10 @@ def score_rows(runner: runner_lib.Runner, rows: Sequence[Row], pad: int, batch_t
   for i, row in enumerate(rows):
     assert 0 < len(row.targets) <= len(row.prompt.tokens), (len(row.targets), len(row.prompt.tokens))
     if len(row.prompt.tokens) > config.max_length:
-      raise errors.InputError(f"a text to score takes {len(row.prompt.tokens)} places, and the model has "
-                              f"{config.max_length}: shorten it, or score it in windows")
+      raise errors.InputError(
+        f"a text to score takes {len(row.prompt.tokens)} places, and the model has "
+        f"{config.max_length}: shorten it, or score it in windows"
+      )
     prompt_lib.check_ids([*row.prompt.tokens, *row.targets], config.vocab_size)
     shape = rows_lib.bucket(len(row.prompt.tokens)), rows_lib.bucket(len(row.targets))
     groups.setdefault(shape, []).append(i)
@@ -176,15 +210,15 @@ def score_rows(runner: runner_lib.Runner, rows: Sequence[Row], pad: int, batch_t
   for (length, places), members in sorted(groups.items()):
     size = runner.batch_size(min(len(members), 1 << max(0, (batch_tokens // length).bit_length() - 1)))
     for first in range(0, len(members), size):
-      some = members[first:first + size]
+      some = members[first : first + size]
       batch = rows_lib.pad([rows[i].prompt for i in some], pad, size, length)
       targets = np.zeros((size, places), np.int32)
       for at, i in enumerate(some):
-        targets[at, :len(rows[i].targets)] = rows[i].targets
+        targets[at, : len(rows[i].targets)] = rows[i].targets
       starts = rows_lib.column([len(rows[i].prompt.tokens) - len(rows[i].targets) for i in some], size - len(some), 0)
       found = runner.run(log_probs, batch, targets, starts, np.array(unguessed, np.int32))
       probs, correct = map(np.asarray, found)
-      decode.check_finite([np.isfinite(probs[at, :len(rows[i].targets)]).all() for at, i in enumerate(some)])
+      decode.check_finite([np.isfinite(probs[at, : len(rows[i].targets)]).all() for at, i in enumerate(some)])
       for at, i in enumerate(some):
         count = len(rows[i].targets)
         scores[i] = Score(probs[at, :count], correct[at, :count])

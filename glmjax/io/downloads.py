@@ -8,8 +8,16 @@ HEAD = 512  # bytes to look at
 _POINTERS = (b"version https://git-lfs.github.com/spec/", b"version https://hawser.github.com/spec/")
 _SIZE = re.compile(rb"\nsize (\d{1,18})\n")
 _PAGE = (b"<!doctype", b"<html", b"<head", b"<?xml", b"<error", b"<!--")
-_ANSWERS = (b"entry not found", b"repository not found", b"not found", b"404", b"invalid username or password",
-            b"access to model", b"access denied", b"forbidden")  # what servers say in a line of plain text
+_ANSWERS = (
+  b"entry not found",
+  b"repository not found",
+  b"not found",
+  b"404",
+  b"invalid username or password",
+  b"access to model",
+  b"access denied",
+  b"forbidden",
+)  # what servers say in a line of plain text
 
 
 def check(start: bytes, where: str) -> None:
@@ -18,8 +26,10 @@ def check(start: bytes, where: str) -> None:
   check_pointer(start, where)
   text = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
   if text.startswith(_PAGE):
-    raise errors.InputError(f"{where} is a web page, not the file itself: download it again (its address answered "
-                            "with an error or a log-in page)")
+    raise errors.InputError(
+      f"{where} is a web page, not the file itself: download it again (its address answered "
+      "with an error or a log-in page)"
+    )
   if text.startswith(_ANSWERS):
     said = start.decode("utf-8", "replace").splitlines()[0][:60]
     raise errors.InputError(f"{where} holds a server's answer ({said!r}), not the file itself: download it again")

@@ -35,14 +35,14 @@ class Kind(enum.Enum):
 
 # The files of each kind, by their paths within its folder. Of a run: all that --overwrite may delete.
 _FILES = {
-    Kind.RUN: r"(config\.json|config\.gin|metrics\.jsonl|\.lock|(checkpoints|checkpoints\.deleting|tokenizer|"
-              r"tensorboard|profile)(/.*)?)",
-    Kind.EXPORT: r"(config\.json|checksums\.json|tokenizer/tokenizer\.(json|model)|params/(_\w+|commit_success\.txt|"
-                 r"\w+\.jsonl?|[^/]+/(\.zarray|[\d.]+(\.__lock)?|process_\d+)))",
-    Kind.CACHE: r"(manifest\.json|config\.gin|tokenizer/[^/]+|progress/[^/]+\.json|"
-                r"[^/]+/[^/]+-\d{5}-of-\d{5}\.\w+)",
-    Kind.TOKENIZER: r"(tokenizer\.model|tokenizer\.json|config\.gin)",
-    Kind.TEXT: r"(en|zh)\.jsonl",
+  Kind.RUN: r"(config\.json|config\.gin|metrics\.jsonl|\.lock|(checkpoints|checkpoints\.deleting|tokenizer|"
+  r"tensorboard|profile)(/.*)?)",
+  Kind.EXPORT: r"(config\.json|checksums\.json|tokenizer/tokenizer\.(json|model)|params/(_\w+|commit_success\.txt|"
+  r"\w+\.jsonl?|[^/]+/(\.zarray|[\d.]+(\.__lock)?|process_\d+)))",
+  Kind.CACHE: r"(manifest\.json|config\.gin|tokenizer/[^/]+|progress/[^/]+\.json|"
+  r"[^/]+/[^/]+-\d{5}-of-\d{5}\.\w+)",
+  Kind.TOKENIZER: r"(tokenizer\.model|tokenizer\.json|config\.gin)",
+  Kind.TEXT: r"(en|zh)\.jsonl",
 }
 _REPLACED_WHOLE = (Kind.EXPORT, Kind.CACHE, Kind.TOKENIZER)
 _OF_MODEL = {"vocab_size", "num_layers", "embed_dim"}  # in config.json, under "model"
@@ -68,8 +68,9 @@ def kinds(folder: pathlib.Path, among: Iterable[Kind] = Kind) -> list[Kind]:
     raise errors.InputError(f"cannot look into {folder}: {errors.reason(error)}") from error
 
 
-def claim(path: str | os.PathLike, kind: Kind, what: str, *, overwrite: bool = False,
-          sources: Iterable[str | os.PathLike] = ()) -> pathlib.Path:
+def claim(
+  path: str | os.PathLike, kind: Kind, what: str, *, overwrite: bool = False, sources: Iterable[str | os.PathLike] = ()
+) -> pathlib.Path:
   """Returns the real path of a folder that may be written as `kind`; changes nothing.
 
   It may be missing, empty, or of this kind already. What is there is then for the caller to compare.
@@ -103,8 +104,10 @@ def claim(path: str | os.PathLike, kind: Kind, what: str, *, overwrite: bool = F
   if kind not in found:
     _check_free(folder, kind, there)
   elif overwrite and kind in _REPLACED_WHOLE and (strange := list(itertools.islice(strangers(folder, kind), 3))):
-    raise errors.InputError(f"{folder} holds more than {kind.value} ({', '.join(strange)}), which would be deleted: "
-                            "move that away, or choose another folder")
+    raise errors.InputError(
+      f"{folder} holds more than {kind.value} ({', '.join(strange)}), which would be deleted: "
+      "move that away, or choose another folder"
+    )
   return folder
 
 
@@ -141,8 +144,9 @@ def strangers(folder: pathlib.Path, kind: Kind) -> Iterator[str]:
   """Yields the files in a folder that are not of this kind; unfinished ones and links to folders are nobody's."""
   for parent, _, files in os.walk(folder):
     inside = pathlib.Path(parent).relative_to(folder)
-    yield from (str(inside / name) for name in sorted(files)
-                if not publish.is_unfinished(name) and not _owns(kind, inside / name))
+    yield from (
+      str(inside / name) for name in sorted(files) if not publish.is_unfinished(name) and not _owns(kind, inside / name)
+    )
 
 
 def _owns(kind: Kind, inside: pathlib.PurePath) -> bool:
@@ -161,8 +165,9 @@ def _check_parents(folder: pathlib.Path) -> None:
   for parent in folder.parents:
     for kind in kinds(parent, (Kind.RUN, *_REPLACED_WHOLE)):
       if kind is not Kind.RUN or _owns(kind, folder.relative_to(parent)):
-        raise errors.InputError(f"{folder} lies in {kind.value}, {parent}, and would be deleted with it: choose "
-                                "another folder")
+        raise errors.InputError(
+          f"{folder} lies in {kind.value}, {parent}, and would be deleted with it: choose another folder"
+        )
 
 
 def _check_free(folder: pathlib.Path, kind: Kind, there: list[str]) -> None:
@@ -195,8 +200,9 @@ def _is_run(folder: pathlib.Path) -> bool:
   if isinstance(model := config.get("model"), dict) and _OF_MODEL <= set(model) and "export" not in config:
     return True
   steps = folder / "checkpoints"
-  return steps.is_dir() and any(child.name.isdecimal() and (child / "metadata" / "checksums.json").exists()
-                                for child in steps.iterdir())
+  return steps.is_dir() and any(
+    child.name.isdecimal() and (child / "metadata" / "checksums.json").exists() for child in steps.iterdir()
+  )
 
 
 def _is_export(folder: pathlib.Path) -> bool:
@@ -229,10 +235,18 @@ def _is_weights(folder: pathlib.Path) -> bool:
   if "model_type" in config or "architectures" in config or (folder / "ice_text.model").is_file():
     return True
   patterns = ("*.safetensors", "pytorch_model*.bin", "mp_rank_*.pt", "*.index.json")
-  return folder.is_dir() and (any(any(folder.glob(pattern)) for pattern in patterns)
-                              or (folder / "latest").is_file() and any(folder.glob("*/mp_rank_*.pt")))
+  return folder.is_dir() and (
+    any(any(folder.glob(pattern)) for pattern in patterns)
+    or (folder / "latest").is_file()
+    and any(folder.glob("*/mp_rank_*.pt"))
+  )
 
 
 _MARKS: dict[Kind, Callable[[pathlib.Path], bool]] = {
-    Kind.RUN: _is_run, Kind.EXPORT: _is_export, Kind.CACHE: _is_cache, Kind.TOKENIZER: _is_tokenizer,
-    Kind.TEXT: _is_text, Kind.WEIGHTS: _is_weights}
+  Kind.RUN: _is_run,
+  Kind.EXPORT: _is_export,
+  Kind.CACHE: _is_cache,
+  Kind.TOKENIZER: _is_tokenizer,
+  Kind.TEXT: _is_text,
+  Kind.WEIGHTS: _is_weights,
+}

@@ -29,8 +29,10 @@ def local(path: str | os.PathLike, what: str = "the path") -> pathlib.Path:
   if not text.strip():
     raise errors.InputError(f"{what} is empty: give a path")
   if match := _URL.match(text):
-    raise errors.InputError(f"{what} is {text}: glmjax reads and writes local paths only; mount the bucket (gcsfuse, "
-                            f"s3fs) or copy from {match[0].rstrip('/')}// first")
+    raise errors.InputError(
+      f"{what} is {text}: glmjax reads and writes local paths only; mount the bucket (gcsfuse, "
+      f"s3fs) or copy from {match[0].rstrip('/')}// first"
+    )
   if "\0" in text:
     raise errors.InputError(f"{what} is {text!r}: a path cannot hold a NUL character")
   try:
@@ -38,11 +40,15 @@ def local(path: str | os.PathLike, what: str = "the path") -> pathlib.Path:
   except UnicodeEncodeError as error:
     if "\ud800" <= text[error.start] <= "\udfff":
       raise errors.InputError(f"{what} is {text!r}: a path cannot hold half a surrogate pair") from None
-    raise errors.InputError(f"{what} is {text!r}: the locale's encoding ({error.encoding}) has no such characters: set "
-                            "PYTHONUTF8=1, or a UTF-8 locale such as LC_ALL=C.UTF-8") from None
+    raise errors.InputError(
+      f"{what} is {text!r}: the locale's encoding ({error.encoding}) has no such characters: set "
+      "PYTHONUTF8=1, or a UTF-8 locale such as LC_ALL=C.UTF-8"
+    ) from None
   if longest := next((part for part in encoded.split(b"/") if len(part) > _LONGEST_NAME), None):
-    raise errors.InputError(f"{what} has a name of {len(longest)} bytes ({longest[:20].decode(errors='replace')}...): "
-                            f"a file's name has {_LONGEST_NAME} at most")
+    raise errors.InputError(
+      f"{what} has a name of {len(longest)} bytes ({longest[:20].decode(errors='replace')}...): "
+      f"a file's name has {_LONGEST_NAME} at most"
+    )
   try:
     return pathlib.Path(text).expanduser()
   except RuntimeError:

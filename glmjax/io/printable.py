@@ -12,5 +12,6 @@ def line(text: object, longest: int = 1000) -> str:
   """
   text = str(text)
   cut = text[:longest] + ("..." if len(text) > longest else "")
-  return "".join(c if c.isprintable() or unicodedata.category(c) == "Zs" else
-                 c.encode("unicode_escape").decode("ascii") for c in cut)
+  return "".join(
+    c if c.isprintable() or unicodedata.category(c) == "Zs" else c.encode("unicode_escape").decode("ascii") for c in cut
+  )

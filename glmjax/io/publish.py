@@ -113,8 +113,12 @@ def put_back(path: pathlib.Path) -> None:
 
 def left_elsewhere(path: pathlib.Path) -> list[pathlib.Path]:
   """Returns what writers of this name on other machines have left, or are at work on."""
-  return [left for suffix in (_UNFINISHED, _REPLACED) for left in _left_over(path, suffix, everywhere=True)
-          if left not in _left_over(path, suffix)]
+  return [
+    left
+    for suffix in (_UNFINISHED, _REPLACED)
+    for left in _left_over(path, suffix, everywhere=True)
+    if left not in _left_over(path, suffix)
+  ]
 
 
 @contextlib.contextmanager
@@ -169,8 +173,9 @@ def _left_over(path: pathlib.Path, suffix: str, everywhere: bool = False) -> lis
     matches = [match for entry in os.listdir(path.parent) if (match := name.fullmatch(entry))]
   except OSError:
     return []
-  gone = [match for match in matches if match[1] == host() and not _lives(int(match[2]))
-          or everywhere and match[1] != host()]
+  gone = [
+    match for match in matches if match[1] == host() and not _lives(int(match[2])) or everywhere and match[1] != host()
+  ]
   return [path.with_name(match[0]) for match in gone]
 
 

@@ -81,7 +81,7 @@ def string(content: dict[str, Any], name: str, where: str) -> str:
 
 
 def _decoded(text: bytes, where: str, advice: str) -> str:
-  downloads.check(text[:downloads.HEAD], where)
+  downloads.check(text[: downloads.HEAD], where)
   try:
     return text.decode("utf-8-sig")
   except UnicodeDecodeError as error:
@@ -95,8 +95,12 @@ def _integer(digits: str) -> int | float:
 def _depth_exceeds(content: Any, limit: int) -> bool:
   level = [content]
   for _ in range(limit):
-    level = [child for each in level if isinstance(each, dict | list)
-             for child in (each.values() if isinstance(each, dict) else each)]
+    level = [
+      child
+      for each in level
+      if isinstance(each, dict | list)
+      for child in (each.values() if isinstance(each, dict) else each)
+    ]
   return any(isinstance(each, dict | list) for each in level)
 
 

@@ -53,10 +53,12 @@ def _lines(stream: BinaryIO, where: str) -> Iterator[tuple[int, str]]:
   try:
     for number, line in enumerate(text, 1):
       if number == 1:
-        downloads.check_pointer(line[:downloads.HEAD].encode(), where)
+        downloads.check_pointer(line[: downloads.HEAD].encode(), where)
       if "\0" in line:
-        raise errors.InputError(f"{where}: line {number} holds NUL characters: no text, or UTF-16; convert it, say "
-                                "with iconv -f UTF-16 -t UTF-8")
+        raise errors.InputError(
+          f"{where}: line {number} holds NUL characters: no text, or UTF-16; convert it, say "
+          "with iconv -f UTF-16 -t UTF-8"
+        )
       yield number, line.removesuffix("\n")
   finally:
     text.detach()
@@ -71,8 +73,9 @@ def read(path: str | os.PathLike, largest: int = 1 << 24) -> str:
   path = pathlib.Path(path)
   check_regular(path)
   if (size := path.stat().st_size) > largest:
-    raise errors.InputError(f"{path} has {size:,} bytes, where {largest:,} at most are expected: no such file as is "
-                            "wanted here")
+    raise errors.InputError(
+      f"{path} has {size:,} bytes, where {largest:,} at most are expected: no such file as is wanted here"
+    )
   return "".join(f"{line}\n" for _, line in lines(path))
 
 
@@ -99,10 +102,11 @@ def _not_utf8(path: pathlib.Path) -> str:
       try:
         decoder.decode(block)
       except UnicodeDecodeError as error:
-        before = error.object[:error.start]
+        before = error.object[: error.start]
         byte = read - len(error.object) + error.start
-        return (f"{path}: not UTF-8 at byte {byte} (line {line + _line_ends(before)}); convert it, say with "
-                "iconv -t UTF-8")
+        return (
+          f"{path}: not UTF-8 at byte {byte} (line {line + _line_ends(before)}); convert it, say with iconv -t UTF-8"
+        )
       line += _line_ends(block)
   return f"{path}: not UTF-8: it ends within a character; convert it, say with iconv -t UTF-8"
 

@@ -22,9 +22,15 @@ def interval_mask(start_BL: jax.Array, end_BL: jax.Array, num_keys: int) -> jax.
   return (keys >= start_BL[..., None]) & (keys < end_BL[..., None])
 
 
-def attend(q_BLHK: jax.Array, k_BMHK: jax.Array, v_BMHK: jax.Array, start_BL: jax.Array, end_BL: jax.Array,
-           dropout: dropout_lib.Dropout | None = None,
-           prefix: tuple[jax.Array, jax.Array] | None = None) -> jax.Array:
+def attend(
+  q_BLHK: jax.Array,
+  k_BMHK: jax.Array,
+  v_BMHK: jax.Array,
+  start_BL: jax.Array,
+  end_BL: jax.Array,
+  dropout: dropout_lib.Dropout | None = None,
+  prefix: tuple[jax.Array, jax.Array] | None = None,
+) -> jax.Array:
   """`dense`, or the flash kernel where there is one for the machine and the shapes.
 
   Where tokens are split over the mesh, each device has its own queries attend to all keys, gathered once.
@@ -35,9 +41,15 @@ def attend(q_BLHK: jax.Array, k_BMHK: jax.Array, v_BMHK: jax.Array, start_BL: ja
   return dense(q_BLHK, k_BMHK, v_BMHK, start_BL, end_BL, dropout, prefix)
 
 
-def dense(q_BLHK: jax.Array, k_BMHK: jax.Array, v_BMHK: jax.Array, start_BL: jax.Array, end_BL: jax.Array,
-          dropout: dropout_lib.Dropout | None = None,
-          prefix: tuple[jax.Array, jax.Array] | None = None) -> jax.Array:
+def dense(
+  q_BLHK: jax.Array,
+  k_BMHK: jax.Array,
+  v_BMHK: jax.Array,
+  start_BL: jax.Array,
+  end_BL: jax.Array,
+  dropout: dropout_lib.Dropout | None = None,
+  prefix: tuple[jax.Array, jax.Array] | None = None,
+) -> jax.Array:
   """softmax(q k / sqrt(K)) v over each query's interval, [B, L, H, K] in q's dtype.
 
   A query that sees nothing gets zeros, and gives no gradient.

@@ -48,8 +48,15 @@ class GLMConfig:
   remat: str = "none"  # backward keeps all (none), the kernels' outputs (dots), or block inputs (full)
 
   def __post_init__(self) -> None:
-    for name, least in (("vocab_size", 1), ("num_layers", 1), ("embed_dim", 1), ("num_heads", 1), ("mlp_dim", 1),
-                        ("max_length", 1), ("prefix_length", 0)):
+    for name, least in (
+      ("vocab_size", 1),
+      ("num_layers", 1),
+      ("embed_dim", 1),
+      ("num_heads", 1),
+      ("mlp_dim", 1),
+      ("max_length", 1),
+      ("prefix_length", 0),
+    ):
       ranges.whole(f"GLMConfig.{name}", getattr(self, name), least)
     for name in ("causal", "tie_embeddings", "embedding_norm", "scan_layers"):
       ranges.flag(f"GLMConfig.{name}", getattr(self, name))
@@ -59,16 +66,27 @@ class GLMConfig:
       ranges.number(f"GLMConfig.{name}", getattr(self, name), most=most, above=0)
     if self.residual_alpha is not None:
       ranges.number("GLMConfig.residual_alpha", self.residual_alpha, above=0)
-    for name, choices in (("positions", positions_lib.KINDS), ("norm", NORMS), ("mlp", MLPS), ("remat", REMATS),
-                          ("rotary_rounding", ROTARY_ROUNDINGS), ("dtype", DTYPES), ("param_dtype", DTYPES)):
+    for name, choices in (
+      ("positions", positions_lib.KINDS),
+      ("norm", NORMS),
+      ("mlp", MLPS),
+      ("remat", REMATS),
+      ("rotary_rounding", ROTARY_ROUNDINGS),
+      ("dtype", DTYPES),
+      ("param_dtype", DTYPES),
+    ):
       ranges.choice(f"GLMConfig.{name}", getattr(self, name), choices)
     if self.embed_dim % self.num_heads:
-      raise errors.InputError(f"GLMConfig: embed_dim {self.embed_dim} is not divisible by num_heads "
-                              f"{self.num_heads}: change either so that it is")
+      raise errors.InputError(
+        f"GLMConfig: embed_dim {self.embed_dim} is not divisible by num_heads "
+        f"{self.num_heads}: change either so that it is"
+      )
     multiple = self.position_kind.head_multiple
     if self.head_dim % multiple:
-      raise errors.InputError(f"GLMConfig: head dimension {self.head_dim} (embed_dim / num_heads) must be a "
-                              f"multiple of {multiple} for {self.positions} positions")
+      raise errors.InputError(
+        f"GLMConfig: head dimension {self.head_dim} (embed_dim / num_heads) must be a "
+        f"multiple of {multiple} for {self.positions} positions"
+      )
 
   @property
   def position_kind(self) -> positions_lib.Positions:

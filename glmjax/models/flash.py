@@ -37,8 +37,14 @@ def fits(q_BLHK: jax.Array, k_BMHK: jax.Array) -> bool:
   return batch % rows == 0 and heads % parts == 0
 
 
-def attend(q_BLHK: jax.Array, k_BMHK: jax.Array, v_BMHK: jax.Array, start_BL: jax.Array, end_BL: jax.Array,
-           dropout: dropout_lib.Dropout | None = None) -> jax.Array:
+def attend(
+  q_BLHK: jax.Array,
+  k_BMHK: jax.Array,
+  v_BMHK: jax.Array,
+  start_BL: jax.Array,
+  end_BL: jax.Array,
+  dropout: dropout_lib.Dropout | None = None,
+) -> jax.Array:
   """What `attention.dense` gives, up to rounding; each device has its own queries attend to all keys of its heads."""
   decodes = q_BLHK.shape[1] == 1
   if decodes:
@@ -50,19 +56,28 @@ def attend(q_BLHK: jax.Array, k_BMHK: jax.Array, v_BMHK: jax.Array, start_BL: ja
   arrays = (q_BLHK, k_BMHK, v_BMHK, start_BL, end_BL) + ((dropout.seeds_BHL,) if dropout else ())
   length = None if decodes else "length"
   queries, keys, places = ("batch", length, "act_heads", None), ("batch", None, "act_heads", None), ("batch", length)
-  inputs = (queries, keys, keys, places, places, ("batch", "act_heads", length))[:len(arrays)]
+  inputs = (queries, keys, keys, places, places, ("batch", "act_heads", length))[: len(arrays)]
   return partitioning.on_each_device(run, inputs, queries)(*arrays)
 
 
-def _decode(q_B1HK: jax.Array, k_BMHK: jax.Array, v_BMHK: jax.Array, start_B1: jax.Array, end_B1: jax.Array
-            ) -> jax.Array:
+def _decode(
+  q_B1HK: jax.Array, k_BMHK: jax.Array, v_BMHK: jax.Array, start_B1: jax.Array, end_B1: jax.Array
+) -> jax.Array:
   """Keys and values come out of the cache transposed, and go back as they were: XLA cancels the two."""
   return flash_gpu.decode(q_B1HK, jnp.swapaxes(k_BMHK, 1, 2), jnp.swapaxes(v_BMHK, 1, 2), start_B1, end_B1)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _attend(kernels: ModuleType, rate: float, q_BLHK: jax.Array, k_BMHK: jax.Array, v_BMHK: jax.Array,
-            start_BL: jax.Array, end_BL: jax.Array, seeds_BHL: jax.Array | None = None) -> jax.Array:
+def _attend(
+  kernels: ModuleType,
+  rate: float,
+  q_BLHK: jax.Array,
+  k_BMHK: jax.Array,
+  v_BMHK: jax.Array,
+  start_BL: jax.Array,
+  end_BL: jax.Array,
+  seeds_BHL: jax.Array | None = None,
+) -> jax.Array:
   return kernels.forward(q_BLHK, k_BMHK, v_BMHK, start_BL, end_BL, _dropout(rate, seeds_BHL))[0]
 
 
@@ -70,17 +85,27 @@ def _dropout(rate: float, seeds_BHL: jax.Array | None) -> dropout_lib.Dropout | 
   return None if seeds_BHL is None else dropout_lib.Dropout(rate, seeds_BHL)
 
 
-def _forward(kernels: ModuleType, rate: float, q_BLHK: jax.Array, k_BMHK: jax.Array, v_BMHK: jax.Array,
-             start_BL: jax.Array, end_BL: jax.Array, seeds_BHL: jax.Array | None = None
-             ) -> tuple[jax.Array, tuple[jax.Array | None, ...]]:
+def _forward(
+  kernels: ModuleType,
+  rate: float,
+  q_BLHK: jax.Array,
+  k_BMHK: jax.Array,
+  v_BMHK: jax.Array,
+  start_BL: jax.Array,
+  end_BL: jax.Array,
+  seeds_BHL: jax.Array | None = None,
+) -> tuple[jax.Array, tuple[jax.Array | None, ...]]:
   inputs = q_BLHK, k_BMHK, v_BMHK, start_BL, end_BL
-  out_BLHK, sums_BHL = (ad_checkpoint.checkpoint_name(x, name) for x, name in zip(
-      kernels.forward(*inputs, _dropout(rate, seeds_BHL)), NAMES))
+  out_BLHK, sums_BHL = (
+    ad_checkpoint.checkpoint_name(x, name)
+    for x, name in zip(kernels.forward(*inputs, _dropout(rate, seeds_BHL)), NAMES)
+  )
   return out_BLHK, (*inputs, seeds_BHL, out_BLHK, sums_BHL)
 
 
-def _backward(kernels: ModuleType, rate: float, residuals: tuple[jax.Array | None, ...], d_BLHK: jax.Array
-              ) -> tuple[jax.Array | None, ...]:
+def _backward(
+  kernels: ModuleType, rate: float, residuals: tuple[jax.Array | None, ...], d_BLHK: jax.Array
+) -> tuple[jax.Array | None, ...]:
   *inputs, seeds_BHL, out_BLHK, sums_BHL = residuals
   delta_BLH = (out_BLHK.astype(jnp.float32) * d_BLHK.astype(jnp.float32)).sum(-1)
   gradients = kernels.backward(*inputs, sums_BHL, jnp.swapaxes(delta_BLH, 1, 2), d_BLHK, _dropout(rate, seeds_BHL))

@@ -34,17 +34,40 @@ BLOCK = 128  # lengths must be multiples of it
 DECODE_BLOCK = _DECODE[1]  # and so must a cache's slots, of this
 
 
-def forward(q_BLHK: jax.Array, k_BMHK: jax.Array, v_BMHK: jax.Array, start_BL: jax.Array, end_BL: jax.Array,
-            dropout: dropout_lib.Dropout | None = None, *, interpret: bool = False
-            ) -> tuple[jax.Array, jax.Array]:
+def forward(
+  q_BLHK: jax.Array,
+  k_BMHK: jax.Array,
+  v_BMHK: jax.Array,
+  start_BL: jax.Array,
+  end_BL: jax.Array,
+  dropout: dropout_lib.Dropout | None = None,
+  *,
+  interpret: bool = False,
+) -> tuple[jax.Array, jax.Array]:
   """What `attention.attend` returns, and the float32 [B, H, L] base-2 logarithms of the softmax's sums."""
   of = _Blocks(*_FORWARD[:2], q_BLHK.shape, k_BMHK.shape[1])
-  return _call_forward(of, _FORWARD, of.query(), of.all_keys(), jax.ShapeDtypeStruct(q_BLHK.shape, q_BLHK.dtype),
-                       (q_BLHK, k_BMHK, v_BMHK), (start_BL, end_BL), dropout, interpret)
+  return _call_forward(
+    of,
+    _FORWARD,
+    of.query(),
+    of.all_keys(),
+    jax.ShapeDtypeStruct(q_BLHK.shape, q_BLHK.dtype),
+    (q_BLHK, k_BMHK, v_BMHK),
+    (start_BL, end_BL),
+    dropout,
+    interpret,
+  )
 
 
-def decode(q_B1HK: jax.Array, k_BHMK: jax.Array, v_BHMK: jax.Array, start_B1: jax.Array, end_B1: jax.Array, *,
-           interpret: bool = False) -> jax.Array:
+def decode(
+  q_B1HK: jax.Array,
+  k_BHMK: jax.Array,
+  v_BHMK: jax.Array,
+  start_B1: jax.Array,
+  end_B1: jax.Array,
+  *,
+  interpret: bool = False,
+) -> jax.Array:
   """`attention.attend` of one query a row, [B, 1, H, K], over keys in the cache's own layout.
 
   Each part of P keys is attended to apart, so that the whole machine reads them, and the parts are then weighed by
@@ -56,36 +79,61 @@ def decode(q_B1HK: jax.Array, k_BHMK: jax.Array, v_BHMK: jax.Array, start_B1: ja
   edges = jnp.repeat(jnp.arange(parts, dtype=jnp.int32) * block_k, copies)
   of = _Blocks(copies, block_k, (batch, parts * copies, heads, width), k_BHMK.shape[2])
   out_BLHK, sums_BHL = _call_forward(
-      of, _DECODE, of.same_query(), of.all_keys_of_a_head(),
-      jax.ShapeDtypeStruct((batch, parts * copies, heads, width), jnp.float32),
-      (jnp.repeat(q_B1HK, copies, axis=1), k_BHMK, v_BHMK),
-      (jnp.maximum(start_B1, edges), jnp.minimum(end_B1, edges + block_k)), None, interpret)
+    of,
+    _DECODE,
+    of.same_query(),
+    of.all_keys_of_a_head(),
+    jax.ShapeDtypeStruct((batch, parts * copies, heads, width), jnp.float32),
+    (jnp.repeat(q_B1HK, copies, axis=1), k_BHMK, v_BHMK),
+    (jnp.maximum(start_B1, edges), jnp.minimum(end_B1, edges + block_k)),
+    None,
+    interpret,
+  )
   weights_BHP = jax.nn.softmax(sums_BHL[:, :, ::copies] / LOG2E, axis=-1)
   out_BHK = (jnp.swapaxes(out_BLHK[:, ::copies], 1, 2) * weights_BHP[..., None]).sum(2)
   return out_BHK[:, None].astype(q_B1HK.dtype)
 
 
-def _call_forward(of: "_Blocks", sizes: tuple[int, ...], query: pl.BlockSpec, keys: pl.BlockSpec,
-                  out: jax.ShapeDtypeStruct, inputs: tuple[jax.Array, ...], places: tuple[jax.Array, jax.Array],
-                  dropout: dropout_lib.Dropout | None, interpret: bool) -> tuple[jax.Array, jax.Array]:
+def _call_forward(
+  of: "_Blocks",
+  sizes: tuple[int, ...],
+  query: pl.BlockSpec,
+  keys: pl.BlockSpec,
+  out: jax.ShapeDtypeStruct,
+  inputs: tuple[jax.Array, ...],
+  places: tuple[jax.Array, jax.Array],
+  dropout: dropout_lib.Dropout | None,
+  interpret: bool,
+) -> tuple[jax.Array, jax.Array]:
   block_q, block_k, warps, stages = sizes
   first, last = flash_blocks.key_range(*places, block_q, block_k, of.num_keys)
   lines, rate = flash_blocks.lines(*places, dropout)
   return pl.pallas_call(
-      functools.partial(_forward_kernel, scale=of.width ** -0.5, rate=rate, block_k=block_k),
-      grid=(of.num_queries // block_q, of.heads, of.batch),
-      in_specs=[of.ranges(first), of.ranges(last), query, keys, keys, of.lines(lines)],
-      out_specs=[of.query(), of.sums()],
-      out_shape=[out, jax.ShapeDtypeStruct((of.batch, of.heads, of.num_queries), jnp.float32)],
-      compiler_params=triton.CompilerParams(num_warps=warps, num_stages=stages),
-      cost_estimate=of.cost(2, inputs[1].dtype.itemsize), interpret=interpret,
-      name="flash_forward")(first, last, *inputs, lines)
+    functools.partial(_forward_kernel, scale=of.width**-0.5, rate=rate, block_k=block_k),
+    grid=(of.num_queries // block_q, of.heads, of.batch),
+    in_specs=[of.ranges(first), of.ranges(last), query, keys, keys, of.lines(lines)],
+    out_specs=[of.query(), of.sums()],
+    out_shape=[out, jax.ShapeDtypeStruct((of.batch, of.heads, of.num_queries), jnp.float32)],
+    compiler_params=triton.CompilerParams(num_warps=warps, num_stages=stages),
+    cost_estimate=of.cost(2, inputs[1].dtype.itemsize),
+    interpret=interpret,
+    name="flash_forward",
+  )(first, last, *inputs, lines)
 
 
-def backward(q_BLHK: jax.Array, k_BMHK: jax.Array, v_BMHK: jax.Array, start_BL: jax.Array, end_BL: jax.Array,
-             sums_BHL: jax.Array, delta_BHL: jax.Array, d_BLHK: jax.Array,
-             dropout: dropout_lib.Dropout | None = None, *, interpret: bool = False
-             ) -> tuple[jax.Array, jax.Array, jax.Array]:
+def backward(
+  q_BLHK: jax.Array,
+  k_BMHK: jax.Array,
+  v_BMHK: jax.Array,
+  start_BL: jax.Array,
+  end_BL: jax.Array,
+  sums_BHL: jax.Array,
+  delta_BHL: jax.Array,
+  d_BLHK: jax.Array,
+  dropout: dropout_lib.Dropout | None = None,
+  *,
+  interpret: bool = False,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Gradients of q, k and v; delta is the sum over K of the output times its gradient d, float32."""
   lines, rate = flash_blocks.lines(start_BL, end_BL, dropout)
   inputs = q_BLHK, k_BMHK, v_BMHK, lines, sums_BHL, delta_BHL, d_BLHK
@@ -95,27 +143,48 @@ def backward(q_BLHK: jax.Array, k_BMHK: jax.Array, v_BMHK: jax.Array, start_BL: 
   of = _Blocks(block_q, block_k, q_BLHK.shape, k_BMHK.shape[1])
   first, last = flash_blocks.key_range(start_BL, end_BL, block_q, block_k, k_BMHK.shape[1])
   dq_BLHK = call(
-      functools.partial(_query_kernel, **constants, block_k=block_k),
-      grid=(of.num_queries // block_q, of.heads, of.batch),
-      in_specs=[of.ranges(first), of.ranges(last), of.query(), of.all_keys(), of.all_keys(), of.lines(lines),
-                of.sums(), of.sums(), of.query()],
-      out_specs=of.query(), out_shape=jax.ShapeDtypeStruct(q_BLHK.shape, q_BLHK.dtype),
-      compiler_params=triton.CompilerParams(num_warps=warps, num_stages=stages),
-      cost_estimate=of.cost(3, k_BMHK.dtype.itemsize), name="flash_dq")(
-          first, last, *inputs)
+    functools.partial(_query_kernel, **constants, block_k=block_k),
+    grid=(of.num_queries // block_q, of.heads, of.batch),
+    in_specs=[
+      of.ranges(first),
+      of.ranges(last),
+      of.query(),
+      of.all_keys(),
+      of.all_keys(),
+      of.lines(lines),
+      of.sums(),
+      of.sums(),
+      of.query(),
+    ],
+    out_specs=of.query(),
+    out_shape=jax.ShapeDtypeStruct(q_BLHK.shape, q_BLHK.dtype),
+    compiler_params=triton.CompilerParams(num_warps=warps, num_stages=stages),
+    cost_estimate=of.cost(3, k_BMHK.dtype.itemsize),
+    name="flash_dq",
+  )(first, last, *inputs)
   block_q, block_k, warps, stages = _KEYS
   of = _Blocks(block_q, block_k, q_BLHK.shape, k_BMHK.shape[1])
   first, last = flash_blocks.query_range(start_BL, end_BL, block_q, block_k, k_BMHK.shape[1])
   dk_BMHK, dv_BMHK = call(
-      functools.partial(_key_kernel, **constants, block_q=block_q),
-      grid=(of.num_keys // block_k, of.heads, of.batch),
-      in_specs=[of.ranges(first), of.ranges(last), of.all_queries(), of.key(), of.key(), of.all_lines(lines),
-                of.all_sums(), of.all_sums(), of.all_queries()],
-      out_specs=[of.key(), of.key()],
-      out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (k_BMHK, v_BMHK)],
-      compiler_params=triton.CompilerParams(num_warps=warps, num_stages=stages),
-      cost_estimate=of.cost(4, k_BMHK.dtype.itemsize), name="flash_dkv")(
-          first, last, *inputs)
+    functools.partial(_key_kernel, **constants, block_q=block_q),
+    grid=(of.num_keys // block_k, of.heads, of.batch),
+    in_specs=[
+      of.ranges(first),
+      of.ranges(last),
+      of.all_queries(),
+      of.key(),
+      of.key(),
+      of.all_lines(lines),
+      of.all_sums(),
+      of.all_sums(),
+      of.all_queries(),
+    ],
+    out_specs=[of.key(), of.key()],
+    out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (k_BMHK, v_BMHK)],
+    compiler_params=triton.CompilerParams(num_warps=warps, num_stages=stages),
+    cost_estimate=of.cost(4, k_BMHK.dtype.itemsize),
+    name="flash_dkv",
+  )(first, last, *inputs)
   return dq_BLHK, dk_BMHK, dv_BMHK
 
 
@@ -130,8 +199,11 @@ class _Blocks:
     """Of so many products of queries and keys, all of them visible; every array read or written once."""
     pairs, tokens = self.num_queries * self.num_keys, self.num_queries + self.num_keys
     rows = self.batch * self.heads
-    return pl.CostEstimate(flops=2 * products * rows * pairs * self.width, transcendentals=rows * pairs,
-                           bytes_accessed=2 * rows * tokens * self.width * itemsize)
+    return pl.CostEstimate(
+      flops=2 * products * rows * pairs * self.width,
+      transcendentals=rows * pairs,
+      bytes_accessed=2 * rows * tokens * self.width * itemsize,
+    )
 
   def _tokens(self, block: int) -> pl.BlockSpec:
     return pl.BlockSpec((None, block, None, self.width), lambda i, h, b: (b, i, h, 0))
@@ -181,8 +253,20 @@ def _masked(scores: jax.Array, keys: jax.Array, start: jax.Array, end: jax.Array
   return jnp.where((keys >= start) & (keys < end), scores, UNSEEN)
 
 
-def _forward_kernel(first_ref: Any, last_ref: Any, q_ref: Any, k_ref: Any, v_ref: Any, line_refs: tuple[Any, ...],
-                    out_ref: Any, sums_ref: Any, *, scale: float, rate: float, block_k: int) -> None:
+def _forward_kernel(
+  first_ref: Any,
+  last_ref: Any,
+  q_ref: Any,
+  k_ref: Any,
+  v_ref: Any,
+  line_refs: tuple[Any, ...],
+  out_ref: Any,
+  sums_ref: Any,
+  *,
+  scale: float,
+  rate: float,
+  block_k: int,
+) -> None:
   i = pl.program_id(0)
   q, lines = q_ref[...], [ref[...][:, None] for ref in line_refs]
   block_q, width = q.shape
@@ -202,16 +286,32 @@ def _forward_kernel(first_ref: Any, last_ref: Any, q_ref: Any, k_ref: Any, v_ref
     return out * shrink[:, None] + triton.dot(weights.astype(v.dtype), v), new_high, total
 
   out, high, total = jax.lax.fori_loop(
-      first_ref[i], last_ref[i], body,
-      (jnp.zeros((block_q, width), jnp.float32), jnp.full(block_q, LOW, jnp.float32), jnp.zeros(block_q, jnp.float32)))
+    first_ref[i],
+    last_ref[i],
+    body,
+    (jnp.zeros((block_q, width), jnp.float32), jnp.full(block_q, LOW, jnp.float32), jnp.zeros(block_q, jnp.float32)),
+  )
   total = jnp.maximum(total, LEAST)
   out_ref[...] = (out / (total * (1 - rate))[:, None]).astype(out_ref.dtype)
   sums_ref[...] = high + jnp.log2(total)
 
 
-def _query_kernel(first_ref: Any, last_ref: Any, q_ref: Any, k_ref: Any, v_ref: Any, line_refs: tuple[Any, ...],
-                  sums_ref: Any, delta_ref: Any, d_ref: Any, dq_ref: Any, *, scale: float, rate: float, block_k: int
-                  ) -> None:
+def _query_kernel(
+  first_ref: Any,
+  last_ref: Any,
+  q_ref: Any,
+  k_ref: Any,
+  v_ref: Any,
+  line_refs: tuple[Any, ...],
+  sums_ref: Any,
+  delta_ref: Any,
+  d_ref: Any,
+  dq_ref: Any,
+  *,
+  scale: float,
+  rate: float,
+  block_k: int,
+) -> None:
   i = pl.program_id(0)
   q, d, lines = q_ref[...], d_ref[...], [ref[...][:, None] for ref in line_refs]
   sums, delta = sums_ref[...][:, None], delta_ref[...][:, None]
@@ -231,9 +331,23 @@ def _query_kernel(first_ref: Any, last_ref: Any, q_ref: Any, k_ref: Any, v_ref: 
   dq_ref[...] = dq.astype(dq_ref.dtype)
 
 
-def _key_kernel(first_ref: Any, last_ref: Any, q_ref: Any, k_ref: Any, v_ref: Any, line_refs: tuple[Any, ...],
-                sums_ref: Any, delta_ref: Any, d_ref: Any, dk_ref: Any, dv_ref: Any, *, scale: float, rate: float,
-                block_q: int) -> None:
+def _key_kernel(
+  first_ref: Any,
+  last_ref: Any,
+  q_ref: Any,
+  k_ref: Any,
+  v_ref: Any,
+  line_refs: tuple[Any, ...],
+  sums_ref: Any,
+  delta_ref: Any,
+  d_ref: Any,
+  dk_ref: Any,
+  dv_ref: Any,
+  *,
+  scale: float,
+  rate: float,
+  block_q: int,
+) -> None:
   i = pl.program_id(0)
   k, v = k_ref[...], v_ref[...]
   keys = (i * k.shape[0] + jnp.arange(k.shape[0]))[:, None]

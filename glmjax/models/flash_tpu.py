@@ -36,9 +36,16 @@ _ROW = (((1,), (1,)), ((), ()))  # dot over both operands' last axes
 _COLUMN = (((0,), (0,)), ((), ()))  # and over both first ones
 
 
-def forward(q_BLHK: jax.Array, k_BMHK: jax.Array, v_BMHK: jax.Array, start_BL: jax.Array, end_BL: jax.Array,
-            dropout: dropout_lib.Dropout | None = None, *, interpret: bool = False
-            ) -> tuple[jax.Array, jax.Array]:
+def forward(
+  q_BLHK: jax.Array,
+  k_BMHK: jax.Array,
+  v_BMHK: jax.Array,
+  start_BL: jax.Array,
+  end_BL: jax.Array,
+  dropout: dropout_lib.Dropout | None = None,
+  *,
+  interpret: bool = False,
+) -> tuple[jax.Array, jax.Array]:
   """What `attention.attend` returns, and the float32 [B, H, L] base-2 logarithms of the softmax's sums."""
   of = _Blocks(_FORWARD, q_BLHK.shape, k_BMHK.shape[1])
   first, last = flash_blocks.key_range(start_BL, end_BL, of.block_q, of.block_k, of.num_keys)
@@ -47,32 +54,67 @@ def forward(q_BLHK: jax.Array, k_BMHK: jax.Array, v_BMHK: jax.Array, start_BL: j
   query = lambda b, h, i, j, first, last: i
   key = lambda b, h, i, j, first, last: _visited(first[b, i] + j, last[b, i])
   out_BHLK, sums_BH1L = pl.pallas_call(
-      functools.partial(_forward_kernel, scale=of.width ** -0.5, rate=rate),
-      grid_spec=tpu.PrefetchScalarGridSpec(
-          num_scalar_prefetch=2, grid=(of.batch, of.heads, of.num_queries // of.block_q, of.num_keys // of.block_k),
-          in_specs=[of.tokens(of.block_q, query), of.tokens(of.block_k, key), of.tokens(of.block_k, key),
-                    of.lines(query, lines)],
-          out_specs=[of.tokens(of.block_q, query), of.line(query)],
-          scratch_shapes=[tpu.VMEM((of.width, of.block_q), jnp.float32), tpu.VMEM((1, of.block_q), jnp.float32),
-                          tpu.VMEM((1, of.block_q), jnp.float32)]),
-      out_shape=[jax.ShapeDtypeStruct((of.batch, of.heads, of.num_queries, of.width), q_BLHK.dtype),
-                 jax.ShapeDtypeStruct((of.batch, of.heads, 1, of.num_queries), jnp.float32)],
-      compiler_params=_PARAMS, cost_estimate=of.cost(2, k_BMHK.dtype.itemsize), interpret=interpret,
-      name="flash_forward")(first, last, *map(_heads_first, (q_BLHK, k_BMHK, v_BMHK)), lines)
+    functools.partial(_forward_kernel, scale=of.width**-0.5, rate=rate),
+    grid_spec=tpu.PrefetchScalarGridSpec(
+      num_scalar_prefetch=2,
+      grid=(of.batch, of.heads, of.num_queries // of.block_q, of.num_keys // of.block_k),
+      in_specs=[
+        of.tokens(of.block_q, query),
+        of.tokens(of.block_k, key),
+        of.tokens(of.block_k, key),
+        of.lines(query, lines),
+      ],
+      out_specs=[of.tokens(of.block_q, query), of.line(query)],
+      scratch_shapes=[
+        tpu.VMEM((of.width, of.block_q), jnp.float32),
+        tpu.VMEM((1, of.block_q), jnp.float32),
+        tpu.VMEM((1, of.block_q), jnp.float32),
+      ],
+    ),
+    out_shape=[
+      jax.ShapeDtypeStruct((of.batch, of.heads, of.num_queries, of.width), q_BLHK.dtype),
+      jax.ShapeDtypeStruct((of.batch, of.heads, 1, of.num_queries), jnp.float32),
+    ],
+    compiler_params=_PARAMS,
+    cost_estimate=of.cost(2, k_BMHK.dtype.itemsize),
+    interpret=interpret,
+    name="flash_forward",
+  )(first, last, *map(_heads_first, (q_BLHK, k_BMHK, v_BMHK)), lines)
   return _heads_first(out_BHLK), sums_BH1L[:, :, 0]
 
 
-def backward(q_BLHK: jax.Array, k_BMHK: jax.Array, v_BMHK: jax.Array, start_BL: jax.Array, end_BL: jax.Array,
-             sums_BHL: jax.Array, delta_BHL: jax.Array, d_BLHK: jax.Array,
-             dropout: dropout_lib.Dropout | None = None, *, interpret: bool = False
-             ) -> tuple[jax.Array, jax.Array, jax.Array]:
+def backward(
+  q_BLHK: jax.Array,
+  k_BMHK: jax.Array,
+  v_BMHK: jax.Array,
+  start_BL: jax.Array,
+  end_BL: jax.Array,
+  sums_BHL: jax.Array,
+  delta_BHL: jax.Array,
+  d_BLHK: jax.Array,
+  dropout: dropout_lib.Dropout | None = None,
+  *,
+  interpret: bool = False,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Gradients of q, k and v; delta is the sum over K of the output times its gradient d, float32."""
   parts = []
   for at in range(0, q_BLHK.shape[1], _QUERIES):
     here = slice(at, at + _QUERIES)
     part = dropout and dropout._replace(seeds_BHL=dropout.seeds_BHL[:, :, here])
-    parts.append(_backward(q_BLHK[:, here], k_BMHK, v_BMHK, start_BL[:, here], end_BL[:, here], sums_BHL[:, :, here],
-                           delta_BHL[:, :, here], d_BLHK[:, here], part, interpret))
+    parts.append(
+      _backward(
+        q_BLHK[:, here],
+        k_BMHK,
+        v_BMHK,
+        start_BL[:, here],
+        end_BL[:, here],
+        sums_BHL[:, :, here],
+        delta_BHL[:, :, here],
+        d_BLHK[:, here],
+        part,
+        interpret,
+      )
+    )
   if len(parts) == 1:
     return parts[0]
   dq, dk, dv = zip(*parts)
@@ -80,9 +122,18 @@ def backward(q_BLHK: jax.Array, k_BMHK: jax.Array, v_BMHK: jax.Array, start_BL: 
   return jnp.concatenate(dq, 1), add(dk), add(dv)
 
 
-def _backward(q_BLHK: jax.Array, k_BMHK: jax.Array, v_BMHK: jax.Array, start_BL: jax.Array, end_BL: jax.Array,
-              sums_BHL: jax.Array, delta_BHL: jax.Array, d_BLHK: jax.Array,
-              dropout: dropout_lib.Dropout | None, interpret: bool) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _backward(
+  q_BLHK: jax.Array,
+  k_BMHK: jax.Array,
+  v_BMHK: jax.Array,
+  start_BL: jax.Array,
+  end_BL: jax.Array,
+  sums_BHL: jax.Array,
+  delta_BHL: jax.Array,
+  d_BLHK: jax.Array,
+  dropout: dropout_lib.Dropout | None,
+  interpret: bool,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
   of = _Blocks(_BACKWARD, q_BLHK.shape, k_BMHK.shape[1])
   first, last = flash_blocks.query_range(start_BL, end_BL, of.block_q, of.block_k, of.num_keys)
   lines, rate = flash_blocks.lines(start_BL, end_BL, dropout)
@@ -91,19 +142,41 @@ def _backward(q_BLHK: jax.Array, k_BMHK: jax.Array, v_BMHK: jax.Array, start_BL:
   key = lambda b, h, j, i, first, last: j
   blocks = of.num_queries // of.block_q
   gradients = pl.pallas_call(
-      functools.partial(_backward_kernel, scale=of.width ** -0.5, rate=rate),
-      grid_spec=tpu.PrefetchScalarGridSpec(
-          num_scalar_prefetch=2, grid=(of.batch, of.heads, of.num_keys // of.block_k, blocks),
-          in_specs=[of.tokens(of.block_q, query), of.tokens(of.block_k, key), of.tokens(of.block_k, key),
-                    of.lines(query, lines), of.line(query), of.line(query), of.tokens(of.block_q, query)],
-          out_specs=[of.tokens(of.num_queries, lambda *_: 0), of.tokens(of.block_k, key), of.tokens(of.block_k, key)],
-          scratch_shapes=[tpu.VMEM((blocks, of.width, of.block_q), jnp.float32),
-                          *[tpu.VMEM((of.block_k, of.width), jnp.float32)] * 2]),
-      out_shape=[jax.ShapeDtypeStruct((of.batch, of.heads, size, of.width), q_BLHK.dtype)
-                 for size in (of.num_queries, of.num_keys, of.num_keys)],
-      compiler_params=_PARAMS, cost_estimate=of.cost(5, k_BMHK.dtype.itemsize), interpret=interpret,
-      name="flash_backward")(first, last, *map(_heads_first, (q_BLHK, k_BMHK, v_BMHK)),
-                             lines, *map(_along_lanes, (sums_BHL, delta_BHL)), _heads_first(d_BLHK))
+    functools.partial(_backward_kernel, scale=of.width**-0.5, rate=rate),
+    grid_spec=tpu.PrefetchScalarGridSpec(
+      num_scalar_prefetch=2,
+      grid=(of.batch, of.heads, of.num_keys // of.block_k, blocks),
+      in_specs=[
+        of.tokens(of.block_q, query),
+        of.tokens(of.block_k, key),
+        of.tokens(of.block_k, key),
+        of.lines(query, lines),
+        of.line(query),
+        of.line(query),
+        of.tokens(of.block_q, query),
+      ],
+      out_specs=[of.tokens(of.num_queries, lambda *_: 0), of.tokens(of.block_k, key), of.tokens(of.block_k, key)],
+      scratch_shapes=[
+        tpu.VMEM((blocks, of.width, of.block_q), jnp.float32),
+        *[tpu.VMEM((of.block_k, of.width), jnp.float32)] * 2,
+      ],
+    ),
+    out_shape=[
+      jax.ShapeDtypeStruct((of.batch, of.heads, size, of.width), q_BLHK.dtype)
+      for size in (of.num_queries, of.num_keys, of.num_keys)
+    ],
+    compiler_params=_PARAMS,
+    cost_estimate=of.cost(5, k_BMHK.dtype.itemsize),
+    interpret=interpret,
+    name="flash_backward",
+  )(
+    first,
+    last,
+    *map(_heads_first, (q_BLHK, k_BMHK, v_BMHK)),
+    lines,
+    *map(_along_lanes, (sums_BHL, delta_BHL)),
+    _heads_first(d_BLHK),
+  )
   return tuple(map(_heads_first, gradients))
 
 
@@ -133,15 +206,19 @@ class _Blocks:
     self.batch, self.num_queries, self.heads, self.width = q_shape
     self.num_keys = num_keys
     self.block_q, self.block_k = (
-        next(n for n in range(min(size, length), 0, -BLOCK) if length % n == 0)
-        for size, length in zip(most, (self.num_queries, num_keys)))
+      next(n for n in range(min(size, length), 0, -BLOCK) if length % n == 0)
+      for size, length in zip(most, (self.num_queries, num_keys))
+    )
 
   def cost(self, products: int, itemsize: int) -> pl.CostEstimate:
     """Of so many products of queries and keys, all of them visible; every array read or written once."""
     pairs, tokens = self.num_queries * self.num_keys, self.num_queries + self.num_keys
     rows = self.batch * self.heads
-    return pl.CostEstimate(flops=2 * products * rows * pairs * self.width, transcendentals=rows * pairs,
-                           bytes_accessed=2 * rows * tokens * self.width * itemsize)
+    return pl.CostEstimate(
+      flops=2 * products * rows * pairs * self.width,
+      transcendentals=rows * pairs,
+      bytes_accessed=2 * rows * tokens * self.width * itemsize,
+    )
 
   def tokens(self, block: int, index: Any) -> pl.BlockSpec:
     return pl.BlockSpec((None, None, block, self.width), lambda b, h, *at: (b, h, index(b, h, *at), 0))
@@ -161,8 +238,9 @@ def _dot(a: jax.Array, b: jax.Array, dimensions: Any = _PLAIN) -> jax.Array:
   return jax.lax.dot_general(a, b, dimensions, precision=precision, preferred_element_type=jnp.float32)
 
 
-def _scores(q: jax.Array, k: jax.Array, lines: tuple[jax.Array, ...], block: jax.Array, scale: float
-            ) -> tuple[jax.Array, jax.Array]:
+def _scores(
+  q: jax.Array, k: jax.Array, lines: tuple[jax.Array, ...], block: jax.Array, scale: float
+) -> tuple[jax.Array, jax.Array]:
   """Scores [keys, queries] to the base 2, and the keys' places [keys, 1]."""
   start, end = lines[:2]
   keys = block * k.shape[0] + jax.lax.broadcasted_iota(jnp.int32, (k.shape[0], 1), 0)
@@ -170,9 +248,22 @@ def _scores(q: jax.Array, k: jax.Array, lines: tuple[jax.Array, ...], block: jax
   return jnp.where((keys >= start) & (keys < end), scores, UNSEEN), keys
 
 
-def _forward_kernel(first_ref: Any, last_ref: Any, q_ref: Any, k_ref: Any, v_ref: Any, line_refs: tuple[Any, ...],
-                    out_ref: Any, sums_ref: Any, acc_ref: Any, high_ref: Any, total_ref: Any, *, scale: float,
-                    rate: float) -> None:
+def _forward_kernel(
+  first_ref: Any,
+  last_ref: Any,
+  q_ref: Any,
+  k_ref: Any,
+  v_ref: Any,
+  line_refs: tuple[Any, ...],
+  out_ref: Any,
+  sums_ref: Any,
+  acc_ref: Any,
+  high_ref: Any,
+  total_ref: Any,
+  *,
+  scale: float,
+  rate: float,
+) -> None:
   row, i, j = pl.program_id(0), pl.program_id(2), pl.program_id(3)
   block = first_ref[row, i] + j
 
@@ -202,9 +293,26 @@ def _forward_kernel(first_ref: Any, last_ref: Any, q_ref: Any, k_ref: Any, v_ref
     sums_ref[...] = high_ref[...] + jnp.log2(total)
 
 
-def _backward_kernel(first_ref: Any, last_ref: Any, q_ref: Any, k_ref: Any, v_ref: Any, line_refs: tuple[Any, ...],
-                     sums_ref: Any, delta_ref: Any, d_ref: Any, dq_ref: Any, dk_ref: Any, dv_ref: Any,
-                     dq_acc: Any, dk_acc: Any, dv_acc: Any, *, scale: float, rate: float) -> None:
+def _backward_kernel(
+  first_ref: Any,
+  last_ref: Any,
+  q_ref: Any,
+  k_ref: Any,
+  v_ref: Any,
+  line_refs: tuple[Any, ...],
+  sums_ref: Any,
+  delta_ref: Any,
+  d_ref: Any,
+  dq_ref: Any,
+  dk_ref: Any,
+  dv_ref: Any,
+  dq_acc: Any,
+  dk_acc: Any,
+  dv_acc: Any,
+  *,
+  scale: float,
+  rate: float,
+) -> None:
   row, j, i = pl.program_id(0), pl.program_id(2), pl.program_id(3)
   block, last_turn = first_ref[row, j] + i, i == pl.num_programs(3) - 1
 
@@ -241,4 +349,4 @@ def _backward_kernel(first_ref: Any, last_ref: Any, q_ref: Any, k_ref: Any, v_re
   @pl.when(last_turn & (j == pl.num_programs(2) - 1))
   def _() -> None:
     for part in range(dq_acc.shape[0]):
-      dq_ref[part * dq_acc.shape[2]:(part + 1) * dq_acc.shape[2], :] = dq_acc[part].T.astype(dq_ref.dtype)
+      dq_ref[part * dq_acc.shape[2] : (part + 1) * dq_acc.shape[2], :] = dq_acc[part].T.astype(dq_ref.dtype)

@@ -48,8 +48,9 @@ def activate(hidden_BL2F: jax.Array, bias_2F: jax.Array) -> jax.Array:
 def product(bias_2F: jax.Array, hidden_BL2F: jax.Array, kernel_FD: "jax.Array | qarray.QuantizedArray") -> jax.Array:
   """activate(hidden, bias) @ kernel, [B, L, D] in hidden's dtype; sums in float32."""
   if isinstance(kernel_FD, qarray.QuantizedArray):
-    return ops.einsum("BLF,FD->BLD", _split(activate(hidden_BL2F, bias_2F)), kernel_FD,
-                      layers.mesh_split(("mlp", "embed")))
+    return ops.einsum(
+      "BLF,FD->BLD", _split(activate(hidden_BL2F, bias_2F)), kernel_FD, layers.mesh_split(("mlp", "embed"))
+    )
   return _product(hidden_BL2F, bias_2F, kernel_FD)
 
 
@@ -67,8 +68,11 @@ def _product_backward(residuals: tuple[jax.Array, ...], g_BLD: jax.Array) -> tup
   d_BLF = _split(ops.matmul("BLD,FD->BLF", g_BLD.astype(hidden_BL2F.dtype), kernel_FD))
   run = _by_kernel if _fits(d_BLF) else gradient
   act_BLF, d_hidden_BL2F, d_bias_2F = run(hidden_BL2F, bias_2F, d_BLF)
-  return (d_hidden_BL2F, d_bias_2F.astype(bias_2F.dtype),
-          ops.matmul("BLF,BLD->FD", _split(act_BLF), g_BLD, kernel_FD.dtype))
+  return (
+    d_hidden_BL2F,
+    d_bias_2F.astype(bias_2F.dtype),
+    ops.matmul("BLF,BLD->FD", _split(act_BLF), g_BLD, kernel_FD.dtype),
+  )
 
 
 _product.defvjp(lambda *inputs: (_product(*inputs), inputs), _product_backward)
@@ -83,8 +87,7 @@ def gradient(hidden_BL2F: jax.Array, bias_2F: jax.Array, d_BLF: jax.Array) -> tu
   return act, d_hidden_BL2F, d_hidden_BL2F.astype(jnp.float32).sum((0, 1))
 
 
-def _gradients(up: jax.Array, gate: jax.Array, d: jax.Array, cdf: jax.Array, dtype: jnp.dtype
-               ) -> tuple[jax.Array, ...]:
+def _gradients(up: jax.Array, gate: jax.Array, d: jax.Array, cdf: jax.Array, dtype: jnp.dtype) -> tuple[jax.Array, ...]:
   """The activation, rounded as `activate` does, and the gradients of both branches."""
   density = jnp.exp(gate * gate * -0.5) * (1.0 / math.sqrt(2.0 * math.pi))
   act = up.astype(dtype) * (gate * cdf).astype(dtype)
@@ -99,8 +102,7 @@ def _fits(d_BLF: jax.Array) -> bool:
   return all(size % (block * partitioning.parts(axis)) == 0 for size, block, axis in zip(d_BLF.shape, blocks, _AXES))
 
 
-def _by_kernel(hidden_BL2F: jax.Array, bias_2F: jax.Array, d_BLF: jax.Array
-               ) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _by_kernel(hidden_BL2F: jax.Array, bias_2F: jax.Array, d_BLF: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
   """`gradient`, each device for its own part."""
   two = (*_AXES[:2], None, _AXES[2])
   run = partitioning.on_each_device(kernel_gradient, (two, (None, _AXES[2]), _AXES), [_AXES, two, two])
@@ -108,8 +110,9 @@ def _by_kernel(hidden_BL2F: jax.Array, bias_2F: jax.Array, d_BLF: jax.Array
   return act_BLF, d_hidden_BL2F, sums_BS2F.sum((0, 1))
 
 
-def kernel_gradient(hidden_BL2F: jax.Array, bias_2F: jax.Array, d_BLF: jax.Array, *, interpret: bool = False
-                    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+def kernel_gradient(
+  hidden_BL2F: jax.Array, bias_2F: jax.Array, d_BLF: jax.Array, *, interpret: bool = False
+) -> tuple[jax.Array, jax.Array, jax.Array]:
   """`gradient` in one pass over its inputs; the bias's for each span of a row's tokens apart, [B, S, 2, F]."""
   batch, length, width = d_BLF.shape
   one = pl.BlockSpec((None, _SPAN, _COLUMNS), lambda b, i, j: (b, i, j))
@@ -118,12 +121,20 @@ def kernel_gradient(hidden_BL2F: jax.Array, bias_2F: jax.Array, d_BLF: jax.Array
   bias = pl.BlockSpec((2, _COLUMNS), lambda b, i, j: (0, j))
   size = d_BLF.size
   return pl.pallas_call(
-      _kernel, grid=(batch, length // _SPAN, width // _COLUMNS), in_specs=[two, bias, one], out_specs=[one, two, sums],
-      out_shape=[jax.ShapeDtypeStruct(d_BLF.shape, d_BLF.dtype), jax.ShapeDtypeStruct(hidden_BL2F.shape, d_BLF.dtype),
-                 jax.ShapeDtypeStruct((batch, length // _SPAN, 2, width), jnp.float32)],
-      compiler_params=triton.CompilerParams(num_warps=4, num_stages=1),
-      cost_estimate=pl.CostEstimate(flops=0, transcendentals=size, bytes_accessed=6 * size * d_BLF.dtype.itemsize),
-      interpret=interpret, name="geglu_gradient")(hidden_BL2F, bias_2F, d_BLF)
+    _kernel,
+    grid=(batch, length // _SPAN, width // _COLUMNS),
+    in_specs=[two, bias, one],
+    out_specs=[one, two, sums],
+    out_shape=[
+      jax.ShapeDtypeStruct(d_BLF.shape, d_BLF.dtype),
+      jax.ShapeDtypeStruct(hidden_BL2F.shape, d_BLF.dtype),
+      jax.ShapeDtypeStruct((batch, length // _SPAN, 2, width), jnp.float32),
+    ],
+    compiler_params=triton.CompilerParams(num_warps=4, num_stages=1),
+    cost_estimate=pl.CostEstimate(flops=0, transcendentals=size, bytes_accessed=6 * size * d_BLF.dtype.itemsize),
+    interpret=interpret,
+    name="geglu_gradient",
+  )(hidden_BL2F, bias_2F, d_BLF)
 
 
 def _kernel(hidden_ref: Any, bias_ref: Any, d_ref: Any, act_ref: Any, d_hidden_ref: Any, sums_ref: Any) -> None:

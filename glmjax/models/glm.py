@@ -48,8 +48,9 @@ def _keep(x: jax.Array) -> jax.Array:
 def _einsum(config: config_lib.GLMConfig, path: str, spec: str) -> layers.Einsum:
   """The product with a block's kernel."""
   table = params_lib.layer(config)
-  return layers.Einsum(spec, table[f"{path}/kernel"], table[f"{path}/bias"], config.dtype, config.param_dtype,
-                       name=path.split("/")[-1])
+  return layers.Einsum(
+    spec, table[f"{path}/kernel"], table[f"{path}/bias"], config.dtype, config.param_dtype, name=path.split("/")[-1]
+  )
 
 
 def _norm(config: config_lib.GLMConfig, name: str | None = None) -> layers.LayerNorm:
@@ -62,16 +63,25 @@ class SelfAttention(nn.Module):
   config: config_lib.GLMConfig
 
   @nn.compact
-  def __call__(self, x_BLD: jax.Array, cos_sin: Any, start_BL: jax.Array, end_BL: jax.Array,
-               keys_B: jax.Array | None, cache: kv_cache.KVCache | None, lengths_B: jax.Array | None
-               ) -> tuple[jax.Array, kv_cache.KVCache | None]:
+  def __call__(
+    self,
+    x_BLD: jax.Array,
+    cos_sin: Any,
+    start_BL: jax.Array,
+    end_BL: jax.Array,
+    keys_B: jax.Array | None,
+    cache: kv_cache.KVCache | None,
+    lengths_B: jax.Array | None,
+  ) -> tuple[jax.Array, kv_cache.KVCache | None]:
     config = self.config
     qkv = _einsum(config, "attention/qkv", "BLD,DTHK->BLTHK")(x_BLD)
-    q_BLHK, k_BLHK, v_BLHK = (partitioning.constrain(part, "batch", "length", "act_heads", None)
-                              for part in layers.unstack(qkv, 2))
+    q_BLHK, k_BLHK, v_BLHK = (
+      partitioning.constrain(part, "batch", "length", "act_heads", None) for part in layers.unstack(qkv, 2)
+    )
     parts = config.position_kind.rotary_parts
-    q_BLHK, k_BLHK, v_BLHK = map(_keep, (rotary.rotate(q_BLHK, cos_sin, parts), rotary.rotate(k_BLHK, cos_sin, parts),
-                                         v_BLHK))
+    q_BLHK, k_BLHK, v_BLHK = map(
+      _keep, (rotary.rotate(q_BLHK, cos_sin, parts), rotary.rotate(k_BLHK, cos_sin, parts), v_BLHK)
+    )
     prefix = self._prefix()
     if cache is not None and cache.slots:
       cache = cache.append(k_BLHK, v_BLHK, lengths_B)
@@ -79,8 +89,9 @@ class SelfAttention(nn.Module):
     else:
       dropout = None
       if config.attention_dropout and keys_B is not None:
-        dropout = dropout_lib.make(config.attention_dropout, layers.fold_in(keys_B, _ATTENTION_WEIGHTS),
-                                   config.num_heads, x_BLD.shape[1])
+        dropout = dropout_lib.make(
+          config.attention_dropout, layers.fold_in(keys_B, _ATTENTION_WEIGHTS), config.num_heads, x_BLD.shape[1]
+        )
       out_BLHK = attention.attend(q_BLHK, k_BLHK, v_BLHK, start_BL, end_BL, dropout, prefix)
       cache = None if cache is None else kv_cache.of_prompt(k_BLHK, v_BLHK)
     return _keep(_einsum(config, "attention/out", "BLHK,HKD->BLD")(out_BLHK)), cache
@@ -90,8 +101,9 @@ class SelfAttention(nn.Module):
     if not self.config.prefix_length:
       return None
     table, dtype = params_lib.layer(self.config), self.config.param_dtype
-    return tuple(layers.declare(self, name, table[f"attention/{name}"], dtype)
-                 for name in ("prefix_key", "prefix_value"))
+    return tuple(
+      layers.declare(self, name, table[f"attention/{name}"], dtype) for name in ("prefix_key", "prefix_value")
+    )
 
 
 class Mlp(nn.Module):
@@ -117,9 +129,16 @@ class Block(nn.Module):
   config: config_lib.GLMConfig
 
   @nn.compact
-  def __call__(self, x_BLD: jax.Array, cos_sin: Any, start_BL: jax.Array, end_BL: jax.Array,
-               keys_B: jax.Array | None = None, cache: kv_cache.KVCache | None = None,
-               lengths_B: jax.Array | None = None) -> tuple[jax.Array, kv_cache.KVCache | None]:
+  def __call__(
+    self,
+    x_BLD: jax.Array,
+    cos_sin: Any,
+    start_BL: jax.Array,
+    end_BL: jax.Array,
+    keys_B: jax.Array | None = None,
+    cache: kv_cache.KVCache | None = None,
+    lengths_B: jax.Array | None = None,
+  ) -> tuple[jax.Array, kv_cache.KVCache | None]:
     attention_sublayer, mlp = SelfAttention(self.config, name="attention"), Mlp(self.config, name="mlp")
     y_BLD = _norm(self.config, "attention_norm")(x_BLD)
     out_BLD, cache = attention_sublayer(_gather_tokens(y_BLD), cos_sin, start_BL, end_BL, keys_B, cache, lengths_B)
@@ -128,8 +147,9 @@ class Block(nn.Module):
     x_BLD = self._residual("mlp", x_BLD, y_BLD, mlp(_gather_tokens(y_BLD)), layers.fold_in(keys_B, _MLP))
     return partitioning.constrain(x_BLD, "batch", "norm_length", "act_embed"), cache
 
-  def _residual(self, sublayer: str, x_BLD: jax.Array, y_BLD: jax.Array, out_BLD: jax.Array,
-                keys_B: jax.Array | None) -> jax.Array:
+  def _residual(
+    self, sublayer: str, x_BLD: jax.Array, y_BLD: jax.Array, out_BLD: jax.Array, keys_B: jax.Array | None
+  ) -> jax.Array:
     """The sublayer's output added to its input x, or to its normalised input y weighted by alpha."""
     config = self.config
     out_BLD = _scatter_tokens(out_BLD)
@@ -197,9 +217,15 @@ class GLM(nn.Module):
       self.embedding_norm = _norm(config)
     block = remat(config)
     if config.scan_layers:
-      scanned = nn.scan(block, variable_axes={"params": 0}, split_rngs={"params": True},
-                        in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0, 0, nn.broadcast), out_axes=0,
-                        length=config.num_layers, metadata_params={nn.PARTITION_NAME: "layers"})
+      scanned = nn.scan(
+        block,
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0, 0, nn.broadcast),
+        out_axes=0,
+        length=config.num_layers,
+        metadata_params={nn.PARTITION_NAME: "layers"},
+      )
       self.layers = scanned(config)
     else:
       self.layers = [block(config) for _ in range(config.num_layers)]
@@ -207,15 +233,29 @@ class GLM(nn.Module):
     if not config.tie_embeddings:
       self.untied_head = layers.Head(config, name="head")
 
-  def __call__(self, tokens_BL: jax.Array, positions: jax.Array, start_BL: jax.Array, end_BL: jax.Array,
-               gradient_alpha: jax.Array | float = 1.0) -> jax.Array:
+  def __call__(
+    self,
+    tokens_BL: jax.Array,
+    positions: jax.Array,
+    start_BL: jax.Array,
+    end_BL: jax.Array,
+    gradient_alpha: jax.Array | float = 1.0,
+  ) -> jax.Array:
     """Logits, float32 [B, L, V]. Positions [B, L], or [B, 2, L] for the two-dimensional kinds."""
     x_BLD, _ = self.hidden(tokens_BL, positions, start_BL, end_BL, gradient_alpha)
     return self.head(x_BLD, gradient_alpha)
 
-  def hidden(self, tokens_BL: jax.Array, positions: jax.Array, start_BL: jax.Array, end_BL: jax.Array,
-             gradient_alpha: jax.Array | float = 1.0, cache: Cache | None = None,
-             lengths_B: jax.Array | None = None, rows_B: jax.Array | None = None) -> tuple[jax.Array, Cache | None]:
+  def hidden(
+    self,
+    tokens_BL: jax.Array,
+    positions: jax.Array,
+    start_BL: jax.Array,
+    end_BL: jax.Array,
+    gradient_alpha: jax.Array | float = 1.0,
+    cache: Cache | None = None,
+    lengths_B: jax.Array | None = None,
+    rows_B: jax.Array | None = None,
+  ) -> tuple[jax.Array, Cache | None]:
     """What the head reads, [B, L, D], and the cache with these L tokens of each row.
 
     Without `lengths_B` they are the first of their rows and see each other; a cache given must be empty, without a
@@ -235,13 +275,19 @@ class GLM(nn.Module):
       new = {}
       for i, layer in enumerate(self.layers):
         name = f"layers_{i}"
-        x_BLD, new[name] = layer(x_BLD, cos_sin, start_BL, end_BL, layer_keys(i),
-                                 None if cache is None else cache[name], lengths_B)
+        x_BLD, new[name] = layer(
+          x_BLD, cos_sin, start_BL, end_BL, layer_keys(i), None if cache is None else cache[name], lengths_B
+        )
       cache = None if cache is None else new
     return self.finish(x_BLD), cache
 
-  def embed(self, tokens_BL: jax.Array, positions: jax.Array, gradient_alpha: jax.Array | float = 1.0,
-            rows_B: jax.Array | None = None) -> tuple[jax.Array, jax.Array | None]:
+  def embed(
+    self,
+    tokens_BL: jax.Array,
+    positions: jax.Array,
+    gradient_alpha: jax.Array | float = 1.0,
+    rows_B: jax.Array | None = None,
+  ) -> tuple[jax.Array, jax.Array | None]:
     """What the first layer reads, [B, L, D], and each row's key for dropout in the layers (None: no dropout).
 
     What is dropped depends on the key given to `apply`, the row's number (`rows_B`, by default its place) and the
@@ -296,8 +342,10 @@ def unstack_layers(params: Any) -> Any:
   params = dict(params)
   stacked = params.pop("layers")
   leaves, structure = jax.tree.flatten(stacked)
-  return params | {f"layers_{i}": jax.tree.unflatten(structure, layer)
-                   for i, layer in enumerate(zip(*(layers.unstack(x, 0) for x in leaves)))}
+  return params | {
+    f"layers_{i}": jax.tree.unflatten(structure, layer)
+    for i, layer in enumerate(zip(*(layers.unstack(x, 0) for x in leaves)))
+  }
 
 
 def stack_layers(params: Any) -> Any:

@@ -34,6 +34,7 @@ class KVCache:
 
   def append(self, k_BLHK: jax.Array, v_BLHK: jax.Array, first_B: jax.Array) -> "KVCache":
     """One layer's cache with L tokens of each row written from the row's slot `first_B` on."""
+
     def write(slots_BHMK: jax.Array, new_BLHK: jax.Array) -> jax.Array:
       new_BHLK = _stored(jnp.swapaxes(new_BLHK, 1, 2), slots_BHMK.dtype)
       if len(slots_BHMK) == 1:
@@ -49,6 +50,7 @@ class KVCache:
 
   def extend(self, slots: int) -> "KVCache":
     """The cache with `slots` empty ones behind those it has."""
+
     def pad(x: jax.Array) -> jax.Array:
       return jnp.pad(x, [*[(0, 0)] * (x.ndim - 2), (0, slots), (0, 0)])
 
@@ -62,7 +64,8 @@ class KVCache:
     """The cache, its rows and heads split over the mesh as the rules say; rows that do not divide are not split."""
     rows = "batch" if self.key.shape[-4] % partitioning.parts("batch") == 0 else None
     return jax.tree.map(
-        lambda x: partitioning.constrain(x, *[None] * (x.ndim - 4), rows, "act_heads", None, None), self)
+      lambda x: partitioning.constrain(x, *[None] * (x.ndim - 4), rows, "act_heads", None, None), self
+    )
 
 
 def of_prompt(k_BLHK: jax.Array, v_BLHK: jax.Array) -> KVCache:
@@ -73,6 +76,7 @@ def of_prompt(k_BLHK: jax.Array, v_BLHK: jax.Array) -> KVCache:
 def empty(config: config_lib.GLMConfig, batch: int, slots: int) -> Any:
   """Zeros, as the model returns them: one KVCache of all layers if scanned, else one a layer ("layers_0", ...)."""
   shape = (batch, config.num_heads, slots, config.head_dim)
+
   def zeros(*leading: int) -> KVCache:
     return KVCache(*(jnp.zeros((*leading, *shape), storage_dtype(config.dtype)) for _ in range(2)))
 

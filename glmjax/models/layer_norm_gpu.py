@@ -33,20 +33,26 @@ def _part(width: int) -> int:
   return width & -width
 
 
-def backward(epsilon: float, x_BLD: jax.Array, scale_D: jax.Array, g_BLD: jax.Array, *, interpret: bool = False
-             ) -> tuple[jax.Array, jax.Array]:
+def backward(
+  epsilon: float, x_BLD: jax.Array, scale_D: jax.Array, g_BLD: jax.Array, *, interpret: bool = False
+) -> tuple[jax.Array, jax.Array]:
   """The gradient of x in its dtype; those of scale and bias for each span of a row, float32 [B, S, 2, D]."""
   batch, length, width = x_BLD.shape
   tokens = pl.BlockSpec((None, SPAN, width), lambda b, i: (b, i, 0))
   return pl.pallas_call(
-      functools.partial(_kernel, epsilon=epsilon), grid=(batch, length // SPAN),
-      in_specs=[tokens, pl.BlockSpec((width,), lambda b, i: (0,)), tokens],
-      out_specs=[tokens, pl.BlockSpec((None, None, 2, width), lambda b, i: (b, i, 0, 0))],
-      out_shape=[jax.ShapeDtypeStruct(x_BLD.shape, x_BLD.dtype),
-                 jax.ShapeDtypeStruct((batch, length // SPAN, 2, width), jnp.float32)],
-      compiler_params=triton.CompilerParams(num_warps=_WARPS, num_stages=1),
-      cost_estimate=pl.CostEstimate(flops=0, transcendentals=0, bytes_accessed=3 * x_BLD.nbytes),
-      interpret=interpret, name="layer_norm_backward")(x_BLD, scale_D, g_BLD)
+    functools.partial(_kernel, epsilon=epsilon),
+    grid=(batch, length // SPAN),
+    in_specs=[tokens, pl.BlockSpec((width,), lambda b, i: (0,)), tokens],
+    out_specs=[tokens, pl.BlockSpec((None, None, 2, width), lambda b, i: (b, i, 0, 0))],
+    out_shape=[
+      jax.ShapeDtypeStruct(x_BLD.shape, x_BLD.dtype),
+      jax.ShapeDtypeStruct((batch, length // SPAN, 2, width), jnp.float32),
+    ],
+    compiler_params=triton.CompilerParams(num_warps=_WARPS, num_stages=1),
+    cost_estimate=pl.CostEstimate(flops=0, transcendentals=0, bytes_accessed=3 * x_BLD.nbytes),
+    interpret=interpret,
+    name="layer_norm_backward",
+  )(x_BLD, scale_D, g_BLD)
 
 
 def _kernel(x_ref: Any, scale_ref: Any, g_ref: Any, dx_ref: Any, sums_ref: Any, *, epsilon: float) -> None:
@@ -73,5 +79,5 @@ def _kernel(x_ref: Any, scale_ref: Any, g_ref: Any, dx_ref: Any, sums_ref: Any, 
   zeros = (jnp.zeros(part, jnp.float32),) * (2 * len(parts))
   sums = jax.lax.fori_loop(0, SPAN // rows, body, zeros)
   for half in (0, 1):
-    for at, total in zip(parts, sums[half * len(parts):]):
+    for at, total in zip(parts, sums[half * len(parts) :]):
       sums_ref[half, at] = total

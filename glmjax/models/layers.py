@@ -24,6 +24,7 @@ Initializer = Callable[..., jax.Array]
 
 def initializer(param: params_lib.Param) -> Initializer:
   """How a parameter begins: normal with its spread, zeros or ones."""
+
   def init(key: jax.Array, shape: Sequence[int], dtype: str) -> jax.Array:
     if param.init != "normal":
       return jnp.full(shape, {"zeros": 0, "ones": 1}[param.init], dtype)
@@ -40,15 +41,13 @@ def unstack(x: jax.Array, axis: int) -> list[jax.Array]:
   return [part.squeeze(axis) for part in jnp.split(x, x.shape[axis], axis)]
 
 
-def declare(module: nn.Module, name: str, param: params_lib.Param, dtype: str
-            ) -> "jax.Array | qarray.QuantizedArray":
+def declare(module: nn.Module, name: str, param: params_lib.Param, dtype: str) -> "jax.Array | qarray.QuantizedArray":
   """The parameter `name` of a module, in float or as it was quantized."""
   if module.has_variable("params", name):
     value = module.get_variable("params", name)
     if isinstance(value, qarray.QuantizedArray):  # Linen would compare its packed shape with ours
       return value
-  return module.param(name, nn.with_logical_partitioning(initializer(param), param.axes), param.shape,
-                      jnp.dtype(dtype))
+  return module.param(name, nn.with_logical_partitioning(initializer(param), param.axes), param.shape, jnp.dtype(dtype))
 
 
 def fold_in(keys_B: jax.Array | None, number: jax.Array | int) -> jax.Array | None:
@@ -73,8 +72,9 @@ def scale_gradient(x: jax.Array, alpha: jax.Array | float) -> jax.Array:
   return x
 
 
-scale_gradient.defvjp(lambda x, alpha: (x, alpha),
-                      lambda alpha, g: (g * jnp.asarray(alpha, g.dtype), jnp.zeros_like(alpha)))
+scale_gradient.defvjp(
+  lambda x, alpha: (x, alpha), lambda alpha, g: (g * jnp.asarray(alpha, g.dtype), jnp.zeros_like(alpha))
+)
 
 
 @jax.custom_vjp
@@ -105,8 +105,9 @@ class Einsum(nn.Module):
   param_dtype: str
 
   @nn.compact
-  def __call__(self, x: jax.Array, product: Callable[..., jax.Array] | None = None, bias_apart: bool = False
-               ) -> "jax.Array | tuple[jax.Array, jax.Array]":
+  def __call__(
+    self, x: jax.Array, product: Callable[..., jax.Array] | None = None, bias_apart: bool = False
+  ) -> "jax.Array | tuple[jax.Array, jax.Array]":
     """`product`: of x and the kernel, in place of the einsum. `bias_apart`: returns (product, bias), not their sum."""
     kernel = declare(self, "kernel", self.kernel, self.param_dtype)
     bias = declare(self, "bias", self.bias, self.param_dtype)
@@ -149,13 +150,15 @@ def _along(x: jax.Array, weights: jax.Array) -> jax.Array:
   return weights.astype(jnp.float32).reshape((1,) * (x.ndim - 1) + weights.shape)
 
 
-def _layer_norm_forward(epsilon: float, dtype: str, x: jax.Array, scale: jax.Array, bias: jax.Array
-                        ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+def _layer_norm_forward(
+  epsilon: float, dtype: str, x: jax.Array, scale: jax.Array, bias: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
   return _layer_norm(epsilon, dtype, x, scale, bias), (x, scale, bias)
 
 
-def _layer_norm_backward(epsilon: float, dtype: str, residuals: tuple[jax.Array, ...], g: jax.Array
-                         ) -> tuple[jax.Array, ...]:
+def _layer_norm_backward(
+  epsilon: float, dtype: str, residuals: tuple[jax.Array, ...], g: jax.Array
+) -> tuple[jax.Array, ...]:
   del dtype
   x, scale, bias = residuals
   if _kernel_fits(x):
@@ -181,12 +184,14 @@ def _kernel_fits(x: jax.Array) -> bool:
   return whole_spans and partitioning.parts("act_embed") == 1 and layer_norm_gpu.fits(x.shape[2])
 
 
-def _by_kernel(epsilon: float, x_BLD: jax.Array, scale_D: jax.Array, g_BLD: jax.Array
-               ) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _by_kernel(
+  epsilon: float, x_BLD: jax.Array, scale_D: jax.Array, g_BLD: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
   """The gradients of x, scale and bias, each device computing those of its own tokens."""
   tokens = ("batch", "norm_length")
-  run = partitioning.on_each_device(functools.partial(layer_norm_gpu.backward, epsilon), (tokens, (), tokens),
-                                    [tokens, tokens])
+  run = partitioning.on_each_device(
+    functools.partial(layer_norm_gpu.backward, epsilon), (tokens, (), tokens), [tokens, tokens]
+  )
   dx_BLD, sums_BS2D = run(x_BLD, scale_D, g_BLD)
   return dx_BLD, *sums_BS2D.sum((0, 1))
 
@@ -197,8 +202,7 @@ def whole(axes: tuple[str, ...], weight: jax.Array) -> jax.Array:
   return partitioning.constrain(weight, *({"embed": "act_embed", "vocab": "act_vocab"}.get(axis) for axis in axes))
 
 
-whole.defvjp(lambda axes, weight: (whole(axes, weight), None),
-             lambda axes, _, g: (partitioning.constrain(g, *axes),))
+whole.defvjp(lambda axes, weight: (whole(axes, weight), None), lambda axes, _, g: (partitioning.constrain(g, *axes),))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -230,7 +234,8 @@ def _look_up(axis: str, table: jax.Array, index: jax.Array) -> jax.Array:
 
   split, nothing = jax.sharding.PartitionSpec(axes), jax.sharding.PartitionSpec()
   return jax.shard_map(own, in_specs=(split, nothing), out_specs=nothing, axis_names={*axes}, check_vma=False)(
-      table, index)
+    table, index
+  )
 
 
 def _rows(table: jax.Array, index: jax.Array) -> jax.Array:
@@ -239,8 +244,9 @@ def _rows(table: jax.Array, index: jax.Array) -> jax.Array:
   return jnp.where(there[..., None], table[jnp.clip(index, 0, len(table) - 1)], 0)
 
 
-def _rows_backward(dtype: str, axis: str, residuals: tuple[jax.Array, jax.Array], g: jax.Array
-                   ) -> tuple[jax.Array, None]:
+def _rows_backward(
+  dtype: str, axis: str, residuals: tuple[jax.Array, jax.Array], g: jax.Array
+) -> tuple[jax.Array, None]:
   del dtype
   table, index = residuals
   index = jnp.where(index < 0, len(table), index)  # as those above: dropped, not counted from the end
@@ -262,7 +268,8 @@ class Embedding(nn.Module):
     self.table = declare(self, "table", table["embedding/table"], dtype)
     if not self.config.position_kind.rotary_parts:
       self.position, self.block_position = (
-          declare(self, name, table[f"embedding/{name}"], dtype) for name in ("position", "block_position"))
+        declare(self, name, table[f"embedding/{name}"], dtype) for name in ("position", "block_position")
+      )
 
   def __call__(self, tokens_BL: jax.Array, positions: jax.Array, gradient_alpha: jax.Array | float) -> jax.Array:
     """The sum of the token's and its positions' rows, [B, L, D]."""

@@ -36,9 +36,19 @@ Ring = jax.Array  # [S, J, B / K, L, D], as models/pipeline.py has it
 _HEAD = ("layers", "embed", "vocab")  # of the stages' gradients of the head's kernel
 
 
-def add_gradient(config: config_lib.GLMConfig, pipeline: pipeline_lib.Pipeline, params: Any,
-                 inputs: Sequence[jax.Array], gradient_alpha: jax.Array | float, rng: jax.Array | None, loss: Loss,
-                 factor: jax.Array, targets: Any, chunk: int, into: tuple[Any, Any]) -> tuple[Any, Any]:
+def add_gradient(
+  config: config_lib.GLMConfig,
+  pipeline: pipeline_lib.Pipeline,
+  params: Any,
+  inputs: Sequence[jax.Array],
+  gradient_alpha: jax.Array | float,
+  rng: jax.Array | None,
+  loss: Loss,
+  factor: jax.Array,
+  targets: Any,
+  chunk: int,
+  into: tuple[Any, Any],
+) -> tuple[Any, Any]:
   """`into`, float32 sums and gradients, and added to it a batch's sums and the gradient of factor x its loss.
 
   Args:
@@ -61,9 +71,15 @@ def add_gradient(config: config_lib.GLMConfig, pipeline: pipeline_lib.Pipeline, 
   cut = lambda a: jax.vmap(functools.partial(_share, pipeline, chunk))(pipeline.cut(a))
   behind = functools.partial(_ends, config, loss, factor, ends)
   ring, of_layers, of_ends, own = _ticks(
-      stages, behind, _zeros(sums, ends, pipeline), jax.tree.map(cut, targets), chunk, ring,
-      jax.tree.map(group, gradient["layers"]))
-  of_rest, = pull(ring)
+    stages,
+    behind,
+    _zeros(sums, ends, pipeline),
+    jax.tree.map(cut, targets),
+    chunk,
+    ring,
+    jax.tree.map(group, gradient["layers"]),
+  )
+  (of_rest,) = pull(ring)
   of_ends = jax.tree.map(lambda g: g * factor, of_ends)
   add = functools.partial(jax.tree.map, jnp.add)
   of_rest = add(of_rest, _through_kernel(config, rest, gradient_alpha, of_ends["kernel"]))
@@ -86,8 +102,9 @@ def _zeros(sums: Any, ends: Any, pipeline: pipeline_lib.Pipeline) -> tuple[Any, 
   return zeros(sums), gradient | {"kernel": partitioning.constrain(gradient["kernel"], *_HEAD)}
 
 
-def _ticks(stages: "_Stages", ends: Callable[..., Any], own: Any, targets: Any, chunk: int, ring: Ring, gradient: Any
-           ) -> tuple[Ring, Any, Any, Any]:
+def _ticks(
+  stages: "_Stages", ends: Callable[..., Any], own: Any, targets: Any, chunk: int, ring: Ring, gradient: Any
+) -> tuple[Ring, Any, Any, Any]:
   """The gradients of the ring's inputs, of the layers, of what is behind them, and the sums."""
   pipeline = stages.pipeline
   warm, both = pipeline.stages - 1, pipeline.stages - 1 + pipeline.microbatches
@@ -138,20 +155,21 @@ class _Stages:
     line = jax.lax.dynamic_index_in_dim(ring, slot, 1, keepdims=False)
     return pipeline_lib.lay(jax.lax.dynamic_update_index_in_dim(ring, jnp.roll(line, -1, 0), slot, 1)), line
 
-  def forward(self, t: jax.Array, ring: Ring, made: jax.Array, inputs: jax.Array
-              ) -> tuple[Ring, jax.Array, jax.Array]:
+  def forward(self, t: jax.Array, ring: Ring, made: jax.Array, inputs: jax.Array) -> tuple[Ring, jax.Array, jax.Array]:
     """The ring, what the stages made [S, B / K, L, D], and their inputs [S, W, B / K, L, D], of which one is new."""
     places = jnp.arange(self.pipeline.stages)
     ring, line = self.move(t, ring)
     x = pipeline_lib.where(places == 0, line, jnp.roll(made, 1, 0))
     x = pipeline_lib.lay(pipeline_lib.where(self._runs(t - places), x, jnp.zeros_like(x)))
     work = lambda *a: pipeline_lib.layers(self.config, self.pipeline, a[0], None, *a[1:])[0]
-    made = pipeline_lib.lay(jax.vmap(work, spmd_axis_name=pipeline_lib.AXIS)(
-        self.weights, places, x, self._of(t - places)))
+    made = pipeline_lib.lay(
+      jax.vmap(work, spmd_axis_name=pipeline_lib.AXIS)(self.weights, places, x, self._of(t - places))
+    )
     return ring, made, pipeline_lib.lay(jax.lax.dynamic_update_index_in_dim(inputs, x, t % self.kept, 1))
 
-  def backward(self, t: jax.Array, ring: Ring, inputs: jax.Array, came: jax.Array, last: jax.Array, gradient: Any
-               ) -> tuple[Ring, jax.Array, Any]:
+  def backward(
+    self, t: jax.Array, ring: Ring, inputs: jax.Array, came: jax.Array, last: jax.Array, gradient: Any
+  ) -> tuple[Ring, jax.Array, Any]:
     """The ring with the gradient that left the first stage, the gradients of the stages' inputs, and of their weights.
 
     Args:
@@ -171,7 +189,8 @@ class _Stages:
       return jax.vjp(run, x, gradient)[1]((g, gradient))
 
     came, gradient = jax.vmap(work, spmd_axis_name=pipeline_lib.AXIS)(
-        self.weights, gradient, places, x, g, self._of(turn))
+      self.weights, gradient, places, x, g, self._of(turn)
+    )
     came = pipeline_lib.lay(came)
     extra, slot = delay // ring.shape[1], (t - delay) % ring.shape[1]  # moves of its line since its input left
     line = jax.lax.dynamic_index_in_dim(ring, slot, 1, keepdims=False)
@@ -211,8 +230,9 @@ def _leave(pipeline: pipeline_lib.Pipeline, chunk: int, made: jax.Array) -> jax.
   return partitioning.constrain(partitioning.constrain(parts, "layers", None, *rest), None, "layers", *rest)[-1]
 
 
-def _ends(config: config_lib.GLMConfig, loss: Loss, factor: jax.Array, ends: Any, own: Any, parts: jax.Array,
-          targets: Any) -> tuple[Any, jax.Array]:
+def _ends(
+  config: config_lib.GLMConfig, loss: Loss, factor: jax.Array, ends: Any, own: Any, parts: jax.Array, targets: Any
+) -> tuple[Any, jax.Array]:
   """The stages' own sums and gradients, with their shares of a micro-batch's added, and factor x the shares'."""
 
   def stage(own: Any, x: jax.Array, targets: Any) -> tuple[Any, jax.Array]:

@@ -30,8 +30,9 @@ from glmjax.models import config as config_lib
 PARTS = ("embedding", "attention", "mlp", "norms", "head")
 LAYERS = "layers"  # path of the stacked layers; apart they are layers_0, layers_1, ...
 # A model, of no use, that has every parameter there is.
-_ALL = config_lib.GLMConfig(8, 1, 8, 2, 8, positions="learned_2d", norm="sandwich", tie_embeddings=False,
-                            embedding_norm=True, prefix_length=1)
+_ALL = config_lib.GLMConfig(
+  8, 1, 8, 2, 8, positions="learned_2d", norm="sandwich", tie_embeddings=False, embedding_norm=True, prefix_length=1
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,8 +105,9 @@ def table(config: config_lib.GLMConfig) -> Mapping[str, Param]:
   found = {"embedding/table": Param((v, d), ("vocab", "embed"), "embedding", std=std, cut=0)}
   if not config.position_kind.rotary_parts:
     for name in ("position", "block_position"):
-      found[f"embedding/{name}"] = Param((config.max_length + 1, d), ("length_table", "embed"), "embedding",
-                                         std=config.init_std)
+      found[f"embedding/{name}"] = Param(
+        (config.max_length + 1, d), ("length_table", "embed"), "embedding", std=config.init_std
+      )
   if config.embedding_norm:
     found |= _norm("embedding_norm", d)
   found |= {f"{LAYERS}/{path}": _stacked(param, config.num_layers) for path, param in layer(config).items()}
@@ -198,25 +200,42 @@ def _output_std(config: config_lib.GLMConfig, fan_in: int) -> float:
 
 def norm(width: int) -> dict[str, Param]:
   """The parameters of a LayerNorm."""
-  return {name: Param((width,), ("act_embed",), "norms", init, decays=False)
-          for name, init in (("scale", "ones"), ("bias", "zeros"))}
+  return {
+    name: Param((width,), ("act_embed",), "norms", init, decays=False)
+    for name, init in (("scale", "ones"), ("bias", "zeros"))
+  }
 
 
 def _norm(path: str, width: int) -> dict[str, Param]:
   return {f"{path}/{name}": param for name, param in norm(width).items()}
 
 
-def _kernel(path: str, shape: tuple[int, ...], axes: tuple[str, ...], num_inputs: int, std: float, cut: int,
-            gains: tuple[float, ...] = ()) -> dict[str, Param]:
+def _kernel(
+  path: str,
+  shape: tuple[int, ...],
+  axes: tuple[str, ...],
+  num_inputs: int,
+  std: float,
+  cut: int,
+  gains: tuple[float, ...] = (),
+) -> dict[str, Param]:
   """A block's kernel and its bias, which has the axes that a product does not sum over."""
   part = path.split("/")[0]
-  return {f"{path}/kernel": Param(shape, axes, part, std=std, gains=gains, gains_axis=1,
-                                  inputs=tuple(range(num_inputs)), quantizes=True, cut=cut),
-          f"{path}/bias": Param(shape[num_inputs:], axes[num_inputs:], part, "zeros", decays=False)}
+  return {
+    f"{path}/kernel": Param(
+      shape, axes, part, std=std, gains=gains, gains_axis=1, inputs=tuple(range(num_inputs)), quantizes=True, cut=cut
+    ),
+    f"{path}/bias": Param(shape[num_inputs:], axes[num_inputs:], part, "zeros", decays=False),
+  }
 
 
 def _stacked(param: Param, num_layers: int) -> Param:
   """A layer's parameter with the axis of the layers in front."""
   return dataclasses.replace(
-      param, shape=(num_layers, *param.shape), axes=(LAYERS, *param.axes), gains_axis=param.gains_axis + 1,
-      inputs=tuple(axis + 1 for axis in param.inputs), cut=None if param.cut is None else param.cut + 1)
+    param,
+    shape=(num_layers, *param.shape),
+    axes=(LAYERS, *param.axes),
+    gains_axis=param.gains_axis + 1,
+    inputs=tuple(axis + 1 for axis in param.inputs),
+    cut=None if param.cut is None else param.cut + 1,
+  )

@@ -53,8 +53,9 @@ class Schedule:
     if self.microbatches is not None:
       ranges.whole("pipeline.Schedule.microbatches", self.microbatches, 1)
     if self.kind == "1f1b" and self.rounds > 1:
-      raise errors.InputError(f"pipeline.Schedule: 1f1b goes around once, rounds is {self.rounds}; use 1, or kind "
-                              "\"gpipe\"")
+      raise errors.InputError(
+        f'pipeline.Schedule: 1f1b goes around once, rounds is {self.rounds}; use 1, or kind "gpipe"'
+      )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,8 +85,12 @@ class Pipeline:
 
   def order(self) -> list[int]:
     """The layer at each place of the stacked weights in memory, stage by stage; N and more: room without a layer."""
-    return [(r * self.stages + s) * self.group + j
-            for s in range(self.stages) for r in range(self.rounds) for j in range(self.group)]
+    return [
+      (r * self.stages + s) * self.group + j
+      for s in range(self.stages)
+      for r in range(self.rounds)
+      for j in range(self.group)
+    ]
 
   def spread(self, a: jax.Array) -> jax.Array:
     """Rows [B, ...] in the order in which `hidden` has them, each stage's share in one piece on it."""
@@ -126,14 +131,16 @@ def make(schedule: Schedule, config: config_lib.GLMConfig, mesh: jax.sharding.Me
   count = schedule.microbatches or rows // shards
   if count % stages or rows % (count * shards):
     raise errors.InputError(
-        f"{rows} rows at a time, {count} pipeline micro-batches: these must be a multiple of the mesh's stage={stages},"
-        f" and the rows one of micro-batches x data x fsdp = {count * shards}; change micro_batch, or "
-        "pipeline.Schedule.microbatches")
+      f"{rows} rows at a time, {count} pipeline micro-batches: these must be a multiple of the mesh's stage={stages},"
+      f" and the rows one of micro-batches x data x fsdp = {count * shards}; change micro_batch, or "
+      "pipeline.Schedule.microbatches"
+    )
   found = Pipeline(stages, count, schedule.rounds, config.num_layers, schedule.kind)
   if (stages * schedule.rounds - 1) * found.group >= config.num_layers:
     raise errors.InputError(
-        f"num_layers {config.num_layers} in groups of {found.group} leaves some of stage={stages} x "
-        f"rounds={schedule.rounds} without a layer: choose stages and rounds whose product divides the layers")
+      f"num_layers {config.num_layers} in groups of {found.group} leaves some of stage={stages} x "
+      f"rounds={schedule.rounds} without a layer: choose stages and rounds whose product divides the layers"
+    )
   return found
 
 
@@ -141,15 +148,23 @@ def make(schedule: Schedule, config: config_lib.GLMConfig, mesh: jax.sharding.Me
 def rows_over_stages() -> Iterator[None]:
   """Within it, rows are split over the stages too."""
   extend = lambda axes: (AXIS, *((axes,) if isinstance(axes, str) else axes or ()))
-  rules = [(name, extend(axes) if name in ("batch", "groups") else axes)
-           for name, axes in nn.get_logical_axis_rules()]
+  rules = [(name, extend(axes) if name in ("batch", "groups") else axes) for name, axes in nn.get_logical_axis_rules()]
   with nn.logical_axis_rules(rules):
     yield
 
 
-def hidden(config: config_lib.GLMConfig, pipeline: Pipeline, params: Any, tokens_BL: jax.Array,
-           positions: jax.Array, start_BL: jax.Array, end_BL: jax.Array, rows_B: jax.Array,
-           gradient_alpha: jax.Array | float, rng: jax.Array | None) -> jax.Array:
+def hidden(
+  config: config_lib.GLMConfig,
+  pipeline: Pipeline,
+  params: Any,
+  tokens_BL: jax.Array,
+  positions: jax.Array,
+  start_BL: jax.Array,
+  end_BL: jax.Array,
+  rows_B: jax.Array,
+  gradient_alpha: jax.Array | float,
+  rng: jax.Array | None,
+) -> jax.Array:
   """What `GLM.hidden` gives [B, L, D], its rows as `Pipeline.spread` has them; with an rng, dropout is on.
 
   The weights' layers are stacked as `Pipeline.order` says.
@@ -161,9 +176,18 @@ def hidden(config: config_lib.GLMConfig, pipeline: Pipeline, params: Any, tokens
     return glm.GLM(config).apply({"params": params}, x_BLD, method="finish")
 
 
-def enter(config: config_lib.GLMConfig, pipeline: Pipeline, params: Any, tokens_BL: jax.Array, positions: jax.Array,
-          start_BL: jax.Array, end_BL: jax.Array, rows_B: jax.Array, gradient_alpha: jax.Array | float,
-          rng: jax.Array | None) -> tuple[jax.Array, dict[str, jax.Array]]:
+def enter(
+  config: config_lib.GLMConfig,
+  pipeline: Pipeline,
+  params: Any,
+  tokens_BL: jax.Array,
+  positions: jax.Array,
+  start_BL: jax.Array,
+  end_BL: jax.Array,
+  rows_B: jax.Array,
+  gradient_alpha: jax.Array | float,
+  rng: jax.Array | None,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
   """The embedded rows as a ring [S, J, B / K, L, D], and what the layers need to know of them [K, B / K, ...].
 
   `rows_B`: the rows' numbers, by which dropout draws.
@@ -183,8 +207,9 @@ def enter(config: config_lib.GLMConfig, pipeline: Pipeline, params: Any, tokens_
   return pipeline.to_ring(x_BLD), features
 
 
-def _flow(config: config_lib.GLMConfig, pipeline: Pipeline, weights: Any, ring: jax.Array,
-          features: dict[str, jax.Array]) -> jax.Array:
+def _flow(
+  config: config_lib.GLMConfig, pipeline: Pipeline, weights: Any, ring: jax.Array, features: dict[str, jax.Array]
+) -> jax.Array:
   """The ring [S, J, B / K, L, D] of micro-batches behind the last layer; `features` [K, B / K, ...] go with them."""
   stages, slots = pipeline.stages, pipeline.microbatches // pipeline.stages
   extra, more = divmod(stages - 1, slots)  # moves of a line between a micro-batch's start and its end, at least
@@ -227,8 +252,9 @@ def _gather_gradient(w: jax.Array) -> jax.Array:
   return jnp.zeros(w.shape, jnp.float32)
 
 
-_gather_gradient.defvjp(lambda w: (_gather_gradient(w), jnp.zeros((), w.dtype)),
-                        lambda like, g: (g.astype(like.dtype),))
+_gather_gradient.defvjp(
+  lambda w: (_gather_gradient(w), jnp.zeros((), w.dtype)), lambda like, g: (g.astype(like.dtype),)
+)
 
 
 @jax.custom_vjp
@@ -251,16 +277,30 @@ def where(stages: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
   return jnp.where(stages.reshape(-1, *[1] * (x.ndim - 1)), x, y)
 
 
-def _stage(config: config_lib.GLMConfig, pipeline: Pipeline, weights: Any, stage: jax.Array, turn: jax.Array,
-           x_BLD: jax.Array, features: dict[str, jax.Array]) -> jax.Array:
+def _stage(
+  config: config_lib.GLMConfig,
+  pipeline: Pipeline,
+  weights: Any,
+  stage: jax.Array,
+  turn: jax.Array,
+  x_BLD: jax.Array,
+  features: dict[str, jax.Array],
+) -> jax.Array:
   """One stage's layers of this round, of weights and their `_gather_gradient` [R, N / (S R), ...]."""
   of_round = (lambda w: w[0]) if pipeline.rounds == 1 else lambda w: jax.lax.dynamic_index_in_dim(w, turn, 0, False)
   weights = jax.tree.map(lambda pair: _read(*map(of_round, pair)), weights, is_leaf=lambda x: isinstance(x, tuple))
   return layers(config, pipeline, weights, None, turn * pipeline.stages + stage, x_BLD, features)[0]
 
 
-def layers(config: config_lib.GLMConfig, pipeline: Pipeline, weights: Any, gradient: Any, group: jax.Array,
-           x_BLD: jax.Array, features: dict[str, jax.Array]) -> tuple[jax.Array, Any]:
+def layers(
+  config: config_lib.GLMConfig,
+  pipeline: Pipeline,
+  weights: Any,
+  gradient: Any,
+  group: jax.Array,
+  x_BLD: jax.Array,
+  features: dict[str, jax.Array],
+) -> tuple[jax.Array, Any]:
   """What a group of layers [N / (S R), ...] makes of a micro-batch, and `gradient` as it was.
 
   The cotangent of `gradient` (as the weights, float32; or None) comes back with the weights' gradient added to it.
@@ -290,5 +330,7 @@ def _add_gradient(place: jax.Array, w: jax.Array, gradient: jax.Array) -> tuple[
 
 
 # In the loop over layers the cotangent of `gradient` is one array, to which each layer's part is added where it lies.
-_add_gradient.defvjp(lambda place, w, gradient: ((w, gradient), place),
-                     lambda place, g: (None, None, g[1].at[place].add(g[0].astype(g[1].dtype))))
+_add_gradient.defvjp(
+  lambda place, w, gradient: ((w, gradient), place),
+  lambda place, g: (None, None, g[1].at[place].add(g[0].astype(g[1].dtype))),
+)

@@ -43,8 +43,10 @@ def tables(config: config_lib.GLMConfig, positions: jax.Array) -> tuple[jax.Arra
   def gather(positions_BL: jax.Array) -> list[jax.Array]:
     # As the original code does. XLA's CPU would compute the cosines again for every head of every layer.
     # A position beyond the model's length gives NaN.
-    return [t[0].at[positions_BL].get(mode="fill", fill_value=jnp.nan)
-            for t in table(rows, config.head_dim // kind.rotary_parts, config.rotary_base, config.rotary_rounding)]
+    return [
+      t[0].at[positions_BL].get(mode="fill", fill_value=jnp.nan)
+      for t in table(rows, config.head_dim // kind.rotary_parts, config.rotary_base, config.rotary_rounding)
+    ]
 
   assert positions.ndim == 1 + kind.axes, positions.shape
   if kind.axes == 1:

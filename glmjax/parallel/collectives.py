@@ -12,15 +12,24 @@ from collections.abc import Iterator, Mapping, Sequence
 import jax
 import numpy as np
 
-KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast",
-         "ragged-all-to-all")
+KINDS = (
+  "all-gather",
+  "all-reduce",
+  "reduce-scatter",
+  "all-to-all",
+  "collective-permute",
+  "collective-broadcast",
+  "ragged-all-to-all",
+)
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?[\w.\-]+ = (.*)$")
 _COLLECTIVE = re.compile(rf"(?:^|\s)({'|'.join(KINDS)})(-start)?\(")
 _ARRAY = re.compile(r"\b([a-z]+[0-9]+[a-z0-9]*|pred|token)\[([0-9,]*)\]")
-_CALLED = re.compile(r"\b(?:body|to_apply|calls|called_computations|branch_computations|true_computation|"
-                     r"false_computation)=(?:\{([^}]*)\}|%?([\w.\-]+))")
+_CALLED = re.compile(
+  r"\b(?:body|to_apply|calls|called_computations|branch_computations|true_computation|"
+  r"false_computation)=(?:\{([^}]*)\}|%?([\w.\-]+))"
+)
 _NUMBER = re.compile(r"^\s+%?([\w.\-]+) = [su]32\[\]\S* (constant|get-tuple-element|add)\(([^()]*)\)(?:, index=(\d+))?")
 _TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _SOURCE = re.compile(r'op_name="([^"]*)"')
@@ -48,8 +57,12 @@ class Collective:
   def sent(self) -> float:
     """Bytes that a device sends each time, by the ring algorithms."""
     others = (self.group - 1) / self.group
-    return self.bytes * {"all-reduce": 2 * others, "reduce-scatter": self.group - 1, "collective-permute": 1,
-                         "collective-broadcast": 1}.get(self.kind, others)
+    return self.bytes * {
+      "all-reduce": 2 * others,
+      "reduce-scatter": self.group - 1,
+      "collective-permute": 1,
+      "collective-broadcast": 1,
+    }.get(self.kind, others)
 
   def times(self, unknown: int = 1) -> int:
     """How often it runs in a run of the program, loops of unknown length counting `unknown` times each."""
@@ -103,7 +116,7 @@ def with_trip_counts(text: str) -> str:
     if compared and compared[2] in constants:
       limits[name] = constants[compared[2]], states.get(compared[1], "")
     if re.match(r"^\s+ROOT .* tuple\(", line):
-      made = re.findall(r"%([\w.\-]+)", line[line.index(" tuple("):].split("), ")[0])
+      made = re.findall(r"%([\w.\-]+)", line[line.index(" tuple(") :].split("), ")[0])
       steps[name] = {str(i): constants[by] for i, x in enumerate(made) for by in sums.get(x, ()) if by in constants}
 
   def note(line: str) -> str:
@@ -142,14 +155,13 @@ def _called(line: str) -> Iterator[str]:
 
 def _read(line: str, match: re.Match[str], mesh: jax.sharding.Mesh, loops: tuple[int | None, ...]) -> Collective:
   kind, started = match[1], match[2]
-  arrays = _arrays(line[:match.start()])
+  arrays = _arrays(line[: match.start()])
   if started and kind != "all-reduce":  # a pair of operands and results, and for a permute two contexts
-    arrays = arrays[:2 * (len(arrays) // 2)] if kind != "collective-permute" else arrays[:2]
-    arrays = arrays[len(arrays) // 2:]
+    arrays = arrays[: 2 * (len(arrays) // 2)] if kind != "collective-permute" else arrays[:2]
+    arrays = arrays[len(arrays) // 2 :]
   groups = _groups(line, mesh.size)
   source = _SOURCE.search(line)
-  return Collective(kind, arrays, _axes(groups, mesh.shape), max(map(len, groups)), loops,
-                    source[1] if source else "")
+  return Collective(kind, arrays, _axes(groups, mesh.shape), max(map(len, groups)), loops, source[1] if source else "")
 
 
 def _arrays(text: str) -> tuple[tuple[str, Shape], ...]:
@@ -185,8 +197,11 @@ def _groups(line: str, devices: int) -> list[list[int]]:
 def _groups_of_axes(mesh: str, order: str | None, axes: str, devices: int) -> list[list[int]]:
   """Groups along axes of a mesh that XLA has made up; 'x':(2)4 is the part of x with 2 before it and size 4."""
   sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", mesh)}
-  ids = np.arange(devices) if not order else (
-      _iota(order) if order.startswith("[") else np.array(_numbers(order.strip("{}"))))
+  ids = (
+    np.arange(devices)
+    if not order
+    else (_iota(order) if order.startswith("[") else np.array(_numbers(order.strip("{}"))))
+  )
   taken: dict[str, list[tuple[int, int]]] = {}
   for name, before, size in re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", axes):
     taken.setdefault(name, []).append((int(before or 1), int(size or sizes[name])))

@@ -30,8 +30,12 @@ _log = logging.getLogger("glmjax")
 _meeting = False  # whether `join` waits for the others
 
 
-def join(coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None,
-         connect_seconds: float = 300) -> int:
+def join(
+  coordinator: str | None = None,
+  num_processes: int | None = None,
+  process_id: int | None = None,
+  connect_seconds: float = 300,
+) -> int:
   """Makes this process one of a run's, before JAX computes anything; one that is alone stays as it is.
 
   Args:
@@ -51,8 +55,7 @@ def join(coordinator: str | None = None, num_processes: int | None = None, proce
     return 1
   jax.config.update("jax_cpu_collectives_implementation", "gloo")
   jax.config.update("jax_enable_preemption_service", False)  # it takes SIGTERM, which train/stopping.py answers
-  found: dict[str, Any] = {"coordinator_address": coordinator, "num_processes": num_processes,
-                           "process_id": process_id}
+  found: dict[str, Any] = {"coordinator_address": coordinator, "num_processes": num_processes, "process_id": process_id}
   if coordinator:
     found["cluster_detection_method"] = "deactivate"
   elif where == "SLURM":
@@ -98,7 +101,8 @@ def leave(status: int, message: str, gone: int = 0, seconds: float = 10) -> NoRe
   def say() -> None:
     state.client.key_value_set(f"{MESSAGES}{state.process_id}", f"{_LEFT}{status}: {message}", allow_overwrite=True)
     while state.process_id == 0 and state.num_processes - 1 - gone > sum(
-        left(said) is not None for name, said in state.client.key_value_dir_get(MESSAGES) if name != f"{MESSAGES}0"):
+      left(said) is not None for name, said in state.client.key_value_dir_get(MESSAGES) if name != f"{MESSAGES}0"
+    ):
       time.sleep(0.1)
 
   within(seconds, say)
@@ -117,6 +121,7 @@ def left(said: str) -> tuple[int, str] | None:
 
 def within(seconds: float, action: Callable[[], None]) -> None:
   """Calls `action` in a thread that is given up after that long; what it raises is dropped."""
+
   def act() -> None:
     with contextlib.suppress(Exception):
       action()
@@ -134,6 +139,7 @@ def client() -> Any:
 def _state() -> Any:
   """What jax.distributed knows; it shows it nowhere else. Orbax takes the client from there as well."""
   from jax._src import distributed  # pylint: disable=g-import-not-at-top
+
   return distributed.global_state
 
 
@@ -141,8 +147,10 @@ def _cluster() -> str | None:
   """What has started this process as one of several, as JAX can read it too."""
   where = clusters.named()
   if where == "MPI" and importlib.util.find_spec("mpi4py") is None:
-    raise errors.InputError("mpirun started several processes, which JAX can only tell with mpi4py: pip install "
-                            "mpi4py, or give --coordinator, --num_processes and --process_id")
+    raise errors.InputError(
+      "mpirun started several processes, which JAX can only tell with mpi4py: pip install "
+      "mpi4py, or give --coordinator, --num_processes and --process_id"
+    )
   if where is not None:
     return where
   if _is_tpu_vm():
@@ -150,16 +158,23 @@ def _cluster() -> str | None:
   if clusters.is_kubernetes_job():
     if importlib.util.find_spec("kubernetes") is not None:
       return "Kubernetes"
-    _log.warning("pod %s of a Kubernetes job trains alone; to train with the others it needs pip install kubernetes, "
-                 "or --coordinator, --num_processes and --process_id", os.environ["JOB_COMPLETION_INDEX"])
+    _log.warning(
+      "pod %s of a Kubernetes job trains alone; to train with the others it needs pip install kubernetes, "
+      "or --coordinator, --num_processes and --process_id",
+      os.environ["JOB_COMPLETION_INDEX"],
+    )
   return None
 
 
 def _is_tpu_vm() -> bool:
   """A Google Cloud VM with TPU chips, as JAX found when it was imported; its metadata tells the other hosts."""
   from jax._src import cloud_tpu_init  # pylint: disable=g-import-not-at-top
-  return cloud_tpu_init.running_in_cloud_tpu_vm and "TPU_SKIP_MDS_QUERY" not in os.environ and (
-      "TPU_WORKER_HOSTNAMES" not in os.environ)
+
+  return (
+    cloud_tpu_init.running_in_cloud_tpu_vm
+    and "TPU_SKIP_MDS_QUERY" not in os.environ
+    and ("TPU_WORKER_HOSTNAMES" not in os.environ)
+  )
 
 
 def _slurm_gpus() -> list[int] | None:
@@ -182,8 +197,13 @@ def _give_up(where: str, coordinator: str | None, process_id: int | None, second
       socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
     except OSError as error:
       reason = f"the coordinator cannot be reached from process {process_id} ({error.strerror or error})"
-  _log.error("%s: %s within %g s; start every process with the same coordinator and number of processes, and look at "
-             "process 0's messages", where, reason, seconds)
+  _log.error(
+    "%s: %s within %g s; start every process with the same coordinator and number of processes, and look at "
+    "process 0's messages",
+    where,
+    reason,
+    seconds,
+  )
   os._exit(1)
 
 

@@ -40,12 +40,16 @@ class MeshConfig:
     known = math.prod(size for size in sizes if size != -1)
     if -1 in sizes:
       if num_devices % known:
-        raise errors.InputError(f"mesh {shown}: the {num_devices} devices here do not divide by {known}; "
-                                "change the sizes in the mesh's gin file")
+        raise errors.InputError(
+          f"mesh {shown}: the {num_devices} devices here do not divide by {known}; "
+          "change the sizes in the mesh's gin file"
+        )
       sizes[sizes.index(-1)] = num_devices // known
     elif known != num_devices:
-      raise errors.InputError(f"mesh {shown} needs {known} devices, here are {num_devices}: "
-                              "change the sizes, or set one to -1 to take what there is")
+      raise errors.InputError(
+        f"mesh {shown} needs {known} devices, here are {num_devices}: "
+        "change the sizes, or set one to -1 to take what there is"
+      )
     return tuple(sizes)
 
 
@@ -74,6 +78,8 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
   except NotImplementedError as error:
     shown = " x ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes) if size != 1)
     kind = devices[0].device_kind
-    raise errors.InputError(f"mesh {shown} does not lie on a slice of {len(devices)} {kind}: make each "
-                            "axis a product of divisors of the slice's dimensions, as 32 and 8 on 16x16") from error
+    raise errors.InputError(
+      f"mesh {shown} does not lie on a slice of {len(devices)} {kind}: make each "
+      "axis a product of divisors of the slice's dimensions, as 32 and 8 on 16x16"
+    ) from error
   return Mesh(found, AXES, axis_types=(AxisType.Auto,) * len(AXES))

@@ -32,17 +32,24 @@ ROW_AXES = ("data", "fsdp")  # of the mesh: those over which rows are split
 
 # Tensor parallelism over heads, mlp and vocabulary, tokens over context.
 _ACTIVATIONS: Rules = (
-    ("batch", ROW_AXES),
-    ("length", "context"),
-    ("norm_length", "context"),
-    ("groups", (*ROW_AXES, "context")),
-    ("act_embed", None),
-    ("act_heads", "tensor"),
-    ("act_mlp", "tensor"),
-    ("act_vocab", "tensor"),
+  ("batch", ROW_AXES),
+  ("length", "context"),
+  ("norm_length", "context"),
+  ("groups", (*ROW_AXES, "context")),
+  ("act_embed", None),
+  ("act_heads", "tensor"),
+  ("act_mlp", "tensor"),
+  ("act_vocab", "tensor"),
 )
-_TENSOR: Rules = (("heads", "tensor"), ("mlp", "tensor"), ("vocab", "tensor"),
-                  ("kv", None), ("qkv", None), ("branches", None), ("layers", "stage"))
+_TENSOR: Rules = (
+  ("heads", "tensor"),
+  ("mlp", "tensor"),
+  ("vocab", "tensor"),
+  ("kv", None),
+  ("qkv", None),
+  ("branches", None),
+  ("layers", "stage"),
+)
 
 
 # Fully sharded: weights, gradients and optimizer state are split over fsdp, along their embed axis. Layers are gathered
@@ -92,8 +99,9 @@ def parts(name: str) -> int:
   return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in mesh_axes(name))
 
 
-def on_each_device(run: Callable[..., Any], inputs: Sequence[Sequence[str | None]],
-                   outputs: Sequence[Any]) -> Callable[..., Any]:
+def on_each_device(
+  run: Callable[..., Any], inputs: Sequence[Sequence[str | None]], outputs: Sequence[Any]
+) -> Callable[..., Any]:
   """`run`, called on each device with its own part of every array, as the logical axes of inputs and outputs say.
 
   For kernels, which XLA cannot split. `outputs`: axes of the result, or a list of axes for several.
@@ -103,8 +111,13 @@ def on_each_device(run: Callable[..., Any], inputs: Sequence[Sequence[str | None
     return run
   spec = lambda axes: nn.logical_to_mesh_axes(tuple(axes))
   specs = tuple(map(spec, outputs)) if isinstance(outputs, list) else spec(outputs)
-  return jax.shard_map(run, in_specs=tuple(map(spec, inputs)), out_specs=specs, check_vma=False,
-                       axis_names={*mesh.axis_names} - {*mesh.manual_axes})
+  return jax.shard_map(
+    run,
+    in_specs=tuple(map(spec, inputs)),
+    out_specs=specs,
+    check_vma=False,
+    axis_names={*mesh.axis_names} - {*mesh.manual_axes},
+  )
 
 
 def is_split() -> bool:
@@ -163,8 +176,15 @@ def named(mesh: jax.sharding.Mesh, rules: Rules, *names: str | None) -> jax.shar
 
 
 # What a user calls the size of a logical axis.
-_FIELDS = {"heads": "num_heads", "mlp": "mlp_dim", "vocab": "vocab_size", "embed": "embed_dim",
-           "layers": "num_layers", "kv": "head dimension", "length_table": "max_length + 1"}
+_FIELDS = {
+  "heads": "num_heads",
+  "mlp": "mlp_dim",
+  "vocab": "vocab_size",
+  "embed": "embed_dim",
+  "layers": "num_layers",
+  "kv": "head dimension",
+  "length_table": "max_length + 1",
+}
 
 
 def check_divisible(boxed: Any, mesh: jax.sharding.Mesh, rules: Rules = FSDP) -> None:
@@ -178,5 +198,7 @@ def check_divisible(boxed: Any, mesh: jax.sharding.Mesh, rules: Rules = FSDP) ->
       parts = math.prod(mesh.shape[axis] for axis in axes)
       if size % parts:
         shown = " x ".join(f"{axis}={mesh.shape[axis]}" for axis in axes)
-        raise errors.InputError(f"{_FIELDS.get(name, name)} {size} does not divide over {shown}: "
-                                f"make it a multiple of {parts}, or the mesh's {'/'.join(axes)} smaller")
+        raise errors.InputError(
+          f"{_FIELDS.get(name, name)} {size} does not divide over {shown}: "
+          f"make it a multiple of {parts}, or the mesh's {'/'.join(axes)} smaller"
+        )

@@ -79,8 +79,9 @@ class Peers:
 
   def start(self) -> None:
     """Begins to talk and to watch."""
-    self._threads = [threading.Thread(target=work, daemon=True, name=f"peers {work.__name__}")
-                     for work in (self._talk, self._listen)]
+    self._threads = [
+      threading.Thread(target=work, daemon=True, name=f"peers {work.__name__}") for work in (self._talk, self._listen)
+    ]
     for thread in self._threads:
       thread.start()
 
@@ -99,8 +100,9 @@ class Peers:
     time.sleep(60)  # in which `_end` ends it
 
   def _say(self, message: str) -> None:
-    distributed.client().key_value_set(f"{distributed.MESSAGES}{distributed.process_id()}", message,
-                                       allow_overwrite=True)
+    distributed.client().key_value_set(
+      f"{distributed.MESSAGES}{distributed.process_id()}", message, allow_overwrite=True
+    )
 
   def _talk(self) -> None:
     """Says where this process is, and looks for the verdict; in process 0, gives it."""
@@ -191,9 +193,11 @@ class _Judge:
       if self._last.get(name, ("", 0))[0] != message:
         self._last[name] = message, now
       elif now - self._last[name][1] > self._settings.silent_seconds:
-        self.gone.append(f"process {number} on {state['host']} has not been heard of for "
-                         f"{now - self._last[name][1]:.0f} s (it was at step {state['step']}): it was killed, is "
-                         "stopped or has lost its network")
+        self.gone.append(
+          f"process {number} on {state['host']} has not been heard of for "
+          f"{now - self._last[name][1]:.0f} s (it was at step {state['step']}): it was killed, is "
+          "stopped or has lost its network"
+        )
     return next(iter(left + self.gone), None) or (self._hung(states) if len(said) > 1 else None)
 
   def _hung(self, states: dict[str, dict[str, Any]]) -> str | None:
@@ -204,4 +208,4 @@ class _Judge:
     who = [f"{number} on {state['host']}" for number, state in states.items() if state["step"] == behind]
     if len(who) == len(states) > 1:
       who = ["all"]
-    return (f"nothing has moved for {limit:g} s; the last step begun by process {', '.join(who[:4])} is step {behind}")
+    return f"nothing has moved for {limit:g} s; the last step begun by process {', '.join(who[:4])} is step {behind}"

@@ -46,5 +46,6 @@ def see_the_same(look: Callable[[], int], what: str, seconds: float = 20) -> Non
     time.sleep(0.5)
   others = np.flatnonzero(multihost_utils.process_allgather(np.int32(look() != wanted)))
   if others.size:
-    raise errors.InputError(f"{what}: process {others[0]} does not see there what process 0 has written; use a folder "
-                            "that all hosts share")
+    raise errors.InputError(
+      f"{what}: process {others[0]} does not see there what process 0 has written; use a folder that all hosts share"
+    )

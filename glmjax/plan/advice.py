@@ -28,31 +28,51 @@ class _Plan:
   room: int
 
 
-def changes(model: config_lib.GLMConfig, workload: programs.Train | programs.Decode, aim: targets.Target,
-            result: Mapping[str, Any]) -> dict[str, Any]:
+def changes(
+  model: config_lib.GLMConfig,
+  workload: programs.Train | programs.Decode,
+  aim: targets.Target,
+  result: Mapping[str, Any],
+) -> dict[str, Any]:
   """The part that takes most, and the changes of which each would make it fit, with the peak expected then."""
-  plan = _Plan(model, aim, result["mesh"], result["memory"], result["peak_bytes_per_device"],
-               result["usable_memory_bytes"])
+  plan = _Plan(
+    model, aim, result["mesh"], result["memory"], result["peak_bytes_per_device"], result["usable_memory_bytes"]
+  )
   found = _training(plan, workload) if isinstance(workload, programs.Train) else _decoding(plan, workload)
-  return {"largest_part": max(plan.memory, key=plan.memory.get),
-          "changes": [{"change": text, "peak_bytes_per_device": round(peak)} for text, peak in found]}
+  return {
+    "largest_part": max(plan.memory, key=plan.memory.get),
+    "changes": [{"change": text, "peak_bytes_per_device": round(peak)} for text, peak in found],
+  }
 
 
 def _decoding(plan: _Plan, workload: programs.Decode) -> Iterator[tuple[str, float]]:
   model, mesh = plan.model, plan.mesh
   held = plan.memory["parameters"] + plan.memory.get("kv_cache", 0)
   tensor = mesh["tensor"]
-  yield from _first(plan, ((f"MeshConfig.tensor={tensor * k}{_devices(plan, k)}", plan.peak - held * (1 - 1 / k))
-                           for k in _factors() if _splits(model, tensor=tensor * k)))
+  yield from _first(
+    plan,
+    (
+      (f"MeshConfig.tensor={tensor * k}{_devices(plan, k)}", plan.peak - held * (1 - 1 / k))
+      for k in _factors()
+      if _splits(model, tensor=tensor * k)
+    ),
+  )
   now = workload.bits or 8 * _itemsize(model)
   share = model.num_layers * _kernels(model) / tensor / mesh["fsdp"]
-  yield from _first(plan, ((f"Decode.bits={bits}", plan.peak - share * (now - bits) / 8)
-                           for bits in (8, 4) if bits < now))
+  yield from _first(
+    plan, ((f"Decode.bits={bits}", plan.peak - share * (now - bits) / 8) for bits in (8, 4) if bits < now)
+  )
   if plan.aim.chip.platform == "cuda":
     yield from _first(plan, _offloads(plan, workload, now / 8))
   for name, value in (("batch", workload.batch), ("context", workload.context)):
-    yield from _first(plan, ((f"Decode.{name}={value // k}", plan.peak - plan.memory.get("kv_cache", 0) * (1 - 1 / k))
-                             for k in _factors() if value // k and value % k == 0))
+    yield from _first(
+      plan,
+      (
+        (f"Decode.{name}={value // k}", plan.peak - plan.memory.get("kv_cache", 0) * (1 - 1 / k))
+        for k in _factors()
+        if value // k and value % k == 0
+      ),
+    )
 
 
 def _offloads(plan: _Plan, workload: programs.Decode, size: float) -> Iterator[tuple[str, float]]:
@@ -74,8 +94,9 @@ def _training(plan: _Plan, workload: programs.Train) -> Iterator[tuple[str, floa
   sums = memory["parameters"] if (micro < workload.batch_size or ticks) and not whole else 0  # gradients, float32
   kept_now = max(0, memory["temporaries"] - sums - whole)
   other = plan.peak - held - sums - kept_now
-  spared = min(kept_now, activations(model, workload, mesh) - activations(
-      dataclasses.replace(model, remat="full"), workload, mesh))
+  spared = min(
+    kept_now, activations(model, workload, mesh) - activations(dataclasses.replace(model, remat="full"), workload, mesh)
+  )
   ring = min(kept_now - spared, _ring(model, workload, mesh)) if ticks and not workload.pipeline.microbatches else None
 
   def peak(split: int = 1, rows: int = 1, less: float = 0.0) -> float:
@@ -85,25 +106,41 @@ def _training(plan: _Plan, workload: programs.Train) -> Iterator[tuple[str, floa
 
   shards = mesh["data"] * mesh["fsdp"]
   remats = [("", 0.0)] + ([("GLMConfig.remat=full", spared)] if spared > 0 else [])
-  fewer = [("", 1)] + [(f"Train.micro_batch={micro // k}", k) for k in _factors() if micro % (shards * k) == 0
-                       and not ticks and flows(dataclasses.replace(workload, micro_batch=micro // k), mesh)]
+  fewer = [("", 1)] + [
+    (f"Train.micro_batch={micro // k}", k)
+    for k in _factors()
+    if micro % (shards * k) == 0 and not ticks and flows(dataclasses.replace(workload, micro_batch=micro // k), mesh)
+  ]
   within = [("", 1)]
   grown = "data" if workload.strategy == "zero1" else "fsdp"
   if grown == "fsdp":
-    within += [(f"MeshConfig.fsdp={mesh['fsdp'] * k}, MeshConfig.data={mesh['data'] // k}", k) for k in _factors()
-               if mesh["data"] % k == 0 and _splits(model, fsdp=mesh["fsdp"] * k)]
-  beyond = [(f"MeshConfig.{grown}={mesh[grown] * k}{_devices(plan, k)}", k) for k in _factors()
-            if micro % (shards * k) == 0 and _splits(model, fsdp=shards * k)
-            and flows(workload, {**mesh, grown: mesh[grown] * k})]
+    within += [
+      (f"MeshConfig.fsdp={mesh['fsdp'] * k}, MeshConfig.data={mesh['data'] // k}", k)
+      for k in _factors()
+      if mesh["data"] % k == 0 and _splits(model, fsdp=mesh["fsdp"] * k)
+    ]
+  beyond = [
+    (f"MeshConfig.{grown}={mesh[grown] * k}{_devices(plan, k)}", k)
+    for k in _factors()
+    if micro % (shards * k) == 0
+    and _splits(model, fsdp=shards * k)
+    and flows(workload, {**mesh, grown: mesh[grown] * k})
+  ]
   join = lambda *texts: ", ".join(filter(None, texts))
   alone = []
-  for some in ([(text, peak(less=less)) for text, less in remats[1:]], [(t, peak(rows=k)) for t, k in fewer[1:]],
-               [(t, peak(split=k)) for t, k in within[1:]],
-               [(t, peak(split=k, rows=k)) for t, k in beyond]):  # the micro-batch meets more devices
+  for some in (
+    [(text, peak(less=less)) for text, less in remats[1:]],
+    [(t, peak(rows=k)) for t, k in fewer[1:]],
+    [(t, peak(split=k)) for t, k in within[1:]],
+    [(t, peak(split=k, rows=k)) for t, k in beyond],
+  ):  # the micro-batch meets more devices
     alone += _first(plan, some)
   together = ((join(r, f, w), peak(k, rows, less)) for w, k in within for f, rows in fewer for r, less in remats)
-  yield from alone or _first(plan, together) or _first(plan, (
-      (join(r, b), peak(k, k, less)) for b, k in beyond for r, less in remats))
+  yield from (
+    alone
+    or _first(plan, together)
+    or _first(plan, ((join(r, b), peak(k, k, less)) for b, k in beyond for r, less in remats))
+  )
 
 
 def flows(workload: programs.Train, mesh: Mapping[str, int]) -> bool:
@@ -128,12 +165,17 @@ def activations(model: config_lib.GLMConfig, workload: programs.Train, mesh: Map
   """
   each = kept(model, workload.strategy, model.remat, mesh["tensor"])
   if not _is_1f1b(workload, mesh):
-    return _row(model, workload, mesh) * (workload.micro_batch or workload.batch_size) * each * (
-        model.num_layers / mesh["stage"])
+    return (
+      _row(model, workload, mesh)
+      * (workload.micro_batch or workload.batch_size)
+      * each
+      * (model.num_layers / mesh["stage"])
+    )
   inputs = (2 * mesh["stage"] - 1) * kept(model, workload.strategy, "full", mesh["tensor"])
   group = math.ceil(model.num_layers / mesh["stage"])
   return _row(model, workload, mesh) * _pipelined(workload, mesh)[1] * (group * each + inputs) + _ring(
-      model, workload, mesh)
+    model, workload, mesh
+  )
 
 
 def kept(model: config_lib.GLMConfig, strategy: str, remat: str, tensor: int) -> float:
@@ -160,8 +202,12 @@ def _pipelined(workload: programs.Train, mesh: Mapping[str, int]) -> tuple[int, 
 
 def _ring(model: config_lib.GLMConfig, workload: programs.Train, mesh: Mapping[str, int]) -> float:
   """Bytes of the rows that wait for 1F1B's first stage: a device's share of all of them."""
-  return _row(model, workload, mesh) * (workload.micro_batch or workload.batch_size) / mesh["stage"] * kept(
-      model, workload.strategy, "full", mesh["tensor"])
+  return (
+    _row(model, workload, mesh)
+    * (workload.micro_batch or workload.batch_size)
+    / mesh["stage"]
+    * kept(model, workload.strategy, "full", mesh["tensor"])
+  )
 
 
 def _row(model: config_lib.GLMConfig, workload: programs.Train, mesh: Mapping[str, int]) -> float:
@@ -188,7 +234,8 @@ def _factors() -> Iterator[int]:
 
 def _splits(model: config_lib.GLMConfig, tensor: int = 1, fsdp: int = 1) -> bool:
   return not any(size % tensor for size in (model.num_heads, model.mlp_dim, model.vocab_size)) and (
-      model.embed_dim % fsdp == 0)
+    model.embed_dim % fsdp == 0
+  )
 
 
 def _devices(plan: _Plan, times: int) -> str:

@@ -14,13 +14,44 @@ import jax
 
 from glmjax.parallel import collectives
 
-_SIZES = {"pred": 1, "s8": 1, "u8": 1, "f16": 2, "bf16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4, "f64": 8,
-          "s64": 8, "u64": 8, "c64": 8, "f8e4m3fn": 1, "f8e5m2": 1, "s4": 1, "u4": 1}
+_SIZES = {
+  "pred": 1,
+  "s8": 1,
+  "u8": 1,
+  "f16": 2,
+  "bf16": 2,
+  "s16": 2,
+  "u16": 2,
+  "f32": 4,
+  "s32": 4,
+  "u32": 4,
+  "f64": 8,
+  "s64": 8,
+  "u64": 8,
+  "c64": 8,
+  "f8e4m3fn": 1,
+  "f8e5m2": 1,
+  "s4": 1,
+  "u4": 1,
+}
 _ARRAY = re.compile(r"\b([a-z]+[0-9]*[a-z0-9]*)\[([0-9,]*)\](\{[^}]*\})?")
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
 _LINE = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)$")
-_FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all",
-         "partition-id", "replica-id", "iota", "opt-barrier"}
+_FREE = {
+  "parameter",
+  "constant",
+  "tuple",
+  "get-tuple-element",
+  "bitcast",
+  "while",
+  "conditional",
+  "call",
+  "after-all",
+  "partition-id",
+  "replica-id",
+  "iota",
+  "opt-barrier",
+}
 
 _ELEMENT_BY_ELEMENT = {"bitcast", "copy", "convert", "pad", "reshape", "transpose"}
 
@@ -147,8 +178,11 @@ def _moved(instruction: _Instruction, around: Mapping[str, _Instruction], comput
 
 def _parameters(computation: Mapping[str, _Instruction]) -> dict[int, str]:
   """Names by place."""
-  return {int(m[1]): name for name, i in computation.items()
-          if i.operation == "parameter" and (m := re.match(r"(\d+)\)", i.text))}
+  return {
+    int(m[1]): name
+    for name, i in computation.items()
+    if i.operation == "parameter" and (m := re.match(r"(\d+)\)", i.text))
+  }
 
 
 def _read(name: str, size: int, around: Mapping[str, _Instruction], computations: Mapping[str, Any]) -> int:
@@ -164,8 +198,11 @@ def _read(name: str, size: int, around: Mapping[str, _Instruction], computations
     elif instruction.operation == "fusion" and (called := re.search(r"calls=%?([\w.\-]+)", instruction.text)):
       inner = computations.get(called[1], {})
       parameters = _parameters(inner)
-      total += sum(_read(parameters[place], size, inner, computations)
-                   for place, operand in enumerate(instruction.operands) if operand == name and place in parameters)
+      total += sum(
+        _read(parameters[place], size, inner, computations)
+        for place, operand in enumerate(instruction.operands)
+        if operand == name and place in parameters
+      )
     else:
       return size
   return min(total, size) or size
@@ -190,7 +227,10 @@ def _parse(text: str) -> tuple[str, dict[str, dict[str, _Instruction]]]:
 
 def _bytes(shapes: str) -> tuple[int, int, int]:
   """Of all arrays, of those whose layout names no other memory than the device's first, and of those in the host's."""
-  arrays = [(_SIZES[kind] * math.prod(int(n) for n in size.split(",") if n), layout)
-            for kind, size, layout in _ARRAY.findall(shapes) if kind in _SIZES]
+  arrays = [
+    (_SIZES[kind] * math.prod(int(n) for n in size.split(",") if n), layout)
+    for kind, size, layout in _ARRAY.findall(shapes)
+    if kind in _SIZES
+  ]
   total = lambda keep: sum(size for size, layout in arrays if keep(layout))
   return total(lambda _: True), total(lambda layout: "S(" not in layout), total(lambda layout: "S(5)" in layout)

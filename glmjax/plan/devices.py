@@ -14,8 +14,12 @@ from glmjax.plan import targets
 
 INSTALL = "pip install 'glmjax[plan]'"
 # libtpu asks the cloud's metadata server for these otherwise; the last lets several processes compile at a time.
-_TPU_ENVIRONMENT = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0",
-                    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+_TPU_ENVIRONMENT = {
+  "TPU_SKIP_MDS_QUERY": "1",
+  "TPU_WORKER_HOSTNAMES": "localhost",
+  "TPU_WORKER_ID": "0",
+  "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
 _CHIP_CONFIGS = {"v4": {"chip_config_name": "megacore"}}  # both cores of a chip as one device
 
 
@@ -32,8 +36,10 @@ def of(target: targets.Target) -> Sequence[Any]:
     raise
   except Exception as error:  # whatever a plug-in of another version says
     line = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
-    raise errors.InputError(f"target {target.name}: its compiler does not take it ({line}); is it of this JAX's "
-                            f"version, {jax.__version__}? {INSTALL}") from error
+    raise errors.InputError(
+      f"target {target.name}: its compiler does not take it ({line}); is it of this JAX's "
+      f"version, {jax.__version__}? {INSTALL}"
+    ) from error
   if len(found) != target.devices:
     raise errors.InputError(f"target {target.name}: its compiler sees {len(found)} devices, not {target.devices}")
   return found
@@ -50,13 +56,15 @@ def _tpu(target: targets.Target) -> Any:
 
 def _gpu(target: targets.Target) -> Any:
   if importlib.util.find_spec("jax_plugins") is None or not any(
-      importlib.util.find_spec(f"jax_plugins.xla_cuda{version}") for version in (12, 13)):
+    importlib.util.find_spec(f"jax_plugins.xla_cuda{version}") for version in (12, 13)
+  ):
     raise errors.InputError(f"target {target.name} needs JAX's CUDA plug-in: {INSTALL}")
   _find_ptxas()
   os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"  # of libraries that compiling does without
   nodes, devices = target.shape
-  return topologies.get_topology_desc("plan", platform="cuda", topology=f"1x{nodes}x{devices}",
-                                      target_config=_configuration(target.chip))
+  return topologies.get_topology_desc(
+    "plan", platform="cuda", topology=f"1x{nodes}x{devices}", target_config=_configuration(target.chip)
+  )
 
 
 def _configuration(chip: targets.Chip) -> str:

@@ -19,8 +19,12 @@ from glmjax.plan import programs
 from glmjax.plan import targets
 
 
-def step(model: config_lib.GLMConfig, workload: programs.Train | programs.Decode, aim: targets.Target,
-         mesh: mesh_lib.MeshConfig) -> dict[str, Any]:
+def step(
+  model: config_lib.GLMConfig,
+  workload: programs.Train | programs.Decode,
+  aim: targets.Target,
+  mesh: mesh_lib.MeshConfig,
+) -> dict[str, Any]:
   """Compiles a workload for a target, and reads the result (docs/hardware.md explains each field).
 
   Raises:
@@ -36,8 +40,10 @@ def step(model: config_lib.GLMConfig, workload: programs.Train | programs.Decode
     if "RESOURCE_EXHAUSTED" not in str(error):
       raise
     line = str(error).splitlines()[0][:300]
-    raise errors.InputError(f"target {aim.name}: its compiler gives up for want of memory ({line}): split more, or "
-                            "compute fewer rows at a time") from error
+    raise errors.InputError(
+      f"target {aim.name}: its compiler gives up for want of memory ({line}): split more, or "
+      "compute fewer rows at a time"
+    ) from error
   seconds = time.perf_counter() - began
   text = compiled.as_text()
   exchanged = [_describe(c, program.trips, aim, device_mesh.shape) for c in collectives.of(text, device_mesh)]
@@ -45,13 +51,24 @@ def step(model: config_lib.GLMConfig, workload: programs.Train | programs.Decode
   fetched = cost.fetched(text, program.trips)
   rates = roofline(hardware_flops / aim.devices, cost.traffic(text, program.trips), exchanged, aim.chip, fetched)
   peak_flops = aim.devices * rates["step_seconds"] * aim.chip.peak_flops
-  return {"target": aim.name, "devices": aim.devices, "device": aim.chip.kind, "mesh": dict(device_mesh.shape),
-          **peak_memory(compiled, program.parts, aim.chip), "parameters": model.num_parameters(), **rates,
-          "tokens_per_second": program.tokens / rates["step_seconds"], "model_flops": program.model_flops,
-          "hardware_flops": hardware_flops, "mfu": program.model_flops / peak_flops,
-          "hfu": hardware_flops / peak_flops, "host_bytes_moved": fetched, "collectives": _total(exchanged),
-          "compile_seconds": round(seconds, 1),
-          "compile_host_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+  return {
+    "target": aim.name,
+    "devices": aim.devices,
+    "device": aim.chip.kind,
+    "mesh": dict(device_mesh.shape),
+    **peak_memory(compiled, program.parts, aim.chip),
+    "parameters": model.num_parameters(),
+    **rates,
+    "tokens_per_second": program.tokens / rates["step_seconds"],
+    "model_flops": program.model_flops,
+    "hardware_flops": hardware_flops,
+    "mfu": program.model_flops / peak_flops,
+    "hfu": hardware_flops / peak_flops,
+    "host_bytes_moved": fetched,
+    "collectives": _total(exchanged),
+    "compile_seconds": round(seconds, 1),
+    "compile_host_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+  }
 
 
 def peak_memory(compiled: Any, parts: Mapping[str, Any], chip: targets.Chip) -> dict[str, Any]:
@@ -61,16 +78,22 @@ def peak_memory(compiled: Any, parts: Mapping[str, Any], chip: targets.Chip) -> 
   """
   analysis = compiled.memory_analysis()
   on_host = lambda x: x.sharding.memory_kind == offload.HOST
-  by_part = {name: sum(shard_bytes(x) for x in jax.tree.leaves(arrays) if not on_host(x))
-             for name, arrays in parts.items()}
+  by_part = {
+    name: sum(shard_bytes(x) for x in jax.tree.leaves(arrays) if not on_host(x)) for name, arrays in parts.items()
+  }
   arguments = max(analysis.argument_size_in_bytes, sum(by_part.values()))
-  peak = (arguments + analysis.output_size_in_bytes - analysis.alias_size_in_bytes + analysis.temp_size_in_bytes)
+  peak = arguments + analysis.output_size_in_bytes - analysis.alias_size_in_bytes + analysis.temp_size_in_bytes
   room = targets.room(chip)
-  return {"fits": peak <= room, "peak_bytes_per_device": peak, "device_memory_bytes": chip.memory_bytes,
-          "usable_memory_bytes": room, "headroom_bytes": room - peak,
-          "host_bytes_per_device": sum(shard_bytes(x) for x in jax.tree.leaves(dict(parts)) if on_host(x)),
-          "memory": by_part | {"temporaries": analysis.temp_size_in_bytes,
-                               "other": peak - analysis.temp_size_in_bytes - sum(by_part.values())}}
+  return {
+    "fits": peak <= room,
+    "peak_bytes_per_device": peak,
+    "device_memory_bytes": chip.memory_bytes,
+    "usable_memory_bytes": room,
+    "headroom_bytes": room - peak,
+    "host_bytes_per_device": sum(shard_bytes(x) for x in jax.tree.leaves(dict(parts)) if on_host(x)),
+    "memory": by_part
+    | {"temporaries": analysis.temp_size_in_bytes, "other": peak - analysis.temp_size_in_bytes - sum(by_part.values())},
+  }
 
 
 def shard_bytes(x: jax.ShapeDtypeStruct) -> int:
@@ -78,8 +101,9 @@ def shard_bytes(x: jax.ShapeDtypeStruct) -> int:
   return math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
 
 
-def roofline(flops: float, moved: float, exchanged: Sequence[Mapping[str, Any]], chip: targets.Chip,
-             fetched: float = 0.0) -> dict[str, float]:
+def roofline(
+  flops: float, moved: float, exchanged: Sequence[Mapping[str, Any]], chip: targets.Chip, fetched: float = 0.0
+) -> dict[str, float]:
   """Seconds of a step at the chip's peak rates.
 
   A bound from below: products and memory traffic hide one another, exchanges over tensor, context and stage come on
@@ -89,9 +113,14 @@ def roofline(flops: float, moved: float, exchanged: Sequence[Mapping[str, Any]],
   waited = sum(c["seconds"] for c in exchanged if not set(c["axes"]) <= {"data", "fsdp"})
   beside = sum(c["seconds"] for c in exchanged if set(c["axes"]) <= {"data", "fsdp"})
   host = fetched / chip.host_link
-  return {"compute_seconds": compute, "memory_seconds": memory, "waited_exchange_seconds": waited,
-          "overlapped_exchange_seconds": beside, "host_seconds": host,
-          "step_seconds": max(max(compute, memory) + waited, beside, host)}
+  return {
+    "compute_seconds": compute,
+    "memory_seconds": memory,
+    "waited_exchange_seconds": waited,
+    "overlapped_exchange_seconds": beside,
+    "host_seconds": host,
+    "step_seconds": max(max(compute, memory) + waited, beside, host),
+  }
 
 
 def exchange_seconds(kind: str, sent: float, group: int, stride: int, aim: targets.Target) -> float:
@@ -109,26 +138,37 @@ def exchange_seconds(kind: str, sent: float, group: int, stride: int, aim: targe
   within, between = (0, 1) if nodes > 1 else (1, 0)
   if kind != "collective-permute":
     within, between = rounds * (group - nodes), rounds * (nodes - 1)
-  return (sent / (chip.outer_links if nodes > 1 else chip.inner_links)
-          + chip.start + within * chip.inner_hop + between * chip.outer_hop)
+  return (
+    sent / (chip.outer_links if nodes > 1 else chip.inner_links)
+    + chip.start
+    + within * chip.inner_hop
+    + between * chip.outer_hop
+  )
 
 
-def _describe(c: collectives.Collective, trips: Mapping[str, int], aim: targets.Target, mesh: Mapping[str, int]
-              ) -> dict[str, Any]:
+def _describe(
+  c: collectives.Collective, trips: Mapping[str, int], aim: targets.Target, mesh: Mapping[str, int]
+) -> dict[str, Any]:
   times = c.times() * (math.prod(n for loop, n in trips.items() if loop in c.source) if None in c.loops else 1)
   names = tuple(mesh)
-  behind = names[max(map(names.index, c.axes)) + 1:] if c.axes else ()
+  behind = names[max(map(names.index, c.axes)) + 1 :] if c.axes else ()
   stride = math.prod(mesh[axis] for axis in behind)
-  return {"kind": c.kind, "axes": list(c.axes), "bytes": c.sent * times, "times": times,
-          "seconds": times * exchange_seconds(c.kind, c.sent, c.group, stride, aim)}
+  return {
+    "kind": c.kind,
+    "axes": list(c.axes),
+    "bytes": c.sent * times,
+    "times": times,
+    "seconds": times * exchange_seconds(c.kind, c.sent, c.group, stride, aim),
+  }
 
 
 def _total(exchanged: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
   """By kind and axes, most bytes first."""
   sums: dict[tuple[str, ...], dict[str, Any]] = {}
   for c in exchanged:
-    into = sums.setdefault((c["kind"], *c["axes"]), {"kind": c["kind"], "axes": c["axes"], "bytes": 0.0, "times": 0,
-                                                      "seconds": 0.0})
+    into = sums.setdefault(
+      (c["kind"], *c["axes"]), {"kind": c["kind"], "axes": c["axes"], "bytes": 0.0, "times": 0, "seconds": 0.0}
+    )
     for name in ("bytes", "times", "seconds"):
       into[name] += c[name]
   return sorted(sums.values(), key=lambda c: -c["bytes"])

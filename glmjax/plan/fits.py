@@ -33,9 +33,14 @@ GPUS = tuple(name for name, chip in targets.CHIPS.items() if chip.platform == "c
 _DOUBT = 0.03  # of a device's room: nearer to it, all layers are compiled
 
 
-def smallest(models: Mapping[str, config_lib.GLMConfig], bits: Sequence[int] = (16, 8, 4),
-             contexts: Sequence[int] = (512, 1024, 2048), gpus: Sequence[str] = GPUS, layers: int = 8,
-             out: str | os.PathLike | None = None) -> list[dict[str, Any]]:
+def smallest(
+  models: Mapping[str, config_lib.GLMConfig],
+  bits: Sequence[int] = (16, 8, 4),
+  contexts: Sequence[int] = (512, 1024, 2048),
+  gpus: Sequence[str] = GPUS,
+  layers: int = 8,
+  out: str | os.PathLike | None = None,
+) -> list[dict[str, Any]]:
   """For each model, precision, context and GPU: how many, of 1, 2, 4, ..., hold one row of so many tokens.
 
   Args:
@@ -59,13 +64,21 @@ def smallest(models: Mapping[str, config_lib.GLMConfig], bits: Sequence[int] = (
   cells = [(name, size, gpu) for name in models for size in bits for gpu in gpus]
   for name, size, gpu in tqdm.tqdm(cells, desc="models x bits x GPUs", disable=None):
     config = dataclasses.replace(models[name], dtype="float16", param_dtype="float16")
-    rows += [{"model": name, "bits": size, "gpu": gpu} | row
-             for row in _of(config, None if size == 16 else size, contexts, targets.CHIPS[gpu], gpu, compiler)]
+    rows += [
+      {"model": name, "bits": size, "gpu": gpu} | row
+      for row in _of(config, None if size == 16 else size, contexts, targets.CHIPS[gpu], gpu, compiler)
+    ]
   return rows
 
 
-def _of(config: config_lib.GLMConfig, bits: int | None, contexts: Sequence[int], chip: targets.Chip, gpu: str,
-        compiler: "_Compiler") -> Iterator[dict[str, Any]]:
+def _of(
+  config: config_lib.GLMConfig,
+  bits: int | None,
+  contexts: Sequence[int],
+  chip: targets.Chip,
+  gpu: str,
+  compiler: "_Compiler",
+) -> Iterator[dict[str, Any]]:
   """From the longest context: its set holds the shorter too, and is their answer where arithmetic rules out less."""
   longest: dict[str, Any] = {"count": None}
   for context in sorted(contexts, reverse=True):
@@ -103,8 +116,9 @@ def _weights(config: config_lib.GLMConfig, bits: int | None, count: int) -> int:
   place = placement.Placement(_mesh(GPUS[0], count))  # any GPU will do
   with place.scope():
     config_of = functools.partial(dataclasses.replace, placement.inference_config(config), param_dtype=config.dtype)
-    one, two = (sum(map(estimate.shard_bytes, jax.tree.leaves(place.params(config_of(num_layers=n), bits))))
-                for n in (1, 2))
+    one, two = (
+      sum(map(estimate.shard_bytes, jax.tree.leaves(place.params(config_of(num_layers=n), bits)))) for n in (1, 2)
+    )
   return one + (config.num_layers - 1) * (two - one)
 
 
@@ -142,8 +156,9 @@ class _Compiler:
   def _of_layers(self, config: config_lib.GLMConfig, work: programs.Decode, gpu: str, count: int, layers: int) -> int:
     """The peak with all layers, read from programs of some."""
     fewer = dataclasses.replace(config, num_layers=layers)
-    peaks = [self._compile(fewer, program, gpu, count)
-             for program in (work, dataclasses.replace(work, prompt=work.context))]
+    peaks = [
+      self._compile(fewer, program, gpu, count) for program in (work, dataclasses.replace(work, prompt=work.context))
+    ]
     return max(peaks) + held(config, work, count) - held(fewer, work, count)
 
   def _compile(self, config: config_lib.GLMConfig, work: programs.Decode, gpu: str, count: int) -> int:
@@ -154,8 +169,16 @@ class _Compiler:
     key = hashlib.sha256(what.encode()).hexdigest()
     if key not in self._known:
       peak = estimate.peak_memory(lowered.compile(), program.parts, chip)["peak_bytes_per_device"]
-      self._note({"program": key, "peak_bytes_per_device": peak, "gpu": gpu, "count": count,
-                  "layers": config.num_layers, "work": dataclasses.asdict(work)})
+      self._note(
+        {
+          "program": key,
+          "peak_bytes_per_device": peak,
+          "gpu": gpu,
+          "count": count,
+          "layers": config.num_layers,
+          "work": dataclasses.asdict(work),
+        }
+      )
       self._known[key] = peak
     jax.clear_caches()  # a run may compile thousands
     return self._known[key]

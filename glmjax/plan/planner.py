@@ -15,9 +15,15 @@ from glmjax.plan import targets
 DAY = 86_400
 
 
-def plan(model: config_lib.GLMConfig, workload: programs.Train | programs.Decode, target: str,
-         mesh: mesh_lib.MeshConfig = mesh_lib.MeshConfig(), token_budget: int | None = None, search: bool = False,
-         tries: int = 8) -> dict[str, Any]:
+def plan(
+  model: config_lib.GLMConfig,
+  workload: programs.Train | programs.Decode,
+  target: str,
+  mesh: mesh_lib.MeshConfig = mesh_lib.MeshConfig(),
+  token_budget: int | None = None,
+  search: bool = False,
+  tries: int = 8,
+) -> dict[str, Any]:
   """Compiles a step for devices that are not there, and says what it takes (docs/hardware.md explains each field).
 
   Args:

@@ -65,11 +65,13 @@ class Train:
   def program(self, config: config_lib.GLMConfig, mesh: jax.sharding.Mesh) -> Program:
     """The trainer's step under jit, as glmjax.train.loop compiles it."""
     rules = partitioning.strategy(self.strategy)
-    layout = feed.Layout.make(mesh, rules, self.batch_size, self.micro_batch, self.length,
-                              config.position_kind.axes, config.vocab_size)
+    layout = feed.Layout.make(
+      mesh, rules, self.batch_size, self.micro_batch, self.length, config.position_kind.axes, config.vocab_size
+    )
     tx, number = self.optimizer.make(), jax.ShapeDtypeStruct((), jnp.uint32, sharding=_replicated(mesh))
-    objective = step_lib.Objective(config, self.loss_chunk,
-                                   pipeline=pipeline_lib.make(self.pipeline, config, mesh, layout.rows))
+    objective = step_lib.Objective(
+      config, self.loss_chunk, pipeline=pipeline_lib.make(self.pipeline, config, mesh, layout.rows)
+    )
     recipe = step_lib.Recipe(self.optimizer, schedules.Constant(1e-4))
     with partitioning.use(mesh, rules):
       state = stages_lib.make(config, tx, mesh, rules, objective.pipeline).held
@@ -78,10 +80,13 @@ class Train:
       groups = partitioning.parts("groups")
     tokens = self.batch_size * self.length
     rows = layout.rows * self.length // groups  # tokens of a group at a time
-    return Program(traced, {"parameters": state.params, "optimizer": state.opt_state}, tokens,
-                   tokens * config.train_flops_per_token(self.length),
-                   {"micro_batches": layout.num_micro,
-                    "loss_chunks": math.ceil(rows * self.predicted / min(self.loss_chunk, rows))})
+    return Program(
+      traced,
+      {"parameters": state.params, "optimizer": state.opt_state},
+      tokens,
+      tokens * config.train_flops_per_token(self.length),
+      {"micro_batches": layout.num_micro, "loss_chunks": math.ceil(rows * self.predicted / min(self.loss_chunk, rows))},
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,12 +126,21 @@ class Decode:
       flops = self.batch * self.prompt * (2.0 * weights + 4.0 * config.num_layers * config.embed_dim * seen)
       rows = place.rows(self.batch)
       if reads:
-        traced = decode_lib.prefill.trace(config, params, place.prompts(self.batch, self.prompt), rows, new_tokens=1,
-                                          all_slots=self.context)
+        traced = decode_lib.prefill.trace(
+          config, params, place.prompts(self.batch, self.prompt), rows, new_tokens=1, all_slots=self.context
+        )
         return Program(traced, {"parameters": params}, self.batch * self.prompt, flops, {}, options)
       state = place.state(config, self.batch, self.context, self.context)
-      traced = decode_lib.decode.trace(config, params, rows, state, place.draws(self.batch), place.ids_mask(config),
-                                       place.ids_mask(config), place.number())
+      traced = decode_lib.decode.trace(
+        config,
+        params,
+        rows,
+        state,
+        place.draws(self.batch),
+        place.ids_mask(config),
+        place.ids_mask(config),
+        place.number(),
+      )
     return Program(traced, {"parameters": params, "kv_cache": state.cache}, self.batch, flops, {}, options)
 
 

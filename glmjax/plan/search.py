@@ -48,13 +48,21 @@ class _Candidate:
 
   def holds_more_than(self, other: "_Candidate") -> bool:
     """Of what `other` holds, at least: the same mesh, with as many rows at a time and as much kept for backward."""
-    return (self.mesh == other.mesh and isinstance(self.work, programs.Train)
-            and (self.work.micro_batch or self.work.batch_size) >= (other.work.micro_batch or other.work.batch_size)
-            and _REMATS.index(self.model.remat) <= _REMATS.index(other.model.remat))
+    return (
+      self.mesh == other.mesh
+      and isinstance(self.work, programs.Train)
+      and (self.work.micro_batch or self.work.batch_size) >= (other.work.micro_batch or other.work.batch_size)
+      and _REMATS.index(self.model.remat) <= _REMATS.index(other.model.remat)
+    )
 
 
-def rank(model: config_lib.GLMConfig, workload: programs.Train | programs.Decode, aim: targets.Target,
-         mesh: mesh_lib.MeshConfig, tries: int) -> dict[str, Any]:
+def rank(
+  model: config_lib.GLMConfig,
+  workload: programs.Train | programs.Decode,
+  aim: targets.Target,
+  mesh: mesh_lib.MeshConfig,
+  tries: int,
+) -> dict[str, Any]:
   """Plans of the candidates that were compiled: those that fit, fastest first; and why the others were not.
 
   `mesh` gives the pipeline's stages, which stay as they are, as do the workload's strategy and schedule. Of decoding,
@@ -65,8 +73,11 @@ def rank(model: config_lib.GLMConfig, workload: programs.Train | programs.Decode
   left_out: collections.Counter[str] = collections.Counter()
   devices, room = devices_lib.of(aim), targets.room(aim.chip)
   stage = dict(zip(mesh_lib.AXES, mesh.sizes(aim.devices)))["stage"]
-  candidates = _training(model, workload, aim, stage) if isinstance(workload, programs.Train) else (
-      _decoding(model, workload, aim))
+  candidates = (
+    _training(model, workload, aim, stage)
+    if isinstance(workload, programs.Train)
+    else (_decoding(model, workload, aim))
+  )
   waiting = []
   for candidate in candidates:
     reason = _ruled_out(candidate, aim)
@@ -95,15 +106,26 @@ def rank(model: config_lib.GLMConfig, workload: programs.Train | programs.Decode
         left_out[_BIG] += sum(other.holds_more_than(candidate) for other in waiting)
         waiting = [other for other in waiting if not other.holds_more_than(candidate)]
   left_out["are slower by the estimate, or unlikely to fit (more --tries compile them)"] += len(waiting)
-  order = lambda c: (not c.get("fits", False), c.get("step_seconds", math.inf) if c.get("fits") else (
-      c.get("peak_bytes_per_device", math.inf)))
-  return {"target": aim.name, "devices": aim.devices, "device": aim.chip.kind, "candidates": sorted(found, key=order),
-          "left_out": {reason: count for reason, count in left_out.items() if count}}
+  order = lambda c: (
+    not c.get("fits", False),
+    c.get("step_seconds", math.inf) if c.get("fits") else (c.get("peak_bytes_per_device", math.inf)),
+  )
+  return {
+    "target": aim.name,
+    "devices": aim.devices,
+    "device": aim.chip.kind,
+    "candidates": sorted(found, key=order),
+    "left_out": {reason: count for reason, count in left_out.items() if count},
+  }
 
 
 def _compile(candidate: _Candidate, aim: targets.Target) -> dict[str, Any]:
-  about = {"name": candidate.name, "estimated_seconds": candidate.seconds, "remat": candidate.model.remat,
-           "micro_batch": getattr(candidate.work, "micro_batch", None)}
+  about = {
+    "name": candidate.name,
+    "estimated_seconds": candidate.seconds,
+    "remat": candidate.model.remat,
+    "micro_batch": getattr(candidate.work, "micro_batch", None),
+  }
   try:
     return about | estimate.step(candidate.model, candidate.work, aim, candidate.mesh)
   except (ValueError, jax.errors.JaxRuntimeError) as error:  # what only tracing or the compiler can tell
@@ -112,8 +134,9 @@ def _compile(candidate: _Candidate, aim: targets.Target) -> dict[str, Any]:
     jax.clear_caches()  # programs of thousands of devices add up
 
 
-def _training(model: config_lib.GLMConfig, work: programs.Train, aim: targets.Target, stage: int
-              ) -> Iterator[_Candidate]:
+def _training(
+  model: config_lib.GLMConfig, work: programs.Train, aim: targets.Target, stage: int
+) -> Iterator[_Candidate]:
   for tensor, context in itertools.product((1, 2, 4, 8, 16, 32), (1, 2, 4, 8)):
     rows, left = divmod(aim.devices, stage * tensor * context)
     if left or not rows:
@@ -122,8 +145,11 @@ def _training(model: config_lib.GLMConfig, work: programs.Train, aim: targets.Ta
       mesh = mesh_lib.MeshConfig(rows // fsdp, fsdp, stage, tensor, context)
       each = work.batch_size // rows if work.batch_size % rows == 0 else 1
       for share, remat in itertools.product(_divisors(each), _REMATS):
-        yield _Candidate(dataclasses.replace(model, remat=remat),
-                         dataclasses.replace(work, micro_batch=None if share == each else share * rows), mesh)
+        yield _Candidate(
+          dataclasses.replace(model, remat=remat),
+          dataclasses.replace(work, micro_batch=None if share == each else share * rows),
+          mesh,
+        )
 
 
 def _decoding(model: config_lib.GLMConfig, work: programs.Decode, aim: targets.Target) -> Iterator[_Candidate]:
@@ -138,10 +164,12 @@ def _divisors(number: int) -> list[int]:
 def _ruled_out(candidate: _Candidate, aim: targets.Target) -> str | None:
   """Why arithmetic leaves it aside: exact divisions, and less than it will hold."""
   model, work, mesh = candidate.model, candidate.work, candidate.mesh
-  for name, size, parts, of in (("num_heads", model.num_heads, mesh.tensor, "tensor"),
-                                ("mlp_dim", model.mlp_dim, mesh.tensor, "tensor"),
-                                ("vocab_size", model.vocab_size, mesh.tensor, "tensor"),
-                                ("embed_dim", model.embed_dim, mesh.fsdp, "fsdp")):
+  for name, size, parts, of in (
+    ("num_heads", model.num_heads, mesh.tensor, "tensor"),
+    ("mlp_dim", model.mlp_dim, mesh.tensor, "tensor"),
+    ("vocab_size", model.vocab_size, mesh.tensor, "tensor"),
+    ("embed_dim", model.embed_dim, mesh.fsdp, "fsdp"),
+  ):
     if size % parts:
       return f"split {name} {size:,} unevenly over {of}"
   if isinstance(work, programs.Train) and work.batch_size % (mesh.data * mesh.fsdp):
@@ -174,21 +202,31 @@ def _seconds(candidate: _Candidate, aim: targets.Target) -> float:
   """Of a step, by textbook formulas of what it computes, reads and exchanges; it orders candidates, nothing else."""
   model, work, mesh, chip = candidate.model, candidate.work, candidate.mesh, aim.chip
   weights = 2 * model.num_parameters() / (mesh.tensor * mesh.stage)
-  exchange = lambda kind, sent, group, stride: 0.0 if group == 1 else estimate.exchange_seconds(
-      kind, sent * (group - 1) / group, group, stride, aim)
+  exchange = lambda kind, sent, group, stride: (
+    0.0 if group == 1 else estimate.exchange_seconds(kind, sent * (group - 1) / group, group, stride, aim)
+  )
   if isinstance(work, programs.Decode):
     read = weights * (work.bits or 16) / 16 / chip.memory_bandwidth
     return read + 2 * model.num_layers * exchange("all-reduce", 4 * model.embed_dim * work.batch, mesh.tensor, 1)
   again = {"full": 1, "dots": 0.1, "none": 0}[model.remat]  # times that forward runs besides
   micro_batches = work.batch_size // (work.micro_batch or work.batch_size)
   tokens = work.batch_size * work.length / (mesh.data * mesh.fsdp * mesh.context)  # of a device's rows, in a step
-  compute = (1 + again / 3) * tokens * model.train_flops_per_token(work.length) / (
-      mesh.tensor * mesh.stage) / chip.peak_flops
+  compute = (
+    (1 + again / 3) * tokens * model.train_flops_per_token(work.length) / (mesh.tensor * mesh.stage) / chip.peak_flops
+  )
   layers = model.num_layers / mesh.stage
-  sums = (4 + 2 * (again == 1)) * layers * micro_batches * exchange(
-      "all-reduce", 4 * tokens / micro_batches * model.embed_dim, mesh.tensor, mesh.context)
-  keys = (2 + (again == 1)) * layers * micro_batches * exchange(
-      "all-gather", 4 * tokens / micro_batches * model.embed_dim / mesh.tensor, mesh.context, 1)
+  sums = (
+    (4 + 2 * (again == 1))
+    * layers
+    * micro_batches
+    * exchange("all-reduce", 4 * tokens / micro_batches * model.embed_dim, mesh.tensor, mesh.context)
+  )
+  keys = (
+    (2 + (again == 1))
+    * layers
+    * micro_batches
+    * exchange("all-gather", 4 * tokens / micro_batches * model.embed_dim / mesh.tensor, mesh.context, 1)
+  )
   inner = mesh.stage * mesh.tensor * mesh.context
   gathered = (3 + again) * micro_batches * exchange("all-gather", weights, mesh.fsdp, inner)
   summed = micro_batches * exchange("all-reduce", 4 * weights / mesh.fsdp, mesh.data, inner * mesh.fsdp)

@@ -40,11 +40,42 @@ class Chip:
   slice_dimensions: int = 0  # of a TPU slice's torus
 
 
-def _gpu(kind: str, gib: float, tflops: float, gbps: float, links: tuple[float, ...], watts: float,
-         capability: tuple[int, int], cores: int, shared: int, l2_mib: float, fpus: int, clock: float) -> Chip:
+def _gpu(
+  kind: str,
+  gib: float,
+  tflops: float,
+  gbps: float,
+  links: tuple[float, ...],
+  watts: float,
+  capability: tuple[int, int],
+  cores: int,
+  shared: int,
+  l2_mib: float,
+  fpus: int,
+  clock: float,
+) -> Chip:
   inner, outer, hop, host = links
-  return Chip(kind, "cuda", round(gib * GIB), tflops * 1e12, gbps * 1e9, inner * 1e9, outer * 1e9, host * 1e9, hop,
-              2.7e-6, 3.6e-6, 8, watts, capability, cores, shared, round(l2_mib * (1 << 20)), fpus, clock)
+  return Chip(
+    kind,
+    "cuda",
+    round(gib * GIB),
+    tflops * 1e12,
+    gbps * 1e9,
+    inner * 1e9,
+    outer * 1e9,
+    host * 1e9,
+    hop,
+    2.7e-6,
+    3.6e-6,
+    8,
+    watts,
+    capability,
+    cores,
+    shared,
+    round(l2_mib * (1 << 20)),
+    fpus,
+    clock,
+  )
 
 
 # Memory as drivers report it. A100, H100, H200, V100: NVIDIA's datasheets (SXM parts). RTX: the GA102 and TU102 white
@@ -57,30 +88,45 @@ def _gpu(kind: str, gib: float, tflops: float, gbps: float, links: tuple[float, 
 _VOLTA_DGX, _AMPERE_DGX, _HOPPER_DGX = (150, 6.25, 0.47e-6, 16), (300, 25, 0.47e-6, 32), (450, 50, 0.47e-6, 64)
 _GEFORCE, _TURING = (32, 1.56, 1e-6, 32), (16, 1.56, 1e-6, 16)
 _GPUS = {
-    "a100-40": _gpu("NVIDIA A100-SXM4-40GB", 39.4, 312, 1_555, _AMPERE_DGX, 400, (8, 0), 108, 166_912, 40, 64, 1.41),
-    "a100-80": _gpu("NVIDIA A100-SXM4-80GB", 79.1, 312, 2_039, _AMPERE_DGX, 400, (8, 0), 108, 166_912, 40, 64, 1.41),
-    "h100": _gpu("NVIDIA H100 80GB HBM3", 79.1, 989.4, 3_352, _HOPPER_DGX, 700, (9, 0), 132, 232_448, 50, 128, 1.98),
-    "h200": _gpu("NVIDIA H200", 139.8, 989.4, 4_800, _HOPPER_DGX, 700, (9, 0), 132, 232_448, 60, 128, 1.98),
-    "v100-32": _gpu("Tesla V100-SXM2-32GB", 31.7, 125, 900, _VOLTA_DGX, 300, (7, 0), 80, 98_304, 6, 64, 1.53),
-    "rtx3090": _gpu("NVIDIA GeForce RTX 3090", 23.7, 71, 936, _GEFORCE, 350, (8, 6), 82, 101_376, 6, 128, 1.70),
-    "rtx4090": _gpu("NVIDIA GeForce RTX 4090", 23.6, 165, 1_008, _GEFORCE, 450, (8, 9), 128, 101_376, 72, 128, 2.52),
-    "rtx2080ti": _gpu("NVIDIA GeForce RTX 2080 Ti", 10.75, 53.8, 616, _TURING, 260, (7, 5), 68, 65_536, 5.5, 64, 1.55),
+  "a100-40": _gpu("NVIDIA A100-SXM4-40GB", 39.4, 312, 1_555, _AMPERE_DGX, 400, (8, 0), 108, 166_912, 40, 64, 1.41),
+  "a100-80": _gpu("NVIDIA A100-SXM4-80GB", 79.1, 312, 2_039, _AMPERE_DGX, 400, (8, 0), 108, 166_912, 40, 64, 1.41),
+  "h100": _gpu("NVIDIA H100 80GB HBM3", 79.1, 989.4, 3_352, _HOPPER_DGX, 700, (9, 0), 132, 232_448, 50, 128, 1.98),
+  "h200": _gpu("NVIDIA H200", 139.8, 989.4, 4_800, _HOPPER_DGX, 700, (9, 0), 132, 232_448, 60, 128, 1.98),
+  "v100-32": _gpu("Tesla V100-SXM2-32GB", 31.7, 125, 900, _VOLTA_DGX, 300, (7, 0), 80, 98_304, 6, 64, 1.53),
+  "rtx3090": _gpu("NVIDIA GeForce RTX 3090", 23.7, 71, 936, _GEFORCE, 350, (8, 6), 82, 101_376, 6, 128, 1.70),
+  "rtx4090": _gpu("NVIDIA GeForce RTX 4090", 23.6, 165, 1_008, _GEFORCE, 450, (8, 9), 128, 101_376, 72, 128, 2.52),
+  "rtx2080ti": _gpu("NVIDIA GeForce RTX 2080 Ti", 10.75, 53.8, 616, _TURING, 260, (7, 5), 68, 65_536, 5.5, 64, 1.55),
 }
 
 
 def _tpu(name: str, kind: str, gib: float, tflops: float, gbps: float, ici: float, dimensions: int, node: int) -> Chip:
-  return Chip(kind, "tpu", round(gib * GIB), tflops * 1e12, gbps * 1e9, ici * 1e9, 25e9 / 4, 15e9, 1e-6, 1e-6, 0.0,
-              node, None, topology=name, slice_dimensions=dimensions)
+  return Chip(
+    kind,
+    "tpu",
+    round(gib * GIB),
+    tflops * 1e12,
+    gbps * 1e9,
+    ici * 1e9,
+    25e9 / 4,
+    15e9,
+    1e-6,
+    1e-6,
+    0.0,
+    node,
+    None,
+    topology=name,
+    slice_dimensions=dimensions,
+  )
 
 
 # Google Cloud's pages of each generation: memory, peak bf16, HBM, and the inter-chip bandwidth of all links of a chip,
 # both directions together: 2,400, 1,600, 4,800 and 3,584 Gb/s; halved here. A hop takes about a microsecond, and PCIe
 # from the host gives 15 GB/s ("How to Scale Your Model", Google DeepMind, on rooflines of collectives and on TPUs).
 _TPUS = {
-    "v4": _tpu("v4", "TPU v4", 32, 275, 1_228, 150, 3, 4),
-    "v5e": _tpu("v5e", "TPU v5 lite", 16, 197, 819, 100, 2, 8),
-    "v5p": _tpu("v5p", "TPU v5", 95, 459, 2_765, 300, 3, 4),
-    "v6e": _tpu("v6e", "TPU v6 lite", 32, 918, 1_640, 224, 2, 8),
+  "v4": _tpu("v4", "TPU v4", 32, 275, 1_228, 150, 3, 4),
+  "v5e": _tpu("v5e", "TPU v5 lite", 16, 197, 819, 100, 2, 8),
+  "v5p": _tpu("v5p", "TPU v5", 95, 459, 2_765, 300, 3, 4),
+  "v6e": _tpu("v6e", "TPU v6 lite", 32, 918, 1_640, 224, 2, 8),
 }
 CHIPS = _GPUS | _TPUS
 
@@ -110,13 +156,17 @@ def parse(name: str) -> Target:
   chip = CHIPS.get(chip_name)
   numbers = size.split("x") if size else ["1"]
   if chip is None or not all(re.fullmatch("[0-9]{1,6}", n) and int(n) for n in numbers):
-    raise errors.InputError(f"target {name[:60]!r} is not known: give GPU:NUMBER or TPU:SHAPE, as in a100-40:768 or "
-                            f"v5p:4x8x8, with one of {', '.join(CHIPS)}")
+    raise errors.InputError(
+      f"target {name[:60]!r} is not known: give GPU:NUMBER or TPU:SHAPE, as in a100-40:768 or "
+      f"v5p:4x8x8, with one of {', '.join(CHIPS)}"
+    )
   shape = tuple(map(int, numbers))
   if chip.platform == "tpu":
     if len(shape) != chip.slice_dimensions:
-      raise errors.InputError(f"target {name!r}: a {chip_name} slice has {chip.slice_dimensions} dimensions, as in "
-                              f"{chip_name}:{'x'.join(['4'] * chip.slice_dimensions)}")
+      raise errors.InputError(
+        f"target {name!r}: a {chip_name} slice has {chip.slice_dimensions} dimensions, as in "
+        f"{chip_name}:{'x'.join(['4'] * chip.slice_dimensions)}"
+      )
     return Target(name, chip, math.prod(shape), shape)
   if len(shape) != 1:
     raise errors.InputError(f"target {name!r}: give the number of GPUs alone, as in {chip_name}:8")

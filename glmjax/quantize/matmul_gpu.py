@@ -41,14 +41,18 @@ def product(x_RI: jax.Array, values: jax.Array, bits: int, *, interpret: bool = 
   x_PRI = jnp.moveaxis(jnp.pad(x_RI, ((0, MOST_ROWS - rows), (0, 0))).reshape(MOST_ROWS, -1, pairs), 2, 0)
   span = num_codes // parts
   sums_SRO = pl.pallas_call(
-      functools.partial(_kernel, bits=bits, block=block_i),
-      grid=(outputs // block_o, parts),
-      in_specs=[pl.BlockSpec((pairs, MOST_ROWS, span), lambda o, s: (0, 0, s)),
-                pl.BlockSpec((span, block_o), lambda o, s: (s, o))],
-      out_specs=pl.BlockSpec((None, MOST_ROWS, block_o), lambda o, s: (s, 0, o)),
-      out_shape=jax.ShapeDtypeStruct((parts, MOST_ROWS, outputs), jnp.float32),
-      compiler_params=triton.CompilerParams(num_warps=warps, num_stages=stages),
-      interpret=interpret, name=f"int{bits}_product")(x_PRI, values)
+    functools.partial(_kernel, bits=bits, block=block_i),
+    grid=(outputs // block_o, parts),
+    in_specs=[
+      pl.BlockSpec((pairs, MOST_ROWS, span), lambda o, s: (0, 0, s)),
+      pl.BlockSpec((span, block_o), lambda o, s: (s, o)),
+    ],
+    out_specs=pl.BlockSpec((None, MOST_ROWS, block_o), lambda o, s: (s, 0, o)),
+    out_shape=jax.ShapeDtypeStruct((parts, MOST_ROWS, outputs), jnp.float32),
+    compiler_params=triton.CompilerParams(num_warps=warps, num_stages=stages),
+    interpret=interpret,
+    name=f"int{bits}_product",
+  )(x_PRI, values)
   return sums_SRO.sum(0)[:rows]
 
 

@@ -22,8 +22,9 @@ from glmjax.quantize import qarray
 _BLOCK = 128  # inputs (INT4: bytes) at a time on a CPU; 64 to 256 are much alike
 
 
-def einsum(spec: str, x: jax.Array, kernel: "jax.Array | qarray.QuantizedArray",
-           split: jax.sharding.PartitionSpec | None = None) -> jax.Array:
+def einsum(
+  spec: str, x: jax.Array, kernel: "jax.Array | qarray.QuantizedArray", split: jax.sharding.PartitionSpec | None = None
+) -> jax.Array:
   """jnp.einsum(spec, x, kernel) in x's dtype. A quantized kernel's input axes come first.
 
   `split`: how a mesh of several devices splits the kernel, which GPU kernels need to know.
@@ -34,17 +35,20 @@ def einsum(spec: str, x: jax.Array, kernel: "jax.Array | qarray.QuantizedArray",
   if groups > 1:  # each part of the first input axis has scales of its own
     axis = spec.index(spec.split(",")[1][0])
     parts = (jnp.split(y, groups, at) for y, at in ((x, axis), (kernel.values, 0), (kernel.scale, 0)))
-    return sum(_scaled_sums(spec, x, qarray.QuantizedArray(values, scale, kernel.bits, kernel.axis))
-               for x, values, scale in zip(*parts)).astype(x.dtype)
+    return sum(
+      _scaled_sums(spec, x, qarray.QuantizedArray(values, scale, kernel.bits, kernel.axis))
+      for x, values, scale in zip(*parts)
+    ).astype(x.dtype)
   return _scaled_sums(spec, x, kernel, split).astype(x.dtype)
 
 
-def _scaled_sums(spec: str, x: jax.Array, kernel: qarray.QuantizedArray,
-                 split: jax.sharding.PartitionSpec | None = None) -> jax.Array:
+def _scaled_sums(
+  spec: str, x: jax.Array, kernel: qarray.QuantizedArray, split: jax.sharding.PartitionSpec | None = None
+) -> jax.Array:
   """The product in float32."""
   labels = spec.replace("->", ",").split(",")[1]
-  inputs = labels[:kernel.values.ndim + kernel.axis + 1]
-  outputs = kernel.scale.shape[len(inputs):]
+  inputs = labels[: kernel.values.ndim + kernel.axis + 1]
+  outputs = kernel.scale.shape[len(inputs) :]
   parts = _parts(kernel, split)
   if _takes_few_rows(x, kernel, len(inputs), parts):
     sums = _few_rows(x, kernel, len(inputs), parts)
@@ -52,7 +56,7 @@ def _scaled_sums(spec: str, x: jax.Array, kernel: qarray.QuantizedArray,
     parts = (x,) if kernel.bits == 8 else _even_odd(x, spec.index(inputs[-1]))
     product = functools.partial(_blocked_product, len(inputs)) if target.platform() == "cpu" else _product
     sums = product(spec, parts, kernel.values)
-  assert sums.shape[sums.ndim - len(outputs):] == outputs, (spec, sums.shape, outputs)
+  assert sums.shape[sums.ndim - len(outputs) :] == outputs, (spec, sums.shape, outputs)
   scale = kernel.scale.astype(jnp.float32).reshape((1,) * (sums.ndim - len(outputs)) + outputs)
   return sums * scale
 
@@ -67,15 +71,17 @@ def _parts(kernel: qarray.QuantizedArray, split: jax.sharding.PartitionSpec | No
   return tuple(i < len(split) and "tensor" in (split[i] or ()) for i in range(kernel.values.ndim))
 
 
-def _takes_few_rows(x: jax.Array, kernel: qarray.QuantizedArray, num_inputs: int, parts: tuple[bool, ...] | None
-                    ) -> bool:
+def _takes_few_rows(
+  x: jax.Array, kernel: qarray.QuantizedArray, num_inputs: int, parts: tuple[bool, ...] | None
+) -> bool:
   """Whether the GPU kernel for a row or a few is for this product: in half precision, of sizes that divide."""
   if not target.runs_triton() or x.dtype not in (jnp.bfloat16, jnp.float16) or parts is None:
     return False
   devices = jax.sharding.get_abstract_mesh().size
   sizes = [size // (devices if part else 1) for size, part in zip(kernel.values.shape, parts)]
-  return matmul_gpu.fits(math.prod(x.shape[:x.ndim - num_inputs]), math.prod(sizes[:num_inputs]),
-                         math.prod(sizes[num_inputs:]), kernel.bits)
+  return matmul_gpu.fits(
+    math.prod(x.shape[: x.ndim - num_inputs]), math.prod(sizes[:num_inputs]), math.prod(sizes[num_inputs:]), kernel.bits
+  )
 
 
 def _few_rows(x: jax.Array, kernel: qarray.QuantizedArray, num_inputs: int, parts: tuple[bool, ...]) -> jax.Array:
@@ -93,8 +99,12 @@ def _few_rows(x: jax.Array, kernel: qarray.QuantizedArray, num_inputs: int, part
     return run(x, kernel.values)
   names = ["tensor" if part else None for part in parts]
   spec = lambda count, names: jax.sharding.PartitionSpec(*[None] * count, *names)
-  return jax.shard_map(run, in_specs=(spec(leading, names[:num_inputs]), spec(0, names)), check_vma=False,
-                       out_specs=spec(leading, names[num_inputs:]))(x, kernel.values)
+  return jax.shard_map(
+    run,
+    in_specs=(spec(leading, names[:num_inputs]), spec(0, names)),
+    check_vma=False,
+    out_specs=spec(leading, names[num_inputs:]),
+  )(x, kernel.values)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3))
@@ -112,7 +122,7 @@ def _float_einsum(spec: str, x: jax.Array, y: jax.Array, dtype: jnp.dtype) -> ja
   """jnp.einsum of operands of one dtype, its labels renamed: sums run over axes in the order of their names, and in
   any order but that of the operands XLA copies these first."""
   labels = "".join(dict.fromkeys(spec.split(",")[1].replace("->", "") + spec.split(",")[0]))
-  spec = spec.translate(str.maketrans(labels, "abcdefghijklm"[:len(labels)]))
+  spec = spec.translate(str.maketrans(labels, "abcdefghijklm"[: len(labels)]))
   return jnp.einsum(spec, x, y, preferred_element_type=_sums(dtype)).astype(dtype)
 
 
@@ -139,19 +149,17 @@ matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
 def _even_odd(x: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
-  pairs = x.reshape(*x.shape[:axis], x.shape[axis] // 2, 2, *x.shape[axis + 1:])
+  pairs = x.reshape(*x.shape[:axis], x.shape[axis] // 2, 2, *x.shape[axis + 1 :])
   return pairs.take(0, axis + 1), pairs.take(1, axis + 1)
 
 
 def _product(spec: str, parts: tuple[jax.Array, ...], values: jax.Array) -> jax.Array:
   """float32 sums over codes, all at once."""
   codes = (values,) if len(parts) == 1 else qarray.halves(values)
-  return sum(jnp.einsum(spec, x, c.astype(x.dtype), preferred_element_type=jnp.float32)
-             for x, c in zip(parts, codes))
+  return sum(jnp.einsum(spec, x, c.astype(x.dtype), preferred_element_type=jnp.float32) for x, c in zip(parts, codes))
 
 
-def _blocked_product(num_inputs: int, spec: str, parts: tuple[jax.Array, ...], values: jax.Array
-                     ) -> jax.Array:
+def _blocked_product(num_inputs: int, spec: str, parts: tuple[jax.Array, ...], values: jax.Array) -> jax.Array:
   """The same, a block of the first input axis at a time."""
   length, row = values.shape[0], math.prod(values.shape[1:num_inputs])
   block = max(d for d in range(1, max(1, _BLOCK // row) + 1) if length % d == 0)
@@ -159,12 +167,10 @@ def _blocked_product(num_inputs: int, spec: str, parts: tuple[jax.Array, ...], v
     return _product(spec, parts, values)
   axis = spec.index(spec.split(",")[1][0])
   split = length // block, block
-  blocks = tuple(jnp.moveaxis(x.reshape(*x.shape[:axis], *split, *x.shape[axis + 1:]), axis, 0)
-                 for x in parts)
+  blocks = tuple(jnp.moveaxis(x.reshape(*x.shape[:axis], *split, *x.shape[axis + 1 :]), axis, 0) for x in parts)
 
   def add(total: jax.Array, of: tuple[tuple[jax.Array, ...], jax.Array]) -> tuple[jax.Array, None]:
     return total + _product(spec, *of), None
 
   start = jax.eval_shape(functools.partial(_product, spec), parts, values)
-  return jax.lax.scan(add, jnp.zeros(start.shape, start.dtype),
-                      (blocks, values.reshape(*split, *values.shape[1:])))[0]
+  return jax.lax.scan(add, jnp.zeros(start.shape, start.dtype), (blocks, values.reshape(*split, *values.shape[1:])))[0]

@@ -91,8 +91,10 @@ def quantize(x: jax.Array, bits: int, axes: Sequence[int], scale_dtype: Any = jn
     raise errors.InputError(f"bits is {bits}: quantization knows 8 and 4")
   axes = [axis % x.ndim - x.ndim for axis in axes]
   if bits == 4 and x.shape[axes[-1]] % 2:
-    raise errors.InputError(f"INT4 packs two inputs in a byte, and shape {tuple(x.shape)} has an odd number "
-                            f"of them in axis {x.ndim + axes[-1]}: use 8 bits or an even size")
+    raise errors.InputError(
+      f"INT4 packs two inputs in a byte, and shape {tuple(x.shape)} has an odd number "
+      f"of them in axis {x.ndim + axes[-1]}: use 8 bits or an even size"
+    )
   limit = 2 ** (bits - 1) - 1
   w = x.astype(jnp.float32)
   scale = _divide(jnp.abs(w).max(axes, keepdims=True), limit).astype(scale_dtype)
@@ -112,7 +114,7 @@ def _pack(codes: jax.Array, axis: int) -> jax.Array:
 
 
 def _after(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
-  return shape[axis + 1:] if axis != -1 else ()
+  return shape[axis + 1 :] if axis != -1 else ()
 
 
 def halves(values: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -9,10 +9,10 @@ from glmjax.quantize import qarray
 
 # Input axes, counted from the end, of each kernel in architecture.md's layout.
 KERNELS = {
-    ("attention", "qkv"): (-4,),  # [D, 3, H, K]
-    ("attention", "out"): (-3, -2),  # [H, K, D]
-    ("mlp", "wi"): (-3,),  # [D, 2, F]
-    ("mlp", "wo"): (-2,),  # [F, D]
+  ("attention", "qkv"): (-4,),  # [D, 3, H, K]
+  ("attention", "out"): (-3, -2),  # [H, K, D]
+  ("mlp", "wi"): (-3,),  # [D, 2, F]
+  ("mlp", "wo"): (-2,),  # [F, D]
 }
 
 

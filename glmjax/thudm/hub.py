@@ -10,8 +10,13 @@ from glmjax import ranges
 from glmjax.models import config as config_lib
 
 CONFIG = "config.json"
-_SIZES = (("vocab_size", "vocab_size"), ("num_layers", "num_layers"), ("embed_dim", "hidden_size"),
-          ("num_heads", "num_attention_heads"), ("mlp_dim", "inner_hidden_size"))  # ours, theirs
+_SIZES = (
+  ("vocab_size", "vocab_size"),
+  ("num_layers", "num_layers"),
+  ("embed_dim", "hidden_size"),
+  ("num_heads", "num_attention_heads"),
+  ("mlp_dim", "inner_hidden_size"),
+)  # ours, theirs
 _IDS = ("bos_token_id", "eos_token_id", "mask_token_id", "gmask_token_id", "pad_token_id")
 
 
@@ -23,8 +28,10 @@ def check(hub: Mapping[str, Any], path: pathlib.Path) -> None:
   """
   for _, name in _SIZES:
     if hub.get(name) is None:
-      raise errors.InputError(f"{path} is not ChatGLM-6B's (no {name}): copy the one that belongs to the weights "
-                              "(ChatGLM2 and later are other models)")
+      raise errors.InputError(
+        f"{path} is not ChatGLM-6B's (no {name}): copy the one that belongs to the weights "
+        "(ChatGLM2 and later are other models)"
+      )
     ranges.whole(f"{path}: {name}", hub[name], 1)
   for name, least in (("max_sequence_length", 1), ("pre_seq_len", 0), *((name, 0) for name in _IDS)):
     if hub.get(name) is not None:
@@ -47,8 +54,14 @@ def model(hub: Mapping[str, Any], path: pathlib.Path) -> config_lib.GLMConfig:
   # The original's blocks are never told how many layers there are: alpha is that of 28 at any depth.
   alpha = None if sizes["num_layers"] == 28 else math.sqrt(56)
   try:
-    return config_lib.GLMConfig(**sizes, max_length=hub.get("max_sequence_length") or 2048, positions="rotary_2d",
-                                mlp="gelu_tanh", tie_embeddings=hub.get("tie_word_embeddings", True),
-                                layer_norm_epsilon=float(hub.get("layernorm_epsilon", 1e-5)), residual_alpha=alpha)
+    return config_lib.GLMConfig(
+      **sizes,
+      max_length=hub.get("max_sequence_length") or 2048,
+      positions="rotary_2d",
+      mlp="gelu_tanh",
+      tie_embeddings=hub.get("tie_word_embeddings", True),
+      layer_norm_epsilon=float(hub.get("layernorm_epsilon", 1e-5)),
+      residual_alpha=alpha,
+    )
   except errors.InputError as error:
     raise errors.InputError(f"{path}: {error}") from error

@@ -69,10 +69,21 @@ def _inspect_ours(path: pathlib.Path, hashes: bool) -> dict[str, Any]:
   kind = "export" if (path / folder_lib.PARAMS).is_dir() else "run"
   steps = manager.steps(path / folder_lib.CHECKPOINTS)
   source, problem = _newest(path, hashes)
-  rows = [] if source is None else [
-      {"name": name.removeprefix(source.prefix), "shape": record["shape"], "dtype": record["dtype"], "count": 1,
-       "bytes": _nbytes(record["shape"], record["dtype"]), "sum": record["sum"]}
-      for name, record in source.records.items()]
+  rows = (
+    []
+    if source is None
+    else [
+      {
+        "name": name.removeprefix(source.prefix),
+        "shape": record["shape"],
+        "dtype": record["dtype"],
+        "count": 1,
+        "bytes": _nbytes(record["shape"], record["dtype"]),
+        "sum": record["sum"],
+      }
+      for name, record in source.records.items()
+    ]
+  )
   if source is not None and kind == "run" and steps and source.step < steps[-1]:
     problem = problem or f"step {steps[-1]} is damaged: step {source.step} is used instead"
   if kind == "run":
@@ -172,8 +183,12 @@ def _inspect_theirs(path: pathlib.Path, hashes: bool) -> dict[str, Any]:
   except errors.InputError as error:
     problem = str(error)
   report = _report(path, kind, model, bits, rows, files, hashes, problem)
-  return report | {"family": family, "iteration": opened.iteration, "note": note,
-                   "has_tokenizer": problem is None and has_tokenizer}
+  return report | {
+    "family": family,
+    "iteration": opened.iteration,
+    "note": note,
+    "has_tokenizer": problem is None and has_tokenizer,
+  }
 
 
 def _our_config(path: pathlib.Path) -> folder_lib.FolderConfig | None:
@@ -190,8 +205,10 @@ def _table(tensors: Iterable[tuple[str, Any]]) -> list[dict[str, Any]]:
   rows: dict[tuple[Any, ...], dict[str, Any]] = {}
   for key, tensor in tensors:
     name = _LAYER.sub("*", key)
-    row = rows.setdefault((name, tensor.shape, tensor.dtype.name), {
-        "name": name, "shape": list(tensor.shape), "dtype": tensor.dtype.name, "count": 0, "bytes": 0})
+    row = rows.setdefault(
+      (name, tensor.shape, tensor.dtype.name),
+      {"name": name, "shape": list(tensor.shape), "dtype": tensor.dtype.name, "count": 0, "bytes": 0},
+    )
     row["count"] += 1
     row["bytes"] += tensor.nbytes
   return list(rows.values())
@@ -201,8 +218,16 @@ def _nbytes(shape: Sequence[int], dtype: str) -> int:
   return math.prod(shape) * np.dtype(arrays.zarr_dtype(dtype)).itemsize
 
 
-def _report(path: pathlib.Path, kind: str, model: dict[str, Any], bits: int | None, rows: list[dict[str, Any]],
-            files: Sequence[pathlib.Path], hashes: bool, problem: str | None) -> dict[str, Any]:
+def _report(
+  path: pathlib.Path,
+  kind: str,
+  model: dict[str, Any],
+  bits: int | None,
+  rows: list[dict[str, Any]],
+  files: Sequence[pathlib.Path],
+  hashes: bool,
+  problem: str | None,
+) -> dict[str, Any]:
   described = [{"name": file.name, "bytes": file.stat().st_size} for file in files]
   if hashes:
     for entry, file in zip(described, tqdm.tqdm(files, desc="hashing", disable=None)):
@@ -210,10 +235,18 @@ def _report(path: pathlib.Path, kind: str, model: dict[str, Any], bits: int | No
         entry["sha256"] = hashlib.file_digest(stream, "sha256").hexdigest()
       if file.suffix != ".safetensors" and (bad := zips.damaged_member(file)):
         problem = problem or (f"{file} is damaged: {printable.line(bad, 80)} is not what its CRC says; copy it again")
-  return {"path": str(path), "kind": kind, "model": dict(model), "bits": bits,
-          "parameters": config_lib.GLMConfig(**model).num_parameters() if model else None,
-          "tensors": rows, "array_bytes": sum(row["bytes"] for row in rows), "files": described,
-          "file_bytes": sum(entry["bytes"] for entry in described), "problem": problem}
+  return {
+    "path": str(path),
+    "kind": kind,
+    "model": dict(model),
+    "bits": bits,
+    "parameters": config_lib.GLMConfig(**model).num_parameters() if model else None,
+    "tensors": rows,
+    "array_bytes": sum(row["bytes"] for row in rows),
+    "files": described,
+    "file_bytes": sum(entry["bytes"] for entry in described),
+    "problem": problem,
+  }
 
 
 def show(report: Mapping[str, Any]) -> None:
@@ -225,9 +258,11 @@ def show(report: Mapping[str, Any]) -> None:
     model = report["model"]
     prefix = f", prefix of {model['prefix_length']}" if model["prefix_length"] else ""
     head = "head tied to the table" if model["tie_embeddings"] else "a head of its own"
-    print(f"parameters  {report['parameters']:,}: {model['num_layers']} layers, width {model['embed_dim']}, "
-          f"{model['num_heads']} heads, mlp {model['mlp_dim']}, vocabulary {model['vocab_size']}, "
-          f"{model['positions']}, {head}{prefix}")
+    print(
+      f"parameters  {report['parameters']:,}: {model['num_layers']} layers, width {model['embed_dim']}, "
+      f"{model['num_heads']} heads, mlp {model['mlp_dim']}, vocabulary {model['vocab_size']}, "
+      f"{model['positions']}, {head}{prefix}"
+    )
   print(f"tensors     {_size(report['array_bytes'])}")
   print(f"files       {_size(report['file_bytes'])}")
   if "steps" in report:
@@ -240,8 +275,13 @@ def show(report: Mapping[str, Any]) -> None:
     print(f"  {printable.line(entry['name']):42} {entry['bytes']:>15,}  {entry.get('sha256', '')}".rstrip())
   if report.get("note"):
     print(f"note: {printable.line(report['note'])}")
-  print(f"problem: {printable.line(report['problem'])}" if report["problem"] else
-        "everything is as recorded" if report.get("verified") else "complete")
+  print(
+    f"problem: {printable.line(report['problem'])}"
+    if report["problem"]
+    else "everything is as recorded"
+    if report.get("verified")
+    else "complete"
+  )
 
 
 def _size(count: int) -> str:

@@ -66,14 +66,14 @@ class Entry:
 
   def factor_slices(self, region: Sequence[slice]) -> list[slice]:
     """Of a region of our array (one layer's), what it takes of each factor of the rows, in their order."""
-    ours = region[len(self.inputs):] if self.inputs_first else region[:len(self.rows)]
+    ours = region[len(self.inputs) :] if self.inputs_first else region[: len(self.rows)]
     order = list(self.order or range(len(self.rows)))
     return [ours[order.index(i)] for i in range(len(self.rows))]
 
   def ranges(self, factors: Sequence[slice]) -> Iterator[tuple[int, int]]:
     """The stretches of their rows that these slices of the factors are; one factor at most is cut."""
     cut = next((i for i, (s, n) in enumerate(zip(factors, self.rows)) if s.stop - s.start < n), 0)
-    inner, size = math.prod(self.rows[cut + 1:]), self.rows[cut]
+    inner, size = math.prod(self.rows[cut + 1 :]), self.rows[cut]
     for outer in range(math.prod(self.rows[:cut])):
       yield (outer * size + factors[cut].start) * inner, (outer * size + factors[cut].stop) * inner
 
@@ -107,7 +107,7 @@ def transpose(x: np.ndarray) -> np.ndarray:
   """x.T, in memory of its own."""
   out = np.empty(x.shape[::-1], x.dtype)
   for i in range(0, x.shape[0], _TILE):
-    out[:, i:i + _TILE] = x[i:i + _TILE].T
+    out[:, i : i + _TILE] = x[i : i + _TILE].T
   return out
 
 
@@ -121,20 +121,24 @@ def entries(family: str, config: config_lib.GLMConfig) -> list[Entry]:
   found = [Entry("transformer.word_embeddings.weight", "embedding/table", (v,), (d,), split="rows", inputs_first=False)]
   if family == "glm-10b":
     found[0] = dataclasses.replace(found[0], key="word_embeddings.weight")
-    found += [Entry(f"transformer.{name}_embeddings.weight", f"embedding/{name}", (config.max_length + 1,), (d,),
-                    inputs_first=False) for name in ("position", "block_position")]
+    found += [
+      Entry(
+        f"transformer.{name}_embeddings.weight", f"embedding/{name}", (config.max_length + 1,), (d,), inputs_first=False
+      )
+      for name in ("position", "block_position")
+    ]
   found += [
-      *_norm(at + "input_layernorm", "layers/attention_norm", d),
-      Entry(at + "attention.query_key_value.weight", "layers/attention/qkv/kernel", inputs=(d,), split="rows", **qkv),
-      Entry(at + "attention.query_key_value.bias", "layers/attention/qkv/bias", split="rows", **qkv),
-      Entry(at + "attention.dense.weight", "layers/attention/out/kernel", (d,), (h, k), split="inputs"),
-      Entry(at + "attention.dense.bias", "layers/attention/out/bias", (d,)),
-      *_norm(at + "post_attention_layernorm", "layers/mlp_norm", d),
-      Entry(at + "mlp.dense_h_to_4h.weight", "layers/mlp/wi/kernel", inputs=(d,), **wi),
-      Entry(at + "mlp.dense_h_to_4h.bias", "layers/mlp/wi/bias", **wi),
-      Entry(at + "mlp.dense_4h_to_h.weight", "layers/mlp/wo/kernel", (d,), (f,), split="inputs"),
-      Entry(at + "mlp.dense_4h_to_h.bias", "layers/mlp/wo/bias", (d,)),
-      *_norm("transformer.final_layernorm", "final_norm", d),
+    *_norm(at + "input_layernorm", "layers/attention_norm", d),
+    Entry(at + "attention.query_key_value.weight", "layers/attention/qkv/kernel", inputs=(d,), split="rows", **qkv),
+    Entry(at + "attention.query_key_value.bias", "layers/attention/qkv/bias", split="rows", **qkv),
+    Entry(at + "attention.dense.weight", "layers/attention/out/kernel", (d,), (h, k), split="inputs"),
+    Entry(at + "attention.dense.bias", "layers/attention/out/bias", (d,)),
+    *_norm(at + "post_attention_layernorm", "layers/mlp_norm", d),
+    Entry(at + "mlp.dense_h_to_4h.weight", "layers/mlp/wi/kernel", inputs=(d,), **wi),
+    Entry(at + "mlp.dense_h_to_4h.bias", "layers/mlp/wi/bias", **wi),
+    Entry(at + "mlp.dense_4h_to_h.weight", "layers/mlp/wo/kernel", (d,), (f,), split="inputs"),
+    Entry(at + "mlp.dense_4h_to_h.bias", "layers/mlp/wo/bias", (d,)),
+    *_norm("transformer.final_layernorm", "final_norm", d),
   ]
   if not config.tie_embeddings:
     found.append(Entry("lm_head.weight", "head/kernel", (v,), (d,), split="rows"))
@@ -149,4 +153,4 @@ def inv_freq(config: config_lib.GLMConfig) -> np.ndarray:
   """The rotary frequencies that every layer's files repeat; ChatGLM-6B's are of half a head."""
   size = config.head_dim // (2 if config.positions == "rotary_2d" else 1)
   exponents = np.arange(0, size, 2, dtype=np.float32) / np.float32(size)
-  return (np.float32(1.0) / np.float32(config.rotary_base)**exponents).astype(np.float16)
+  return (np.float32(1.0) / np.float32(config.rotary_base) ** exponents).astype(np.float16)

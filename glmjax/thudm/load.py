@@ -28,10 +28,19 @@ _FORMAT = 1  # of what an unfinished import leaves
 _log = logging.getLogger("glmjax")
 
 
-def import_model(family: str, source: str | os.PathLike, out: str | os.PathLike, dtype: str | None = None,
-                 bits: int | None = None, tokenizer: str | os.PathLike | None = None, num_heads: int | None = None,
-                 rotary_rounding: str = "half_table", prefix: str | os.PathLike | None = None,
-                 memory_limit_gib: float | None = None, overwrite: bool = False) -> dict[str, Any]:
+def import_model(
+  family: str,
+  source: str | os.PathLike,
+  out: str | os.PathLike,
+  dtype: str | None = None,
+  bits: int | None = None,
+  tokenizer: str | os.PathLike | None = None,
+  num_heads: int | None = None,
+  rotary_rounding: str = "half_table",
+  prefix: str | os.PathLike | None = None,
+  memory_limit_gib: float | None = None,
+  overwrite: bool = False,
+) -> dict[str, Any]:
   """Writes an export folder from a model in THUDM's own files.
 
   What a killed import left beside `out` is checked and used when it is of the same files and options.
@@ -63,8 +72,10 @@ def import_model(family: str, source: str | os.PathLike, out: str | os.PathLike,
   with export.claimed(out, overwrite, source) as out:
     opened = source_lib.open_source(family, source, tokenizer, num_heads, rotary_rounding, prefix)
     if opened.bits is not None and bits not in (None, opened.bits):
-      raise errors.InputError(f"{source} holds INT{opened.bits} weights: they cannot become INT{bits} without loss, so "
-                              "leave --bits out or import the float files")
+      raise errors.InputError(
+        f"{source} holds INT{opened.bits} weights: they cannot become INT{bits} without loss, so "
+        "leave --bits out or import the float files"
+      )
     if opened.note:
       _log.warning("%s", opened.note)
     work = export.importing(out)
@@ -83,25 +94,41 @@ def import_model(family: str, source: str | os.PathLike, out: str | os.PathLike,
       publish.remove(work)
       raise
     except OSError as error:
-      raise errors.InputError(f"{out} could not be written ({errors.reason(error)}): the same command goes on from "
-                              "here") from error
+      raise errors.InputError(
+        f"{out} could not be written ({errors.reason(error)}): the same command goes on from here"
+      ) from error
     publish.remove(work)
-  return {"out": str(out)} | described | {"family": family, "source_bytes": opened.nbytes, "note": opened.note,
-                                          "parameters": content.config.model.num_parameters()}
+  return (
+    {"out": str(out)}
+    | described
+    | {
+      "family": family,
+      "source_bytes": opened.nbytes,
+      "note": opened.note,
+      "parameters": content.config.model.num_parameters(),
+    }
+  )
 
 
-def _content(opened: source_lib.Source, bits: int | None, dtype: str | None, tokenizer: pathlib.Path
-             ) -> export.Content:
+def _content(opened: source_lib.Source, bits: int | None, dtype: str | None, tokenizer: pathlib.Path) -> export.Content:
   bits = opened.bits or bits
   kind = dtype or opened.config.param_dtype
   fields = {"param_dtype": kind} | ({"dtype": "float32" if kind == "float32" else "bfloat16"} if dtype else {})
   model = dataclasses.replace(opened.config, **fields)
-  known = {} if opened.tokenizer is None else {"fingerprint": opened.tokenizer.fingerprint,
-                                               "vocab_size": opened.tokenizer.vocab_size}
+  known = (
+    {}
+    if opened.tokenizer is None
+    else {"fingerprint": opened.tokenizer.fingerprint, "vocab_size": opened.tokenizer.vocab_size}
+  )
   described = {"bits": bits, "dtype": kind, "step": None, "family": opened.family, "iteration": opened.shards.iteration}
   config = folder_lib.FolderConfig(model, {}, known, described)
-  return export.Content(config, None if opened.tokenizer is None else tokenizer, opened.weights(bits, dtype),
-                        functools.partial(_read_finite, opened), lambda: None)
+  return export.Content(
+    config,
+    None if opened.tokenizer is None else tokenizer,
+    opened.weights(bits, dtype),
+    functools.partial(_read_finite, opened),
+    lambda: None,
+  )
 
 
 def _read_finite(opened: source_lib.Source, weight: blocks.Weight, region: blocks.Region) -> Mapping[str, np.ndarray]:
@@ -132,8 +159,11 @@ def _begin(work: pathlib.Path, plan: str, content: export.Content) -> None:
     _log.info("going on with the import that stopped after %.0f MB", there / 1e6)
   blocks.need_room(work.parent, content.weights, there)
   if work.exists() and not there:
-    if strange := set(os.listdir(work)) - {_PLAN, _EXPORT, _TOKENIZER, "lock"} - set(
-        filter(publish.is_unfinished, os.listdir(work))):
+    if (
+      strange := set(os.listdir(work))
+      - {_PLAN, _EXPORT, _TOKENIZER, "lock"}
+      - set(filter(publish.is_unfinished, os.listdir(work)))
+    ):
       raise errors.InputError(f"{work} holds {min(strange)}, which no import wrote: move it away")
     publish.remove(work)
   (work / _EXPORT).mkdir(parents=True, exist_ok=True)

@@ -67,6 +67,6 @@ def part(whole: np.ndarray, split: str, groups: int, rank: int, count: int) -> n
     return whole
   if split == "inputs":
     width = whole.shape[1] // count
-    return whole[:, rank * width:(rank + 1) * width]
+    return whole[:, rank * width : (rank + 1) * width]
   stretches = whole.reshape(groups, count, -1, *whole.shape[1:])
   return stretches[:, rank].reshape(-1, *whole.shape[1:])

@@ -23,15 +23,55 @@ MOST_STEPS = 1 << 20  # instructions, and items taken apart: about 40 for each t
 MOST_AXES = 32  # of a tensor
 LARGEST_NUMBER = 1 << 62  # of elements, in sizes and strides
 
-STORAGES = {"DoubleStorage": np.dtype("f8"), "FloatStorage": np.dtype("f4"), "HalfStorage": np.dtype("f2"),
-            "BFloat16Storage": np.dtype(ml_dtypes.bfloat16), "LongStorage": np.dtype("i8"),
-            "IntStorage": np.dtype("i4"), "ShortStorage": np.dtype("i2"), "CharStorage": np.dtype("i1"),
-            "ByteStorage": np.dtype("u1"), "BoolStorage": np.dtype("?")}
+STORAGES = {
+  "DoubleStorage": np.dtype("f8"),
+  "FloatStorage": np.dtype("f4"),
+  "HalfStorage": np.dtype("f2"),
+  "BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
+  "LongStorage": np.dtype("i8"),
+  "IntStorage": np.dtype("i4"),
+  "ShortStorage": np.dtype("i2"),
+  "CharStorage": np.dtype("i1"),
+  "ByteStorage": np.dtype("u1"),
+  "BoolStorage": np.dtype("?"),
+}
 # Whose objects training leaves beside the weights; they are read as nothing.
-_IGNORED_MODULES = ("torch", "numpy", "collections", "argparse", "deepspeed", "apex", "megatron", "fp16", "mpu", "sat",
-                    "SwissArmyTransformer", "_codecs", "copy_reg", "copyreg", "transformers")
-_IGNORED_BUILTINS = ("set", "frozenset", "slice", "complex", "bytearray", "object", "list", "dict", "tuple", "int",
-                     "float", "bool", "str", "bytes", "range", "long", "unicode")
+_IGNORED_MODULES = (
+  "torch",
+  "numpy",
+  "collections",
+  "argparse",
+  "deepspeed",
+  "apex",
+  "megatron",
+  "fp16",
+  "mpu",
+  "sat",
+  "SwissArmyTransformer",
+  "_codecs",
+  "copy_reg",
+  "copyreg",
+  "transformers",
+)
+_IGNORED_BUILTINS = (
+  "set",
+  "frozenset",
+  "slice",
+  "complex",
+  "bytearray",
+  "object",
+  "list",
+  "dict",
+  "tuple",
+  "int",
+  "float",
+  "bool",
+  "str",
+  "bytes",
+  "range",
+  "long",
+  "unicode",
+)
 _MOST_DIGITS = 4300  # of a number in text, as Python reads them at most
 
 
@@ -88,12 +128,12 @@ class Dict:
 IGNORED = _Name("ignored")
 _DICT, _TENSOR, _PARAMETER = _Name("dict"), _Name("tensor"), _Name("parameter")
 _NAMES = {
-    ("collections", "OrderedDict"): _DICT,
-    ("torch._utils", "_rebuild_tensor"): _TENSOR,
-    ("torch._utils", "_rebuild_tensor_v2"): _TENSOR,
-    ("torch._utils", "_rebuild_parameter"): _PARAMETER,
-    ("torch._utils", "_rebuild_parameter_with_state"): _PARAMETER,
-    **{("torch", name): _Name("storage", dtype) for name, dtype in STORAGES.items()},
+  ("collections", "OrderedDict"): _DICT,
+  ("torch._utils", "_rebuild_tensor"): _TENSOR,
+  ("torch._utils", "_rebuild_tensor_v2"): _TENSOR,
+  ("torch._utils", "_rebuild_parameter"): _PARAMETER,
+  ("torch._utils", "_rebuild_parameter_with_state"): _PARAMETER,
+  **{("torch", name): _Name("storage", dtype) for name, dtype in STORAGES.items()},
 }
 
 
@@ -140,11 +180,12 @@ class Reader:
   def _spend(self, steps: int) -> None:
     self._steps += steps
     if self._steps > MOST_STEPS:
-      raise errors.InputError(f"{self._where}: its pickle has more than {MOST_STEPS:,} steps, which no weights need: "
-                              "save the weights alone")
+      raise errors.InputError(
+        f"{self._where}: its pickle has more than {MOST_STEPS:,} steps, which no weights need: save the weights alone"
+      )
 
   def _take(self, size: int) -> bytes:
-    found = self._data[self.place:self.place + size]
+    found = self._data[self.place : self.place + size]
     if len(found) != size:
       raise Damaged(f"a pickle that ends within a value, at byte {len(self._data)}")
     self.place += size
@@ -157,7 +198,7 @@ class Reader:
     end = self._data.find(b"\n", self.place)
     if end < 0:
       raise Damaged(f"a pickle that ends within a line, at byte {len(self._data)}")
-    line, self.place = self._data[self.place:end], end + 1
+    line, self.place = self._data[self.place : end], end + 1
     return line
 
   # Stack.
@@ -256,8 +297,10 @@ class Reader:
     builtin = module in ("builtins", "__builtin__") and name in _IGNORED_BUILTINS
     if builtin or module.split(".", 1)[0] in _IGNORED_MODULES:
       return IGNORED
-    raise errors.InputError(f"{self._where} asks for {printable.line(module, 80)}.{printable.line(name, 80)}, which no "
-                            "weights need: nothing of it was run; do not load this file with other programs")
+    raise errors.InputError(
+      f"{self._where} asks for {printable.line(module, 80)}.{printable.line(name, 80)}, which no "
+      "weights need: nothing of it was run; do not load this file with other programs"
+    )
 
   def _global(self) -> None:
     module, name = (self._line().decode("utf-8") for _ in range(2))
@@ -309,8 +352,13 @@ class Reader:
     if type(pid) is not tuple or not 5 <= len(pid) <= 6 or type(pid[0]) is not str or pid[0] != "storage":
       raise Damaged("a storage that is not described as one")
     kind, key, size = pid[1], pid[2], pid[4]
-    if not isinstance(kind, _Name) or kind.dtype is None or type(key) not in (str, int) or any(
-        other is not None for other in pid[5:]) or not _is_size(size):
+    if (
+      not isinstance(kind, _Name)
+      or kind.dtype is None
+      or type(key) not in (str, int)
+      or any(other is not None for other in pid[5:])
+      or not _is_size(size)
+    ):
       raise Damaged("a storage that is not described as one")
     storage = Storage(kind.dtype, str(key), size)
     if self.storages.setdefault(storage.key, storage) != storage:
@@ -383,30 +431,69 @@ def _raw_unicode(line: bytes) -> str:
 
 
 # By their codes: a method, and its arguments.
-_INSTRUCTIONS = {code: (method, arguments) for code, (method, *arguments) in {
-    b"\x80": (Reader._take, 1), b"\x95": (Reader._take, 8),  # protocol, frame
-    b"N": (Reader._push, None), b"\x88": (Reader._push, True), b"\x89": (Reader._push, False),
-    b"J": (Reader._push_number, "<i"), b"K": (Reader._push_number, "<B"), b"M": (Reader._push_number, "<H"),
-    b"G": (Reader._push_number, ">d"), b"F": (Reader._push_line, float), b"I": (Reader._push_line, _whole_number),
-    b"L": (Reader._push_line, _whole_number), b"\x8a": (Reader._push_counted, "<B", _long),
+_INSTRUCTIONS = {
+  code: (method, arguments)
+  for code, (method, *arguments) in {
+    b"\x80": (Reader._take, 1),
+    b"\x95": (Reader._take, 8),  # protocol, frame
+    b"N": (Reader._push, None),
+    b"\x88": (Reader._push, True),
+    b"\x89": (Reader._push, False),
+    b"J": (Reader._push_number, "<i"),
+    b"K": (Reader._push_number, "<B"),
+    b"M": (Reader._push_number, "<H"),
+    b"G": (Reader._push_number, ">d"),
+    b"F": (Reader._push_line, float),
+    b"I": (Reader._push_line, _whole_number),
+    b"L": (Reader._push_line, _whole_number),
+    b"\x8a": (Reader._push_counted, "<B", _long),
     b"\x8b": (Reader._push_counted, "<i", _long),
-    b"S": (Reader._push_line, _quoted), b"V": (Reader._push_line, _raw_unicode),
-    b"U": (Reader._push_counted, "<B", _latin_1), b"T": (Reader._push_counted, "<i", _latin_1),
-    b"\x8c": (Reader._push_counted, "<B", _utf_8), b"X": (Reader._push_counted, "<I", _utf_8),
-    b"\x8d": (Reader._push_counted, "<Q", _utf_8), b"C": (Reader._push_counted, "<B", bytes),
-    b"B": (Reader._push_counted, "<I", bytes), b"\x8e": (Reader._push_counted, "<Q", bytes),
+    b"S": (Reader._push_line, _quoted),
+    b"V": (Reader._push_line, _raw_unicode),
+    b"U": (Reader._push_counted, "<B", _latin_1),
+    b"T": (Reader._push_counted, "<i", _latin_1),
+    b"\x8c": (Reader._push_counted, "<B", _utf_8),
+    b"X": (Reader._push_counted, "<I", _utf_8),
+    b"\x8d": (Reader._push_counted, "<Q", _utf_8),
+    b"C": (Reader._push_counted, "<B", bytes),
+    b"B": (Reader._push_counted, "<I", bytes),
+    b"\x8e": (Reader._push_counted, "<Q", bytes),
     b"\x96": (Reader._push_counted, "<Q", bytes),
-    b"(": (Reader._mark,), b"0": (Reader._pop,), b"1": (Reader._since_mark,), b"2": (Reader._duplicate,),
-    b")": (Reader._push, ()), b"\x85": (Reader._tuple, 1), b"\x86": (Reader._tuple, 2), b"\x87": (Reader._tuple, 3),
-    b"t": (Reader._collect, tuple), b"l": (Reader._collect, list), b"d": (Reader._collect, Dict),
-    b"]": (Reader._make, list), b"}": (Reader._make, Dict), b"a": (Reader._append, False), b"e": (Reader._append, True),
-    b"s": (Reader._put, False), b"u": (Reader._put, True),
-    b"\x8f": (Reader._push, IGNORED), b"\x90": (Reader._since_mark,), b"\x91": (Reader._collect, _ignore),  # sets
-    b"p": (Reader._remember, None), b"q": (Reader._remember, "<B"), b"r": (Reader._remember, "<I"),
-    b"\x94": (Reader._remember, "next"), b"g": (Reader._recall, None), b"h": (Reader._recall, "<B"),
+    b"(": (Reader._mark,),
+    b"0": (Reader._pop,),
+    b"1": (Reader._since_mark,),
+    b"2": (Reader._duplicate,),
+    b")": (Reader._push, ()),
+    b"\x85": (Reader._tuple, 1),
+    b"\x86": (Reader._tuple, 2),
+    b"\x87": (Reader._tuple, 3),
+    b"t": (Reader._collect, tuple),
+    b"l": (Reader._collect, list),
+    b"d": (Reader._collect, Dict),
+    b"]": (Reader._make, list),
+    b"}": (Reader._make, Dict),
+    b"a": (Reader._append, False),
+    b"e": (Reader._append, True),
+    b"s": (Reader._put, False),
+    b"u": (Reader._put, True),
+    b"\x8f": (Reader._push, IGNORED),
+    b"\x90": (Reader._since_mark,),
+    b"\x91": (Reader._collect, _ignore),  # sets
+    b"p": (Reader._remember, None),
+    b"q": (Reader._remember, "<B"),
+    b"r": (Reader._remember, "<I"),
+    b"\x94": (Reader._remember, "next"),
+    b"g": (Reader._recall, None),
+    b"h": (Reader._recall, "<B"),
     b"j": (Reader._recall, "<I"),
-    b"c": (Reader._global,), b"\x93": (Reader._stack_global,), b"R": (Reader._reduce,), b"\x81": (Reader._reduce,),
-    b"\x92": (Reader._new_with_keywords,), b"o": (Reader._object,), b"i": (Reader._instance,),
+    b"c": (Reader._global,),
+    b"\x93": (Reader._stack_global,),
+    b"R": (Reader._reduce,),
+    b"\x81": (Reader._reduce,),
+    b"\x92": (Reader._new_with_keywords,),
+    b"o": (Reader._object,),
+    b"i": (Reader._instance,),
     b"b": (Reader._pop,),  # BUILD: the state of what is not built
     b"Q": (Reader._persistent,),
-}.items()}
+  }.items()
+}

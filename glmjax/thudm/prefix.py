@@ -115,8 +115,13 @@ def open_prefix(path: str | os.PathLike, config: config_lib.GLMConfig) -> Prefix
   return checked(found, opened.files, said, config, path)
 
 
-def checked(found: Mapping[str, tensors_lib.Tensor], files: Sequence[pathlib.Path], said: Mapping[str, object],
-            config: config_lib.GLMConfig, where: pathlib.Path) -> Prefix:
+def checked(
+  found: Mapping[str, tensors_lib.Tensor],
+  files: Sequence[pathlib.Path],
+  said: Mapping[str, object],
+  config: config_lib.GLMConfig,
+  where: pathlib.Path,
+) -> Prefix:
   """A prefix of tensors under their full keys; `said`: the config.json beside them.
 
   Raises:
@@ -131,18 +136,29 @@ def checked(found: Mapping[str, tensors_lib.Tensor], files: Sequence[pathlib.Pat
   length = shape[0] if len(shape) == 2 else 0
   width, columns = config.embed_dim, 2 * config.num_layers * config.embed_dim
   hidden = found["trans.0.bias"].shape[0] if len(found) > 1 and found["trans.0.bias"].shape else 0
-  expected = {"embedding.weight": (length, width if len(found) > 1 else columns), "trans.0.weight": (hidden, width),
-              "trans.0.bias": (hidden,), "trans.2.weight": (columns, hidden), "trans.2.bias": (columns,)}
+  expected = {
+    "embedding.weight": (length, width if len(found) > 1 else columns),
+    "trans.0.weight": (hidden, width),
+    "trans.0.bias": (hidden,),
+    "trans.2.weight": (columns, hidden),
+    "trans.2.bias": (columns,),
+  }
   for key, tensor in found.items():
     if tensor.shape != expected[key] or not tensor.shape[0]:
-      raise errors.InputError(f"{where}: {ENCODER}{key} has shape {list(tensor.shape)}, and {config.num_layers} layers "
-                              f"of width {width} ask for {list(expected[key])}: it is the prefix of another model")
+      raise errors.InputError(
+        f"{where}: {ENCODER}{key} has shape {list(tensor.shape)}, and {config.num_layers} layers "
+        f"of width {width} ask for {list(expected[key])}: it is the prefix of another model"
+      )
     if tensor.dtype.name not in config_lib.DTYPES:
       raise errors.InputError(f"{where}: {ENCODER}{key} is {tensor.dtype}, expected a float: copy the files again")
   if length * hidden > _LARGEST_HIDDEN:
-    raise errors.InputError(f"{where}: {length} places through a perceptron of width {hidden} are more than any prefix "
-                            "has: copy the files again")
+    raise errors.InputError(
+      f"{where}: {length} places through a perceptron of width {hidden} are more than any prefix "
+      "has: copy the files again"
+    )
   if said.get("pre_seq_len") not in (None, length):
-    raise errors.InputError(f"{where}: config.json's pre_seq_len is {said['pre_seq_len']!r:.40}, and {TABLE} has "
-                            f"{length} rows: take both from the same place")
+    raise errors.InputError(
+      f"{where}: config.json's pre_seq_len is {said['pre_seq_len']!r:.40}, and {TABLE} has "
+      f"{length} rows: take both from the same place"
+    )
   return Prefix(found, tuple(files), width, config.num_heads)

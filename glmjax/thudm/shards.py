@@ -19,8 +19,7 @@ LATEST = ("latest", "latest_checkpointed_iteration.txt")  # name the folder of t
 _LARGEST_LATEST = 1 << 12  # bytes of `latest`, which holds a number
 _LARGEST_JSON = 1 << 23  # bytes of an index or a configuration; ChatGLM-6B's index has 34 kB
 # The file that names the files, and the file that is alone; safetensors before pickles.
-_HUB = (("model.safetensors.index.json", "model.safetensors"),
-        ("pytorch_model.bin.index.json", "pytorch_model.bin"))
+_HUB = (("model.safetensors.index.json", "model.safetensors"), ("pytorch_model.bin.index.json", "pytorch_model.bin"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,26 +57,31 @@ def open_hub(folder: pathlib.Path) -> Shards:
   numbered = sorted(path.name for path in folder.glob("*-of-*.*") if path.suffix in (".bin", ".safetensors"))
   if numbered:
     raise errors.InputError(f"{folder} has {numbered[0]} but no index: copy {_HUB[0][0]} or {_HUB[1][0]} there, too")
-  raise errors.InputError(f"{folder} holds no weights: expected model.safetensors, pytorch_model.bin, or their shards "
-                          "with an index")
+  raise errors.InputError(
+    f"{folder} holds no weights: expected model.safetensors, pytorch_model.bin, or their shards with an index"
+  )
 
 
 def _open_indexed(folder: pathlib.Path, index: str) -> Shards:
   listed = _listed(folder / index)
   missing = [name for name in sorted(listed) if not (folder / name).is_file()]
   if missing:
-    raise errors.InputError(f"{folder}: shard {printable.line(missing[0])} is missing ({len(missing)} of {len(listed)} "
-                            f"that {index} names): copy it there")
+    raise errors.InputError(
+      f"{folder}: shard {printable.line(missing[0])} is missing ({len(missing)} of {len(listed)} "
+      f"that {index} names): copy it there"
+    )
   found: dict[str, tensors.Tensor] = {}
   for name, keys in sorted(listed.items()):
     opened = open_file(folder / name)
     advice = "the files are of different checkpoints, copy them again"
     if lacking := sorted(keys - opened.keys()):
-      raise errors.InputError(f"{folder / name} has no {printable.line(lacking[0], 80)}, which {index} says is there: "
-                              f"{advice}")
+      raise errors.InputError(
+        f"{folder / name} has no {printable.line(lacking[0], 80)}, which {index} says is there: {advice}"
+      )
     if twice := sorted(found.keys() & opened.keys()):
-      raise errors.InputError(f"{folder / name} holds {printable.line(twice[0], 80)}, and so does "
-                              f"{found[twice[0]].path.name}: {advice}")
+      raise errors.InputError(
+        f"{folder / name} holds {printable.line(twice[0], 80)}, and so does {found[twice[0]].path.name}: {advice}"
+      )
     found |= opened
   return Shards((found,), tuple(folder / name for name in sorted(listed)))
 
@@ -90,11 +94,14 @@ def _listed(index: pathlib.Path) -> dict[str, set[str]]:
   listed: dict[str, set[str]] = {}
   for key, name in weight_map.items():
     if not isinstance(name, str):
-      raise errors.InputError(f"{index} says that {printable.line(key, 80)} is in {printable.line(repr(name), 40)}, "
-                              "which is no file's name: copy it again")
+      raise errors.InputError(
+        f"{index} says that {printable.line(key, 80)} is in {printable.line(repr(name), 40)}, "
+        "which is no file's name: copy it again"
+      )
     if not _is_name(name):
-      raise errors.InputError(f"{index} names {printable.line(repr(name), 80)}, a file outside of the folder: copy it "
-                              "again")
+      raise errors.InputError(
+        f"{index} names {printable.line(repr(name), 80)}, a file outside of the folder: copy it again"
+      )
     listed.setdefault(name, set()).add(key)
   return listed
 
@@ -122,27 +129,35 @@ def open_ranks(folder: pathlib.Path) -> Shards:
       iteration = user_text.read(folder / name, largest=_LARGEST_LATEST).strip()
       where = folder / iteration
       if not _is_name(iteration) or not where.is_dir():
-        raise errors.InputError(f"{folder / name} says {iteration[:40]!r}, and there is no such folder beside it: copy "
-                                "the folder there, or correct the file")
+        raise errors.InputError(
+          f"{folder / name} says {iteration[:40]!r}, and there is no such folder beside it: copy "
+          "the folder there, or correct the file"
+        )
       break
   found = {int(match[1]): path for path in where.iterdir() if (match := _RANK.fullmatch(path.name))}
   if not found and any(folder.glob("*.tar.part_*")):
-    raise errors.InputError(f"{folder} holds the parts of the archive: unpack them first, cat {folder}/*.tar.part_* | "
-                            "tar x")
+    raise errors.InputError(
+      f"{folder} holds the parts of the archive: unpack them first, cat {folder}/*.tar.part_* | tar x"
+    )
   if not found:
-    raise errors.InputError(f"{where} has no mp_rank_00_model_states.pt: give the folder of `latest`, or the one with "
-                            "the mp_rank files")
+    raise errors.InputError(
+      f"{where} has no mp_rank_00_model_states.pt: give the folder of `latest`, or the one with the mp_rank files"
+    )
   missing = sorted(set(range(max(found) + 1)) - set(found))
   if missing:
-    raise errors.InputError(f"{where}: mp_rank_{missing[0]:02d}_model_states.pt is missing; there are "
-                            f"{len(found)} files up to rank {max(found)}: copy it there")
+    raise errors.InputError(
+      f"{where}: mp_rank_{missing[0]:02d}_model_states.pt is missing; there are "
+      f"{len(found)} files up to rank {max(found)}: copy it there"
+    )
   files = tuple(found[rank] for rank in sorted(found))
   ranks = tuple(_without_prefix(open_file(path)) for path in files)
   for path, rank in zip(files, ranks):
     if different := sorted(set(rank) ^ set(ranks[0])):
       has, lacks = (path, files[0]) if different[0] in rank else (files[0], path)
-      raise errors.InputError(f"{has} holds {printable.line(different[0], 80)} and {lacks.name} does not: the files "
-                              "are of different checkpoints, copy them again")
+      raise errors.InputError(
+        f"{has} holds {printable.line(different[0], 80)} and {lacks.name} does not: the files "
+        "are of different checkpoints, copy them again"
+      )
   return Shards(ranks, files, iteration)
 
 
@@ -157,12 +172,16 @@ def _without_prefix(opened: dict[str, tensors.Tensor]) -> dict[str, tensors.Tens
 def check_keys(shards: Shards, wanted: Sequence[str], optional: Sequence[str], where: pathlib.Path) -> None:
   """Raises InputError when keys are missing, or there are any that are neither wanted nor optional."""
   found = shards.ranks[0]
-  for keys, what in (([key for key in wanted if key not in found], "is missing"),
-                     (sorted(set(found) - set(wanted) - set(optional)), "is unexpected")):
+  for keys, what in (
+    ([key for key in wanted if key not in found], "is missing"),
+    (sorted(set(found) - set(wanted) - set(optional)), "is unexpected"),
+  ):
     if keys:
       more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
-      raise errors.InputError(f"{where}: {printable.line(keys[0], 120)}{more} {what}: this is not the model that it "
-                              "was taken for, or not all of its files are there")
+      raise errors.InputError(
+        f"{where}: {printable.line(keys[0], 120)}{more} {what}: this is not the model that it "
+        "was taken for, or not all of its files are there"
+      )
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:

@@ -59,8 +59,9 @@ class Source:
       their = self.tensors[entry.keys(1)[0]].dtype.name
       quantized = (self.bits or bits) if entry.kernel else None
       groups = len(self.shards.ranks) if self.bits and entry.split == "inputs" else 1
-      found.append(blocks.Weight(entry.name, shape, dtype or (their if quantized is None else "float16"), quantized,
-                                 groups))
+      found.append(
+        blocks.Weight(entry.name, shape, dtype or (their if quantized is None else "float16"), quantized, groups)
+      )
     return found if self.prefix is None else found + prefix_lib.weights(self.prefix, self.config, dtype)
 
   def read(self, weight: blocks.Weight, region: blocks.Region) -> dict[str, np.ndarray]:
@@ -97,9 +98,14 @@ def _stack(layers: list[np.ndarray]) -> np.ndarray:
   return layers[0][None] if len(layers) == 1 else np.stack(layers)
 
 
-def open_source(family: str, folder: str | os.PathLike, tokenizer: str | os.PathLike | None = None,
-                num_heads: int | None = None, rotary_rounding: str = "half_table",
-                prefix: str | os.PathLike | None = None) -> Source:
+def open_source(
+  family: str,
+  folder: str | os.PathLike,
+  tokenizer: str | os.PathLike | None = None,
+  num_heads: int | None = None,
+  rotary_rounding: str = "half_table",
+  prefix: str | os.PathLike | None = None,
+) -> Source:
   """Opens a folder of THUDM's files and checks all that can be checked without reading the weights.
 
   Args:
@@ -136,18 +142,22 @@ def open_source(family: str, folder: str | os.PathLike, tokenizer: str | os.Path
   return dataclasses.replace(found, config=config, tokenizer=words)
 
 
-def _open_chatglm(folder: pathlib.Path, hub: Mapping[str, Any], prefix: str | os.PathLike | None,
-                  num_heads: int | None) -> Source:
+def _open_chatglm(
+  folder: pathlib.Path, hub: Mapping[str, Any], prefix: str | os.PathLike | None, num_heads: int | None
+) -> Source:
   path = folder / hub_lib.CONFIG
   shards = shards_lib.open_hub(folder)
   if {key.startswith(prefix_lib.ENCODER) for key in shards.ranks[0]} == {True}:
-    raise errors.InputError(f"{folder} holds a P-Tuning v2 prefix and no model: import the model that was tuned, "
-                            f"with --prefix={folder}")
+    raise errors.InputError(
+      f"{folder} holds a P-Tuning v2 prefix and no model: import the model that was tuned, with --prefix={folder}"
+    )
   hub_lib.check(hub, path)
   config, bits = hub_lib.model(hub, path), hub.get("quantization_bit") or None
   if config.num_layers > len(shards.ranks[0]):
-    raise errors.InputError(f"{path}: num_layers is {config.num_layers}, and the files hold {len(shards.ranks[0])} "
-                            "tensors: take config and weights from the same place")
+    raise errors.InputError(
+      f"{path}: num_layers is {config.num_layers}, and the files hold {len(shards.ranks[0])} "
+      "tensors: take config and weights from the same place"
+    )
   if num_heads not in (None, config.num_heads):
     raise errors.InputError(f"num_heads is {num_heads}, and {path} says {config.num_heads}: leave --num_heads out")
   shards, found_prefix = _take_prefix(shards, prefix, hub, config, folder)
@@ -164,8 +174,9 @@ def _open_ranks(family: str, folder: pathlib.Path, num_heads: int | None) -> Sou
   return Source(family, config, bits, shards, _merge(family, config, bits, shards, folder), None)
 
 
-def _with_head(config: config_lib.GLMConfig, bits: int | None, shards: shards_lib.Shards, folder: pathlib.Path,
-               is_said: bool) -> tuple[config_lib.GLMConfig, dict[str, merged.Merged], str | None]:
+def _with_head(
+  config: config_lib.GLMConfig, bits: int | None, shards: shards_lib.Shards, folder: pathlib.Path, is_said: bool
+) -> tuple[config_lib.GLMConfig, dict[str, merged.Merged], str | None]:
   """The model with the head that transformers would give it, its tensors, and a note where that is not the file's.
 
   The files hold a head beside the table, or, saved by transformers, one of the two for both. Where they differ,
@@ -173,8 +184,10 @@ def _with_head(config: config_lib.GLMConfig, bits: int | None, shards: shards_li
   """
   [rank] = shards.ranks
   if quantized := [key for key in (_TABLE, _HEAD) if key + "_scale" in rank]:
-    raise errors.InputError(f"{folder}: {quantized[0]} is quantized, as in chatglm-6b-int4-qe, which is not read: take "
-                            "chatglm-6b-int4, or import the float files with --bits=4")
+    raise errors.InputError(
+      f"{folder}: {quantized[0]} is quantized, as in chatglm-6b-int4-qe, which is not read: take "
+      "chatglm-6b-int4, or import the float files with --bits=4"
+    )
   if config.tie_embeddings and _HEAD not in rank:
     return config, _merge("chatglm-6b", config, bits, shards, folder), None
   if config.tie_embeddings and _TABLE not in rank:
@@ -187,8 +200,10 @@ def _with_head(config: config_lib.GLMConfig, bits: int | None, shards: shards_li
     config = dataclasses.replace(config, tie_embeddings=True)
   elif config.tie_embeddings:
     why = "says tie_word_embeddings" if is_said else "does not name tie_word_embeddings, which is true by default"
-    note = (f"{_HEAD} is not {_TABLE}, and config.json {why}: the head is the table, as transformers has it, and "
-            f"{_HEAD} is left out (tie_word_embeddings false would use it)")
+    note = (
+      f"{_HEAD} is not {_TABLE}, and config.json {why}: the head is the table, as transformers has it, and "
+      f"{_HEAD} is left out (tie_word_embeddings false would use it)"
+    )
   else:
     note = f"{_HEAD} is not {_TABLE}, and config.json says that the two are not tied: both are taken"
   if config.tie_embeddings:
@@ -196,22 +211,29 @@ def _with_head(config: config_lib.GLMConfig, bits: int | None, shards: shards_li
   return config, tensors, note
 
 
-def _take_prefix(shards: shards_lib.Shards, given: str | os.PathLike | None, hub: Mapping[str, Any],
-                 config: config_lib.GLMConfig, folder: pathlib.Path
-                 ) -> tuple[shards_lib.Shards, prefix_lib.Prefix | None]:
+def _take_prefix(
+  shards: shards_lib.Shards,
+  given: str | os.PathLike | None,
+  hub: Mapping[str, Any],
+  config: config_lib.GLMConfig,
+  folder: pathlib.Path,
+) -> tuple[shards_lib.Shards, prefix_lib.Prefix | None]:
   """The model's own tensors, and the prefix among them or the one given."""
   [rank] = shards.ranks
   inside = {key: tensor for key, tensor in rank.items() if key.startswith(prefix_lib.ENCODER)}
   if inside and given is not None:
-    raise errors.InputError(f"{folder} has a P-Tuning v2 prefix of its own: leave --prefix out, or import the model "
-                            "that was tuned")
+    raise errors.InputError(
+      f"{folder} has a P-Tuning v2 prefix of its own: leave --prefix out, or import the model that was tuned"
+    )
   if inside:
     prefix = prefix_lib.checked(inside, (), hub, config, folder)
     rest = {key: tensor for key, tensor in rank.items() if key not in inside}
     return dataclasses.replace(shards, ranks=(rest,)), prefix
   if given is None and hub.get("pre_seq_len"):
-    raise errors.InputError(f"{folder / 'config.json'} has pre_seq_len {hub['pre_seq_len']}, and no file holds the "
-                            "prefix: name its folder with --prefix, or take the model's own config.json")
+    raise errors.InputError(
+      f"{folder / 'config.json'} has pre_seq_len {hub['pre_seq_len']}, and no file holds the "
+      "prefix: name its folder with --prefix, or take the model's own config.json"
+    )
   return shards, None if given is None else prefix_lib.open_prefix(given, config)
 
 
@@ -232,11 +254,14 @@ def _check_degree(shards: shards_lib.Shards, folder: pathlib.Path) -> None:
   qkv = _shape(shards, at + "attention.query_key_value.weight", folder)[0]
   degree, count = 3 * rows // max(1, qkv), len(shards.ranks)
   if degree != count or not ours:
-    raise errors.InputError(f"{shards.files[0].parent} has {count} mp_rank files, and their tensors are those of "
-                            f"tensor-parallel degree {degree}: copy all {degree} files there")
+    raise errors.InputError(
+      f"{shards.files[0].parent} has {count} mp_rank files, and their tensors are those of "
+      f"tensor-parallel degree {degree}: copy all {degree} files there"
+    )
   if count not in layouts.DEGREES:
-    raise errors.InputError(f"{shards.files[0].parent} is of tensor-parallel degree {count}: 1, 2, 4, 8 "
-                            "and 16 are known")
+    raise errors.InputError(
+      f"{shards.files[0].parent} is of tensor-parallel degree {count}: 1, 2, 4, 8 and 16 are known"
+    )
 
 
 def _bits_of_shapes(shards: shards_lib.Shards) -> int | None:
@@ -246,8 +271,9 @@ def _bits_of_shapes(shards: shards_lib.Shards) -> int | None:
   return 8 if tensor.shape[1] == shards.ranks[0]["transformer.layers.0.attention.dense.weight"].shape[0] else 4
 
 
-def _config_of_shapes(family: str, shards: shards_lib.Shards, num_heads: int | None, folder: pathlib.Path
-                      ) -> config_lib.GLMConfig:
+def _config_of_shapes(
+  family: str, shards: shards_lib.Shards, num_heads: int | None, folder: pathlib.Path
+) -> config_lib.GLMConfig:
   """Sizes of a checkpoint without a configuration file."""
   first, count = shards.ranks[0], len(shards.ranks)
   if num_heads is not None and num_heads < 1:
@@ -258,25 +284,40 @@ def _config_of_shapes(family: str, shards: shards_lib.Shards, num_heads: int | N
     table = "transformer." + table
   vocab, width = _shape(shards, table, folder)
   mlp = _shape(shards, "transformer.layers.0.mlp.dense_h_to_4h.weight", folder)[0] * count
-  sizes = dict(vocab_size=vocab * count, embed_dim=width,
-               num_layers=len({key.split(".")[2] for key in first if key.startswith("transformer.layers.")}))
+  sizes = dict(
+    vocab_size=vocab * count,
+    embed_dim=width,
+    num_layers=len({key.split(".")[2] for key in first if key.startswith("transformer.layers.")}),
+  )
   if is_glm:
     length = _shape(shards, "transformer.position_embeddings.weight", folder)[0] - 1
-    return config_lib.GLMConfig(**sizes, num_heads=num_heads or max(1, width // _HEAD_DIM), mlp_dim=mlp,
-                                max_length=length, positions="learned_2d", norm="pre", mlp="gelu_tanh")
+    return config_lib.GLMConfig(
+      **sizes,
+      num_heads=num_heads or max(1, width // _HEAD_DIM),
+      mlp_dim=mlp,
+      max_length=length,
+      positions="learned_2d",
+      norm="pre",
+      mlp="gelu_tanh",
+    )
   frequencies = first.get(layouts.INV_FREQ.format(0))
   head_dim = 2 * frequencies.shape[0] if frequencies is not None and len(frequencies.shape) == 1 else 128
   return config_lib.GLMConfig(**sizes, num_heads=num_heads or max(1, width // head_dim), mlp_dim=mlp // 2)
 
 
-def _merge(family: str, config: config_lib.GLMConfig, bits: int | None, shards: shards_lib.Shards,
-           folder: pathlib.Path) -> dict[str, merged.Merged]:
+def _merge(
+  family: str, config: config_lib.GLMConfig, bits: int | None, shards: shards_lib.Shards, folder: pathlib.Path
+) -> dict[str, merged.Merged]:
   """Every tensor by its key; keys, shapes and dtypes are as the configuration asks."""
   found_by_key, wanted = shards.ranks[0], []
   every = layouts.entries(family, config)
   if every[0].key not in found_by_key and "transformer." + every[0].key in found_by_key:  # SwissArmyTransformer's
-    shards = dataclasses.replace(shards, ranks=tuple(
-        {key.replace("transformer.word_", "word_"): tensor for key, tensor in rank.items()} for rank in shards.ranks))
+    shards = dataclasses.replace(
+      shards,
+      ranks=tuple(
+        {key.replace("transformer.word_", "word_"): tensor for key, tensor in rank.items()} for rank in shards.ranks
+      ),
+    )
   for entry in every:
     wanted += entry.keys(config.num_layers)
     if bits and entry.kernel:
@@ -289,8 +330,10 @@ def _merge(family: str, config: config_lib.GLMConfig, bits: int | None, shards: 
       coded = bits if entry.kernel else None
       tensors[key] = _joined(shards, key, entry, entry.their_shape(bits), "int8" if coded else None)
       if tensors[key].dtype != (first := tensors[entry.keys(1)[0]]).dtype:
-        raise errors.InputError(f"{shards.ranks[0][key].path}: {key} is {tensors[key].dtype} and {entry.keys(1)[0]} is "
-                                f"{first.dtype}: all layers of a parameter have one type; convert the file")
+        raise errors.InputError(
+          f"{shards.ranks[0][key].path}: {key} is {tensors[key].dtype} and {entry.keys(1)[0]} is "
+          f"{first.dtype}: all layers of a parameter have one type; convert the file"
+        )
       if entry.split == "none":
         _check_alike(shards, key)
       if coded:
@@ -311,22 +354,31 @@ def _same(a: merged.Merged, b: merged.Merged) -> bool:
   return all(np.array_equal(read(a, i), read(b, i)) for i in range(0, a.shape[0], count))
 
 
-def _joined(shards: shards_lib.Shards, key: str, entry: layouts.Entry, shape: tuple[int, ...], dtype: str | None
-            ) -> merged.Merged:
+def _joined(
+  shards: shards_lib.Shards, key: str, entry: layouts.Entry, shape: tuple[int, ...], dtype: str | None
+) -> merged.Merged:
   parts = tuple(rank[key] for rank in shards.ranks)
   for path, part in zip(shards.files, parts):
     if part.shape != parts[0].shape or part.dtype != parts[0].dtype:
-      raise errors.InputError(f"{path}: {key} is {part.dtype} {list(part.shape)} there and {parts[0].dtype} "
-                              f"{list(parts[0].shape)} in {shards.files[0].name}: copy the files again")
+      raise errors.InputError(
+        f"{path}: {key} is {part.dtype} {list(part.shape)} there and {parts[0].dtype} "
+        f"{list(parts[0].shape)} in {shards.files[0].name}: copy the files again"
+      )
   if parts[0].dtype.name not in ((dtype,) if dtype else _FLOATS):
-    raise errors.InputError(f"{parts[0].path}: {key} is {parts[0].dtype}, expected {dtype or 'a float'}; is its "
-                            "quantization_bit right?")
+    raise errors.InputError(
+      f"{parts[0].path}: {key} is {parts[0].dtype}, expected {dtype or 'a float'}; is its quantization_bit right?"
+    )
   found = merged.Merged(parts, entry.split, entry.groups)
   if found.shape != shape:
-    hint = "the vocabulary is of another date" if "word_embeddings" in key or "lm_head" in key else (
-        "the configuration is another model's")
-    raise errors.InputError(f"{parts[0].path}: {key} has shape {list(found.shape)}, and the configuration asks for "
-                            f"{list(shape)}: {hint}; take config and weights from the same place")
+    hint = (
+      "the vocabulary is of another date"
+      if "word_embeddings" in key or "lm_head" in key
+      else ("the configuration is another model's")
+    )
+    raise errors.InputError(
+      f"{parts[0].path}: {key} has shape {list(found.shape)}, and the configuration asks for "
+      f"{list(shape)}: {hint}; take config and weights from the same place"
+    )
   return found
 
 
@@ -341,8 +393,10 @@ def _check_alike(shards: shards_lib.Shards, key: str) -> None:
     block = first.rows(start, stop).astype(np.float32)
     for path, part in zip(shards.files[1:], others):
       if not np.allclose(part.rows(start, stop).astype(np.float32), block, tolerance, least, equal_nan=True):
-        raise errors.InputError(f"{path}: {key} has other values there than in {shards.files[0].name}, and all ranks "
-                                "hold the same: the files are of different checkpoints, copy them again")
+        raise errors.InputError(
+          f"{path}: {key} has other values there than in {shards.files[0].name}, and all ranks "
+          "hold the same: the files are of different checkpoints, copy them again"
+        )
 
 
 def _check_frequencies(shards: shards_lib.Shards, config: config_lib.GLMConfig, keys: list[str]) -> None:
@@ -353,5 +407,7 @@ def _check_frequencies(shards: shards_lib.Shards, config: config_lib.GLMConfig, 
     if tensor is None:
       continue
     if tensor.shape != expected.shape or not np.allclose(tensor.whole().astype("f4"), expected.astype("f4"), rtol=2e-3):
-      raise errors.InputError(f"{tensor.path}: {key} are not the frequencies of base {config.rotary_base:g} over "
-                              f"{2 * expected.size} dimensions: this model turns its heads otherwise")
+      raise errors.InputError(
+        f"{tensor.path}: {key} are not the frequencies of base {config.rotary_base:g} over "
+        f"{2 * expected.size} dimensions: this model turns its heads otherwise"
+      )

@@ -21,9 +21,18 @@ from glmjax.io import user_json
 from glmjax.io import user_text
 
 # safetensors' names of the dtypes that weights come in.
-DTYPES = {"F64": np.dtype("f8"), "F32": np.dtype("f4"), "F16": np.dtype("f2"), "BF16": np.dtype(ml_dtypes.bfloat16),
-          "I64": np.dtype("i8"), "I32": np.dtype("i4"), "I16": np.dtype("i2"), "I8": np.dtype("i1"),
-          "U8": np.dtype("u1"), "BOOL": np.dtype("?")}
+DTYPES = {
+  "F64": np.dtype("f8"),
+  "F32": np.dtype("f4"),
+  "F16": np.dtype("f2"),
+  "BF16": np.dtype(ml_dtypes.bfloat16),
+  "I64": np.dtype("i8"),
+  "I32": np.dtype("i4"),
+  "I16": np.dtype("i2"),
+  "I8": np.dtype("i1"),
+  "U8": np.dtype("u1"),
+  "BOOL": np.dtype("?"),
+}
 _MAX_HEADER = 8 << 20  # bytes, of 60,000 tensors; Python's objects may take 25 times as many
 _MAX_AXES = 32
 _LARGEST_NUMBER = 1 << 62
@@ -63,8 +72,9 @@ class Tensor:
     extent = 1 + sum((n - 1) * stride for n, stride in zip(out.shape, strides))
     if extent * self.dtype.itemsize <= max(_PAGE, _SPARSE * out.nbytes):
       found = read_bytes(self.path, offset, extent * self.dtype.itemsize).view(self.dtype)
-      out[...] = np.lib.stride_tricks.as_strided(found, out.shape, [stride * self.dtype.itemsize for stride in strides],
-                                                 writeable=False)
+      out[...] = np.lib.stride_tricks.as_strided(
+        found, out.shape, [stride * self.dtype.itemsize for stride in strides], writeable=False
+      )
       return
     axis = max(range(out.ndim), key=lambda i: (out.shape[i] - 1) * strides[i])
     half = out.shape[axis] // 2
@@ -74,13 +84,16 @@ class Tensor:
 
   def whole(self) -> np.ndarray:
     """All of it."""
-    return self.rows(0, self.shape[0]) if self.shape else read_bytes(
-        self.path, self.offset, self.dtype.itemsize).view(self.dtype).reshape(())
+    return (
+      self.rows(0, self.shape[0])
+      if self.shape
+      else read_bytes(self.path, self.offset, self.dtype.itemsize).view(self.dtype).reshape(())
+    )
 
 
 def contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
   """Strides, in elements, of an array that is stored row by row."""
-  return tuple(math.prod(shape[i + 1:]) for i in range(len(shape)))
+  return tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
 
 
 def read_bytes(path: pathlib.Path, offset: int, size: int) -> np.ndarray:
@@ -94,8 +107,10 @@ def read_bytes(path: pathlib.Path, offset: int, size: int) -> np.ndarray:
   except OSError as error:
     raise errors.InputError(f"cannot read {path}: {errors.reason(error)}") from error
   if found.size != size:
-    raise errors.InputError(f"{path} is truncated: it ends at byte {os.path.getsize(path)}, and a tensor reaches to "
-                            f"{offset + size}; copy it again")
+    raise errors.InputError(
+      f"{path} is truncated: it ends at byte {os.path.getsize(path)}, and a tensor reaches to "
+      f"{offset + size}; copy it again"
+    )
   return found
 
 
@@ -123,21 +138,28 @@ def open_safetensors(path: pathlib.Path) -> dict[str, Tensor]:
     return found
   except errors.InputError as error:  # a ValueError, too
     if str(error).startswith("the header"):
-      raise errors.InputError(f"{path} is damaged or no safetensors file ({printable.line(error, 200)}): copy it again"
-                              ) from error
+      raise errors.InputError(
+        f"{path} is damaged or no safetensors file ({printable.line(error, 200)}): copy it again"
+      ) from error
     raise
   except OSError as error:
     raise errors.InputError(f"cannot read {path}: {errors.reason(error)}") from error
   except ValueError as error:
-    raise errors.InputError(f"{path} is damaged or no safetensors file ({printable.line(error, 200)}): copy it again"
-                            ) from error
+    raise errors.InputError(
+      f"{path} is damaged or no safetensors file ({printable.line(error, 200)}): copy it again"
+    ) from error
 
 
 def _tensor(path: pathlib.Path, start: int, name: str, entry: Any) -> Tensor:
   fields = [entry.get(field) for field in ("dtype", "shape", "data_offsets")] if isinstance(entry, dict) else [None] * 3
   kind, shape, place = fields
-  if not isinstance(kind, str) or kind not in DTYPES or not _are_sizes(shape) or not _are_sizes(place) or (
-      len(place) != 2 or len(shape) > _MAX_AXES):
+  if (
+    not isinstance(kind, str)
+    or kind not in DTYPES
+    or not _are_sizes(shape)
+    or not _are_sizes(place)
+    or (len(place) != 2 or len(shape) > _MAX_AXES)
+  ):
     raise ValueError(f"{printable.line(name, 60)!r} is {printable.line(json.dumps(entry)[:80], 80)}")
   if place[1] - place[0] != math.prod(shape) * DTYPES[kind].itemsize:
     raise ValueError(f"{printable.line(name, 60)!r} of shape {str(shape)[:60]} from byte {place[0]} to {place[1]}")

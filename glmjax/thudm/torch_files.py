@@ -44,8 +44,9 @@ def open_state_dict(path: pathlib.Path) -> dict[str, tensors.Tensor]:
       raise errors.InputError(f"{path}: {printable.line(name, 80)} is no tensor; expected a dict of tensors")
     found[name] = _located(value, path, starts)
   if (total := sum(tensor.nbytes for tensor in found.values())) > _MOST_SHARED * path.stat().st_size:
-    raise errors.InputError(f"{path} is damaged: its tensors take {total:,} bytes, and the file has "
-                            f"{path.stat().st_size:,}; copy it again")
+    raise errors.InputError(
+      f"{path} is damaged: its tensors take {total:,} bytes, and the file has {path.stat().st_size:,}; copy it again"
+    )
   return found
 
 
@@ -60,16 +61,19 @@ def _opened(path: pathlib.Path) -> tuple[Any, dict[str, tuple[int, int]]]:
       return _open_legacy(path)
     members = zips.members(path)
     if members is None:
-      raise errors.InputError(f"{path} is truncated, or no file of torch.save: {path.stat().st_size} bytes without the "
-                              "directory that its end should have; copy it again")
+      raise errors.InputError(
+        f"{path} is truncated, or no file of torch.save: {path.stat().st_size} bytes without the "
+        "directory that its end should have; copy it again"
+      )
     return _open_zip(path, members)
   except errors.InputError:  # a ValueError, too
     raise
   except OSError as error:
     raise errors.InputError(f"cannot read {path}: {errors.reason(error)}") from error
   except ValueError as error:
-    raise errors.InputError(f"{path} is damaged, or no file of torch.save ({printable.line(error, 100)}): copy it again"
-                            ) from error
+    raise errors.InputError(
+      f"{path} is damaged, or no file of torch.save ({printable.line(error, 100)}): copy it again"
+    ) from error
 
 
 def _open_zip(path: pathlib.Path, members: Mapping[str, zips.Member]) -> tuple[Any, dict[str, tuple[int, int]]]:
@@ -82,8 +86,9 @@ def _open_zip(path: pathlib.Path, members: Mapping[str, zips.Member]) -> tuple[A
     raise errors.InputError(f"{path} was written on a big-endian machine: save it again on another")
   content = pickles.Reader(zips.read(path, members[pickled[0]], pickles.LARGEST), str(path)).read()
   data = folder + "data/"
-  return content, {name.removeprefix(data): (member.start, member.size) for name, member in members.items()
-                   if name.startswith(data)}
+  return content, {
+    name.removeprefix(data): (member.start, member.size) for name, member in members.items() if name.startswith(data)
+  }
 
 
 def _open_legacy(path: pathlib.Path) -> tuple[Any, dict[str, tuple[int, int]]]:
@@ -117,8 +122,9 @@ def _located(tensor: pickles.Pending, path: pathlib.Path, starts: Mapping[str, t
   start, size = starts[storage.key]
   if storage.size * storage.dtype.itemsize > size:
     raise errors.InputError(f"{path} is damaged: storage {printable.line(storage.key, 40)} is too short; copy it again")
-  return tensors.Tensor(path, start + tensor.offset * storage.dtype.itemsize, storage.dtype, tensor.shape,
-                        tensor.strides)
+  return tensors.Tensor(
+    path, start + tensor.offset * storage.dtype.itemsize, storage.dtype, tensor.shape, tensor.strides
+  )
 
 
 class TorchWriter:
@@ -167,9 +173,23 @@ def _pickled(entries: Mapping[str, Entry], inside: str | None) -> bytes:
     out += [b"}", text(inside)]
   out.append(b"}(")
   for i, (name, (dtype, shape)) in enumerate(entries.items()):
-    storage = [text("storage"), b"ctorch\n" + storages[dtype].encode() + b"\n", text(str(i)), text("cpu"),
-               number(math.prod(shape))]
-    out += [text(name), b"ctorch._utils\n_rebuild_tensor_v2\n", b"((", *storage, b"tQ", number(0), numbers(shape),
-            numbers(tensors.contiguous(shape)), b"\x89ccollections\nOrderedDict\n)RtR"]
+    storage = [
+      text("storage"),
+      b"ctorch\n" + storages[dtype].encode() + b"\n",
+      text(str(i)),
+      text("cpu"),
+      number(math.prod(shape)),
+    ]
+    out += [
+      text(name),
+      b"ctorch._utils\n_rebuild_tensor_v2\n",
+      b"((",
+      *storage,
+      b"tQ",
+      number(0),
+      numbers(shape),
+      numbers(tensors.contiguous(shape)),
+      b"\x89ccollections\nOrderedDict\n)RtR",
+    ]
   out.append(b"u" + (b"s" if inside is not None else b"") + b".")
   return b"".join(out)

@@ -17,8 +17,13 @@ from glmjax.thudm import shards as shards_lib
 _TOKENIZERS = {150_528: 150_344, 130_528: 130_344}
 
 
-def read(family: str, folder: pathlib.Path, path: str | os.PathLike | None, hub: Mapping[str, Any],
-         config: config_lib.GLMConfig) -> tokenizer_lib.Tokenizer | None:
+def read(
+  family: str,
+  folder: pathlib.Path,
+  path: str | os.PathLike | None,
+  hub: Mapping[str, Any],
+  config: config_lib.GLMConfig,
+) -> tokenizer_lib.Tokenizer | None:
   """Returns the tokenizer at `path`, or the one in the folder; None where there is to be none.
 
   Args:
@@ -37,8 +42,9 @@ def read(family: str, folder: pathlib.Path, path: str | os.PathLike | None, hub:
   return found
 
 
-def _read(family: str, folder: pathlib.Path, path: str | os.PathLike | None, hub: Mapping[str, Any]
-          ) -> tokenizer_lib.Tokenizer | None:
+def _read(
+  family: str, folder: pathlib.Path, path: str | os.PathLike | None, hub: Mapping[str, Any]
+) -> tokenizer_lib.Tokenizer | None:
   if path == "none":
     return None
   if path is None:
@@ -46,8 +52,10 @@ def _read(family: str, folder: pathlib.Path, path: str | os.PathLike | None, hub
     if not places and family == "glm-10b":
       return None
     if not places:
-      raise errors.InputError(f"{folder} has no ice_text.model: copy it there, name it with --tokenizer, or say "
-                              "--tokenizer=none for weights alone")
+      raise errors.InputError(
+        f"{folder} has no ice_text.model: copy it there, name it with --tokenizer, or say "
+        "--tokenizer=none for weights alone"
+      )
     path = places[0]
   path = paths.local(path, "--tokenizer")
   if path.is_dir():
@@ -62,22 +70,32 @@ def _read(family: str, folder: pathlib.Path, path: str | os.PathLike | None, hub
     if "num_image_tokens" in said:
       ranges.whole(f"{folder / 'tokenizer_config.json'}: num_image_tokens", theirs)
     if images < 0 or images != theirs:
-      raise errors.InputError(f"{path} is of another date than config.json: {max(theirs, 0)} image ids where <sop> "
-                              f"{hub['bos_token_id']} needs {images}; take both from the same place")
+      raise errors.InputError(
+        f"{path} is of another date than config.json: {max(theirs, 0)} image ids where <sop> "
+        f"{hub['bos_token_id']} needs {images}; take both from the same place"
+      )
   return tokenizer_lib.Tokenizer.load(path, images)
 
 
-def _check(tokenizer: tokenizer_lib.Tokenizer, config: config_lib.GLMConfig, hub: Mapping[str, Any],
-           folder: pathlib.Path) -> None:
+def _check(
+  tokenizer: tokenizer_lib.Tokenizer, config: config_lib.GLMConfig, hub: Mapping[str, Any], folder: pathlib.Path
+) -> None:
   """The vocabulary must be the one that the weights were trained with."""
   expected = _TOKENIZERS.get(config.vocab_size)
   if expected not in (None, tokenizer.vocab_size) or tokenizer.vocab_size > config.vocab_size:
-    raise errors.InputError(f"the tokenizer has {tokenizer.vocab_size} ids, and a table of {config.vocab_size} rows "
-                            f"{f'goes with {expected}' if expected else 'has no room for them'}: it is of another "
-                            f"date than {folder}")
-  for field, name in (("bos_token_id", "sop"), ("eos_token_id", "eop"), ("mask_token_id", "mask"),
-                      ("gmask_token_id", "gmask")):
+    raise errors.InputError(
+      f"the tokenizer has {tokenizer.vocab_size} ids, and a table of {config.vocab_size} rows "
+      f"{f'goes with {expected}' if expected else 'has no room for them'}: it is of another "
+      f"date than {folder}"
+    )
+  for field, name in (
+    ("bos_token_id", "sop"),
+    ("eos_token_id", "eop"),
+    ("mask_token_id", "mask"),
+    ("gmask_token_id", "gmask"),
+  ):
     theirs, ours = hub.get(field), getattr(tokenizer.specials, name)
     if theirs is not None and theirs != ours:
-      raise errors.InputError(f"the tokenizer's {name} is {ours}, and config.json's {field} {theirs}: it is of another "
-                              f"date than {folder}")
+      raise errors.InputError(
+        f"the tokenizer's {name} is {ours}, and config.json's {field} {theirs}: it is of another date than {folder}"
+      )

@@ -100,8 +100,16 @@ def _write_chatglm(content: export.Content, folder: pathlib.Path) -> None:
 
 def _write_glm_130b(content: export.Content, folder: pathlib.Path, degree: int) -> None:
   model = content.config.model
-  _check_model(model, "glm130b-sat", positions="rotary", mlp="geglu", norm="deepnorm", tie_embeddings=True,
-               prefix_length=0, alpha=math.sqrt(2 * model.num_layers))
+  _check_model(
+    model,
+    "glm130b-sat",
+    positions="rotary",
+    mlp="geglu",
+    norm="deepnorm",
+    tie_embeddings=True,
+    prefix_length=0,
+    alpha=math.sqrt(2 * model.num_layers),
+  )
   write_ranks(folder, items_of("glm-130b", content), degree, content.config.export.get("iteration") or _ITERATION)
   content.verify()
   if content.tokenizer is not None:
@@ -112,8 +120,9 @@ def _check_model(model: config_lib.GLMConfig, name: str, **expected: object) -> 
   for field, value in expected.items():
     found = getattr(model, field)
     if found != value and not (isinstance(value, float) and math.isclose(found, value, rel_tol=1e-6)):
-      raise errors.InputError(f"{name} is for models with {field} {value}, and this one has {found}: choose the format "
-                              "safetensors")
+      raise errors.InputError(
+        f"{name} is for models with {field} {value}, and this one has {found}: choose the format safetensors"
+      )
 
 
 def items_of(family: str, content: export.Content) -> list[Item]:
@@ -156,8 +165,9 @@ def _by_layer(every: Sequence[layouts.Entry], num_layers: int) -> Iterator[tuple
         yield from ((entry, layer) for entry in stacked)
 
 
-def _items_of_entry(entry: layouts.Entry, layer: int | None, weight: blocks.Weight, content: export.Content
-                    ) -> Iterator[Item]:
+def _items_of_entry(
+  entry: layouts.Entry, layer: int | None, weight: blocks.Weight, content: export.Content
+) -> Iterator[Item]:
   """A matrix or vector, or the codes and the scales of one."""
   key = entry.key.format(layer)
   region = tuple(slice(0, n) for n in weight.shape)
@@ -166,8 +176,14 @@ def _items_of_entry(entry: layouts.Entry, layer: int | None, weight: blocks.Weig
     region = (slice(layer, layer + 1), *region[1:])
     read = lambda: {name: x[0] for name, x in content.read(weight, region).items()}
   if weight.bits is None:
-    yield Item(key, np.dtype(arrays.zarr_dtype(weight.dtype)), entry.their_shape(),
-               lambda: iter([entry.to_theirs(read()[weight.name])]), entry.split, entry.groups)
+    yield Item(
+      key,
+      np.dtype(arrays.zarr_dtype(weight.dtype)),
+      entry.their_shape(),
+      lambda: iter([entry.to_theirs(read()[weight.name])]),
+      entry.split,
+      entry.groups,
+    )
     return
   kept: dict[str, np.ndarray] = {}  # both are read at once; the scales wait here until they are written
 
@@ -193,12 +209,13 @@ def _items_of_entry(entry: layouts.Entry, layer: int | None, weight: blocks.Weig
 def _pieces(x: np.ndarray) -> Iterator[memoryview]:
   flat = np.ascontiguousarray(x).reshape(-1).view(np.uint8)
   for start in range(0, flat.size, _PIECE):
-    yield flat[start:start + _PIECE].data
+    yield flat[start : start + _PIECE].data
 
 
 def _bar(items: Sequence[Item]) -> tqdm.tqdm:
-  return tqdm.tqdm(total=sum(item.nbytes for item in items), unit="B", unit_scale=True, desc="writing", disable=None,
-                   mininterval=1)
+  return tqdm.tqdm(
+    total=sum(item.nbytes for item in items), unit="B", unit_scale=True, desc="writing", disable=None, mininterval=1
+  )
 
 
 def _one_rank(items: Sequence[Item]) -> list[Item]:
@@ -207,8 +224,9 @@ def _one_rank(items: Sequence[Item]) -> list[Item]:
   for item in items:
     if item.split == "ranks":
       if item.shape[0] > 1:
-        raise errors.InputError(f"{item.key} has a scale for each of {item.shape[0]} tensor-parallel ranks, which only "
-                                "glm130b-sat can hold")
+        raise errors.InputError(
+          f"{item.key} has a scale for each of {item.shape[0]} tensor-parallel ranks, which only glm130b-sat can hold"
+        )
       item = dataclasses.replace(item, shape=item.shape[1:], parts=lambda parts=item.parts: (x[0] for x in parts()))
     found.append(item)
   return found
@@ -277,16 +295,21 @@ def write_ranks(folder: pathlib.Path, items: Sequence[Item], degree: int, iterat
     errors.InputError: when a tensor does not divide among the ranks.
   """
   for item in items:
-    divides = {"rows": item.shape[0] // item.groups % degree == 0, "inputs": item.shape[-1] % degree == 0, "none": True,
-               "ranks": degree % item.shape[0] == 0}
+    divides = {
+      "rows": item.shape[0] // item.groups % degree == 0,
+      "inputs": item.shape[-1] % degree == 0,
+      "none": True,
+      "ranks": degree % item.shape[0] == 0,
+    }
     if not divides[item.split]:
-      what = (f"has scales for {item.shape[0]} ranks" if item.split == "ranks" else f"{list(item.shape)} does not "
-              "divide")
+      what = f"has scales for {item.shape[0]} ranks" if item.split == "ranks" else f"{list(item.shape)} does not divide"
       raise errors.InputError(f"tensor_parallel is {degree}, and {item.key} {what}: choose another degree")
   (folder / iteration).mkdir(parents=True, exist_ok=True)
   shapes = {item.key: (item.dtype, merged.part_shape(item.shape, item.split, degree)) for item in items}
-  writers = [torch_files.TorchWriter(folder / iteration / f"mp_rank_{rank:02d}_model_states.pt", shapes, "module")
-             for rank in range(degree)]
+  writers = [
+    torch_files.TorchWriter(folder / iteration / f"mp_rank_{rank:02d}_model_states.pt", shapes, "module")
+    for rank in range(degree)
+  ]
   with _bar(items) as bar:
     for item in items:
       whole = item.whole()
@@ -298,37 +321,70 @@ def write_ranks(folder: pathlib.Path, items: Sequence[Item], degree: int, iterat
   (folder / "latest").write_text(iteration, encoding="utf-8")
 
 
-def write_hub_configs(folder: pathlib.Path, model: config_lib.GLMConfig, bits: int | None,
-                      tokenizer: tokenizer_lib.Tokenizer | None) -> None:
+def write_hub_configs(
+  folder: pathlib.Path, model: config_lib.GLMConfig, bits: int | None, tokenizer: tokenizer_lib.Tokenizer | None
+) -> None:
   """config.json, and the tokenizer's two files."""
   config = {
-      "architectures": ["ChatGLMModel"], "model_type": "chatglm", "position_encoding_2d": True,
-      "auto_map": {"AutoConfig": "configuration_chatglm.ChatGLMConfig",
-                   "AutoModel": "modeling_chatglm.ChatGLMForConditionalGeneration",
-                   "AutoModelForSeq2SeqLM": "modeling_chatglm.ChatGLMForConditionalGeneration"},
-      "vocab_size": model.vocab_size, "num_layers": model.num_layers, "hidden_size": model.embed_dim,
-      "num_attention_heads": model.num_heads, "inner_hidden_size": model.mlp_dim,
-      "max_sequence_length": model.max_length, "layernorm_epsilon": model.layer_norm_epsilon,
-      "torch_dtype": model.param_dtype, "use_cache": True, "quantization_bit": bits or 0,
-      "tie_word_embeddings": model.tie_embeddings}
+    "architectures": ["ChatGLMModel"],
+    "model_type": "chatglm",
+    "position_encoding_2d": True,
+    "auto_map": {
+      "AutoConfig": "configuration_chatglm.ChatGLMConfig",
+      "AutoModel": "modeling_chatglm.ChatGLMForConditionalGeneration",
+      "AutoModelForSeq2SeqLM": "modeling_chatglm.ChatGLMForConditionalGeneration",
+    },
+    "vocab_size": model.vocab_size,
+    "num_layers": model.num_layers,
+    "hidden_size": model.embed_dim,
+    "num_attention_heads": model.num_heads,
+    "inner_hidden_size": model.mlp_dim,
+    "max_sequence_length": model.max_length,
+    "layernorm_epsilon": model.layer_norm_epsilon,
+    "torch_dtype": model.param_dtype,
+    "use_cache": True,
+    "quantization_bit": bits or 0,
+    "tie_word_embeddings": model.tie_embeddings,
+  }
   if model.prefix_length:
     config |= {"pre_seq_len": model.prefix_length, "prefix_projection": False}
   if tokenizer is not None:
     specials = tokenizer.specials
-    config |= {"bos_token_id": specials.sop, "eos_token_id": specials.eop, "mask_token_id": specials.mask,
-               "gmask_token_id": specials.gmask, "pad_token_id": specials.pad}
-    described = {"tokenizer_class": "ChatGLMTokenizer", "num_image_tokens": tokenizer.num_image_tokens,
-                 "auto_map": {"AutoTokenizer": ["tokenization_chatglm.ChatGLMTokenizer", None]},
-                 "bos_token": "<sop>", "eos_token": "<eop>", "end_token": "</s>", "gmask_token": "[gMASK]",
-                 "mask_token": "[MASK]", "pad_token": "<pad>", "unk_token": "<unk>", "do_lower_case": False,
-                 "remove_space": False, "padding_side": "left"}
+    config |= {
+      "bos_token_id": specials.sop,
+      "eos_token_id": specials.eop,
+      "mask_token_id": specials.mask,
+      "gmask_token_id": specials.gmask,
+      "pad_token_id": specials.pad,
+    }
+    described = {
+      "tokenizer_class": "ChatGLMTokenizer",
+      "num_image_tokens": tokenizer.num_image_tokens,
+      "auto_map": {"AutoTokenizer": ["tokenization_chatglm.ChatGLMTokenizer", None]},
+      "bos_token": "<sop>",
+      "eos_token": "<eop>",
+      "end_token": "</s>",
+      "gmask_token": "[gMASK]",
+      "mask_token": "[MASK]",
+      "pad_token": "<pad>",
+      "unk_token": "<unk>",
+      "do_lower_case": False,
+      "remove_space": False,
+      "padding_side": "left",
+    }
     (folder / "tokenizer_config.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
     (folder / "ice_text.model").write_bytes(tokenizer.model)
   (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def random_items(family: str, model: config_lib.GLMConfig, bits: int | None = None, dtype: str = "float16",
-                 groups: int = 1, seed: int = 0) -> list[Item]:
+def random_items(
+  family: str,
+  model: config_lib.GLMConfig,
+  bits: int | None = None,
+  dtype: str = "float16",
+  groups: int = 1,
+  seed: int = 0,
+) -> list[Item]:
   """A model of random weights: linears and tables as DeepNorm starts them, norms near 1, small biases.
 
   Large tensors repeat a few megabytes, so that they cost no more than writing them.
@@ -348,13 +404,16 @@ def random_items(family: str, model: config_lib.GLMConfig, bits: int | None = No
     count, split = (groups, "ranks") if entry.split == "inputs" else (1, entry.split)
     shape = (count, rows) if split == "ranks" else (rows,)
     step = math.sqrt(1 / math.prod(entry.inputs)) * 2 / (7 if bits == 4 else 127)
-    scales = lambda shape=shape, step=step, key=key: iter([(
-        np.random.default_rng([seed, *key.encode()]).uniform(0.5, 1, shape) * step).astype(np.float16)])
+    scales = lambda shape=shape, step=step, key=key: iter(
+      [(np.random.default_rng([seed, *key.encode()]).uniform(0.5, 1, shape) * step).astype(np.float16)]
+    )
     items.append(Item(key + "_scale", np.dtype(np.float16), shape, scales, split, entry.groups))
   if model.positions != "learned_2d":
     frequencies = layouts.inv_freq(model)
-    items += [Item(layouts.INV_FREQ.format(i), frequencies.dtype, frequencies.shape, lambda: iter([frequencies]))
-              for i in range(model.num_layers)]
+    items += [
+      Item(layouts.INV_FREQ.format(i), frequencies.dtype, frequencies.shape, lambda: iter([frequencies]))
+      for i in range(model.num_layers)
+    ]
   if model.prefix_length:  # float32 and of spread 1, as ptuning/ starts and keeps it
     shape = (model.prefix_length, 2 * model.num_layers * model.embed_dim)
     table = lambda: iter([np.random.default_rng(seed).standard_normal(shape, np.float32)])
@@ -362,8 +421,9 @@ def random_items(family: str, model: config_lib.GLMConfig, bits: int | None = No
   return items
 
 
-def _random(key: str, seed: int, shape: tuple[int, ...], inputs: tuple[int, ...], dtype: str, codes: object
-            ) -> Callable[[], Iterator[np.ndarray]]:
+def _random(
+  key: str, seed: int, shape: tuple[int, ...], inputs: tuple[int, ...], dtype: str, codes: object
+) -> Callable[[], Iterator[np.ndarray]]:
   """Makes the tensor `key`, the same at every call."""
 
   def make() -> Iterator[np.ndarray]:
@@ -373,7 +433,8 @@ def _random(key: str, seed: int, shape: tuple[int, ...], inputs: tuple[int, ...]
     else:
       some = rng.standard_normal(count, np.float32) * np.float32(math.prod(inputs) ** -0.5 if inputs else 0.02)
       some = (some + (1 if "layernorm.weight" in key else 0)).astype(
-          ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
+        ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype
+      )
     yield np.resize(some, shape)
 
   return make

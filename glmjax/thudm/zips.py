@@ -85,7 +85,7 @@ def _end(file: BinaryIO, size: int) -> tuple[int, int, int] | None:
   at = tail.rfind(_END)
   if at < 0 or len(tail) - at < 22:
     return None
-  count, length, start = struct.unpack("<HII", tail[at + 10:at + 20])
+  count, length, start = struct.unpack("<HII", tail[at + 10 : at + 20])
   before = size - len(tail) + at
   if before >= 20 and (locator := _read(file, before - 20, 20)).startswith(_LOCATOR_64):
     before = struct.unpack("<Q", locator[8:16])[0]
@@ -106,10 +106,10 @@ def _listed(directory: bytes) -> Iterator[tuple[str, int, int, int]]:
       raise Damaged("a zip file with a damaged directory")
     flags, method = struct.unpack_from("<HH", directory, at + 8)
     crc, packed, size, name_length, extra_length, comment_length = struct.unpack_from("<IIIHHH", directory, at + 16)
-    place, = struct.unpack_from("<I", directory, at + 42)
+    (place,) = struct.unpack_from("<I", directory, at + 42)
     at += 46
-    name = directory[at:at + name_length].decode("utf-8", "replace")
-    extra = directory[at + name_length:at + name_length + extra_length]
+    name = directory[at : at + name_length].decode("utf-8", "replace")
+    extra = directory[at + name_length : at + name_length + extra_length]
     at += name_length + extra_length + comment_length
     size, packed, place = _wide(extra, [size, packed, place])
     if method or packed != size or flags & 1:
@@ -125,7 +125,7 @@ def _wide(extra: bytes, numbers: list[int]) -> list[int]:
   while at + 4 <= len(extra):
     kind, length = struct.unpack_from("<HH", extra, at)
     if kind == 1:
-      wide = [value for value, in struct.iter_unpack("<Q", extra[at + 4:at + 4 + length // 8 * 8])]
+      wide = [value for (value,) in struct.iter_unpack("<Q", extra[at + 4 : at + 4 + length // 8 * 8])]
       return [wide.pop(0) if number == _WIDE and wide else number for number in numbers]
     at += 4 + length
   return numbers

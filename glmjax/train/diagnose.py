@@ -68,13 +68,23 @@ def _is_good(state: state_lib.TrainState, limit: float) -> bool:
   """Whether a state is finite, its parameters within the limit; every process comes to the same."""
   zero = _zero(_replicated())
   found = [zero(x, LARGEST / limit) for x in jax.tree.leaves(state.params)]
-  found += [zero(x, _UNSQUARED) for x in jax.tree.leaves((state.opt_state, state.loss_scale))
-            if jnp.issubdtype(x.dtype, jnp.floating)]
+  found += [
+    zero(x, _UNSQUARED)
+    for x in jax.tree.leaves((state.opt_state, state.loss_scale))
+    if jnp.issubdtype(x.dtype, jnp.floating)
+  ]
   return not any(jax.device_get(found))
 
 
-def first_not_finite(objective: step_lib.Objective, params: Any, batch: step_lib.Batch, num_micro: int,
-                     alpha: jax.Array, rng: jax.Array, scale: jax.Array | float = 1.0) -> Finding | None:
+def first_not_finite(
+  objective: step_lib.Objective,
+  params: Any,
+  batch: step_lib.Batch,
+  num_micro: int,
+  alpha: jax.Array,
+  rng: jax.Array,
+  scale: jax.Array | float = 1.0,
+) -> Finding | None:
   """The first part of a step that is not finite: parameters, data, activations forward, then gradients backward.
 
   None where its parts, run one by one, are finite: they round otherwise than the step as a whole.
@@ -151,8 +161,10 @@ def _bad_leaves(tree: Any) -> Any:
 
 def _in_order(flags: Any) -> Iterator[tuple[str, bool]]:
   """(parameter in words, flag) of a params-like tree, in the order of the forward computation."""
-  leaves = [(optimizer_lib.path_names(path), np.asarray(jax.device_get(leaf)))
-            for path, leaf in jax.tree_util.tree_leaves_with_path(flags)]
+  leaves = [
+    (optimizer_lib.path_names(path), np.asarray(jax.device_get(leaf)))
+    for path, leaf in jax.tree_util.tree_leaves_with_path(flags)
+  ]
   for names, flag in leaves:
     if names[0].startswith("embedding"):
       yield f"the {'/'.join(names)}", bool(flag)

@@ -13,8 +13,9 @@ from glmjax.train import step as step_lib
 _RATE = "lower the learning rate"
 
 
-def of_step(step: int, first: int, size: int, metrics: step_lib.Metrics, finding: diagnose.Finding,
-            checkpoints: pathlib.Path) -> errors.Diverged:
+def of_step(
+  step: int, first: int, size: int, metrics: step_lib.Metrics, finding: diagnose.Finding, checkpoints: pathlib.Path
+) -> errors.Diverged:
   """The end of a run at a step that could not be done; the state is what it was before.
 
   Args:
@@ -30,32 +31,48 @@ def of_step(step: int, first: int, size: int, metrics: step_lib.Metrics, finding
   skip = _ranges([first + row for row in finding.rows]) if finding.rows else [(first, last)]
   shown = f" of samples {_listed(skip)}" if finding.rows and len(finding.rows) < size else ""
   advice = {
-      "state": f"{_RATE}: the state itself was not finite before this step, whatever its samples",
-      "data": f"mend these samples, or leave them out with Batches.skip = {skip}",
-      "machine": "run the same command again, on another machine if it recurs: the same step, run again, was finite, "
-                 "so that memory or processors make mistakes",
+    "state": f"{_RATE}: the state itself was not finite before this step, whatever its samples",
+    "data": f"mend these samples, or leave them out with Batches.skip = {skip}",
+    "machine": "run the same command again, on another machine if it recurs: the same step, run again, was finite, "
+    "so that memory or processors make mistakes",
   }.get(finding.kind, f"{_RATE}, or leave these samples out with Batches.skip = {skip}")
   return errors.Diverged(
-      f"step {step} ({samples}) is not finite, first seen in {finding.part}{shown}{scale}; "
-      f"{going_back(checkpoints)}; {advice}", step, (first, last), finding.part)
+    f"step {step} ({samples}) is not finite, first seen in {finding.part}{shown}{scale}; "
+    f"{going_back(checkpoints)}; {advice}",
+    step,
+    (first, last),
+    finding.part,
+  )
 
 
-def of_state(step: int, samples: tuple[int, int], part: str, learning_rate: float, checkpoints: pathlib.Path
-             ) -> errors.Diverged:
+def of_state(
+  step: int, samples: tuple[int, int], part: str, learning_rate: float, checkpoints: pathlib.Path
+) -> errors.Diverged:
   """The end of a run whose state a step has made not finite, found before it was saved."""
   return errors.Diverged(
-      f"step {step} (samples {samples[0]} to {samples[1]}, learning rate {learning_rate:.3g}) has left the state not "
-      f"finite, first seen in {part}, and is not saved; {going_back(checkpoints)}; {_RATE}", step, samples, part)
+    f"step {step} (samples {samples[0]} to {samples[1]}, learning rate {learning_rate:.3g}) has left the state not "
+    f"finite, first seen in {part}, and is not saved; {going_back(checkpoints)}; {_RATE}",
+    step,
+    samples,
+    part,
+  )
 
 
 def of_checkpoint(step: int, samples: int, part: str, checkpoints: pathlib.Path) -> errors.Diverged:
   """The end of a run that would have begun with a state saved while it was not finite, by an earlier version."""
   older = [each for each in manager_lib.steps(checkpoints) if each < step]
-  advice = (f"rename {checkpoints / str(step)} to {_aside(checkpoints, step)}, and the same command goes on from step "
-            f"{older[-1]}"
-            if older else "it has no older one: start anew with --overwrite") + f"; {_RATE}"
-  return errors.Diverged(f"the checkpoint of step {step} ({checkpoints}) is not finite, first seen in {part}: {advice}",
-                         step, (samples, samples), part)
+  advice = (
+    f"rename {checkpoints / str(step)} to {_aside(checkpoints, step)}, and the same command goes on from step "
+    f"{older[-1]}"
+    if older
+    else "it has no older one: start anew with --overwrite"
+  ) + f"; {_RATE}"
+  return errors.Diverged(
+    f"the checkpoint of step {step} ({checkpoints}) is not finite, first seen in {part}: {advice}",
+    step,
+    (samples, samples),
+    part,
+  )
 
 
 def going_back(checkpoints: pathlib.Path) -> str:
@@ -82,8 +99,11 @@ def in_the_norm(metrics: step_lib.Metrics) -> diagnose.Finding | None:
   """What the step's figures tell where every gradient is finite, but the sum of their squares is not."""
   if np.isfinite(metrics["grad_norm"]) or not np.isfinite(metrics["loss"]):
     return None
-  parts = [name.removeprefix("grad_norm_") for name, value in metrics.items()
-           if name.startswith("grad_norm_") and not np.isfinite(value)]
+  parts = [
+    name.removeprefix("grad_norm_")
+    for name, value in metrics.items()
+    if name.startswith("grad_norm_") and not np.isfinite(value)
+  ]
   return diagnose.Finding("norm", f"the gradients' norm ({', '.join(parts) or 'all'}), which is too large for float32")
 
 

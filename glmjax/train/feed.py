@@ -19,8 +19,15 @@ from glmjax.train import step as step_lib
 HostBatch = dict[str, np.ndarray]
 Plan = Iterator[tuple[int, int]]
 
-_DTYPES = {"tokens": np.int32, "targets": np.int32, "loss_weights": np.float32, "positions": np.int32,
-           "attend_start": np.int32, "attend_end": np.int32, "objective": np.int32}
+_DTYPES = {
+  "tokens": np.int32,
+  "targets": np.int32,
+  "loss_weights": np.float32,
+  "positions": np.int32,
+  "attend_start": np.int32,
+  "attend_end": np.int32,
+  "objective": np.int32,
+}
 _ROWS = "rows"  # int32 [num_micro, rows]: the rows' numbers in the step's batch, by which dropout draws; made here
 
 
@@ -51,8 +58,17 @@ class Layout:
   num_positions: int | None = None  # rows of the position tables; None: the model has none
 
   @classmethod
-  def make(cls, mesh: jax.sharding.Mesh, rules: partitioning.Rules, batch: int, micro_batch: int | None, length: int,
-           position_axes: int, vocab_size: int, num_positions: int | None = None) -> "Layout":
+  def make(
+    cls,
+    mesh: jax.sharding.Mesh,
+    rules: partitioning.Rules,
+    batch: int,
+    micro_batch: int | None,
+    length: int,
+    position_axes: int,
+    vocab_size: int,
+    num_positions: int | None = None,
+  ) -> "Layout":
     """For batches of up to `batch` rows, `micro_batch` of them (None: all) at a time.
 
     Raises:
@@ -62,11 +78,14 @@ class Layout:
     name, rows = ("batch size", batch) if micro_batch is None else ("micro_batch", micro_batch)
     if rows < 1 or rows % shards:
       sizes = " x ".join(f"{axis}={mesh.shape[axis]}" for axis in ("data", "fsdp") if mesh.shape[axis] > 1)
-      raise errors.InputError(f"{name} {rows} does not divide over the mesh's {shards} batch shards ({sizes}): use a "
-                              f"multiple of {shards}, or a mesh with fewer")
+      raise errors.InputError(
+        f"{name} {rows} does not divide over the mesh's {shards} batch shards ({sizes}): use a "
+        f"multiple of {shards}, or a mesh with fewer"
+      )
     if length % mesh.shape["context"]:
-      raise errors.InputError(f"rows of {length} tokens do not divide over the mesh's context={mesh.shape['context']}: "
-                              "change either")
+      raise errors.InputError(
+        f"rows of {length} tokens do not divide over the mesh's context={mesh.shape['context']}: change either"
+      )
     return cls(mesh, rules, -(-batch // rows), rows, length, position_axes, vocab_size, num_positions)
 
   @functools.cached_property
@@ -81,8 +100,10 @@ class Layout:
     first, last = min(start for start, _ in spans), max(stop for _, stop in spans)
     size = last - first
     if sum(stop - start for start, stop in spans) != size or self.rows % size or first % size:
-      raise errors.InputError(f"the mesh gives process {jax.process_index()} the rows {sorted(spans)} of {self.rows}, "
-                              "which are no part of a batch: make data x fsdp a multiple of the hosts, or a divisor")
+      raise errors.InputError(
+        f"the mesh gives process {jax.process_index()} the rows {sorted(spans)} of {self.rows}, "
+        "which are no part of a batch: make data x fsdp a multiple of the hosts, or a divisor"
+      )
     return first // size, self.rows // size
 
   def check_sizes(self, name: str, sizes: Sequence[int]) -> None:
@@ -90,8 +111,10 @@ class Layout:
     count = self.part[1]
     for size in sizes:
       if size % count:
-        raise errors.InputError(f"{name} {size} does not divide over the {count} parts that {jax.process_count()} "
-                                f"hosts read of it: use multiples of {count}, or a mesh with fewer batch shards")
+        raise errors.InputError(
+          f"{name} {size} does not divide over the {count} parts that {jax.process_count()} "
+          f"hosts read of it: use multiples of {count}, or a mesh with fewer batch shards"
+        )
 
   def sharding(self, feature: str) -> jax.sharding.NamedSharding:
     """Of one feature on the devices."""
@@ -103,8 +126,12 @@ class Layout:
   def abstract(self) -> step_lib.Batch:
     """Shapes and shardings of a batch on the devices."""
     dtypes = _DTYPES | {_ROWS: np.int32}
-    return {feature: jax.ShapeDtypeStruct((self.num_micro, self.rows, *self._row_shape(feature)), dtype,
-                                          sharding=self.sharding(feature)) for feature, dtype in dtypes.items()}
+    return {
+      feature: jax.ShapeDtypeStruct(
+        (self.num_micro, self.rows, *self._row_shape(feature)), dtype, sharding=self.sharding(feature)
+      )
+      for feature, dtype in dtypes.items()
+    }
 
   def put(self, host: HostBatch) -> step_lib.Batch:
     """This host's rows, filled up with rows without loss, on the devices."""
@@ -116,7 +143,7 @@ class Layout:
     Each part of a micro-batch holds rows of one part of the batch: the hosts' own.
     """
     parts, local_rows = self.part[1], self.rows // self.part[1]
-    micro, part, row = np.ogrid[:self.num_micro, :parts, :local_rows]
+    micro, part, row = np.ogrid[: self.num_micro, :parts, :local_rows]
     own = micro * local_rows + row
     numbers = np.where(own < size // parts, part * (size // parts) + own, size + own * parts + part)
     return numbers.reshape(self.num_micro, self.rows).astype(np.int32)
@@ -127,17 +154,22 @@ class Layout:
       wanted = (size // self.part[1], *self._row_shape(feature))
       found = host[feature].shape if feature in host else None
       if found != wanted:
-        raise errors.InputError(f"data: {feature} of samples {first} to {first + size - 1} has shape {found}, the "
-                                f"model takes {wanted}: use a source with the model's positions and sequence length")
+        raise errors.InputError(
+          f"data: {feature} of samples {first} to {first + size - 1} has shape {found}, the "
+          f"model takes {wanted}: use a source with the model's positions and sequence length"
+        )
     for feature, what, end, advice in (
-        ("tokens", "token", self.vocab_size, "vocab_size {}: use the tokenizer's vocab_size or more"),
-        ("targets", "token", self.vocab_size, "vocab_size {}: use the tokenizer's vocab_size or more"),
-        ("objective", "objective", losses.NUM_OBJECTIVES, "{} (tokens.OBJECTIVES): mend the source"),
-        ("positions", "position", self.num_positions, "{} (max_length + 1): use a larger max_length")):
+      ("tokens", "token", self.vocab_size, "vocab_size {}: use the tokenizer's vocab_size or more"),
+      ("targets", "token", self.vocab_size, "vocab_size {}: use the tokenizer's vocab_size or more"),
+      ("objective", "objective", losses.NUM_OBJECTIVES, "{} (tokens.OBJECTIVES): mend the source"),
+      ("positions", "position", self.num_positions, "{} (max_length + 1): use a larger max_length"),
+    ):
       low, high = int(host[feature].min()), int(host[feature].max())
       if end is not None and (low < 0 or high >= end):
-        raise errors.InputError(f"data: samples {first} to {first + size - 1} hold {what} {high if low >= 0 else low}, "
-                                f"the model has {advice.format(end)}")
+        raise errors.InputError(
+          f"data: samples {first} to {first + size - 1} hold {what} {high if low >= 0 else low}, "
+          f"the model has {advice.format(end)}"
+        )
 
   def _is_wide(self, feature: str) -> bool:
     return feature == "positions" and self.position_axes == 2
@@ -151,20 +183,21 @@ class Layout:
     index, parts = self.part
     local_rows = self.rows // parts
     if feature == _ROWS:
-      array = self.row_numbers(len(host["tokens"]) * parts)[:, index * local_rows:(index + 1) * local_rows]
+      array = self.row_numbers(len(host["tokens"]) * parts)[:, index * local_rows : (index + 1) * local_rows]
       return self._to_devices(feature, array)
     array = np.zeros((self.num_micro * local_rows, *self._row_shape(feature)), _DTYPES[feature])
     if feature == "attend_end":
       array[:] = np.arange(1, self.length + 1)
     elif feature == "attend_start":
       array[:] = np.arange(self.length)
-    array[:len(host[feature])] = host[feature]
+    array[: len(host[feature])] = host[feature]
     return self._to_devices(feature, array.reshape(self.num_micro, local_rows, *array.shape[1:]))
 
   def _to_devices(self, feature: str, array: np.ndarray) -> jax.Array:
     """This host's part of a feature, [num_micro, its rows, ...], on the devices."""
     return jax.make_array_from_process_local_data(
-        self.sharding(feature), np.ascontiguousarray(array), (self.num_micro, self.rows, *array.shape[2:]))
+      self.sharding(feature), np.ascontiguousarray(array), (self.num_micro, self.rows, *array.shape[2:])
+    )
 
 
 class Evaluated(NamedTuple):

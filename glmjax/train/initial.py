@@ -14,8 +14,16 @@ from glmjax.models import config as config_lib
 from glmjax.train import state as state_lib
 
 # What a run may have other than the model it begins with: how it is computed.
-_FREE = ("dtype", "param_dtype", "scan_layers", "remat", "hidden_dropout", "attention_dropout", "init_std",
-         "rotary_rounding")
+_FREE = (
+  "dtype",
+  "param_dtype",
+  "scan_layers",
+  "remat",
+  "hidden_dropout",
+  "attention_dropout",
+  "init_std",
+  "rotary_rounding",
+)
 
 
 def check(weights: str | os.PathLike, model: config_lib.GLMConfig, data: dict[str, Any]) -> None:
@@ -31,17 +39,27 @@ def check(weights: str | os.PathLike, model: config_lib.GLMConfig, data: dict[st
   for field in dataclasses.fields(model):
     there, here = getattr(found.model, field.name), getattr(model, field.name)
     if field.name not in free and there != here:
-      raise errors.InputError(f"{weights} is another model: {field.name} is {there} there and {here} here; "
-                              "give the gin file of the model that it is")
+      raise errors.InputError(
+        f"{weights} is another model: {field.name} is {there} there and {here} here; "
+        "give the gin file of the model that it is"
+      )
   ours, theirs = data.get("tokenizer"), found.tokenizer.get("fingerprint")
   if ours and theirs and ours != theirs:
-    raise errors.InputError(f"{weights} has another tokenizer than the data ({theirs[:8]}, not {ours[:8]}): "
-                            "make the cache with the tokenizer in that folder")
+    raise errors.InputError(
+      f"{weights} has another tokenizer than the data ({theirs[:8]}, not {ours[:8]}): "
+      "make the cache with the tokenizer in that folder"
+    )
 
 
-def create(model: config_lib.GLMConfig, tx: optax.GradientTransformation, seed: int,
-           abstract: state_lib.TrainState, weights: str | os.PathLike | None, data: dict[str, Any],
-           loss_scale: state_lib.DynamicLossScale = state_lib.DynamicLossScale()) -> state_lib.TrainState:
+def create(
+  model: config_lib.GLMConfig,
+  tx: optax.GradientTransformation,
+  seed: int,
+  abstract: state_lib.TrainState,
+  weights: str | os.PathLike | None,
+  data: dict[str, Any],
+  loss_scale: state_lib.DynamicLossScale = state_lib.DynamicLossScale(),
+) -> state_lib.TrainState:
   """A new run's state, each array where `abstract` wants it; `weights` as in `check`, None: random ones."""
   state = state_lib.create(model, tx, seed, abstract, loss_scale)
   if weights is None:

@@ -62,29 +62,29 @@ class Intervals:
 
 
 def train(
-    model: config_lib.GLMConfig,
-    data: feed_lib.DataSource,
-    workdir: str | os.PathLike,
-    batches: schedules.Batches,  # rows of a step, as a function of samples seen
-    total_samples: int,
-    learning_rate: schedules.Schedule,
-    optimizer: optimizer_lib.AdamW | optimizer_lib.Muon = optimizer_lib.AdamW(),
-    embedding_alpha: schedules.Schedule = schedules.Constant(1.0),  # the embedding gradient shrink's factor; 1: none
-    loss_scale: state_lib.DynamicLossScale = state_lib.DynamicLossScale(),  # of float16 models
-    validation: feed_lib.DataSource | None = None,  # evaluated every intervals.evaluate steps
-    intervals: Intervals = Intervals(),
-    mesh: mesh_lib.MeshConfig = mesh_lib.MeshConfig(),
-    strategy: str = "fsdp",  # what is split over the mesh's data and fsdp, one of partitioning.STRATEGIES
-    pipeline: pipeline_lib.Schedule = pipeline_lib.Schedule(),  # how rows flow through a mesh's stages
-    micro_batch: int | None = None,  # rows computed at a time, over all devices; None: the whole batch
-    loss_chunk: int = 1024,  # tokens of a batch shard whose logits exist at a time
-    loss_mean_of: str = "tokens",  # what weighs the same in the loss, one of step.MEANS
-    watch: peers_lib.Watch = peers_lib.Watch(),  # how long a process may be silent, or a step take, among several
-    weights: str | os.PathLike | None = None,  # an export, import or run that a new run begins with; None: random
-    seed: int = 0,
-    stop_at_step: int | None = None,  # save and return there, as if interrupted
-    overwrite: bool = False,  # delete the run found in workdir and start anew
-    on_start: Callable[[], None] | None = None,  # called once workdir is this run's; the command line writes there
+  model: config_lib.GLMConfig,
+  data: feed_lib.DataSource,
+  workdir: str | os.PathLike,
+  batches: schedules.Batches,  # rows of a step, as a function of samples seen
+  total_samples: int,
+  learning_rate: schedules.Schedule,
+  optimizer: optimizer_lib.AdamW | optimizer_lib.Muon = optimizer_lib.AdamW(),
+  embedding_alpha: schedules.Schedule = schedules.Constant(1.0),  # the embedding gradient shrink's factor; 1: none
+  loss_scale: state_lib.DynamicLossScale = state_lib.DynamicLossScale(),  # of float16 models
+  validation: feed_lib.DataSource | None = None,  # evaluated every intervals.evaluate steps
+  intervals: Intervals = Intervals(),
+  mesh: mesh_lib.MeshConfig = mesh_lib.MeshConfig(),
+  strategy: str = "fsdp",  # what is split over the mesh's data and fsdp, one of partitioning.STRATEGIES
+  pipeline: pipeline_lib.Schedule = pipeline_lib.Schedule(),  # how rows flow through a mesh's stages
+  micro_batch: int | None = None,  # rows computed at a time, over all devices; None: the whole batch
+  loss_chunk: int = 1024,  # tokens of a batch shard whose logits exist at a time
+  loss_mean_of: str = "tokens",  # what weighs the same in the loss, one of step.MEANS
+  watch: peers_lib.Watch = peers_lib.Watch(),  # how long a process may be silent, or a step take, among several
+  weights: str | os.PathLike | None = None,  # an export, import or run that a new run begins with; None: random
+  seed: int = 0,
+  stop_at_step: int | None = None,  # save and return there, as if interrupted
+  overwrite: bool = False,  # delete the run found in workdir and start anew
+  on_start: Callable[[], None] | None = None,  # called once workdir is this run's; the command line writes there
 ) -> dict[str, Any]:
   """Trains a model until it has seen `total_samples`, resuming the run found in `workdir`; the last step's figures.
 
@@ -107,18 +107,34 @@ def train(
       evaluated = feed_lib.read_validation(validation, layout, intervals.eval_samples)
     tx = optimizer.make()
     recipe = step_lib.Recipe(optimizer, learning_rate, embedding_alpha, loss_scale)
-    objective = step_lib.Objective(model, loss_chunk, loss_mean_of,
-                                   pipeline_lib.make(pipeline, model, device_mesh, layout.rows))
+    objective = step_lib.Objective(
+      model, loss_chunk, loss_mean_of, pipeline_lib.make(pipeline, model, device_mesh, layout.rows)
+    )
     stages = stages_lib.make(model, tx, device_mesh, rules, objective.pipeline)
     processes.on_first(lambda: _begin(stack, folder, model, data, overwrite, on_start))
     processes.see_the_same(folder.seen, str(folder.root))
     manager = manager_lib.Manager(folder.checkpoints, intervals.keep, keep_best="eval_loss" if evaluated else None)
     stack.callback(manager.close)
     restored = manager.restore(stages.stored)
-    state = restored[0] if restored else initial.create(
-        model, tx, seed, stages.stored, weights, data.describe(), loss_scale)
-    run = Run(objective, recipe, layout, folder, manager, intervals, data, evaluated, batches, total_samples,
-              stages.hold(state), stages, resumed=restored is not None, peers=peers)
+    state = (
+      restored[0] if restored else initial.create(model, tx, seed, stages.stored, weights, data.describe(), loss_scale)
+    )
+    run = Run(
+      objective,
+      recipe,
+      layout,
+      folder,
+      manager,
+      intervals,
+      data,
+      evaluated,
+      batches,
+      total_samples,
+      stages.hold(state),
+      stages,
+      resumed=restored is not None,
+      peers=peers,
+    )
     stack.callback(run.close)
     run.check_start(weights)
     run.compile(step_lib.compile_train_step(objective, recipe, tx, jax.tree.map(lambda x: x.sharding, stages.held)))
@@ -132,12 +148,24 @@ def train(
 
 def _advice() -> str:
   count = jax.process_count()
-  return "" if count == 1 else (f"; {count} processes: should one die, all end, those that JAX ends in its own words; "
-                                "the same command then goes on from the last checkpoint")
+  return (
+    ""
+    if count == 1
+    else (
+      f"; {count} processes: should one die, all end, those that JAX ends in its own words; "
+      "the same command then goes on from the last checkpoint"
+    )
+  )
 
 
-def _begin(stack: contextlib.ExitStack, folder: workdir_lib.Workdir, model: config_lib.GLMConfig,
-           data: feed_lib.DataSource, overwrite: bool, on_start: Callable[[], None] | None) -> None:
+def _begin(
+  stack: contextlib.ExitStack,
+  folder: workdir_lib.Workdir,
+  model: config_lib.GLMConfig,
+  data: feed_lib.DataSource,
+  overwrite: bool,
+  on_start: Callable[[], None] | None,
+) -> None:
   stack.enter_context(folder.locked())
   folder.open(model, data, overwrite)
   if on_start is not None:
@@ -146,14 +174,21 @@ def _begin(stack: contextlib.ExitStack, folder: workdir_lib.Workdir, model: conf
 
 def _check(model: config_lib.GLMConfig, data: feed_lib.DataSource, loss_mean_of: str) -> None:
   if data.seq_length > model.max_length:
-    raise errors.InputError(f"the data's rows have {data.seq_length} tokens, the model's max_length is "
-                            f"{model.max_length}: change either")
+    raise errors.InputError(
+      f"the data's rows have {data.seq_length} tokens, the model's max_length is {model.max_length}: change either"
+    )
   if loss_mean_of not in step_lib.MEANS:
     raise errors.InputError(f"loss_mean_of is {loss_mean_of!r}: use one of {', '.join(step_lib.MEANS)}")
 
 
-def _check_numbers(batches: schedules.Batches, total_samples: int, micro_batch: int | None, loss_chunk: int, seed: int,
-                   stop_at_step: int | None) -> None:
+def _check_numbers(
+  batches: schedules.Batches,
+  total_samples: int,
+  micro_batch: int | None,
+  loss_chunk: int,
+  seed: int,
+  stop_at_step: int | None,
+) -> None:
   ranges.whole("loop.train.total_samples", total_samples, 1, ranges.MOST_SAMPLES - batches.size)
   ranges.whole("loop.train.loss_chunk", loss_chunk, 1)
   ranges.whole("loop.train.seed", seed, 0, 2**32 - 1)
@@ -162,13 +197,26 @@ def _check_numbers(batches: schedules.Batches, total_samples: int, micro_batch: 
       ranges.whole(f"loop.train.{name}", value, 1)
 
 
-def _layout(model: config_lib.GLMConfig, data: feed_lib.DataSource, batches: schedules.Batches,
-            micro_batch: int | None, eval_samples: int, mesh: jax.sharding.Mesh, rules: partitioning.Rules
-            ) -> feed_lib.Layout:
+def _layout(
+  model: config_lib.GLMConfig,
+  data: feed_lib.DataSource,
+  batches: schedules.Batches,
+  micro_batch: int | None,
+  eval_samples: int,
+  mesh: jax.sharding.Mesh,
+  rules: partitioning.Rules,
+) -> feed_lib.Layout:
   """How batches lie on the devices; every size that the run will come to fits."""
-  layout = feed_lib.Layout.make(mesh, rules, batches.size, micro_batch, data.seq_length,
-                                model.position_kind.axes, model.vocab_size,
-                                None if model.position_kind.rotary_parts else model.max_length + 1)
+  layout = feed_lib.Layout.make(
+    mesh,
+    rules,
+    batches.size,
+    micro_batch,
+    data.seq_length,
+    model.position_kind.axes,
+    model.vocab_size,
+    None if model.position_kind.rotary_parts else model.max_length + 1,
+  )
   layout.check_sizes("batch size", range(batches.ramp_start or batches.size, batches.size + 1, batches.ramp_increment))
   layout.check_sizes("Intervals.eval_samples", [eval_samples])
   return layout
@@ -177,11 +225,23 @@ def _layout(model: config_lib.GLMConfig, data: feed_lib.DataSource, batches: sch
 class Run:
   """A run under way: the state, and everything that is fed by it or tells about it."""
 
-  def __init__(self, objective: step_lib.Objective, recipe: step_lib.Recipe, layout: feed_lib.Layout,
-               folder: workdir_lib.Workdir, manager: manager_lib.Manager, intervals: Intervals,
-               data: feed_lib.DataSource, evaluated: list[feed_lib.Evaluated], batches: schedules.Batches,
-               total_samples: int, state: state_lib.TrainState, stages: stages_lib.Stages, resumed: bool,
-               peers: peers_lib.Peers):
+  def __init__(
+    self,
+    objective: step_lib.Objective,
+    recipe: step_lib.Recipe,
+    layout: feed_lib.Layout,
+    folder: workdir_lib.Workdir,
+    manager: manager_lib.Manager,
+    intervals: Intervals,
+    data: feed_lib.DataSource,
+    evaluated: list[feed_lib.Evaluated],
+    batches: schedules.Batches,
+    total_samples: int,
+    state: state_lib.TrainState,
+    stages: stages_lib.Stages,
+    resumed: bool,
+    peers: peers_lib.Peers,
+  ):
     self.objective, self.recipe, self.layout, self.folder = objective, recipe, layout, folder
     self.manager, self.intervals, self.data, self.evaluated = manager, intervals, data, evaluated
     self.batches, self.total_samples, self.state = batches, total_samples, state
@@ -201,17 +261,19 @@ class Run:
     """Compiles the step, so that the first one is as quick as any."""
     model = self.objective.config
     began = time.perf_counter()
-    scalar = jax.ShapeDtypeStruct((), np.uint32, sharding=jax.sharding.NamedSharding(
-        self.layout.mesh, jax.sharding.PartitionSpec()))
+    scalar = jax.ShapeDtypeStruct(
+      (), np.uint32, sharding=jax.sharding.NamedSharding(self.layout.mesh, jax.sharding.PartitionSpec())
+    )
     info = step_lib.StepInfo(scalar, scalar, scalar)
     self._train_step = train_step.lower(self.state, self.layout.abstract(), info).compile()
     if jax.default_backend() == "cpu":
       host.reserve_huge_pages(self._train_step.memory_analysis().temp_size_in_bytes * 5 // 4)
     self.console.say(
-        f"{model.num_parameters():,} parameters on {self.layout.mesh.size} x "
-        f"{jax.devices()[0].device_kind}; {'resumed at' if self._resumed else 'starting at'} step {self.step:,}, "
-        f"sample {self.samples:,} of {self.total_samples:,}; compiled in {time.perf_counter() - began:.1f} s"
-        f"{_advice()}")
+      f"{model.num_parameters():,} parameters on {self.layout.mesh.size} x "
+      f"{jax.devices()[0].device_kind}; {'resumed at' if self._resumed else 'starting at'} step {self.step:,}, "
+      f"sample {self.samples:,} of {self.total_samples:,}; compiled in {time.perf_counter() - began:.1f} s"
+      f"{_advice()}"
+    )
 
   def check_start(self, weights: str | os.PathLike | None) -> None:
     """Raises an error where what the run begins with is not finite; `weights`: what a new one was given."""
@@ -219,16 +281,25 @@ class Run:
     if part is not None and self._resumed:
       raise divergence.of_checkpoint(self.step, self.samples, part, self.folder.checkpoints)
     if part is not None and weights is not None:
-      raise errors.NotFiniteError(f"{weights} is no model to begin with: not finite in {part}; give an older "
-                                  "checkpoint, or another model")
+      raise errors.NotFiniteError(
+        f"{weights} is no model to begin with: not finite in {part}; give an older checkpoint, or another model"
+      )
     if part is not None:
       raise errors.NotFiniteError(f"a new model would not be finite in {part}: give a smaller GLMConfig.init_std")
 
   def note(self, error: errors.Diverged) -> None:
     """Writes how the run ended as the last line of metrics.jsonl."""
     if self._writer is not None:
-      self._writer.write({"step": error.step, "samples_seen": self.samples, "loss": None, "diverged": error.part,
-                          "first_sample": error.samples[0], "last_sample": error.samples[1]})
+      self._writer.write(
+        {
+          "step": error.step,
+          "samples_seen": self.samples,
+          "loss": None,
+          "diverged": error.part,
+          "first_sample": error.samples[0],
+          "last_sample": error.samples[1],
+        }
+      )
 
   def close(self) -> None:
     """Stops the feed and closes the files."""
@@ -292,8 +363,12 @@ class Run:
   def _is_due(self, step: int, stop: stopping.Stopping) -> bool:
     """Whether something is to be done with the state right after this step."""
     every = lambda interval: bool(interval) and step % interval == 0
-    return (every(self.intervals.save) or bool(self.evaluated and every(self.intervals.evaluate))
-            or stop.agreed is not None or self._trace.ends_with(step))
+    return (
+      every(self.intervals.save)
+      or bool(self.evaluated and every(self.intervals.evaluate))
+      or stop.agreed is not None
+      or self._trace.ends_with(step)
+    )
 
   def _finish(self, item: feed_lib.Item, metrics: step_lib.Metrics, waited: float) -> None:
     """Reads a step's figures, saves and evaluates when it is time to, and writes the figures."""
@@ -306,10 +381,17 @@ class Run:
     self._last_samples = item.first, item.first + item.size - 1
     tokens = item.size * self.layout.length
     rate = tokens / seconds
-    record = {"step": self.step, "samples_seen": self.samples, "tokens_seen": self.samples * self.layout.length,
-              **metrics_lib.record_of(metrics), "tokens": tokens, "seconds": seconds, "data_wait_seconds": waited,
-              "tokens_per_second": rate,
-              "model_flops_per_second": rate * self.objective.config.train_flops_per_token(self.layout.length)}
+    record = {
+      "step": self.step,
+      "samples_seen": self.samples,
+      "tokens_seen": self.samples * self.layout.length,
+      **metrics_lib.record_of(metrics),
+      "tokens": tokens,
+      "seconds": seconds,
+      "data_wait_seconds": waited,
+      "tokens_per_second": rate,
+      "model_flops_per_second": rate * self.objective.config.train_flops_per_token(self.layout.length),
+    }
     if self._resumed:
       record["resumed"], self._resumed = True, False
     self._record = record
@@ -321,8 +403,12 @@ class Run:
     finally:
       if self._writer is not None:
         self._writer.write(record)
-    self.console.step(record, seconds, item.size,
-                      show=bool(self.intervals.log) and self.step % self.intervals.log == 0 or "eval_loss" in record)
+    self.console.step(
+      record,
+      seconds,
+      item.size,
+      show=bool(self.intervals.log) and self.step % self.intervals.log == 0 or "eval_loss" in record,
+    )
     if "eval_loss" in record or self._saved_step == self.step:
       self._clock = time.perf_counter()  # evaluating and saving are no part of a step's time
 
@@ -336,13 +422,21 @@ class Run:
       return
     if (part := self._bad_part()) is not None:
       self._settle()
-      raise divergence.of_state(self.step, self._last_samples, part, self._record["learning_rate"],
-                                self.folder.checkpoints)
+      raise divergence.of_state(
+        self.step, self._last_samples, part, self._record["learning_rate"], self.folder.checkpoints
+      )
     numbers = {name: self._record[name] for name in ("loss", "eval_loss") if name in self._record}
     with self._peers.patient():
-      self.manager.save(self.step, self._stages.store(self.state), {
-          "samples_seen": self.samples, "data": self.data.describe(), "metrics": numbers,
-          **recorded.of(self.objective.config)})
+      self.manager.save(
+        self.step,
+        self._stages.store(self.state),
+        {
+          "samples_seen": self.samples,
+          "data": self.data.describe(),
+          "metrics": numbers,
+          **recorded.of(self.objective.config),
+        },
+      )
     self._saved_step = self.step
 
   def _bad_part(self) -> str | None:
@@ -381,8 +475,14 @@ class Run:
     rng = jax.random.fold_in(jax.random.wrap_key_data(self.state.rng), self.state.step)
     with self._peers.patient():
       finding = diagnose.first_not_finite(
-          self.objective, self._stages.store(self.state).params, item.batch, -(-item.size // self.layout.rows),
-          self.recipe.embedding_alpha(item.first), rng, metrics.get("loss_scale", 1.0))
+        self.objective,
+        self._stages.store(self.state).params,
+        item.batch,
+        -(-item.size // self.layout.rows),
+        self.recipe.embedding_alpha(item.first),
+        rng,
+        metrics.get("loss_scale", 1.0),
+      )
       finding = finding or divergence.in_the_norm(metrics) or self._again(item)
     return divergence.of_step(self.step + 1, item.first, item.size, metrics, finding, self.folder.checkpoints)
 
@@ -397,4 +497,3 @@ class Run:
     """Waits for the checkpoint that is being written, so that it counts as one that is there."""
     with self._peers.patient(), contextlib.suppress(errors.InputError):
       self.manager.wait()
-

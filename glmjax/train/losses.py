@@ -66,8 +66,14 @@ def by_objective(losses: jax.Array, weights: jax.Array, objectives: jax.Array) -
   return Sums((flat * losses.reshape(-1)) @ one_hot, flat @ one_hot)
 
 
-def chunked(kernel_DV: jax.Array, x_BLD: jax.Array, targets_BL: jax.Array, weights_BL: jax.Array,
-            objectives_BL: jax.Array, chunk: int = 512) -> Loss:
+def chunked(
+  kernel_DV: jax.Array,
+  x_BLD: jax.Array,
+  targets_BL: jax.Array,
+  weights_BL: jax.Array,
+  objectives_BL: jax.Array,
+  chunk: int = 512,
+) -> Loss:
   """Cross entropy of the logits x @ kernel at every weighted token, in total and per objective.
 
   Equal to making all logits at once. The total is differentiable in kernel and x, once; the head's gradients are

@@ -35,15 +35,21 @@ def record_of(metrics: dict[str, np.ndarray]) -> Record:
   """A step's metrics as JSON values; the loss of each objective that the batch held."""
   record = {"loss": float(metrics["loss"])}
   record |= objective_losses(metrics["losses"], metrics["weights"])
-  record |= {name: float(value) for name, value in metrics.items()
-             if name not in ("loss", "losses", "weights", "applied", "advanced")}
+  record |= {
+    name: float(value)
+    for name, value in metrics.items()
+    if name not in ("loss", "losses", "weights", "applied", "advanced")
+  }
   return record
 
 
 def objective_losses(losses: np.ndarray, weights: np.ndarray, prefix: str = "loss_") -> Record:
   """Mean loss per objective, of those that have any token."""
-  return {f"{prefix}{name}": float(loss / weight)
-          for name, loss, weight in zip(tokens_lib.OBJECTIVES, losses, weights) if weight > 0}
+  return {
+    f"{prefix}{name}": float(loss / weight)
+    for name, loss, weight in zip(tokens_lib.OBJECTIVES, losses, weights)
+    if weight > 0
+  }
 
 
 def truncate_after(path: pathlib.Path, step: int) -> None:
@@ -64,8 +70,9 @@ def truncate_after(path: pathlib.Path, step: int) -> None:
       end, last = found
       file.truncate(start + end)
   if last < step:
-    _log.warning("%s: the lines of steps %d to %d are missing or damaged; training goes on without them", path,
-                 last + 1, step)
+    _log.warning(
+      "%s: the lines of steps %d to %d are missing or damaged; training goes on without them", path, last + 1, step
+    )
 
 
 def _end_of_step(tail: bytes, step: int, whole: bool) -> tuple[int, int] | None:
@@ -90,8 +97,12 @@ def _open(path: pathlib.Path, mode: str) -> BinaryIO:
   Raises:
     OSError: also for what is no regular file.
   """
-  file = open(path, mode, buffering=0 if mode == "ab" else -1,
-              opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK, 0o666))
+  file = open(
+    path,
+    mode,
+    buffering=0 if mode == "ab" else -1,
+    opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK, 0o666),
+  )
   if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
     file.close()
     raise OSError(f"{path} is no regular file")
@@ -150,14 +161,17 @@ class _Appended:
       while self._waiting:
         left = memoryview(self._waiting[0])
         while left:  # a full disk takes a part, and says so the next time
-          left = left[file.write(left):]
+          left = left[file.write(left) :]
         self._end += len(self._waiting.popleft())
     except OSError as error:
       self._drop()
       if not self._failed:
         self._failed = True
-        _log.warning("%s: cannot be written: %s; training goes on, and what is missing is written once that is mended",
-                     self._path, errors.reason(error))
+        _log.warning(
+          "%s: cannot be written: %s; training goes on, and what is missing is written once that is mended",
+          self._path,
+          errors.reason(error),
+        )
       return
     if self._failed:
       self._failed = False
@@ -202,8 +216,9 @@ class _Board:
         name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}"
         self._file = _Appended(self._folder / name, lambda: self._folder.mkdir(parents=True, exist_ok=True))
         self._file.write(_event(file_version="brain.Event:2"))
-      self._file.write(_event(step=record["step"], scalars={
-          name: value for name, value in record.items() if isinstance(value, float)}))
+      self._file.write(
+        _event(step=record["step"], scalars={name: value for name, value in record.items() if isinstance(value, float)})
+      )
     except Exception as error:  # not installed; or of another version of it or of protobuf
       self._off = True
       if not isinstance(error, ImportError):
@@ -219,9 +234,11 @@ def _event(scalars: dict[str, float] | None = None, **fields: Any) -> bytes:
   """An event of TensorBoard in its file's frame: length, its checksum, the event, its checksum."""
   from tensorboardX import record_writer  # optional: the report extra
   from tensorboardX.proto import event_pb2, summary_pb2
+
   if scalars:
-    fields["summary"] = summary_pb2.Summary(value=[
-        summary_pb2.Summary.Value(tag=name, simple_value=value) for name, value in scalars.items()])
+    fields["summary"] = summary_pb2.Summary(
+      value=[summary_pb2.Summary.Value(tag=name, simple_value=value) for name, value in scalars.items()]
+    )
   data = event_pb2.Event(wall_time=time.time(), **fields).SerializeToString()
   length = struct.pack("<Q", len(data))
   checked = (part + struct.pack("<I", record_writer.masked_crc32c(part)) for part in (length, data))
@@ -233,8 +250,14 @@ class Console:
 
   def __init__(self, total_samples: int, samples: int, silent: bool = False):
     self._silent = silent or sys.stderr is None  # which printing would take for standard output
-    self._bar = tqdm.tqdm(total=total_samples, initial=min(samples, total_samples), unit=" samples", leave=False,
-                          dynamic_ncols=True, disable=self._silent or not sys.stderr.isatty())
+    self._bar = tqdm.tqdm(
+      total=total_samples,
+      initial=min(samples, total_samples),
+      unit=" samples",
+      leave=False,
+      dynamic_ncols=True,
+      disable=self._silent or not sys.stderr.isatty(),
+    )
     self._total = total_samples
     self._pace: float | None = None  # seconds per sample, smoothed
 
@@ -253,12 +276,15 @@ class Console:
     self._bar.update(min(record["samples_seen"], self._total) - self._bar.n)
     if show:
       left = max(self._total - record["samples_seen"], 0) * self._pace
-      parts = " ".join(f"{name} {record[f'loss_{name}']:.3f}" for name in tokens_lib.OBJECTIVES
-                       if f"loss_{name}" in record)
+      parts = " ".join(
+        f"{name} {record[f'loss_{name}']:.3f}" for name in tokens_lib.OBJECTIVES if f"loss_{name}" in record
+      )
       evaluated = f"  eval {record['eval_loss']:.4f}" if "eval_loss" in record else ""
-      self.say(f"step {record['step']:,}  loss {record['loss']:.4f} ({parts}){evaluated}  "
-               f"grad {record['grad_norm']:.2f}  lr {record['learning_rate']:.2e}  "
-               f"{record['tokens_per_second']:,.0f} tokens/s  ETA {duration(left)}")
+      self.say(
+        f"step {record['step']:,}  loss {record['loss']:.4f} ({parts}){evaluated}  "
+        f"grad {record['grad_norm']:.2f}  lr {record['learning_rate']:.2e}  "
+        f"{record['tokens_per_second']:,.0f} tokens/s  ETA {duration(left)}"
+      )
 
   def close(self) -> None:
     """Takes the bar away."""

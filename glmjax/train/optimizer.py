@@ -89,8 +89,7 @@ class Muon:
     adam = optax.scale_by_adam(self.adam.b1, self.adam.b2, self.adam.epsilon)
     label = lambda path, _: "muon" if _matrix(path) else "adam"
     labels = lambda params: jax.tree_util.tree_map_with_path(label, params)
-    return optax.chain(optax.partition({"muon": _muon(self), "adam": adam}, labels),
-                       add_decay(self.adam.weight_decay))
+    return optax.chain(optax.partition({"muon": _muon(self), "adam": adam}, labels), add_decay(self.adam.weight_decay))
 
 
 def _matrix(path: tuple[Any, ...]) -> tuple[tuple[int, ...], tuple[int, ...]] | None:

@@ -42,5 +42,9 @@ class Trace:
     return was_running
 
   def _failed(self, error: Exception) -> None:
-    _log.warning("%s: no profile of steps %d to %d: %s; training goes on", self.folder, *self.steps,
-                 " ".join(str(error).split())[:300] or type(error).__name__)
+    _log.warning(
+      "%s: no profile of steps %d to %d: %s; training goes on",
+      self.folder,
+      *self.steps,
+      " ".join(str(error).split())[:300] or type(error).__name__,
+    )

@@ -37,14 +37,19 @@ class LearningRate:
     for name in ("warmup_samples", "decay_samples"):
       ranges.whole(f"LearningRate.{name}", getattr(self, name), 0, ranges.MOST_SAMPLES)
     if self.minimum > self.peak:
-      raise errors.InputError(f"LearningRate: minimum {self.minimum!r} is above peak {self.peak!r}, which it decays "
-                              "from: give a smaller minimum, or a larger peak")
+      raise errors.InputError(
+        f"LearningRate: minimum {self.minimum!r} is above peak {self.peak!r}, which it decays "
+        "from: give a smaller minimum, or a larger peak"
+      )
     if self.initial > self.peak and self.warmup_samples:
-      raise errors.InputError(f"LearningRate: initial {self.initial!r} is above peak {self.peak!r}, which it warms up "
-                              "to: give a smaller initial, or a larger peak")
+      raise errors.InputError(
+        f"LearningRate: initial {self.initial!r} is above peak {self.peak!r}, which it warms up "
+        "to: give a smaller initial, or a larger peak"
+      )
     if not self.warmup_samples < self.decay_samples:
-      raise errors.InputError(f"LearningRate: warmup_samples {self.warmup_samples} must be less than "
-                              f"decay_samples {self.decay_samples}")
+      raise errors.InputError(
+        f"LearningRate: warmup_samples {self.warmup_samples} must be less than decay_samples {self.decay_samples}"
+      )
 
   def __call__(self, samples: Samples) -> jax.Array:
     """The rate, float32."""
@@ -86,8 +91,9 @@ class PiecewiseLinear:
     for i, value in enumerate(ranges.several("PiecewiseLinear.values", self.values)):
       ranges.number(f"PiecewiseLinear.values[{i}]", value, 0)
     if len(self.samples) != len(self.values) or not self.samples or list(self.samples) != sorted(self.samples):
-      raise errors.InputError(f"PiecewiseLinear: samples {self.samples} must rise and be as many as values "
-                              f"{self.values}")
+      raise errors.InputError(
+        f"PiecewiseLinear: samples {self.samples} must rise and be as many as values {self.values}"
+      )
 
   def __call__(self, samples: Samples) -> jax.Array:
     """The value, float32. Compares integers: a float32 cannot tell the samples of a large run apart."""
@@ -114,8 +120,9 @@ class Joined:
     for i, boundary in enumerate(ranges.several("Joined.boundaries", self.boundaries)):
       ranges.whole(f"Joined.boundaries[{i}]", boundary, 0, ranges.MOST_SAMPLES)
     if len(self.schedules) != len(self.boundaries) + 1 or list(self.boundaries) != sorted(self.boundaries):
-      raise errors.InputError(f"Joined: boundaries {self.boundaries} must rise and be one fewer than the "
-                              f"{len(self.schedules)} schedules")
+      raise errors.InputError(
+        f"Joined: boundaries {self.boundaries} must rise and be one fewer than the {len(self.schedules)} schedules"
+      )
 
   def __call__(self, samples: Samples) -> jax.Array:
     """The value, float32."""
@@ -145,8 +152,9 @@ Schedule = LearningRate | Constant | PiecewiseLinear | Joined | Product
 def _check_schedules(name: str, schedules: Any) -> None:
   for i, schedule in enumerate(ranges.several(name, schedules)):
     if not callable(schedule):
-      raise errors.InputError(f"{name}[{i}] is {schedule!r}: give a schedule, in gin @schedules.LearningRate() or the "
-                              "like")
+      raise errors.InputError(
+        f"{name}[{i}] is {schedule!r}: give a schedule, in gin @schedules.LearningRate() or the like"
+      )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,8 +178,10 @@ class Batches:
       ranges.whole("Batches.ramp_start", self.ramp_start, 1)
       grows = self.size - self.ramp_start
       if grows < 0 or grows % self.ramp_increment:
-        raise errors.InputError(f"Batches: cannot go from ramp_start {self.ramp_start} to size {self.size} in steps "
-                                f"of ramp_increment {self.ramp_increment}")
+        raise errors.InputError(
+          f"Batches: cannot go from ramp_start {self.ramp_start} to size {self.size} in steps "
+          f"of ramp_increment {self.ramp_increment}"
+        )
     for i, each in enumerate(ranges.several("Batches.skip", self.skip)):
       is_pair = isinstance(each, list | tuple) and len(each) == 2
       for number in each if is_pair else ():

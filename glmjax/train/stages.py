@@ -32,8 +32,10 @@ class Stages:
 
   def hold(self, state: state_lib.TrainState) -> state_lib.TrainState:
     """The stored form as the steps take it. Arrays that move are deleted as they go."""
-    def move(path: tuple[Any, ...], x: jax.Array, stored: jax.ShapeDtypeStruct, held: jax.ShapeDtypeStruct
-             ) -> jax.Array:
+
+    def move(
+      path: tuple[Any, ...], x: jax.Array, stored: jax.ShapeDtypeStruct, held: jax.ShapeDtypeStruct
+    ) -> jax.Array:
       if not _is_layers(path, x):
         return x
       y = jax.block_until_ready(_take(x, self.order, stored.shape[0], stored.sharding, held.sharding))
@@ -44,17 +46,23 @@ class Stages:
 
   def store(self, state: state_lib.TrainState) -> state_lib.TrainState:
     """The held form as checkpoints have it; what was given stays."""
+
     def move(path: tuple[Any, ...], x: jax.Array, stored: jax.ShapeDtypeStruct) -> jax.Array:
       if not _is_layers(path, x):
         return x
-      back = tuple(np.argsort(self.order)[:stored.shape[0]].tolist())
+      back = tuple(np.argsort(self.order)[: stored.shape[0]].tolist())
       return jax.block_until_ready(_take(x, back, x.shape[0], stored.sharding, stored.sharding))
 
     return state if self.order is None else jax.tree_util.tree_map_with_path(move, state, self.stored)
 
 
-def make(config: config_lib.GLMConfig, tx: optax.GradientTransformation, mesh: jax.sharding.Mesh,
-         rules: partitioning.Rules, pipeline: pipeline_lib.Pipeline | None) -> Stages:
+def make(
+  config: config_lib.GLMConfig,
+  tx: optax.GradientTransformation,
+  mesh: jax.sharding.Mesh,
+  rules: partitioning.Rules,
+  pipeline: pipeline_lib.Pipeline | None,
+) -> Stages:
   """Both forms of a run's state."""
   order = None if pipeline is None else tuple(pipeline.order())
   if order is None or order == tuple(range(config.num_layers)):
@@ -90,15 +98,17 @@ def _across(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
   return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
 
-def _take(x: jax.Array, places: tuple[int, ...], count: int, through: jax.sharding.NamedSharding,
-          to: jax.sharding.NamedSharding) -> jax.Array:
+def _take(
+  x: jax.Array, places: tuple[int, ...], count: int, through: jax.sharding.NamedSharding, to: jax.sharding.NamedSharding
+) -> jax.Array:
   """x[places], zeros where a place is `count` or more; each device takes them from its part of every layer."""
   return _compiled(places, count, through, to)(x)
 
 
 @functools.cache
-def _compiled(places: tuple[int, ...], count: int, through: jax.sharding.NamedSharding,
-              to: jax.sharding.NamedSharding) -> Any:
+def _compiled(
+  places: tuple[int, ...], count: int, through: jax.sharding.NamedSharding, to: jax.sharding.NamedSharding
+) -> Any:
   index = np.array(places)
 
   def take(x: jax.Array) -> jax.Array:

@@ -61,8 +61,10 @@ class DynamicLossScale:
     for name in ("start", "minimum"):
       ranges.number(f"DynamicLossScale.{name}", getattr(self, name), above=0)
     if self.minimum > self.start:
-      raise errors.InputError(f"DynamicLossScale: start {self.start:g} and minimum {self.minimum:g}: give a minimum "
-                              "above 0 and a start that is not below it")
+      raise errors.InputError(
+        f"DynamicLossScale: start {self.start:g} and minimum {self.minimum:g}: give a minimum "
+        "above 0 and a start that is not below it"
+      )
     for name in ("window", "hysteresis"):
       ranges.whole(f"DynamicLossScale.{name}", getattr(self, name), 1)
 
@@ -76,31 +78,50 @@ class DynamicLossScale:
     grow = good >= self.window
     halve = state.patience <= 1
     return LossScale(
-        jnp.where(finite, jnp.where(grow, state.scale * 2, state.scale),
-                  jnp.where(halve, jnp.maximum(state.scale / 2, self.minimum), state.scale)),
-        jnp.where(finite & ~grow, good, 0),
-        jnp.where(finite, jnp.where(grow, self.hysteresis, state.patience), jnp.maximum(state.patience - 1, 1)))
+      jnp.where(
+        finite,
+        jnp.where(grow, state.scale * 2, state.scale),
+        jnp.where(halve, jnp.maximum(state.scale / 2, self.minimum), state.scale),
+      ),
+      jnp.where(finite & ~grow, good, 0),
+      jnp.where(finite, jnp.where(grow, self.hysteresis, state.patience), jnp.maximum(state.patience - 1, 1)),
+    )
 
 
-def init(config: config_lib.GLMConfig, tx: optax.GradientTransformation, seed: int,
-         loss_scale: DynamicLossScale = DynamicLossScale()) -> TrainState:
+def init(
+  config: config_lib.GLMConfig,
+  tx: optax.GradientTransformation,
+  seed: int,
+  loss_scale: DynamicLossScale = DynamicLossScale(),
+) -> TrainState:
   """A new run's state, its parameters stacked and still boxed with their logical axis names."""
   init_key, run_key = jax.random.split(jax.random.key(seed))
   boxed = glm.init(dataclasses.replace(config, scan_layers=True), init_key)
   opt_state = tx.init(partitioning.unbox(boxed))
-  return TrainState(jnp.int32(0), jnp.uint32(0), boxed, opt_state, jax.random.key_data(run_key),
-                    loss_scale.init() if config.dtype == "float16" else None)
+  return TrainState(
+    jnp.int32(0),
+    jnp.uint32(0),
+    boxed,
+    opt_state,
+    jax.random.key_data(run_key),
+    loss_scale.init() if config.dtype == "float16" else None,
+  )
 
 
-def abstract(config: config_lib.GLMConfig, tx: optax.GradientTransformation, mesh: jax.sharding.Mesh,
-             rules: partitioning.Rules = partitioning.FSDP) -> TrainState:
+def abstract(
+  config: config_lib.GLMConfig,
+  tx: optax.GradientTransformation,
+  mesh: jax.sharding.Mesh,
+  rules: partitioning.Rules = partitioning.FSDP,
+) -> TrainState:
   """Shapes, dtypes and shardings of the state, without allocating any of it."""
   boxed = jax.eval_shape(lambda: init(config, tx, 0))
   partitioning.check_divisible(boxed.params, mesh, rules)
   replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
   param_shardings = partitioning.shardings(boxed.params, mesh, rules)
-  by_path = {optimizer_lib.path_names(path): sharding
-             for path, sharding in jax.tree_util.tree_leaves_with_path(param_shardings)}
+  by_path = {
+    optimizer_lib.path_names(path): sharding for path, sharding in jax.tree_util.tree_leaves_with_path(param_shardings)
+  }
 
   def opt_sharding(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> jax.sharding.NamedSharding:
     names = optimizer_lib.path_names(path)  # ends with the parameter's own path, where there is one
@@ -109,13 +130,19 @@ def abstract(config: config_lib.GLMConfig, tx: optax.GradientTransformation, mes
 
   shapes = partitioning.unbox(boxed)
   shardings = jax.tree.map(lambda _: replicated, dataclasses.replace(shapes, params=None, opt_state=None))
-  shardings = dataclasses.replace(shardings, params=param_shardings,
-                                  opt_state=jax.tree_util.tree_map_with_path(opt_sharding, shapes.opt_state))
+  shardings = dataclasses.replace(
+    shardings, params=param_shardings, opt_state=jax.tree_util.tree_map_with_path(opt_sharding, shapes.opt_state)
+  )
   return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
 
 
-def create(config: config_lib.GLMConfig, tx: optax.GradientTransformation, seed: int,
-           abstract_state: TrainState, loss_scale: DynamicLossScale = DynamicLossScale()) -> TrainState:
+def create(
+  config: config_lib.GLMConfig,
+  tx: optax.GradientTransformation,
+  seed: int,
+  abstract_state: TrainState,
+  loss_scale: DynamicLossScale = DynamicLossScale(),
+) -> TrainState:
   """A new run's state, each array made where `abstract_state` wants it."""
   shardings = jax.tree.map(lambda x: x.sharding, abstract_state)
   return jax.jit(lambda: partitioning.unbox(init(config, tx, seed, loss_scale)), out_shardings=shardings)()

@@ -62,8 +62,9 @@ class Objective:
     weights = batch["loss_weights"]
     return batch | {"loss_weights": weights / jnp.maximum(weights.sum(-1, keepdims=True), 1.0)}
 
-  def hidden(self, params: Any, batch: Batch, alpha: jax.Array | float, rng: jax.Array | None,
-             **apply: Any) -> tuple[Any, Any]:
+  def hidden(
+    self, params: Any, batch: Batch, alpha: jax.Array | float, rng: jax.Array | None, **apply: Any
+  ) -> tuple[Any, Any]:
     """The last hidden states [B, L, D], and what else `apply` asks Linen for.
 
     Parameters are stacked here and in checkpoints, whether the model scans its layers or not. No pipeline.
@@ -71,13 +72,23 @@ class Objective:
     dropout = rng is not None and bool(self.config.hidden_dropout or self.config.attention_dropout)
     model = glm.GLM(self.config, deterministic=not dropout)
     params = params if self.config.scan_layers else glm.unstack_layers(params)
-    out, more = model.apply({"params": params}, batch["tokens"], batch["positions"], batch["attend_start"],
-                            batch["attend_end"], alpha, rows_B=batch["rows"] if dropout else None, method="hidden",
-                            rngs={"dropout": rng} if dropout else None, **apply)
+    out, more = model.apply(
+      {"params": params},
+      batch["tokens"],
+      batch["positions"],
+      batch["attend_start"],
+      batch["attend_end"],
+      alpha,
+      rows_B=batch["rows"] if dropout else None,
+      method="hidden",
+      rngs={"dropout": rng} if dropout else None,
+      **apply,
+    )
     return (out[0], more) if apply else (out, None)
 
-  def loss(self, params: Any, batch: Batch, alpha: jax.Array | float = 1.0,
-           rng: jax.Array | None = None) -> losses.Loss:
+  def loss(
+    self, params: Any, batch: Batch, alpha: jax.Array | float = 1.0, rng: jax.Array | None = None
+  ) -> losses.Loss:
     """The loss of a batch [B, L], to be differentiated, and its sums; with an rng, dropout is on."""
     kernel_DV = glm.GLM(self.config).apply({"params": params}, alpha, method="head_kernel")
     loss = lambda x_BLD, *features: losses.chunked(kernel_DV, x_BLD, *features, self.chunk)
@@ -94,8 +105,15 @@ class Objective:
     """Loss and weight sums of a batch [B, L], without dropout, to be read."""
     return self.loss(params, batch).sums
 
-  def add_gradient(self, params: Any, batch: Batch, alpha: jax.Array | float, rng: jax.Array, factor: jax.Array,
-                   into: tuple[losses.Sums, Any]) -> tuple[losses.Sums, Any]:
+  def add_gradient(
+    self,
+    params: Any,
+    batch: Batch,
+    alpha: jax.Array | float,
+    rng: jax.Array,
+    factor: jax.Array,
+    into: tuple[losses.Sums, Any],
+  ) -> tuple[losses.Sums, Any]:
     """`into` and, added to it, the sums of a batch [B, L] and the gradient of factor x the summed loss, by 1F1B."""
     inputs, targets = ([batch[name] for name in names] for names in (_INPUTS, _TARGETS))
 
@@ -103,12 +121,21 @@ class Objective:
       sums = losses.by_objective(losses.cross_entropy(logits_BLV, targets[0]), *targets[1:])
       return sums.loss.sum(), sums
 
-    return one_f_one_b.add_gradient(self.config, self.pipeline, params, inputs, alpha, rng, loss, factor, targets,
-                                    self.chunk, into)
+    return one_f_one_b.add_gradient(
+      self.config, self.pipeline, params, inputs, alpha, rng, loss, factor, targets, self.chunk, into
+    )
 
 
-def accumulate(objective: Objective, params: Any, batch: Batch, num_micro: jax.Array, alpha: jax.Array,
-               rng: jax.Array, scale: jax.Array | float, specs: Any = None) -> tuple[losses.Sums, Any]:
+def accumulate(
+  objective: Objective,
+  params: Any,
+  batch: Batch,
+  num_micro: jax.Array,
+  alpha: jax.Array,
+  rng: jax.Array,
+  scale: jax.Array | float,
+  specs: Any = None,
+) -> tuple[losses.Sums, Any]:
   """Sums over all micro-batches and the float32 gradient of scale x the mean loss.
 
   Every token weighs the same whichever micro-batch it is in: the mean's denominator is the whole batch's.
@@ -121,8 +148,15 @@ def accumulate(objective: Objective, params: Any, batch: Batch, num_micro: jax.A
   return zero1.sums_and_gradient(run, objective.config.dtype, specs, params, batch, num_micro, alpha, rng, factor)
 
 
-def _accumulate(objective: Objective, params: Any, batch: Batch, num_micro: jax.Array, alpha: jax.Array,
-                rng: jax.Array, factor: jax.Array) -> tuple[losses.Sums, Any]:
+def _accumulate(
+  objective: Objective,
+  params: Any,
+  batch: Batch,
+  num_micro: jax.Array,
+  alpha: jax.Array,
+  rng: jax.Array,
+  factor: jax.Array,
+) -> tuple[losses.Sums, Any]:
   """Sums over all micro-batches and the gradient of factor x the summed loss."""
   tick_by_tick = objective.pipeline is not None and objective.pipeline.kind == "1f1b"
 
@@ -156,8 +190,15 @@ class Recipe:
   loss_scale: state_lib.DynamicLossScale = state_lib.DynamicLossScale()  # of states that have one
 
 
-def train_step(objective: Objective, recipe: Recipe, tx: optax.GradientTransformation, state: state_lib.TrainState,
-               batch: Batch, info: StepInfo, specs: Any = None) -> tuple[state_lib.TrainState, Metrics]:
+def train_step(
+  objective: Objective,
+  recipe: Recipe,
+  tx: optax.GradientTransformation,
+  state: state_lib.TrainState,
+  batch: Batch,
+  info: StepInfo,
+  specs: Any = None,
+) -> tuple[state_lib.TrainState, Metrics]:
   """One optimizer step.
 
   The state is left as it was, and stays so, once a gradient is not finite and no smaller fp16 loss scale is left to
@@ -184,13 +225,25 @@ def train_step(objective: Objective, recipe: Recipe, tx: optax.GradientTransform
     moved = recipe.loss_scale.update(state.loss_scale, finite)
     loss_scale = jax.tree.map(lambda new, old: jnp.where(advance, new, old), moved, state.loss_scale)
   new_state = dataclasses.replace(
-      state, step=state.step + advance, samples_seen=jnp.where(advance, info.first + info.size, state.samples_seen),
-      params=keep(params, state.params), opt_state=keep(opt_state, state.opt_state),
-      loss_scale=loss_scale)
-  metrics = {"loss": sums.mean(), "losses": sums.loss, "weights": sums.weight, "grad_norm": norm,
-             "loss_tokens": loss_tokens, "learning_rate": learning_rate, "embedding_alpha": alpha, "applied": apply,
-             "advanced": advance,
-             **{f"grad_norm_{name}": jnp.sqrt(square) for name, square in squares.items()}}
+    state,
+    step=state.step + advance,
+    samples_seen=jnp.where(advance, info.first + info.size, state.samples_seen),
+    params=keep(params, state.params),
+    opt_state=keep(opt_state, state.opt_state),
+    loss_scale=loss_scale,
+  )
+  metrics = {
+    "loss": sums.mean(),
+    "losses": sums.loss,
+    "weights": sums.weight,
+    "grad_norm": norm,
+    "loss_tokens": loss_tokens,
+    "learning_rate": learning_rate,
+    "embedding_alpha": alpha,
+    "applied": apply,
+    "advanced": advance,
+    **{f"grad_norm_{name}": jnp.sqrt(square) for name, square in squares.items()},
+  }
   if state.loss_scale is not None:
     metrics["loss_scale"] = scale
   return new_state, metrics
@@ -212,8 +265,9 @@ def eval_step(objective: Objective, params: Any, batch: Batch) -> losses.Sums:
   return jax.lax.scan(add, losses.Sums(zeros, zeros), objective.weigh(batch))[0]
 
 
-def compile_train_step(objective: Objective, recipe: Recipe, tx: optax.GradientTransformation,
-                       shardings: state_lib.TrainState) -> Callable[..., tuple[state_lib.TrainState, Metrics]]:
+def compile_train_step(
+  objective: Objective, recipe: Recipe, tx: optax.GradientTransformation, shardings: state_lib.TrainState
+) -> Callable[..., tuple[state_lib.TrainState, Metrics]]:
   """train_step(state, batch, info), which takes over the state's memory."""
   step = functools.partial(train_step, objective, recipe, tx, specs=jax.tree.map(lambda s: s.spec, shardings.params))
   return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))

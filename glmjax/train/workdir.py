@@ -88,8 +88,10 @@ class Workdir:
           data.save_tokenizer(scratch)
           tokenizer = folder.read_tokenizer(scratch)
         if tokenizer.get("vocab_size", 0) > model.vocab_size:  # before anything is deleted
-          raise errors.InputError(f"the data's tokenizer has {tokenizer['vocab_size']} ids, the model's vocab_size is "
-                                  f"{model.vocab_size}: give the model as many or more")
+          raise errors.InputError(
+            f"the data's tokenizer has {tokenizer['vocab_size']} ids, the model's vocab_size is "
+            f"{model.vocab_size}: give the model as many or more"
+          )
         if overwrite:
           self._clear(tokenizer)
         elif manager_lib.steps(self.checkpoints):  # without: killed before its first checkpoint, nothing to lose
@@ -150,8 +152,9 @@ class Workdir:
     ours = dataclasses.asdict(config.model)
     theirs = {name: model.get(name, ours[name]) for name in ours} | {name: ours[name] for name in recorded.FREE}
     seen = metadata.get("samples_seen", 0)
-    difference = (_difference(theirs, ours, "model")
-                  or _difference(_before(data, seen), _before(config.data, seen), "data"))
+    difference = _difference(theirs, ours, "model") or _difference(
+      _before(data, seen), _before(config.data, seen), "data"
+    )
     if difference:
       raise errors.InputError(f"{self.root} holds another run: {difference}; {advice}")
 
@@ -159,8 +162,9 @@ class Workdir:
     try:
       return folder.read_config(self.root)
     except errors.InputError as error:
-      raise errors.InputError(f"{self.root} holds checkpoints of a run that cannot be told: {error}; {advice}"
-                              ) from error
+      raise errors.InputError(
+        f"{self.root} holds checkpoints of a run that cannot be told: {error}; {advice}"
+      ) from error
 
 
 def _step_of(checkpoint: pathlib.Path) -> int:

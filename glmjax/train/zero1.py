@@ -19,8 +19,9 @@ from glmjax.train import optimizer as optimizer_lib
 P = jax.sharding.PartitionSpec
 
 
-def sums_and_gradient(run: Callable[..., tuple[losses.Sums, Any]], dtype: str, specs: Any, params: Any, batch: Any,
-                      *scalars: Any) -> tuple[losses.Sums, Any]:
+def sums_and_gradient(
+  run: Callable[..., tuple[losses.Sums, Any]], dtype: str, specs: Any, params: Any, batch: Any, *scalars: Any
+) -> tuple[losses.Sums, Any]:
   """run(params, batch, *scalars), for which a loss and its gradient are sums over rows.
 
   Args:
@@ -38,10 +39,17 @@ def sums_and_gradient(run: Callable[..., tuple[losses.Sums, Any]], dtype: str, s
 
   parts = jax.tree.map(lambda spec: P(*(entry if entry == axes else None for entry in spec)), specs)
   copy = jax.tree_util.tree_map_with_path(
-      lambda path, x, spec: jax.lax.with_sharding_constraint(
-          x.astype(dtype) if optimizer_lib.decays(path) else x, spec), params, whole)
-  return jax.shard_map(apart, in_specs=(P(), P(None, axes), *(P() for _ in scalars)), out_specs=(P(), parts),
-                       axis_names={*axes}, check_vma=False)(copy, batch, *scalars)
+    lambda path, x, spec: jax.lax.with_sharding_constraint(x.astype(dtype) if optimizer_lib.decays(path) else x, spec),
+    params,
+    whole,
+  )
+  return jax.shard_map(
+    apart,
+    in_specs=(P(), P(None, axes), *(P() for _ in scalars)),
+    out_specs=(P(), parts),
+    axis_names={*axes},
+    check_vma=False,
+  )(copy, batch, *scalars)
 
 
 def _bring(gradient: jax.Array, spec: P, whole: P) -> jax.Array:
@@ -52,5 +60,6 @@ def _bring(gradient: jax.Array, spec: P, whole: P) -> jax.Array:
   axis = spec.index(partitioning.ROW_AXES)
   scatter = lambda x: jax.lax.psum_scatter(x, partitioning.ROW_AXES, scatter_dimension=axis, tiled=True)
   # Over the other axes by hand as well: XLA would gather over tensor what it does not split itself.
-  return jax.shard_map(scatter, in_specs=whole, out_specs=whole, axis_names={*mesh_lib.AXES} - {*partitioning.ROW_AXES},
-                       check_vma=False)(gradient)
+  return jax.shard_map(
+    scatter, in_specs=whole, out_specs=whole, axis_names={*mesh_lib.AXES} - {*partitioning.ROW_AXES}, check_vma=False
+  )(gradient)

@@ -18,10 +18,12 @@ from glmjax.checkpoint import checksums
 from glmjax.checkpoint import load
 from glmjax.checkpoint import stored
 
-_WEIGHTS = (blocks.Weight("embedding/table", (50, 8), "bfloat16"),
-            blocks.Weight("layers/mlp/wo/kernel", (3, 16, 8), "float32"),
-            blocks.Weight("layers/mlp/wi/kernel", (3, 8, 2, 16), "float16", 4),
-            blocks.Weight("final_norm/bias", (8,), "float32"))
+_WEIGHTS = (
+  blocks.Weight("embedding/table", (50, 8), "bfloat16"),
+  blocks.Weight("layers/mlp/wo/kernel", (3, 16, 8), "float32"),
+  blocks.Weight("layers/mlp/wi/kernel", (3, 8, 2, 16), "float16", 4),
+  blocks.Weight("final_norm/bias", (8,), "float32"),
+)
 
 
 def values(weight: blocks.Weight) -> np.ndarray:
@@ -58,8 +60,10 @@ def test_records_and_sums(tmp_path):
   records = write(tmp_path / "params")
   sums = checksums.array_sums(expected())
   assert {name: record["sum"] for name, record in records.items()} == sums
-  targets = {name: jax.ShapeDtypeStruct(tuple(record["shape"]), arrays.zarr_dtype(record["dtype"]))
-             for name, record in records.items()}
+  targets = {
+    name: jax.ShapeDtypeStruct(tuple(record["shape"]), arrays.zarr_dtype(record["dtype"]))
+    for name, record in records.items()
+  }
   found = arrays.read(tmp_path / "params", targets, records)
   for name, x in expected().items():
     np.testing.assert_array_equal(np.asarray(found[name]), x)
@@ -92,7 +96,7 @@ def test_sums_of_parts_add_up():
   rng = np.random.default_rng(0)
   for dtype in ("float32", "int8", "bfloat16", "int64"):
     x = rng.integers(-100, 100, (6, 10, 4)).astype(arrays.zarr_dtype(dtype))
-    parts = [checksums.part_sum(x[i:i + 2, j:j + 5], (i, j, 0), x.shape) for i in (0, 2, 4) for j in (0, 5)]
+    parts = [checksums.part_sum(x[i : i + 2, j : j + 5], (i, j, 0), x.shape) for i in (0, 2, 4) for j in (0, 5)]
     assert checksums.total(parts) == checksums.array_sums({"x": x})["x"]
     if dtype != "int64":
       on_device = checksums._device_sum(x[2:4, 5:], x.shape, np.array([2, 5, 0], np.uint32))
@@ -159,10 +163,18 @@ def test_a_region_at_any_place(tmp_path):
       np.testing.assert_array_equal(array.read(region), x[region])
 
 
-@pytest.mark.parametrize("damage", [
-    lambda path: path.write_bytes(path.read_bytes()[:-1]), lambda path: path.write_bytes(b"{}"), pathlib.Path.unlink,
-    lambda path: (path.unlink(), path.mkdir()), lambda path: (path.unlink(), os.mkfifo(path)),
-    lambda path: (path.unlink(), path.symlink_to(path))], ids=["short", "other", "gone", "folder", "pipe", "loop"])
+@pytest.mark.parametrize(
+  "damage",
+  [
+    lambda path: path.write_bytes(path.read_bytes()[:-1]),
+    lambda path: path.write_bytes(b"{}"),
+    pathlib.Path.unlink,
+    lambda path: (path.unlink(), path.mkdir()),
+    lambda path: (path.unlink(), os.mkfifo(path)),
+    lambda path: (path.unlink(), path.symlink_to(path)),
+  ],
+  ids=["short", "other", "gone", "folder", "pipe", "loop"],
+)
 def test_what_an_earlier_try_left_is_used_only_where_it_is_good(tmp_path, damage):
   """Whatever has become of it meanwhile: it is written again."""
   before = write(tmp_path / "params")

@@ -97,8 +97,9 @@ def test_layers_that_changed_places(shape: tuple[int, ...], apart: int):
 def test_places_far_apart_have_words_of_their_own():
   """Of the same element, in all layers and at places that 2^32 words part."""
   x = np.ones((1, 1, 1, 1), np.float32)
-  places = [(layer, row, half, column) for layer in range(70) for row in (0, 12287) for half in (0, 1)
-            for column in (0, 32767)]
+  places = [
+    (layer, row, half, column) for layer in range(70) for row in (0, 12287) for half in (0, 1) for column in (0, 32767)
+  ]
   assert len({checksums.part_sum(x, place, _WI) for place in places}) == len(places)
 
 
@@ -115,10 +116,12 @@ def test_host_and_device_agree_on_parts_of_large_arrays(dtype: jnp.dtype, versio
 def test_eight_bytes_are_two_words():
   """An array of 2^31 of them has more words than an index tells apart."""
   x, shape = np.arange(1, 3, dtype=np.int64), (4, 2**30)
-  swapped = [checksums.total(checksums.part_sum(row[None], (layer, 7), shape) for row, layer in zip(rows, (0, 2)))
-             for rows in ((x, -x), (-x, x))]
+  swapped = [
+    checksums.total(checksums.part_sum(row[None], (layer, 7), shape) for row, layer in zip(rows, (0, 2)))
+    for rows in ((x, -x), (-x, x))
+  ]
   assert swapped[0] != swapped[1]
-  parts = [checksums.part_sum(x[None, i:i + 1], (3, 7 + i), shape) for i in (0, 1)]
+  parts = [checksums.part_sum(x[None, i : i + 1], (3, 7 + i), shape) for i in (0, 1)]
   assert checksums.total(parts) == checksums.part_sum(x[None], (3, 7), shape)
 
 

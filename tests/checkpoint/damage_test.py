@@ -33,8 +33,11 @@ CONFIG = config_lib.GLMConfig(vocab_size=32, num_layers=2, embed_dim=8, num_head
 
 def state(step: int) -> dict[str, Any]:
   kernel = jax.random.normal(jax.random.key(step), (2, 6, 4))
-  return {"params": {"kernel": kernel, "half": jnp.full(7, step, "bfloat16")},
-          "rng": jax.random.key(step), "seen": np.int64(step)}
+  return {
+    "params": {"kernel": kernel, "half": jnp.full(7, step, "bfloat16")},
+    "rng": jax.random.key(step),
+    "seen": np.int64(step),
+  }
 
 
 def plain(tree: Any) -> dict[str, bytes]:
@@ -79,6 +82,7 @@ def flip(place: float) -> Callable[[pathlib.Path], None]:
     data = bytearray(path.read_bytes())
     data[int(place * (len(data) - 1))] ^= 1 << 6
     path.write_bytes(data)
+
   return damage
 
 
@@ -90,16 +94,26 @@ def instead(make: Callable[[pathlib.Path], Any]) -> Callable[[pathlib.Path], Non
   def damage(path: pathlib.Path) -> None:
     path.unlink()
     make(path)
+
   return damage
 
 
 DAMAGES = {
-    "first byte": flip(0), "middle byte": flip(0.5), "last byte": flip(1),
-    "empty": written(b""), "short": lambda path: os.truncate(path, path.stat().st_size // 2),
-    "long": lambda path: os.truncate(path, path.stat().st_size + 1), "huge": lambda path: os.truncate(path, 1 << 40),
-    "nested": written(b"[" * 100_000), "zeros": lambda path: path.write_bytes(bytes(path.stat().st_size)),
-    "gone": pathlib.Path.unlink, "folder": instead(pathlib.Path.mkdir), "pipe": instead(os.mkfifo),
-    "loop": instead(lambda path: path.symlink_to(path)), "dangling": instead(lambda path: path.symlink_to("nowhere"))}
+  "first byte": flip(0),
+  "middle byte": flip(0.5),
+  "last byte": flip(1),
+  "empty": written(b""),
+  "short": lambda path: os.truncate(path, path.stat().st_size // 2),
+  "long": lambda path: os.truncate(path, path.stat().st_size + 1),
+  "huge": lambda path: os.truncate(path, 1 << 40),
+  "nested": written(b"[" * 100_000),
+  "zeros": lambda path: path.write_bytes(bytes(path.stat().st_size)),
+  "gone": pathlib.Path.unlink,
+  "folder": instead(pathlib.Path.mkdir),
+  "pipe": instead(os.mkfifo),
+  "loop": instead(lambda path: path.symlink_to(path)),
+  "dangling": instead(lambda path: path.symlink_to("nowhere")),
+}
 OF_ORBAX = ("_CHECKPOINT_METADATA", "_sharding", "commit_success.txt", "process_0")  # which glmjax does not read
 
 
@@ -154,7 +168,7 @@ def test_a_damaged_file_of_a_step(saved, name, caplog):
 def test_two_files_that_changed_places(saved, caplog):
   saver = manager.Manager(saved)
   there = [path for path in files_of(saved / "20") if path.name not in OF_ORBAX]
-  for one, other in [(a, b) for i, a in enumerate(there) for b in there[i + 1:]]:
+  for one, other in [(a, b) for i, a in enumerate(there) for b in there[i + 1 :]]:
     contents = one.read_bytes(), other.read_bytes()
     one.write_bytes(contents[1])
     other.write_bytes(contents[0])
@@ -172,9 +186,18 @@ def test_two_files_that_changed_places(saved, caplog):
 
 
 @pytest.mark.parametrize("what", ["20", "20/state", "20/metadata", "20/state/params.kernel", "20/state/seen"])
-@pytest.mark.parametrize("make", [lambda path: None, lambda path: path.write_bytes(b"x"), os.mkfifo, pathlib.Path.mkdir,
-                                  lambda path: path.symlink_to(path), lambda path: path.symlink_to("nowhere")],
-                         ids=["gone", "file", "pipe", "empty", "loop", "dangling"])
+@pytest.mark.parametrize(
+  "make",
+  [
+    lambda path: None,
+    lambda path: path.write_bytes(b"x"),
+    os.mkfifo,
+    pathlib.Path.mkdir,
+    lambda path: path.symlink_to(path),
+    lambda path: path.symlink_to("nowhere"),
+  ],
+  ids=["gone", "file", "pipe", "empty", "loop", "dangling"],
+)
 def test_a_damaged_folder_of_a_step(saved, what, make, caplog):
   shutil.rmtree(saved / what)
   make(saved / what)
@@ -187,12 +210,18 @@ def test_a_damaged_folder_of_a_step(saved, what, make, caplog):
   saver.close()
 
 
-HEADERS = {"shape": [[2, 6, 5], [2, 6], [], None, "x", [10**12, 6, 4], [-2, 6, 4], [2.0, 6, 4], {}],
-           "chunks": [[0, 6, 4], [2, 6, 8], [2, 6], None, "x", [10**12] * 3, [-2, -6, 4], [True, 6, 4], [[], 6, 4]],
-           "dtype": ["<i4", "<f8", ">f4", "|O", "x", None, 3, [], [["a", "<f4"]], "bfloat16", "<U1000000000"],
-           "order": ["F", None, "x", 1], "compressor": [{"id": "zlib", "level": 1}, {"id": "x"}, "x", 1],
-           "fill_value": [0, 1.5, "NaN", [], {}], "filters": [[{"id": "delta"}], "x", 1, []],
-           "dimension_separator": ["/", "", None, 1], "zarr_format": [1, 3, None, "2"], "unknown": [1]}
+HEADERS = {
+  "shape": [[2, 6, 5], [2, 6], [], None, "x", [10**12, 6, 4], [-2, 6, 4], [2.0, 6, 4], {}],
+  "chunks": [[0, 6, 4], [2, 6, 8], [2, 6], None, "x", [10**12] * 3, [-2, -6, 4], [True, 6, 4], [[], 6, 4]],
+  "dtype": ["<i4", "<f8", ">f4", "|O", "x", None, 3, [], [["a", "<f4"]], "bfloat16", "<U1000000000"],
+  "order": ["F", None, "x", 1],
+  "compressor": [{"id": "zlib", "level": 1}, {"id": "x"}, "x", 1],
+  "fill_value": [0, 1.5, "NaN", [], {}],
+  "filters": [[{"id": "delta"}], "x", 1, []],
+  "dimension_separator": ["/", "", None, 1],
+  "zarr_format": [1, 3, None, "2"],
+  "unknown": [1],
+}
 
 
 def test_every_field_of_a_header(saved, caplog):
@@ -227,8 +256,16 @@ def test_extra_files_do_not_matter(saved, caplog):
   saver.close()
 
 
-@pytest.mark.parametrize("make", [lambda path: path.write_bytes(b"x"), os.mkfifo, lambda path: path.symlink_to(path),
-                                  lambda path: path.symlink_to("nowhere")], ids=["file", "pipe", "loop", "dangling"])
+@pytest.mark.parametrize(
+  "make",
+  [
+    lambda path: path.write_bytes(b"x"),
+    os.mkfifo,
+    lambda path: path.symlink_to(path),
+    lambda path: path.symlink_to("nowhere"),
+  ],
+  ids=["file", "pipe", "loop", "dangling"],
+)
 def test_no_folder_of_checkpoints(tmp_path, make):
   """As when a disk is not mounted: nothing begins anew."""
   make(tmp_path / "checkpoints")
@@ -267,12 +304,22 @@ def test_a_folder_of_an_export_that_is_gone(exported, tmp_path, what):
 # What the system refuses says nothing about the files.
 
 
-@pytest.mark.parametrize("number, raised", [
-    (errno.EMFILE, errors.InputError), (errno.ENFILE, errors.InputError), (errno.EACCES, errors.InputError),
-    (errno.ENOMEM, errors.InputError), (errno.EIO, OSError), (errno.ESTALE, OSError), (errno.ETIMEDOUT, OSError)])
+@pytest.mark.parametrize(
+  "number, raised",
+  [
+    (errno.EMFILE, errors.InputError),
+    (errno.ENFILE, errors.InputError),
+    (errno.EACCES, errors.InputError),
+    (errno.ENOMEM, errors.InputError),
+    (errno.EIO, OSError),
+    (errno.ESTALE, OSError),
+    (errno.ETIMEDOUT, OSError),
+  ],
+)
 def test_a_refusal_is_no_damage(saved, monkeypatch, caplog, number, raised):
   saver, true_open = manager.Manager(saved), os.open
   for victim in ("checksums.json", ".zarray", "0.0.0", "_METADATA"):
+
     def refuse(path: Any, *arguments: Any, victim: str = victim, **others: Any) -> int:
       if str(path).endswith(victim) and "/20/" in str(path):
         raise OSError(number, os.strerror(number), str(path))
@@ -308,9 +355,20 @@ def test_too_little_memory_is_no_damage(saved, exported, monkeypatch):
 # config.json of a run says the same as its steps.
 
 
-@pytest.mark.parametrize("change", [
-    {"layer_norm_epsilon": 0.1}, {"rotary_base": 500.0}, {"residual_alpha": 2.0}, {"norm": "pre"}, {"mlp": "gelu"},
-    {"causal": True}, {"rotary_rounding": "half_table"}, {"num_heads": 4}, {"embedding_norm": True}])
+@pytest.mark.parametrize(
+  "change",
+  [
+    {"layer_norm_epsilon": 0.1},
+    {"rotary_base": 500.0},
+    {"residual_alpha": 2.0},
+    {"norm": "pre"},
+    {"mlp": "gelu"},
+    {"causal": True},
+    {"rotary_rounding": "half_table"},
+    {"num_heads": 4},
+    {"embedding_norm": True},
+  ],
+)
 def test_a_changed_config(exported, tmp_path, change):
   run = shutil.copytree(exported / "run", tmp_path / "run")
   config = folder_lib.read_config(run)
@@ -318,7 +376,7 @@ def test_a_changed_config(exported, tmp_path, change):
     folder_lib.write_config(run, dataclasses.replace(config, model=dataclasses.replace(CONFIG, **change)))
   except errors.InputError:
     return
-  name, = change
+  (name,) = change
   message = rf"config.json is not the one of this run: {name} is {change[name]!r} there and .* in the checkpoints"
   for read in (load.load, load.fingerprint, lambda folder: export.export(folder, tmp_path / "out")):
     with pytest.raises(errors.InputError, match=message):
@@ -386,6 +444,7 @@ def test_limits_of_the_process(tmp_path):
 def test_a_folder_that_may_not_be_read(saved, monkeypatch):
   """Root may read everything: the refusal is made up."""
   true_listdir = os.listdir
+
   def refuse(path: Any) -> list[str]:
     if str(path) == str(saved):
       raise PermissionError(errno.EACCES, "Permission denied", str(path))

@@ -32,8 +32,7 @@ from glmjax.quantize import tree
 
 pytestmark = pytest.mark.filterwarnings("error")
 
-_CONFIG = config_lib.GLMConfig(vocab_size=96, num_layers=2, embed_dim=32, num_heads=4, mlp_dim=88,
-                               max_length=16)
+_CONFIG = config_lib.GLMConfig(vocab_size=96, num_layers=2, embed_dim=32, num_heads=4, mlp_dim=88, max_length=16)
 
 
 def _tokenizer(folder: pathlib.Path, vocab_size: int = 90, model: bytes = b"pieces") -> pathlib.Path:
@@ -82,10 +81,8 @@ def test_loads_a_run(run: pathlib.Path, params: Any):
   assert loaded.metadata["step"] == 2 and loaded.metadata["data"] == {"mixture": "m"}
 
 
-@pytest.mark.parametrize("bits, dtype", [(None, None), (8, None), (4, None), (4, "float32"),
-                                         (None, "bfloat16")])
-def test_export_and_load(run: pathlib.Path, params: Any, tmp_path: pathlib.Path, bits: int | None,
-                         dtype: str | None):
+@pytest.mark.parametrize("bits, dtype", [(None, None), (8, None), (4, None), (4, "float32"), (None, "bfloat16")])
+def test_export_and_load(run: pathlib.Path, params: Any, tmp_path: pathlib.Path, bits: int | None, dtype: str | None):
   out = tmp_path / "deep" / "out"
   result = export.export(run, out, bits, dtype)
   loaded = load.load(out)
@@ -101,8 +98,10 @@ def test_export_and_load(run: pathlib.Path, params: Any, tmp_path: pathlib.Path,
   assert result["array_bytes"] == tree.params_bytes(loaded.params)
   assert result["disk_bytes"] == sum(f.stat().st_size for f in out.rglob("*") if f.is_file())
   assert result["disk_bytes"] < result["array_bytes"] + 30_000  # no hidden copy, no optimizer
-  _assert_equal(load.load(out, dtype="float32").params["embedding"]["table"],
-                loaded.params["embedding"]["table"].astype(jnp.float32))
+  _assert_equal(
+    load.load(out, dtype="float32").params["embedding"]["table"],
+    loaded.params["embedding"]["table"].astype(jnp.float32),
+  )
 
 
 def _save(run: pathlib.Path, step: int, params: Any) -> None:
@@ -113,8 +112,9 @@ def _save(run: pathlib.Path, step: int, params: Any) -> None:
 
 @pytest.mark.parametrize("bits, dtype", [(None, None), (8, None), (4, "float32"), (None, "bfloat16")])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_what_is_not_finite_is_not_exported(run: pathlib.Path, params: Any, tmp_path: pathlib.Path, bits: int | None,
-                                            dtype: str | None, value: float):
+def test_what_is_not_finite_is_not_exported(
+  run: pathlib.Path, params: Any, tmp_path: pathlib.Path, bits: int | None, dtype: str | None, value: float
+):
   bad = jax.tree.map(lambda x: x, params)
   bad["layers"]["mlp"]["wo"]["kernel"] = params["layers"]["mlp"]["wo"]["kernel"].at[1, 3, 4].set(value)
   _save(run, 3, bad)
@@ -135,8 +135,9 @@ def test_values_that_the_dtype_cannot_hold(run: pathlib.Path, params: Any, tmp_p
 
 def test_damage_that_is_not_finite_is_damage(run: pathlib.Path, params: Any, tmp_path: pathlib.Path):
   """An exponent's bits flipped on the disk: the older step is used, as for any other damage."""
-  file = next(path for path in (run / "checkpoints" / "2" / "state" / "params.final_norm.scale").iterdir()
-              if path.name == "0")
+  file = next(
+    path for path in (run / "checkpoints" / "2" / "state" / "params.final_norm.scale").iterdir() if path.name == "0"
+  )
   data = bytearray(file.read_bytes())
   data[2:4] = b"\x80\x7f"  # infinity
   file.write_bytes(data)
@@ -180,16 +181,23 @@ def test_never_overwrites_unasked(run: pathlib.Path, tmp_path: pathlib.Path):
     export.export(run, tmp_path / "other", overwrite=True)
 
 
-@pytest.mark.parametrize("bits, dtype, message", [(3, None, "bits is 3: give 8 or 4"),
-                                                  (4, "int8", "dtype is 'int8'")])
+@pytest.mark.parametrize("bits, dtype, message", [(3, None, "bits is 3: give 8 or 4"), (4, "int8", "dtype is 'int8'")])
 def test_bad_arguments(run: pathlib.Path, tmp_path: pathlib.Path, bits: int, dtype: str | None, message: str):
   with pytest.raises(errors.InputError, match=message):
     export.export(run, tmp_path / "out", bits, dtype)
 
 
-@pytest.mark.parametrize("file", ["params/embedding.table/0.0", "params/layers.mlp.wi.kernel.values/0.0.0.0",
-                                  "params/layers.attention.qkv.kernel.scale/0.0.0.0.0", "checksums.json",
-                                  "config.json", "tokenizer/tokenizer.model"])
+@pytest.mark.parametrize(
+  "file",
+  [
+    "params/embedding.table/0.0",
+    "params/layers.mlp.wi.kernel.values/0.0.0.0",
+    "params/layers.attention.qkv.kernel.scale/0.0.0.0.0",
+    "checksums.json",
+    "config.json",
+    "tokenizer/tokenizer.model",
+  ],
+)
 def test_damaged_export_is_named(run: pathlib.Path, tmp_path: pathlib.Path, file: str):
   out = tmp_path / "out"
   export.export(run, out, 4)
@@ -208,8 +216,9 @@ def _flip_chunk(array: pathlib.Path) -> None:
   _flip(next(file for file in array.iterdir() if file.name != ".zarray"))
 
 
-def test_damaged_run_falls_back(run: pathlib.Path, params: Any, tmp_path: pathlib.Path,
-                                caplog: pytest.LogCaptureFixture):
+def test_damaged_run_falls_back(
+  run: pathlib.Path, params: Any, tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+):
   _flip_chunk(run / "checkpoints/2/state/params.layers.mlp.wo.kernel")
   assert export.export(run, tmp_path / "out")["step"] == 1
   assert "step 1 is used instead: params/layers/mlp/wo/kernel" in caplog.text
@@ -272,8 +281,7 @@ def test_tokenizers_that_do_not_fit(run: pathlib.Path, tmp_path: pathlib.Path):
 def test_loads_onto_a_mesh(run: pathlib.Path, tmp_path: pathlib.Path, params: Any, bits: int | None):
   export.export(run, tmp_path / "out", bits)
   mesh = jax.make_mesh((2,), ("tensor",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
-  specs = {"layers/mlp/wo/kernel": P(None, "tensor", None),
-           "layers/mlp/wi/kernel": P(None, None, None, "tensor")}
+  specs = {"layers/mlp/wo/kernel": P(None, "tensor", None), "layers/mlp/wi/kernel": P(None, None, None, "tensor")}
   names = arrays.flatten(params)
   shardings = arrays.nest({name: NamedSharding(mesh, specs.get(name, P())) for name in names})
   loaded = load.load(tmp_path / "out", shardings=shardings)
@@ -293,8 +301,7 @@ def test_weights_that_do_not_divide_over_the_mesh(run: pathlib.Path, params: Any
     load.load(run, shardings=shardings)
 
 
-def test_failed_write_leaves_nothing(run: pathlib.Path, tmp_path: pathlib.Path,
-                                     monkeypatch: pytest.MonkeyPatch):
+def test_failed_write_leaves_nothing(run: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
   def fail(*_: Any) -> None:
     raise OSError(28, "No space left on device")
 
@@ -305,20 +312,28 @@ def test_failed_write_leaves_nothing(run: pathlib.Path, tmp_path: pathlib.Path,
 
 
 def test_loading_needs_neither_tensorflow_nor_the_model_nor_warns(run: pathlib.Path):
-  code = ("import sys; from glmjax.checkpoint import load; loaded = load.load(sys.argv[1]); "
-          "print([m for m in ('tensorflow', 'seqio', 'optax', 'gin', 'sentencepiece') if m in sys.modules])")
+  code = (
+    "import sys; from glmjax.checkpoint import load; loaded = load.load(sys.argv[1]); "
+    "print([m for m in ('tensorflow', 'seqio', 'optax', 'gin', 'sentencepiece') if m in sys.modules])"
+  )
   command = [sys.executable, "-W", "error", "-c", code, str(run)]
   done = subprocess.run(command, capture_output=True, text=True, check=True)
   assert done.stdout.strip() == "[]" and done.stderr == "", (done.stdout, done.stderr)
 
 
-def test_what_killed_exports_left_is_removed(run: pathlib.Path, tmp_path: pathlib.Path,
-                                             caplog: pytest.LogCaptureFixture):
+def test_what_killed_exports_left_is_removed(
+  run: pathlib.Path, tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+):
   """Of this name, and of processes of this machine that are gone; what may live elsewhere is told."""
   here = publish.host()
   gone = (f".out.{here}.999999999.tmp", f".out.{here}.999999998.tmp")
-  kept = (f".out.{here}.1.tmp", f".other.{here}.999999999.tmp", f".out.{here}.x.tmp", f".out.{here}.999999999.tmp2",
-          ".out.elsewhere.999999999.tmp")
+  kept = (
+    f".out.{here}.1.tmp",
+    f".other.{here}.999999999.tmp",
+    f".out.{here}.x.tmp",
+    f".out.{here}.999999999.tmp2",
+    ".out.elsewhere.999999999.tmp",
+  )
   for name in (*gone, *kept):
     (tmp_path / name / "params").mkdir(parents=True)
   export.export(run, tmp_path / "out", 8)
@@ -365,8 +380,10 @@ def test_fingerprint(run: pathlib.Path, tmp_path: pathlib.Path):
 
 def test_room_is_told_in_fitting_units(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
   usage = shutil.disk_usage(tmp_path)
-  for shape, free, line in (((1000, 500), 300_000, "0.3 MB free and 2.0 MB are"),
-                            ((10**6, 3000), 10**8, "100.0 MB free and 12.0 GB are")):
+  for shape, free, line in (
+    ((1000, 500), 300_000, "0.3 MB free and 2.0 MB are"),
+    ((10**6, 3000), 10**8, "100.0 MB free and 12.0 GB are"),
+  ):
     monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: usage._replace(free=free))
     with pytest.raises(errors.InputError, match=line):
       blocks.need_room(tmp_path, [blocks.Weight("embedding/table", shape, "float32")])

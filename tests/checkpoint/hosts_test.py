@@ -76,9 +76,16 @@ def run(folder: pathlib.Path, scenario: str, victim: str) -> tuple[list[list[str
     free.bind(("localhost", 0))
     port = free.getsockname()[1]
   environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
-  started = [subprocess.Popen([sys.executable, "-c", PROGRAM, str(i), str(port), str(folder), scenario, victim],
-                              env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-             for i in (0, 1)]
+  started = [
+    subprocess.Popen(
+      [sys.executable, "-c", PROGRAM, str(i), str(port), str(folder), scenario, victim],
+      env=environment,
+      text=True,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+    )
+    for i in (0, 1)
+  ]
   outputs = [process.communicate(timeout=200) for process in started]
   assert [process.returncode for process in started] == [0, 0], outputs
   said = [[line for line in out.splitlines() if line.startswith(">")] for out, _ in outputs]  # gloo talks, too
@@ -89,7 +96,7 @@ def run(folder: pathlib.Path, scenario: str, victim: str) -> tuple[list[list[str
 def test_what_one_finds_damaged_all_pass_over(tmp_path, scenario, victim):
   said, [first, second] = run(tmp_path, scenario, victim)
   assert said == [["> restored 10", "> restored 21"]] * 2
-  line, = [line for line in first.splitlines() if "is damaged" in line]
+  (line,) = [line for line in first.splitlines() if "is damaged" in line]
   where = f"process 1: .*{re.escape(victim)} is missing" if victim else "w .checksum differs: state/w"
   assert re.search(f"20 is damaged, step 10 is used instead: {where}", line), line
   assert "is damaged" not in second and (tmp_path / "20.aside").exists()
@@ -106,7 +113,9 @@ def test_what_one_is_refused_ends_all(tmp_path, scenario, words):
 def test_alone():
   assert agreement.together(lambda: 3) == 3 and agreement.of_first(lambda: "x") == "x"
   for error in (files.DamagedError("x"), OSError(5, "y"), KeyError("z")):
+
     def fail(error: Exception = error) -> None:
       raise error
+
     with pytest.raises(type(error)):
       agreement.together(fail)

@@ -28,22 +28,28 @@ pytestmark = pytest.mark.filterwarnings("error")
 
 
 def _mesh(*shape: int) -> jax.sharding.Mesh:
-  return jax.make_mesh(shape, ("fsdp", "tensor"), axis_types=(AxisType.Auto,) * 2,
-                       devices=jax.devices()[:int(np.prod(shape))])
+  return jax.make_mesh(
+    shape, ("fsdp", "tensor"), axis_types=(AxisType.Auto,) * 2, devices=jax.devices()[: int(np.prod(shape))]
+  )
 
 
 def _state(seed: int = 0) -> dict[str, Any]:
   """A state with every kind of leaf."""
   w = jax.random.normal(jax.random.key(seed), (2, 16, 8))
-  return {"step": jnp.int32(seed), "samples_seen": np.int64(2**40 + seed), "count": seed,
-          "params": {"kernel": w, "bias": w[0, 0].astype(jnp.bfloat16), "half": w[1].astype(jnp.float16)},
-          "opt_state": ({"mu": jnp.zeros_like(w), "nu": w * w}, None, (), [jnp.int8(3), w > 0]),
-          "rng": jax.random.key(seed + 1), "old_rng": jax.random.PRNGKey(seed), "loss_scale": None}
+  return {
+    "step": jnp.int32(seed),
+    "samples_seen": np.int64(2**40 + seed),
+    "count": seed,
+    "params": {"kernel": w, "bias": w[0, 0].astype(jnp.bfloat16), "half": w[1].astype(jnp.float16)},
+    "opt_state": ({"mu": jnp.zeros_like(w), "nu": w * w}, None, (), [jnp.int8(3), w > 0]),
+    "rng": jax.random.key(seed + 1),
+    "old_rng": jax.random.PRNGKey(seed),
+    "loss_scale": None,
+  }
 
 
 def _abstract(state: Any) -> Any:
-  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype) if isinstance(x, jax.Array) else x,
-                      state)
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype) if isinstance(x, jax.Array) else x, state)
 
 
 def _assert_equal(a: Any, b: Any) -> None:
@@ -91,10 +97,14 @@ def test_nothing_there_is_none(tmp_path: pathlib.Path):
 @pytest.mark.parametrize("to", [(1, 1), (8, 1), (2, 2), (4, 2)])
 def test_restores_onto_another_mesh(tmp_path: pathlib.Path, to: tuple[int, int]):
   def place(mesh: jax.sharding.Mesh) -> tuple[dict, dict]:
-    shardings = {"w": NamedSharding(mesh, P("fsdp", "tensor")), "b": NamedSharding(mesh, P()),
-                 "rng": NamedSharding(mesh, P())}
+    shardings = {
+      "w": NamedSharding(mesh, P("fsdp", "tensor")),
+      "b": NamedSharding(mesh, P()),
+      "rng": NamedSharding(mesh, P()),
+    }
     values = {"w": jnp.arange(64.0).reshape(8, 8), "b": jnp.arange(3), "rng": jax.random.key(5)}
     return jax.tree.map(jax.device_put, values, shardings), shardings
+
   state, _ = place(_mesh(2, 4))
   saver = manager.Manager(tmp_path)
   saver.save(1, state, {})
@@ -104,7 +114,10 @@ def test_restores_onto_another_mesh(tmp_path: pathlib.Path, to: tuple[int, int])
   saver.close()
   _assert_equal(restored, expected)
   assert jax.tree.map(lambda x, s: x.sharding.is_equivalent_to(s, x.ndim), restored, shardings) == {
-      "w": True, "b": True, "rng": True}
+    "w": True,
+    "b": True,
+    "rng": True,
+  }
 
 
 def test_keeps_newest_and_best(tmp_path: pathlib.Path):
@@ -180,14 +193,16 @@ def _truncate(file: pathlib.Path) -> None:
   file.write_bytes(file.read_bytes()[:-1])
 
 
-_DAMAGES = pytest.mark.parametrize("damage", [_flip, _truncate, pathlib.Path.unlink],
-                                   ids=["flip", "truncate", "missing"])
+_DAMAGES = pytest.mark.parametrize(
+  "damage", [_flip, _truncate, pathlib.Path.unlink], ids=["flip", "truncate", "missing"]
+)
 
 
 @pytest.mark.parametrize("array", ["params.kernel", "opt_state.0.nu", "rng", "samples_seen", "step"])
 @_DAMAGES
 def test_damaged_array_is_named_and_an_older_step_used(
-    saved: pathlib.Path, caplog: pytest.LogCaptureFixture, array: str, damage: Any):
+  saved: pathlib.Path, caplog: pytest.LogCaptureFixture, array: str, damage: Any
+):
   damage(next(file for file in (saved / "30" / "state" / array).iterdir() if file.name != ".zarray"))
   saver = manager.Manager(saved)
   state, metadata = saver.restore(_abstract(_state()))
@@ -202,11 +217,11 @@ def test_damaged_array_is_named_and_an_older_step_used(
   saver.close()
 
 
-@pytest.mark.parametrize("file", ["metadata/checksums.json", "state/_METADATA",
-                                  "state/params.kernel/.zarray"])
+@pytest.mark.parametrize("file", ["metadata/checksums.json", "state/_METADATA", "state/params.kernel/.zarray"])
 @_DAMAGES
 def test_damaged_bookkeeping_is_passed_over(
-    saved: pathlib.Path, caplog: pytest.LogCaptureFixture, file: str, damage: Any):
+  saved: pathlib.Path, caplog: pytest.LogCaptureFixture, file: str, damage: Any
+):
   damage(saved / "30" / file)
   saver = manager.Manager(saved)
   _, metadata = saver.restore(_abstract(_state()))
@@ -237,12 +252,17 @@ def test_damaged_steps_do_not_push_out_good_ones(saved: pathlib.Path):
   assert manager.steps(saved) == [25] and (saved / "30.aside").exists()
 
 
-@pytest.mark.parametrize("change, message", [
-    (lambda s: s["params"].update(kernel=jnp.zeros((2, 16, 9))),
-     r"params/kernel has \[2, 16, 8\] there and \[2, 16, 9\] here"),
-    (lambda s: s["params"].update(extra=jnp.zeros(3)),
-     r"params/extra has no such array there and \[3\] here"),
-    (lambda s: s["params"].pop("half"), r"params/half has \[16, 8\] there and no such array here")])
+@pytest.mark.parametrize(
+  "change, message",
+  [
+    (
+      lambda s: s["params"].update(kernel=jnp.zeros((2, 16, 9))),
+      r"params/kernel has \[2, 16, 8\] there and \[2, 16, 9\] here",
+    ),
+    (lambda s: s["params"].update(extra=jnp.zeros(3)), r"params/extra has no such array there and \[3\] here"),
+    (lambda s: s["params"].pop("half"), r"params/half has \[16, 8\] there and no such array here"),
+  ],
+)
 def test_another_model_is_an_error(saved: pathlib.Path, change: Any, message: str):
   state = _state()
   change(state)
@@ -286,8 +306,9 @@ def test_failed_save_is_one_error_and_the_last_step_stays(saved: pathlib.Path, c
 @pytest.mark.filterwarnings("ignore:coroutine")
 @pytest.mark.usefixtures("forgives_orbax")
 def test_full_disk_is_one_error_and_the_last_step_stays(tmp_path: pathlib.Path):
-  if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(tmp_path)], capture_output=True,
-                    check=False).returncode:
+  if subprocess.run(
+    ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(tmp_path)], capture_output=True, check=False
+  ).returncode:
     pytest.skip("may not mount a small disk here")
   try:
     saver = manager.Manager(tmp_path / "checkpoints", keep=5)
@@ -327,8 +348,9 @@ def test_killed_at_any_moment_leaves_a_complete_checkpoint(tmp_path: pathlib.Pat
   rng = np.random.default_rng(0)
   reached = 0
   for _ in range(4):
-    process = subprocess.Popen([sys.executable, "-c", _SAVER, str(tmp_path)], env=env, text=True,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+      [sys.executable, "-c", _SAVER, str(tmp_path)], env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
     try:
       first = process.stdout.readline().split()
       assert first and int(first[1]) >= reached, process.communicate()[1]

@@ -21,6 +21,7 @@ from glmjax import cli, errors
 from glmjax.cli import chat
 from glmjax.infer import chat as chat_lib
 
+
 class Model:
   """Repeats what it reads; or says "ok 好" without end."""
 
@@ -79,6 +80,7 @@ def test_saving(tmp_path, monkeypatch, capsys):
 
   def full(*arguments):
     raise OSError(28, "No space left on device")
+
   with monkeypatch.context() as patch:
     patch.setattr(os, "replace", full)
     with pytest.raises(errors.InputError, match="the disk is full"):
@@ -122,6 +124,7 @@ def test_interrupt_keeps_the_session(capsys, monkeypatch):
     printed.append(text)
     if text.endswith("好") and "".join(printed).count("好") == 3:
       os.kill(os.getpid(), signal.SIGINT)
+
   before = signal.getsignal(signal.SIGINT)
   monkeypatch.setattr(chat, "print", write, raising=False)
   chat._answer(conversation, "go", chat._stoppable)
@@ -146,7 +149,9 @@ def test_a_conversation_outlives_lines_that_are_no_text(monkeypatch, capsys):
   assert capsys.readouterr().err.splitlines() == [
     "(line 2 is not UTF-8 at byte 0: read with \ufffd there)",
     "(line 3 is not UTF-8 at byte 0: read with \ufffd there)",
-    "(line 5 has more than 10 bytes: not answered)", "(line 6 has more than 10 bytes: not answered)"]
+    "(line 5 has more than 10 bytes: not answered)",
+    "(line 6 has more than 10 bytes: not answered)",
+  ]
 
 
 def test_terminal(tmp_path):
@@ -156,11 +161,13 @@ def test_terminal(tmp_path):
     "import chat_test as t\n"
     "session = t.session(ends=False)\n"
     "t.chat.converse(session, t.chat._typed_lines(), t.chat._stoppable)\n"
-    "print('ended', [r.query for r in session.rounds])\n")
+    "print('ended', [r.query for r in session.rounds])\n"
+  )
   environment = os.environ | {"TERM": "dumb", "LC_ALL": "C.UTF-8", "PYTHONPATH": str(pathlib.Path(__file__).parent)}
   main, terminal = pty.openpty()
-  with subprocess.Popen([sys.executable, "-c", code], stdin=terminal, stdout=terminal, stderr=terminal,
-                        env=environment) as process:
+  with subprocess.Popen(
+    [sys.executable, "-c", code], stdin=terminal, stdout=terminal, stderr=terminal, env=environment
+  ) as process:
     os.close(terminal)
     seen = b""
 
@@ -173,7 +180,7 @@ def test_terminal(tmp_path):
         assert process.poll() is None, seen
         if select.select([main], [], [], 0.1)[0]:
           seen += os.read(main, 1000)
-      seen = seen[seen.index(text) + len(text):]
+      seen = seen[seen.index(text) + len(text) :]
 
     wait_for(b"> ")
     os.write(main, "你好\n".encode())
@@ -194,14 +201,23 @@ def test_terminal(tmp_path):
 
 def test_prompts_are_no_answers(tmp_path):
   """At a keyboard, with the answers in a file."""
-  code = ("import chat_test as t\nfrom glmjax.cli import process\nprocess.begin()\n"
-          "with process.keyboard():\n  t.chat.converse(t.session(), t.chat._typed_lines(), t.chat._stoppable)\n")
+  code = (
+    "import chat_test as t\nfrom glmjax.cli import process\nprocess.begin()\n"
+    "with process.keyboard():\n  t.chat.converse(t.session(), t.chat._typed_lines(), t.chat._stoppable)\n"
+  )
   environment = os.environ | {"TERM": "dumb", "PYTHONPATH": str(pathlib.Path(__file__).parent)}
   main, terminal = pty.openpty()
   os.write(main, b"hello\n\x04")
   with open(tmp_path / "answers", "wb") as answers:
-    done = subprocess.run([sys.executable, "-c", code], stdin=terminal, stdout=answers, stderr=terminal, check=False,
-                          env=environment, timeout=60)
+    done = subprocess.run(
+      [sys.executable, "-c", code],
+      stdin=terminal,
+      stdout=answers,
+      stderr=terminal,
+      check=False,
+      env=environment,
+      timeout=60,
+    )
   os.close(terminal)
   assert done.returncode == 0 and (tmp_path / "answers").read_bytes() == b"hello\n"
   assert os.read(main, 1000).count(b"> ") == 2
@@ -211,14 +227,17 @@ def test_prompts_are_no_answers(tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_at_the_prompt(number):
   """Ctrl-C where nothing is typed ends the conversation; SIGTERM the process."""
-  code = ("import chat_test as t\nfrom glmjax.cli import process\nprocess.begin()\n"
-          "try:\n  with process.keyboard():\n"
-          "    t.chat.converse(t.session(), t.chat._typed_lines(), t.chat._stoppable)\n"
-          "except process.Stopped as stopped:\n  process.end(stopped.number)\n")
+  code = (
+    "import chat_test as t\nfrom glmjax.cli import process\nprocess.begin()\n"
+    "try:\n  with process.keyboard():\n"
+    "    t.chat.converse(t.session(), t.chat._typed_lines(), t.chat._stoppable)\n"
+    "except process.Stopped as stopped:\n  process.end(stopped.number)\n"
+  )
   environment = os.environ | {"TERM": "dumb", "PYTHONPATH": str(pathlib.Path(__file__).parent)}
   main, terminal = pty.openpty()
-  with subprocess.Popen([sys.executable, "-c", code], stdin=terminal, stdout=terminal, stderr=terminal,
-                        env=environment) as started:
+  with subprocess.Popen(
+    [sys.executable, "-c", code], stdin=terminal, stdout=terminal, stderr=terminal, env=environment
+  ) as started:
     os.close(terminal)
     seen = b""
     while b"> " not in seen:

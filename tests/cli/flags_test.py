@@ -9,8 +9,22 @@ from glmjax.cli import commands, run
 
 COMMANDS = {command.name: command for top in commands.COMMANDS.values() for command in (top, *top.modes)}
 FLAGS = [(name, flag) for name, command in COMMANDS.items() for flag in command.flags]
-NOT_INTEGERS = ["nan", "inf", "-inf", "1.5", "1e6", "", " ", "abc", "0x10", "1e999", "9" * 30, "9" * 5000,
-                "None", "'3'"]
+NOT_INTEGERS = [
+  "nan",
+  "inf",
+  "-inf",
+  "1.5",
+  "1e6",
+  "",
+  " ",
+  "abc",
+  "0x10",
+  "1e999",
+  "9" * 30,
+  "9" * 5000,
+  "None",
+  "'3'",
+]
 NOT_FLOATS = ["nan", "inf", "-inf", "", "abc", "1e999", "-1e999", "9" * 400, "True", "1,5"]
 
 
@@ -27,8 +41,11 @@ def line(command: str, flag, text: str) -> list[str]:
   return [*command.split(), *given]
 
 
-@pytest.mark.parametrize("command, flag", [each for each in FLAGS if each[1].type in (int, float)],
-                         ids=lambda each: getattr(each, "name", each))
+@pytest.mark.parametrize(
+  "command, flag",
+  [each for each in FLAGS if each[1].type in (int, float)],
+  ids=lambda each: getattr(each, "name", each),
+)
 def test_numbers(command, flag, capsys):
   """nan and infinity are numbers out of range: no advice on quotes."""
   wrong = list(NOT_INTEGERS if flag.type is int else NOT_FLOATS)
@@ -47,14 +64,22 @@ def test_numbers(command, flag, capsys):
     assert value == ([flag.type(text)] if flag.repeatable else flag.type(text))
 
 
-@pytest.mark.parametrize("command, flag", [
-  *[each for each in FLAGS if each[1].type is pathlib.Path], *[(name, run.STAGES) for name in COMMANDS]],
-  ids=lambda each: getattr(each, "name", each))
+@pytest.mark.parametrize(
+  "command, flag",
+  [*[each for each in FLAGS if each[1].type is pathlib.Path], *[(name, run.STAGES) for name in COMMANDS]],
+  ids=lambda each: getattr(each, "name", each),
+)
 def test_paths(command, flag, capsys, monkeypatch, tmp_path):
   monkeypatch.setenv("HOME", str(tmp_path))
-  for text, expected in (("gs://b/x", "local paths only"), ("s3://b/x", "local paths only"), ("", "is empty"),
-                         (" ", "is empty"), ("a\0b", "NUL"), ("a" * 300, "300 bytes"),
-                         ("~nobody-is-called-this/x", "no user")):
+  for text, expected in (
+    ("gs://b/x", "local paths only"),
+    ("s3://b/x", "local paths only"),
+    ("", "is empty"),
+    (" ", "is empty"),
+    ("a\0b", "NUL"),
+    ("a" * 300, "300 bytes"),
+    ("~nobody-is-called-this/x", "no user"),
+  ):
     assert cli.main(line(command, flag, text)) == 2, text[:40]
     message = capsys.readouterr().err
     assert message.startswith(f"glmjax: {flag.name} ") and expected in message and message.count("\n") == 1, message
@@ -69,8 +94,9 @@ def test_every_flag_that_sounds_like_a_path_is_one():
     assert flag.type is pathlib.Path or not any(word in flag.help.split()[:2] for word in words), (command, flag.name)
 
 
-@pytest.mark.parametrize("command, flag", [each for each in FLAGS if each[1].choices],
-                         ids=lambda each: getattr(each, "name", each))
+@pytest.mark.parametrize(
+  "command, flag", [each for each in FLAGS if each[1].choices], ids=lambda each: getattr(each, "name", each)
+)
 def test_choices(command, flag, capsys):
   assert cli.main(line(command, flag, "8x")) == 2
   assert capsys.readouterr().err.startswith(f"glmjax: {flag.name} is ")

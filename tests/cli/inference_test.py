@@ -30,8 +30,9 @@ class Model:
   def encode(self, text: str) -> list[int]:
     return [ord(letter) for letter in text]
 
-  def generate(self, prompts: Sequence[str], max_tokens: int, how: sampling.Sampling, seed: int
-               ) -> list[engine.Generation]:
+  def generate(
+    self, prompts: Sequence[str], max_tokens: int, how: sampling.Sampling, seed: int
+  ) -> list[engine.Generation]:
     assert len(prompts) <= self.max_batch
     if "stop here" in prompts:
       raise KeyboardInterrupt
@@ -82,31 +83,44 @@ def test_texts_contexts_and_choices():
   assert read_texts(file="t.jsonl") == rows
 
 
-@pytest.mark.parametrize("options, expected", [
-  ({}, "nothing to read: give --text"), ({"context": "c"}, "--context alone has nothing to score"),
-  ({"choice": ["a"]}, "--choice needs --context"),
-  ({"choice": ["a"], "text": ["b"], "context": "c"}, "--text and --choice are both given"),
-  ({"context": "c", "file": "f"}, "--context and --file are both given"),
-  ({"context": "c", "choice": ["a", ""]}, "--choice: choice 2 is empty"),
-])
+@pytest.mark.parametrize(
+  "options, expected",
+  [
+    ({}, "nothing to read: give --text"),
+    ({"context": "c"}, "--context alone has nothing to score"),
+    ({"choice": ["a"]}, "--choice needs --context"),
+    ({"choice": ["a"], "text": ["b"], "context": "c"}, "--text and --choice are both given"),
+    ({"context": "c", "file": "f"}, "--context and --file are both given"),
+    ({"context": "c", "choice": ["a", ""]}, "--choice: choice 2 is empty"),
+  ],
+)
 def test_flags_of_score_that_do_not_go_together(options, expected):
   with pytest.raises(errors.InputError, match=expected):
     read_texts(**options)
 
 
-@pytest.mark.parametrize("row, expected", [
-  ({"text": ""}, "the text to score is empty"), ({"text": "a", "context": 3}, "the field 'context' is 3, not a string"),
-  ({"context": "c"}, "no field 'text'"), ({"choices": ["a"]}, "no field 'text'"),
-  ({"context": "c", "choices": []}, "choices are \\[\\]: give a list of texts"),
-  ({"context": "c", "choices": "ab"}, 'choices are "ab": give a list of texts'),
-  ({"context": "c", "choices": ["a", 3]}, "number 2: the field 'choice' is 3"),
-  ({"context": "c", "choices": ["a", ""]}, "choice 2 is empty"),
-  ({"context": "c", "choices": ["a"], "text": "b"}, "both text and choices"),
-  *[({"text": "a", name: 1}, f"has a field '{name}', which score would overwrite: rename it")
-    for name in ("log_likelihood", "tokens", "bits_per_byte")],
-  *[({"context": "c", "choices": ["a"], name: 1}, f"has a field '{name}', which score would overwrite")
-    for name in ("log_likelihoods", "tokens", "best")],
-])
+@pytest.mark.parametrize(
+  "row, expected",
+  [
+    ({"text": ""}, "the text to score is empty"),
+    ({"text": "a", "context": 3}, "the field 'context' is 3, not a string"),
+    ({"context": "c"}, "no field 'text'"),
+    ({"choices": ["a"]}, "no field 'text'"),
+    ({"context": "c", "choices": []}, "choices are \\[\\]: give a list of texts"),
+    ({"context": "c", "choices": "ab"}, 'choices are "ab": give a list of texts'),
+    ({"context": "c", "choices": ["a", 3]}, "number 2: the field 'choice' is 3"),
+    ({"context": "c", "choices": ["a", ""]}, "choice 2 is empty"),
+    ({"context": "c", "choices": ["a"], "text": "b"}, "both text and choices"),
+    *[
+      ({"text": "a", name: 1}, f"has a field '{name}', which score would overwrite: rename it")
+      for name in ("log_likelihood", "tokens", "bits_per_byte")
+    ],
+    *[
+      ({"context": "c", "choices": ["a"], name: 1}, f"has a field '{name}', which score would overwrite")
+      for name in ("log_likelihoods", "tokens", "best")
+    ],
+  ],
+)
 def test_bad_records_of_score(row, expected, capsys):
   """In a file and in a call, before the model is loaded."""
   pathlib.Path("t.jsonl").write_text(json.dumps({"text": "a"}) + "\n" + json.dumps(row))
@@ -116,20 +130,28 @@ def test_bad_records_of_score(row, expected, capsys):
     inference.score("nowhere", [row])
 
 
-@pytest.mark.parametrize("line, expected", [
-  ('{"prompt": "a"', "p.jsonl: line 3: not JSON"),
-  ("plain", "p.jsonl: line 3: not JSON"),
-  ("[1]", "p.jsonl: line 3: JSON of a list, not an object"),
-  ('{"text": "a"}', "p.jsonl: line 3: no field 'prompt'; the record has text"),
-  ('{"prompt": 1}', "p.jsonl: line 3: the field 'prompt' is 1, not a string"),
-  ('{"prompt": "a", "x": ' + "[" * 100_000 + "]" * 100_000 + "}", "p.jsonl: line 3: JSON nested deeper than"),
-  ('{"prompt": "a", "x": ' + "[" * 200 + "]" * 200 + "}", "p.jsonl: line 3: JSON nested deeper than"),
-  ('{"a":' * 100_000, "p.jsonl: line 3: JSON nested deeper than"),
-  ('{"prompt": "a\0b"}', "p.jsonl: line 3 holds NUL characters"),
-  *[(json.dumps({"prompt": "a", name: "mine"}), f"p.jsonl: line 3 has a field '{name}', which generate would overwrite")
-    for name in ("output", "pieces", "finish_reason")],
-  (r'{"prompt": "a", "b": "\ud800"}', "p.jsonl: line 3 holds half a surrogate pair"),
-])
+@pytest.mark.parametrize(
+  "line, expected",
+  [
+    ('{"prompt": "a"', "p.jsonl: line 3: not JSON"),
+    ("plain", "p.jsonl: line 3: not JSON"),
+    ("[1]", "p.jsonl: line 3: JSON of a list, not an object"),
+    ('{"text": "a"}', "p.jsonl: line 3: no field 'prompt'; the record has text"),
+    ('{"prompt": 1}', "p.jsonl: line 3: the field 'prompt' is 1, not a string"),
+    ('{"prompt": "a", "x": ' + "[" * 100_000 + "]" * 100_000 + "}", "p.jsonl: line 3: JSON nested deeper than"),
+    ('{"prompt": "a", "x": ' + "[" * 200 + "]" * 200 + "}", "p.jsonl: line 3: JSON nested deeper than"),
+    ('{"a":' * 100_000, "p.jsonl: line 3: JSON nested deeper than"),
+    ('{"prompt": "a\0b"}', "p.jsonl: line 3 holds NUL characters"),
+    *[
+      (
+        json.dumps({"prompt": "a", name: "mine"}),
+        f"p.jsonl: line 3 has a field '{name}', which generate would overwrite",
+      )
+      for name in ("output", "pieces", "finish_reason")
+    ],
+    (r'{"prompt": "a", "b": "\ud800"}', "p.jsonl: line 3 holds half a surrogate pair"),
+  ],
+)
 def test_bad_lines_are_named_before_the_model_is_loaded(line, expected, capsys):
   pathlib.Path("p.jsonl").write_text(f'{{"prompt": "a"}}\n\n{line}\n')
   assert cli.main(["generate", "--checkpoint=nowhere", "--file=p.jsonl"]) == 2
@@ -158,7 +180,8 @@ def test_answers_keep_order_and_fields():
   expected = [
     {"prompt": "one", "output": "ONE 5", "pieces": ["x"], "finish_reason": "stop"},
     {"prompt": "two", "id": 7, "label": None, "output": "TWO 6", "pieces": ["x"], "finish_reason": "stop"},
-    {"prompt": "three", "output": "THREE 7", "pieces": ["x"], "finish_reason": "stop"}]
+    {"prompt": "three", "output": "THREE 7", "pieces": ["x"], "finish_reason": "stop"},
+  ]
   assert inference.generate("m", rows, seed=5) == expected
   found = inference.generate("runs/m", rows, seed=5, out="a.jsonl", samples="s.jsonl")
   assert found == {"out": "a.jsonl", "answers": 3, "new": 3}
@@ -218,9 +241,10 @@ def test_answers_of_other_settings_are_not_gone_on_with(monkeypatch):
   content = pathlib.Path("a.jsonl").read_bytes()
   for prompts in (["a", "b", "c"], ["a", "b"]):
     for checkpoint, changes, line in (
-        ("other", {}, r"another model, then at m\)"),
-        ("m", {"temperature": 0.5}, r"\(temperature 0.0 there, 0.5 now\)"),
-        ("m", {"seed": 4, "max_tokens": 9}, r"\(max_tokens 128 there, 9 now; seed 3 there, 4 now\)")):
+      ("other", {}, r"another model, then at m\)"),
+      ("m", {"temperature": 0.5}, r"\(temperature 0.0 there, 0.5 now\)"),
+      ("m", {"seed": 4, "max_tokens": 9}, r"\(max_tokens 128 there, 9 now; seed 3 there, 4 now\)"),
+    ):
       with pytest.raises(errors.InputError, match=f"{line}: choose another file, or --overwrite this one") as caught:
         inference.generate(checkpoint, prompts, out="a.jsonl", **{"seed": 3} | changes)
       assert "\n" not in str(caught.value) and pathlib.Path("a.jsonl").read_bytes() == content
@@ -261,8 +285,11 @@ def test_killed_while_beginning(monkeypatch):
 def test_what_cannot_be_written_is_told_before_the_work(flag, monkeypatch):
   monkeypatch.setattr(engine.Engine, "load", None)
   pathlib.Path("folder").mkdir()
-  for path, expected in (("no/such/file", "cannot write no/such/file: no such folder"),
-                         ("folder", "folder is a folder"), ("/proc/file.jsonl", "cannot write /proc/file.jsonl")):
+  for path, expected in (
+    ("no/such/file", "cannot write no/such/file: no such folder"),
+    ("folder", "folder is a folder"),
+    ("/proc/file.jsonl", "cannot write /proc/file.jsonl"),
+  ):
     with pytest.raises(errors.InputError, match=expected):
       inference.generate("m", ["a"], **{flag: path})
 
@@ -287,13 +314,24 @@ def test_prompts_that_do_not_fit_are_found_before_the_first_answer():
 def test_score_keeps_fields(monkeypatch):
   scored = [score_lib.Score(np.full(3, -n, np.float32), np.ones(3, bool)) for n in (2, 1)]
   monkeypatch.setattr(Model, "score", lambda self, texts, contexts: scored[:1] * len(texts), raising=False)
-  monkeypatch.setattr(Model, "score_choices", lambda self, contexts, choices: [
-    score_lib.Choices(scored, 4) for _ in contexts], raising=False)
+  monkeypatch.setattr(
+    Model,
+    "score_choices",
+    lambda self, contexts, choices: [score_lib.Choices(scored, 4) for _ in contexts],
+    raising=False,
+  )
   found = inference.score("m", ["a", {"context": "c", "choices": ["d", "e"], "id": 2}, {"text": "bc", "id": 1}])
   assert [row.get("id") for row in found] == [None, 2, 1] and found[2]["tokens"] == 3
   assert found[0]["bits_per_byte"] == 2 * found[2]["bits_per_byte"]
-  assert found[1] == {"context": "c", "choices": ["d", "e"], "id": 2, "log_likelihoods": [-6, -3], "tokens": [3, 3],
-                      "best": 1, "context_tokens_left_out": 4}
+  assert found[1] == {
+    "context": "c",
+    "choices": ["d", "e"],
+    "id": 2,
+    "log_likelihoods": [-6, -3],
+    "tokens": [3, 3],
+    "best": 1,
+    "context_tokens_left_out": 4,
+  }
 
 
 def test_answers_of_prompts_with_other_fields_are_not_gone_on_with():
@@ -308,15 +346,25 @@ def test_answers_of_prompts_with_other_fields_are_not_gone_on_with():
   assert len(lines("a.jsonl")) == 2
 
 
-@pytest.mark.parametrize("settings, expected", [
-  ({"temperature": float("nan")}, "temperature is nan"), ({"temperature": float("inf")}, "temperature is inf"),
-  ({"temperature": -1}, "temperature is -1"), ({"top_k": -1}, "top_k is -1"), ({"top_p": 0.0}, "top_p is 0.0"),
-  ({"top_p": 1.5}, "top_p is 1.5"), ({"min_tokens": -1}, "min_tokens is -1"),
-  ({"no_repeat_ngram": 1}, "no_repeat_ngram is 1: give 0"), ({"no_repeat_ngram": 65}, "no_repeat_ngram is 65"),
-  ({"repetition_penalty": 0.0}, "repetition_penalty is 0.0"), ({"num_beams": 0}, "num_beams is 0"),
-  ({"num_beams": 65}, "num_beams is 65"), ({"num_beams": 2, "temperature": 0.5}, "beam search draws nothing"),
-  ({"length_penalty": 2.0}, "only beam search has one"),
-])
+@pytest.mark.parametrize(
+  "settings, expected",
+  [
+    ({"temperature": float("nan")}, "temperature is nan"),
+    ({"temperature": float("inf")}, "temperature is inf"),
+    ({"temperature": -1}, "temperature is -1"),
+    ({"top_k": -1}, "top_k is -1"),
+    ({"top_p": 0.0}, "top_p is 0.0"),
+    ({"top_p": 1.5}, "top_p is 1.5"),
+    ({"min_tokens": -1}, "min_tokens is -1"),
+    ({"no_repeat_ngram": 1}, "no_repeat_ngram is 1: give 0"),
+    ({"no_repeat_ngram": 65}, "no_repeat_ngram is 65"),
+    ({"repetition_penalty": 0.0}, "repetition_penalty is 0.0"),
+    ({"num_beams": 0}, "num_beams is 0"),
+    ({"num_beams": 65}, "num_beams is 65"),
+    ({"num_beams": 2, "temperature": 0.5}, "beam search draws nothing"),
+    ({"length_penalty": 2.0}, "only beam search has one"),
+  ],
+)
 def test_settings_out_of_range_are_told_before_the_model_is_loaded(settings, expected, monkeypatch):
   monkeypatch.setattr(engine.Engine, "load", None)
   pathlib.Path("a.jsonl").write_text("mine\n")
@@ -358,8 +406,13 @@ def test_files_that_are_no_text(monkeypatch):
   pathlib.Path("folder").mkdir()
   pathlib.Path("wide.txt").write_bytes("好的".encode("utf-16"))
   pathlib.Path("gbk.txt").write_bytes(b"a\n" + "好的".encode("gbk"))
-  for name, expected in (("pipe", "no regular file"), ("folder", "no regular file"), ("none", "does not exist"),
-                         ("wide.txt", "UTF-16"), ("gbk.txt", r"gbk.txt: not UTF-8 at byte 2 \(line 2\)")):
+  for name, expected in (
+    ("pipe", "no regular file"),
+    ("folder", "no regular file"),
+    ("none", "does not exist"),
+    ("wide.txt", "UTF-16"),
+    ("gbk.txt", r"gbk.txt: not UTF-8 at byte 2 \(line 2\)"),
+  ):
     with pytest.raises(errors.InputError, match=expected):
       read(file=name)
   monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(pathlib.Path("gbk.txt").read_bytes())))

@@ -37,8 +37,12 @@ def test_calls(name, monkeypatch, tmp_path):
     folder.mkdir()
   monkeypatch.setenv("HOME", str(home))
   monkeypatch.chdir(here)
-  for path, expected in (("~/missing", f"{home}/missing"), ("gs://b/x", "local paths only"), ("", "is empty"),
-                         ("a\0b", "NUL")):
+  for path, expected in (
+    ("~/missing", f"{home}/missing"),
+    ("gs://b/x", "local paths only"),
+    ("", "is empty"),
+    ("a\0b", "NUL"),
+  ):
     if path == "" and "out" in name:  # a file of it: /a.jsonl
       continue
     with pytest.raises(errors.InputError, match=expected):

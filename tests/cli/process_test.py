@@ -93,7 +93,10 @@ def fake(tmp_path, monkeypatch):
 
 def command(mode: str, *, before: str = "", seconds: float = 1) -> list[str]:
   """`glmjax train` of the fake module, in a process of its own; what is left after `seconds` ends as it is."""
-  return [sys.executable, "-c", textwrap.dedent(f"""
+  return [
+    sys.executable,
+    "-c",
+    textwrap.dedent(f"""
       import signal, sys
       sys.path.insert(0, ".")
       {before}
@@ -101,11 +104,13 @@ def command(mode: str, *, before: str = "", seconds: float = 1) -> list[str]:
       from glmjax.cli import commands as c, process
       process.SECONDS_TO_END = {seconds}
       c.COMMANDS = {{'train': c.Command('train', 'fakeprocess.train', 't', 'e', (c.Flag('--workdir', 'w'),))}}
-      sys.exit(cli.main(['train', '--workdir=here', '--gin.fakeprocess.train.mode="{mode}"', *sys.argv[1:]]))""")]
+      sys.exit(cli.main(['train', '--workdir=here', '--gin.fakeprocess.train.mode="{mode}"', *sys.argv[1:]]))"""),
+  ]
 
 
-SIGNALS = pytest.mark.parametrize("number, words", [(signal.SIGTERM, "stopped by SIGTERM"),
-                                                    (signal.SIGINT, "interrupted")])
+SIGNALS = pytest.mark.parametrize(
+  "number, words", [(signal.SIGTERM, "stopped by SIGTERM"), (signal.SIGINT, "interrupted")]
+)
 
 
 @SIGNALS
@@ -140,7 +145,8 @@ def test_a_signal_during_the_imports(fake, number, words):
 
 def test_a_signal_while_a_native_module_is_made(fake):
   """Which is no place for an exception: the process would abort, as a crash that launch scripts restart."""
-  (fake / "fakeprocess.py").write_text(textwrap.dedent("""
+  (fake / "fakeprocess.py").write_text(
+    textwrap.dedent("""
       import enum, os, signal
       make = enum.EnumType.__call__
 
@@ -150,7 +156,9 @@ def test_a_signal_while_a_native_module_is_made(fake):
 
       enum.EnumType.__call__ = call
       import jaxlib._jax
-      """) + FAKE)
+      """)
+    + FAKE
+  )
   done = subprocess.run(command("quiet"), capture_output=True, text=True, check=False, timeout=60)
   assert (done.returncode, done.stderr) == (128 + signal.SIGTERM, "glmjax: stopped by SIGTERM\n")
 
@@ -187,10 +195,16 @@ def test_several_wait_for_the_others():
     os.kill(os.getpid(), signal.SIGINT)
 
 
-@pytest.mark.parametrize("arguments, environment, waits", [
-  (["train", "--workdir=a"], {}, False), (["train", "--coordinator=h:1"], {}, True),
-  (["train"], {"SLURM_NTASKS": "2", "SLURM_STEP_NODELIST": "n[1-2]"}, True),
-  (["chat", "--checkpoint=a"], {"SLURM_NTASKS": "2", "SLURM_STEP_NODELIST": "n[1-2]"}, False), ([], {}, False)])
+@pytest.mark.parametrize(
+  "arguments, environment, waits",
+  [
+    (["train", "--workdir=a"], {}, False),
+    (["train", "--coordinator=h:1"], {}, True),
+    (["train"], {"SLURM_NTASKS": "2", "SLURM_STEP_NODELIST": "n[1-2]"}, True),
+    (["chat", "--checkpoint=a"], {"SLURM_NTASKS": "2", "SLURM_STEP_NODELIST": "n[1-2]"}, False),
+    ([], {}, False),
+  ],
+)
 def test_only_processes_of_several_wait(monkeypatch, arguments, environment, waits):
   for name, value in environment.items():
     monkeypatch.setenv(name, value)
@@ -217,9 +231,16 @@ def streams(code: str, **options) -> subprocess.CompletedProcess:
 ASCII = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
 
 
-@pytest.mark.parametrize("environment, expected", [
-  ({}, "中😀\n".encode()), (ASCII, "中😀\n".encode()), ({"PYTHONIOENCODING": "gbk"}, "中".encode("gbk") + b"?\n"),
-  ({"PYTHONIOENCODING": "ascii"}, b"??\n"), ({"PYTHONIOENCODING": ":strict"}, "中😀\n".encode())])
+@pytest.mark.parametrize(
+  "environment, expected",
+  [
+    ({}, "中😀\n".encode()),
+    (ASCII, "中😀\n".encode()),
+    ({"PYTHONIOENCODING": "gbk"}, "中".encode("gbk") + b"?\n"),
+    ({"PYTHONIOENCODING": "ascii"}, b"??\n"),
+    ({"PYTHONIOENCODING": ":strict"}, "中😀\n".encode()),
+  ],
+)
 def test_pipes_get_utf8_unless_the_user_says_otherwise(environment, expected):
   done = streams(r"print('\u4e2d\U0001f600')", env=os.environ | environment)
   assert (done.returncode, done.stdout, done.stderr) == (0, expected, b"")
@@ -229,8 +250,9 @@ def test_pipes_get_utf8_unless_the_user_says_otherwise(environment, expected):
 def test_a_terminal_gets_what_it_can_show(stream, expected):
   main, terminal = pty.openpty()
   code = f"import sys\nfrom glmjax.cli import process\nprocess.begin()\nprint('\\u4e2d a', file=sys.{stream})"
-  done = subprocess.run([sys.executable, "-c", code], check=False, env=os.environ | ASCII, stdin=terminal,
-                        stdout=terminal, stderr=terminal)
+  done = subprocess.run(
+    [sys.executable, "-c", code], check=False, env=os.environ | ASCII, stdin=terminal, stdout=terminal, stderr=terminal
+  )
   os.close(terminal)
   assert done.returncode == 0 and os.read(main, 1000).startswith(expected)
   os.close(main)
@@ -245,11 +267,13 @@ def test_names_that_are_no_text_can_be_printed():
 def test_closed_streams_are_dev_null(fake, closed):
   """Nothing of one stream gets into another, nor into a file that took its number."""
   (fake / "run.py").write_text(
-      "import os, sys\nfrom glmjax.cli import process\nprocess.begin()\nprint('out')\nprint('err', file=sys.stderr)\n"
-      "process.logging.getLogger('glmjax').warning('warn')\nassert sys.stdin.read() == ''\n"
-      "assert os.open('file', os.O_WRONLY | os.O_CREAT) > 2\n")
-  done = subprocess.run(["sh", "-c", f"exec {sys.executable} run.py {closed}"], stdin=subprocess.DEVNULL, check=False,
-                        capture_output=True)
+    "import os, sys\nfrom glmjax.cli import process\nprocess.begin()\nprint('out')\nprint('err', file=sys.stderr)\n"
+    "process.logging.getLogger('glmjax').warning('warn')\nassert sys.stdin.read() == ''\n"
+    "assert os.open('file', os.O_WRONLY | os.O_CREAT) > 2\n"
+  )
+  done = subprocess.run(
+    ["sh", "-c", f"exec {sys.executable} run.py {closed}"], stdin=subprocess.DEVNULL, check=False, capture_output=True
+  )
   assert done.returncode == 0, done
   assert done.stdout == (b"" if closed[0] == ">" or " >" in closed else b"out\n")
   assert done.stderr == (b"" if "2>" in closed else b"err\nglmjax: warn\n")
@@ -259,8 +283,9 @@ def test_closed_streams_are_dev_null(fake, closed):
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
 @pytest.mark.parametrize("arguments, status", [("--help", 0), ("train --help", 0), ("trian", 2)])
 def test_commands_with_closed_streams(closed, arguments, status):
-  done = subprocess.run(["sh", "-c", f"exec {sys.executable} -m glmjax {arguments} {closed}"], check=False,
-                        capture_output=True)
+  done = subprocess.run(
+    ["sh", "-c", f"exec {sys.executable} -m glmjax {arguments} {closed}"], check=False, capture_output=True
+  )
   assert done.returncode == status and b"Traceback" not in done.stderr
 
 
@@ -270,16 +295,17 @@ def test_a_full_disk_under_the_output(fake, option, unbuffered):
   environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
   start = [sys.executable, "-m", "glmjax", "--version"] if option == "--version" else [*command("quiet"), option]
   with open("/dev/full", "w") as full:
-    done = subprocess.run(start, stdout=full, stderr=subprocess.PIPE, text=True, check=False,
-                          env=environment)
+    done = subprocess.run(start, stdout=full, stderr=subprocess.PIPE, text=True, check=False, env=environment)
   assert done.returncode == 2 and done.stderr.startswith("glmjax: standard output: the disk is full"), done.stderr
   assert done.stderr.count("\n") == 1
 
 
 def test_a_full_disk_under_the_messages_ends_nothing():
   with open("/dev/full", "w") as full:
-    code = ("from glmjax.cli import process; import sys; process.begin()\n"
-            "for i in range(10_000): print('message', file=sys.stderr)\nprint('done')")
+    code = (
+      "from glmjax.cli import process; import sys; process.begin()\n"
+      "for i in range(10_000): print('message', file=sys.stderr)\nprint('done')"
+    )
     done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=full, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "done\n")
     assert subprocess.run([sys.executable, "-m", "glmjax", "trian"], stderr=full, check=False).returncode == 2
@@ -295,6 +321,7 @@ def test_a_reader_that_leaves(fake):
 def test_another_broken_pipe_is_no_reader_that_left(monkeypatch, capsys):
   def fails(arguments):
     raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
   monkeypatch.setattr(run, "run", fails)
   assert cli.main(["inspect"]) == 1
   assert capsys.readouterr().err.startswith("glmjax: Broken pipe")
@@ -303,11 +330,12 @@ def test_another_broken_pipe_is_no_reader_that_left(monkeypatch, capsys):
 def test_results_on_a_stream_without_chinese(fake):
   """JSON spells what the stream lacks; nothing else fails."""
   for flags in (["--json"], []):
-    done = subprocess.run(command("chinese") + flags, capture_output=True, check=False,
-                          env=os.environ | {"PYTHONIOENCODING": "latin-1"})
+    done = subprocess.run(
+      command("chinese") + flags, capture_output=True, check=False, env=os.environ | {"PYTHONIOENCODING": "latin-1"}
+    )
     assert done.returncode == 0, done.stderr
     text = done.stdout.decode("latin-1")
-    assert json.loads(text[text.index("{"):]) == {"text": "中😀"}
+    assert json.loads(text[text.index("{") :]) == {"text": "中😀"}
 
 
 def test_other_programs_streams_stay(monkeypatch):
@@ -323,8 +351,11 @@ def test_other_programs_streams_stay(monkeypatch):
 
 def test_the_library_changes_nothing_in_its_host():
   """Importing every module but the command line's."""
-  names = [name for name in import_rules.MODULES if import_rules.part_of(name) not in ("cli", "tasks", None)
-           and name not in import_rules.SEQIO_HALF]
+  names = [
+    name
+    for name in import_rules.MODULES
+    if import_rules.part_of(name) not in ("cli", "tasks", None) and name not in import_rules.SEQIO_HALF
+  ]
   code = textwrap.dedent(f"""
       import absl.logging, importlib, logging, os, signal, sys, threading, warnings
       import jax, flax.linen, optax, orbax.checkpoint, numpy, sentencepiece  # whose own doings are not ours
@@ -361,8 +392,9 @@ def test_begin_twice_is_as_once():
 def test_few_files_are_called_by_their_name(fake):
   """Not a full disk, and no restart helps."""
   (fake / "fakeprocess.py").write_text(
-      "import resource\n\n\ndef train(workdir, mode='x'):\n  resource.setrlimit(resource.RLIMIT_NOFILE, (8, 8))\n"
-      "  files = [open('/dev/null') for _ in range(100)]\n")
+    "import resource\n\n\ndef train(workdir, mode='x'):\n  resource.setrlimit(resource.RLIMIT_NOFILE, (8, 8))\n"
+    "  files = [open('/dev/null') for _ in range(100)]\n"
+  )
   assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] > 8
   done = subprocess.run(command("sleep"), capture_output=True, text=True, check=False)
   assert done.returncode == 2 and "raise the limit with ulimit -n" in done.stderr and done.stderr.count("\n") == 1

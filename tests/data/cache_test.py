@@ -104,8 +104,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[pathlib.Path, str]:
   (here / "zh.txt").write_text("\n\n".join(chinese))
   (here / "qa.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
   tokenizer_lib.train(english + chinese, here / "tokenizer", vocab_size=420)
-  done = subprocess.run([sys.executable, "-W", "ignore", "-c", DRIVER, str(here)], text=True,
-                        capture_output=True, timeout=300)
+  done = subprocess.run(
+    [sys.executable, "-W", "ignore", "-c", DRIVER, str(here)], text=True, capture_output=True, timeout=300
+  )
   assert done.returncode == 0, done.stderr[-3000:]
   return here, done.stdout
 
@@ -128,7 +129,10 @@ def test_documents_are_those_of_the_files(made: tuple[pathlib.Path, str]) -> Non
   tokenizer = tokenizer_lib.Tokenizer.load(cache.tokenizer_folder)
   assert cache.manifest["tokenizer"]["fingerprint"] == tokenizer.fingerprint
   assert {name: task["kind"] for name, task in cache.tasks.items()} == {
-      "instruct_qa": "instruction", "pretrain_en": "text", "pretrain_zh": "text"}
+    "instruct_qa": "instruction",
+    "pretrain_en": "text",
+    "pretrain_zh": "text",
+  }
   texts = [json.loads(line)["text"] for line in (here / "en.jsonl").read_text().splitlines()]
   found = {split: list(cache.split("pretrain_en", split).documents()) for split in ("train", "validation")}
   assert {split: len(documents) for split, documents in found.items()} == {"train": 99, "validation": 2}
@@ -137,14 +141,14 @@ def test_documents_are_those_of_the_files(made: tuple[pathlib.Path, str]) -> Non
   utf8_bytes = sum(cache.split("pretrain_en", split).utf8_bytes for split in found)
   assert utf8_bytes == sum(len(text.encode()) for text in texts)
   pair = cache.split("instruct_qa", "train").document(0)
-  assert tokenizer.decode(pair.tokens[:pair.input_length]) == "How many dogs on day 0?"
-  assert tokenizer.decode(pair.tokens[pair.input_length:]) == "0 dogs"
+  assert tokenizer.decode(pair.tokens[: pair.input_length]) == "How many dogs on day 0?"
+  assert tokenizer.decode(pair.tokens[pair.input_length :]) == "0 dogs"
 
 
 def test_rows_come_out_of_it(made: tuple[pathlib.Path, str]) -> None:
   here, _ = made
   infilling = rows.BlankInfilling(64, shards.TokenCache.open(here / "two").specials, samples_per_sequence=2)
-  batch, = loader.CachedMixture(here / "two", infilling, num_workers=0).batches([(0, 40)])
+  (batch,) = loader.CachedMixture(here / "two", infilling, num_workers=0).batches([(0, 40)])
   assert np.unique(batch["objective"]).tolist() == [0, 1, 2]
   assert (batch["tokens"] < 420).all()
 

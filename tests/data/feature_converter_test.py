@@ -30,8 +30,9 @@ def tokenizer(tmp_path_factory):
 
 
 def infilling(tokenizer, **options):
-  return rows.BlankInfilling(**{"seq_length": 96, "specials": tokenizer.specials, "packing": "greedy",
-                                "samples_per_sequence": 2} | options)
+  return rows.BlankInfilling(
+    **{"seq_length": 96, "specials": tokenizer.specials, "packing": "greedy", "samples_per_sequence": 2} | options
+  )
 
 
 def task_rows(name, maker, seed=3):
@@ -75,15 +76,17 @@ def test_zeros_survive(tokenizer):
   """seqio's packer would drop position 0, weight 0 and start 0, and shift what follows."""
   row = task_rows("pretrain_zh", infilling(tokenizer, gmask_rate=1.0))[0]
   assert row["positions"].tolist() == list(range(int(row["attend_end"].max()))) + [0] * int(
-      96 - row["attend_end"].max())
+    96 - row["attend_end"].max()
+  )
   assert 0 in row["loss_weights"] and 1 in row["loss_weights"]
 
 
 def test_seqio_mixes_text_and_pairs(tokenizer):
   maker = infilling(tokenizer)
   converter = feature_converter.GLMFeatureConverter(maker)
-  ds = seqio.get_dataset("pretrain_bilingual", converter.task_feature_lengths, converter, num_epochs=None,
-                         seed=5, batch_size=4)
+  ds = seqio.get_dataset(
+    "pretrain_bilingual", converter.task_feature_lengths, converter, num_epochs=None, seed=5, batch_size=4
+  )
   batches = list(ds.take(8).as_numpy_iterator())
   assert {name: a.shape for name, a in batches[0].items()} == dict.fromkeys(maker_features(), (4, 96))
   assert {int(o) for b in batches for o in b["objective"][:, 0]} >= {0, 1, 2}
@@ -121,11 +124,13 @@ def test_rates_change_by_samples(tokenizer):
   is_pair = np.concatenate([batch["objective"][:, 0] == 2 for batch in batches])
   assert is_pair[:6].any() and not is_pair[6:].any()
   first = next(steady.batches(iter(plan)))
-  assert_same({name: array[:2] for name, array in first.items()},
-              {name: array[:2] for name, array in batches[0].items()})
+  assert_same(
+    {name: array[:2] for name, array in first.items()}, {name: array[:2] for name, array in batches[0].items()}
+  )
   assert_same(next(source(tokenizer, rate_changes=(ends,)).batches(iter(plan[2:]))), batches[2])
-  assert changed.describe() == steady.describe() | {"changes": [
-      {"first_sample": 2, "ramp_samples": 4, "weights": {"pretrain_en": 1, "pretrain_zh": 1}}]}
+  assert changed.describe() == steady.describe() | {
+    "changes": [{"first_sample": 2, "ramp_samples": 4, "weights": {"pretrain_en": 1, "pretrain_zh": 1}}]
+  }
   with pytest.raises(errors.InputError, match="'pretrain_fr', which the mixture pretrain_bilingual does not hold"):
     source(tokenizer, rate_changes=[sampler.RateChange(9, {"pretrain_fr": 1.0})]).describe()
 
@@ -135,8 +140,7 @@ def test_describe(tokenizer):
   assert described["tokenizer"] == tokenizer.fingerprint and described["infilling"]["seq_length"] == 96
   assert described["weights"] == {"pretrain_en": 1, "pretrain_zh": 1, "instruct_small": 2}
   assert described == source(tokenizer).describe() != source(tokenizer, seed=1).describe()
-  made = feature_converter.SeqioMixture(
-      "pretrain_en", lambda specials: rows.BlankInfilling(64, specials))
+  made = feature_converter.SeqioMixture("pretrain_en", lambda specials: rows.BlankInfilling(64, specials))
   assert made.seq_length == 64 and made.describe()["weights"] == {"pretrain_en": 1}
 
 

@@ -31,8 +31,12 @@ def test_pairs_and_the_held_out_ones(path):
   assert read(path, *records, split="validation") == []
   assert list(instructions.file_instructions(path, 48, "validation")) == [("", "d")]
   assert read(path, {"content": "a", "summary": "b"}, fields=[("content", "summary")]) == [("a", "b")]
-  fails("pairs.jsonl:1: no fields content and summary; the record has inputs, targets", path, records[0],
-        fields=[("content", "summary")])
+  fails(
+    "pairs.jsonl:1: no fields content and summary; the record has inputs, targets",
+    path,
+    records[0],
+    fields=[("content", "summary")],
+  )
   fails("pairs.jsonl:1: the field 'targets' is empty", path, {"inputs": "a", "targets": ""})
   with pytest.raises(errors.InputError, match="read from .jsonl"):
     list(instructions.file_instructions(path.with_suffix(".txt"), 0))
@@ -40,10 +44,10 @@ def test_pairs_and_the_held_out_ones(path):
 
 def test_history_becomes_the_rounds_that_the_chat_writes(path):
   record = {"prompt": "晴朗吗？", "response": "是的。", "history": [["你好", "你好！"], ["今天\n星期几？", "星期三。"]]}
-  (inputs, targets), = read(path, record)
-  assert inputs == ("[Round 0]\n问：你好\n答：你好！\n"
-                    "[Round 1]\n问：今天\n星期几？\n答：星期三。\n"
-                    "[Round 2]\n问：晴朗吗？\n答：")
+  ((inputs, targets),) = read(path, record)
+  assert inputs == (
+    "[Round 0]\n问：你好\n答：你好！\n[Round 1]\n问：今天\n星期几？\n答：星期三。\n[Round 2]\n问：晴朗吗？\n答："
+  )
   assert targets == "是的。"
   assert inputs == chat.prompt([chat.Round(*each) for each in record["history"]], record["prompt"])
   for none in ([], None, ""):
@@ -52,8 +56,11 @@ def test_history_becomes_the_rounds_that_the_chat_writes(path):
 
 @pytest.mark.parametrize("history", ["text", {"a": "b"}, ["a", "b"], [["a"]], [["a", "b", "c"]], [["a", 5]], 5, False])
 def test_history_of_another_shape_is_refused(path, history):
-  fails('pairs.jsonl:1: the field "history" is .*not a list of .question, answer. pairs', path,
-        {"prompt": "a", "response": "b", "history": history})
+  fails(
+    'pairs.jsonl:1: the field "history" is .*not a list of .question, answer. pairs',
+    path,
+    {"prompt": "a", "response": "b", "history": history},
+  )
 
 
 def test_half_a_surrogate_in_history_is_refused(path):
@@ -62,11 +69,29 @@ def test_half_a_surrogate_in_history_is_refused(path):
     list(instructions.file_instructions(path, 0))
 
 
-@pytest.mark.parametrize("name", ["system", "instruction", "input", "context", "messages", "conversations", "choices",
-                                  "Input", "passage", "weight", "whatever"])
+@pytest.mark.parametrize(
+  "name",
+  [
+    "system",
+    "instruction",
+    "input",
+    "context",
+    "messages",
+    "conversations",
+    "choices",
+    "Input",
+    "passage",
+    "weight",
+    "whatever",
+  ],
+)
 def test_fields_that_might_belong_to_the_sample_are_refused(path, name):
-  fails(f"pairs.jsonl:2: the field '{name}' is not read.*write it into 'inputs', remove it, or move it into",
-        path, {"inputs": "a", "targets": "b"}, {"inputs": "a", "targets": "b", name: "c"})
+  fails(
+    f"pairs.jsonl:2: the field '{name}' is not read.*write it into 'inputs', remove it, or move it into",
+    path,
+    {"inputs": "a", "targets": "b"},
+    {"inputs": "a", "targets": "b", name: "c"},
+  )
   assert read(path, {"inputs": "a", "targets": "b", name: ""}, {"inputs": "a", "targets": "b", name: None})
 
 
@@ -75,8 +100,9 @@ def test_fields_that_describe_a_pair_are_passed_over(path):
   assert read(path, {"inputs": "a", "targets": "b"} | described) == [("a", "b")]
 
 
-@pytest.mark.parametrize("record", [
-    {"instruction": "a", "input": "", "output": "b"}, {"messages": [{"role": "user", "content": "a"}]}, {}])
+@pytest.mark.parametrize(
+  "record", [{"instruction": "a", "input": "", "output": "b"}, {"messages": [{"role": "user", "content": "a"}]}, {}]
+)
 def test_records_of_other_formats_are_told_what_to_do(path, record):
   fails("no fields inputs and targets or prompt and response; the record has .*: rename its fields", path, record)
 

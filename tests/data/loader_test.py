@@ -34,8 +34,10 @@ def make_cache(directory: pathlib.Path, seed: int = 0, empty: tuple[str, ...] | 
   with builder.CacheBuilder(directory, builder.make_plan("m", 2, tokenizer, tasks)) as making:
     for shard in making.missing():
       rng = np.random.default_rng([shard.index, ord(shard.task[0]), *([seed] if seed else [])])
-      documents = [shards.Document(np.append(rng.integers(4, 500, 90), SPECIALS.eod))
-                   for _ in range(30 if shard.split == "train" or shard.task not in empty else 0)]
+      documents = [
+        shards.Document(np.append(rng.integers(4, 500, 90), SPECIALS.eod))
+        for _ in range(30 if shard.split == "train" or shard.task not in empty else 0)
+      ]
       builder.write_shard(making.partial, shard, documents, 508)
     return making.finish()
 
@@ -46,12 +48,12 @@ def directory(tmp_path: pathlib.Path) -> pathlib.Path:
   return tmp_path / "cache"
 
 
-def gather(source: loader.CachedMixture, plan: list[tuple[int, int]],
-           process_count: int = 1) -> list[loader.Batch]:
+def gather(source: loader.CachedMixture, plan: list[tuple[int, int]], process_count: int = 1) -> list[loader.Batch]:
   """Global batches, put together from every host's rows."""
   hosts = [list(source.batches(iter(plan), i, process_count)) for i in range(process_count)]
-  return [{name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-          for parts in zip(*hosts, strict=True)]
+  return [
+    {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} for parts in zip(*hosts, strict=True)
+  ]
 
 
 def assert_same(a: list[loader.Batch], b: list[loader.Batch]) -> None:
@@ -77,7 +79,7 @@ def test_hosts_and_workers_change_nothing(directory: pathlib.Path) -> None:
 
 def test_batches_are_the_samplers_rows(directory: pathlib.Path) -> None:
   source = loader.CachedMixture(directory, INFILLING, num_workers=0)
-  one, = source.batches([(10, 6)])
+  (one,) = source.batches([(10, 6)])
   parts = list(source.batches([(10, 2), (12, 4)]))
   for name in one:
     np.testing.assert_array_equal(one[name], np.concatenate([part[name] for part in parts]))
@@ -87,9 +89,8 @@ def test_batches_are_the_samplers_rows(directory: pathlib.Path) -> None:
 @pytest.mark.parametrize("positions", ["rotary", "rotary_2d", "learned_2d"])
 def test_batch_features(directory: pathlib.Path, positions: str) -> None:
   infilling = dataclasses.replace(INFILLING, positions=positions)
-  batch, = loader.CachedMixture(directory, infilling, num_workers=0).batches([(0, 4)])
-  assert batch.keys() == {
-      "tokens", "targets", "loss_weights", "positions", "attend_start", "attend_end", "objective"}
+  (batch,) = loader.CachedMixture(directory, infilling, num_workers=0).batches([(0, 4)])
+  assert batch.keys() == {"tokens", "targets", "loss_weights", "positions", "attend_start", "attend_end", "objective"}
   for name, value in batch.items():
     assert value.dtype == (np.float32 if name == "loss_weights" else np.int32)
     assert value.shape == ((4, 2, 64) if name == "positions" and positions != "rotary" else (4, 64))

@@ -12,8 +12,15 @@ from glmjax.data import glm10b, rows
 
 SPECIALS = tokens_lib.GLM_130B
 FIRST_TOKEN = 20_100
-DTYPES = {"tokens": np.int32, "targets": np.int32, "loss_weights": np.float32, "positions": np.int32,
-           "attend_start": np.int32, "attend_end": np.int32, "objective": np.int32}
+DTYPES = {
+  "tokens": np.int32,
+  "targets": np.int32,
+  "loss_weights": np.float32,
+  "positions": np.int32,
+  "attend_start": np.int32,
+  "attend_end": np.int32,
+  "objective": np.int32,
+}
 
 
 def make_window(config: rows.BlankInfilling | glm10b.BlockStrategy) -> np.ndarray:
@@ -60,8 +67,8 @@ def restore_text(row: rows.Row, start: int, context_end: int, end: int, eop: int
 @pytest.mark.parametrize("packing", rows.PACKINGS)
 def test_no_target_is_lost(length: int, samples: int, draws: int, packing: str) -> None:
   config = rows.BlankInfilling(
-      length, SPECIALS, samples_per_sequence=samples, packing=packing, short_sequence_rate=0.1,
-      single_span_rate=0.1)
+    length, SPECIALS, samples_per_sequence=samples, packing=packing, short_sequence_rate=0.1, single_span_rate=0.1
+  )
   window = make_window(config)
   for index in range(draws):
     row = config.mask_row(window, seed=1, index=index)
@@ -113,8 +120,11 @@ def test_short_windows_leave_padding() -> None:
   for n in (2, 3, 10, 70, config.window_length):
     for index in range(100):
       row = config.text_row(make_window(config)[:n], 0, index)
-      shown = sum(len(restore_text(row, *of_sample, SPECIALS.eop)) for of_sample in split_samples(row)
-                  if row["objective"][0] == tokens_lib.OBJECTIVE_MASK)
+      shown = sum(
+        len(restore_text(row, *of_sample, SPECIALS.eop))
+        for of_sample in split_samples(row)
+        if row["objective"][0] == tokens_lib.OBJECTIVE_MASK
+      )
       assert shown <= n and np.isin(row["tokens"][row["loss_weights"] > 0], SPECIALS.pad).sum() == 0
 
 
@@ -161,8 +171,15 @@ def test_instructions_packed_by_their_lengths_fit(packing: str) -> None:
         assert len(kept) - 1 == len(inputs) and len(predicted) - 1 == len(targets), "cut without need"
 
 
-@pytest.mark.parametrize("given,kept", [  # the original's rule, for 512 places (FACTS 2.1)
-    ((300, 600), (128, 382)), ((480, 100), (410, 100)), ((100, 600), (100, 410)), ((600, 5), (505, 5))])
+@pytest.mark.parametrize(
+  "given,kept",
+  [  # the original's rule, for 512 places (FACTS 2.1)
+    ((300, 600), (128, 382)),
+    ((480, 100), (410, 100)),
+    ((100, 600), (100, 410)),
+    ((600, 5), (505, 5)),
+  ],
+)
 def test_instructions_are_cut_as_in_the_original(given: tuple[int, int], kept: tuple[int, int]) -> None:
   row = rows.BlankInfilling(2048, SPECIALS).instruction_row([(np.zeros(given[0], int), np.zeros(given[1], int))])
   ((_, context_end, end),) = split_samples(row)
@@ -186,9 +203,19 @@ def test_chatglm_pairs_have_gmask_between() -> None:
   assert row["positions"][:, :10].tolist() == [[0, 1, 2, 3, 4, 5, 5, 5, 5, 5], [0, 0, 0, 0, 0, 0, 1, 2, 3, 4]]
 
 
-@pytest.mark.parametrize("changed", [
-    {"positions": "alibi"}, {"packing": "tight"}, {"gmask_rate": 1.5}, {"mask_ratio": 0.9},
-    {"samples_per_sequence": 0}, {"seq_length": 32}, {"mean_span_length": 0}, {"instruction_positions": "x"}])
+@pytest.mark.parametrize(
+  "changed",
+  [
+    {"positions": "alibi"},
+    {"packing": "tight"},
+    {"gmask_rate": 1.5},
+    {"mask_ratio": 0.9},
+    {"samples_per_sequence": 0},
+    {"seq_length": 32},
+    {"mean_span_length": 0},
+    {"instruction_positions": "x"},
+  ],
+)
 def test_wrong_settings_are_named(changed: dict) -> None:
   with pytest.raises(errors.InputError, match=next(iter(changed))) as raised:
     rows.BlankInfilling(**{"seq_length": 512, "specials": SPECIALS, **changed})
@@ -210,8 +237,12 @@ def test_a_row_can_be_read() -> None:
 
 def test_glm10b_rows() -> None:
   strategy = glm10b.BlockStrategy(
-      512, SPECIALS, sentence_ends=tuple(range(FIRST_TOKEN, FIRST_TOKEN + 512, 13)), short_sequence_rate=0.1,
-      dblock_rate=0)
+    512,
+    SPECIALS,
+    sentence_ends=tuple(range(FIRST_TOKEN, FIRST_TOKEN + 512, 13)),
+    short_sequence_rate=0.1,
+    dblock_rate=0,
+  )
   window = make_window(strategy)
   window[200] = SPECIALS.eod
   seen = []

@@ -26,8 +26,14 @@ Shards = list[list[shards.Document]]
 def make_cache(directory: pathlib.Path, tasks: dict[str, tuple[float, Shards]]) -> shards.TokenCache:
   """A cache of the tasks' (rate, shards of documents); pairs make an instruction task."""
   tokenizer = {"fingerprint": "f" * 64, "vocab_size": 60_008, "specials": dataclasses.asdict(SPECIALS)}
-  about = {name: {"kind": "instruction" if parts[0][0].input_length else "text", "rate": rate,
-                  "splits": {"train": {"source": ""}}} for name, (rate, parts) in tasks.items()}
+  about = {
+    name: {
+      "kind": "instruction" if parts[0][0].input_length else "text",
+      "rate": rate,
+      "splits": {"train": {"source": ""}},
+    }
+    for name, (rate, parts) in tasks.items()
+  }
   with builder.CacheBuilder(directory, builder.make_plan("m", 2, tokenizer, about)) as making:
     for shard in making.missing():
       builder.write_shard(making.partial, shard, tasks[shard.task][1][shard.index], 60_008)
@@ -42,24 +48,29 @@ def numbered(first: int, count: int) -> Shards:
 
 def pairs(lengths: list[tuple[int, int]]) -> Shards:
   documents = [shards.Document(np.arange(a + b) + 10 * i, input_length=a) for i, (a, b) in enumerate(lengths)]
-  return [documents[:len(documents) // 2], documents[len(documents) // 2:]]
+  return [documents[: len(documents) // 2], documents[len(documents) // 2 :]]
 
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> shards.TokenCache:
   rng = np.random.default_rng(0)
   lengths = [(int(a), int(b)) for a, b in rng.integers(1, 40, (150, 2))]
-  return make_cache(tmp_path_factory.mktemp("sampler") / "cache", {
-      "en": (0.5, numbered(100, 20_011)), "zh": (0.3, numbered(30_000, 9_000)), "qa": (0.2, pairs(lengths))})
+  return make_cache(
+    tmp_path_factory.mktemp("sampler") / "cache",
+    {"en": (0.5, numbered(100, 20_011)), "zh": (0.3, numbered(30_000, 9_000)), "qa": (0.2, pairs(lengths))},
+  )
 
 
-@pytest.mark.parametrize("rates,expected", [
+@pytest.mark.parametrize(
+  "rates,expected",
+  [
     ({"a": 0.7, "b": 0.3}, {"a": 7, "b": 3}),
     ({"a": 1 / 3, "b": 1 / 3, "c": 1 / 3}, {"a": 1, "b": 1, "c": 1}),
     ({"a": 2, "b": 6, "c": 0}, {"a": 1, "b": 3}),
     ({"a": 0.95 / 2, "b": 0.95 / 2, "c": 0.05}, {"a": 19, "b": 19, "c": 2}),
     ({"only": 1e-9}, {"only": 1}),
-])
+  ],
+)
 def test_simple_rates_are_exact(rates: dict[str, float], expected: dict[str, int]) -> None:
   assert sampler.rate_weights(rates) == expected
 
@@ -97,8 +108,7 @@ def test_schedule_counts_every_pick_and_spreads_them(shares: tuple[int, ...]) ->
   assert (task, count) == (schedule.pick(1)[0], 10**12 * weights[task] + schedule.pick(1)[1])
 
 
-CHANGES = [(37, 0, {"a": 2, "c": 1}), (37, 400, {"b": 3, "d": 1}), (500, 333, {"a": 1, "d": 1}),
-           (900, 1, {"a": 1})]
+CHANGES = [(37, 0, {"a": 2, "c": 1}), (37, 400, {"b": 3, "d": 1}), (500, 333, {"a": 1, "d": 1}), (900, 1, {"a": 1})]
 
 
 def share(index: float, task: str) -> float:
@@ -207,8 +217,9 @@ def test_patterns_share_as_cached(cache: shards.TokenCache) -> None:
 def test_sets_too_small_for_a_held_out_pair_are_left_out_there(tmp_path: pathlib.Path) -> None:
   tokenizer = {"fingerprint": "f" * 64, "vocab_size": 60_008, "specials": dataclasses.asdict(SPECIALS)}
   splits = {"train": {"source": ""}, "validation": {"source": ""}}
-  about = {name: {"kind": kind, "rate": 0.5, "splits": splits} for name, kind in
-           (("en", "text"), ("small", "instruction"))}
+  about = {
+    name: {"kind": kind, "rate": 0.5, "splits": splits} for name, kind in (("en", "text"), ("small", "instruction"))
+  }
   made = {"en": numbered(0, 500)[0], "small": pairs([(3, 3)] * 4)[0]}
   with builder.CacheBuilder(tmp_path / "cache", builder.make_plan("m", 1, tokenizer, about)) as making:
     for shard in making.missing():
@@ -270,7 +281,7 @@ def test_packed_pairs_fit_and_none_is_lost(cache: shards.TokenCache, packing: st
   places = [infilling.instruction_length(int(a), int(b)) for a, b in lengths]
   for begin, end in zip(starts, starts[1:]):
     assert sum(places[begin:end]) <= infilling.seq_length
-    assert end == len(places) or sum(places[begin:end + 1]) > infilling.seq_length
+    assert end == len(places) or sum(places[begin : end + 1]) > infilling.seq_length
   source = sampler.MixtureSampler(cache, infilling, seed=0, rates={"qa": 1})
   numbers = [source.locate(i)[2] for i in range(len(starts) - 1)]
   assert sorted(numbers) == list(range(len(starts) - 1))

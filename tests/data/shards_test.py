@@ -24,8 +24,9 @@ from glmjax.io import publish
 SPECIALS = tokens.icetk(0, 1000)
 
 
-def plan(mixture: str = "m", source: str = "v1", rate: float = 1.0, vocab_size: int = 1008,
-         num_shards: int = 3) -> dict:
+def plan(
+  mixture: str = "m", source: str = "v1", rate: float = 1.0, vocab_size: int = 1008, num_shards: int = 3
+) -> dict:
   tokenizer = {"fingerprint": "f" * 64, "vocab_size": vocab_size, "specials": dataclasses.asdict(SPECIALS)}
   splits = {"train": {"source": source}, "validation": {"source": source}}
   tasks = {"en": {"kind": "text", "rate": rate, "splits": splits}}
@@ -34,12 +35,12 @@ def plan(mixture: str = "m", source: str = "v1", rate: float = 1.0, vocab_size: 
 
 def shard_documents(shard: builder.Shard, vocab_size: int = 1008) -> list[shards.Document]:
   rng = np.random.default_rng([shard.index, len(shard.split)])
-  return [shards.Document(rng.integers(0, vocab_size, rng.integers(0, 60)), int(rng.integers(100)))
-          for _ in range(20)]
+  return [shards.Document(rng.integers(0, vocab_size, rng.integers(0, 60)), int(rng.integers(100))) for _ in range(20)]
 
 
-def build(directory: pathlib.Path, overwrite: bool = False, tokenizer: pathlib.Path | None = None,
-          **kwargs: str | float) -> shards.TokenCache:
+def build(
+  directory: pathlib.Path, overwrite: bool = False, tokenizer: pathlib.Path | None = None, **kwargs: str | float
+) -> shards.TokenCache:
   with builder.CacheBuilder(directory, plan(**kwargs), overwrite) as making:
     for shard in making.missing():
       vocab_size = making.plan["tokenizer"]["vocab_size"]
@@ -51,13 +52,16 @@ def contents(folder: pathlib.Path) -> dict[str, bytes]:
   return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("vocab_size,dtype", [
-    (1008, "<u2"), (65_536, "<u2"), (65_537, "<u4"), (150_528, "<u4")])
+@pytest.mark.parametrize("vocab_size,dtype", [(1008, "<u2"), (65_536, "<u2"), (65_537, "<u4"), (150_528, "<u4")])
 def test_tokens_and_documents_read_back(tmp_path: pathlib.Path, vocab_size: int, dtype: str) -> None:
   cache = build(tmp_path / "cache", vocab_size=vocab_size)
   assert cache.manifest["dtype"] == dtype and cache.specials == SPECIALS and cache.vocab_size == vocab_size
-  written = [document for shard in builder.all_shards(plan(vocab_size=vocab_size)) if shard.split == "train"
-             for document in shard_documents(shard, vocab_size)]
+  written = [
+    document
+    for shard in builder.all_shards(plan(vocab_size=vocab_size))
+    if shard.split == "train"
+    for document in shard_documents(shard, vocab_size)
+  ]
   reader = cache.split("en", "train")
   assert reader.num_documents == len(written)
   for expected, got in zip(written, reader.documents(), strict=True):
@@ -85,7 +89,7 @@ def test_same_bytes_on_every_run_and_tokenizer_is_copied(tmp_path: pathlib.Path)
 
 
 def flipped(content: bytes, place: int) -> bytes:
-  return content[:place] + bytes([content[place] ^ 1]) + content[place + 1:]
+  return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
 
 
 def as_before(directory: pathlib.Path) -> None:
@@ -102,8 +106,9 @@ def read_all(cache: shards.TokenCache) -> list[list[int]]:
   readers = [cache.split("en", split) for split in ("train", "validation")]
   for reader in readers:
     reader.document_lengths()
-    assert np.array_equal(reader.read(0, reader.num_tokens),
-                          np.concatenate([document.tokens for document in reader.documents()]))
+    assert np.array_equal(
+      reader.read(0, reader.num_tokens), np.concatenate([document.tokens for document in reader.documents()])
+    )
   return [document.tokens.tolist() for reader in readers for document in reader.documents()]
 
 
@@ -141,7 +146,7 @@ def test_blocks_are_checked_where_they_are_read(tmp_path: pathlib.Path) -> None:
   for start, stop in ((first, first + 1), (0, 150_000), (first + verified.BLOCK // 2 - 1, first + verified.BLOCK)):
     with pytest.raises(errors.InputError, match="bytes 163840 to 196607 differ from their checksum"):
       reader.read(start, stop)
-  assert cache.split("en", "validation").read(first, first + 3).tolist() == stream[first:first + 3].tolist()
+  assert cache.split("en", "validation").read(first, first + 3).tolist() == stream[first : first + 3].tolist()
 
 
 def test_any_change_of_the_manifest_is_noticed(tmp_path: pathlib.Path) -> None:
@@ -161,8 +166,19 @@ def test_any_change_of_the_manifest_is_noticed(tmp_path: pathlib.Path) -> None:
       assert changed == shards.read_manifest(directory)  # a blank between
 
 
-@pytest.mark.parametrize("content", ["5", "[]", "{}", '{"format": 1}', '{"format": 1, "tasks": 5}', '{"format": null}',
-                                     '{"format": 1, "dtype": "x", "tasks": {}, "tokenizer": {}}', "[" * 10_000])
+@pytest.mark.parametrize(
+  "content",
+  [
+    "5",
+    "[]",
+    "{}",
+    '{"format": 1}',
+    '{"format": 1, "tasks": 5}',
+    '{"format": null}',
+    '{"format": 1, "dtype": "x", "tasks": {}, "tokenizer": {}}',
+    "[" * 10_000,
+  ],
+)
 def test_what_is_no_manifest_is_refused(tmp_path: pathlib.Path, content: str) -> None:
   (tmp_path / "manifest.json").write_text(content)
   with pytest.raises(errors.InputError) as caught:
@@ -174,10 +190,14 @@ def test_older_caches_whose_manifest_was_damaged(tmp_path: pathlib.Path) -> None
   build(tmp_path / "cache")
   as_before(tmp_path / "cache")
   manifest = json.loads((tmp_path / "cache/manifest.json").read_bytes())
-  for damage in (lambda m: m.pop("dtype"), lambda m: m["tasks"]["en"].pop("kind"), lambda m: m.update(tokenizer=[]),
-                 lambda m: m["tasks"]["en"]["splits"]["train"].update(tokens=5),
-                 lambda m: m["tasks"]["en"]["splits"]["train"]["shards"][0].update(files=None),
-                 lambda m: m["tasks"]["en"]["splits"]["train"]["shards"][0].update(documents="1")):
+  for damage in (
+    lambda m: m.pop("dtype"),
+    lambda m: m["tasks"]["en"].pop("kind"),
+    lambda m: m.update(tokenizer=[]),
+    lambda m: m["tasks"]["en"]["splits"]["train"].update(tokens=5),
+    lambda m: m["tasks"]["en"]["splits"]["train"]["shards"][0].update(files=None),
+    lambda m: m["tasks"]["en"]["splits"]["train"]["shards"][0].update(documents="1"),
+  ):
     changed = json.loads(json.dumps(manifest))
     damage(changed)
     (tmp_path / "cache/manifest.json").write_text(json.dumps(changed))
@@ -187,7 +207,8 @@ def test_older_caches_whose_manifest_was_damaged(tmp_path: pathlib.Path) -> None
 
 @pytest.mark.parametrize("older", [False, True])
 def test_a_cache_that_is_replaced_under_its_reader(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, older: bool) -> None:
+  tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, older: bool
+) -> None:
   """With few open files some are opened again: the new ones are found out, and never mixed with the old."""
   monkeypatch.setattr(verified, "_MOST_OPEN", 4)
   directory = tmp_path / "cache"
@@ -198,23 +219,27 @@ def test_a_cache_that_is_replaced_under_its_reader(
   expected = reader.read(0, reader.num_tokens)
   with builder.CacheBuilder(directory, plan(source="v2", num_shards=8), overwrite=True) as making:
     for shard in making.missing():
-      others = [document._replace(tokens=(np.asarray(document.tokens) + 1) % 1008)
-                for document in shard_documents(shard)]
+      others = [
+        document._replace(tokens=(np.asarray(document.tokens) + 1) % 1008) for document in shard_documents(shard)
+      ]
       builder.write_shard(making.partial, shard, others, 1008)
     making.finish()
   read = 0
   with pytest.raises(errors.InputError, match="cache: the token cache was replaced while it was being read .*again"):
     for read in range(reader.num_tokens):
       at = (read * 101) % (reader.num_tokens - 5)
-      np.testing.assert_array_equal(reader.read(at, at + 5), expected[at:at + 5])
+      np.testing.assert_array_equal(reader.read(at, at + 5), expected[at : at + 5])
   assert shards.TokenCache.open(directory).split("en", "train").read(0, 5).tolist() == [
-      (token + 1) % 1008 for token in expected[:5]]
+    (token + 1) % 1008 for token in expected[:5]
+  ]
 
 
 def test_few_file_handles_are_called_what_they_are(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
   reader = build(tmp_path / "cache").split("en", "train")
+
   def refuse(*arguments: object) -> int:
     raise OSError(errno.EMFILE, "Too many open files", arguments[0])
+
   with monkeypatch.context() as patch:
     patch.setattr(verified.os, "open", refuse)
     with pytest.raises(errors.InputError, match="cannot read .*ulimit -n") as caught:
@@ -384,10 +409,10 @@ def test_death_between_manifest_and_swap_loses_nothing(tmp_path: pathlib.Path, r
   assert [path.name for path in tmp_path.iterdir()] == ["cache"]
 
 
-def test_full_disk_is_one_line_and_harms_nothing(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_is_one_line_and_harms_nothing(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
   def full(descriptor: int) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
+
   with builder.CacheBuilder(tmp_path / "cache", plan()) as making:
     todo = making.missing()
     builder.write_shard(making.partial, todo[0], shard_documents(todo[0]), 1008)

@@ -24,7 +24,7 @@ def load(name: str) -> tuple[dict, dict[str, np.ndarray]]:
 
 def case(name: str, prefix: str) -> dict[str, np.ndarray]:
   arrays = load(name)[1]
-  return {key[len(prefix) + 1:]: value for key, value in arrays.items() if key.startswith(prefix + "/")}
+  return {key[len(prefix) + 1 :]: value for key, value in arrays.items() if key.startswith(prefix + "/")}
 
 
 def pretraining_cases(kind: str) -> list[str]:
@@ -42,9 +42,7 @@ def pretraining_specials() -> tokens_lib.SpecialTokens:
   return dataclasses.replace(make_specials(load("pretraining_samples")[0]["special_ids"]), pad=0)
 
 
-def check_row(
-    row: rows.Row, expected: dict[str, np.ndarray], positions: np.ndarray, contexts: list[int]
-) -> None:
+def check_row(row: rows.Row, expected: dict[str, np.ndarray], positions: np.ndarray, contexts: list[int]) -> None:
   """Equal features; positions and intervals are compared where there is a sample, contexts are per sample."""
   np.testing.assert_array_equal(row["tokens"], expected["tokens"])
   np.testing.assert_array_equal(row["targets"], expected["targets"])
@@ -87,9 +85,7 @@ def test_gmask_row(name: str) -> None:
   check_row(config.pack([sample], tokens_lib.OBJECTIVE_GMASK), expected, positions, [context_length])
 
 
-def spans_of_slot(
-    text: np.ndarray, context: np.ndarray, target_positions: np.ndarray, mask: int
-) -> np.ndarray:
+def spans_of_slot(text: np.ndarray, context: np.ndarray, target_positions: np.ndarray, mask: int) -> np.ndarray:
   """Spans in target order, found from a corrupted sample; those cut off come last, in text order."""
   index_in_text = {int(token): i for i, token in enumerate(text)}
   assert len(index_in_text) == len(text)
@@ -111,7 +107,8 @@ def test_packed_mask_row(name: str) -> None:
   expected, specials = case("pretraining_samples", name), pretraining_specials()
   contexts = expected["context_lengths"].tolist()
   config = rows.BlankInfilling(
-      len(expected["tokens"]), specials, samples_per_sequence=len(contexts), truncate_targets=True)
+    len(expected["tokens"]), specials, samples_per_sequence=len(contexts), truncate_targets=True
+  )
   assert config.window_length == len(expected["input_ids"])
   samples = []
   for i, text in enumerate(np.split(expected["input_ids"], len(contexts))):
@@ -134,18 +131,20 @@ def test_packed_mask_row(name: str) -> None:
 def test_instruction_sample(name: str) -> None:
   expected, specials = case("pretraining_samples", name), pretraining_specials()
   kind = "unified" if name.startswith("mip_unified") else "running"
-  config = rows.BlankInfilling(
-      len(expected["tokens"]), specials, samples_per_sequence=1, instruction_positions=kind)
+  config = rows.BlankInfilling(len(expected["tokens"]), specials, samples_per_sequence=1, instruction_positions=kind)
   row = config.instruction_row([(expected["text"], expected["target"])])
   check_row(row, expected, expected["positions"], expected["context_length"].tolist())
   greedy = dataclasses.replace(config, packing="greedy")
   assert greedy.instruction_length(len(expected["text"]), len(expected["target"])) == (
-      expected["context_length"][0] + expected["loss_mask"].sum())
+    expected["context_length"][0] + expected["loss_mask"].sum()
+  )
 
 
 def test_span_lengths_are_those_of_both_originals() -> None:
-  for pmf in (load("pretraining_samples")[0]["statistics"]["block_length_pmf"],
-              load("glm_blank_infilling")[1]["stats/span_length_prob_exact"][1:]):
+  for pmf in (
+    load("pretraining_samples")[0]["statistics"]["block_length_pmf"],
+    load("glm_blank_infilling")[1]["stats/span_length_prob_exact"][1:],
+  ):
     ours = spans.span_length_pmf()[: len(pmf)]
     np.testing.assert_allclose(ours / ours.sum(), np.array(pmf) / np.sum(pmf), atol=1e-12)
 
@@ -225,22 +224,23 @@ def make_strategy(args: dict, seq_length: int, vocab_size: int) -> glm10b.BlockS
   """The strategy with the original's arguments and that code's own defaults."""
   mask_rate = args.get("bert_prob", 1.0)
   return glm10b.BlockStrategy(
-      seq_length,
-      glm10b_specials(),
-      sentence_ends=tuple(t for t in range(vocab_size - 1) if t % 13 == 0),
-      mask_rate=mask_rate,
-      sentence_rate=args.get("gap_sentence_prob", 0.0),
-      infill_rate=args.get("gpt_infill_prob", 0.5),
-      gmask_min_ratio=args.get("gpt_min_ratio", 0.5),
-      mask_ratio=args.get("bert_ratio", 0.15),
-      sentence_ratio=args.get("gap_sentence_ratio", 0.15),
-      mean_span_length=args.get("average_block_length", 3),
-      max_span_length=args.get("max_block_length", 40) - 1,
-      dblock_rate=args.get("block_mask_prob", 0.0),
-      short_sequence_rate=args.get("short_seq_prob", 0.0),
-      single_span_rate=args.get("single_span_prob", 0.0),
-      shuffle_spans=args.get("shuffle_blocks", True),
-      task_masks=args.get("task_mask", False))
+    seq_length,
+    glm10b_specials(),
+    sentence_ends=tuple(t for t in range(vocab_size - 1) if t % 13 == 0),
+    mask_rate=mask_rate,
+    sentence_rate=args.get("gap_sentence_prob", 0.0),
+    infill_rate=args.get("gpt_infill_prob", 0.5),
+    gmask_min_ratio=args.get("gpt_min_ratio", 0.5),
+    mask_ratio=args.get("bert_ratio", 0.15),
+    sentence_ratio=args.get("gap_sentence_ratio", 0.15),
+    mean_span_length=args.get("average_block_length", 3),
+    max_span_length=args.get("max_block_length", 40) - 1,
+    dblock_rate=args.get("block_mask_prob", 0.0),
+    short_sequence_rate=args.get("short_seq_prob", 0.0),
+    single_span_rate=args.get("single_span_prob", 0.0),
+    shuffle_spans=args.get("shuffle_blocks", True),
+    task_masks=args.get("task_mask", False),
+  )
 
 
 MODES = {"bert": "mask", "sentence": "sentence", "gpt": "gmask"}
@@ -256,14 +256,18 @@ def test_glm10b_batches(mode: str) -> None:
     while f"in{len(texts)}_text" in expected:
       texts.append(glm10b.Text(expected[f"in{len(texts)}_text"], expected[f"in{len(texts)}_loss_mask"]))
     objective, built = strategy.construct(
-        texts, random.Random(call["rng_seed"]), random.Random(call["global_random_seed"]))
+      texts, random.Random(call["rng_seed"]), random.Random(call["global_random_seed"])
+    )
     assert tokens_lib.OBJECTIVES[objective] == MODES[call["mode"]]
     assert len(built) == len(expected["out_text"])
     for j, (sample, weights) in enumerate(built):
       n = len(sample.tokens)
       for name, ours in (
-          ("text", sample.tokens), ("target", sample.targets), ("loss_mask", weights),
-          ("position_id", np.stack([sample.positions, sample.block_positions]))):
+        ("text", sample.tokens),
+        ("target", sample.targets),
+        ("loss_mask", weights),
+        ("position_id", np.stack([sample.positions, sample.block_positions])),
+      ):
         np.testing.assert_array_equal(ours, expected[f"out_{name}"][j][..., :n])
         assert not expected[f"out_{name}"][j][..., n:].any()
       assert sample.context_length == expected["out_attention_mask"][j]
@@ -287,9 +291,10 @@ def test_glm10b_statistics() -> None:
   gmask_samples = build({"bert_prob": 0.0, "gpt_infill_prob": 1.0, "gpt_min_ratio": 0.25})
   blanks = [len(s.tokens) - s.context_length for s in gmask_samples]
   for ours, golden in (
-      ([len(of_sample) for of_sample in lengths], arrays["stats/span_count"]),
-      ([of_sample.sum() for of_sample in lengths], arrays["stats/masked_tokens"]),
-      (blanks, arrays["stats/gmask_generation_length"])):
+    ([len(of_sample) for of_sample in lengths], arrays["stats/span_count"]),
+    ([of_sample.sum() for of_sample in lengths], arrays["stats/masked_tokens"]),
+    (blanks, arrays["stats/gmask_generation_length"]),
+  ):
     error = np.hypot(np.std(ours) / len(ours) ** 0.5, np.std(golden) / len(golden) ** 0.5)
     assert abs(np.mean(ours) - np.mean(golden)) < 5 * error
   shortest, longest = info["stats"]["gmask_length_range"]

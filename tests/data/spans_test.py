@@ -37,8 +37,13 @@ def test_every_token_is_in_the_context_or_a_target_once(seed: int) -> None:
   context, predicted = np.split(sample.targets, [sample.context_length])
   blanks = np.split(predicted, np.flatnonzero(predicted == SPECIALS.eop) + 1)[:-1]
   assert len(blanks) == k
-  restored, by_mask = [], {sample.positions[np.flatnonzero(sample.positions == p)[-1]]: blank
-                           for p, blank in zip(sample.positions[sample.tokens == SPECIALS.sop], blanks)}
+  restored, by_mask = (
+    [],
+    {
+      sample.positions[np.flatnonzero(sample.positions == p)[-1]]: blank
+      for p, blank in zip(sample.positions[sample.tokens == SPECIALS.sop], blanks)
+    },
+  )
   for i, token in enumerate(context):
     restored += by_mask[i][:-1].tolist() if token == SPECIALS.mask else [token]
   assert restored == text.tolist()
@@ -78,7 +83,10 @@ def test_span_lengths_add_up_to_one() -> None:
 
 
 def test_generators_depend_on_seed_and_index_alone() -> None:
-  draws = {(seed, index): spans.example_rng(seed, index).integers(2**63)
-           for seed in (0, 1, -1, 2**63) for index in (0, 1, 10**12)}
+  draws = {
+    (seed, index): spans.example_rng(seed, index).integers(2**63)
+    for seed in (0, 1, -1, 2**63)
+    for index in (0, 1, 10**12)
+  }
   assert len(set(draws.values())) == len(draws)
   assert draws[1, 10**12] == spans.example_rng(1, 10**12).integers(2**63)

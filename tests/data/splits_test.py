@@ -14,7 +14,7 @@ from glmjax.data import text
 def words(count, seed=0, line=12):
   rng = random.Random(seed)
   made = ["".join(rng.choices("abcdefghij", k=rng.randint(1, 9))) for _ in range(count)]
-  return "\n".join(" ".join(made[i:i + line]) for i in range(0, count, line))
+  return "\n".join(" ".join(made[i : i + line]) for i in range(0, count, line))
 
 
 def both(path, field="text"):
@@ -48,8 +48,11 @@ def test_few_documents_hold_out_windows(tmp_path, name):
   assert found == both(tmp_path / file)
   assert 0.01 < share(found) < 0.25 and not set(found["train"]) & set(found["validation"])
   # Each character of the documents is in one of the splits, in order, and no window in both.
-  pieces = sorted((place, piece, split) for split, all_pieces in found.items()
-                  for place, piece in located(all_pieces, "\n\n".join(whole)))
+  pieces = sorted(
+    (place, piece, split)
+    for split, all_pieces in found.items()
+    for place, piece in located(all_pieces, "\n\n".join(whole))
+  )
   assert "".join("".join(piece for _, piece, _ in pieces).split()) == "".join("".join(whole).split())
   if name in ("30 short documents", "49 documents"):  # they stay whole
     assert set(found["train"]) | set(found["validation"]) == set(whole)
@@ -105,8 +108,9 @@ def test_long_texts_hold_out_a_fiftieth_in_several_places():
 @pytest.mark.parametrize("sizes", [[1_000, 1], [3] * 40, [50_000], [2], [1, 1], [9], [17, 0, 23], [400, 9, 9, 400]])
 def test_each_split_gets_something(sizes):
   windows = splits.windows(sizes)
-  found = list(itertools.chain.from_iterable(
-      windows.pieces([["x" * size]], number) for number, size in enumerate(sizes) if size))
+  found = list(
+    itertools.chain.from_iterable(windows.pieces([["x" * size]], number) for number, size in enumerate(sizes) if size)
+  )
   assert {split for split, _ in found} == {"train", "validation"}
   assert sum(len(piece) for _, piece in found) == sum(sizes)
 

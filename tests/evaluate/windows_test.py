@@ -22,14 +22,14 @@ def test_every_token_is_a_target_once_and_in_order(length: int, end: int | None)
   texts = held_out([1, 2, length - 3, length - 2, length - 1, length, 3 * length, 1000], end)
   stream = []
   for row in windows.left_to_right(texts, length, SPECIALS, positions_lib.ROTARY):
-    context, targets = row.prompt.tokens[:row.prompt.context_length], list(row.targets)
+    context, targets = row.prompt.tokens[: row.prompt.context_length], list(row.targets)
     assert len(row.prompt.tokens) <= length
-    assert row.prompt.tokens[len(context):] == [SPECIALS.sop, *targets[:-1]]
+    assert row.prompt.tokens[len(context) :] == [SPECIALS.sop, *targets[:-1]]
     *shown, mask = context
     assert mask == SPECIALS.gmask
     if shown and shown[0] == SPECIALS.eos:
       shown = shown[1:]
-    assert shown == stream[len(stream) - len(shown):]  # what stood right before the targets
+    assert shown == stream[len(stream) - len(shown) :]  # what stood right before the targets
     stream += targets
   assert stream == np.concatenate(texts.documents).tolist()
 
@@ -49,14 +49,14 @@ def test_fills_ask_the_same_span_with_and_without_the_right_side(positions: str)
     both, left = fill.both_sides.prompt, fill.left_only.prompt
     assert fill.both_sides.targets == fill.left_only.targets == fill.targets
     behind = [SPECIALS.sop, *fill.targets[:-1]]
-    assert both.tokens[both.context_length:] == left.tokens[left.context_length:] == behind
+    assert both.tokens[both.context_length :] == left.tokens[left.context_length :] == behind
     place = both.tokens.index(SPECIALS.mask)
-    before, after = both.tokens[:place], both.tokens[place + 1:both.context_length]
-    assert left.tokens[:left.context_length] == [*before, SPECIALS.gmask]
+    before, after = both.tokens[:place], both.tokens[place + 1 : both.context_length]
+    assert left.tokens[: left.context_length] == [*before, SPECIALS.gmask]
     assert len(before) >= 3 and len(after) >= 3  # a quarter of at least 12
     assert len(both.tokens) <= 34
     text = [*before, *fill.targets, *after]
-    assert any(stream[i:i + len(text)] == text for i in range(len(stream)))
+    assert any(stream[i : i + len(text)] == text for i in range(len(stream)))
 
 
 def test_fills_are_settled_by_the_seed() -> None:

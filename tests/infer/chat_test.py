@@ -49,8 +49,9 @@ class Parrot:
 
 def test_prompt_is_chatglms():
   assert chat.prompt([], "你好") == "你好"
-  assert chat.prompt(ROUNDS, "再见") == ("[Round 0]\n问：你好\n答：你好！\n[Round 1]\n问：Who are you?\n答：A model.\n"
-                                       "[Round 2]\n问：再见\n答：")
+  assert chat.prompt(ROUNDS, "再见") == (
+    "[Round 0]\n问：你好\n答：你好！\n[Round 1]\n问：Who are you?\n答：A model.\n[Round 2]\n问：再见\n答："
+  )
   assert chat.SAMPLING == sampling.Sampling(temperature=0.95, top_k=50, top_p=0.7) and chat.MAX_LENGTH == 2048
 
 
@@ -82,20 +83,31 @@ def test_stream_adds_up_and_never_takes_back():
   for _ in range(3000):
     data = random_reply(rng).encode()
     if rng.random() < 0.2:
-      data = data[:rng.randrange(len(data) + 1)] + rng.choice([b"", b"\xff", b"\xe4", b"\xe4\xb8"])
+      data = data[: rng.randrange(len(data) + 1)] + rng.choice([b"", b"\xff", b"\xe4", b"\xe4\xb8"])
     whole = chat.clean(data.decode(errors="replace"))
     stream = chat.CleanStream()
     parts = [stream.add(bytes([byte])) for byte in data]
     for i, part in enumerate(parts):
       assert "\ufffd" not in part or "\ufffd" in whole
-      assert whole.startswith("".join(parts[:i + 1]))
+      assert whole.startswith("".join(parts[: i + 1]))
     assert "".join(parts) + stream.end() == whole == stream.shown
 
 
 def test_text_is_shown_as_soon_as_it_is_settled():
   stream = chat.CleanStream()
-  steps = [("中".encode()[:2], ""), ("中".encode()[2:], "中"), (b",", "，"), (b"a", "a"), (b",", ""), (b" ", ","),
-           (b"b", " b"), ("[[训练".encode(), ""), ("时间]]".encode(), "2023年"), (b"[[", ""), (b"x", "[[x")]
+  steps = [
+    ("中".encode()[:2], ""),
+    ("中".encode()[2:], "中"),
+    (b",", "，"),
+    (b"a", "a"),
+    (b",", ""),
+    (b" ", ","),
+    (b"b", " b"),
+    ("[[训练".encode(), ""),
+    ("时间]]".encode(), "2023年"),
+    (b"[[", ""),
+    (b"x", "[[x"),
+  ]
   for data, shown in steps:
     assert stream.add(data) == shown
 
@@ -156,12 +168,12 @@ def test_oldest_rounds_are_left_out_whole():
   session = chat.Session(model, max_length=100, answer_tokens=20)
   for i in range(8):
     assert "".join(session.ask(f"question {i}")) == "yes"
-    kept = session.rounds[session.first:-1]
+    kept = session.rounds[session.first : -1]
     assert model.prompts[-1] == chat.prompt(kept, f"question {i}")
     assert len(model.prompts[-1].encode()) + 2 + 20 <= 100
   assert session.first > 0 and len(session.rounds) == 8
   # As many as fit: one more would not have.
-  more = chat.prompt(session.rounds[session.first - 1:-1], "question 7")
+  more = chat.prompt(session.rounds[session.first - 1 : -1], "question 7")
   assert len(more.encode()) + 2 + 20 > 100
 
 

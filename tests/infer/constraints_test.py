@@ -17,7 +17,7 @@ def expected(logits: np.ndarray, prompt_tokens: list[int], new: list[int], how: 
     logits[token] *= 1 / how.repetition_penalty if logits[token] > 0 else how.repetition_penalty
   n, text = how.no_repeat_ngram, [*prompt_tokens, *new]
   for i in range(len(prompt_tokens), len(text)) if n else ():
-    if i + 1 >= n and text[i + 1 - n:i] == text[len(text) + 1 - n:]:
+    if i + 1 >= n and text[i + 1 - n : i] == text[len(text) + 1 - n :]:
       logits[text[i]] = sampling.FILTERED
   if len(new) < how.min_tokens:
     logits[list(STOPS)] = sampling.FILTERED
@@ -26,9 +26,14 @@ def expected(logits: np.ndarray, prompt_tokens: list[int], new: list[int], how: 
 
 def test_constraints_of_a_batch():
   rng = np.random.default_rng(0)
-  hows = [sampling.Sampling(), sampling.Sampling(no_repeat_ngram=2), sampling.Sampling(no_repeat_ngram=4),
-          sampling.Sampling(min_tokens=5), sampling.Sampling(repetition_penalty=1.7),
-          sampling.Sampling(min_tokens=3, no_repeat_ngram=3, repetition_penalty=0.6)]
+  hows = [
+    sampling.Sampling(),
+    sampling.Sampling(no_repeat_ngram=2),
+    sampling.Sampling(no_repeat_ngram=4),
+    sampling.Sampling(min_tokens=5),
+    sampling.Sampling(repetition_penalty=1.7),
+    sampling.Sampling(min_tokens=3, no_repeat_ngram=3, repetition_penalty=0.6),
+  ]
   banned = 0
   for _ in range(60):
     prompts = [rng.integers(0, 4, rng.integers(1, 9)).tolist() for _ in hows]
@@ -37,8 +42,15 @@ def test_constraints_of_a_batch():
     generated = np.full((8, PLACES), decode.UNUSED, np.int32)
     generated[:, :step] = rng.integers(0, 4, (8, step))
     logits = rng.normal(size=(8, VOCAB)).astype(np.float32)
-    found = np.asarray(constraints.apply(made, jnp.asarray(logits), jnp.asarray(generated), jnp.full(8, step),
-                                         jnp.isin(jnp.arange(VOCAB), jnp.array(STOPS))))
+    found = np.asarray(
+      constraints.apply(
+        made,
+        jnp.asarray(logits),
+        jnp.asarray(generated),
+        jnp.full(8, step),
+        jnp.isin(jnp.arange(VOCAB), jnp.array(STOPS)),
+      )
+    )
     for row, how in enumerate(hows):
       wanted = expected(logits[row], prompts[row], generated[row, :step].tolist(), how)
       np.testing.assert_allclose(found[row], wanted, rtol=1e-6)

@@ -18,15 +18,20 @@ from glmjax.models import glm
 SPECIALS = tokens.icetk(0, 80)
 VOCAB = 96
 FAMILIES = {
-    "rotary": dict(mlp="geglu"),
-    "rotary_2d": dict(mlp="gelu_tanh", tie_embeddings=False),
-    "learned_2d": dict(mlp="gelu_tanh", norm="pre", init_std=0.3),
+  "rotary": dict(mlp="geglu"),
+  "rotary_2d": dict(mlp="gelu_tanh", tie_embeddings=False),
+  "learned_2d": dict(mlp="gelu_tanh", norm="pre", init_std=0.3),
 }
 
 
 def model(positions: str, **changes) -> tuple[config_lib.GLMConfig, dict]:
-  config = config_lib.GLMConfig(**(dict(vocab_size=VOCAB, num_layers=2, embed_dim=32, num_heads=4, mlp_dim=48,
-                                        max_length=128, positions=positions) | FAMILIES[positions] | changes))
+  config = config_lib.GLMConfig(
+    **(
+      dict(vocab_size=VOCAB, num_layers=2, embed_dim=32, num_heads=4, mlp_dim=48, max_length=128, positions=positions)
+      | FAMILIES[positions]
+      | changes
+    )
+  )
   return config, glm.init_params(dataclasses.replace(config, scan_layers=True), jax.random.key(1))
 
 
@@ -39,8 +44,7 @@ def prompts(positions: str) -> list[prompt.Prompt]:
   return out + [prompt.left_to_right(text(7), SPECIALS, positions_lib.KINDS[positions])]
 
 
-def full_logits(config: config_lib.GLMConfig, params: dict, some: list[prompt.Prompt],
-                new: np.ndarray) -> list:
+def full_logits(config: config_lib.GLMConfig, params: dict, some: list[prompt.Prompt], new: np.ndarray) -> list:
   """Logits of whole rows at once, without cache or left padding, from each prompt's last token on."""
   whole = [prompt.extend(p, row.tolist()) for p, row in zip(some, new)]
   length = max(len(p.tokens) for p in whole)
@@ -51,24 +55,34 @@ def full_logits(config: config_lib.GLMConfig, params: dict, some: list[prompt.Pr
     tokens[row, :n], positions[row, :, :n] = p.tokens, p.positions
     end[row] = np.maximum(end[row], p.context_length)
   forward = jax.jit(glm.GLM(config).apply)
-  logits = np.asarray(forward({"params": params}, *(jnp.array(x, jnp.int32) for x in (
-      tokens, config.position_kind.of_model(positions), np.zeros_like(tokens), end))))
-  return [row[len(p.tokens) - 1:len(w.tokens)] for row, p, w in zip(logits, some, whole)]
+  logits = np.asarray(
+    forward(
+      {"params": params},
+      *(
+        jnp.array(x, jnp.int32) for x in (tokens, config.position_kind.of_model(positions), np.zeros_like(tokens), end)
+      ),
+    )
+  )
+  return [row[len(p.tokens) - 1 : len(w.tokens)] for row, p, w in zip(logits, some, whole)]
 
 
-def run(config: config_lib.GLMConfig,
-        params: dict,
-        some: list[prompt.Prompt],
-        steps: int,
-        until: int | None = None,
-        requests: list | None = None,
-        seeds: list | None = None,
-        **kwargs) -> tuple[decode.Rows, decode.State]:
+def run(
+  config: config_lib.GLMConfig,
+  params: dict,
+  some: list[prompt.Prompt],
+  steps: int,
+  until: int | None = None,
+  requests: list | None = None,
+  seeds: list | None = None,
+  **kwargs,
+) -> tuple[decode.Rows, decode.State]:
   batch_of_prompts, rows = decode.make_rows(some, [steps] * len(some), SPECIALS.pad, **kwargs)
   batch = len(rows.limit_B)
   fill = batch - len(some)
-  draws = sampling.draws((requests or [sampling.Sampling()] * len(some)) + [sampling.Sampling()] * fill,
-                         (seeds or [0] * len(some)) + [0] * fill)
+  draws = sampling.draws(
+    (requests or [sampling.Sampling()] * len(some)) + [sampling.Sampling()] * fill,
+    (seeds or [0] * len(some)) + [0] * fill,
+  )
   none = jnp.zeros(VOCAB, bool)
   state = decode.prefill(config, params, batch_of_prompts, rows, 16)
   if until is not None:
@@ -77,9 +91,15 @@ def run(config: config_lib.GLMConfig,
   return rows, decode.decode(config, params, rows, state, draws, none, none, jnp.int32(steps))
 
 
-@pytest.mark.parametrize("positions, scan, prefix", [("rotary", True, 0), ("rotary_2d", True, 5),
-                                                     ("rotary_2d", False, 5),
-                                                     *((positions, False, 0) for positions in FAMILIES)])
+@pytest.mark.parametrize(
+  "positions, scan, prefix",
+  [
+    ("rotary", True, 0),
+    ("rotary_2d", True, 5),
+    ("rotary_2d", False, 5),
+    *((positions, False, 0) for positions in FAMILIES),
+  ],
+)
 def test_cached_decode_is_the_full_forward(positions: str, scan: bool, prefix: int):
   """A padded batch of unlike prompts: every step's logits as from one pass over the row alone."""
   config, params = model(positions, scan_layers=scan, prefix_length=prefix)
@@ -93,8 +113,9 @@ def test_cached_decode_is_the_full_forward(positions: str, scan: bool, prefix: i
   for i in range(6):
     logits, cache = step(config, params, rows, state)
     got.append(np.asarray(logits))
-    state = dataclasses.replace(state, cache=cache, length_B=state.length_B + 1, step_B=state.step_B + 1,
-                                last_B=jnp.array(new[:, i]))
+    state = dataclasses.replace(
+      state, cache=cache, length_B=state.length_B + 1, step_B=state.step_B + 1, last_B=jnp.array(new[:, i])
+    )
   for row, expected in enumerate(full_logits(config, params, some, new[:, :5])):
     np.testing.assert_allclose(np.stack(got)[:, row], expected, atol=2e-4)
 
@@ -105,14 +126,12 @@ def test_batch_is_the_same_as_one_by_one(positions: str, prefix: int):
   some = prompts(positions)
   # All filter, so that the rows alone share one program.
   requests = [
-      sampling.Sampling(temperature=t, top_p=p)
-      for t, p in ((1, 0.5), (0.8, 0.9), (2, 0.99), (1.2, 0.8), (1, 0.1))
+    sampling.Sampling(temperature=t, top_p=p) for t, p in ((1, 0.5), (0.8, 0.9), (2, 0.99), (1.2, 0.8), (1, 0.1))
   ]
   seeds = [0, 1, 2, 3, 4]
   together = decode.generated(run(config, params, some, 10, requests=requests, seeds=seeds)[1], len(some))
   for i, p in enumerate(some):
-    alone = decode.generated(run(config, params, [p], 10, requests=[requests[i]], seeds=[seeds[i]],
-                                 slots=48)[1], 1)[0]
+    alone = decode.generated(run(config, params, [p], 10, requests=[requests[i]], seeds=[seeds[i]], slots=48)[1], 1)[0]
     assert alone == together[i] and len(alone) == 10
 
 
@@ -135,11 +154,20 @@ def test_stops_limits_and_filling_rows():
   batch, rows = decode.make_rows(some, [10, 10, 3], SPECIALS.pad, batch=4)
   draws = sampling.draws([sampling.Sampling()] * 4, [0] * 4)
   stops = jnp.zeros(VOCAB, bool).at[stop].set(True)
-  state = decode.decode(config, params, rows, decode.prefill(config, params, batch, rows, 16), draws,
-                        jnp.zeros(VOCAB, bool), stops, jnp.int32(16))
-  cut = lambda row, most: row[:min(row.index(stop) + 1 if stop in row else len(row), most)]
+  state = decode.decode(
+    config,
+    params,
+    rows,
+    decode.prefill(config, params, batch, rows, 16),
+    draws,
+    jnp.zeros(VOCAB, bool),
+    stops,
+    jnp.int32(16),
+  )
+  cut = lambda row, most: row[: min(row.index(stop) + 1 if stop in row else len(row), most)]
   assert decode.generated(state, 4) == [cut(free[0], 10), cut(free[1], 10), cut(free[2], 3), []]
   assert int(state.step_B.max()) <= 10 and bool(state.done_B.all())
-  suppressed = decode.decode(config, params, rows, decode.prefill(config, params, batch, rows, 16), draws, stops,
-                             stops, jnp.int32(10))
+  suppressed = decode.decode(
+    config, params, rows, decode.prefill(config, params, batch, rows, 16), draws, stops, stops, jnp.int32(10)
+  )
   assert stop not in sum(decode.generated(suppressed, 4), [])

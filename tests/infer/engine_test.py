@@ -43,16 +43,18 @@ class Letters:
 @functools.cache
 def model(positions: str = "rotary") -> tuple[config_lib.GLMConfig, dict]:
   norm = "pre" if positions == "learned_2d" else "deepnorm"
-  config = config_lib.GLMConfig(vocab_size=64,
-                                num_layers=2,
-                                embed_dim=16,
-                                num_heads=2,
-                                mlp_dim=24,
-                                max_length=64,
-                                positions=positions,
-                                norm=norm,
-                                init_std=0.5,
-                                tie_embeddings=positions != "rotary_2d")
+  config = config_lib.GLMConfig(
+    vocab_size=64,
+    num_layers=2,
+    embed_dim=16,
+    num_heads=2,
+    mlp_dim=24,
+    max_length=64,
+    positions=positions,
+    norm=norm,
+    init_std=0.5,
+    tie_embeddings=positions != "rotary_2d",
+  )
   return config, glm.init_params(config, jax.random.key(3))
 
 
@@ -63,8 +65,9 @@ def make(positions: str = "rotary", **kwargs) -> engine.Engine:
 
 def test_generates_only_text_and_fills_every_blank():
   specials = Letters.specials
-  answers = make().generate(["ab[MASK]cd[MASK]ef.", "hello", "[MASK] x [gMASK]", ""], max_tokens=6,
-                            sampling=sampling.Sampling(temperature=3.0))
+  answers = make().generate(
+    ["ab[MASK]cd[MASK]ef.", "hello", "[MASK] x [gMASK]", ""], max_tokens=6, sampling=sampling.Sampling(temperature=3.0)
+  )
   assert [len(a.pieces) for a in answers] == [2, 1, 2, 1]
   first, second = answers[0].pieces
   assert answers[0].text == f"ab{first}cd{second}ef."
@@ -72,8 +75,7 @@ def test_generates_only_text_and_fills_every_blank():
   assert answers[2].text == f"{answers[2].pieces[0]} x {answers[2].pieces[1]}"
   for answer in answers:
     for piece, ids in zip(answer.pieces, answer.tokens):
-      assert len(ids) <= 6 and Letters().decode(ids) == piece and len(piece) == len(
-          ids)  # all of them letters
+      assert len(ids) <= 6 and Letters().decode(ids) == piece and len(piece) == len(ids)  # all of them letters
       assert not set(ids) & set(dataclasses.astuple(specials))
     assert answer.finish_reason == ("length" if max(map(len, answer.tokens)) == 6 else "stop")
 
@@ -81,9 +83,7 @@ def test_generates_only_text_and_fills_every_blank():
 @pytest.mark.parametrize("positions", ["rotary", "rotary_2d", "learned_2d"])
 def test_batch_is_one_by_one(positions: str):
   """Prompts of unlike lengths and kinds, more of them than run together."""
-  prompts = [
-      "ab[MASK]cd[MASK]e.", "xyz", "[MASK]", "the quick brown fox [gMASK]", "a long tail [MASK] of text here."
-  ]
+  prompts = ["ab[MASK]cd[MASK]e.", "xyz", "[MASK]", "the quick brown fox [gMASK]", "a long tail [MASK] of text here."]
   requests = [sampling.Sampling(temperature=1.5, top_k=20)] * 5
   ask = make(positions, max_batch=2)
   together = ask.generate(prompts, 5, requests, seed=7)
@@ -147,9 +147,10 @@ def test_greedy_from_the_model_alone():
   config, params = model()
   length = len(row.prompt.tokens)
   end = np.maximum(np.arange(1, length + 1), prompt.context_length)
-  logits = glm.GLM(config).apply({"params": params}, np.array([row.prompt.tokens]), row.prompt.positions[:1],
-                                 np.zeros((1, length), int), end[None])
-  best = np.where(suppressed, -np.inf, logits[0, -len(row.targets):]).argmax(-1).tolist()
+  logits = glm.GLM(config).apply(
+    {"params": params}, np.array([row.prompt.tokens]), row.prompt.positions[:1], np.zeros((1, length), int), end[None]
+  )
+  best = np.where(suppressed, -np.inf, logits[0, -len(row.targets) :]).argmax(-1).tolist()
   assert best == answer.tokens[0]
   assert ask.score_rows([row])[0].count == len(best)
 
@@ -219,17 +220,23 @@ def test_beam_search_fills_every_blank_with_its_best_beam():
   assert [len(answer.pieces) for answer in found] == [2, 1]
   assert found[0].text == f"ab{found[0].pieces[0]}cd{found[0].pieces[1]}"
   prompt = prompt_lib.fill(answering.encode("hello"), specials, answering.config.position_kind)
-  best = beam.search(answering.runner, [prompt], 5, settings, sorted(answering._stops), specials.pad,
-                     np.asarray(answering._suppressed_V))[0][0]
-  new = best.tokens[len(prompt.tokens):]
+  best = beam.search(
+    answering.runner, [prompt], 5, settings, sorted(answering._stops), specials.pad, np.asarray(answering._suppressed_V)
+  )[0][0]
+  new = best.tokens[len(prompt.tokens) :]
   assert found[1].tokens[0] == (new[:-1] if new[-1] in answering._stops else new)
 
 
 def test_constraints_of_one_prompt_leave_the_others_alone():
   answering = make()
   plain = sampling.Sampling(temperature=2.0)
-  hows = [plain, dataclasses.replace(plain, no_repeat_ngram=2), dataclasses.replace(plain, min_tokens=12),
-          dataclasses.replace(plain, repetition_penalty=5.0), plain]
+  hows = [
+    plain,
+    dataclasses.replace(plain, no_repeat_ngram=2),
+    dataclasses.replace(plain, min_tokens=12),
+    dataclasses.replace(plain, repetition_penalty=5.0),
+    plain,
+  ]
   found = answering.generate(["abc abc"] * 5, max_tokens=12, sampling=hows, seed=3)
   for i in (0, 1):
     assert found[i] == answering.generate(["abc abc"], max_tokens=12, sampling=hows[i], seed=3 + i)[0]
@@ -262,8 +269,11 @@ def test_scores_behind_a_context(positions):
   front = [specials.enc] if positions == "learned_2d" else []
   rows = [score.target_row([*front, *ids("ab"), specials.gmask], ids("cde"), specials, kind)] * 2
   framed = kind.frame([*ids("a"), specials.mask, *ids("b")], specials)
-  rows.append(score.target_row([*ids("a"), specials.mask, *ids("b")] if positions == "rotary" else framed, ids("cde"),
-                               specials, kind))
+  rows.append(
+    score.target_row(
+      [*ids("a"), specials.mask, *ids("b")] if positions == "rotary" else framed, ids("cde"), specials, kind
+    )
+  )
   rows += score.window_rows(ids("cde"), specials, kind, 64)
   for one, other in zip(found, answering.score_rows(rows), strict=True):
     np.testing.assert_allclose(one.log_probs, other.log_probs, atol=1e-5)
@@ -277,9 +287,11 @@ def test_texts_longer_than_the_model_behind_a_context():
   assert found.count == 240
   short = answering.score(["abc " * 5], ["hello"])[0]
   np.testing.assert_allclose(found.log_probs[:20], short.log_probs, atol=1e-4)
-  for text, context, expected in (("a", "b" * 63, "a context takes 63 tokens"),
-                                  ("a" * 60, "b[MASK]cdef", "a text takes 60"),
-                                  ("a", "b[MASK]c[MASK]", "a context has 2 blanks")):
+  for text, context, expected in (
+    ("a", "b" * 63, "a context takes 63 tokens"),
+    ("a" * 60, "b[MASK]cdef", "a text takes 60"),
+    ("a", "b[MASK]c[MASK]", "a context has 2 blanks"),
+  ):
     with pytest.raises(errors.InputError, match=expected):
       answering.score([text], [context])
 
@@ -290,9 +302,11 @@ def test_choices():
   long = "abcdefgh" * 8
   found = answering.score_choices(["ab[MASK]c", "ab", long], [["x", "yz"], ["x", "y"], ["xyz", "zy"]])
   ids = Letters().encode
-  for context, choices, one in (([*ids("ab"), specials.mask, *ids("c")], ["x", "yz"], found[0]),
-                                ([*ids("ab"), specials.mask], ["x", "y"], found[1]),
-                                ([*ids(long)[-(64 - 5 - 2):], specials.mask], ["xyz", "zy"], found[2])):
+  for context, choices, one in (
+    ([*ids("ab"), specials.mask, *ids("c")], ["x", "yz"], found[0]),
+    ([*ids("ab"), specials.mask], ["x", "y"], found[1]),
+    ([*ids(long)[-(64 - 5 - 2) :], specials.mask], ["xyz", "zy"], found[2]),
+  ):
     rows = [score.target_row(context, ids(choice), specials, answering.config.position_kind) for choice in choices]
     totals = [one.total for one in answering.score_rows(rows)]
     np.testing.assert_allclose([one.total for one in one.scores], totals, atol=1e-4)

@@ -84,8 +84,7 @@ def test_stream_and_chat(sick, capsys):
 def test_beam_search(sick):
   prompt = prompt_lib.fill(sick.encode("ab[MASK]cd."), Letters.specials, positions_lib.ROTARY)
   with pytest.raises(errors.NotFiniteError, match=MESSAGE):
-    beam.search(sick.runner, [prompt], 4, beam.BeamSearch(num_beams=2), [Letters.specials.eop],
-                Letters.specials.pad)
+    beam.search(sick.runner, [prompt], 4, beam.BeamSearch(num_beams=2), [Letters.specials.eop], Letters.specials.pad)
 
 
 def test_rows_that_only_fill_a_batch_do_not_count():
@@ -94,8 +93,9 @@ def test_rows_that_only_fill_a_batch_do_not_count():
   good = engine.Engine(runner.Runner(config, params), Letters())
   assert len(good.generate(["ab", "cd", "ef"], max_tokens=3)) == 3
   none = jnp.zeros(4, jnp.int32)
-  state = decode.State({}, none, none, none, jnp.zeros((4, 1), jnp.int32), jnp.ones(4, bool),
-                       jnp.array([True, True, True, False]))
+  state = decode.State(
+    {}, none, none, none, jnp.zeros((4, 1), jnp.int32), jnp.ones(4, bool), jnp.array([True, True, True, False])
+  )
   decode.generated(state, 3)
   with pytest.raises(errors.NotFiniteError):
     decode.generated(state, 4)
@@ -115,5 +115,6 @@ def test_tokens_that_are_no_ids(token):
   with pytest.raises(errors.InputError, match=message):
     good.score_rows([row])
   with pytest.raises(errors.InputError, match=message):
-    good.score_rows([dataclasses.replace(row, prompt=dataclasses.replace(prompt, tokens=[*prompt.tokens[:-1], token]),
-                                         targets=[20])])
+    good.score_rows(
+      [dataclasses.replace(row, prompt=dataclasses.replace(prompt, tokens=[*prompt.tokens[:-1], token]), targets=[20])]
+    )

@@ -59,9 +59,17 @@ def folders(tmp_path_factory) -> dict[int | None, pathlib.Path]:
   return {None: run, 8: root / "int8", 4: root / "int4"}
 
 
-@pytest.mark.parametrize("bits, mesh, offload_layers", [
-    (None, None, 0), (4, None, 0), (None, "tensor=4", 0), (8, "data=2,tensor=2", 0), (4, "tensor=2", 1),
-    (None, None, 2)])
+@pytest.mark.parametrize(
+  "bits, mesh, offload_layers",
+  [
+    (None, None, 0),
+    (4, None, 0),
+    (None, "tensor=4", 0),
+    (8, "data=2,tensor=2", 0),
+    (4, "tensor=2", 1),
+    (None, None, 2),
+  ],
+)
 def test_parameters_are_those_of_the_folder(folders, monkeypatch, bits, mesh, offload_layers):
   monkeypatch.setattr("glmjax.tokenizer.Tokenizer", Letters)
   whole = load.load(folders[bits])
@@ -100,7 +108,9 @@ def test_damage_is_told(folders, monkeypatch, tmp_path):
 def test_mistakes_are_told_before_anything_is_read(folders, monkeypatch):
   monkeypatch.setattr("glmjax.tokenizer.Tokenizer", Letters)
   monkeypatch.setattr(stored.StoredArray, "read", lambda *_: pytest.fail("read"))
-  for options, words in ((dict(mesh="tensor=3"), "num_heads 4 does not divide over tensor=3"),
-                         (dict(offload_layers=3), "offload_layers is 3, and the model has 2")):
+  for options, words in (
+    (dict(mesh="tensor=3"), "num_heads 4 does not divide over tensor=3"),
+    (dict(offload_layers=3), "offload_layers is 3, and the model has 2"),
+  ):
     with pytest.raises(errors.InputError, match=words):
       engine.Engine.load(folders[4], **options)

@@ -25,8 +25,11 @@ from glmjax.quantize import tree
 
 SPECIALS = tokens.icetk(0, 80)
 CONFIG = config_lib.GLMConfig(vocab_size=96, num_layers=2, embed_dim=64, num_heads=8, mlp_dim=48, max_length=64)
-FAMILIES = {"rotary": {}, "rotary_2d": dict(positions="rotary_2d", mlp="gelu_tanh", tie_embeddings=False),
-            "learned_2d": dict(positions="learned_2d", mlp="gelu_tanh", norm="pre", init_std=0.3)}
+FAMILIES = {
+  "rotary": {},
+  "rotary_2d": dict(positions="rotary_2d", mlp="gelu_tanh", tie_embeddings=False),
+  "learned_2d": dict(positions="learned_2d", mlp="gelu_tanh", norm="pre", init_std=0.3),
+}
 MESHES = ["tensor=2", "tensor=4", "tensor=8", "data=2,tensor=4", "fsdp=2,tensor=2"]
 
 
@@ -65,14 +68,25 @@ def answers(family: str, bits: int | None, mesh: str | None) -> dict:
   beams = beam.search(model, prompts, 6, beam.BeamSearch(3, no_repeat_ngram=2), (SPECIALS.eop,), SPECIALS.pad)
   rows = score.window_rows(list(range(4, 60)), SPECIALS, model.config.position_kind, CONFIG.max_length, 20)
   scores = np.concatenate([s.log_probs for s in score.score_rows(model, rows, SPECIALS.pad)])
-  return {"tokens": [[g.tokens for g in some] for some in (greedy, sampled)], "streamed": streamed,
-          "beams": [[b.tokens for b in some] for some in beams], "scores": scores,
-          "beam_scores": [[b.score for b in some] for some in beams]}
+  return {
+    "tokens": [[g.tokens for g in some] for some in (greedy, sampled)],
+    "streamed": streamed,
+    "beams": [[b.tokens for b in some] for some in beams],
+    "scores": scores,
+    "beam_scores": [[b.score for b in some] for some in beams],
+  }
 
 
-@pytest.mark.parametrize("family, bits, mesh", [
-    *(("rotary", None, mesh) for mesh in MESHES), ("rotary", 4, "tensor=4"), ("rotary", 8, "data=2,tensor=2"),
-    ("rotary_2d", 4, "tensor=2"), ("learned_2d", None, "data=2,tensor=2")])
+@pytest.mark.parametrize(
+  "family, bits, mesh",
+  [
+    *(("rotary", None, mesh) for mesh in MESHES),
+    ("rotary", 4, "tensor=4"),
+    ("rotary", 8, "data=2,tensor=2"),
+    ("rotary_2d", 4, "tensor=2"),
+    ("learned_2d", None, "data=2,tensor=2"),
+  ],
+)
 def test_answers_are_those_of_one_device(family, bits, mesh):
   one, many = answers(family, bits, None), answers(family, bits, mesh)
   for name in ("tokens", "streamed", "beams"):
@@ -105,15 +119,26 @@ def test_memory_and_exchanges_of_each_device():
     text[mesh], bytes_of[mesh] = program.as_text(), program.memory_analysis().argument_size_in_bytes
   small = 40_000  # norms, biases, rows and draws are on every device
   assert bytes_of["tensor=4"] < bytes_of["tensor=1"] / 4 + small
-  largest = max(np.prod(shape) for c in collectives.of(text["tensor=4"], placement.on_mesh("tensor=4").mesh)
-                for _, shape in c.arrays)
+  largest = max(
+    np.prod(shape)
+    for c in collectives.of(text["tensor=4"], placement.on_mesh("tensor=4").mesh)
+    for _, shape in c.arrays
+  )
   assert largest <= CONFIG.vocab_size  # one row's logits
 
 
-@pytest.mark.parametrize("mesh, words", [
+@pytest.mark.parametrize(
+  "mesh, words",
+  [
     ("tensor=3", "num_heads 8 does not divide over tensor=3: this model takes tensor=1, 2, 4, 8"),
-    ("stage=2", "stage=2 is for training"), ("tensor=16", "needs 16 devices, here are 8"), ("tensor", "as tensor=4"),
-    ("heads=2", "as tensor=4"), ("tensor=2,tensor=2", "as tensor=4"), ("fsdp=5", "embed_dim 64 does not divide")])
+    ("stage=2", "stage=2 is for training"),
+    ("tensor=16", "needs 16 devices, here are 8"),
+    ("tensor", "as tensor=4"),
+    ("heads=2", "as tensor=4"),
+    ("tensor=2,tensor=2", "as tensor=4"),
+    ("fsdp=5", "embed_dim 64 does not divide"),
+  ],
+)
 def test_meshes_that_do_not_fit_are_refused(mesh, words):
   with pytest.raises(errors.InputError, match=words):
     runner.Runner(CONFIG, params("rotary", None), placement.on_mesh(mesh))

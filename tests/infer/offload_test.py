@@ -34,8 +34,11 @@ def params(bits: int | None = None) -> dict:
 def placed(found: dict) -> list[str]:
   """Names of the arrays in the host's memory."""
   leaves = jax.tree_util.tree_leaves_with_path(found)
-  return [jax.tree_util.keystr(path, simple=True, separator="/") for path, x in leaves
-          if x.sharding.memory_kind == offload.HOST]
+  return [
+    jax.tree_util.keystr(path, simple=True, separator="/")
+    for path, x in leaves
+    if x.sharding.memory_kind == offload.HOST
+  ]
 
 
 def runner_of(bits: int | None, offload_layers: int, mesh: str | None = None) -> runner.Runner:
@@ -80,9 +83,12 @@ def test_compiled_programs_take_them_from_the_host():
   model = runner_of(None, 2)
   first = prompt.fill([5, SPECIALS.gmask], SPECIALS, positions_lib.ROTARY)
   with model.placement.scope():
-    text = decode.prefill.lower(model.config, model.params, *decode.make_rows([first], [8], SPECIALS.pad),
-                                new_tokens=8).compile().as_text()
-  entry = text[:text.index("\n")]  # the layout of the arguments; S(5) is the host's memory
+    text = (
+      decode.prefill.lower(model.config, model.params, *decode.make_rows([first], [8], SPECIALS.pad), new_tokens=8)
+      .compile()
+      .as_text()
+    )
+  entry = text[: text.index("\n")]  # the layout of the arguments; S(5) is the host's memory
   assert entry.count("S(5)") == 2 * KERNELS - 3  # of a prompt's last layer only keys and values are used
 
 

@@ -16,17 +16,20 @@ def logits(rows: int = 4) -> jax.Array:
   return 3 * jax.random.normal(jax.random.key(0), (rows, VOCAB))
 
 
-def draw(logits_BV: jax.Array,
-         requests: list[sampling.Sampling],
-         seeds: list[int],
-         suppressed: tuple[int, ...] = (),
-         step: int = 0) -> np.ndarray:
+def draw(
+  logits_BV: jax.Array,
+  requests: list[sampling.Sampling],
+  seeds: list[int],
+  suppressed: tuple[int, ...] = (),
+  step: int = 0,
+) -> np.ndarray:
   suppressed_V = jnp.zeros(VOCAB, bool).at[jnp.array(suppressed, int)].set(True)
   return np.asarray(jitted(logits_BV, suppressed_V, sampling.draws(requests, seeds), jnp.full(len(logits_BV), step)))
 
 
-@pytest.mark.parametrize("request_", [sampling.Sampling(), sampling.Sampling(temperature=0.7, top_k=1),
-                                      sampling.Sampling(temperature=1e-3)])
+@pytest.mark.parametrize(
+  "request_", [sampling.Sampling(), sampling.Sampling(temperature=0.7, top_k=1), sampling.Sampling(temperature=1e-3)]
+)
 def test_greedy_ways(request_: sampling.Sampling):
   x = logits()
   np.testing.assert_array_equal(draw(x, [request_] * 4, [0, 1, 2, 3]), jnp.argmax(x, -1))
@@ -34,15 +37,15 @@ def test_greedy_ways(request_: sampling.Sampling):
 
 def test_suppressed_tokens_never_come():
   x = logits().at[:, 7].set(100.0)
-  for request in (sampling.Sampling(), sampling.Sampling(temperature=5.0),
-                  sampling.Sampling(temperature=1.0, top_k=3)):
+  for request in (sampling.Sampling(), sampling.Sampling(temperature=5.0), sampling.Sampling(temperature=1.0, top_k=3)):
     assert 7 not in draw(x, [request] * 4, [0, 1, 2, 3], suppressed=(7,))
 
 
 def test_filters_keep_what_they_should():
   x = jnp.log(jnp.array([[0.4, 0.3, 0.2, 0.06, 0.04]]))
   kept = lambda k, p: np.flatnonzero(
-      np.asarray(sampling.filter_logits(x, jnp.array([k]), jnp.array([p], jnp.float32)))[0] > -1e4).tolist()
+    np.asarray(sampling.filter_logits(x, jnp.array([k]), jnp.array([p], jnp.float32)))[0] > -1e4
+  ).tolist()
   assert kept(0, 1.0) == [0, 1, 2, 3, 4]
   assert kept(2, 1.0) == [0, 1]
   assert kept(99, 1.0) == [0, 1, 2, 3, 4]
@@ -91,14 +94,15 @@ def test_frequencies_follow_the_filtered_distribution():
   request = sampling.Sampling(temperature=2.0, top_k=3)
   n = 4000
   out = np.asarray(
-      sampling.sample(x.repeat(n, 0), jnp.zeros(4, bool), sampling.draws([request] * n, range(n)),
-                      jnp.full(n, 3)))
+    sampling.sample(x.repeat(n, 0), jnp.zeros(4, bool), sampling.draws([request] * n, range(n)), jnp.full(n, 3))
+  )
   expected = np.sqrt([0.5, 0.3, 0.15, 0.0])
   np.testing.assert_allclose(np.bincount(out, minlength=4) / n, expected / expected.sum(), atol=0.03)
 
 
-@pytest.mark.parametrize("wrong", [dict(temperature=-1), dict(temperature=float("nan")), dict(top_k=-1),
-                                   dict(top_p=0), dict(top_p=1.5)])
+@pytest.mark.parametrize(
+  "wrong", [dict(temperature=-1), dict(temperature=float("nan")), dict(top_k=-1), dict(top_p=0), dict(top_p=1.5)]
+)
 def test_values_out_of_range(wrong: dict):
   with pytest.raises(errors.InputError, match=next(iter(wrong))):
     sampling.Sampling(**wrong)

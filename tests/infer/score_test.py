@@ -22,15 +22,17 @@ SPECIALS = tokens.icetk(0, 80)
 @functools.cache
 def model(positions: str) -> tuple[config_lib.GLMConfig, dict]:
   norm = "pre" if positions == "learned_2d" else "deepnorm"
-  config = config_lib.GLMConfig(vocab_size=96,
-                                num_layers=2,
-                                embed_dim=16,
-                                num_heads=2,
-                                mlp_dim=24,
-                                max_length=64,
-                                positions=positions,
-                                norm=norm,
-                                init_std=0.5)
+  config = config_lib.GLMConfig(
+    vocab_size=96,
+    num_layers=2,
+    embed_dim=16,
+    num_heads=2,
+    mlp_dim=24,
+    max_length=64,
+    positions=positions,
+    norm=norm,
+    init_std=0.5,
+  )
   return config, glm.init_params(config, jax.random.key(3))
 
 
@@ -50,7 +52,7 @@ def alone(positions: str, row: score.Row) -> tuple[np.ndarray, np.ndarray]:
   batch = rows_lib.pad([row.prompt], SPECIALS.pad, 1, n)
   positions_1 = model(positions)[0].position_kind.of_model(batch.positions)
   logits = np.asarray(forward(positions)(batch.tokens, positions_1, batch.start, batch.end), np.float64)
-  logits = logits[0, -len(row.targets):]
+  logits = logits[0, -len(row.targets) :]
   log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
   return log_probs[np.arange(len(row.targets)), row.targets], logits.argmax(-1) == row.targets
 
@@ -58,10 +60,12 @@ def alone(positions: str, row: score.Row) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("positions", ["rotary", "rotary_2d", "learned_2d"])
 def test_batched_is_alone(positions: str, monkeypatch: pytest.MonkeyPatch):
   kind = positions_lib.KINDS[positions]
-  rows = [score.target_row([*text(9), SPECIALS.mask, *text(5)], text(4), SPECIALS, kind),
-          score.target_row([*text(30), SPECIALS.gmask], text(1), SPECIALS, kind, eop=True),
-          *score.window_rows(text(90), SPECIALS, kind, 48, 20),
-          *score.window_rows(text(50), SPECIALS, kind, 48, 20, causal_context=True)]
+  rows = [
+    score.target_row([*text(9), SPECIALS.mask, *text(5)], text(4), SPECIALS, kind),
+    score.target_row([*text(30), SPECIALS.gmask], text(1), SPECIALS, kind, eop=True),
+    *score.window_rows(text(90), SPECIALS, kind, 48, 20),
+    *score.window_rows(text(50), SPECIALS, kind, 48, 20, causal_context=True),
+  ]
   config, params = model(positions)
   monkeypatch.setattr(score, "_CHUNK_LOGITS", 96 * 40)  # several chunks of logits
   told = []
@@ -75,8 +79,7 @@ def test_batched_is_alone(positions: str, monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.parametrize("num_tokens", [0, 1, 15, 16, 17, 40, 100])
-@pytest.mark.parametrize("stride, skip, causal", [(None, 0, False), (1, 0, True), (15, 0, False),
-                                                  (6, 2, False)])
+@pytest.mark.parametrize("stride, skip, causal", [(None, 0, False), (1, 0, True), (15, 0, False), (6, 2, False)])
 def test_windows_score_each_token_once(num_tokens: int, stride: int | None, skip: int, causal: bool):
   ids = text(num_tokens)
   rows = score.window_rows(ids, SPECIALS, positions_lib.ROTARY, 16, stride, causal, skip)

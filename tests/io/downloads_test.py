@@ -11,12 +11,20 @@ from glmjax.io import user_text
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 1815217640\n"
 
 
-@pytest.mark.parametrize("start, words", [
+@pytest.mark.parametrize(
+  "start, words",
+  [
     (POINTER, "is a Git LFS pointer to 1,815,217,640 bytes, not the file itself: fetch it with git lfs pull"),
-    (POINTER[:50], "is a Git LFS pointer, not"), (b"\xef\xbb\xbf \n<!DOCTYPE HTML><html>", "is a web page"),
-    (b"<html lang=en>", "is a web page"), (b'<?xml version="1.0"?><Error>', "is a web page"),
-    (b"Entry not found", "holds a server's answer ('Entry not found')"), (b"Repository not found", "answer"),
-    (b"Invalid username or password.", "answer"), (b"404: Not Found\n", "answer ('404: Not Found')")])
+    (POINTER[:50], "is a Git LFS pointer, not"),
+    (b"\xef\xbb\xbf \n<!DOCTYPE HTML><html>", "is a web page"),
+    (b"<html lang=en>", "is a web page"),
+    (b'<?xml version="1.0"?><Error>', "is a web page"),
+    (b"Entry not found", "holds a server's answer ('Entry not found')"),
+    (b"Repository not found", "answer"),
+    (b"Invalid username or password.", "answer"),
+    (b"404: Not Found\n", "answer ('404: Not Found')"),
+  ],
+)
 def test_names_them(start, words):
   with pytest.raises(errors.InputError) as caught:
     downloads.check(start, "x.bin")

@@ -21,16 +21,30 @@ def write(folder: pathlib.Path, files: dict[str, object]) -> None:
 
 
 FILES = {
-    Kind.RUN: {"config.json": {"model": MODEL}, "checkpoints/5/metadata/checksums.json": {}, "metrics.jsonl": "",
-               "tokenizer/tokenizer.model": ""},
-    Kind.EXPORT: {"config.json": {"model": MODEL, "export": {"bits": 4}}, "checksums.json": {}, "params/_METADATA": "",
-                  "params/embedding.table/0.0": "",
-                  "params/embedding.table/.zarray": "", "tokenizer/tokenizer.json": ""},
-    Kind.CACHE: {"manifest.json": {"tasks": {}, "mixture": "m"}, "config.gin": "", "tokenizer/tokenizer.model": "",
-                 "en/train-00000-of-00001.tokens": "", "en/train-00000-of-00001.documents": ""},
-    Kind.TOKENIZER: {"tokenizer.model": "", "tokenizer.json": {}, "config.gin": ""},
-    Kind.TEXT: {"en.jsonl": "", "zh.jsonl": ""},
-    Kind.WEIGHTS: {"config.json": {"model_type": "chatglm"}, "model.safetensors": ""},
+  Kind.RUN: {
+    "config.json": {"model": MODEL},
+    "checkpoints/5/metadata/checksums.json": {},
+    "metrics.jsonl": "",
+    "tokenizer/tokenizer.model": "",
+  },
+  Kind.EXPORT: {
+    "config.json": {"model": MODEL, "export": {"bits": 4}},
+    "checksums.json": {},
+    "params/_METADATA": "",
+    "params/embedding.table/0.0": "",
+    "params/embedding.table/.zarray": "",
+    "tokenizer/tokenizer.json": "",
+  },
+  Kind.CACHE: {
+    "manifest.json": {"tasks": {}, "mixture": "m"},
+    "config.gin": "",
+    "tokenizer/tokenizer.model": "",
+    "en/train-00000-of-00001.tokens": "",
+    "en/train-00000-of-00001.documents": "",
+  },
+  Kind.TOKENIZER: {"tokenizer.model": "", "tokenizer.json": {}, "config.gin": ""},
+  Kind.TEXT: {"en.jsonl": "", "zh.jsonl": ""},
+  Kind.WEIGHTS: {"config.json": {"model_type": "chatglm"}, "model.safetensors": ""},
 }
 WHOLE = (Kind.EXPORT, Kind.CACHE, Kind.TOKENIZER)
 
@@ -133,8 +147,12 @@ def test_nothing_is_made_inside_what_is_replaced_whole(made):
 
 
 def test_sources_are_safe(made):
-  for kind, out, source in ((Kind.EXPORT, "EXPORT", "EXPORT"), (Kind.EXPORT, "EXPORT", "EXPORT/params"),
-                            (Kind.RUN, "RUN", "RUN"), (Kind.RUN, "RUN", "RUN/checkpoints/export")):
+  for kind, out, source in (
+    (Kind.EXPORT, "EXPORT", "EXPORT"),
+    (Kind.EXPORT, "EXPORT", "EXPORT/params"),
+    (Kind.RUN, "RUN", "RUN"),
+    (Kind.RUN, "RUN", "RUN/checkpoints/export"),
+  ):
     (made / "link").unlink(missing_ok=True)
     (made / "link").symlink_to(made / source)
     for path in (made / source, made / "link"):
@@ -145,9 +163,16 @@ def test_sources_are_safe(made):
 
 
 def test_files(made):
-  for name in ("RUN/config.json", "RUN/metrics.jsonl", "RUN/checkpoints/5/x", "EXPORT/checksums.json",
-               "CACHE/manifest.json", "CACHE/en/train-00000-of-00001.tokens", "TOKENIZER/tokenizer.model",
-               "TEXT/en.jsonl"):
+  for name in (
+    "RUN/config.json",
+    "RUN/metrics.jsonl",
+    "RUN/checkpoints/5/x",
+    "EXPORT/checksums.json",
+    "CACHE/manifest.json",
+    "CACHE/en/train-00000-of-00001.tokens",
+    "TOKENIZER/tokenizer.model",
+    "TEXT/en.jsonl",
+  ):
     with pytest.raises(errors.InputError, match=r"--out: .* belongs to"):
       folders.claim_file(made / name, "--out")
   for name in ("RUN/heldout.json", "EXPORT/heldout.json", "new/x", "x.json"):

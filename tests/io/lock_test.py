@@ -10,8 +10,10 @@ import pytest
 from glmjax import errors
 from glmjax.io import lock
 
-HOLD = ("import sys, time; from glmjax.io import lock\n"
-        "with lock.held(sys.argv[1], 'x is in use'):\n  print('held', flush=True); time.sleep(60)")
+HOLD = (
+  "import sys, time; from glmjax.io import lock\n"
+  "with lock.held(sys.argv[1], 'x is in use'):\n  print('held', flush=True); time.sleep(60)"
+)
 
 
 def test_is_held_once_and_leaves_nothing(tmp_path):

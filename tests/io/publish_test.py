@@ -47,9 +47,11 @@ def test_interrupted_block(tmp_path):
 
 def test_what_killed_writers_left_is_removed(tmp_path):
   """At the next write to that name; those that live, or write other files or elsewhere, are left alone."""
-  code = ("import os, signal, sys; from glmjax.io import publish\n"
-          "with publish.file(sys.argv[1]) as file:\n"
-          "  file.write(b'half'); file.flush(); os.kill(os.getpid(), signal.SIGKILL)")
+  code = (
+    "import os, signal, sys; from glmjax.io import publish\n"
+    "with publish.file(sys.argv[1]) as file:\n"
+    "  file.write(b'half'); file.flush(); os.kill(os.getpid(), signal.SIGKILL)"
+  )
   for name in ("x", "y"):
     subprocess.run([sys.executable, "-c", code, str(tmp_path / name)], check=False)
   [of_x, of_y] = sorted(os.listdir(tmp_path))
@@ -86,13 +88,15 @@ def test_folder_appears_whole(tmp_path):
 def test_folder_killed_between_two_renames(tmp_path):
   """A reader is told where the old one is; the next writer puts it back first."""
   out = tmp_path / "out"
-  code = ("import os, pathlib, signal, sys; from glmjax.io import publish\n"
-          "os.rename, rename = None, os.rename\n"
-          "def once(self, target):\n"
-          "  rename(self, target); os.kill(os.getpid(), signal.SIGKILL)\n"
-          "pathlib.Path.rename = once\n"
-          "with publish.folder(sys.argv[1], overwrite=True) as folder:\n"
-          "  (folder / 'new').write_text('')")
+  code = (
+    "import os, pathlib, signal, sys; from glmjax.io import publish\n"
+    "os.rename, rename = None, os.rename\n"
+    "def once(self, target):\n"
+    "  rename(self, target); os.kill(os.getpid(), signal.SIGKILL)\n"
+    "pathlib.Path.rename = once\n"
+    "with publish.folder(sys.argv[1], overwrite=True) as folder:\n"
+    "  (folder / 'new').write_text('')"
+  )
   with publish.folder(out) as temporary:
     (temporary / "old").write_text("")
   subprocess.run([sys.executable, "-c", code, str(out)], check=False)

@@ -14,8 +14,10 @@ def test_what_was_sealed_comes_back_however_it_is_written():
     assert seal.unseal(json.loads(json.dumps(seal.seal(CONTENT), **options))) == CONTENT
 
 
-@pytest.mark.parametrize("change", [{"tokens": 13}, {"rate": 0.1000001}, {"name": "中"}, {"more": 1}, {"crc32": "0"},
-                                    {"crc32": None}, {"crc32": 5}])
+@pytest.mark.parametrize(
+  "change",
+  [{"tokens": 13}, {"rate": 0.1000001}, {"name": "中"}, {"more": 1}, {"crc32": "0"}, {"crc32": None}, {"crc32": 5}],
+)
 def test_changes_are_noticed(change):
   for required in (True, False):
     with pytest.raises(ValueError, match="checksum"):

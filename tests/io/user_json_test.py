@@ -22,12 +22,23 @@ def test_long_numbers_are_numbers():
   assert found["text"] == "a" and found["unused"] > 1e300
 
 
-@pytest.mark.parametrize("text, words", [
-    ("[" * 101 + "]" * 101, "nested deeper than 100"), ("[" * 10**5, "nested deeper|not JSON"),
-    ('{"a":' * 200 + "1" + "}" * 200, "nested deeper"), ("[1]", "a list, not an object"), ("3", "a number, not"),
-    ("null", "null, not"), ('"x"', "a string, not"), ("", "not JSON"), (b"\xff", "not UTF-8 at byte 0"),
+@pytest.mark.parametrize(
+  "text, words",
+  [
+    ("[" * 101 + "]" * 101, "nested deeper than 100"),
+    ("[" * 10**5, "nested deeper|not JSON"),
+    ('{"a":' * 200 + "1" + "}" * 200, "nested deeper"),
+    ("[1]", "a list, not an object"),
+    ("3", "a number, not"),
+    ("null", "null, not"),
+    ('"x"', "a string, not"),
+    ("", "not JSON"),
+    (b"\xff", "not UTF-8 at byte 0"),
     (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n", "git lfs pull"),
-    (b"\n <!DOCTYPE html><html>", "a web page"), (b"<HTML>", "a web page")])
+    (b"\n <!DOCTYPE html><html>", "a web page"),
+    (b"<HTML>", "a web page"),
+  ],
+)
 def test_refuses_in_one_line(text, words):
   with pytest.raises(errors.InputError, match=words) as caught:
     user_json.parse(text, "f.json:3", expected="expected {}")

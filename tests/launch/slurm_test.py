@@ -16,12 +16,15 @@ import numpy as np
 import patterns
 import pytest
 
-MISSING = [name for name in ("slurmctld", "slurmd", "munged", "sbatch") if not shutil.which(name, path=(
-    f"{os.environ['PATH']}:/usr/sbin"))]
+MISSING = [
+  name
+  for name in ("slurmctld", "slurmd", "munged", "sbatch")
+  if not shutil.which(name, path=(f"{os.environ['PATH']}:/usr/sbin"))
+]
 pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(bool(MISSING), reason=f"no {', '.join(MISSING)} here: apt-get install slurm-wlm munge"),
-    pytest.mark.skipif(os.geteuid() != 0, reason="slurmd starts tasks as their users: it needs root"),
+  pytest.mark.slow,
+  pytest.mark.skipif(bool(MISSING), reason=f"no {', '.join(MISSING)} here: apt-get install slurm-wlm munge"),
+  pytest.mark.skipif(os.geteuid() != 0, reason="slurmd starts tasks as their users: it needs root"),
 ]
 SCRIPT = pathlib.Path(__file__).parents[2] / "launch" / "slurm.sbatch"
 CONFIGURATION = """
@@ -71,11 +74,20 @@ def slurm(tmp_path_factory) -> Iterator[dict[str, str]]:
     (folder / name).mkdir()
   (folder / "munge.key").write_bytes(os.urandom(1024))
   (folder / "munge.key").chmod(0o600)
-  (folder / "slurm.conf").write_text(CONFIGURATION.format(
-      host=socket.gethostname().split(".")[0], folder=folder, ports=free_ports(2)))
+  (folder / "slurm.conf").write_text(
+    CONFIGURATION.format(host=socket.gethostname().split(".")[0], folder=folder, ports=free_ports(2))
+  )
   environment = os.environ | {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": f"{os.environ['PATH']}:/usr/sbin"}
-  files = [f"--{name}={folder}/munge.{end}" for name, end in (
-      ("key-file", "key"), ("socket", "socket"), ("pid-file", "pid"), ("log-file", "log"), ("seed-file", "seed"))]
+  files = [
+    f"--{name}={folder}/munge.{end}"
+    for name, end in (
+      ("key-file", "key"),
+      ("socket", "socket"),
+      ("pid-file", "pid"),
+      ("log-file", "log"),
+      ("seed-file", "seed"),
+    )
+  ]
   commands = ["munged", "--force", "--foreground", *files], ["slurmctld", "-D"], ["slurmd", "-D", "-N", "localhost"]
   daemons = []
   with open(folder / "log", "wb") as log:
@@ -84,8 +96,12 @@ def slurm(tmp_path_factory) -> Iterator[dict[str, str]]:
       time.sleep(1)
     try:
       ends = time.monotonic() + 60
-      while "idle" not in subprocess.run(["sinfo", "-h", "-o", "%t"], env=environment, capture_output=True, text=True,
-                                         check=False).stdout:
+      while (
+        "idle"
+        not in subprocess.run(
+          ["sinfo", "-h", "-o", "%t"], env=environment, capture_output=True, text=True, check=False
+        ).stdout
+      ):
         assert time.monotonic() < ends, (folder / "log").read_text()
         time.sleep(0.5)
       yield environment
@@ -113,12 +129,28 @@ def test_two_tasks_and_one_dies(slurm, tmp_path):
   command.chmod(0o755)
   flags = [f"--gin_file={gin_file}", "--gin.patterns.Source.seconds=0.5"]
   environment = slurm | {
-      "GLMJAX": str(command), "PYTHONPATH": str(pathlib.Path(patterns.__file__).parent), "JAX_PLATFORMS": "cpu",
-      "XLA_FLAGS": "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"}
+    "GLMJAX": str(command),
+    "PYTHONPATH": str(pathlib.Path(patterns.__file__).parent),
+    "JAX_PLATFORMS": "cpu",
+    "XLA_FLAGS": "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0",
+  }
   job = subprocess.run(
-      ["sbatch", "--parsable", "--ntasks-per-node=2", f"--output={out}", str(SCRIPT), *flags, f"--workdir={workdir}",
-       f"--gin.patterns.Source.batches_read={str(read)!r}"],
-      env=environment, cwd=tmp_path, capture_output=True, text=True, check=True).stdout.strip()
+    [
+      "sbatch",
+      "--parsable",
+      "--ntasks-per-node=2",
+      f"--output={out}",
+      str(SCRIPT),
+      *flags,
+      f"--workdir={workdir}",
+      f"--gin.patterns.Source.batches_read={str(read)!r}",
+    ],
+    env=environment,
+    cwd=tmp_path,
+    capture_output=True,
+    text=True,
+    check=True,
+  ).stdout.strip()
   try:
     ends = time.monotonic() + 240
     while len(lines(workdir)) < 5:
@@ -135,8 +167,12 @@ def test_two_tasks_and_one_dies(slurm, tmp_path):
   assert "start 2 of the training" in said and said.count("resumed at step") == 1, said
   assert [line["step"] for line in lines(workdir)] == list(range(1, 11)), said
   alone = subprocess.run(
-      [command, "train", *flags, f"--workdir={tmp_path / 'alone'}"], capture_output=True, text=True, check=False,
-      env=environment | {"XLA_FLAGS": environment["XLA_FLAGS"].replace("count=2", "count=4")})
+    [command, "train", *flags, f"--workdir={tmp_path / 'alone'}"],
+    capture_output=True,
+    text=True,
+    check=False,
+    env=environment | {"XLA_FLAGS": environment["XLA_FLAGS"].replace("count=2", "count=4")},
+  )
   assert alone.returncode == 0, alone.stderr
   ours, theirs = ([line["loss"] for line in lines(tmp_path / name)] for name in ("run", "alone"))
   np.testing.assert_allclose(ours, theirs, rtol=1e-5)

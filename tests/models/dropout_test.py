@@ -13,8 +13,9 @@ from glmjax.models import config
 ROWS, HEADS, LENGTH, KEYS = 4, 4, 128, 192
 
 
-def masks(rate: float, seed: int = 0, rows: int = ROWS, heads: int = HEADS, length: int = LENGTH, keys: int = KEYS
-          ) -> np.ndarray:
+def masks(
+  rate: float, seed: int = 0, rows: int = ROWS, heads: int = HEADS, length: int = LENGTH, keys: int = KEYS
+) -> np.ndarray:
   """Kept, [B, H, L, M]."""
   dropout = dropout_lib.make(rate, jax.random.split(jax.random.key(seed), rows), heads, length)
   return np.asarray(dropout_lib.keep(rate, dropout.seeds_BHL[..., None], jnp.arange(keys, dtype=jnp.int32)))
@@ -78,8 +79,11 @@ def test_means_stay():
   v = jnp.ones((ROWS, LENGTH, HEADS, 8))
   zeros = jnp.zeros((ROWS, LENGTH), jnp.int32)
   out = attention.dense(q, q, v, zeros, zeros + LENGTH, dropout)
-  np.testing.assert_allclose(out[..., 0].swapaxes(1, 2), dropout_lib.apply(
-      dropout, jnp.full((ROWS, HEADS, LENGTH, LENGTH), 1 / LENGTH)).sum(-1), rtol=1e-5)
+  np.testing.assert_allclose(
+    out[..., 0].swapaxes(1, 2),
+    dropout_lib.apply(dropout, jnp.full((ROWS, HEADS, LENGTH, LENGTH), 1 / LENGTH)).sum(-1),
+    rtol=1e-5,
+  )
 
 
 @pytest.mark.parametrize("name", ["hidden_dropout", "attention_dropout"])

@@ -58,7 +58,7 @@ def nothing(length: int, seed: int) -> Intervals:
   """Some queries see no key, and some blocks of queries none at all."""
   start, end = packed(length, seed)
   hidden = np.random.default_rng(seed).random(length) < 0.3
-  hidden[length // 2:] = True
+  hidden[length // 2 :] = True
   return start, np.where(hidden, start, end)
 
 
@@ -86,8 +86,10 @@ def small_blocks(monkeypatch):
   monkeypatch.setattr(flash_tpu, "_BACKWARD", (128, 128))
 
 
-@pytest.mark.parametrize("kernels, width, drops", [(flash_gpu, 64, False), (flash_gpu, 128, True),
-                                                   (flash_tpu, 128, False), (flash_tpu, 128, True)])
+@pytest.mark.parametrize(
+  "kernels, width, drops",
+  [(flash_gpu, 64, False), (flash_gpu, 128, True), (flash_tpu, 128, False), (flash_tpu, 128, True)],
+)
 @pytest.mark.parametrize("kind", KINDS)
 def test_numbers_and_gradients_of_dense_attention(small_blocks, kind, kernels: ModuleType, width: int, drops: bool):
   q, k, v, d = draw(2, 256, 256, 2, width)
@@ -175,8 +177,7 @@ def interpret_kernels(monkeypatch, platform: str) -> None:
       monkeypatch.setattr(module, name, functools.partial(getattr(module, name), interpret=True))
 
 
-@pytest.mark.parametrize("sizes, apart", [(dict(data=2, context=2, tensor=2), False),
-                                          (dict(data=2, context=4), True)])
+@pytest.mark.parametrize("sizes, apart", [(dict(data=2, context=2, tensor=2), False), (dict(data=2, context=4), True)])
 def test_split_over_tokens(interpreted, sizes, apart):
   """Each device has its own queries attend to all keys; `apart`: in a shard_map over rows, as ZeRO-1 has it."""
   q, k, v, d = draw(2, 512, 512, 2, 128, "bfloat16")  # blocks of 128 for each of four devices
@@ -201,8 +202,11 @@ def test_split_over_tokens(interpreted, sizes, apart):
     sharding = partitioning.named(mesh, partitioning.FSDP, "batch", "length", "act_heads", None)
     args = *(jax.device_put(x, sharding) for x in (q, k, v, d)), start, end, keys
     rows = P(partitioning.ROW_AXES)
-    call = jax.shard_map(shard, in_specs=rows, out_specs=rows, axis_names={*partitioning.ROW_AXES},
-                         check_vma=False) if apart else run
+    call = (
+      jax.shard_map(shard, in_specs=rows, out_specs=rows, axis_names={*partitioning.ROW_AXES}, check_vma=False)
+      if apart
+      else run
+    )
     compiled = jax.jit(call).lower(*args).compile()
     got = compiled(*args)
   gathered = [c for c in collectives.of(compiled.as_text(), mesh) if c.kind == "all-gather"]
@@ -218,8 +222,9 @@ def test_split_over_rows_and_heads(interpreted, mesh_shape):
   start, end = (jnp.asarray(np.tile(x, (8, 1)), jnp.int32) for x in gmask(128, 0))
   mesh = mesh_lib.make_mesh(mesh_lib.MeshConfig(data=mesh_shape[0], tensor=mesh_shape[1]))
   dropout = dropping(8, 4, 128)
-  run = lambda attend, q, k, v: (lambda out, pull: (out, *pull(d)))(*jax.vjp(
-      lambda *x: attend(*x, start, end, dropout), q, k, v))
+  run = lambda attend, q, k, v: (lambda out, pull: (out, *pull(d)))(
+    *jax.vjp(lambda *x: attend(*x, start, end, dropout), q, k, v)
+  )
   want = jax.jit(functools.partial(run, attention.dense))(q, k, v)
   run = functools.partial(run, attention.attend)
   with partitioning.use(mesh):
@@ -234,16 +239,25 @@ def test_split_over_rows_and_heads(interpreted, mesh_shape):
 @pytest.mark.parametrize("platform", ["gpu", "tpu"])
 def test_a_model_with_dropout_is_the_same_through_the_kernel(monkeypatch, platform):
   """Logits and gradients of a model in float32, its masks included."""
-  config = config_lib.GLMConfig(vocab_size=64, num_layers=1, embed_dim=256, num_heads=2, mlp_dim=64, max_length=128,
-                                hidden_dropout=0.1, attention_dropout=0.3)
+  config = config_lib.GLMConfig(
+    vocab_size=64,
+    num_layers=1,
+    embed_dim=256,
+    num_heads=2,
+    mlp_dim=64,
+    max_length=128,
+    hidden_dropout=0.1,
+    attention_dropout=0.3,
+  )
   params = glm.init_params(config, jax.random.key(0))
   tokens = jax.random.randint(jax.random.key(1), (2, 128), 0, 64)
   places = jnp.tile(jnp.arange(128, dtype=jnp.int32), (2, 1))
 
   def run() -> tuple[jax.Array, jax.Array]:
     model, rngs = glm.GLM(config, deterministic=False), {"dropout": jax.random.key(3)}
-    loss = lambda p: jnp.square(model.apply({"params": p}, tokens, places, places * 0, jnp.maximum(places + 1, 50),
-                                            rngs=rngs)).mean()
+    loss = lambda p: jnp.square(
+      model.apply({"params": p}, tokens, places, places * 0, jnp.maximum(places + 1, 50), rngs=rngs)
+    ).mean()
     return jax.jit(jax.value_and_grad(loss))(params)
 
   want = run()
@@ -253,8 +267,9 @@ def test_a_model_with_dropout_is_the_same_through_the_kernel(monkeypatch, platfo
   calls = []
   for module in (flash_gpu, flash_tpu):
     forward = module.forward
-    monkeypatch.setattr(module, "forward", lambda *a, forward=forward, module=module: (
-        calls.append(module), forward(*a))[1])
+    monkeypatch.setattr(
+      module, "forward", lambda *a, forward=forward, module=module: (calls.append(module), forward(*a))[1]
+    )
   got = run()
   assert set(calls) == {flash_gpu if platform == "gpu" else flash_tpu}
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), got, want)
@@ -262,8 +277,9 @@ def test_a_model_with_dropout_is_the_same_through_the_kernel(monkeypatch, platfo
 
 def test_dots_remat_repeats_no_product():
   """What backward computes again is element by element: full remat's products are not among it."""
-  config = config_lib.GLMConfig(vocab_size=64, num_layers=4, embed_dim=64, num_heads=2, mlp_dim=512, max_length=16,
-                                scan_layers=False)
+  config = config_lib.GLMConfig(
+    vocab_size=64, num_layers=4, embed_dim=64, num_heads=2, mlp_dim=512, max_length=16, scan_layers=False
+  )
   tokens = jnp.ones((4, 16), jnp.int32)
 
   def flops(remat: str) -> float:
@@ -286,8 +302,11 @@ def test_on_the_gpu(kind, width, rate):
   start, end = (jnp.asarray(np.stack(x), jnp.int32) for x in zip(kind(1024, 0), kind(1024, 1)))
   dropout = rate and dropout_lib.make(rate, jax.random.split(jax.random.key(7), 2), 4, 1024)
   assert flash.fits(q, k)
-  run = lambda way: jax.jit(lambda q, k, v: (lambda out, pull: (out, *pull(d.astype(out.dtype))))(
-      *jax.vjp(lambda *x: way(*x, start, end, dropout), q, k, v)))
+  run = lambda way: jax.jit(
+    lambda q, k, v: (lambda out, pull: (out, *pull(d.astype(out.dtype))))(
+      *jax.vjp(lambda *x: way(*x, start, end, dropout), q, k, v)
+    )
+  )
   exact = run(attention.dense)(*(x.astype(jnp.float32) for x in (q, k, v)))
   for got, want in zip(run(flash.attend)(q, k, v), exact):
     error = jnp.linalg.norm(got.astype(jnp.float32) - want) / jnp.linalg.norm(want)

@@ -32,8 +32,10 @@ for name in ("v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2"):
 
 
 def test_compiles_for_every_tpu():
-  if "GLMJAX_PLAN_PYTHON" not in os.environ and subprocess.run(
-      [PYTHON, "-c", "import libtpu"], capture_output=True, check=False).returncode:
+  if (
+    "GLMJAX_PLAN_PYTHON" not in os.environ
+    and subprocess.run([PYTHON, "-c", "import libtpu"], capture_output=True, check=False).returncode
+  ):
     pytest.skip("pip install 'glmjax[plan]', or GLMJAX_PLAN_PYTHON=ENVIRONMENT/bin/python")
   environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"JAX_PLATFORMS": "cpu"}
   done = subprocess.run([PYTHON, "-c", CODE], env=environment, capture_output=True, text=True, check=False)

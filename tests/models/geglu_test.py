@@ -17,10 +17,12 @@ from glmjax.parallel import partitioning
 
 def _arrays(dtype: str, rows: int = 2, length: int = 256, width: int = 128, out: int = 8) -> tuple[jax.Array, ...]:
   keys = jax.random.split(jax.random.key(0), 4)
-  return (3 * jax.random.normal(keys[0], (rows, length, 2, width), dtype),
-          jax.random.normal(keys[1], (2, width), jnp.float32),
-          jax.random.normal(keys[2], (width, out), jnp.float32) / 16,
-          jax.random.normal(keys[3], (rows, length, out), dtype))
+  return (
+    3 * jax.random.normal(keys[0], (rows, length, 2, width), dtype),
+    jax.random.normal(keys[1], (2, width), jnp.float32),
+    jax.random.normal(keys[2], (width, out), jnp.float32) / 16,
+    jax.random.normal(keys[3], (rows, length, out), dtype),
+  )
 
 
 def test_product_equals_plain_differentiation() -> None:
@@ -47,10 +49,14 @@ def test_kernel_equals_plain_form(dtype: str) -> None:
     assert sums.shape == (2, 2, 2, 128)
     for made, want in zip((*got, sums.sum((0, 1))), geglu.gradient(inputs, bias, d)):
       assert made.dtype == want.dtype
-      tolerance = 2e-5 if dtype == "float32" else 2 ** -6
+      tolerance = 2e-5 if dtype == "float32" else 2**-6
       high = float(jnp.abs(want).max())
-      np.testing.assert_allclose(made.astype(jnp.float32), want.astype(jnp.float32), rtol=tolerance,
-                                 atol=tolerance * high if made.ndim == 2 else tolerance)
+      np.testing.assert_allclose(
+        made.astype(jnp.float32),
+        want.astype(jnp.float32),
+        rtol=tolerance,
+        atol=tolerance * high if made.ndim == 2 else tolerance,
+      )
 
 
 @pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
@@ -71,8 +77,9 @@ def test_kernels_on_a_mesh(monkeypatch) -> None:
     got = *jax.jit(geglu._by_kernel)(hidden, bias, d), *jax.jit(backward)(x, scale)  # pylint: disable=protected-access
   for made, expected in zip(got, want, strict=True):
     high = float(jnp.abs(expected).max())
-    np.testing.assert_allclose(made.astype(jnp.float32), expected.astype(jnp.float32), rtol=2 ** -6,
-                               atol=2 ** -6 * (high if made.ndim < 3 else 1))
+    np.testing.assert_allclose(
+      made.astype(jnp.float32), expected.astype(jnp.float32), rtol=2**-6, atol=2**-6 * (high if made.ndim < 3 else 1)
+    )
 
 
 def test_backward_keeps_only_what_went_in() -> None:

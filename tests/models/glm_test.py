@@ -21,32 +21,37 @@ from glmjax.parallel import partitioning
 
 LENGTH, CONTEXT = 12, 5
 FAMILIES = {
-    "glm-130b": dict(positions="rotary", mlp="geglu"),
-    "chatglm-6b": dict(positions="rotary_2d", mlp="gelu_tanh", tie_embeddings=False),
-    "glm-10b": dict(positions="learned_2d", mlp="gelu_tanh", norm="pre"),
+  "glm-130b": dict(positions="rotary", mlp="geglu"),
+  "chatglm-6b": dict(positions="rotary_2d", mlp="gelu_tanh", tie_embeddings=False),
+  "glm-10b": dict(positions="learned_2d", mlp="gelu_tanh", norm="pre"),
 }
 VARIANTS = FAMILIES | {
-    "gpt": dict(norm="pre", mlp="gelu", causal=True),
-    "sandwich": dict(norm="sandwich"),
-    "post": dict(norm="post"),
-    "embedding norm": dict(norm="pre", embedding_norm=True),
-    "alpha": dict(residual_alpha=3.0),
-    "rounded": dict(rotary_rounding="half_table"),
+  "gpt": dict(norm="pre", mlp="gelu", causal=True),
+  "sandwich": dict(norm="sandwich"),
+  "post": dict(norm="post"),
+  "embedding norm": dict(norm="pre", embedding_norm=True),
+  "alpha": dict(residual_alpha=3.0),
+  "rounded": dict(rotary_rounding="half_table"),
 }
 
 
 def make(name: str, **changes: Any) -> config_lib.GLMConfig:
   return config_lib.GLMConfig(
-      **(dict(vocab_size=40, num_layers=2, embed_dim=16, num_heads=2, mlp_dim=24, max_length=32) |
-         VARIANTS[name] | changes))
+    **(
+      dict(vocab_size=40, num_layers=2, embed_dim=16, num_heads=2, mlp_dim=24, max_length=32) | VARIANTS[name] | changes
+    )
+  )
 
 
 def inputs(config: config_lib.GLMConfig, batch: int = 2) -> tuple[jax.Array, ...]:
   """A context of CONTEXT tokens seen from both sides, then tokens left to right."""
   tokens = jax.random.randint(jax.random.key(5), (batch, LENGTH), 0, config.vocab_size)
   line = jnp.tile(jnp.arange(LENGTH, dtype=jnp.int32), (batch, 1))
-  positions = line if config.positions == "rotary" else jnp.stack(
-      [jnp.minimum(line, CONTEXT - 1), jnp.maximum(line - CONTEXT + 1, 0)], 1)
+  positions = (
+    line
+    if config.positions == "rotary"
+    else jnp.stack([jnp.minimum(line, CONTEXT - 1), jnp.maximum(line - CONTEXT + 1, 0)], 1)
+  )
   return tokens, positions, jnp.zeros_like(line), jnp.maximum(line + 1, CONTEXT)
 
 
@@ -90,12 +95,9 @@ def test_no_token_sees_what_it_must_not(name: str):
 
     def hidden(rows: jax.Array) -> jax.Array:
       changed = params | {"embedding": params["embedding"] | {"table": table.at[:LENGTH].set(rows)}}
-      x, _ = glm.GLM(config).apply({"params": changed},
-                                   jnp.arange(LENGTH)[None],
-                                   positions,
-                                   start,
-                                   end,
-                                   method="hidden")
+      x, _ = glm.GLM(config).apply(
+        {"params": changed}, jnp.arange(LENGTH)[None], positions, start, end, method="hidden"
+      )
       return (x[0] * jnp.arange(1, config.embed_dim + 1)).sum(-1)
 
     return jnp.abs(jax.jacrev(hidden)(table[:LENGTH])).sum(-1)
@@ -110,8 +112,9 @@ def test_layouts_and_remat_give_the_same(name: str):
   stacked, arrays = params_of(config), inputs(config)
 
   def loss_and_grad(config: config_lib.GLMConfig, params: Any) -> Any:
-    return jax.jit(jax.value_and_grad(
-        lambda p: jnp.square(glm.GLM(config).apply({"params": p}, *arrays)).mean()))(params)
+    return jax.jit(jax.value_and_grad(lambda p: jnp.square(glm.GLM(config).apply({"params": p}, *arrays)).mean()))(
+      params
+    )
 
   loss, grads = loss_and_grad(config, stacked)
   remats = (dict(remat="full"), dict(remat="dots")) if name == "glm-130b" else ()
@@ -138,8 +141,7 @@ def test_intervals_are_the_dense_mask():
   weights /= weights.sum(-1, keepdims=True)
   expected = np.einsum("bhlm,bmhk->blhk", weights, v)
   np.testing.assert_allclose(attention.attend(q, k, v, jnp.array(start), jnp.array(end)), expected, atol=1e-5)
-  one = attention.attend(q[:, 3:4], k, v, jnp.array(start[:, 3:4]),
-                         jnp.array(end[:, 3:4]))  # decoding's own path
+  one = attention.attend(q[:, 3:4], k, v, jnp.array(start[:, 3:4]), jnp.array(end[:, 3:4]))  # decoding's own path
   np.testing.assert_allclose(one, expected[:, 3:4], atol=1e-5)
 
 
@@ -168,7 +170,7 @@ def test_an_id_outside_of_a_table_has_no_row_on_any_mesh(sizes: dict):
     got, pull = rows(table)
     (back,) = pull(jnp.ones_like(got))
   else:
-    mesh = mesh_lib.make_mesh(mesh_lib.MeshConfig(**sizes), jax.devices()[:np.prod(list(sizes.values()))])
+    mesh = mesh_lib.make_mesh(mesh_lib.MeshConfig(**sizes), jax.devices()[: np.prod(list(sizes.values()))])
     with partitioning.use(mesh):
       got, pull = rows(jax.device_put(table, partitioning.named(mesh, partitioning.FSDP, "vocab", "embed")))
       (back,) = jax.jit(pull)(jnp.ones_like(got))
@@ -185,28 +187,30 @@ def test_dropout_only_where_asked(where: str):
 
   @jax.jit
   def noisy(key: jax.Array) -> jax.Array:
-    return glm.GLM(config, deterministic=False).apply({"params": params},
-                                                      *inputs(config),
-                                                      rngs={"dropout": key})
+    return glm.GLM(config, deterministic=False).apply({"params": params}, *inputs(config), rngs={"dropout": key})
 
   assert bool((noisy(jax.random.key(0)) != noisy(jax.random.key(1))).any())
   np.testing.assert_array_equal(noisy(jax.random.key(0)), noisy(jax.random.key(0)))
 
 
 @pytest.mark.parametrize(
-    "count, sizes",
-    [
-        (128_697_794_560,
-         dict(vocab_size=150_528, num_layers=70, embed_dim=12_288, num_heads=96, mlp_dim=32_768)),
-        (6_173_286_400,
-         dict(vocab_size=130_528,
-              num_layers=28,
-              embed_dim=4096,
-              num_heads=32,
-              mlp_dim=16_384,
-              positions="rotary_2d",
-              mlp="gelu_tanh")),  # one embedding matrix; its head is the other 0.5 B
-    ])
+  "count, sizes",
+  [
+    (128_697_794_560, dict(vocab_size=150_528, num_layers=70, embed_dim=12_288, num_heads=96, mlp_dim=32_768)),
+    (
+      6_173_286_400,
+      dict(
+        vocab_size=130_528,
+        num_layers=28,
+        embed_dim=4096,
+        num_heads=32,
+        mlp_dim=16_384,
+        positions="rotary_2d",
+        mlp="gelu_tanh",
+      ),
+    ),  # one embedding matrix; its head is the other 0.5 B
+  ],
+)
 def test_published_sizes(count: int, sizes: dict):
   config = config_lib.GLMConfig(**sizes)
   shapes = nn.unbox(jax.eval_shape(lambda key: glm.init(config, key), jax.random.key(0)))
@@ -224,12 +228,14 @@ def test_deepnorm_starts_as_the_paper_says():
   d, f, beta = 128, 192, 6**-0.5
   qkv = params["layers"]["attention"]["qkv"]["kernel"]  # [N, D, 3, H, K]
   expected = {
-      "query": (qkv[:, :, 0], (2 / (d + d)) ** 0.5), "key": (qkv[:, :, 1], (2 / (d + d)) ** 0.5),
-      "value": (qkv[:, :, 2], beta * (2 / (d + d)) ** 0.5),
-      "out": (params["layers"]["attention"]["out"]["kernel"], beta * (2 / (d + d)) ** 0.5),
-      "wi": (params["layers"]["mlp"]["wi"]["kernel"], beta * (2 / (d + f)) ** 0.5),
-      "wo": (params["layers"]["mlp"]["wo"]["kernel"], beta * (2 / (d + f)) ** 0.5),
-      "table": (params["embedding"]["table"], (2 / (512 + d)) ** 0.5)}
+    "query": (qkv[:, :, 0], (2 / (d + d)) ** 0.5),
+    "key": (qkv[:, :, 1], (2 / (d + d)) ** 0.5),
+    "value": (qkv[:, :, 2], beta * (2 / (d + d)) ** 0.5),
+    "out": (params["layers"]["attention"]["out"]["kernel"], beta * (2 / (d + d)) ** 0.5),
+    "wi": (params["layers"]["mlp"]["wi"]["kernel"], beta * (2 / (d + f)) ** 0.5),
+    "wo": (params["layers"]["mlp"]["wo"]["kernel"], beta * (2 / (d + f)) ** 0.5),
+    "table": (params["embedding"]["table"], (2 / (512 + d)) ** 0.5),
+  }
   for name, (x, std) in expected.items():
     np.testing.assert_allclose(np.std(x), std, rtol=0.05, err_msg=name)
     assert abs(float(np.mean(x))) < 0.1 * std, name
@@ -244,15 +250,10 @@ def test_embedding_gradient_shrink():
   """The gradient of the table, its use as head included, is alpha times the plain one; the others stay."""
   config = make("glm-130b")
   params, arrays = params_of(config), inputs(config)
-  grad = jax.jit(
-      jax.grad(lambda p, alpha: jnp.square(glm.GLM(config).apply({"params": p}, *arrays, alpha)).mean()))
+  grad = jax.jit(jax.grad(lambda p, alpha: jnp.square(glm.GLM(config).apply({"params": p}, *arrays, alpha)).mean()))
   plain, shrunk = grad(params, 1.0), grad(params, 0.1)
-  np.testing.assert_allclose(shrunk["embedding"]["table"],
-                             0.1 * plain["embedding"]["table"],
-                             rtol=1e-4,
-                             atol=1e-7)
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), shrunk["layers"],
-               plain["layers"])
+  np.testing.assert_allclose(shrunk["embedding"]["table"], 0.1 * plain["embedding"]["table"], rtol=1e-4, atol=1e-7)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), shrunk["layers"], plain["layers"])
   np.testing.assert_array_equal(layers.scale_gradient(jnp.arange(3.0), 0.1), jnp.arange(3.0))
 
 
@@ -263,25 +264,23 @@ def test_rotary_turns_by_distance():
   turn = lambda x, position: rotary.rotate(x, at(position), 1)
   np.testing.assert_allclose(turn(q, 0), q, atol=1e-6)
   np.testing.assert_allclose(jnp.linalg.norm(turn(q, 77)), jnp.linalg.norm(q), rtol=1e-5)
-  np.testing.assert_allclose(jnp.vdot(turn(q, 3), turn(k, 10)),
-                             jnp.vdot(turn(q, 103), turn(k, 110)),
-                             atol=1e-4)
+  np.testing.assert_allclose(jnp.vdot(turn(q, 3), turn(k, 10)), jnp.vdot(turn(q, 103), turn(k, 110)), atol=1e-4)
 
 
 def test_rotary_in_two_dimensions():
   """The first half of the head turns with the position, the second with the block position."""
   config = make("chatglm-6b")
   x = jax.random.normal(jax.random.key(0), (1, 1, 2, 8))
-  turn = lambda position, block: rotary.rotate(x, rotary.tables(config, jnp.array([[[position], [block]]])), 2
-                                              )
+  turn = lambda position, block: rotary.rotate(x, rotary.tables(config, jnp.array([[[position], [block]]])), 2)
   np.testing.assert_allclose(turn(5, 0)[..., 4:], x[..., 4:], atol=1e-6)
   np.testing.assert_allclose(turn(0, 5)[..., :4], x[..., :4], atol=1e-6)
   assert not np.allclose(turn(5, 7)[..., :4], x[..., :4])
   np.testing.assert_allclose(turn(5, 7)[..., :4], turn(5, 0)[..., :4], atol=1e-6)
 
 
-@pytest.mark.parametrize("rounding, error_512, error_2048", [("half_frequencies", 0.12, 0.49),
-                                                             ("half_table", 0.23, 0.88)])
+@pytest.mark.parametrize(
+  "rounding, error_512, error_2048", [("half_frequencies", 0.12, 0.49), ("half_table", 0.23, 0.88)]
+)
 def test_rotary_roundings(rounding: str, error_512: float, error_2048: float):
   """Half precision as numpy does it, and as far off as the original is (head dimension 128)."""
   positions = np.array([[0, 1, 64, 512, 2047]])
@@ -295,8 +294,7 @@ def test_rotary_roundings(rounding: str, error_512: float, error_2048: float):
   np.testing.assert_allclose(cos, expected, atol=1e-3)
   for position, bound in ((512, error_512), (2047, error_2048)):
     upto = jnp.arange(position + 1)[None]
-    error = jnp.abs(
-        rotary.table(upto, 128, 10_000.0, rounding)[0] - rotary.table(upto, 128, 10_000.0, "none")[0]).max()
+    error = jnp.abs(rotary.table(upto, 128, 10_000.0, rounding)[0] - rotary.table(upto, 128, 10_000.0, "none")[0]).max()
     assert bound * 0.9 < float(error) < bound * 1.1
 
 
@@ -309,10 +307,15 @@ def test_half_precision_compute(dtype: str):
   np.testing.assert_allclose(logits, exact, atol=0.1 * float(jnp.abs(exact).max()))
 
 
-@pytest.mark.parametrize("wrong, message",
-                         [(dict(num_layers=0), "num_layers is 0"), (dict(norm="rms"), "'rms'.*deepnorm"),
-                          (dict(embed_dim=15), "divisible"),
-                          (dict(embed_dim=12, positions="rotary_2d", num_heads=2), "multiple of 4")])
+@pytest.mark.parametrize(
+  "wrong, message",
+  [
+    (dict(num_layers=0), "num_layers is 0"),
+    (dict(norm="rms"), "'rms'.*deepnorm"),
+    (dict(embed_dim=15), "divisible"),
+    (dict(embed_dim=12, positions="rotary_2d", num_heads=2), "multiple of 4"),
+  ],
+)
 def test_config_mistakes(wrong: dict, message: str):
   with pytest.raises(errors.InputError, match=message):
     make("gpt", **wrong)

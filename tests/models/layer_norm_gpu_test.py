@@ -19,10 +19,11 @@ def test_kernel_equals_differentiation(width: int, dtype: str) -> None:
   assert dx.dtype == x.dtype and sums.shape == (2, 2, 2, width)
   norm = lambda x, scale, bias: layers._layer_norm(1e-5, "float32", x, scale, bias)  # pylint: disable=protected-access
   _, back = jax.vjp(norm, x, scale, jnp.zeros(width))
-  tolerance = 1e-4 if dtype == "float32" else 2 ** -7
+  tolerance = 1e-4 if dtype == "float32" else 2**-7
   for got, want in zip((dx, *sums.sum((0, 1))), back(g.astype(jnp.float32))):
-    np.testing.assert_allclose(got.astype(jnp.float32), want.astype(jnp.float32), rtol=tolerance,
-                               atol=tolerance if got.ndim == 3 else 1e-3)
+    np.testing.assert_allclose(
+      got.astype(jnp.float32), want.astype(jnp.float32), rtol=tolerance, atol=tolerance if got.ndim == 3 else 1e-3
+    )
 
 
 def test_which_widths_fit() -> None:

@@ -16,10 +16,13 @@ from glmjax.models import params as params_lib
 
 BASE = config_lib.GLMConfig(vocab_size=80, num_layers=3, embed_dim=32, num_heads=4, mlp_dim=48, max_length=16)
 MODELS = {
-    "glm-130b": {}, "chatglm-6b": dict(positions="rotary_2d", mlp="gelu_tanh", tie_embeddings=False),
-    "glm-10b": dict(positions="learned_2d", mlp="gelu_tanh", norm="pre"),
-    "sandwich": dict(norm="sandwich", causal=True),
-    "embedding norm": dict(norm="post", embedding_norm=True), "prefix": dict(prefix_length=5)}
+  "glm-130b": {},
+  "chatglm-6b": dict(positions="rotary_2d", mlp="gelu_tanh", tie_embeddings=False),
+  "glm-10b": dict(positions="learned_2d", mlp="gelu_tanh", norm="pre"),
+  "sandwich": dict(norm="sandwich", causal=True),
+  "embedding norm": dict(norm="post", embedding_norm=True),
+  "prefix": dict(prefix_length=5),
+}
 
 
 @pytest.fixture(params=MODELS)
@@ -30,18 +33,22 @@ def config(request) -> config_lib.GLMConfig:
 def boxed(config: config_lib.GLMConfig) -> dict:
   tree = jax.eval_shape(lambda: glm.init(config, jax.random.key(0)))
   is_box = lambda x: isinstance(x, nn.LogicallyPartitioned)
-  return {"/".join(str(key.key) for key in path): leaf
-          for path, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_box)}
+  return {
+    "/".join(str(key.key) for key in path): leaf
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_box)
+  }
 
 
 def test_stacked_and_apart_are_what_linen_makes(config):
   found = boxed(config)
   table = params_lib.table(config)
   assert {path: (box.value.shape, box.names) for path, box in found.items()} == {
-      path: (param.shape, param.axes) for path, param in table.items()}
+    path: (param.shape, param.axes) for path, param in table.items()
+  }
   found = boxed(dataclasses.replace(config, scan_layers=False))
   assert {path: (box.value.shape, box.names) for path, box in found.items()} == {
-      path: (param.shape, param.axes) for path, param in params_lib.apart(config)}
+    path: (param.shape, param.axes) for path, param in params_lib.apart(config)
+  }
   for path, param in params_lib.apart(config):
     assert params_lib.find(config, path) == param
   for path, param in table.items():

@@ -18,8 +18,9 @@ LENGTH, HEADS, PREFIX = 7, 3, 5
 SIZES = dict(vocab_size=40, num_layers=3, embed_dim=16, num_heads=2, mlp_dim=24, max_length=32)
 
 
-def prepended(q: np.ndarray, k: np.ndarray, v: np.ndarray, mask: np.ndarray, prefix_key: np.ndarray,
-              prefix_value: np.ndarray) -> np.ndarray:
+def prepended(
+  q: np.ndarray, k: np.ndarray, v: np.ndarray, mask: np.ndarray, prefix_key: np.ndarray, prefix_value: np.ndarray
+) -> np.ndarray:
   """Query by query, in float64, with the prefix as the first keys and values of every row."""
   batch, length, heads, size = q.shape
   out = np.zeros(q.shape)
@@ -39,12 +40,13 @@ def test_attention_with_prepended_keys():
   end = np.minimum(start + rng.integers(0, LENGTH, (2, LENGTH)), LENGTH)  # some see the prefix alone
   mask = (np.arange(LENGTH) >= start[..., None]) & (np.arange(LENGTH) < end[..., None])
   expected = prepended(q, k, v, mask, *prefix)
-  attend = lambda q, start, end: attention.attend(*(jnp.array(x, jnp.float32) for x in (q, k, v)), start, end,
-                                                  prefix=tuple(jnp.array(prefix, jnp.float32)))
+  attend = lambda q, start, end: attention.attend(
+    *(jnp.array(x, jnp.float32) for x in (q, k, v)), start, end, prefix=tuple(jnp.array(prefix, jnp.float32))
+  )
   np.testing.assert_allclose(attend(q, start, end), expected, atol=1e-5)
   for i in (0, 3):  # decoding's own path
-    one = attend(q[:, i:i + 1], start[:, i:i + 1], end[:, i:i + 1])
-    np.testing.assert_allclose(one, expected[:, i:i + 1], atol=1e-5)
+    one = attend(q[:, i : i + 1], start[:, i : i + 1], end[:, i : i + 1])
+    np.testing.assert_allclose(one, expected[:, i : i + 1], atol=1e-5)
 
 
 def test_each_layer_has_its_own_and_all_are_trained():

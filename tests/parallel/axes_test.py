@@ -27,16 +27,33 @@ from glmjax.train import schedules
 from glmjax.train import state as state_lib
 from glmjax.train import step as step_lib
 
-CONFIG = config_lib.GLMConfig(vocab_size=80, num_layers=2, embed_dim=32, num_heads=8, mlp_dim=48, max_length=16,
-                              hidden_dropout=0.1, attention_dropout=0.1)
+CONFIG = config_lib.GLMConfig(
+  vocab_size=80,
+  num_layers=2,
+  embed_dim=32,
+  num_heads=8,
+  mlp_dim=48,
+  max_length=16,
+  hidden_dropout=0.1,
+  attention_dropout=0.1,
+)
 MICRO, ROWS, LENGTH = 2, 8, 16
-MIXES = [dict(data=2, fsdp=2, tensor=2), dict(data=2, tensor=2, context=2), dict(fsdp=2, tensor=2, context=2),
-         dict(data=2, fsdp=2, context=2)]
+MIXES = [
+  dict(data=2, fsdp=2, tensor=2),
+  dict(data=2, tensor=2, context=2),
+  dict(fsdp=2, tensor=2, context=2),
+  dict(data=2, fsdp=2, context=2),
+]
 CASES = [("fsdp", {axis: 8}) for axis in ("fsdp", "tensor", "context")] + [
-    *(("fsdp", sizes) for sizes in MIXES[:3]), *(("zero1", sizes) for sizes in [dict(fsdp=8), *MIXES[:2]]),
-    *(("sequence", sizes) for sizes in [dict(tensor=8), MIXES[1]])]
+  *(("fsdp", sizes) for sizes in MIXES[:3]),
+  *(("zero1", sizes) for sizes in [dict(fsdp=8), *MIXES[:2]]),
+  *(("sequence", sizes) for sizes in [dict(tensor=8), MIXES[1]]),
+]
 LONG = [("fsdp", {axis: size}) for axis in ("data", "fsdp", "tensor", "context") for size in (2, 4)] + [
-    ("fsdp", dict(data=8)), ("fsdp", MIXES[3]), *(("zero1", sizes) for sizes in [dict(data=4), *MIXES[2:]])]
+  ("fsdp", dict(data=8)),
+  ("fsdp", MIXES[3]),
+  *(("zero1", sizes) for sizes in [dict(data=4), *MIXES[2:]]),
+]
 OPTIMIZER = optimizer_lib.AdamW(clip_norm=1e9)  # or the clipped gradient's error would be the norm's
 ADAM_EPSILON = 1e-3  # or a gradient of 1e-9 would move a weight as one of 1
 
@@ -75,7 +92,7 @@ def first_state() -> state_lib.TrainState:
 @functools.cache
 def run(strategy: str, sizes: tuple[tuple[str, int], ...]) -> Step:
   mesh_config = mesh_lib.MeshConfig(**{"data": 1} | dict(sizes))
-  mesh = mesh_lib.make_mesh(mesh_config, jax.devices()[:math.prod(dataclasses.astuple(mesh_config))])
+  mesh = mesh_lib.make_mesh(mesh_config, jax.devices()[: math.prod(dataclasses.astuple(mesh_config))])
   rules = partitioning.STRATEGIES[strategy]
   optimizer = dataclasses.replace(OPTIMIZER, epsilon=ADAM_EPSILON)
   tx = optimizer.make()
@@ -87,8 +104,11 @@ def run(strategy: str, sizes: tuple[tuple[str, int], ...]) -> Step:
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
     state = jax.device_put(first, shardings)
     arguments = state, layout.put(_rows()), step_lib.StepInfo(*map(jnp.uint32, (0, 0, MICRO * ROWS)))
-    program = step_lib.compile_train_step(step_lib.Objective(CONFIG, chunk=20), recipe, tx, shardings).lower(
-        *arguments).compile()
+    program = (
+      step_lib.compile_train_step(step_lib.Objective(CONFIG, chunk=20), recipe, tx, shardings)
+      .lower(*arguments)
+      .compile()
+    )
     state, metrics = jax.device_get(program(*arguments))
   return Step(mesh, abstract, program.as_text(), program.memory_analysis(), state, metrics)
 
@@ -109,8 +129,11 @@ def test_trains_as_one_device(strategy, sizes):
 
 def kernels(step: Step) -> set[int]:
   """Sizes of the stacked kernels, as they are split over tensor."""
-  return {leaf.size // step.mesh.shape["tensor"] for path, leaf in jax.tree.leaves_with_path(step.abstract.params)
-          if optimizer_lib.path_names(path)[-1] == "kernel"}
+  return {
+    leaf.size // step.mesh.shape["tensor"]
+    for path, leaf in jax.tree.leaves_with_path(step.abstract.params)
+    if optimizer_lib.path_names(path)[-1] == "kernel"
+  }
 
 
 def sizes_of(found: list[collectives.Collective]) -> set[int]:
@@ -170,13 +193,23 @@ def test_sequence_splits_what_layers_keep():
   params, whole = glm.init_params(CONFIG, jax.random.key(0)), jnp.ones((ROWS, LENGTH), jnp.int32)
 
   def text(rules: partitioning.Rules) -> str:
-    loss = lambda p: glm.GLM(config).apply({"params": p}, whole, whole, whole * 0, whole * LENGTH,
-                                           method="hidden")[0].sum()
+    loss = lambda p: (
+      glm.GLM(config).apply({"params": p}, whole, whole, whole * 0, whole * LENGTH, method="hidden")[0].sum()
+    )
     with partitioning.use(mesh, rules):
       boxed = jax.eval_shape(lambda: glm.init(config, jax.random.key(0)))
-      return jax.jit(jax.grad(loss)).lower(jax.tree.map(
-          lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), params,
-          partitioning.shardings(boxed, mesh, rules))).compile().as_text()
+      return (
+        jax.jit(jax.grad(loss))
+        .lower(
+          jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+            params,
+            partitioning.shardings(boxed, mesh, rules),
+          )
+        )
+        .compile()
+        .as_text()
+      )
 
   kept = f"f32[{CONFIG.num_layers},{ROWS // 2},{{}},{CONFIG.embed_dim}]"
   plain, split = text(partitioning.FSDP), text(partitioning.SEQUENCE)
@@ -214,5 +247,6 @@ def test_what_does_not_fit_is_told():
     feed.Layout.make(mesh, partitioning.FSDP, 8, None, 12, 1, 80)
   with pytest.raises(errors.InputError, match="embed_dim 32 does not divide over data=3 x fsdp=1"):
     devices = jax.devices()[:3]
-    state_lib.abstract(CONFIG, OPTIMIZER.make(), mesh_lib.make_mesh(mesh_lib.MeshConfig(data=3), devices),
-                       partitioning.ZERO1)
+    state_lib.abstract(
+      CONFIG, OPTIMIZER.make(), mesh_lib.make_mesh(mesh_lib.MeshConfig(data=3), devices), partitioning.ZERO1
+    )

@@ -19,7 +19,9 @@ def of(body: str, before: str = "") -> list[collectives.Collective]:
   return collectives.of(f"HloModule m\n\n{before}\nENTRY %main.1 (p: f32[4]) -> f32[4] {{\n  {body}\n}}\n", MESH())
 
 
-@pytest.mark.parametrize("groups, axes", [
+@pytest.mark.parametrize(
+  "groups, axes",
+  [
     ("{{0,1},{2,3},{4,5},{6,7}}", ("context",)),
     ("{{0,1,4,5},{2,3,6,7}}", ("data", "context")),
     ("{}", ("data", "tensor", "context")),
@@ -31,21 +33,24 @@ def of(body: str, before: str = "") -> list[collectives.Collective]:
     ("mesh['a'=2,'b'=4] {'b':(1)2}", ("tensor",)),
     ("mesh['a'=8] {'a':(1)2,'a':(4)2}", ("data", "context")),
     ("mesh['a'=1,'b'=2,'c'=2,'d'=2], device_ids=([2,2,2]T(1,0,2)) {'b'}", ("tensor",)),
-])
+  ],
+)
 def test_axes_of_groups(groups, axes):
-  found, = of(f"ROOT %r = f32[4,8]{{1,0}} all-reduce(%p), channel_id=1, replica_groups={groups}, to_apply=%add")
+  (found,) = of(f"ROOT %r = f32[4,8]{{1,0}} all-reduce(%p), channel_id=1, replica_groups={groups}, to_apply=%add")
   assert found.axes == axes and found.group == 2 ** len(axes)
   assert (found.kind, found.arrays, found.bytes, found.loops) == ("all-reduce", (("f32", (4, 8)),), 128, ())
 
 
 def test_sizes():
-  several, = of("%r = (bf16[4,8]{1,0}, /*index=1*/s32[], pred[3]{0}) all-reduce(%a, %b, %c), replica_groups=[1,8]<=[8]")
+  (several,) = of(
+    "%r = (bf16[4,8]{1,0}, /*index=1*/s32[], pred[3]{0}) all-reduce(%a, %b, %c), replica_groups=[1,8]<=[8]"
+  )
   assert several.bytes == 64 + 4 + 3 and several.sent == 2 * 71 * 7 / 8
-  started, = of("%s = (bf16[4]{0}, bf16[8]{0}) all-gather-start(%p), replica_groups=[4,2]<=[8], dimensions={0}")
+  (started,) = of("%s = (bf16[4]{0}, bf16[8]{0}) all-gather-start(%p), replica_groups=[4,2]<=[8], dimensions={0}")
   assert started.kind == "all-gather" and started.arrays == (("bf16", (8,)),) and started.sent == 8
-  sent, = of("%s = (f32[4]{0}, f32[4]{0}, u32[]) collective-permute-start(%p), source_target_pairs={{0,4},{4,0}}")
+  (sent,) = of("%s = (f32[4]{0}, f32[4]{0}, u32[]) collective-permute-start(%p), source_target_pairs={{0,4},{4,0}}")
   assert sent.bytes == sent.sent == 16 and sent.axes == ("data",)
-  scattered, = of("%s = f32[2]{0} reduce-scatter(%p), replica_groups=[4,2]<=[8], dimensions={0}")
+  (scattered,) = of("%s = f32[2]{0} reduce-scatter(%p), replica_groups=[4,2]<=[8], dimensions={0}")
   assert scattered.bytes == scattered.sent == 8
   assert not of("%d = f32[8]{0} all-gather-done(%s)") and not of("%all-gather.3 = f32[8]{0} copy(%all-reduce.2)")
 
@@ -60,8 +65,9 @@ def test_loops_and_calls():
   %w = f32[4]{0} while(%p), condition=%c, body=%inner, backend_config={"known_trip_count":{"n":"5"}}
 }
 """
-  first, second = of("%w = f32[4]{0} while(%p), condition=%c, body=%outer\n"
-                     "  %c.1 = f32[4]{0} call(%p), to_apply=%inner", before)
+  first, second = of(
+    "%w = f32[4]{0} while(%p), condition=%c, body=%outer\n  %c.1 = f32[4]{0} call(%p), to_apply=%inner", before
+  )
   assert first.loops == (None, 5) and first.times() == 5 and first.times(unknown=3) == 15
   assert second.loops == () and second.times() == 1 and second.source == "jit(f)/x"
 
@@ -72,7 +78,7 @@ def test_reduce_scatter_of_tpus():
   %all-reduce.1 = f32[8]{0:T(8)} all-reduce(%p.1), replica_groups=[4,2]<=[8], to_apply=%add
 }
 """
-  found, = of("%f = f32[4]{0:T(8)} fusion(%p), kind=kCustom, calls=%all-reduce-scatter.1", before)
+  (found,) = of("%f = f32[4]{0:T(8)} fusion(%p), kind=kCustom, calls=%all-reduce-scatter.1", before)
   assert found.kind == "reduce-scatter" and found.arrays == (("f32", (4,)),) and found.sent == 16
 
 
@@ -82,12 +88,14 @@ def test_compiled_program():
   sharding = lambda *spec: jax.sharding.NamedSharding(mesh, P(*spec))
 
   def f(x: jax.Array, w: jax.Array) -> jax.Array:
-    x = jax.lax.scan(lambda x, _: (jax.lax.with_sharding_constraint(jnp.tanh(x @ w), sharding("data", "tensor")), None),
-                     x, length=3)[0]
+    x = jax.lax.scan(
+      lambda x, _: (jax.lax.with_sharding_constraint(jnp.tanh(x @ w), sharding("data", "tensor")), None), x, length=3
+    )[0]
     return jax.lax.with_sharding_constraint(x, sharding("data", None))
 
-  shapes = [jax.ShapeDtypeStruct((8, 8), np.float32, sharding=sharding(*spec))
-            for spec in (("data", "tensor"), ("tensor",))]
+  shapes = [
+    jax.ShapeDtypeStruct((8, 8), np.float32, sharding=sharding(*spec)) for spec in (("data", "tensor"), ("tensor",))
+  ]
   found = collectives.of(jax.jit(f).lower(*shapes).compile().as_text(), mesh)
   assert {c.axes for c in found} == {("tensor",)}
   assert [c.loops for c in found if c.kind == "all-gather"] == [()] and {c.times() for c in found} == {1, 3}

@@ -21,7 +21,9 @@ def bare(monkeypatch):
       monkeypatch.delenv(name)
 
 
-@pytest.mark.parametrize("environment, cluster", [
+@pytest.mark.parametrize(
+  "environment, cluster",
+  [
     ({}, None),
     (STEP, "SLURM"),
     (STEP | {"SLURM_NTASKS": "1"}, None),  # srun of one task
@@ -32,7 +34,8 @@ def bare(monkeypatch):
     ({"TPU_WORKER_HOSTNAMES": "localhost"}, None),
     ({"TPU_WORKER_HOSTNAMES": "a", "MEGASCALE_NUM_SLICES": "2"}, "TPU pod"),
     ({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, None),  # a pod of its own
-])
+  ],
+)
 def test_clusters(monkeypatch, environment, cluster):
   for name, value in environment.items():
     monkeypatch.setenv(name, value)
@@ -53,11 +56,16 @@ def test_mpi_that_jax_cannot_read(monkeypatch):
     distributed.join()
 
 
-@pytest.mark.parametrize("visible, tasks, gpus", [
+@pytest.mark.parametrize(
+  "visible, tasks, gpus",
+  [
     ("0,1,2,3", "1(x2)", [0, 1, 2, 3]),  # one task a node: all of it
     ("0,1,2,3", "4(x2)", None),  # one GPU each: JAX takes that of the task's rank
     ("0", "4(x2)", [0]),  # bound by SLURM to one
-    ("0,1", "1,2", None), ("", "1(x2)", None)])
+    ("0,1", "1,2", None),
+    ("", "1(x2)", None),
+  ],
+)
 def test_gpus_of_a_slurm_task(monkeypatch, visible, tasks, gpus):
   monkeypatch.setattr(distributed.glob, "glob", lambda pattern: [])
   monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
@@ -65,13 +73,18 @@ def test_gpus_of_a_slurm_task(monkeypatch, visible, tasks, gpus):
   assert distributed._slurm_gpus() == gpus
 
 
-@pytest.mark.parametrize("flags, message", [
+@pytest.mark.parametrize(
+  "flags, message",
+  [
     (["--coordinator=h:1"], "--num_processes and --process_id missing"),
     (["--num_processes=2", "--process_id=0"], "--coordinator missing"),
     (["--coordinator=h", "--num_processes=2", "--process_id=0"], "give HOST:PORT"),
     (["--coordinator=h:x", "--num_processes=2", "--process_id=0"], "give HOST:PORT"),
     (["--coordinator=h:1", "--num_processes=2", "--process_id=2"], "--process_id is 2 of --num_processes 2"),
-    ([], None), (["--coordinator=[::1]:99", "--num_processes=2", "--process_id=1"], None)])
+    ([], None),
+    (["--coordinator=[::1]:99", "--num_processes=2", "--process_id=1"], None),
+  ],
+)
 def test_flags(flags, message):
   options = run._parse_command(commands.COMMANDS["train"], flags)
   if message is None:

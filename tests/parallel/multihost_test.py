@@ -40,19 +40,30 @@ def free_port() -> int:
 class Started:
   """`count` processes of `devices` devices each that train in `workdir`."""
 
-  def __init__(self, gin_file: pathlib.Path, workdir: pathlib.Path, count: int, devices: int, *flags: str,
-               join: list[list[str]] | None = None):
+  def __init__(
+    self,
+    gin_file: pathlib.Path,
+    workdir: pathlib.Path,
+    count: int,
+    devices: int,
+    *flags: str,
+    join: list[list[str]] | None = None,
+  ):
     self.workdir = workdir
     xla = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
     path = os.pathsep.join([str(pathlib.Path(patterns.__file__).parent), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {"PYTHONPATH": path, "XLA_FLAGS": xla, "JAX_PLATFORMS": "cpu"}
     port = free_port()
     if join is None:
-      join = [[] if count == 1 else [f"--coordinator=localhost:{port}", f"--num_processes={count}", f"--process_id={i}"]
-              for i in range(count)]
+      join = [
+        [] if count == 1 else [f"--coordinator=localhost:{port}", f"--num_processes={count}", f"--process_id={i}"]
+        for i in range(count)
+      ]
     command = [*MAIN, "train", f"--gin_file={gin_file}", f"--workdir={workdir}", *flags]
-    self.processes = [subprocess.Popen([*command, *where], env=environment, text=True, stdout=subprocess.PIPE,
-                                       stderr=subprocess.PIPE) for where in join]
+    self.processes = [
+      subprocess.Popen([*command, *where], env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+      for where in join
+    ]
 
   def results(self, seconds: float = 240) -> list[tuple[int, str, str]]:
     """(status, standard output, standard error) of each."""
@@ -132,7 +143,7 @@ def test_two_are_as_one_and_stop_together(start, tmp_path):
   assert not nothing and not silent  # process 0 alone speaks
   [(status, _, err)] = alone.results()
   assert status == 0, err
-  np.testing.assert_allclose(losses(two), losses(one)[:steps[-1]], rtol=1e-5)
+  np.testing.assert_allclose(losses(two), losses(one)[: steps[-1]], rtol=1e-5)
   check_read_once(read, 16 * steps[-1])
 
 
@@ -142,9 +153,15 @@ def catches(process: subprocess.Popen, number: int) -> bool:
   return bool(int(re.search(r"SigCgt:\s*(\w+)", status)[1], 16) >> (number - 1) & 1)
 
 
-@pytest.mark.parametrize("victim, number", [
-    (1, signal.SIGTERM), pytest.param(0, signal.SIGTERM, marks=pytest.mark.slow),
-    pytest.param(1, signal.SIGINT, marks=pytest.mark.slow), pytest.param(0, signal.SIGINT, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+  "victim, number",
+  [
+    (1, signal.SIGTERM),
+    pytest.param(0, signal.SIGTERM, marks=pytest.mark.slow),
+    pytest.param(1, signal.SIGINT, marks=pytest.mark.slow),
+    pytest.param(0, signal.SIGINT, marks=pytest.mark.slow),
+  ],
+)
 def test_told_to_stop_before_the_first_step(start, tmp_path, victim, number):
   """From the first line of main(): both end with the signal's status and a line, and not after a timeout."""
   two = start(tmp_path / "run", 2, 1)
@@ -164,23 +181,29 @@ def test_flags_half_given_and_nobody_there(start, tmp_path):
   """One line, a status and soon: nobody waits for a coordinator that never comes."""
   port = free_port()
   cases = {
-      2: ["--coordinator=localhost:1", "--num_processes=2"],
-      1: [f"--coordinator=localhost:{port}", "--num_processes=2", "--process_id=1", "--connect_seconds=2"]}
-  messages = ("glmjax: --process_id missing: --coordinator, --num_processes and --process_id are given together",
-              f"glmjax: localhost:{port}: the coordinator cannot be reached from process 1 (Connection refused)")
+    2: ["--coordinator=localhost:1", "--num_processes=2"],
+    1: [f"--coordinator=localhost:{port}", "--num_processes=2", "--process_id=1", "--connect_seconds=2"],
+  }
+  messages = (
+    "glmjax: --process_id missing: --coordinator, --num_processes and --process_id are given together",
+    f"glmjax: localhost:{port}: the coordinator cannot be reached from process 1 (Connection refused)",
+  )
   run = start(tmp_path / "run", 2, 1, join=list(cases.values()))
   for (status, out, err), wanted, message in zip(run.results(60), cases, messages):
     assert status == wanted and err.startswith(message) and err.count("\n") == 1 and not out, err
   assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("silent, hung, said, verdict", [
+@pytest.mark.parametrize(
+  "silent, hung, said, verdict",
+  [
     (9, 0, {"1": {"step": 4, "waits": 99}}, None),
     (0, 0, {"1": {"step": 4, "waits": 0}}, "process 1 on h has not been heard of"),
     (9, 50, {"0": {"step": 5, "waits": 99}, "1": {"step": 4, "waits": 99}}, "begun by process 1 on h is step 4"),
     (9, 50, {"0": {"step": 5, "waits": 99}, "1": {"step": 5, "waits": 99}}, "begun by process all is step 5"),
     (9, 50, {"0": {"step": 5, "waits": 9}, "1": {"step": 4, "waits": 9}}, None),
-])
+  ],
+)
 def test_verdicts(silent, hung, said, verdict):
   watch = peers.Watch(hung_seconds=hung)
   object.__setattr__(watch, "silent_seconds", silent)
@@ -193,8 +216,9 @@ def test_verdicts(silent, hung, said, verdict):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("victim, blow", [(3, signal.SIGKILL), (0, signal.SIGKILL), (2, signal.SIGSTOP),
-                                          (0, signal.SIGSTOP)])
+@pytest.mark.parametrize(
+  "victim, blow", [(3, signal.SIGKILL), (0, signal.SIGKILL), (2, signal.SIGSTOP), (0, signal.SIGSTOP)]
+)
 def test_one_of_four_goes_and_two_go_on(start, tmp_path, victim, blow):
   """The others end within a minute, with one line; fewer processes continue with the same samples and losses.
 
@@ -245,8 +269,9 @@ def test_a_step_that_hangs(start, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mesh", ["data=1 tensor=4", "data=1 fsdp=2 tensor=2", "data=1 context=4",
-                                  "data=1 stage=2 tensor=2"])
+@pytest.mark.parametrize(
+  "mesh", ["data=1 tensor=4", "data=1 fsdp=2 tensor=2", "data=1 context=4", "data=1 stage=2 tensor=2"]
+)
 def test_axes_across_processes(start, tmp_path, mesh):
   """Where processes share rows each reads all of its devices' rows; of two stages each process holds one."""
   flags = [f"--gin.mesh.MeshConfig.{size}" for size in mesh.split()]
@@ -270,8 +295,10 @@ def test_dropout_falls_on_the_same_rows_whoever_computes_them(start, tmp_path):
 @pytest.mark.slow
 def test_the_issue_s_blown_up_rate(start, tmp_path):
   """One that float32 does not hold is a mistake; one that blows the state up is a result. Nothing is saved."""
-  for rate, expected, words in (("1e308", 2, "LearningRate.peak is 1e+308: give a number, 0 or more (float32"),
-                                ("1e30", 3, "left the state not finite, first seen in parameters of the emb")):
+  for rate, expected, words in (
+    ("1e308", 2, "LearningRate.peak is 1e+308: give a number, 0 or more (float32"),
+    ("1e30", 3, "left the state not finite, first seen in parameters of the emb"),
+  ):
     where = tmp_path / rate
     rates = [f"--gin.schedules.LearningRate.{name}={rate}" for name in ("initial", "peak")]
     [(status, out, err)] = start(where, 1, 1, *rates, "--stop_at_step=1").results()

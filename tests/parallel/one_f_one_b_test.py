@@ -21,13 +21,17 @@ from glmjax.train import stages as stages_lib
 from glmjax.train import step as step_lib
 
 # An untied head, room for an eighth layer, and the loss in two pieces of 8 tokens.
-FOUR = Case((("stage", 4),), pipeline_lib.Schedule(8), chunk=5,
-            config=change(num_layers=7, tie_embeddings=False, remat="dots"))
+FOUR = Case(
+  (("stage", 4),), pipeline_lib.Schedule(8), chunk=5, config=change(num_layers=7, tie_embeddings=False, remat="dots")
+)
 ZERO1 = Case((("data", 2), ("stage", 2), ("tensor", 2)), pipeline_lib.Schedule(), "zero1", change(remat="full"))
-CASES = {"four": FOUR, "zero1": ZERO1,
-         "fsdp": Case((("fsdp", 2), ("stage", 2), ("tensor", 2)), pipeline_lib.Schedule(4), "sequence"),
-         "fp16": Case((("stage", 2),), pipeline_lib.Schedule(4), config=change(dtype="float16")),
-         "context": Case((("data", 2), ("stage", 2), ("context", 2)), pipeline_lib.Schedule(2), "zero1")}
+CASES = {
+  "four": FOUR,
+  "zero1": ZERO1,
+  "fsdp": Case((("fsdp", 2), ("stage", 2), ("tensor", 2)), pipeline_lib.Schedule(4), "sequence"),
+  "fp16": Case((("stage", 2),), pipeline_lib.Schedule(4), config=change(dtype="float16")),
+  "context": Case((("data", 2), ("stage", 2), ("context", 2)), pipeline_lib.Schedule(2), "zero1"),
+}
 LONG = ("fsdp", "fp16", "context")
 
 
@@ -73,8 +77,10 @@ def _temporaries(case: Case, count: int) -> int:
   objective = step_lib.Objective(case.config, pipeline=pipeline)
   with partitioning.use(case.mesh, rules):
     params = stages_lib.make(case.config, pipelined.TX, case.mesh, rules, pipeline).held.params
-    run = jax.jit(functools.partial(step_lib.accumulate, objective),
-                  out_shardings=(None, jax.tree.map(lambda x: x.sharding, params)))
+    run = jax.jit(
+      functools.partial(step_lib.accumulate, objective),
+      out_shardings=(None, jax.tree.map(lambda x: x.sharding, params)),
+    )
     key = jax.eval_shape(lambda: jax.random.key(0))
     return run.lower(params, layout.abstract(), 1, 1.0, key, 1.0).compile().memory_analysis().temp_size_in_bytes
 
@@ -82,6 +88,7 @@ def _temporaries(case: Case, count: int) -> int:
 @pytest.mark.parametrize("stages, microbatches", [(2, 6), (3, 3), (4, 12)])
 def test_every_gradient_is_of_its_own_micro_batch(monkeypatch, stages: int, microbatches: int):
   """A stage's layers as one product, with numbers that tell micro-batches and tokens apart."""
+
   def layers(config, pipeline, weights, gradient, place, x, features):
     weight, gradient = pipeline_lib._add_gradient(0, weights[0], gradient)
     return jnp.sin(x * weight + features["start"][:, :, None]), gradient

@@ -31,11 +31,14 @@ def gpipe(microbatches: int | None = None, rounds: int = 1) -> pipeline_lib.Sche
 
 CIRCULAR = Case((("data", 2), ("stage", 2), ("tensor", 2)), gpipe(4, rounds=2), config=change(remat="dots"))
 PADDED = Case((("fsdp", 2), ("stage", 2)), gpipe(2), config=change(num_layers=3))
-CASES = {"circular": CIRCULAR, "padded": PADDED,
-         "four": Case((("stage", 4),), gpipe(8), config=change(remat="full")),
-         "fp16": Case((("stage", 2),), gpipe(4), config=change(dtype="float16")),
-         "context": Case((("data", 2), ("stage", 2), ("context", 2)), gpipe(2, rounds=2), "zero1"),
-         "one slot": Case((("stage", 2), ("tensor", 2), ("context", 2)), gpipe(2), "zero1")}
+CASES = {
+  "circular": CIRCULAR,
+  "padded": PADDED,
+  "four": Case((("stage", 4),), gpipe(8), config=change(remat="full")),
+  "fp16": Case((("stage", 2),), gpipe(4), config=change(dtype="float16")),
+  "context": Case((("data", 2), ("stage", 2), ("context", 2)), gpipe(2, rounds=2), "zero1"),
+  "one slot": Case((("stage", 2), ("tensor", 2), ("context", 2)), gpipe(2), "zero1"),
+}
 LONG = ("four", "fp16", "context", "one slot")
 
 
@@ -102,10 +105,20 @@ def test_a_run_goes_on_with_and_without_stages(tmp_path):
 
   def train(folder: str, stop: int, pipelined: bool) -> dict:
     sizes = mesh_lib.MeshConfig(data=2, stage=2, tensor=2) if pipelined else mesh_lib.MeshConfig(data=4, tensor=2)
-    return loop.train(config, Source(), tmp_path / folder, schedules.Batches(size=ROWS), 6 * ROWS,
-                      schedules.Constant(1e-2), validation=Source(), micro_batch=ROWS // 2, mesh=sizes,
-                      intervals=loop.Intervals(evaluate=1, eval_samples=ROWS), stop_at_step=stop,
-                      pipeline=gpipe(2, rounds=2))
+    return loop.train(
+      config,
+      Source(),
+      tmp_path / folder,
+      schedules.Batches(size=ROWS),
+      6 * ROWS,
+      schedules.Constant(1e-2),
+      validation=Source(),
+      micro_batch=ROWS // 2,
+      mesh=sizes,
+      intervals=loop.Intervals(evaluate=1, eval_samples=ROWS),
+      stop_at_step=stop,
+      pipeline=gpipe(2, rounds=2),
+    )
 
   plain = [train("plain", stop, False) for stop in (2, 4, 6)]
   mixed = [train("mixed", stop, pipelined) for stop, pipelined in ((2, True), (4, False), (6, True))]
@@ -113,8 +126,10 @@ def test_a_run_goes_on_with_and_without_stages(tmp_path):
     assert [m[name] for m in mixed] == pytest.approx([p[name] for p in plain], rel=1e-4)
 
 
-@pytest.mark.parametrize("stages, microbatches, rounds", [(1, 2, 1), (1, 2, 3), (2, 2, 1), (3, 3, 2), (3, 6, 3),
-                                                          (4, 12, 1), (5, 5, 2), (2, 8, 2)])
+@pytest.mark.parametrize(
+  "stages, microbatches, rounds",
+  [(1, 2, 1), (1, 2, 3), (2, 2, 1), (3, 3, 2), (3, 6, 3), (4, 12, 1), (5, 5, 2), (2, 8, 2)],
+)
 def test_every_micro_batch_passes_all_layers_in_order(monkeypatch, stages: int, microbatches: int, rounds: int):
   pipeline = pipeline_lib.Pipeline(stages, microbatches, rounds, stages * rounds, "gpipe")
 
@@ -127,8 +142,9 @@ def test_every_micro_batch_passes_all_layers_in_order(monkeypatch, stages: int, 
   start = jnp.asarray(np.random.default_rng(0).integers(1, 9, (microbatches * 2, 3)), jnp.float32)
   weights = jnp.arange(1.0, 1 + stages * rounds)
   held = weights[np.array(pipeline.order())]
-  ring = jax.jit(lambda x: pipeline_lib._flow(CONFIG, pipeline, held, pipeline.to_ring(x), {
-      "start": pipeline.cut(start)}))(pipeline.spread(x))
+  ring = jax.jit(
+    lambda x: pipeline_lib._flow(CONFIG, pipeline, held, pipeline.to_ring(x), {"start": pipeline.cut(start)})
+  )(pipeline.spread(x))
   wanted = functools.reduce(lambda x, weight: x * 2 + weight * start[..., None], weights, x)
   np.testing.assert_allclose(pipeline.from_ring(ring), pipeline.spread(wanted))
   assert pipeline.ticks == microbatches * rounds + stages - 1
@@ -156,7 +172,7 @@ def test_what_does_not_divide_is_said():
     make(pipeline_lib.Schedule(4), layers=9)
   with pytest.raises(errors.InputError, match="pipeline.Schedule.rounds is 0"):
     pipeline_lib.Schedule(rounds=0)
-  with pytest.raises(errors.InputError, match="1f1b goes around once, rounds is 2; use 1, or kind \"gpipe\""):
+  with pytest.raises(errors.InputError, match='1f1b goes around once, rounds is 2; use 1, or kind "gpipe"'):
     pipeline_lib.Schedule(rounds=2)
   with pytest.raises(errors.InputError, match="pipeline.Schedule.kind is 'zigzag': choose one of 1f1b, gpipe"):
     pipeline_lib.Schedule(kind="zigzag")

@@ -31,17 +31,28 @@ except Exception as error:
 """
 
 
-@pytest.mark.parametrize("outcome, first, second", [
+@pytest.mark.parametrize(
+  "outcome, first, second",
+  [
     ("works", ["> acted", "> went on"], ["> went on"]),
-    ("fails", ["> acted", "> OSError no room"],
-     ["> InputError process 0 could not begin: its own message says why"])])
+    ("fails", ["> acted", "> OSError no room"], ["> InputError process 0 could not begin: its own message says why"]),
+  ],
+)
 def test_all_hear_of_the_first_one(outcome: str, first: list[str], second: list[str]):
   with socket.socket() as free:
     free.bind(("localhost", 0))
     port = free.getsockname()[1]
   environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
-  started = [subprocess.Popen([sys.executable, "-c", PROGRAM, str(index), str(port), outcome], env=environment,
-                              text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for index in (0, 1)]
+  started = [
+    subprocess.Popen(
+      [sys.executable, "-c", PROGRAM, str(index), str(port), outcome],
+      env=environment,
+      text=True,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+    )
+    for index in (0, 1)
+  ]
   outputs = [process.communicate(timeout=120) for process in started]
   said = [[line for line in out.splitlines() if line.startswith(">")] for out, _ in outputs]  # gloo talks, too
   assert said == [first, second], outputs

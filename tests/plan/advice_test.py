@@ -21,8 +21,12 @@ def changes(model, work, mesh, less, target="a100-40:32", **memory):
   """Of a program that takes `memory`, where there is room for all but `less` of it."""
   memory = {"parameters": 4_000, "optimizer": 8_000, "temporaries": 100_000, "other": 0} | memory
   peak = sum(memory.values())
-  found = advice.changes(model, work, targets.parse(target), {
-      "mesh": mesh, "memory": memory, "peak_bytes_per_device": peak, "usable_memory_bytes": peak - less})["changes"]
+  found = advice.changes(
+    model,
+    work,
+    targets.parse(target),
+    {"mesh": mesh, "memory": memory, "peak_bytes_per_device": peak, "usable_memory_bytes": peak - less},
+  )["changes"]
   assert all(change["peak_bytes_per_device"] <= peak - less for change in found)
   return {change["change"]: peak - change["peak_bytes_per_device"] for change in found}
 
@@ -44,7 +48,7 @@ def test_more_devices_leave_what_zero1_gathers(tiny, schedule):
   tiny = dataclasses.replace(tiny, remat="full")
   for temporaries in (whole, whole + waiting):
     found = changes(tiny, work, mesh, 6_000, temporaries=round(temporaries))
-    (change, saved), = found.items()
+    ((change, saved),) = found.items()
     assert change == "MeshConfig.data=8 on a100-40:64"
     fewer = advice.activations(tiny, work, mesh) - advice.activations(tiny, work, mesh | {"data": 8})
     spread = (temporaries - whole) / 2 if schedule == FIXED else min(fewer, temporaries - whole)
@@ -55,8 +59,9 @@ def test_more_devices_leave_what_zero1_gathers(tiny, schedule):
 def test_1f1b_keeps_few_inputs(tiny):
   """Its bytes are those of the arrays that models/one_f_one_b.py keeps, whatever the number of micro-batches."""
   mesh = MESH | {"stage": 2, "tensor": 1}
-  of = lambda count, remat: advice.activations(dataclasses.replace(tiny, remat=remat), programs.Train(
-      4 * count, 32, pipeline=pipeline.Schedule()), mesh)
+  of = lambda count, remat: advice.activations(
+    dataclasses.replace(tiny, remat=remat), programs.Train(4 * count, 32, pipeline=pipeline.Schedule()), mesh
+  )
   row = 4 * 32 * tiny.embed_dim
   assert of(8, "full") == row * (3 + 2 + 4)  # inputs, a group's layers, slots
   assert of(16, "full") - of(8, "full") == of(16, "none") - of(8, "none") == row * 4

@@ -9,14 +9,17 @@ import sys
 import pytest
 
 PYTHON = os.environ.get("GLMJAX_PLAN_PYTHON", sys.executable)  # set by `make test`, which installs them
-SMALL = [f"--gin.glmjax.models.config.GLMConfig.{size}" for size in (
-    "num_layers=2", "embed_dim=256", "num_heads=8", "mlp_dim=512", "vocab_size=1024")]
+SMALL = [
+  f"--gin.glmjax.models.config.GLMConfig.{size}"
+  for size in ("num_layers=2", "embed_dim=256", "num_heads=8", "mlp_dim=512", "vocab_size=1024")
+]
 
 
 def glmjax(*arguments: str) -> subprocess.CompletedProcess:
   environment = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_PLATFORMS")}
-  return subprocess.run([PYTHON, "-m", "glmjax", *arguments], env=environment, capture_output=True, text=True,
-                        check=False)
+  return subprocess.run(
+    [PYTHON, "-m", "glmjax", *arguments], env=environment, capture_output=True, text=True, check=False
+  )
 
 
 def plan(name: str, *more: str) -> dict:
@@ -27,8 +30,9 @@ def plan(name: str, *more: str) -> dict:
 
 @functools.cache
 def has(module: str) -> bool:
-  return not subprocess.run([PYTHON, "-c", f"import importlib.util as u; assert u.find_spec({module!r})"],
-                            capture_output=True, check=False).returncode
+  return not subprocess.run(
+    [PYTHON, "-c", f"import importlib.util as u; assert u.find_spec({module!r})"], capture_output=True, check=False
+  ).returncode
 
 
 def needs(module: str) -> None:
@@ -46,9 +50,19 @@ def test_gpus():
 
 def test_tpus():
   needs("libtpu")
-  found = plan("glm_130b_train_v5p_4x8x8", "--target=v5p:2x2x1", *[f"--gin.glmjax.{size}" for size in (
-      "parallel.mesh.MeshConfig.fsdp=2", "parallel.mesh.MeshConfig.tensor=2", "plan.programs.Train.batch_size=4",
-      "plan.programs.Train.length=256")])
+  found = plan(
+    "glm_130b_train_v5p_4x8x8",
+    "--target=v5p:2x2x1",
+    *[
+      f"--gin.glmjax.{size}"
+      for size in (
+        "parallel.mesh.MeshConfig.fsdp=2",
+        "parallel.mesh.MeshConfig.tensor=2",
+        "plan.programs.Train.batch_size=4",
+        "plan.programs.Train.length=256",
+      )
+    ],
+  )
   assert found["fits"] and found["devices"] == 4 and 0 < found["mfu"] <= found["hfu"] * 1.05
 
 
@@ -56,8 +70,17 @@ def test_the_smallest_set(tmp_path):
   """ChatGLM-6B in INT4: 3.8 GiB of weights and cache, a GiB at most for the rest, from a program of one layer."""
   needs("jax_plugins")
   out = tmp_path / "fits.jsonl"
-  done = glmjax("plan", "--fits", "--model=6b", "--bits=4", "--context=512", "--gpu=rtx2080ti", "--layers=1", "--json",
-                f"--out={out}")
+  done = glmjax(
+    "plan",
+    "--fits",
+    "--model=6b",
+    "--bits=4",
+    "--context=512",
+    "--gpu=rtx2080ti",
+    "--layers=1",
+    "--json",
+    f"--out={out}",
+  )
   assert done.returncode == 0, done.stderr[-2000:]
   [row] = json.loads(done.stdout)
   assert row["count"] == 1 and 3.8 < row["peak_bytes_per_device"] / 2**30 < 4.8 and out.read_text().count("\n") == 2

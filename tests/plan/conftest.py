@@ -9,7 +9,7 @@ from glmjax.plan import devices
 
 @pytest.fixture
 def here(monkeypatch):
-  monkeypatch.setattr(devices, "of", lambda target: jax.devices()[:target.devices])
+  monkeypatch.setattr(devices, "of", lambda target: jax.devices()[: target.devices])
 
 
 @pytest.fixture

@@ -47,8 +47,11 @@ def test_flops_of_a_training_step(remat: str, passes: int):
 
 def test_traffic_of_a_loop_counts_the_slice_that_a_turn_reads():
   stack = jnp.ones((50, 1 << 10, 16))
-  compiled = jax.jit(lambda s: jax.lax.fori_loop(0, 50, lambda i, t: t + jnp.sin(s[i]), jnp.zeros((1 << 10, 16)))
-                     ).lower(stack).compile()
+  compiled = (
+    jax.jit(lambda s: jax.lax.fori_loop(0, 50, lambda i, t: t + jnp.sin(s[i]), jnp.zeros((1 << 10, 16))))
+    .lower(stack)
+    .compile()
+  )
   moved = cost.traffic(compiled.as_text(), {})
   turn = (1 << 10) * 16 * 4
   assert 50 * 2 * turn <= moved <= 50 * 6 * turn  # a slice read, a sum read and written, or two of them apart
@@ -112,8 +115,7 @@ def test_memory_is_what_the_arrays_take():
   compiled = program.traced.lower().compile()
   memory = estimate.peak_memory(compiled, program.parts, targets.CHIPS["a100-40"])
   state = jax.tree.leaves(program.parts["parameters"])
-  assert memory["memory"]["parameters"] == sum(
-      math.prod(x.sharding.shard_shape(x.shape)) * 4 for x in state)
+  assert memory["memory"]["parameters"] == sum(math.prod(x.sharding.shard_shape(x.shape)) * 4 for x in state)
   assert memory["memory"]["parameters"] < TINY.num_parameters() * 4 / 3  # split, but for norms and biases
   assert memory["fits"] and sum(memory["memory"].values()) == memory["peak_bytes_per_device"]
 
@@ -156,8 +158,22 @@ def test_exchanges_around_a_ring():
   assert seconds("all-gather", 3e9, 16, 16, targets.parse("v5p:4x8x8")) == pytest.approx(3 / 300 + 15e-6)
 
 
-@pytest.mark.parametrize("name", ["a100-40:0", "a100-40:-1", "a100-40:1e3", "a100-40:²", "a100-40:" + "9" * 5000,
-                                  "v5p:4x4", "v5p:4xx8", "", ":", "h100:1.5", "a100-40:nan"])
+@pytest.mark.parametrize(
+  "name",
+  [
+    "a100-40:0",
+    "a100-40:-1",
+    "a100-40:1e3",
+    "a100-40:²",
+    "a100-40:" + "9" * 5000,
+    "v5p:4x4",
+    "v5p:4xx8",
+    "",
+    ":",
+    "h100:1.5",
+    "a100-40:nan",
+  ],
+)
 def test_targets_that_do_not_exist(name):
   with pytest.raises(errors.InputError, match="target"):
     targets.parse(name)

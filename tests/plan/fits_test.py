@@ -24,9 +24,11 @@ def model(tiny):
 @pytest.fixture
 def card(monkeypatch):
   """Sets what a card may take."""
+
   def limit(name, room):
     chip = dataclasses.replace(targets.CHIPS[name], memory_bytes=math.ceil(room / (1 - targets.RESERVED)))
     monkeypatch.setitem(targets.CHIPS, name, chip)
+
   return limit
 
 

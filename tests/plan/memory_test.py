@@ -44,8 +44,13 @@ print(json.dumps(planned | {"arrays": arrays, "held": held, "peak": status("VmHW
 @pytest.mark.parametrize("work", ["train", "decode"])
 def test_a_process_takes_what_is_planned(work):
   """Within 10 %: threads' stacks and the allocator's own are the rest."""
-  done = subprocess.run([sys.executable, "-c", SCRIPT, work], capture_output=True, text=True, check=False,
-                        env={**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"})
+  done = subprocess.run(
+    [sys.executable, "-c", SCRIPT, work],
+    capture_output=True,
+    text=True,
+    check=False,
+    env={**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"},
+  )
   assert done.returncode == 0, done.stderr[-2000:]
   found = json.loads(done.stdout)
   parts = found["memory"]

@@ -49,8 +49,12 @@ def test_the_link_to_the_host_bounds_a_step():
 @pytest.mark.parametrize("bits", [None, 8, 4])
 def test_bytes_of_the_host_are_exact(here, tiny, bits):
   """On a mesh of two: half of each kernel; norms, biases, embedding and the other layers' stay."""
-  plans = [planner.plan(tiny, programs.Decode(context=32, bits=bits, offload_layers=layers), "v100-32:2",
-                        mesh_lib.MeshConfig(tensor=2)) for layers in (0, 3)]
+  plans = [
+    planner.plan(
+      tiny, programs.Decode(context=32, bits=bits, offload_layers=layers), "v100-32:2", mesh_lib.MeshConfig(tensor=2)
+    )
+    for layers in (0, 3)
+  ]
   config, codes = tiny, {None: 4.0, 8: 1.0, 4: 0.5}[bits]
   d, f, branches = config.embed_dim, config.mlp_dim, config.mlp_branches
   layer = codes * (4 * d * d + (branches + 1) * d * f) / 2
@@ -73,12 +77,28 @@ def test_the_real_compiler_copies_each_weight_once_a_token(bits, devices):
   if "GLMJAX_PLAN_PYTHON" not in os.environ and subprocess.run([PYTHON, "-c", here], capture_output=True).returncode:
     pytest.skip("pip install 'glmjax[plan]', or GLMJAX_PLAN_PYTHON=ENVIRONMENT/bin/python")
   environment = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_PLATFORMS")}
-  small = [f"--gin.glmjax.models.config.GLMConfig.{size}" for size in (
-      "num_layers=4", "embed_dim=512", "num_heads=8", "mlp_dim=1024", "vocab_size=1024")]
+  small = [
+    f"--gin.glmjax.models.config.GLMConfig.{size}"
+    for size in ("num_layers=4", "embed_dim=512", "num_heads=8", "mlp_dim=1024", "vocab_size=1024")
+  ]
   done = subprocess.run(
-      [PYTHON, "-m", "glmjax", "plan", "--json", "--gin_file=plans/glm_130b_fp16_offload_v100_8.gin", *small,
-       f"--target=v100-32:{devices}", f"--gin.TENSOR={devices}", f"--gin.glmjax.plan.programs.Decode.bits={bits}",
-       "--gin.glmjax.plan.programs.Decode.offload_layers=3"], env=environment, capture_output=True, text=True)
+    [
+      PYTHON,
+      "-m",
+      "glmjax",
+      "plan",
+      "--json",
+      "--gin_file=plans/glm_130b_fp16_offload_v100_8.gin",
+      *small,
+      f"--target=v100-32:{devices}",
+      f"--gin.TENSOR={devices}",
+      f"--gin.glmjax.plan.programs.Decode.bits={bits}",
+      "--gin.glmjax.plan.programs.Decode.offload_layers=3",
+    ],
+    env=environment,
+    capture_output=True,
+    text=True,
+  )
   assert done.returncode == 0, done.stderr[-2000:]
   found = json.loads(done.stdout)
   layer = (4 * 512 * 512 + 3 * 512 * 1024) * (2 if bits is None else 0.5) / devices

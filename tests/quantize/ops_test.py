@@ -15,15 +15,20 @@ from glmjax.quantize import matmul_gpu
 from glmjax.quantize import ops
 from glmjax.quantize import qarray
 
-_KERNELS = [("BLD,DTHK->BLTHK", (512, 3, 2, 8), (0,)), ("BLHK,HKD->BLD", (16, 32, 24), (0, 1)),
-            ("BLD,DTF->BLTF", (384, 2, 20), (0,)), ("BLF,FD->BLD", (682, 12), (0,)),
-            ("BLF,FD->BLD", (26, 12), (0,)),
-            ("BLF,FD->BLD", (2 * 521, 4), (0,))]  # the last: no block divides it
+_KERNELS = [
+  ("BLD,DTHK->BLTHK", (512, 3, 2, 8), (0,)),
+  ("BLHK,HKD->BLD", (16, 32, 24), (0, 1)),
+  ("BLD,DTF->BLTF", (384, 2, 20), (0,)),
+  ("BLF,FD->BLD", (682, 12), (0,)),
+  ("BLF,FD->BLD", (26, 12), (0,)),
+  ("BLF,FD->BLD", (2 * 521, 4), (0,)),
+]  # the last: no block divides it
 
 
-def _case(spec: str, shape: tuple[int, ...], axes: tuple[int, ...], bits: int, rows: tuple[int, int] = (2, 3)
-          ) -> tuple[jax.Array, qarray.QuantizedArray, jax.Array]:
-  x = jax.random.normal(jax.random.key(0), rows + shape[:len(axes)])
+def _case(
+  spec: str, shape: tuple[int, ...], axes: tuple[int, ...], bits: int, rows: tuple[int, int] = (2, 3)
+) -> tuple[jax.Array, qarray.QuantizedArray, jax.Array]:
+  x = jax.random.normal(jax.random.key(0), rows + shape[: len(axes)])
   q = qarray.quantize(jax.random.normal(jax.random.key(1), shape), bits, axes)
   return x, q, jnp.einsum(spec, x, qarray.dequantize(q), precision="highest")
 
@@ -107,16 +112,21 @@ def test_gpu_kernel_for_few_rows(bits: int, inputs: int, outputs: int, rows: int
 
 
 @pytest.mark.skipif(jax.device_count() < 4, reason="needs four devices")
-@pytest.mark.parametrize("spec, shape, axes, split", [
+@pytest.mark.parametrize(
+  "spec, shape, axes, split",
+  [
     ("BLD,DTHK->BLTHK", (256, 3, 8, 64), (0,), (None, None, "tensor")),  # outputs split
-    ("BLHK,HKD->BLD", (8, 128, 256), (0, 1), ("tensor",))])  # inputs split: the devices' sums are added
+    ("BLHK,HKD->BLD", (8, 128, 256), (0, 1), ("tensor",)),
+  ],
+)  # inputs split: the devices' sums are added
 @pytest.mark.parametrize("bits", qarray.BITS)
-def test_few_rows_on_a_mesh(monkeypatch, bits: int, spec: str, shape: tuple[int, ...], axes: tuple[int, ...],
-                            split: tuple[str | None, ...]):
+def test_few_rows_on_a_mesh(
+  monkeypatch, bits: int, spec: str, shape: tuple[int, ...], axes: tuple[int, ...], split: tuple[str | None, ...]
+):
   """Each device's kernel (interpreted) multiplies its own part, as XLA's products of the whole."""
   rng = np.random.default_rng(0)
   q = qarray.quantize(jnp.asarray(rng.standard_normal(shape), jnp.float32), bits, axes)
-  x = jnp.asarray(rng.integers(-8, 8, (2, 1, *shape[:len(axes)])), jnp.bfloat16)
+  x = jnp.asarray(rng.integers(-8, 8, (2, 1, *shape[: len(axes)])), jnp.bfloat16)
   want = ops.einsum(spec, x, q)
   calls = []
   product = functools.partial(matmul_gpu.product, interpret=True)
@@ -125,18 +135,19 @@ def test_few_rows_on_a_mesh(monkeypatch, bits: int, spec: str, shape: tuple[int,
   mesh = jax.make_mesh((1, 4), ("data", "tensor"), (jax.sharding.AxisType.Auto,) * 2, devices=jax.devices()[:4])
   with jax.set_mesh(mesh):
     got = jax.jit(functools.partial(ops.einsum, spec, split=jax.sharding.PartitionSpec(*split)))(x, q)
-  np.testing.assert_allclose(got.astype(jnp.float32), want.astype(jnp.float32), rtol=2 ** -7, atol=1e-3)
+  np.testing.assert_allclose(got.astype(jnp.float32), want.astype(jnp.float32), rtol=2**-7, atol=1e-3)
   assert [math.prod(shape) for shape in calls] == [q.values.size // 4]
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("spec, shape, axes", [("BLD,DTHK->BLTHK", (512, 3, 4, 64), (0,)),
-                                               ("BLHK,HKD->BLD", (8, 64, 512), (0, 1))])
+@pytest.mark.parametrize(
+  "spec, shape, axes", [("BLD,DTHK->BLTHK", (512, 3, 4, 64), (0,)), ("BLHK,HKD->BLD", (8, 64, 512), (0, 1))]
+)
 @pytest.mark.parametrize("bits", qarray.BITS)
 def test_few_rows_on_the_gpu(bits: int, spec: str, shape: tuple[int, ...], axes: tuple[int, ...]):
   rng = np.random.default_rng(0)
   q = qarray.quantize(jnp.asarray(rng.standard_normal(shape), jnp.float32), bits, axes)
-  x = jnp.asarray(rng.standard_normal((2, 1, *shape[:len(axes)])), jnp.bfloat16)
+  x = jnp.asarray(rng.standard_normal((2, 1, *shape[: len(axes)])), jnp.bfloat16)
   assert ops._takes_few_rows(x, q, len(axes), ops._parts(q, None))
   want = jnp.einsum(spec, x.astype(jnp.float32), qarray.dequantize(q), precision="highest")
   error = jnp.abs(jax.jit(ops.einsum, static_argnums=0)(spec, x, q).astype(jnp.float32) - want).max()

@@ -59,14 +59,17 @@ def test_matches_the_formulas_on_many_rows(bits: int, dtype: Any):
   np.testing.assert_array_equal(np.asarray(qarray.codes(q)), codes.clip(-limit, limit))
 
 
-@pytest.mark.parametrize("shape, axes", [((32, 3, 4, 8), (0,)), ((4, 8, 32), (0, 1)), ((32, 2, 24), (0,)),
-                                         ((24, 32), (0,)), ((32, 1, 5), (-3,))])
+@pytest.mark.parametrize(
+  "shape, axes",
+  [((32, 3, 4, 8), (0,)), ((4, 8, 32), (0, 1)), ((32, 2, 24), (0,)), ((24, 32), (0,)), ((32, 1, 5), (-3,))],
+)
 @pytest.mark.parametrize("bits", qarray.BITS)
 def test_error_is_at_most_half_a_step(bits: int, shape: tuple[int, ...], axes: tuple[int, ...]):
   w = jax.random.normal(jax.random.key(0), shape)
   q = qarray.quantize(w, bits, axes, scale_dtype=jnp.float32)
-  assert q.shape == shape and q.scale.shape == tuple(1 if i in (a % len(shape) for a in axes) else n
-                                                     for i, n in enumerate(shape))
+  assert q.shape == shape and q.scale.shape == tuple(
+    1 if i in (a % len(shape) for a in axes) else n for i, n in enumerate(shape)
+  )
   assert q.values.size * 8 == w.size * bits and q.values.dtype == jnp.int8
   error = jnp.abs(qarray.dequantize(q) - w)
   assert bool(jnp.all(error <= q.scale * 0.5001))

@@ -12,8 +12,7 @@ from glmjax.quantize import tree
 
 
 def _config(**changes: object) -> config_lib.GLMConfig:
-  sizes = {"vocab_size": 96, "num_layers": 2, "embed_dim": 32, "num_heads": 4, "mlp_dim": 86,
-           "max_length": 16}
+  sizes = {"vocab_size": 96, "num_layers": 2, "embed_dim": 32, "num_heads": 4, "mlp_dim": 86, "max_length": 16}
   return config_lib.GLMConfig(**sizes | changes)
 
 
@@ -25,11 +24,13 @@ def _inputs() -> tuple[jax.Array, ...]:
 
 def _params(config: config_lib.GLMConfig) -> dict:
   from flax.core import meta  # pylint: disable=g-import-not-at-top
+
   return meta.unbox(jax.jit(glm.GLM(config).init)(jax.random.key(0), *_inputs())["params"])
 
 
-@pytest.mark.parametrize("bits, changes", [(8, {}), (4, {}), (4, {"scan_layers": False}),
-                                           (8, {"mlp": "gelu", "tie_embeddings": False})])
+@pytest.mark.parametrize(
+  "bits, changes", [(8, {}), (4, {}), (4, {"scan_layers": False}), (8, {"mlp": "gelu", "tie_embeddings": False})]
+)
 def test_model_runs_on_quantized_parameters(bits: int, changes: dict):
   config = _config(**changes)
   params = _params(config)
@@ -48,8 +49,11 @@ def test_model_runs_on_quantized_parameters(bits: int, changes: dict):
 
 
 def test_stacked_layers_have_scales_of_their_own():
-  params = {"layers": {"mlp": {"wo": {"kernel": jnp.stack([jnp.ones((4, 6)), jnp.full((4, 6), 50.0)]),
-                                      "bias": jnp.ones((2, 6))}}}}
+  params = {
+    "layers": {
+      "mlp": {"wo": {"kernel": jnp.stack([jnp.ones((4, 6)), jnp.full((4, 6), 50.0)]), "bias": jnp.ones((2, 6))}}
+    }
+  }
   q = tree.quantize_params(params, 8)["layers"]["mlp"]["wo"]["kernel"]
   assert q.scale.shape == (2, 1, 6) and q.axis == -2
   np.testing.assert_allclose(qarray.dequantize(q), params["layers"]["mlp"]["wo"]["kernel"], rtol=1e-3)

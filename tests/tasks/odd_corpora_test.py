@@ -22,14 +22,14 @@ def prose(count: int, seed: int) -> str:
   """Lines of nine made-up words."""
   rng = random.Random(seed)
   words = ["".join(rng.choices("abcdefghij", k=rng.randint(1, 7))) for _ in range(count)]
-  return "\n".join(" ".join(words[i:i + 9]) for i in range(0, count, 9))
+  return "\n".join(" ".join(words[i : i + 9]) for i in range(0, count, 9))
 
 
 CONTENTS = {
-    "fr": lambda: prose(9_000, 1).encode(),  # one document
-    "de_AT": lambda: prose(9_000, 2).replace("\n", "\r").encode(),
-    "中文": lambda: "\n\n".join(prose(100, seed) for seed in range(30)).encode(),
-    "en": lambda: "\n\n".join(prose(90, seed) for seed in range(100, 200)).encode(),  # a hundred, two held out
+  "fr": lambda: prose(9_000, 1).encode(),  # one document
+  "de_AT": lambda: prose(9_000, 2).replace("\n", "\r").encode(),
+  "中文": lambda: "\n\n".join(prose(100, seed) for seed in range(30)).encode(),
+  "en": lambda: "\n\n".join(prose(90, seed) for seed in range(100, 200)).encode(),  # a hundred, two held out
 }
 MIXTURES = {"three": ("fr", "de_AT", "中文"), "one": ("fr",), "four": tuple(CONTENTS)}
 
@@ -56,8 +56,9 @@ def test_every_step_holds_out_the_same_text(made):
   files, tokenizer, opened, _ = made
   for language in files:
     tasks = {split: opened.split(f"pretrain_{language}", split) for split in ("train", "validation")}
-    found = {split: [tokenizer.decode(document.tokens) for document in reader.documents()]
-             for split, reader in tasks.items()}
+    found = {
+      split: [tokenizer.decode(document.tokens) for document in reader.documents()] for split, reader in tasks.items()
+    }
     trained = list(corpus.training_documents({language: files[language]}))
     assert sorted(found["train"]) == sorted(trained)
     size = {split: sum(map(len, texts)) for split, texts in found.items()}
@@ -71,8 +72,9 @@ def test_both_splits_give_rows_and_questions(made):
   assert set(counts) == {f"pretrain_{language}" for language in files}
   assert set(heldout.text_tasks(opened)) == set(files)
   for split in ("train", "validation"):
-    source = loader.CachedMixture(opened.directory, lambda specials: rows.BlankInfilling(64, specials), split=split,
-                                  num_workers=0)
+    source = loader.CachedMixture(
+      opened.directory, lambda specials: rows.BlankInfilling(64, specials), split=split, num_workers=0
+    )
     source.check()
     assert set(source.sampler.schedule.names) == set(counts)
     assert next(source.batches(iter([(0, 8)])))["tokens"].shape == (8, 64)
@@ -112,12 +114,19 @@ loop.Intervals:
   eval_samples = 16
 """
 COMMANDS = (
-    ["tokenizer", "--gin_file=mine.gin"], ["cache", "--gin_file=mine.gin", "--num_workers=0"],
-    ["train", "--gin_file=mine.gin"], ["export", "--checkpoint=run/train", "--out=run/float"],
-    ["evaluate", "--gin_file=mine.gin", "--checkpoint=run/float", "--out=run/heldout.json"],
-    ["report", "--workdir=run", "--gin.glmjax.evaluate.report.write.evaluations={'float': 'heldout.json'}",
-     "--gin.glmjax.evaluate.report.write.exports={'float': 'float'}",
-     "--gin.glmjax.evaluate.report.write.samples=None"])
+  ["tokenizer", "--gin_file=mine.gin"],
+  ["cache", "--gin_file=mine.gin", "--num_workers=0"],
+  ["train", "--gin_file=mine.gin"],
+  ["export", "--checkpoint=run/train", "--out=run/float"],
+  ["evaluate", "--gin_file=mine.gin", "--checkpoint=run/float", "--out=run/heldout.json"],
+  [
+    "report",
+    "--workdir=run",
+    "--gin.glmjax.evaluate.report.write.evaluations={'float': 'heldout.json'}",
+    "--gin.glmjax.evaluate.report.write.exports={'float': 'float'}",
+    "--gin.glmjax.evaluate.report.write.samples=None",
+  ],
+)
 
 
 @pytest.mark.slow
@@ -126,8 +135,9 @@ def test_the_commands_one_after_the_other(tmp_path, name):
   files = write(tmp_path, MIXTURES[name])
   (tmp_path / "mine.gin").write_text(GIN.format(files=files).lstrip(), encoding="utf-8")
   for arguments in COMMANDS:
-    done = subprocess.run([sys.executable, "-m", "glmjax", *arguments], cwd=tmp_path, capture_output=True, text=True,
-                          timeout=600)
+    done = subprocess.run(
+      [sys.executable, "-m", "glmjax", *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=600
+    )
     assert done.returncode == 0, (arguments, done.stderr[-2000:])
     if arguments[0] == "cache":
       for language in files:

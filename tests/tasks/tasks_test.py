@@ -24,8 +24,14 @@ FIXTURES = pathlib.Path(__file__).parents[1] / "fixtures"
 FILES = {"en": str(FIXTURES / "en.txt"), "zh": [str(FIXTURES / "zh.jsonl")]}
 PAIRS = {"small": str(FIXTURES / "instructions.jsonl")}
 STRINGS = [
-    "Hello  world\n\t", "", " ", "小城的河，１２", "\u2581 [MASK] <n> \x00\r", "[gMASK]</s>", "👩‍👩‍👧 é",
-    "a" + " " * 99,
+  "Hello  world\n\t",
+  "",
+  " ",
+  "小城的河，１２",
+  "\u2581 [MASK] <n> \x00\r",
+  "[gMASK]</s>",
+  "👩‍👩‍👧 é",
+  "a" + " " * 99,
 ]
 
 
@@ -66,8 +72,11 @@ def test_vocabulary_gives_the_tokenizers_ids(folder, vocabulary):
 
 
 def test_vocabulary_is_a_value(folder, vocabulary):
-  for other in (pickle.loads(pickle.dumps(vocabulary)), copy.deepcopy(vocabulary),
-                vocabulary_lib.GLMVocabulary(folder)):
+  for other in (
+    pickle.loads(pickle.dumps(vocabulary)),
+    copy.deepcopy(vocabulary),
+    vocabulary_lib.GLMVocabulary(folder),
+  ):
     assert other == vocabulary and hash(other) == hash(vocabulary)
     assert other.encode("Anna keeps bees") == vocabulary.encode("Anna keeps bees")
   assert vocabulary != vocabulary_lib.GLMVocabulary(folder / "tokenizer.model", 20_000)
@@ -84,7 +93,7 @@ def test_text_tasks_give_documents_and_windows(folder, vocabulary):
     assert example["inputs"].size == example["targets"].size == 0
     stream.extend(example["text"])
   windows = examples("pretrain_zh", sequence_length={"text": 17})
-  assert np.concatenate([w["text"] for w in windows]).tolist() == stream[:len(stream) // 17 * 17]
+  assert np.concatenate([w["text"] for w in windows]).tolist() == stream[: len(stream) // 17 * 17]
   mixture = seqio.MixtureRegistry.get("pretrain_bilingual")
   assert {t.name: mixture.get_rate(t) for t in mixture.tasks} == {"pretrain_en": 1, "pretrain_zh": 3}
   pretrain.register(FILES, folder)  # again, with other rates
@@ -110,8 +119,12 @@ def test_instructions_mix_with_text(folder, vocabulary):
 def test_caps(folder, tmp_path):
   for name in ("a", "b"):
     (tmp_path / f"{name}.jsonl").write_text((FIXTURES / "instructions.jsonl").read_text("utf-8"), "utf-8")
-  assert instruct.register({"x": str(tmp_path), "small": PAIRS["small"]}, folder, {"x": 2, "small": 1},
-                           {"x": 4, "small": 100}) == "instruct"
+  assert (
+    instruct.register(
+      {"x": str(tmp_path), "small": PAIRS["small"]}, folder, {"x": 2, "small": 1}, {"x": 4, "small": 100}
+    )
+    == "instruct"
+  )
   assert len(examples("instruct_x")) == 4 and len(examples("instruct_small")) == 5
 
 
@@ -139,8 +152,12 @@ def test_caps_take_at_even_distances_whatever_the_files(folder, tmp_path):
     gaps = np.diff(np.concatenate([[-1], places]))
     assert gaps.min() >= 1 and gaps.max() <= 2 * 319 / min(cap, 319)
     assert len(taken("instruct_cut", "validation")) == min(cap, 6)
-    sharded = [seqio.TaskRegistry.get("instruct_cut").source.get_dataset(
-        "train", shuffle=False, shard_info=seqio.ShardInfo(i, 3)) for i in range(3)]
+    sharded = [
+      seqio.TaskRegistry.get("instruct_cut").source.get_dataset(
+        "train", shuffle=False, shard_info=seqio.ShardInfo(i, 3)
+      )
+      for i in range(3)
+    ]
     assert sorted(e["inputs"].decode() for ds in sharded for e in ds.as_numpy_iterator()) == sorted(found)
 
 
@@ -151,16 +168,19 @@ def test_many_sets_share_by_size_after_their_caps(folder, tmp_path):
   write_pairs(tmp_path / "mip" / "in parts" / "1.jsonl", 5)
   write_pairs(tmp_path / "mip" / "in parts" / "2.jsonl", 6)
   caps = {"t0_*": 40, "*_kelm": 100, "deepstruct_*": 60, "in_parts": 99}
-  mixture = seqio.MixtureRegistry.get(pretrain.register(
-      FILES, folder, {"en": 3, "zh": 1}, str(tmp_path / "mip"), max_examples=caps, mixture="mip_test"))
+  mixture = seqio.MixtureRegistry.get(
+    pretrain.register(FILES, folder, {"en": 3, "zh": 1}, str(tmp_path / "mip"), max_examples=caps, mixture="mip_test")
+  )
   rates = {task.name: mixture.get_rate(task) for task in mixture.tasks}
   held_out = lambda n: n // 50
   wanted = {f"instruct_{name}": min(size - held_out(size), 40) for name, size in sizes.items()}
   wanted |= {"instruct_deepstruct_a": 60, "instruct_deepstruct_kelm": 100, "instruct_in_parts": 11}
   total = sum(wanted.values())
   assert len(rates) == 75
-  assert rates == pytest.approx({name: 0.05 * size / total for name, size in wanted.items()}
-                                | {"pretrain_en": 0.95 * 0.75, "pretrain_zh": 0.95 * 0.25})
+  assert rates == pytest.approx(
+    {name: 0.05 * size / total for name, size in wanted.items()}
+    | {"pretrain_en": 0.95 * 0.75, "pretrain_zh": 0.95 * 0.25}
+  )
   listed = instruct.named_sets([str(tmp_path / "mip" / "t0-1*.jsonl"), str(tmp_path / "mip" / "in parts")])
   assert set(listed) == {"in_parts", "t0_1"} | {f"t0_1{i}" for i in range(10)}
 
@@ -170,10 +190,12 @@ def test_mistaken_sets(folder, tmp_path):
   write_pairs(tmp_path / "b" / "x.jsonl", 3)
   (tmp_path / "empty").mkdir()
   (tmp_path / "blank.jsonl").write_text("\n \n")
+
   def fails(match, files, **options):
     with pytest.raises(errors.InputError, match=match) as caught:
       instruct.register(files, folder, **options)
     assert "\n" not in str(caught.value)
+
   twice = [f"{tmp_path}/a/*", f"{tmp_path}/b/*"]
   fails("two instruction sets have the name x: .*a/x.jsonl and .*b/x.jsonl", twice)
   fails("no instruction set among .*empty", str(tmp_path / "empty"))
@@ -192,8 +214,10 @@ def test_splits_and_shards_partition_the_documents(folder, tmp_path):
     (tmp_path / f"{i}.jsonl").write_text("".join(lines))
   documents = list(text.documents(str(tmp_path)))
   pretrain.register({"xx": str(tmp_path)}, folder)
+
   def texts(split="train", **options):
     return [e["text_pretokenized"].decode() for e in examples("pretrain_xx", split, **options)]
+
   found = {split: texts(split) for split in splits.SPLITS}
   assert found == {split: list(text.documents(str(tmp_path), split)) for split in splits.SPLITS}
   assert len(found["validation"]) == 3 and len(documents) == 183
@@ -207,8 +231,10 @@ def test_files_are_shuffled_by_seed(tmp_path):
   for i in range(9):
     (tmp_path / f"{i}.txt").write_text(str(i))
   source = sources.FileSource(str(tmp_path), ["text"], functools.partial(text.file_documents))
+
   def order(**options):
     return [e["text"] for e in source.get_dataset(**options).as_numpy_iterator()]
+
   assert order(shuffle=False) == [str(i).encode() for i in range(9)]
   assert order(seed=1) == order(seed=1) != order(seed=2)
 
@@ -218,6 +244,7 @@ def test_mistakes(folder, tmp_path):
     with pytest.raises(errors.InputError, match=match) as caught:
       pretrain.register(*arguments, **options)
     assert "\n" not in str(caught.value)
+
   fails("nowhere.txt does not exist", {"en": str(tmp_path / "nowhere.txt")}, folder)
   fails("cannot read the tokenizer", FILES, tmp_path / "nowhere")
   for rates in ({"en": 1, "zh": -2}, {"en": float("nan")}, {"en": "1"}, "en", [1, 2]):

@@ -46,7 +46,7 @@ def opened(folder: pathlib.Path, files: dict[str, bytes], suffix: str) -> dict[s
     path.write_bytes(data)
   done = subprocess.run([sys.executable, "-c", _OPEN, *map(str, paths)], capture_output=True, text=True)
   lines = done.stdout.splitlines()
-  assert done.returncode == 0 and len(lines) == len(files), (done.stderr[-2000:], [*files][len(lines):][:1])
+  assert done.returncode == 0 and len(lines) == len(files), (done.stderr[-2000:], [*files][len(lines) :][:1])
   return dict(zip(files, (line.split(": ", 1)[1] for line in lines)))
 
 
@@ -54,8 +54,10 @@ def test_pickles(tmp_path):
   files = {name: hostile_files.stored({"archive/data.pkl": data}) for name, data in hostile_files.bombs().items()}
   for name, line in opened(tmp_path / "zip", files, ".pt").items():
     assert line != "opened" and len(line) < 600 and line.isprintable(), name
-  files = {name: torch_files._LEGACY + b".M\xe9\x03.}" + hostile_files.text("little_endian") + b"\x88s." + data
-           for name, data in hostile_files.bombs().items()}
+  files = {
+    name: torch_files._LEGACY + b".M\xe9\x03.}" + hostile_files.text("little_endian") + b"\x88s." + data
+    for name, data in hostile_files.bombs().items()
+  }
   for name, line in opened(tmp_path / "legacy", files, ".pt").items():
     assert line != "opened" and len(line) < 600 and line.isprintable(), name
 

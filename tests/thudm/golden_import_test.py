@@ -77,15 +77,30 @@ def case_inputs(group: str, case: str) -> tuple[np.ndarray, ...]:
   return get("tokens"), get("position_ids"), *golden_models.intervals(get("attention_mask")[:, 0])
 
 
-@pytest.mark.parametrize("group, count", [("glm130b_tiny", 1), ("glm130b_tiny", 2), ("glm10b_tiny", 1),
-                                          ("glm10b_tiny", 4), ("chatglm6b_tiny", 1), ("chatglm6b_tiny", 2)])
+@pytest.mark.parametrize(
+  "group, count",
+  [
+    ("glm130b_tiny", 1),
+    ("glm130b_tiny", 2),
+    ("glm10b_tiny", 1),
+    ("glm10b_tiny", 4),
+    ("chatglm6b_tiny", 1),
+    ("chatglm6b_tiny", 2),
+  ],
+)
 def test_logits_of_the_original(group: str, count: int, tmp_path: pathlib.Path):
   """`count` tensor-parallel ranks; for ChatGLM-6B safetensors (1) and shards of pytorch_model.bin (2)."""
   family, theirs = FAMILIES[group], golden_models.config(group)
   write_files(group, tmp_path / "source", count)
   heads = theirs.num_heads if group == "glm10b_tiny" else None
-  load.import_model(family, tmp_path / "source", tmp_path / "out", tokenizer="none", num_heads=heads,
-                    rotary_rounding="half_frequencies" if heads is None else "none")
+  load.import_model(
+    family,
+    tmp_path / "source",
+    tmp_path / "out",
+    tokenizer="none",
+    num_heads=heads,
+    rotary_rounding="half_frequencies" if heads is None else "none",
+  )
   loaded = load_lib.load(tmp_path / "out")
   expected = golden_models.params(group)
   jax.tree.map(np.testing.assert_array_equal, loaded.params, expected)
@@ -98,8 +113,11 @@ def test_logits_of_the_original(group: str, count: int, tmp_path: pathlib.Path):
   plain = {field.name: getattr(theirs, field.name) for field in dataclasses.fields(config_lib.GLMConfig)}
   assert dataclasses.replace(ours, residual_alpha=theirs.residual_alpha) == config_lib.GLMConfig(**plain)
   arrays = golden_models.load(group)[1]
-  cases = [key.split("/")[1] for key in arrays if key.startswith("case/") and key.endswith(f"/logits{suffix}")
-           and "/multi_choice/" not in key][:1 if count > 1 else 2]
+  cases = [
+    key.split("/")[1]
+    for key in arrays
+    if key.startswith("case/") and key.endswith(f"/logits{suffix}") and "/multi_choice/" not in key
+  ][: 1 if count > 1 else 2]
   run = jax.jit(lambda params, *inputs: glm.GLM(ours).apply({"params": params}, *inputs))
   for case in cases:
     logits = np.asarray(run(loaded.params, *(jnp.array(x, jnp.int32) for x in case_inputs(group, case))))

@@ -29,8 +29,9 @@ def rewrite(folder: pathlib.Path, said: bool | None, change=lambda found: None) 
   change(found)
   for path in folder.glob("model*"):
     path.unlink()
-  write.write_safetensors(folder, [write.Item(key, x.dtype, x.shape, lambda x=x: iter([x]))
-                                   for key, x in found.items()])
+  write.write_safetensors(
+    folder, [write.Item(key, x.dtype, x.shape, lambda x=x: iter([x])) for key, x in found.items()]
+  )
   config = json.loads((folder / "config.json").read_text())
   config.pop("tie_word_embeddings", None)
   (folder / "config.json").write_text(json.dumps(config if said is None else config | {"tie_word_embeddings": said}))
@@ -101,6 +102,7 @@ def test_equal_matrices_are_one(make, tmp_path, monkeypatch, caplog, said):
 @pytest.mark.parametrize("kept", [HEAD, TABLE])
 def test_one_matrix_in_the_files(make, tmp_path, kept):
   """transformers saves tied matrices once, under either name."""
+
   def change(found):
     table_as_head(found)
     found.pop(TABLE if kept == HEAD else HEAD)
@@ -109,14 +111,16 @@ def test_one_matrix_in_the_files(make, tmp_path, kept):
   table = arrays(hub)[TABLE]
   load.import_model("chatglm-6b", rewrite(hub, None, change), tmp_path / "ours")
   np.testing.assert_array_equal(ours.load(tmp_path / "ours").params["embedding"]["table"], table)
-  (tmp_path / "hub/config.json").write_text(json.dumps(
-      json.loads((hub / "config.json").read_text()) | {"tie_word_embeddings": False}))
+  (tmp_path / "hub/config.json").write_text(
+    json.dumps(json.loads((hub / "config.json").read_text()) | {"tie_word_embeddings": False})
+  )
   with pytest.raises(errors.InputError, match=f"{TABLE if kept == HEAD else HEAD} is missing"):
     source.open_source("chatglm-6b", hub)
 
 
 def test_quantized_embeddings_are_refused(make, tmp_path):
   """chatglm-6b-int4-qe."""
+
   def change(found):
     for key in (HEAD, TABLE):
       found[key] = found[key].view("i1")

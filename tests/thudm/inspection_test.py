@@ -203,8 +203,10 @@ def test_commands(make, tmp_path, capsys):
 
 def test_neither_torch_nor_safetensors_is_needed(make, tmp_path):
   hub = make(tmp_path / "hub", "chatglm-6b", kind="bin")
-  code = ("import sys; sys.modules['torch'] = sys.modules['safetensors'] = None; from glmjax.thudm import load; "
-          "load.import_model('chatglm-6b', *sys.argv[1:])")
+  code = (
+    "import sys; sys.modules['torch'] = sys.modules['safetensors'] = None; from glmjax.thudm import load; "
+    "load.import_model('chatglm-6b', *sys.argv[1:])"
+  )
   subprocess.run([sys.executable, "-W", "error", "-c", code, str(hub), str(tmp_path / "out")], check=True)
 
 
@@ -213,9 +215,12 @@ def test_scales_of_ranks_on_a_mesh(make, tmp_path):
   load.import_model("glm-130b", make(tmp_path / "sat", "glm-130b", 2, 4), tmp_path / "ours")
   mesh = jax.make_mesh((4,), ("tensor",), axis_types=(AxisType.Auto,), devices=jax.devices()[:4])
   plain = load_lib.load(tmp_path / "ours")
-  specs = {"layers/mlp/wo/kernel": P(None, "tensor"), "layers/attention/out/kernel": P(None, "tensor"),
-           "layers/mlp/wi/kernel": P(None, None, None, "tensor"),
-           "layers/attention/qkv/kernel": P(None, None, None, "tensor")}
+  specs = {
+    "layers/mlp/wo/kernel": P(None, "tensor"),
+    "layers/attention/out/kernel": P(None, "tensor"),
+    "layers/mlp/wi/kernel": P(None, None, None, "tensor"),
+    "layers/attention/qkv/kernel": P(None, None, None, "tensor"),
+  }
   weights = source.open_source("glm-130b", tmp_path / "sat").weights(None, None)
   shardings = arrays.nest({weight.name: NamedSharding(mesh, specs.get(weight.name, P())) for weight in weights})
   split = load_lib.load(tmp_path / "ours", shardings=shardings)

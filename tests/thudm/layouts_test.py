@@ -101,8 +101,9 @@ def test_safetensors_of_our_own(make, tmp_path, bits):
   to_format(tmp_path / "ours", tmp_path / "plain", "safetensors")
   found = contents(shards.open_hub(tmp_path / "plain"))[0]
   params = load_lib.load(tmp_path / "ours").params
-  leaves = {jax.tree_util.keystr(path, simple=True, separator="."): x
-            for path, x in jax.tree_util.tree_leaves_with_path(params)}
+  leaves = {
+    jax.tree_util.keystr(path, simple=True, separator="."): x for path, x in jax.tree_util.tree_leaves_with_path(params)
+  }
   assert found.keys() == leaves.keys()
   for name, x in leaves.items():
     np.testing.assert_array_equal(found[name], np.asarray(x), err_msg=name)
@@ -153,8 +154,9 @@ def test_products_with_a_scale_for_each_rank():
   for spec, shape, axes, bits in (("BLHK,HKD->BLD", (4, 6, 10), (-3, -2), 4), ("BLF,FD->BLD", (24, 10), (-2,), 8)):
     x, w = jax.random.normal(key, (2, 3, *shape[:-1])), jax.random.normal(key, shape)
     halves = [qarray.quantize(part, bits, axes) for part in jnp.split(w, 2)]
-    both = qarray.QuantizedArray(jnp.concatenate([q.values for q in halves]),
-                                 jnp.concatenate([q.scale for q in halves]), bits, axes[-1])
+    both = qarray.QuantizedArray(
+      jnp.concatenate([q.values for q in halves]), jnp.concatenate([q.scale for q in halves]), bits, axes[-1]
+    )
     expected = sum(ops.einsum(spec, part, q) for part, q in zip(jnp.split(x, 2, 2), halves))
     np.testing.assert_allclose(ops.einsum(spec, x, both), expected, rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(qarray.dequantize(both), jnp.concatenate([qarray.dequantize(q) for q in halves]))
@@ -165,8 +167,17 @@ def test_any_rows_of_merged_ranks(tmp_path, split, groups):
   whole = np.arange(24 * 4, dtype=np.float32).reshape(24, 4)
   parts = []
   for rank in range(4):
-    write.write_safetensors(tmp_path / str(rank), [write.Item("x", whole.dtype, merged.part(
-        whole, split, groups, rank, 4).shape, lambda rank=rank: iter([merged.part(whole, split, groups, rank, 4)]))])
+    write.write_safetensors(
+      tmp_path / str(rank),
+      [
+        write.Item(
+          "x",
+          whole.dtype,
+          merged.part(whole, split, groups, rank, 4).shape,
+          lambda rank=rank: iter([merged.part(whole, split, groups, rank, 4)]),
+        )
+      ],
+    )
     parts.append(shards.open_hub(tmp_path / str(rank)).ranks[0]["x"])
   joined = merged.Merged(tuple(parts), split, groups)
   assert joined.shape == whole.shape

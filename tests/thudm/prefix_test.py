@@ -75,13 +75,24 @@ def test_prefix_beside_its_model(make, tmp_path, kind, dtype):
 def test_projection_is_evaluated(make, tmp_path):
   hub = make(tmp_path / "hub", "chatglm-6b")
   hidden = 48
-  arrays = {"embedding.weight": random(P, D), "trans.0.weight": random(hidden, D), "trans.0.bias": random(hidden),
-            "trans.2.weight": random(2 * N * D, hidden), "trans.2.bias": random(2 * N * D)}
-  first, first_bias, second, second_bias = (arrays[f"trans.{i}.{part}"].astype("f8") for i in (0, 2)
-                                            for part in ("weight", "bias"))
+  arrays = {
+    "embedding.weight": random(P, D),
+    "trans.0.weight": random(hidden, D),
+    "trans.0.bias": random(hidden),
+    "trans.2.weight": random(2 * N * D, hidden),
+    "trans.2.bias": random(2 * N * D),
+  }
+  first, first_bias, second, second_bias = (
+    arrays[f"trans.{i}.{part}"].astype("f8") for i in (0, 2) for part in ("weight", "bias")
+  )
   table = np.tanh(arrays["embedding.weight"] @ first.T + first_bias) @ second.T + second_bias
-  load.import_model("chatglm-6b", hub, tmp_path / "ours", bits=8,
-                    prefix=save(tmp_path / "tuned", arrays, pre_seq_len=P, prefix_projection=True))
+  load.import_model(
+    "chatglm-6b",
+    hub,
+    tmp_path / "ours",
+    bits=8,
+    prefix=save(tmp_path / "tuned", arrays, pre_seq_len=P, prefix_projection=True),
+  )
   params = load_lib.load(tmp_path / "ours").params["layers"]["attention"]
   assert params["prefix_key"].dtype == jnp.float32
   for layer, (key, value) in enumerate(as_the_original_splits(table)):
@@ -120,14 +131,21 @@ def test_wrong_ones(make, tmp_path):
   hub, table = make(tmp_path / "hub", "chatglm-6b"), random(P, 2 * N * D)
   line = lambda name, arrays, **said: refused(tmp_path, hub, prefix=save(tmp_path / name, arrays, **said))
   assert "embedding.weight has shape [6, 320], and 3 layers of width 64 ask for [6, 384]" in line(
-      "a", {"embedding.weight": table[:, :320]})
+    "a", {"embedding.weight": table[:, :320]}
+  )
   assert "pre_seq_len is 7, and transformer.prefix_encoder.embedding.weight has 6 rows" in line(
-      "b", {"embedding.weight": table}, pre_seq_len=7)
+    "b", {"embedding.weight": table}, pre_seq_len=7
+  )
   assert "trans.0.bias is missing" in line("c", {"embedding.weight": table, "trans.0.weight": random(D, D)})
   assert "ask for [0, 384]: it is the prefix of another model" in line("d", {"embedding.weight": table[:0]})
   assert "embedding.weight is int64, expected a float" in line("e", {"embedding.weight": table.astype("i8")})
-  arrays = {"embedding.weight": random(P, D), "trans.0.weight": random(D, D), "trans.0.bias": random(D),
-            "trans.2.weight": random(2 * N * D, D), "trans.2.bias": random(2 * N * D - 1)}
+  arrays = {
+    "embedding.weight": random(P, D),
+    "trans.0.weight": random(D, D),
+    "trans.0.bias": random(D),
+    "trans.2.weight": random(2 * N * D, D),
+    "trans.2.bias": random(2 * N * D - 1),
+  }
   assert "trans.2.bias has shape [383]" in line("f", arrays)
   assert "has shape [384], and 3 layers" in line("g", {"embedding.weight": table[0]})
   assert "no such file or folder; give the one that P-Tuning wrote" in refused(tmp_path, hub, prefix=tmp_path / "no")
@@ -141,7 +159,8 @@ def test_prefix_without_its_model(make, tmp_path):
   said = json.loads((hub / "config.json").read_text())
   tuned = save(tmp_path / "tuned", {"embedding.weight": random(P, 2 * N * D)}, **said | {"pre_seq_len": P})
   assert f"holds a P-Tuning v2 prefix and no model: import the model that was tuned, with --prefix={tuned}" in (
-      refused(tmp_path, tuned))
+    refused(tmp_path, tuned)
+  )
   (tuned / "config.json").write_text(json.dumps({"pre_seq_len": P}))
   assert "prefix and no model" in inspection.inspect(tuned)["problem"]
   (hub / "config.json").write_text(json.dumps(said | {"pre_seq_len": P}))

@@ -40,8 +40,9 @@ def rewrite(folder: pathlib.Path, change) -> None:
   for path in folder.glob("*model*.*"):
     if path.name != "ice_text.model":
       path.unlink()
-  write.write_safetensors(folder, [write.Item(key, x.dtype, x.shape, lambda x=x: iter([x]))
-                                   for key, x in found.items()])
+  write.write_safetensors(
+    folder, [write.Item(key, x.dtype, x.shape, lambda x=x: iter([x])) for key, x in found.items()]
+  )
 
 
 def edit_json(path: pathlib.Path, **changes) -> None:
@@ -78,7 +79,7 @@ def test_truncated(make, tmp_path, kind, keep):
   folder = make(tmp_path / "hub", "chatglm-6b", kind=kind)
   [path] = [*folder.glob("model.*"), *folder.glob("pytorch_model.*")]
   data = path.read_bytes()
-  path.write_bytes(data[:keep if isinstance(keep, int) else int(len(data) * keep)])
+  path.write_bytes(data[: keep if isinstance(keep, int) else int(len(data) * keep)])
   line = refused("chatglm-6b", folder)
   assert path.name in line and ("truncated" in line or "damaged" in line)
   assert line.count(path.name) == line.count("copy it again") == 1
@@ -116,13 +117,16 @@ def test_files_of_two_checkpoints(make, tmp_path):
   assert "is float32 [256, 64] there and float16 [256, 64] in mp_rank_00" in refused("glm-130b", folder)
 
 
-@pytest.mark.parametrize("family, key, factor, goes", [
+@pytest.mark.parametrize(
+  "family, key, factor, goes",
+  [
     ("glm-130b", "transformer.layers.1.input_layernorm.weight", 1.01, False),
     ("glm-130b", "transformer.layers.2.mlp.dense_4h_to_h.bias", -1.0, False),
     ("glm-10b", "transformer.block_position_embeddings.weight", 1.01, False),
     ("glm-130b", "transformer.final_layernorm.weight", 1 + 2**-10, True),  # a rounding
     ("glm-130b", "transformer.layers.0.attention.dense.weight", 2.0, True),  # each rank has its own
-])
+  ],
+)
 def test_what_ranks_hold_in_common(make, tmp_path, monkeypatch, family, key, factor, goes):
   """A file of another checkpoint is told by what all ranks hold; compared a block at a time."""
   monkeypatch.setattr(source, "_COMPARED", 50)
@@ -138,8 +142,9 @@ def test_what_ranks_hold_in_common(make, tmp_path, monkeypatch, family, key, fac
     source.open_source(family, folder)
   else:
     assert refused(family, folder) == (
-        f"{tensor.path}: {key} has other values there than in mp_rank_00_model_states.pt, and all ranks hold the same: "
-        "the files are of different checkpoints, copy them again")
+      f"{tensor.path}: {key} has other values there than in mp_rank_00_model_states.pt, and all ranks hold the same: "
+      "the files are of different checkpoints, copy them again"
+    )
 
 
 def test_ranks_may_round_the_smallest_numbers_apart(make, tmp_path):
@@ -164,8 +169,12 @@ def test_heads_that_the_configuration_tells(hub):
 def test_keys(hub):
   rewrite(hub, lambda found: found.pop("transformer.layers.1.mlp.dense_4h_to_h.bias"))
   assert "transformer.layers.1.mlp.dense_4h_to_h.bias is missing" in refused("chatglm-6b", hub)
-  rewrite(hub, lambda found: found.update({"transformer.layers.1.mlp.dense_4h_to_h.bias": np.zeros(64, "f2"),
-                                           "transformer.extra": np.zeros(3, "f2")}))
+  rewrite(
+    hub,
+    lambda found: found.update(
+      {"transformer.layers.1.mlp.dense_4h_to_h.bias": np.zeros(64, "f2"), "transformer.extra": np.zeros(3, "f2")}
+    ),
+  )
   assert "transformer.extra is unexpected" in refused("chatglm-6b", hub)
 
 
@@ -191,21 +200,42 @@ def test_config_of_another_model(hub):
   assert "is not ChatGLM-6B's" in refused("chatglm-6b", hub)
 
 
-@pytest.mark.parametrize("field, value, words", [
-    ("quantization_bit", "4", "'4'; the numbers 4, 8 and 0 are known"), ("quantization_bit", True, "True; the numbers"),
-    ("quantization_bit", 4.0, "4.0; the numbers"), ("quantization_bit", [4], "[4]; the numbers"),
-    ("quantization_bit", float("nan"), "nan; the numbers"), ("num_layers", "3", "'3': give a whole number"),
-    ("num_layers", 3.0, "3.0: give"), ("num_layers", True, "True: give"), ("num_layers", -1, "-1: give"),
-    ("num_layers", 10**9, "1000000000, and the files hold 43 tensors"), ("num_layers", 10**400, "digits: give"),
-    ("hidden_size", {"a": 64}, "{'a': 64}: give"), ("vocab_size", float("inf"), "inf: give"),
-    ("num_attention_heads", 0, "0: give"), ("max_sequence_length", "2048", "'2048': give"),
-    ("layernorm_epsilon", float("nan"), "nan: give a number"), ("layernorm_epsilon", float("inf"), "inf: give"),
-    ("layernorm_epsilon", 0, "0: give"), ("layernorm_epsilon", "1e-5", "'1e-5': give"),
-    ("layernorm_epsilon", -1e-5, "give"), ("layernorm_epsilon", None, "None: give"), ("layernorm_epsilon", 5, "give"),
-    ("position_encoding_2d", "true", "'true': give True or False"), ("tie_word_embeddings", "false", "'false': give"),
-    ("tie_word_embeddings", 0, "0: give"), ("tie_word_embeddings", None, "None: give"),
-    ("bos_token_id", "88", "'88': give"), ("bos_token_id", [88], "[88]: give"), ("eos_token_id", -1, "-1: give"),
-    ("pre_seq_len", "128", "'128': give"), ("pre_seq_len", -1, "-1: give")])
+@pytest.mark.parametrize(
+  "field, value, words",
+  [
+    ("quantization_bit", "4", "'4'; the numbers 4, 8 and 0 are known"),
+    ("quantization_bit", True, "True; the numbers"),
+    ("quantization_bit", 4.0, "4.0; the numbers"),
+    ("quantization_bit", [4], "[4]; the numbers"),
+    ("quantization_bit", float("nan"), "nan; the numbers"),
+    ("num_layers", "3", "'3': give a whole number"),
+    ("num_layers", 3.0, "3.0: give"),
+    ("num_layers", True, "True: give"),
+    ("num_layers", -1, "-1: give"),
+    ("num_layers", 10**9, "1000000000, and the files hold 43 tensors"),
+    ("num_layers", 10**400, "digits: give"),
+    ("hidden_size", {"a": 64}, "{'a': 64}: give"),
+    ("vocab_size", float("inf"), "inf: give"),
+    ("num_attention_heads", 0, "0: give"),
+    ("max_sequence_length", "2048", "'2048': give"),
+    ("layernorm_epsilon", float("nan"), "nan: give a number"),
+    ("layernorm_epsilon", float("inf"), "inf: give"),
+    ("layernorm_epsilon", 0, "0: give"),
+    ("layernorm_epsilon", "1e-5", "'1e-5': give"),
+    ("layernorm_epsilon", -1e-5, "give"),
+    ("layernorm_epsilon", None, "None: give"),
+    ("layernorm_epsilon", 5, "give"),
+    ("position_encoding_2d", "true", "'true': give True or False"),
+    ("tie_word_embeddings", "false", "'false': give"),
+    ("tie_word_embeddings", 0, "0: give"),
+    ("tie_word_embeddings", None, "None: give"),
+    ("bos_token_id", "88", "'88': give"),
+    ("bos_token_id", [88], "[88]: give"),
+    ("eos_token_id", -1, "-1: give"),
+    ("pre_seq_len", "128", "'128': give"),
+    ("pre_seq_len", -1, "-1: give"),
+  ],
+)
 def test_values_of_a_configuration(hub, field, value, words):
   """Types are checked, and shown."""
   edit_json(hub / "config.json", **{field: value})
@@ -224,8 +254,28 @@ def test_configurations_that_no_model_has(hub):
     assert "config.json: " in refused("chatglm-6b", hub)
 
 
-@pytest.mark.parametrize("value", [None, 1, True, ["x"], {}, "", ".", "..", "../x", "/etc/passwd", "a/b", "a\\b",
-                                   "a\0b", "\ud800", "x" * 300, "nowhere.safetensors", "\x1b[2J"])
+@pytest.mark.parametrize(
+  "value",
+  [
+    None,
+    1,
+    True,
+    ["x"],
+    {},
+    "",
+    ".",
+    "..",
+    "../x",
+    "/etc/passwd",
+    "a/b",
+    "a\\b",
+    "a\0b",
+    "\ud800",
+    "x" * 300,
+    "nowhere.safetensors",
+    "\x1b[2J",
+  ],
+)
 def test_files_of_an_index(hub, value):
   index = hub / "model.safetensors.index.json"
   content = json.loads(index.read_text())
@@ -274,16 +324,31 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsiz
 PAGE = b"\n<!DOCTYPE html>\n<html><title>404</title></html>\n"
 
 
-@pytest.mark.parametrize("data, words", [(POINTER, "Git LFS pointer to 1,815,217,640 bytes"), (PAGE, "is a web page"),
-                                         (b"Entry not found", "holds a server's answer")])
+@pytest.mark.parametrize(
+  "data, words",
+  [
+    (POINTER, "Git LFS pointer to 1,815,217,640 bytes"),
+    (PAGE, "is a web page"),
+    (b"Entry not found", "holds a server's answer"),
+  ],
+)
 def test_failed_downloads(make, tmp_path, data, words):
   """Wherever a file is opened: weights in each form, indexes, configurations, tokenizers, prefixes."""
-  places = [("chatglm-6b", {"shard_bytes": 300_000}, name) for name in (
-      "config.json", "tokenizer_config.json", "ice_text.model", "model.safetensors.index.json",
-      "model-00002-of-00002.safetensors")]
+  places = [
+    ("chatglm-6b", {"shard_bytes": 300_000}, name)
+    for name in (
+      "config.json",
+      "tokenizer_config.json",
+      "ice_text.model",
+      "model.safetensors.index.json",
+      "model-00002-of-00002.safetensors",
+    )
+  ]
   places += [("chatglm-6b", {"kind": "bin"}, "pytorch_model.bin"), ("chatglm-6b", {}, "model.safetensors")]
-  places += [("glm-130b", {"degree": 2}, name) for name in (
-      "49300/mp_rank_01_model_states.pt", "tokenizer/tokenizer.model", "tokenizer/tokenizer.json")]
+  places += [
+    ("glm-130b", {"degree": 2}, name)
+    for name in ("49300/mp_rank_01_model_states.pt", "tokenizer/tokenizer.model", "tokenizer/tokenizer.json")
+  ]
   for i, (family, options, name) in enumerate(places):
     folder = make(tmp_path / str(i), family, **options)
     assert (folder / name).is_file()
@@ -310,8 +375,12 @@ def test_what_is_no_file(hub, tmp_path):
       (hub / name).rmdir() if make is os.mkdir else (hub / name).unlink()
       (hub / name).write_bytes(data)
   os.mkfifo(tmp_path / "fifo")
-  for path, words in ((tmp_path / "fifo", "no regular file"), ("", "is empty"), ("gs://bucket/x", "local paths only"),
-                      (tmp_path / "a\0b", "NUL")):
+  for path, words in (
+    (tmp_path / "fifo", "no regular file"),
+    ("", "is empty"),
+    ("gs://bucket/x", "local paths only"),
+    (tmp_path / "a\0b", "NUL"),
+  ):
     with pytest.raises(errors.InputError, match=words):
       inspection.inspect(path)
   for path, words in (("", "is empty"), ("gs://bucket/x", "local paths only")):
@@ -431,20 +500,30 @@ def test_pickles_run_nothing(tmp_path, hub):
 def test_what_training_leaves_is_ignored():
   import argparse
   import random
-  content = {"args": argparse.Namespace(lr=1), "rng": random.getstate(), "set": {1, 2}, "np": np.arange(3),
-             "scalar": np.float32(1), "large": 1 << 5000}
+
+  content = {
+    "args": argparse.Namespace(lr=1),
+    "rng": random.getstate(),
+    "set": {1, 2},
+    "np": np.arange(3),
+    "scalar": np.float32(1),
+    "large": 1 << 5000,
+  }
   for protocol in range(6):
     data = pickle.dumps(content, protocol=protocol)
     reader = pickles.Reader(data, "x")
     found = reader.read()
     assert found.items.keys() == content.keys() and found.items["rng"][0] == 3 and reader.place == len(data)
     assert {name for name, value in found.items.items() if value is pickles.IGNORED} == content.keys() - {"rng"} - (
-        {"large"} if protocol < 2 else set())
+      {"large"} if protocol < 2 else set()
+    )
 
 
 def test_pickles_mean_what_python_says():
-  content = {"a": [1, -2, 1 << 40, -(1 << 90), 1.5, True, None, "x\n'\u4e2d\x1b", b"\x00\xff", (), (1,), (1, 2, 3, 4)],
-             "b": [[], {}, "long " * 100]}
+  content = {
+    "a": [1, -2, 1 << 40, -(1 << 90), 1.5, True, None, "x\n'\u4e2d\x1b", b"\x00\xff", (), (1,), (1, 2, 3, 4)],
+    "b": [[], {}, "long " * 100],
+  }
   content["c"] = content["a"]
 
   def plain(x):
@@ -469,18 +548,35 @@ def test_pickles_cannot_reach_outside_of_their_storage(tmp_path):
     torch_files.open_state_dict(tmp_path / "x.pt")
   storage = pickles.Storage(np.dtype("f4"), "0", 4)
   assert pickles._tensor((storage, 0, (4,), (1,))).shape == (4,)
-  for offset, shape, strides in ((0, (5,), (1,)), (1, (4,), (1,)), (0, (2,), (-1,)), (0, (2, 2), (1,)),
-                                 (0, ("a",), (1,)), (0, (5,), (0,)), (0, (1 << 40, 1 << 40), (0, 0)),
-                                 (True, (1,), (1,)), (0, (1,) * 40, (1,) * 40), (0, (1 << 70,), (1,)), (0, [4], [1]),
-                                 (0.0, (4,), (1,))):
+  for offset, shape, strides in (
+    (0, (5,), (1,)),
+    (1, (4,), (1,)),
+    (0, (2,), (-1,)),
+    (0, (2, 2), (1,)),
+    (0, ("a",), (1,)),
+    (0, (5,), (0,)),
+    (0, (1 << 40, 1 << 40), (0, 0)),
+    (True, (1,), (1,)),
+    (0, (1,) * 40, (1,) * 40),
+    (0, (1 << 70,), (1,)),
+    (0, [4], [1]),
+    (0.0, (4,), (1,)),
+  ):
     with pytest.raises(pickles.Damaged):
       pickles._tensor((storage, offset, shape, strides))
 
 
-@pytest.mark.parametrize("header", [b"{", b"[]", b'{"x": 1}',
-                                    b'{"x": {"dtype": "F99", "shape": [1], "data_offsets": [0, 4]}}',
-                                    b'{"x": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}',
-                                    b'{"x": {"dtype": "F32", "shape": [-1], "data_offsets": [0, -4]}}'])
+@pytest.mark.parametrize(
+  "header",
+  [
+    b"{",
+    b"[]",
+    b'{"x": 1}',
+    b'{"x": {"dtype": "F99", "shape": [1], "data_offsets": [0, 4]}}',
+    b'{"x": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}',
+    b'{"x": {"dtype": "F32", "shape": [-1], "data_offsets": [0, -4]}}',
+  ],
+)
 def test_damaged_safetensors(tmp_path, header):
   (tmp_path / "x.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
   with pytest.raises(errors.InputError, match="damaged or no safetensors file"):

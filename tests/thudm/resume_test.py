@@ -94,7 +94,8 @@ def test_goes_on(make, tmp_path, monkeypatch, few, caplog, family, bits):
     load.import_model(family, folder, tmp_path / "out", bits=bits)
   assert "going on with the import that stopped" in caplog.text
   assert total is None and len(names) + done == sum(
-      len(list(w.regions(4096))) for w in source_lib.open_source(family, folder).weights(bits, None))
+    len(list(w.regions(4096))) for w in source_lib.open_source(family, folder).weights(bits, None)
+  )
   assert_equal(tmp_path / "out", tmp_path / "whole")
   assert not list(tmp_path.glob(".out*"))
 
@@ -151,10 +152,13 @@ def test_two_at_once(make, tmp_path):
 def test_kill_for_real(make, tmp_path, few):
   """SIGKILL at any moment: the folder is not there, or it is whole."""
   folder = make(tmp_path / "source", "chatglm-6b", num_layers=6)
-  code = ("import sys; from glmjax.checkpoint import blocks; blocks.ELEMENTS = 4096; "
-          "from glmjax.thudm import load; print('go', flush=True); load.import_model('chatglm-6b', *sys.argv[1:])")
-  process = subprocess.Popen([sys.executable, "-c", code, str(folder), str(tmp_path / "out")], stdout=subprocess.PIPE,
-                             stderr=subprocess.DEVNULL)
+  code = (
+    "import sys; from glmjax.checkpoint import blocks; blocks.ELEMENTS = 4096; "
+    "from glmjax.thudm import load; print('go', flush=True); load.import_model('chatglm-6b', *sys.argv[1:])"
+  )
+  process = subprocess.Popen(
+    [sys.executable, "-c", code, str(folder), str(tmp_path / "out")], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+  )
   process.stdout.readline()
   journal = tmp_path / ".out.importing/export/params/journal.jsonl"
   deadline = time.time() + 60

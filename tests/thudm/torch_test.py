@@ -21,9 +21,13 @@ def torch():
 
 def _arrays() -> dict[str, np.ndarray]:
   rng = np.random.default_rng(0)
-  return {"half": rng.standard_normal((5, 7)).astype("f2"), "float": rng.standard_normal(11).astype("f4"),
-          "codes": rng.integers(-128, 128, (3, 4, 2)).astype("i1"), "empty": np.zeros((0, 3), "f4"),
-          "number": np.array(3.5, "f4")}
+  return {
+    "half": rng.standard_normal((5, 7)).astype("f2"),
+    "float": rng.standard_normal(11).astype("f4"),
+    "codes": rng.integers(-128, 128, (3, 4, 2)).astype("i1"),
+    "empty": np.zeros((0, 3), "f4"),
+    "number": np.array(3.5, "f4"),
+  }
 
 
 def _same(found: dict[str, tensors.Tensor], expected: dict[str, np.ndarray]) -> None:
@@ -85,8 +89,9 @@ def test_safetensors_both_ways(tmp_path):
   arrays = {name: x for name, x in _arrays().items() if name != "empty"}
   numpy_files.save_file(arrays, tmp_path / "theirs.safetensors")
   _same(tensors.open_safetensors(tmp_path / "theirs.safetensors"), arrays)
-  write.write_safetensors(tmp_path, [write.Item(name, x.dtype, x.shape, lambda x=x: iter([x]))
-                                     for name, x in arrays.items()])
+  write.write_safetensors(
+    tmp_path, [write.Item(name, x.dtype, x.shape, lambda x=x: iter([x])) for name, x in arrays.items()]
+  )
   found = numpy_files.load_file(tmp_path / "model.safetensors")
   for name, x in arrays.items():
     np.testing.assert_array_equal(found[name], x)

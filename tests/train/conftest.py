@@ -29,8 +29,9 @@ class Source:
   def describe(self) -> dict:
     return {"name": self.name, "seq_length": self.seq_length}
 
-  def batches(self, plan: Iterator[tuple[int, int]], process_index: int = 0,
-              process_count: int = 1) -> Iterator[dict[str, np.ndarray]]:
+  def batches(
+    self, plan: Iterator[tuple[int, int]], process_index: int = 0, process_count: int = 1
+  ) -> Iterator[dict[str, np.ndarray]]:
     for first, size in plan:
       if self.last is not None and first + size > self.last:
         return
@@ -41,15 +42,17 @@ class Source:
         each["loss_weights"] = each["loss_weights"] * np.float32(self.weight)
       if self.wide:
         rows = [r | {"positions": np.stack([r["positions"], r["positions"] % 5])} for r in rows]
-      rows = rows[process_index * size // process_count:(process_index + 1) * size // process_count]
+      rows = rows[process_index * size // process_count : (process_index + 1) * size // process_count]
       yield {name: np.stack([r[name] for r in rows]) for name in rows[0]}
 
 
 @pytest.fixture(scope="session", autouse=True)
 def compiled_once(tmp_path_factory):
   """Equal programs are compiled once per session."""
-  settings = {"jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-              "jax_persistent_cache_min_compile_time_secs": 0.3}
+  settings = {
+    "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+    "jax_persistent_cache_min_compile_time_secs": 0.3,
+  }
   before = {name: getattr(jax.config, name) for name in settings}
   for name, value in settings.items():
     jax.config.update(name, value)

@@ -33,8 +33,16 @@ JUMP = schedules.PiecewiseLinear((48, 48), (1e-2, 3e37))  # the fourth step and 
 
 def train(workdir, config, source, **changes) -> dict:
   """Ten steps of 16 rows on eight devices."""
-  arguments = dict(model=config, data=source, workdir=workdir, batches=schedules.Batches(16), total_samples=160,
-                   learning_rate=RATE, mesh=MESH, intervals=loop.Intervals(log=0, save=2))
+  arguments = dict(
+    model=config,
+    data=source,
+    workdir=workdir,
+    batches=schedules.Batches(16),
+    total_samples=160,
+    learning_rate=RATE,
+    mesh=MESH,
+    intervals=loop.Intervals(log=0, save=2),
+  )
   return loop.train(**arguments | changes)
 
 
@@ -53,14 +61,20 @@ def steps(workdir) -> list[int]:
   return manager_lib.steps(workdir / "checkpoints")
 
 
-@pytest.mark.parametrize("changes", [dict(stop_at_step=4), dict(total_samples=64),
-                                     dict(intervals=loop.Intervals(log=0, save=2))])
+@pytest.mark.parametrize(
+  "changes", [dict(stop_at_step=4), dict(total_samples=64), dict(intervals=loop.Intervals(log=0, save=2))]
+)
 def test_a_state_that_an_update_has_blown_up_is_not_saved(tmp_path, tiny, source, changes):
   """Not when it is time to, nor where the run is to stop, nor at its end."""
   error = diverges(tmp_path, tiny, source, learning_rate=JUMP, **changes)
   assert error.step == 4 and error.samples == (48, 63) and steps(tmp_path) == [2]
-  for words in ("step 4 (samples 48 to 63, learning rate 3e+37) has left the state not finite", "parameters of the emb",
-                "larger than 1.8e+19", "the last checkpoint is step 2, from which", "lower the learning rate"):
+  for words in (
+    "step 4 (samples 48 to 63, learning rate 3e+37) has left the state not finite",
+    "parameters of the emb",
+    "larger than 1.8e+19",
+    "the last checkpoint is step 2, from which",
+    "lower the learning rate",
+  ):
     assert words in str(error)
   assert train(tmp_path, tiny, source, stop_at_step=4)["step"] == 4  # as it advises
   assert not any("diverged" in line for line in (tmp_path / "metrics.jsonl").read_text().splitlines())
@@ -87,8 +101,12 @@ def test_moments_of_the_optimizer_count_as_well(tiny):
 
 
 def test_a_norm_beyond_float32_is_told_from_its_gradients():
-  metrics = {"loss": np.float32(3), "grad_norm": np.float32(np.inf), "grad_norm_mlp": np.float32(np.inf),
-             "grad_norm_head": np.float32(2)}
+  metrics = {
+    "loss": np.float32(3),
+    "grad_norm": np.float32(np.inf),
+    "grad_norm_mlp": np.float32(np.inf),
+    "grad_norm_head": np.float32(2),
+  }
   found = divergence.in_the_norm(metrics)
   assert found.part == "the gradients' norm (mlp), which is too large for float32"
   assert divergence.in_the_norm(metrics | {"loss": np.float32(np.nan)}) is None
@@ -106,8 +124,12 @@ def test_samples_that_are_not_finite_are_named(tmp_path, tiny, source):
   bad = dataclasses.replace(source, infinite=100)
   error = diverges(tmp_path, tiny, bad, micro_batch=8)
   assert (error.step, error.samples, error.part) == (7, (96, 111), "the loss (the data's loss weights)")
-  for words in ("of samples 100;", "Batches.skip = [(100, 100)]", "the last checkpoint is step 6",
-                f"(from step 4 once {tmp_path / 'checkpoints' / '6'} is renamed to 6.aside)"):
+  for words in (
+    "of samples 100;",
+    "Batches.skip = [(100, 100)]",
+    "the last checkpoint is step 6",
+    f"(from step 4 once {tmp_path / 'checkpoints' / '6'} is renamed to 6.aside)",
+  ):
     assert words in str(error)
   train(tmp_path, tiny, bad, batches=schedules.Batches(16, skip=[(100, 100)]))  # as it advises
 
@@ -121,10 +143,18 @@ def test_fp16_is_diagnosed_on_the_step_that_diverged(tmp_path, tiny, source):
   assert "Batches.skip = [(100, 100)]" in str(error) and "hardware" not in str(error) and "again" not in error.part
 
 
-@pytest.mark.parametrize("kind, words", [
-    ("state", "whatever its samples"), ("data", "mend these samples"), ("forward", "lower the learning rate, or leave"),
-    ("backward", "lower the learning rate, or leave"), ("norm", "lower the learning rate"),
-    ("rounding", "lower the learning rate"), ("machine", "memory or processors make mistakes")])
+@pytest.mark.parametrize(
+  "kind, words",
+  [
+    ("state", "whatever its samples"),
+    ("data", "mend these samples"),
+    ("forward", "lower the learning rate, or leave"),
+    ("backward", "lower the learning rate, or leave"),
+    ("norm", "lower the learning rate"),
+    ("rounding", "lower the learning rate"),
+    ("machine", "memory or processors make mistakes"),
+  ],
+)
 def test_advice_follows_from_what_is_found(tmp_path, kind, words):
   finding = diagnose.Finding(kind, "somewhere", (0, 1, 5))
   message = str(divergence.of_step(3, 100, 8, {"loss": np.nan}, finding, tmp_path))
@@ -147,7 +177,8 @@ def test_a_saved_state_that_is_not_finite_is_not_gone_on_from(tmp_path, tiny, so
     train(tmp_path, tiny, source)
   assert "checkpoint of step 4" in str(caught.value) and "parameters of the final_norm/scale" in str(caught.value)
   assert f"rename {tmp_path / 'checkpoints' / '4'} to 4.aside+, and the same command goes on from step 2" in str(
-      caught.value)  # saving anew has set the first one aside
+    caught.value
+  )  # saving anew has set the first one aside
   with pytest.raises(errors.NotFiniteError, match="is no model to begin with: not finite in parameters of the f"):
     train(tmp_path / "new", tiny, source, weights=tmp_path)
   (tmp_path / "checkpoints" / "4").rename(tmp_path / "checkpoints" / "4.aside+")
@@ -190,9 +221,11 @@ class _Empty:
 def test_nothing_held_out_is_said_before_anything_is_done(tmp_path, tiny, source):
   evaluate = loop.Intervals(evaluate=2, eval_samples=16)
   train(tmp_path, tiny, source, stop_at_step=1)
-  for validation, words in ((_Empty(), "no task has a split 'validation'"),
-                            (dataclasses.replace(source, weight=0.0), "have nothing to predict"),
-                            (dataclasses.replace(source, last=8), "gives 0 of 1 batches")):
+  for validation, words in (
+    (_Empty(), "no task has a split 'validation'"),
+    (dataclasses.replace(source, weight=0.0), "have nothing to predict"),
+    (dataclasses.replace(source, last=8), "gives 0 of 1 batches"),
+  ):
     with pytest.raises(errors.InputError, match=f"{words}.*hold some text out.*Intervals.evaluate = 0"):
       train(tmp_path, tiny, source, validation=validation, intervals=evaluate, overwrite=True)
     assert steps(tmp_path) == [1]  # not deleted
@@ -236,10 +269,13 @@ def test_positions_and_objectives_that_the_model_does_not_have(tiny, source):
   layout = feed.Layout.make(mesh, (), 4, None, 16, 2, 64, num_positions=17)
   host = next(dataclasses.replace(source, wide=True).batches(iter([(0, 4)])))
   layout.check(host, 0, 4)
-  for feature, value, words in (("positions", 17, "hold position 17, the model has 17 .max_length . 1."),
-                                ("positions", -1, "hold position -1"), ("tokens", -1, "hold token -1"),
-                                ("targets", 64, "hold token 64, the model has vocab_size 64"),
-                                ("objective", 4, "hold objective 4, the model has 4 ")):
+  for feature, value, words in (
+    ("positions", 17, "hold position 17, the model has 17 .max_length . 1."),
+    ("positions", -1, "hold position -1"),
+    ("tokens", -1, "hold token -1"),
+    ("targets", 64, "hold token 64, the model has vocab_size 64"),
+    ("objective", 4, "hold objective 4, the model has 4 "),
+  ):
     wrong = host | {feature: host[feature].copy()}
     wrong[feature].flat[3] = value
     with pytest.raises(errors.InputError, match=words):

@@ -7,8 +7,15 @@ from glmjax import gin_files
 gin = pytest.importorskip("gin")
 
 EXACT = {"glm_130b": 128_697_794_560, "chatglm_6b": 6_173_286_400}
-ROUGH = {"glm_110m": 110e6, "glm_335m": 335e6, "glm_410m": 410e6, "glm_515m": 515e6, "glm_2b": 1.92e9,
-         "glm_10b": 9.88e9, "glm_10b_chinese": 9.88e9}
+ROUGH = {
+  "glm_110m": 110e6,
+  "glm_335m": 335e6,
+  "glm_410m": 410e6,
+  "glm_515m": 515e6,
+  "glm_2b": 1.92e9,
+  "glm_10b": 9.88e9,
+  "glm_10b_chinese": 9.88e9,
+}
 
 
 @pytest.fixture(autouse=True)

@@ -20,8 +20,7 @@ MESH = mesh_lib.MeshConfig(data=2, fsdp=2, tensor=2)
 
 def train(workdir, config, source, rate: float = 1e-2, **changes) -> dict:
   constant = schedules.Constant(rate)
-  return loop.train(config, source, workdir, schedules.Batches(16), 10**6, constant, mesh=MESH,
-                    **changes)
+  return loop.train(config, source, workdir, schedules.Batches(16), 10**6, constant, mesh=MESH, **changes)
 
 
 @pytest.fixture(scope="module")
@@ -47,10 +46,11 @@ def test_other_models_and_tokenizers_are_refused(trained, tmp_path, tiny):
   export.export(trained, tmp_path / "int8", bits=8)
   initial.check(trained, dataclasses.replace(tiny, dtype="float16", hidden_dropout=0.1, max_length=64), {})
   for folder, config, message in (
-      (tmp_path / "int8", tiny, "quantized to 8 bits"),
-      (trained, dataclasses.replace(tiny, num_layers=3), "num_layers is 2 there and 3 here"),
-      (trained, dataclasses.replace(tiny, mlp="gelu"), "mlp is geglu there and gelu here"),
-      (tmp_path, tiny, str(tmp_path))):
+    (tmp_path / "int8", tiny, "quantized to 8 bits"),
+    (trained, dataclasses.replace(tiny, num_layers=3), "num_layers is 2 there and 3 here"),
+    (trained, dataclasses.replace(tiny, mlp="gelu"), "mlp is geglu there and gelu here"),
+    (tmp_path, tiny, str(tmp_path)),
+  ):
     with pytest.raises(errors.InputError, match=message) as caught:
       initial.check(folder, config, {})
     assert "\n" not in str(caught.value)

@@ -27,8 +27,17 @@ DEVICES = mesh_lib.MeshConfig(data=2, fsdp=2, tensor=2)
 
 def train(workdir, config, source, **changes):
   """Ten steps of 16 rows on eight devices."""
-  arguments = dict(model=config, data=source, workdir=workdir, batches=schedules.Batches(16), total_samples=160,
-                   learning_rate=RATE, mesh=DEVICES, micro_batch=8, intervals=loop.Intervals(log=5, save=4))
+  arguments = dict(
+    model=config,
+    data=source,
+    workdir=workdir,
+    batches=schedules.Batches(16),
+    total_samples=160,
+    learning_rate=RATE,
+    mesh=DEVICES,
+    micro_batch=8,
+    intervals=loop.Intervals(log=5, save=4),
+  )
   return loop.train(**arguments | changes)
 
 
@@ -39,16 +48,18 @@ def lines(workdir) -> list[dict]:
 def saved(workdir) -> dict:
   """The arrays of the newest checkpoint, by name."""
   folder = workdir / "checkpoints" / str(manager_lib.steps(workdir / "checkpoints")[-1]) / "state"
-  return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*"))
-          if path.is_file() and path.suffix != ".txt" and not path.name.startswith("_")}
+  return {
+    str(path.relative_to(folder)): path.read_bytes()
+    for path in sorted(folder.rglob("*"))
+    if path.is_file() and path.suffix != ".txt" and not path.name.startswith("_")
+  }
 
 
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory, tiny, source):
   """A run from start to end, for the others to be compared with."""
   folder = tmp_path_factory.mktemp("unbroken")
-  result = train(folder, tiny, source, validation=source,
-                 intervals=loop.Intervals(save=4, evaluate=5, eval_samples=20))
+  result = train(folder, tiny, source, validation=source, intervals=loop.Intervals(save=4, evaluate=5, eval_samples=20))
   return folder, result
 
 
@@ -57,9 +68,21 @@ def test_writes_what_it_promises(unbroken, tiny, source):
   assert (result["step"], result["samples_seen"]) == (10, 160)
   records = lines(folder)
   assert [r["step"] for r in records] == list(range(1, 11))
-  assert set(records[0]) >= {"samples_seen", "tokens_seen", "loss", "loss_mask", "loss_gmask", "loss_tokens",
-                             "grad_norm", "grad_norm_embedding", "learning_rate", "embedding_alpha",
-                             "data_wait_seconds", "tokens_per_second", "model_flops_per_second"}
+  assert set(records[0]) >= {
+    "samples_seen",
+    "tokens_seen",
+    "loss",
+    "loss_mask",
+    "loss_gmask",
+    "loss_tokens",
+    "grad_norm",
+    "grad_norm_embedding",
+    "learning_rate",
+    "embedding_alpha",
+    "data_wait_seconds",
+    "tokens_per_second",
+    "model_flops_per_second",
+  }
   assert records[9]["loss"] < records[0]["loss"]
   assert [r["step"] for r in records if "eval_loss" in r] == [5, 10]
   config = json.loads((folder / "config.json").read_text())
@@ -119,11 +142,17 @@ def test_overwrite_starts_anew(tmp_path, tiny, source):
 
 def test_training_leaves_its_host_as_it_was(tmp_path, tiny, source):
   """Called from a notebook or a script of the user's."""
+
   def settings():
     loggers = [logging.getLogger(name) for name in ("", "absl", "glmjax")]
-    return (dict(os.environ), [signal.getsignal(number) for number in range(1, 32)], sys.unraisablehook,
-            list(warnings.filters), (sys.stdin, sys.stdout, sys.stderr),
-            [(logger.level, logger.propagate, list(logger.handlers), list(logger.filters)) for logger in loggers])
+    return (
+      dict(os.environ),
+      [signal.getsignal(number) for number in range(1, 32)],
+      sys.unraisablehook,
+      list(warnings.filters),
+      (sys.stdin, sys.stdout, sys.stderr),
+      [(logger.level, logger.propagate, list(logger.handlers), list(logger.filters)) for logger in loggers],
+    )
 
   before = settings()
   train(tmp_path, tiny, source, stop_at_step=2)
@@ -162,23 +191,30 @@ def test_not_finite_stops_with_one_line(tmp_path, tiny, source):
   assert lines(tmp_path)[-1]["samples_seen"] >= 160
 
 
-@pytest.mark.parametrize("changes, message", [
+@pytest.mark.parametrize(
+  "changes, message",
+  [
     (dict(mesh=mesh_lib.MeshConfig(data=16)), "mesh data=16 needs 16 devices, here are 8"),
     (dict(micro_batch=6), "micro_batch 6 does not divide over the mesh's 4 batch shards"),
     (dict(batches=schedules.Batches(6), micro_batch=None), "batch size 6 does not divide"),
     (dict(mesh=mesh_lib.MeshConfig(data=1, tensor=8)), "num_heads 4 does not divide over tensor=8"),
-])
+  ],
+)
 def test_mistakes_in_the_mesh(tmp_path, tiny, source, changes, message):
   with pytest.raises(errors.InputError, match=message):
     train(tmp_path / "run", tiny, source, **changes)
   assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("changes, message", [
+@pytest.mark.parametrize(
+  "changes, message",
+  [
     (dict(profile=(3,)), r"Intervals.profile is \(3,\): give \(first, last\)"),
     (dict(profile=(5, 4)), "Intervals.profile"),
-    (dict(eval_samples=0), "Intervals.eval_samples is 0"), (dict(save=-1), "Intervals.save is -1"),
-])
+    (dict(eval_samples=0), "Intervals.eval_samples is 0"),
+    (dict(save=-1), "Intervals.save is -1"),
+  ],
+)
 def test_mistakes_in_the_intervals(changes, message):
   with pytest.raises(errors.InputError, match=message):
     loop.Intervals(**changes)
@@ -198,8 +234,13 @@ def test_mean_of_rows_trains(tmp_path, tiny, source):
 @pytest.mark.parametrize("infinite", [None, 40])
 def test_profile_of_some_steps(tmp_path, tiny, source, infinite):
   with contextlib.suppress(errors.Diverged):  # it is written also where the run ends in the middle
-    train(tmp_path, tiny, dataclasses.replace(source, infinite=infinite), stop_at_step=4,
-          intervals=loop.Intervals(profile=(2, 3)))
+    train(
+      tmp_path,
+      tiny,
+      dataclasses.replace(source, infinite=infinite),
+      stop_at_step=4,
+      intervals=loop.Intervals(profile=(2, 3)),
+    )
   assert list((tmp_path / "profile").rglob("*.xplane.pb"))
 
 

@@ -21,8 +21,9 @@ def inputs(density: float) -> tuple:
   return kernel, x, rng.integers(0, V, (B, L)), weights, rng.integers(0, 3, (B, L))
 
 
-def plain(kernel: jax.Array, x: jax.Array, targets: jax.Array, weights: jax.Array,
-          objectives: jax.Array) -> losses.Loss:
+def plain(
+  kernel: jax.Array, x: jax.Array, targets: jax.Array, weights: jax.Array, objectives: jax.Array
+) -> losses.Loss:
   """All logits at once, differentiated by JAX."""
   sums = losses.by_objective(losses.cross_entropy(x @ kernel, targets), weights, objectives)
   return losses.Loss(sums.loss.sum(), sums)
@@ -81,8 +82,15 @@ def test_objectives_of_different_weight(chunk: int, factors: tuple[float, ...]):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), a, b)
 
 
-@pytest.mark.parametrize("of_sums", [lambda sums: sums.loss[1], lambda sums: (sums.loss * np.arange(4)).sum(),
-                                     lambda sums: sums.loss.sum(), lambda sums: sums.weight.sum()])
+@pytest.mark.parametrize(
+  "of_sums",
+  [
+    lambda sums: sums.loss[1],
+    lambda sums: (sums.loss * np.arange(4)).sum(),
+    lambda sums: sums.loss.sum(),
+    lambda sums: sums.weight.sum(),
+  ],
+)
 def test_what_is_only_to_be_read_has_no_gradient_that_passes_for_one(of_sums):
   kernel, x, *rest = inputs(0.5)
   for gradient in jax.grad(lambda p, x: of_sums(losses.chunked(p, x, *rest, 7).sums), argnums=(0, 1))(kernel, x):

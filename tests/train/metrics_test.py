@@ -84,15 +84,26 @@ def test_goes_on_behind_its_step(tmp_path):
   """Also behind lines that are damaged, however."""
   path = tmp_path / "metrics.jsonl"
   deep = "[" * 100_000
-  path.write_text("".join(f"{line}\n" for line in (
-      '{"step": 1}', '{"step": 2}', '{"step": 3}', deep, '{"step": "4"}', "{", "3", '{"step": 1e999}')) + '{"st')
+  path.write_text(
+    "".join(
+      f"{line}\n"
+      for line in ('{"step": 1}', '{"step": 2}', '{"step": 3}', deep, '{"step": "4"}', "{", "3", '{"step": 1e999}')
+    )
+    + '{"st'
+  )
   metrics.Writer(path, tmp_path / "tensorboard", 2).close()
   assert steps(path) == [1, 2]
 
 
-@pytest.mark.parametrize("text, told", [
-    (None, "steps 1 to 3"), ("", "steps 1 to 3"), ('{"step": 1}\n{"step": 2}\n{"st', "steps 3 to 3"),
-    ('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"step": 4}\n', "")])
+@pytest.mark.parametrize(
+  "text, told",
+  [
+    (None, "steps 1 to 3"),
+    ("", "steps 1 to 3"),
+    ('{"step": 1}\n{"step": 2}\n{"st', "steps 3 to 3"),
+    ('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"step": 4}\n', ""),
+  ],
+)
 def test_lines_that_are_lacking_are_told(tmp_path, text, told, caplog):
   path = tmp_path / "metrics.jsonl"
   if text is not None:
@@ -108,8 +119,8 @@ def events(folder: pathlib.Path) -> list:
   data, found = file.read_bytes(), []
   while data:
     size = int.from_bytes(data[:8], "little")
-    found.append(event_pb2.Event.FromString(data[12:12 + size]))
-    data = data[16 + size:]
+    found.append(event_pb2.Event.FromString(data[12 : 12 + size]))
+    data = data[16 + size :]
   return found
 
 
@@ -135,8 +146,11 @@ def test_tensorboard_reads_what_is_written(tmp_path):
   first, *found = events(tmp_path / "tensorboard")
   assert first.file_version == "brain.Event:2"
   assert [(event.step, [(v.tag, v.simple_value) for v in event.summary.value]) for event in found] == [
-      (1, [("loss", 1.0)]), (2, [("loss", 0.5)])]
+    (1, [("loss", 1.0)]),
+    (2, [("loss", 0.5)]),
+  ]
   from tensorboardX import record_writer
+
   theirs = record_writer.RecordWriter(str(tmp_path / "theirs"))
   for event in (first, *found):
     theirs.write(event.SerializeToString())
@@ -157,6 +171,7 @@ def test_a_tensorboard_that_cannot_be_loaded(tmp_path, monkeypatch, caplog):
 def test_a_profile_that_fails(tmp_path, monkeypatch, caplog, part):
   def fails(*arguments):
     raise RuntimeError("no room\nfor it")
+
   monkeypatch.setattr(jax.profiler, "start_trace", lambda folder: None)
   monkeypatch.setattr(jax.profiler, "stop_trace", lambda: None)
   monkeypatch.setattr(jax.profiler, part, fails)
@@ -167,7 +182,8 @@ def test_a_profile_that_fails(tmp_path, monkeypatch, caplog, part):
       assert not trace.stop()
   assert not trace.stop()
   assert [message.partition(": ")[2] for message in caplog.messages] == [
-      "no profile of steps 2 to 3: no room for it; training goes on"]
+    "no profile of steps 2 to 3: no room for it; training goes on"
+  ]
 
 
 def test_progress_of_a_program_without_standard_error(monkeypatch, capsys):
@@ -196,11 +212,13 @@ def test_training_on_a_full_disk(tmp_path):
   disk, run = tmp_path / "disk", tmp_path / "run"
   disk.mkdir()
   run.mkdir()
-  if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", str(disk)], capture_output=True,
-                    check=False).returncode:
+  if subprocess.run(
+    ["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", str(disk)], capture_output=True, check=False
+  ).returncode:
     pytest.skip("may not mount a small disk here")
   try:
     import patterns
+
     (tmp_path / "p.gin").write_text(patterns.GIN)
     for name in ("tensorboard", "profile"):
       (disk / name).mkdir()
@@ -209,9 +227,22 @@ def test_training_on_a_full_disk(tmp_path):
     (disk / "rest").write_bytes(bytes(8192))
     tests = str(pathlib.Path(patterns.__file__).parent)
     done = subprocess.run(
-        [sys.executable, "-m", "glmjax", "train", f"--gin_file={tmp_path / 'p.gin'}", f"--workdir={run}",
-         "--gin.loop.Intervals.profile=(2, 3)", "--gin.loop.train.total_samples=480"], text=True, check=False,
-        capture_output=True, env=os.environ | {"PYTHONPATH": tests}, timeout=300)
+      [
+        sys.executable,
+        "-m",
+        "glmjax",
+        "train",
+        f"--gin_file={tmp_path / 'p.gin'}",
+        f"--workdir={run}",
+        "--gin.loop.Intervals.profile=(2, 3)",
+        "--gin.loop.train.total_samples=480",
+      ],
+      text=True,
+      check=False,
+      capture_output=True,
+      env=os.environ | {"PYTHONPATH": tests},
+      timeout=300,
+    )
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("metrics.jsonl: cannot be written: the disk is full") == 1
     assert "Traceback" not in done.stderr

@@ -10,9 +10,13 @@ from glmjax.models import glm
 from glmjax.train import step as step_lib
 
 
-@pytest.mark.parametrize("changes", [
+@pytest.mark.parametrize(
+  "changes",
+  [
     dict(num_heads=1, mlp_dim=50, scan_layers=False),
-    dict(positions="learned_2d", norm="pre", mlp="gelu_tanh", tie_embeddings=False, embed_dim=36, remat="dots")])
+    dict(positions="learned_2d", norm="pre", mlp="gelu_tanh", tie_embeddings=False, embed_dim=36, remat="dots"),
+  ],
+)
 def test_gradients_follow_float32(tiny, source, changes: dict):
   config = dataclasses.replace(tiny, **changes)
   source = dataclasses.replace(source, wide=config.positions == "learned_2d")

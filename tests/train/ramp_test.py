@@ -36,8 +36,9 @@ def losses_of_separate_programs(config, source) -> list[float]:
   with partitioning.use(mesh):
     abstract = state_lib.abstract(config, tx, mesh)
     state = state_lib.create(config, tx, 0, abstract)
-    step = step_lib.compile_train_step(step_lib.Objective(config), step_lib.Recipe(optimizer, RATE), tx,
-                                       jax.tree.map(lambda x: x.sharding, abstract))
+    step = step_lib.compile_train_step(
+      step_lib.Objective(config), step_lib.Recipe(optimizer, RATE), tx, jax.tree.map(lambda x: x.sharding, abstract)
+    )
     for first, size in itertools.islice(RAMP.plan(), STEPS):
       layout = feed.Layout.make(mesh, partitioning.FSDP, size, None, source.seq_length, 1, config.vocab_size)
       info = step_lib.StepInfo(*map(np.uint32, (first, first, size)))
@@ -50,8 +51,18 @@ def test_a_ramp_compiles_one_step_and_equals_separate_programs(tmp_path, tiny, s
   sizes = [size for _, size in itertools.islice(RAMP.plan(), STEPS)]
   assert sorted(set(sizes)) == [4, 9, 14, 19, 24]
   with caplog.at_level(logging.WARNING), jax.log_compiles():
-    loop.train(tiny, source, tmp_path, RAMP, 10**6, RATE, micro_batch=MICRO, mesh=mesh_lib.MeshConfig(data=8),
-               intervals=loop.Intervals(save=0), stop_at_step=STEPS)
+    loop.train(
+      tiny,
+      source,
+      tmp_path,
+      RAMP,
+      10**6,
+      RATE,
+      micro_batch=MICRO,
+      mesh=mesh_lib.MeshConfig(data=8),
+      intervals=loop.Intervals(save=0),
+      stop_at_step=STEPS,
+    )
     assert compiled_steps(caplog) == 1
     separate = losses_of_separate_programs(tiny, source)
     assert compiled_steps(caplog) == 1 + len(set(sizes))

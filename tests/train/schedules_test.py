@@ -49,8 +49,14 @@ def test_joined_and_product_count_absolutely():
   full, half = schedules.LearningRate(peak=8e-5), schedules.LearningRate(peak=4e-5)
   joined = schedules.Joined((full, half, schedules.Constant(1e-6)), (5_000, 9_000))
   warmed = schedules.Product((joined, schedules.PiecewiseLinear((0, 10_000), (0.0, 1.0))))
-  for samples, wanted in ((0, full(0)), (4_999, full(4_999)), (5_000, half(5_000)), (8_999, half(8_999)),
-                          (9_000, 1e-6), (10**9, 1e-6)):
+  for samples, wanted in (
+    (0, full(0)),
+    (4_999, full(4_999)),
+    (5_000, half(5_000)),
+    (8_999, half(8_999)),
+    (9_000, 1e-6),
+    (10**9, 1e-6),
+  ):
     for call in (joined, jax.jit(joined)):
       assert float(call(np.uint32(samples))) == pytest.approx(float(wanted), rel=1e-5)
     assert float(warmed(samples)) == pytest.approx(float(wanted) * min(samples / 10_000, 1), rel=1e-5)
@@ -85,13 +91,19 @@ def test_skipped_samples_are_never_used():
   assert 701 in used and 101 in used
 
 
-@pytest.mark.parametrize("make", [
-    lambda: schedules.Batches(0), lambda: schedules.Batches(100, 16, 24, 10),
+@pytest.mark.parametrize(
+  "make",
+  [
+    lambda: schedules.Batches(0),
+    lambda: schedules.Batches(100, 16, 24, 10),
     lambda: schedules.Batches(8, skip=[(5, 4)]),
     lambda: schedules.LearningRate(warmup_samples=10, decay_samples=10),
-    lambda: schedules.PiecewiseLinear((5, 1), (0, 1)), lambda: schedules.Product(()),
+    lambda: schedules.PiecewiseLinear((5, 1), (0, 1)),
+    lambda: schedules.Product(()),
     lambda: schedules.Joined((schedules.Constant(), schedules.Constant()), ()),
-    lambda: schedules.Joined((schedules.Constant(),) * 3, (5, 4))])
+    lambda: schedules.Joined((schedules.Constant(),) * 3, (5, 4)),
+  ],
+)
 def test_mistakes(make):
   with pytest.raises(errors.InputError) as caught:
     make()

@@ -25,7 +25,7 @@ ALPHA = schedules.PiecewiseLinear((10_000, 10_001), (1.0, 0.1))
 @functools.cache
 def compiled(config: config_lib.GLMConfig, mesh_config: mesh_lib.MeshConfig, optimizer) -> tuple:
   """(mesh, a maker of new states, the compiled step)."""
-  devices = jax.devices()[:np.prod([abs(s) for s in dataclasses.astuple(mesh_config)])]
+  devices = jax.devices()[: np.prod([abs(s) for s in dataclasses.astuple(mesh_config)])]
   mesh, tx = mesh_lib.make_mesh(mesh_config, devices), optimizer.make()
   recipe = step_lib.Recipe(optimizer, schedules.Constant(1e-2), ALPHA)
   with partitioning.use(mesh):
@@ -40,20 +40,29 @@ def compiled(config: config_lib.GLMConfig, mesh_config: mesh_lib.MeshConfig, opt
 class Run:
   """A state, its compiled step, and the source's batches on one mesh."""
 
-  def __init__(self, config: config_lib.GLMConfig, source, mesh_config: mesh_lib.MeshConfig, micro: int = 1,
-               optimizer=optimizer_lib.AdamW(), room: int | None = None):
+  def __init__(
+    self,
+    config: config_lib.GLMConfig,
+    source,
+    mesh_config: mesh_lib.MeshConfig,
+    micro: int = 1,
+    optimizer=optimizer_lib.AdamW(),
+    room: int | None = None,
+  ):
     self.mesh, make, self.compiled = compiled(config, mesh_config, optimizer)
     self.state, self.source, self.micro, self.room = make(), source, micro, room or micro
 
   def batch(self, first: int, size: int = ROWS) -> step_lib.Batch:
     host = next(self.source.batches(iter([(first, size)])))
     host["rows"] = np.arange(size, dtype=np.int32)
+
     def place(a: np.ndarray) -> jax.Array:
       axes = (*[None] * (a.ndim - 2), "length") if a.ndim > 1 else ()
       sharding = partitioning.named(self.mesh, partitioning.FSDP, None, "batch", *axes)
       padded = np.zeros((self.room * (ROWS // self.micro), *a.shape[1:]), a.dtype)
       padded[:size] = a
       return jax.device_put(padded.reshape(self.room, ROWS // self.micro, *a.shape[1:]), sharding)
+
     return {name: place(a) for name, a in host.items()}
 
   def step(self, first: int, size: int = ROWS, batch: step_lib.Batch | None = None) -> dict:
@@ -71,8 +80,9 @@ ONE = mesh_lib.MeshConfig(data=1)
 
 @pytest.mark.parametrize("sizes", [dict(data=2, fsdp=2, tensor=2), dict(data=1, fsdp=8)])
 def test_same_losses_on_any_mesh(tiny, source, sizes):
-  np.testing.assert_allclose(Run(tiny, source, mesh_lib.MeshConfig(**sizes)).losses(),
-                             Run(tiny, source, ONE).losses(), rtol=2e-5)
+  np.testing.assert_allclose(
+    Run(tiny, source, mesh_lib.MeshConfig(**sizes)).losses(), Run(tiny, source, ONE).losses(), rtol=2e-5
+  )
 
 
 def test_micro_batches_equal_the_full_batch(tiny, source):
@@ -87,7 +97,7 @@ def test_mean_of_rows_is_the_mean_of_their_own_means(tiny, source):
   host = next(source.batches(iter([(0, 4)])))
   host["loss_weights"][3] = 0  # a row that only fills the batch counts nothing
   loss = jax.jit(lambda batch: objective.sums(params, objective.weigh(batch)).mean())
-  each = [float(loss({name: a[i:i + 1] for name, a in host.items()})) for i in range(3)]
+  each = [float(loss({name: a[i : i + 1] for name, a in host.items()})) for i in range(3)]
   assert float(loss(host)) == pytest.approx(np.mean(each), rel=1e-5)
   by_token = step_lib.Objective(tiny, chunk=16)
   assert by_token.weigh(host) is host
@@ -157,7 +167,7 @@ def test_rows_bear_their_numbers_in_the_batch_whichever_host_reads_them(parts, n
   numbers = layout.row_numbers(size)
   assert numbers.shape == (num_micro, 8) and len(np.unique(numbers)) == numbers.size
   for part in range(parts):  # a host's rows, in the order in which it fills its micro-batches
-    own = numbers[:, part * 8 // parts:(part + 1) * 8 // parts].ravel()
+    own = numbers[:, part * 8 // parts : (part + 1) * 8 // parts].ravel()
     share = size // parts
     np.testing.assert_array_equal(own[:share], part * share + np.arange(share))
     assert (own[share:] >= size).all()
@@ -193,8 +203,9 @@ def test_fp16_stands_still_where_no_smaller_scale_is_left(tiny, source):
   config = dataclasses.replace(tiny, dtype="float16")
   run = Run(config, source, ONE)
   run.step(0)
-  run.state = dataclasses.replace(run.state, loss_scale=dataclasses.replace(
-      run.state.loss_scale, scale=jnp.float32(2), patience=jnp.int32(1)))
+  run.state = dataclasses.replace(
+    run.state, loss_scale=dataclasses.replace(run.state.loss_scale, scale=jnp.float32(2), patience=jnp.int32(1))
+  )
   bad = run.batch(ROWS)
   bad["loss_weights"] = bad["loss_weights"].at[0, 3, 15].set(np.inf)
   halved = run.step(ROWS, batch=bad)
@@ -222,8 +233,10 @@ def test_loss_scales_that_cannot_be(wrong):
 def test_decay_leaves_biases_and_norms_alone(tiny):
   tx = optimizer_lib.AdamW().make()
   params = jax.eval_shape(lambda: state_lib.init(tiny, tx, 0)).params
-  names = {optimizer_lib.path_names(path)[-1]: optimizer_lib.decays(path)
-           for path, _ in jax.tree_util.tree_leaves_with_path(params)}
+  names = {
+    optimizer_lib.path_names(path)[-1]: optimizer_lib.decays(path)
+    for path, _ in jax.tree_util.tree_leaves_with_path(params)
+  }
   assert names == {"table": True, "kernel": True, "bias": False, "scale": False}
 
 

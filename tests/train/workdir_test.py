@@ -27,6 +27,7 @@ class Source:
 @pytest.fixture
 def save(tmp_path, tiny):
   """Begins a run and saves it at some samples; returns its folder."""
+
   def begin(samples: int, source: Source = Source()) -> workdir_lib.Workdir:
     folder = workdir_lib.Workdir(tmp_path)
     folder.open(tiny, source, overwrite=False)
@@ -34,6 +35,7 @@ def save(tmp_path, tiny):
     manager.save(1, {"w": jnp.ones(3)}, {"samples_seen": samples})
     manager.close()
     return folder
+
   return begin
 
 
@@ -65,8 +67,9 @@ def recorded_run(tmp_path, tiny) -> workdir_lib.Workdir:
 
 def test_a_changed_config_is_refused(recorded_run, tiny):
   config = folder_lib.read_config(recorded_run.root)
-  folder_lib.write_config(recorded_run.root, dataclasses.replace(
-      config, model=dataclasses.replace(tiny, layer_norm_epsilon=0.1)))
+  folder_lib.write_config(
+    recorded_run.root, dataclasses.replace(config, model=dataclasses.replace(tiny, layer_norm_epsilon=0.1))
+  )
   before = recorded_run.config.read_bytes()
   message = "is not the one of this run: layer_norm_epsilon is 0.1 there and 1e-05 in the checkpoints: set it back"
   with pytest.raises(errors.InputError, match=message):
@@ -104,9 +107,14 @@ def test_a_run_takes_over_no_other_folder(tmp_path, tiny):
   (tmp_path / "link").symlink_to(tmp_path / "cache")
   (tmp_path / "mine" / "tokenizer").mkdir(parents=True)  # somebody's only one
   before = _files(tmp_path)
-  for name, message in (("cache", "cache is a token cache: choose another"), ("link", "cache is a token cache"),
-                        ("cache/run", "lies in a token cache"), ("mine", r"holds other things \(tokenizer\)"),
-                        ("", "workdir is empty"), ("gs://bucket/run", "local paths only")):
+  for name, message in (
+    ("cache", "cache is a token cache: choose another"),
+    ("link", "cache is a token cache"),
+    ("cache/run", "lies in a token cache"),
+    ("mine", r"holds other things \(tokenizer\)"),
+    ("", "workdir is empty"),
+    ("gs://bucket/run", "local paths only"),
+  ):
     with pytest.raises(errors.InputError, match=message):
       workdir_lib.Workdir.named(tmp_path / name if name and ":" not in name else name)
   assert _files(tmp_path) == before
