@@ -15,7 +15,8 @@ import time
 
 import pytest
 
-from glmjax import cli, errors, signatures
+from glmjax import cli, errors
+from glmjax.config import signatures
 from glmjax.cli import commands, corpus, process
 from glmjax.cli import run as run_lib
 

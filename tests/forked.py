@@ -30,7 +30,7 @@ COMMANDS = (
   "glmjax.thudm.write",
   "glmjax.evaluate.heldout",
 )
-CACHING = ("glmjax.data.cache", "glmjax.tasks.pretrain")  # seqio and TensorFlow
+CACHING = ("glmjax.data.token_cache", "glmjax.tasks.pretrain")  # seqio and TensorFlow
 
 
 @dataclasses.dataclass(frozen=True)

@@ -73,7 +73,7 @@ def test_wheel_in_an_empty_environment(wheel, tmp_path):
   code = """
 import importlib.util, pathlib, sys
 import glmjax
-from glmjax import gin_files
+from glmjax.config import gin_files
 assert "site-packages" in glmjax.__file__, glmjax.__file__
 for path in gin_files.packaged_folder().rglob("*.gin"):
   assert gin_files.find(str(path.relative_to(gin_files.packaged_folder()))) == path

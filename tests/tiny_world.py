@@ -20,7 +20,7 @@ from glmjax import tokenizer
 from glmjax.checkpoint import export
 from glmjax.cli import corpus
 from glmjax.cli import inference
-from glmjax.data import cache
+from glmjax.data import token_cache
 from glmjax.evaluate import heldout
 from glmjax.evaluate import report
 from glmjax.models import config
@@ -50,7 +50,7 @@ pretrain.register:
   files = %TEXT_FILES
   tokenizer = %TOKENIZER
   instructions = %INSTRUCTIONS
-cache.cache_mixture:
+token_cache.cache_mixture:
   mixture_name = @pretrain.register()
   directory = %CACHE
   num_shards = 2

@@ -32,7 +32,7 @@ _log = logging.getLogger("glmjax")
 
 
 @dataclasses.dataclass(frozen=True)
-class Content:
+class ExportSource:
   """What is to be written: everything but the place."""
 
   config: folder_lib.FolderConfig
@@ -44,7 +44,7 @@ class Content:
 
 
 # Writes the content in another format into a folder that it makes.
-FormatWriter = Callable[[Content, pathlib.Path], None]
+FormatWriter = Callable[[ExportSource, pathlib.Path], None]
 
 
 def export(
@@ -86,7 +86,7 @@ def export(
       reader = blocks.Reader(source.arrays, source.records)
       weights = source.weights(bits, dtype)
       tokenizer = checkpoint / folder_lib.TOKENIZER
-      content = Content(
+      content = ExportSource(
         config,
         tokenizer if tokenizer.is_dir() else None,
         weights,
@@ -166,14 +166,14 @@ def _exported(source: source_lib.Source, bits: int | None, dtype: str | None) ->
   return dataclasses.replace(source.config, model=model, export=exported)
 
 
-def describe(content: Content, folder: pathlib.Path) -> dict[str, Any]:
+def describe(content: ExportSource, folder: pathlib.Path) -> dict[str, Any]:
   """Returns what `export` tells of the content that was written into a folder, all but the folder's name."""
   disk_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
   described = {key: content.config.export[key] for key in ("bits", "dtype", "step")}
   return described | {"array_bytes": sum(weight.nbytes for weight in content.weights), "disk_bytes": disk_bytes}
 
 
-def write_folder(content: Content, folder: pathlib.Path) -> None:
+def write_folder(content: ExportSource, folder: pathlib.Path) -> None:
   """Writes our own format into a folder; parameters that an earlier try has left there are checked and used."""
   for child in folder.iterdir():
     if child.name != folder_lib.PARAMS:  # half a tokenizer, say: nothing unfinished is ever published

@@ -209,7 +209,7 @@ class Manager:
     folder = self._directory / str(step)
     try:
       processes.on_first(lambda: self._make_way(step))  # before any process looks whether the step is there
-      processes.see_the_same(lambda: int(folder.exists()), str(folder))
+      processes.check_same_filesystem(lambda: int(folder.exists()), str(folder))
       self._checkpointer.save(folder, args=ocp.args.Composite(**{STATE: tree, _METADATA: ocp.args.JsonSave(record)}))
     except (OSError, ValueError) as error:
       self._failed(error)

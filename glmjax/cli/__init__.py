@@ -64,8 +64,8 @@ def _run(arguments: list[str]) -> int:
     sys.stdout.flush()
     return status
   except Exception as error:
-    if "glmjax.gin_files" in sys.modules:  # else the import itself failed
-      error = sys.modules["glmjax.gin_files"].original(error)
+    if "glmjax.config.gin_files" in sys.modules:  # else the import itself failed
+      error = sys.modules["glmjax.config.gin_files"].original(error)
     if isinstance(error, BrokenPipeError) and error.filename == process.OUTPUT:  # as in `glmjax ... | head`
       return _READER_LEFT
     if "--debug" in arguments:
@@ -86,7 +86,7 @@ def _describe(error: Exception) -> tuple[str, int]:
     return _one_line(error), 3
   again = "run again with --debug for the traceback"
   if isinstance(error, ModuleNotFoundError) and error.name:
-    from glmjax import signatures
+    from glmjax.config import signatures
 
     extra = signatures.EXTRAS.get(error.name.split(".")[0])
     if extra:

@@ -45,7 +45,7 @@ COMMANDS = {
     ),
     Command(
       "cache",
-      "glmjax.data.cache.cache_mixture",
+      "glmjax.data.token_cache.cache_mixture",
       "tokenize a mixture once into shards on disk",
       "glmjax cache --gin_file=runs/quickstart.gin --directory=runs/cache",
       (

@@ -3,7 +3,8 @@
 import argparse
 from typing import Any
 
-from glmjax import errors, gin_files
+from glmjax import errors
+from glmjax.config import gin_files
 from glmjax.cli import process
 from glmjax.models import config as config_lib
 

@@ -13,7 +13,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import glmjax
-from glmjax import errors, gin_files, signatures
+from glmjax import errors
+from glmjax.config import gin_files, signatures
 from glmjax.cli import commands, hosts, process
 from glmjax.cli.flags import Command, Flag
 from glmjax.io import paths, publish
@@ -53,9 +54,9 @@ def run(arguments: list[str]) -> int:
     [each.target for top in commands.COMMANDS.values() for each in (top, *top.modes)],
   )
   if options.stages:
-    from glmjax.evaluate import stages
+    from glmjax.evaluate import timings
 
-    stages.prepare(options.stages)
+    timings.prepare(options.stages)
   if command.begin:
     command.begin(options)
   process.met()
@@ -65,7 +66,7 @@ def run(arguments: list[str]) -> int:
     return 0
   _print_result(command, result, options.json)
   if options.stages:
-    stages.append(options.stages, command.name, started, time.time() - started)
+    timings.append(options.stages, command.name, started, time.time() - started)
   return command.status(result) if command.status else 0
 
 

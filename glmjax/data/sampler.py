@@ -70,7 +70,7 @@ class RateChange:
       )
 
 
-class Schedule:
+class SampleSchedule:
   """Which task each sample index is of: a period of sum(weights) picks, each task spread evenly over it."""
 
   def __init__(self, weights: Mapping[str, int]) -> None:
@@ -111,8 +111,8 @@ class _Stage:
   """
 
   first: int
-  schedule: Schedule
-  before: Schedule | None = None
+  schedule: SampleSchedule
+  before: SampleSchedule | None = None
   length: int = 0
 
   def new_picks(self, samples: int) -> int:
@@ -135,18 +135,18 @@ class _Stage:
 
 
 class Timeline:
-  """Which task each sample index is of, where rates change on the way; like Schedule without changes."""
+  """Which task each sample index is of, where rates change on the way; like SampleSchedule without changes."""
 
   def __init__(self, weights: Mapping[str, int], changes: Sequence[tuple[int, int, Mapping[str, int]]] = ()) -> None:
     """`changes` are (first sample, samples of the ramp, weights after it), in order and apart."""
-    stages = [_Stage(0, Schedule(weights))]
+    stages = [_Stage(0, SampleSchedule(weights))]
     for first, length, changed in changes:
       if first < stages[-1].first:
         raise errors.InputError(
           f"a RateChange from sample {first} on, before another one is over (sample "
           f"{stages[-1].first}): give them in order, with ramps that do not overlap"
         )
-      schedule = Schedule(changed)
+      schedule = SampleSchedule(changed)
       if length:
         stages.append(_Stage(first, schedule, stages[-1].schedule, length))
       stages.append(_Stage(first + length, schedule))

@@ -21,7 +21,7 @@ from glmjax import errors
 from glmjax import tokens as tokens_lib
 from glmjax.evaluate import loss_plot
 from glmjax.evaluate import markdown
-from glmjax.evaluate import stages as stages_lib
+from glmjax.evaluate import timings
 
 _log = logging.getLogger("glmjax")
 _SPEEDS = ("tokens_per_second", "model_flops_per_second")
@@ -68,7 +68,7 @@ def write(
       },
     ),
     "samples": [] if samples is None else read_samples(folder / paths.local(samples, "samples")),
-    "seconds": stages_lib.read(folder / paths.local(stages, "stages")),
+    "seconds": timings.read(folder / paths.local(stages, "stages")),
   }
   picture = loss_plot.draw(loss_curves(lines, "loss_"), loss_curves(lines, "eval_loss_"), resumed_at(lines))
   for name in ("loss.png", "report.md", "report.json"):

@@ -30,7 +30,7 @@ def on_first(action: Callable[[], None]) -> None:
     raise failure
 
 
-def see_the_same(look: Callable[[], int], what: str, seconds: float = 20) -> None:
+def check_same_filesystem(look: Callable[[], int], what: str, seconds: float = 20) -> None:
   """Returns when `look`, at a folder, gives every process the 32 bits that it gives process 0.
 
   A network file system may take a while to show one host what another wrote.

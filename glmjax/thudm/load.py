@@ -110,7 +110,9 @@ def import_model(
   )
 
 
-def _content(opened: source_lib.Source, bits: int | None, dtype: str | None, tokenizer: pathlib.Path) -> export.Content:
+def _content(
+  opened: source_lib.Source, bits: int | None, dtype: str | None, tokenizer: pathlib.Path
+) -> export.ExportSource:
   bits = opened.bits or bits
   kind = dtype or opened.config.param_dtype
   fields = {"param_dtype": kind} | ({"dtype": "float32" if kind == "float32" else "bfloat16"} if dtype else {})
@@ -122,7 +124,7 @@ def _content(opened: source_lib.Source, bits: int | None, dtype: str | None, tok
   )
   described = {"bits": bits, "dtype": kind, "step": None, "family": opened.family, "iteration": opened.shards.iteration}
   config = folder_lib.FolderConfig(model, {}, known, described)
-  return export.Content(
+  return export.ExportSource(
     config,
     None if opened.tokenizer is None else tokenizer,
     opened.weights(bits, dtype),
@@ -143,7 +145,7 @@ def _read_finite(opened: source_lib.Source, weight: blocks.Weight, region: block
     raise errors.NotFiniteError(f"{opened.files[0].parent}: {error}{advice}") from error
 
 
-def _plan(opened: source_lib.Source, content: export.Content) -> str:
+def _plan(opened: source_lib.Source, content: export.ExportSource) -> str:
   """A hash of all that decides what will be written."""
   files = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in opened.files]
   weights = [repr(weight) for weight in content.weights]
@@ -151,7 +153,7 @@ def _plan(opened: source_lib.Source, content: export.Content) -> str:
   return hashlib.sha256(json.dumps(plan).encode()).hexdigest()
 
 
-def _begin(work: pathlib.Path, plan: str, content: export.Content) -> None:
+def _begin(work: pathlib.Path, plan: str, content: export.ExportSource) -> None:
   """Makes the working folder, or keeps what an import that stopped has left there by the same plan."""
   there = 0
   if work.exists() and _read_plan(work) == plan:

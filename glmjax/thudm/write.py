@@ -71,7 +71,7 @@ def write_format(name: str, tensor_parallel: int | None = None) -> export.Format
   return lambda content, folder: _write_glm_130b(content, folder, tensor_parallel or 8)
 
 
-def _write_safetensors(content: export.Content, folder: pathlib.Path) -> None:
+def _write_safetensors(content: export.ExportSource, folder: pathlib.Path) -> None:
   """Our own names and shapes; codes and scales of quantized kernels beside each other."""
   items = []
   for weight in content.weights:
@@ -88,7 +88,7 @@ def _write_safetensors(content: export.Content, folder: pathlib.Path) -> None:
     folder_lib.copy_tokenizer(content.tokenizer, folder)
 
 
-def _write_chatglm(content: export.Content, folder: pathlib.Path) -> None:
+def _write_chatglm(content: export.ExportSource, folder: pathlib.Path) -> None:
   """A folder for the Hub's modeling_chatglm.py, which is not ours to give: copy its *.py files there."""
   model = content.config.model
   _check_model(model, "chatglm-hf", positions="rotary_2d", mlp="gelu_tanh", norm="deepnorm", alpha=math.sqrt(56))
@@ -98,7 +98,7 @@ def _write_chatglm(content: export.Content, folder: pathlib.Path) -> None:
   write_hub_configs(folder, model, content.config.export.get("bits"), tokenizer)
 
 
-def _write_glm_130b(content: export.Content, folder: pathlib.Path, degree: int) -> None:
+def _write_glm_130b(content: export.ExportSource, folder: pathlib.Path, degree: int) -> None:
   model = content.config.model
   _check_model(
     model,
@@ -125,7 +125,7 @@ def _check_model(model: config_lib.GLMConfig, name: str, **expected: object) -> 
       )
 
 
-def items_of(family: str, content: export.Content) -> list[Item]:
+def items_of(family: str, content: export.ExportSource) -> list[Item]:
   """The model's tensors under the original's keys."""
   model = content.config.model
   weights = {weight.name: weight for weight in content.weights}
@@ -146,7 +146,7 @@ def items_of(family: str, content: export.Content) -> list[Item]:
   return items
 
 
-def _prefix_item(both: Sequence[blocks.Weight], content: export.Content) -> Item:
+def _prefix_item(both: Sequence[blocks.Weight], content: export.ExportSource) -> Item:
   """Keys and values of all layers as the one table that they are in the original."""
   layers, heads, length, size = both[0].shape
   region = tuple(slice(0, n) for n in both[0].shape)
@@ -166,7 +166,7 @@ def _by_layer(every: Sequence[layouts.Entry], num_layers: int) -> Iterator[tuple
 
 
 def _items_of_entry(
-  entry: layouts.Entry, layer: int | None, weight: blocks.Weight, content: export.Content
+  entry: layouts.Entry, layer: int | None, weight: blocks.Weight, content: export.ExportSource
 ) -> Iterator[Item]:
   """A matrix or vector, or the codes and the scales of one."""
   key = entry.key.format(layer)

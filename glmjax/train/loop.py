@@ -112,7 +112,7 @@ def train(
     )
     stages = stages_lib.make(model, tx, device_mesh, rules, objective.pipeline)
     processes.on_first(lambda: _begin(stack, folder, model, data, overwrite, on_start))
-    processes.see_the_same(folder.seen, str(folder.root))
+    processes.check_same_filesystem(folder.seen, str(folder.root))
     manager = manager_lib.Manager(folder.checkpoints, intervals.keep, keep_best="eval_loss" if evaluated else None)
     stack.callback(manager.close)
     restored = manager.restore(stages.stored)

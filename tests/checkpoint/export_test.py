@@ -353,7 +353,7 @@ def test_two_exports_to_one_folder(run: pathlib.Path, tmp_path: pathlib.Path, mo
   """The second is refused at once, and the first is not disturbed."""
   write = export.write_folder
 
-  def both(content: export.Content, folder: pathlib.Path) -> None:
+  def both(content: export.ExportSource, folder: pathlib.Path) -> None:
     for overwrite in (False, True):
       with pytest.raises(errors.InputError, match=r"out is being written by another export or import \(process"):
         export.export(run, tmp_path / "out", 4, overwrite=overwrite)

@@ -95,7 +95,7 @@ def test_bad_rates_are_refused(rates: dict[str, float]) -> None:
 @pytest.mark.parametrize("shares", [(1,), (7, 3), (19, 19, 2), (1, 500, 499)])
 def test_schedule_counts_every_pick_and_spreads_them(shares: tuple[int, ...]) -> None:
   weights = dict(zip("abc", shares))
-  schedule = sampler.Schedule(weights)
+  schedule = sampler.SampleSchedule(weights)
   counts = collections.Counter()
   for index in range(2 * schedule.period):
     task, count = schedule.pick(index)
@@ -152,7 +152,7 @@ def test_long_ramp_is_exact_and_cheap() -> None:
 
 def test_without_changes_a_timeline_is_its_schedule() -> None:
   weights = {"a": 7, "b": 3, "c": 11}
-  timeline, schedule = sampler.Timeline(weights), sampler.Schedule(weights)
+  timeline, schedule = sampler.Timeline(weights), sampler.SampleSchedule(weights)
   assert all(timeline.pick(i) == schedule.pick(i) for i in [*range(50), 10**12])
   assert all(timeline.count("b", i) == sum(schedule.pick(k)[0] == "b" for k in range(i)) for i in range(50))
 

@@ -11,7 +11,7 @@ import pytest
 from glmjax import errors
 from glmjax.evaluate import loss_plot
 from glmjax.evaluate import report
-from glmjax.evaluate import stages
+from glmjax.evaluate import timings
 
 
 def metrics_line(step: int, **more) -> dict:
@@ -74,7 +74,7 @@ def run(tmp_path: pathlib.Path) -> pathlib.Path:
   samples.insert(0, samples[0] | {"output": "of an earlier try"})
   (folder / "samples.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in samples))
   for stage, seconds in (("text", 2.0), ("train", 200.0), ("train", 210.5), ("evaluate", 30)):
-    stages.append(folder / "stages.jsonl", stage, 1.7e9, seconds)
+    timings.append(folder / "stages.jsonl", stage, 1.7e9, seconds)
   return folder
 
 

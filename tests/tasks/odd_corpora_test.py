@@ -10,7 +10,7 @@ import pytest
 
 from glmjax import tokenizer as tokenizer_lib
 from glmjax.cli import corpus
-from glmjax.data import cache
+from glmjax.data import token_cache
 from glmjax.data import loader
 from glmjax.data import rows
 from glmjax.data import shards
@@ -48,7 +48,7 @@ def made(request, tmp_path_factory):
   tokenizer = tokenizer_lib.train(corpus.training_documents(files), folder / "tokenizer", 400)
   # The quickstart's rates, whatever the languages
   mixture = pretrain.register(files, folder / "tokenizer", rates={"en": 0.4, "zh": 0.6}, mixture=request.param)
-  counts = cache.cache_mixture(mixture, folder / "cache", num_shards=3, num_workers=0)
+  counts = token_cache.cache_mixture(mixture, folder / "cache", num_shards=3, num_workers=0)
   return files, tokenizer, shards.TokenCache.open(folder / "cache"), counts
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from glmjax import gin_files
+from glmjax.config import gin_files
 
 gin = pytest.importorskip("gin")
 

@@ -10,7 +10,7 @@ import sys
 import jax
 import pytest
 
-from glmjax.evaluate import stages
+from glmjax.evaluate import timings
 from glmjax.train import metrics
 from glmjax.train import profile
 
@@ -198,12 +198,12 @@ def test_progress_of_a_program_without_standard_error(monkeypatch, capsys):
 def test_stages_that_cannot_be_noted(tmp_path, full, caplog):
   """The command has done its work: it is said, and the file keeps whole lines."""
   path = tmp_path / "stages.jsonl"
-  stages.prepare(path)
-  stages.append(path, "train", 0, 1)
+  timings.prepare(path)
+  timings.append(path, "train", 0, 1)
   full(path.stat().st_size + 10)
-  stages.append(path, "export", 0, 1)
+  timings.append(path, "export", 0, 1)
   full(None)
-  assert stages.read(path) == {"train": 1.0} and "the seconds of export could not be added" in caplog.text
+  assert timings.read(path) == {"train": 1.0} and "the seconds of export could not be added" in caplog.text
 
 
 @pytest.mark.slow

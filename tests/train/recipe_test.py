@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import pytest
 
-from glmjax import gin_files
+from glmjax.config import gin_files
 from glmjax import tokens
 from glmjax.cli import commands
 from glmjax.data import sampler
@@ -144,7 +144,7 @@ def test_glm_130b_is_the_published_run():
 def test_instructions_of_glm_130b():
   bindings = {}
   given = ['CACHE="c"', 'TEXT_FILES={"en": "e"}', 'INSTRUCTIONS="i"', 'TOKENIZER="t"']
-  gin_files.parse(["runs/glm_130b.gin"], given, "glmjax.data.cache.cache_mixture")
+  gin_files.parse(["runs/glm_130b.gin"], given, "glmjax.data.token_cache.cache_mixture")
   for name in ("instruction_share", "max_examples"):
     bindings[name] = gin.query_parameter(f"glmjax.tasks.pretrain.register.{name}")
   assert bindings["instruction_share"] == 0.05  # P T11: multitask_ratio

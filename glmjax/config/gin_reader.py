@@ -13,7 +13,8 @@ from typing import Any
 
 from gin import config_parser
 
-from glmjax import errors, signatures
+from glmjax import errors
+from glmjax.config import signatures
 from glmjax.io import user_text
 
 _LARGEST_FILE = 1 << 20  # bytes

@@ -7,10 +7,11 @@ import sys
 
 import pytest
 
-from glmjax import errors, gin_files, gin_reader, gin_types, signatures
+from glmjax import errors
+from glmjax.config import gin_files, gin_reader, gin_types, signatures
 from glmjax.cli import commands
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parent.parent.parent
 OF_CALLS = "@glmjax.tokens.SpecialTokens()"  # an object that nearly nothing takes
 SCALARS = {"int": ["0", "3"], "float": ["0.5"], "bool": ["True"], "str": ["'a'"], "None": ["None"]}
 OTHERS = ["[]", "{}", "(1, 'a', None)", "[[1]]", "{'a': {}}", "b'x'", "1j", OF_CALLS, "@glmjax.train.loop.train"]
@@ -63,7 +64,7 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
   ),
   "Sequence[str | Mapping[str, Any]]": (["['a', {'prompt': 'b'}]"], ["'a'", "[1]", "[['a']]", "{'prompt': 'b'}"]),
   "Callable[[], None] | None": (["None", "@glmjax.train.loop.train"], ["3", "'a'", OF_CALLS]),
-  "Callable[[Content, pathlib.Path], None] | None": (["None", "@glmjax.train.loop.train"], ["3", "'a'", OF_CALLS]),
+  "Callable[[ExportSource, pathlib.Path], None] | None": (["None", "@glmjax.train.loop.train"], ["3", "'a'", OF_CALLS]),
   "Mapping[str, config_lib.GLMConfig]": (
     ["{'a': @glmjax.models.config.GLMConfig()}"],
     [f"{{'a': {OF_CALLS}}}", "{'a': 'b'}", "{'a': @glmjax.models.config.GLMConfig}"],
@@ -203,7 +204,7 @@ def test_the_command_says_it_before_anything_is_loaded():
   wrong = [
     ("train", "train.loop.train.total_samples", "'x'"),
     ("tokenizer", "tokenizer.train.vocab_size", "[1]"),
-    ("cache", "data.cache.cache_mixture.directory", "3"),
+    ("cache", "data.token_cache.cache_mixture.directory", "3"),
     ("score", "cli.inference.score.texts", "'a'"),
     ("generate", "cli.inference.generate.temperature", "'0'"),
     ("plan", "plan.planner.plan.target", "8"),

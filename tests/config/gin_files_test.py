@@ -8,7 +8,8 @@ import time
 import gin
 import pytest
 
-from glmjax import errors, gin_checker, gin_files, signatures
+from glmjax import errors
+from glmjax.config import gin_checker, gin_files, signatures
 
 LOOP = """
 import dataclasses
@@ -362,7 +363,7 @@ def test_packaged_files_are_in_order():
 def test_error_comes_without_jax():
   """Measured from process start, on a mistake in a parameter of the library itself."""
   code = (
-    "import sys; from glmjax import gin_files, errors\n"
+    "import sys; from glmjax import errors; from glmjax.config import gin_files\n"
     "try: gin_files.check([], ['glmjax.tokens.SpecialTokens.maks=1'])\n"
     "except errors.InputError as e: print(e)\n"
     "sys.exit(any(m in sys.modules for m in ('jax', 'numpy', 'tensorflow', 'glmjax.tokens')))"

@@ -9,8 +9,9 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from glmjax import errors, gin_reader, gin_types, signatures
-from glmjax.gin_reader import Binding, Identity, Macro, Reference
+from glmjax import errors
+from glmjax.config import gin_reader, gin_types, signatures
+from glmjax.config.gin_reader import Binding, Identity, Macro, Reference
 
 OURS = "glmjax"  # the package whose annotations are held to; those of users' own functions are theirs
 

@@ -19,7 +19,7 @@ from glmjax.data import shards
 DRIVER = """
 import os, pathlib, signal, sys, time, traceback
 from glmjax import errors, tokenizer as tokenizer_lib
-from glmjax.data import cache
+from glmjax.data import token_cache
 from glmjax.tasks import pretrain
 
 here = pathlib.Path(sys.argv[1])
@@ -30,7 +30,7 @@ def register(**kwargs):
                     instructions={"qa": str(here / "qa.jsonl")}, **kwargs)
 
 def run(name, **kwargs):
-  print(cache.cache_mixture("pretrain_bilingual", here / name, num_shards=2, **kwargs))
+  print(token_cache.cache_mixture("pretrain_bilingual", here / name, num_shards=2, **kwargs))
 
 def fork(function, *args, **kwargs):
   pid = os.fork()
@@ -60,7 +60,7 @@ def run_slowly(name):
 
 def mistakes():
   try:
-    cache.cache_mixture("pretrain_bilingal", here / "x")
+    token_cache.cache_mixture("pretrain_bilingal", here / "x")
   except errors.InputError as error:
     print("unknown:", error)
   (here / "qa.jsonl").write_text('{"inputs": "a", "targets": "b"}\\n{"inputs": \\n')

@@ -15,13 +15,14 @@ from typing import Any
 
 import gin
 
-from glmjax import errors, gin_checker, gin_reader, signatures
+from glmjax import errors
+from glmjax.config import gin_checker, gin_reader, signatures
 from glmjax.io import paths
 
 
 def packaged_folder() -> pathlib.Path:
   """Where glmjax's own gin files are: inside the installed package, or beside it in a checkout."""
-  package = pathlib.Path(__file__).parent
+  package = pathlib.Path(__file__).parent.parent
   installed = package / "gin_configs"
   return installed if installed.is_dir() else package.parent / "gin"
 

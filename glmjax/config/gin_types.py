@@ -10,8 +10,9 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from glmjax import errors, signatures
-from glmjax.gin_reader import Macro, Reference
+from glmjax import errors
+from glmjax.config import signatures
+from glmjax.config.gin_reader import Macro, Reference
 from glmjax.io import paths
 
 _SIMPLE = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,), "bytes": (bytes,)}
