@@ -1,6 +1,6 @@
 """Text to ids and back in the icetk layout, over SentencePiece and without TensorFlow.
 
-Layout (FACTS 7.2, 7.3), from id 0 up:
+Layout (docs/sources.md, "Tokens"), from id 0 up:
 
   image ids (20000 in GLM-130B, else none) | text pieces: <unk> <s> </s> <pad> <n> ... |
   [MASK] [gMASK] [sMASK] eod sop eop ENC dBLOCK | tab | runs of 2..80 spaces | 256 bytes

@@ -1,7 +1,7 @@
 """Special-token ids of the GLM families, as plain integers.
 
 Text pieces come first; special tokens are appended behind them in the order that GLM-130B
-fixed (FACTS 7.2, 7.3), so that one number, the id of [MASK], settles all of them.
+fixed (docs/sources.md, "Tokens"), so that one number, the id of [MASK], settles all of them.
 """
 
 import dataclasses

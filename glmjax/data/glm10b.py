@@ -1,6 +1,6 @@
 """Blank infilling of the GLM-10B family: [MASK] spans, [sMASK] sentences, [gMASK] blanks.
 
-The published construction draw by draw (FACTS 1.2; THUDM/GLM's blocklm_utils.py), so that a given
+The published construction draw by draw (THUDM/GLM's blocklm_utils.py), so that a given
 `random.Random` reproduces a given batch; hence Python's generator and not numpy's here.
 It differs from GLM-130B's in its mixture, in spans that keep within documents, in [gMASK] blanks in
 the middle of a text, and in inputs replaced by dBLOCK.
@@ -38,7 +38,7 @@ class Built(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class BlockStrategy:
-  """The GLM-10B mixture; defaults are that model's (FACTS 1.2, config/ds_block_10B)."""
+  """The GLM-10B mixture; defaults are that model's (THUDM/GLM's config/ds_block_10B.sh)."""
 
   seq_length: int  # places in a row
   specials: tokens_lib.SpecialTokens

@@ -28,7 +28,7 @@ _MIN_SLOT = 16  # places; less cannot hold a context, a mask and a span worth le
 class BlankInfilling:
   """Turns windows of text and instruction pairs into rows of `seq_length` places.
 
-  Sources: FACTS 2.1, i.e. the GLM-130B paper (section 2.2, table 11) and its collator.
+  Sources: the GLM-130B paper (section 2.2, table 11) and its collator (docs/sources.md).
   """
 
   seq_length: int  # places in a row

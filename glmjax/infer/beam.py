@@ -27,7 +27,7 @@ from glmjax.models import config as config_lib
 
 @dataclasses.dataclass(frozen=True)
 class BeamSearch:
-  """What to search for; the defaults are those of GLM-130B's generate.sh (FACTS 5.5), but for n-grams."""
+  """What to search for; the defaults are those of GLM-130B's scripts/generate.sh, but for n-grams."""
 
   num_beams: int = 4
   length_penalty: float = 1.0  # scores are divided by ((5 + length) / 6) to this power

@@ -1,6 +1,6 @@
 """A conversation as ChatGLM-6B held it: prompt of many rounds, clean-up of replies, history within a budget.
 
-Sources: `chat` and `process_response` of the Hub's modeling_chatglm.py (FACTS 7.3). What the original left to
+Sources: `chat` and `process_response` of the Hub's modeling_chatglm.py (docs/sources.md). What the original left to
 its users is decided here: rounds that no longer fit are left out, the oldest first and whole.
 """
 

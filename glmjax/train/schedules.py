@@ -2,7 +2,7 @@
 
 `samples_seen` is the number of the next sample of the data, skipped ones included. One integer says where
 a run stands: restarting changes no schedule, and resuming at any step costs nothing. (GLM-130B lost days
-to a schedule counted from the last restart: FACTS 4.2.)
+to a schedule counted from the last restart: its training log.)
 
 A schedule is called with samples seen: an int, or a scalar under jit.
 """

@@ -28,7 +28,7 @@ from glmjax.train import optimizer as optimizer_lib
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class LossScale:
-  """The loss's factor in an fp16 run: halved on overflow, doubled after a long time without (FACTS 2.2)."""
+  """The loss's factor in an fp16 run: halved on overflow, doubled after a long time without (table 11)."""
 
   scale: jax.Array  # float32
   good_steps: jax.Array  # int32, steps since the last overflow or doubling

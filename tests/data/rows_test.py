@@ -173,7 +173,7 @@ def test_instructions_packed_by_their_lengths_fit(packing: str) -> None:
 
 @pytest.mark.parametrize(
   "given,kept",
-  [  # the original's rule, for 512 places (FACTS 2.1)
+  [  # the original's rule, for 512 places (docs/sources.md)
     ((300, 600), (128, 382)),
     ((480, 100), (410, 100)),
     ((100, 600), (100, 410)),

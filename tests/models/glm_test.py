@@ -222,7 +222,7 @@ def test_published_sizes(count: int, sizes: dict):
 
 
 def test_deepnorm_starts_as_the_paper_says():
-  """Xavier, times (2 N)^-1/2 for mlp, values and attention output; zero biases (FACTS 1.1)."""
+  """Xavier, times (2 N)^-1/2 for mlp, values and attention output; zero biases (docs/sources.md)."""
   config = make("glm-130b", num_layers=3, embed_dim=128, num_heads=4, mlp_dim=192, vocab_size=512)
   params = glm.init_params(config, jax.random.key(0))
   d, f, beta = 128, 192, 6**-0.5

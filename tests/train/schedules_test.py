@@ -1,4 +1,4 @@
-"""Schedules against FACTS' figures; the plan of batches by its properties."""
+"""Schedules against the original's figures; the plan of batches by its properties."""
 
 import itertools
 import math
@@ -69,7 +69,7 @@ def test_ramp_of_glm_130b():
   assert len({size for _, size in ramp}) == 168
   assert all(a[0] + a[1] == b[0] for a, b in itertools.pairwise(ramp))
   assert len(ramp) == pytest.approx(4_296, abs=2)
-  # 49,300 iterations end at 195.6 M samples, 400.6 G tokens (FACTS 2.3)
+  # 49,300 iterations end at 195.6 M samples, 400.6 G tokens (docs/sources.md)
   samples = ramp[-1][0] + ramp[-1][1] + (49_300 - len(ramp)) * 4_224
   assert math.isclose(samples, 195.6e6, rel_tol=1e-3)
 
