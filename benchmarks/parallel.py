@@ -33,16 +33,16 @@ import numpy as np  # noqa: E402
 
 from glmjax.io import publish  # noqa: E402
 from glmjax.models import config as config_lib  # noqa: E402
-from glmjax.models import pipeline as pipeline_lib  # noqa: E402
 from glmjax.parallel import collectives  # noqa: E402
 from glmjax.parallel import mesh as mesh_lib  # noqa: E402
 from glmjax.parallel import partitioning  # noqa: E402
 from glmjax.train import feed  # noqa: E402
 from glmjax.train import optimizer as optimizer_lib  # noqa: E402
+from glmjax.train import pipeline as pipeline_lib  # noqa: E402
 from glmjax.train import schedules  # noqa: E402
-from glmjax.train import stages as stages_lib  # noqa: E402
 from glmjax.train import state as state_lib  # noqa: E402
 from glmjax.train import step as step_lib  # noqa: E402
+from glmjax.train.pipeline import stage_layout  # noqa: E402
 
 CONFIG = config_lib.GLMConfig(
   vocab_size=4_096, num_layers=16, embed_dim=128, num_heads=8, mlp_dim=344, max_length=64, remat="full"
@@ -60,7 +60,7 @@ class Case:
 
   name: str
   sizes: dict[str, int]
-  schedule: pipeline_lib.Schedule = pipeline_lib.Schedule()
+  schedule: pipeline_lib.PipelineConfig = pipeline_lib.PipelineConfig()
   strategy: str = "fsdp"
   remat: str = "full"  # 1F1B computes forward twice with "dots", as the others do with "full"
 
@@ -71,12 +71,18 @@ CASES = (
   Case("data 8, ZeRO-1", dict(data=8), strategy="zero1"),
   Case("fsdp 8", dict(fsdp=8)),
   Case("tensor 8", dict(tensor=8)),
-  Case("stage 8, 8 micro-batches", dict(stage=8), pipeline_lib.Schedule(8), remat="dots"),
-  Case("stage 8, 32 micro-batches", dict(stage=8), pipeline_lib.Schedule(32), remat="dots"),
-  Case("stage 8, 32 micro-batches, gpipe", dict(stage=8), pipeline_lib.Schedule(32, kind="gpipe")),
-  Case("stage 8, 8 micro-batches, gpipe, 2 rounds", dict(stage=8), pipeline_lib.Schedule(8, 2, "gpipe")),
-  Case("data 2, stage 4, 16 micro-batches", dict(data=2, stage=4), pipeline_lib.Schedule(16), remat="dots"),
-  Case("data 2, stage 2, tensor 2, ZeRO-1", dict(data=2, stage=2, tensor=2), pipeline_lib.Schedule(8), "zero1", "dots"),
+  Case("stage 8, 8 micro-batches", dict(stage=8), pipeline_lib.PipelineConfig(8), remat="dots"),
+  Case("stage 8, 32 micro-batches", dict(stage=8), pipeline_lib.PipelineConfig(32), remat="dots"),
+  Case("stage 8, 32 micro-batches, gpipe", dict(stage=8), pipeline_lib.PipelineConfig(32, kind="gpipe")),
+  Case("stage 8, 8 micro-batches, gpipe, 2 rounds", dict(stage=8), pipeline_lib.PipelineConfig(8, 2, "gpipe")),
+  Case("data 2, stage 4, 16 micro-batches", dict(data=2, stage=4), pipeline_lib.PipelineConfig(16), remat="dots"),
+  Case(
+    "data 2, stage 2, tensor 2, ZeRO-1",
+    dict(data=2, stage=2, tensor=2),
+    pipeline_lib.PipelineConfig(8),
+    "zero1",
+    "dots",
+  ),
 )
 COMPILED = (
   Case("one device", {}),
@@ -129,7 +135,7 @@ class Step:
     self.tx, self.config = self.optimizer.make(), config
     self.layout = feed.Layout.make(self.mesh, self.rules, rows, micro_batch, length, 1, config.vocab_size)
     self.pipeline = pipeline_lib.make(case.schedule, config, self.mesh, self.layout.rows)
-    self.stages = stages_lib.make(config, self.tx, self.mesh, self.rules, self.pipeline)
+    self.stages = stage_layout.make(config, self.tx, self.mesh, self.rules, self.pipeline)
 
   def compile(self) -> jax.stages.Compiled:
     """(state, batch, info) -> (state, metrics); within partitioning.use."""

@@ -31,6 +31,7 @@ ALLOWED = {
     "models",
     "models.config",
     "models.params",
+    "quantize",
     "parallel",
     "checkpoint",
     "errors",

@@ -14,15 +14,15 @@ import numpy as np
 import packed
 
 from glmjax.models import config as config_lib
-from glmjax.models import pipeline as pipeline_lib
 from glmjax.parallel import mesh as mesh_lib
 from glmjax.parallel import partitioning
 from glmjax.train import feed
 from glmjax.train import optimizer as optimizer_lib
+from glmjax.train import pipeline as pipeline_lib
 from glmjax.train import schedules
-from glmjax.train import stages as stages_lib
 from glmjax.train import state as state_lib
 from glmjax.train import step as step_lib
+from glmjax.train.pipeline import stage_layout
 
 CONFIG = config_lib.GLMConfig(
   vocab_size=96,
@@ -48,7 +48,7 @@ class Case:
   """A model on a mesh."""
 
   sizes: tuple[tuple[str, int], ...] = ()
-  schedule: pipeline_lib.Schedule = pipeline_lib.Schedule()
+  schedule: pipeline_lib.PipelineConfig = pipeline_lib.PipelineConfig()
   strategy: str = "fsdp"
   config: config_lib.GLMConfig = CONFIG
   chunk: int = 24
@@ -63,8 +63,8 @@ class Case:
     return pipeline_lib.make(self.schedule, self.config, self.mesh, ROWS)
 
   @property
-  def stages(self) -> stages_lib.Stages:
-    return stages_lib.make(self.config, TX, self.mesh, partitioning.STRATEGIES[self.strategy], self.pipeline)
+  def stages(self) -> stage_layout.Stages:
+    return stage_layout.make(self.config, TX, self.mesh, partitioning.STRATEGIES[self.strategy], self.pipeline)
 
 
 @dataclasses.dataclass

@@ -9,11 +9,11 @@ import pytest
 from glmjax import errors
 from glmjax import ranges
 from glmjax.models import config as config_lib
-from glmjax.models import pipeline
 from glmjax.parallel import mesh
 from glmjax.parallel import peers
 from glmjax.train import loop
 from glmjax.train import optimizer
+from glmjax.train import pipeline
 from glmjax.train import schedules
 from glmjax.train import state
 
@@ -72,8 +72,8 @@ SETTINGS = [
   *[field(loop.Intervals, name, (0, 5), whole=True) for name in ("log", "evaluate", "save")],
   *[field(loop.Intervals, name, (1,), (0,), whole=True) for name in ("keep", "eval_samples")],
   Setting(lambda value: loop.Intervals(profile=(1, value)), "Intervals.profile", (2,), (0,), whole=True),
-  field(pipeline.Schedule, "microbatches", (4,), (0,), "pipeline.Schedule", whole=True, optional=True),
-  field(pipeline.Schedule, "rounds", (2,), (0,), "pipeline.Schedule", whole=True, kind="gpipe"),
+  field(pipeline.PipelineConfig, "microbatches", (4,), (0,), "pipeline.PipelineConfig", whole=True, optional=True),
+  field(pipeline.PipelineConfig, "rounds", (2,), (0,), "pipeline.PipelineConfig", whole=True, kind="gpipe"),
   *[
     Setting(
       lambda value, axis=axis: mesh.MeshConfig(**{"data": -1, axis: value}).sizes(8),
@@ -119,7 +119,9 @@ def test_what_is_outside_of_a_setting_s_range_is_refused(setting):
     with pytest.raises(errors.InputError) as caught:
       setting.make(value)
     message = str(caught.value)
-    assert message.startswith(setting.name.split(".")[0] if "pipeline" not in setting.name else "pipeline.Schedule")
+    assert message.startswith(
+      setting.name.split(".")[0] if "pipeline" not in setting.name else "pipeline.PipelineConfig"
+    )
     assert "\n" not in message and len(message) < 250, message
 
 
@@ -136,7 +138,7 @@ def test_every_number_of_a_dataclass_of_settings_is_among_them():
     schedules.Batches,
     state.DynamicLossScale,
     loop.Intervals,
-    pipeline.Schedule,
+    pipeline.PipelineConfig,
     peers.Watch,
     config_lib.GLMConfig,
   )

@@ -276,7 +276,11 @@ def _missing_module(name: str) -> str:
   if module.folders is None:
     return f"{parent} is a module: import it, not {last} in it"
   close = signatures.nearest(last, signatures.submodules(module))
-  return f"no module {parent}.{last}; {signatures.advice(close and f'{parent}.{close}', 'check the import')}"
+  moved = [f"{top}.{part}.{last}" for part in signatures.submodules(signatures.find_module(top))]
+  meant = next(
+    filter(signatures.find_module, moved), close and f"{parent}.{close}"
+  )  # it may have moved to another part
+  return f"no module {parent}.{last}; {signatures.advice(meant, 'check the import')}"
 
 
 def _scoped(scope: str, selector: str) -> str:

@@ -181,7 +181,8 @@ def _from_stars(
   module: Module, attributes: tuple[str, ...], names: dict[str, ast.AST], stars: list[ast.ImportFrom], seen: frozenset
 ) -> Module | Signature | object:
   """Looks for a name in what the module star-imports, and gives up with the names it does have."""
-  candidates = [*names, *submodules(module)]
+  own = [name for name, node in names.items() if not isinstance(node, ast.Import | ast.ImportFrom)]
+  candidates = [*own, *(name for name in names if name not in own), *submodules(module)]
   for star in stars:
     source = find_module(_absolute(module, star))
     if source is None or source.path is None:

@@ -29,6 +29,7 @@ from glmjax import errors
 Rules = tuple[tuple[str, str | tuple[str, ...] | None], ...]
 
 ROW_AXES = ("data", "fsdp")  # of the mesh: those over which rows are split
+STAGE_AXIS = "stage"  # of the mesh: that over which layers are split
 
 # Tensor parallelism over heads, mlp and vocabulary, tokens over context.
 _ACTIVATIONS: Rules = (
@@ -48,7 +49,7 @@ _TENSOR: Rules = (
   ("kv", None),
   ("qkv", None),
   ("branches", None),
-  ("layers", "stage"),
+  ("layers", STAGE_AXIS),
 )
 
 
@@ -138,6 +139,18 @@ def rows_apart() -> Iterator[None]:
   for name, axes in nn.get_logical_axis_rules():
     left = tuple(axis for axis in ((axes,) if isinstance(axes, str) else axes or ()) if axis not in ROW_AXES)
     rules.append((name, left or None))
+  with nn.logical_axis_rules(rules):
+    yield
+
+
+@contextlib.contextmanager
+def rows_over_stages() -> Iterator[None]:
+  """Within it, rows are split over the stages too."""
+  rules = []
+  for name, axes in nn.get_logical_axis_rules():
+    if name in ("batch", "groups"):
+      axes = (STAGE_AXIS, *((axes,) if isinstance(axes, str) else axes or ()))
+    rules.append((name, axes))
   with nn.logical_axis_rules(rules):
     yield
 

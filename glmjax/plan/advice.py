@@ -144,7 +144,7 @@ def _training(plan: _Plan, workload: programs.Train) -> Iterator[tuple[str, floa
 
 
 def flows(workload: programs.Train, mesh: Mapping[str, int]) -> bool:
-  """Whether the rows at a time divide into the pipeline's micro-batches (models/pipeline.py)."""
+  """Whether the rows at a time divide into the pipeline's micro-batches (train/pipeline)."""
   rows, shards = workload.micro_batch or workload.batch_size, mesh["data"] * mesh["fsdp"]
   count = workload.pipeline.microbatches or rows // shards
   return mesh["stage"] == 1 or (count > 0 and count % mesh["stage"] == 0 and rows % (count * shards) == 0)

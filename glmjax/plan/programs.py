@@ -13,13 +13,13 @@ from glmjax.infer import decode as decode_lib
 from glmjax.infer import offload
 from glmjax.infer import placement as placement_lib
 from glmjax.models import config as config_lib
-from glmjax.models import pipeline as pipeline_lib
 from glmjax.parallel import partitioning
 from glmjax.train import feed
 from glmjax.train import optimizer as optimizer_lib
+from glmjax.train import pipeline as pipeline_lib
 from glmjax.train import schedules
-from glmjax.train import stages as stages_lib
 from glmjax.train import step as step_lib
+from glmjax.train.pipeline import stage_layout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Train:
   micro_batch: int | None = None
   optimizer: optimizer_lib.AdamW | optimizer_lib.Muon = optimizer_lib.AdamW()
   strategy: str = "fsdp"
-  pipeline: pipeline_lib.Schedule = pipeline_lib.Schedule()
+  pipeline: pipeline_lib.PipelineConfig = pipeline_lib.PipelineConfig()
   loss_chunk: int = 1024
   predicted: float = 0.8
 
@@ -74,7 +74,7 @@ class Train:
     )
     recipe = step_lib.Recipe(self.optimizer, schedules.Constant(1e-4))
     with partitioning.use(mesh, rules):
-      state = stages_lib.make(config, tx, mesh, rules, objective.pipeline).held
+      state = stage_layout.make(config, tx, mesh, rules, objective.pipeline).held
       step = step_lib.compile_train_step(objective, recipe, tx, jax.tree.map(lambda x: x.sharding, state))
       traced = step.trace(state, layout.abstract(), step_lib.StepInfo(number, number, number))
       groups = partitioning.parts("groups")

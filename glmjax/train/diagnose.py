@@ -12,9 +12,9 @@ import numpy as np
 
 from glmjax.models import params as params_lib
 from glmjax.train import optimizer as optimizer_lib
-from glmjax.train import stages as stages_lib
 from glmjax.train import state as state_lib
 from glmjax.train import step as step_lib
+from glmjax.train.pipeline import stage_layout
 
 LARGEST = 1.8e19  # of a parameter: the squares of larger ones are beyond float32
 _UNSQUARED = 1e-20  # times a float32, has a square that is finite if the number is
@@ -31,7 +31,7 @@ class Finding:
   rows: tuple[int, ...] | None = None  # numbers, in the step's batch, of those that show it; None: cannot be told
 
 
-def bad_part(stages: stages_lib.Stages, state: state_lib.TrainState, dtype: str) -> str | None:
+def bad_part(stages: stage_layout.Stages, state: state_lib.TrainState, dtype: str) -> str | None:
   """The first part of a state, as `stages` hold it, that no model can compute with, in words; None: all of it is good.
 
   Everything must be finite, and parameters so in the compute dtype, and their squares. One pass over the state where

@@ -17,7 +17,6 @@ from glmjax import ranges
 from glmjax.checkpoint import manager as manager_lib
 from glmjax.checkpoint import recorded
 from glmjax.models import config as config_lib
-from glmjax.models import pipeline as pipeline_lib
 from glmjax.parallel import host
 from glmjax.parallel import mesh as mesh_lib
 from glmjax.parallel import partitioning
@@ -30,13 +29,14 @@ from glmjax.train import initial
 from glmjax.train import losses
 from glmjax.train import metrics as metrics_lib
 from glmjax.train import optimizer as optimizer_lib
+from glmjax.train import pipeline as pipeline_lib
 from glmjax.train import profile
 from glmjax.train import schedules
-from glmjax.train import stages as stages_lib
 from glmjax.train import state as state_lib
 from glmjax.train import step as step_lib
 from glmjax.train import stopping
 from glmjax.train import workdir as workdir_lib
+from glmjax.train.pipeline import stage_layout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +75,7 @@ def train(
   intervals: Intervals = Intervals(),
   mesh: mesh_lib.MeshConfig = mesh_lib.MeshConfig(),
   strategy: str = "fsdp",  # what is split over the mesh's data and fsdp, one of partitioning.STRATEGIES
-  pipeline: pipeline_lib.Schedule = pipeline_lib.Schedule(),  # how rows flow through a mesh's stages
+  pipeline: pipeline_lib.PipelineConfig = pipeline_lib.PipelineConfig(),  # how rows flow through a mesh's stages
   micro_batch: int | None = None,  # rows computed at a time, over all devices; None: the whole batch
   loss_chunk: int = 1024,  # tokens of a batch shard whose logits exist at a time
   loss_mean_of: str = "tokens",  # what weighs the same in the loss, one of step.MEANS
@@ -110,7 +110,7 @@ def train(
     objective = step_lib.Objective(
       model, loss_chunk, loss_mean_of, pipeline_lib.make(pipeline, model, device_mesh, layout.rows)
     )
-    stages = stages_lib.make(model, tx, device_mesh, rules, objective.pipeline)
+    stages = stage_layout.make(model, tx, device_mesh, rules, objective.pipeline)
     processes.on_first(lambda: _begin(stack, folder, model, data, overwrite, on_start))
     processes.check_same_filesystem(folder.seen, str(folder.root))
     manager = manager_lib.Manager(folder.checkpoints, intervals.keep, keep_best="eval_loss" if evaluated else None)
@@ -238,7 +238,7 @@ class Run:
     batches: schedules.Batches,
     total_samples: int,
     state: state_lib.TrainState,
-    stages: stages_lib.Stages,
+    stages: stage_layout.Stages,
     resumed: bool,
     peers: peers_lib.Peers,
   ):

@@ -16,15 +16,16 @@ import optax
 
 from glmjax.models import config as config_lib
 from glmjax.models import glm
-from glmjax.models import one_f_one_b
 from glmjax.models import params as params_lib
-from glmjax.models import pipeline as pipeline_lib
 from glmjax.parallel import partitioning
 from glmjax.train import losses
 from glmjax.train import optimizer as optimizer_lib
+from glmjax.train import pipeline as pipeline_lib
 from glmjax.train import schedules
 from glmjax.train import state as state_lib
 from glmjax.train import zero1
+from glmjax.train.pipeline import one_f_one_b
+from glmjax.train.pipeline import ring
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -96,9 +97,9 @@ class Objective:
     if self.pipeline is None:
       return loss(self.hidden(params, batch, alpha, rng)[0], *features)
     inputs = (batch[name] for name in _INPUTS)
-    x_BLD = pipeline_lib.hidden(self.config, self.pipeline, params, *inputs, alpha, rng)
+    x_BLD = ring.hidden(self.config, self.pipeline, params, *inputs, alpha, rng)
     features = [self.pipeline.spread(feature) for feature in features]
-    with pipeline_lib.rows_over_stages():
+    with partitioning.rows_over_stages():
       return loss(x_BLD, *features)
 
   def sums(self, params: Any, batch: Batch) -> losses.Sums:

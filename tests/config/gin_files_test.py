@@ -170,6 +170,10 @@ def test_syntax_error(text, place):
 def test_unknown_module_function_parameter():
   start = "from __gin__ import dynamic_registration\n"
   assert "x.gin:2: no module fakelib.lop; did you mean fakelib.loop?" == message(start + "from fakelib import lop\n")
+  moved = message(start + "from glmjax.models import pipeline\n")
+  assert moved == "x.gin:2: no module glmjax.models.pipeline; did you mean glmjax.train.pipeline?"
+  renamed = message(start + "from glmjax.train import pipeline\npipeline.Schedule.rounds = 2\n")
+  assert "glmjax.train.pipeline has no Schedule; it has KINDS, PipelineConfig, Pipeline, make" in renamed
   assert "fakelib.loop is a module" in message(start + "from fakelib.loop import train\n")
   assert "nosuchlib is not installed" in message(start + "import nosuchlib\n")
   assert "x.gin:3: fakelib.loop has no trian; did you mean train?" in message(HEAD + "loop.trian.num_steps = 3\n")

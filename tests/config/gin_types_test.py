@@ -8,8 +8,8 @@ import sys
 import pytest
 
 from glmjax import errors
-from glmjax.config import gin_files, gin_reader, gin_types, signatures
 from glmjax.cli import commands
+from glmjax.config import gin_files, gin_reader, gin_types, signatures
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 OF_CALLS = "@glmjax.tokens.SpecialTokens()"  # an object that nearly nothing takes
@@ -104,7 +104,7 @@ MADE = {
   "state_lib.DynamicLossScale": "train.state.DynamicLossScale",
   "Intervals": "train.loop.Intervals",
   "mesh_lib.MeshConfig": "parallel.mesh.MeshConfig",
-  "pipeline_lib.Schedule": "models.pipeline.Schedule",
+  "pipeline_lib.PipelineConfig": "train.pipeline.PipelineConfig",
   "peers_lib.Watch": "parallel.peers.Watch",
   "programs.Train | programs.Decode": "plan.programs.Decode",
   "tokens_lib.SpecialTokens": "tokens.SpecialTokens",

@@ -12,25 +12,29 @@ import pipelined
 from pipelined import CONFIG, LENGTH, ROWS, Case, change, run
 import pytest
 
-from glmjax.models import one_f_one_b
-from glmjax.models import pipeline as pipeline_lib
 from glmjax.parallel import collectives
 from glmjax.parallel import partitioning
 from glmjax.train import feed
-from glmjax.train import stages as stages_lib
+from glmjax.train import pipeline as pipeline_lib
 from glmjax.train import step as step_lib
+from glmjax.train.pipeline import one_f_one_b
+from glmjax.train.pipeline import ring as ring_lib
+from glmjax.train.pipeline import stage_layout
 
 # An untied head, room for an eighth layer, and the loss in two pieces of 8 tokens.
 FOUR = Case(
-  (("stage", 4),), pipeline_lib.Schedule(8), chunk=5, config=change(num_layers=7, tie_embeddings=False, remat="dots")
+  (("stage", 4),),
+  pipeline_lib.PipelineConfig(8),
+  chunk=5,
+  config=change(num_layers=7, tie_embeddings=False, remat="dots"),
 )
-ZERO1 = Case((("data", 2), ("stage", 2), ("tensor", 2)), pipeline_lib.Schedule(), "zero1", change(remat="full"))
+ZERO1 = Case((("data", 2), ("stage", 2), ("tensor", 2)), pipeline_lib.PipelineConfig(), "zero1", change(remat="full"))
 CASES = {
   "four": FOUR,
   "zero1": ZERO1,
-  "fsdp": Case((("fsdp", 2), ("stage", 2), ("tensor", 2)), pipeline_lib.Schedule(4), "sequence"),
-  "fp16": Case((("stage", 2),), pipeline_lib.Schedule(4), config=change(dtype="float16")),
-  "context": Case((("data", 2), ("stage", 2), ("context", 2)), pipeline_lib.Schedule(2), "zero1"),
+  "fsdp": Case((("fsdp", 2), ("stage", 2), ("tensor", 2)), pipeline_lib.PipelineConfig(4), "sequence"),
+  "fp16": Case((("stage", 2),), pipeline_lib.PipelineConfig(4), config=change(dtype="float16")),
+  "context": Case((("data", 2), ("stage", 2), ("context", 2)), pipeline_lib.PipelineConfig(2), "zero1"),
 }
 LONG = ("fsdp", "fp16", "context")
 
@@ -72,11 +76,11 @@ def test_memory_does_not_grow_with_the_micro_batches():
 def _temporaries(case: Case, count: int) -> int:
   """Bytes that the gradient of `count` rows, one at a time, takes on a device."""
   rules, length = partitioning.STRATEGIES[case.strategy], case.config.max_length
-  pipeline = pipeline_lib.make(pipeline_lib.Schedule(count), case.config, case.mesh, count)
+  pipeline = pipeline_lib.make(pipeline_lib.PipelineConfig(count), case.config, case.mesh, count)
   layout = feed.Layout.make(case.mesh, rules, count, None, length, 1, case.config.vocab_size)
   objective = step_lib.Objective(case.config, pipeline=pipeline)
   with partitioning.use(case.mesh, rules):
-    params = stages_lib.make(case.config, pipelined.TX, case.mesh, rules, pipeline).held.params
+    params = stage_layout.make(case.config, pipelined.TX, case.mesh, rules, pipeline).held.params
     run = jax.jit(
       functools.partial(step_lib.accumulate, objective),
       out_shardings=(None, jax.tree.map(lambda x: x.sharding, params)),
@@ -90,10 +94,10 @@ def test_every_gradient_is_of_its_own_micro_batch(monkeypatch, stages: int, micr
   """A stage's layers as one product, with numbers that tell micro-batches and tokens apart."""
 
   def layers(config, pipeline, weights, gradient, place, x, features):
-    weight, gradient = pipeline_lib._add_gradient(0, weights[0], gradient)
+    weight, gradient = ring_lib._add_gradient(0, weights[0], gradient)
     return jnp.sin(x * weight + features["start"][:, :, None]), gradient
 
-  monkeypatch.setattr(pipeline_lib, "layers", layers)
+  monkeypatch.setattr(ring_lib, "layers", layers)
   pipeline = pipeline_lib.Pipeline(stages, microbatches, 1, stages, "1f1b")
   rng = np.random.default_rng(0)
   make = lambda *rest: jnp.asarray(rng.normal(size=(microbatches * 2, 7, *rest)), jnp.float32)

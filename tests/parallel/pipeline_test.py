@@ -17,16 +17,17 @@ import pytest
 
 from glmjax import errors
 from glmjax.checkpoint import manager as manager_lib
-from glmjax.models import pipeline as pipeline_lib
 from glmjax.parallel import collectives
 from glmjax.parallel import mesh as mesh_lib
 from glmjax.parallel import partitioning
 from glmjax.train import loop
+from glmjax.train import pipeline as pipeline_lib
 from glmjax.train import schedules
+from glmjax.train.pipeline import ring as ring_lib
 
 
-def gpipe(microbatches: int | None = None, rounds: int = 1) -> pipeline_lib.Schedule:
-  return pipeline_lib.Schedule(microbatches, rounds, "gpipe")
+def gpipe(microbatches: int | None = None, rounds: int = 1) -> pipeline_lib.PipelineConfig:
+  return pipeline_lib.PipelineConfig(microbatches, rounds, "gpipe")
 
 
 CIRCULAR = Case((("data", 2), ("stage", 2), ("tensor", 2)), gpipe(4, rounds=2), config=change(remat="dots"))
@@ -137,14 +138,14 @@ def test_every_micro_batch_passes_all_layers_in_order(monkeypatch, stages: int, 
     weight = weights[0][turn, 0]
     return jnp.where(jnp.abs(x).sum() > 0, x * 2 + weight * features["start"][:, :, None], jnp.nan)  # nan: the bubble
 
-  monkeypatch.setattr(pipeline_lib, "_stage", stage)
+  monkeypatch.setattr(ring_lib, "_stage", stage)
   x = jnp.arange(1.0, 1 + microbatches * 2 * 3).reshape(microbatches * 2, 3, 1)
   start = jnp.asarray(np.random.default_rng(0).integers(1, 9, (microbatches * 2, 3)), jnp.float32)
   weights = jnp.arange(1.0, 1 + stages * rounds)
   held = weights[np.array(pipeline.order())]
-  ring = jax.jit(
-    lambda x: pipeline_lib._flow(CONFIG, pipeline, held, pipeline.to_ring(x), {"start": pipeline.cut(start)})
-  )(pipeline.spread(x))
+  ring = jax.jit(lambda x: ring_lib._flow(CONFIG, pipeline, held, pipeline.to_ring(x), {"start": pipeline.cut(start)}))(
+    pipeline.spread(x)
+  )
   wanted = functools.reduce(lambda x, weight: x * 2 + weight * start[..., None], weights, x)
   np.testing.assert_allclose(pipeline.from_ring(ring), pipeline.spread(wanted))
   assert pipeline.ticks == microbatches * rounds + stages - 1
@@ -153,8 +154,8 @@ def test_every_micro_batch_passes_all_layers_in_order(monkeypatch, stages: int, 
 
 def test_gradients_of_half_precision_weights_are_summed_in_float32():
   def total(w: jax.Array) -> jax.Array:
-    pair = jax.lax.stop_gradient(w), pipeline_lib._gather_gradient(w)
-    return jax.lax.scan(lambda s, _: (s + pipeline_lib._read(*pair).sum(), None), jnp.bfloat16(0), None, 1000)[0]
+    pair = jax.lax.stop_gradient(w), ring_lib._gather_gradient(w)
+    return jax.lax.scan(lambda s, _: (s + ring_lib._read(*pair).sum(), None), jnp.bfloat16(0), None, 1000)[0]
 
   gradient = jax.grad(total)(jnp.ones(3, jnp.bfloat16))
   assert gradient.dtype == jnp.bfloat16 and gradient.tolist() == [1000] * 3  # bfloat16's own sums end at 256
@@ -163,17 +164,17 @@ def test_gradients_of_half_precision_weights_are_summed_in_float32():
 def test_what_does_not_divide_is_said():
   mesh = mesh_lib.make_mesh(mesh_lib.MeshConfig(data=2, stage=4))
   make = lambda schedule, rows=32, layers=8: pipeline_lib.make(schedule, change(num_layers=layers), mesh, rows)
-  assert make(pipeline_lib.Schedule()).microbatches == 16
+  assert make(pipeline_lib.PipelineConfig()).microbatches == 16
   with pytest.raises(errors.InputError, match="6 pipeline micro-batches.*multiple of the mesh's stage=4"):
-    make(pipeline_lib.Schedule(6), 24)
+    make(pipeline_lib.PipelineConfig(6), 24)
   with pytest.raises(errors.InputError, match="20 rows at a time.*micro-batches x data x fsdp = 8"):
-    make(pipeline_lib.Schedule(4), 20)
+    make(pipeline_lib.PipelineConfig(4), 20)
   with pytest.raises(errors.InputError, match="num_layers 9 in groups of 3 leaves some of stage=4 x rounds=1"):
-    make(pipeline_lib.Schedule(4), layers=9)
-  with pytest.raises(errors.InputError, match="pipeline.Schedule.rounds is 0"):
-    pipeline_lib.Schedule(rounds=0)
+    make(pipeline_lib.PipelineConfig(4), layers=9)
+  with pytest.raises(errors.InputError, match="pipeline.PipelineConfig.rounds is 0"):
+    pipeline_lib.PipelineConfig(rounds=0)
   with pytest.raises(errors.InputError, match='1f1b goes around once, rounds is 2; use 1, or kind "gpipe"'):
-    pipeline_lib.Schedule(rounds=2)
-  with pytest.raises(errors.InputError, match="pipeline.Schedule.kind is 'zigzag': choose one of 1f1b, gpipe"):
-    pipeline_lib.Schedule(kind="zigzag")
-  assert pipeline_lib.make(pipeline_lib.Schedule(), CONFIG, Case().mesh, 7) is None
+    pipeline_lib.PipelineConfig(rounds=2)
+  with pytest.raises(errors.InputError, match="pipeline.PipelineConfig.kind is 'zigzag': choose one of 1f1b, gpipe"):
+    pipeline_lib.PipelineConfig(kind="zigzag")
+  assert pipeline_lib.make(pipeline_lib.PipelineConfig(), CONFIG, Case().mesh, 7) is None

@@ -6,15 +6,15 @@ import re
 
 import pytest
 
-from glmjax.models import pipeline
 from glmjax.parallel import mesh as mesh_lib
 from glmjax.plan import advice
 from glmjax.plan import planner
 from glmjax.plan import programs
 from glmjax.plan import targets
+from glmjax.train import pipeline
 
 MESH = {"data": 4, "fsdp": 1, "stage": 1, "tensor": 2, "context": 1}
-FIXED = pipeline.Schedule(microbatches=4)
+FIXED = pipeline.PipelineConfig(microbatches=4)
 
 
 def changes(model, work, mesh, less, target="a100-40:32", **memory):
@@ -39,7 +39,7 @@ def test_1f1b_is_not_offered_fewer_rows(tiny):
   assert any("micro_batch" in change for change in changes(tiny, gpipe, mesh, 100))
 
 
-@pytest.mark.parametrize("schedule", [FIXED, pipeline.Schedule()])
+@pytest.mark.parametrize("schedule", [FIXED, pipeline.PipelineConfig()])
 def test_more_devices_leave_what_zero1_gathers(tiny, schedule):
   """Data splits the state, and what waits for backward, not the gathered weights and their gradient."""
   mesh, work = MESH | {"stage": 4}, programs.Train(64, 32, strategy="zero1", pipeline=schedule)
@@ -57,10 +57,10 @@ def test_more_devices_leave_what_zero1_gathers(tiny, schedule):
 
 
 def test_1f1b_keeps_few_inputs(tiny):
-  """Its bytes are those of the arrays that models/one_f_one_b.py keeps, whatever the number of micro-batches."""
+  """Its bytes are those of what train/pipeline/one_f_one_b.py keeps, whatever the number of micro-batches."""
   mesh = MESH | {"stage": 2, "tensor": 1}
   of = lambda count, remat: advice.activations(
-    dataclasses.replace(tiny, remat=remat), programs.Train(4 * count, 32, pipeline=pipeline.Schedule()), mesh
+    dataclasses.replace(tiny, remat=remat), programs.Train(4 * count, 32, pipeline=pipeline.PipelineConfig()), mesh
   )
   row = 4 * 32 * tiny.embed_dim
   assert of(8, "full") == row * (3 + 2 + 4)  # inputs, a group's layers, slots

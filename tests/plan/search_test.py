@@ -9,12 +9,12 @@ import pytest
 from glmjax import errors
 from glmjax.cli import plans
 from glmjax.models import config as config_lib
-from glmjax.models import pipeline
 from glmjax.parallel import mesh as mesh_lib
 from glmjax.plan import planner
 from glmjax.plan import programs
 from glmjax.plan import search
 from glmjax.plan import targets
+from glmjax.train import pipeline
 
 WORK = programs.Train(16, 32)
 
@@ -115,13 +115,13 @@ def test_the_original_130b_is_not_ruled_out(remat, compiled_gib):
     dtype="float16",
     remat=remat,
   )
-  work = programs.Train(4224, 2048, strategy="zero1", pipeline=pipeline.Schedule(microbatches=176))
+  work = programs.Train(4224, 2048, strategy="zero1", pipeline=pipeline.PipelineConfig(microbatches=176))
   candidate = search._Candidate(model, work, mesh_lib.MeshConfig(24, stage=8, tensor=4))
   aim = targets.parse("a100-40:768")
   assert search._ruled_out(candidate, aim) is None
   assert 0.5 < sum(search._bytes(candidate)) / targets.GIB / compiled_gib <= 1
   candidate = dataclasses.replace(
-    candidate, work=dataclasses.replace(work, pipeline=pipeline.Schedule(microbatches=176, kind="gpipe"))
+    candidate, work=dataclasses.replace(work, pipeline=pipeline.PipelineConfig(microbatches=176, kind="gpipe"))
   )
   assert search._ruled_out(candidate, aim) == "keep more for backward than fits"
   candidate = dataclasses.replace(candidate, work=dataclasses.replace(work, micro_batch=96))

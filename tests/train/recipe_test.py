@@ -11,12 +11,12 @@ from typing import Any
 import jax
 import pytest
 
-from glmjax.config import gin_files
 from glmjax import tokens
 from glmjax.cli import commands
+from glmjax.config import gin_files
 from glmjax.data import sampler
-from glmjax.models import pipeline
 from glmjax.parallel import mesh as mesh_lib
+from glmjax.train import pipeline
 from glmjax.train import schedules
 
 gin = pytest.importorskip("gin")

@@ -26,12 +26,13 @@ import jax.numpy as jnp
 from glmjax.models import config as config_lib
 from glmjax.models import glm
 from glmjax.models import layers
-from glmjax.models import pipeline as pipeline_lib
 from glmjax.parallel import partitioning
 from glmjax.quantize import ops
+from glmjax.train import pipeline as pipeline_lib
+from glmjax.train.pipeline import ring as ring_lib
 
 Loss = Callable[[jax.Array, Any], tuple[jax.Array, Any]]  # (logits, targets) -> (what to differentiate, sums)
-Ring = jax.Array  # [S, J, B / K, L, D], as models/pipeline.py has it
+Ring = jax.Array  # [S, J, B / K, L, D], as ring.py has it
 
 _HEAD = ("layers", "embed", "vocab")  # of the stages' gradients of the head's kernel
 
@@ -62,7 +63,7 @@ def add_gradient(
   """
   (sums, gradient), rest = into, {name: x for name, x in params.items() if name != "layers"}
   rest = jax.tree.map(lambda x: x.astype(jnp.float32), rest)  # as their gradients, over whatever dtype it passes
-  enter = lambda rest: pipeline_lib.enter(config, pipeline, rest, *inputs, gradient_alpha, rng)
+  enter = lambda rest: ring_lib.enter(config, pipeline, rest, *inputs, gradient_alpha, rng)
   ring, pull, features = jax.vjp(jax.checkpoint(enter), rest, has_aux=True)
   kernel_DV = glm.GLM(config).apply({"params": rest}, gradient_alpha, method="head_kernel")
   ends = {"final_norm": rest["final_norm"], "kernel": kernel_DV}
@@ -108,8 +109,8 @@ def _ticks(
   """The gradients of the ring's inputs, of the layers, of what is behind them, and the sums."""
   pipeline = stages.pipeline
   warm, both = pipeline.stages - 1, pipeline.stages - 1 + pipeline.microbatches
-  nothing = pipeline_lib.lay(jnp.zeros_like(ring[:, 0]))
-  inputs = pipeline_lib.lay(jnp.zeros((pipeline.stages, stages.kept, *ring.shape[2:]), ring.dtype))
+  nothing = ring_lib.lay(jnp.zeros_like(ring[:, 0]))
+  inputs = ring_lib.lay(jnp.zeros((pipeline.stages, stages.kept, *ring.shape[2:]), ring.dtype))
 
   def forward(carry: Any, t: jax.Array) -> tuple[Any, None]:
     return stages.forward(t, *carry), None
@@ -126,7 +127,7 @@ def _ticks(
     ring, came, gradient = carry
     return stages.backward(t, stages.move(t, ring)[0], inputs, came, nothing, gradient), None
 
-  ring, made, inputs = jax.lax.scan(forward, (pipeline_lib.lay(ring), nothing, inputs), jnp.arange(warm))[0]
+  ring, made, inputs = jax.lax.scan(forward, (ring_lib.lay(ring), nothing, inputs), jnp.arange(warm))[0]
   carry = ring, made, inputs, nothing, gradient, own
   carry = jax.lax.scan(forward_and_backward, carry, (jnp.arange(warm, both), targets))[0]
   ring, made, inputs, came, gradient, own = carry
@@ -153,19 +154,19 @@ class _Stages:
     """The ring without the first of a line, and the line as it was, whose first is the first stage's next input."""
     slot = t % ring.shape[1]
     line = jax.lax.dynamic_index_in_dim(ring, slot, 1, keepdims=False)
-    return pipeline_lib.lay(jax.lax.dynamic_update_index_in_dim(ring, jnp.roll(line, -1, 0), slot, 1)), line
+    return ring_lib.lay(jax.lax.dynamic_update_index_in_dim(ring, jnp.roll(line, -1, 0), slot, 1)), line
 
   def forward(self, t: jax.Array, ring: Ring, made: jax.Array, inputs: jax.Array) -> tuple[Ring, jax.Array, jax.Array]:
     """The ring, what the stages made [S, B / K, L, D], and their inputs [S, W, B / K, L, D], of which one is new."""
     places = jnp.arange(self.pipeline.stages)
     ring, line = self.move(t, ring)
-    x = pipeline_lib.where(places == 0, line, jnp.roll(made, 1, 0))
-    x = pipeline_lib.lay(pipeline_lib.where(self._runs(t - places), x, jnp.zeros_like(x)))
-    work = lambda *a: pipeline_lib.layers(self.config, self.pipeline, a[0], None, *a[1:])[0]
-    made = pipeline_lib.lay(
-      jax.vmap(work, spmd_axis_name=pipeline_lib.AXIS)(self.weights, places, x, self._of(t - places))
+    x = ring_lib.where(places == 0, line, jnp.roll(made, 1, 0))
+    x = ring_lib.lay(ring_lib.where(self._runs(t - places), x, jnp.zeros_like(x)))
+    work = lambda *a: ring_lib.layers(self.config, self.pipeline, a[0], None, *a[1:])[0]
+    made = ring_lib.lay(
+      jax.vmap(work, spmd_axis_name=partitioning.STAGE_AXIS)(self.weights, places, x, self._of(t - places))
     )
-    return ring, made, pipeline_lib.lay(jax.lax.dynamic_update_index_in_dim(inputs, x, t % self.kept, 1))
+    return ring, made, ring_lib.lay(jax.lax.dynamic_update_index_in_dim(inputs, x, t % self.kept, 1))
 
   def backward(
     self, t: jax.Array, ring: Ring, inputs: jax.Array, came: jax.Array, last: jax.Array, gradient: Any
@@ -179,30 +180,30 @@ class _Stages:
     """
     places, delay = jnp.arange(self.pipeline.stages), 2 * (self.pipeline.stages - 1)
     turn = t - delay + places
-    g = pipeline_lib.where(places == self.pipeline.stages - 1, last, jnp.roll(came, -1, 0))
-    g = pipeline_lib.lay(pipeline_lib.where(self._runs(turn), g, jnp.zeros_like(g)))
-    pick = jax.vmap(lambda a, i: jax.lax.dynamic_index_in_dim(a, i, 0, False), spmd_axis_name=pipeline_lib.AXIS)
-    x = pipeline_lib.lay(pick(inputs, (t - delay + 2 * places) % self.kept))
+    g = ring_lib.where(places == self.pipeline.stages - 1, last, jnp.roll(came, -1, 0))
+    g = ring_lib.lay(ring_lib.where(self._runs(turn), g, jnp.zeros_like(g)))
+    pick = jax.vmap(lambda a, i: jax.lax.dynamic_index_in_dim(a, i, 0, False), spmd_axis_name=partitioning.STAGE_AXIS)
+    x = ring_lib.lay(pick(inputs, (t - delay + 2 * places) % self.kept))
 
     def work(weights: Any, gradient: Any, place: jax.Array, x: jax.Array, g: jax.Array, features: Any) -> Any:
-      run = lambda x, gradient: pipeline_lib.layers(self.config, self.pipeline, weights, gradient, place, x, features)
+      run = lambda x, gradient: ring_lib.layers(self.config, self.pipeline, weights, gradient, place, x, features)
       return jax.vjp(run, x, gradient)[1]((g, gradient))
 
-    came, gradient = jax.vmap(work, spmd_axis_name=pipeline_lib.AXIS)(
+    came, gradient = jax.vmap(work, spmd_axis_name=partitioning.STAGE_AXIS)(
       self.weights, gradient, places, x, g, self._of(turn)
     )
-    came = pipeline_lib.lay(came)
+    came = ring_lib.lay(came)
     extra, slot = delay // ring.shape[1], (t - delay) % ring.shape[1]  # moves of its line since its input left
     line = jax.lax.dynamic_index_in_dim(ring, slot, 1, keepdims=False)
     there = (self.pipeline.stages - 1 - extra) % self.pipeline.stages
-    line = pipeline_lib.where((places == there) & (t >= delay), jnp.roll(came, there, 0), line)
-    return pipeline_lib.lay(jax.lax.dynamic_update_index_in_dim(ring, line, slot, 1)), came, gradient
+    line = ring_lib.where((places == there) & (t >= delay), jnp.roll(came, there, 0), line)
+    return ring_lib.lay(jax.lax.dynamic_update_index_in_dim(ring, line, slot, 1)), came, gradient
 
   def settle(self, ring: Ring) -> Ring:
     """The ring behind all ticks, its lines back where they began."""
     extra, more = divmod(2 * (self.pipeline.stages - 1), ring.shape[1])
     lines = jnp.roll(ring[:, :more], extra + 1, 0), jnp.roll(ring[:, more:], extra, 0)
-    return pipeline_lib.lay(jnp.concatenate(lines, 1))
+    return ring_lib.lay(jnp.concatenate(lines, 1))
 
   def _runs(self, turn: jax.Array) -> jax.Array:
     return (turn >= 0) & (turn < self.pipeline.microbatches)  # not in the bubble
@@ -250,5 +251,5 @@ def _ends(
 
     return jax.lax.scan(piece, own, (x, targets))
 
-  (sums, gradient), dx = jax.vmap(stage, spmd_axis_name=pipeline_lib.AXIS)(own, parts, targets)
+  (sums, gradient), dx = jax.vmap(stage, spmd_axis_name=partitioning.STAGE_AXIS)(own, parts, targets)
   return (sums, gradient | {"kernel": partitioning.constrain(gradient["kernel"], *_HEAD)}), dx

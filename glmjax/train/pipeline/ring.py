@@ -1,7 +1,6 @@
-"""The layers laid over the mesh's `stage` axis, micro-batches flowing through them.
+"""Micro-batches flowing through the layers that lie over the mesh's `stage` axis.
 
-A stage holds one group of consecutive layers, or with more than one round every S-th group (a circular, or interleaved,
-schedule). Each tick all stages work at the same time, each on another micro-batch, and hand what they made to the next
+Each tick all stages work at the same time, each on another micro-batch, and hand what they made to the next
 stage: one vmap over the stages, one roll along them, which XLA compiles to a collective-permute. Embedding, final norm
 and head are computed by all stages, each for its share of the rows, so that the ends carry no more than the others.
 
@@ -12,150 +11,27 @@ so the results of one round are the inputs of the next, and those of the last ro
 B batch, L length, D model, S stages, K micro-batches, R rounds, J = K / S slots, G batch shards of the mesh, N layers.
 """
 
-import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterator
 from typing import Any
 
-from flax import linen as nn
 import jax
 from jax import ad_checkpoint
 import jax.numpy as jnp
 
-from glmjax import errors
-from glmjax import ranges
 from glmjax.models import config as config_lib
 from glmjax.models import glm
 from glmjax.models import layers as layers_lib
 from glmjax.models import rotary
 from glmjax.parallel import partitioning
-
-AXIS = "stage"  # of the mesh
-# 1f1b (models/one_f_one_b.py): training goes backward with a micro-batch as soon as it has come to the end. gpipe: once
-# all have.
-KINDS = ("1f1b", "gpipe")
+from glmjax.train import pipeline as pipeline_lib
 
 _INPUT = "layer_input"  # kept for backward, whatever is made again
 
 
-@dataclasses.dataclass(frozen=True)
-class Schedule:
-  """How the rows of a micro-batch of `loop.train` flow through the stages of the mesh."""
-
-  microbatches: int | None = None  # K, into which they are cut; None: one row of every batch shard at a time
-  rounds: int = 1  # R, times that a micro-batch goes around; more than one: circular, with a smaller bubble
-  kind: str = "1f1b"  # one of KINDS
-
-  def __post_init__(self) -> None:
-    ranges.choice("pipeline.Schedule.kind", self.kind, KINDS)
-    ranges.whole("pipeline.Schedule.rounds", self.rounds, 1)
-    if self.microbatches is not None:
-      ranges.whole("pipeline.Schedule.microbatches", self.microbatches, 1)
-    if self.kind == "1f1b" and self.rounds > 1:
-      raise errors.InputError(
-        f'pipeline.Schedule: 1f1b goes around once, rounds is {self.rounds}; use 1, or kind "gpipe"'
-      )
-
-
-@dataclasses.dataclass(frozen=True)
-class Pipeline:
-  """A schedule on the stages of one mesh, for one model."""
-
-  stages: int  # S
-  microbatches: int  # K
-  rounds: int  # R
-  num_layers: int  # N
-  kind: str  # one of KINDS
-
-  @property
-  def group(self) -> int:
-    """Layers of a stage in a round; the last groups may hold fewer, and compute as many all the same."""
-    return -(-self.num_layers // (self.stages * self.rounds))
-
-  @property
-  def ticks(self) -> int:
-    """How often all stages compute a group, for all micro-batches."""
-    return self.microbatches * self.rounds + self.stages - 1
-
-  @property
-  def bubble(self) -> float:
-    """Share of the ticks that a stage waits."""
-    return (self.stages - 1) / self.ticks
-
-  def order(self) -> list[int]:
-    """The layer at each place of the stacked weights in memory, stage by stage; N and more: room without a layer."""
-    return [
-      (r * self.stages + s) * self.group + j
-      for s in range(self.stages)
-      for r in range(self.rounds)
-      for j in range(self.group)
-    ]
-
-  def spread(self, a: jax.Array) -> jax.Array:
-    """Rows [B, ...] in the order in which `hidden` has them, each stage's share in one piece on it."""
-    shards = partitioning.parts("batch")
-    a = a.reshape(shards, self.stages, -1, *a.shape[1:]).swapaxes(0, 1).reshape(a.shape)
-    with rows_over_stages():
-      return partitioning.constrain(a, "batch", *[None] * (a.ndim - 1))
-
-  def to_ring(self, a: jax.Array) -> jax.Array:
-    """Spread rows as [S, J, B / K, ...]."""
-    shards, slots = partitioning.parts("batch"), self.microbatches // self.stages
-    a = a.reshape(self.stages, shards, slots, -1, *a.shape[1:]).swapaxes(1, 2)
-    return a.reshape(self.stages, slots, -1, *a.shape[4:])
-
-  def from_ring(self, a: jax.Array) -> jax.Array:
-    """The inverse of `to_ring`."""
-    shards, slots = partitioning.parts("batch"), self.microbatches // self.stages
-    a = a.reshape(self.stages, slots, shards, -1, *a.shape[3:]).swapaxes(1, 2)
-    return a.reshape(-1, *a.shape[4:])
-
-  def cut(self, a: jax.Array) -> jax.Array:
-    """Rows [B, ...] as micro-batches [K, B / K, ...], the same on all stages."""
-    shards = partitioning.parts("batch")
-    a = a.reshape(shards, self.microbatches, -1, *a.shape[1:]).swapaxes(0, 1)
-    a = a.reshape(self.microbatches, -1, *a.shape[3:])
-    return partitioning.constrain(a, None, "batch", *[None] * (a.ndim - 2))
-
-
-def make(schedule: Schedule, config: config_lib.GLMConfig, mesh: jax.sharding.Mesh, rows: int) -> Pipeline | None:
-  """The pipeline that `rows` rows at a time take on this mesh; None where it has one stage.
-
-  Raises:
-    errors.InputError: where rows or layers do not divide.
-  """
-  stages, shards = mesh.shape[AXIS], partitioning.batch_shards(mesh)
-  if stages == 1:
-    return None
-  count = schedule.microbatches or rows // shards
-  if count % stages or rows % (count * shards):
-    raise errors.InputError(
-      f"{rows} rows at a time, {count} pipeline micro-batches: these must be a multiple of the mesh's stage={stages},"
-      f" and the rows one of micro-batches x data x fsdp = {count * shards}; change micro_batch, or "
-      "pipeline.Schedule.microbatches"
-    )
-  found = Pipeline(stages, count, schedule.rounds, config.num_layers, schedule.kind)
-  if (stages * schedule.rounds - 1) * found.group >= config.num_layers:
-    raise errors.InputError(
-      f"num_layers {config.num_layers} in groups of {found.group} leaves some of stage={stages} x "
-      f"rounds={schedule.rounds} without a layer: choose stages and rounds whose product divides the layers"
-    )
-  return found
-
-
-@contextlib.contextmanager
-def rows_over_stages() -> Iterator[None]:
-  """Within it, rows are split over the stages too."""
-  extend = lambda axes: (AXIS, *((axes,) if isinstance(axes, str) else axes or ()))
-  rules = [(name, extend(axes) if name in ("batch", "groups") else axes) for name, axes in nn.get_logical_axis_rules()]
-  with nn.logical_axis_rules(rules):
-    yield
-
-
 def hidden(
   config: config_lib.GLMConfig,
-  pipeline: Pipeline,
+  pipeline: pipeline_lib.Pipeline,
   params: Any,
   tokens_BL: jax.Array,
   positions: jax.Array,
@@ -171,14 +47,14 @@ def hidden(
   """
   ring, features = enter(config, pipeline, params, tokens_BL, positions, start_BL, end_BL, rows_B, gradient_alpha, rng)
   x_BLD = pipeline.from_ring(_flow(config, pipeline, params["layers"], ring, features))
-  with rows_over_stages():
+  with partitioning.rows_over_stages():
     x_BLD = partitioning.constrain(x_BLD, "batch", "length", "act_embed")
     return glm.GLM(config).apply({"params": params}, x_BLD, method="finish")
 
 
 def enter(
   config: config_lib.GLMConfig,
-  pipeline: Pipeline,
+  pipeline: pipeline_lib.Pipeline,
   params: Any,
   tokens_BL: jax.Array,
   positions: jax.Array,
@@ -195,7 +71,7 @@ def enter(
   model = glm.GLM(config, deterministic=rng is None)
   rngs = None if rng is None else {"dropout": rng}
   spread = [pipeline.spread(a) for a in (tokens_BL, positions, rows_B)]
-  with rows_over_stages():
+  with partitioning.rows_over_stages():
     x_BLD, keys_B = model.apply({"params": params}, *spread[:2], gradient_alpha, spread[2], method="embed", rngs=rngs)
     # Its gradient too, or XLA gathers that over the stages.
     x_BLD = partitioning.constrain(x_BLD, "batch", "norm_length", "act_embed")
@@ -208,7 +84,11 @@ def enter(
 
 
 def _flow(
-  config: config_lib.GLMConfig, pipeline: Pipeline, weights: Any, ring: jax.Array, features: dict[str, jax.Array]
+  config: config_lib.GLMConfig,
+  pipeline: pipeline_lib.Pipeline,
+  weights: Any,
+  ring: jax.Array,
+  features: dict[str, jax.Array],
 ) -> jax.Array:
   """The ring [S, J, B / K, L, D] of micro-batches behind the last layer; `features` [K, B / K, ...] go with them."""
   stages, slots = pipeline.stages, pipeline.microbatches // pipeline.stages
@@ -221,7 +101,7 @@ def _flow(
     names = glm.KEPT if config.remat == "dots" else ()
     policy = jax.checkpoint_policies.save_only_these_names(_INPUT, *names)
     work = jax.checkpoint(work, policy=policy, prevent_cse=False)
-  work = jax.vmap(work, spmd_axis_name=AXIS)
+  work = jax.vmap(work, spmd_axis_name=partitioning.STAGE_AXIS)
 
   def tick(carry: tuple[jax.Array, jax.Array], t: jax.Array) -> tuple[tuple[jax.Array, jax.Array], None]:
     made, ring = carry
@@ -279,7 +159,7 @@ def where(stages: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
 
 def _stage(
   config: config_lib.GLMConfig,
-  pipeline: Pipeline,
+  pipeline: pipeline_lib.Pipeline,
   weights: Any,
   stage: jax.Array,
   turn: jax.Array,
@@ -294,7 +174,7 @@ def _stage(
 
 def layers(
   config: config_lib.GLMConfig,
-  pipeline: Pipeline,
+  pipeline: pipeline_lib.Pipeline,
   weights: Any,
   gradient: Any,
   group: jax.Array,

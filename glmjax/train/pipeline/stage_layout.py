@@ -16,9 +16,9 @@ import numpy as np
 import optax
 
 from glmjax.models import config as config_lib
-from glmjax.models import pipeline as pipeline_lib
 from glmjax.parallel import partitioning
 from glmjax.train import optimizer as optimizer_lib
+from glmjax.train import pipeline as pipeline_lib
 from glmjax.train import state as state_lib
 
 
@@ -74,7 +74,7 @@ def make(
   def lay(path: tuple[Any, ...], x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
     if not _is_layers(path, x):
       return x
-    spec = jax.sharding.PartitionSpec(pipeline_lib.AXIS, *x.sharding.spec[1:])
+    spec = jax.sharding.PartitionSpec(partitioning.STAGE_AXIS, *x.sharding.spec[1:])
     return jax.ShapeDtypeStruct((len(order), *x.shape[1:]), x.dtype, sharding=jax.sharding.NamedSharding(mesh, spec))
 
   stored = jax.tree_util.tree_map_with_path(lambda path, x: _across(x) if _is_layers(path, x) else x, plain)
@@ -91,8 +91,8 @@ def _across(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
   mesh, spec = x.sharding.mesh, list(x.sharding.spec) + [None] * (x.ndim - len(x.sharding.spec))
   for axis in range(1, x.ndim):
     taken = (spec[axis],) if isinstance(spec[axis], str) else tuple(spec[axis] or ())
-    if x.shape[axis] % (mesh.shape[pipeline_lib.AXIS] * int(np.prod([mesh.shape[name] for name in taken]))) == 0:
-      spec[axis] = (*taken, pipeline_lib.AXIS)
+    if x.shape[axis] % (mesh.shape[partitioning.STAGE_AXIS] * int(np.prod([mesh.shape[name] for name in taken]))) == 0:
+      spec[axis] = (*taken, partitioning.STAGE_AXIS)
       break
   sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec))
   return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
