@@ -27,10 +27,10 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 
 from glmjax.models import attention  # noqa: E402
-from glmjax.models import dropout as dropout_lib  # noqa: E402
+from glmjax.kernels import dropout as dropout_lib  # noqa: E402
 from glmjax.models import flash as flash_lib  # noqa: E402
-from glmjax.models import flash_gpu  # noqa: E402
-from glmjax.quantize import matmul_gpu  # noqa: E402
+from glmjax.kernels import flash_gpu  # noqa: E402
+from glmjax.kernels import matmul_gpu  # noqa: E402
 from glmjax.quantize import ops  # noqa: E402
 from glmjax.quantize import qarray  # noqa: E402
 

@@ -7,7 +7,7 @@ left padding. B batch, L query length, M key length, H heads, K head dimension.
 import jax
 import jax.numpy as jnp
 
-from glmjax.models import dropout as dropout_lib
+from glmjax.kernels import dropout as dropout_lib
 from glmjax.models import flash
 from glmjax.parallel import partitioning
 from glmjax.quantize import ops

@@ -11,9 +11,9 @@ from jax import ad_checkpoint
 import jax.numpy as jnp
 
 from glmjax import target
-from glmjax.models import dropout as dropout_lib
-from glmjax.models import flash_gpu
-from glmjax.models import flash_tpu
+from glmjax.kernels import dropout as dropout_lib
+from glmjax.kernels import flash_gpu
+from glmjax.kernels import flash_tpu
 from glmjax.parallel import partitioning
 
 # What remat="dots" keeps besides the projections' outputs, so that backward need not attend again.

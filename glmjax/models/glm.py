@@ -21,7 +21,7 @@ from jax import ad_checkpoint
 import jax.numpy as jnp
 
 from glmjax.models import attention
-from glmjax.models import dropout as dropout_lib
+from glmjax.kernels import dropout as dropout_lib
 from glmjax.models import config as config_lib
 from glmjax.models import flash
 from glmjax.models import geglu

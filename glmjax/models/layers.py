@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 
 from glmjax import target
-from glmjax.models import dropout as dropout_lib
+from glmjax.kernels import dropout as dropout_lib
 from glmjax.models import config as config_lib
-from glmjax.models import layer_norm_gpu
+from glmjax.kernels import layer_norm_gpu
 from glmjax.models import params as params_lib
 from glmjax.parallel import partitioning
 from glmjax.quantize import ops

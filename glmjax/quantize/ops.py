@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from glmjax import target
-from glmjax.quantize import matmul_gpu
+from glmjax.kernels import matmul_gpu
 from glmjax.quantize import qarray
 
 _BLOCK = 128  # inputs (INT4: bytes) at a time on a CPU; 64 to 256 are much alike

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from glmjax import target
-from glmjax.quantize import matmul_gpu
+from glmjax.kernels import matmul_gpu
 from glmjax.quantize import ops
 from glmjax.quantize import qarray
 

@@ -15,9 +15,9 @@ import jax
 from jax.experimental import pallas as pl
 import jax.numpy as jnp
 
-from glmjax.models import dropout as dropout_lib
-from glmjax.models import flash_blocks
-from glmjax.models.flash_blocks import LEAST, LOG2E, LOW, UNSEEN
+from glmjax.kernels import dropout as dropout_lib
+from glmjax.kernels import flash_blocks
+from glmjax.kernels.flash_blocks import LEAST, LOG2E, LOW, UNSEEN
 
 try:
   from jax.experimental.pallas import tpu

@@ -11,12 +11,12 @@ import pytest
 
 from glmjax import target
 from glmjax.models import attention
-from glmjax.models import dropout as dropout_lib
+from glmjax.kernels import dropout as dropout_lib
 from glmjax.models import config as config_lib
 from glmjax.models import flash
-from glmjax.models import flash_blocks
-from glmjax.models import flash_gpu
-from glmjax.models import flash_tpu
+from glmjax.kernels import flash_blocks
+from glmjax.kernels import flash_gpu
+from glmjax.kernels import flash_tpu
 from glmjax.models import glm
 from glmjax.parallel import collectives
 from glmjax.parallel import mesh as mesh_lib

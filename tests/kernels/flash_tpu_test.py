@@ -10,7 +10,7 @@ PYTHON = os.environ.get("GLMJAX_PLAN_PYTHON", sys.executable)  # of an environme
 CODE = """
 import jax, jax.numpy as jnp
 from glmjax.models import attention
-from glmjax.models import dropout as dropout_lib
+from glmjax.kernels import dropout as dropout_lib
 from glmjax.parallel import mesh as mesh_lib, partitioning
 from glmjax.plan import devices, targets
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from glmjax.models import layer_norm_gpu
+from glmjax.kernels import layer_norm_gpu
 from glmjax.models import layers
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from glmjax import errors
 from glmjax.models import attention
-from glmjax.models import dropout as dropout_lib
+from glmjax.kernels import dropout as dropout_lib
 from glmjax.models import config
 
 ROWS, HEADS, LENGTH, KEYS = 4, 4, 128, 192

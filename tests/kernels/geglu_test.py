@@ -9,7 +9,8 @@ import pytest
 
 from glmjax import target
 from glmjax.models import geglu
-from glmjax.models import layer_norm_gpu
+from glmjax.kernels import geglu_gpu
+from glmjax.kernels import layer_norm_gpu
 from glmjax.models import layers
 from glmjax.parallel import mesh as mesh_lib
 from glmjax.parallel import partitioning
@@ -45,7 +46,7 @@ def test_kernel_equals_plain_form(dtype: str) -> None:
   d = (g.astype(jnp.float32) @ kernel.T).astype(dtype)
   wide = jnp.linspace(-40, 40, hidden[:, :, 1].size).reshape(hidden[:, :, 1].shape).astype(dtype)
   for inputs in (hidden, hidden.at[:, :, 1].set(wide)):
-    *got, sums = geglu.kernel_gradient(inputs, bias, d, interpret=True)
+    *got, sums = geglu_gpu.gradient(inputs, bias, d, interpret=True)
     assert sums.shape == (2, 2, 2, 128)
     for made, want in zip((*got, sums.sum((0, 1))), geglu.gradient(inputs, bias, d)):
       assert made.dtype == want.dtype
@@ -69,7 +70,7 @@ def test_kernels_on_a_mesh(monkeypatch) -> None:
   backward = lambda x, scale: jax.vjp(norm, x, scale)[1](d)
   want = *geglu.gradient(hidden, bias, d), *backward(x, scale)
   monkeypatch.setattr(target, "runs_triton", lambda: True)
-  for module, name in ((geglu, "kernel_gradient"), (layer_norm_gpu, "backward")):
+  for module, name in ((geglu_gpu, "gradient"), (layer_norm_gpu, "backward")):
     monkeypatch.setattr(module, name, functools.partial(getattr(module, name), interpret=True))
   assert geglu._fits(d) and layers._kernel_fits(x)  # pylint: disable=protected-access
   mesh = mesh_lib.make_mesh(mesh_lib.MeshConfig(data=2, context=2, tensor=2), jax.devices()[:8])

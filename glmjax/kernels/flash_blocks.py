@@ -8,7 +8,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from glmjax.models import dropout as dropout_lib
+from glmjax.kernels import dropout as dropout_lib
 
 LOG2E = math.log2(math.e)
 LOW = -1e30  # below every score that a query sees; finite, so that it minus itself is 0
