@@ -200,7 +200,9 @@ def train(case: Train) -> dict[str, Any]:
     workload.optimizer.make(),
     mesh_lib.make_mesh(mesh_lib.MeshConfig(data=1), jax.devices()[:1]),
   )
-  layout = feed.Layout.make(mesh, partitioning.FSDP, case.rows, case.micro, length, 1, config.vocab_size)
+  layout = feed.Layout.make(
+    mesh, partitioning.FSDP, case.rows, case.micro, length, config.position_kind, config.vocab_size
+  )
   batch = layout.put(random_rows(case.rows, length, config.vocab_size))
   program = workload.program(config, mesh)
   compiled, seconds = timed(lambda: program.traced.lower().compile())

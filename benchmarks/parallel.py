@@ -133,7 +133,9 @@ class Step:
     self.mesh = mesh_lib.make_mesh(sizes, jax.devices()[: int(np.prod(dataclasses.astuple(sizes)))])
     self.rules, self.optimizer = partitioning.strategy(case.strategy), optimizer_lib.AdamW()
     self.tx, self.config = self.optimizer.make(), config
-    self.layout = feed.Layout.make(self.mesh, self.rules, rows, micro_batch, length, 1, config.vocab_size)
+    self.layout = feed.Layout.make(
+      self.mesh, self.rules, rows, micro_batch, length, config.position_kind, config.vocab_size
+    )
     self.pipeline = pipeline_lib.make(case.schedule, config, self.mesh, self.layout.rows)
     self.stages = stage_layout.make(config, self.tx, self.mesh, self.rules, self.pipeline)
 

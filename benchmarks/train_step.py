@@ -104,7 +104,7 @@ def prepare(dtype: str) -> tuple[Callable[[], float], float]:
   config = dataclasses.replace(CONFIG, dtype=dtype)
   optimizer = optimizer_lib.AdamW()
   tx, mesh = optimizer.make(), mesh_lib.make_mesh(mesh_lib.MeshConfig(data=1), jax.devices()[:1])
-  layout = feed.Layout.make(mesh, partitioning.FSDP, BATCH, None, LENGTH, 1, config.vocab_size)
+  layout = feed.Layout.make(mesh, partitioning.FSDP, BATCH, None, LENGTH, config.position_kind, config.vocab_size)
   batch = layout.put(rows())
   with partitioning.use(mesh):
     abstract = state_lib.abstract(config, tx, mesh)

@@ -9,9 +9,18 @@
 
 from collections.abc import Sequence
 import dataclasses
+import enum
 from typing import Any
 
 from glmjax import tokens as tokens_lib
+
+
+class Counting(enum.Enum):
+  """How the one number of a token goes on in what is to be predicted, where a model takes one."""
+
+  AT_MASK = "at_mask"  # stays at the mask's place
+  FROM_MASK = "from_mask"  # begins there, and goes on
+  ON = "on"  # goes on from the token before
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +48,16 @@ class Positions:
   def of_model(self, numbers: Any, axis: int = -2) -> Any:
     """[..., 2, L] (the two at `axis`) as the model takes it: [..., L], or as it is."""
     return numbers.take(0, axis) if self.axes == 1 else numbers
+
+  def of_sample(self, numbers: Any, places: Any, counting: Counting) -> Any:
+    """What a model is trained with, [L] or [2, L], from a sample's numbers [2, L] and places 0, 1, ... [L]."""
+    if self.axes == 2:
+      return numbers
+    if counting is Counting.AT_MASK:
+      return numbers[0]
+    if counting is Counting.FROM_MASK:
+      return numbers[0] + (numbers[1] - 1).clip(0)
+    return places
 
   def frame(self, tokens: Sequence[int], specials: tokens_lib.SpecialTokens) -> list[int]:
     """Returns a user's tokens with what the original code puts around them; without a mask, [gMASK] at the end."""

@@ -57,7 +57,9 @@ def test_losses_norms_and_final_parameters(sizes: dict[str, int], micro_batches:
   sizes = {"data": 1} | sizes
   mesh = mesh_lib.make_mesh(mesh_lib.MeshConfig(**sizes), jax.devices()[: math.prod(sizes.values())])
   rows, length = described["rows"], described["length"]
-  layout = feed.Layout.make(mesh, partitioning.FSDP, rows, rows // micro_batches, length, 1, config.vocab_size)
+  layout = feed.Layout.make(
+    mesh, partitioning.FSDP, rows, rows // micro_batches, length, config.position_kind, config.vocab_size
+  )
   losses, norms = [], []
   with partitioning.use(mesh, partitioning.FSDP):
     abstract = state_lib.abstract(config, tx, mesh)

@@ -85,7 +85,7 @@ def first_state(config: config_lib.GLMConfig) -> state_lib.TrainState:
 @functools.cache
 def run(case: Case) -> Step:
   rules, stages = partitioning.STRATEGIES[case.strategy], case.stages
-  layout = feed.Layout.make(case.mesh, rules, MICRO * ROWS, ROWS, LENGTH, 1, CONFIG.vocab_size)
+  layout = feed.Layout.make(case.mesh, rules, MICRO * ROWS, ROWS, LENGTH, CONFIG.position_kind, CONFIG.vocab_size)
   recipe = step_lib.Recipe(OPTIMIZER, schedules.Constant(1e-2), schedules.Constant(0.5))
   objective = step_lib.Objective(case.config, chunk=case.chunk, pipeline=case.pipeline)
   state = jax.device_put(first_state(case.config), jax.tree.map(lambda x: x.sharding, stages.stored))

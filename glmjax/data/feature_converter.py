@@ -15,21 +15,13 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
+from glmjax import batch as batch_lib
 from glmjax import errors
 from glmjax import tokenizer
 from glmjax.data import rows
 from glmjax.data import sampler
 
 TASK_FEATURES = ("text", "inputs", "targets")
-_FEATURE_DTYPES = {
-  "tokens": tf.int32,
-  "targets": tf.int32,
-  "loss_weights": tf.float32,
-  "positions": tf.int32,
-  "attend_start": tf.int32,
-  "attend_end": tf.int32,
-  "objective": tf.int32,
-}
 
 
 class GLMFeatureConverter(seqio.FeatureConverter):
@@ -44,10 +36,15 @@ class GLMFeatureConverter(seqio.FeatureConverter):
   PACKING_FEATURE_DTYPES = {}
 
   def __init__(self, infilling: rows.BlankInfilling, seed: int = 0) -> None:
-    spec = seqio.FeatureConverter.FeatureSpec
-    self.MODEL_FEATURES = {name: spec(dtype) for name, dtype in _FEATURE_DTYPES.items()}
-    if infilling.positions != "rotary":
-      self.MODEL_FEATURES["positions"] = spec(tf.int32, rank=2, sequence_dim=1)
+    self._shapes = {
+      feature.name: feature.row_shape(infilling.seq_length, infilling.position_kind) for feature in batch_lib.FEATURES
+    }
+    self.MODEL_FEATURES = {
+      feature.name: seqio.FeatureConverter.FeatureSpec(
+        tf.as_dtype(feature.dtype), rank=len(shape), sequence_dim=len(shape) - 1
+      )
+      for feature, shape in zip(batch_lib.FEATURES, self._shapes.values())
+    }
     self._infilling = infilling
     self._seed = seed
     super().__init__(pack=False, apply_length_check=False)  # shapes are static; tracing it takes seconds
@@ -59,7 +56,7 @@ class GLMFeatureConverter(seqio.FeatureConverter):
     return {"text": self._infilling.window_length, "inputs": length, "targets": length}
 
   def get_model_feature_lengths(self, task_feature_lengths: Mapping[str, int]) -> dict[str, int]:
-    return dict.fromkeys(_FEATURE_DTYPES, self._infilling.seq_length)
+    return dict.fromkeys(batch_lib.NAMES, self._infilling.seq_length)
 
   def _convert_features(self, ds: tf.data.Dataset, task_feature_lengths: Mapping[str, int]) -> tf.data.Dataset:
     empty = tf.zeros([0], tf.int32)
@@ -75,14 +72,15 @@ class GLMFeatureConverter(seqio.FeatureConverter):
     """Takes in an example; gives out the rows, none or one, that it completes."""
     arguments = [*state, *(example[name] for name in TASK_FEATURES)]
     results = tf.numpy_function(
-      self._absorb_arrays, arguments, [tf.int64, tf.int32, tf.int32, *_FEATURE_DTYPES.values()]
+      self._absorb_arrays,
+      arguments,
+      [tf.int64, tf.int32, tf.int32, *(spec.dtype for spec in self.MODEL_FEATURES.values())],
     )
     index, lengths, pending = results[:3]
-    features = dict(zip(_FEATURE_DTYPES, results[3:], strict=True))
-    length = self._infilling.seq_length
-    for name, spec in self.MODEL_FEATURES.items():
-      shape = [None, length] if spec.rank == 1 else [None, 2, length]
-      features[name] = tf.ensure_shape(features[name], shape)
+    features = {
+      name: tf.ensure_shape(array, [None, *shape])
+      for (name, shape), array in zip(self._shapes.items(), results[3:], strict=True)
+    }
     state = tf.ensure_shape(index, []), tf.ensure_shape(lengths, [None, 2]), tf.ensure_shape(pending, [None])
     return state, features
 
@@ -106,13 +104,11 @@ class GLMFeatureConverter(seqio.FeatureConverter):
       pending = np.concatenate([pending, inputs, targets])
     elif is_text:
       made.append(self._infilling.text_row(text, self._seed, int(index)))
-    shape = {
-      name: (0, self._infilling.seq_length) if spec.rank == 1 else (0, 2, self._infilling.seq_length)
-      for name, spec in self.MODEL_FEATURES.items()
-    }
     features = [
-      np.stack([row[name] for row in made]) if made else np.zeros(shape[name], dtype.as_numpy_dtype)
-      for name, dtype in _FEATURE_DTYPES.items()
+      np.stack([row[feature.name] for row in made])
+      if made
+      else np.zeros((0, *self._shapes[feature.name]), feature.dtype)
+      for feature in batch_lib.FEATURES
     ]
     return [np.int64(index + len(made)), lengths, pending, *features]
 
@@ -256,7 +252,7 @@ class SeqioMixture:
           streams[name], places[name] = self._rows(name), 0
         batch.append(self._advance(streams[name], name, place - places[name]))
         places[name] = place + 1
-      yield {feature: np.stack([row[feature] for row in batch]) for feature in _FEATURE_DTYPES}
+      yield {feature: np.stack([row[feature] for row in batch]) for feature in batch_lib.NAMES}
 
   def _rows(self, name: str, shuffle: bool = True) -> Iterator[rows.Row]:
     """All rows of a task, epoch after epoch, each shuffled in its own way."""

@@ -14,11 +14,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from glmjax import positions as positions_lib
 from glmjax import tokens as tokens_lib
 from glmjax.data import rows, spans
 from glmjax.errors import InputError
 
 _ATTEMPTS = 20  # to place the spans of a row, before it becomes a [gMASK] continuation
+_POSITIONS = positions_lib.LEARNED_2D
 _MIN_LENGTH = 64  # places; short sequences start at 32 tokens
 
 
@@ -92,8 +94,8 @@ class BlockStrategy:
     ends = np.cumsum([len(b.sample.tokens) for b in built])
     built = built[: np.searchsorted(ends, self.seq_length, side="right")]
     samples = [b.sample for b in built]
-    positions = [np.stack([sample.positions, sample.block_positions]) for sample in samples]
-    row = rows.pack(samples, positions, objective, self.seq_length, self.specials.pad)
+    row = rows.pack(samples, _POSITIONS, positions_lib.Counting.AT_MASK, self.seq_length, self.specials.pad)
+    row["objective"][:] = objective
     weights = np.concatenate([b.loss_weights for b in built])
     row["loss_weights"][: len(weights)] = weights
     return row
@@ -276,7 +278,7 @@ class BlockStrategy:
   @functools.cached_property
   def _instructions(self) -> rows.BlankInfilling:
     return rows.BlankInfilling(
-      self.seq_length, self.specials, positions="learned_2d", samples_per_sequence=1, packing="greedy"
+      self.seq_length, self.specials, positions=_POSITIONS.name, samples_per_sequence=1, packing="greedy"
     )
 
   @functools.cached_property

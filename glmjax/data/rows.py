@@ -11,13 +11,14 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from glmjax import batch
+from glmjax import positions as positions_lib
 from glmjax import tokens as tokens_lib
 from glmjax.data import spans
 from glmjax.errors import InputError
 
 Row = dict[str, np.ndarray]
 
-POSITIONS = ("rotary", "rotary_2d", "learned_2d")
 PACKINGS = ("fixed", "greedy")
 INSTRUCTION_POSITIONS = ("running", "unified")
 INSTRUCTION_MASKS = ("mask", "gmask")
@@ -33,7 +34,7 @@ class BlankInfilling:
 
   seq_length: int  # places in a row
   specials: tokens_lib.SpecialTokens
-  positions: str = "rotary"  # one of POSITIONS
+  positions: str = "rotary"  # a name of positions.KINDS
   gmask_rate: float = 0.7  # share of text rows with [gMASK], the others have [MASK]; table 11
   gmask_min_ratio: float = 0.2  # shortest [gMASK] target as a share of the text; table 11
   mask_ratio: float = 0.15  # spans are drawn until they hold this share of the text; table 11
@@ -51,7 +52,7 @@ class BlankInfilling:
 
   def __post_init__(self) -> None:
     for name, allowed in (
-      ("positions", POSITIONS),
+      ("positions", tuple(positions_lib.KINDS)),
       ("packing", PACKINGS),
       ("instruction_positions", INSTRUCTION_POSITIONS),
       ("instruction_mask", INSTRUCTION_MASKS),
@@ -71,6 +72,11 @@ class BlankInfilling:
         f"BlankInfilling: {self.samples_per_sequence} samples do not fit in seq_length {self.seq_length}: "
         f"each needs {_MIN_SLOT} places, so use a longer sequence or fewer samples_per_sequence"
       )
+
+  @property
+  def position_kind(self) -> positions_lib.Positions:
+    """How tokens are numbered."""
+    return positions_lib.KINDS[self.positions]
 
   @property
   def slot_length(self) -> int:
@@ -121,8 +127,9 @@ class BlankInfilling:
   def pack(self, samples: Sequence[spans.Sample], objective: int) -> Row:
     """Lays samples side by side, each seeing itself alone; the rest of the row is padding."""
     slot = self.slot_length if self.packing == "fixed" and len(samples) > 1 else 0
-    positions = [self._positions(sample, objective) for sample in samples]
-    return pack(samples, positions, objective, self.seq_length, self.specials.pad, slot)
+    row = pack(samples, self.position_kind, self._counting(objective), self.seq_length, self.specials.pad, slot)
+    row["objective"][:] = objective
+    return row
 
   @property
   def _truncated_text_length(self) -> int:
@@ -143,14 +150,12 @@ class BlankInfilling:
     assert 2 <= len(tokens) <= self.window_length, f"{len(tokens)} tokens, window {self.window_length}"
     return np.asarray(tokens, np.int32)
 
-  def _positions(self, sample: spans.Sample, objective: int) -> np.ndarray:
-    if self.positions != "rotary":
-      return np.stack([sample.positions, sample.block_positions])
+  def _counting(self, objective: int) -> positions_lib.Counting:
     if objective == tokens_lib.OBJECTIVE_MASK:
-      return sample.positions
+      return positions_lib.Counting.AT_MASK
     if objective == tokens_lib.OBJECTIVE_INSTRUCTION and self.instruction_positions == "unified":
-      return sample.positions + np.maximum(sample.block_positions - 1, 0)
-    return np.arange(len(sample.tokens))
+      return positions_lib.Counting.FROM_MASK
+    return positions_lib.Counting.ON
 
   def _cut_instruction(self, n_inputs: int, n_targets: int) -> tuple[int, int]:
     """How many input and target tokens are kept: inputs give way first, down to their minimum."""
@@ -216,29 +221,31 @@ class BlankInfilling:
 
 
 def pack(
-  samples: Sequence[spans.Sample], positions: Sequence[np.ndarray], objective: int, length: int, pad: int, slot: int = 0
+  samples: Sequence[spans.Sample],
+  kind: positions_lib.Positions,
+  counting: positions_lib.Counting,
+  length: int,
+  pad: int,
+  slot: int = 0,
 ) -> Row:
-  """A row of samples side by side, `slot` places from start to start, or each right after the last if 0."""
+  """A row of samples side by side, `slot` places from start to start, or each right after the last if 0.
+
+  Its objective is left at 0.
+  """
   assert samples
-  places = np.arange(length, dtype=np.int32)
-  row = {
-    "tokens": np.full(length, pad, np.int32),
-    "targets": np.full(length, pad, np.int32),
-    "loss_weights": np.zeros(length, np.float32),
-    "positions": np.zeros((*positions[0].shape[:-1], length), np.int32),
-    "attend_start": places,
-    "attend_end": places + 1,  # right for padding and for targets
-    "objective": np.full(length, objective, np.int32),
-  }
+  places = np.arange(length)
+  row = {feature.name: feature.padding(1, length, kind)[0] for feature in batch.FEATURES}
+  row["tokens"][:] = row["targets"][:] = pad
   end = 0
   for i, sample in enumerate(samples):
     start = i * slot if slot else end
     end, context_end = start + len(sample.tokens), start + sample.context_length
     assert end <= length, f"samples need {end} places or more, the row has {length}"
+    numbers = np.stack([sample.positions, sample.block_positions])
     row["tokens"][start:end] = sample.tokens
     row["targets"][start:end] = sample.targets
     row["loss_weights"][context_end:end] = 1
-    row["positions"][..., start:end] = positions[i]
+    row["positions"][..., start:end] = kind.of_sample(numbers, places[: end - start], counting)
     row["attend_start"][start:end] = start
     row["attend_end"][start:context_end] = context_end
   return row

@@ -66,7 +66,7 @@ class Train:
     """The trainer's step under jit, as glmjax.train.loop compiles it."""
     rules = partitioning.strategy(self.strategy)
     layout = feed.Layout.make(
-      mesh, rules, self.batch_size, self.micro_batch, self.length, config.position_kind.axes, config.vocab_size
+      mesh, rules, self.batch_size, self.micro_batch, self.length, config.position_kind, config.vocab_size
     )
     tx, number = self.optimizer.make(), jax.ShapeDtypeStruct((), jnp.uint32, sharding=_replicated(mesh))
     objective = step_lib.Objective(

@@ -151,6 +151,6 @@ def _norm(key: str, name: str, size: int) -> list[Entry]:
 
 def inv_freq(config: config_lib.GLMConfig) -> np.ndarray:
   """The rotary frequencies that every layer's files repeat; ChatGLM-6B's are of half a head."""
-  size = config.head_dim // (2 if config.positions == "rotary_2d" else 1)
+  size = config.head_dim // max(1, config.position_kind.rotary_parts)
   exponents = np.arange(0, size, 2, dtype=np.float32) / np.float32(size)
   return (np.float32(1.0) / np.float32(config.rotary_base) ** exponents).astype(np.float16)

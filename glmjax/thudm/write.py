@@ -139,7 +139,7 @@ def items_of(family: str, content: export.ExportSource) -> list[Item]:
     items += _items_of_entry(entry, layer, weight, content)
   if model.prefix_length:
     items.append(_prefix_item([weights[name] for name in prefix_lib.NAMES], content))
-  if model.positions != "learned_2d":
+  if model.position_kind.rotary_parts:
     frequencies = layouts.inv_freq(model)
     for i in range(model.num_layers):
       items.append(Item(layouts.INV_FREQ.format(i), frequencies.dtype, frequencies.shape, lambda: iter([frequencies])))
@@ -408,7 +408,7 @@ def random_items(
       [(np.random.default_rng([seed, *key.encode()]).uniform(0.5, 1, shape) * step).astype(np.float16)]
     )
     items.append(Item(key + "_scale", np.dtype(np.float16), shape, scales, split, entry.groups))
-  if model.positions != "learned_2d":
+  if model.position_kind.rotary_parts:
     frequencies = layouts.inv_freq(model)
     items += [
       Item(layouts.INV_FREQ.format(i), frequencies.dtype, frequencies.shape, lambda: iter([frequencies]))

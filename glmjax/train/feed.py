@@ -11,24 +11,15 @@ from typing import NamedTuple, Protocol
 import jax
 import numpy as np
 
+from glmjax import batch as batch_lib
 from glmjax import errors
+from glmjax import positions as positions_lib
 from glmjax.parallel import partitioning
 from glmjax.train import losses
 from glmjax.train import step as step_lib
 
 HostBatch = dict[str, np.ndarray]
 Plan = Iterator[tuple[int, int]]
-
-_DTYPES = {
-  "tokens": np.int32,
-  "targets": np.int32,
-  "loss_weights": np.float32,
-  "positions": np.int32,
-  "attend_start": np.int32,
-  "attend_end": np.int32,
-  "objective": np.int32,
-}
-_ROWS = "rows"  # int32 [num_micro, rows]: the rows' numbers in the step's batch, by which dropout draws; made here
 
 
 class DataSource(Protocol):
@@ -53,7 +44,7 @@ class Layout:
   num_micro: int
   rows: int  # of a micro-batch, over all hosts
   length: int
-  position_axes: int  # 1, or 2 where positions are [B, 2, L]
+  positions: positions_lib.Positions
   vocab_size: int
   num_positions: int | None = None  # rows of the position tables; None: the model has none
 
@@ -65,7 +56,7 @@ class Layout:
     batch: int,
     micro_batch: int | None,
     length: int,
-    position_axes: int,
+    positions: positions_lib.Positions,
     vocab_size: int,
     num_positions: int | None = None,
   ) -> "Layout":
@@ -86,7 +77,7 @@ class Layout:
       raise errors.InputError(
         f"rows of {length} tokens do not divide over the mesh's context={mesh.shape['context']}: change either"
       )
-    return cls(mesh, rules, -(-batch // rows), rows, length, position_axes, vocab_size, num_positions)
+    return cls(mesh, rules, -(-batch // rows), rows, length, positions, vocab_size, num_positions)
 
   @functools.cached_property
   def part(self) -> tuple[int, int]:
@@ -95,7 +86,9 @@ class Layout:
     Raises:
       errors.InputError: when its devices hold no such part.
     """
-    indices = self.sharding("tokens").addressable_devices_indices_map((self.num_micro, self.rows, self.length))
+    indices = self.sharding(batch_lib.FEATURES[0]).addressable_devices_indices_map(
+      (self.num_micro, self.rows, self.length)
+    )
     spans = {index[1].indices(self.rows)[:2] for index in indices.values()}
     first, last = min(start for start, _ in spans), max(stop for _, stop in spans)
     size = last - first
@@ -116,26 +109,31 @@ class Layout:
           f"hosts read of it: use multiples of {count}, or a mesh with fewer batch shards"
         )
 
-  def sharding(self, feature: str) -> jax.sharding.NamedSharding:
+  def sharding(self, feature: batch_lib.Feature) -> jax.sharding.NamedSharding:
     """Of one feature on the devices."""
-    axes = (None, "batch", None, "length") if self._is_wide(feature) else (None, "batch", "length")
-    if feature == _ROWS:
-      axes = axes[:2]
-    return partitioning.named(self.mesh, self.rules, *axes)
+    axes: tuple[str | None, ...] = (None,) * len(self._row_shape(feature))
+    return partitioning.named(self.mesh, self.rules, None, "batch", *axes[:-1], *(["length"] if axes else []))
 
   def abstract(self) -> step_lib.Batch:
     """Shapes and shardings of a batch on the devices."""
-    dtypes = _DTYPES | {_ROWS: np.int32}
     return {
-      feature: jax.ShapeDtypeStruct(
-        (self.num_micro, self.rows, *self._row_shape(feature)), dtype, sharding=self.sharding(feature)
+      feature.name: jax.ShapeDtypeStruct(
+        (self.num_micro, self.rows, *self._row_shape(feature)), feature.dtype, sharding=self.sharding(feature)
       )
-      for feature, dtype in dtypes.items()
+      for feature in (*batch_lib.FEATURES, batch_lib.ROWS)
     }
 
   def put(self, host: HostBatch) -> step_lib.Batch:
     """This host's rows, filled up with rows without loss, on the devices."""
-    return {feature: self._put(feature, host) for feature in (*_DTYPES, _ROWS)}
+    index, parts = self.part
+    local_rows = self.rows // parts
+    numbers = self.row_numbers(len(host["tokens"]) * parts)[:, index * local_rows : (index + 1) * local_rows]
+    put = {}
+    for feature in batch_lib.FEATURES:
+      array = feature.padding(self.num_micro * local_rows, self.length, self.positions)
+      array[: len(host[feature.name])] = host[feature.name]
+      put[feature.name] = self._to_devices(feature, array.reshape(self.num_micro, local_rows, *array.shape[1:]))
+    return put | {batch_lib.ROWS.name: self._to_devices(batch_lib.ROWS, numbers)}
 
   def row_numbers(self, size: int) -> np.ndarray:
     """Numbers, in a batch of `size` rows, of the rows of all micro-batches [num_micro, rows]; more where none is.
@@ -150,50 +148,31 @@ class Layout:
 
   def check(self, host: HostBatch, first: int, size: int) -> None:
     """Raises InputError where a batch is not what the model takes."""
-    for feature in _DTYPES:
+    for feature in batch_lib.FEATURES:
       wanted = (size // self.part[1], *self._row_shape(feature))
-      found = host[feature].shape if feature in host else None
+      found = host[feature.name].shape if feature.name in host else None
       if found != wanted:
         raise errors.InputError(
-          f"data: {feature} of samples {first} to {first + size - 1} has shape {found}, the "
+          f"data: {feature.name} of samples {first} to {first + size - 1} has shape {found}, the "
           f"model takes {wanted}: use a source with the model's positions and sequence length"
         )
-    for feature, what, end, advice in (
+    for name, what, end, advice in (
       ("tokens", "token", self.vocab_size, "vocab_size {}: use the tokenizer's vocab_size or more"),
       ("targets", "token", self.vocab_size, "vocab_size {}: use the tokenizer's vocab_size or more"),
       ("objective", "objective", losses.NUM_OBJECTIVES, "{} (tokens.OBJECTIVES): mend the source"),
       ("positions", "position", self.num_positions, "{} (max_length + 1): use a larger max_length"),
     ):
-      low, high = int(host[feature].min()), int(host[feature].max())
+      low, high = int(host[name].min()), int(host[name].max())
       if end is not None and (low < 0 or high >= end):
         raise errors.InputError(
           f"data: samples {first} to {first + size - 1} hold {what} {high if low >= 0 else low}, "
           f"the model has {advice.format(end)}"
         )
 
-  def _is_wide(self, feature: str) -> bool:
-    return feature == "positions" and self.position_axes == 2
+  def _row_shape(self, feature: batch_lib.Feature) -> tuple[int, ...]:
+    return feature.row_shape(self.length, self.positions)
 
-  def _row_shape(self, feature: str) -> tuple[int, ...]:
-    if feature == _ROWS:
-      return ()
-    return (2, self.length) if self._is_wide(feature) else (self.length,)
-
-  def _put(self, feature: str, host: HostBatch) -> jax.Array:
-    index, parts = self.part
-    local_rows = self.rows // parts
-    if feature == _ROWS:
-      array = self.row_numbers(len(host["tokens"]) * parts)[:, index * local_rows : (index + 1) * local_rows]
-      return self._to_devices(feature, array)
-    array = np.zeros((self.num_micro * local_rows, *self._row_shape(feature)), _DTYPES[feature])
-    if feature == "attend_end":
-      array[:] = np.arange(1, self.length + 1)
-    elif feature == "attend_start":
-      array[:] = np.arange(self.length)
-    array[: len(host[feature])] = host[feature]
-    return self._to_devices(feature, array.reshape(self.num_micro, local_rows, *array.shape[1:]))
-
-  def _to_devices(self, feature: str, array: np.ndarray) -> jax.Array:
+  def _to_devices(self, feature: batch_lib.Feature, array: np.ndarray) -> jax.Array:
     """This host's part of a feature, [num_micro, its rows, ...], on the devices."""
     return jax.make_array_from_process_local_data(
       self.sharding(feature), np.ascontiguousarray(array), (self.num_micro, self.rows, *array.shape[2:])

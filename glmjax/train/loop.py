@@ -213,7 +213,7 @@ def _layout(
     batches.size,
     micro_batch,
     data.seq_length,
-    model.position_kind.axes,
+    model.position_kind,
     model.vocab_size,
     None if model.position_kind.rotary_parts else model.max_length + 1,
   )

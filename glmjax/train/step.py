@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from glmjax import batch as batch_lib
 from glmjax.models import config as config_lib
 from glmjax.models import glm
 from glmjax.models import params as params_lib
@@ -33,8 +34,6 @@ Metrics = dict[str, jax.Array]
 # "rows" is GLM-130B's: its micro-batches of one row (paper, table 11) were averaged first, so that [MASK] rows, which
 # predict few tokens, counted as much as [gMASK] rows.
 MEANS = ("tokens", "rows")
-_INPUTS = ("tokens", "positions", "attend_start", "attend_end", "rows")
-_TARGETS = ("targets", "loss_weights", "objective")
 
 
 @jax.tree_util.register_dataclass
@@ -93,10 +92,10 @@ class Objective:
     """The loss of a batch [B, L], to be differentiated, and its sums; with an rng, dropout is on."""
     kernel_DV = glm.GLM(self.config).apply({"params": params}, alpha, method="head_kernel")
     loss = lambda x_BLD, *features: losses.chunked(kernel_DV, x_BLD, *features, self.chunk)
-    features = [batch[name] for name in _TARGETS]
+    features = [batch[name] for name in batch_lib.TARGETS]
     if self.pipeline is None:
       return loss(self.hidden(params, batch, alpha, rng)[0], *features)
-    inputs = (batch[name] for name in _INPUTS)
+    inputs = (batch[name] for name in batch_lib.INPUTS)
     x_BLD = ring.hidden(self.config, self.pipeline, params, *inputs, alpha, rng)
     features = [self.pipeline.spread(feature) for feature in features]
     with partitioning.rows_over_stages():
@@ -116,7 +115,7 @@ class Objective:
     into: tuple[losses.Sums, Any],
   ) -> tuple[losses.Sums, Any]:
     """`into` and, added to it, the sums of a batch [B, L] and the gradient of factor x the summed loss, by 1F1B."""
-    inputs, targets = ([batch[name] for name in names] for names in (_INPUTS, _TARGETS))
+    inputs, targets = ([batch[name] for name in names] for names in (batch_lib.INPUTS, batch_lib.TARGETS))
 
     def loss(logits_BLV: jax.Array, targets: list[jax.Array]) -> tuple[jax.Array, losses.Sums]:
       sums = losses.by_objective(losses.cross_entropy(logits_BLV, targets[0]), *targets[1:])

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from glmjax import errors
+from glmjax import positions
 from glmjax import tokens as tokens_lib
 from glmjax.data import glm10b, rows
 
@@ -96,7 +97,7 @@ def test_mask_rows_are_full(length: int, samples: int) -> None:
 
 
 @pytest.mark.parametrize("length", [16, 128, 2048])
-@pytest.mark.parametrize("kind", rows.POSITIONS)
+@pytest.mark.parametrize("kind", positions.KINDS)
 def test_gmask_rows(length: int, kind: str) -> None:
   config = rows.BlankInfilling(length, SPECIALS, positions=kind, samples_per_sequence=1)
   window = make_window(config)

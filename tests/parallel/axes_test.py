@@ -97,7 +97,7 @@ def run(strategy: str, sizes: tuple[tuple[str, int], ...]) -> Step:
   optimizer = dataclasses.replace(OPTIMIZER, epsilon=ADAM_EPSILON)
   tx = optimizer.make()
   recipe = step_lib.Recipe(optimizer, schedules.Constant(1e-2), schedules.Constant(0.5))
-  layout = feed.Layout.make(mesh, rules, MICRO * ROWS, ROWS, LENGTH, 1, CONFIG.vocab_size)
+  layout = feed.Layout.make(mesh, rules, MICRO * ROWS, ROWS, LENGTH, CONFIG.position_kind, CONFIG.vocab_size)
   first = first_state()
   with partitioning.use(mesh, rules):
     abstract = state_lib.abstract(CONFIG, tx, mesh, rules)
@@ -244,7 +244,7 @@ def test_what_does_not_fit_is_told():
     partitioning.strategy("zero3")
   mesh = mesh_lib.make_mesh(mesh_lib.MeshConfig(data=1, context=8))
   with pytest.raises(errors.InputError, match="rows of 12 tokens do not divide over the mesh's context=8"):
-    feed.Layout.make(mesh, partitioning.FSDP, 8, None, 12, 1, 80)
+    feed.Layout.make(mesh, partitioning.FSDP, 8, None, 12, CONFIG.position_kind, 80)
   with pytest.raises(errors.InputError, match="embed_dim 32 does not divide over data=3 x fsdp=1"):
     devices = jax.devices()[:3]
     state_lib.abstract(

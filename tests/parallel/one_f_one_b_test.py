@@ -77,7 +77,7 @@ def _temporaries(case: Case, count: int) -> int:
   """Bytes that the gradient of `count` rows, one at a time, takes on a device."""
   rules, length = partitioning.STRATEGIES[case.strategy], case.config.max_length
   pipeline = pipeline_lib.make(pipeline_lib.PipelineConfig(count), case.config, case.mesh, count)
-  layout = feed.Layout.make(case.mesh, rules, count, None, length, 1, case.config.vocab_size)
+  layout = feed.Layout.make(case.mesh, rules, count, None, length, case.config.position_kind, case.config.vocab_size)
   objective = step_lib.Objective(case.config, pipeline=pipeline)
   with partitioning.use(case.mesh, rules):
     params = stage_layout.make(case.config, pipelined.TX, case.mesh, rules, pipeline).held.params

@@ -13,6 +13,7 @@ import pytest
 
 from glmjax import errors
 from glmjax import cli
+from glmjax import positions
 from glmjax.checkpoint import manager as manager_lib
 from glmjax.cli import run as run_lib
 from glmjax.models import glm
@@ -266,7 +267,7 @@ def test_the_best_step_is_kept_though_it_is_measured_once_it_is_saved(tmp_path, 
 
 def test_positions_and_objectives_that_the_model_does_not_have(tiny, source):
   mesh = mesh_lib.make_mesh(mesh_lib.MeshConfig(data=1), jax.devices()[:1])
-  layout = feed.Layout.make(mesh, (), 4, None, 16, 2, 64, num_positions=17)
+  layout = feed.Layout.make(mesh, (), 4, None, 16, positions.LEARNED_2D, 64, num_positions=17)
   host = next(dataclasses.replace(source, wide=True).batches(iter([(0, 4)])))
   layout.check(host, 0, 4)
   for feature, value, words in (

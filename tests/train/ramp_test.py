@@ -40,7 +40,9 @@ def losses_of_separate_programs(config, source) -> list[float]:
       step_lib.Objective(config), step_lib.Recipe(optimizer, RATE), tx, jax.tree.map(lambda x: x.sharding, abstract)
     )
     for first, size in itertools.islice(RAMP.plan(), STEPS):
-      layout = feed.Layout.make(mesh, partitioning.FSDP, size, None, source.seq_length, 1, config.vocab_size)
+      layout = feed.Layout.make(
+        mesh, partitioning.FSDP, size, None, source.seq_length, config.position_kind, config.vocab_size
+      )
       info = step_lib.StepInfo(*map(np.uint32, (first, first, size)))
       state, metrics = step(state, layout.put(next(source.batches(iter([(first, size)])))), info)
       losses.append(float(metrics["loss"]))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from glmjax import errors
+from glmjax import positions
 from glmjax.models import config as config_lib
 from glmjax.parallel import mesh as mesh_lib
 from glmjax.parallel import partitioning
@@ -162,7 +163,7 @@ def test_dropout_does_not_depend_on_micro_batches(tiny, source):
 
 @pytest.mark.parametrize("parts, num_micro, size", [(1, 3, 24), (1, 3, 17), (2, 3, 24), (2, 3, 18), (4, 3, 20)])
 def test_rows_bear_their_numbers_in_the_batch_whichever_host_reads_them(parts, num_micro, size):
-  layout = feed.Layout(None, (), num_micro, 8, 16, 1, 64)
+  layout = feed.Layout(None, (), num_micro, 8, 16, positions.ROTARY, 64)
   layout.__dict__["part"] = 0, parts
   numbers = layout.row_numbers(size)
   assert numbers.shape == (num_micro, 8) and len(np.unique(numbers)) == numbers.size
