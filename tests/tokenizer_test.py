@@ -14,6 +14,7 @@ from sentencepiece import sentencepiece_model_pb2
 from glmjax import errors
 from glmjax import tokenizer as tokenizer_lib
 from glmjax import tokens
+from glmjax.tokenizer import encoding
 
 TEXTS = [
   "The quick brown fox jumps over the lazy dog, 12 times in 1998.\n\nThen it sleeps.",
@@ -297,7 +298,7 @@ def test_long_text_is_cut_where_it_does_not_matter(tokenizer, ice_model, monkeyp
   text = "\n".join(TEXTS) * 3 + "\n\n  x"
   for ours in (tokenizer, tokenizer_lib.Tokenizer(ice_model)):
     whole = ours.encode(text)
-    monkeypatch.setattr(tokenizer_lib, "_CHUNK", 40)
+    monkeypatch.setattr(encoding, "_CHUNK", 40)
     assert ours.encode(text) == whole
     monkeypatch.undo()
 

@@ -1,0 +1,263 @@
+"""Text to ids and back, and the folder of a tokenizer."""
+
+from collections.abc import Iterable, Iterator, Sequence
+import hashlib
+import json
+import os
+import pathlib
+import re
+
+import sentencepiece
+
+from glmjax import errors
+from glmjax import tokens
+from glmjax.io import downloads
+from glmjax.io import folders
+from glmjax.io import paths
+from glmjax.io import publish
+from glmjax.io import user_json
+from glmjax.tokenizer import layout
+
+MODEL_FILE = "tokenizer.model"
+LAYOUT_FILE = "tokenizer.json"
+LAYOUT_FORMAT = 1
+
+_SENTENCE_ENDS = ".?!;:。？！；…\n"
+_LARGEST = 1 << 28  # bytes of a SentencePiece model; ice_text.model has 2.7 MB
+_CHUNK = 1 << 16  # characters; longer texts are encoded in pieces cut at newlines
+
+_SPECIAL_TEXT = re.compile("(" + "|".join(re.escape(text) for text in layout.SPECIAL_TEXT) + ")")
+
+
+class Tokenizer:
+  """An immutable tokenizer; two are equal when their fingerprints are."""
+
+  def __init__(self, model: bytes, num_image_tokens: int = 0, source: str = "SentencePiece model") -> None:
+    """`model` is a serialized SentencePiece model in the icetk layout; `source` names it in messages."""
+    self.model = model
+    self.num_image_tokens = num_image_tokens
+    proto, self.num_text_tokens = layout.extended_model(model, source)
+    self._processor = sentencepiece.SentencePieceProcessor()
+    self._processor.LoadFromSerializedProto(proto.SerializeToString())
+    self._adds_dummy_prefix = proto.normalizer_spec.add_dummy_prefix
+    self.specials = tokens.icetk(num_image_tokens, self.num_text_tokens)
+    self.vocab_size = num_image_tokens + len(proto.pieces)
+    self._bytes, self._names = layout.decoding_tables(proto, self.num_text_tokens, num_image_tokens)
+    first = num_image_tokens + self.num_text_tokens
+    self._special_ids = {text: first + i for i, text in enumerate(layout.SPECIAL_TEXT)}
+    self._byte_ids = {
+      piece.piece: i for i, piece in enumerate(proto.pieces, num_image_tokens) if piece.type == layout.Piece.BYTE
+    }
+    self.fingerprint = hashlib.sha256(json.dumps(self._layout(), sort_keys=True).encode()).hexdigest()
+
+  @classmethod
+  def load(cls, path: str | os.PathLike, num_image_tokens: int | None = None) -> "Tokenizer":
+    """Loads a tokenizer folder, or a bare SentencePiece model such as the user's own ice_text.model.
+
+    A folder knows its number of image ids; a bare model has none unless the caller says so
+    (20000 for GLM-130B and the first ChatGLM-6B, 0 for ChatGLM-6B since April 2023).
+    """
+    path = paths.local(path, "the tokenizer")
+    if not path.is_dir():
+      return cls(_read_bytes(path), num_image_tokens or 0, str(path))
+    model = _read_bytes(path / MODEL_FILE)
+    layout_path = path / LAYOUT_FILE
+    saved = user_json.parse(
+      _read_bytes(layout_path), str(layout_path), expected="make the tokenizer folder again with `glmjax tokenizer`"
+    )
+    try:
+      saved_hash, saved_images, saved_format = (
+        saved["model_sha256"],
+        int(saved["num_image_tokens"]),
+        int(saved["format"]),
+      )
+    except (ValueError, KeyError, TypeError) as error:
+      raise errors.InputError(
+        f"{layout_path} is not a tokenizer layout ({error!r}); make the tokenizer folder again with `glmjax tokenizer`"
+      ) from error
+    if saved_format != LAYOUT_FORMAT:
+      raise errors.InputError(
+        f"{layout_path} has layout format {saved_format}, and this glmjax reads "
+        f"{LAYOUT_FORMAT}; use the glmjax version that wrote it"
+      )
+    if hashlib.sha256(model).hexdigest() != saved_hash:
+      raise errors.InputError(
+        f"{path / MODEL_FILE} does not match the hash in {LAYOUT_FILE}: one of the two "
+        "was changed or damaged; copy the folder again from where it was made"
+      )
+    if num_image_tokens not in (None, saved_images):
+      raise errors.InputError(
+        f"{path} has {saved_images} image ids, not {num_image_tokens}; leave the number out to use the folder as it is"
+      )
+    return cls(model, saved_images, str(path / MODEL_FILE))
+
+  def save(self, folder: str | os.PathLike) -> None:
+    """Writes the tokenizer folder whole or not at all; one that is there already must be the same.
+
+    Raises:
+      errors.InputError: when another tokenizer is there, or the folder cannot be written.
+    """
+    folder = folders.real(folder, "folder")
+    if not folder.is_dir() or not any(folder.iterdir()):
+      try:
+        with publish.folder(folder) as temporary:
+          (temporary / MODEL_FILE).write_bytes(self.model)
+          (temporary / LAYOUT_FILE).write_text(json.dumps(self._layout(), indent=2, sort_keys=True) + "\n")
+        return
+      except OSError as error:
+        raise errors.InputError(f"cannot write the tokenizer {folder}: {errors.reason(error)}") from error
+      except errors.InputError:  # another process was first
+        if not folder.is_dir():
+          raise
+    if Tokenizer.load(folder) != self:
+      raise errors.InputError(f"{folder} holds another tokenizer; remove it or choose another folder")
+
+  def check_fits(self, vocab_size: int) -> None:
+    """Refuses a model whose embedding rows are those of the vocabulary's other date, with or without image ids."""
+    other = 0 if self.num_image_tokens else layout.IMAGE_TOKENS
+    padding, others_padding = (
+      vocab_size - (self.vocab_size - self.num_image_tokens + n) for n in (self.num_image_tokens, other)
+    )
+    if not 0 <= padding < layout.IMAGE_TOKENS and 0 <= others_padding < layout.IMAGE_TOKENS:
+      raise errors.InputError(
+        f"the tokenizer has {self.vocab_size} ids, {self.num_image_tokens} of them image ids, and the model's "
+        f"{vocab_size} go with {other} image ids: it is of another date (ChatGLM-6B dropped them on 6 April 2023); "
+        "use the one that came with the model"
+      )
+
+  def encode(self, text: str, allow_special: bool = False, dummy_prefix: bool = True) -> list[int]:
+    """Ids of the text; written specials such as "[MASK]" become special tokens only if allowed.
+
+    dummy_prefix=False is for text that goes on where other text ended: models that put a space before
+    every text (ice_text.model; those of `training` do not) then put none.
+    """
+    return self.encode_batch([text], allow_special, dummy_prefix, num_threads=1)[0]
+
+  def encode_batch(
+    self, texts: Sequence[str], allow_special: bool = False, dummy_prefix: bool = True, num_threads: int = 2
+  ) -> list[list[int]]:
+    """`encode` of every text, on SentencePiece's own threads."""
+    segments = [list(self._segments(text, allow_special, dummy_prefix)) for text in texts]
+    marked = [segment for parts in segments for segment, _ in parts if isinstance(segment, str)]
+    try:
+      encoded = iter(self._processor.encode(marked, num_threads=num_threads))
+    except (TypeError, UnicodeEncodeError) as error:
+      if not any(re.search("[\ud800-\udfff]", text) for text in marked):
+        raise
+      raise errors.InputError(
+        "the text holds half a surrogate pair, which is not valid Unicode: read it as UTF-8"
+      ) from error
+    rows = []
+    for parts in segments:
+      row: list[int] = []
+      for segment, drop in parts:
+        if isinstance(segment, str):
+          row.extend(i + self.num_image_tokens for i in next(encoded)[drop:])
+        else:
+          row.extend(segment)
+      rows.append(row)
+    return rows
+
+  def decode(self, ids: Iterable[int], show_special: bool = False, dummy_prefix: bool = True) -> str:
+    """Text of the ids, special tokens left out or written as in layout.SPECIAL_TEXT; broken UTF-8 becomes U+FFFD."""
+    return self.decode_bytes(ids, show_special, dummy_prefix).decode("utf-8", errors="replace")
+
+  def decode_bytes(self, ids: Iterable[int], show_special: bool = False, dummy_prefix: bool = True) -> bytes:
+    """UTF-8 bytes of the ids: where a character is split over ids, any cut of them still adds up."""
+    out = []
+    strip = dummy_prefix and self._adds_dummy_prefix
+    starts = strip  # at the start, and after a special token, a leading space is the dummy prefix
+    for i in ids:
+      i = int(i)
+      name = self._names.get(i)
+      if name is not None:
+        out.append(name if show_special else b"")
+        starts = strip
+      elif self.num_image_tokens <= i < self.vocab_size:
+        piece = self._bytes[i - self.num_image_tokens]
+        out.append(piece[1:] if starts and piece.startswith(b" ") else piece)
+        starts = False
+    return b"".join(out)
+
+  def __eq__(self, other: object) -> bool:
+    return isinstance(other, Tokenizer) and self.fingerprint == other.fingerprint
+
+  def __hash__(self) -> int:
+    return hash(self.fingerprint)
+
+  def __reduce__(self) -> tuple:
+    return Tokenizer, (self.model, self.num_image_tokens)
+
+  def _layout(self) -> dict:
+    return {
+      "format": LAYOUT_FORMAT,
+      "layout": "icetk",
+      "model_sha256": hashlib.sha256(self.model).hexdigest(),
+      "num_image_tokens": self.num_image_tokens,
+      "vocab_size": self.vocab_size,
+    }
+
+  def _segments(self, text: str, allow_special: bool, dummy_prefix: bool) -> Iterator[tuple[str | list[int], int]]:
+    """Yields (marked text, ids to drop from its front) and (ids of its own, 0) in order."""
+    for part in _SPECIAL_TEXT.split(text) if allow_special else (text,):
+      if allow_special and part in self._special_ids:
+        yield [self._special_ids[part]], 0
+        dummy_prefix = True  # GLM-130B encodes the text behind a mask as a text of its own
+        continue
+      for run in layout.RESERVED.split(part):
+        if layout.RESERVED.fullmatch(run):
+          yield [self._byte_ids[f"<0x{byte:02X}>"] for byte in run.encode()], 0
+        else:
+          for chunk in _chunks(run):
+            marked = layout.mark_whitespace(chunk)
+            if dummy_prefix or not self._adds_dummy_prefix:
+              yield marked, 0
+            else:  # the model's space goes before a newline, and both are dropped
+              yield layout.NEWLINE + marked, 2
+            dummy_prefix = False
+        dummy_prefix = dummy_prefix and not run
+
+
+def sentence_ends(folder: str | os.PathLike) -> tuple[int, ...]:
+  """Ids of the tokenizer's pieces that end a sentence, as THUDM/GLM's blocklm_utils.py tells them."""
+  tokenizer = Tokenizer.load(folder)
+  return tuple(
+    i
+    for i in range(tokenizer.num_image_tokens, tokenizer.vocab_size)
+    if not set(tokenizer.decode([i])).isdisjoint(_SENTENCE_ENDS)
+  )
+
+
+def _chunks(text: str) -> Iterator[str]:
+  """Cuts after newlines, where no piece crosses; keeps the memory of one long text bounded."""
+  start = 0
+  while len(text) - start > _CHUNK:
+    end = text.find("\n", start + _CHUNK) + 1
+    if not end:
+      break
+    yield text[start:end]
+    start = end
+  if start < len(text):
+    yield text[start:]
+
+
+def _read_bytes(path: pathlib.Path) -> bytes:
+  try:
+    if path.exists() and not path.is_file():  # a FIFO would wait for ever
+      raise errors.InputError(
+        f"the tokenizer file {path} is no regular file; give a folder that `glmjax tokenizer` "
+        "made, or a SentencePiece model"
+      )
+    if path.exists() and path.stat().st_size > _LARGEST:
+      raise errors.InputError(
+        f"the tokenizer file {path} has {path.stat().st_size:,} bytes, where {_LARGEST:,} at "
+        "most are expected: no SentencePiece model"
+      )
+    content = path.read_bytes()
+    downloads.check(content[: downloads.HEAD], str(path))
+    return content
+  except OSError as error:
+    raise errors.InputError(
+      f"cannot read the tokenizer file {path}: {errors.reason(error)}; give a folder that "
+      f"`glmjax tokenizer` made, or a SentencePiece model"
+    ) from error
