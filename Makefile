@@ -4,14 +4,18 @@ ifndef PYTHON
 PYTHON := $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 endif
-PYTHON312 = $(shell for p in python3.12 $(HOME)/.pyenv/versions/3.12*/bin/python; do \
-	$$p -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))' 2>/dev/null && echo $$p && break; done)
+# The newest Python here, for the second lane of tests: newer ones have newer releases of jax and flax.
+NEWEST := $(shell for p in python3.14 python3.13 python3.12 $(HOME)/.pyenv/versions/3.1[2-9]*/bin/python; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null && \
+	$$p -c 'import os, sys; print(sys.version_info[1], os.path.realpath(sys.executable))'; done | sort -n | tail -1 | cut -d" " -f2)
 VENV ?= .venv
 BIN := $(VENV)/bin
 PLAN := $(VENV)-plan
-PYTEST := GLMJAX_PLAN_PYTHON=$(abspath $(PLAN)/bin/python) $(BIN)/python -m pytest -n 2
+PYTEST := $(BIN)/python -m pytest -n 2
+CODE := glmjax tasks tests benchmarks
+FAST := not slow and not gpu and not tpu
 
-.PHONY: install install-plan test test-all lint lock quickstart clean
+.PHONY: install install-plan test test-all test-newest test-here lint lock quickstart clean
 
 install: $(VENV)/.installed
 
@@ -30,18 +34,28 @@ $(PLAN)/.installed: setup.cfg pyproject.toml
 	$(PLAN)/bin/python -m pip install --disable-pip-version-check -e '.[plan]'
 	@touch $@
 
-test: install install-plan  ## the fast tests
-	$(PYTEST) -m 'not slow and not gpu and not tpu'
+test: lint install-plan  ## the fast tests, here and on the newest Python with the newest jax and flax
+	GLMJAX_PLAN_PYTHON=$(abspath $(PLAN)/bin/python) $(PYTEST) -m '$(FAST)'
+	@$(MAKE) test-newest
 
-test-all: install install-plan  ## the slow ones too, and the fast ones on Python 3.12 with the newest jax and flax
+test-newest:  ## the fast tests on the newest Python, without the compilers of TPU and GPU
+	@if [ -z "$(NEWEST)" ] || [ "$$($(NEWEST) -V)" = "$$($(BIN)/python -V)" ]; then \
+	  echo "no Python newer than that of $(VENV) found: the second lane is left out"; \
+	else $(MAKE) test-here VENV=.venv-newest PYTHON="$(NEWEST)"; fi
+
+test-here: install
+	$(PYTEST) -m '$(FAST)'
+
+test-all: lint install-plan  ## the slow ones too
 	@PATH="$$PATH:/usr/sbin" command -v slurmctld >/dev/null || \
 	  echo "no SLURM here: its test is left out (as root: apt-get install slurm-wlm munge)"
-	$(PYTEST) -m 'not gpu and not tpu'
-	@if [ -n "$(PYTHON312)" ]; then $(MAKE) test VENV=.venv312 PYTHON="$(PYTHON312)"; \
-	else echo "no Python 3.12 found: the tests on it are left out"; fi
+	GLMJAX_PLAN_PYTHON=$(abspath $(PLAN)/bin/python) $(PYTEST) -m 'not gpu and not tpu'
+	@$(MAKE) test-newest
 
-lint: install
-	$(BIN)/ruff check glmjax tasks tests benchmarks
+lint: install  ## style, formatting, types
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/pyrefly check --python-interpreter-path $(BIN)/python
 
 lock: install  ## the exact versions in use, as tested
 	(head -2 requirements-lock.txt && $(BIN)/python -m pip freeze --exclude-editable) > requirements-lock.tmp

@@ -34,7 +34,7 @@ def together(action: Callable[[], T]) -> T:
   kind = "" if failure is None else "damaged" if is_damage else "failed"
   said = gather(f"{kind} {files.one_line(failure)}" if failure else "")
   for word, raised in (("failed", errors.InputError), ("damaged", files.DamagedError)):
-    if word == kind:
+    if failure is not None and word == kind:
       raise failure
     for process, text in enumerate(said):
       if text.startswith(word):
