@@ -4,12 +4,17 @@ FOLDER/  text/{en.txt,zh.jsonl,qa.jsonl}   world.gin   tokenizer/   cache/   run
          hub/ (ChatGLM-6B's safetensors)   bin/ (its pickles)   ranks/ (GLM-130B, two ranks)
 """
 
+import contextlib
 import dataclasses
+import fcntl
 import json
+import os
 import pathlib
 import shutil
+from collections.abc import Iterator
 
 import forked
+import pytest
 
 GIN = """
 include "runs/pretrain.gin"
@@ -127,3 +132,24 @@ def make(folder: pathlib.Path, server: forked.Server, *overrides: str) -> None:
     assert ended.status == 0, f"{argv}: {ended}"
   ended = server.start("tiny_world:write_theirs", {"folder": str(folder)}, folder).end(100)
   assert ended.status == 0, ended
+
+
+def lay_out(world: pathlib.Path, folder: pathlib.Path, *copies: str) -> None:
+  """An emptied folder with the world's files: by links, but for copies."""
+  shutil.rmtree(folder, ignore_errors=True)
+  folder.mkdir(parents=True)
+  for path in world.iterdir():
+    if path.name in copies:
+      shutil.copytree(path, folder / path.name)
+    else:
+      (folder / path.name).symlink_to(path)
+
+
+@contextlib.contextmanager
+def shared(tmp_path_factory: pytest.TempPathFactory, name: str) -> Iterator[pathlib.Path]:
+  """A folder of one name for all processes of a test run, within it only this one's to fill."""
+  base = tmp_path_factory.getbasetemp()
+  folder = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+  with open(folder / f"{name}.lock", "w", encoding="utf-8") as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    yield folder / name

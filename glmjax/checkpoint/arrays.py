@@ -18,6 +18,7 @@ from glmjax.checkpoint import agreement
 from glmjax.checkpoint import checksums
 from glmjax.checkpoint import files
 from glmjax.checkpoint import stored as stored_lib
+from glmjax.models import params as params_lib
 
 _CHUNK_BYTES = 128 * 2**20  # largest file: parallel reading, and less to read for a part of an array
 _AHEAD_BYTES = 2**28  # of arrays that are read at the same time, unless one has more
@@ -34,8 +35,8 @@ def handler() -> ocp.PyTreeCheckpointHandler:
   return ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_compression=False)
 
 
-def flatten(tree: Any) -> dict[str, Any]:
-  """Names to leaves; None and empty containers hold none."""
+def named_leaves(tree: Any) -> dict[str, Any]:
+  """Returns the leaves of any tree by their names; None and empty containers hold none."""
   return {
     jax.tree_util.keystr(path, simple=True, separator="/"): leaf
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
@@ -46,18 +47,6 @@ def _is_key(leaf: Any) -> bool:
   return hasattr(leaf, "dtype") and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
-  """The dict tree that `flatten` names."""
-  nested: dict[str, Any] = {}
-  for name, leaf in flat.items():
-    *parents, last = name.split("/")
-    inner = nested
-    for parent in parents:
-      inner = inner.setdefault(parent, {})
-    inner[last] = leaf
-  return nested
-
-
 def _storable(leaf: Any) -> jax.Array | np.ndarray:
   if _is_key(leaf):
     return jax.random.key_data(leaf)
@@ -66,7 +55,7 @@ def _storable(leaf: Any) -> jax.Array | np.ndarray:
 
 def prepare(tree: Any) -> tuple[ocp.args.PyTreeSave, Records]:
   """What Orbax is to write, and the record of every array to write beside it."""
-  leaves = flatten(tree)
+  leaves = named_leaves(tree)
   stored = {name: _storable(leaf) for name, leaf in leaves.items()}
   sums = checksums.array_sums(stored)
   records = {
@@ -77,7 +66,7 @@ def prepare(tree: Any) -> tuple[ocp.args.PyTreeSave, Records]:
     if _is_key(leaf):
       records[name]["key"] = str(jax.random.key_impl(leaf))
   save_args = {name: ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES) for name in stored}
-  return ocp.args.PyTreeSave(nest(stored), save_args=nest(save_args)), records
+  return ocp.args.PyTreeSave(params_lib.nest(stored), save_args=params_lib.nest(save_args)), records
 
 
 def _stored_form(target: Any) -> tuple[tuple[int, ...], jax.sharding.Sharding | None]:

@@ -31,6 +31,7 @@ from glmjax.checkpoint import checksums
 from glmjax.checkpoint import files
 from glmjax.checkpoint import stored as stored_lib
 from glmjax.io import publish
+from glmjax.models import params as params_lib
 from glmjax.quantize import tree
 
 ELEMENTS = 2**25  # largest block; 64 MiB of float16
@@ -349,7 +350,7 @@ def _describe_for_orbax(folder: pathlib.Path, names: Sequence[str]) -> None:
   """What Orbax itself writes beside arrays of these names; it is asked to save numbers under them."""
   skeleton = folder.with_name(f"{folder.name}.skeleton")
   shutil.rmtree(skeleton, ignore_errors=True)
-  tree_of_numbers = arrays.nest({name: np.zeros((), np.int8) for name in names})
+  tree_of_numbers = params_lib.nest({name: np.zeros((), np.int8) for name in names})
   with ocp.Checkpointer(arrays.handler()) as checkpointer:
     checkpointer.save(skeleton, args=ocp.args.PyTreeSave(tree_of_numbers))
   for child in skeleton.iterdir():

@@ -1,4 +1,4 @@
-"""Checksums of arrays, computed where the arrays live, and JSON that knows its own.
+"""Checksums of arrays, computed where the arrays live, and the sealed records that hold them.
 
 An array's sum does not depend on how the array is split over devices or hosts: every element is mixed
 with its index in C order and the results are added modulo 2^32, so that each device sums its own part at
@@ -9,11 +9,9 @@ fewer, and the block's number is mixed in as well (arrays with fewer words have 
 
 from collections.abc import Iterable, Mapping, Sequence
 import functools
-import json
 import math
 import pathlib
 from typing import Any
-import zlib
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +19,7 @@ import numpy as np
 
 from glmjax import errors
 from glmjax.checkpoint import files
+from glmjax.io import seal
 
 VERSION = 2  # 1 saw no difference between places of an array that are a multiple of 2^32 words apart
 _ODD = (0x9E3779B1, 0x85EBCA6B, 0xC2B2AE35, 0x27D4EB2F)  # xxHash's and MurmurHash's multipliers
@@ -146,30 +145,6 @@ def total(parts: Iterable[str]) -> str:
   return _hexadecimal(words)
 
 
-def _crc(content: Mapping[str, Any]) -> str:
-  return f"{zlib.crc32(json.dumps(content, sort_keys=True).encode()):08x}"
-
-
-def seal(content: Mapping[str, Any]) -> dict[str, Any]:
-  """`content` with its own checksum."""
-  return {**content, "crc32": _crc(content)}
-
-
-def unseal(text: str | bytes) -> dict[str, Any]:
-  """What `seal` was given.
-
-  Raises:
-    ValueError: when the text is not what was written.
-  """
-  try:
-    content = json.loads(text)
-  except RecursionError:
-    raise ValueError("JSON nested too deeply") from None
-  if not isinstance(content, dict) or content.pop("crc32", None) != _crc(content):
-    raise ValueError("checksum differs")
-  return content
-
-
 def read_sealed(path: pathlib.Path, shown: str, parts: Sequence[str]) -> dict[str, Any]:
   """Returns what a file holds that was sealed: an object of at least these parts, objects themselves.
 
@@ -177,9 +152,8 @@ def read_sealed(path: pathlib.Path, shown: str, parts: Sequence[str]) -> dict[st
     files.DamagedError: when it is missing or not what was written.
     errors.InputError: when its arrays have checksums of a kind that is not known here; when the system refuses.
   """
-  text = files.read(path, shown)
   try:
-    content = unseal(text)
+    content = seal.unseal(files.read_json(path, shown))
   except ValueError as error:
     raise files.DamagedError(f"{shown} is damaged: {files.one_line(error)}") from error
   if lacking := next((part for part in parts if not isinstance(content.get(part), dict)), None):

@@ -18,13 +18,13 @@ import numpy as np
 
 from glmjax import errors
 from glmjax.checkpoint import blocks
-from glmjax.checkpoint import checksums
 from glmjax.checkpoint import folder as folder_lib
 from glmjax.checkpoint import source as source_lib
 from glmjax.io import folders
 from glmjax.io import lock
 from glmjax.io import paths
 from glmjax.io import publish
+from glmjax.io import seal
 from glmjax.models import config as config_lib
 from glmjax.quantize import qarray
 
@@ -193,5 +193,5 @@ def write_folder(content: ExportSource, folder: pathlib.Path) -> None:
   crcs = {
     str(file): source_lib.file_crc(folder / file, str(file)) for file in files if str(file) != source_lib.CHECKSUMS
   }
-  publish.write_json(folder / source_lib.CHECKSUMS, checksums.seal({"arrays": records, "files": crcs}))
+  publish.write_json(folder / source_lib.CHECKSUMS, seal.seal({"arrays": records, "files": crcs}))
   writer.forget()

@@ -13,6 +13,7 @@ from glmjax.checkpoint import folder as folder_lib
 from glmjax.checkpoint import source as source_lib
 from glmjax.io import paths
 from glmjax.models import config as config_lib
+from glmjax.models import params as params_lib
 from glmjax.quantize import qarray
 from glmjax.quantize import tree
 
@@ -42,7 +43,7 @@ def load(folder: str | os.PathLike, dtype: str | None = None, shardings: Any = N
   """
   folder = paths.local(folder, "checkpoint")
   one = shardings is None or isinstance(shardings, jax.sharding.Sharding)
-  flat = shardings if one else arrays.flatten(shardings)
+  flat = shardings if one else arrays.named_leaves(shardings)
 
   def read(source: source_lib.Source) -> LoadedModel:
     source.check_size()
@@ -68,7 +69,7 @@ def _cast(name: str, x: jax.Array, dtype: str) -> jax.Array:
 
 def _unflatten(flat: Mapping[str, Any], bits: int | None) -> dict[str, Any]:
   """The dict tree of names, with QuantizedArrays where there are codes."""
-  params = arrays.nest(flat)
+  params = params_lib.nest(flat)
   if bits is None:
     return params
 

@@ -28,6 +28,7 @@ from glmjax.checkpoint import arrays
 from glmjax.checkpoint import checksums
 from glmjax.checkpoint import files
 from glmjax.io import publish
+from glmjax.io import seal
 from glmjax.io import user_json
 from glmjax.parallel import processes
 
@@ -204,7 +205,7 @@ class Manager:
     if step == self._current and not force:
       return False
     tree, records = arrays.prepare(state)
-    record = checksums.seal({"metadata": json.loads(json.dumps(metadata)), "arrays": records})
+    record = seal.seal({"metadata": json.loads(json.dumps(metadata)), "arrays": records})
     self._saving = step
     folder = self._directory / str(step)
     try:
@@ -241,7 +242,7 @@ class Manager:
       errors.InputError: when every step is damaged, naming the arrays, or when they are from another model.
     """
     self.wait()
-    wanted = arrays.flatten(abstract_state)
+    wanted = arrays.named_leaves(abstract_state)
     found = read_newest(self._directory, lambda folder: read_step(folder, wanted), step, self._damaged)
     if found is None:
       return None

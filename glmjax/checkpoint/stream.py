@@ -43,7 +43,7 @@ def stream(folder: str | os.PathLike, targets: Targets) -> load.LoadedModel:
   def read(source: source_lib.Source) -> load.LoadedModel:
     source.check_size()
     tree = targets(source.config.model, source.bits)
-    wanted = arrays.flatten(tree)
+    wanted = arrays.named_leaves(tree)
     found = _read(source, wanted)
     params = jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(tree), [found[name] for name in wanted])
     metadata = {"data": source.config.data, "tokenizer": source.config.tokenizer, "step": source.step}

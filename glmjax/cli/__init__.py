@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from glmjax import errors
+from glmjax.io import printable
 
 _GIN = "  In call to configurable"
 _LONGEST = 1000  # characters of an error that is printed
@@ -111,6 +112,6 @@ def _one_line(error: Exception) -> str:
 def _fail(message: str, status: int) -> int:
   from glmjax.cli import process
 
-  print(f"glmjax: {process.printable(message)}", file=sys.stderr, flush=True)
+  print(f"glmjax: {printable.text(message)}", file=sys.stderr, flush=True)
   process.leave_others(status, message)
   return status

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from glmjax import errors
 from glmjax.cli import inference, process
-from glmjax.io import paths, publish
+from glmjax.io import paths, printable, publish
 
 if TYPE_CHECKING:
   from glmjax.infer import chat as chat_lib
@@ -82,7 +82,7 @@ def _answer(session: "chat_lib.Session", query: str, stoppable: Any) -> None:
   left_out = session.first
   with stoppable() as stopped, contextlib.closing(session.ask(query)) as pieces:
     for piece in pieces:
-      print(_printable(piece), end="", flush=True)
+      print(printable.text(piece), end="", flush=True)
       if stopped:
         break
   print(flush=True)
@@ -90,11 +90,6 @@ def _answer(session: "chat_lib.Session", query: str, stoppable: Any) -> None:
     _note(f"cut off: the conversation's {session.max_length} tokens are full")
   if session.first > left_out:
     _note(f"rounds left out so far, as they no longer fit: the oldest {session.first}")
-
-
-def _printable(text: str) -> str:
-  """Without the control characters that a model can spell and a terminal would obey."""
-  return "".join(c if c in "\n\t" or c.isprintable() or ord(c) > 0x9F else "\ufffd" for c in text)
 
 
 def _command(session: "chat_lib.Session", line: str, saved: set[pathlib.Path]) -> None:

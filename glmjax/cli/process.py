@@ -18,6 +18,8 @@ from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import Any, NoReturn
 
+from glmjax.io import printable
+
 SECONDS_TO_END = 5  # from a signal on, in which what is open is put in order; then the process ends as it is
 SECONDS_TO_MEET = 15  # the same while a process of several has not met the others: they must be told
 
@@ -298,7 +300,7 @@ class _Messages(logging.Handler):
   """Prints what the library says through the logger "glmjax": news as a bare line, warnings as "glmjax: ..."."""
 
   def emit(self, record: logging.LogRecord) -> None:
-    line = printable(record.getMessage())
+    line = printable.text(record.getMessage())
     if record.levelno >= logging.WARNING:
       line = f"glmjax: {line}"
     tqdm = sys.modules.get("tqdm")
@@ -315,11 +317,6 @@ def _show_messages() -> None:
     logger.addHandler(_Messages())
   logger.setLevel(logging.INFO)
   logger.propagate = False  # other libraries' handlers would print it once more
-
-
-def printable(text: str) -> str:
-  """Without the control characters that file names may hold and a terminal would obey."""
-  return "".join(c if c in "\n\t" or not (ord(c) < 0x20 or 0x7F <= ord(c) < 0xA0) else f"\\x{ord(c):02x}" for c in text)
 
 
 def _is_not_orbax(record: logging.LogRecord) -> bool:

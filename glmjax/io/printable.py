@@ -1,6 +1,14 @@
 """The one door for names and texts of others on their way to a terminal."""
 
+import re
 import unicodedata
+
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tabs and line ends
+
+
+def text(shown: str) -> str:
+  r"""Returns a text of any number of lines with the control characters that a terminal would obey written as \x1b."""
+  return _CONTROLS.sub(lambda found: f"\\x{ord(found[0]):02x}", shown)
 
 
 def line(text: object, longest: int = 1000) -> str:

@@ -23,6 +23,8 @@ def unseal(content: Mapping[str, Any], required: bool = True) -> dict[str, Any]:
   Raises:
     ValueError: when it is not what was written.
   """
+  if not isinstance(content, Mapping):
+    raise ValueError("no JSON object")
   bare = {name: value for name, value in content.items() if name != _KEY}
   if (_KEY in content or required) and content.get(_KEY) != _checksum(bare):
     raise ValueError("its own checksum differs")

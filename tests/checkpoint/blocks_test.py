@@ -14,6 +14,7 @@ import pytest
 from glmjax import errors
 from glmjax.checkpoint import arrays
 from glmjax.checkpoint import blocks
+from glmjax.models import params as params_lib
 from glmjax.checkpoint import checksums
 from glmjax.checkpoint import load
 from glmjax.checkpoint import stored
@@ -47,9 +48,9 @@ def small_blocks(monkeypatch):
 def test_orbax_reads_it_without_us(tmp_path):
   write(tmp_path / "params")
   with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-    args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), arrays.nest(expected()))
+    args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), params_lib.nest(expected()))
     found = checkpointer.restore(tmp_path / "params", args=ocp.args.PyTreeRestore(restore_args=args))
-  found = arrays.flatten(found)
+  found = arrays.named_leaves(found)
   assert found.keys() == expected().keys()
   for name, x in expected().items():
     np.testing.assert_array_equal(found[name], x)

@@ -11,6 +11,8 @@ import pytest
 
 from glmjax import errors
 from glmjax.checkpoint import checksums
+from glmjax.checkpoint import files
+from glmjax.io import seal
 
 _DTYPES = [jnp.float32, jnp.bfloat16, jnp.float16, jnp.int8, jnp.uint8, jnp.int32, jnp.bool_]
 
@@ -66,13 +68,15 @@ def test_nan_payloads_and_zeros_differ():
   assert len({_sum(jnp.zeros(n)) for n in range(1, 6)}) == 5
 
 
-def test_seal():
+def test_a_record_that_was_changed(tmp_path):
   content = {"a": [1, 2.5, None], "b": {"c": "é"}}
-  text = json.dumps(checksums.seal(content))
-  assert checksums.unseal(text) == content
-  for broken in (text.replace("2.5", "2.6"), "{}", "[]", text[:-1]):
-    with pytest.raises(ValueError):
-      checksums.unseal(broken)
+  text = json.dumps(seal.seal(content))
+  (tmp_path / "record").write_text(text)
+  assert checksums.read_sealed(tmp_path / "record", "record", ("b",)) == content
+  for broken in (text.replace("2.5", "2.6"), "{}", "[]", text[:-1], "[" * 100_000):
+    (tmp_path / "record").write_text(broken)
+    with pytest.raises(files.DamagedError, match="record is damaged"):
+      checksums.read_sealed(tmp_path / "record", "record", ("b",))
 
 
 # Arrays of more than 2^32 words: parts of them, at their places, stand for the whole.
@@ -135,6 +139,6 @@ def test_smaller_arrays_have_the_sums_they_had():
 
 def test_a_version_to_come(tmp_path):
   record = {"arrays": {"x": {"shape": [1], "dtype": "int8", "sum": "0" * 16, "version": 3}}, "metadata": {}}
-  (tmp_path / "record").write_text(json.dumps(checksums.seal(record)))
+  (tmp_path / "record").write_text(json.dumps(seal.seal(record)))
   with pytest.raises(errors.InputError, match="record: a newer glmjax wrote it: update this one"):
     checksums.read_sealed(tmp_path / "record", "record", ("arrays",))

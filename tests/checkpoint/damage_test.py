@@ -18,13 +18,13 @@ import numpy as np
 import pytest
 
 from glmjax import errors
-from glmjax.checkpoint import checksums
 from glmjax.checkpoint import export
 from glmjax.checkpoint import files
 from glmjax.checkpoint import folder as folder_lib
 from glmjax.checkpoint import load
 from glmjax.checkpoint import manager
 from glmjax.checkpoint import recorded
+from glmjax.io import seal
 from glmjax.models import config as config_lib
 from glmjax.models import glm
 
@@ -465,7 +465,7 @@ def test_steps_of_before(saved):
   path = saved / "20" / "metadata" / "checksums.json"
   record = json.loads(path.read_text())
   assert record.pop("crc32") and all(entry.pop("version") == 2 for entry in record["arrays"].values())
-  path.write_text(json.dumps(checksums.seal(record)))
+  path.write_text(json.dumps(seal.seal(record)))
   saver = manager.Manager(saved)
   assert restored(saver) == (20, plain(state(20)))
   assert recorded.difference(CONFIG, record["metadata"]) is None

@@ -27,6 +27,7 @@ from glmjax.checkpoint import folder as folder_lib
 from glmjax.checkpoint import manager
 from glmjax.models import config as config_lib
 from glmjax.models import glm
+from glmjax.models import params as params_lib
 from glmjax.quantize import qarray
 from glmjax.quantize import tree
 
@@ -282,8 +283,8 @@ def test_loads_onto_a_mesh(run: pathlib.Path, tmp_path: pathlib.Path, params: An
   export.export(run, tmp_path / "out", bits)
   mesh = jax.make_mesh((2,), ("tensor",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
   specs = {"layers/mlp/wo/kernel": P(None, "tensor", None), "layers/mlp/wi/kernel": P(None, None, None, "tensor")}
-  names = arrays.flatten(params)
-  shardings = arrays.nest({name: NamedSharding(mesh, specs.get(name, P())) for name in names})
+  names = arrays.named_leaves(params)
+  shardings = params_lib.nest({name: NamedSharding(mesh, specs.get(name, P())) for name in names})
   loaded = load.load(tmp_path / "out", shardings=shardings)
   _assert_equal(loaded.params, load.load(tmp_path / "out").params)
   kernel = loaded.params["layers"]["mlp"]["wo"]["kernel"]

@@ -54,8 +54,8 @@ def _abstract(state: Any) -> Any:
 
 def _assert_equal(a: Any, b: Any) -> None:
   assert jax.tree.structure(a) == jax.tree.structure(b)
-  for name, x in arrays.flatten(a).items():
-    y = arrays.flatten(b)[name]
+  for name, x in arrays.named_leaves(a).items():
+    y = arrays.named_leaves(b)[name]
     if isinstance(x, jax.Array) and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
       x, y = jax.random.key_data(x), jax.random.key_data(y)
     assert np.asarray(x).dtype == np.asarray(y).dtype, name
@@ -162,7 +162,7 @@ def test_donating_right_after_save_does_not_reach_the_disk(tmp_path: pathlib.Pat
     on_host += 3
   for step in range(6):
     restored, _ = saver.restore(state | {"on_host": on_host}, step)
-    for name, x in arrays.flatten(restored).items():
+    for name, x in arrays.named_leaves(restored).items():
       assert np.all(np.asarray(x) == 3 * step), (step, name)
   saver.close()
 

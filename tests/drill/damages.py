@@ -15,6 +15,7 @@ import shutil
 from typing import Any
 
 import forked
+import tiny_world
 from drill import ground
 
 KINDS = ("flip", "truncate", "delete", "swap", "folder", "FIFO", "empty", "another's")
@@ -87,7 +88,7 @@ def run(
     references = {command: _references(place, command, world, scratch / "case", server) for command in place.commands}
     for number in range(first, first + count):
       r = random.Random(f"{seed}/{name}/{number}")
-      ground.lay_out(world, scratch / "case", place.folder)
+      tiny_world.lay_out(world, scratch / "case", place.folder)
       command = r.choice(list(place.commands))
       target, kind = _target(r, scratch / "case" / place.folder), r.choice(KINDS)
       shown = damage(r, kind, target, scratch / "case" / place.folder, world / "other" / place.folder)
@@ -114,7 +115,7 @@ def _references(
   """The undamaged results: of the newest step, then of each older one."""
   results = []
   for newest in range(3 if place.folder == "half" and command != "train" else 1):
-    ground.lay_out(world, folder, place.folder)
+    tiny_world.lay_out(world, folder, place.folder)
     for step in _STEPS[:newest]:
       shutil.rmtree(folder / place.folder / "checkpoints" / step)
     found = _run(place, command, folder, server)

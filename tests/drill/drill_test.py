@@ -5,12 +5,12 @@
 docs/reliability.md says what is promised; `python tests/drill` does parts of it by hand.
 """
 
-import fcntl
 import os
 import pathlib
 import random
 
 import pytest
+import tiny_world
 
 from drill import damages
 from drill import ground
@@ -24,12 +24,9 @@ SEED = int(os.environ.get("GLMJAX_DRILL_SEED", "0"))
 @pytest.fixture(name="folder", scope="session")
 def _folder(tmp_path_factory) -> pathlib.Path:
   """Of the world; made once for all processes of a test run."""
-  base = tmp_path_factory.getbasetemp()
-  shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-  with open(shared / "drill.lock", "w", encoding="utf-8") as lock:
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    ground.make(shared / "drill")
-  return shared / "drill"
+  with tiny_world.shared(tmp_path_factory, "drill") as folder:
+    ground.make(folder)
+  return folder
 
 
 @pytest.mark.slow

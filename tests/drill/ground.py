@@ -55,17 +55,6 @@ def make(folder: pathlib.Path) -> pathlib.Path:
   return world
 
 
-def lay_out(world: pathlib.Path, folder: pathlib.Path, *copies: str) -> None:
-  """An emptied folder with the world's files: by links, but for copies."""
-  shutil.rmtree(folder, ignore_errors=True)
-  folder.mkdir(parents=True)
-  for path in world.iterdir():
-    if path.name in copies:
-      shutil.copytree(path, folder / path.name)
-    else:
-      (folder / path.name).symlink_to(path)
-
-
 def contents(folder: pathlib.Path) -> dict[str, bytes | None]:
   """Every file below a folder with its bytes, every folder with None."""
   return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}

@@ -15,6 +15,7 @@ import sys
 import time
 
 import forked
+import tiny_world
 from drill import ground
 
 SIGNALS = {
@@ -62,7 +63,7 @@ def unbroken(name: str, world: pathlib.Path, folder: pathlib.Path, server: forke
   """Runs a command without any kill: twice, as the first has to compile."""
   sums = {}
   for more in [["--gin.loop.Intervals.save=1"], []] if name == "train" else [[], []]:
-    ground.lay_out(world, folder)
+    tiny_world.lay_out(world, folder)
     ended = server.start("forked:command", {"argv": [*COMMANDS[name].argv, *more]}, folder).end(ground.LIMIT)
     assert ended.status == 0, ended
     if more:
@@ -76,7 +77,7 @@ def kill(
   """One chain of kills: counts of what became of them, and what was wrong."""
   r = random.Random(f"{seed}/{name}/{number}")
   argv, counts, wrong = COMMANDS[name].argv, collections.Counter(), []
-  ground.lay_out(world, folder)
+  tiny_world.lay_out(world, folder)
   again = True
   while again:
     how, part, early = r.choice(list(SIGNALS)), r.random(), r.random() < _COLD

@@ -10,12 +10,12 @@ import os
 import pathlib
 import re
 import resource
-import shutil
 import signal
 import sys
 import time
 from typing import Any
 
+import tiny_world
 from fuzz import case as case_lib
 from fuzz import cases
 from fuzz import odd
@@ -128,13 +128,7 @@ def _judge_output(case: case_lib.Case, out: str) -> str | None:
 
 def lay_out(case: case_lib.Case, world: pathlib.Path, folder: pathlib.Path) -> None:
   """Makes the folder anew: the world's files by links, what the case changes as its own."""
-  shutil.rmtree(folder, ignore_errors=True)
-  folder.mkdir(parents=True)
-  for path in world.iterdir():
-    if path.name in case.copies:
-      shutil.copytree(path, folder / path.name)
-    else:
-      (folder / path.name).symlink_to(path)
+  tiny_world.lay_out(world, folder, *case.copies)
   for name, content in case.files.items():
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
     (folder / name).write_bytes(content)

@@ -4,11 +4,11 @@ GLMJAX_FUZZ_INPUTS=20000 GLMJAX_FUZZ_SEED=7 pytest tests/fuzz -m slow        # m
 python tests/fuzz KIND SEED NUMBER                                           # one input again
 """
 
-import fcntl
 import os
 import pathlib
 
 import pytest
+import tiny_world
 
 from fuzz import cases
 from fuzz import runner
@@ -28,11 +28,8 @@ SHARES = {
 @pytest.fixture(name="world", scope="session")
 def _world(tmp_path_factory) -> pathlib.Path:
   """Made once for all processes of a test run."""
-  base = tmp_path_factory.getbasetemp()
-  shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-  with open(shared / "fuzz.lock", "w", encoding="utf-8") as lock:
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    return runner.make_world(shared / "fuzz")
+  with tiny_world.shared(tmp_path_factory, "fuzz") as folder:
+    return runner.make_world(folder)
 
 
 def check(kind: str, seed: int, count: int, world: pathlib.Path, scratch: pathlib.Path) -> None:

@@ -59,7 +59,7 @@ def test_counts_and_spreads(config):
   assert params_lib.count(config) == config.num_parameters()
   assert sum(param.size for param in params_lib.layer(config).values()) == config.layer_parameters()
   wide = dataclasses.replace(config, embed_dim=256, mlp_dim=512, vocab_size=512)
-  flat = arrays.flatten(glm.init_params(wide, jax.random.key(1)))
+  flat = arrays.named_leaves(glm.init_params(wide, jax.random.key(1)))
   for path, param in params_lib.table(wide).items():
     x = np.asarray(flat[path])
     if param.init == "normal":

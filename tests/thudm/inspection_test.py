@@ -22,6 +22,7 @@ from glmjax.checkpoint import load as load_lib
 from glmjax.checkpoint import manager
 from glmjax.models import config as config_lib
 from glmjax.models import glm
+from glmjax.models import params as params_lib
 from glmjax.thudm import inspection
 from glmjax.thudm import load
 from glmjax.thudm import source
@@ -222,7 +223,7 @@ def test_scales_of_ranks_on_a_mesh(make, tmp_path):
     "layers/attention/qkv/kernel": P(None, None, None, "tensor"),
   }
   weights = source.open_source("glm-130b", tmp_path / "sat").weights(None, None)
-  shardings = arrays.nest({weight.name: NamedSharding(mesh, specs.get(weight.name, P())) for weight in weights})
+  shardings = params_lib.nest({weight.name: NamedSharding(mesh, specs.get(weight.name, P())) for weight in weights})
   split = load_lib.load(tmp_path / "ours", shardings=shardings)
   jax.tree.map(np.testing.assert_array_equal, plain.params, split.params)
   kernel = split.params["layers"]["mlp"]["wo"]["kernel"]
