@@ -19,6 +19,8 @@ from glmjax import errors
 
 _START = "import sys; from glmjax.data import workers; workers.serve(int(sys.argv[1]), int(sys.argv[2]))"
 
+_IGNORED = (signal.SIGINT, signal.SIGTERM)  # these reach a whole job: the parent decides what they mean
+
 
 class WorkerError(RuntimeError):
   """A helper process failed or died."""
@@ -32,12 +34,17 @@ class Worker:
     ours, theirs = socket.socketpair()
     with theirs:
       environment = os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
-      self._process = subprocess.Popen(
-        [sys.executable, "-c", _START, str(theirs.fileno()), str(os.getpid())],
-        pass_fds=[theirs.fileno()],
-        env=environment,
-        stdin=subprocess.DEVNULL,
-      )
+      # A signal to the whole job must not end it before `serve` ignores it: it inherits them blocked.
+      before = signal.pthread_sigmask(signal.SIG_BLOCK, _IGNORED)
+      try:
+        self._process = subprocess.Popen(
+          [sys.executable, "-c", _START, str(theirs.fileno()), str(os.getpid())],
+          pass_fds=[theirs.fileno()],
+          env=environment,
+          stdin=subprocess.DEVNULL,
+        )
+      finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     self.connection = connection_lib.Connection(ours.detach())
     self._send((make, args))
 
@@ -85,7 +92,7 @@ class Worker:
 
 def serve(descriptor: int, parent: int) -> None:
   """The helper's whole life: make the handler, answer requests until the pipe ends."""
-  for name in (signal.SIGINT, signal.SIGTERM):  # these reach a whole job: the parent decides what they mean
+  for name in _IGNORED:
     signal.signal(name, signal.SIG_IGN)
   threading.Thread(target=follow, args=(parent,), daemon=True).start()
   connection = connection_lib.Connection(descriptor)
