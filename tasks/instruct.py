@@ -14,6 +14,7 @@ from glmjax import errors
 from glmjax.io import paths as paths_lib
 from glmjax.data import instructions
 from glmjax.data import text
+from glmjax.data import tokenizing
 from glmjax.tasks import preprocessors
 from glmjax.tasks import sources
 from glmjax.tasks import vocabulary as vocabulary_lib
@@ -116,7 +117,7 @@ def register_sets(
     seqio.TaskRegistry.add(
       task,
       source=source,
-      preprocessors=[seqio.preprocessors.tokenize, seqio.CacheDatasetPlaceholder(), preprocessors.fill_features],
+      preprocessors=[tokenizing.tokenize, seqio.CacheDatasetPlaceholder(), preprocessors.fill_features],
       output_features=preprocessors.output_features(vocabulary),
     )
   return sizes

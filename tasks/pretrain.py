@@ -9,6 +9,7 @@ import seqio
 
 from glmjax import errors
 from glmjax.data import text
+from glmjax.data import tokenizing
 from glmjax.tasks import instruct
 from glmjax.tasks import preprocessors
 from glmjax.tasks import sources
@@ -59,7 +60,7 @@ def register(
       names[language],
       source=sources.FileSource(found, ["text"], text.reader(found, field)),
       preprocessors=[
-        seqio.preprocessors.tokenize,
+        tokenizing.tokenize,
         seqio.preprocessors.append_eos,
         seqio.CacheDatasetPlaceholder(),
         preprocessors.cut_windows,

@@ -11,6 +11,7 @@ import tensorflow as tf
 from glmjax.io import user_text
 from glmjax.data import splits
 from glmjax.data import text
+from glmjax.data import tokenizing
 
 
 class FileSource(seqio.DataSource):
@@ -40,6 +41,11 @@ class FileSource(seqio.DataSource):
     self._max_per_file = shares  # for each split, each file's (examples taken, examples there); None: all
 
   @property
+  def features(self) -> tuple[str, ...]:
+    """Names of the strings that an example has."""
+    return self._features
+
+  @property
   def windows(self) -> splits.Windows | None:
     """How documents are cut, where whole ones would leave nothing held out."""
     return getattr(self._read, "keywords", {}).get("windows")
@@ -64,30 +70,42 @@ class FileSource(seqio.DataSource):
   ) -> tf.data.Dataset:
     """Examples as string scalars; shuffle=True shuffles the files."""
     del sequence_length, use_cached, num_epochs  # seqio passes them to every source
+
+    def groups() -> Iterator[dict[str, list[str]]]:
+      for group in tokenizing.groups(self._examples(split, shard_info, random.Random(seed) if shuffle else None)):
+        yield dict(zip(self.features, map(list, zip(*group)), strict=True))
+
+    signature = {name: tf.TensorSpec([None], tf.string) for name in self.features}
+    return tf.data.Dataset.from_generator(groups, output_signature=signature).unbatch()
+
+  def examples(self, split: str, shard_info: seqio.ShardInfo | None = None) -> Iterator[tokenizing.Strings]:
+    """The examples of get_dataset in the files' order, without TensorFlow."""
+    return self._examples(split, shard_info, None)
+
+  def deals_out(self, num_shards: int) -> bool:
+    """Whether example i of a split is in shard i modulo num_shards, since there are fewer files than shards."""
+    return num_shards > len(self.files)
+
+  def _examples(
+    self, split: str, shard_info: seqio.ShardInfo | None, rng: random.Random | None
+  ) -> Iterator[tokenizing.Strings]:
     order = list(enumerate(self.files))
     shard, num_shards = (shard_info.index, shard_info.num_shards) if shard_info else (0, 1)
     step = 1
-    if num_shards <= len(order):
+    if self.deals_out(num_shards):
+      step = num_shards
+    else:
       order = order[shard::num_shards]
       shard = 0
-    else:
-      step = num_shards
-    if shuffle:
-      random.Random(seed).shuffle(order)
+    if rng is not None:
+      rng.shuffle(order)
+    every = itertools.chain.from_iterable(self._taken(split, number, path) for number, path in order)
+    for example in itertools.islice(every, shard, None, step):
+      yield (example,) if isinstance(example, str) else example
 
-    def taken(number: int, path: pathlib.Path) -> Iterator:
-      found = self._read(path, number, split)
-      shares = self._max_per_file
-      return found if shares is None else _at_even_distances(found, *shares[split][number])
-
-    def examples() -> Iterator[dict[str, str]]:
-      every = itertools.chain.from_iterable(taken(number, path) for number, path in order)
-      for example in itertools.islice(every, shard, None, step):
-        values = (example,) if isinstance(example, str) else example
-        yield dict(zip(self._features, values, strict=True))
-
-    signature = {name: tf.TensorSpec([], tf.string) for name in self._features}
-    return tf.data.Dataset.from_generator(examples, output_signature=signature)
+  def _taken(self, split: str, number: int, path: pathlib.Path) -> Iterator:
+    found = self._read(path, number, split)
+    return found if self._max_per_file is None else _at_even_distances(found, *self._max_per_file[split][number])
 
 
 def _count_lines(path: pathlib.Path) -> int:

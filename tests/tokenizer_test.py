@@ -6,6 +6,7 @@ import os
 import pickle
 import random
 import re
+import tracemalloc
 
 import pytest
 import sentencepiece
@@ -15,6 +16,7 @@ from glmjax import errors
 from glmjax import tokenizer as tokenizer_lib
 from glmjax import tokens
 from glmjax.tokenizer import encoding
+from glmjax.tokenizer import training
 
 TEXTS = [
   "The quick brown fox jumps over the lazy dog, 12 times in 1998.\n\nThen it sleeps.",
@@ -139,7 +141,8 @@ def test_every_text_comes_back(tokenizer):
   rng = random.Random(1)
   texts = HARD + TEXTS + [" " * k for k in range(1, 201)] + [random_text(rng) for _ in range(500)]
   specials = {*range(4), *range(tokenizer.specials.mask, tokenizer.specials.dblock + 1)}
-  for text, ids in zip(texts, tokenizer.encode_batch(texts)):
+  for text, ids in zip(texts, tokenizer.encode_arrays(texts)):
+    ids = ids.tolist()
     assert tokenizer.decode(ids) == text
     assert not specials & set(ids)
     assert ids == tokenizer.encode(text)
@@ -296,11 +299,28 @@ def test_layout_of_both_generations(full_size, images, total, baked):
 
 def test_long_text_is_cut_where_it_does_not_matter(tokenizer, ice_model, monkeypatch):
   text = "\n".join(TEXTS) * 3 + "\n\n  x"
-  for ours in (tokenizer, tokenizer_lib.Tokenizer(ice_model)):
-    whole = ours.encode(text)
-    monkeypatch.setattr(encoding, "_CHUNK", 40)
-    assert ours.encode(text) == whole
+  rng = random.Random(3)
+  without_newlines = [re.sub(r"\s+", " ", random_text(rng)) + TEXTS[0][:60] * 2 for _ in range(100)] + [TEXTS[1] * 9]
+  for ours, texts in ((tokenizer, [text, *without_newlines]), (tokenizer_lib.Tokenizer(ice_model), [text])):
+    whole = ours.encode_arrays(texts)
+    for chunk, longest, together in ((40, 400, 50), (7, 200, 1), (1, 200, 10_000)):
+      monkeypatch.setattr(encoding, "_CHUNK", chunk)
+      monkeypatch.setattr(encoding, "_LONGEST_CHUNK", longest)
+      monkeypatch.setattr(encoding, "_TOGETHER", together)
+      for ids, expected in zip(ours.encode_arrays(texts), whole, strict=True):
+        assert ids.tolist() == expected.tolist()
     monkeypatch.undo()
+
+
+def test_no_chunk_is_longer_than_the_limit(tokenizer, monkeypatch):
+  monkeypatch.setattr(encoding, "_CHUNK", 4)
+  monkeypatch.setattr(encoding, "_LONGEST_CHUNK", 16)
+  given = []
+  encode = tokenizer._encode_marked
+  monkeypatch.setattr(tokenizer, "_encode_marked", lambda marked: given.extend(marked) or encode(marked))
+  for text in ("a" * 100, TEXTS[1] * 5, "fox " * 50, "x" * 40 + "\n" * 30):
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+  assert max(map(len, given)) <= 16
 
 
 def test_training_repeats_and_saves_whole(tmp_path, folder, tokenizer):
@@ -397,6 +417,51 @@ def test_empty_text_is_called_empty(tmp_path, documents, vocab_size):
   with pytest.raises(errors.InputError, match="there is no text: give some"):
     tokenizer_lib.train(documents, tmp_path / "t", vocab_size)
   assert not (tmp_path / "t").exists()
+
+
+def lines(count):
+  """Documents of a thousand lines, and the last one long and without line ends."""
+  for i in range(0, count, 1000):
+    yield "\n".join(f"line {k} of a long text" for k in range(i, min(i + 1000, count)))
+  yield "w " * 200_000
+
+
+def test_a_large_text_is_sampled_evenly_within_the_budget():
+  every = list(training._sample(lines(5_000), 1 << 30))
+  assert [line.decode() for line in every[:5_000]] == [f"line {k} of a long text" for k in range(5_000)]
+  assert max(map(len, every)) <= training._LONGEST
+  budget = 300_000
+  tracemalloc.start()
+  sampled = list(training._sample(lines(100_000), budget))
+  assert tracemalloc.get_traced_memory()[1] < 8 * budget
+  tracemalloc.stop()
+  assert budget / 4 < sum(len(line) + training._OVERHEAD for line in sampled) <= budget
+  numbers = [int(line.split()[1]) for line in sampled if line.startswith(b"line")]
+  assert numbers == sorted(numbers)
+  assert all(len(numbers) / 8 < sum(k // 20_000 == fifth for k in numbers) < len(numbers) / 3 for fifth in range(5))
+  assert sampled == list(training._sample(lines(100_000), budget))
+
+
+def test_training_gives_sentencepiece_no_more_than_the_budget(tmp_path, monkeypatch):
+  given = []
+  train = sentencepiece.SentencePieceTrainer.train
+
+  def counting(sentence_iterator, **options):
+    given.extend(sentence_iterator)
+    return train(sentence_iterator=iter(given), **options)
+
+  monkeypatch.setattr(sentencepiece.SentencePieceTrainer, "train", counting)
+  made = tokenizer_lib.train((text for _ in range(20_000) for text in TEXTS), tmp_path / "t", 440, sample_bytes=1 << 20)
+  assert 1 << 17 < sum(map(len, given)) < 1 << 20 and made.decode(made.encode(TEXTS[0])) == TEXTS[0]
+
+
+def test_a_mistake_in_the_text_is_told_as_it_is(tmp_path):
+  def documents():
+    yield "fine"
+    raise errors.InputError("en.jsonl:2: not JSON")
+
+  with pytest.raises(errors.InputError, match="^en.jsonl:2: not JSON$"):
+    tokenizer_lib.train(documents(), tmp_path / "t", 400)
 
 
 def test_sentence_ends_of_a_tokenizer(tmp_path):

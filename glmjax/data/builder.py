@@ -11,7 +11,7 @@ import os
 import pathlib
 import shutil
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from glmjax import errors
 from glmjax.data import shards
@@ -60,11 +60,20 @@ def all_shards(plan: dict) -> list[Shard]:
   ]
 
 
+@contextlib.contextmanager
+def writing_shard(partial: pathlib.Path, shard: Shard, vocab_size: int) -> Iterator[shards.ShardWriter]:
+  """A writer of one shard, and then its record; any process may do it."""
+  with shards.writing_shard(partial, shard.stem, vocab_size) as writer:
+    yield writer
+  publish.write_json(_record_path(partial, shard), seal.seal(writer.record))
+
+
 def write_shard(partial: pathlib.Path, shard: Shard, documents: Iterable[shards.Document], vocab_size: int) -> dict:
-  """Writes one shard and then its record; any process may do it."""
-  record = shards.write_shard(partial, shard.stem, documents, vocab_size)
-  publish.write_json(_record_path(partial, shard), seal.seal(record))
-  return record
+  """Writes one shard and then its record, which is returned."""
+  with writing_shard(partial, shard, vocab_size) as writer:
+    for document in documents:
+      writer.add(document)
+  return writer.record
 
 
 class CacheBuilder:

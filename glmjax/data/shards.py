@@ -22,7 +22,7 @@ import pathlib
 import shutil
 import stat
 import typing
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -91,39 +91,63 @@ def replacing(path: pathlib.Path) -> Iterator[Hashed]:
     ) from error
 
 
-def write_shard(folder: pathlib.Path, stem: str, documents: Iterable[Document], vocab_size: int) -> dict:
-  """Writes one shard's three files, each complete or absent, and returns its entry for the manifest."""
-  dtype = np.dtype(token_dtype(vocab_size))
+class ShardWriter:
+  """A shard's tokens and documents on their way to its files."""
+
+  def __init__(self, stem: str, file: Hashed, vocab_size: int) -> None:
+    self.record: dict = {}  # its entry for the manifest, once all is written
+    self._stem, self._file, self._vocab_size = stem, file, vocab_size
+    self._dtype = np.dtype(token_dtype(vocab_size))
+    self._rows: list[tuple[int, int, int]] = []
+    self._buffer: list[np.ndarray] = []
+    self._buffered = self._end = 0
+
+  def add(self, document: Document) -> None:
+    """Appends a document."""
+    ids = np.asarray(document.tokens)
+    ids = ids if ids.dtype.kind == "i" else ids.astype(np.int64)
+    if ids.size and not 0 <= ids.min() <= ids.max() < self._vocab_size:
+      worst = ids.max() if ids.min() >= 0 else ids.min()
+      raise errors.InputError(
+        f"{self._stem}: token id {worst} is outside the vocabulary of {self._vocab_size}; "
+        "cache with the tokenizer that the task uses"
+      )
+    self._end += ids.size
+    self._rows.append((self._end, document.utf8_bytes, document.input_length))
+    self._buffer.append(ids.astype(self._dtype))
+    self._buffered += ids.size
+    if self._buffered >= _BUFFER_TOKENS:
+      self.flush()
+
+  def flush(self) -> None:
+    """Writes what is buffered."""
+    if self._buffer:
+      self._file.write(np.concatenate(self._buffer).tobytes())
+    self._buffer, self._buffered = [], 0
+
+  def table(self) -> np.ndarray:
+    """The documents so far, [documents, DOCUMENT_COLUMNS]."""
+    return np.asarray(self._rows, "<i8").reshape(-1, len(DOCUMENT_COLUMNS))
+
+
+@contextlib.contextmanager
+def writing_shard(folder: pathlib.Path, stem: str, vocab_size: int) -> Iterator[ShardWriter]:
+  """A writer of one shard, whose three files are there at the end, each complete or absent."""
   path = folder / stem
   path.parent.mkdir(parents=True, exist_ok=True)
-  rows, buffer, buffered, end = [], [], 0, 0
   with replacing(path.with_name(path.name + ".tokens")) as file:
-    for document in documents:
-      ids = np.asarray(document.tokens, np.int64)
-      if ids.size and not 0 <= ids.min() <= ids.max() < vocab_size:
-        worst = ids.max() if ids.min() >= 0 else ids.min()
-        raise errors.InputError(
-          f"{stem}: token id {worst} is outside the vocabulary of {vocab_size}; "
-          "cache with the tokenizer that the task uses"
-        )
-      end += ids.size
-      rows.append((end, document.utf8_bytes, document.input_length))
-      buffer.append(ids.astype(dtype))
-      buffered += ids.size
-      if buffered >= _BUFFER_TOKENS:
-        file.write(np.concatenate(buffer).tobytes())
-        buffer, buffered = [], 0
-    if buffer:
-      file.write(np.concatenate(buffer).tobytes())
-  table = np.asarray(rows, "<i8").reshape(-1, len(DOCUMENT_COLUMNS))
+    writer = ShardWriter(stem, file, vocab_size)
+    yield writer
+    writer.flush()
+  table = writer.table()
   with replacing(path.with_name(path.name + ".documents")) as index:
     index.write(table.tobytes())
   with replacing(path.with_name(path.name + ".sums")) as sums:
     sums.write(file.sums.array().tobytes() + index.sums.array().tobytes())
   known = bool((table[:, 1] >= 0).all())
-  return {
+  writer.record = {
     "documents": len(table),
-    "tokens": int(end),
+    "tokens": int(table[-1, 0]) if len(table) else 0,
     "utf8_bytes": int(table[:, 1].sum()) if known else None,
     "files": [file.record, index.record],
     "sums": sums.record,  # apart from them: a cache's fingerprint is that of its tokens

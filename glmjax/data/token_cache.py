@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import itertools
 import logging
 import multiprocessing
 import os
@@ -30,11 +31,13 @@ from glmjax import tokenizer as tokenizer_lib
 from glmjax.data import builder
 from glmjax.data import shards
 from glmjax.data import splits
+from glmjax.data import tokenizing
 from glmjax.data import workers
 from glmjax.io import folders
 
 _log = logging.getLogger("glmjax")
 
+_READ_TOGETHER = 4  # shards of a source with fewer files: each reading parses all of it
 FEATURES = {"text": ("text",), "instruction": ("inputs", "targets")}
 
 
@@ -64,6 +67,7 @@ def cache_mixture(
     raise errors.InputError(f"num_shards is {num_shards}; use 1 or more")
   folders.claim(directory, folders.Kind.CACHE, "directory", overwrite=overwrite)  # before the text is read
   tokenizer = mixture_tokenizer(mixture_name)
+  num_workers = _count_workers(num_workers)
   with _pool(num_workers) as pool:
     files = pool.submit(_source_files, mixture_name).result()
     hashes = tqdm.tqdm(pool.map(_file_hash, files), total=len(files), unit="file", desc="read", leave=False)
@@ -72,8 +76,11 @@ def cache_mixture(
     with builder.CacheBuilder(directory, plan, overwrite) as making:
       todo = making.missing()
       vocab_size = plan["tokenizer"]["vocab_size"]
-      jobs = [pool.submit(_write_shard, making.partial, shard, num_shards, vocab_size) for shard in todo]
-      _show_progress(jobs, already=len(builder.all_shards(plan)) - len(todo))
+      jobs = [
+        pool.submit(_write_shards, making.partial, group, num_shards, vocab_size)
+        for group in _read_together(todo, num_shards, -(-len(todo) // max(num_workers, 1)))
+      ]
+      _show_progress(jobs, len(todo), total=len(builder.all_shards(plan)))
       with tempfile.TemporaryDirectory() as scratch:
         tokenizer.save(pathlib.Path(scratch) / "tokenizer")
         finished = making.finish(pathlib.Path(scratch) / "tokenizer")
@@ -112,19 +119,18 @@ def _say_what_is_empty(finished: shards.TokenCache) -> None:
       )
 
 
-def _show_progress(jobs: list[concurrent.futures.Future], already: int) -> None:
-  """Waits for the jobs behind a progress bar; raises what one of them raised."""
-  with tqdm.tqdm(total=already + len(jobs), initial=already, unit="shard", desc="cache") as progress:
+def _show_progress(jobs: list[concurrent.futures.Future], todo: int, total: int) -> None:
+  """Waits for the jobs, which make `todo` of all shards, behind a progress bar; raises what one of them raised."""
+  with tqdm.tqdm(total=total, initial=total - todo, unit="shard", desc="cache") as progress:
     tokens = 0
     for job in concurrent.futures.as_completed(jobs):
-      tokens += job.result()["tokens"]
+      tokens += sum(record["tokens"] for record in job.result())
       progress.set_postfix_str(f"{tokens / 1e6:.2f}M tokens", refresh=False)
-      progress.update()
+      progress.update(len(job.result()))
 
 
-@contextlib.contextmanager
-def _pool(num_workers: int | None) -> Iterator[concurrent.futures.Executor]:
-  """An executor of forked processes, or of a thread of this one; at an error it drops what is unfinished."""
+def _count_workers(num_workers: int | None) -> int:
+  """How many processes work beside this one."""
   can_fork = sys.platform == "linux" and not _tensorflow_has_run()
   if num_workers is None:
     num_workers = len(os.sched_getaffinity(0)) if can_fork else 0
@@ -135,6 +141,12 @@ def _pool(num_workers: int | None) -> Iterator[concurrent.futures.Executor]:
       f"num_workers is {num_workers}, but this process cannot be forked (it is not on "
       "Linux, or TensorFlow has run in it); use 0, or the command glmjax cache"
     )
+  return num_workers
+
+
+@contextlib.contextmanager
+def _pool(num_workers: int) -> Iterator[concurrent.futures.Executor]:
+  """An executor of forked processes, or of a thread of this one; at an error it drops what is unfinished."""
   if num_workers == 0:
     executor = concurrent.futures.ThreadPoolExecutor(1)
   else:
@@ -290,14 +302,42 @@ def _documents(examples: Iterable[dict]) -> Iterator[shards.Document]:
     yield shards.Document(ids, utf8_bytes, len(example["inputs"]) if "inputs" in names else 0)
 
 
-def _write_shard(partial: pathlib.Path, shard: builder.Shard, num_shards: int, vocab_size: int) -> dict:
-  """One unit of work."""
-  task = seqio.TaskRegistry.get(shard.task)
-  examples = _examples(task, shard.split, shard.index, num_shards).as_numpy_iterator()
+def _read_together(todo: list[builder.Shard], num_shards: int, most: int) -> Iterator[list[builder.Shard]]:
+  """Groups of shards, each of one job: up to `most` where one reading of the source serves several."""
+  for (name, _), found in itertools.groupby(todo, key=lambda shard: (shard.task, shard.split)):
+    task = seqio.TaskRegistry.get(name)
+    together = min(most, _READ_TOGETHER) if tokenizing.is_direct(task) and task.source.deals_out(num_shards) else 1
+    of_split = list(found)
+    yield from (of_split[i : i + together] for i in range(0, len(of_split), together))
+
+
+def _write_shards(partial: pathlib.Path, group: list[builder.Shard], num_shards: int, vocab_size: int) -> list[dict]:
+  """One unit of work: shards of one split, of the same reading."""
+  task, split = seqio.TaskRegistry.get(group[0].task), group[0].split
+  if tokenizing.is_direct(task):
+    return _write_directly(partial, group, num_shards, vocab_size)
+  (shard,) = group
+  examples = _examples(task, split, shard.index, num_shards).as_numpy_iterator()
   try:
-    return builder.write_shard(partial, shard, _documents(examples), vocab_size)
+    return [builder.write_shard(partial, shard, _documents(examples), vocab_size)]
   except tf.errors.OpError as error:
     raise _plain_error(error) from None
+
+
+def _write_directly(partial: pathlib.Path, group: list[builder.Shard], num_shards: int, vocab_size: int) -> list[dict]:
+  """Writes the shards of a task whose strings are encoded without TensorFlow."""
+  task, split = seqio.TaskRegistry.get(group[0].task), group[0].split
+  if not task.source.deals_out(num_shards):
+    (shard,) = group
+    examples = task.source.examples(split, seqio.ShardInfo(shard.index, num_shards))
+    return [builder.write_shard(partial, shard, tokenizing.documents(task, examples), vocab_size)]
+  wanted = {shard.index for shard in group}
+  examples = (example for i, example in enumerate(task.source.examples(split)) if i % num_shards in wanted)
+  with contextlib.ExitStack() as stack:
+    writers = [stack.enter_context(builder.writing_shard(partial, shard, vocab_size)) for shard in group]
+    for writer, document in zip(itertools.cycle(writers), tokenizing.documents(task, examples)):
+      writer.add(document)
+  return [writer.record for writer in writers]
 
 
 def _plain_error(error: tf.errors.OpError) -> Exception:

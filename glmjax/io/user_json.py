@@ -32,7 +32,7 @@ def parse(text: str | bytes, where: str, kind: type | None = dict, expected: str
   if isinstance(text, bytes):
     text = _decoded(text, where, advice)
   try:
-    content = json.loads(text.removeprefix("\ufeff"), parse_int=_integer)
+    content = _DECODER.decode(text.removeprefix("\ufeff"))
   except RecursionError:
     raise errors.InputError(f"{where}: JSON nested deeper than {DEEPEST} levels{advice}") from None
   except ValueError as error:
@@ -90,6 +90,9 @@ def _decoded(text: bytes, where: str, advice: str) -> str:
 
 def _integer(digits: str) -> int | float:
   return int(digits) if len(digits) <= _DIGITS else float(digits)
+
+
+_DECODER = json.JSONDecoder(parse_int=_integer)  # json.loads makes one for every text
 
 
 def _depth_exceeds(content: Any, limit: int) -> bool:

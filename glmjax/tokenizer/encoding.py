@@ -1,12 +1,14 @@
 """Text to ids and back, and the folder of a tokenizer."""
 
 from collections.abc import Iterable, Iterator, Sequence
+import functools
 import hashlib
 import json
 import os
 import pathlib
 import re
 
+import numpy as np
 import sentencepiece
 
 from glmjax import errors
@@ -24,7 +26,9 @@ LAYOUT_FORMAT = 1
 
 _SENTENCE_ENDS = ".?!;:。？！；…\n"
 _LARGEST = 1 << 28  # bytes of a SentencePiece model; ice_text.model has 2.7 MB
-_CHUNK = 1 << 16  # characters; longer texts are encoded in pieces cut at newlines
+# Characters: longer texts are encoded in chunks, no chunk is longer than the second, and so many go to SentencePiece
+# at once.
+_CHUNK, _LONGEST_CHUNK, _TOGETHER = 1 << 16, 1 << 18, 1 << 18
 
 _SPECIAL_TEXT = re.compile("(" + "|".join(re.escape(text) for text in layout.SPECIAL_TEXT) + ")")
 
@@ -39,6 +43,8 @@ class Tokenizer:
     proto, self.num_text_tokens = layout.extended_model(model, source)
     self._processor = sentencepiece.SentencePieceProcessor()
     self._processor.LoadFromSerializedProto(proto.SerializeToString())
+    normalizer = proto.normalizer_spec
+    self._is_verbatim = not normalizer.precompiled_charsmap and not normalizer.remove_extra_whitespaces
     self._adds_dummy_prefix = proto.normalizer_spec.add_dummy_prefix
     self.specials = tokens.icetk(num_image_tokens, self.num_text_tokens)
     self.vocab_size = num_image_tokens + len(proto.pieces)
@@ -131,32 +137,35 @@ class Tokenizer:
     dummy_prefix=False is for text that goes on where other text ended: models that put a space before
     every text (ice_text.model; those of `training` do not) then put none.
     """
-    return self.encode_batch([text], allow_special, dummy_prefix, num_threads=1)[0]
+    return self.encode_arrays([text], allow_special, dummy_prefix)[0].tolist()
 
-  def encode_batch(
-    self, texts: Sequence[str], allow_special: bool = False, dummy_prefix: bool = True, num_threads: int = 2
-  ) -> list[list[int]]:
-    """`encode` of every text, on SentencePiece's own threads."""
-    segments = [list(self._segments(text, allow_special, dummy_prefix)) for text in texts]
-    marked = [segment for parts in segments for segment, _ in parts if isinstance(segment, str)]
+  def encode_arrays(
+    self, texts: Sequence[str], allow_special: bool = False, dummy_prefix: bool = True
+  ) -> list[np.ndarray]:
+    """`encode` of every text, int32, in memory that is bounded but for texts and ids."""
+    rows: list[list[np.ndarray]] = [[] for _ in texts]
+    segments = (
+      (row, *segment) for row, text in zip(rows, texts) for segment in self._segments(text, allow_special, dummy_prefix)
+    )
+    for together in _bounded(segments):
+      encoded = iter(self._encode_marked([segment for _, segment, _ in together if isinstance(segment, str)]))
+      for row, segment, drop in together:
+        if isinstance(segment, str):
+          row.append(np.array(next(encoded), np.int32)[drop:] + np.int32(self.num_image_tokens))
+        else:
+          row.append(np.array(segment, np.int32))
+    return [row[0] if len(row) == 1 else np.concatenate(row or [np.zeros(0, np.int32)]) for row in rows]
+
+  def _encode_marked(self, marked: list[str]) -> list[list[int]]:
+    """SentencePiece's ids of texts whose whitespace is marked."""
     try:
-      encoded = iter(self._processor.encode(marked, num_threads=num_threads))
+      return self._processor.encode(marked, num_threads=1)
     except (TypeError, UnicodeEncodeError) as error:
       if not any(re.search("[\ud800-\udfff]", text) for text in marked):
         raise
       raise errors.InputError(
         "the text holds half a surrogate pair, which is not valid Unicode: read it as UTF-8"
       ) from error
-    rows = []
-    for parts in segments:
-      row: list[int] = []
-      for segment, drop in parts:
-        if isinstance(segment, str):
-          row.extend(i + self.num_image_tokens for i in next(encoded)[drop:])
-        else:
-          row.extend(segment)
-      rows.append(row)
-    return rows
 
   def decode(self, ids: Iterable[int], show_special: bool = False, dummy_prefix: bool = True) -> str:
     """Text of the ids, special tokens left out or written as in layout.SPECIAL_TEXT; broken UTF-8 becomes U+FFFD."""
@@ -204,18 +213,50 @@ class Tokenizer:
         yield [self._special_ids[part]], 0
         dummy_prefix = True  # GLM-130B encodes the text behind a mask as a text of its own
         continue
-      for run in layout.RESERVED.split(part):
-        if layout.RESERVED.fullmatch(run):
+      for number, run in enumerate((part,) if part.isascii() else layout.RESERVED.split(part)):
+        if number % 2:  # what the pattern has found
           yield [self._byte_ids[f"<0x{byte:02X}>"] for byte in run.encode()], 0
-        else:
-          for chunk in _chunks(run):
-            marked = layout.mark_whitespace(chunk)
-            if dummy_prefix or not self._adds_dummy_prefix:
-              yield marked, 0
-            else:  # the model's space goes before a newline, and both are dropped
-              yield layout.NEWLINE + marked, 2
-            dummy_prefix = False
-        dummy_prefix = dummy_prefix and not run
+          dummy_prefix = False
+          continue
+        for chunk in self._chunks(run):
+          marked = layout.mark_whitespace(chunk)
+          if dummy_prefix or not self._adds_dummy_prefix:
+            yield marked, 0
+          else:  # the model's space goes before a newline, and both are dropped
+            yield layout.NEWLINE + marked, 2
+          dummy_prefix = False
+
+  def _chunks(self, text: str) -> Iterator[str]:
+    """Cuts a long text where no piece crosses, so that the memory that SentencePiece takes is bounded.
+
+    It is cut after newlines; where there is none, between characters that no piece has side by side; where all have,
+    at the limit. (A model that folds characters is cut after newlines alone: what it folds may lie across.)
+    """
+    start = 0
+    while len(text) - start > _CHUNK:
+      end = text.find("\n", start + _CHUNK, start + _LONGEST_CHUNK if self._is_verbatim else None) + 1
+      if not end and not self._is_verbatim:
+        break
+      end = end or self._cut(text, start)
+      yield text[start:end]
+      start = end
+    if start < len(text):
+      yield text[start:]
+
+  def _cut(self, text: str, start: int) -> int:
+    """Where a chunk without a newline ends."""
+    stop = min(start + _LONGEST_CHUNK, len(text))
+    for end in range(start + _CHUNK, stop):
+      pair = text[end - 1 : end + 1]
+      if pair not in self._pairs and pair != "  ":
+        return end
+    return stop
+
+  @functools.cached_property
+  def _pairs(self) -> frozenset[str]:
+    """Every two characters that stand side by side in a piece."""
+    pieces = (self._processor.IdToPiece(i).replace(layout.SPACE, " ") for i in range(len(self._bytes)))
+    return frozenset(piece[i : i + 2] for piece in pieces for i in range(len(piece) - 1))
 
 
 def sentence_ends(folder: str | os.PathLike) -> tuple[int, ...]:
@@ -228,17 +269,20 @@ def sentence_ends(folder: str | os.PathLike) -> tuple[int, ...]:
   )
 
 
-def _chunks(text: str) -> Iterator[str]:
-  """Cuts after newlines, where no piece crosses; keeps the memory of one long text bounded."""
-  start = 0
-  while len(text) - start > _CHUNK:
-    end = text.find("\n", start + _CHUNK) + 1
-    if not end:
-      break
-    yield text[start:end]
-    start = end
-  if start < len(text):
-    yield text[start:]
+_Segment = tuple[list[np.ndarray], str | list[int], int]
+
+
+def _bounded(segments: Iterator[_Segment]) -> Iterator[list[_Segment]]:
+  """Segments in lists of about _TOGETHER characters."""
+  together, size = [], 0
+  for segment in segments:
+    together.append(segment)
+    size += len(segment[1])
+    if size >= _TOGETHER:
+      yield together
+      together, size = [], 0
+  if together:
+    yield together
 
 
 def _read_bytes(path: pathlib.Path) -> bytes:
