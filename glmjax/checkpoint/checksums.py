@@ -152,8 +152,9 @@ def read_sealed(path: pathlib.Path, shown: str, parts: Sequence[str]) -> dict[st
     files.DamagedError: when it is missing or not what was written.
     errors.InputError: when its arrays have checksums of a kind that is not known here; when the system refuses.
   """
+  sealed = files.read_json(path, shown)
   try:
-    content = seal.unseal(files.read_json(path, shown))
+    content = seal.unseal(sealed)
   except ValueError as error:
     raise files.DamagedError(f"{shown} is damaged: {files.one_line(error)}") from error
   if lacking := next((part for part in parts if not isinstance(content.get(part), dict)), None):

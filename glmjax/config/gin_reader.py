@@ -247,8 +247,10 @@ def _statements(text: str, label: str) -> Iterator[Any]:
 def _reason(error: Exception) -> str:
   """The parser's message without what only its authors can use."""
   message = str(error.args[0]).strip().splitlines()[0].rstrip(".")
-  if message.startswith("malformed node"):
+  if message.startswith(("malformed node", "Unable to parse value")):  # the latter since Python 3.12
     return "not a gin value"
+  if message.startswith("too many nested"):  # Python 3.12's tokenizer; before, the parser ran out of stack
+    return "values nested too deep"
   if message.startswith("Exceeds the limit"):
     return "a number of more than 4,300 digits"
   return message.removesuffix(" (<unknown>, line 1)")
