@@ -43,6 +43,7 @@ from glmjax.infer import runner  # noqa: E402
 from glmjax.infer import sampling  # noqa: E402
 from glmjax.models import config as config_lib  # noqa: E402
 from glmjax.models import glm  # noqa: E402
+from glmjax.parallel import hlo  # noqa: E402
 from glmjax.parallel import mesh as mesh_lib  # noqa: E402
 from glmjax.parallel import partitioning  # noqa: E402
 from glmjax.plan import cost  # noqa: E402
@@ -248,13 +249,13 @@ def planned(program: programs.Program, compiled: Any) -> dict[str, Any]:
   )
   if found is None:
     return {"planned_bytes": size}
-  text = compiled.as_text()
+  read = hlo.read(compiled.as_text())
   rates = estimate.roofline(
     cost.flops(program.traced.jaxpr.jaxpr, program.trips),
-    cost.traffic(text, program.trips),
+    cost.traffic(read, program.trips),
     [],
     found,
-    cost.fetched(text, program.trips),
+    cost.fetched(read, program.trips),
   )
   return {
     "planned_bytes": size,

@@ -34,6 +34,7 @@ import numpy as np  # noqa: E402
 from glmjax.io import publish  # noqa: E402
 from glmjax.models import config as config_lib  # noqa: E402
 from glmjax.parallel import collectives  # noqa: E402
+from glmjax.parallel import hlo  # noqa: E402
 from glmjax.parallel import mesh as mesh_lib  # noqa: E402
 from glmjax.parallel import partitioning  # noqa: E402
 from glmjax.train import feed  # noqa: E402
@@ -150,7 +151,7 @@ class Step:
   def sizes(self, program: jax.stages.Compiled) -> dict[str, float]:
     """Bytes of a device: its state, what XLA sets aside, what it sends in a step."""
     memory = program.memory_analysis()
-    sent = sum(c.sent * c.times(self.layout.num_micro) for c in collectives.of(program.as_text(), self.mesh))
+    sent = sum(c.sent * c.times(self.layout.num_micro) for c in collectives.of(hlo.read(program.as_text()), self.mesh))
     return {"state": memory.argument_size_in_bytes, "work": memory.temp_size_in_bytes, "sent": sent}
 
 

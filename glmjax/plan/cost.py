@@ -4,7 +4,6 @@ A jaxpr has every product, those that are computed again for backward included, 
 figures count the body of a loop once.
 """
 
-import dataclasses
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -12,32 +11,9 @@ from typing import Any
 
 import jax
 
-from glmjax.parallel import collectives
+from glmjax.parallel import hlo
 
-_SIZES = {
-  "pred": 1,
-  "s8": 1,
-  "u8": 1,
-  "f16": 2,
-  "bf16": 2,
-  "s16": 2,
-  "u16": 2,
-  "f32": 4,
-  "s32": 4,
-  "u32": 4,
-  "f64": 8,
-  "s64": 8,
-  "u64": 8,
-  "c64": 8,
-  "f8e4m3fn": 1,
-  "f8e5m2": 1,
-  "s4": 1,
-  "u4": 1,
-}
-_ARRAY = re.compile(r"\b([a-z]+[0-9]*[a-z0-9]*)\[([0-9,]*)\](\{[^}]*\})?")
-_HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
-_LINE = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)$")
-_FREE = {
+_MOVES_NOTHING = {
   "parameter",
   "constant",
   "tuple",
@@ -96,70 +72,72 @@ def _is_jaxpr(x: Any) -> bool:
   return hasattr(x, "eqns") or hasattr(x, "jaxpr")
 
 
-@dataclasses.dataclass(frozen=True)
-class _Instruction:
-  size: int  # bytes of the result
-  result: int  # of those, the bytes in the device's memory; on TPUs some arrays lie on the chip
-  host: int  # and in the host's
-  operation: str
-  operands: tuple[str, ...]
-  text: str
-
-
-def traffic(text: str, trips: Mapping[str, int]) -> float:
+def traffic(program: hlo.Program, trips: Mapping[str, int]) -> float:
   """Bytes that a device reads and writes in its memory: what goes in and out of each fusion, product and kernel.
 
   A fusion that takes a slice of an array reads the slice; one that writes a slice of its result writes the slice.
   """
-  return _sum(text, trips, _moved)
+  return _sum(program, trips, _moved)
 
 
-def fetched(text: str, trips: Mapping[str, int]) -> float:
+def fetched(program: hlo.Program, trips: Mapping[str, int]) -> float:
   """Bytes that a device copies from the host's memory into its own."""
-  return _sum(text, trips, _fetched)
+  return _sum(program, trips, _fetched)
 
 
-def _sum(text: str, trips: Mapping[str, int], measure: Callable[..., float]) -> float:
+def _sum(program: hlo.Program, trips: Mapping[str, int], measure: Callable[..., float]) -> float:
   """Of `measure` of every instruction, as often as it runs."""
-  entry, computations = _parse(collectives.with_trip_counts(text))
 
   def visit(name: str) -> float:
-    total, instructions = 0.0, computations[name]
+    total, instructions = 0.0, program.computations[name]
     for instruction in instructions.values():
+      called = [callee for callee in instruction.called if callee in program.computations]
       if instruction.operation == "while":
-        known = re.search(r'"known_trip_count":\{"n":"(\d+)"', instruction.text)
-        scope = re.search(r'op_name="([^"]*)"', instruction.text)
-        times = int(known[1]) if known else _times(scope[1] if scope else "", trips)
-        body = re.search(r"body=%?([\w.\-]+)", instruction.text)
-        total += times * visit(body[1])
+        known = program.trips(instruction)
+        total += (known if known is not None else _times(instruction.source, trips)) * sum(map(visit, called))
       elif instruction.operation in ("call", "conditional"):
-        called = re.findall(r"(?:to_apply|branch_computations=\{|, )%?([\w.\-]+)", instruction.text)
-        total += max((visit(c) for c in called if c in computations), default=0.0)
-      elif instruction.operation not in _FREE and not instruction.operation.endswith("-done"):
-        total += measure(instruction, instructions, computations)
+        total += max(map(visit, called), default=0.0)
+      elif instruction.operation not in _MOVES_NOTHING and not instruction.operation.endswith("-done"):
+        total += measure(instruction, instructions, program.computations)
     return total
 
-  return visit(entry)
+  return visit(program.entry)
 
 
-def _fetched(instruction: _Instruction, around: Mapping[str, _Instruction], computations: Mapping[str, Any]) -> float:
+def _size(instruction: hlo.Instruction) -> int:
+  """Bytes of the result."""
+  return sum(array.bytes for array in instruction.arrays)
+
+
+def _on_device(instruction: hlo.Instruction) -> int:
+  """Of those, the bytes in the device's memory."""
+  return sum(array.bytes for array in instruction.arrays if array.on_device)
+
+
+def _on_host(instruction: hlo.Instruction) -> int:
+  """Of those, the bytes in the host's memory."""
+  return sum(array.bytes for array in instruction.arrays if array.on_host)
+
+
+def _fetched(
+  instruction: hlo.Instruction, around: hlo.Computation, computations: Mapping[str, hlo.Computation]
+) -> float:
   del computations
-  if instruction.operation not in ("copy", "copy-start") or not instruction.result:
+  if instruction.operation not in ("copy", "copy-start") or not _on_device(instruction):
     return 0.0
-  return sum(around[name].host for name in instruction.operands if name in around)
+  return sum(_on_host(around[name]) for name in instruction.operands if name in around)
 
 
-def _moved(instruction: _Instruction, around: Mapping[str, _Instruction], computations: Mapping[str, Any]) -> float:
-  called = re.search(r"calls=%?([\w.\-]+)", instruction.text)
-  inner = computations.get(called[1], {}) if called else {}
-  sizes = [around[name].result if name in around else 0 for name in instruction.operands]
-  result = instruction.result
+def _moved(instruction: hlo.Instruction, around: hlo.Computation, computations: Mapping[str, hlo.Computation]) -> float:
+  inner = _inside(instruction, computations)
+  sizes = [_on_device(around[name]) if name in around else 0 for name in instruction.operands]
+  result = _on_device(instruction)
   if instruction.operation in ("dynamic-slice", "slice", "gather"):
-    return instruction.size * bool(sizes and sizes[0]) + result
+    return _size(instruction) * bool(sizes and sizes[0]) + result
   if instruction.operation == "dynamic-update-slice":
     return 2 * sizes[1] if len(sizes) > 1 else result
   if instruction.operation == "slice-start":  # its result: what it takes a slice of, the slice, and a number
-    return instruction.size - sum(around[name].size for name in instruction.operands if name in around)
+    return _size(instruction) - sum(_size(around[name]) for name in instruction.operands if name in around)
   if instruction.operation.endswith("-start"):  # its result: what comes out, and what went in
     return result
   for place, name in _parameters(inner).items():
@@ -171,12 +149,18 @@ def _moved(instruction: _Instruction, around: Mapping[str, _Instruction], comput
     if not writes or len(reads) + len(writes) < len(users):
       sizes[place] = _read(name, sizes[place], inner, computations)
       continue
-    written = sum(inner[i.operands[1]].size for i in writes if i.operands[1] in inner)
-    sizes[place], result = sum(i.size for i in reads), min(result, written)
+    written = sum(_size(inner[i.operands[1]]) for i in writes if i.operands[1] in inner)
+    sizes[place], result = sum(map(_size, reads)), min(result, written)
   return result + sum(sizes)
 
 
-def _parameters(computation: Mapping[str, _Instruction]) -> dict[int, str]:
+def _inside(instruction: hlo.Instruction, computations: Mapping[str, hlo.Computation]) -> hlo.Computation:
+  """What a fusion fuses."""
+  called = re.search(r"calls=%?([\w.\-]+)", instruction.text)
+  return computations.get(called[1], {}) if called else {}
+
+
+def _parameters(computation: hlo.Computation) -> dict[int, str]:
   """Names by place."""
   return {
     int(m[1]): name
@@ -185,18 +169,17 @@ def _parameters(computation: Mapping[str, _Instruction]) -> dict[int, str]:
   }
 
 
-def _read(name: str, size: int, around: Mapping[str, _Instruction], computations: Mapping[str, Any]) -> int:
+def _read(name: str, size: int, around: hlo.Computation, computations: Mapping[str, hlo.Computation]) -> int:
   """Bytes of an array of `size` that are read in a fusion, whose innermost fusions may take slices of it."""
   total = 0
   for user, instruction in around.items():
     if name not in instruction.operands:
       continue
     if instruction.operation in ("dynamic-slice", "slice", "gather"):
-      total += instruction.size
+      total += _size(instruction)
     elif instruction.operation in _ELEMENT_BY_ELEMENT:  # and then perhaps sliced
       total += _read(user, size, around, computations)
-    elif instruction.operation == "fusion" and (called := re.search(r"calls=%?([\w.\-]+)", instruction.text)):
-      inner = computations.get(called[1], {})
+    elif instruction.operation == "fusion" and (inner := _inside(instruction, computations)):
       parameters = _parameters(inner)
       total += sum(
         _read(parameters[place], size, inner, computations)
@@ -206,31 +189,3 @@ def _read(name: str, size: int, around: Mapping[str, _Instruction], computations
     else:
       return size
   return min(total, size) or size
-
-
-def _parse(text: str) -> tuple[str, dict[str, dict[str, _Instruction]]]:
-  entry, current, computations = "", {}, {}
-  for line in text.splitlines():
-    header = _HEADER.match(line)
-    if header:
-      current = computations.setdefault(header[2], {})
-      entry = header[2] if header[1] else entry
-      continue
-    found = _LINE.match(line)
-    if found:
-      name, result, operation, rest = found.groups()
-      operands = tuple(re.findall(r"%([\w.\-]+)", rest.split("), ")[0]))
-      current[name] = _Instruction(*_bytes(result), operation, operands, rest)
-  assert entry, "no entry computation: not the text of a compiled program"
-  return entry, computations
-
-
-def _bytes(shapes: str) -> tuple[int, int, int]:
-  """Of all arrays, of those whose layout names no other memory than the device's first, and of those in the host's."""
-  arrays = [
-    (_SIZES[kind] * math.prod(int(n) for n in size.split(",") if n), layout)
-    for kind, size, layout in _ARRAY.findall(shapes)
-    if kind in _SIZES
-  ]
-  total = lambda keep: sum(size for size, layout in arrays if keep(layout))
-  return total(lambda _: True), total(lambda layout: "S(" not in layout), total(lambda layout: "S(5)" in layout)

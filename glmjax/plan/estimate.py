@@ -12,6 +12,7 @@ from glmjax import errors
 from glmjax.infer import offload
 from glmjax.models import config as config_lib
 from glmjax.parallel import collectives
+from glmjax.parallel import hlo
 from glmjax.parallel import mesh as mesh_lib
 from glmjax.plan import cost
 from glmjax.plan import devices as devices_lib
@@ -45,11 +46,11 @@ def step(
       "compute fewer rows at a time"
     ) from error
   seconds = time.perf_counter() - began
-  text = compiled.as_text()
-  exchanged = [_describe(c, program.trips, aim, device_mesh.shape) for c in collectives.of(text, device_mesh)]
+  read = hlo.read(compiled.as_text())
+  exchanged = [_describe(c, program.trips, aim, device_mesh.shape) for c in collectives.of(read, device_mesh)]
   hardware_flops = cost.flops(program.traced.jaxpr.jaxpr, program.trips)
-  fetched = cost.fetched(text, program.trips)
-  rates = roofline(hardware_flops / aim.devices, cost.traffic(text, program.trips), exchanged, aim.chip, fetched)
+  fetched = cost.fetched(read, program.trips)
+  rates = roofline(hardware_flops / aim.devices, cost.traffic(read, program.trips), exchanged, aim.chip, fetched)
   peak_flops = aim.devices * rates["step_seconds"] * aim.chip.peak_flops
   return {
     "target": aim.name,

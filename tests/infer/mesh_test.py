@@ -20,6 +20,7 @@ from glmjax.infer import score
 from glmjax.models import config as config_lib
 from glmjax.models import glm
 from glmjax.parallel import collectives
+from glmjax.parallel import hlo
 from glmjax.plan import programs
 from glmjax.quantize import tree
 
@@ -121,7 +122,7 @@ def test_memory_and_exchanges_of_each_device():
   assert bytes_of["tensor=4"] < bytes_of["tensor=1"] / 4 + small
   largest = max(
     np.prod(shape)
-    for c in collectives.of(text["tensor=4"], placement.on_mesh("tensor=4").mesh)
+    for c in collectives.of(hlo.read(text["tensor=4"]), placement.on_mesh("tensor=4").mesh)
     for _, shape in c.arrays
   )
   assert largest <= CONFIG.vocab_size  # one row's logits

@@ -19,6 +19,7 @@ from glmjax.kernels import flash_gpu
 from glmjax.kernels import flash_tpu
 from glmjax.models import glm
 from glmjax.parallel import collectives
+from glmjax.parallel import hlo
 from glmjax.parallel import mesh as mesh_lib
 from glmjax.parallel import partitioning
 
@@ -209,7 +210,7 @@ def test_split_over_tokens(interpreted, sizes, apart):
     )
     compiled = jax.jit(call).lower(*args).compile()
     got = compiled(*args)
-  gathered = [c for c in collectives.of(compiled.as_text(), mesh) if c.kind == "all-gather"]
+  gathered = [c for c in collectives.of(hlo.read(compiled.as_text()), mesh) if c.kind == "all-gather"]
   assert len(gathered) == 2 and all(c.axes == ("context",) for c in gathered)  # keys and values
   for a, b in zip(got, want):
     np.testing.assert_allclose(a.astype(jnp.float32), b.astype(jnp.float32), rtol=2e-2, atol=2e-2)

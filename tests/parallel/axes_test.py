@@ -19,6 +19,7 @@ from glmjax import errors
 from glmjax.models import config as config_lib
 from glmjax.models import glm
 from glmjax.parallel import collectives
+from glmjax.parallel import hlo
 from glmjax.parallel import mesh as mesh_lib
 from glmjax.parallel import partitioning
 from glmjax.train import feed
@@ -79,7 +80,7 @@ class Step:
 
   @functools.cached_property
   def all(self) -> list[collectives.Collective]:
-    return collectives.of(self.text, self.mesh)
+    return collectives.of(hlo.read(self.text), self.mesh)
 
 
 @functools.cache
@@ -214,7 +215,7 @@ def test_sequence_splits_what_layers_keep():
   kept = f"f32[{CONFIG.num_layers},{ROWS // 2},{{}},{CONFIG.embed_dim}]"
   plain, split = text(partitioning.FSDP), text(partitioning.SEQUENCE)
   assert kept.format(LENGTH) in plain and kept.format(LENGTH) not in split and kept.format(LENGTH // 4) in split
-  gathers = [c for c in collectives.of(split, mesh) if c.kind == "all-gather"]
+  gathers = [c for c in collectives.of(hlo.read(split), mesh) if c.kind == "all-gather"]
   assert CONFIG.vocab_size * CONFIG.embed_dim not in sizes_of(gathers)
   gathers = [c for c in gathers if c.loops]
   assert sizes_of(gathers) == {ROWS // 2 * LENGTH * CONFIG.embed_dim} and {c.axes for c in gathers} == {("tensor",)}

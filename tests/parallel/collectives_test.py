@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from glmjax.parallel import collectives
+from glmjax.parallel import hlo
 from glmjax.parallel import mesh as mesh_lib
 
 P = jax.sharding.PartitionSpec
@@ -16,7 +17,8 @@ MESH = functools.cache(lambda: mesh_lib.make_mesh(mesh_lib.MeshConfig(data=2, te
 
 def of(body: str, before: str = "") -> list[collectives.Collective]:
   """The collectives of an entry computation with this line."""
-  return collectives.of(f"HloModule m\n\n{before}\nENTRY %main.1 (p: f32[4]) -> f32[4] {{\n  {body}\n}}\n", MESH())
+  text = f"HloModule m\n\n{before}\nENTRY %main.1 (p: f32[4]) -> f32[4] {{\n  {body}\n}}\n"
+  return collectives.of(hlo.read(text), MESH())
 
 
 @pytest.mark.parametrize(
@@ -96,20 +98,6 @@ def test_compiled_program():
   shapes = [
     jax.ShapeDtypeStruct((8, 8), np.float32, sharding=sharding(*spec)) for spec in (("data", "tensor"), ("tensor",))
   ]
-  found = collectives.of(jax.jit(f).lower(*shapes).compile().as_text(), mesh)
+  found = collectives.of(hlo.read(jax.jit(f).lower(*shapes).compile().as_text()), mesh)
   assert {c.axes for c in found} == {("tensor",)}
   assert [c.loops for c in found if c.kind == "all-gather"] == [()] and {c.times() for c in found} == {1, 3}
-
-
-def test_loops_that_count_to_a_constant_are_noted_where_xla_did_not():
-  text = """%cond (p: (s32[])) -> pred[] {
-  %c = s32[]{:T(128)} constant(6)
-  %i = s32[] get-tuple-element(%p), index=0
-  ROOT %lt = pred[]{:T(512)} compare(%i, %c), direction=LT
-}
-
-ENTRY %main (a: s32[]) -> s32[] {
-  %w = (s32[]) while(%t), condition=%cond, body=%body
-}
-"""
-  assert '"known_trip_count":{"n":"6"}' in collectives.with_trip_counts(text).splitlines()[-2]

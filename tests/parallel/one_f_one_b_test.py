@@ -13,6 +13,7 @@ from pipelined import CONFIG, LENGTH, ROWS, Case, change, run
 import pytest
 
 from glmjax.parallel import collectives
+from glmjax.parallel import hlo
 from glmjax.parallel import partitioning
 from glmjax.train import feed
 from glmjax.train import pipeline as pipeline_lib
@@ -46,7 +47,7 @@ def test_trains_as_one_device(name: str):
 
 @pytest.mark.parametrize("case", [FOUR, ZERO1])
 def test_activations_move_and_weights_do_not(case: Case):
-  found = collectives.of(run(case).program.as_text(), case.mesh)
+  found = collectives.of(hlo.read(run(case).program.as_text()), case.mesh)
   shards = partitioning.batch_shards(case.mesh)
   micro_batch = ROWS // case.pipeline.microbatches // shards * LENGTH * CONFIG.embed_dim
   in_ticks = [c for c in found if c.loops[1:]]  # the first loop is that of gradient accumulation

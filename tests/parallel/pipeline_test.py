@@ -18,6 +18,7 @@ import pytest
 from glmjax import errors
 from glmjax.checkpoint import manager as manager_lib
 from glmjax.parallel import collectives
+from glmjax.parallel import hlo
 from glmjax.parallel import mesh as mesh_lib
 from glmjax.parallel import partitioning
 from glmjax.train import loop
@@ -50,7 +51,7 @@ def test_trains_as_one_device(name: str):
 
 def test_activations_move_and_weights_do_not():
   case = CIRCULAR
-  found = collectives.of(run(case).program.as_text(), case.mesh)
+  found = collectives.of(hlo.read(run(case).program.as_text()), case.mesh)
   over_stages = [c for c in found if "stage" in c.axes]
   permutes = [c for c in over_stages if c.kind == "collective-permute"]
   rows_at_a_time = ROWS // case.pipeline.microbatches // partitioning.batch_shards(case.mesh)

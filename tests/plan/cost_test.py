@@ -10,6 +10,7 @@ import pytest
 
 from glmjax import errors
 from glmjax.models import config as config_lib
+from glmjax.parallel import hlo
 from glmjax.parallel import mesh as mesh_lib
 from glmjax.plan import cost
 from glmjax.plan import estimate
@@ -52,9 +53,32 @@ def test_traffic_of_a_loop_counts_the_slice_that_a_turn_reads():
     .lower(stack)
     .compile()
   )
-  moved = cost.traffic(compiled.as_text(), {})
+  moved = cost.traffic(hlo.read(compiled.as_text()), {})
   turn = (1 << 10) * 16 * 4
   assert 50 * 2 * turn <= moved <= 50 * 6 * turn  # a slice read, a sum read and written, or two of them apart
+
+
+def test_traffic_of_what_is_called():
+  """XLA for CPUs puts small loops into computations of their own; of branches, the most costly one counts."""
+  text = """%twice (p.0: f32[4]) -> f32[4] {
+  %p.0 = f32[4]{0} parameter(0)
+  %a = f32[4]{0} add(%p.0, %p.0)
+  ROOT %b = f32[4]{0} add(%a, %a)
+}
+
+%once (q.0: f32[4]) -> f32[4] {
+  %q.0 = f32[4]{0} parameter(0)
+  ROOT %c = f32[4]{0} negate(%q.0)
+}
+
+ENTRY %main (x: f32[4], i: s32[]) -> f32[4] {
+  %x = f32[4]{0} parameter(0)
+  %i = s32[] parameter(1)
+  %y = f32[4]{0} call(%x), to_apply=%twice, frontend_attributes={xla_cpu_small_call="true"}
+  ROOT %r = f32[4]{0} conditional(%i, %y, %y), branch_computations={%once, %twice}
+}
+"""
+  assert cost.traffic(hlo.read(text), {}) == 2 * 2 * 3 * 16
 
 
 def test_traffic_of_a_fusion_counts_the_slice_that_one_inside_it_takes():
@@ -79,7 +103,7 @@ ENTRY %main (x: f32[50,4], i: s32[]) -> f32[4] {
   ROOT %r = f32[4]{0} fusion(%x, %i), kind=kLoop, calls=%outer
 }
 """
-  assert cost.traffic(text, {}) == 16 + 16 + 4
+  assert cost.traffic(hlo.read(text), {}) == 16 + 16 + 4
 
 
 def test_traffic_of_a_fusion_that_adds_to_a_slice_in_place():
@@ -99,7 +123,7 @@ ENTRY %main (x: f32[50,4], i: s32[], y: f32[1,4]) -> f32[50,4] {
   ROOT %r = f32[50,4]{1,0} fusion(%x, %i, %y), kind=kLoop, calls=%add
 }
 """
-  assert cost.traffic(text, {}) == 3 * 16 + 4  # the slice read and written, what is added, the place
+  assert cost.traffic(hlo.read(text), {}) == 3 * 16 + 4  # the slice read and written, what is added, the place
 
 
 def test_megatrons_formula_gives_the_logs_figures():

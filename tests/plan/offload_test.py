@@ -9,6 +9,7 @@ import pytest
 
 from glmjax import errors
 from glmjax.parallel import mesh as mesh_lib
+from glmjax.parallel import hlo
 from glmjax.plan import cost
 from glmjax.plan import estimate
 from glmjax.plan import planner
@@ -35,8 +36,8 @@ ENTRY %main (a: s32[], b: f16[64,16]) -> (s32[], f16[64,16]) {
 
 
 def test_what_a_loop_fetches_counts_at_every_turn():
-  assert cost.fetched(LOOP, {"turns": 3}) == 3 * 64 * 16 * 2
-  assert cost.fetched(LOOP, {}) == 64 * 16 * 2
+  assert cost.fetched(hlo.read(LOOP), {"turns": 3}) == 3 * 64 * 16 * 2
+  assert cost.fetched(hlo.read(LOOP), {}) == 64 * 16 * 2
 
 
 def test_the_link_to_the_host_bounds_a_step():
