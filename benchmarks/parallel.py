@@ -38,6 +38,7 @@ from glmjax.parallel import hlo  # noqa: E402
 from glmjax.parallel import mesh as mesh_lib  # noqa: E402
 from glmjax.parallel import partitioning  # noqa: E402
 from glmjax.train import feed  # noqa: E402
+from glmjax.train import objective as objective_lib  # noqa: E402
 from glmjax.train import optimizer as optimizer_lib  # noqa: E402
 from glmjax.train import pipeline as pipeline_lib  # noqa: E402
 from glmjax.train import schedules  # noqa: E402
@@ -142,7 +143,7 @@ class Step:
 
   def compile(self) -> jax.stages.Compiled:
     """(state, batch, info) -> (state, metrics); within partitioning.use."""
-    objective = step_lib.Objective(self.config, pipeline=self.pipeline)
+    objective = objective_lib.Objective(self.config, pipeline=self.pipeline)
     recipe = step_lib.Recipe(self.optimizer, schedules.Constant(1e-4))
     scalar = jax.ShapeDtypeStruct((), np.uint32, sharding=partitioning.named(self.mesh, self.rules))
     step = step_lib.compile_train_step(objective, recipe, self.tx, jax.tree.map(lambda x: x.sharding, self.stages.held))

@@ -34,6 +34,7 @@ from glmjax.models import config as config_lib  # noqa: E402
 from glmjax.parallel import mesh as mesh_lib  # noqa: E402
 from glmjax.parallel import partitioning  # noqa: E402
 from glmjax.train import feed  # noqa: E402
+from glmjax.train import objective as objective_lib  # noqa: E402
 from glmjax.train import optimizer as optimizer_lib  # noqa: E402
 from glmjax.train import schedules  # noqa: E402
 from glmjax.train import state as state_lib  # noqa: E402
@@ -109,7 +110,7 @@ def prepare(dtype: str) -> tuple[Callable[[], float], float]:
   with partitioning.use(mesh):
     abstract = state_lib.abstract(config, tx, mesh)
     state = state_lib.create(config, tx, 0, abstract)
-    objective = step_lib.Objective(config)
+    objective = objective_lib.Objective(config)
     recipe = step_lib.Recipe(optimizer, schedules.Constant(1e-4))
     info = step_lib.StepInfo(*(jax.device_put(np.uint32(n)) for n in (0, 0, BATCH)))
     began = time.perf_counter()

@@ -1,7 +1,7 @@
 """The features of a training batch: the only place that lists them.
 
-Data makes FEATURES by rows of `length` places, train/feed adds ROWS, and the step gives INPUTS to the model and TARGETS
-to the loss, both in this order.
+Data makes FEATURES by rows of `length` places, train/feed adds ROWS, and the loss takes TARGETS, in this order; the
+model takes the others, by their names.
 """
 
 import dataclasses
@@ -46,5 +46,4 @@ FEATURES = (
 NAMES = tuple(feature.name for feature in FEATURES)
 ROWS = Feature("rows", _INT, each="row")  # a row's number in the step's batch, by which dropout draws
 
-INPUTS = ("tokens", "positions", "attend_start", "attend_end", ROWS.name)
 TARGETS = ("targets", "loss_weights", "objective")

@@ -16,6 +16,7 @@ from glmjax.parallel import mesh as mesh_lib
 from glmjax.parallel import partitioning
 from glmjax.thudm import layouts
 from glmjax.train import feed
+from glmjax.train import objective as objective_lib
 from glmjax.train import optimizer as optimizer_lib
 from glmjax.train import schedules
 from glmjax.train import state as state_lib
@@ -66,7 +67,7 @@ def test_losses_norms_and_final_parameters(sizes: dict[str, int], micro_batches:
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
     state = state_lib.create(config, tx, 0, abstract)  # Adam's moments begin with zeros, whatever the parameters
     state = dataclasses.replace(state, params=jax.device_put(golden_models.params(group), shardings.params))
-    step = step_lib.compile_train_step(step_lib.Objective(config), recipe, tx, shardings)
+    step = step_lib.compile_train_step(objective_lib.Objective(config), recipe, tx, shardings)
     for i in range(described["steps"]):
       batch = layout.put(host_batch(arrays["tokens"][i], arrays["targets"][i], described["context"]))
       state, metrics = step(state, batch, step_lib.StepInfo(*map(jnp.uint32, (i * rows, i * rows, rows))))

@@ -17,6 +17,7 @@ from glmjax.models import config as config_lib
 from glmjax.parallel import mesh as mesh_lib
 from glmjax.parallel import partitioning
 from glmjax.train import feed
+from glmjax.train import objective as objective_lib
 from glmjax.train import optimizer as optimizer_lib
 from glmjax.train import pipeline as pipeline_lib
 from glmjax.train import schedules
@@ -87,7 +88,7 @@ def run(case: Case) -> Step:
   rules, stages = partitioning.STRATEGIES[case.strategy], case.stages
   layout = feed.Layout.make(case.mesh, rules, MICRO * ROWS, ROWS, LENGTH, CONFIG.position_kind, CONFIG.vocab_size)
   recipe = step_lib.Recipe(OPTIMIZER, schedules.Constant(1e-2), schedules.Constant(0.5))
-  objective = step_lib.Objective(case.config, chunk=case.chunk, pipeline=case.pipeline)
+  objective = objective_lib.Objective(case.config, chunk=case.chunk, pipeline=case.pipeline)
   state = jax.device_put(first_state(case.config), jax.tree.map(lambda x: x.sharding, stages.stored))
   with partitioning.use(case.mesh, rules):
     arguments = stages.hold(state), layout.put(rows()), step_lib.StepInfo(*map(jnp.uint32, (0, 0, MICRO * ROWS)))

@@ -60,6 +60,11 @@ class Param:
     return math.prod(self.shape)
 
   @property
+  def is_weight(self) -> bool:
+    """Whether a step reads it in the compute dtype: kernels, embeddings, prefixes; biases and norms are float32."""
+    return self.init == "normal"
+
+  @property
   def is_matrix(self) -> bool:
     """Whether inference keeps it in the compute dtype: all but norms and biases of one axis."""
     return len(self.shape) > 1
@@ -179,6 +184,11 @@ def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
       inner = inner.setdefault(parent, {})
     inner[last] = leaf
   return tree
+
+
+def merge(tree: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns nested dicts with the leaves of both, which share none."""
+  return nest(flatten(tree) | flatten(other))
 
 
 def count(config: config_lib.GLMConfig) -> int:

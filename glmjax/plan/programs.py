@@ -15,9 +15,11 @@ from glmjax.infer import placement as placement_lib
 from glmjax.models import config as config_lib
 from glmjax.parallel import partitioning
 from glmjax.train import feed
+from glmjax.train import objective as objective_lib
 from glmjax.train import optimizer as optimizer_lib
 from glmjax.train import pipeline as pipeline_lib
 from glmjax.train import schedules
+from glmjax.train import scopes
 from glmjax.train import step as step_lib
 from glmjax.train.pipeline import stage_layout
 
@@ -69,7 +71,7 @@ class Train:
       mesh, rules, self.batch_size, self.micro_batch, self.length, config.position_kind, config.vocab_size
     )
     tx, number = self.optimizer.make(), jax.ShapeDtypeStruct((), jnp.uint32, sharding=_replicated(mesh))
-    objective = step_lib.Objective(
+    objective = objective_lib.Objective(
       config, self.loss_chunk, pipeline=pipeline_lib.make(self.pipeline, config, mesh, layout.rows)
     )
     recipe = step_lib.Recipe(self.optimizer, schedules.Constant(1e-4))
@@ -85,7 +87,10 @@ class Train:
       {"parameters": state.params, "optimizer": state.opt_state},
       tokens,
       tokens * config.train_flops_per_token(self.length),
-      {"micro_batches": layout.num_micro, "loss_chunks": math.ceil(rows * self.predicted / min(self.loss_chunk, rows))},
+      {
+        scopes.MICRO_BATCHES: layout.num_micro,
+        scopes.LOSS_CHUNKS: math.ceil(rows * self.predicted / min(self.loss_chunk, rows)),
+      },
     )
 
 

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from glmjax.models import params as params_lib
+from glmjax.train import objective as objective_lib
 from glmjax.train import optimizer as optimizer_lib
 from glmjax.train import state as state_lib
-from glmjax.train import step as step_lib
 from glmjax.train.pipeline import stage_layout
 
 LARGEST = 1.8e19  # of a parameter: the squares of larger ones are beyond float32
@@ -77,9 +77,9 @@ def _is_good(state: state_lib.TrainState, limit: float) -> bool:
 
 
 def first_not_finite(
-  objective: step_lib.Objective,
+  objective: objective_lib.Objective,
   params: Any,
-  batch: step_lib.Batch,
+  batch: objective_lib.Batch,
   num_micro: int,
   alpha: jax.Array,
   rng: jax.Array,
@@ -103,7 +103,7 @@ def first_not_finite(
   batch = objective.weigh(batch)
   factor = scale / jnp.maximum(batch["loss_weights"].sum(), 1.0)
 
-  def look(params: Any, micro: step_lib.Batch) -> tuple[Any, jax.Array, Any]:
+  def look(params: Any, micro: objective_lib.Batch) -> tuple[Any, jax.Array, Any]:
     _, captured = objective.hidden(params, micro, alpha, rng, capture_intermediates=True, mutable=["intermediates"])
     loss, grads = jax.value_and_grad(lambda p: objective.loss(p, micro, alpha, rng).total * factor)(params)
     size = micro["tokens"].shape[0]

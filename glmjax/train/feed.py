@@ -16,6 +16,7 @@ from glmjax import errors
 from glmjax import positions as positions_lib
 from glmjax.parallel import partitioning
 from glmjax.train import losses
+from glmjax.train import objective as objective_lib
 from glmjax.train import step as step_lib
 
 HostBatch = dict[str, np.ndarray]
@@ -114,7 +115,7 @@ class Layout:
     axes: tuple[str | None, ...] = (None,) * len(self._row_shape(feature))
     return partitioning.named(self.mesh, self.rules, None, "batch", *axes[:-1], *(["length"] if axes else []))
 
-  def abstract(self) -> step_lib.Batch:
+  def abstract(self) -> objective_lib.Batch:
     """Shapes and shardings of a batch on the devices."""
     return {
       feature.name: jax.ShapeDtypeStruct(
@@ -123,7 +124,7 @@ class Layout:
       for feature in (*batch_lib.FEATURES, batch_lib.ROWS)
     }
 
-  def put(self, host: HostBatch) -> step_lib.Batch:
+  def put(self, host: HostBatch) -> objective_lib.Batch:
     """This host's rows, filled up with rows without loss, on the devices."""
     index, parts = self.part
     local_rows = self.rows // parts
@@ -214,7 +215,7 @@ class Item(NamedTuple):
 
   first: int  # number of its first sample
   size: int  # rows, over all hosts
-  batch: step_lib.Batch
+  batch: objective_lib.Batch
   info: step_lib.StepInfo
 
 

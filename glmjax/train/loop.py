@@ -28,6 +28,7 @@ from glmjax.train import feed as feed_lib
 from glmjax.train import initial
 from glmjax.train import losses
 from glmjax.train import metrics as metrics_lib
+from glmjax.train import objective as objective_lib
 from glmjax.train import optimizer as optimizer_lib
 from glmjax.train import pipeline as pipeline_lib
 from glmjax.train import profile
@@ -78,7 +79,7 @@ def train(
   pipeline: pipeline_lib.PipelineConfig = pipeline_lib.PipelineConfig(),  # how rows flow through a mesh's stages
   micro_batch: int | None = None,  # rows computed at a time, over all devices; None: the whole batch
   loss_chunk: int = 1024,  # tokens of a batch shard whose logits exist at a time
-  loss_mean_of: str = "tokens",  # what weighs the same in the loss, one of step.MEANS
+  loss_mean_of: str = "tokens",  # what weighs the same in the loss, one of objective.MEANS
   watch: peers_lib.Watch = peers_lib.Watch(),  # how long a process may be silent, or a step take, among several
   weights: str | os.PathLike | None = None,  # an export, import or run that a new run begins with; None: random
   seed: int = 0,
@@ -107,7 +108,7 @@ def train(
       evaluated = feed_lib.read_validation(validation, layout, intervals.eval_samples)
     tx = optimizer.make()
     recipe = step_lib.Recipe(optimizer, learning_rate, embedding_alpha, loss_scale)
-    objective = step_lib.Objective(
+    objective = objective_lib.Objective(
       model, loss_chunk, loss_mean_of, pipeline_lib.make(pipeline, model, device_mesh, layout.rows)
     )
     stages = stage_layout.make(model, tx, device_mesh, rules, objective.pipeline)
@@ -177,8 +178,8 @@ def _check(model: config_lib.GLMConfig, data: feed_lib.DataSource, loss_mean_of:
     raise errors.InputError(
       f"the data's rows have {data.seq_length} tokens, the model's max_length is {model.max_length}: change either"
     )
-  if loss_mean_of not in step_lib.MEANS:
-    raise errors.InputError(f"loss_mean_of is {loss_mean_of!r}: use one of {', '.join(step_lib.MEANS)}")
+  if loss_mean_of not in objective_lib.MEANS:
+    raise errors.InputError(f"loss_mean_of is {loss_mean_of!r}: use one of {', '.join(objective_lib.MEANS)}")
 
 
 def _check_numbers(
@@ -227,7 +228,7 @@ class Run:
 
   def __init__(
     self,
-    objective: step_lib.Objective,
+    objective: objective_lib.Objective,
     recipe: step_lib.Recipe,
     layout: feed_lib.Layout,
     folder: workdir_lib.Workdir,
@@ -461,7 +462,7 @@ class Run:
     layout = dataclasses.replace(self.layout, num_micro=1)
     total = losses.Sums(np.zeros(losses.NUM_OBJECTIVES), np.zeros(losses.NUM_OBJECTIVES))
     for part in self.evaluated:
-      sums = jax.device_get(self._eval_step(self.state.params, layout.put(part.rows)))
+      sums = jax.device_get(self._eval_step(self.state.params, self.state.frozen, layout.put(part.rows)))
       total = jax.tree.map(np.add, total, sums)
     return total
 

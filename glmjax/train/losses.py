@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from glmjax import target
 from glmjax import tokens as tokens_lib
 from glmjax.parallel import partitioning
+from glmjax.train import scopes
 
 NUM_OBJECTIVES = len(tokens_lib.OBJECTIVES)
 
@@ -64,6 +65,12 @@ def by_objective(losses: jax.Array, weights: jax.Array, objectives: jax.Array) -
   one_hot = jax.nn.one_hot(objectives.reshape(-1), NUM_OBJECTIVES, dtype=jnp.float32)
   flat = weights.astype(jnp.float32).reshape(-1)
   return Sums((flat * losses.reshape(-1)) @ one_hot, flat @ one_hot)
+
+
+def of_logits(logits_BLV: jax.Array, targets_BL: jax.Array, weights_BL: jax.Array, objectives_BL: jax.Array) -> Loss:
+  """Cross entropy of logits that are there, in total and per objective."""
+  sums = by_objective(cross_entropy(logits_BLV, targets_BL), weights_BL, objectives_BL)
+  return Loss(sums.loss.sum(), sums)
 
 
 def chunked(
@@ -137,7 +144,7 @@ def _front_loss(chunk: int, kernel_DV: jax.Array, x_GRD: jax.Array, front: Front
     losses = cross_entropy(_logits(kernel_DV, _take(x_GRD, part.order)), part.targets)
     return jax.tree.map(jnp.add, sums, jax.vmap(by_objective)(losses, part.weights, part.objectives))
 
-  with jax.named_scope("loss_chunks"):  # by which glmjax.plan knows the loop
+  with jax.named_scope(scopes.LOSS_CHUNKS):
     return _total(jax.lax.fori_loop(0, front.num_chunks(chunk), body, _zeros(front)))
 
 
@@ -194,7 +201,7 @@ def _front_loss_forward(chunk: int, kernel_DV: jax.Array, x_GRD: jax.Array, fron
   if groups > 1:
     d_kernel = partitioning.constrain(d_kernel, "groups", None, "act_vocab")
   dx = partitioning.constrain(jnp.zeros((groups, front.order.shape[1], width), x_GRD.dtype), "groups", None, None)
-  with jax.named_scope("loss_chunks"):
+  with jax.named_scope(scopes.LOSS_CHUNKS):
     sums, d_kernel, dx = jax.lax.fori_loop(0, front.num_chunks(chunk), body, (_zeros(front), d_kernel, dx))
   if groups > 1:  # of which each device keeps its part of the head
     d_kernel = partitioning.constrain(d_kernel.sum(0), "embed", "vocab")

@@ -5,6 +5,7 @@ rate after it, because the rate is a function of samples seen, which optax does 
 """
 
 import dataclasses
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -30,11 +31,17 @@ def decays(path: tuple[Any, ...]) -> bool:
 def add_decay(rate: float) -> optax.GradientTransformation:
   """Adds rate x parameter to the direction (decoupled weight decay, Loshchilov and Hutter 2019)."""
 
+  def init(params: Any) -> optax.EmptyState:
+    del params
+    return optax.EmptyState()
+
+  def add(path: tuple[Any, ...], update: jax.Array, param: jax.Array) -> jax.Array:
+    return update + rate * param.astype(update.dtype) if decays(path) else update
+
   def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-    add = lambda path, u, p: u + rate * p.astype(u.dtype) if decays(path) else u
     return jax.tree_util.tree_map_with_path(add, updates, params), state
 
-  return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+  return optax.GradientTransformation(init, update)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,9 +94,12 @@ class Muon:
   def make(self) -> optax.GradientTransformation:
     """Gradients to a direction, before the learning rate."""
     adam = optax.scale_by_adam(self.adam.b1, self.adam.b2, self.adam.epsilon)
-    label = lambda path, _: "muon" if _matrix(path) else "adam"
-    labels = lambda params: jax.tree_util.tree_map_with_path(label, params)
-    return optax.chain(optax.partition({"muon": _muon(self), "adam": adam}, labels), add_decay(self.adam.weight_decay))
+    return optax.chain(optax.partition({"muon": _muon(self), "adam": adam}, _labels), add_decay(self.adam.weight_decay))
+
+
+def _labels(params: Any) -> Any:
+  """Of each parameter, which of Muon's two optimizers moves it."""
+  return jax.tree_util.tree_map_with_path(lambda path, _: "muon" if _matrix(path) else "adam", params)
 
 
 def _matrix(path: tuple[Any, ...]) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
@@ -105,15 +115,22 @@ class MuonState(NamedTuple):
 
 
 def _muon(config: Muon) -> optax.GradientTransformation:
+  def init(params: Any) -> MuonState:
+    return MuonState(jax.tree.map(jnp.zeros_like, params))
+
+  def blend(momentum: jax.Array, gradient: jax.Array) -> jax.Array:
+    return config.momentum * momentum + (1 - config.momentum) * gradient
+
+  def direction(path: tuple[Any, ...], x: jax.Array) -> jax.Array:
+    return _orthogonal(x, *_matrix(path), config.steps) * config.update_size
+
   def update(grads: Any, state: MuonState, params: Any = None) -> tuple[Any, MuonState]:
     del params
-    blend = lambda m, g: config.momentum * m + (1 - config.momentum) * g
     momentum = jax.tree.map(blend, state.momentum, grads)
     nesterov = jax.tree.map(blend, momentum, grads)
-    direction = lambda path, x: _orthogonal(x, *_matrix(path), config.steps) * config.update_size
     return jax.tree_util.tree_map_with_path(direction, nesterov), MuonState(momentum)
 
-  return optax.GradientTransformation(lambda params: MuonState(jax.tree.map(jnp.zeros_like, params)), update)
+  return optax.GradientTransformation(init, update)
 
 
 def _orthogonal(x: jax.Array, inputs: tuple[int, ...], outputs: tuple[int, ...], steps: int) -> jax.Array:
@@ -127,7 +144,7 @@ def _orthogonal(x: jax.Array, inputs: tuple[int, ...], outputs: tuple[int, ...],
   shape = tuple(x.shape[i] for i in order)
   m = x.transpose(order).reshape(-1, min(rows, columns), max(rows, columns))
   m = (m / (jnp.linalg.norm(m, axis=(1, 2), keepdims=True) + 1e-7)).astype(jnp.bfloat16)
-  product = lambda spec, a, b: jnp.einsum(spec, a, b, preferred_element_type=jnp.float32)
+  product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
   for _ in range(steps):
     gram = product("bmk,bnk->bmn", m, m).astype(m.dtype)
     polynomial = -4.7750 * gram + 2.0315 * product("bmk,bkn->bmn", gram, gram)

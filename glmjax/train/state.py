@@ -4,10 +4,11 @@
 |---|---|
 | step | int32, optimizer steps done |
 | samples_seen | uint32, number of the next sample (schedules.py) |
-| params | float32 master parameters |
-| opt_state | the optimizer's |
+| params | float32 master parameters: those that are trained |
+| opt_state | the optimizer's, of these |
 | rng | uint32 [2], raw key data; dropout folds the step into it |
 | loss_scale | None, or the dynamic scale of an fp16 run |
+| frozen | the model's other parameters, floats or quantized: no gradient, no optimizer state, no part of a checkpoint |
 """
 
 import dataclasses
@@ -21,6 +22,7 @@ from glmjax import errors
 from glmjax import ranges
 from glmjax.models import config as config_lib
 from glmjax.models import glm
+from glmjax.models import params as params_lib
 from glmjax.parallel import partitioning
 from glmjax.train import optimizer as optimizer_lib
 
@@ -46,6 +48,12 @@ class TrainState:
   opt_state: Any
   rng: jax.Array
   loss_scale: LossScale | None
+  frozen: Any = dataclasses.field(default_factory=dict)
+
+  @property
+  def model_params(self) -> Any:
+    """All parameters, as a model takes them."""
+    return params_lib.merge(self.params, self.frozen)
 
 
 @dataclasses.dataclass(frozen=True)

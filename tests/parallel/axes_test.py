@@ -23,6 +23,7 @@ from glmjax.parallel import hlo
 from glmjax.parallel import mesh as mesh_lib
 from glmjax.parallel import partitioning
 from glmjax.train import feed
+from glmjax.train import objective as objective_lib
 from glmjax.train import optimizer as optimizer_lib
 from glmjax.train import schedules
 from glmjax.train import state as state_lib
@@ -106,7 +107,7 @@ def run(strategy: str, sizes: tuple[tuple[str, int], ...]) -> Step:
     state = jax.device_put(first, shardings)
     arguments = state, layout.put(_rows()), step_lib.StepInfo(*map(jnp.uint32, (0, 0, MICRO * ROWS)))
     program = (
-      step_lib.compile_train_step(step_lib.Objective(CONFIG, chunk=20), recipe, tx, shardings)
+      step_lib.compile_train_step(objective_lib.Objective(CONFIG, chunk=20), recipe, tx, shardings)
       .lower(*arguments)
       .compile()
     )

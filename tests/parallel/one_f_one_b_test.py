@@ -16,8 +16,9 @@ from glmjax.parallel import collectives
 from glmjax.parallel import hlo
 from glmjax.parallel import partitioning
 from glmjax.train import feed
+from glmjax.train import gradient as gradient_lib
+from glmjax.train import objective as objective_lib
 from glmjax.train import pipeline as pipeline_lib
-from glmjax.train import step as step_lib
 from glmjax.train.pipeline import one_f_one_b
 from glmjax.train.pipeline import ring as ring_lib
 from glmjax.train.pipeline import stage_layout
@@ -79,15 +80,15 @@ def _temporaries(case: Case, count: int) -> int:
   rules, length = partitioning.STRATEGIES[case.strategy], case.config.max_length
   pipeline = pipeline_lib.make(pipeline_lib.PipelineConfig(count), case.config, case.mesh, count)
   layout = feed.Layout.make(case.mesh, rules, count, None, length, case.config.position_kind, case.config.vocab_size)
-  objective = step_lib.Objective(case.config, pipeline=pipeline)
+  objective = objective_lib.Objective(case.config, pipeline=pipeline)
   with partitioning.use(case.mesh, rules):
     params = stage_layout.make(case.config, pipelined.TX, case.mesh, rules, pipeline).held.params
     run = jax.jit(
-      functools.partial(step_lib.accumulate, objective),
+      functools.partial(gradient_lib.of_step, objective),
       out_shardings=(None, jax.tree.map(lambda x: x.sharding, params)),
     )
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    return run.lower(params, layout.abstract(), 1, 1.0, key, 1.0).compile().memory_analysis().temp_size_in_bytes
+    work = objective_lib.Work(layout.abstract(), 1.0, jax.eval_shape(lambda: jax.random.key(0)), 1.0)
+    return run.lower(params, {}, work, 1).compile().memory_analysis().temp_size_in_bytes
 
 
 @pytest.mark.parametrize("stages, microbatches", [(2, 6), (3, 3), (4, 12)])
@@ -105,16 +106,17 @@ def test_every_gradient_is_of_its_own_micro_batch(monkeypatch, stages: int, micr
   x, start, targets = make(3), make(), make()
   weights = jnp.asarray(rng.normal(size=stages), jnp.float32)
 
-  def behind(own, parts, targets):
-    value = lambda parts: (jnp.cos(parts) * targets[..., None]).sum(range(1, parts.ndim))
-    values, pull = jax.vjp(value, parts)
-    return (own[0] + values, ()), pull(jnp.ones_like(values))[0]
+  class Behind:
+    def add(self, own, parts, targets):
+      value = lambda parts: (jnp.cos(parts) * targets[..., None]).sum(range(1, parts.ndim))
+      values, pull = jax.vjp(value, parts)
+      return (own[0] + values, ()), pull(jnp.ones_like(values))[0]
 
   def tick_by_tick(x):
     flow = one_f_one_b._Stages(CONFIG, pipeline, weights[:, None], {"start": pipeline.cut(start)})
     shares = jax.vmap(functools.partial(one_f_one_b._share, pipeline, 2))(pipeline.cut(targets))
     into = (jnp.zeros(stages), ()), jnp.ones((stages, 1))
-    ring, gradient, _, total = one_f_one_b._ticks(flow, behind, into[0], shares, 2, x, into[1])
+    ring, gradient, _, total = one_f_one_b._ticks(flow, Behind(), into[0], shares, 2, x, into[1])
     return total, pipeline.from_ring(ring), gradient[:, 0] - 1
 
   def at_once(x, weights):

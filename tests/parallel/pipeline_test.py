@@ -136,14 +136,14 @@ def test_every_micro_batch_passes_all_layers_in_order(monkeypatch, stages: int, 
   pipeline = pipeline_lib.Pipeline(stages, microbatches, rounds, stages * rounds, "gpipe")
 
   def stage(config, pipeline, weights, place, turn, x, features):
-    weight = weights[0][turn, 0]
+    weight = weights["w"][0][turn, 0]
     return jnp.where(jnp.abs(x).sum() > 0, x * 2 + weight * features["start"][:, :, None], jnp.nan)  # nan: the bubble
 
   monkeypatch.setattr(ring_lib, "_stage", stage)
   x = jnp.arange(1.0, 1 + microbatches * 2 * 3).reshape(microbatches * 2, 3, 1)
   start = jnp.asarray(np.random.default_rng(0).integers(1, 9, (microbatches * 2, 3)), jnp.float32)
   weights = jnp.arange(1.0, 1 + stages * rounds)
-  held = weights[np.array(pipeline.order())]
+  held = {"w": weights[np.array(pipeline.order())]}
   ring = jax.jit(lambda x: ring_lib._flow(CONFIG, pipeline, held, pipeline.to_ring(x), {"start": pipeline.cut(start)}))(
     pipeline.spread(x)
   )

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from glmjax.models import glm
-from glmjax.train import step as step_lib
+from glmjax.train import objective as objective_lib
 
 
 @pytest.mark.parametrize(
@@ -24,7 +24,7 @@ def test_gradients_follow_float32(tiny, source, changes: dict):
   params = glm.init_params(dataclasses.replace(config, scan_layers=True), jax.random.key(0))
 
   def grads(dtype: str):
-    objective = step_lib.Objective(dataclasses.replace(config, dtype=dtype), chunk=16)
+    objective = objective_lib.Objective(dataclasses.replace(config, dtype=dtype), chunk=16)
     return jax.jit(jax.grad(lambda p: objective.loss(p, batch).mean()))(params)
 
   def close(low: jax.Array, high: jax.Array):

@@ -11,6 +11,7 @@ from glmjax.parallel import mesh as mesh_lib
 from glmjax.parallel import partitioning
 from glmjax.train import feed
 from glmjax.train import loop
+from glmjax.train import objective as objective_lib
 from glmjax.train import optimizer as optimizer_lib
 from glmjax.train import schedules
 from glmjax.train import state as state_lib
@@ -37,7 +38,10 @@ def losses_of_separate_programs(config, source) -> list[float]:
     abstract = state_lib.abstract(config, tx, mesh)
     state = state_lib.create(config, tx, 0, abstract)
     step = step_lib.compile_train_step(
-      step_lib.Objective(config), step_lib.Recipe(optimizer, RATE), tx, jax.tree.map(lambda x: x.sharding, abstract)
+      objective_lib.Objective(config),
+      step_lib.Recipe(optimizer, RATE),
+      tx,
+      jax.tree.map(lambda x: x.sharding, abstract),
     )
     for first, size in itertools.islice(RAMP.plan(), STEPS):
       layout = feed.Layout.make(

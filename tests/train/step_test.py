@@ -14,6 +14,7 @@ from glmjax.models import config as config_lib
 from glmjax.parallel import mesh as mesh_lib
 from glmjax.parallel import partitioning
 from glmjax.train import feed
+from glmjax.train import objective as objective_lib
 from glmjax.train import optimizer as optimizer_lib
 from glmjax.train import schedules
 from glmjax.train import state as state_lib
@@ -32,7 +33,7 @@ def compiled(config: config_lib.GLMConfig, mesh_config: mesh_lib.MeshConfig, opt
   with partitioning.use(mesh):
     abstract = state_lib.abstract(config, tx, mesh)
     fresh = jax.device_get(state_lib.create(config, tx, 0, abstract))
-    objective = step_lib.Objective(config, chunk=16)
+    objective = objective_lib.Objective(config, chunk=16)
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
     step = step_lib.compile_train_step(objective, recipe, tx, shardings)
   return mesh, lambda: jax.device_put(fresh, shardings), step
@@ -53,7 +54,7 @@ class Run:
     self.mesh, make, self.compiled = compiled(config, mesh_config, optimizer)
     self.state, self.source, self.micro, self.room = make(), source, micro, room or micro
 
-  def batch(self, first: int, size: int = ROWS) -> step_lib.Batch:
+  def batch(self, first: int, size: int = ROWS) -> objective_lib.Batch:
     host = next(self.source.batches(iter([(first, size)])))
     host["rows"] = np.arange(size, dtype=np.int32)
 
@@ -66,7 +67,7 @@ class Run:
 
     return {name: place(a) for name, a in host.items()}
 
-  def step(self, first: int, size: int = ROWS, batch: step_lib.Batch | None = None) -> dict:
+  def step(self, first: int, size: int = ROWS, batch: objective_lib.Batch | None = None) -> dict:
     info = step_lib.StepInfo(*map(jnp.uint32, (first, first, size)))
     with partitioning.use(self.mesh):
       self.state, metrics = self.compiled(self.state, self.batch(first, size) if batch is None else batch, info)
@@ -93,14 +94,14 @@ def test_micro_batches_equal_the_full_batch(tiny, source):
 
 
 def test_mean_of_rows_is_the_mean_of_their_own_means(tiny, source):
-  objective = step_lib.Objective(tiny, chunk=16, mean_of="rows")
+  objective = objective_lib.Objective(tiny, chunk=16, mean_of="rows")
   params = Run(tiny, source, ONE).state.params
   host = next(source.batches(iter([(0, 4)])))
   host["loss_weights"][3] = 0  # a row that only fills the batch counts nothing
   loss = jax.jit(lambda batch: objective.sums(params, objective.weigh(batch)).mean())
   each = [float(loss({name: a[i : i + 1] for name, a in host.items()})) for i in range(3)]
   assert float(loss(host)) == pytest.approx(np.mean(each), rel=1e-5)
-  by_token = step_lib.Objective(tiny, chunk=16)
+  by_token = objective_lib.Objective(tiny, chunk=16)
   assert by_token.weigh(host) is host
   assert float(jax.jit(by_token.sums)(params, host).mean()) != pytest.approx(np.mean(each))
 

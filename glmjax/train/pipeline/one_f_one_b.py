@@ -17,100 +17,115 @@ B batch, L length, D model, V vocabulary, S stages, K micro-batches, J = K / S s
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from glmjax import batch as batch_lib
 from glmjax.models import config as config_lib
 from glmjax.models import glm
-from glmjax.models import layers
+from glmjax.models import layers as layers_lib
+from glmjax.models import params as params_lib
 from glmjax.parallel import partitioning
 from glmjax.quantize import ops
+from glmjax.train import losses
+from glmjax.train import objective as objective_lib
 from glmjax.train import pipeline as pipeline_lib
 from glmjax.train.pipeline import ring as ring_lib
 
-Loss = Callable[[jax.Array, Any], tuple[jax.Array, Any]]  # (logits, targets) -> (what to differentiate, sums)
 Ring = jax.Array  # [S, J, B / K, L, D], as ring.py has it
 
 _HEAD = ("layers", "embed", "vocab")  # of the stages' gradients of the head's kernel
 
 
 def add_gradient(
-  config: config_lib.GLMConfig,
-  pipeline: pipeline_lib.Pipeline,
-  params: Any,
-  inputs: Sequence[jax.Array],
-  gradient_alpha: jax.Array | float,
-  rng: jax.Array | None,
-  loss: Loss,
-  factor: jax.Array,
-  targets: Any,
-  chunk: int,
-  into: tuple[Any, Any],
-) -> tuple[Any, Any]:
-  """`into`, float32 sums and gradients, and added to it a batch's sums and the gradient of factor x its loss.
+  objective: objective_lib.Objective, params: Any, frozen: Any, work: objective_lib.Work, found: tuple[losses.Sums, Any]
+) -> tuple[losses.Sums, Any]:
+  """`found`, float32 sums and gradients, and added to it the sums and the gradient of one micro-batch of a step.
+
+  work.factor multiplies the gradient behind the head: half precision would lose that of a logit times a small factor.
 
   Args:
-    params: the layers stacked as `Pipeline.order` says.
-    inputs: tokens, positions, starts and ends of intervals, numbers of rows.
-    rng: dropout's, if it is on.
-    loss: of logits, float32 [B, L, V], and targets: what is to be differentiated, and sums; both sums over tokens.
-    factor: multiplies the gradient behind the head: half precision would lose that of a logit times a small factor.
-    targets: [B, L] arrays.
-    chunk: tokens of each stage and part of the batch whose logits exist at a time.
+    params: what is trained, the layers stacked as `Pipeline.order` says.
+    frozen: the model's other parameters, likewise.
+    work: rows [B, ...], which are cut into the pipeline's own micro-batches.
   """
-  (sums, gradient), rest = into, {name: x for name, x in params.items() if name != "layers"}
+  config, pipeline = objective.config, objective.pipeline
+  (sums, gradient), layers = found, params_lib.merge(params.get("layers", {}), frozen.get("layers", {}))
+  rest, frozen_rest = _without_layers(params), _without_layers(frozen)
   rest = jax.tree.map(lambda x: x.astype(jnp.float32), rest)  # as their gradients, over whatever dtype it passes
-  enter = lambda rest: ring_lib.enter(config, pipeline, rest, *inputs, gradient_alpha, rng)
+
+  def enter(rest: Any) -> tuple[Ring, dict[str, jax.Array]]:
+    whole = params_lib.merge(rest, frozen_rest)
+    return ring_lib.enter(config, pipeline, whole, work.batch, work.alpha, work.rng)
+
+  def group(w: jax.Array) -> jax.Array:
+    return w.reshape(pipeline.stages, pipeline.group, *w.shape[1:])
+
+  def share(a: jax.Array) -> jax.Array:
+    return jax.vmap(functools.partial(_share, pipeline, objective.chunk))(pipeline.cut(a))
+
   ring, pull, features = jax.vjp(jax.checkpoint(enter), rest, has_aux=True)
-  kernel_DV = glm.GLM(config).apply({"params": rest}, gradient_alpha, method="head_kernel")
-  ends = {"final_norm": rest["final_norm"], "kernel": kernel_DV}
-  group = lambda w: w.reshape(pipeline.stages, pipeline.group, *w.shape[1:])
-  stages = _Stages(config, pipeline, jax.tree.map(group, params["layers"]), features)
-  cut = lambda a: jax.vmap(functools.partial(_share, pipeline, chunk))(pipeline.cut(a))
-  behind = functools.partial(_ends, config, loss, factor, ends)
+  whole = params_lib.merge(rest, frozen_rest)
+  kernel_DV = glm.GLM(config).apply({"params": whole}, work.alpha, method="head_kernel")
+  ends = _Ends(config, work.factor, {"final_norm": whole["final_norm"], "kernel": kernel_DV})
   ring, of_layers, of_ends, own = _ticks(
-    stages,
-    behind,
-    _zeros(sums, ends, pipeline),
-    jax.tree.map(cut, targets),
-    chunk,
+    _Stages(config, pipeline, jax.tree.map(group, layers), features),
+    ends,
+    ends.zeros(sums, pipeline.stages),
+    [share(work.batch[name]) for name in batch_lib.TARGETS],
+    objective.chunk,
     ring,
-    jax.tree.map(group, gradient["layers"]),
+    jax.tree.map(group, gradient.get("layers", {})),
   )
   (of_rest,) = pull(ring)
-  of_ends = jax.tree.map(lambda g: g * factor, of_ends)
-  add = functools.partial(jax.tree.map, jnp.add)
-  of_rest = add(of_rest, _through_kernel(config, rest, gradient_alpha, of_ends["kernel"]))
-  of_rest["final_norm"] = add(of_rest["final_norm"], of_ends["final_norm"])
-  of_layers = jax.tree.map(lambda g, w: g.reshape(w.shape), of_layers, params["layers"])
-  return add(sums, own), add({name: gradient[name] for name in rest}, of_rest) | {"layers": of_layers}
+  of_ends = jax.tree.map(lambda g: g * work.factor, of_ends)
+  of_rest = _add(of_rest, _through_kernel(config, rest, frozen_rest, work.alpha, of_ends["kernel"]))
+  flat = params_lib.flatten(of_rest)
+  for name, g in of_ends["final_norm"].items():
+    if (path := f"final_norm/{name}") in flat:
+      flat[path] += g
+  of_rest = _add(_without_layers(gradient), params_lib.nest(flat))
+  of_layers = jax.tree.map(lambda g, w: g.reshape(w.shape), of_layers, gradient.get("layers", {}))
+  return _add(sums, own), of_rest | ({"layers": of_layers} if of_layers else {})
 
 
-def _through_kernel(config: config_lib.GLMConfig, rest: Any, gradient_alpha: jax.Array | float, g_DV: jax.Array) -> Any:
-  """The gradient of the weights that the head's kernel is made of, from the kernel's, both float32."""
+def _add(a: Any, b: Any) -> Any:
+  return jax.tree.map(jnp.add, a, b)
+
+
+def _without_layers(params: Any) -> Any:
+  return {name: x for name, x in params.items() if name != "layers"}
+
+
+def _through_kernel(
+  config: config_lib.GLMConfig, rest: Any, frozen: Any, gradient_alpha: jax.Array | float, g_DV: jax.Array
+) -> Any:
+  """The gradient of the weights `rest` that the head's kernel is made of, from the kernel's, both float32."""
   model = glm.GLM(dataclasses.replace(config, dtype="float32"))
-  make = lambda rest: model.apply({"params": rest}, gradient_alpha, method="head_kernel")
+
+  def make(rest: Any) -> jax.Array:
+    return model.apply({"params": params_lib.merge(rest, frozen)}, gradient_alpha, method="head_kernel")
+
   return jax.vjp(make, rest)[1](g_DV)[0]
 
 
-def _zeros(sums: Any, ends: Any, pipeline: pipeline_lib.Pipeline) -> tuple[Any, Any]:
-  """Sums and gradients behind the layers: of each stage [S, ...]."""
-  zeros = functools.partial(jax.tree.map, lambda x: jnp.zeros((pipeline.stages, *x.shape), jnp.float32))
-  gradient = zeros(ends)
-  return zeros(sums), gradient | {"kernel": partitioning.constrain(gradient["kernel"], *_HEAD)}
-
-
 def _ticks(
-  stages: "_Stages", ends: Callable[..., Any], own: Any, targets: Any, chunk: int, ring: Ring, gradient: Any
+  stages: "_Stages", ends: "_Ends", own: Any, targets: Any, chunk: int, ring: Ring, gradient: Any
 ) -> tuple[Ring, Any, Any, Any]:
-  """The gradients of the ring's inputs, of the layers, of what is behind them, and the sums."""
+  """The gradients of the ring's inputs, of the layers, of what is behind them, and the sums.
+
+  Args:
+    own: as `_Ends.zeros` begins it.
+    targets: [K, S, pieces, B / K, tokens] arrays, as `_share` cuts them.
+    chunk: tokens of each stage and part of the batch whose logits exist at a time.
+    gradient: of the layers that are trained, to be added to.
+  """
   pipeline = stages.pipeline
   warm, both = pipeline.stages - 1, pipeline.stages - 1 + pipeline.microbatches
-  nothing = ring_lib.lay(jnp.zeros_like(ring[:, 0]))
-  inputs = ring_lib.lay(jnp.zeros((pipeline.stages, stages.kept, *ring.shape[2:]), ring.dtype))
+  nothing = ring_lib.over_stages(jnp.zeros_like(ring[:, 0]))
+  inputs = ring_lib.over_stages(jnp.zeros((pipeline.stages, stages.kept, *ring.shape[2:]), ring.dtype))
 
   def forward(carry: Any, t: jax.Array) -> tuple[Any, None]:
     return stages.forward(t, *carry), None
@@ -119,7 +134,7 @@ def _ticks(
     (ring, made, inputs, came, gradient, own), (t, targets) = carry, at
     ring, made, inputs = stages.forward(t, ring, made, inputs)
     parts, pull = jax.vjp(functools.partial(_leave, pipeline, chunk), made)
-    own, d_parts = ends(own, parts, targets)
+    own, d_parts = ends.add(own, parts, targets)
     ring, came, gradient = stages.backward(t, ring, inputs, came, pull(d_parts)[0], gradient)
     return (ring, made, inputs, came, gradient, own), None
 
@@ -127,7 +142,7 @@ def _ticks(
     ring, came, gradient = carry
     return stages.backward(t, stages.move(t, ring)[0], inputs, came, nothing, gradient), None
 
-  ring, made, inputs = jax.lax.scan(forward, (ring_lib.lay(ring), nothing, inputs), jnp.arange(warm))[0]
+  ring, made, inputs = jax.lax.scan(forward, (ring_lib.over_stages(ring), nothing, inputs), jnp.arange(warm))[0]
   carry = ring, made, inputs, nothing, gradient, own
   carry = jax.lax.scan(forward_and_backward, carry, (jnp.arange(warm, both), targets))[0]
   ring, made, inputs, came, gradient, own = carry
@@ -154,19 +169,21 @@ class _Stages:
     """The ring without the first of a line, and the line as it was, whose first is the first stage's next input."""
     slot = t % ring.shape[1]
     line = jax.lax.dynamic_index_in_dim(ring, slot, 1, keepdims=False)
-    return ring_lib.lay(jax.lax.dynamic_update_index_in_dim(ring, jnp.roll(line, -1, 0), slot, 1)), line
+    return ring_lib.over_stages(jax.lax.dynamic_update_index_in_dim(ring, jnp.roll(line, -1, 0), slot, 1)), line
 
   def forward(self, t: jax.Array, ring: Ring, made: jax.Array, inputs: jax.Array) -> tuple[Ring, jax.Array, jax.Array]:
     """The ring, what the stages made [S, B / K, L, D], and their inputs [S, W, B / K, L, D], of which one is new."""
     places = jnp.arange(self.pipeline.stages)
     ring, line = self.move(t, ring)
     x = ring_lib.where(places == 0, line, jnp.roll(made, 1, 0))
-    x = ring_lib.lay(ring_lib.where(self._runs(t - places), x, jnp.zeros_like(x)))
-    work = lambda *a: ring_lib.layers(self.config, self.pipeline, a[0], None, *a[1:])[0]
-    made = ring_lib.lay(
-      jax.vmap(work, spmd_axis_name=partitioning.STAGE_AXIS)(self.weights, places, x, self._of(t - places))
-    )
-    return ring, made, ring_lib.lay(jax.lax.dynamic_update_index_in_dim(inputs, x, t % self.kept, 1))
+    x = ring_lib.over_stages(ring_lib.where(self._runs(t - places), x, jnp.zeros_like(x)))
+
+    def work(weights: Any, place: jax.Array, x: jax.Array, features: Any) -> jax.Array:
+      return ring_lib.layers(self.config, self.pipeline, weights, None, place, x, features)[0]
+
+    work = jax.vmap(work, spmd_axis_name=partitioning.STAGE_AXIS)
+    made = ring_lib.over_stages(work(self.weights, places, x, self._of(t - places)))
+    return ring, made, ring_lib.over_stages(jax.lax.dynamic_update_index_in_dim(inputs, x, t % self.kept, 1))
 
   def backward(
     self, t: jax.Array, ring: Ring, inputs: jax.Array, came: jax.Array, last: jax.Array, gradient: Any
@@ -181,35 +198,41 @@ class _Stages:
     places, delay = jnp.arange(self.pipeline.stages), 2 * (self.pipeline.stages - 1)
     turn = t - delay + places
     g = ring_lib.where(places == self.pipeline.stages - 1, last, jnp.roll(came, -1, 0))
-    g = ring_lib.lay(ring_lib.where(self._runs(turn), g, jnp.zeros_like(g)))
-    pick = jax.vmap(lambda a, i: jax.lax.dynamic_index_in_dim(a, i, 0, False), spmd_axis_name=partitioning.STAGE_AXIS)
-    x = ring_lib.lay(pick(inputs, (t - delay + 2 * places) % self.kept))
+    g = ring_lib.over_stages(ring_lib.where(self._runs(turn), g, jnp.zeros_like(g)))
+    pick = jax.vmap(_pick, spmd_axis_name=partitioning.STAGE_AXIS)
+    x = ring_lib.over_stages(pick(inputs, (t - delay + 2 * places) % self.kept))
 
     def work(weights: Any, gradient: Any, place: jax.Array, x: jax.Array, g: jax.Array, features: Any) -> Any:
-      run = lambda x, gradient: ring_lib.layers(self.config, self.pipeline, weights, gradient, place, x, features)
+      def run(x: jax.Array, gradient: Any) -> tuple[jax.Array, Any]:
+        return ring_lib.layers(self.config, self.pipeline, weights, gradient, place, x, features)
+
       return jax.vjp(run, x, gradient)[1]((g, gradient))
 
     came, gradient = jax.vmap(work, spmd_axis_name=partitioning.STAGE_AXIS)(
       self.weights, gradient, places, x, g, self._of(turn)
     )
-    came = ring_lib.lay(came)
+    came = ring_lib.over_stages(came)
     extra, slot = delay // ring.shape[1], (t - delay) % ring.shape[1]  # moves of its line since its input left
     line = jax.lax.dynamic_index_in_dim(ring, slot, 1, keepdims=False)
     there = (self.pipeline.stages - 1 - extra) % self.pipeline.stages
     line = ring_lib.where((places == there) & (t >= delay), jnp.roll(came, there, 0), line)
-    return ring_lib.lay(jax.lax.dynamic_update_index_in_dim(ring, line, slot, 1)), came, gradient
+    return ring_lib.over_stages(jax.lax.dynamic_update_index_in_dim(ring, line, slot, 1)), came, gradient
 
   def settle(self, ring: Ring) -> Ring:
     """The ring behind all ticks, its lines back where they began."""
     extra, more = divmod(2 * (self.pipeline.stages - 1), ring.shape[1])
     lines = jnp.roll(ring[:, :more], extra + 1, 0), jnp.roll(ring[:, more:], extra, 0)
-    return ring_lib.lay(jnp.concatenate(lines, 1))
+    return ring_lib.over_stages(jnp.concatenate(lines, 1))
 
   def _runs(self, turn: jax.Array) -> jax.Array:
     return (turn >= 0) & (turn < self.pipeline.microbatches)  # not in the bubble
 
   def _of(self, turn: jax.Array) -> dict[str, jax.Array]:
     return jax.tree.map(lambda a: a[turn % self.pipeline.microbatches], self.features)
+
+
+def _pick(a: jax.Array, i: jax.Array) -> jax.Array:
+  return jax.lax.dynamic_index_in_dim(a, i, 0, False)
 
 
 def _share(pipeline: pipeline_lib.Pipeline, chunk: int, a: jax.Array) -> jax.Array:
@@ -231,25 +254,41 @@ def _leave(pipeline: pipeline_lib.Pipeline, chunk: int, made: jax.Array) -> jax.
   return partitioning.constrain(partitioning.constrain(parts, "layers", None, *rest), None, "layers", *rest)[-1]
 
 
-def _ends(
-  config: config_lib.GLMConfig, loss: Loss, factor: jax.Array, ends: Any, own: Any, parts: jax.Array, targets: Any
-) -> tuple[Any, jax.Array]:
-  """The stages' own sums and gradients, with their shares of a micro-batch's added, and factor x the shares'."""
+@dataclasses.dataclass(frozen=True)
+class _Ends:
+  """What is behind the layers: the final norm, the head and the loss, of which each stage computes a share."""
 
-  def stage(own: Any, x: jax.Array, targets: Any) -> tuple[Any, jax.Array]:
+  config: config_lib.GLMConfig
+  factor: jax.Array  # of the loss
+  weights: Any  # final_norm, and the head's kernel [D, V]
+
+  def zeros(self, sums: losses.Sums, stages: int) -> tuple[Any, Any]:
+    """Each stage's own sums and gradients [S, ...], to begin with."""
+    zeros, gradient = (
+      jax.tree.map(lambda x: jnp.zeros((stages, *x.shape), jnp.float32), tree) for tree in (sums, self.weights)
+    )
+    return zeros, gradient | {"kernel": partitioning.constrain(gradient["kernel"], *_HEAD)}
+
+  def add(self, own: Any, parts: jax.Array, targets: list[jax.Array]) -> tuple[Any, jax.Array]:
+    """The stages' own sums and gradients with their shares of a micro-batch's added, and factor x the shares'."""
+    stage = jax.vmap(self._add_share, spmd_axis_name=partitioning.STAGE_AXIS)
+    (sums, gradient), dx = stage(own, parts, targets)
+    return (sums, gradient | {"kernel": partitioning.constrain(gradient["kernel"], *_HEAD)}), dx
+
+  def _add_share(self, own: Any, x: jax.Array, targets: list[jax.Array]) -> tuple[Any, jax.Array]:
+    """The same of one stage, a piece at a time."""
+
     def piece(own: Any, at: tuple[jax.Array, Any]) -> tuple[Any, jax.Array]:
       x_BLD, targets = at
 
-      def value_and_sums(ends: Any, x_BLD: jax.Array) -> tuple[jax.Array, Any]:
-        x_BLD = glm.GLM(config).apply({"params": ends}, x_BLD, method="finish")
-        logits_BLV = ops.matmul("BLD,DV->BLV", x_BLD, ends["kernel"], jnp.float32)
-        return loss(layers.constrain_logits(logits_BLV), targets)
+      def total_and_sums(weights: Any, x_BLD: jax.Array) -> tuple[jax.Array, losses.Sums]:
+        x_BLD = glm.GLM(self.config).apply({"params": weights}, x_BLD, method="finish")
+        logits_BLV = ops.matmul("BLD,DV->BLV", x_BLD, weights["kernel"], jnp.float32)
+        return losses.of_logits(layers_lib.constrain_logits(logits_BLV), *targets)
 
-      value, pull, sums = jax.vjp(value_and_sums, ends, x_BLD, has_aux=True)
-      gradient, dx = pull(jnp.ones_like(value))
-      return jax.tree.map(lambda a, b: a + b.astype(a.dtype), own, (sums, gradient)), (dx * factor).astype(dx.dtype)
+      total, pull, sums = jax.vjp(total_and_sums, self.weights, x_BLD, has_aux=True)
+      gradient, dx = pull(jnp.ones_like(total))
+      own = jax.tree.map(lambda a, b: a + b.astype(a.dtype), own, (sums, gradient))
+      return own, (dx * self.factor).astype(dx.dtype)
 
     return jax.lax.scan(piece, own, (x, targets))
-
-  (sums, gradient), dx = jax.vmap(stage, spmd_axis_name=partitioning.STAGE_AXIS)(own, parts, targets)
-  return (sums, gradient | {"kernel": partitioning.constrain(gradient["kernel"], *_HEAD)}), dx

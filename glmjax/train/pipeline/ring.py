@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from glmjax.models import config as config_lib
 from glmjax.models import glm
 from glmjax.models import layers as layers_lib
+from glmjax.models import params as params_lib
 from glmjax.models import rotary
 from glmjax.parallel import partitioning
 from glmjax.train import pipeline as pipeline_lib
@@ -33,11 +34,7 @@ def hidden(
   config: config_lib.GLMConfig,
   pipeline: pipeline_lib.Pipeline,
   params: Any,
-  tokens_BL: jax.Array,
-  positions: jax.Array,
-  start_BL: jax.Array,
-  end_BL: jax.Array,
-  rows_B: jax.Array,
+  batch: dict[str, jax.Array],
   gradient_alpha: jax.Array | float,
   rng: jax.Array | None,
 ) -> jax.Array:
@@ -45,7 +42,7 @@ def hidden(
 
   The weights' layers are stacked as `Pipeline.order` says.
   """
-  ring, features = enter(config, pipeline, params, tokens_BL, positions, start_BL, end_BL, rows_B, gradient_alpha, rng)
+  ring, features = enter(config, pipeline, params, batch, gradient_alpha, rng)
   x_BLD = pipeline.from_ring(_flow(config, pipeline, params["layers"], ring, features))
   with partitioning.rows_over_stages():
     x_BLD = partitioning.constrain(x_BLD, "batch", "length", "act_embed")
@@ -56,26 +53,25 @@ def enter(
   config: config_lib.GLMConfig,
   pipeline: pipeline_lib.Pipeline,
   params: Any,
-  tokens_BL: jax.Array,
-  positions: jax.Array,
-  start_BL: jax.Array,
-  end_BL: jax.Array,
-  rows_B: jax.Array,
+  batch: dict[str, jax.Array],
   gradient_alpha: jax.Array | float,
   rng: jax.Array | None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """The embedded rows as a ring [S, J, B / K, L, D], and what the layers need to know of them [K, B / K, ...].
 
-  `rows_B`: the rows' numbers, by which dropout draws.
+  Dropout draws by the rows' numbers, batch["rows"].
   """
   model = glm.GLM(config, deterministic=rng is None)
   rngs = None if rng is None else {"dropout": rng}
-  spread = [pipeline.spread(a) for a in (tokens_BL, positions, rows_B)]
+  tokens_BL, positions, rows_B = (pipeline.spread(batch[name]) for name in ("tokens", "positions", "rows"))
   with partitioning.rows_over_stages():
-    x_BLD, keys_B = model.apply({"params": params}, *spread[:2], gradient_alpha, spread[2], method="embed", rngs=rngs)
+    x_BLD, keys_B = model.apply(
+      {"params": params}, tokens_BL, positions, gradient_alpha, rows_B, method="embed", rngs=rngs
+    )
     # Its gradient too, or XLA gathers that over the stages.
     x_BLD = partitioning.constrain(x_BLD, "batch", "norm_length", "act_embed")
-  features = {"positions": positions, "start": start_BL, "end": glm.cut_causal(config, end_BL)}
+  end_BL = glm.cut_causal(config, batch["attend_end"])
+  features = {"positions": batch["positions"], "start": batch["attend_start"], "end": end_BL}
   features = {name: pipeline.cut(a) for name, a in features.items()}
   if keys_B is not None:
     keys = pipeline.to_ring(keys_B)
@@ -95,7 +91,7 @@ def _flow(
   extra, more = divmod(stages - 1, slots)  # moves of a line between a micro-batch's start and its end, at least
   places = jnp.arange(stages)
   weights = jax.tree.map(lambda w: w.reshape(stages, pipeline.rounds, pipeline.group, *w.shape[1:]), weights)
-  weights = jax.tree.map(lambda w: (jax.lax.stop_gradient(w), _gather_gradient(w)), weights)
+  weights = {path: _pair(w) for path, w in params_lib.flatten(weights).items()}
   work = functools.partial(_stage, config, pipeline)
   if config.remat != "none":  # what `glm.remat` keeps of a layer, less the weights: they would be kept for every tick
     names = glm.KEPT if config.remat == "dots" else ()
@@ -111,17 +107,22 @@ def _flow(
     x = where((turn >= 0) & (turn < pipeline.microbatches * pipeline.rounds), x, jnp.zeros_like(x))  # the bubble
     rounds = jnp.clip(turn // pipeline.microbatches, 0, pipeline.rounds - 1)
     now = jax.tree.map(lambda a: a[turn % pipeline.microbatches], features)
-    made = lay(work(weights, places, rounds, lay(x), now))
+    made = over_stages(work(weights, places, rounds, over_stages(x), now))
     ring = jax.lax.dynamic_update_index_in_dim(ring, jnp.roll(line, -1, 0), t % slots, 1)
     slot = (t - (stages - 1)) % slots
     line = jax.lax.dynamic_index_in_dim(ring, slot, 1, keepdims=False)
     line = where((places == stages - 1 - extra) & (t >= stages - 1), jnp.roll(made, -extra, 0), line)
-    return (made, lay(jax.lax.dynamic_update_index_in_dim(ring, line, slot, 1))), None
+    return (made, over_stages(jax.lax.dynamic_update_index_in_dim(ring, line, slot, 1))), None
 
-  made = lay(jnp.zeros_like(ring[:, 0]))
-  ring = jax.lax.scan(tick, (made, lay(ring)), jnp.arange(pipeline.ticks))[0][1]
+  made = over_stages(jnp.zeros_like(ring[:, 0]))
+  ring = jax.lax.scan(tick, (made, over_stages(ring)), jnp.arange(pipeline.ticks))[0][1]
   # While the last micro-batches leave, the lines have moved on; back to where they began.
-  return lay(jnp.concatenate([jnp.roll(ring[:, :more], extra + 1, 0), jnp.roll(ring[:, more:], extra, 0)], 1))
+  return over_stages(jnp.concatenate([jnp.roll(ring[:, :more], extra + 1, 0), jnp.roll(ring[:, more:], extra, 0)], 1))
+
+
+def _pair(w: Any) -> tuple[Any, jax.Array | None]:
+  """A weight, and what gathers its gradient; quantized weights have none."""
+  return (jax.lax.stop_gradient(w), _gather_gradient(w)) if isinstance(w, jax.Array) else (w, None)
 
 
 # Backward adds a gradient for every tick; in the weights' own dtype, where that is half precision, sums would lose what
@@ -132,22 +133,37 @@ def _gather_gradient(w: jax.Array) -> jax.Array:
   return jnp.zeros(w.shape, jnp.float32)
 
 
-_gather_gradient.defvjp(
-  lambda w: (_gather_gradient(w), jnp.zeros((), w.dtype)), lambda like, g: (g.astype(like.dtype),)
-)
+def _gather_gradient_forward(w: jax.Array) -> tuple[jax.Array, jax.Array]:
+  return _gather_gradient(w), jnp.zeros((), w.dtype)
+
+
+def _gather_gradient_backward(like: jax.Array, g: jax.Array) -> tuple[jax.Array]:
+  return (g.astype(like.dtype),)
+
+
+_gather_gradient.defvjp(_gather_gradient_forward, _gather_gradient_backward)
 
 
 @jax.custom_vjp
 def _read(w: jax.Array, gradient: jax.Array) -> jax.Array:
+  """The weight, its gradient going to `gradient`."""
   del gradient
   return w
 
 
-_read.defvjp(lambda w, gradient: (w, None), lambda _, g: (None, g.astype(jnp.float32)))
+def _read_forward(w: jax.Array, gradient: jax.Array) -> tuple[jax.Array, None]:
+  return _read(w, gradient), None
 
 
-def lay(x: jax.Array) -> jax.Array:
-  """Stages first, rows and tokens where they always are."""
+def _read_backward(_: None, g: jax.Array) -> tuple[None, jax.Array]:
+  return None, g.astype(jnp.float32)
+
+
+_read.defvjp(_read_forward, _read_backward)
+
+
+def over_stages(x: jax.Array) -> jax.Array:
+  """x [S, ..., B, L, D] with its first axis split over the stages, rows and tokens as they always are."""
   return partitioning.constrain(x, "layers", *[None] * (x.ndim - 4), "batch", "norm_length", "act_embed")
 
 
@@ -166,10 +182,16 @@ def _stage(
   x_BLD: jax.Array,
   features: dict[str, jax.Array],
 ) -> jax.Array:
-  """One stage's layers of this round, of weights and their `_gather_gradient` [R, N / (S R), ...]."""
-  of_round = (lambda w: w[0]) if pipeline.rounds == 1 else lambda w: jax.lax.dynamic_index_in_dim(w, turn, 0, False)
-  weights = jax.tree.map(lambda pair: _read(*map(of_round, pair)), weights, is_leaf=lambda x: isinstance(x, tuple))
-  return layers(config, pipeline, weights, None, turn * pipeline.stages + stage, x_BLD, features)[0]
+  """One stage's layers of this round, of weights by their paths, as `_pair` has them [R, N / (S R), ...]."""
+
+  def of_round(w: jax.Array) -> jax.Array:
+    return w[0] if pipeline.rounds == 1 else jax.lax.dynamic_index_in_dim(w, turn, 0, False)
+
+  weights = {
+    path: w if gradient is None else _read(w, gradient)
+    for path, (w, gradient) in jax.tree.map(of_round, weights).items()
+  }
+  return layers(config, pipeline, params_lib.nest(weights), None, turn * pipeline.stages + stage, x_BLD, features)[0]
 
 
 def layers(
@@ -183,7 +205,8 @@ def layers(
 ) -> tuple[jax.Array, Any]:
   """What a group of layers [N / (S R), ...] makes of a micro-batch, and `gradient` as it was.
 
-  The cotangent of `gradient` (as the weights, float32; or None) comes back with the weights' gradient added to it.
+  The cotangent of `gradient` (as the weights that are trained, float32; or None) comes back with their gradient added
+  to it.
   """
   cos_sin = rotary.tables(config, features["positions"])
   block = glm.remat(dataclasses.replace(config, scan_layers=True))(config)
@@ -191,8 +214,10 @@ def layers(
   def layer(carry: tuple[jax.Array, Any], at: tuple[Any, jax.Array]) -> tuple[tuple[jax.Array, Any], None]:
     (x_BLD, gradient), (params, place) = carry, at
     if gradient is not None:
-      pairs = jax.tree.map(functools.partial(_add_gradient, place), params, gradient)
-      params, gradient = jax.tree.transpose(jax.tree.structure(params), None, pairs)
+      flat, sums = params_lib.flatten(params), params_lib.flatten(gradient)
+      for path in sums:
+        flat[path], sums[path] = _add_gradient(place, flat[path], sums[path])
+      params, gradient = params_lib.nest(flat), params_lib.nest(sums)
     number = group * pipeline.group + place
     x_BLD = ad_checkpoint.checkpoint_name(x_BLD, _INPUT)
     keys_B = layers_lib.fold_in(features.get("keys"), number)
@@ -205,12 +230,21 @@ def layers(
 
 @jax.custom_vjp
 def _add_gradient(place: jax.Array, w: jax.Array, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Both as they are. In the loop over layers the cotangent of `gradient` is one array, to which each layer's part is
+  added where it lies."""
   del place
   return w, gradient
 
 
-# In the loop over layers the cotangent of `gradient` is one array, to which each layer's part is added where it lies.
-_add_gradient.defvjp(
-  lambda place, w, gradient: ((w, gradient), place),
-  lambda place, g: (None, None, g[1].at[place].add(g[0].astype(g[1].dtype))),
-)
+def _add_gradient_forward(
+  place: jax.Array, w: jax.Array, gradient: jax.Array
+) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
+  return _add_gradient(place, w, gradient), place
+
+
+def _add_gradient_backward(place: jax.Array, g: tuple[jax.Array, jax.Array]) -> tuple[None, None, jax.Array]:
+  of_layer, sums = g
+  return None, None, sums.at[place].add(of_layer.astype(sums.dtype))
+
+
+_add_gradient.defvjp(_add_gradient_forward, _add_gradient_backward)

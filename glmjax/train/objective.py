@@ -1,0 +1,95 @@
+"""The loss of a batch as a function of a model's parameters: what is differentiated, evaluated and diagnosed."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from glmjax import batch as batch_lib
+from glmjax.models import config as config_lib
+from glmjax.models import glm
+from glmjax.parallel import partitioning
+from glmjax.train import losses
+from glmjax.train import pipeline as pipeline_lib
+from glmjax.train.pipeline import ring
+
+Batch = dict[str, jax.Array]
+
+# "rows" is GLM-130B's: its micro-batches of one row (paper, table 11) were averaged first, so that [MASK] rows, which
+# predict few tokens, counted as much as [gMASK] rows.
+MEANS = ("tokens", "rows")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Work:
+  """Rows whose gradient is to be computed, and what else it depends on besides the parameters."""
+
+  batch: Batch  # [M, B, ...] of a step, [B, ...] of one micro-batch
+  alpha: jax.Array  # the embedding gradient's factor
+  rng: jax.Array  # dropout's
+  factor: jax.Array  # the loss's: one over the step's weights, times the loss scale
+
+  def micro_batch(self, m: jax.Array | int) -> "Work":
+    """Micro-batch m of a step."""
+    return dataclasses.replace(self, batch=jax.tree.map(lambda a: a[m], self.batch))
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+  """The loss of one micro-batch as a function of the parameters; static under jit."""
+
+  config: config_lib.GLMConfig
+  chunk: int = 1024  # tokens of each part of a batch (partitioning's "groups") whose logits exist at a time
+  mean_of: str = "tokens"  # one of MEANS: what weighs the same in the loss
+  pipeline: pipeline_lib.Pipeline | None = None  # the stages through which rows flow; parameters lie as they hold them
+
+  def weigh(self, batch: Batch) -> Batch:
+    """The batch with loss weights that add up to 1 in each row, if rows are to weigh the same."""
+    if self.mean_of == "tokens":
+      return batch
+    weights = batch["loss_weights"]
+    return batch | {"loss_weights": weights / jnp.maximum(weights.sum(-1, keepdims=True), 1.0)}
+
+  def hidden(
+    self, params: Any, batch: Batch, alpha: jax.Array | float, rng: jax.Array | None, **apply: Any
+  ) -> tuple[Any, Any]:
+    """The last hidden states [B, L, D], and what else `apply` asks Linen for.
+
+    Parameters are stacked here and in checkpoints, whether the model scans its layers or not. No pipeline.
+    """
+    dropout = rng is not None and bool(self.config.hidden_dropout or self.config.attention_dropout)
+    model = glm.GLM(self.config, deterministic=not dropout)
+    params = params if self.config.scan_layers else glm.unstack_layers(params)
+    out, more = model.apply(
+      {"params": params},
+      batch["tokens"],
+      batch["positions"],
+      batch["attend_start"],
+      batch["attend_end"],
+      alpha,
+      rows_B=batch["rows"] if dropout else None,
+      method="hidden",
+      rngs={"dropout": rng} if dropout else None,
+      **apply,
+    )
+    return (out[0], more) if apply else (out, None)
+
+  def loss(
+    self, params: Any, batch: Batch, alpha: jax.Array | float = 1.0, rng: jax.Array | None = None
+  ) -> losses.Loss:
+    """The loss of a batch [B, L], to be differentiated, and its sums; with an rng, dropout is on."""
+    kernel_DV = glm.GLM(self.config).apply({"params": params}, alpha, method="head_kernel")
+    targets = [batch[name] for name in batch_lib.TARGETS]
+    if self.pipeline is None:
+      x_BLD, _ = self.hidden(params, batch, alpha, rng)
+      return losses.chunked(kernel_DV, x_BLD, *targets, self.chunk)
+    x_BLD = ring.hidden(self.config, self.pipeline, params, batch, alpha, rng)
+    targets = [self.pipeline.spread(feature) for feature in targets]
+    with partitioning.rows_over_stages():
+      return losses.chunked(kernel_DV, x_BLD, *targets, self.chunk)
+
+  def sums(self, params: Any, batch: Batch) -> losses.Sums:
+    """Loss and weight sums of a batch [B, L], without dropout, to be read."""
+    return self.loss(params, batch).sums
