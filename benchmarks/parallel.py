@@ -146,8 +146,12 @@ class Step:
     objective = objective_lib.Objective(self.config, pipeline=self.pipeline)
     recipe = step_lib.Recipe(self.optimizer, schedules.Constant(1e-4))
     scalar = jax.ShapeDtypeStruct((), np.uint32, sharding=partitioning.named(self.mesh, self.rules))
-    step = step_lib.compile_train_step(objective, recipe, self.tx, jax.tree.map(lambda x: x.sharding, self.stages.held))
-    return step.lower(self.stages.held, self.layout.abstract(), step_lib.StepInfo(scalar, scalar, scalar)).compile()
+    step = step_lib.compile_train_step(
+      objective, recipe, self.tx, jax.tree.map(lambda x: x.sharding, self.stages.in_stages)
+    )
+    return step.lower(
+      self.stages.in_stages, self.layout.abstract(), step_lib.StepInfo(scalar, scalar, scalar)
+    ).compile()
 
   def sizes(self, program: jax.stages.Compiled) -> dict[str, float]:
     """Bytes of a device: its state, what XLA sets aside, what it sends in a step."""
@@ -160,7 +164,7 @@ def measure(case: Case, steps: int) -> dict[str, Any]:
   """Seconds of the fastest step (others use the processors too), and megabytes on each device."""
   made = Step(case, dataclasses.replace(CONFIG, remat=case.remat), ROWS, None, LENGTH)
   with partitioning.use(made.mesh, made.rules):
-    state = made.stages.hold(state_lib.create(CONFIG, made.tx, 0, made.stages.stored))
+    state = made.stages.put_in_stages(state_lib.create(CONFIG, made.tx, 0, made.stages.as_checkpointed))
     everywhere = partitioning.named(made.mesh, made.rules)
     info = lambda n: step_lib.StepInfo(*(jax.device_put(np.uint32(x), everywhere) for x in (n, n, ROWS)))
     program, batch = made.compile(), made.layout.put(rows())

@@ -48,7 +48,7 @@ def test_padding_sees_itself_alone_and_does_not_count(kind):
     assert row[feature.name].shape == feature.row_shape(9, kind) and row[feature.name].dtype == feature.dtype
 
 
-def test_the_step_reads_every_feature_once():
+def test_the_loss_takes_features_of_a_batch():
   assert {*batch.TARGETS} <= {*batch.NAMES}
 
 

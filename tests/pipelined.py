@@ -64,7 +64,7 @@ class Case:
     return pipeline_lib.make(self.schedule, self.config, self.mesh, ROWS)
 
   @property
-  def stages(self) -> stage_layout.Stages:
+  def stages(self) -> stage_layout.StageLayout:
     return stage_layout.make(self.config, TX, self.mesh, partitioning.STRATEGIES[self.strategy], self.pipeline)
 
 
@@ -80,7 +80,7 @@ class Step:
 
 @functools.cache
 def first_state(config: config_lib.GLMConfig) -> state_lib.TrainState:
-  return jax.device_get(state_lib.create(config, TX, 0, Case(config=config).stages.stored))
+  return jax.device_get(state_lib.create(config, TX, 0, Case(config=config).stages.as_checkpointed))
 
 
 @functools.cache
@@ -89,13 +89,17 @@ def run(case: Case) -> Step:
   layout = feed.Layout.make(case.mesh, rules, MICRO * ROWS, ROWS, LENGTH, CONFIG.position_kind, CONFIG.vocab_size)
   recipe = step_lib.Recipe(OPTIMIZER, schedules.Constant(1e-2), schedules.Constant(0.5))
   objective = objective_lib.Objective(case.config, chunk=case.chunk, pipeline=case.pipeline)
-  state = jax.device_put(first_state(case.config), jax.tree.map(lambda x: x.sharding, stages.stored))
+  state = jax.device_put(first_state(case.config), jax.tree.map(lambda x: x.sharding, stages.as_checkpointed))
   with partitioning.use(case.mesh, rules):
-    arguments = stages.hold(state), layout.put(rows()), step_lib.StepInfo(*map(jnp.uint32, (0, 0, MICRO * ROWS)))
-    shardings = jax.tree.map(lambda x: x.sharding, stages.held)
+    arguments = (
+      stages.put_in_stages(state),
+      layout.put(rows()),
+      step_lib.StepInfo(*map(jnp.uint32, (0, 0, MICRO * ROWS))),
+    )
+    shardings = jax.tree.map(lambda x: x.sharding, stages.in_stages)
     program = step_lib.compile_train_step(objective, recipe, TX, shardings).lower(*arguments).compile()
     state, metrics = program(*arguments)
-    return Step(program, state, stages.store(state), jax.device_get(metrics))
+    return Step(program, state, stages.put_back(state), jax.device_get(metrics))
 
 
 def change(**fields: Any) -> config_lib.GLMConfig:

@@ -267,7 +267,7 @@ class GLM(nn.Module):
       end_BL = cut_causal(config, end_BL)
     x_BLD, keys_B = self.embed(tokens_BL, positions, gradient_alpha, rows_B)
     cos_sin = rotary.tables(config, positions)
-    layer_keys = lambda i: None if keys_B is None else layers.fold_in(keys_B, i)
+    layer_keys = functools.partial(layers.fold_in, keys_B)
     if config.scan_layers:
       keys_NB = jax.vmap(layer_keys)(jnp.arange(config.num_layers))
       x_BLD, cache = self.layers(x_BLD, cos_sin, start_BL, end_BL, keys_NB, cache, lengths_B)

@@ -18,7 +18,7 @@
 D model, H heads, K head dimension, F mlp, V vocabulary, P prefix, T branches of the mlp (2 for GeGLU).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 import dataclasses
 import functools
 import math
@@ -77,6 +77,9 @@ class Param:
     apart = (LAYERS, "qkv", "branches")
     rest = [i for i in range(len(self.shape)) if i not in self.inputs and self.axes[i] not in apart]
     return self.inputs, tuple(rest)
+
+
+Predicate = Callable[[str, Param], bool]  # of a parameter by its path, and what the table says of it
 
 
 @functools.lru_cache(maxsize=64)
@@ -184,6 +187,19 @@ def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
       inner = inner.setdefault(parent, {})
     inner[last] = leaf
   return tree
+
+
+def always(path: str, param: Param) -> bool:
+  """The predicate that is true of every parameter."""
+  del path, param
+  return True
+
+
+def split(tree: Mapping[str, Any], predicate: Predicate) -> tuple[dict[str, Any], dict[str, Any]]:
+  """Returns nested dicts with the parameters for which the predicate is true, and with the others."""
+  flat = flatten(tree)
+  true = {path for path in flat if predicate(path, known(path))}
+  return tuple(nest({path: x for path, x in flat.items() if (path in true) is part}) for part in (True, False))
 
 
 def merge(tree: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:

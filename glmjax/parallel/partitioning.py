@@ -110,15 +110,18 @@ def on_each_device(
   mesh = jax.sharding.get_abstract_mesh()
   if not is_split():
     return run
-  spec = lambda axes: nn.logical_to_mesh_axes(tuple(axes))
-  specs = tuple(map(spec, outputs)) if isinstance(outputs, list) else spec(outputs)
   return jax.shard_map(
     run,
-    in_specs=tuple(map(spec, inputs)),
-    out_specs=specs,
+    in_specs=tuple(map(_spec, inputs)),
+    out_specs=tuple(map(_spec, outputs)) if isinstance(outputs, list) else _spec(outputs),
     check_vma=False,
     axis_names={*mesh.axis_names} - {*mesh.manual_axes},
   )
+
+
+def _spec(axes: Sequence[str | None]) -> jax.sharding.PartitionSpec:
+  """How the rules in scope split an array whose axes have these logical names."""
+  return nn.logical_to_mesh_axes(tuple(axes))
 
 
 def is_split() -> bool:
@@ -171,8 +174,11 @@ def shardings(boxed: Any, mesh: jax.sharding.Mesh, rules: Rules = FSDP) -> Any:
 
 def unbox(boxed: Any) -> Any:
   """The tree without its boxes; unlike nn.unbox it constrains nothing under a mesh."""
-  is_box = lambda x: isinstance(x, nn.LogicallyPartitioned)
-  return jax.tree.map(lambda x: x.value if is_box(x) else x, boxed, is_leaf=is_box)
+  return jax.tree.map(lambda x: x.value if _is_box(x) else x, boxed, is_leaf=_is_box)
+
+
+def _is_box(x: Any) -> bool:
+  return isinstance(x, nn.LogicallyPartitioned)
 
 
 def batch_shards(mesh: jax.sharding.Mesh, axes: Sequence[str] = ROW_AXES) -> int:
@@ -202,9 +208,7 @@ _FIELDS = {
 
 def check_divisible(boxed: Any, mesh: jax.sharding.Mesh, rules: Rules = FSDP) -> None:
   """Raises InputError, in the model's words, where a weight's axis cannot be split evenly over the mesh."""
-  for leaf in jax.tree.leaves(boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned)):
-    if not isinstance(leaf, nn.LogicallyPartitioned):
-      continue
+  for leaf in filter(_is_box, jax.tree.leaves(boxed, is_leaf=_is_box)):
     spec = nn.logical_to_mesh_axes(leaf.names, rules)
     for name, size, axes in zip(leaf.names, leaf.value.shape, spec):
       axes = (axes,) if isinstance(axes, str) else axes or ()

@@ -76,7 +76,7 @@ class Train:
     )
     recipe = step_lib.Recipe(self.optimizer, schedules.Constant(1e-4))
     with partitioning.use(mesh, rules):
-      state = stage_layout.make(config, tx, mesh, rules, objective.pipeline).held
+      state = stage_layout.make(config, tx, mesh, rules, objective.pipeline).in_stages
       step = step_lib.compile_train_step(objective, recipe, tx, jax.tree.map(lambda x: x.sharding, state))
       traced = step.trace(state, layout.abstract(), step_lib.StepInfo(number, number, number))
       groups = partitioning.parts("groups")

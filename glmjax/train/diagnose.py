@@ -31,8 +31,8 @@ class Finding:
   rows: tuple[int, ...] | None = None  # numbers, in the step's batch, of those that show it; None: cannot be told
 
 
-def bad_part(stages: stage_layout.Stages, state: state_lib.TrainState, dtype: str) -> str | None:
-  """The first part of a state, as `stages` hold it, that no model can compute with, in words; None: all of it is good.
+def bad_part(stages: stage_layout.StageLayout, state: state_lib.TrainState, dtype: str) -> str | None:
+  """The first part of a state, in the stages' order, that no model can compute with, in words; None: all of it is good.
 
   Everything must be finite, and parameters so in the compute dtype, and their squares. One pass over the state where
   it lies, and a few bytes to the host; more where something is found.
@@ -40,7 +40,7 @@ def bad_part(stages: stage_layout.Stages, state: state_lib.TrainState, dtype: st
   limit = min(LARGEST, float(jnp.finfo(dtype).max))
   if _is_good(state, limit):
     return None
-  state = stages.store(state)
+  state = stages.put_back(state)
   for name, bad in _in_order(_bad_leaves(state.params)):
     if bad:
       return f"parameters of {name}"

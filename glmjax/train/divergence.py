@@ -1,13 +1,18 @@
 """What is said of a run whose numbers are not finite: where, since when, how to go back, and what to change."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import pathlib
+from typing import Any
 
+import jax
 import numpy as np
 
 from glmjax import errors
 from glmjax.checkpoint import manager as manager_lib
 from glmjax.train import diagnose
+from glmjax.train import feed as feed_lib
+from glmjax.train import runtime as runtime_lib
+from glmjax.train import state as state_lib
 from glmjax.train import step as step_lib
 
 _RATE = "lower the learning rate"
@@ -93,6 +98,36 @@ def _aside(checkpoints: pathlib.Path, step: int) -> str:
   while (checkpoints / name).exists():
     name += "+"
   return name
+
+
+def find(
+  runtime: runtime_lib.Runtime,
+  recipe: step_lib.Recipe,
+  state: state_lib.TrainState,
+  item: feed_lib.Item,
+  metrics: step_lib.Metrics,
+) -> diagnose.Finding | None:
+  """Where a step that was not done is first not finite; None: its parts are finite, run one by one."""
+  rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
+  with runtime.peers.patient():
+    finding = diagnose.first_not_finite(
+      runtime.objective,
+      runtime.stages.put_back(state).model_params,
+      item.batch,
+      -(-item.size // runtime.layout.rows),
+      recipe.embedding_alpha(item.first),
+      rng,
+      metrics.get("loss_scale", 1.0),
+    )
+  return finding or in_the_norm(metrics)
+
+
+def run_again(train_step: Callable[..., Any], state: state_lib.TrainState, item: feed_lib.Item) -> diagnose.Finding:
+  """Whether the very same program comes to the same end: only if it does not are machines at fault. Takes the state."""
+  _, metrics = train_step(state, item.batch, item.info)
+  if jax.device_get(metrics["advanced"]):
+    return diagnose.Finding("machine", "nothing that shows when it is run again")
+  return diagnose.Finding("rounding", "nothing that shows when its parts are run one by one, which rounds otherwise")
 
 
 def in_the_norm(metrics: step_lib.Metrics) -> diagnose.Finding | None:

@@ -11,6 +11,7 @@ C tokens of a chunk, D model, V vocabulary, O objectives.
 import functools
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -69,6 +70,7 @@ def by_objective(losses: jax.Array, weights: jax.Array, objectives: jax.Array) -
 
 def of_logits(logits_BLV: jax.Array, targets_BL: jax.Array, weights_BL: jax.Array, objectives_BL: jax.Array) -> Loss:
   """Cross entropy of logits that are there, in total and per objective."""
+  chex.assert_shape([targets_BL, weights_BL, objectives_BL], logits_BLV.shape[:-1])
   sums = by_objective(cross_entropy(logits_BLV, targets_BL), weights_BL, objectives_BL)
   return Loss(sums.loss.sum(), sums)
 
@@ -91,6 +93,10 @@ def chunked(
     weights_BL: of the tokens in the loss and its gradient: what an objective counts more than others goes in here.
     chunk: C, tokens of each group whose logits exist at a time.
   """
+  chex.assert_rank([kernel_DV, x_BLD], [2, 3])
+  chex.assert_axis_dimension(kernel_DV, 0, x_BLD.shape[2])
+  chex.assert_shape([targets_BL, weights_BL, objectives_BL], x_BLD.shape[:2])
+  chex.assert_type([targets_BL, objectives_BL], int)
   x_GRD, targets, weights, objectives = map(_group, (x_BLD, targets_BL, weights_BL, objectives_BL))
   rows = weights.shape[1]
   chunk = min(chunk, rows)

@@ -50,6 +50,10 @@ class TrainState:
   loss_scale: LossScale | None
   frozen: Any = dataclasses.field(default_factory=dict)
 
+  def trained(self) -> "TrainState":
+    """The state without what is frozen, as checkpoints have it."""
+    return dataclasses.replace(self, frozen={})
+
   @property
   def model_params(self) -> Any:
     """All parameters, as a model takes them."""
@@ -101,18 +105,19 @@ def init(
   tx: optax.GradientTransformation,
   seed: int,
   loss_scale: DynamicLossScale = DynamicLossScale(),
+  is_trained: params_lib.Predicate = params_lib.always,
 ) -> TrainState:
-  """A new run's state, its parameters stacked and still boxed with their logical axis names."""
+  """A new run's state, its parameters stacked and still boxed with their logical axis names; the others are frozen."""
   init_key, run_key = jax.random.split(jax.random.key(seed))
-  boxed = glm.init(dataclasses.replace(config, scan_layers=True), init_key)
-  opt_state = tx.init(partitioning.unbox(boxed))
+  boxed, frozen = params_lib.split(glm.init(dataclasses.replace(config, scan_layers=True), init_key), is_trained)
   return TrainState(
-    jnp.int32(0),
-    jnp.uint32(0),
-    boxed,
-    opt_state,
-    jax.random.key_data(run_key),
-    loss_scale.init() if config.dtype == "float16" else None,
+    step=jnp.int32(0),
+    samples_seen=jnp.uint32(0),
+    params=boxed,
+    opt_state=tx.init(partitioning.unbox(boxed)),
+    rng=jax.random.key_data(run_key),
+    loss_scale=loss_scale.init() if config.dtype == "float16" else None,
+    frozen=frozen,
   )
 
 
@@ -121,10 +126,11 @@ def abstract(
   tx: optax.GradientTransformation,
   mesh: jax.sharding.Mesh,
   rules: partitioning.Rules = partitioning.FSDP,
+  is_trained: params_lib.Predicate = params_lib.always,
 ) -> TrainState:
   """Shapes, dtypes and shardings of the state, without allocating any of it."""
-  boxed = jax.eval_shape(lambda: init(config, tx, 0))
-  partitioning.check_divisible(boxed.params, mesh, rules)
+  boxed = jax.eval_shape(lambda: init(config, tx, 0, is_trained=is_trained))
+  partitioning.check_divisible((boxed.params, boxed.frozen), mesh, rules)
   replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
   param_shardings = partitioning.shardings(boxed.params, mesh, rules)
   by_path = {
@@ -137,9 +143,12 @@ def abstract(
     return next(matches, replicated) if leaf.ndim else replicated
 
   shapes = partitioning.unbox(boxed)
-  shardings = jax.tree.map(lambda _: replicated, dataclasses.replace(shapes, params=None, opt_state=None))
+  shardings = jax.tree.map(lambda _: replicated, dataclasses.replace(shapes, params=None, opt_state=None, frozen=None))
   shardings = dataclasses.replace(
-    shardings, params=param_shardings, opt_state=jax.tree_util.tree_map_with_path(opt_sharding, shapes.opt_state)
+    shardings,
+    params=param_shardings,
+    frozen=partitioning.shardings(boxed.frozen, mesh, rules),
+    opt_state=jax.tree_util.tree_map_with_path(opt_sharding, shapes.opt_state),
   )
   return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
 
@@ -150,7 +159,9 @@ def create(
   seed: int,
   abstract_state: TrainState,
   loss_scale: DynamicLossScale = DynamicLossScale(),
+  is_trained: params_lib.Predicate = params_lib.always,
 ) -> TrainState:
   """A new run's state, each array made where `abstract_state` wants it."""
   shardings = jax.tree.map(lambda x: x.sharding, abstract_state)
-  return jax.jit(lambda: partitioning.unbox(init(config, tx, seed, loss_scale)), out_shardings=shardings)()
+  make = jax.jit(lambda: partitioning.unbox(init(config, tx, seed, loss_scale, is_trained)), out_shardings=shardings)
+  return make()

@@ -10,6 +10,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -59,6 +60,9 @@ def train_step(
   The state is left as it was, and stays so, once a gradient is not finite and no smaller fp16 loss scale is left to
   try: a state applies only the step planned for its own samples_seen. The loop stops on "advanced" in the metrics.
   """
+  chex.assert_rank(batch["tokens"], 3)
+  chex.assert_tree_shape_prefix(batch, batch["tokens"].shape[:2])
+  chex.assert_type([info.position, info.first, info.size], jnp.uint32)
   learning_rate, alpha = recipe.learning_rate(info.first), recipe.embedding_alpha(info.first)
   loss_tokens, batch = jnp.count_nonzero(batch["loss_weights"]), objective.weigh(batch)
   scale = jnp.float32(1.0) if state.loss_scale is None else state.loss_scale.scale

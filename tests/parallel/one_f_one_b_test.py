@@ -82,7 +82,7 @@ def _temporaries(case: Case, count: int) -> int:
   layout = feed.Layout.make(case.mesh, rules, count, None, length, case.config.position_kind, case.config.vocab_size)
   objective = objective_lib.Objective(case.config, pipeline=pipeline)
   with partitioning.use(case.mesh, rules):
-    params = stage_layout.make(case.config, pipelined.TX, case.mesh, rules, pipeline).held.params
+    params = stage_layout.make(case.config, pipelined.TX, case.mesh, rules, pipeline).in_stages.params
     run = jax.jit(
       functools.partial(gradient_lib.of_step, objective),
       out_shardings=(None, jax.tree.map(lambda x: x.sharding, params)),

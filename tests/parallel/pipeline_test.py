@@ -80,11 +80,11 @@ def test_checkpoints_load_on_any_mesh(case: Case, tmp_path):
   manager.save(1, there.stored, {})
   plain = Case((("data", 2), ("tensor", 2)), config=case.config)
   for other in (plain, case):
-    state, _ = manager.restore(other.stages.stored)
+    state, _ = manager.restore(other.stages.as_checkpointed)
     jax.tree.map(np.testing.assert_array_equal, state, there.stored)
-    again = other.stages.hold(state)
+    again = other.stages.put_in_stages(state)
   jax.tree.map(np.testing.assert_array_equal, again, there.held)
-  assert [x.sharding for x in jax.tree.leaves(again)] == [x.sharding for x in jax.tree.leaves(case.stages.held)]
+  assert [x.sharding for x in jax.tree.leaves(again)] == [x.sharding for x in jax.tree.leaves(case.stages.in_stages)]
   manager.close()
 
 

@@ -11,18 +11,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from glmjax import errors
 from glmjax import cli
+from glmjax import errors
 from glmjax import positions
 from glmjax.checkpoint import manager as manager_lib
-from glmjax.cli import run as run_lib
+from glmjax.cli import run as cli_run
 from glmjax.models import glm
 from glmjax.parallel import mesh as mesh_lib
 from glmjax.train import diagnose
 from glmjax.train import divergence
+from glmjax.train import evaluation
 from glmjax.train import feed
 from glmjax.train import loop
 from glmjax.train import optimizer
+from glmjax.train import run as run_lib
 from glmjax.train import schedules
 from glmjax.train import state as state_lib
 from glmjax.train import step as step_lib
@@ -117,7 +119,7 @@ def test_a_norm_beyond_float32_is_told_from_its_gradients():
 class _Plain:
   """Layers in the model's order."""
 
-  def store(self, state):
+  def put_back(self, state):
     return state
 
 
@@ -191,7 +193,7 @@ def test_hardware_is_blamed_only_where_the_same_step_ends_otherwise(tmp_path, ti
   monkeypatch.setattr(diagnose, "first_not_finite", lambda *a, **k: None)
   bad = dataclasses.replace(source, infinite=20)
   assert "which rounds otherwise" in str(diverges(tmp_path / "a", tiny, bad))
-  compile = loop.Run.compile
+  compile = run_lib.Run.compile
 
   def flaky(run, step):
     compile(run, step)
@@ -205,7 +207,7 @@ def test_hardware_is_blamed_only_where_the_same_step_ends_otherwise(tmp_path, ti
 
     run._train_step = flips_a_bit
 
-  monkeypatch.setattr(loop.Run, "compile", flaky)
+  monkeypatch.setattr(run_lib.Run, "compile", flaky)
   assert "memory or processors make mistakes" in str(diverges(tmp_path / "b", tiny, source))
 
 
@@ -238,10 +240,10 @@ def test_nothing_held_out_is_said_before_anything_is_done(tmp_path, tiny, source
 
 @pytest.mark.parametrize("save", [0, 3])
 def test_an_evaluation_that_fails_loses_nothing(tmp_path, tiny, source, monkeypatch, save):
-  def fail(self):
+  def fail(self, state):
     raise RuntimeError("no memory left")
 
-  monkeypatch.setattr(loop.Run, "_validation_sums", fail)
+  monkeypatch.setattr(evaluation.Evaluation, "_sums", fail)
   intervals = loop.Intervals(evaluate=3, save=save, eval_samples=16)
   with pytest.raises(RuntimeError, match="no memory left"):
     train(tmp_path, tiny, source, validation=source, intervals=intervals)
@@ -252,11 +254,11 @@ def test_an_evaluation_that_fails_loses_nothing(tmp_path, tiny, source, monkeypa
 def test_the_best_step_is_kept_though_it_is_measured_once_it_is_saved(tmp_path, tiny, source, monkeypatch):
   losses = iter([3.0, 1.0, 2.0, 2.5])
 
-  def sums(self):
+  def sums(self, state):
     value = np.array([next(losses), 0, 0, 0])
     return step_lib.losses.Sums(value, np.array([1.0, 0, 0, 0]))
 
-  monkeypatch.setattr(loop.Run, "_validation_sums", sums)
+  monkeypatch.setattr(evaluation.Evaluation, "_sums", sums)
   intervals = loop.Intervals(evaluate=2, save=2, keep=1, eval_samples=16)
   train(tmp_path, tiny, source, validation=source, intervals=intervals, stop_at_step=4)
   train(tmp_path, tiny, source, validation=source, intervals=intervals, stop_at_step=8)
@@ -287,6 +289,6 @@ def test_the_command_line_ends_with_a_status_of_its_own(monkeypatch, capsys):
   def run(arguments):
     raise errors.Diverged("step 7 is not finite", 7, (96, 111), "the loss")
 
-  monkeypatch.setattr(run_lib, "run", run)
+  monkeypatch.setattr(cli_run, "run", run)
   assert cli._run(["train"]) == 3
   assert capsys.readouterr().err == "glmjax: step 7 is not finite\n"

@@ -105,3 +105,11 @@ def test_a_target_that_is_no_id_counts_alike_on_any_mesh():
     many = jax.jit(lambda kernel, x: losses.chunked(kernel, x, targets, weights, objectives, 5))(kernel, x)
   assert np.isfinite(one.total)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), one, many)
+
+
+@pytest.mark.parametrize("which", range(5))
+def test_shapes_that_do_not_belong_together_are_told(which: int):
+  args = list(inputs(0.5))
+  args[which] = args[which][:-1]
+  with pytest.raises(AssertionError, match="Chex"):
+    losses.chunked(*args)

@@ -1,9 +1,9 @@
 """A training state whose layers lie in memory as the stages of a pipeline hold them.
 
-Stored, and on any other mesh, the layers are stacked in the model's order [N, ...]. A stage of a circular pipeline
-holds layers from several places of it, and where the layers do not divide over the stages some groups have room for one
-more. So the state is put in order when it is made or restored, and back for a checkpoint, an array at a time. Where
-the order is the model's own, nothing moves.
+In checkpoints, and on any other mesh, the layers are stacked in the model's order [N, ...]. A stage of a circular
+pipeline holds layers from several places of it, and where the layers do not divide over the stages some groups have
+room for one more. So the state is put in order when it is made or restored, and back for a checkpoint, an array at a
+time. Where the order is the model's own, nothing moves.
 """
 
 import dataclasses
@@ -16,6 +16,7 @@ import numpy as np
 import optax
 
 from glmjax.models import config as config_lib
+from glmjax.models import params as params_lib
 from glmjax.parallel import partitioning
 from glmjax.train import optimizer as optimizer_lib
 from glmjax.train import pipeline as pipeline_lib
@@ -23,37 +24,39 @@ from glmjax.train import state as state_lib
 
 
 @dataclasses.dataclass(frozen=True)
-class Stages:
-  """The state's shapes, dtypes and shardings in both forms, and the ways between them."""
+class StageLayout:
+  """The state's shapes, dtypes and shardings in both orders of its layers, and the ways between them."""
 
-  stored: state_lib.TrainState
-  held: state_lib.TrainState
-  order: tuple[int, ...] | None  # pipeline.Pipeline.order; None: as stored
+  as_checkpointed: state_lib.TrainState  # the model's order
+  in_stages: state_lib.TrainState  # what the steps take
+  order: tuple[int, ...] | None  # pipeline.Pipeline.order; None: the model's
 
-  def hold(self, state: state_lib.TrainState) -> state_lib.TrainState:
-    """The stored form as the steps take it. Arrays that move are deleted as they go."""
+  def put_in_stages(self, state: state_lib.TrainState) -> state_lib.TrainState:
+    """A state in the model's order as the steps take it. Arrays that move are deleted as they go."""
 
     def move(
-      path: tuple[Any, ...], x: jax.Array, stored: jax.ShapeDtypeStruct, held: jax.ShapeDtypeStruct
+      path: tuple[Any, ...], x: jax.Array, before: jax.ShapeDtypeStruct, after: jax.ShapeDtypeStruct
     ) -> jax.Array:
       if not _is_layers(path, x):
         return x
-      y = jax.block_until_ready(_take(x, self.order, stored.shape[0], stored.sharding, held.sharding))
+      y = jax.block_until_ready(_take(x, self.order, before.shape[0], before.sharding, after.sharding))
       x.delete()
       return y
 
-    return state if self.order is None else jax.tree_util.tree_map_with_path(move, state, self.stored, self.held)
+    if self.order is None:
+      return state
+    return jax.tree_util.tree_map_with_path(move, state, self.as_checkpointed, self.in_stages)
 
-  def store(self, state: state_lib.TrainState) -> state_lib.TrainState:
-    """The held form as checkpoints have it; what was given stays."""
+  def put_back(self, state: state_lib.TrainState) -> state_lib.TrainState:
+    """A state in the stages' order as checkpoints have it; what was given stays."""
 
-    def move(path: tuple[Any, ...], x: jax.Array, stored: jax.ShapeDtypeStruct) -> jax.Array:
+    def move(path: tuple[Any, ...], x: jax.Array, after: jax.ShapeDtypeStruct) -> jax.Array:
       if not _is_layers(path, x):
         return x
-      back = tuple(np.argsort(self.order)[: stored.shape[0]].tolist())
-      return jax.block_until_ready(_take(x, back, x.shape[0], stored.sharding, stored.sharding))
+      back = tuple(np.argsort(self.order)[: after.shape[0]].tolist())
+      return jax.block_until_ready(_take(x, back, x.shape[0], after.sharding, after.sharding))
 
-    return state if self.order is None else jax.tree_util.tree_map_with_path(move, state, self.stored)
+    return state if self.order is None else jax.tree_util.tree_map_with_path(move, state, self.as_checkpointed)
 
 
 def make(
@@ -62,23 +65,24 @@ def make(
   mesh: jax.sharding.Mesh,
   rules: partitioning.Rules,
   pipeline: pipeline_lib.Pipeline | None,
-) -> Stages:
-  """Both forms of a run's state."""
+  is_trained: params_lib.Predicate = params_lib.always,
+) -> StageLayout:
+  """Both orders of a run's state."""
   order = None if pipeline is None else tuple(pipeline.order())
   if order is None or order == tuple(range(config.num_layers)):
-    abstract = state_lib.abstract(config, tx, mesh, rules)
-    return Stages(abstract, abstract, None)
+    abstract = state_lib.abstract(config, tx, mesh, rules, is_trained)
+    return StageLayout(abstract, abstract, None)
   whole = tuple((name, None if name == "layers" else axes) for name, axes in rules)
-  plain = state_lib.abstract(config, tx, mesh, whole)
+  plain = state_lib.abstract(config, tx, mesh, whole, is_trained)
 
-  def lay(path: tuple[Any, ...], x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+  def staged(path: tuple[Any, ...], x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
     if not _is_layers(path, x):
       return x
     spec = jax.sharding.PartitionSpec(partitioning.STAGE_AXIS, *x.sharding.spec[1:])
     return jax.ShapeDtypeStruct((len(order), *x.shape[1:]), x.dtype, sharding=jax.sharding.NamedSharding(mesh, spec))
 
-  stored = jax.tree_util.tree_map_with_path(lambda path, x: _across(x) if _is_layers(path, x) else x, plain)
-  return Stages(stored, jax.tree_util.tree_map_with_path(lay, plain), order)
+  ordered = jax.tree_util.tree_map_with_path(lambda path, x: _across(x) if _is_layers(path, x) else x, plain)
+  return StageLayout(ordered, jax.tree_util.tree_map_with_path(staged, plain), order)
 
 
 def _is_layers(path: tuple[Any, ...], x: Any) -> bool:
