@@ -50,7 +50,7 @@ from glmjax.plan import cost  # noqa: E402
 from glmjax.plan import estimate  # noqa: E402
 from glmjax.plan import programs  # noqa: E402
 from glmjax.plan import targets  # noqa: E402
-from glmjax.quantize import tree  # noqa: E402
+from glmjax.models import weights  # noqa: E402
 from glmjax.train import feed  # noqa: E402
 from glmjax.train import state as state_lib  # noqa: E402
 from glmjax.train import step as step_lib  # noqa: E402
@@ -268,7 +268,7 @@ def generate(case: Decode) -> dict[str, Any]:
   config, specials = case.config, tokens.icetk(0, case.config.vocab_size - 64)
   params = jax.jit(lambda key: glm.init_params(config, key))(jax.random.key(0))
   if case.bits:
-    params = jax.block_until_ready(tree.quantize_params(params, case.bits))
+    params = jax.block_until_ready(weights.quantize(params, case.bits))
   model = runner.Runner(config, params, offload_layers=case.offload)
   config, params = model.config, model.params
   text = np.random.default_rng(0).integers(4, config.vocab_size - 64, case.prompt - 2).tolist()

@@ -26,14 +26,16 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 
-from glmjax.models import attention  # noqa: E402
 from glmjax.kernels import dropout as dropout_lib  # noqa: E402
-from glmjax.models import flash as flash_lib  # noqa: E402
+from glmjax import target as target_lib  # noqa: E402
+from glmjax.kernels import attention  # noqa: E402
+from glmjax.kernels import flash  # noqa: E402
 from glmjax.kernels import flash_gpu  # noqa: E402
 from glmjax.kernels import matmul_gpu  # noqa: E402
-from glmjax.quantize import ops  # noqa: E402
+from glmjax.kernels import quantized  # noqa: E402
 from glmjax.quantize import qarray  # noqa: E402
 
+HERE = target_lib.Target.of(jax.devices()[0])
 SHAPES = {"qkv": (4_096, 12_288), "out": (4_096, 4_096), "wi": (4_096, 16_384), "wo": (16_384, 4_096)}
 
 
@@ -90,9 +92,9 @@ def compare_attention(rows: int, length: int, heads: int, width: int, tune: bool
     return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn")
 
   dropout = dropout_lib.make(0.1, jax.random.split(jax.random.key(1), rows), heads, length)
-  dense = lambda q, k, v, drops=None: attention.dense(q, k, v, start, end, drops)
-  flash = lambda q, k, v, drops=None: flash_lib.attend(q, k, v, start, end, drops)
-  dropping = [functools.partial(way, drops=dropout) for way in (dense, flash)]
+  dense = lambda q, k, v, drops=None: attention.dense(HERE, q, k, v, start, end, drops)
+  by_kernel = lambda q, k, v, drops=None: flash.attend_gpu(HERE, q, k, v, start, end, drops)
+  dropping = [functools.partial(way, drops=dropout) for way in (dense, by_kernel)]
 
   def both(way: Callable[..., jax.Array]) -> Callable[..., Any]:
     return jax.jit(lambda q, k, v: (lambda out, vjp: (out, *vjp(d)))(*jax.vjp(way, q, k, v)))
@@ -101,7 +103,7 @@ def compare_attention(rows: int, length: int, heads: int, width: int, tune: bool
   for name, way in {
     "dense": dense,
     "cudnn": cudnn,
-    "flash": flash,
+    "flash": by_kernel,
     "dense_dropout": dropping[0],
     "flash_dropout": dropping[1],
   }.items():
@@ -111,7 +113,7 @@ def compare_attention(rows: int, length: int, heads: int, width: int, tune: bool
       found[name] = str(error).splitlines()[0][:200]
   found["worst_error"] = [
     round(float(jnp.abs(a - b).max() / jnp.std(b)), 5)
-    for a, b in zip(*(map(lambda x: x.astype(jnp.float32), both(way)(q, k, v)) for way in (flash, dense)))
+    for a, b in zip(*(map(lambda x: x.astype(jnp.float32), both(way)(q, k, v)) for way in (by_kernel, dense)))
   ]
   found["flops"] = 4 * rows * heads * width * int((end - start).sum() // rows)
   if tune:
@@ -128,10 +130,10 @@ def tune_attention(
   runs = {
     "_FORWARD": lambda: jax.jit(lambda *a: flash_gpu.forward(*a)).lower(q, k, v, start, end).compile(),
     "_KEYS": lambda: (
-      jax.jit(lambda *a: flash_gpu.backward(*a)[1:]).lower(q, k, v, start, end, sums, delta, d).compile()
+      jax.jit(lambda *a: flash_gpu.backward(HERE, *a)[1:]).lower(q, k, v, start, end, sums, delta, d).compile()
     ),
     "_QUERIES": lambda: (
-      jax.jit(lambda *a: flash_gpu.backward(*a)[0]).lower(q, k, v, start, end, sums, delta, d).compile()
+      jax.jit(lambda *a: flash_gpu.backward(HERE, *a)[0]).lower(q, k, v, start, end, sums, delta, d).compile()
     ),
   }
   found = {}
@@ -154,6 +156,7 @@ def tune_attention(
 def compare_products(bits: int, tune: bool, layers: int = 6) -> dict[str, Any]:
   """Microseconds of one product of each kind, bytes per second of the kernel, and its worst error."""
   found: dict[str, Any] = {}
+  plain = quantized.PRODUCT.implementations[-1]
   for name, (inputs, outputs) in SHAPES.items():
     stack = jax.random.normal(jax.random.key(1), (layers, inputs, outputs), jnp.bfloat16)
     codes = jax.jit(jax.vmap(lambda w: qarray.quantize(w, bits, (0,))))(stack)
@@ -162,7 +165,7 @@ def compare_products(bits: int, tune: bool, layers: int = 6) -> dict[str, Any]:
     each = functools.partial(layer_after_layer, x, layers)
     ways = {
       "bf16": each(lambda x, w: x @ w, stack),
-      "xla": each(lambda x, q: ops._product("BI,IO->BO", (x,) if bits == 8 else ops._even_odd(x, 1), q.values), codes),
+      "xla": each(lambda x, q: plain.run(HERE, "BI,IO->BO", x, q.values, bits, 1, None), codes),
       "kernel": each(lambda x, q: matmul_gpu.product(x, q.values, bits), codes),
     }
     found[name] = {way: round(1e6 * seconds(run) / layers, 1) for way, run in ways.items()}

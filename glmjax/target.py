@@ -1,12 +1,42 @@
-"""What the program being traced will run on: the devices of the mesh in scope, or else JAX's default ones.
+"""What a program is for: the machine, the kernel compilers that it has, and how a mesh splits arrays over it.
 
-A mesh may be of devices that are not here (jax.experimental.topologies): kernels and layouts are chosen for those.
+A value: `parallel.partitioning.target` makes it where a model's trace begins, `Target.of` anywhere else; from there it
+is passed as an argument to wherever a kernel or a layout is chosen. Its devices may be elsewhere
+(jax.experimental.topologies).
 """
 
-import importlib.util
+from collections.abc import Mapping
+import dataclasses
+import importlib
 import re
+from types import ModuleType
+from typing import Any
 
 import jax
+
+
+def _backend(name: str) -> ModuleType | None:
+  try:
+    return importlib.import_module(f"jax.experimental.pallas.{name}")
+  except ImportError:
+    return None
+
+
+# Pallas's compilers, None where this JAX comes without: no other module looks for them. JAX warns of Triton's end each
+# time a kernel is lowered, not here, and nothing of ours silences that.
+TRITON, MOSAIC = _backend("triton"), _backend("tpu")
+
+# What to know of each: its module, and what `glmjax doctor` says.
+COMPILERS = {
+  "Pallas Triton": (
+    TRITON,
+    "deprecated since JAX 0.11; its successor is Mosaic GPU, for Ampere too; without it GPUs use XLA's own ways",
+  ),
+  "Pallas Mosaic": (MOSAIC, "without it TPUs use XLA's own ways"),
+}
+
+PLATFORMS = ("cpu", "gpu", "tpu")
+FEATURES = (*PLATFORMS, "triton", "mosaic", "large_shared_memory")
 
 # Parts of JAX's device kinds: NVIDIA GPUs before Ampere, for which Triton has no tensor cores or no code at all (Tesla,
 # Quadro and GTX were names of none since), and AMD's, on which the kernels were never tried.
@@ -16,33 +46,58 @@ _OTHERS = ("P100", "V100", "T4", "Tesla", "Quadro", "GTX", "RTX 206", "RTX 207",
 _LARGE_SHARED_MEMORY = re.compile(r"\b(A100|A800|A30|G?[HB]\d+)\b")
 
 
-def platform() -> str:
-  """ "cpu", "gpu" or "tpu"."""
-  found = _platform_and_kind()[0]
-  return "gpu" if found in ("cuda", "rocm") else found
+@dataclasses.dataclass(frozen=True)
+class Target:
+  """The devices of a program, all of one kind.
+
+  Args:
+    platform: one of PLATFORMS.
+    kind: JAX's name of the device.
+    features: those of FEATURES that it has.
+    devices: how many there are in the program's mesh.
+    parts: logical axes that the mesh splits, and into how many parts.
+  """
+
+  platform: str
+  kind: str
+  features: frozenset[str]
+  devices: int = 1
+  parts: tuple[tuple[str, int], ...] = ()
+
+  @classmethod
+  def of(cls, device: Any, devices: int = 1, parts: Mapping[str, int] | None = None) -> "Target":
+    """The target that consists of so many such devices, real or abstract, with these parts of logical axes."""
+    platform = "gpu" if device.platform in ("cuda", "rocm") else device.platform
+    kind = device.device_kind
+    features = frozenset(name for name in FEATURES if _lacks(name, platform, kind) is None)
+    return cls(platform, kind, features, devices, tuple(sorted((parts or {}).items())))
+
+  def split(self, axis: str) -> int:
+    """Into how many parts the mesh splits a logical axis."""
+    return dict(self.parts).get(axis, 1)
+
+  def lacks(self, feature: str) -> str | None:
+    """Why it has not this feature, in words; None where it has."""
+    return None if feature in self.features else _lacks(feature, self.platform, self.kind) or f"no {feature}"
 
 
-def runs_triton() -> bool:
-  """Whether Pallas kernels for Triton compile for it. A later JAX may come without them (0.11.2 says so)."""
-  found, kind = _platform_and_kind()
-  if importlib.util.find_spec("jax.experimental.pallas.triton") is None or found not in ("gpu", "cuda"):
-    return False
-  return not any(name in kind for name in _OTHERS)
-
-
-def has_large_shared_memory() -> bool:
-  """Whether a block of a GPU's kernel may take more than 99 KiB."""
-  return bool(_LARGE_SHARED_MEMORY.search(_platform_and_kind()[1]))
-
-
-def runs_mosaic() -> bool:
-  """Whether Pallas kernels for Mosaic compile for it: TPUs from v4 on."""
-  found, kind = _platform_and_kind()
-  if importlib.util.find_spec("jax.experimental.pallas.tpu") is None or found != "tpu":
-    return False
-  return not any(name in kind for name in ("v2", "v3"))
-
-
-def _platform_and_kind() -> tuple[str, str]:
-  device = jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]
-  return device.platform, device.device_kind
+def _lacks(feature: str, platform: str, kind: str) -> str | None:
+  if feature in PLATFORMS:
+    return None if platform == feature else f"is for {feature}s"
+  if feature == "triton":
+    if platform != "gpu":
+      return "is for GPUs"
+    if any(name in kind for name in _OTHERS):
+      return "is for NVIDIA GPUs from Ampere on"
+    if TRITON is None:
+      return (
+        f"JAX {jax.__version__} has no Pallas Triton; its successor is Mosaic GPU, for which nothing is written yet"
+      )
+  if feature == "mosaic":
+    if platform != "tpu" or "v2" in kind or "v3" in kind:
+      return "is for TPUs from v4 on"
+    if MOSAIC is None:
+      return f"JAX {jax.__version__} has no Pallas for TPUs: XLA's own is used"
+  if feature == "large_shared_memory" and not _LARGE_SHARED_MEMORY.search(kind):
+    return "is for GPUs whose blocks may take more than 99 KiB of shared memory"
+  return None

@@ -16,6 +16,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # test processes run side by side
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
+def pytest_collection_modifyitems(items) -> None:
+  """On a GPU, JAX says at each lowering of a Pallas Triton kernel that it will be removed (docs/kernels.md)."""
+  for item in items:
+    if item.get_closest_marker("gpu"):
+      item.add_marker(pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning"))
+
+
 @pytest.fixture(autouse=True)
 def _own_settings():
   """What main(), called in a test, sets for its process does not reach the next test."""

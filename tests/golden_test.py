@@ -22,6 +22,7 @@ from glmjax.infer import sampling
 from glmjax.infer import score
 from glmjax.models import glm
 from glmjax.models import kv_cache
+from glmjax.parallel import partitioning
 
 TOLERANCE = 1e-4
 # Suffix of the logits: what the model was run with.
@@ -135,7 +136,7 @@ def test_hidden_states_and_cache(group: str, case: str):
       positions,
       start,
       end,
-      cache=kv_cache.empty(config, len(tokens), 0),
+      cache=kv_cache.empty(partitioning.target(), config, len(tokens), 0),
       method="hidden",
       capture_intermediates=True,
       mutable=["intermediates"],

@@ -1,8 +1,25 @@
 """Which devices the kernels are for."""
 
+import pathlib
+import types
+
+import jax
 import pytest
 
 from glmjax import target
+from glmjax.parallel import mesh as mesh_lib
+from glmjax.parallel import partitioning
+
+
+def features(platform: str, kind: str) -> frozenset[str]:
+  return target.Target.of(types.SimpleNamespace(platform=platform, device_kind=kind)).features
+
+
+@pytest.fixture(autouse=True)
+def _compilers(monkeypatch):
+  """Both are there, whichever JAX this is."""
+  for name in ("TRITON", "MOSAIC"):
+    monkeypatch.setattr(target, name, getattr(target, name) or types.ModuleType(name))
 
 
 @pytest.mark.parametrize(
@@ -25,10 +42,8 @@ from glmjax import target
     ("cpu", "cpu", False),
   ],
 )
-def test_triton_is_for_ampere_and_later(monkeypatch, platform, kind, expected):
-  monkeypatch.setattr(target, "_platform_and_kind", lambda: (platform, kind))
-  monkeypatch.setattr(target.importlib.util, "find_spec", lambda name: name)
-  assert target.runs_triton() is expected
+def test_triton_is_for_ampere_and_later(platform: str, kind: str, expected: bool):
+  assert ("triton" in features(platform, kind)) is expected
 
 
 @pytest.mark.parametrize(
@@ -44,10 +59,8 @@ def test_triton_is_for_ampere_and_later(monkeypatch, platform, kind, expected):
     ("cpu", "cpu", False),
   ],
 )
-def test_mosaic_is_for_tpus_from_v4_on(monkeypatch, platform, kind, expected):
-  monkeypatch.setattr(target, "_platform_and_kind", lambda: (platform, kind))
-  monkeypatch.setattr(target.importlib.util, "find_spec", lambda name: name)
-  assert target.runs_mosaic() is expected
+def test_mosaic_is_for_tpus_from_v4_on(platform: str, kind: str, expected: bool):
+  assert ("mosaic" in features(platform, kind)) is expected
 
 
 @pytest.mark.parametrize(
@@ -65,6 +78,40 @@ def test_mosaic_is_for_tpus_from_v4_on(monkeypatch, platform, kind, expected):
     ("NVIDIA RTX A1000", False),
   ],
 )
-def test_shared_memory(monkeypatch, kind, expected):
-  monkeypatch.setattr(target, "_platform_and_kind", lambda: ("gpu", kind))
-  assert target.has_large_shared_memory() is expected
+def test_shared_memory(kind: str, expected: bool):
+  assert ("large_shared_memory" in features("gpu", kind)) is expected
+
+
+@pytest.mark.parametrize(
+  "name, device, successor",
+  [("TRITON", ("gpu", "NVIDIA H100 80GB HBM3"), "Mosaic GPU"), ("MOSAIC", ("tpu", "TPU v4"), "XLA")],
+)
+def test_a_compiler_that_jax_has_dropped_is_told_of(monkeypatch, name: str, device: tuple[str, str], successor: str):
+  monkeypatch.setattr(target, name, None)
+  found = target.Target.of(types.SimpleNamespace(platform=device[0], device_kind=device[1]))
+  why = found.lacks(name.lower())
+  assert jax.__version__ in why and successor in why and "\n" not in why
+  assert found.lacks(device[0]) is None
+
+
+@pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 devices")
+def test_target_of_the_mesh_in_scope():
+  alone = partitioning.target()
+  assert alone == target.Target.of(jax.devices()[0]) and alone.split("batch") == 1
+  with partitioning.use(mesh_lib.make_mesh(mesh_lib.MeshConfig(data=2, tensor=4))):
+    found = partitioning.target()
+  assert found.devices == 8 and found.platform == alone.platform
+  assert [found.split(axis) for axis in ("batch", "act_heads", "heads", "length", "embed")] == [2, 4, 4, 1, 1]
+  assert hash(found) == hash(found) and found != alone
+
+
+def test_the_scope_is_read_where_traces_begin_and_nowhere_deeper():
+  root = pathlib.Path(target.__file__).parent
+  found = {str(path.relative_to(root)) for path in root.rglob("*.py") if "partitioning.target(" in path.read_text()}
+  assert found == {
+    "models/glm.py",
+    "train/pipeline/ring.py",
+    "train/pipeline/one_f_one_b.py",
+    "train/losses.py",
+    "infer/decode.py",
+  }

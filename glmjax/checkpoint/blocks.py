@@ -32,7 +32,7 @@ from glmjax.checkpoint import files
 from glmjax.checkpoint import stored as stored_lib
 from glmjax.io import publish
 from glmjax.models import params as params_lib
-from glmjax.quantize import tree
+from glmjax.quantize import qarray
 
 ELEMENTS = 2**25  # largest block; 64 MiB of float16
 _LEAST = 2**20  # smallest block that makes sense: smaller ones are files too many
@@ -72,7 +72,7 @@ class Weight:
   groups: int = 1  # parts of the first input axis, each with scales of its own
 
   def __post_init__(self) -> None:
-    if self.bits == 4 and self.shape[tree.kernel_axes(tuple(self.name.split("/")))[-1]] % 2:
+    if self.bits == 4 and self.shape[params_lib.quantized_inputs(self.name)[-1]] % 2:
       raise errors.InputError(
         f"INT4 packs two inputs in a byte, and {self.name} of shape {list(self.shape)} has an "
         "odd number of them: use 8 bits"
@@ -114,7 +114,7 @@ class Weight:
     """Array names, shapes and dtypes that a block of this shape (or the whole) is stored as."""
     if self.bits is None:
       return {self.name: (tuple(shape), self.dtype)}
-    axes = tree.kernel_axes(tuple(self.name.split("/")))
+    axes = params_lib.quantized_inputs(self.name)
     values, scale = list(shape), list(shape)
     values[axes[-1]] //= 8 // self.bits
     for axis in axes:
@@ -146,7 +146,7 @@ class Weight:
       with np.errstate(over="ignore"):
         stored = {self.name: block.astype(arrays.zarr_dtype(self.dtype), copy=False)}
     else:
-      quantized = tree.quantize_kernel(jnp.asarray(block), self.bits, tree.kernel_axes(tuple(self.name.split("/"))))
+      quantized = qarray.quantize_layers(jnp.asarray(block), self.bits, params_lib.quantized_inputs(self.name))
       stored = {f"{self.name}/values": np.asarray(quantized.values), f"{self.name}/scale": np.asarray(quantized.scale)}
     if stored.get(self.name) is not block:
       check_finite(stored, "has values beyond the type that it is to be stored in: give --dtype=float32 or bfloat16")

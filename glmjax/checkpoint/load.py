@@ -15,7 +15,6 @@ from glmjax.io import paths
 from glmjax.models import config as config_lib
 from glmjax.models import params as params_lib
 from glmjax.quantize import qarray
-from glmjax.quantize import tree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +75,7 @@ def _unflatten(flat: Mapping[str, Any], bits: int | None) -> dict[str, Any]:
   def join(names: tuple[str, ...], node: Any) -> Any:
     if not isinstance(node, dict):
       return node
-    axes = tree.kernel_axes(names)
+    axes = params_lib.quantized_inputs("/".join(names))
     if axes is not None:
       return qarray.QuantizedArray(node["values"], node["scale"], bits, axes[-1])
     return {key: join((*names, key), child) for key, child in node.items()}

@@ -23,7 +23,7 @@ from glmjax.checkpoint import files
 from glmjax.checkpoint import folder as folder_lib
 from glmjax.checkpoint import manager
 from glmjax.checkpoint import recorded
-from glmjax.quantize import tree
+from glmjax.models import params as params_lib
 
 CHECKSUMS = "checksums.json"
 _STATE_PARAMS = "params/"  # where a TrainState has them
@@ -81,12 +81,12 @@ class Source:
     found = []
     for stored, record in self.records.items():
       name, shape = stored.removeprefix(self.prefix), list(record["shape"])
-      axes = tree.kernel_axes(tuple(name.split("/")))
+      axes = params_lib.quantized_inputs(name)
       if name.endswith(_SCALE):
         continue
       if name.endswith(_VALUES):
         name = name.removesuffix("/values")
-        axes = tree.kernel_axes(tuple(name.split("/")))
+        axes = params_lib.quantized_inputs(name)
         shape[axes[-1]] *= 8 // self.bits
         groups = self.records[f"{self.prefix}{name}/scale"]["shape"][axes[0]]
         found.append(blocks.Weight(name, tuple(shape), "float16", self.bits, groups))
@@ -118,7 +118,7 @@ def _sharding(shardings: Mapping[str, Any], name: str) -> jax.sharding.Sharding:
   if name in shardings:
     return shardings[name]
   weight, part = name.rsplit("/", 1)
-  axes = tree.kernel_axes(tuple(weight.split("/")))
+  axes = params_lib.quantized_inputs(weight)
   sharding = shardings[weight]
   spec = list(sharding.spec)
   if part == "scale":

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from glmjax.cli import corpus, hosts, inference, inputs, plans, weights
+from glmjax.cli import corpus, doctor, hosts, inference, inputs, plans, weights
 from glmjax.cli.flags import Command, Flag
 
 _64_BITS = {"least": -(1 << 63), "most": (1 << 63) - 1}
@@ -244,6 +244,14 @@ COMMANDS = {
           show=plans.show_fits,
         ),
       ),
+    ),
+    Command(
+      "doctor",
+      "glmjax.doctor.examine",
+      "what is installed, on which devices, and which kernel computes what there",
+      "glmjax doctor",
+      (),
+      show=doctor.show,
     ),
     Command(
       "report",

@@ -99,7 +99,7 @@ def prefill(
     config.position_kind.of_model(prompts.positions),
     prompts.start,
     prompts.end,
-    cache=kv_cache.empty(config, batch, 0),
+    cache=kv_cache.empty(partitioning.target(), config, batch, 0),
     method="hidden",
   )
   room = new_tokens if all_slots is None else all_slots - slots

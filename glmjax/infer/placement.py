@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from glmjax import errors
-from glmjax import target
+from glmjax import target as target_lib
 from glmjax.infer import decode
 from glmjax.infer import offload
 from glmjax.infer import rows as rows_lib
@@ -43,6 +43,11 @@ class Placement:
     """Within it, programs are traced and called for this mesh."""
     with partitioning.use(self.mesh, self.rules):
       yield
+
+  @property
+  def target(self) -> target_lib.Target:
+    """What the programs are for."""
+    return partitioning.target_of(self.mesh.abstract_mesh, self.rules)
 
   @property
   def replicated(self) -> jax.sharding.NamedSharding:
@@ -124,7 +129,7 @@ class Placement:
     if offload_layers:
       offload.check(config.num_layers, offload_layers)
       offload.check_memory(self.mesh.devices.flat[0])
-    bits = next((x.bits for x in flat.values() if isinstance(x, qarray.QuantizedArray)), None)
+    bits = qarray.bits_of(flat.values())
     targets = params_lib.flatten(self.params(config, bits, offload_layers))
     if unknown := sorted({*flat} ^ {*targets}):
       raise errors.InputError(f"{unknown[0]}: the parameters are not those of this model")
@@ -152,7 +157,8 @@ class Placement:
     rows = "batch" if batch % self.row_parts == 0 else None
     sharding = _of_result(partitioning.named(self.mesh, self.rules, rows, "act_heads", None, None))
     cache = jax.tree.map(
-      functools.partial(_abstract, sharding=sharding), jax.eval_shape(lambda: kv_cache.empty(config, batch, slots))
+      functools.partial(_abstract, sharding=sharding),
+      jax.eval_shape(lambda: kv_cache.empty(self.target, config, batch, slots)),
     )
     number = functools.partial(self._numbers, batch)
     return decode.State(cache, number(), number(), number(), number(new_tokens), number(dtype=bool), number(dtype=bool))
@@ -185,9 +191,9 @@ def _put(x: Any, wanted: jax.ShapeDtypeStruct) -> jax.Array:
   return jax.device_put(x.astype(wanted.dtype), wanted.sharding)
 
 
-def inference_config(config: config_lib.GLMConfig) -> config_lib.GLMConfig:
+def inference_config(config: config_lib.GLMConfig, target: target_lib.Target) -> config_lib.GLMConfig:
   """The model as inference computes it: layers apart, so that no step slices a layer's weights out of a stack."""
-  tied = config.tie_embeddings and target.platform() != "cpu"
+  tied = config.tie_embeddings and target.platform != "cpu"
   return dataclasses.replace(
     config, scan_layers=False, remat="none", hidden_dropout=0.0, attention_dropout=0.0, tie_embeddings=tied
   )

@@ -60,8 +60,7 @@ class Runner:
       offload_layers: how many layers, the last, keep their kernels in the host's memory.
     """
     self.placement = placement or placement_lib.one_device()
-    with self.placement.scope():
-      self.config = placement_lib.inference_config(config)
+    self.config = placement_lib.inference_config(config, self.placement.target)
     self.params = self.placement.place(self.config, params, offload_layers)
 
   def run(self, program: Callable[..., Any], *arguments: Any, **options: Any) -> Any:

@@ -14,15 +14,11 @@ import jax
 from jax.experimental import pallas as pl
 import jax.numpy as jnp
 
-from glmjax import target
+from glmjax import target as target_lib
 from glmjax.kernels import dropout as dropout_lib
 from glmjax.kernels import flash_blocks
 from glmjax.kernels.flash_blocks import LEAST, LOG2E, LOW, UNSEEN
-
-try:
-  from jax.experimental.pallas import triton
-except ImportError:  # `target.runs_triton` then says so
-  triton = None
+from glmjax.target import TRITON as triton
 
 # Queries and keys of a block, warps, stages of the loop: fastest on an H100 at K = 128 (benchmarks/kernels.py).
 _FORWARD = (64, 32, 4, 3)
@@ -122,6 +118,7 @@ def _call_forward(
 
 
 def backward(
+  target: target_lib.Target,
   q_BLHK: jax.Array,
   k_BMHK: jax.Array,
   v_BMHK: jax.Array,
@@ -139,7 +136,7 @@ def backward(
   inputs = q_BLHK, k_BMHK, v_BMHK, lines, sums_BHL, delta_BHL, d_BLHK
   constants = {"scale": q_BLHK.shape[-1] ** -0.5, "rate": rate}
   call = functools.partial(pl.pallas_call, interpret=interpret)
-  block_q, block_k, warps, stages = _QUERIES if target.has_large_shared_memory() else _QUERIES_SMALL
+  block_q, block_k, warps, stages = _QUERIES if "large_shared_memory" in target.features else _QUERIES_SMALL
   of = _Blocks(block_q, block_k, q_BLHK.shape, k_BMHK.shape[1])
   first, last = flash_blocks.key_range(start_BL, end_BL, block_q, block_k, k_BMHK.shape[1])
   dq_BLHK = call(

@@ -15,14 +15,11 @@ import jax
 from jax.experimental import pallas as pl
 import jax.numpy as jnp
 
+from glmjax import target as target_lib
 from glmjax.kernels import dropout as dropout_lib
 from glmjax.kernels import flash_blocks
 from glmjax.kernels.flash_blocks import LEAST, LOG2E, LOW, UNSEEN
-
-try:
-  from jax.experimental.pallas import tpu
-except ImportError:  # `target.runs_mosaic` then says so
-  tpu = None
+from glmjax.target import MOSAIC as tpu
 
 # Most queries and keys of a block. The float32 scores of a block, and what is made of them, must fit the vector memory
 # of a v4 (16 MiB).
@@ -84,6 +81,7 @@ def forward(
 
 
 def backward(
+  target: target_lib.Target,
   q_BLHK: jax.Array,
   k_BMHK: jax.Array,
   v_BMHK: jax.Array,
@@ -97,6 +95,7 @@ def backward(
   interpret: bool = False,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Gradients of q, k and v; delta is the sum over K of the output times its gradient d, float32."""
+  del target  # one size of blocks for all
   parts = []
   for at in range(0, q_BLHK.shape[1], _QUERIES):
     here = slice(at, at + _QUERIES)

@@ -10,10 +10,7 @@ import jax
 from jax.experimental import pallas as pl
 import jax.numpy as jnp
 
-try:
-  from jax.experimental.pallas import triton
-except ImportError:  # `target.runs_triton` then says so
-  triton = None
+from glmjax.target import TRITON as triton
 
 SPAN, _ROWS, COLUMNS = 128, 16, 128  # tokens of a program, tokens and columns that it takes at a time
 

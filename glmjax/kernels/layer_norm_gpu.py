@@ -13,10 +13,7 @@ import jax
 from jax.experimental import pallas as pl
 import jax.numpy as jnp
 
-try:
-  from jax.experimental.pallas import triton
-except ImportError:  # `target.runs_triton` then says so
-  triton = None
+from glmjax.target import TRITON as triton
 
 SPAN = 32  # tokens of a program
 _ENTRIES = 4096  # that a program holds of each array at a time; this and the warps are fastest on an H100 at D = 2048

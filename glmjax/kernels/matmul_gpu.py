@@ -13,10 +13,7 @@ import jax
 from jax.experimental import pallas as pl
 import jax.numpy as jnp
 
-try:
-  from jax.experimental.pallas import triton
-except ImportError:  # `target.runs_triton` then says so
-  triton = None
+from glmjax.target import TRITON as triton
 
 MOST_ROWS = 16  # of one call; also what tensor cores take at least
 # By bits: rows of codes and outputs of a block, warps, stages, and the programs that inputs are split for; fastest on

@@ -20,10 +20,11 @@ import jax
 from jax import ad_checkpoint
 import jax.numpy as jnp
 
-from glmjax.models import attention
+from glmjax import target as target_lib
+from glmjax.kernels import attention
 from glmjax.kernels import dropout as dropout_lib
+from glmjax.kernels import flash
 from glmjax.models import config as config_lib
-from glmjax.models import flash
 from glmjax.models import geglu
 from glmjax.models import kv_cache
 from glmjax.models import layers
@@ -45,22 +46,31 @@ def _keep(x: jax.Array) -> jax.Array:
   return ad_checkpoint.checkpoint_name(x, KEPT[0])
 
 
-def _einsum(config: config_lib.GLMConfig, path: str, spec: str) -> layers.Einsum:
+def _einsum(config: config_lib.GLMConfig, target: target_lib.Target, path: str, spec: str) -> layers.Einsum:
   """The product with a block's kernel."""
   table = params_lib.layer(config)
   return layers.Einsum(
-    spec, table[f"{path}/kernel"], table[f"{path}/bias"], config.dtype, config.param_dtype, name=path.split("/")[-1]
+    spec,
+    table[f"{path}/kernel"],
+    table[f"{path}/bias"],
+    config.dtype,
+    config.param_dtype,
+    target,
+    name=path.split("/")[-1],
   )
 
 
-def _norm(config: config_lib.GLMConfig, name: str | None = None) -> layers.LayerNorm:
-  return layers.LayerNorm(config.embed_dim, config.layer_norm_epsilon, config.dtype, config.param_dtype, name=name)
+def _norm(config: config_lib.GLMConfig, target: target_lib.Target, name: str | None = None) -> layers.LayerNorm:
+  return layers.LayerNorm(
+    config.embed_dim, config.layer_norm_epsilon, config.dtype, config.param_dtype, target, name=name
+  )
 
 
 class SelfAttention(nn.Module):
   """Multi-head attention over intervals, with rotary positions and an optional KV cache."""
 
   config: config_lib.GLMConfig
+  target: target_lib.Target
 
   @nn.compact
   def __call__(
@@ -74,7 +84,7 @@ class SelfAttention(nn.Module):
     lengths_B: jax.Array | None,
   ) -> tuple[jax.Array, kv_cache.KVCache | None]:
     config = self.config
-    qkv = _einsum(config, "attention/qkv", "BLD,DTHK->BLTHK")(x_BLD)
+    qkv = _einsum(config, self.target, "attention/qkv", "BLD,DTHK->BLTHK")(x_BLD)
     q_BLHK, k_BLHK, v_BLHK = (
       partitioning.constrain(part, "batch", "length", "act_heads", None) for part in layers.unstack(qkv, 2)
     )
@@ -85,16 +95,16 @@ class SelfAttention(nn.Module):
     prefix = self._prefix()
     if cache is not None and cache.slots:
       cache = cache.append(k_BLHK, v_BLHK, lengths_B)
-      out_BLHK = cache.attend(q_BLHK, end_BL, prefix)
+      out_BLHK = cache.attend(self.target, q_BLHK, end_BL, prefix)
     else:
       dropout = None
       if config.attention_dropout and keys_B is not None:
         dropout = dropout_lib.make(
           config.attention_dropout, layers.fold_in(keys_B, _ATTENTION_WEIGHTS), config.num_heads, x_BLD.shape[1]
         )
-      out_BLHK = attention.attend(q_BLHK, k_BLHK, v_BLHK, start_BL, end_BL, dropout, prefix)
-      cache = None if cache is None else kv_cache.of_prompt(k_BLHK, v_BLHK)
-    return _keep(_einsum(config, "attention/out", "BLHK,HKD->BLD")(out_BLHK)), cache
+      out_BLHK = attention.attend(self.target, q_BLHK, k_BLHK, v_BLHK, start_BL, end_BL, dropout, prefix)
+      cache = None if cache is None else kv_cache.of_prompt(self.target, k_BLHK, v_BLHK)
+    return _keep(_einsum(config, self.target, "attention/out", "BLHK,HKD->BLD")(out_BLHK)), cache
 
   def _prefix(self) -> tuple[jax.Array, jax.Array] | None:
     """Trained keys and values that every query sees as well (P-Tuning v2)."""
@@ -110,14 +120,18 @@ class Mlp(nn.Module):
   """GeGLU (first half times gelu of the second) or a plain GELU network."""
 
   config: config_lib.GLMConfig
+  target: target_lib.Target
 
   @nn.compact
   def __call__(self, x_BLD: jax.Array) -> jax.Array:
     config = self.config
-    wi, wo = _einsum(config, "mlp/wi", "BLD,DTF->BLTF"), _einsum(config, "mlp/wo", "BLF,FD->BLD")
+    wi, wo = (
+      _einsum(config, self.target, "mlp/wi", "BLD,DTF->BLTF"),
+      _einsum(config, self.target, "mlp/wo", "BLF,FD->BLD"),
+    )
     if config.mlp == "geglu":
       hidden_BL2F, bias_2F = wi(x_BLD, bias_apart=True)
-      return wo(_keep(hidden_BL2F), functools.partial(geglu.product, bias_2F))
+      return wo(_keep(hidden_BL2F), functools.partial(geglu.product, self.target, bias_2F))
     hidden_BLF = _keep(wi(x_BLD))[:, :, 0]
     gelu = jax.nn.gelu if config.mlp == "gelu_tanh" else geglu.gelu
     return wo(partitioning.constrain(gelu(hidden_BLF), "batch", "length", "act_mlp"))
@@ -127,6 +141,7 @@ class Block(nn.Module):
   """Attention and mlp sublayers with their norms and residuals; dropout where rows have keys."""
 
   config: config_lib.GLMConfig
+  target: target_lib.Target
 
   @nn.compact
   def __call__(
@@ -139,11 +154,14 @@ class Block(nn.Module):
     cache: kv_cache.KVCache | None = None,
     lengths_B: jax.Array | None = None,
   ) -> tuple[jax.Array, kv_cache.KVCache | None]:
-    attention_sublayer, mlp = SelfAttention(self.config, name="attention"), Mlp(self.config, name="mlp")
-    y_BLD = _norm(self.config, "attention_norm")(x_BLD)
+    attention_sublayer, mlp = (
+      SelfAttention(self.config, self.target, name="attention"),
+      Mlp(self.config, self.target, name="mlp"),
+    )
+    y_BLD = _norm(self.config, self.target, "attention_norm")(x_BLD)
     out_BLD, cache = attention_sublayer(_gather_tokens(y_BLD), cos_sin, start_BL, end_BL, keys_B, cache, lengths_B)
     x_BLD = self._residual("attention", x_BLD, y_BLD, out_BLD, layers.fold_in(keys_B, _ATTENTION))
-    y_BLD = _norm(self.config, "mlp_norm")(x_BLD)
+    y_BLD = _norm(self.config, self.target, "mlp_norm")(x_BLD)
     x_BLD = self._residual("mlp", x_BLD, y_BLD, mlp(_gather_tokens(y_BLD)), layers.fold_in(keys_B, _MLP))
     return partitioning.constrain(x_BLD, "batch", "norm_length", "act_embed"), cache
 
@@ -154,7 +172,7 @@ class Block(nn.Module):
     config = self.config
     out_BLD = _scatter_tokens(out_BLD)
     if config.norm == "sandwich":
-      out_BLD = _norm(config, f"{sublayer}_output_norm")(out_BLD)
+      out_BLD = _norm(config, self.target, f"{sublayer}_output_norm")(out_BLD)
     out_BLD = layers.dropout(config.hidden_dropout, keys_B, out_BLD)
     if config.norm in ("deepnorm", "post"):
       return y_BLD * jnp.asarray(config.alpha, y_BLD.dtype) + out_BLD
@@ -211,10 +229,10 @@ class GLM(nn.Module):
   deterministic: bool = True
 
   def setup(self) -> None:
-    config = self.config
-    self.embedding = layers.Embedding(config)
+    config, target = self.config, partitioning.target()
+    self.embedding = layers.Embedding(config, target)
     if config.embedding_norm:
-      self.embedding_norm = _norm(config)
+      self.embedding_norm = _norm(config, target)
     block = remat(config)
     if config.scan_layers:
       scanned = nn.scan(
@@ -226,12 +244,12 @@ class GLM(nn.Module):
         length=config.num_layers,
         metadata_params={nn.PARTITION_NAME: "layers"},
       )
-      self.layers = scanned(config)
+      self.layers = scanned(config, target)
     else:
-      self.layers = [block(config) for _ in range(config.num_layers)]
-    self.final_norm = _norm(config)
+      self.layers = [block(config, target) for _ in range(config.num_layers)]
+    self.final_norm = _norm(config, target)
     if not config.tie_embeddings:
-      self.untied_head = layers.Head(config, name="head")
+      self.untied_head = layers.Head(config, target, name="head")
 
   def __call__(
     self,

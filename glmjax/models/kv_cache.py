@@ -13,8 +13,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from glmjax import target
-from glmjax.models import attention
+from glmjax import target as target_lib
+from glmjax.kernels import attention
 from glmjax.models import config as config_lib
 from glmjax.parallel import partitioning
 
@@ -43,10 +43,12 @@ class KVCache:
 
     return KVCache(write(self.key, k_BLHK), write(self.value, v_BLHK))
 
-  def attend(self, q_BLHK: jax.Array, end_BL: jax.Array, prefix: tuple[jax.Array, jax.Array] | None) -> jax.Array:
+  def attend(
+    self, target: target_lib.Target, q_BLHK: jax.Array, end_BL: jax.Array, prefix: tuple[jax.Array, jax.Array] | None
+  ) -> jax.Array:
     """What queries that see their row's slots before `end_BL` read from one layer's cache, [B, L, H, K]."""
     k_BMHK, v_BMHK = (jnp.swapaxes(_computed(x, q_BLHK.dtype), 1, 2) for x in (self.key, self.value))
-    return attention.attend(q_BLHK, k_BMHK, v_BMHK, jnp.zeros_like(end_BL), end_BL, prefix=prefix)
+    return attention.attend(target, q_BLHK, k_BMHK, v_BMHK, jnp.zeros_like(end_BL), end_BL, prefix=prefix)
 
   def extend(self, slots: int) -> "KVCache":
     """The cache with `slots` empty ones behind those it has."""
@@ -68,30 +70,30 @@ class KVCache:
     )
 
 
-def of_prompt(k_BLHK: jax.Array, v_BLHK: jax.Array) -> KVCache:
+def of_prompt(target: target_lib.Target, k_BLHK: jax.Array, v_BLHK: jax.Array) -> KVCache:
   """One layer's cache that holds the L first tokens of every row and has no slot more."""
-  return KVCache(*(_stored(jnp.swapaxes(x, 1, 2), storage_dtype(x.dtype)) for x in (k_BLHK, v_BLHK)))
+  return KVCache(*(_stored(jnp.swapaxes(x, 1, 2), storage_dtype(target, x.dtype)) for x in (k_BLHK, v_BLHK)))
 
 
-def empty(config: config_lib.GLMConfig, batch: int, slots: int) -> Any:
+def empty(target: target_lib.Target, config: config_lib.GLMConfig, batch: int, slots: int) -> Any:
   """Zeros, as the model returns them: one KVCache of all layers if scanned, else one a layer ("layers_0", ...)."""
   shape = (batch, config.num_heads, slots, config.head_dim)
 
   def zeros(*leading: int) -> KVCache:
-    return KVCache(*(jnp.zeros((*leading, *shape), storage_dtype(config.dtype)) for _ in range(2)))
+    return KVCache(*(jnp.zeros((*leading, *shape), storage_dtype(target, config.dtype)) for _ in range(2)))
 
   if config.scan_layers:
     return zeros(config.num_layers)
   return {f"layers_{i}": zeros() for i in range(config.num_layers)}
 
 
-def storage_dtype(dtype: Any) -> jnp.dtype:
+def storage_dtype(target: target_lib.Target, dtype: Any) -> jnp.dtype:
   """What keys and values computed in `dtype` are kept as: on the CPU half-precision ones as their bits.
 
   XLA's CPU (jax 0.10) copies a whole bfloat16 array to change one row of it: 95 ms where integers take 0.01 (33 MB).
   """
   dtype = jnp.dtype(dtype)
-  return jnp.dtype(jnp.uint16) if dtype.itemsize == 2 and target.platform() == "cpu" else dtype
+  return jnp.dtype(jnp.uint16) if dtype.itemsize == 2 and target.platform == "cpu" else dtype
 
 
 def _write_row(slots_HMK: jax.Array, new_HLK: jax.Array, first: jax.Array) -> jax.Array:

@@ -5,19 +5,19 @@ B batch, L length, D model, V vocabulary.
 
 from collections.abc import Callable, Sequence
 import functools
+from typing import Any
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from glmjax import target
+from glmjax import target as target_lib
 from glmjax.kernels import dropout as dropout_lib
+from glmjax.kernels import layer_norm
 from glmjax.models import config as config_lib
-from glmjax.kernels import layer_norm_gpu
 from glmjax.models import params as params_lib
+from glmjax.models import weights
 from glmjax.parallel import partitioning
-from glmjax.quantize import ops
-from glmjax.quantize import qarray
 
 Initializer = Callable[..., jax.Array]
 
@@ -41,11 +41,11 @@ def unstack(x: jax.Array, axis: int) -> list[jax.Array]:
   return [part.squeeze(axis) for part in jnp.split(x, x.shape[axis], axis)]
 
 
-def declare(module: nn.Module, name: str, param: params_lib.Param, dtype: str) -> "jax.Array | qarray.QuantizedArray":
-  """The parameter `name` of a module, in float or as it was quantized."""
+def declare(module: nn.Module, name: str, param: params_lib.Param, dtype: str) -> Any:
+  """The parameter `name` of a module: a float array, or the weight that stands in its place."""
   if module.has_variable("params", name):
     value = module.get_variable("params", name)
-    if isinstance(value, qarray.QuantizedArray):  # Linen would compare its packed shape with ours
+    if isinstance(value, weights.Weight):  # Linen would compare its packed shape with ours
       return value
   return module.param(name, nn.with_logical_partitioning(initializer(param), param.axes), param.shape, jnp.dtype(dtype))
 
@@ -90,11 +90,6 @@ def _add_bias_backward(bias: jax.Array, g: jax.Array) -> tuple[jax.Array, jax.Ar
 add_bias.defvjp(lambda x, bias: (add_bias(x, bias), bias), _add_bias_backward)
 
 
-def mesh_split(axes: tuple[str, ...]) -> jax.sharding.PartitionSpec | None:
-  """How the mesh in scope splits a weight with these logical axes; None without one."""
-  return nn.logical_to_mesh_axes(axes) if partitioning.is_split() else None
-
-
 class Einsum(nn.Module):
   """einsum(spec, x, kernel) + bias, the kernel declared in its final shape."""
 
@@ -103,16 +98,17 @@ class Einsum(nn.Module):
   bias: params_lib.Param
   dtype: str
   param_dtype: str
+  target: target_lib.Target
 
   @nn.compact
   def __call__(
     self, x: jax.Array, product: Callable[..., jax.Array] | None = None, bias_apart: bool = False
   ) -> "jax.Array | tuple[jax.Array, jax.Array]":
     """`product`: of x and the kernel, in place of the einsum. `bias_apart`: returns (product, bias), not their sum."""
-    kernel = declare(self, "kernel", self.kernel, self.param_dtype)
+    kernel = weights.of(declare(self, "kernel", self.kernel, self.param_dtype))
     bias = declare(self, "bias", self.bias, self.param_dtype)
-    product = product or functools.partial(ops.einsum, self.spec, split=mesh_split(self.kernel.axes))
-    out = product(x.astype(self.dtype), kernel)
+    x = x.astype(self.dtype)
+    out = product(x, kernel) if product else kernel.product(self.target, self.spec, x, self.kernel.axes)
     return (out, bias) if bias_apart else add_bias(out, bias)
 
 
@@ -123,77 +119,13 @@ class LayerNorm(nn.Module):
   epsilon: float
   dtype: str
   param_dtype: str
+  target: target_lib.Target
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     table = params_lib.norm(self.width)
     scale, bias = (declare(self, name, table[name], self.param_dtype) for name in ("scale", "bias"))
-    return _layer_norm(self.epsilon, self.dtype, x, scale, bias)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _layer_norm(epsilon: float, dtype: str, x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
-  """In `dtype`, through float32; backward keeps x as it came and makes the rest again."""
-  normal, _ = _normalize(epsilon, x)
-  return (normal * _along(x, scale) + _along(x, bias)).astype(dtype)
-
-
-def _normalize(epsilon: float, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """x with mean 0 and variance 1, and the factor that did it, float32."""
-  x = x.astype(jnp.float32)
-  x = x - x.mean(-1, keepdims=True)
-  factor = jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + epsilon)
-  return x * factor, factor
-
-
-def _along(x: jax.Array, weights: jax.Array) -> jax.Array:
-  return weights.astype(jnp.float32).reshape((1,) * (x.ndim - 1) + weights.shape)
-
-
-def _layer_norm_forward(
-  epsilon: float, dtype: str, x: jax.Array, scale: jax.Array, bias: jax.Array
-) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-  return _layer_norm(epsilon, dtype, x, scale, bias), (x, scale, bias)
-
-
-def _layer_norm_backward(
-  epsilon: float, dtype: str, residuals: tuple[jax.Array, ...], g: jax.Array
-) -> tuple[jax.Array, ...]:
-  del dtype
-  x, scale, bias = residuals
-  if _kernel_fits(x):
-    dx, d_scale, d_bias = _by_kernel(epsilon, x, scale, g)
-    return dx, d_scale.astype(scale.dtype), d_bias.astype(bias.dtype)
-  normal, factor = _normalize(epsilon, x)
-  g = g.astype(jnp.float32)
-  d = g * _along(x, scale)
-  dx = factor * (d - d.mean(-1, keepdims=True) - normal * (d * normal).mean(-1, keepdims=True))
-  rows = tuple(range(x.ndim - 1))
-  return dx.astype(x.dtype), (g * normal).sum(rows).astype(scale.dtype), g.sum(rows).astype(bias.dtype)
-
-
-_layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
-
-
-def _kernel_fits(x: jax.Array) -> bool:
-  """Whether the GPU's kernel takes this: half-precision [B, L, D], whole spans of tokens on each device."""
-  if x.ndim != 3 or x.dtype not in (jnp.bfloat16, jnp.float16) or not target.runs_triton():
-    return False
-  tokens = layer_norm_gpu.SPAN * partitioning.parts("norm_length")
-  whole_spans = x.shape[0] % partitioning.parts("batch") == x.shape[1] % tokens == 0
-  return whole_spans and partitioning.parts("act_embed") == 1 and layer_norm_gpu.fits(x.shape[2])
-
-
-def _by_kernel(
-  epsilon: float, x_BLD: jax.Array, scale_D: jax.Array, g_BLD: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """The gradients of x, scale and bias, each device computing those of its own tokens."""
-  tokens = ("batch", "norm_length")
-  run = partitioning.on_each_device(
-    functools.partial(layer_norm_gpu.backward, epsilon), (tokens, (), tokens), [tokens, tokens]
-  )
-  dx_BLD, sums_BS2D = run(x_BLD, scale_D, g_BLD)
-  return dx_BLD, *sums_BS2D.sum((0, 1))
+    return layer_norm.layer_norm(self.target, self.epsilon, self.dtype, x, scale, bias)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -262,6 +194,7 @@ class Embedding(nn.Module):
   """Token table, learned position tables where the model has them, and the tied head."""
 
   config: config_lib.GLMConfig
+  target: target_lib.Target
 
   def setup(self) -> None:
     table, dtype = params_lib.table(self.config), self.config.param_dtype
@@ -283,7 +216,7 @@ class Embedding(nn.Module):
 
   def attend(self, x_BLD: jax.Array, gradient_alpha: jax.Array | float) -> jax.Array:
     """Logits over the table's rows, float32 [B, L, V]; the shrink reaches the table here as well."""
-    return _logits("BLD,VD->BLV", x_BLD.astype(self.config.dtype), self._shrunk_table(gradient_alpha))
+    return _logits(self.target, "BLD,VD->BLV", x_BLD.astype(self.config.dtype), self._shrunk_table(gradient_alpha))
 
   def kernel(self, gradient_alpha: jax.Array | float) -> jax.Array:
     """The table as the head's kernel, [D, V] in the compute dtype."""
@@ -293,10 +226,10 @@ class Embedding(nn.Module):
     return scale_gradient(whole(("vocab", "embed"), self.table.astype(self.config.dtype)), gradient_alpha)
 
 
-def _logits(spec: str, x_BLD: jax.Array, kernel: jax.Array) -> jax.Array:
+def _logits(target: target_lib.Target, spec: str, x_BLD: jax.Array, kernel: jax.Array) -> jax.Array:
   """Float32 products with the head; a single row is multiplied eight times on GPUs, where XLA would make a float32
   copy of the kernel for one."""
-  if x_BLD.shape[0] * x_BLD.shape[1] > 1 or target.platform() != "gpu":
+  if x_BLD.shape[0] * x_BLD.shape[1] > 1 or target.platform != "gpu":
     return jnp.einsum(spec, x_BLD, kernel, preferred_element_type=jnp.float32)
   x_BLD = jnp.broadcast_to(x_BLD, (1, 8, x_BLD.shape[2]))
   return jnp.einsum(spec, x_BLD, kernel, preferred_element_type=jnp.float32)[:, :1]
@@ -306,12 +239,13 @@ class Head(nn.Module):
   """The head of an untied model (ChatGLM-6B), without bias."""
 
   config: config_lib.GLMConfig
+  target: target_lib.Target
 
   def setup(self) -> None:
     self.kernel = declare(self, "kernel", params_lib.table(self.config)["head/kernel"], self.config.param_dtype)
 
   def __call__(self, x_BLD: jax.Array) -> jax.Array:
-    return _logits("BLD,DV->BLV", x_BLD.astype(self.config.dtype), self.kernel.astype(self.config.dtype))
+    return _logits(self.target, "BLD,DV->BLV", x_BLD.astype(self.config.dtype), self.kernel.astype(self.config.dtype))
 
 
 def constrain_logits(logits_BLV: jax.Array) -> jax.Array:

@@ -156,6 +156,16 @@ def known(path: str) -> Param:
   return found
 
 
+@functools.lru_cache(maxsize=1024)
+def quantized_inputs(path: str) -> tuple[int, ...] | None:
+  """Returns the input axes of a kernel that is quantized, counted from the end; None for any other path."""
+  try:
+    param = known(path)
+  except errors.InputError:
+    return None
+  return tuple(axis - len(param.shape) for axis in param.inputs) if param.quantizes else None
+
+
 def apart(config: config_lib.GLMConfig) -> Iterator[tuple[str, Param]]:
   """Yields all parameters by their paths, each layer by itself: layers_0/..., layers_1/..., as inference has them."""
   for path, param in table(config).items():

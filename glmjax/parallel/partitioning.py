@@ -25,6 +25,7 @@ from flax import linen as nn
 import jax
 
 from glmjax import errors
+from glmjax import target as target_lib
 
 Rules = tuple[tuple[str, str | tuple[str, ...] | None], ...]
 
@@ -100,6 +101,20 @@ def parts(name: str) -> int:
   return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in mesh_axes(name))
 
 
+def target_of(mesh: jax.sharding.AbstractMesh, rules: Rules) -> target_lib.Target:
+  """What programs on the mesh's devices are for, their arrays split by these rules."""
+  device = mesh.abstract_device or jax.devices()[0]
+  if mesh.empty:
+    return target_lib.Target.of(device)
+  counts = {name: math.prod(mesh.shape[axis] for axis in _mesh_axes(name, rules)) for name, _ in rules}
+  return target_lib.Target.of(device, mesh.size, {name: n for name, n in counts.items() if n > 1})
+
+
+def target() -> target_lib.Target:
+  """What the program being traced is for: the mesh and rules in scope, without a mesh JAX's first device."""
+  return target_of(jax.sharding.get_abstract_mesh(), nn.get_logical_axis_rules())
+
+
 def on_each_device(
   run: Callable[..., Any], inputs: Sequence[Sequence[str | None]], outputs: Sequence[Any]
 ) -> Callable[..., Any]:
@@ -131,7 +146,11 @@ def is_split() -> bool:
 
 def mesh_axes(name: str) -> tuple[str, ...]:
   """The mesh axes over which the rules in scope split a logical axis."""
-  axes = nn.logical_to_mesh_axes((name,))[0]
+  return _mesh_axes(name, nn.get_logical_axis_rules())
+
+
+def _mesh_axes(name: str, rules: Rules) -> tuple[str, ...]:
+  axes = nn.logical_to_mesh_axes((name,), rules)[0]
   return (axes,) if isinstance(axes, str) else tuple(axes or ())
 
 

@@ -115,7 +115,8 @@ def _weights(config: config_lib.GLMConfig, bits: int | None, count: int) -> int:
   """Each layer adds the same."""
   place = placement.Placement(_mesh(GPUS[0], count))  # any GPU will do
   with place.scope():
-    config_of = functools.partial(dataclasses.replace, placement.inference_config(config), param_dtype=config.dtype)
+    config = placement.inference_config(config, place.target)
+    config_of = functools.partial(dataclasses.replace, config, param_dtype=config.dtype)
     one, two = (
       sum(map(estimate.shard_bytes, jax.tree.leaves(place.params(config_of(num_layers=n), bits)))) for n in (1, 2)
     )

@@ -122,7 +122,7 @@ class Decode:
     """Inference's own loop (or prefill), its layers unrolled as the engine has them."""
     place = placement_lib.Placement(mesh)
     with place.scope():
-      config = placement_lib.inference_config(dataclasses.replace(config, param_dtype=config.dtype))
+      config = placement_lib.inference_config(dataclasses.replace(config, param_dtype=config.dtype), place.target)
       params = place.params(config, self.bits, self.offload_layers)
       reads = self.prompt > 1  # a prompt: without logits, each token against the prompt
       weights = config.matmul_parameters() - reads * config.vocab_size * config.embed_dim

@@ -4,15 +4,17 @@ GLM-130B's scheme (paper B.8): weight-only, symmetric, scale = max|row| / 127 or
 code = round(w / scale) to even; INT4 holds two codes in a byte, even input in the high nibble.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 import dataclasses
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from glmjax import errors
-from glmjax import target
+from glmjax import target as target_lib
+from glmjax.kernels import quantized
 
 BITS = (4, 8)
 
@@ -42,11 +44,30 @@ class QuantizedArray:
     """Of codes and scales, as stored."""
     return self.values.nbytes + self.scale.nbytes
 
+  def product(
+    self, target: target_lib.Target, spec: str, x: jax.Array, axes: quantized.Axes | None = None
+  ) -> jax.Array:
+    """jnp.einsum(spec, x, weight) in x's dtype, as models.weights.Weight has it; the input axes come first.
+
+    The scale meets the sum: it is one per output. x has a gradient, codes and scales have none.
+    """
+    whole = x, self.values, self.scale
+    groups = self.scale.shape[0]
+    if groups == 1:
+      return _product(target, spec, self.bits, self.axis, axes, *whole).astype(x.dtype)
+    first = spec.index(spec.split(",")[1][0])  # each part of the first input axis has scales of its own
+    parts = zip(*(jnp.split(y, groups, at) for y, at in zip(whole, (first, 0, 0))))
+    return sum(_product(target, spec, self.bits, self.axis, None, *part) for part in parts).astype(x.dtype)
+
 
 def _divide(x: jax.Array, y: jax.Array | float) -> jax.Array:
   """x / y correctly rounded: by a number or a broadcast, XLA would multiply with the reciprocal instead."""
   y = jax.lax.optimization_barrier(jnp.broadcast_to(y, x.shape).astype(x.dtype))
-  return x / y if target.platform() == "cpu" else _mended(x / y, x, y)
+  return jax.lax.platform_dependent(x, y, cpu=jnp.divide, default=_divide_and_mend)
+
+
+def _divide_and_mend(x: jax.Array, y: jax.Array) -> jax.Array:
+  return _mended(x / y, x, y)
 
 
 def _mended(quotient: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
@@ -117,16 +138,11 @@ def _after(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
   return shape[axis + 1 :] if axis != -1 else ()
 
 
-def halves(values: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """The even and the odd codes of packed values, sign-extended."""
-  return values >> 4, (values << 4) >> 4
-
-
 def codes(q: QuantizedArray) -> jax.Array:
   """int8 codes in the weight's shape."""
   if q.bits == 8:
     return q.values
-  paired = jnp.stack(halves(q.values), axis=q.values.ndim + q.axis + 1)
+  paired = jnp.stack(quantized.halves(q.values), axis=q.values.ndim + q.axis + 1)
   return paired.reshape(q.shape)
 
 
@@ -137,3 +153,80 @@ def dequantize(q: QuantizedArray, dtype: Any = jnp.float32) -> jax.Array:
     if 1 < groups < size:
       scale = jnp.repeat(scale, size // groups, axis)
   return codes(q).astype(dtype) * scale
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3, 4))
+def _product(
+  target: target_lib.Target,
+  spec: str,
+  bits: int,
+  axis: int,
+  axes: quantized.Axes | None,
+  x: jax.Array,
+  values: jax.Array,
+  scale: jax.Array,
+) -> jax.Array:
+  """In float32."""
+  num_inputs = values.ndim + axis + 1
+  sums = quantized.PRODUCT.run(target, spec, x, values, bits, num_inputs, axes)
+  return sums * _along_outputs(scale, num_inputs, sums)
+
+
+def _along_outputs(scale: jax.Array, num_inputs: int, sums: jax.Array) -> jax.Array:
+  """The scales in float32, to be multiplied with the sums."""
+  outputs = scale.shape[num_inputs:]
+  assert sums.shape[sums.ndim - len(outputs) :] == outputs, (sums.shape, outputs)
+  return scale.astype(jnp.float32).reshape((1,) * (sums.ndim - len(outputs)) + outputs)
+
+
+def _product_forward(
+  target: target_lib.Target,
+  spec: str,
+  bits: int,
+  axis: int,
+  axes: quantized.Axes | None,
+  x: jax.Array,
+  values: jax.Array,
+  scale: jax.Array,
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+  return _product(target, spec, bits, axis, axes, x, values, scale), (jnp.zeros((), x.dtype), values, scale)
+
+
+def _product_backward(
+  target: target_lib.Target,
+  spec: str,
+  bits: int,
+  axis: int,
+  axes: quantized.Axes | None,
+  residuals: tuple[jax.Array, ...],
+  g: jax.Array,
+) -> tuple[jax.Array, None, None]:
+  """One more product with the codes, over the outputs; no float copy of them is kept for it."""
+  del axes
+  like, values, scale = residuals
+  num_inputs = values.ndim + axis + 1
+  largest = jnp.maximum(scale.astype(jnp.float32).max(), jnp.finfo(jnp.float32).tiny)
+  scales = _along_outputs(scale, num_inputs, g) / largest  # at most 1: float16 would lose what a small scale leaves
+  d = (g * scales).astype(like.dtype)
+  dx = quantized.transposed(target, spec, d, values, bits, num_inputs)
+  return (dx * largest).astype(like.dtype), None, None
+
+
+_product.defvjp(_product_forward, _product_backward)
+
+
+def bits_of(params: Iterable[Any]) -> int | None:
+  """How many bits the quantized ones of these parameters have; None where none is quantized."""
+  return next((x.bits for x in params if isinstance(x, QuantizedArray)), None)
+
+
+@functools.partial(jax.jit, static_argnames=("bits", "axes"))
+def quantize_layers(kernel: jax.Array, bits: int, axes: tuple[int, ...]) -> QuantizedArray:
+  """`quantize` of one kernel, a layer at a time where layers are stacked, so that temporaries stay one layer's size.
+
+  Args:
+    axes: the axes that a product sums over, counted from the end, from the first of a layer's on.
+  """
+  one = functools.partial(quantize, bits=bits, axes=axes)
+  stacked = kernel.ndim > -axes[0]
+  return jax.lax.map(one, kernel) if stacked else one(kernel)

@@ -14,7 +14,7 @@ import math
 import numpy as np
 
 from glmjax.models import config as config_lib
-from glmjax.quantize import tree
+from glmjax.models import params as params_lib
 
 FAMILIES = ("glm-130b", "glm-10b", "chatglm-6b")
 DEGREES = (1, 2, 4, 8, 16)  # of tensor parallelism
@@ -43,7 +43,7 @@ class Entry:
   @property
   def kernel(self) -> bool:
     """Whether quantized files hold codes for it."""
-    return tree.kernel_axes(tuple(self.name.split("/"))) is not None
+    return params_lib.quantized_inputs(self.name) is not None
 
   def keys(self, num_layers: int) -> list[str]:
     """Their keys, layer by layer."""

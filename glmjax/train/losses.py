@@ -15,7 +15,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from glmjax import target
+from glmjax import target as target_lib
 from glmjax import tokens as tokens_lib
 from glmjax.parallel import partitioning
 from glmjax.train import scopes
@@ -103,7 +103,7 @@ def chunked(
   order = jnp.argsort(weights == 0, axis=1, stable=True)  # weighted tokens first, in their order
   front = Front(order, *(jnp.take_along_axis(a, order, axis=1) for a in (targets, weights, objectives)))
   front = jax.tree.map(lambda a: jnp.pad(a, ((0, 0), (0, -rows % chunk))), front)
-  return _front_loss(chunk, kernel_DV, x_GRD, front)
+  return _front_loss(partitioning.target(), chunk, kernel_DV, x_GRD, front)
 
 
 def _group(a: jax.Array) -> jax.Array:
@@ -143,8 +143,10 @@ def _logits(kernel_DV: jax.Array, x_GCD: jax.Array) -> jax.Array:
   return partitioning.constrain(logits_GCV, "groups", None, "act_vocab")
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _front_loss(chunk: int, kernel_DV: jax.Array, x_GRD: jax.Array, front: Front) -> Loss:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _front_loss(target: target_lib.Target, chunk: int, kernel_DV: jax.Array, x_GRD: jax.Array, front: Front) -> Loss:
+  del target
+
   def body(i: jax.Array, sums: Sums) -> Sums:
     part = front.cut(i, chunk)
     losses = cross_entropy(_logits(kernel_DV, _take(x_GRD, part.order)), part.targets)
@@ -165,9 +167,9 @@ def _total(sums: Sums) -> Loss:
   return Loss(sums.loss.sum(), sums)
 
 
-def _softmax_sums(logits_GCV: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _softmax_sums(target: target_lib.Target, logits_GCV: jax.Array) -> tuple[jax.Array, jax.Array]:
   """The largest logit of each token, and the sum of exp(logit - largest); GPUs read the logits once for both."""
-  if target.platform() != "gpu" or partitioning.parts("act_vocab") > 1:
+  if target.platform != "gpu" or target.split("act_vocab") > 1:
     max_GC = logits_GCV.max(-1)
     return max_GC, jnp.exp(logits_GCV - max_GC[..., None]).sum(-1)
 
@@ -179,7 +181,9 @@ def _softmax_sums(logits_GCV: jax.Array) -> tuple[jax.Array, jax.Array]:
   return jax.lax.reduce((logits_GCV, jnp.ones_like(logits_GCV)), (lowest, jnp.float32(0)), merge, (2,))
 
 
-def _front_loss_forward(chunk: int, kernel_DV: jax.Array, x_GRD: jax.Array, front: Front) -> tuple[Loss, Any]:
+def _front_loss_forward(
+  target: target_lib.Target, chunk: int, kernel_DV: jax.Array, x_GRD: jax.Array, front: Front
+) -> tuple[Loss, Any]:
   """Also the gradients of the total, which backward only scales."""
   groups, rows, width = x_GRD.shape
   # Each group sums a gradient of its own too.
@@ -191,7 +195,7 @@ def _front_loss_forward(chunk: int, kernel_DV: jax.Array, x_GRD: jax.Array, fron
     x_GCD = _take(x_GRD, part.order)
     logits_GCV = _logits(kernel_DV, x_GCD)
     picked_GC = _pick(logits_GCV, part.targets)
-    max_GC, total_GC = _softmax_sums(logits_GCV)
+    max_GC, total_GC = _softmax_sums(target, logits_GCV)
     exp_GCV = jnp.exp(logits_GCV - max_GC[..., None])
     losses_GC = jnp.log(total_GC) + max_GC - picked_GC
     sums = jax.tree.map(jnp.add, sums, jax.vmap(by_objective)(losses_GC, part.weights, part.objectives))
@@ -215,8 +219,10 @@ def _front_loss_forward(chunk: int, kernel_DV: jax.Array, x_GRD: jax.Array, fron
   return _total(sums), (d_kernel, dx_GRD, kernel_DV)
 
 
-def _front_loss_backward(chunk: int, residuals: Any, d: Loss) -> tuple[jax.Array, jax.Array, None]:
-  del chunk
+def _front_loss_backward(
+  target: target_lib.Target, chunk: int, residuals: Any, d: Loss
+) -> tuple[jax.Array, jax.Array, None]:
+  del target, chunk
   d_kernel, dx_GRD, kernel_DV = residuals
   scale = jnp.where((d.sums.loss != 0).any() | (d.sums.weight != 0).any(), jnp.nan, d.total)
   return (d_kernel * scale).astype(kernel_DV.dtype), (dx_GRD * scale).astype(dx_GRD.dtype), None

@@ -19,7 +19,7 @@ from glmjax.evaluate import windows
 from glmjax.infer import runner
 from glmjax.infer import score
 from glmjax.models import glm
-from glmjax.quantize import tree
+from glmjax.models import weights
 
 FIGURES = {
   "documents",
@@ -153,7 +153,7 @@ def test_standard_error_counts_samples() -> None:
 @pytest.mark.parametrize("bits,tolerance", [(8, 0.005), (4, 0.1)])
 def test_quantized_models_are_evaluated_alike(model, cache, bits: int, tolerance: float) -> None:
   settings = heldout.Settings(max_tokens=200, max_fills=0)
-  quantized = dataclasses.replace(model, params=tree.quantize_params(model.params, bits), bits=bits)
+  quantized = dataclasses.replace(model, params=weights.quantize(model.params, bits), bits=bits)
   expected, found = (heldout.evaluate_model(m, cache, settings)["en"] for m in (model, quantized))
   assert found["bytes"] == expected["bytes"] and found["bits_per_byte"] != expected["bits_per_byte"]
   assert found["bits_per_byte"] == pytest.approx(expected["bits_per_byte"], rel=tolerance)

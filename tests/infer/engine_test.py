@@ -21,7 +21,7 @@ from glmjax.infer import sampling
 from glmjax.infer import score
 from glmjax.models import config as config_lib
 from glmjax.models import glm
-from glmjax.quantize import tree
+from glmjax.models import weights
 
 TEXT = "abcdefghijklmnopqrstuvwxyz []MASKg."
 
@@ -201,7 +201,7 @@ def test_folders_whose_tokenizer_does_not_fit(tmp_path, monkeypatch):
 
 def test_quantized_parameters():
   config, params = model()
-  quantized = engine.Engine(runner.Runner(config, tree.quantize_params(params, 8)), Letters())
+  quantized = engine.Engine(runner.Runner(config, weights.quantize(params, 8)), Letters())
   texts = ["the quick brown fox", "jumps"]
   for a, b in zip(make().score(texts), quantized.score(texts)):
     np.testing.assert_allclose(a.log_probs, b.log_probs, atol=0.2)

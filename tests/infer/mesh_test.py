@@ -22,7 +22,7 @@ from glmjax.models import glm
 from glmjax.parallel import collectives
 from glmjax.parallel import hlo
 from glmjax.plan import programs
-from glmjax.quantize import tree
+from glmjax.models import weights
 
 SPECIALS = tokens.icetk(0, 80)
 CONFIG = config_lib.GLMConfig(vocab_size=96, num_layers=2, embed_dim=64, num_heads=8, mlp_dim=48, max_length=64)
@@ -53,7 +53,7 @@ def config_of(family: str) -> config_lib.GLMConfig:
 @functools.cache
 def params(family: str, bits: int | None) -> dict:
   found = glm.init_params(config_of(family), jax.random.key(1))
-  return found if bits is None else tree.quantize_params(found, bits)
+  return found if bits is None else weights.quantize(found, bits)
 
 
 @functools.cache

@@ -18,7 +18,7 @@ from glmjax.infer import sampling
 from glmjax.infer import score
 from glmjax.models import config as config_lib
 from glmjax.models import glm
-from glmjax.quantize import tree
+from glmjax.models import weights
 
 CONFIG = config_lib.GLMConfig(vocab_size=96, num_layers=2, embed_dim=32, num_heads=4, mlp_dim=48, max_length=64)
 SPECIALS = tokens.icetk(0, 80)
@@ -28,7 +28,7 @@ KERNELS = 4  # of a layer
 @functools.cache
 def params(bits: int | None = None) -> dict:
   found = glm.init_params(CONFIG, jax.random.key(1))
-  return found if bits is None else tree.quantize_params(found, bits)
+  return found if bits is None else weights.quantize(found, bits)
 
 
 def placed(found: dict) -> list[str]:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from glmjax import errors
-from glmjax.models import attention
+from glmjax.kernels import attention
+from glmjax.parallel import partitioning
 from glmjax.kernels import dropout as dropout_lib
 from glmjax.models import config
 
@@ -78,7 +79,7 @@ def test_means_stay():
   q = jnp.zeros((ROWS, LENGTH, HEADS, 8))
   v = jnp.ones((ROWS, LENGTH, HEADS, 8))
   zeros = jnp.zeros((ROWS, LENGTH), jnp.int32)
-  out = attention.dense(q, q, v, zeros, zeros + LENGTH, dropout)
+  out = attention.dense(partitioning.target(), q, q, v, zeros, zeros + LENGTH, dropout)
   np.testing.assert_allclose(
     out[..., 0].swapaxes(1, 2),
     dropout_lib.apply(dropout, jnp.full((ROWS, HEADS, LENGTH, LENGTH), 1 / LENGTH)).sum(-1),

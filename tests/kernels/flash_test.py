@@ -9,20 +9,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from glmjax import target
-from glmjax.models import attention
+from glmjax import target as target_lib
+from glmjax.kernels import attention
 from glmjax.kernels import dropout as dropout_lib
 from glmjax.models import config as config_lib
-from glmjax.models import flash
 from glmjax.kernels import flash_blocks
 from glmjax.kernels import flash_gpu
 from glmjax.kernels import flash_tpu
+from glmjax.kernels import registry
 from glmjax.models import glm
 from glmjax.parallel import collectives
 from glmjax.parallel import hlo
 from glmjax.parallel import mesh as mesh_lib
 from glmjax.parallel import partitioning
 
+HERE = target_lib.Target.of(jax.devices()[0])
 Intervals = tuple[np.ndarray, np.ndarray]
 
 
@@ -96,13 +97,13 @@ def test_numbers_and_gradients_of_dense_attention(small_blocks, kind, kernels: M
   q, k, v, d = draw(2, 256, 256, 2, width)
   start, end = both(kind)
   dropout = dropping(2, 2, 256) if drops else None
-  dense = lambda *x: attention.dense(*x, start, end, dropout)
+  dense = lambda *x: attention.dense(HERE, *x, start, end, dropout)
   want, pull = jax.vjp(dense, q, k, v)
   run = jax.jit(functools.partial(kernels.forward, dropout=dropout, interpret=True))
   out, sums = run(q, k, v, start, end)
   np.testing.assert_allclose(out, want, atol=1e-5)
   delta = jnp.swapaxes((out * d).sum(-1), 1, 2)
-  back = jax.jit(functools.partial(kernels.backward, dropout=dropout, interpret=True))
+  back = jax.jit(functools.partial(kernels.backward, HERE, dropout=dropout, interpret=True))
   for got, exact in zip(back(q, k, v, start, end, sums, delta, d), pull(d)):
     np.testing.assert_allclose(got, exact, atol=3e-5)
 
@@ -114,7 +115,7 @@ def test_tpu_gradients_of_queries_in_parts(monkeypatch, small_blocks):
   dropout = dropping(2, 1, 256)
   out, sums = jax.jit(functools.partial(flash_tpu.forward, dropout=dropout, interpret=True))(q, k, v, start, end)
   inputs = q, k, v, start, end, sums, jnp.swapaxes((out * d).sum(-1), 1, 2), d
-  run = lambda: jax.jit(functools.partial(flash_tpu.backward, dropout=dropout, interpret=True))(*inputs)
+  run = lambda: jax.jit(functools.partial(flash_tpu.backward, HERE, dropout=dropout, interpret=True))(*inputs)
   whole = run()
   monkeypatch.setattr(flash_tpu, "_QUERIES", 128)
   for got, want in zip(run(), whole):
@@ -144,7 +145,7 @@ def test_one_query_over_the_cache(keys):
   q, k, v, _ = draw(3, 1, keys, 2, 64)
   start, end = jnp.array([[0], [77], [keys - 1]], jnp.int32), jnp.array([[keys], [77], [keys]], jnp.int32)
   got = flash_gpu.decode(q, jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2), start, end, interpret=True)
-  np.testing.assert_allclose(got, attention.dense(q, k, v, start, end), atol=1e-5)
+  np.testing.assert_allclose(got, attention.dense(HERE, q, k, v, start, end), atol=1e-5)
 
 
 @pytest.mark.parametrize("kernels", [flash_gpu, flash_tpu])
@@ -159,7 +160,7 @@ def test_blocks_that_no_query_sees_are_not_read(monkeypatch, kernels: ModuleType
   out, sums = jax.jit(functools.partial(kernels.forward, interpret=True))(q, k, v, start, end)
   assert np.isfinite(out).all()
   delta = jnp.swapaxes((out * d).sum(-1), 1, 2)
-  dq, dk, dv = jax.jit(functools.partial(kernels.backward, interpret=True))(q, k, v, start, end, sums, delta, d)
+  dq, dk, dv = jax.jit(functools.partial(kernels.backward, HERE, interpret=True))(q, k, v, start, end, sums, delta, d)
   assert np.isfinite(dq).all() and not np.asarray(dk[:, 128:]).any() and not np.asarray(dv[:, 128:]).any()
 
 
@@ -171,8 +172,16 @@ def interpreted(monkeypatch, request):
   interpret_kernels(monkeypatch, request.param)
 
 
+def _attend(*arrays) -> jax.Array:
+  """By the way that is chosen for the target in scope."""
+  return attention.attend(partitioning.target(), *arrays)
+
+
 def interpret_kernels(monkeypatch, platform: str) -> None:
-  monkeypatch.setattr(target, {"gpu": "runs_triton", "tpu": "runs_mosaic"}[platform], lambda: True)
+  features = frozenset({platform, {"gpu": "triton", "tpu": "mosaic"}[platform]})
+  target = partitioning.target
+  made = lambda: dataclasses.replace(target(), platform=platform, features=features)
+  monkeypatch.setattr(partitioning, "target", made)
   for module in (flash_gpu, flash_tpu):
     for name in ("forward", "backward"):
       monkeypatch.setattr(module, name, functools.partial(getattr(module, name), interpret=True))
@@ -190,8 +199,8 @@ def test_split_over_tokens(interpreted, sizes, apart):
     out, pull = jax.vjp(lambda *x: attend(*x, start, end, dropout), q, k, v)
     return out, *pull(d)
 
-  want = jax.jit(functools.partial(run, attention.dense))(q, k, v, d, start, end, keys)
-  run = functools.partial(run, attention.attend)
+  want = jax.jit(functools.partial(run, functools.partial(attention.dense, HERE)))(q, k, v, d, start, end, keys)
+  run = functools.partial(run, _attend)
   P = jax.sharding.PartitionSpec
 
   def shard(*args: jax.Array) -> tuple[jax.Array, ...]:
@@ -226,8 +235,8 @@ def test_split_over_rows_and_heads(interpreted, mesh_shape):
   run = lambda attend, q, k, v: (lambda out, pull: (out, *pull(d)))(
     *jax.vjp(lambda *x: attend(*x, start, end, dropout), q, k, v)
   )
-  want = jax.jit(functools.partial(run, attention.dense))(q, k, v)
-  run = functools.partial(run, attention.attend)
+  want = jax.jit(functools.partial(run, functools.partial(attention.dense, HERE)))(q, k, v)
+  run = functools.partial(run, _attend)
   with partitioning.use(mesh):
     sharding = partitioning.named(mesh, partitioning.FSDP, "batch", None, "act_heads", None)
     compiled = jax.jit(run).lower(*(jax.device_put(x, sharding) for x in (q, k, v))).compile()
@@ -263,8 +272,9 @@ def test_a_model_with_dropout_is_the_same_through_the_kernel(monkeypatch, platfo
 
   want = run()
   interpret_kernels(monkeypatch, platform)
-  if platform == "gpu":
-    monkeypatch.setattr(flash, "fits", lambda *_: True)  # float32, for the test's sake
+  if platform == "gpu":  # in float32, for the test's sake
+    way = dataclasses.replace(attention.ATTENTION.implementations[0], fits=registry.always)
+    monkeypatch.setattr(attention, "ATTENTION", dataclasses.replace(attention.ATTENTION, implementations=(way,)))
   calls = []
   for module in (flash_gpu, flash_tpu):
     forward = module.forward
@@ -302,13 +312,13 @@ def test_on_the_gpu(kind, width, rate):
   q, k, v, d = draw(2, 1024, 1024, 4, width, "bfloat16")
   start, end = (jnp.asarray(np.stack(x), jnp.int32) for x in zip(kind(1024, 0), kind(1024, 1)))
   dropout = rate and dropout_lib.make(rate, jax.random.split(jax.random.key(7), 2), 4, 1024)
-  assert flash.fits(q, k)
+  assert attention.ATTENTION.choose(HERE, q, k, v, start, end, dropout).needs == ("triton",)
   run = lambda way: jax.jit(
     lambda q, k, v: (lambda out, pull: (out, *pull(d.astype(out.dtype))))(
       *jax.vjp(lambda *x: way(*x, start, end, dropout), q, k, v)
     )
   )
-  exact = run(attention.dense)(*(x.astype(jnp.float32) for x in (q, k, v)))
-  for got, want in zip(run(flash.attend)(q, k, v), exact):
+  exact = run(functools.partial(attention.dense, HERE))(*(x.astype(jnp.float32) for x in (q, k, v)))
+  for got, want in zip(run(functools.partial(attention.attend, HERE))(q, k, v), exact):
     error = jnp.linalg.norm(got.astype(jnp.float32) - want) / jnp.linalg.norm(want)
     assert error < 1e-2, error

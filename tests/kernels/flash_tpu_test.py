@@ -9,7 +9,7 @@ import pytest
 PYTHON = os.environ.get("GLMJAX_PLAN_PYTHON", sys.executable)  # of an environment with libtpu, set by `make test`
 CODE = """
 import jax, jax.numpy as jnp
-from glmjax.models import attention
+from glmjax.kernels import attention
 from glmjax.kernels import dropout as dropout_lib
 from glmjax.parallel import mesh as mesh_lib, partitioning
 from glmjax.plan import devices, targets
@@ -17,7 +17,9 @@ from glmjax.plan import devices, targets
 def gradients(q, k, v, start, end):
   keys = jax.random.split(jax.random.key(0), q.shape[0])
   dropout = dropout_lib.make(0.1, keys, q.shape[2], q.shape[1])
-  return jax.grad(lambda *x: attention.attend(*x, start, end, dropout).astype(jnp.float32).sum(), (0, 1, 2))(q, k, v)
+  target = partitioning.target()
+  attend = lambda *x: attention.attend(target, *x, start, end, dropout).astype(jnp.float32).sum()
+  return jax.grad(attend, (0, 1, 2))(q, k, v)
 
 for name in ("v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2"):
   mesh = mesh_lib.make_mesh(mesh_lib.MeshConfig(data=1, fsdp=2, tensor=2), devices.of(targets.parse(name)))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from glmjax import errors
-from glmjax.models import attention
+from glmjax.kernels import attention
 from glmjax.models import config as config_lib
 from glmjax.models import glm
 from glmjax.models import layers
@@ -140,8 +140,12 @@ def test_intervals_are_the_dense_mask():
   weights = np.exp(scores - scores.max(-1, keepdims=True))
   weights /= weights.sum(-1, keepdims=True)
   expected = np.einsum("bhlm,bmhk->blhk", weights, v)
-  np.testing.assert_allclose(attention.attend(q, k, v, jnp.array(start), jnp.array(end)), expected, atol=1e-5)
-  one = attention.attend(q[:, 3:4], k, v, jnp.array(start[:, 3:4]), jnp.array(end[:, 3:4]))  # decoding's own path
+  np.testing.assert_allclose(
+    attention.attend(partitioning.target(), q, k, v, jnp.array(start), jnp.array(end)), expected, atol=1e-5
+  )
+  one = attention.attend(
+    partitioning.target(), q[:, 3:4], k, v, jnp.array(start[:, 3:4]), jnp.array(end[:, 3:4])
+  )  # decoding's own path
   np.testing.assert_allclose(one, expected[:, 3:4], atol=1e-5)
 
 
@@ -150,7 +154,7 @@ def test_a_query_that_sees_nothing_gets_zeros(length: int):
   """Whether its interval is empty, turned around, or lies where no key is; and it moves no key."""
   q, x = jnp.ones((4, length, 1, 4)), jnp.ones((4, 3, 1, 4))
   start, end = (jnp.array([column] * length, jnp.int32).T for column in ((0, 2, 3, -5), (0, 1, 9, 0)))
-  run = lambda k, v: attention.attend(q, k, v, start, end)
+  run = lambda k, v: attention.attend(partitioning.target(), q, k, v, start, end)
   out, pull = jax.vjp(run, x, x)
   for zeros in (out, *pull(jnp.ones_like(out))):
     np.testing.assert_array_equal(zeros, np.zeros(zeros.shape))

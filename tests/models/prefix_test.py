@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from glmjax import errors
-from glmjax.models import attention
+from glmjax.kernels import attention
 from glmjax.models import config as config_lib
 from glmjax.models import glm
 from glmjax.parallel import mesh as mesh_lib
@@ -41,7 +41,11 @@ def test_attention_with_prepended_keys():
   mask = (np.arange(LENGTH) >= start[..., None]) & (np.arange(LENGTH) < end[..., None])
   expected = prepended(q, k, v, mask, *prefix)
   attend = lambda q, start, end: attention.attend(
-    *(jnp.array(x, jnp.float32) for x in (q, k, v)), start, end, prefix=tuple(jnp.array(prefix, jnp.float32))
+    partitioning.target(),
+    *(jnp.array(x, jnp.float32) for x in (q, k, v)),
+    start,
+    end,
+    prefix=tuple(jnp.array(prefix, jnp.float32)),
   )
   np.testing.assert_allclose(attend(q, start, end), expected, atol=1e-5)
   for i in (0, 3):  # decoding's own path

@@ -11,7 +11,7 @@ from glmjax import errors
 from glmjax.checkpoint import blocks
 from glmjax.checkpoint import export
 from glmjax.checkpoint import load as load_lib
-from glmjax.quantize import ops
+from glmjax.parallel import partitioning
 from glmjax.quantize import qarray
 from glmjax.thudm import layouts
 from glmjax.thudm import load
@@ -157,8 +157,9 @@ def test_products_with_a_scale_for_each_rank():
     both = qarray.QuantizedArray(
       jnp.concatenate([q.values for q in halves]), jnp.concatenate([q.scale for q in halves]), bits, axes[-1]
     )
-    expected = sum(ops.einsum(spec, part, q) for part, q in zip(jnp.split(x, 2, 2), halves))
-    np.testing.assert_allclose(ops.einsum(spec, x, both), expected, rtol=1e-5, atol=1e-5)
+    target = partitioning.target()
+    expected = sum(q.product(target, spec, part) for part, q in zip(jnp.split(x, 2, 2), halves))
+    np.testing.assert_allclose(both.product(target, spec, x), expected, rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(qarray.dequantize(both), jnp.concatenate([qarray.dequantize(q) for q in halves]))
 
 

@@ -23,12 +23,12 @@ import jax
 import jax.numpy as jnp
 
 from glmjax import batch as batch_lib
+from glmjax.kernels import matmul
 from glmjax.models import config as config_lib
 from glmjax.models import glm
 from glmjax.models import layers as layers_lib
 from glmjax.models import params as params_lib
 from glmjax.parallel import partitioning
-from glmjax.quantize import ops
 from glmjax.train import losses
 from glmjax.train import objective as objective_lib
 from glmjax.train import pipeline as pipeline_lib
@@ -277,13 +277,14 @@ class _Ends:
 
   def _add_share(self, own: Any, x: jax.Array, targets: list[jax.Array]) -> tuple[Any, jax.Array]:
     """The same of one stage, a piece at a time."""
+    target = partitioning.target()
 
     def piece(own: Any, at: tuple[jax.Array, Any]) -> tuple[Any, jax.Array]:
       x_BLD, targets = at
 
       def total_and_sums(weights: Any, x_BLD: jax.Array) -> tuple[jax.Array, losses.Sums]:
         x_BLD = glm.GLM(self.config).apply({"params": weights}, x_BLD, method="finish")
-        logits_BLV = ops.matmul("BLD,DV->BLV", x_BLD, weights["kernel"], jnp.float32)
+        logits_BLV = matmul.matmul(target, "BLD,DV->BLV", x_BLD, weights["kernel"], jnp.float32)
         return losses.of_logits(layers_lib.constrain_logits(logits_BLV), *targets)
 
       total, pull, sums = jax.vjp(total_and_sums, self.weights, x_BLD, has_aux=True)

@@ -209,7 +209,7 @@ def layers(
   to it.
   """
   cos_sin = rotary.tables(config, features["positions"])
-  block = glm.remat(dataclasses.replace(config, scan_layers=True))(config)
+  block = glm.remat(dataclasses.replace(config, scan_layers=True))(config, partitioning.target())
 
   def layer(carry: tuple[jax.Array, Any], at: tuple[Any, jax.Array]) -> tuple[tuple[jax.Array, Any], None]:
     (x_BLD, gradient), (params, place) = carry, at

@@ -8,7 +8,7 @@ import pytest
 from glmjax.models import config as config_lib
 from glmjax.models import glm
 from glmjax.quantize import qarray
-from glmjax.quantize import tree
+from glmjax.models import weights
 
 
 def _config(**changes: object) -> config_lib.GLMConfig:
@@ -34,7 +34,7 @@ def _params(config: config_lib.GLMConfig) -> dict:
 def test_model_runs_on_quantized_parameters(bits: int, changes: dict):
   config = _config(**changes)
   params = _params(config)
-  quantized = tree.quantize_params(params, bits)
+  quantized = weights.quantize(params, bits)
   is_q = lambda x: isinstance(x, qarray.QuantizedArray)
   found = [x for x in jax.tree.leaves(quantized, is_leaf=is_q) if is_q(x)]
   assert len(found) == (4 if config.scan_layers else 4 * config.num_layers)
@@ -54,18 +54,22 @@ def test_stacked_layers_have_scales_of_their_own():
       "mlp": {"wo": {"kernel": jnp.stack([jnp.ones((4, 6)), jnp.full((4, 6), 50.0)]), "bias": jnp.ones((2, 6))}}
     }
   }
-  q = tree.quantize_params(params, 8)["layers"]["mlp"]["wo"]["kernel"]
+  q = weights.quantize(params, 8)["layers"]["mlp"]["wo"]["kernel"]
   assert q.scale.shape == (2, 1, 6) and q.axis == -2
   np.testing.assert_allclose(qarray.dequantize(q), params["layers"]["mlp"]["wo"]["kernel"], rtol=1e-3)
 
 
+def _bytes(params: dict) -> int:
+  return sum(x.nbytes for x in jax.tree.leaves(params))
+
+
 def test_bytes_and_abstract_trees():
   params = _params(_config())
-  sizes = {bits: tree.params_bytes(tree.quantize_params(params, bits)) for bits in qarray.BITS}
+  sizes = {bits: _bytes(weights.quantize(params, bits)) for bits in qarray.BITS}
   kernels = _config().num_layers * (4 * 32 * 32 + 3 * 32 * 86)
   assert sizes[8] - sizes[4] == kernels // 2
-  assert tree.params_bytes(params) == 4 * _config().num_parameters()
-  abstract = jax.eval_shape(lambda p: tree.quantize_params(p, 4), params)
-  concrete = tree.quantize_params(params, 4)
+  assert _bytes(params) == 4 * _config().num_parameters()
+  abstract = jax.eval_shape(lambda p: weights.quantize(p, 4), params)
+  concrete = weights.quantize(params, 4)
   assert jax.tree.structure(abstract) == jax.tree.structure(concrete)
   assert jax.tree.map(jnp.shape, abstract) == jax.tree.map(jnp.shape, concrete)

@@ -1,5 +1,6 @@
-"""einsum over quantized kernels equals einsum over the weights that they stand for."""
+"""Products with quantized weights, and their gradients, are those with the weights that they stand for."""
 
+import dataclasses
 import functools
 import math
 from typing import Any
@@ -10,9 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from glmjax import target
+from glmjax import target as target_lib
 from glmjax.kernels import matmul_gpu
-from glmjax.quantize import ops
+from glmjax.kernels import quantized
+from glmjax.parallel import mesh as mesh_lib
+from glmjax.parallel import partitioning
 from glmjax.quantize import qarray
 
 _KERNELS = [
@@ -33,11 +36,15 @@ def _case(
   return x, q, jnp.einsum(spec, x, qarray.dequantize(q), precision="highest")
 
 
+def _product(spec: str, x: jax.Array, q: qarray.QuantizedArray) -> jax.Array:
+  return q.product(partitioning.target(), spec, x)
+
+
 @pytest.mark.parametrize("spec, shape, axes", _KERNELS)
 @pytest.mark.parametrize("bits", qarray.BITS)
 def test_close_to_dequantized(spec: str, shape: tuple[int, ...], axes: tuple[int, ...], bits: int):
   x, q, expected = _case(spec, shape, axes, bits)
-  for run in (ops.einsum, jax.jit(ops.einsum, static_argnums=0)):
+  for run in (_product, jax.jit(_product, static_argnums=0)):
     y = run(spec, x, q)
     assert y.dtype == x.dtype and y.shape == expected.shape
     np.testing.assert_allclose(y, expected, atol=2e-5 * float(jnp.abs(expected).max()))
@@ -48,7 +55,7 @@ def test_close_to_dequantized(spec: str, shape: tuple[int, ...], axes: tuple[int
 def test_half_types_do_not_overflow(bits: int, dtype: Any, tolerance: float):
   x, q, expected = _case("BLF,FD->BLD", (1024, 12), (0,), bits)
   scale = 20.0  # sums of codes times inputs pass fp16's 65504
-  y = ops.einsum("BLF,FD->BLD", (x * scale).astype(dtype), q)
+  y = _product("BLF,FD->BLD", (x * scale).astype(dtype), q)
   assert y.dtype == dtype
   tolerance *= float(jnp.abs(expected).max())
   np.testing.assert_allclose(y.astype(jnp.float32) / scale, expected, atol=tolerance)
@@ -62,10 +69,10 @@ def test_scan_and_vmap_over_layers(bits: int):
   expected = x
   for layer in qarray.dequantize(stacked):
     expected = expected @ layer
-  layer = lambda x, q: (ops.einsum("BLF,FD->BLD", x, q), None)
+  layer = lambda x, q: (_product("BLF,FD->BLD", x, q), None)
   scanned = jax.jit(lambda x, q: jax.lax.scan(layer, x, q)[0])(x, stacked)
   np.testing.assert_allclose(scanned, expected, atol=1e-4)
-  mapped = jax.vmap(lambda q: ops.einsum("BLF,FD->BLD", x, q))(stacked)
+  mapped = jax.vmap(lambda q: _product("BLF,FD->BLD", x, q))(stacked)
   np.testing.assert_allclose(mapped, jnp.einsum("BLF,NFD->NBLD", x, qarray.dequantize(stacked)), atol=1e-4)
 
 
@@ -79,23 +86,64 @@ def test_sharded_over_inputs_or_outputs(bits: int, where: P):
   shardings = (NamedSharding(mesh, spec) for spec in (where, scale_spec))
   q = jax.device_put(q, qarray.QuantizedArray(*shardings, bits, q.axis))
   x = jax.device_put(x, NamedSharding(mesh, P(None, None, where[0])))
-  y = jax.jit(ops.einsum, static_argnums=0)("BLF,FD->BLD", x, q)
+  y = jax.jit(_product, static_argnums=0)("BLF,FD->BLD", x, q)
   np.testing.assert_allclose(y, expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("spec, shape, axes", _KERNELS)
 @pytest.mark.parametrize("bits", qarray.BITS)
-def test_gradient_reaches_the_input(bits: int):
+def test_gradient_of_the_input_is_the_dequantized_products(
+  spec: str, shape: tuple[int, ...], axes: tuple[int, ...], bits: int
+):
+  x, q, y = _case(spec, shape, axes, bits)
+  g = jax.random.normal(jax.random.key(2), y.shape)
+  want = jax.vjp(lambda x: jnp.einsum(spec, x, qarray.dequantize(q), precision="highest"), x)[1](g)[0]
+  got = jax.jit(lambda x, g: jax.vjp(lambda x: _product(spec, x, q), x)[1](g)[0])(x, g)
+  assert got.dtype == x.dtype
+  np.testing.assert_allclose(got, want, atol=2e-5 * float(jnp.abs(want).max()))
+
+
+@pytest.mark.parametrize("bits", qarray.BITS)
+def test_gradient_through_scales_of_each_group(bits: int):
+  w = [jax.random.normal(jax.random.key(i), (128, 12)) * 10.0**i for i in range(2)]
+  parts = [qarray.quantize(x, bits, (0,)) for x in w]
+  both = qarray.QuantizedArray(
+    *(jnp.concatenate([getattr(q, name) for q in parts]) for name in ("values", "scale")), bits, -2
+  )
+  x, g = jax.random.normal(jax.random.key(2), (2, 3, 256)), jax.random.normal(jax.random.key(3), (2, 3, 12))
+  got = jax.vjp(lambda x: _product("BLF,FD->BLD", x, both), x)[1](g)[0]
+  want = jnp.einsum("BLD,FD->BLF", g, qarray.dequantize(both), precision="highest")
+  np.testing.assert_allclose(got, want, atol=2e-5 * float(jnp.abs(want).max()))
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(jnp.bfloat16, 2e-2), (jnp.float16, 2e-3)])
+@pytest.mark.parametrize("bits", qarray.BITS)
+def test_gradient_in_half_types(bits: int, dtype: Any, tolerance: float):
+  """Of a small weight and a small gradient, whose product with a scale float16 would lose."""
+  q = qarray.quantize(jax.random.normal(jax.random.key(1), (256, 64)) * 1e-2, bits, (0,))
+  x, g = jnp.ones((2, 3, 256), dtype), (jax.random.normal(jax.random.key(2), (2, 3, 64)) * 1e-3).astype(dtype)
+  got = jax.vjp(lambda x: _product("BLF,FD->BLD", x, q), x)[1](g)[0]
+  want = jnp.einsum("BLD,FD->BLF", g.astype(jnp.float32), qarray.dequantize(q), precision="highest")
+  assert got.dtype == dtype
+  np.testing.assert_allclose(got.astype(jnp.float32), want, atol=tolerance * float(jnp.abs(want).max()))
+
+
+@pytest.mark.parametrize("bits", qarray.BITS)
+def test_backward_keeps_codes_and_scales_alone(bits: int):
   x, q, _ = _case("BLF,FD->BLD", (256, 12), (0,), bits)
-  gradient = jax.grad(lambda x: ops.einsum("BLF,FD->BLD", x, q).sum())(x)
-  np.testing.assert_allclose(gradient, jnp.broadcast_to(qarray.dequantize(q).sum(1), x.shape), atol=1e-4)
+  kept = jax.tree.leaves(jax.vjp(lambda x: _product("BLF,FD->BLD", x, q), x)[1])
+  assert sum(x.nbytes for x in kept) <= q.nbytes + 16
 
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="of the CPU's way")
 @pytest.mark.parametrize("bits", qarray.BITS)
 def test_no_float_copy_of_the_weights_on_a_cpu(bits: int):
   q = qarray.quantize(jnp.ones((1024, 1024)), bits, (0,))
-  compiled = jax.jit(ops.einsum, static_argnums=0).lower("BLF,FD->BLD", jnp.ones((1, 1, 1024)), q).compile()
-  assert compiled.memory_analysis().temp_size_in_bytes < 1.5 * 2**20  # all of them: 4 MiB
+  x = jnp.ones((1, 1, 1024))
+  backward = lambda spec, x, q: jax.vjp(lambda x: _product(spec, x, q), x)[1](x)
+  for run in (_product, backward):
+    compiled = jax.jit(run, static_argnums=0).lower("BLF,FD->BLD", x, q).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 1.5 * 2**20  # all of them: 4 MiB
 
 
 @pytest.mark.parametrize("rows", [1, 5, 16])
@@ -113,28 +161,28 @@ def test_gpu_kernel_for_few_rows(bits: int, inputs: int, outputs: int, rows: int
 
 @pytest.mark.skipif(jax.device_count() < 4, reason="needs four devices")
 @pytest.mark.parametrize(
-  "spec, shape, axes, split",
+  "spec, shape, axes, names",
   [
-    ("BLD,DTHK->BLTHK", (256, 3, 8, 64), (0,), (None, None, "tensor")),  # outputs split
-    ("BLHK,HKD->BLD", (8, 128, 256), (0, 1), ("tensor",)),
+    ("BLD,DTHK->BLTHK", (256, 3, 8, 64), (0,), ("embed", "qkv", "heads", "kv")),  # outputs split
+    ("BLHK,HKD->BLD", (8, 128, 256), (0, 1), ("heads", "kv", "embed")),
   ],
 )  # inputs split: the devices' sums are added
 @pytest.mark.parametrize("bits", qarray.BITS)
 def test_few_rows_on_a_mesh(
-  monkeypatch, bits: int, spec: str, shape: tuple[int, ...], axes: tuple[int, ...], split: tuple[str | None, ...]
+  monkeypatch, bits: int, spec: str, shape: tuple[int, ...], axes: tuple[int, ...], names: tuple[str, ...]
 ):
   """Each device's kernel (interpreted) multiplies its own part, as XLA's products of the whole."""
   rng = np.random.default_rng(0)
   q = qarray.quantize(jnp.asarray(rng.standard_normal(shape), jnp.float32), bits, axes)
   x = jnp.asarray(rng.integers(-8, 8, (2, 1, *shape[: len(axes)])), jnp.bfloat16)
-  want = ops.einsum(spec, x, q)
+  want = _product(spec, x, q)
   calls = []
   product = functools.partial(matmul_gpu.product, interpret=True)
   monkeypatch.setattr(matmul_gpu, "product", lambda *args: (calls.append(args[1].shape), product(*args))[1])
-  monkeypatch.setattr(target, "runs_triton", lambda: True)
-  mesh = jax.make_mesh((1, 4), ("data", "tensor"), (jax.sharding.AxisType.Auto,) * 2, devices=jax.devices()[:4])
-  with jax.set_mesh(mesh):
-    got = jax.jit(functools.partial(ops.einsum, spec, split=jax.sharding.PartitionSpec(*split)))(x, q)
+  mesh = mesh_lib.make_mesh(mesh_lib.MeshConfig(data=1, tensor=4), jax.devices()[:4])
+  with partitioning.use(mesh):
+    target = dataclasses.replace(partitioning.target(), platform="gpu", features=frozenset({"gpu", "triton"}))
+    got = jax.jit(lambda x, q: q.product(target, spec, x, names))(x, q)
   np.testing.assert_allclose(got.astype(jnp.float32), want.astype(jnp.float32), rtol=2**-7, atol=1e-3)
   assert [math.prod(shape) for shape in calls] == [q.values.size // 4]
 
@@ -148,7 +196,8 @@ def test_few_rows_on_the_gpu(bits: int, spec: str, shape: tuple[int, ...], axes:
   rng = np.random.default_rng(0)
   q = qarray.quantize(jnp.asarray(rng.standard_normal(shape), jnp.float32), bits, axes)
   x = jnp.asarray(rng.standard_normal((2, 1, *shape[: len(axes)])), jnp.bfloat16)
-  assert ops._takes_few_rows(x, q, len(axes), ops._parts(q, None))
+  way = quantized.PRODUCT.choose(target_lib.Target.of(jax.devices()[0]), spec, x, q.values, bits, len(axes), None)
+  assert way.needs == ("triton",)
   want = jnp.einsum(spec, x.astype(jnp.float32), qarray.dequantize(q), precision="highest")
-  error = jnp.abs(jax.jit(ops.einsum, static_argnums=0)(spec, x, q).astype(jnp.float32) - want).max()
+  error = jnp.abs(jax.jit(_product, static_argnums=0)(spec, x, q).astype(jnp.float32) - want).max()
   assert error < 0.02 * jnp.std(want), error

@@ -1,12 +1,15 @@
 """The kernel of LayerNorm's backward, interpreted, against differentiation."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from glmjax.kernels import layer_norm
 from glmjax.kernels import layer_norm_gpu
-from glmjax.models import layers
+from glmjax.parallel import partitioning
 
 
 @pytest.mark.parametrize("width", [128, 384, 1024])
@@ -17,7 +20,7 @@ def test_kernel_equals_differentiation(width: int, dtype: str) -> None:
   scale = jax.random.normal(keys[2], width)
   dx, sums = layer_norm_gpu.backward(1e-5, x, scale, g, interpret=True)
   assert dx.dtype == x.dtype and sums.shape == (2, 2, 2, width)
-  norm = lambda x, scale, bias: layers._layer_norm(1e-5, "float32", x, scale, bias)  # pylint: disable=protected-access
+  norm = functools.partial(layer_norm.layer_norm, partitioning.target(), 1e-5, "float32")
   _, back = jax.vjp(norm, x, scale, jnp.zeros(width))
   tolerance = 1e-4 if dtype == "float32" else 2**-7
   for got, want in zip((dx, *sums.sum((0, 1))), back(g.astype(jnp.float32))):

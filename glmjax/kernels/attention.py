@@ -7,10 +7,14 @@ left padding. B batch, L query length, M key length, H heads, K head dimension.
 import jax
 import jax.numpy as jnp
 
+from glmjax import target as target_lib
 from glmjax.kernels import dropout as dropout_lib
-from glmjax.models import flash
+from glmjax.kernels import flash
+from glmjax.kernels import flash_gpu
+from glmjax.kernels import flash_tpu
+from glmjax.kernels import matmul as matmul_lib
+from glmjax.kernels import registry
 from glmjax.parallel import partitioning
-from glmjax.quantize import ops
 
 # In place of hidden scores; finite, so that the softmax of a query that sees nothing stays finite too.
 HIDDEN = -1e30
@@ -23,32 +27,33 @@ def interval_mask(start_BL: jax.Array, end_BL: jax.Array, num_keys: int) -> jax.
 
 
 def attend(
+  target: target_lib.Target,
   q_BLHK: jax.Array,
   k_BMHK: jax.Array,
   v_BMHK: jax.Array,
   start_BL: jax.Array,
   end_BL: jax.Array,
   dropout: dropout_lib.Dropout | None = None,
-  prefix: tuple[jax.Array, jax.Array] | None = None,
+  prefix: flash.Prefix | None = None,
 ) -> jax.Array:
-  """`dense`, or the flash kernel where there is one for the machine and the shapes.
+  """What `dense` gives, by the best way there is for the target and the shapes.
 
   Where tokens are split over the mesh, each device has its own queries attend to all keys, gathered once.
   """
   k_BMHK, v_BMHK = (partitioning.constrain(x, "batch", None, "act_heads", None) for x in (k_BMHK, v_BMHK))
-  if prefix is None and flash.fits(q_BLHK, k_BMHK):
-    return flash.attend(q_BLHK, k_BMHK, v_BMHK, start_BL, end_BL, dropout)
-  return dense(q_BLHK, k_BMHK, v_BMHK, start_BL, end_BL, dropout, prefix)
+  operation = DECODE if q_BLHK.shape[1] == 1 else ATTENTION
+  return operation.run(target, q_BLHK, k_BMHK, v_BMHK, start_BL, end_BL, dropout, prefix)
 
 
 def dense(
+  target: target_lib.Target,
   q_BLHK: jax.Array,
   k_BMHK: jax.Array,
   v_BMHK: jax.Array,
   start_BL: jax.Array,
   end_BL: jax.Array,
   dropout: dropout_lib.Dropout | None = None,
-  prefix: tuple[jax.Array, jax.Array] | None = None,
+  prefix: flash.Prefix | None = None,
 ) -> jax.Array:
   """softmax(q k / sqrt(K)) v over each query's interval, [B, L, H, K] in q's dtype.
 
@@ -66,7 +71,7 @@ def dense(
     scores_BHML = jnp.einsum("BMHK,BLHK->BHML", k_BMHK, q_BLHK, preferred_element_type=jnp.float32)
     scores_BHLM = jnp.swapaxes(scores_BHML, 2, 3)
   else:
-    scores_BHLM = ops.matmul("BLHK,BMHK->BHLM", q_BLHK, k_BMHK, jnp.float32)
+    scores_BHLM = matmul_lib.matmul(target, "BLHK,BMHK->BHLM", q_BLHK, k_BMHK, jnp.float32)
   mask_BLM = interval_mask(start_BL, end_BL, k_BMHK.shape[1])
   scores_BHLM = jnp.where(mask_BLM[:, None], scores_BHLM, HIDDEN)
   if prefix is not None:
@@ -79,10 +84,50 @@ def dense(
   weights_BHLM = weights_BHLM.astype(v_BMHK.dtype)
   if prefix is not None:
     weights_BHLP, weights_BHLM = jnp.split(weights_BHLM, [prefix_key_HPK.shape[1]], -1)
-  out_BHLK = ops.matmul("BHLM,BMHK->BHLK", weights_BHLM, v_BMHK)
+  out_BHLK = matmul_lib.matmul(target, "BHLM,BMHK->BHLK", weights_BHLM, v_BMHK)
   if prefix is None:
     sees_BL = jnp.maximum(start_BL, 0) < jnp.minimum(end_BL, k_BMHK.shape[1])
     out_BHLK = jnp.where(sees_BL[:, None, :, None], out_BHLK, 0)
   else:
     out_BHLK += jnp.einsum("BHLP,HPK->BHLK", weights_BHLP, prefix_value_HPK)
   return jnp.swapaxes(out_BHLK, 1, 2)
+
+
+_DENSE = registry.Implementation("XLA, dense", "all", dense)
+_HALF_64_128 = "bfloat16 or float16, heads 64 or 128 wide"
+
+# Of (target, q, k, v, start, end, dropout, prefix), as `dense`.
+ATTENTION = registry.Operation(
+  "attention",
+  (
+    registry.Implementation(
+      "Pallas Triton, flash",
+      f"{_HALF_64_128}, lengths of whole {flash_gpu.BLOCK}s, no prefix",
+      flash.attend_gpu,
+      needs=("triton",),
+      fits=flash.fits_gpu,
+    ),
+    registry.Implementation(
+      "Pallas Mosaic, flash",
+      f"bfloat16 or float32, heads and lengths of whole {flash_tpu.BLOCK}s, no prefix",
+      flash.attend_tpu,
+      needs=("mosaic",),
+      fits=flash.fits_tpu,
+    ),
+    _DENSE,
+  ),
+)
+# On TPUs it is dense: XLA reads keys as fast as they can be.
+DECODE = registry.Operation(
+  "attention of one query over a cache",
+  (
+    registry.Implementation(
+      "Pallas Triton, parts of the cache",
+      f"{_HALF_64_128}, slots of whole {flash_gpu.DECODE_BLOCK}s, no prefix",
+      flash.decode,
+      needs=("triton",),
+      fits=flash.fits_decode,
+    ),
+    _DENSE,
+  ),
+)

@@ -1,0 +1,57 @@
+"""What is installed, what it runs on, and which kernel computes what there."""
+
+import importlib.metadata
+import platform
+from typing import Any
+
+import jax
+
+from glmjax import target as target_lib
+from glmjax.kernels import operations
+
+_PACKAGES = ("glmjax", "jax", "jaxlib", "flax")
+
+
+def examine() -> dict[str, Any]:
+  """Describes versions, devices, the host's memory, and for each operation the implementations that it may take.
+
+  Where JAX can start no device, "devices" is empty and "problem" has its words.
+  """
+  found = {
+    "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
+    "host_memory": _memory(),
+    "devices": [],
+    "compilers": {},
+    "kernels": {},
+  }
+  for name, (module, note) in target_lib.COMPILERS.items():
+    found["compilers"][name] = f"{'here' if module else 'not in this JAX'}; {note}"
+  try:
+    devices = jax.devices()
+  except (RuntimeError, AssertionError) as error:  # the latter, without words, for a plug-in that is not installed
+    words = str(error).strip() or f"JAX can start none of JAX_PLATFORMS={jax.config.jax_platforms}"
+    return found | {"problem": words.splitlines()[0]}
+  found["devices"] = [_describe(device) for device in devices]
+  target = target_lib.Target.of(devices[0])
+  found["kernels"] = {operation.computes: dict(operation.explain(target)) for operation in operations.ALL}
+  return found
+
+
+def _version(package: str) -> str:
+  try:
+    return importlib.metadata.version(package)
+  except importlib.metadata.PackageNotFoundError:
+    return "not installed"
+
+
+def _memory() -> dict[str, int]:
+  """Bytes of the host's memory, in all and available."""
+  with open("/proc/meminfo", encoding="ascii") as lines:
+    sizes = {name: int(rest.split()[0]) << 10 for name, rest in (line.split(":") for line in lines)}
+  return {"total": sizes["MemTotal"], "available": sizes["MemAvailable"]}
+
+
+def _describe(device: Any) -> dict[str, Any]:
+  """`memory`: bytes that programs may take, None where the device does not tell."""
+  stats = device.memory_stats() or {}
+  return {"platform": device.platform, "kind": device.device_kind, "memory": stats.get("bytes_limit")}

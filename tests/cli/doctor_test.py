@@ -1,0 +1,42 @@
+"""glmjax doctor: one line for each thing, whatever the machine."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from glmjax import cli
+from glmjax.kernels import operations
+
+
+def test_tells_versions_devices_and_kernels(capsys):
+  assert cli.main(["doctor"]) == 0
+  lines = capsys.readouterr().out.splitlines()
+  named = dict(line.split("  ", 1) for line in lines if "  " in line.strip())
+  assert {"python", "jax", "jaxlib", "flax", "glmjax", "host memory", "device 0", "Pallas Triton"} <= {*named}
+  for operation in operations.ALL:
+    at = lines.index(operation.computes)
+    ways = lines[at + 1 : at + 1 + len(operation.implementations)]
+    assert [way.strip().split("  ")[0] for way in ways] == [way.name for way in operation.implementations]
+    assert sum("chosen: takes" in way for way in ways) == 1
+
+
+def test_json(capsys):
+  assert cli.main(["doctor", "--json"]) == 0
+  found = json.loads(capsys.readouterr().out)
+  assert set(found) == {"versions", "host_memory", "devices", "compilers", "kernels"}
+  assert found["host_memory"]["total"] > found["host_memory"]["available"] > 0
+  assert set(found["kernels"]) == {operation.computes for operation in operations.ALL}
+
+
+@pytest.mark.parametrize("platforms", ["cuda", "nonsense"])
+def test_no_device_that_starts_is_told_of(platforms: str):
+  environment = os.environ | {"JAX_PLATFORMS": platforms}
+  done = subprocess.run(
+    [sys.executable, "-m", "glmjax", "doctor"], env=environment, capture_output=True, text=True, check=False
+  )
+  assert done.returncode == 0, done.stderr
+  (line,) = [line for line in done.stdout.splitlines() if line.startswith("devices")]
+  assert "none:" in line and platforms in line
