@@ -14,6 +14,7 @@ import typing
 from collections.abc import Iterable, Iterator
 
 from glmjax import errors
+from glmjax.data import shard_writer
 from glmjax.data import shards
 from glmjax.io import folders
 from glmjax.io import lock
@@ -61,9 +62,9 @@ def all_shards(plan: dict) -> list[Shard]:
 
 
 @contextlib.contextmanager
-def writing_shard(partial: pathlib.Path, shard: Shard, vocab_size: int) -> Iterator[shards.ShardWriter]:
+def writing_shard(partial: pathlib.Path, shard: Shard, vocab_size: int) -> Iterator[shard_writer.ShardWriter]:
   """A writer of one shard, and then its record; any process may do it."""
-  with shards.writing_shard(partial, shard.stem, vocab_size) as writer:
+  with shard_writer.writing_shard(partial, shard.stem, vocab_size) as writer:
     yield writer
   publish.write_json(_record_path(partial, shard), seal.seal(writer.record))
 
@@ -193,7 +194,7 @@ class CacheBuilder:
     records = []
     for path in sorted(pathlib.Path(source).iterdir()) if source else []:
       if path.is_file():
-        with shards.replacing(folder / path.name) as file:
+        with shard_writer.replacing(folder / path.name) as file:
           file.write(path.read_bytes())
         records.append(file.record)
     return records
