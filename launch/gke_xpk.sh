@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains on a GKE cluster through xpk (a JobSet); Kubernetes starts it again after preemptions and crashes.
+# Trains, or answers prompts, on a GKE cluster through xpk (a JobSet), which starts it again after preemptions and crashes.
 #
 #   CLUSTER=mine IMAGE=gcr.io/me/glmjax TPU_TYPE=v5p-512 launch/gke_xpk.sh --gin_file=... --workdir=/mnt/runs/mine
 #   DRY_RUN=1 CLUSTER=... launch/gke_xpk.sh ...      prints what it would do, and does nothing
@@ -10,6 +10,7 @@
 #   TPU_TYPE, NUM_SLICES    v5p-512 and how many (1)     NAME          of the workload (glmjax)
 #   GPU_TYPE, NUM_NODES     h100-80gb-8 and how many     MAX_RESTARTS  of the JobSet (100)
 #   XPK                     the command (xpk)            GLMJAX        the command in the image (glmjax)
+#   COMMAND                 in place of train: generate (with --out), score or evaluate, with --mesh
 set -euo pipefail
 
 fail() { echo "gke_xpk.sh: $1" >&2; exit 2; }
@@ -18,9 +19,9 @@ fail() { echo "gke_xpk.sh: $1" >&2; exit 2; }
 [ -n "${IMAGE:-}" ] || fail "IMAGE is not set: a container image with glmjax in it"
 [ -n "${TPU_TYPE:-}${GPU_TYPE:-}" ] || fail "neither TPU_TYPE nor GPU_TYPE is set, such as v5p-512 or h100-80gb-8"
 [ -z "${TPU_TYPE:-}" ] || [ -z "${GPU_TYPE:-}" ] || fail "TPU_TYPE and GPU_TYPE are both set: give one"
-[ $# -gt 0 ] || fail "no arguments for glmjax train: give --gin_file=... --workdir=..."
+[ $# -gt 0 ] || fail "no arguments for glmjax ${COMMAND:-train}: give --gin_file=... --workdir=..., or what it takes"
 
-command=$(printf '%q ' "${GLMJAX:-glmjax}" train "$@")
+command=$(printf '%q ' "${GLMJAX:-glmjax}" "${COMMAND:-train}" "$@")
 if [ -n "${TPU_TYPE:-}" ]; then
   hardware=(--tpu-type="$TPU_TYPE" --num-slices="${NUM_SLICES:-1}")
 else

@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
-# Trains on all workers of a Cloud TPU VM slice, and starts again after preemptions and crashes.
+# Trains, or answers prompts, on all workers of a Cloud TPU VM slice, and starts again after preemptions and crashes.
 #
 #   TPU=my-slice ZONE=us-central2-b launch/tpu_pod.sh --gin_file=runs/pretrain.gin ... --workdir=/mnt/runs/mine
+#   COMMAND=generate TPU=... ZONE=... launch/tpu_pod.sh --checkpoint=/mnt/m --mesh=tensor=16 --file=p.jsonl --out=a.jsonl
 #   DRY_RUN=1 TPU=... launch/tpu_pod.sh ...     prints what it would do, and does nothing
 #
 # Arguments go to `glmjax train` on every worker; the workers find each other by the slice's metadata.
+#   COMMAND            in place of train: generate, score or evaluate, with --mesh
 #   TPU, ZONE          the slice                        PROJECT      gcloud's project (as configured)
 #   SETUP              run on every worker before the first start, e.g. "pip install -q 'glmjax[data]' 'jax[tpu]'"
 #   TPU_TYPE, RUNTIME  make the slice when it is missing or was preempted, e.g. v4-512 and tpu-ubuntu2204-base
@@ -18,7 +20,7 @@ fail() { echo "tpu_pod.sh: $1" >&2; exit 2; }
 [ -n "${TPU:-}" ] || fail "TPU is not set: the name of the slice"
 [ -n "${ZONE:-}" ] || fail "ZONE is not set: where the slice is, such as us-central2-b"
 [ -z "${TPU_TYPE:-}" ] || [ -n "${RUNTIME:-}" ] || fail "TPU_TYPE is set and RUNTIME is not: give both to have the slice made"
-[ $# -gt 0 ] || fail "no arguments for glmjax train: give --gin_file=... --workdir=..."
+[ $# -gt 0 ] || fail "no arguments for glmjax ${COMMAND:-train}: give --gin_file=... --workdir=..., or what it takes"
 where=(--zone="$ZONE" ${PROJECT:+--project="$PROJECT"})
 
 run() {  # or prints, in a dry run
@@ -52,8 +54,8 @@ make_ready() {  # the slice, where it was preempted or is not there
 
 # What a lost connection left running holds the chips: it is told to save and end. Status 2 is a mistake, which no
 # restart mends, 3 a run that diverged, 130 Ctrl-C; gcloud does not hand them on, so they are written.
-train=$(printf ' %q' "${GLMJAX:-glmjax}" train "$@")
-remote="pkill -x glmjax && sleep 30;$train || echo \"glmjax ended with status \$?\""
+work=$(printf ' %q' "${GLMJAX:-glmjax}" "${COMMAND:-train}" "$@")
+remote="pkill -x glmjax && sleep 30;$work || echo \"glmjax ended with status \$?\""
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 is_set_up=

@@ -141,8 +141,25 @@ def params(name: str, prefix: str = "param/") -> dict[str, Any]:
 
 def runner(name: str, **changes: Any) -> runner_lib.Runner:
   """The group's model for inference, on the mesh that GLMJAX_GOLDEN_MESH names, as tensor=2, or on one device."""
-  mesh = placement.on_mesh(os.environ.get("GLMJAX_GOLDEN_MESH"))
-  return runner_lib.Runner(config(name, **changes), params(name), mesh)
+  place = placement.on_mesh(os.environ.get("GLMJAX_GOLDEN_MESH"))
+  model, tree = config(name, **changes), params(name)
+  if missing := -model.mlp_dim % place.mesh.shape["tensor"]:  # 170, say: places that are 0 make it divide
+    tree["layers"]["mlp"] = _widened(tree["layers"]["mlp"], missing)
+    model = dataclasses.replace(model, mlp_dim=model.mlp_dim + missing)
+  return runner_lib.Runner(model, tree, place)
+
+
+def _widened(mlp: dict[str, Arrays], by: int) -> dict[str, Arrays]:
+  """The same function with a wider inside, of zeros."""
+
+  def pad(x: np.ndarray, axis: int) -> np.ndarray:
+    return np.pad(x, [(0, by if i == axis % x.ndim else 0) for i in range(x.ndim)])
+
+  wi, wo = mlp["wi"], mlp["wo"]
+  return {
+    "wi": {"kernel": pad(wi["kernel"], -1), "bias": pad(wi["bias"], -1)},
+    "wo": {"kernel": pad(wo["kernel"], -2), "bias": wo["bias"]},
+  }
 
 
 def intervals(hidden_BLM: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

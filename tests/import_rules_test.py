@@ -66,7 +66,7 @@ ALLOWED = {
     "ranges",
     "io",
   ),
-  "evaluate": ("infer", "checkpoint", "data", "tokenizer", "positions", "tokens", "errors", "ranges", "io"),
+  "evaluate": ("infer", "parallel", "checkpoint", "data", "tokenizer", "positions", "tokens", "errors", "ranges", "io"),
   "plan": ("infer", "train", "models", "models.config", "parallel", "quantize", "errors", "ranges", "io"),
   "doctor": ("target", "kernels"),
   "tasks": ("data", "tokens", "tokenizer", "errors", "ranges", "io"),

@@ -128,9 +128,10 @@ def array_sums(
   return {name: _hexadecimal(np.asarray(value)) for name, value in sums.items()}
 
 
-def part_sum(x: np.ndarray, start: Sequence[int], shape: Sequence[int], version: int = VERSION) -> str:
+def part_sum(x: np.ndarray | jax.Array, start: Sequence[int], shape: Sequence[int], version: int = VERSION) -> str:
   """The share that the part of an array beginning at `start` has in the sum of the whole, of that shape."""
-  host = x.nbytes < _SMALL or x.dtype.itemsize == 8
+  here = isinstance(x, np.ndarray) or x.is_fully_addressable
+  host = here and (x.nbytes < _SMALL or x.dtype.itemsize == 8)
   found = (
     _host_sum(x, shape, start, version) if host else _device_sum(x, tuple(shape), np.array(start, np.uint32), version)
   )

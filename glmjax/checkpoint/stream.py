@@ -42,6 +42,7 @@ def stream(folder: str | os.PathLike, targets: Targets) -> load.LoadedModel:
 
   def read(source: source_lib.Source) -> load.LoadedModel:
     source.check_size()
+    agreement.check_same(source.fingerprint, f"the model in {folder}")
     tree = targets(source.config.model, source.bits)
     wanted = arrays.named_leaves(tree)
     found = _read(source, wanted)

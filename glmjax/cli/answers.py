@@ -1,11 +1,13 @@
 """JSON lines files that answers are added to, batch by batch; what a killed run left is gone on with."""
 
 import contextlib
+import dataclasses
+import functools
 import json
 import os
 import pathlib
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
 from glmjax import errors
@@ -35,14 +37,66 @@ def appending(path: str | os.PathLike, what: str) -> Iterator[BinaryIO]:
     yield file
 
 
+@dataclasses.dataclass
+class Files:
+  """Where a run's answers go: a file for them, and one that takes them as samples; either may be missing."""
+
+  out: BinaryIO | None
+  samples: BinaryIO | None
+  label: str  # what the model is called in samples
+  done: int  # answers that are there already
+  begin: Callable[[], None] | None  # to be called before the first is written; None: called, or not needed
+
+  def write(self, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Adds answers."""
+    if self.begin is not None:
+      self.begin()
+      self.begin = None
+    if self.out is not None:
+      _write(self.out, rows)
+    if self.samples is not None:
+      _write(self.samples, [{"model": self.label, "prompt": row["prompt"], "output": row["output"]} for row in rows])
+
+
 @contextlib.contextmanager
-def answering(
+def files(
+  out: str | os.PathLike | None,
+  samples: str | os.PathLike | None,
+  label: str,
+  rows: Sequence[Mapping[str, Any]],
+  settings: Mapping[str, Any],
+  overwrite: bool,
+) -> Iterator[Files]:
+  """Opens the files for the answers to `rows`; what cannot be written or gone on with is said at once.
+
+  Args:
+    out: JSON lines file of the answers, gone on with unless `overwrite`; "-": standard output; None: none.
+    samples: JSON lines file that prompts and outputs are added to; None: none.
+    label: what the model is called there.
+    rows: the prompts, of which the file may answer the first.
+    settings: what gives the answers, noted beside the file.
+    overwrite: whether answers that are there are dropped.
+  """
+  with contextlib.ExitStack() as stack:
+    out_file, samples_file, done, begin = None, None, 0, None
+    if out is not None:
+      out_file, done = stack.enter_context(_answering(out, rows, settings, overwrite))
+      begin = None if done else functools.partial(_begin, out_file, out, settings)
+    if samples is not None:
+      samples_file = stack.enter_context(appending(samples, "--samples"))
+      if out not in (None, "-") and os.path.samestat(os.fstat(samples_file.fileno()), os.fstat(out_file.fileno())):
+        raise errors.InputError(f"--samples and --out are both {samples}: choose another file")
+    yield Files(out_file, samples_file, label, done, begin)
+
+
+@contextlib.contextmanager
+def _answering(
   path: str | os.PathLike, rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any], overwrite: bool
 ) -> Iterator[tuple[BinaryIO, int]]:
   """Yields the file for the answers to `rows` ("-": standard output), and how many of them it holds already.
 
-  Its lines must answer the first of the rows, with the settings that `begin` noted; half a line at its end,
-  which a kill leaves, is removed. Where it is to be overwritten it holds none; emptying it is left to `begin`.
+  Its lines must answer the first of the rows, with the settings that `_begin` noted; half a line at its end,
+  which a kill leaves, is removed. Where it is to be overwritten it holds none; emptying it is left to `_begin`.
   """
   if path == "-":
     if sys.stdout is None:
@@ -61,7 +115,7 @@ def answering(
     yield file, done
 
 
-def begin(file: BinaryIO, path: str | os.PathLike, settings: Mapping[str, Any]) -> None:
+def _begin(file: BinaryIO, path: str | os.PathLike, settings: Mapping[str, Any]) -> None:
   """Empties the file and notes beside it where its answers will come from; nothing for standard output."""
   if path != "-":
     file.truncate(0)  # first: settings never stand beside answers that they did not give
@@ -98,7 +152,7 @@ def _check_settings(path: pathlib.Path, settings: Mapping[str, Any]) -> None:
     )
 
 
-def write(file: BinaryIO, rows: Sequence[Mapping[str, Any]]) -> None:
+def _write(file: BinaryIO, rows: Sequence[Mapping[str, Any]]) -> None:
   """Adds a line for each row."""
   left = memoryview("".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows).encode())
   while left:  # a full disk takes a part, and says so the next time

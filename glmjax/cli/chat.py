@@ -11,11 +11,12 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from glmjax import errors
-from glmjax.cli import inference, process
+from glmjax.cli import hosts, inference, process
 from glmjax.io import paths, printable, publish
 
 if TYPE_CHECKING:
   from glmjax.infer import chat as chat_lib
+  from glmjax.parallel import mesh as mesh_lib
 
 HELP = """\
 /clear      start a new conversation
@@ -36,7 +37,7 @@ def chat(
   seed: int = 0,
   no_repeat_ngram: int = 0,
   repetition_penalty: float = 1.0,
-  mesh: str | None = None,
+  mesh: "mesh_lib.MeshConfig | str | None" = None,
   offload_layers: int = 0,
 ) -> list[dict[str, str]]:
   """Talks until its input ends; returns the rounds since the last /clear.
@@ -53,17 +54,22 @@ def chat(
   checkpoint = paths.local(checkpoint, "--checkpoint")
   model = inference.load(checkpoint, mesh, offload_layers)
   session = chat_lib.Session(model, how, max_length, answer_tokens, seed)
-  if sys.stdin.isatty():
+  if not hosts.is_first():
+    converse(session, _lines_of_first(None), contextlib.nullcontext)
+  elif sys.stdin.isatty():
     _note(f"{checkpoint.name}: {session.max_length} tokens of conversation. /help shows the commands, Ctrl-D ends.")
     with process.keyboard():
-      converse(session, _typed_lines(), _stoppable)
+      converse(session, _lines_of_first(_typed_lines()), _stoppable)
   else:
-    converse(session, _piped_lines(), contextlib.nullcontext)
+    converse(session, _lines_of_first(_piped_lines()), contextlib.nullcontext)
   return [{"query": round_.query, "reply": round_.reply} for round_ in session.rounds]
 
 
 def converse(session: "chat_lib.Session", lines: Iterator[str], stoppable: Any) -> None:
-  """Answers each line, or does what it commands. `stoppable()` is entered for each answer."""
+  """Answers each line, or does what it commands. `stoppable()` is entered for each answer.
+
+  Of several processes all come here with the same lines, and all but the first are silent.
+  """
   saved: set[pathlib.Path] = set()
   for line in lines:
     try:
@@ -82,14 +88,19 @@ def _answer(session: "chat_lib.Session", query: str, stoppable: Any) -> None:
   left_out = session.first
   with stoppable() as stopped, contextlib.closing(session.ask(query)) as pieces:
     for piece in pieces:
-      print(printable.text(piece), end="", flush=True)
-      if stopped:
+      _show(printable.text(piece))
+      if hosts.flag_of_first(bool(stopped)):
         break
-  print(flush=True)
+  _show("\n")
   if session.finish_reason == "length":
     _note(f"cut off: the conversation's {session.max_length} tokens are full")
   if session.first > left_out:
     _note(f"rounds left out so far, as they no longer fit: the oldest {session.first}")
+
+
+def _show(text: str) -> None:
+  if hosts.is_first():
+    print(text, end="", flush=True)
 
 
 def _command(session: "chat_lib.Session", line: str, saved: set[pathlib.Path]) -> None:
@@ -97,6 +108,8 @@ def _command(session: "chat_lib.Session", line: str, saved: set[pathlib.Path]) -
   if name == "/clear":
     session.clear()
     _note("a new conversation")
+  elif not hosts.is_first():
+    return  # it tells, and saves
   elif name == "/save":
     if not argument.strip():
       raise errors.InputError("/save needs a file: /save talk.json")
@@ -119,6 +132,12 @@ def _save(session: "chat_lib.Session", path: pathlib.Path) -> None:
     publish.write_text(path, text + "\n")
   except OSError as error:
     raise errors.InputError(f"cannot write {path}: {errors.reason(error)}") from None
+
+
+def _lines_of_first(own: Iterator[str] | None) -> Iterator[str]:
+  """The lines of process 0, in every process; the others need none of their own."""
+  while (line := hosts.from_first(lambda: next(own, None))) is not None:
+    yield line
 
 
 def _typed_lines() -> Iterator[str]:
@@ -175,4 +194,6 @@ def _stoppable() -> contextlib.AbstractContextManager[list[int]]:
 
 
 def _note(text: str) -> None:
+  if not hosts.is_first():
+    return
   print(f"({text})" if "\n" not in text else text, file=sys.stderr, flush=True)

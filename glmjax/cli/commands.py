@@ -9,7 +9,14 @@ _64_BITS = {"least": -(1 << 63), "most": (1 << 63) - 1}
 
 CHECKPOINT = Flag("--checkpoint", "a training run's or an exported model's folder", Path)
 OFFLOAD = Flag("--offload_layers", "layers, the last, whose weights stay in the host's memory (0)", int, least=0)
-MESH = Flag("--mesh", "devices to split the model over, as tensor=4 or data=2,tensor=4 (the first alone)")
+MESH = (
+  Flag(
+    "--mesh",
+    "devices to split the model over, as tensor=4 or data=2,tensor=4, or a gin file of a mesh (the first alone)",
+    makes="glmjax.parallel.mesh.MeshConfig",
+  ),
+  *hosts.FLAGS,
+)
 MAX_TOKENS = Flag("--max_tokens", "most tokens to generate for each blank", int, least=1)
 SAMPLING = (
   Flag("--temperature", "0 picks the likeliest token (greedy)", float, least=0),
@@ -66,20 +73,10 @@ COMMANDS = {
         Flag("--workdir", "folder of the run; a run found there is resumed", Path),
         Flag("--overwrite", "start anew over an existing run", bool, kind="passed"),
         Flag("--stop_at_step", "stop early at this step; the schedules stay as they are", int, least=1, kind="passed"),
-        Flag("--coordinator", "HOST:PORT of process 0, where no cluster tells it", kind="prepared"),
-        Flag("--num_processes", "processes of the run, on all hosts", int, least=1, kind="prepared"),
-        Flag("--process_id", "number of this one, from 0", int, least=0, kind="prepared"),
-        Flag(
-          "--connect_seconds",
-          "how long to wait for the other processes (300)",
-          float,
-          above=0,
-          most=1_000_000,
-          kind="prepared",
-        ),
+        *hosts.FLAGS,
       ),
       prepare=hosts.check,
-      begin=hosts.begin,
+      within=hosts.training,
       folder="workdir",
     ),
     Command(
@@ -87,7 +84,14 @@ COMMANDS = {
       "glmjax.evaluate.heldout.evaluate",
       "measure a model on held-out text",
       "glmjax evaluate --checkpoint=runs/mine --cache=runs/cache --out=runs/mine/heldout.json",
-      (CHECKPOINT, Flag("--cache", "folder of the token cache", Path), Flag("--out", "JSON file to write", Path), MESH),
+      (
+        CHECKPOINT,
+        Flag("--cache", "folder of the token cache", Path),
+        Flag("--out", "JSON file to write", Path),
+        *MESH,
+      ),
+      prepare=hosts.check_mesh,
+      within=hosts.sharing,
     ),
     Command(
       "export",
@@ -168,10 +172,12 @@ COMMANDS = {
         Flag("--overwrite", "replace the answers there", bool, kind="passed"),
         Flag("--samples", "JSON lines file to add prompts and outputs to", Path),
         Flag("--label", "what the model is called there (the folder's name)"),
-        MESH,
+        *MESH,
         OFFLOAD,
       ),
-      prepare=inputs.prompts,
+      prepare=hosts.check_mesh,
+      reads={"prompts": inputs.prompts},
+      within=hosts.sharing,
       show=inference.show_outputs,
     ),
     Command(
@@ -184,9 +190,11 @@ COMMANDS = {
         Flag("--max_length", "most tokens of prompt and answer together", int, least=4),
         Flag("--answer_tokens", "tokens that old rounds leave to the answer", int, least=1),
         *SAMPLING,
-        MESH,
+        *MESH,
         OFFLOAD,
       ),
+      prepare=hosts.check_mesh,
+      within=hosts.sharing,
       show=inference.show_nothing,
     ),  # they were shown as they came
     Command(
@@ -206,10 +214,12 @@ COMMANDS = {
           Path,
           kind="prepared",
         ),
-        MESH,
+        *MESH,
         OFFLOAD,
       ),
-      prepare=inputs.texts,
+      prepare=hosts.check_mesh,
+      reads={"texts": inputs.texts},
+      within=hosts.sharing,
     ),
     Command(
       "plan",

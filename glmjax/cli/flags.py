@@ -1,9 +1,10 @@
 """What a flag and a command are, and how a flag's text is read: numbers in their ranges, paths with ~ expanded."""
 
 import argparse
+import contextlib
 import dataclasses
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from glmjax import errors, ranges
@@ -28,6 +29,7 @@ class Flag:
   least: float | None = None  # of a number; None: what 32 bits hold
   most: float | None = None
   above: float | None = None  # in place of `least`, where that itself is too little
+  makes: str | None = None  # full name of the class that a gin file, given in place of a value, is for
 
   @property
   def parameter(self) -> str:
@@ -77,11 +79,14 @@ class Command:
   example: str
   flags: tuple[Flag, ...] = ()
   prepare: Callable[[argparse.Namespace], dict[str, Any]] | None = None  # arguments of the call
+  # Parameters of the call by what reads them, of files and standard input: in process 0 of several alone.
+  reads: Mapping[str, Callable[[argparse.Namespace], Any]] = dataclasses.field(default_factory=dict)
   describe: Callable[[Any], Any] | None = None  # the function's result as the command's
   show: Callable[[Any], None] | None = None  # prints the result for people
   status: Callable[[Any], int] | None = None  # the exit status that the result asks for; None: 0
   folder: str | None = None  # the parameter that names the folder which config.gin is written to
-  begin: Callable[[argparse.Namespace], None] | None = None  # called before the function, when all is in order
+  # Entered when flags and gin files are in order, left when the result is printed.
+  within: Callable[[argparse.Namespace], contextlib.AbstractContextManager[None]] | None = None
   modes: tuple["Command", ...] = ()  # named "plan --fits": what the command is instead with that flag
 
 

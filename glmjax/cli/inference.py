@@ -4,20 +4,20 @@ import contextlib
 import logging
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from glmjax import errors
-from glmjax.cli import answers, inputs, process
+from glmjax.cli import answers, hosts, inputs, process
 from glmjax.io import paths, progress
 
 if TYPE_CHECKING:
   from glmjax.infer import beam as beam_lib
   from glmjax.infer import engine as engine_lib
   from glmjax.infer import sampling as sampling_lib
+  from glmjax.parallel import mesh as mesh_lib
 
 Row = Mapping[str, Any]  # "prompt", "text" or "context" and "choices", and whatever else the user's line holds
-Keep = Callable[[list[dict[str, Any]]], Any]  # takes a batch of answers
 _log = logging.getLogger("glmjax")
 
 
@@ -38,7 +38,7 @@ def generate(
   overwrite: bool = False,
   samples: str | os.PathLike | None = None,
   label: str | None = None,
-  mesh: str | None = None,
+  mesh: "mesh_lib.MeshConfig | str | None" = None,
   offload_layers: int = 0,
 ) -> list[dict[str, Any]] | dict[str, Any]:
   """Each prompt with its blanks filled, or continued where it has none; objects keep their other fields.
@@ -54,43 +54,36 @@ def generate(
     errors.InputError: for settings that do not go together, a prompt with a field that an answer has, a file that
       cannot be written or gone on with (all before the model is loaded), a prompt that does not fit.
   """
+  _add_flags(offload_layers)
   rows = [inputs.prompt(prompt, f"prompt {i} of {len(prompts)}") for i, prompt in enumerate(prompts, 1)]
   checkpoint = paths.local(checkpoint, "--checkpoint")
   extra = {"min_tokens": min_tokens, "no_repeat_ngram": no_repeat_ngram, "repetition_penalty": repetition_penalty}
   how = _how({"temperature": temperature, "top_k": top_k, "top_p": top_p}, num_beams, length_penalty, extra)
-  results, done = [], 0
-  keep: list[Keep] = [results.extend]
+  results: list[dict[str, Any]] = []
+  used = extra | {"num_beams": num_beams, "length_penalty": length_penalty}
+  settings = {
+    "checkpoint": os.fspath(checkpoint),
+    "weights": "" if out in (None, "-") else _fingerprint(checkpoint),
+    "max_tokens": max_tokens,
+    "temperature": temperature,
+    "top_k": top_k,
+    "top_p": top_p,
+    "seed": seed,
+    **{name: value for name, value in used.items() if value not in (0, 1)},
+  }
   with contextlib.ExitStack() as stack:  # what cannot be written is told before the model is loaded
-    if out is not None:
-      used = extra | {"num_beams": num_beams, "length_penalty": length_penalty}
-      settings = {
-        "checkpoint": os.fspath(checkpoint),
-        "weights": "" if out == "-" else _fingerprint(checkpoint),
-        "max_tokens": max_tokens,
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "seed": seed,
-        **{name: value for name, value in used.items() if value not in (0, 1)},
-      }
-      out_file, done = stack.enter_context(answers.answering(out, rows, settings, overwrite))
-      keep = [lambda batch: answers.write(out_file, batch)]
-    if samples is not None:
-      samples_file = stack.enter_context(answers.appending(samples, "--samples"))
-      if out not in (None, "-") and os.path.samestat(os.fstat(samples_file.fileno()), os.fstat(out_file.fileno())):
-        raise errors.InputError(f"--samples and --out are both {samples}: choose another file")
-      named = {"model": label or checkpoint.name}
-      keep.append(
-        lambda batch: answers.write(
-          samples_file, [named | {name: row[name] for name in ("prompt", "output")} for row in batch]
-        )
-      )
+    files = None
+    if hosts.is_first():
+      files = stack.enter_context(answers.files(out, samples, label or checkpoint.name, rows, settings, overwrite))
+    done = hosts.from_first(lambda: files.done)
     if done < len(rows):
       model = load(checkpoint, mesh, offload_layers)
       _check(model, rows, done)
-      if out is not None and not done:
-        answers.begin(out_file, out, settings)
-      _generate(model, rows, done, keep, max_tokens, how, seed)
+      for batch in _generate(model, rows, done, max_tokens, how, seed):
+        if files is not None:
+          files.write(batch)
+        if out is None:
+          results.extend(batch)
   return results if out is None else {"out": str(out), "answers": len(rows), "new": len(rows) - done}
 
 
@@ -120,13 +113,22 @@ def _how(
   return search
 
 
-def load(checkpoint: str | os.PathLike, mesh: str | None, offload_layers: int) -> "engine_lib.Engine":
-  """The model; with XLA's options for offloaded weights, which it reads when JAX first looks for devices."""
-  from glmjax.infer import engine, offload  # here, as this module is looked at before a command is in order
+def load(
+  checkpoint: str | os.PathLike, mesh: "mesh_lib.MeshConfig | str | None", offload_layers: int
+) -> "engine_lib.Engine":
+  """The model, ready to answer."""
+  from glmjax.infer import engine  # here, as this module is looked at before a command is in order
+
+  _add_flags(offload_layers)
+  return engine.Engine.load(checkpoint, mesh=mesh, offload_layers=offload_layers)
+
+
+def _add_flags(offload_layers: int) -> None:
+  """Gives XLA its options for offloaded weights, which it reads when JAX first looks for devices."""
+  from glmjax.infer import offload
 
   if offload_layers:
     process.add_xla_flags([f"--{name}={str(value).lower()}" for name, value in offload.GPU_OPTIONS.items()])
-  return engine.Engine.load(checkpoint, mesh=mesh, offload_layers=offload_layers)
 
 
 def _fingerprint(checkpoint: str | os.PathLike) -> str:
@@ -149,27 +151,27 @@ def _generate(
   model: "engine_lib.Engine",
   rows: Sequence[Row],
   done: int,
-  keep: Sequence[Keep],
   max_tokens: int,
   how: "sampling_lib.Sampling | beam_lib.BeamSearch",
   seed: int,
-) -> None:
-  """Gives the answers to rows[done:] to each of `keep`, a batch at a time; prompt i draws with seed + i."""
+) -> Iterator[list[dict[str, Any]]]:
+  """The answers to rows[done:], a batch at a time; prompt i draws with seed + i."""
   told = progress.Progress(len(rows), "prompts answered")
   for first in range(done, len(rows), model.max_batch):
     batch = rows[first : first + model.max_batch]
     found = model.generate([row["prompt"] for row in batch], max_tokens, how, seed + first)
-    answered = [
+    yield [
       {**row, "output": g.text, "pieces": g.pieces, "finish_reason": g.finish_reason}
       for row, g in zip(batch, found, strict=True)
     ]
-    for consume in keep:
-      consume(answered)
     told.at(first + len(batch))
 
 
 def score(
-  checkpoint: str | os.PathLike, texts: Sequence[str | Row], mesh: str | None = None, offload_layers: int = 0
+  checkpoint: str | os.PathLike,
+  texts: Sequence[str | Row],
+  mesh: "mesh_lib.MeshConfig | str | None" = None,
+  offload_layers: int = 0,
 ) -> list[dict[str, Any]]:
   """How likely each text is: natural log-likelihood, tokens, bits per byte; objects keep their other fields.
 

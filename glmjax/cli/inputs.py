@@ -15,8 +15,8 @@ SCORED = ("log_likelihood", "tokens", "bits_per_byte")  # that score adds to a t
 CHOSEN = ("log_likelihoods", "tokens", "best", "context_tokens_left_out")  # and to a question's with choices
 
 
-def prompts(options: argparse.Namespace) -> dict[str, Any]:
-  """generate's argument.
+def prompts(options: argparse.Namespace) -> list[str | dict[str, Any]]:
+  """What generate is asked.
 
   Raises:
     errors.InputError: when nothing is given, or twice; for a bad line, with its number.
@@ -27,11 +27,11 @@ def prompts(options: argparse.Namespace) -> dict[str, Any]:
       if path and os.path.exists(path) and os.path.exists(options.file) and os.path.samefile(path, options.file):
         raise errors.InputError(f"--{name} and --file are both {path}: the prompts would be lost; choose another file")
   rows = _rows({"--prompt": options.prompt}, options.file, '{"prompt": "..."}')
-  return {"prompts": options.prompt if rows is None else [prompt(row, where) for row, where in rows]}
+  return options.prompt if rows is None else [prompt(row, where) for row, where in rows]
 
 
-def texts(options: argparse.Namespace) -> dict[str, Any]:
-  """score's argument: texts, texts behind --context, or one question with its choices.
+def texts(options: argparse.Namespace) -> list[str | dict[str, Any]]:
+  """What score is asked: texts, texts behind --context, or one question with its choices.
 
   Raises:
     errors.InputError: as `prompts`, and for flags that do not go together.
@@ -42,18 +42,18 @@ def texts(options: argparse.Namespace) -> dict[str, Any]:
     '{"text": "..."}, {"context": "...", "text": "..."} or {"context": "...", "choices": ["...", ...]}',
   )
   if rows is not None:
-    return {"texts": [text(row, where) for row, where in rows]}
+    return [text(row, where) for row, where in rows]
   if options.text and options.choice:
     raise errors.InputError("--text and --choice are both given; use one")
   if options.choice:
     if options.context is None:
       raise errors.InputError("--choice needs --context, the text whose [MASK] it would fill")
-    return {"texts": [text({"context": options.context, "choices": options.choice}, "--choice")]}
+    return [text({"context": options.context, "choices": options.choice}, "--choice")]
   if not options.text:
     raise errors.InputError("--context alone has nothing to score: give --text or --choice")
   if options.context is None:
-    return {"texts": options.text}
-  return {"texts": [text({"context": options.context, "text": each}, "--context") for each in options.text]}
+    return options.text
+  return [text({"context": options.context, "text": each}, "--context") for each in options.text]
 
 
 def prompt(row: str | Mapping[str, Any], where: str) -> dict[str, Any]:

@@ -136,7 +136,7 @@ def _forget() -> None:
 
 def _is_of_several(arguments: Sequence[str]) -> bool:
   """Whether the command will join others. Told to stop before, it waits until it can tell them."""
-  if arguments[:1] != ["train"]:
+  if arguments[:1] != ["train"] and not any(argument.startswith("--mesh") for argument in arguments):
     return False
   from glmjax.parallel import clusters  # here, as few commands need it
 
@@ -375,5 +375,6 @@ def compile_only() -> None:
 
 
 def add_xla_flags(flags: list[str]) -> None:
-  """Before the user's own, which win. XLA reads them when JAX first looks for devices."""
-  os.environ["XLA_FLAGS"] = " ".join([*flags, os.environ.get("XLA_FLAGS", "")]).strip()
+  """Before the user's own, which win; once. XLA reads them when JAX first looks for devices."""
+  there = os.environ.get("XLA_FLAGS", "").split()
+  os.environ["XLA_FLAGS"] = " ".join([*(flag for flag in flags if flag not in there), *there])

@@ -39,34 +39,37 @@ def run(arguments: list[str]) -> int:
   if options is None:
     return 0
   command = options.command
-  given = command.prepare(options) if command.prepare else {}
+  given, files = command.prepare(options) if command.prepare else {}, list(options.gin_file)
   for flag in command.flags:
     value = getattr(options, flag.parameter)
     if value is not None and flag.kind == "passed":
       given[flag.parameter] = value
+    elif value is not None and flag.makes and value.endswith(".gin"):
+      files.append(value)
+      overrides.append(f"{command.target}.{flag.parameter}=@{flag.makes}()")
     elif value is not None and flag.kind == "bound":
       overrides.append(f"{command.target}.{flag.parameter}={value!r}")
   gin_files.parse(
-    options.gin_file,
+    files,
     overrides,
     command.target,
-    given,
+    [*given, *command.reads],
     [each.target for top in commands.COMMANDS.values() for each in (top, *top.modes)],
   )
   if options.stages:
     from glmjax.evaluate import timings
 
     timings.prepare(options.stages)
-  if command.begin:
-    command.begin(options)
-  process.met()
-  with contextlib.redirect_stdout(sys.stderr) if options.json else contextlib.nullcontext():
-    result = _call(command, given)
-  if not hosts.is_first():
-    return 0
-  _print_result(command, result, options.json)
-  if options.stages:
-    timings.append(options.stages, command.name, started, time.time() - started)
+  with command.within(options) if command.within else contextlib.nullcontext():
+    process.met()
+    for parameter, read in command.reads.items():
+      given[parameter] = hosts.from_first(lambda read=read: read(options))
+    with contextlib.redirect_stdout(sys.stderr) if options.json else contextlib.nullcontext():
+      result = _call(command, given)
+    if hosts.is_first():
+      _print_result(command, result, options.json)
+      if options.stages:
+        timings.append(options.stages, command.name, started, time.time() - started)
   return command.status(result) if command.status else 0
 
 

@@ -4,7 +4,9 @@ docs/evaluation.md says what each figure means.
 """
 
 import dataclasses
+import hashlib
 import itertools
+import json
 import logging
 import math
 import os
@@ -21,6 +23,7 @@ from glmjax.io import user_json
 from glmjax import errors
 from glmjax import tokenizer as tokenizer_lib
 from glmjax import tokens as tokens_lib
+from glmjax.checkpoint import agreement
 from glmjax.checkpoint import load
 from glmjax.data import shards
 from glmjax.evaluate import baselines
@@ -28,6 +31,8 @@ from glmjax.evaluate import windows
 from glmjax.infer import placement
 from glmjax.infer import runner
 from glmjax.infer import score
+from glmjax.parallel import distributed
+from glmjax.parallel import mesh as mesh_lib
 
 _log = logging.getLogger("glmjax")
 
@@ -76,7 +81,7 @@ def evaluate(
   max_tokens: int = 100_000,
   max_fills: int = 500,
   seq_length: int | None = None,
-  mesh: str | None = None,
+  mesh: mesh_lib.MeshConfig | str | None = None,
 ) -> dict[str, dict]:
   """Evaluates a training folder or an export on the held-out documents of a token cache.
 
@@ -85,7 +90,8 @@ def evaluate(
     cache: token cache, made with the checkpoint's tokenizer.
     out: JSON file for the result.
     seed, max_tokens, max_fills, seq_length: see Settings.
-    mesh: devices to split the model over, as "tensor=4"; None: the first alone.
+    mesh: devices to split the model over, as "tensor=4"; None: the first alone. Of several processes every one reads
+      model and cache, and the first writes.
 
   Returns:
     For each language of the cache (of task pretrain_en: "en") its figures by name.
@@ -93,12 +99,15 @@ def evaluate(
   settings = Settings(seed, max_tokens, max_fills, seq_length)
   opened = shards.TokenCache.open(cache)
   text_tasks(opened)  # what is wrong with cache and out is said before the long work
-  if out is not None:
+  first = distributed.is_first()  # the one that writes
+  if out is not None and first:
     out = folders.claim_file(out, "--out")
     _check_out(out)
   place = placement.on_mesh(mesh)
+  manifest = json.dumps(opened.manifest, sort_keys=True)
+  agreement.check_same(hashlib.sha256(manifest.encode()).hexdigest(), f"the cache {opened.directory}")
   result = evaluate_model(runner.read(checkpoint, place), opened, settings, place)
-  if out is not None:
+  if out is not None and first:
     try:
       publish.write_json(out, result)
     except OSError as error:
@@ -165,7 +174,8 @@ def _score(model: runner.Runner, rows: list[score.Row], specials: tokens_lib.Spe
   A guess is a text token: that a span ends here (eop) is no answer to what it goes on with.
   """
   total = sum(len(row.prompt.tokens) for row in rows)
-  with tqdm.tqdm(total=total, unit=" tokens", unit_scale=True, desc="evaluate") as progress:
+  silent = not distributed.is_first()
+  with tqdm.tqdm(total=total, unit=" tokens", unit_scale=True, desc="evaluate", disable=silent) as progress:
     return score.score_rows(
       model, rows, specials.pad, progress=progress.update, unguessed=dataclasses.astuple(specials)
     )

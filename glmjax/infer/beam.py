@@ -23,6 +23,7 @@ from glmjax.infer import rows as rows_lib
 from glmjax.infer import runner as runner_lib
 from glmjax.infer import sampling
 from glmjax.models import config as config_lib
+from glmjax.parallel import partitioning
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,7 +157,8 @@ def step(
   """Logits [B, V] behind `tokens_B`, each read behind the cache of its parent."""
   state = dataclasses.replace(decode.take_state(state, parents_B), last_B=tokens_B)
   logits_BV, cache = decode.next_logits(config, params, rows, state)
-  return logits_BV, decode.constrain(
+  # Whole on every device: the host of each process looks at them all.
+  return partitioning.constrain(logits_BV, None, None), decode.constrain(
     dataclasses.replace(state, cache=cache, length_B=state.length_B + 1, step_B=state.step_B + 1)
   )
 

@@ -176,7 +176,8 @@ def decode(
       )
     )
 
-  return jax.lax.while_loop(more, add, (jnp.int32(0), state))[1]
+  # Said of the result too: XLA lays out what a loop returns as it likes.
+  return constrain(jax.lax.while_loop(more, add, (jnp.int32(0), state))[1])
 
 
 def _write(row_T: jax.Array, token: jax.Array, at: jax.Array) -> jax.Array:

@@ -128,7 +128,7 @@ class Placement:
       flat["head/kernel"] = flat["embedding/table"].T
     if offload_layers:
       offload.check(config.num_layers, offload_layers)
-      offload.check_memory(self.mesh.devices.flat[0])
+      offload.check_memory(self.mesh.local_devices[0])
     bits = qarray.bits_of(flat.values())
     targets = params_lib.flatten(self.params(config, bits, offload_layers))
     if unknown := sorted({*flat} ^ {*targets}):

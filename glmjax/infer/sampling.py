@@ -91,8 +91,9 @@ def filter_logits(logits_BV: jax.Array, top_k_B: jax.Array, top_p_B: jax.Array) 
   where the last of them is ruled out, so is all that comes behind it.
   """
   few = min(_FEW, logits_BV.shape[-1])
-  # The lower id of equal ones first. Without the barrier XLA takes its slices apart, and sorts them all.
-  sorted_BF, order_BF = jax.lax.optimization_barrier(jax.lax.top_k(logits_BV, few))
+  # The lower id of equal ones first. Without a barrier XLA takes its slices apart, and sorts them all; with one for
+  # both, XLA for CPUs aborts where the vocabulary is split over devices.
+  sorted_BF, order_BF = map(jax.lax.optimization_barrier, jax.lax.top_k(logits_BV, few))
   all_B = top_k_B == 0
   kth_B1 = jnp.take_along_axis(sorted_BF, jnp.clip(top_k_B, 1, few)[:, None] - 1, axis=-1)
   kept_BF = all_B[:, None] | (sorted_BF >= kth_B1)

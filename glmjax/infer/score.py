@@ -25,6 +25,7 @@ from glmjax.infer import rows as rows_lib
 from glmjax.infer import runner as runner_lib
 from glmjax.models import config as config_lib
 from glmjax.models import glm
+from glmjax.parallel import partitioning
 
 _CHUNK_LOGITS = 1 << 23  # most logits that exist at a time
 
@@ -172,8 +173,12 @@ def log_probs(
     guesses_BC = jnp.argmax(logits_BCV.at[..., unguessed].set(-jnp.inf), axis=-1)
     return log_probs_BC, guesses_BC == targets_BC
 
-  split = lambda x: jnp.moveaxis(x.reshape(rows, places // chunk, chunk, *x.shape[2:]), 1, 0)
-  join = lambda x: jnp.moveaxis(x, 0, 1).reshape(rows, places)
+  def split(x: jax.Array) -> jax.Array:
+    return jnp.moveaxis(x.reshape(rows, places // chunk, chunk, *x.shape[2:]), 1, 0)
+
+  def join(x: jax.Array) -> jax.Array:  # whole on every device: the host of each process looks at them all
+    return partitioning.constrain(jnp.moveaxis(x, 0, 1).reshape(rows, places), None, None)
+
   return jax.tree.map(join, jax.lax.map(score, (split(x_BSD), split(targets_BS))))
 
 

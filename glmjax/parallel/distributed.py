@@ -71,7 +71,7 @@ def join(
     jax.distributed.initialize(**found, initialization_timeout=int(connect_seconds) + 60, shutdown_timeout_seconds=60)
   except (ValueError, TypeError, KeyError, RuntimeError, OSError, ImportError) as error:  # JAX's words, any of them
     if where == _TPU_VM:  # one in a container without metadata
-      _log.warning("training on this host alone: no metadata of a TPU pod (%s)", _one_line(error))
+      _log.warning("running on this host alone: no metadata of a TPU pod (%s)", _one_line(error))
       return 1
     raise errors.InputError(f"cannot join the other processes ({where}): {_one_line(error)}") from error
   finally:
@@ -83,6 +83,11 @@ def join(
 def joined() -> bool:
   """Whether this process is one of several that have met."""
   return not _meeting and jax.distributed.is_initialized() and _state().num_processes > 1
+
+
+def is_first() -> bool:
+  """Whether this process is the one that reads, writes and prints for all."""
+  return not joined() or process_id() == 0
 
 
 def process_id() -> int:
@@ -159,7 +164,7 @@ def _cluster() -> str | None:
     if importlib.util.find_spec("kubernetes") is not None:
       return "Kubernetes"
     _log.warning(
-      "pod %s of a Kubernetes job trains alone; to train with the others it needs pip install kubernetes, "
+      "pod %s of a Kubernetes job runs alone; to join the others it needs pip install kubernetes, "
       "or --coordinator, --num_processes and --process_id",
       os.environ["JOB_COMPLETION_INDEX"],
     )

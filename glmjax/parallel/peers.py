@@ -20,7 +20,7 @@ from glmjax import ranges
 from glmjax.parallel import distributed
 
 _VERDICT = "glmjax/verdict"  # of the service's keys: exit status, a space, and the reason
-_ADVICE = "; start the run again, on as many hosts as there are: it goes on from the last checkpoint"
+_TRAIN_AGAIN = "start the run again, on as many hosts as there are: it goes on from the last checkpoint"
 
 _log = logging.getLogger("glmjax")
 
@@ -40,9 +40,12 @@ class Watch:
     ranges.number("Watch.hung_seconds", self.hung_seconds, 0)
 
   @contextlib.contextmanager
-  def on(self) -> Iterator["Peers"]:
-    """Watches within it. An error of the transport waits there for the verdict, which says whose death it tells."""
-    peers = Peers(self)
+  def on(self, advice: str = _TRAIN_AGAIN) -> Iterator["Peers"]:
+    """Watches within it; `advice` goes with a verdict.
+
+    An error of the transport waits there for the verdict, which says whose death it tells.
+    """
+    peers = Peers(self, advice)
     if distributed.joined():
       peers.start()
     try:
@@ -58,8 +61,8 @@ class Watch:
 class Peers:
   """The other processes of the run; with none, nothing happens."""
 
-  def __init__(self, settings: Watch):
-    self._settings = settings
+  def __init__(self, settings: Watch, advice: str):
+    self._settings, self._advice = settings, advice
     self.interval = min(2.0, settings.silent_seconds / 10)
     self._step, self._since = 0, None  # the step last begun, and when; None: nothing is expected to be quick
     self._stopping = threading.Event()
@@ -145,7 +148,7 @@ class Peers:
     if self._stopping.is_set():
       return
     self._stopping.set()
-    _log.error("%s%s", verdict, _ADVICE)
+    _log.error("%s; %s", verdict, self._advice)
     distributed.leave(status, verdict, gone, seconds)
 
 
@@ -193,10 +196,10 @@ class _Judge:
       if self._last.get(name, ("", 0))[0] != message:
         self._last[name] = message, now
       elif now - self._last[name][1] > self._settings.silent_seconds:
+        at = f" (it was at step {state['step']:,})" if state["step"] else ""
         self.gone.append(
-          f"process {number} on {state['host']} has not been heard of for "
-          f"{now - self._last[name][1]:.0f} s (it was at step {state['step']}): it was killed, is "
-          "stopped or has lost its network"
+          f"process {number} on {state['host']} has not been heard of for {now - self._last[name][1]:.0f} s{at}: "
+          "it was killed, is stopped or has lost its network"
         )
     return next(iter(left + self.gone), None) or (self._hung(states) if len(said) > 1 else None)
 

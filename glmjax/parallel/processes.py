@@ -1,13 +1,22 @@
 """What the processes of a run on several hosts must agree on."""
 
 from collections.abc import Callable
+import itertools
+import json
 import time
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
 from glmjax import errors
+from glmjax.parallel import distributed
+
+_FIRST = "glmjax/first/"  # of the coordination service's keys: what process 0 tells the others
+_PIECE = 1 << 20  # bytes of a message to the service
+_WAIT_MS = 2000  # within which a process that waits hears that the service has gone
+_numbers = itertools.count()  # of what process 0 has told, the same in every process
 
 
 def on_first(action: Callable[[], None]) -> None:
@@ -28,6 +37,42 @@ def on_first(action: Callable[[], None]) -> None:
       raise errors.InputError("process 0 could not begin: its own message says why")
   if failure is not None:
     raise failure
+
+
+def from_first(action: Callable[[], Any]) -> Any:
+  """What `action`, called in process 0 alone, returns, in every process; something that JSON can say.
+
+  The others wait as long as it takes: it may read what a person types. Where it raises they wait for peers.Watch to
+  end them, with process 0's own words.
+  """
+  if not distributed.joined():
+    return action()
+  where, client = f"{_FIRST}{next(_numbers)}", distributed.client()
+  if distributed.process_id() == 0:
+    result = action()
+    said = json.dumps(result).encode()
+    pieces = [said[i : i + _PIECE] for i in range(0, len(said), _PIECE)]
+    for i, piece in enumerate(pieces):
+      client.key_value_set_bytes(f"{where}/{i}", piece)
+    client.key_value_set_bytes(where, str(len(pieces)).encode())
+    return result
+  count = int(_wait(client, where))
+  return json.loads(b"".join(_wait(client, f"{where}/{i}") for i in range(count)))
+
+
+def _wait(client: Any, key: str) -> bytes:
+  """The value of a key of the coordination service, once it is there."""
+  while True:
+    try:
+      return client.blocking_key_value_get_bytes(key, _WAIT_MS)
+    except jax.errors.JaxRuntimeError as error:
+      if "DEADLINE_EXCEEDED" not in str(error):
+        raise
+
+
+def flag_of_first(flag: bool) -> bool:
+  """Process 0's flag, in every process, which must all come here at once."""
+  return bool(multihost_utils.broadcast_one_to_all(np.bool_(flag))) if distributed.joined() else flag
 
 
 def check_same_filesystem(look: Callable[[], int], what: str, seconds: float = 20) -> None:

@@ -18,6 +18,7 @@ from glmjax.cli import answers, inference, inputs, process
 from glmjax.infer import engine
 from glmjax.infer import sampling
 from glmjax.infer import score as score_lib
+from glmjax.parallel import mesh as mesh_lib
 
 
 class Model:
@@ -47,7 +48,7 @@ def model(monkeypatch, tmp_path):
 
 
 def read(prompt=None, file=None):
-  return inputs.prompts(argparse.Namespace(prompt=prompt, file=file))["prompts"]
+  return inputs.prompts(argparse.Namespace(prompt=prompt, file=file))
 
 
 def lines(path: str) -> list[dict]:
@@ -71,7 +72,7 @@ def test_what_a_file_holds(monkeypatch):
 
 def read_texts(**options):
   unset = {"text": None, "context": None, "choice": None, "file": None}
-  return inputs.texts(argparse.Namespace(**unset | options))["texts"]
+  return inputs.texts(argparse.Namespace(**unset | options))
 
 
 def test_texts_contexts_and_choices():
@@ -171,7 +172,7 @@ def test_answers_are_written_whole_or_not_at_all():
       return min(len(data), 3)
 
   file = Short()
-  answers.write(file, [{"prompt": "a", "output": "b"}])
+  answers.Files(file, None, "", 0, None).write([{"prompt": "a", "output": "b"}])
   assert json.loads(file.taken) == {"prompt": "a", "output": "b"}
 
 
@@ -300,7 +301,7 @@ def test_a_device_is_no_file_of_answers():
 
 
 def test_two_runs_do_not_write_one_file():
-  with answers.answering("a.jsonl", [], {}, False):
+  with answers.files("a.jsonl", None, "", [], {}, False):
     with pytest.raises(errors.InputError, match="another process is writing a.jsonl"):
       inference.generate("m", ["a"], out="a.jsonl")
 
@@ -427,3 +428,32 @@ def test_offloading_tells_xla_to_copy_ahead(monkeypatch):
   inference.load("m", None, 2)
   # The user's own come last, which is what XLA goes by.
   assert os.environ["XLA_FLAGS"] == "--xla_gpu_enable_latency_hiding_scheduler=true --mine=1"
+
+
+@pytest.mark.parametrize(
+  "given, sizes",
+  [("tensor=2", "tensor=2"), ("mine.gin", dict(data=1, tensor=4)), ("meshes/cpu8.gin", dict(data=2, fsdp=2, tensor=2))],
+)
+def test_a_mesh_by_its_sizes_or_its_gin_file(monkeypatch, given, sizes):
+  """Of this folder or of glmjax's own; the engine is given what train would be given."""
+  pathlib.Path("mine.gin").write_text(
+    "from __gin__ import dynamic_registration\nfrom glmjax.parallel import mesh\n"
+    "mesh.MeshConfig.data = 1\nmesh.MeshConfig.tensor = 4\n"
+  )
+  meshes = []
+  monkeypatch.setattr(engine.Engine, "load", lambda checkpoint, mesh, offload_layers: meshes.append(mesh) or Model())
+  assert cli.main(["generate", "--checkpoint=c", "--prompt=a", f"--mesh={given}"]) == 0
+  assert meshes == [sizes if isinstance(sizes, str) else mesh_lib.MeshConfig(**sizes)]
+
+
+@pytest.mark.parametrize(
+  "flags, words",
+  [
+    (["--mesh=none.gin"], "no gin file none.gin"),
+    (["--coordinator=h:1", "--num_processes=2", "--process_id=0"], "--coordinator without --mesh"),
+    (["--coordinator=h:1", "--mesh=tensor=2"], "--num_processes and --process_id missing"),
+  ],
+)
+def test_meshes_and_hosts_that_are_half_given(capsys, flags, words):
+  assert cli.main(["generate", "--checkpoint=c", "--prompt=a", *flags]) == 2
+  assert words in capsys.readouterr().err

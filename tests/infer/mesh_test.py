@@ -21,6 +21,7 @@ from glmjax.models import config as config_lib
 from glmjax.models import glm
 from glmjax.parallel import collectives
 from glmjax.parallel import hlo
+from glmjax.parallel import partitioning
 from glmjax.plan import programs
 from glmjax.models import weights
 
@@ -94,6 +95,18 @@ def test_answers_are_those_of_one_device(family, bits, mesh):
     assert many[name] == one[name], name
   for name in ("scores", "beam_scores"):
     np.testing.assert_allclose(many[name], one[name], atol=2e-5)
+
+
+@pytest.mark.parametrize("mesh", ["tensor=2", "data=2,tensor=4"])
+def test_filters_of_a_vocabulary_that_is_split(mesh):
+  """One of more tokens than are looked at first, on which XLA's top-k of a split axis has failed."""
+  logits = jax.random.normal(jax.random.key(0), (4, 448))
+  top_k, top_p = np.full(4, 50, np.int32), np.full(4, 0.7, np.float32)
+  place = placement.on_mesh(mesh)
+  with place.scope():
+    split = jax.device_put(logits, partitioning.named(place.mesh, place.rules, None, "act_vocab"))
+    found = jax.jit(sampling.filter_logits)(split, top_k, top_p)
+  np.testing.assert_array_equal(found, sampling.filter_logits(logits, top_k, top_p))
 
 
 @pytest.mark.parametrize("bits, mesh", [(None, "tensor=4"), (4, "data=2,tensor=2")])

@@ -72,6 +72,20 @@ def test_gke_on_tpus_and_gpus():
   ]
 
 
+def test_prompts_are_answered_by_the_same_scripts():
+  flags = ["--checkpoint=/mnt/a model", "--mesh=tensor=16", "--file=p.jsonl", "--out=a.jsonl"]
+  answer = ["glmjax", "generate", *flags]
+  settings = dict(DRY_RUN="1", COMMAND="generate")
+  [pod] = commands(run("tpu_pod.sh", *flags, TPU="mine", ZONE="z", **settings))
+  assert shlex.split(pod[-1].removeprefix("--command=").split(";")[1].split("||")[0]) == answer
+  [step, _] = commands(run("slurm.sbatch", *flags, **settings))
+  assert step[-len(answer) :] == answer
+  [gke] = commands(run("gke_xpk.sh", *flags, CLUSTER="c", IMAGE="i", TPU_TYPE="v5p-32", **settings))
+  assert shlex.split(gke[-1].removeprefix("--command=")) == answer
+  done = run("slurm.sbatch", COMMAND="score")
+  assert done.returncode == 2 and "no arguments for glmjax score" in done.stderr
+
+
 @pytest.mark.parametrize(
   "script, flags, settings, message",
   [
