@@ -139,9 +139,9 @@ def params(name: str, prefix: str = "param/") -> dict[str, Any]:
   return tree
 
 
-def runner(name: str, **changes: Any) -> runner_lib.Runner:
-  """The group's model for inference, on the mesh that GLMJAX_GOLDEN_MESH names, as tensor=2, or on one device."""
-  place = placement.on_mesh(os.environ.get("GLMJAX_GOLDEN_MESH"))
+def runner(name: str, mesh: str | None = None, **changes: Any) -> runner_lib.Runner:
+  """The group's model for inference, on a mesh, as tensor=2, or on one device."""
+  place = placement.on_mesh(mesh)
   model, tree = config(name, **changes), params(name)
   if missing := -model.mlp_dim % place.mesh.shape["tensor"]:  # 170, say: places that are 0 make it divide
     tree["layers"]["mlp"] = _widened(tree["layers"]["mlp"], missing)

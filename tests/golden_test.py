@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import functools
+import os
 import re
 from typing import Any
 
@@ -36,6 +37,10 @@ VARIANTS = {
   },
   "glm10b_tiny": {"": {}},
 }
+# Where models answer: on the mesh that is named, or on one device and on these.
+MESHES = [os.environ["GLMJAX_GOLDEN_MESH"]] if "GLMJAX_GOLDEN_MESH" in os.environ else [None, "tensor=2"]
+MESHES += [pytest.param("data=2,tensor=4", marks=pytest.mark.slow)] * (len(MESHES) > 1)
+on_meshes = pytest.mark.parametrize("mesh", MESHES)
 VARIANT_NAMES = {"_fp32rope": "float32 rotary", "_halftable": "float16 rotary table", "_alpha28": "alpha of 28 layers"}
 jitted_logits = jax.jit(
   lambda config, params, *inputs: glm.GLM(config).apply({"params": params}, *inputs), static_argnums=0
@@ -205,9 +210,14 @@ def test_loss_and_gradients(group: str, case: str):
 
 
 def greedy(
-  group: str, prompts: list[prompt.Prompt], steps: int, stops: tuple[int, ...] = (), suppressed: tuple[int, ...] = ()
+  group: str,
+  mesh: str | None,
+  prompts: list[prompt.Prompt],
+  steps: int,
+  stops: tuple[int, ...] = (),
+  suppressed: tuple[int, ...] = (),
 ) -> list[list[int]]:
-  model = golden_models.runner(group)
+  model = golden_models.runner(group, mesh)
   flags = lambda ids: np.isin(np.arange(model.config.vocab_size), ids)
   batch, rows = decode.make_rows(prompts, [steps] * len(prompts), 0, model.batch_size(len(prompts)))
   fill = len(rows.limit_B)
@@ -231,8 +241,9 @@ def build_glm130b(case: str, tokens: list[int], specials: tokens_lib.SpecialToke
   return prompt.fill(tokens[:-1], specials, positions_lib.ROTARY)
 
 
+@on_meshes
 @pytest.mark.parametrize("case", ["eval_batch_mask", "eval_batch_gmask", "eval_batch_unidirectional"])
-def test_greedy_generation_glm130b(case: str):
+def test_greedy_generation_glm130b(case: str, mesh: str | None):
   """Prompts built by our rules are the original's, and so are the tokens that follow."""
   arrays, specials = golden_models.load("glm130b_tiny")[1], golden_models.specials("glm130b_tiny")
   get = lambda key: arrays[f"case/{case}/{key}"]
@@ -247,11 +258,12 @@ def test_greedy_generation_glm130b(case: str):
     )
     prompts.append(built)
   expected = get("greedy_generate_text")
-  new = greedy("glm130b_tiny", prompts, expected.shape[1], stops=(specials.eop, specials.eos))
+  new = greedy("glm130b_tiny", mesh, prompts, expected.shape[1], stops=(specials.eop, specials.eos))
   golden_models.same("glm130b_tiny", "greedy tokens", new, [row[row >= 0].tolist() for row in expected], case)
 
 
-def test_greedy_generation_chatglm():
+@on_meshes
+def test_greedy_generation_chatglm(mesh: str | None):
   arrays, specials = golden_models.load("chatglm6b_tiny")[1], golden_models.specials("chatglm6b_tiny")
   tokens = arrays["case/left_pad_batch/tokens"]
   sequences = arrays["generate/left_pad_batch/sequence"]
@@ -268,12 +280,12 @@ def test_greedy_generation_chatglm():
       [prompts[-1].tokens, prompts[-1].positions.tolist()],
       [row, positions[:, -length:].tolist()],
     )
-  new = greedy("chatglm6b_tiny", prompts, sequences.shape[1] - tokens.shape[1], suppressed=(specials.eop,))
+  new = greedy("chatglm6b_tiny", mesh, prompts, sequences.shape[1] - tokens.shape[1], suppressed=(specials.eop,))
   golden_models.same("chatglm6b_tiny", "greedy tokens", new, sequences[:, tokens.shape[1] :])
 
   sequence, start = arrays["generate/gmask_prompt/sequence"][0], arrays["case/gmask_prompt/tokens"][0]
   built = prompt.fill(start[:-1].tolist(), specials, positions_lib.ROTARY_2D)
-  new = greedy("chatglm6b_tiny", [built], len(sequence) - len(start), suppressed=(specials.eop,))
+  new = greedy("chatglm6b_tiny", mesh, [built], len(sequence) - len(start), suppressed=(specials.eop,))
   golden_models.same("chatglm6b_tiny", "greedy tokens", new[0], sequence[len(start) :])
 
 
@@ -317,12 +329,13 @@ class Numbers:
     return " ".join(map(str, ids))
 
 
-def test_streamed_tokens_chatglm():
+@on_meshes
+def test_streamed_tokens_chatglm(mesh: str | None):
   arrays, specials = golden_models.load("chatglm6b_tiny")[1], golden_models.specials("chatglm6b_tiny")
   sequence, start = arrays["generate/gmask_prompt/sequence"][0], arrays["case/gmask_prompt/tokens"][0]
   config = golden_models.config("chatglm6b_tiny")
   answering = engine.Engine(
-    golden_models.runner("chatglm6b_tiny"),
+    golden_models.runner("chatglm6b_tiny", mesh),
     Numbers(specials, config.vocab_size),
     stop_tokens=(),
     suppressed_tokens=(specials.eop,),
@@ -331,12 +344,13 @@ def test_streamed_tokens_chatglm():
   golden_models.same("chatglm6b_tiny", "streamed tokens", new, sequence[len(start) :])
 
 
-def test_fill_blanks_end_to_end():
+@on_meshes
+def test_fill_blanks_end_to_end(mesh: str | None):
   meta, specials = golden_models.load("glm130b_tiny")[0], golden_models.specials("glm130b_tiny")
   for name, case in meta["fill_blanks"].items():
     config = golden_models.config("glm130b_tiny", max_length=case["out_seq_length"])
     answering = engine.Engine(
-      golden_models.runner("glm130b_tiny", max_length=case["out_seq_length"]),
+      golden_models.runner("glm130b_tiny", mesh, max_length=case["out_seq_length"]),
       Numbers(specials, config.vocab_size),
       stop_tokens=(specials.eop, specials.eos),
       suppressed_tokens=(),
@@ -351,7 +365,8 @@ def test_fill_blanks_end_to_end():
     )
 
 
-def test_multiple_choice_scores():
+@on_meshes
+def test_multiple_choice_scores(mesh: str | None):
   arrays, specials = golden_models.load("glm130b_tiny")[1], golden_models.specials("glm130b_tiny")
   get = lambda key: arrays[f"case/multi_choice/{key}"]
   rows, expected = [], []
@@ -362,16 +377,17 @@ def test_multiple_choice_scores():
       answer = get(f"choice_{question}_{choice}").tolist()
       rows.append(score.target_row(context, answer, specials, positions_lib.ROTARY))
       expected.append(log_prob)
-  scores = score.score_rows(golden_models.runner("glm130b_tiny"), rows, pad=0)
+  scores = score.score_rows(golden_models.runner("glm130b_tiny", mesh), rows, pad=0)
   golden_models.close("glm130b_tiny", "scores of choices", [s.total for s in scores], expected, TOLERANCE)
 
 
-def test_multiple_choice_scores_by_the_engine():
+@on_meshes
+def test_multiple_choice_scores_by_the_engine(mesh: str | None):
   """Texts in, with the blank in the context's middle, at its end, or put there."""
   arrays, specials = golden_models.load("glm130b_tiny")[1], golden_models.specials("glm130b_tiny")
   get = lambda key: arrays[f"case/multi_choice/{key}"]
   config = golden_models.config("glm130b_tiny")
-  answering = engine.Engine(golden_models.runner("glm130b_tiny"), Numbers(specials, config.vocab_size))
+  answering = engine.Engine(golden_models.runner("glm130b_tiny", mesh), Numbers(specials, config.vocab_size))
   text = lambda ids: " ".join(map(str, ids.tolist()))
   for question, log_probs in enumerate(get("cond_log_prob")):
     context = get("tokens")[question, : get(f"choice_target_ids_{question}_0")[0]]
@@ -385,7 +401,8 @@ def test_multiple_choice_scores_by_the_engine():
       assert found.best == int(np.argmax(log_probs)) and found.left_out == 0
 
 
-def test_language_model_scores():
+@on_meshes
+def test_language_model_scores(mesh: str | None):
   """The original's windows of a text, token for token, and their losses."""
   arrays, specials = golden_models.load("glm130b_tiny")[1], golden_models.specials("glm130b_tiny")
   get = lambda key: arrays[f"case/lm/{key}"]
@@ -400,7 +417,7 @@ def test_language_model_scores():
       [row.prompt.tokens, row.prompt.positions[0].tolist(), list(row.targets)],
       [tokens.tolist(), positions.tolist(), targets[-count:].tolist()],
     )
-  scores = score.score_rows(golden_models.runner("glm130b_tiny"), rows, pad=0)
+  scores = score.score_rows(golden_models.runner("glm130b_tiny", mesh), rows, pad=0)
   golden_models.close(
     "glm130b_tiny", "scores of text", [-s.total for s in scores[: len(counts)]], get("calculate_loss"), rtol=1e-5
   )
@@ -478,8 +495,9 @@ def test_beam_search_of_the_table_model():
         )
 
 
+@on_meshes
 @pytest.mark.parametrize("case", ["eval_batch_mask", "eval_batch_gmask", "eval_batch_unidirectional"])
-def test_beam_generation_glm130b(case: str):
+def test_beam_generation_glm130b(case: str, mesh: str | None):
   arrays, specials = golden_models.load("glm130b_tiny")[1], golden_models.specials("glm130b_tiny")
   get = lambda key: arrays[f"case/{case}/{key}"]
   prompts = [
@@ -487,7 +505,7 @@ def test_beam_generation_glm130b(case: str):
   ]
   expected = get("beam3_generate_text")
   beams = beam_lib.search(
-    golden_models.runner("glm130b_tiny"),
+    golden_models.runner("glm130b_tiny", mesh),
     prompts,
     expected.shape[2],
     beam_lib.BeamSearch(expected.shape[1], no_repeat_ngram=2),

@@ -13,6 +13,7 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -93,6 +94,7 @@ def prefill(
   `all_slots` sets the size of the cache (P + T without it), which may be extended later.
   """
   batch, slots = prompts.tokens.shape
+  check_rows(prompts, rows)
   _, cache = glm.GLM(config).apply(
     {"params": offload.fetch(params)},
     prompts.tokens,
@@ -114,6 +116,18 @@ def prefill(
       finite_B=jnp.ones(batch, bool),
     )
   )
+
+
+def check_rows(prompts: rows_lib.Batch, rows: Rows | None = None) -> None:
+  """Asserts shapes and dtypes, where a program is traced."""
+  batch, slots = prompts.tokens.shape
+  chex.assert_shape([prompts.tokens, prompts.start, prompts.end], (batch, slots))
+  chex.assert_shape(prompts.positions, (batch, 2, slots))
+  chex.assert_type(list(prompts), jnp.int32)
+  if rows is not None:
+    chex.assert_shape([rows.length_B, rows.last_B, rows.limit_B], (batch,))
+    chex.assert_shape([rows.position_B2, rows.stride_B2], (batch, 2))
+    chex.assert_type(jax.tree.leaves(rows), jnp.int32)
 
 
 def next_logits(config: config_lib.GLMConfig, params: Any, rows: Rows, state: State) -> tuple[jax.Array, glm.Cache]:
@@ -150,6 +164,9 @@ def decode(
 
   A row is done at its first token of `stops_V` (bool), which is kept, or at its limit.
   """
+  chex.assert_shape([suppressed_V, stops_V], (config.vocab_size,))
+  chex.assert_type([suppressed_V, stops_V], bool)
+  chex.assert_equal_shape([rows.length_B, state.length_B, state.last_B, state.done_B, draws.seeds_B])
 
   def more(carry: tuple[jax.Array, State]) -> jax.Array:
     added, state = carry

@@ -11,6 +11,7 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -149,6 +150,9 @@ def log_probs(
   unguessed: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
   """Log-probabilities float32 and correctness bool, [B, S], of targets at S places of each row from `first_B` on."""
+  decode.check_rows(batch)
+  chex.assert_rank([targets_BS, first_B], [2, 1])
+  chex.assert_equal_shape_prefix([batch.tokens, targets_BS, first_B], 1)
   model, params = glm.GLM(config), offload.fetch(params)
   x_BLD, _ = model.apply(
     {"params": params},

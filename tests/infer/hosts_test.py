@@ -209,7 +209,7 @@ def test_a_conversation(folder, tmp_path):
   questions = ["On day 7", TEXT[0] * 10, f"/save {saved}", "/clear", "/nonsense", "第3天", "the fox"]
   with Two("chat", f"--checkpoint={folder}", "--mesh=tensor=2", "--seed=5", "--json") as two:
     (status, out, err), other = two.results("".join(f"{question}\n" for question in questions))
-  assert status == 0 and "this takes" in err and "no command /nonsense" in err, err
+  assert status == 0 and "a prompt takes" in err and "no command /nonsense" in err, err
   assert other == (0, "", "")
   assert json.loads(saved.read_text())["history"] == [["On day 7", "".join(session.ask("On day 7"))]]
   session.clear()
@@ -248,4 +248,5 @@ def test_one_goes_and_the_other_ends(folder, victim, number, status, words):
   assert left.returncode == status or status is None and left.returncode != 0
   assert re.search(words, said), said
   if status is not None:
-    assert said.count("\n") == 1 and said.startswith("glmjax: "), said
+    [line] = [line for line in said.splitlines() if not line.startswith("(cut off")]
+    assert line.startswith("glmjax: ")

@@ -31,6 +31,7 @@ FAMILIES = {
   "rotary": {},
   "rotary_2d": dict(positions="rotary_2d", mlp="gelu_tanh", tie_embeddings=False),
   "learned_2d": dict(positions="learned_2d", mlp="gelu_tanh", norm="pre", init_std=0.3),
+  "prefix": dict(positions="rotary_2d", mlp="gelu_tanh", tie_embeddings=False, prefix_length=5),
 }
 MESHES = ["tensor=2", "tensor=4", "tensor=8", "data=2,tensor=4", "fsdp=2,tensor=2"]
 
@@ -58,9 +59,9 @@ def params(family: str, bits: int | None) -> dict:
 
 
 @functools.cache
-def answers(family: str, bits: int | None, mesh: str | None) -> dict:
+def answers(family: str, bits: int | None, mesh: str | None, offload_layers: int = 0) -> dict:
   """What a model says by every way of asking: filling, continuing, sampling, streaming, beams, scores."""
-  model = runner.Runner(config_of(family), params(family, bits), placement.on_mesh(mesh))
+  model = runner.Runner(config_of(family), params(family, bits), placement.on_mesh(mesh), offload_layers)
   asked = engine.Engine(model, Numbers())
   texts = ["5 6 7 [MASK] 8 9 [MASK] 10", "11 12 13", "20 21 [MASK]"]
   greedy = asked.generate(texts, 6)
@@ -80,21 +81,46 @@ def answers(family: str, bits: int | None, mesh: str | None) -> dict:
 
 
 @pytest.mark.parametrize(
-  "family, bits, mesh",
+  "family, bits, mesh, offload_layers",  # each kind of kernels on each axis; offloaded and with prefixes on some
   [
-    *(("rotary", None, mesh) for mesh in MESHES),
-    ("rotary", 4, "tensor=4"),
-    ("rotary", 8, "data=2,tensor=2"),
-    ("rotary_2d", 4, "tensor=2"),
-    ("learned_2d", None, "data=2,tensor=2"),
+    *(("rotary", None, mesh, 0) for mesh in MESHES),
+    ("rotary", 4, "tensor=4", 0),
+    ("rotary", 8, "data=2,tensor=2", 0),
+    ("rotary", 8, "fsdp=2", 1),
+    ("rotary_2d", 4, "fsdp=2,tensor=2", 1),
+    ("learned_2d", None, "data=2,tensor=2", 0),
+    ("prefix", None, "data=2,tensor=2", 2),
+    ("prefix", 4, "tensor=4", 0),
   ],
 )
-def test_answers_are_those_of_one_device(family, bits, mesh):
-  one, many = answers(family, bits, None), answers(family, bits, mesh)
+def test_answers_are_those_of_one_device(family, bits, mesh, offload_layers):
+  one, many = answers(family, bits, None), answers(family, bits, mesh, offload_layers)
   for name in ("tokens", "streamed", "beams"):
     assert many[name] == one[name], name
   for name in ("scores", "beam_scores"):
     np.testing.assert_allclose(many[name], one[name], atol=2e-5)
+
+
+@functools.cache
+def brief(family: str, bits: int | None, mesh: str | None, offload_layers: int) -> tuple[list, np.ndarray]:
+  """Greedy answers, and the scores of a text."""
+  model = runner.Runner(config_of(family), params(family, bits), placement.on_mesh(mesh), offload_layers)
+  found = engine.Engine(model, Numbers()).generate(["5 6 7 [MASK] 8 9 [MASK] 10", "11 12 13"], 4)
+  rows = score.window_rows(list(range(4, 40)), SPECIALS, model.config.position_kind, CONFIG.max_length, 20)
+  scores = np.concatenate([s.log_probs for s in score.score_rows(model, rows, SPECIALS.pad)])
+  return [g.tokens for g in found], scores
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("offload_layers", [0, 1])
+@pytest.mark.parametrize("mesh", ["tensor=2", "fsdp=2", "data=2", "data=2,fsdp=2,tensor=2"])
+@pytest.mark.parametrize("bits", [None, 8, 4])
+@pytest.mark.parametrize("family", ["rotary", "prefix"])
+def test_every_combination(family, bits, mesh, offload_layers):
+  """Of kernels, axes, offloaded layers and P-Tuning prefixes."""
+  (tokens, scores), (same, close) = brief(family, bits, None, 0), brief(family, bits, mesh, offload_layers)
+  assert same == tokens
+  np.testing.assert_allclose(close, scores, atol=2e-5)
 
 
 @pytest.mark.parametrize("mesh", ["tensor=2", "data=2,tensor=4"])
