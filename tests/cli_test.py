@@ -88,7 +88,7 @@ def fake(tmp_path, monkeypatch):
       "generate",
       "glmjax generate",
       commands.COMMANDS["generate"].flags[1:3],
-      commands.COMMANDS["generate"].prepare,
+      reads=commands.COMMANDS["generate"].reads,
       show=commands.COMMANDS["generate"].show,
     ),
   }
@@ -169,7 +169,7 @@ def test_version_and_module_entry():
     (["train", "--stop_at_step"], "expected one argument"),
     (["generate"], "give --prompt, or --file"),
     (["generate", "--prompt=a", "--file=b"], "both given"),
-    (["generate", "--file=nope.txt"], "cannot read nope.txt"),
+    (["generate", "--checkpoint=m", "--file=nope.txt"], "cannot read nope.txt"),
     (["train", "--gin.STEPS"], "has no value"),
   ],
 )
@@ -382,6 +382,7 @@ def test_documented_commands_are_in_order(line, monkeypatch, capsys, tmp_path):
   monkeypatch.chdir(tmp_path)
   monkeypatch.setattr(run_lib.gin_files, "parse", run_lib.gin_files.check)
   monkeypatch.setattr(commands.plans, "_shipped", run_lib.gin_files.find)  # which parses
+  monkeypatch.setattr(run_lib.hosts, "_join", lambda options: None)
   monkeypatch.setattr(run_lib, "_call", lambda command, given: {"problem": None})
   monkeypatch.setattr(commands.inputs, "_lines", lambda file, name: [(1, '{"prompt": "a", "text": "a"}')])
   monkeypatch.setattr(run_lib, "_print_result", lambda *arguments: None)

@@ -8,49 +8,52 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from glmjax import errors
+from glmjax.cli import hosts
 from glmjax.io import user_json, user_text
 
 GENERATED = ("output", "pieces", "finish_reason")  # fields that generate adds to a prompt's own
+_PROMPTS, _TEXTS = ("prompt",), ("text", "choice", "context")  # flags that may be given in place of --file
 SCORED = ("log_likelihood", "tokens", "bits_per_byte")  # that score adds to a text's
 CHOSEN = ("log_likelihoods", "tokens", "best", "context_tokens_left_out")  # and to a question's with choices
 
 
-def prompts(options: argparse.Namespace) -> list[str | dict[str, Any]]:
-  """What generate is asked.
+def check_prompts(options: argparse.Namespace) -> dict[str, Any]:
+  """Raises InputError for flags of generate that do not go together; they are no arguments of the call."""
+  _check_given(_PROMPTS, options)
+  return hosts.check_mesh(options)
 
-  Raises:
-    errors.InputError: when nothing is given, or twice; for a bad line, with its number.
-  """
+
+def check_texts(options: argparse.Namespace) -> dict[str, Any]:
+  """The same for score."""
+  _check_given(_TEXTS, options)
+  if options.text and options.choice:
+    raise errors.InputError("--text and --choice are both given; use one")
+  if options.choice and options.context is None:
+    raise errors.InputError("--choice needs --context, the text whose [MASK] it would fill")
+  if options.context is not None and not options.text and not options.choice:
+    raise errors.InputError("--context alone has nothing to score: give --text or --choice")
+  return hosts.check_mesh(options)
+
+
+def prompts(options: argparse.Namespace) -> list[str | dict[str, Any]]:
+  """What generate is asked; raises InputError for a bad line, with its number."""
   if options.file and options.file != "-":
     for name in ("out", "samples"):
       path = getattr(options, name, None)
       if path and os.path.exists(path) and os.path.exists(options.file) and os.path.samefile(path, options.file):
         raise errors.InputError(f"--{name} and --file are both {path}: the prompts would be lost; choose another file")
-  rows = _rows({"--prompt": options.prompt}, options.file, '{"prompt": "..."}')
-  return options.prompt if rows is None else [prompt(row, where) for row, where in rows]
+  if not options.file:
+    return options.prompt
+  return [prompt(row, where) for row, where in _rows(options.file, '{"prompt": "..."}')]
 
 
 def texts(options: argparse.Namespace) -> list[str | dict[str, Any]]:
-  """What score is asked: texts, texts behind --context, or one question with its choices.
-
-  Raises:
-    errors.InputError: as `prompts`, and for flags that do not go together.
-  """
-  rows = _rows(
-    {"--text": options.text, "--choice": options.choice, "--context": options.context},
-    options.file,
-    '{"text": "..."}, {"context": "...", "text": "..."} or {"context": "...", "choices": ["...", ...]}',
-  )
-  if rows is not None:
-    return [text(row, where) for row, where in rows]
-  if options.text and options.choice:
-    raise errors.InputError("--text and --choice are both given; use one")
+  """What score is asked: texts, texts behind --context, or one question with its choices; raises as `prompts`."""
+  if options.file:
+    expected = '{"text": "..."}, {"context": "...", "text": "..."} or {"context": "...", "choices": ["...", ...]}'
+    return [text(row, where) for row, where in _rows(options.file, expected)]
   if options.choice:
-    if options.context is None:
-      raise errors.InputError("--choice needs --context, the text whose [MASK] it would fill")
     return [text({"context": options.context, "choices": options.choice}, "--choice")]
-  if not options.text:
-    raise errors.InputError("--context alone has nothing to score: give --text or --choice")
   if options.context is None:
     return options.text
   return [text({"context": options.context, "text": each}, "--context") for each in options.text]
@@ -104,18 +107,20 @@ def _check_fields(row: Mapping[str, Any], added: Sequence[str], where: str, comm
     )
 
 
-def _rows(given: Mapping[str, Any], file: str | None, expected: str) -> list[tuple[str | dict[str, Any], str]] | None:
-  """What the lines of a file hold (- for standard input), each with its place; None where flags are given instead.
+def _check_given(names: Sequence[str], options: argparse.Namespace) -> None:
+  """Something is to be read: flags, or a file."""
+  flags = [f"--{name}" for name in names if getattr(options, name)]
+  if flags and options.file:
+    raise errors.InputError(f"{flags[0]} and --file are both given; use one")
+  if not flags and not options.file:
+    raise errors.InputError(f"nothing to read: give --{names[0]}, or --file (- for standard input)")
+
+
+def _rows(file: str, expected: str) -> list[tuple[str | dict[str, Any], str]]:
+  """What the lines of a file hold (- for standard input), each with its place.
 
   Lines are objects if the file is called .jsonl or its first line starts with {; else texts. Empty ones are left out.
   """
-  flags = [name for name, values in given.items() if values]
-  if flags and file:
-    raise errors.InputError(f"{flags[0]} and --file are both given; use one")
-  if not any(given.values()) and not file:
-    raise errors.InputError(f"nothing to read: give {next(iter(given))}, or --file (- for standard input)")
-  if not file:
-    return None
   name = "standard input" if file == "-" else file
   rows: list[tuple[str | dict[str, Any], str]] = []
   as_json = file.endswith(".jsonl")

@@ -49,7 +49,10 @@ def show(plan: dict[str, Any]) -> None:
   if "candidates" in plan:
     _show_search(plan)
     return
-  gib = lambda size: f"{size / GIB:,.2f} GiB"
+
+  def gib(size: float) -> str:
+    return f"{size / GIB:,.2f} GiB"
+
   mesh = " x ".join(f"{axis}={size}" for axis, size in plan["mesh"].items() if size > 1) or "one device"
   room = "fits, with %s to spare" if plan["fits"] else "does NOT fit: %s too much"
   rows = [

@@ -21,6 +21,9 @@ from glmjax.infer import score as score_lib
 from glmjax.parallel import mesh as mesh_lib
 
 
+ALONE = dict.fromkeys(("coordinator", "num_processes", "process_id", "mesh"))  # flags of a process that is alone
+
+
 class Model:
   """Answers in capitals and the seed; two prompts at a time."""
 
@@ -48,7 +51,9 @@ def model(monkeypatch, tmp_path):
 
 
 def read(prompt=None, file=None):
-  return inputs.prompts(argparse.Namespace(prompt=prompt, file=file))
+  options = argparse.Namespace(prompt=prompt, file=file, **ALONE)
+  assert inputs.check_prompts(options) == {}
+  return inputs.prompts(options)
 
 
 def lines(path: str) -> list[dict]:
@@ -72,7 +77,9 @@ def test_what_a_file_holds(monkeypatch):
 
 def read_texts(**options):
   unset = {"text": None, "context": None, "choice": None, "file": None}
-  return inputs.texts(argparse.Namespace(**unset | options))
+  options = argparse.Namespace(**unset | options, **ALONE)
+  assert inputs.check_texts(options) == {}
+  return inputs.texts(options)
 
 
 def test_texts_contexts_and_choices():

@@ -77,6 +77,10 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
     ["@glmjax.data.rows.BlankInfilling", "@glmjax.data.rows.BlankInfilling()"],
     [OF_CALLS, "'a'", "@glmjax.data.glm10b.BlockStrategy()"],
   ),
+  "mesh_lib.MeshConfig | str | None": (
+    ["@glmjax.parallel.mesh.MeshConfig()", "'tensor=4'", "None"],
+    ["@glmjax.parallel.mesh.MeshConfig", "4", OF_CALLS],
+  ),
   "feed_lib.DataSource": (["@glmjax.data.loader.CachedMixture()"], ["@glmjax.data.loader.CachedMixture", "'cache'"]),
   "feed_lib.DataSource | None": (
     ["@glmjax.data.loader.CachedMixture()", "None"],
