@@ -120,15 +120,14 @@ def test_help_has_an_example(name, capsys):
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_flags_are_parameters_of_the_function(name):
-  """Once the function exists."""
+  """Or fields of its groups of settings."""
   command = COMMANDS[name]
-  module_name, _, function = command.target.rpartition(".")
-  module = signatures.find_module(module_name)
-  if module is None:
-    pytest.skip(f"{module_name} does not exist")
-  signature = signatures.resolve(module, [function])
-  bound = {flag.parameter for flag in command.flags if flag.kind != "prepared"}
-  assert signature.takes_any or bound <= set(signature.parameters), (signature.parameters, bound)
+  for target in (command.target, *command.groups.values()):
+    module_name, _, function = target.rpartition(".")
+    signature = signatures.resolve(signatures.find_module(module_name), [function])
+    flags = [flag for flag in command.flags if flag.kind != "prepared" and (flag.of or command.target) == target]
+    bound = {flag.parameter for flag in flags}
+    assert signature.takes_any or bound <= set(signature.parameters), (signature.parameters, bound)
 
 
 def test_help_and_mistakes_do_not_load_jax():

@@ -75,7 +75,7 @@ export.export.checkpoint = %WORKDIR
 heldout.evaluate:
   cache = %CACHE
   max_fills = 8
-inference.generate.max_tokens = 4
+inference.Decoding.max_tokens = 4
 report.write.workdir = %WORKDIR
 """
 

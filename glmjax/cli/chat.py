@@ -2,6 +2,7 @@
 
 import codecs
 import contextlib
+import dataclasses
 import json
 import os
 import pathlib
@@ -16,7 +17,6 @@ from glmjax.io import paths, printable, publish
 
 if TYPE_CHECKING:
   from glmjax.infer import chat as chat_lib
-  from glmjax.parallel import mesh as mesh_lib
 
 HELP = """\
 /clear      start a new conversation
@@ -27,18 +27,24 @@ Every other line is said to the model; put a space before one that starts with /
 LONGEST_LINE = 1 << 20  # bytes of a line of standard input; no model here reads as much
 
 
+@dataclasses.dataclass(frozen=True)
+class Drawing:
+  """How the tokens of replies are drawn: as ChatGLM-6B's are."""
+
+  temperature: float = 0.95
+  top_k: int = 50
+  top_p: float = 0.7
+  seed: int = 0
+  no_repeat_ngram: int = 0
+  repetition_penalty: float = 1.0
+
+
 def chat(
   checkpoint: str | os.PathLike,
   max_length: int = 2048,
   answer_tokens: int | None = None,
-  temperature: float = 0.95,
-  top_k: int = 50,
-  top_p: float = 0.7,
-  seed: int = 0,
-  no_repeat_ngram: int = 0,
-  repetition_penalty: float = 1.0,
-  mesh: "mesh_lib.MeshConfig | str | None" = None,
-  offload_layers: int = 0,
+  drawing: Drawing = Drawing(),
+  devices: inference.Devices = inference.Devices(),
 ) -> list[dict[str, str]]:
   """Talks until its input ends; returns the rounds since the last /clear.
 
@@ -49,11 +55,15 @@ def chat(
   from glmjax.infer import sampling
 
   how = sampling.Sampling(
-    temperature, top_k, top_p, no_repeat_ngram=no_repeat_ngram, repetition_penalty=repetition_penalty
+    drawing.temperature,
+    drawing.top_k,
+    drawing.top_p,
+    no_repeat_ngram=drawing.no_repeat_ngram,
+    repetition_penalty=drawing.repetition_penalty,
   )
   checkpoint = paths.local(checkpoint, "--checkpoint")
-  model = inference.load(checkpoint, mesh, offload_layers)
-  session = chat_lib.Session(model, how, max_length, answer_tokens, seed)
+  model = devices.load(checkpoint)
+  session = chat_lib.Session(model, how, max_length, answer_tokens, drawing.seed)
   if not hosts.is_first():
     converse(session, _lines_of_first(None), contextlib.nullcontext)
   elif sys.stdin.isatty():

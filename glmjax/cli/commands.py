@@ -1,5 +1,6 @@
 """The table of subcommands: which function of the library each one is, and its flags."""
 
+import dataclasses
 from pathlib import Path
 
 from glmjax.cli import corpus, doctor, hosts, inference, inputs, plans, weights
@@ -8,16 +9,15 @@ from glmjax.cli.flags import Command, Flag
 _64_BITS = {"least": -(1 << 63), "most": (1 << 63) - 1}
 
 CHECKPOINT = Flag("--checkpoint", "a training run's or an exported model's folder", Path)
-OFFLOAD = Flag("--offload_layers", "layers, the last, whose weights stay in the host's memory (0)", int, least=0)
-MESH = (
-  Flag(
-    "--mesh",
-    "devices to split the model over, as tensor=4 or data=2,tensor=4, or a gin file of a mesh (the first alone)",
-    makes="glmjax.parallel.mesh.MeshConfig",
-  ),
-  *hosts.FLAGS,
+DEVICES = "glmjax.cli.inference.Devices"
+DECODING = "glmjax.cli.inference.Decoding"
+OUTPUT = "glmjax.cli.inference.Output"
+DRAWING = "glmjax.cli.chat.Drawing"
+MESH = Flag(
+  "--mesh",
+  "devices to split the model over, as tensor=4 or data=2,tensor=4, or a gin file of a mesh (the first alone)",
+  makes="glmjax.parallel.mesh.MeshConfig",
 )
-MAX_TOKENS = Flag("--max_tokens", "most tokens to generate for each blank", int, least=1)
 SAMPLING = (
   Flag("--temperature", "0 picks the likeliest token (greedy)", float, least=0),
   Flag("--top_k", "sample among the k likeliest tokens", int, least=0),
@@ -27,6 +27,21 @@ SAMPLING = (
   Flag(
     "--repetition_penalty", "makes tokens that are there already less likely (1: does not)", float, above=0, most=100
   ),
+)
+
+
+def _of(group: str, *flags: Flag) -> tuple[Flag, ...]:
+  """The flags, which set fields of a group."""
+  return tuple(dataclasses.replace(flag, of=group) for flag in flags)
+
+
+SHARED = (
+  *_of(
+    DEVICES,
+    MESH,
+    Flag("--offload_layers", "layers, the last, whose weights stay in the host's memory (0)", int, least=0),
+  ),
+  *hosts.FLAGS,
 )
 COMMANDS = {
   command.name: command
@@ -88,7 +103,8 @@ COMMANDS = {
         CHECKPOINT,
         Flag("--cache", "folder of the token cache", Path),
         Flag("--out", "JSON file to write", Path),
-        *MESH,
+        MESH,
+        *hosts.FLAGS,
       ),
       prepare=hosts.check_mesh,
       within=hosts.sharing,
@@ -163,18 +179,24 @@ COMMANDS = {
           Path,
           kind="prepared",
         ),
-        MAX_TOKENS,
-        *SAMPLING,
-        Flag("--min_tokens", "fewest tokens to generate for each blank (0)", int, least=0),
-        Flag("--num_beams", "beams of a beam search, in place of sampling (1: none)", int, least=1, most=64),
-        Flag("--length_penalty", "of beam search: above 0 favours longer texts (1)", float, least=-100, most=100),
-        Flag("--out", "JSON lines file for the answers; - is standard output. A stopped run goes on", Path),
-        Flag("--overwrite", "replace the answers there", bool, kind="passed"),
-        Flag("--samples", "JSON lines file to add prompts and outputs to", Path),
-        Flag("--label", "what the model is called there (the folder's name)"),
-        *MESH,
-        OFFLOAD,
+        *_of(
+          DECODING,
+          Flag("--max_tokens", "most tokens to generate for each blank", int, least=1),
+          *SAMPLING,
+          Flag("--min_tokens", "fewest tokens to generate for each blank (0)", int, least=0),
+          Flag("--num_beams", "beams of a beam search, in place of sampling (1: none)", int, least=1, most=64),
+          Flag("--length_penalty", "of beam search: above 0 favours longer texts (1)", float, least=-100, most=100),
+        ),
+        *_of(
+          OUTPUT,
+          Flag("--out", "JSON lines file for the answers; - is standard output. A stopped run goes on", Path),
+          Flag("--overwrite", "replace the answers there", bool),
+          Flag("--samples", "JSON lines file to add prompts and outputs to", Path),
+          Flag("--label", "what the model is called there (the folder's name)"),
+        ),
+        *SHARED,
       ),
+      groups={"decoding": DECODING, "output": OUTPUT, "devices": DEVICES},
       prepare=inputs.check_prompts,
       reads={"prompts": inputs.prompts},
       within=hosts.sharing,
@@ -189,10 +211,10 @@ COMMANDS = {
         CHECKPOINT,
         Flag("--max_length", "most tokens of prompt and answer together", int, least=4),
         Flag("--answer_tokens", "tokens that old rounds leave to the answer", int, least=1),
-        *SAMPLING,
-        *MESH,
-        OFFLOAD,
+        *_of(DRAWING, *SAMPLING),
+        *SHARED,
       ),
+      groups={"drawing": DRAWING, "devices": DEVICES},
       prepare=hosts.check_mesh,
       within=hosts.sharing,
       show=inference.show_nothing,
@@ -214,9 +236,9 @@ COMMANDS = {
           Path,
           kind="prepared",
         ),
-        *MESH,
-        OFFLOAD,
+        *SHARED,
       ),
+      groups={"devices": DEVICES},
       prepare=inputs.check_texts,
       reads={"texts": inputs.texts},
       within=hosts.sharing,
@@ -272,3 +294,9 @@ COMMANDS = {
     ),
   )
 }
+
+
+def targets() -> list[str]:
+  """Full names of all functions that commands call, and of the groups of their settings."""
+  every = [command for top in COMMANDS.values() for command in (top, *top.modes)]
+  return [name for command in every for name in (command.target, *command.groups.values())]

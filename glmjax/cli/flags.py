@@ -29,6 +29,7 @@ class Flag:
   least: float | None = None  # of a number; None: what 32 bits hold
   most: float | None = None
   above: float | None = None  # in place of `least`, where that itself is too little
+  of: str | None = None  # full name of the class whose field it sets, one of the command's `groups`; None: the function
   makes: str | None = None  # full name of the class that a gin file, given in place of a value, is for
 
   @property
@@ -81,6 +82,7 @@ class Command:
   prepare: Callable[[argparse.Namespace], dict[str, Any]] | None = None  # arguments of the call
   # Parameters of the call by what reads them, of files and standard input: in process 0 of several alone.
   reads: Mapping[str, Callable[[argparse.Namespace], Any]] = dataclasses.field(default_factory=dict)
+  groups: Mapping[str, str] = dataclasses.field(default_factory=dict)  # parameters that are objects of these classes
   describe: Callable[[Any], Any] | None = None  # the function's result as the command's
   show: Callable[[Any], None] | None = None  # prints the result for people
   status: Callable[[Any], int] | None = None  # the exit status that the result asks for; None: 0

@@ -1,6 +1,7 @@
 """The generate and score commands: an Engine from a folder, put to the prompts or texts given."""
 
 import contextlib
+import dataclasses
 import logging
 import math
 import os
@@ -21,114 +22,122 @@ Row = Mapping[str, Any]  # "prompt", "text" or "context" and "choices", and what
 _log = logging.getLogger("glmjax")
 
 
+@dataclasses.dataclass(frozen=True)
+class Devices:
+  """Where a model lies."""
+
+  mesh: "mesh_lib.MeshConfig | str | None" = None  # devices to split it over, as "tensor=4"; None: the first alone
+  offload_layers: int = 0  # layers, the last, whose weights stay in the host's memory
+
+  def load(self, checkpoint: str | os.PathLike) -> "engine_lib.Engine":
+    """The model, ready to answer."""
+    from glmjax.infer import engine  # here, as this module is looked at before a command is in order
+
+    self.prepare()
+    return engine.Engine.load(checkpoint, mesh=self.mesh, offload_layers=self.offload_layers)
+
+  def prepare(self) -> None:
+    """Gives XLA its options for offloaded weights, which it reads when JAX first looks for devices."""
+    if self.offload_layers:
+      from glmjax.infer import offload
+
+      process.add_xla_flags([f"--{name}={str(value).lower()}" for name, value in offload.GPU_OPTIONS.items()])
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoding:
+  """How blanks are filled: by sampling, or with `num_beams` above 1 by beam search."""
+
+  max_tokens: int = 128  # for each blank
+  temperature: float = 0.0
+  top_k: int = 0
+  top_p: float = 1.0
+  seed: int = 0  # prompt i draws with seed + i
+  min_tokens: int = 0
+  no_repeat_ngram: int = 0
+  repetition_penalty: float = 1.0
+  num_beams: int = 1
+  length_penalty: float = 1.0
+
+  def how(self) -> "sampling_lib.Sampling | beam_lib.BeamSearch":
+    """The sampling or the beam search.
+
+    Raises:
+      errors.InputError: for numbers out of range, and for what would have no effect.
+    """
+    from glmjax.infer import beam, sampling  # here, as this module is looked at before a command is in order
+
+    extra = {name: getattr(self, name) for name in ("min_tokens", "no_repeat_ngram", "repetition_penalty")}
+    how = sampling.Sampling(self.temperature, self.top_k, self.top_p, **extra)
+    search = beam.BeamSearch(self.num_beams, self.length_penalty, **extra)
+    if self.num_beams == 1:
+      if self.length_penalty != 1:
+        raise errors.InputError(
+          f"length_penalty is {self.length_penalty}, and only beam search has one: add --num_beams, or leave it out"
+        )
+      return how
+    if not how.greedy:
+      raise errors.InputError(
+        f"num_beams is {self.num_beams} and temperature {self.temperature}: beam search draws "
+        "nothing; add --temperature=0, or leave --num_beams out"
+      )
+    return search
+
+  def noted(self) -> dict[str, Any]:
+    """What is noted beside answers: of settings that came later, those that have an effect."""
+    always = ("max_tokens", "temperature", "top_k", "top_p", "seed")
+    return {name: value for name, value in vars(self).items() if name in always or value not in (0, 1)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Output:
+  """Where answers go, besides to the screen."""
+
+  out: str | os.PathLike | None = None  # JSON lines file of the answers; "-": standard output
+  overwrite: bool = False  # replaces the answers there; without it they are gone on with
+  samples: str | os.PathLike | None = None  # JSON lines file that prompts and outputs are added to
+  label: str | None = None  # what the model is called there; None: as the checkpoint's folder
+
+
 def generate(
   checkpoint: str | os.PathLike,
   prompts: Sequence[str | Row],
-  max_tokens: int = 128,
-  temperature: float = 0.0,
-  top_k: int = 0,
-  top_p: float = 1.0,
-  seed: int = 0,
-  min_tokens: int = 0,
-  no_repeat_ngram: int = 0,
-  repetition_penalty: float = 1.0,
-  num_beams: int = 1,
-  length_penalty: float = 1.0,
-  out: str | os.PathLike | None = None,
-  overwrite: bool = False,
-  samples: str | os.PathLike | None = None,
-  label: str | None = None,
-  mesh: "mesh_lib.MeshConfig | str | None" = None,
-  offload_layers: int = 0,
+  decoding: Decoding = Decoding(),
+  output: Output = Output(),
+  devices: Devices = Devices(),
 ) -> list[dict[str, Any]] | dict[str, Any]:
   """Each prompt with its blanks filled, or continued where it has none; objects keep their other fields.
 
-  With `num_beams` above 1, by beam search. With `out`, the answers go to that JSON lines file ("-": standard output)
-  batch by batch, and the result says how many; a file that holds answers to the first prompts is gone on with, unless
-  `overwrite`; what gave them is noted beside it, in OUT.settings.json, and must be the same. With `samples`, adds a
-  line {"model": label, "prompt", "output"} for each to that file; the label is the checkpoint folder's name if not
-  given. The model is split over the devices of `mesh`, as "tensor=4"; the weights of its last `offload_layers` layers
-  stay in the host's memory.
+  With `output.out`, the answers go to that file batch by batch, and the result says how many; a file that holds answers
+  to the first prompts is gone on with, unless it is to be overwritten; what gave them is noted beside it, in
+  OUT.settings.json, and must be the same. With `output.samples`, adds a line {"model": label, "prompt", "output"} for
+  each to that file.
 
   Raises:
     errors.InputError: for settings that do not go together, a prompt with a field that an answer has, a file that
       cannot be written or gone on with (all before the model is loaded), a prompt that does not fit.
   """
-  _add_flags(offload_layers)
+  devices.prepare()
   rows = [inputs.prompt(prompt, f"prompt {i} of {len(prompts)}") for i, prompt in enumerate(prompts, 1)]
-  checkpoint = paths.local(checkpoint, "--checkpoint")
-  extra = {"min_tokens": min_tokens, "no_repeat_ngram": no_repeat_ngram, "repetition_penalty": repetition_penalty}
-  how = _how({"temperature": temperature, "top_k": top_k, "top_p": top_p}, num_beams, length_penalty, extra)
+  checkpoint, out, how = paths.local(checkpoint, "--checkpoint"), output.out, decoding.how()
+  weights = "" if out in (None, "-") else _fingerprint(checkpoint)
+  settings = {"checkpoint": os.fspath(checkpoint), "weights": weights, **decoding.noted()}
   results: list[dict[str, Any]] = []
-  used = extra | {"num_beams": num_beams, "length_penalty": length_penalty}
-  settings = {
-    "checkpoint": os.fspath(checkpoint),
-    "weights": "" if out in (None, "-") else _fingerprint(checkpoint),
-    "max_tokens": max_tokens,
-    "temperature": temperature,
-    "top_k": top_k,
-    "top_p": top_p,
-    "seed": seed,
-    **{name: value for name, value in used.items() if value not in (0, 1)},
-  }
   with contextlib.ExitStack() as stack:  # what cannot be written is told before the model is loaded
     files = None
     if hosts.is_first():
-      files = stack.enter_context(answers.files(out, samples, label or checkpoint.name, rows, settings, overwrite))
+      label = output.label or checkpoint.name
+      files = stack.enter_context(answers.files(out, output.samples, label, rows, settings, output.overwrite))
     done = hosts.from_first(lambda: files.done)
     if done < len(rows):
-      model = load(checkpoint, mesh, offload_layers)
+      model = devices.load(checkpoint)
       _check(model, rows, done)
-      for batch in _generate(model, rows, done, max_tokens, how, seed):
+      for batch in _generate(model, rows, done, decoding.max_tokens, how, decoding.seed):
         if files is not None:
           files.write(batch)
         if out is None:
           results.extend(batch)
   return results if out is None else {"out": str(out), "answers": len(rows), "new": len(rows) - done}
-
-
-def _how(
-  drawn: Mapping[str, float], num_beams: int, length_penalty: float, extra: Mapping[str, float]
-) -> "sampling_lib.Sampling | beam_lib.BeamSearch":
-  """The sampling or the beam search that was asked for.
-
-  Raises:
-    errors.InputError: for numbers out of range, and for what would have no effect.
-  """
-  from glmjax.infer import beam, sampling  # here, as this module is looked at before a command is in order
-
-  how = sampling.Sampling(**drawn, **extra)
-  search = beam.BeamSearch(num_beams, length_penalty, **extra)
-  if num_beams == 1:
-    if length_penalty != 1:
-      raise errors.InputError(
-        f"length_penalty is {length_penalty}, and only beam search has one: add --num_beams, or leave it out"
-      )
-    return how
-  if not how.greedy:
-    raise errors.InputError(
-      f"num_beams is {num_beams} and temperature {drawn['temperature']}: beam search draws "
-      "nothing; add --temperature=0, or leave --num_beams out"
-    )
-  return search
-
-
-def load(
-  checkpoint: str | os.PathLike, mesh: "mesh_lib.MeshConfig | str | None", offload_layers: int
-) -> "engine_lib.Engine":
-  """The model, ready to answer."""
-  from glmjax.infer import engine  # here, as this module is looked at before a command is in order
-
-  _add_flags(offload_layers)
-  return engine.Engine.load(checkpoint, mesh=mesh, offload_layers=offload_layers)
-
-
-def _add_flags(offload_layers: int) -> None:
-  """Gives XLA its options for offloaded weights, which it reads when JAX first looks for devices."""
-  from glmjax.infer import offload
-
-  if offload_layers:
-    process.add_xla_flags([f"--{name}={str(value).lower()}" for name, value in offload.GPU_OPTIONS.items()])
 
 
 def _fingerprint(checkpoint: str | os.PathLike) -> str:
@@ -168,10 +177,7 @@ def _generate(
 
 
 def score(
-  checkpoint: str | os.PathLike,
-  texts: Sequence[str | Row],
-  mesh: "mesh_lib.MeshConfig | str | None" = None,
-  offload_layers: int = 0,
+  checkpoint: str | os.PathLike, texts: Sequence[str | Row], devices: Devices = Devices()
 ) -> list[dict[str, Any]]:
   """How likely each text is: natural log-likelihood, tokens, bits per byte; objects keep their other fields.
 
@@ -184,7 +190,7 @@ def score(
       loaded); for one that the model has no room for.
   """
   rows = [inputs.text(text, f"text {i} of {len(texts)}") for i, text in enumerate(texts, 1)]
-  model = load(paths.local(checkpoint, "--checkpoint"), mesh, offload_layers)
+  model = devices.load(paths.local(checkpoint, "--checkpoint"))
   plain, asked = ([i for i, row in enumerate(rows) if ("choices" in row) == asks] for asks in (False, True))
   results: dict[int, dict[str, Any]] = {}
   scores = model.score([rows[i]["text"] for i in plain], [rows[i].get("context", "") for i in plain])

@@ -32,7 +32,7 @@ class _Parser(argparse.ArgumentParser):
 
 def run(arguments: list[str]) -> int:
   """Parses the command line and gin files, calls the command's function, prints what it returns."""
-  overrides = [argument.removeprefix("--gin.") for argument in arguments if argument.startswith("--gin.")]
+  given_gin = [argument.removeprefix("--gin.") for argument in arguments if argument.startswith("--gin.")]
   arguments = [argument for argument in arguments if not argument.startswith("--gin.")]
   started = time.time()
   options = _parse_flags(arguments)
@@ -40,22 +40,17 @@ def run(arguments: list[str]) -> int:
     return 0
   command = options.command
   given, files = command.prepare(options) if command.prepare else {}, list(options.gin_file)
+  overrides = [f"{command.target}.{name}=@{made}()" for name, made in command.groups.items()] + given_gin
   for flag in command.flags:
     value = getattr(options, flag.parameter)
     if value is not None and flag.kind == "passed":
       given[flag.parameter] = value
     elif value is not None and flag.makes and value.endswith(".gin"):
       files.append(value)
-      overrides.append(f"{command.target}.{flag.parameter}=@{flag.makes}()")
+      overrides.append(f"{flag.of or command.target}.{flag.parameter}=@{flag.makes}()")
     elif value is not None and flag.kind == "bound":
-      overrides.append(f"{command.target}.{flag.parameter}={value!r}")
-  gin_files.parse(
-    files,
-    overrides,
-    command.target,
-    [*given, *command.reads],
-    [each.target for top in commands.COMMANDS.values() for each in (top, *top.modes)],
-  )
+      overrides.append(f"{flag.of or command.target}.{flag.parameter}={value!r}")
+  gin_files.parse(files, overrides, command.target, [*given, *command.reads], commands.targets())
   if options.stages:
     from glmjax.evaluate import timings
 

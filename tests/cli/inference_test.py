@@ -1,6 +1,7 @@
 """generate and score from files: JSON lines in and out, and runs that are killed and go on."""
 
 import argparse
+import dataclasses
 import io
 import json
 import os
@@ -48,6 +49,15 @@ def model(monkeypatch, tmp_path):
   monkeypatch.chdir(tmp_path)
   monkeypatch.setattr(engine.Engine, "load", lambda checkpoint, mesh, offload_layers: Model())
   monkeypatch.setattr(inference, "_fingerprint", str)
+
+
+def generate(checkpoint: str, prompts: Sequence, **settings) -> list[dict] | dict:
+  """inference.generate, its settings by their flags' names."""
+  groups = {"decoding": inference.Decoding, "output": inference.Output}
+  own = {name: {field.name for field in dataclasses.fields(group)} for name, group in groups.items()}
+  assert {*settings} <= {*own["decoding"], *own["output"]}
+  made = {name: group(**{k: v for k, v in settings.items() if k in own[name]}) for name, group in groups.items()}
+  return inference.generate(checkpoint, prompts, **made)
 
 
 def read(prompt=None, file=None):
@@ -190,8 +200,8 @@ def test_answers_keep_order_and_fields():
     {"prompt": "two", "id": 7, "label": None, "output": "TWO 6", "pieces": ["x"], "finish_reason": "stop"},
     {"prompt": "three", "output": "THREE 7", "pieces": ["x"], "finish_reason": "stop"},
   ]
-  assert inference.generate("m", rows, seed=5) == expected
-  found = inference.generate("runs/m", rows, seed=5, out="a.jsonl", samples="s.jsonl")
+  assert generate("m", rows, seed=5) == expected
+  found = generate("runs/m", rows, seed=5, out="a.jsonl", samples="s.jsonl")
   assert found == {"out": "a.jsonl", "answers": 3, "new": 3}
   assert lines("a.jsonl") == expected
   assert lines("s.jsonl") == [{"model": "m", "prompt": row["prompt"], "output": row["output"]} for row in expected]
@@ -199,7 +209,7 @@ def test_answers_keep_order_and_fields():
 
 def test_standard_output(capsysbinary):
   process.begin()
-  inference.show_outputs(inference.generate("m", ["好", "b", "c"], out="-"))
+  inference.show_outputs(generate("m", ["好", "b", "c"], out="-"))
   captured = capsysbinary.readouterr()
   assert [json.loads(line)["output"] for line in captured.out.splitlines()] == ["好 0", "B 1", "C 2"]
   assert captured.err == b"standard output: 3 answers, 3 of them new\n"
@@ -208,19 +218,19 @@ def test_standard_output(capsysbinary):
 def test_a_run_killed_anywhere_goes_on():
   """Whatever part of the file is left, the rerun's is the whole run's."""
   prompts = [f"{i} 好" for i in range(7)]
-  inference.generate("m", prompts, out="whole.jsonl")
+  generate("m", prompts, out="whole.jsonl")
   whole = pathlib.Path("whole.jsonl").read_bytes()
   rng = random.Random(0)
   for left in [0, len(whole), *(rng.randrange(len(whole)) for _ in range(20))]:
     pathlib.Path("a.jsonl").write_bytes(whole[:left])
-    found = inference.generate("m", prompts, out="a.jsonl")
+    found = generate("m", prompts, out="a.jsonl")
     assert found["new"] == 7 - whole[:left].count(b"\n")
     assert pathlib.Path("a.jsonl").read_bytes() == whole
 
 
 def test_a_batch_is_written_before_the_next_begins():
   with pytest.raises(KeyboardInterrupt):
-    inference.generate("m", ["a", "b", "stop here"], out="a.jsonl", samples="s.jsonl")
+    generate("m", ["a", "b", "stop here"], out="a.jsonl", samples="s.jsonl")
   assert [row["output"] for row in lines("a.jsonl")] == [row["output"] for row in lines("s.jsonl")] == ["A 0", "B 1"]
 
 
@@ -228,24 +238,24 @@ def test_files_of_other_prompts_are_left_alone(monkeypatch):
   for content in ('{"prompt": "b", "output": "B"}\n', '{"prompt": "a"}\n', "notes\n", "\n", "[]\n"):
     pathlib.Path("a.jsonl").write_text(content)
     with pytest.raises(errors.InputError, match="a.jsonl: line 1 is no answer to prompt 1"):
-      inference.generate("m", ["a"], out="a.jsonl")
+      generate("m", ["a"], out="a.jsonl")
     assert pathlib.Path("a.jsonl").read_text() == content
   pathlib.Path("a.jsonl").write_text('{"prompt": "a", "output": "A"}\n' * 2)
   with pytest.raises(errors.InputError, match="line 2 is no answer"):
-    inference.generate("m", ["a"], out="a.jsonl")
+    generate("m", ["a"], out="a.jsonl")
   with monkeypatch.context() as patch:  # a mistake found after the files are opened: nothing is lost
     patch.setattr(Model, "config", types.SimpleNamespace(max_length=1, vocab_size=1 << 30))
     with pytest.raises(errors.InputError, match="prompt 1 of 1: a prompt takes 2 tokens"):
-      inference.generate("m", ["a"], out="a.jsonl", overwrite=True)
+      generate("m", ["a"], out="a.jsonl", overwrite=True)
   assert len(lines("a.jsonl")) == 2
-  inference.generate("m", ["a"], out="a.jsonl", overwrite=True)
+  generate("m", ["a"], out="a.jsonl", overwrite=True)
   assert len(lines("a.jsonl")) == 1
 
 
 def test_answers_of_other_settings_are_not_gone_on_with(monkeypatch):
   """Another model or sampling, begun and done or killed: refused in one line, and nothing is touched."""
   with pytest.raises(KeyboardInterrupt):
-    inference.generate("m", ["a", "b", "stop here"], out="a.jsonl", seed=3)
+    generate("m", ["a", "b", "stop here"], out="a.jsonl", seed=3)
   content = pathlib.Path("a.jsonl").read_bytes()
   for prompts in (["a", "b", "c"], ["a", "b"]):
     for checkpoint, changes, line in (
@@ -254,29 +264,29 @@ def test_answers_of_other_settings_are_not_gone_on_with(monkeypatch):
       ("m", {"seed": 4, "max_tokens": 9}, r"\(max_tokens 128 there, 9 now; seed 3 there, 4 now\)"),
     ):
       with pytest.raises(errors.InputError, match=f"{line}: choose another file, or --overwrite this one") as caught:
-        inference.generate(checkpoint, prompts, out="a.jsonl", **{"seed": 3} | changes)
+        generate(checkpoint, prompts, out="a.jsonl", **{"seed": 3} | changes)
       assert "\n" not in str(caught.value) and pathlib.Path("a.jsonl").read_bytes() == content
-  inference.generate("m", ["a", "b", "c"], out="a.jsonl", seed=3)
+  generate("m", ["a", "b", "c"], out="a.jsonl", seed=3)
   assert len(lines("a.jsonl")) == 3
   monkeypatch.setattr(inference, "_fingerprint", lambda checkpoint: "m")  # the same, moved elsewhere
-  assert inference.generate("elsewhere/m", ["a", "b", "c"], out="a.jsonl", seed=3)["new"] == 0
-  inference.generate("m", ["a"], out="a.jsonl", seed=5, overwrite=True)
-  assert inference.generate("m", ["a"], out="a.jsonl", seed=5)["new"] == 0
+  assert generate("elsewhere/m", ["a", "b", "c"], out="a.jsonl", seed=3)["new"] == 0
+  generate("m", ["a"], out="a.jsonl", seed=5, overwrite=True)
+  assert generate("m", ["a"], out="a.jsonl", seed=5)["new"] == 0
   for settings in (None, "", "[]", "{}"):
     pathlib.Path("a.jsonl.settings.json").unlink()
     if settings is not None:
       pathlib.Path("a.jsonl.settings.json").write_text(settings)
     else:
       with pytest.raises(errors.InputError, match="a.jsonl.settings.json does not tell what gave them"):
-        inference.generate("m", ["a"], out="a.jsonl", seed=5)
+        generate("m", ["a"], out="a.jsonl", seed=5)
       pathlib.Path("a.jsonl.settings.json").write_text("{")
     with pytest.raises(errors.InputError, match="does not tell what gave them"):
-      inference.generate("m", ["a"], out="a.jsonl", seed=5)
+      generate("m", ["a"], out="a.jsonl", seed=5)
 
 
 def test_killed_while_beginning(monkeypatch):
   """Settings never stand beside answers that they did not give."""
-  inference.generate("m", ["a"], out="a.jsonl")
+  generate("m", ["a"], out="a.jsonl")
 
   def killed(*_):
     raise KeyboardInterrupt
@@ -284,9 +294,9 @@ def test_killed_while_beginning(monkeypatch):
   with monkeypatch.context() as patch:
     patch.setattr(answers.publish, "write_json", killed)
     with pytest.raises(KeyboardInterrupt):
-      inference.generate("m", ["a"], out="a.jsonl", seed=1, overwrite=True)
+      generate("m", ["a"], out="a.jsonl", seed=1, overwrite=True)
   assert pathlib.Path("a.jsonl").read_bytes() == b""
-  assert inference.generate("m", ["a"], out="a.jsonl", seed=2)["new"] == 1
+  assert generate("m", ["a"], out="a.jsonl", seed=2)["new"] == 1
 
 
 @pytest.mark.parametrize("flag", ["out", "samples"])
@@ -299,23 +309,23 @@ def test_what_cannot_be_written_is_told_before_the_work(flag, monkeypatch):
     ("/proc/file.jsonl", "cannot write /proc/file.jsonl"),
   ):
     with pytest.raises(errors.InputError, match=expected):
-      inference.generate("m", ["a"], **{flag: path})
+      generate("m", ["a"], **{flag: path})
 
 
 def test_a_device_is_no_file_of_answers():
   with pytest.raises(errors.InputError, match="/dev/null is no regular file"):
-    inference.generate("m", ["a"], out="/dev/null")
+    generate("m", ["a"], out="/dev/null")
 
 
 def test_two_runs_do_not_write_one_file():
   with answers.files("a.jsonl", None, "", [], {}, False):
     with pytest.raises(errors.InputError, match="another process is writing a.jsonl"):
-      inference.generate("m", ["a"], out="a.jsonl")
+      generate("m", ["a"], out="a.jsonl")
 
 
 def test_prompts_that_do_not_fit_are_found_before_the_first_answer():
   with pytest.raises(errors.InputError, match="prompt 3 of 3: a prompt takes 61 tokens"):
-    inference.generate("m", ["a", "b", "c" * 60], out="a.jsonl")
+    generate("m", ["a", "b", "c" * 60], out="a.jsonl")
   assert pathlib.Path("a.jsonl").read_bytes() == b""
 
 
@@ -344,13 +354,13 @@ def test_score_keeps_fields(monkeypatch):
 
 def test_answers_of_prompts_with_other_fields_are_not_gone_on_with():
   """What a resumed file holds are these very records."""
-  inference.generate("m", [{"prompt": "a", "id": 1}], out="a.jsonl")
+  generate("m", [{"prompt": "a", "id": 1}], out="a.jsonl")
   content = pathlib.Path("a.jsonl").read_bytes()
   for row in ({"prompt": "a", "id": 2}, {"prompt": "a"}, {"prompt": "a", "id": 1, "more": 0}):
     with pytest.raises(errors.InputError, match="line 1 is no answer to prompt 1"):
-      inference.generate("m", [row, "b"], out="a.jsonl")
+      generate("m", [row, "b"], out="a.jsonl")
   assert pathlib.Path("a.jsonl").read_bytes() == content
-  inference.generate("m", [{"id": 1, "prompt": "a"}, "b"], out="a.jsonl")
+  generate("m", [{"id": 1, "prompt": "a"}, "b"], out="a.jsonl")
   assert len(lines("a.jsonl")) == 2
 
 
@@ -377,17 +387,17 @@ def test_settings_out_of_range_are_told_before_the_model_is_loaded(settings, exp
   monkeypatch.setattr(engine.Engine, "load", None)
   pathlib.Path("a.jsonl").write_text("mine\n")
   with pytest.raises(errors.InputError, match=expected):
-    inference.generate("m", ["a"], out="a.jsonl", overwrite=True, **settings)
+    generate("m", ["a"], out="a.jsonl", overwrite=True, **settings)
   assert pathlib.Path("a.jsonl").read_text() == "mine\n"
 
 
 def test_settings_noted_by_an_earlier_version():
   """It had no beams: they are as if they were not used."""
-  inference.generate("m", ["a"], out="a.jsonl")
+  generate("m", ["a"], out="a.jsonl")
   noted = json.loads(pathlib.Path("a.jsonl.settings.json").read_text())
   assert set(noted) == {"checkpoint", "weights", "max_tokens", "temperature", "top_k", "top_p", "seed"}
   with pytest.raises(errors.InputError, match="num_beams unset there, 3 now"):
-    inference.generate("m", ["a", "b"], out="a.jsonl", num_beams=3)
+    generate("m", ["a", "b"], out="a.jsonl", num_beams=3)
 
 
 def test_prompts_and_answers_are_not_one_file(capsys):
@@ -396,7 +406,7 @@ def test_prompts_and_answers_are_not_one_file(capsys):
     assert cli.main(["generate", "--checkpoint=m", "--file=p.jsonl", f"{flag}=./p.jsonl", "--overwrite"]) == 2
     assert "the prompts would be lost" in capsys.readouterr().err
   with pytest.raises(errors.InputError, match="--samples and --out are both"):
-    inference.generate("m", ["a"], out="a.jsonl", samples="a.jsonl")
+    generate("m", ["a"], out="a.jsonl", samples="a.jsonl")
   assert lines("p.jsonl") == [{"prompt": "a"}]
 
 

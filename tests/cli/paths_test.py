@@ -17,7 +17,7 @@ from glmjax.thudm import inspection, load
 CALLS = {
   "Engine.load": engine.Engine.load,
   "generate": lambda path: inference.generate(path, ["a"]),
-  "generate, out": lambda path: inference.generate("model", ["a"], samples=f"{path}/a.jsonl"),
+  "generate, out": lambda path: inference.generate("model", ["a"], output=inference.Output(samples=f"{path}/a.jsonl")),
   "score": lambda path: inference.score(path, ["a"]),
   "export": lambda path: export.export(path, "out"),
   "import": lambda path: load.import_model("chatglm-6b", path, "out"),

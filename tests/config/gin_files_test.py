@@ -401,5 +401,5 @@ REQUIRED = [
 def test_packaged_runs_train(files, overrides):
   from glmjax.cli import commands  # the command line's own list
 
-  names = [command.target for command in commands.COMMANDS.values()]
+  names = commands.targets()
   gin_files.check(files, overrides, entry="glmjax.train.loop.train", commands=names, given=["workdir"])

@@ -122,7 +122,7 @@ def signature_of(name: str) -> signatures.Signature:
 
 def named_functions() -> set[str]:
   """All that the commands call, that gin/ binds or refers to, and the classes that those take."""
-  names = {command.target for top in commands.COMMANDS.values() for command in (top, *top.modes)}
+  names = {*commands.targets()}
   for path in (ROOT / "gin").rglob("*.gin"):
     reader = gin_reader.Reader(gin_files.find)
     reader.read_file(path)
@@ -210,12 +210,12 @@ def test_the_command_says_it_before_anything_is_loaded():
     ("tokenizer", "tokenizer.train.vocab_size", "[1]"),
     ("cache", "data.token_cache.cache_mixture.directory", "3"),
     ("score", "cli.inference.score.texts", "'a'"),
-    ("generate", "cli.inference.generate.temperature", "'0'"),
+    ("generate", "cli.inference.Decoding.temperature", "'0'"),
     ("plan", "plan.planner.plan.target", "8"),
     ("evaluate", "evaluate.heldout.evaluate.cache", "''"),
     ("report", "evaluate.report.write.workdir", "{}"),
     ("export", "checkpoint.export.export.bits", "'4'"),
-    ("chat", "cli.chat.chat.top_p", "True"),
+    ("chat", "cli.chat.Drawing.top_p", "True"),
     ("inspect", "thudm.inspection.inspect.hashes", "1"),
   ]
   code = f"""

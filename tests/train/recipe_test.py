@@ -34,8 +34,7 @@ def clean():
 
 def parse(*files: str, overrides: tuple[str, ...] = ('CACHE="cache"',)) -> dict[str, Any]:
   """What loop.train would be called with, and `infilling`, the rows' maker."""
-  targets = [command.target for command in commands.COMMANDS.values()]
-  gin_files.parse(files, overrides, TRAIN, ["workdir"], targets)
+  gin_files.parse(files, overrides, TRAIN, ["workdir"], commands.targets())
   found = gin.get_bindings(gin_files.configured(TRAIN))
   return found | {"infilling": found["data"].infilling(specials=SPECIALS)}
 
