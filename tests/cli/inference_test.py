@@ -440,9 +440,9 @@ def test_files_that_are_no_text(monkeypatch):
 
 def test_offloading_tells_xla_to_copy_ahead(monkeypatch):
   monkeypatch.setenv("XLA_FLAGS", "--mine=1")
-  inference.load("m", None, 0)
+  inference.Devices().load("m")
   assert os.environ["XLA_FLAGS"] == "--mine=1"
-  inference.load("m", None, 2)
+  inference.Devices(offload_layers=2).load("m")
   # The user's own come last, which is what XLA goes by.
   assert os.environ["XLA_FLAGS"] == "--xla_gpu_enable_latency_hiding_scheduler=true --mine=1"
 

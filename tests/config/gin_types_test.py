@@ -112,6 +112,11 @@ MADE = {
   "peers_lib.Watch": "parallel.peers.Watch",
   "programs.Train | programs.Decode": "plan.programs.Decode",
   "tokens_lib.SpecialTokens": "tokens.SpecialTokens",
+  "Decoding": "cli.inference.Decoding",
+  "Output": "cli.inference.Output",
+  "Devices": "cli.inference.Devices",
+  "inference.Devices": "cli.inference.Devices",
+  "Drawing": "cli.chat.Drawing",
 }
 
 
