@@ -86,11 +86,12 @@ def answers(family: str, bits: int | None, mesh: str | None, offload_layers: int
     *(("rotary", None, mesh, 0) for mesh in MESHES),
     ("rotary", 4, "tensor=4", 0),
     ("rotary", 8, "data=2,tensor=2", 0),
-    ("rotary", 8, "fsdp=2", 1),
-    ("rotary_2d", 4, "fsdp=2,tensor=2", 1),
+    ("rotary_2d", 4, "tensor=2", 0),
     ("learned_2d", None, "data=2,tensor=2", 0),
-    ("prefix", None, "data=2,tensor=2", 2),
-    ("prefix", 4, "tensor=4", 0),
+    pytest.param("rotary", 8, "fsdp=2", 1, marks=pytest.mark.slow),
+    pytest.param("rotary_2d", 4, "fsdp=2,tensor=2", 1, marks=pytest.mark.slow),
+    pytest.param("prefix", None, "data=2,tensor=2", 2, marks=pytest.mark.slow),
+    pytest.param("prefix", 4, "tensor=4", 0, marks=pytest.mark.slow),
   ],
 )
 def test_answers_are_those_of_one_device(family, bits, mesh, offload_layers):
