@@ -115,7 +115,7 @@ COMMANDS = {command.name: command for top in commands.COMMANDS.values() for comm
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_has_an_example(name, capsys):
   assert cli.main([*name.split(), "--help"]) == 0
-  assert f"glmjax {name} --" in capsys.readouterr().out.split("example:")[1]
+  assert f"glmjax {name} --" in f"{capsys.readouterr().out.split('example:')[1].rstrip()} --"
 
 
 @pytest.mark.parametrize("name", COMMANDS)
