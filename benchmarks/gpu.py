@@ -43,6 +43,7 @@ from glmjax.infer import runner  # noqa: E402
 from glmjax.infer import sampling  # noqa: E402
 from glmjax.models import config as config_lib  # noqa: E402
 from glmjax.models import glm  # noqa: E402
+from glmjax.models import params as params_lib  # noqa: E402
 from glmjax.parallel import hlo  # noqa: E402
 from glmjax.parallel import mesh as mesh_lib  # noqa: E402
 from glmjax.parallel import partitioning  # noqa: E402
@@ -220,9 +221,9 @@ def train(case: Train) -> dict[str, Any]:
 
     step_seconds = median_seconds(step)
   rate = case.rows * length / step_seconds
-  flops = rate * config.train_flops_per_token(length)
+  flops = rate * params_lib.train_flops_per_token(config, length)
   return {
-    "parameters": config.num_parameters(),
+    "parameters": params_lib.count(config),
     "rows": case.rows,
     "length": length,
     "remat": config.remat,
@@ -294,7 +295,7 @@ def generate(case: Decode) -> dict[str, Any]:
     case.config, mesh_lib.make_mesh(mesh_lib.MeshConfig(data=1), jax.devices()[:1])
   )
   return {
-    "parameters": config.num_parameters(),
+    "parameters": params_lib.count(config),
     "bits": case.bits or 16,
     "offload_layers": case.offload,
     "weight_bytes": read,

@@ -27,6 +27,7 @@ from sentencepiece import sentencepiece_model_pb2
 
 from glmjax import tokenizer as tokenizer_lib
 from glmjax.models import config as config_lib
+from glmjax.models import params as params_lib
 from glmjax.thudm import write
 
 _SIZES = {
@@ -68,7 +69,7 @@ def drill(folder: pathlib.Path, size: str, max_tokens: int) -> dict[str, Any]:
     "date": datetime.datetime.now().isoformat(timespec="seconds"),
     "machine": loader.machine(),
     "command": " ".join(["python", "benchmarks/import_drill.py", *sys.argv[1:]]),
-    "parameters": model.num_parameters(),
+    "parameters": params_lib.count(model),
   }
   started = time.perf_counter()
   write.write_safetensors(hub, write.random_items("chatglm-6b", model))

@@ -33,6 +33,7 @@ import numpy as np  # noqa: E402
 
 from glmjax.io import publish  # noqa: E402
 from glmjax.models import config as config_lib  # noqa: E402
+from glmjax.models import params as params_lib  # noqa: E402
 from glmjax.parallel import collectives  # noqa: E402
 from glmjax.parallel import hlo  # noqa: E402
 from glmjax.parallel import mesh as mesh_lib  # noqa: E402
@@ -115,7 +116,7 @@ def main() -> None:
       found.append(compiled(case) if options.compiled else measure(case, options.steps))
       print(found[-1], flush=True)
   result = {
-    "what": f"training step, {config.num_parameters():,} parameters, {num_rows} rows of {length} tokens",
+    "what": f"training step, {params_lib.count(config):,} parameters, {num_rows} rows of {length} tokens",
     "date": datetime.datetime.now().isoformat(timespec="seconds"),
     "machine": loader.machine(),
     "command": " ".join(["python", "benchmarks/parallel.py", *sys.argv[1:]]),

@@ -44,16 +44,6 @@ _JOURNAL = "journal.jsonl"
 _PART = 2**18  # elements that are looked at together
 _SMALL = 2**22  # elements of an array that is kept once it was read: biases and norms
 
-# Axis that a weight is cut along: outputs of the kernels and of the head, rows of the tables.
-_CUT_AXES = {
-  "qkv/kernel": -2,
-  "out/kernel": -1,
-  "wi/kernel": -1,
-  "wo/kernel": -1,
-  "head/kernel": -1,
-  "embedding/table": 0,
-}
-
 Region = tuple[slice, ...]
 
 
@@ -72,16 +62,20 @@ class Weight:
   groups: int = 1  # parts of the first input axis, each with scales of its own
 
   def __post_init__(self) -> None:
-    if self.bits == 4 and self.shape[params_lib.quantized_inputs(self.name)[-1]] % 2:
+    if self.bits == 4 and self.shape[self._param.inputs[-1]] % 2:
       raise errors.InputError(
         f"INT4 packs two inputs in a byte, and {self.name} of shape {list(self.shape)} has an "
         "odd number of them: use 8 bits"
       )
 
   @property
+  def _param(self) -> params_lib.Param:
+    return params_lib.known(self.name)
+
+  @property
   def stacked(self) -> bool:
     """Whether the first axis counts layers."""
-    return self.name.startswith("layers/")
+    return self.name.startswith(f"{params_lib.LAYERS}/")
 
   def regions(self, elements: int | None = None) -> Iterator[Region]:
     """The blocks, in order; all but the last along an axis have the same shape."""
@@ -92,11 +86,8 @@ class Weight:
   @property
   def smallest(self) -> int:
     """Elements of the smallest block that it can be cut into."""
-    axis = self._cut_axis()
+    axis = self._param.cut
     return math.prod(self.shape) // (self.shape[0] if self.stacked else 1) // (1 if axis is None else self.shape[axis])
-
-  def _cut_axis(self) -> int | None:
-    return next((axis for end, axis in _CUT_AXES.items() if self.name.endswith(end)), None)
 
   def _block_shape(self, elements: int) -> tuple[int, ...]:
     shape = list(self.shape)
@@ -104,7 +95,7 @@ class Weight:
     each = math.prod(shape) // layers
     if self.stacked:
       shape[0] = _even(layers, max(1, elements // each))
-    axis = self._cut_axis()
+    axis = self._param.cut
     if axis is not None:
       per_row = each // shape[axis]
       shape[axis] = _even(shape[axis], max(1, elements // per_row))
@@ -114,7 +105,7 @@ class Weight:
     """Array names, shapes and dtypes that a block of this shape (or the whole) is stored as."""
     if self.bits is None:
       return {self.name: (tuple(shape), self.dtype)}
-    axes = params_lib.quantized_inputs(self.name)
+    axes = self._param.inputs
     values, scale = list(shape), list(shape)
     values[axes[-1]] //= 8 // self.bits
     for axis in axes:
@@ -146,7 +137,7 @@ class Weight:
       with np.errstate(over="ignore"):
         stored = {self.name: block.astype(arrays.zarr_dtype(self.dtype), copy=False)}
     else:
-      quantized = qarray.quantize_layers(jnp.asarray(block), self.bits, params_lib.quantized_inputs(self.name))
+      quantized = qarray.quantize_layers(jnp.asarray(block), self.bits, self._param.inputs_from_end)
       stored = {f"{self.name}/values": np.asarray(quantized.values), f"{self.name}/scale": np.asarray(quantized.scale)}
     if stored.get(self.name) is not block:
       check_finite(stored, "has values beyond the type that it is to be stored in: give --dtype=float32 or bfloat16")

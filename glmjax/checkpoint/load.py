@@ -72,12 +72,11 @@ def _unflatten(flat: Mapping[str, Any], bits: int | None) -> dict[str, Any]:
   if bits is None:
     return params
 
-  def join(names: tuple[str, ...], node: Any) -> Any:
+  def join(path: str, node: Any) -> Any:
     if not isinstance(node, dict):
       return node
-    axes = params_lib.quantized_inputs("/".join(names))
-    if axes is not None:
-      return qarray.QuantizedArray(node["values"], node["scale"], bits, axes[-1])
-    return {key: join((*names, key), child) for key, child in node.items()}
+    if "values" in node:
+      return qarray.QuantizedArray(node["values"], node["scale"], bits, params_lib.quantized_inputs(path)[-1])
+    return {key: join(f"{path}/{key}" if path else key, child) for key, child in node.items()}
 
-  return join((), params)
+  return join("", params)

@@ -81,17 +81,20 @@ class Source:
     found = []
     for stored, record in self.records.items():
       name, shape = stored.removeprefix(self.prefix), list(record["shape"])
-      axes = params_lib.quantized_inputs(name)
       if name.endswith(_SCALE):
         continue
       if name.endswith(_VALUES):
         name = name.removesuffix("/values")
-        axes = params_lib.quantized_inputs(name)
-        shape[axes[-1]] *= 8 // self.bits
-        groups = self.records[f"{self.prefix}{name}/scale"]["shape"][axes[0]]
+        inputs = params_lib.known(name).inputs
+        shape[inputs[-1]] *= 8 // self.bits
+        groups = self.records[f"{self.prefix}{name}/scale"]["shape"][inputs[0]]
         found.append(blocks.Weight(name, tuple(shape), "float16", self.bits, groups))
       else:
-        found.append(blocks.Weight(name, tuple(shape), dtype or record["dtype"], None if axes is None else bits))
+        found.append(
+          blocks.Weight(
+            name, tuple(shape), dtype or record["dtype"], bits if params_lib.known(name).quantizes else None
+          )
+        )
     return found
 
   def read_block(self, reader: blocks.Reader, weight: blocks.Weight, region: blocks.Region) -> dict[str, np.ndarray]:
@@ -105,7 +108,7 @@ class Source:
   def check_size(self) -> None:
     """config.json must be about these parameters."""
     count = sum(math.prod(weight.shape) for weight in self.weights())
-    expected = self.config.model.num_parameters()
+    expected = params_lib.count(self.config.model)
     if count != expected:
       raise errors.InputError(
         f"{self.arrays} holds {count} parameters and its config.json describes "
@@ -118,13 +121,11 @@ def _sharding(shardings: Mapping[str, Any], name: str) -> jax.sharding.Sharding:
   if name in shardings:
     return shardings[name]
   weight, part = name.rsplit("/", 1)
-  axes = params_lib.quantized_inputs(weight)
-  sharding = shardings[weight]
+  param, sharding = params_lib.known(weight), shardings[weight]
   spec = list(sharding.spec)
   if part == "scale":
-    rank = {"qkv": 4, "out": 3, "wi": 3, "wo": 2}[weight.split("/")[-2]] + weight.startswith("layers/")
-    spec += [None] * (rank - len(spec))
-    for axis in axes:
+    spec += [None] * (len(param.shape) - len(spec))
+    for axis in param.inputs:
       spec[axis] = None
   return NamedSharding(sharding.mesh, PartitionSpec(*spec))
 

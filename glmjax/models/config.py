@@ -1,4 +1,4 @@
-"""GLMConfig: the sizes and variants of one model, with its parameter and FLOP counts."""
+"""GLMConfig: the sizes and variants of one model. What it counts to is in models/params.py."""
 
 import dataclasses
 import math
@@ -114,31 +114,3 @@ class GLMConfig:
   def mlp_branches(self) -> int:
     """Halves of the first mlp projection."""
     return 2 if self.mlp == "geglu" else 1
-
-  def layer_parameters(self) -> int:
-    """Parameters of one block, biases, norms and prefix included."""
-    d, f, branches = self.embed_dim, self.mlp_dim, self.mlp_branches
-    norms = 4 if self.norm == "sandwich" else 2
-    attention = 4 * d * d + 4 * d
-    mlp = (branches + 1) * d * f + branches * f + d
-    return attention + mlp + norms * 2 * d + 2 * self.prefix_length * d
-
-  def num_parameters(self) -> int:
-    """All parameters; the tied embedding counts once."""
-    d = self.embed_dim
-    embedding = self.vocab_size * d * (1 if self.tie_embeddings else 2)
-    if not self.position_kind.rotary_parts:
-      embedding += 2 * (self.max_length + 1) * d
-    return self.num_layers * self.layer_parameters() + embedding + 2 * d * (2 if self.embedding_norm else 1)
-
-  def matmul_parameters(self) -> int:
-    """Weights that meet every token in a matmul: the blocks' kernels and the head."""
-    d = self.embed_dim
-    return self.num_layers * (4 * d * d + (self.mlp_branches + 1) * d * self.mlp_dim) + self.vocab_size * d
-
-  def train_flops_per_token(self, length: int) -> float:
-    """Model FLOPs of forward and backward for one token of a row of `length` tokens.
-
-    6 per matmul weight plus 12 N D length for attention scores (PaLM paper, appendix B); no recompute.
-    """
-    return 6.0 * self.matmul_parameters() + 12.0 * self.num_layers * self.embed_dim * (self.prefix_length + length)

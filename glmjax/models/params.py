@@ -70,6 +70,11 @@ class Param:
     return len(self.shape) > 1
 
   @property
+  def inputs_from_end(self) -> tuple[int, ...]:
+    """The input axes counted from the end: the same for a layer and for all of them stacked."""
+    return tuple(axis - len(self.shape) for axis in self.inputs)
+
+  @property
   def matrix(self) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
     """Input and output axes of a kernel, those aside that only tell matrices apart; None of other parameters."""
     if not self.inputs:
@@ -84,7 +89,7 @@ Predicate = Callable[[str, Param], bool]  # of a parameter by its path, and what
 
 @functools.lru_cache(maxsize=64)
 def layer(config: config_lib.GLMConfig) -> Mapping[str, Param]:
-  """The parameters of one block by their paths in it, in the order of the original's files."""
+  """The parameters of one block by their paths in it, in the order of the computation and of the original's files."""
   d, h, k, f = config.embed_dim, config.num_heads, config.head_dim, config.mlp_dim
   deepnorm = config.norm == "deepnorm"
   qkv_std = xavier_std(d, d) if deepnorm else config.init_std
@@ -96,11 +101,13 @@ def layer(config: config_lib.GLMConfig) -> Mapping[str, Param]:
     for name in ("prefix_key", "prefix_value"):
       found[f"attention/{name}"] = Param((h, config.prefix_length, k), ("heads", "prefix", "kv"), "attention", std=1.0)
   found |= _kernel("attention/out", (h, k, d), ("heads", "kv", "embed"), 2, _output_std(config, d), cut=2)
+  if config.norm == "sandwich":
+    found |= _norm("attention_output_norm", d)
   found |= _norm("mlp_norm", d)
   found |= _kernel("mlp/wi", (d, config.mlp_branches, f), ("embed", "branches", "mlp"), 1, wi_std, cut=2)
   found |= _kernel("mlp/wo", (f, d), ("mlp", "embed"), 1, _output_std(config, f), cut=1)
   if config.norm == "sandwich":
-    found |= {**_norm("attention_output_norm", d), **_norm("mlp_output_norm", d)}
+    found |= _norm("mlp_output_norm", d)
   return found
 
 
@@ -157,15 +164,6 @@ def known(path: str) -> Param:
 
 
 @functools.lru_cache(maxsize=1024)
-def quantized_inputs(path: str) -> tuple[int, ...] | None:
-  """Returns the input axes of a kernel that is quantized, counted from the end; None for any other path."""
-  try:
-    param = known(path)
-  except errors.InputError:
-    return None
-  return tuple(axis - len(param.shape) for axis in param.inputs) if param.quantizes else None
-
-
 def apart(config: config_lib.GLMConfig) -> Iterator[tuple[str, Param]]:
   """Yields all parameters by their paths, each layer by itself: layers_0/..., layers_1/..., as inference has them."""
   for path, param in table(config).items():
@@ -217,9 +215,39 @@ def merge(tree: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
   return nest(flatten(tree) | flatten(other))
 
 
+def sublayers() -> tuple[str, ...]:
+  """Returns the parts of a block, whatever its kind of norms, in the order in which they compute."""
+  return tuple(dict.fromkeys(path.split("/")[0] for path in layer(_ALL)))
+
+
+def quantized_inputs(path: str) -> tuple[int, ...] | None:
+  """Returns the input axes, from the end, of a kernel that quantized models have as codes; None of other parameters.
+
+  Raises:
+    errors.InputError: when no model has such a parameter.
+  """
+  param = known(path)
+  return param.inputs_from_end if param.quantizes else None
+
+
 def count(config: config_lib.GLMConfig) -> int:
   """All parameters; the tied embedding counts once."""
   return sum(param.size for param in table(config).values())
+
+
+def count_of_matmuls(config: config_lib.GLMConfig) -> int:
+  """Weights that meet every token in a matmul: the blocks' kernels and the head, which may be the embedding's table."""
+  tied = table(config)["embedding/table"].size if config.tie_embeddings else 0
+  return tied + sum(param.size for param in table(config).values() if param.inputs)
+
+
+def train_flops_per_token(config: config_lib.GLMConfig, length: int) -> float:
+  """Model FLOPs of forward and backward for one token of a row of `length` tokens.
+
+  6 per matmul weight plus 12 N D length for attention scores (PaLM paper, appendix B); no recompute.
+  """
+  scores = 12.0 * config.num_layers * config.embed_dim * (config.prefix_length + length)
+  return 6.0 * count_of_matmuls(config) + scores
 
 
 def xavier_std(fan_in: int, fan_out: int, gain: float = 1.0) -> float:

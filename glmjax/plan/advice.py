@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from glmjax.models import config as config_lib
+from glmjax.models import params as params_lib
 from glmjax.plan import programs
 from glmjax.plan import targets
 
@@ -154,7 +155,7 @@ def gathered(model: config_lib.GLMConfig, workload: programs.Train, mesh: Mappin
   """Bytes of ZeRO-1's copy of the weights and of their float32 gradient, which data and fsdp do not split."""
   if workload.strategy != "zero1" or mesh["data"] * mesh["fsdp"] == 1:
     return 0.0
-  return (_itemsize(model) + 4) * model.num_parameters() / (mesh["tensor"] * mesh["stage"])
+  return (_itemsize(model) + 4) * params_lib.count(model) / (mesh["tensor"] * mesh["stage"])
 
 
 def activations(model: config_lib.GLMConfig, workload: programs.Train, mesh: Mapping[str, int]) -> float:
@@ -217,7 +218,7 @@ def _row(model: config_lib.GLMConfig, workload: programs.Train, mesh: Mapping[st
 
 def _kernels(model: config_lib.GLMConfig) -> int:
   """Weights of a layer that are quantized or offloaded."""
-  return (model.matmul_parameters() - model.vocab_size * model.embed_dim) // model.num_layers
+  return (params_lib.count_of_matmuls(model) - model.vocab_size * model.embed_dim) // model.num_layers
 
 
 def _itemsize(model: config_lib.GLMConfig) -> int:

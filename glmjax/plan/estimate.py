@@ -11,6 +11,7 @@ import jax
 from glmjax import errors
 from glmjax.infer import offload
 from glmjax.models import config as config_lib
+from glmjax.models import params as params_lib
 from glmjax.parallel import collectives
 from glmjax.parallel import hlo
 from glmjax.parallel import mesh as mesh_lib
@@ -58,7 +59,7 @@ def step(
     "device": aim.chip.kind,
     "mesh": dict(device_mesh.shape),
     **peak_memory(compiled, program.parts, aim.chip),
-    "parameters": model.num_parameters(),
+    "parameters": params_lib.count(model),
     **rates,
     "tokens_per_second": program.tokens / rates["step_seconds"],
     "model_flops": program.model_flops,

@@ -13,6 +13,7 @@ from glmjax.infer import decode as decode_lib
 from glmjax.infer import offload
 from glmjax.infer import placement as placement_lib
 from glmjax.models import config as config_lib
+from glmjax.models import params as params_lib
 from glmjax.parallel import partitioning
 from glmjax.train import feed
 from glmjax.train import objective as objective_lib
@@ -86,7 +87,7 @@ class Train:
       traced,
       {"parameters": state.params, "optimizer": state.opt_state},
       tokens,
-      tokens * config.train_flops_per_token(self.length),
+      tokens * params_lib.train_flops_per_token(config, self.length),
       {
         scopes.MICRO_BATCHES: layout.num_micro,
         scopes.LOSS_CHUNKS: math.ceil(rows * self.predicted / min(self.loss_chunk, rows)),
@@ -125,7 +126,7 @@ class Decode:
       config = placement_lib.inference_config(dataclasses.replace(config, param_dtype=config.dtype), place.target)
       params = place.params(config, self.bits, self.offload_layers)
       reads = self.prompt > 1  # a prompt: without logits, each token against the prompt
-      weights = config.matmul_parameters() - reads * config.vocab_size * config.embed_dim
+      weights = params_lib.count_of_matmuls(config) - reads * config.vocab_size * config.embed_dim
       seen = self.prompt if reads else self.context
       options = offload.GPU_OPTIONS if self.offload_layers else {}
       flops = self.batch * self.prompt * (2.0 * weights + 4.0 * config.num_layers * config.embed_dim * seen)

@@ -17,6 +17,7 @@ import tqdm
 
 from glmjax import errors
 from glmjax.models import config as config_lib
+from glmjax.models import params as params_lib
 from glmjax.parallel import mesh as mesh_lib
 from glmjax.plan import advice
 from glmjax.plan import devices as devices_lib
@@ -187,7 +188,7 @@ def _ruled_out(candidate: _Candidate, aim: targets.Target) -> str | None:
 def _bytes(candidate: _Candidate) -> tuple[float, float]:
   """What a device holds at least: weights and optimizer state; gradients and what layers keep for backward."""
   model, work, mesh = candidate.model, candidate.work, candidate.mesh
-  share = model.num_parameters() / (mesh.fsdp * mesh.tensor * mesh.stage)
+  share = params_lib.count(model) / (mesh.fsdp * mesh.tensor * mesh.stage)
   if isinstance(work, programs.Decode):
     return share * (work.bits or 16) / 8, 0.0
   sizes, gradient = dataclasses.asdict(mesh), 4 * share
@@ -201,7 +202,7 @@ def _bytes(candidate: _Candidate) -> tuple[float, float]:
 def _seconds(candidate: _Candidate, aim: targets.Target) -> float:
   """Of a step, by textbook formulas of what it computes, reads and exchanges; it orders candidates, nothing else."""
   model, work, mesh, chip = candidate.model, candidate.work, candidate.mesh, aim.chip
-  weights = 2 * model.num_parameters() / (mesh.tensor * mesh.stage)
+  weights = 2 * params_lib.count(model) / (mesh.tensor * mesh.stage)
   exchange = lambda kind, sent, group, stride: (
     0.0 if group == 1 else estimate.exchange_seconds(kind, sent * (group - 1) / group, group, stride, aim)
   )
@@ -212,7 +213,11 @@ def _seconds(candidate: _Candidate, aim: targets.Target) -> float:
   micro_batches = work.batch_size // (work.micro_batch or work.batch_size)
   tokens = work.batch_size * work.length / (mesh.data * mesh.fsdp * mesh.context)  # of a device's rows, in a step
   compute = (
-    (1 + again / 3) * tokens * model.train_flops_per_token(work.length) / (mesh.tensor * mesh.stage) / chip.peak_flops
+    (1 + again / 3)
+    * tokens
+    * params_lib.train_flops_per_token(model, work.length)
+    / (mesh.tensor * mesh.stage)
+    / chip.peak_flops
   )
   layers = model.num_layers / mesh.stage
   sums = (

@@ -22,6 +22,7 @@ from glmjax.io import printable
 from glmjax.io import user_json
 from glmjax.io import user_text
 from glmjax.models import config as config_lib
+from glmjax.models import params as params_lib
 from glmjax.thudm import shards as shards_lib
 from glmjax.thudm import source as source_lib
 from glmjax.thudm import zips
@@ -240,7 +241,7 @@ def _report(
     "kind": kind,
     "model": dict(model),
     "bits": bits,
-    "parameters": config_lib.GLMConfig(**model).num_parameters() if model else None,
+    "parameters": params_lib.count(config_lib.GLMConfig(**model)) if model else None,
     "tensors": rows,
     "array_bytes": sum(row["bytes"] for row in rows),
     "files": described,

@@ -9,7 +9,9 @@ stretches of them, so that a rank has its share of both GeGLU halves) or of the 
 
 from collections.abc import Iterator, Sequence
 import dataclasses
+import functools
 import math
+from typing import Literal
 
 import numpy as np
 
@@ -31,7 +33,7 @@ class Entry:
   rows: tuple[int, ...]  # factors of their first axis
   inputs: tuple[int, ...] = ()  # factors of their second axis
   order: tuple[int, ...] = ()  # our order of the factors of the rows, where it is not theirs
-  split: str = "none"  # what tensor-parallel ranks divide: none, rows, inputs
+  split: Literal["none", "rows", "inputs"] = "none"  # what tensor-parallel ranks divide
   groups: int = 1
   inputs_first: bool = True  # False: tables, as they are
 
@@ -43,7 +45,7 @@ class Entry:
   @property
   def kernel(self) -> bool:
     """Whether quantized files hold codes for it."""
-    return params_lib.quantized_inputs(self.name) is not None
+    return params_lib.known(self.name).quantizes
 
   def keys(self, num_layers: int) -> list[str]:
     """Their keys, layer by layer."""
@@ -113,40 +115,51 @@ def transpose(x: np.ndarray) -> np.ndarray:
 
 def entries(family: str, config: config_lib.GLMConfig) -> list[Entry]:
   """All parameters of a model, in the order of the original's state dict."""
-  v, d, h, k, f = config.vocab_size, config.embed_dim, config.num_heads, config.head_dim, config.mlp_dim
-  branches = config.mlp_branches
-  at = "transformer.layers.{}."
-  qkv = dict(rows=(3, h, k), groups=3) if family == "glm-10b" else dict(rows=(h, 3, k), order=(1, 0, 2))
-  wi = dict(rows=(branches, f), groups=branches, split="rows")
-  found = [Entry("transformer.word_embeddings.weight", "embedding/table", (v,), (d,), split="rows", inputs_first=False)]
+  at, make = "transformer.layers.{}.", functools.partial(_entry, config)
+  qkv = {"split": "rows", "groups": 3} if family == "glm-10b" else {"split": "rows", "order": (1, 0, 2)}
+  wi = {"split": "rows", "groups": config.mlp_branches}
+  table = "word_embeddings.weight" if family == "glm-10b" else "transformer.word_embeddings.weight"
+  found = [make(table, "embedding/table", split="rows")]
   if family == "glm-10b":
-    found[0] = dataclasses.replace(found[0], key="word_embeddings.weight")
-    found += [
-      Entry(
-        f"transformer.{name}_embeddings.weight", f"embedding/{name}", (config.max_length + 1,), (d,), inputs_first=False
-      )
-      for name in ("position", "block_position")
-    ]
+    found += [make(f"transformer.{x}_embeddings.weight", f"embedding/{x}") for x in ("position", "block_position")]
   found += [
-    *_norm(at + "input_layernorm", "layers/attention_norm", d),
-    Entry(at + "attention.query_key_value.weight", "layers/attention/qkv/kernel", inputs=(d,), split="rows", **qkv),
-    Entry(at + "attention.query_key_value.bias", "layers/attention/qkv/bias", split="rows", **qkv),
-    Entry(at + "attention.dense.weight", "layers/attention/out/kernel", (d,), (h, k), split="inputs"),
-    Entry(at + "attention.dense.bias", "layers/attention/out/bias", (d,)),
-    *_norm(at + "post_attention_layernorm", "layers/mlp_norm", d),
-    Entry(at + "mlp.dense_h_to_4h.weight", "layers/mlp/wi/kernel", inputs=(d,), **wi),
-    Entry(at + "mlp.dense_h_to_4h.bias", "layers/mlp/wi/bias", **wi),
-    Entry(at + "mlp.dense_4h_to_h.weight", "layers/mlp/wo/kernel", (d,), (f,), split="inputs"),
-    Entry(at + "mlp.dense_4h_to_h.bias", "layers/mlp/wo/bias", (d,)),
-    *_norm("transformer.final_layernorm", "final_norm", d),
+    *_norm(config, at + "input_layernorm", "layers/attention_norm"),
+    make(at + "attention.query_key_value.weight", "layers/attention/qkv/kernel", **qkv),
+    make(at + "attention.query_key_value.bias", "layers/attention/qkv/bias", **qkv),
+    make(at + "attention.dense.weight", "layers/attention/out/kernel", split="inputs"),
+    make(at + "attention.dense.bias", "layers/attention/out/bias"),
+    *_norm(config, at + "post_attention_layernorm", "layers/mlp_norm"),
+    make(at + "mlp.dense_h_to_4h.weight", "layers/mlp/wi/kernel", **wi),
+    make(at + "mlp.dense_h_to_4h.bias", "layers/mlp/wi/bias", **wi),
+    make(at + "mlp.dense_4h_to_h.weight", "layers/mlp/wo/kernel", split="inputs"),
+    make(at + "mlp.dense_4h_to_h.bias", "layers/mlp/wo/bias"),
+    *_norm(config, "transformer.final_layernorm", "final_norm"),
   ]
   if not config.tie_embeddings:
-    found.append(Entry("lm_head.weight", "head/kernel", (v,), (d,), split="rows"))
+    found.append(make("lm_head.weight", "head/kernel", split="rows"))
   return found
 
 
-def _norm(key: str, name: str, size: int) -> list[Entry]:
-  return [Entry(f"{key}.weight", f"{name}/scale", (size,)), Entry(f"{key}.bias", f"{name}/bias", (size,))]
+def _entry(
+  config: config_lib.GLMConfig,
+  key: str,
+  name: str,
+  order: tuple[int, ...] = (),
+  split: Literal["none", "rows", "inputs"] = "none",
+  groups: int = 1,
+) -> Entry:
+  """A parameter of the table under their key."""
+  in_layer = name.removeprefix(f"{params_lib.LAYERS}/")
+  param = params_lib.table(config)[name] if in_layer == name else params_lib.layer(config)[in_layer]
+  if param.part == "embedding":
+    return Entry(key, name, param.shape[:1], param.shape[1:], split=split, inputs_first=False)
+  outputs = [size for axis, size in enumerate(param.shape) if axis not in param.inputs]
+  rows = tuple(outputs[order.index(i)] for i in range(len(outputs))) if order else tuple(outputs)
+  return Entry(key, name, rows, tuple(param.shape[axis] for axis in param.inputs), order, split, groups)
+
+
+def _norm(config: config_lib.GLMConfig, key: str, name: str) -> list[Entry]:
+  return [_entry(config, f"{key}.weight", f"{name}/scale"), _entry(config, f"{key}.bias", f"{name}/bias")]
 
 
 def inv_freq(config: config_lib.GLMConfig) -> np.ndarray:

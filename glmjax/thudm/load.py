@@ -19,6 +19,7 @@ from glmjax.checkpoint import folder as folder_lib
 from glmjax.io import paths
 from glmjax.io import publish
 from glmjax.models import config as config_lib
+from glmjax.models import params as params_lib
 from glmjax.quantize import qarray
 from glmjax.thudm import source as source_lib
 
@@ -105,7 +106,7 @@ def import_model(
       "family": family,
       "source_bytes": opened.nbytes,
       "note": opened.note,
-      "parameters": content.config.model.num_parameters(),
+      "parameters": params_lib.count(content.config.model),
     }
   )
 

@@ -18,8 +18,6 @@ from glmjax.train.pipeline import stage_layout
 
 LARGEST = 1.8e19  # of a parameter: the squares of larger ones are beyond float32
 _UNSQUARED = 1e-20  # times a float32, has a square that is finite if the number is
-# Within a layer, in the order of the computation.
-_SUBLAYERS = ("attention_norm", "attention", "attention_output_norm", "mlp_norm", "mlp", "mlp_output_norm")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,7 +167,7 @@ def _in_order(flags: Any) -> Iterator[tuple[str, bool]]:
     if names[0].startswith("embedding"):
       yield f"the {'/'.join(names)}", bool(flag)
   layers = [(names, flag) for names, flag in leaves if names[0] == params_lib.LAYERS]
-  layers.sort(key=lambda entry: _SUBLAYERS.index(entry[0][1]) if entry[0][1] in _SUBLAYERS else len(_SUBLAYERS))
+  layers.sort(key=lambda entry: params_lib.sublayers().index(entry[0][1]))
   for i in range(len(layers[0][1])):
     for names, flag in layers:
       yield f"layer {i} ({'/'.join(names[1:])})", bool(flag[i])
@@ -185,7 +183,7 @@ def _modules(flags: dict[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
     if name in flags:
       yield f"the {name}", _any(flags[name])
   for i, name in enumerate(layers):
-    for sublayer in _SUBLAYERS:
+    for sublayer in params_lib.sublayers():
       if sublayer in flags[name]:
         yield f"layer {i} ({sublayer})", _any(flags[name][sublayer])
     yield f"layer {i}", _any(flags[name])

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from glmjax import errors
+from glmjax.models import params as params_lib
 from glmjax.parallel import host
 from glmjax.train import divergence
 from glmjax.train import evaluation as evaluation_lib
@@ -103,7 +104,7 @@ class Run:
     if jax.default_backend() == "cpu":
       host.reserve_huge_pages(self._train_step.memory_analysis().temp_size_in_bytes * 5 // 4)
     self._hooks.console.say(
-      f"{self._runtime.objective.config.num_parameters():,} parameters on {layout.mesh.size} x "
+      f"{params_lib.count(self._runtime.objective.config):,} parameters on {layout.mesh.size} x "
       f"{jax.devices()[0].device_kind}; {'resumed at' if self._resumed else 'starting at'} step {self._step:,}, "
       f"sample {self._seen:,} of {self._samples.total:,}; compiled in {time.perf_counter() - began:.1f} s"
       f"{_advice()}"
@@ -218,7 +219,7 @@ class Run:
       "seconds": seconds,
       "data_wait_seconds": waited,
       "tokens_per_second": rate,
-      "model_flops_per_second": rate * self._runtime.objective.config.train_flops_per_token(length),
+      "model_flops_per_second": rate * params_lib.train_flops_per_token(self._runtime.objective.config, length),
     }
     if self._resumed:
       record["resumed"], self._resumed = True, False

@@ -55,9 +55,7 @@ def test_stacked_and_apart_are_what_linen_makes(config):
     assert params_lib.find(config, path) == param and param.part in params_lib.PARTS
 
 
-def test_counts_and_spreads(config):
-  assert params_lib.count(config) == config.num_parameters()
-  assert sum(param.size for param in params_lib.layer(config).values()) == config.layer_parameters()
+def test_spreads(config):
   wide = dataclasses.replace(config, embed_dim=256, mlp_dim=512, vocab_size=512)
   flat = arrays.named_leaves(glm.init_params(wide, jax.random.key(1)))
   for path, param in params_lib.table(wide).items():
@@ -68,6 +66,18 @@ def test_counts_and_spreads(config):
         assert part.std() == pytest.approx(param.std * gain, rel=0.08), path
     else:
       assert (x == {"ones": 1, "zeros": 0}[param.init]).all(), path
+
+
+def test_counts(config):
+  """By arithmetic that knows nothing of the table."""
+  n, d, f, branches = config.num_layers, config.embed_dim, config.mlp_dim, 2 if config.mlp == "geglu" else 1
+  kernels = n * (4 * d * d + (branches + 1) * d * f)
+  assert params_lib.count_of_matmuls(config) == kernels + config.vocab_size * d
+  vectors = 4 * d + branches * f + d + 2 * d * (4 if config.norm == "sandwich" else 2) + 2 * config.prefix_length * d
+  tables = config.vocab_size * d * (1 if config.tie_embeddings else 2)
+  positions = 2 * (config.max_length + 1) * d if config.positions == "learned_2d" else 0
+  norms = 2 * d * (2 if config.embedding_norm else 1)
+  assert params_lib.count(config) == kernels + n * vectors + tables + positions + norms
 
 
 def test_unknown_parameters_are_named():

@@ -7,6 +7,7 @@ import pytest
 
 from glmjax.models import config as config_lib
 from glmjax.models import glm
+from glmjax.models import params as params_lib
 from glmjax.quantize import qarray
 from glmjax.models import weights
 
@@ -68,7 +69,7 @@ def test_bytes_and_abstract_trees():
   sizes = {bits: _bytes(weights.quantize(params, bits)) for bits in qarray.BITS}
   kernels = _config().num_layers * (4 * 32 * 32 + 3 * 32 * 86)
   assert sizes[8] - sizes[4] == kernels // 2
-  assert _bytes(params) == 4 * _config().num_parameters()
+  assert _bytes(params) == 4 * params_lib.count(_config())
   abstract = jax.eval_shape(lambda p: weights.quantize(p, 4), params)
   concrete = weights.quantize(params, 4)
   assert jax.tree.structure(abstract) == jax.tree.structure(concrete)

@@ -10,6 +10,7 @@ import pytest
 
 from glmjax import errors
 from glmjax.models import config as config_lib
+from glmjax.models import params as params_lib
 from glmjax.parallel import hlo
 from glmjax.parallel import mesh as mesh_lib
 from glmjax.plan import cost
@@ -38,7 +39,7 @@ def test_flops_of_a_training_step(remat: str, passes: int):
   config = dataclasses.replace(TINY, remat=remat)
   mesh = mesh_lib.make_mesh(mesh_lib.MeshConfig(data=1), jax.devices()[:1])
   program = programs.Train(8, 16, micro_batch=4, predicted=1.0).program(config, mesh)
-  layer = 2 * (config.matmul_parameters() - 256 * 32) + 4 * 4 * 32 * 16
+  layer = 2 * (params_lib.count_of_matmuls(config) - 256 * 32) + 4 * 4 * 32 * 16
   found = cost.flops(program.traced.jaxpr.jaxpr, program.trips)
   # Full remat computes a layer's last product, wo, only where backward needs it: nowhere.
   repeated = (passes - 3) * 2 * 4 * 64 * 32
@@ -140,7 +141,7 @@ def test_memory_is_what_the_arrays_take():
   memory = estimate.peak_memory(compiled, program.parts, targets.CHIPS["a100-40"])
   state = jax.tree.leaves(program.parts["parameters"])
   assert memory["memory"]["parameters"] == sum(math.prod(x.sharding.shard_shape(x.shape)) * 4 for x in state)
-  assert memory["memory"]["parameters"] < TINY.num_parameters() * 4 / 3  # split, but for norms and biases
+  assert memory["memory"]["parameters"] < params_lib.count(TINY) * 4 / 3  # split, but for norms and biases
   assert memory["fits"] and sum(memory["memory"].values()) == memory["peak_bytes_per_device"]
 
 

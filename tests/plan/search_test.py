@@ -9,6 +9,7 @@ import pytest
 from glmjax import errors
 from glmjax.cli import plans
 from glmjax.models import config as config_lib
+from glmjax.models import params as params_lib
 from glmjax.parallel import mesh as mesh_lib
 from glmjax.plan import planner
 from glmjax.plan import programs
@@ -97,7 +98,7 @@ def test_what_cannot_be_searched_is_told(here, tiny):
 
 
 def test_weights_that_do_not_fit_are_not_compiled(here, tiny, memory):
-  memory(12 * tiny.num_parameters() - 1)
+  memory(12 * params_lib.count(tiny) - 1)
   found = planner.plan(tiny, WORK, "a100-40:1", search=True)
   assert not found["candidates"] and found["left_out"] == {"hold weights and optimizer state that do not fit": 15}
 
