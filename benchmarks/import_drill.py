@@ -30,6 +30,9 @@ from glmjax.models import config as config_lib
 from glmjax.models import params as params_lib
 from glmjax.thudm import write
 
+sys.path.append(str(pathlib.Path(__file__).parent.parent / "tests"))
+import their_files  # noqa: E402
+
 _SIZES = {
   "full": dict(num_layers=28, embed_dim=4096, num_heads=32, mlp_dim=16_384),  # 6,173,286,400 parameters
   "part": dict(num_layers=4, embed_dim=4096, num_heads=32, mlp_dim=16_384),
@@ -72,7 +75,7 @@ def drill(folder: pathlib.Path, size: str, max_tokens: int) -> dict[str, Any]:
     "parameters": params_lib.count(model),
   }
   started = time.perf_counter()
-  write.write_safetensors(hub, write.random_items("chatglm-6b", model))
+  write.write_safetensors(hub, their_files.random_items("chatglm-6b", model))
   write.write_hub_configs(hub, model, None, made_up_tokenizer())
   result["generate"] = {"seconds": round(time.perf_counter() - started, 2)}
   result["source_bytes"] = bytes_of(hub)

@@ -113,6 +113,8 @@ class Writers:
     from glmjax.models import config as config_lib
     from glmjax.models import glm
     from glmjax.thudm import write
+
+    import their_files
     from glmjax import tokenizer as tokenizer_lib
 
     run = self.sources / "run"
@@ -138,7 +140,7 @@ class Writers:
       residual_alpha=56**0.5,
       param_dtype="float16",
     )
-    write.write_safetensors(hub, write.random_items("chatglm-6b", config))
+    write.write_safetensors(hub, their_files.random_items("chatglm-6b", config))
     write.write_hub_configs(hub, config, None, tokenizer_lib.Tokenizer.load(self.sources / "tokenizer"))
 
   def nothing(self, root: pathlib.Path) -> None:

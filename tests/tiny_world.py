@@ -99,21 +99,23 @@ def write_theirs(folder: str) -> int:
   from glmjax.models import config as config_lib
   from glmjax.thudm import write
 
+  import their_files  # here, as it imports JAX
+
   here = pathlib.Path(folder)
   sizes = dict(num_layers=2, embed_dim=16, num_heads=2, mlp_dim=64, max_length=32, vocab_size=480)
   chatglm = config_lib.GLMConfig(
     positions="rotary_2d", mlp="gelu_tanh", tie_embeddings=False, residual_alpha=56**0.5, **sizes
   )
   tokenizer = tokenizer_lib.Tokenizer.load(here / "tokenizer", 0)
-  for name, put in (("hub", write.write_safetensors), ("bin", write.write_bin)):
+  for name, put in (("hub", write.write_safetensors), ("bin", their_files.write_bin)):
     (here / name).mkdir()
-    put(here / name, write.random_items("chatglm-6b", chatglm, None, "float16", 1), 20_000)
+    put(here / name, their_files.random_items("chatglm-6b", chatglm, None, "float16", 1), 20_000)
     write.write_hub_configs(here / name, chatglm, None, tokenizer)
   ranks = dataclasses.replace(
     chatglm, positions="rotary", mlp="geglu", tie_embeddings=True, residual_alpha=None, vocab_size=512
   )
   (here / "ranks").mkdir()
-  write.write_ranks(here / "ranks", write.random_items("glm-130b", ranks, None, "float16", 2), 2, "49300")
+  write.write_ranks(here / "ranks", their_files.random_items("glm-130b", ranks, None, "float16", 2), 2, "49300")
   shutil.copytree(here / "tokenizer", here / "ranks" / "tokenizer")
   return 0
 

@@ -7,134 +7,16 @@ bytes, or takes from the stack; nothing is hashed but strings, and nothing is co
 through, so that the time is that of reading the bytes, however often a value contains another.
 """
 
-from collections.abc import Callable, Sequence
-import dataclasses
+from collections.abc import Callable
 import struct
 from typing import Any
 
-import ml_dtypes
-import numpy as np
-
 from glmjax import errors
 from glmjax.io import printable
+from glmjax.thudm import pickle_values as values
 
 LARGEST = 1 << 26  # bytes; the pickle of a GLM-130B rank has 0.2 MB
 MOST_STEPS = 1 << 20  # instructions, and items taken apart: about 40 for each tensor
-MOST_AXES = 32  # of a tensor
-LARGEST_NUMBER = 1 << 62  # of elements, in sizes and strides
-
-STORAGES = {
-  "DoubleStorage": np.dtype("f8"),
-  "FloatStorage": np.dtype("f4"),
-  "HalfStorage": np.dtype("f2"),
-  "BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
-  "LongStorage": np.dtype("i8"),
-  "IntStorage": np.dtype("i4"),
-  "ShortStorage": np.dtype("i2"),
-  "CharStorage": np.dtype("i1"),
-  "ByteStorage": np.dtype("u1"),
-  "BoolStorage": np.dtype("?"),
-}
-# Whose objects training leaves beside the weights; they are read as nothing.
-_IGNORED_MODULES = (
-  "torch",
-  "numpy",
-  "collections",
-  "argparse",
-  "deepspeed",
-  "apex",
-  "megatron",
-  "fp16",
-  "mpu",
-  "sat",
-  "SwissArmyTransformer",
-  "_codecs",
-  "copy_reg",
-  "copyreg",
-  "transformers",
-)
-_IGNORED_BUILTINS = (
-  "set",
-  "frozenset",
-  "slice",
-  "complex",
-  "bytearray",
-  "object",
-  "list",
-  "dict",
-  "tuple",
-  "int",
-  "float",
-  "bool",
-  "str",
-  "bytes",
-  "range",
-  "long",
-  "unicode",
-)
-_MOST_DIGITS = 4300  # of a number in text, as Python reads them at most
-
-
-class Damaged(ValueError):
-  """Bytes that torch.save does not write."""
-
-
-@dataclasses.dataclass(frozen=True)
-class _Name:
-  """What a pickle may call, or take for a class."""
-
-  name: str  # dict, tensor, parameter, storage, ignored
-  dtype: np.dtype | None = None  # of a storage
-
-
-@dataclasses.dataclass(frozen=True)
-class Storage:
-  """A stretch of the file that tensors lie in."""
-
-  dtype: np.dtype
-  key: str
-  size: int  # elements
-
-
-@dataclasses.dataclass(frozen=True)
-class Pending:
-  """A tensor whose storage has not been located yet."""
-
-  storage: Storage
-  offset: int  # elements from the storage's start
-  shape: tuple[int, ...]
-  strides: tuple[int, ...]
-
-
-class Dict:
-  """A dict of the pickle: values by the keys that are strings, and whether there were others."""
-
-  def __init__(self, pairs: Sequence[Any] = ()) -> None:
-    self.items: dict[str, Any] = {}
-    self.has_other_keys = False
-    self.put(pairs)
-
-  def put(self, pairs: Sequence[Any]) -> None:
-    """Takes keys and values in turn."""
-    if len(pairs) % 2:
-      raise Damaged("a key without a value")
-    for i in range(0, len(pairs), 2):
-      if type(pairs[i]) is str:
-        self.items[pairs[i]] = pairs[i + 1]
-      else:  # hashing whatever it is could take for ever
-        self.has_other_keys = True
-
-
-IGNORED = _Name("ignored")
-_DICT, _TENSOR, _PARAMETER = _Name("dict"), _Name("tensor"), _Name("parameter")
-_NAMES = {
-  ("collections", "OrderedDict"): _DICT,
-  ("torch._utils", "_rebuild_tensor"): _TENSOR,
-  ("torch._utils", "_rebuild_tensor_v2"): _TENSOR,
-  ("torch._utils", "_rebuild_parameter"): _PARAMETER,
-  ("torch._utils", "_rebuild_parameter_with_state"): _PARAMETER,
-  **{("torch", name): _Name("storage", dtype) for name, dtype in STORAGES.items()},
-}
 
 
 class Reader:
@@ -147,7 +29,7 @@ class Reader:
 
   def __init__(self, data: bytes, where: str):
     self.place = 0  # of the next byte
-    self.storages: dict[str, Storage] = {}  # all that were named
+    self.storages: dict[str, values.Storage] = {}  # all that were named
     self._data, self._where = data, where
     self._steps = 0
     self._stack: list[Any] = []
@@ -169,11 +51,11 @@ class Reader:
         if code == b".":
           return self._stack.pop()
         if code not in _INSTRUCTIONS:
-          raise Damaged(f"no instruction {code!r} at byte {self.place - 1}")
+          raise values.Damaged(f"no instruction {code!r} at byte {self.place - 1}")
         method, arguments = _INSTRUCTIONS[code]
         method(self, *arguments)
     except (IndexError, KeyError, OverflowError) as error:
-      raise Damaged(f"an instruction at byte {self.place - 1} finds nothing on the stack") from error
+      raise values.Damaged(f"an instruction at byte {self.place - 1} finds nothing on the stack") from error
 
   # Bytes.
 
@@ -187,7 +69,7 @@ class Reader:
   def _take(self, size: int) -> bytes:
     found = self._data[self.place : self.place + size]
     if len(found) != size:
-      raise Damaged(f"a pickle that ends within a value, at byte {len(self._data)}")
+      raise values.Damaged(f"a pickle that ends within a value, at byte {len(self._data)}")
     self.place += size
     return found
 
@@ -197,7 +79,7 @@ class Reader:
   def _line(self) -> bytes:
     end = self._data.find(b"\n", self.place)
     if end < 0:
-      raise Damaged(f"a pickle that ends within a line, at byte {len(self._data)}")
+      raise values.Damaged(f"a pickle that ends within a line, at byte {len(self._data)}")
     line, self.place = self._data[self.place : end], end + 1
     return line
 
@@ -213,7 +95,7 @@ class Reader:
     """A length, and so many bytes."""
     size = self._number(form)
     if size < 0:
-      raise Damaged(f"a value of {size} bytes")
+      raise values.Damaged(f"a value of {size} bytes")
     self._push(convert(self._take(size)))
 
   def _push_line(self, convert: Callable[[bytes], Any]) -> None:
@@ -258,7 +140,7 @@ class Reader:
       return self._number(form)
     line = self._line()
     if len(line) > 9:
-      raise Damaged(f"a place of {len(line)} digits")
+      raise values.Damaged(f"a place of {len(line)} digits")
     return int(line)
 
   # Collections.
@@ -274,29 +156,26 @@ class Reader:
     target = self._stack[-1]
     if type(target) is list:
       target.extend(items)
-    elif target is not IGNORED:
-      raise Damaged(f"items for {_kind(target)}")
+    elif target is not values.IGNORED:
+      raise values.Damaged(f"items for {values.kind(target)}")
 
   def _put(self, many: bool) -> None:
     pairs = self._since_mark() if many else self._stack[-2:]
     if not many:
       del self._stack[-2:]
     target = self._stack[-1]
-    if isinstance(target, Dict):
+    if isinstance(target, values.Dict):
       target.put(pairs)
-    elif target is not IGNORED:
-      raise Damaged(f"keys for {_kind(target)}")
+    elif target is not values.IGNORED:
+      raise values.Damaged(f"keys for {values.kind(target)}")
 
   # Names, calls, storages.
 
-  def _look_up(self, module: Any, name: Any) -> _Name:
+  def _look_up(self, module: Any, name: Any) -> values.Name:
     if type(module) is not str or type(name) is not str:
-      raise Damaged("a name that is no string")
-    if (module, name) in _NAMES:
-      return _NAMES[module, name]
-    builtin = module in ("builtins", "__builtin__") and name in _IGNORED_BUILTINS
-    if builtin or module.split(".", 1)[0] in _IGNORED_MODULES:
-      return IGNORED
+      raise values.Damaged("a name that is no string")
+    if found := values.look_up(module, name):
+      return found
     raise errors.InputError(
       f"{self._where} asks for {printable.line(module, 80)}.{printable.line(name, 80)}, which no "
       "weights need: nothing of it was run; do not load this file with other programs"
@@ -311,22 +190,22 @@ class Reader:
     self._push(self._look_up(module, name))
 
   def _call(self, function: Any, arguments: Any) -> None:
-    if not isinstance(function, _Name) or function.name == "storage":
-      raise Damaged(f"a call of {_kind(function)}")
+    if not isinstance(function, values.Name) or function.name == "storage":
+      raise values.Damaged(f"a call of {values.kind(function)}")
     if type(arguments) is not tuple:
-      raise Damaged(f"a call with {_kind(arguments)}")
-    makers = {"ignored": _ignore, "dict": self._dict, "tensor": _tensor, "parameter": _parameter}
+      raise values.Damaged(f"a call with {values.kind(arguments)}")
+    makers = {"ignored": values.ignore, "dict": self._dict, "tensor": values.tensor, "parameter": values.parameter}
     self._push(makers[function.name](arguments))
 
-  def _dict(self, arguments: tuple[Any, ...]) -> Dict:
+  def _dict(self, arguments: tuple[Any, ...]) -> values.Dict:
     """OrderedDict(), and Python 2's OrderedDict([[key, value], ...])."""
-    found, pairs = Dict(), arguments[0] if arguments else []
+    found, pairs = values.Dict(), arguments[0] if arguments else []
     if type(pairs) is not list:
-      raise Damaged(f"a dict of {_kind(pairs)}")
+      raise values.Damaged(f"a dict of {values.kind(pairs)}")
     self._spend(len(pairs))
     for pair in pairs:
       if type(pair) not in (list, tuple) or len(pair) != 2:
-        raise Damaged("a dict of other things than pairs")
+        raise values.Damaged("a dict of other things than pairs")
       found.put(list(pair))
     return found
 
@@ -350,84 +229,20 @@ class Reader:
     """("storage", type, key, device, elements); a sixth, None, in old files."""
     pid = self._stack.pop()
     if type(pid) is not tuple or not 5 <= len(pid) <= 6 or type(pid[0]) is not str or pid[0] != "storage":
-      raise Damaged("a storage that is not described as one")
+      raise values.Damaged("a storage that is not described as one")
     kind, key, size = pid[1], pid[2], pid[4]
     if (
-      not isinstance(kind, _Name)
+      not isinstance(kind, values.Name)
       or kind.dtype is None
       or type(key) not in (str, int)
       or any(other is not None for other in pid[5:])
-      or not _is_size(size)
+      or not values.is_size(size)
     ):
-      raise Damaged("a storage that is not described as one")
-    storage = Storage(kind.dtype, str(key), size)
+      raise values.Damaged("a storage that is not described as one")
+    storage = values.Storage(kind.dtype, str(key), size)
     if self.storages.setdefault(storage.key, storage) != storage:
-      raise Damaged(f"storage {printable.line(storage.key, 40)} is described in two ways")
+      raise values.Damaged(f"storage {printable.line(storage.key, 40)} is described in two ways")
     self._push(storage)
-
-
-def _is_size(value: Any) -> bool:
-  return type(value) is int and 0 <= value <= LARGEST_NUMBER
-
-
-def _kind(value: Any) -> str:
-  return f"a {type(value).__name__.strip('_').lower()}"
-
-
-def _ignore(arguments: Sequence[Any]) -> _Name:
-  return IGNORED
-
-
-def _parameter(arguments: tuple[Any, ...]) -> Any:
-  return arguments[0]
-
-
-def _tensor(arguments: tuple[Any, ...]) -> Pending:
-  """Of (storage, offset, shape, strides, ...); it must lie in its storage, and hold no more elements than that."""
-  storage, offset, shape, strides = arguments[:4] if len(arguments) >= 4 else (None,) * 4
-  if not isinstance(storage, Storage) or type(shape) is not tuple or type(strides) is not tuple:
-    raise Damaged("a tensor without storage, shape or strides")
-  if len(shape) != len(strides) or len(shape) > MOST_AXES or not all(map(_is_size, (offset, *shape, *strides))):
-    raise Damaged("a tensor without storage, shape or strides")
-  count, last = 1, offset
-  for size, stride in zip(shape, strides):
-    count *= size
-    last += (size - 1) * stride
-  if count and (last >= storage.size or count > storage.size):
-    raise Damaged("a tensor outside of its storage")
-  return Pending(storage, offset, shape, strides)
-
-
-# Values that are written as text, and as bytes.
-
-
-def _whole_number(line: bytes) -> Any:
-  if line in (b"00", b"01"):
-    return line == b"01"
-  return int(line.removesuffix(b"L")) if len(line) <= _MOST_DIGITS else IGNORED
-
-
-def _quoted(line: bytes) -> Any:
-  line = line.strip()
-  if len(line) < 2 or line[:1] != line[-1:] or line[:1] not in b"'\"":
-    raise Damaged("a string without quotes")
-  return IGNORED if b"\\" in line else line[1:-1].decode("latin-1")
-
-
-def _long(data: bytes) -> Any:
-  return int.from_bytes(data, "little", signed=True) if len(data) <= 255 else IGNORED
-
-
-def _utf_8(data: bytes) -> str:
-  return data.decode("utf-8", "surrogatepass")
-
-
-def _latin_1(data: bytes) -> str:
-  return data.decode("latin-1")
-
-
-def _raw_unicode(line: bytes) -> str:
-  return line.decode("raw-unicode-escape")
 
 
 # By their codes: a method, and its arguments.
@@ -444,17 +259,17 @@ _INSTRUCTIONS = {
     b"M": (Reader._push_number, "<H"),
     b"G": (Reader._push_number, ">d"),
     b"F": (Reader._push_line, float),
-    b"I": (Reader._push_line, _whole_number),
-    b"L": (Reader._push_line, _whole_number),
-    b"\x8a": (Reader._push_counted, "<B", _long),
-    b"\x8b": (Reader._push_counted, "<i", _long),
-    b"S": (Reader._push_line, _quoted),
-    b"V": (Reader._push_line, _raw_unicode),
-    b"U": (Reader._push_counted, "<B", _latin_1),
-    b"T": (Reader._push_counted, "<i", _latin_1),
-    b"\x8c": (Reader._push_counted, "<B", _utf_8),
-    b"X": (Reader._push_counted, "<I", _utf_8),
-    b"\x8d": (Reader._push_counted, "<Q", _utf_8),
+    b"I": (Reader._push_line, values.whole_number),
+    b"L": (Reader._push_line, values.whole_number),
+    b"\x8a": (Reader._push_counted, "<B", values.long),
+    b"\x8b": (Reader._push_counted, "<i", values.long),
+    b"S": (Reader._push_line, values.quoted),
+    b"V": (Reader._push_line, values.raw_unicode),
+    b"U": (Reader._push_counted, "<B", values.latin_1),
+    b"T": (Reader._push_counted, "<i", values.latin_1),
+    b"\x8c": (Reader._push_counted, "<B", values.utf_8),
+    b"X": (Reader._push_counted, "<I", values.utf_8),
+    b"\x8d": (Reader._push_counted, "<Q", values.utf_8),
     b"C": (Reader._push_counted, "<B", bytes),
     b"B": (Reader._push_counted, "<I", bytes),
     b"\x8e": (Reader._push_counted, "<Q", bytes),
@@ -469,16 +284,16 @@ _INSTRUCTIONS = {
     b"\x87": (Reader._tuple, 3),
     b"t": (Reader._collect, tuple),
     b"l": (Reader._collect, list),
-    b"d": (Reader._collect, Dict),
+    b"d": (Reader._collect, values.Dict),
     b"]": (Reader._make, list),
-    b"}": (Reader._make, Dict),
+    b"}": (Reader._make, values.Dict),
     b"a": (Reader._append, False),
     b"e": (Reader._append, True),
     b"s": (Reader._put, False),
     b"u": (Reader._put, True),
-    b"\x8f": (Reader._push, IGNORED),
+    b"\x8f": (Reader._push, values.IGNORED),
     b"\x90": (Reader._since_mark,),
-    b"\x91": (Reader._collect, _ignore),  # sets
+    b"\x91": (Reader._collect, values.ignore),  # sets
     b"p": (Reader._remember, None),
     b"q": (Reader._remember, "<B"),
     b"r": (Reader._remember, "<I"),

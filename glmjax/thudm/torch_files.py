@@ -13,6 +13,7 @@ from glmjax import errors
 from glmjax.io import downloads
 from glmjax.io import printable
 from glmjax.io import user_text
+from glmjax.thudm import pickle_values
 from glmjax.thudm import pickles
 from glmjax.thudm import tensors
 from glmjax.thudm import zips
@@ -34,13 +35,13 @@ def open_state_dict(path: pathlib.Path) -> dict[str, tensors.Tensor]:
   """
   content, starts = _opened(path)
   for name in ("module", "state_dict"):
-    if isinstance(content, pickles.Dict) and isinstance(content.items.get(name), pickles.Dict):
+    if isinstance(content, pickle_values.Dict) and isinstance(content.items.get(name), pickle_values.Dict):
       content = content.items[name]
-  if not isinstance(content, pickles.Dict) or not content.items or content.has_other_keys:
+  if not isinstance(content, pickle_values.Dict) or not content.items or content.has_other_keys:
     raise errors.InputError(f"{path} holds no weights: expected a dict of tensors")
   found = {}
   for name, value in content.items.items():
-    if not isinstance(value, pickles.Pending):
+    if not isinstance(value, pickle_values.Pending):
       raise errors.InputError(f"{path}: {printable.line(name, 80)} is no tensor; expected a dict of tensors")
     found[name] = _located(value, path, starts)
   if (total := sum(tensor.nbytes for tensor in found.values())) > _MOST_SHARED * path.stat().st_size:
@@ -97,17 +98,17 @@ def _open_legacy(path: pathlib.Path) -> tuple[Any, dict[str, tuple[int, int]]]:
     reader = pickles.Reader(file.read(pickles.LARGEST), str(path))
     _, protocol, machine = (reader.read() for _ in range(3))
     if type(protocol) is not int or protocol != _LEGACY_PROTOCOL:
-      raise pickles.Damaged("a protocol that is not torch's")
-    if not isinstance(machine, pickles.Dict) or machine.items.get("little_endian") is not True:
-      raise pickles.Damaged("a machine that is not little-endian")
+      raise pickle_values.Damaged("a protocol that is not torch's")
+    if not isinstance(machine, pickle_values.Dict) or machine.items.get("little_endian") is not True:
+      raise pickle_values.Damaged("a machine that is not little-endian")
     content, keys = reader.read(), reader.read()
     if type(keys) is not list:
-      raise pickles.Damaged("no list of storages")
+      raise pickle_values.Damaged("no list of storages")
     starts, place = {}, reader.place
     for key in keys:
       storage = reader.storages.get(key) if type(key) is str else None
       if storage is None or key in starts:
-        raise pickles.Damaged("a storage without tensor")
+        raise pickle_values.Damaged("a storage without tensor")
       file.seek(place)
       size = int.from_bytes(file.read(8), "little") * storage.dtype.itemsize
       starts[key], place = (place + 8, size), place + 8 + size
@@ -115,7 +116,9 @@ def _open_legacy(path: pathlib.Path) -> tuple[Any, dict[str, tuple[int, int]]]:
   return content, starts
 
 
-def _located(tensor: pickles.Pending, path: pathlib.Path, starts: Mapping[str, tuple[int, int]]) -> tensors.Tensor:
+def _located(
+  tensor: pickle_values.Pending, path: pathlib.Path, starts: Mapping[str, tuple[int, int]]
+) -> tensors.Tensor:
   storage = tensor.storage
   if storage.key not in starts:
     raise errors.InputError(f"{path} is damaged: storage {printable.line(storage.key, 40)} is missing; copy it again")
@@ -164,7 +167,7 @@ class TorchWriter:
 
 def _pickled(entries: Mapping[str, Entry], inside: str | None) -> bytes:
   """The pickle, protocol 2, of a dict of tensors whose storages are numbered in order."""
-  storages = {dtype: name for name, dtype in pickles.STORAGES.items()}
+  storages = {dtype: name for name, dtype in pickle_values.STORAGES.items()}
   text = lambda s: b"X" + struct.pack("<I", len(s.encode())) + s.encode()
   number = lambda n: b"\x8a\x08" + struct.pack("<q", n)
   numbers = lambda ns: b"(" + b"".join(map(number, ns)) + b"t"

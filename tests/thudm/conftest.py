@@ -6,6 +6,7 @@ import shutil
 from typing import Any
 
 import pytest
+import their_files
 
 from glmjax import tokenizer as tokenizer_lib
 from glmjax.models import config as config_lib
@@ -55,10 +56,10 @@ def make(tokenizer_dir: pathlib.Path):
     **sizes: Any,
   ) -> pathlib.Path:
     config = dataclasses.replace(CONFIGS[family], param_dtype=dtype, **sizes)
-    items = write.random_items(family, config, bits, dtype, degree)
+    items = their_files.random_items(family, config, bits, dtype, degree)
     folder.mkdir(parents=True)
     if family == "chatglm-6b":
-      (write.write_bin if kind == "bin" else write.write_safetensors)(folder, items, shard_bytes)
+      (their_files.write_bin if kind == "bin" else write.write_safetensors)(folder, items, shard_bytes)
       tokenizer = tokenizer_lib.Tokenizer.load(tokenizer_dir / tokenizer_lib.MODEL_FILE, images)
       write.write_hub_configs(folder, config, bits, tokenizer)
     else:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import their_files
 
 from glmjax import errors
 from glmjax.checkpoint import blocks
@@ -85,7 +86,7 @@ def test_chatglm_there_and_back(make, tmp_path, bits, kind):
 def test_glm_10b(make, tmp_path, degree):
   """The layout of THUDM/GLM has whole Q, K and V in each rank; ranks of the same model make the same one."""
   load.import_model("glm-10b", make(tmp_path / "their", "glm-10b", degree), tmp_path / "ours", num_heads=8)
-  reference = {item.key: item.whole() for item in write.random_items("glm-10b", load_config(tmp_path / "ours"))}
+  reference = {item.key: item.whole() for item in their_files.random_items("glm-10b", load_config(tmp_path / "ours"))}
   layer = load_lib.load(tmp_path / "ours").params["layers"]["attention"]["qkv"]["kernel"][1]  # [D, 3, H, K]
   expected = reference["transformer.layers.1.attention.query_key_value.weight"]
   np.testing.assert_array_equal(np.asarray(layer).reshape(64, -1).T, expected)
@@ -201,10 +202,13 @@ def test_blocks_of_any_size(make, tmp_path, monkeypatch, family, elements):
 
 
 def test_regions_are_no_larger_than_asked():
-  for shape in ((70, 12288, 2, 32768), (70, 12288, 3, 96, 128), (70, 96, 128, 12288), (70, 32768, 12288)):
-    name = {4: "wi", 5: "qkv"}.get(len(shape), "wo" if shape[1] == 32768 else "out")
-    name = "layers/attention/out/kernel" if shape[1:3] == (96, 128) else f"layers/x/{name}/kernel"
-    weight = blocks.Weight(name, shape, "float16")
+  for name, shape in (
+    ("mlp/wi", (70, 12288, 2, 32768)),
+    ("attention/qkv", (70, 12288, 3, 96, 128)),
+    ("attention/out", (70, 96, 128, 12288)),
+    ("mlp/wo", (70, 32768, 12288)),
+  ):
+    weight = blocks.Weight(f"layers/{name}/kernel", shape, "float16")
     sizes = [[s.stop - s.start for s in region] for region in weight.regions()]
     assert max(np.prod(size) for size in sizes) <= blocks.ELEMENTS
     assert sum(np.prod(size) for size in sizes) == np.prod(shape)

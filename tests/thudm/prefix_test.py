@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import their_files
 
 from glmjax import errors
 from glmjax.checkpoint import export
@@ -25,7 +26,7 @@ P, N, D, H = 6, 3, 64, 8  # as in conftest
 def save(folder: pathlib.Path, arrays: dict[str, np.ndarray], kind: str = "bin", **config: object) -> pathlib.Path:
   """A folder of P-Tuning's: the encoder's tensors alone."""
   items = [write.Item(prefix_lib.ENCODER + key, x.dtype, x.shape, lambda x=x: iter([x])) for key, x in arrays.items()]
-  (write.write_bin if kind == "bin" else write.write_safetensors)(folder, items)
+  (their_files.write_bin if kind == "bin" else write.write_safetensors)(folder, items)
   (folder / "config.json").write_text(json.dumps(config))
   return folder
 

@@ -14,6 +14,7 @@ from glmjax import errors
 from glmjax import tokenizer as tokenizer_lib
 from glmjax.thudm import inspection
 from glmjax.thudm import load
+from glmjax.thudm import pickle_values
 from glmjax.thudm import pickles
 from glmjax.thudm import shards
 from glmjax.thudm import source
@@ -514,9 +515,9 @@ def test_what_training_leaves_is_ignored():
     reader = pickles.Reader(data, "x")
     found = reader.read()
     assert found.items.keys() == content.keys() and found.items["rng"][0] == 3 and reader.place == len(data)
-    assert {name for name, value in found.items.items() if value is pickles.IGNORED} == content.keys() - {"rng"} - (
-      {"large"} if protocol < 2 else set()
-    )
+    assert {name for name, value in found.items.items() if value is pickle_values.IGNORED} == content.keys() - {
+      "rng"
+    } - ({"large"} if protocol < 2 else set())
 
 
 def test_pickles_mean_what_python_says():
@@ -527,7 +528,7 @@ def test_pickles_mean_what_python_says():
   content["c"] = content["a"]
 
   def plain(x):
-    if isinstance(x, pickles.Dict):
+    if isinstance(x, pickle_values.Dict):
       return {key: plain(value) for key, value in x.items.items()}
     return type(x)(map(plain, x)) if isinstance(x, list | tuple) else x
 
@@ -546,8 +547,8 @@ def test_pickles_cannot_reach_outside_of_their_storage(tmp_path):
   writer.close()
   with pytest.raises(errors.InputError, match="storage 0 is too short"):
     torch_files.open_state_dict(tmp_path / "x.pt")
-  storage = pickles.Storage(np.dtype("f4"), "0", 4)
-  assert pickles._tensor((storage, 0, (4,), (1,))).shape == (4,)
+  storage = pickle_values.Storage(np.dtype("f4"), "0", 4)
+  assert pickle_values.tensor((storage, 0, (4,), (1,))).shape == (4,)
   for offset, shape, strides in (
     (0, (5,), (1,)),
     (1, (4,), (1,)),
@@ -562,8 +563,8 @@ def test_pickles_cannot_reach_outside_of_their_storage(tmp_path):
     (0, [4], [1]),
     (0.0, (4,), (1,)),
   ):
-    with pytest.raises(pickles.Damaged):
-      pickles._tensor((storage, offset, shape, strides))
+    with pytest.raises(pickle_values.Damaged):
+      pickle_values.tensor((storage, offset, shape, strides))
 
 
 @pytest.mark.parametrize(
