@@ -364,11 +364,3 @@ def unstack_layers(params: Any) -> Any:
     f"layers_{i}": jax.tree.unflatten(structure, layer)
     for i, layer in enumerate(zip(*(layers.unstack(x, 0) for x in leaves)))
   }
-
-
-def stack_layers(params: Any) -> Any:
-  """The inverse of `unstack_layers`."""
-  names = [name for name in params if name.startswith("layers_")]
-  ordered = [params[f"layers_{i}"] for i in range(len(names))]
-  rest = {name: value for name, value in params.items() if name not in names}
-  return rest | {"layers": jax.tree.map(lambda *xs: jnp.stack(xs), *ordered)}

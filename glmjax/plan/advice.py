@@ -127,7 +127,6 @@ def _training(plan: _Plan, workload: programs.Train) -> Iterator[tuple[str, floa
     and _splits(model, fsdp=shards * k)
     and flows(workload, {**mesh, grown: mesh[grown] * k})
   ]
-  join = lambda *texts: ", ".join(filter(None, texts))
   alone = []
   for some in (
     [(text, peak(less=less)) for text, less in remats[1:]],
@@ -136,12 +135,16 @@ def _training(plan: _Plan, workload: programs.Train) -> Iterator[tuple[str, floa
     [(t, peak(split=k, rows=k)) for t, k in beyond],
   ):  # the micro-batch meets more devices
     alone += _first(plan, some)
-  together = ((join(r, f, w), peak(k, rows, less)) for w, k in within for f, rows in fewer for r, less in remats)
+  together = ((_joined(r, f, w), peak(k, rows, less)) for w, k in within for f, rows in fewer for r, less in remats)
   yield from (
     alone
     or _first(plan, together)
-    or _first(plan, ((join(r, b), peak(k, k, less)) for b, k in beyond for r, less in remats))
+    or _first(plan, ((_joined(r, b), peak(k, k, less)) for b, k in beyond for r, less in remats))
   )
+
+
+def _joined(*changes: str) -> str:
+  return ", ".join(filter(None, changes))
 
 
 def flows(workload: programs.Train, mesh: Mapping[str, int]) -> bool:

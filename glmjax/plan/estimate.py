@@ -73,15 +73,18 @@ def step(
   }
 
 
+def _is_on_host(x: Any) -> bool:
+  return x.sharding.memory_kind == offload.HOST
+
+
 def peak_memory(compiled: Any, parts: Mapping[str, Any], chip: targets.Chip) -> dict[str, Any]:
   """Bytes of one device at the program's peak, by what they are for, and whether they fit.
 
   Arrays of `parts` count where the program leaves them aside, as a prompt's does the last layer's mlp: they are there.
   """
   analysis = compiled.memory_analysis()
-  on_host = lambda x: x.sharding.memory_kind == offload.HOST
   by_part = {
-    name: sum(shard_bytes(x) for x in jax.tree.leaves(arrays) if not on_host(x)) for name, arrays in parts.items()
+    name: sum(shard_bytes(x) for x in jax.tree.leaves(arrays) if not _is_on_host(x)) for name, arrays in parts.items()
   }
   arguments = max(analysis.argument_size_in_bytes, sum(by_part.values()))
   peak = arguments + analysis.output_size_in_bytes - analysis.alias_size_in_bytes + analysis.temp_size_in_bytes
@@ -92,7 +95,7 @@ def peak_memory(compiled: Any, parts: Mapping[str, Any], chip: targets.Chip) -> 
     "device_memory_bytes": chip.memory_bytes,
     "usable_memory_bytes": room,
     "headroom_bytes": room - peak,
-    "host_bytes_per_device": sum(shard_bytes(x) for x in jax.tree.leaves(dict(parts)) if on_host(x)),
+    "host_bytes_per_device": sum(shard_bytes(x) for x in jax.tree.leaves(dict(parts)) if _is_on_host(x)),
     "memory": by_part
     | {"temporaries": analysis.temp_size_in_bytes, "other": peak - analysis.temp_size_in_bytes - sum(by_part.values())},
   }

@@ -46,15 +46,6 @@ def plan(
   return result if result["fits"] else result | {"advice": advice.changes(model, workload, aim, result)}
 
 
-def model_flops_megatron(batch: int, length: int, layers: int, width: int, vocabulary: int, passes: int = 4) -> float:
-  """FLOPs of an iteration by the formula of GLM-130B's own log: 24 c B s L h^2 (1 + s / 6h + V / 16 L h).
-
-  c is 4 with activations recomputed, 3 without (Megatron's training.py, used by the original).
-  """
-  h, s = width, length
-  return 24.0 * passes * batch * s * layers * h * h * (1 + s / (6 * h) + vocabulary / (16 * layers * h))
-
-
 def _whole_run(result: Mapping[str, Any], aim: targets.Target, budget: int | None) -> dict[str, Any]:
   tokens = result["tokens_per_second"] * DAY
   if budget is None:

@@ -107,17 +107,19 @@ def rank(
         left_out[_BIG] += sum(other.holds_more_than(candidate) for other in waiting)
         waiting = [other for other in waiting if not other.holds_more_than(candidate)]
   left_out["are slower by the estimate, or unlikely to fit (more --tries compile them)"] += len(waiting)
-  order = lambda c: (
-    not c.get("fits", False),
-    c.get("step_seconds", math.inf) if c.get("fits") else (c.get("peak_bytes_per_device", math.inf)),
-  )
   return {
     "target": aim.name,
     "devices": aim.devices,
     "device": aim.chip.kind,
-    "candidates": sorted(found, key=order),
+    "candidates": sorted(found, key=_order),
     "left_out": {reason: count for reason, count in left_out.items() if count},
   }
+
+
+def _order(result: dict[str, Any]) -> tuple[bool, float]:
+  """What fits first, and the fastest of it; of the rest, what is nearest to fitting."""
+  fits = result.get("fits", False)
+  return not fits, result.get("step_seconds" if fits else "peak_bytes_per_device", math.inf)
 
 
 def _compile(candidate: _Candidate, aim: targets.Target) -> dict[str, Any]:
@@ -203,9 +205,10 @@ def _seconds(candidate: _Candidate, aim: targets.Target) -> float:
   """Of a step, by textbook formulas of what it computes, reads and exchanges; it orders candidates, nothing else."""
   model, work, mesh, chip = candidate.model, candidate.work, candidate.mesh, aim.chip
   weights = 2 * params_lib.count(model) / (mesh.tensor * mesh.stage)
-  exchange = lambda kind, sent, group, stride: (
-    0.0 if group == 1 else estimate.exchange_seconds(kind, sent * (group - 1) / group, group, stride, aim)
-  )
+
+  def exchange(kind: str, sent: float, group: int, stride: int) -> float:
+    return 0.0 if group == 1 else estimate.exchange_seconds(kind, sent * (group - 1) / group, group, stride, aim)
+
   if isinstance(work, programs.Decode):
     read = weights * (work.bits or 16) / 16 / chip.memory_bandwidth
     return read + 2 * model.num_layers * exchange("all-reduce", 4 * model.embed_dim * work.batch, mesh.tensor, 1)

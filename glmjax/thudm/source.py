@@ -350,7 +350,10 @@ def _same(a: merged.Merged, b: merged.Merged) -> bool:
   if a.shape != b.shape or a.dtype != b.dtype:
     return False
   count = max(1, _COMPARED // a.shape[1])
-  read = lambda x, i: np.ascontiguousarray(x.rows(i, min(i + count, a.shape[0]))).view(np.uint8)
+
+  def read(x: merged.Merged, i: int) -> np.ndarray:
+    return np.ascontiguousarray(x.rows(i, min(i + count, a.shape[0]))).view(np.uint8)
+
   return all(np.array_equal(read(a, i), read(b, i)) for i in range(0, a.shape[0], count))
 
 

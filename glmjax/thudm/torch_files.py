@@ -1,6 +1,6 @@
 """Files of torch.save, read and written without torch: zip files, and the pickles from before torch 1.6."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 import math
 import pathlib
 import struct
@@ -165,33 +165,42 @@ class TorchWriter:
         file.write(piece)
 
 
+def _pickled_text(text: str) -> bytes:
+  return b"X" + struct.pack("<I", len(text.encode())) + text.encode()
+
+
+def _pickled_number(number: int) -> bytes:
+  return b"\x8a\x08" + struct.pack("<q", number)
+
+
+def _pickled_numbers(numbers: Sequence[int]) -> bytes:
+  return b"(" + b"".join(map(_pickled_number, numbers)) + b"t"
+
+
 def _pickled(entries: Mapping[str, Entry], inside: str | None) -> bytes:
   """The pickle, protocol 2, of a dict of tensors whose storages are numbered in order."""
   storages = {dtype: name for name, dtype in pickle_values.STORAGES.items()}
-  text = lambda s: b"X" + struct.pack("<I", len(s.encode())) + s.encode()
-  number = lambda n: b"\x8a\x08" + struct.pack("<q", n)
-  numbers = lambda ns: b"(" + b"".join(map(number, ns)) + b"t"
   out = [b"\x80\x02"]
   if inside is not None:
-    out += [b"}", text(inside)]
+    out += [b"}", _pickled_text(inside)]
   out.append(b"}(")
   for i, (name, (dtype, shape)) in enumerate(entries.items()):
     storage = [
-      text("storage"),
+      _pickled_text("storage"),
       b"ctorch\n" + storages[dtype].encode() + b"\n",
-      text(str(i)),
-      text("cpu"),
-      number(math.prod(shape)),
+      _pickled_text(str(i)),
+      _pickled_text("cpu"),
+      _pickled_number(math.prod(shape)),
     ]
     out += [
-      text(name),
+      _pickled_text(name),
       b"ctorch._utils\n_rebuild_tensor_v2\n",
       b"((",
       *storage,
       b"tQ",
-      number(0),
-      numbers(shape),
-      numbers(tensors.contiguous(shape)),
+      _pickled_number(0),
+      _pickled_numbers(shape),
+      _pickled_numbers(tensors.contiguous(shape)),
       b"\x89ccollections\nOrderedDict\n)RtR",
     ]
   out.append(b"u" + (b"s" if inside is not None else b"") + b".")

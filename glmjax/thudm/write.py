@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -78,13 +79,20 @@ def _write_safetensors(content: export.ExportSource, folder: pathlib.Path) -> No
     step = 1 if weight.stacked else weight.shape[0]
     regions = [(slice(i, i + step), *rest) for i in range(0, weight.shape[0], step)]
     for name, (shape, dtype) in weight.stored(weight.shape).items():
-      parts = lambda weight=weight, regions=regions, name=name: (content.read(weight, r)[name] for r in regions)
+      parts = functools.partial(_read_each, content, weight, regions, name)
       items.append(Item(name.replace("/", "."), np.dtype(arrays.zarr_dtype(dtype)), shape, parts))
   write_safetensors(folder, items)
   content.verify()
   folder_lib.write_config(folder, content.config)
   if content.tokenizer is not None:
     folder_lib.copy_tokenizer(content.tokenizer, folder)
+
+
+def _read_each(
+  content: export.ExportSource, weight: blocks.Weight, regions: Sequence[blocks.Region], name: str
+) -> Iterator[np.ndarray]:
+  """Stretches of one of the arrays that a weight is stored as."""
+  return (content.read(weight, region)[name] for region in regions)
 
 
 def _write_chatglm(content: export.ExportSource, folder: pathlib.Path) -> None:
@@ -149,7 +157,10 @@ def _prefix_item(both: Sequence[blocks.Weight], content: export.ExportSource) ->
   """Keys and values of all layers as the one table that they are in the original."""
   layers, heads, length, size = both[0].shape
   region = tuple(slice(0, n) for n in both[0].shape)
-  read = lambda: iter([prefix_lib.to_theirs(*(content.read(weight, region)[weight.name] for weight in both))])
+
+  def read() -> Iterator[np.ndarray]:
+    yield prefix_lib.to_theirs(*(content.read(weight, region)[weight.name] for weight in both))
+
   return Item(prefix_lib.TABLE, np.dtype(arrays.zarr_dtype(both[0].dtype)), (length, 2 * layers * heads * size), read)
 
 
@@ -170,10 +181,13 @@ def _items_of_entry(
   """A matrix or vector, or the codes and the scales of one."""
   key = entry.key.format(layer)
   region = tuple(slice(0, n) for n in weight.shape)
-  read = lambda: content.read(weight, region)
   if layer is not None:
     region = (slice(layer, layer + 1), *region[1:])
-    read = lambda: {name: x[0] for name, x in content.read(weight, region).items()}
+
+  def read() -> dict[str, np.ndarray]:
+    found = content.read(weight, region)
+    return found if layer is None else {name: x[0] for name, x in found.items()}
+
   if weight.bits is None:
     yield Item(
       key,
