@@ -20,6 +20,7 @@ from glmjax import errors
 from glmjax.checkpoint import blocks
 from glmjax.checkpoint import folder as folder_lib
 from glmjax.checkpoint import source as source_lib
+from glmjax.checkpoint import weights as weights_lib
 from glmjax.io import folders
 from glmjax.io import lock
 from glmjax.io import paths
@@ -37,10 +38,10 @@ class ExportSource:
 
   config: folder_lib.FolderConfig
   tokenizer: pathlib.Path | None  # folder
-  weights: Sequence[blocks.Weight]
-  read: Callable[[blocks.Weight, blocks.Region], Mapping[str, Any]]  # stored arrays of a block
+  weights: Sequence[weights_lib.Weight]
+  read: Callable[[weights_lib.Weight, weights_lib.Region], Mapping[str, Any]]  # stored arrays of a block
   verify: Callable[[], None]  # called when all was read, before it counts
-  elements: int | None = None  # of our format's largest block; None: blocks.ELEMENTS
+  elements: int | None = None  # of our format's largest block; None: weights.ELEMENTS
 
 
 # Writes the content in another format into a folder that it makes.
@@ -93,7 +94,7 @@ def export(
         functools.partial(_read_finite, source, reader),
         reader.verify,
       )
-      blocks.need_room(out, weights)
+      weights_lib.need_room(out, weights)
       try:
         with publish.folder(out, overwrite) as folder:
           (write_format or write_folder)(content, folder)
@@ -134,7 +135,7 @@ def importing(out: pathlib.Path) -> pathlib.Path:
 
 
 def _read_finite(
-  source: source_lib.Source, reader: blocks.Reader, weight: blocks.Weight, region: blocks.Region
+  source: source_lib.Source, reader: blocks.Reader, weight: weights_lib.Weight, region: weights_lib.Region
 ) -> dict[str, np.ndarray]:
   """A block as it is to be stored.
 
@@ -145,7 +146,7 @@ def _read_finite(
   try:
     block = source.read_block(reader, weight, region)
     if weight.bits is not None:  # whose scales may come as they are; what was a float here is checked already
-      blocks.check_finite(block, "is not finite")
+      weights_lib.check_finite(block, "is not finite")
     return block
   except errors.NotFiniteError as error:
     wanted = source.targets()

@@ -23,6 +23,7 @@ from glmjax.checkpoint import files
 from glmjax.checkpoint import folder as folder_lib
 from glmjax.checkpoint import manager
 from glmjax.checkpoint import recorded
+from glmjax.checkpoint import weights as weights_lib
 from glmjax.models import params as params_lib
 
 CHECKSUMS = "checksums.json"
@@ -76,7 +77,7 @@ class Source:
       targets[name] = jax.ShapeDtypeStruct(record["shape"], record["dtype"], sharding=sharding)
     return targets
 
-  def weights(self, bits: int | None = None, dtype: str | None = None) -> list[blocks.Weight]:
+  def weights(self, bits: int | None = None, dtype: str | None = None) -> list[weights_lib.Weight]:
     """The parameters, as they are or as they are to be: quantized to `bits`, floats in `dtype`."""
     found = []
     for stored, record in self.records.items():
@@ -88,16 +89,18 @@ class Source:
         inputs = params_lib.known(name).inputs
         shape[inputs[-1]] *= 8 // self.bits
         groups = self.records[f"{self.prefix}{name}/scale"]["shape"][inputs[0]]
-        found.append(blocks.Weight(name, tuple(shape), "float16", self.bits, groups))
+        found.append(weights_lib.Weight(name, tuple(shape), "float16", self.bits, groups))
       else:
         found.append(
-          blocks.Weight(
+          weights_lib.Weight(
             name, tuple(shape), dtype or record["dtype"], bits if params_lib.known(name).quantizes else None
           )
         )
     return found
 
-  def read_block(self, reader: blocks.Reader, weight: blocks.Weight, region: blocks.Region) -> dict[str, np.ndarray]:
+  def read_block(
+    self, reader: blocks.Reader, weight: weights_lib.Weight, region: weights_lib.Region
+  ) -> dict[str, np.ndarray]:
     """A block as `weight` wants it stored: converted, or the codes and scales that are there."""
     if self.bits is None or weight.bits is None:
       return weight.convert(reader.read(self.prefix + weight.name, region))

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from glmjax import errors
-from glmjax.checkpoint import blocks
 from glmjax.checkpoint import export
 from glmjax.checkpoint import folder as folder_lib
+from glmjax.checkpoint import weights as weights_lib
 from glmjax.io import paths
 from glmjax.io import publish
 from glmjax.models import config as config_lib
@@ -82,7 +82,7 @@ def import_model(
     work = export.importing(out)
     content = _content(opened, bits, dtype, work / _TOKENIZER)
     if memory_limit_gib is not None:
-      elements = blocks.elements_within(memory_limit_gib, content.weights)
+      elements = weights_lib.elements_within(memory_limit_gib, content.weights)
       content = dataclasses.replace(content, elements=elements)
     try:
       _begin(work, _plan(opened, content), content)
@@ -134,12 +134,14 @@ def _content(
   )
 
 
-def _read_finite(opened: source_lib.Source, weight: blocks.Weight, region: blocks.Region) -> Mapping[str, np.ndarray]:
+def _read_finite(
+  opened: source_lib.Source, weight: weights_lib.Weight, region: weights_lib.Region
+) -> Mapping[str, np.ndarray]:
   """A block as it is to be stored; an array that is not finite is an error, and never becomes part of a model."""
   try:
     block = opened.read(weight, region)
     if weight.bits is not None:  # whose scales may come as they are; what was a float here is checked already
-      blocks.check_finite(block, "is not finite")
+      weights_lib.check_finite(block, "is not finite")
     return block
   except errors.NotFiniteError as error:
     advice = "" if ": " in str(error) else ": download the files again"
@@ -150,7 +152,7 @@ def _plan(opened: source_lib.Source, content: export.ExportSource) -> str:
   """A hash of all that decides what will be written."""
   files = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in opened.files]
   weights = [repr(weight) for weight in content.weights]
-  plan = [_FORMAT, content.elements or blocks.ELEMENTS, files, repr(content.config), weights]
+  plan = [_FORMAT, content.elements or weights_lib.ELEMENTS, files, repr(content.config), weights]
   return hashlib.sha256(json.dumps(plan).encode()).hexdigest()
 
 
@@ -160,7 +162,7 @@ def _begin(work: pathlib.Path, plan: str, content: export.ExportSource) -> None:
   if work.exists() and _read_plan(work) == plan:
     there = sum(path.stat().st_blocks * 512 for path in (work / _EXPORT).rglob("*") if path.is_file())
     _log.info("going on with the import that stopped after %.0f MB", there / 1e6)
-  blocks.need_room(work.parent, content.weights, there)
+  weights_lib.need_room(work.parent, content.weights, there)
   if work.exists() and not there:
     if (
       strange := set(os.listdir(work))

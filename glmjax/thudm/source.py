@@ -12,7 +12,7 @@ import numpy as np
 
 from glmjax import errors
 from glmjax import tokenizer as tokenizer_lib
-from glmjax.checkpoint import blocks
+from glmjax.checkpoint import weights as weights_lib
 from glmjax.io import paths
 from glmjax.models import config as config_lib
 from glmjax.thudm import hub as hub_lib
@@ -51,7 +51,7 @@ class Source:
     """Of all tensors."""
     return self.shards.nbytes + (0 if self.prefix is None else self.prefix.nbytes)
 
-  def weights(self, bits: int | None, dtype: str | None) -> list[blocks.Weight]:
+  def weights(self, bits: int | None, dtype: str | None) -> list[weights_lib.Weight]:
     """The parameters as they are to be stored; codes stay codes, floats keep their dtypes unless told."""
     found = []
     for entry in layouts.entries(self.family, self.config):
@@ -60,11 +60,11 @@ class Source:
       quantized = (self.bits or bits) if entry.kernel else None
       groups = len(self.shards.ranks) if self.bits and entry.split == "inputs" else 1
       found.append(
-        blocks.Weight(entry.name, shape, dtype or (their if quantized is None else "float16"), quantized, groups)
+        weights_lib.Weight(entry.name, shape, dtype or (their if quantized is None else "float16"), quantized, groups)
       )
     return found if self.prefix is None else found + prefix_lib.weights(self.prefix, self.config, dtype)
 
-  def read(self, weight: blocks.Weight, region: blocks.Region) -> dict[str, np.ndarray]:
+  def read(self, weight: weights_lib.Weight, region: weights_lib.Region) -> dict[str, np.ndarray]:
     """A block as it is to be stored."""
     if weight.name in prefix_lib.NAMES:
       return weight.convert(self.prefix.read(weight.name, region[0]))
