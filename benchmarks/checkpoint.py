@@ -109,7 +109,10 @@ def measure(coordinator: str, count: int, number: int, repeats: int, folder: pat
   )
   state = jax.block_until_ready(noise(state))
   size = sum(x.nbytes for x in jax.tree.leaves(state))
-  together = lambda: multihost_utils.sync_global_devices("benchmark")
+
+  def together():
+    return multihost_utils.sync_global_devices("benchmark")
+
   found: dict[str, list[float]] = {"write": [], "read": [], "blocked": [], "save": [], "restore": []}
   for repeat in range(repeats + 1):
     if number == 0:

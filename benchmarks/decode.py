@@ -55,7 +55,10 @@ def main() -> None:
       done = subprocess.run(command, capture_output=True, text=True, check=True)
       theirs.append(json.loads(done.stdout.splitlines()[-1]))
       print(f"turn {turn + 1}: original {theirs[-1]}", flush=True)
-  median = lambda turns: statistics.median(turn["median"] for turn in turns)
+
+  def median(turns):
+    return statistics.median(turn["median"] for turn in turns)
+
   result = {
     "what": f"greedy decode, batch 1, {PROMPT} + {NEW} tokens, float32, tokens/s",
     "date": datetime.datetime.now().isoformat(timespec="seconds"),

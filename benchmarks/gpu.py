@@ -277,13 +277,19 @@ def generate(case: Decode) -> dict[str, Any]:
   batch, rows = decode.make_rows([first], [case.new], specials.pad)
   draws, none = sampling.draws([sampling.Sampling()], [0]), np.zeros(config.vocab_size, bool)
   slots = rows_lib.bucket(case.new)
-  prefill = lambda: jax.block_until_ready(model.run(decode.prefill, batch, rows, new_tokens=slots))
+
+  def prefill():
+    return jax.block_until_ready(model.run(decode.prefill, batch, rows, new_tokens=slots))
+
   _, compile_prefill = timed(prefill)
   prefill_seconds = median_seconds(prefill)
   states = []
-  body = lambda: states.append(
-    jax.block_until_ready(model.run(decode.decode, rows, states.pop(), draws, none, none, np.int32(case.new)))
-  )
+
+  def body():
+    return states.append(
+      jax.block_until_ready(model.run(decode.decode, rows, states.pop(), draws, none, none, np.int32(case.new)))
+    )
+
   states.append(prefill())
   _, compile_decode = timed(body)
   times = []

@@ -92,8 +92,13 @@ def compare_attention(rows: int, length: int, heads: int, width: int, tune: bool
     return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn")
 
   dropout = dropout_lib.make(0.1, jax.random.split(jax.random.key(1), rows), heads, length)
-  dense = lambda q, k, v, drops=None: attention.dense(HERE, q, k, v, start, end, drops)
-  by_kernel = lambda q, k, v, drops=None: flash.attend_gpu(HERE, q, k, v, start, end, drops)
+
+  def dense(q, k, v, drops=None):
+    return attention.dense(HERE, q, k, v, start, end, drops)
+
+  def by_kernel(q, k, v, drops=None):
+    return flash.attend_gpu(HERE, q, k, v, start, end, drops)
+
   dropping = [functools.partial(way, drops=dropout) for way in (dense, by_kernel)]
 
   def both(way: Callable[..., jax.Array]) -> Callable[..., Any]:

@@ -167,7 +167,10 @@ def measure(case: Case, steps: int) -> dict[str, Any]:
   with partitioning.use(made.mesh, made.rules):
     state = made.stages.put_in_stages(state_lib.create(CONFIG, made.tx, 0, made.stages.as_checkpointed))
     everywhere = partitioning.named(made.mesh, made.rules)
-    info = lambda n: step_lib.StepInfo(*(jax.device_put(np.uint32(x), everywhere) for x in (n, n, ROWS)))
+
+    def info(n):
+      return step_lib.StepInfo(*(jax.device_put(np.uint32(x), everywhere) for x in (n, n, ROWS)))
+
     program, batch = made.compile(), made.layout.put(rows())
     seconds = []
     for step in range(steps + 1):

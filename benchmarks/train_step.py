@@ -71,7 +71,10 @@ def main() -> None:
       if options.baseline_python:
         theirs.append(baseline(options, dtype))
         print(f"{dtype} turn {turn + 1}: original {theirs[-1]}", flush=True)
-    median = lambda turns: statistics.median(turn["median"] for turn in turns)
+
+    def median(turns):
+      return statistics.median(turn["median"] for turn in turns)
+
     result[dtype] = {
       "compile_seconds": compile_seconds,
       "glmjax": ours,

@@ -99,10 +99,18 @@ def params(name: str, prefix: str = "param/") -> dict[str, Any]:
 
   def layer(i: int) -> dict[str, Any]:
     at = f"transformer.layers.{i}."
-    get = lambda key: arrays[f"{prefix}{at}{key}"]
+
+    def get(key):
+      return arrays[f"{prefix}{at}{key}"]
+
     order = (3, h, k) if name == "glm10b_tiny" else (h, 3, k)  # rows of the fused projection
-    qkv = lambda x: np.moveaxis(x.reshape(*order, -1), 0 if name == "glm10b_tiny" else 1, 0)
-    wi = lambda x: x.reshape(cfg.mlp_branches, cfg.mlp_dim, -1)
+
+    def qkv(x):
+      return np.moveaxis(x.reshape(*order, -1), 0 if name == "glm10b_tiny" else 1, 0)
+
+    def wi(x):
+      return x.reshape(cfg.mlp_branches, cfg.mlp_dim, -1)
+
     return {
       "attention_norm": norm(at + "input_layernorm"),
       "mlp_norm": norm(at + "post_attention_layernorm"),

@@ -56,7 +56,10 @@ def cases(group: str) -> list[str]:
 def inputs(group: str, case: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
   """tokens, positions, start, end, and where logits count."""
   arrays = golden_models.load(group)[1]
-  get = lambda key: arrays[f"case/{case}/{key}"]
+
+  def get(key):
+    return arrays[f"case/{case}/{key}"]
+
   if group == "glm10b_tiny":
     tokens, positions = get("text"), get("position_id")
     end = np.maximum(np.arange(1, tokens.shape[1] + 1), get("attention_mask")[:, None])
@@ -218,7 +221,10 @@ def greedy(
   suppressed: tuple[int, ...] = (),
 ) -> list[list[int]]:
   model = golden_models.runner(group, mesh)
-  flags = lambda ids: np.isin(np.arange(model.config.vocab_size), ids)
+
+  def flags(ids):
+    return np.isin(np.arange(model.config.vocab_size), ids)
+
   batch, rows = decode.make_rows(prompts, [steps] * len(prompts), 0, model.batch_size(len(prompts)))
   fill = len(rows.limit_B)
   state = model.run(decode.prefill, batch, rows, new_tokens=steps)
@@ -246,7 +252,10 @@ def build_glm130b(case: str, tokens: list[int], specials: tokens_lib.SpecialToke
 def test_greedy_generation_glm130b(case: str, mesh: str | None):
   """Prompts built by our rules are the original's, and so are the tokens that follow."""
   arrays, specials = golden_models.load("glm130b_tiny")[1], golden_models.specials("glm130b_tiny")
-  get = lambda key: arrays[f"case/{case}/{key}"]
+
+  def get(key):
+    return arrays[f"case/{case}/{key}"]
+
   prompts = []
   for row, n in enumerate(get("context_length")):
     tokens = get("tokens")[row, :n].tolist()
@@ -368,7 +377,10 @@ def test_fill_blanks_end_to_end(mesh: str | None):
 @on_meshes
 def test_multiple_choice_scores(mesh: str | None):
   arrays, specials = golden_models.load("glm130b_tiny")[1], golden_models.specials("glm130b_tiny")
-  get = lambda key: arrays[f"case/multi_choice/{key}"]
+
+  def get(key):
+    return arrays[f"case/multi_choice/{key}"]
+
   rows, expected = [], []
   for question, log_probs in enumerate(get("cond_log_prob")):
     division = get(f"choice_target_ids_{question}_0")[0]
@@ -385,10 +397,16 @@ def test_multiple_choice_scores(mesh: str | None):
 def test_multiple_choice_scores_by_the_engine(mesh: str | None):
   """Texts in, with the blank in the context's middle, at its end, or put there."""
   arrays, specials = golden_models.load("glm130b_tiny")[1], golden_models.specials("glm130b_tiny")
-  get = lambda key: arrays[f"case/multi_choice/{key}"]
+
+  def get(key):
+    return arrays[f"case/multi_choice/{key}"]
+
   config = golden_models.config("glm130b_tiny")
   answering = engine.Engine(golden_models.runner("glm130b_tiny", mesh), Numbers(specials, config.vocab_size))
-  text = lambda ids: " ".join(map(str, ids.tolist()))
+
+  def text(ids):
+    return " ".join(map(str, ids.tolist()))
+
   for question, log_probs in enumerate(get("cond_log_prob")):
     context = get("tokens")[question, : get(f"choice_target_ids_{question}_0")[0]]
     choices = [text(get(f"choice_{question}_{choice}")) for choice in range(len(log_probs))]
@@ -405,7 +423,10 @@ def test_multiple_choice_scores_by_the_engine(mesh: str | None):
 def test_language_model_scores(mesh: str | None):
   """The original's windows of a text, token for token, and their losses."""
   arrays, specials = golden_models.load("glm130b_tiny")[1], golden_models.specials("glm130b_tiny")
-  get = lambda key: arrays[f"case/lm/{key}"]
+
+  def get(key):
+    return arrays[f"case/lm/{key}"]
+
   counts = get("loss_masks").sum(-1)
   length, stride = get("tokens").shape[1], int(counts[1])
   rows = score.window_rows(get("raw_text").tolist(), specials, positions_lib.ROTARY, length, stride)
@@ -499,7 +520,10 @@ def test_beam_search_of_the_table_model():
 @pytest.mark.parametrize("case", ["eval_batch_mask", "eval_batch_gmask", "eval_batch_unidirectional"])
 def test_beam_generation_glm130b(case: str, mesh: str | None):
   arrays, specials = golden_models.load("glm130b_tiny")[1], golden_models.specials("glm130b_tiny")
-  get = lambda key: arrays[f"case/{case}/{key}"]
+
+  def get(key):
+    return arrays[f"case/{case}/{key}"]
+
   prompts = [
     build_glm130b(case, get("tokens")[row, :n].tolist(), specials) for row, n in enumerate(get("context_length"))
   ]

@@ -46,9 +46,10 @@ def random_items(
     count, split = (groups, "ranks") if entry.split == "inputs" else (1, entry.split)
     shape = (count, rows) if split == "ranks" else (rows,)
     step = math.sqrt(1 / math.prod(entry.inputs)) * 2 / (7 if bits == 4 else 127)
-    scales = lambda shape=shape, step=step, key=key: iter(
-      [(np.random.default_rng([seed, *key.encode()]).uniform(0.5, 1, shape) * step).astype(np.float16)]
-    )
+
+    def scales(shape=shape, step=step, key=key):
+      return iter([(np.random.default_rng([seed, *key.encode()]).uniform(0.5, 1, shape) * step).astype(np.float16)])
+
     items.append(write.Item(key + "_scale", np.dtype(np.float16), shape, scales, split, entry.groups))
   if model.position_kind.rotary_parts:
     frequencies = layouts.inv_freq(model)
@@ -58,7 +59,10 @@ def random_items(
     ]
   if model.prefix_length:  # float32 and of spread 1, as ptuning/ starts and keeps it
     shape = (model.prefix_length, 2 * model.num_layers * model.embed_dim)
-    table = lambda: iter([np.random.default_rng(seed).standard_normal(shape, np.float32)])
+
+    def table():
+      return iter([np.random.default_rng(seed).standard_normal(shape, np.float32)])
+
     items.append(write.Item(prefix_lib.TABLE, np.dtype(np.float32), shape, table))
   return items
 

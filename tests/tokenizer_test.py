@@ -269,7 +269,10 @@ def test_the_users_ice_text_model(images, total):
   """Against the vectors that icetk and GLM-130B publish."""
   ours = tokenizer_lib.Tokenizer.load(ICE, images)
   check_layout(ours, images, total)
-  shifted = lambda ids: [i - 20_000 + images for i in ids]
+
+  def shifted(ids):
+    return [i - 20_000 + images for i in ids]
+
   assert ours.encode("Hello World! I am icetk.") == shifted([39316, 20932, 20035, 20115, 20344, 22881, 35955, 20007])
   assert ours.encode("你好世界！这里是 icetk。") == shifted([20005, 94874, 84097, 20035, 94947, 22881, 35955, 83823])
   pieces = {20005: " ", 20006: ",", 20007: ".", 20012: ":"}

@@ -297,7 +297,10 @@ class MixtureSampler:
 
     A change stands apart from what was before it: samples before its first do not depend on it.
     """
-    sizes = lambda names: {name: self._sources[name].num_rows for name in sorted(names)}
+
+    def sizes(names: Iterable[str]) -> dict[str, int]:
+      return {name: self._sources[name].num_rows for name in sorted(names)}
+
     described = {"weights": dict(sorted(self.weights.items())), "rows_per_epoch": sizes(self.weights)}
     if self.changes:
       described["changes"] = [

@@ -117,7 +117,11 @@ def file_windows(
 def _windows(files: Sequence[pathlib.Path], field: str) -> splits.Windows | None:
   """How to cut a corpus of which no whole document is held out; None for all others, found out by 50 documents."""
   sizes = [0] * len(files)
-  first_held_out = lambda number: -(number + 1) % splits.HELD_OUT_EVERY  # document of the file of that number
+
+  def first_held_out(number: int) -> int:
+    """The first document held out of the file of that number."""
+    return -(number + 1) % splits.HELD_OUT_EVERY
+
   for number in sorted(range(len(files)), key=first_held_out):
     for i, lines in enumerate(_documents(files[number], field)):
       if i == first_held_out(number):

@@ -20,9 +20,9 @@ def key_range(
   start_BL: jax.Array, end_BL: jax.Array, block_q: int, block_k: int, num_keys: int
 ) -> tuple[jax.Array, jax.Array]:
   """First and past-the-last block of keys that each block of queries sees, int32 [B, L / block_q] each."""
-  split = lambda x: x.reshape(x.shape[0], -1, block_q)
-  last = jnp.minimum(-(-split(end_BL).max(-1) // block_k), num_keys // block_k)
-  return jnp.clip(split(start_BL).min(-1) // block_k, 0, last), last
+  starts, ends = (x.reshape(x.shape[0], -1, block_q) for x in (start_BL, end_BL))
+  last = jnp.minimum(-(-ends.max(-1) // block_k), num_keys // block_k)
+  return jnp.clip(starts.min(-1) // block_k, 0, last), last
 
 
 def query_range(

@@ -32,6 +32,8 @@ _PLAIN = (((1,), (0,)), ((), ()))  # dimensions of a matrix product
 _ROW = (((1,), (1,)), ((), ()))  # dot over both operands' last axes
 _COLUMN = (((0,), (0,)), ((), ()))  # and over both first ones
 
+Index = jax.Array | int  # of a block
+
 
 def forward(
   q_BLHK: jax.Array,
@@ -48,8 +50,13 @@ def forward(
   first, last = flash_blocks.key_range(start_BL, end_BL, of.block_q, of.block_k, of.num_keys)
   lines, rate = flash_blocks.lines(start_BL, end_BL, dropout)
   lines = tuple(map(_along_lanes, lines))
-  query = lambda b, h, i, j, first, last: i
-  key = lambda b, h, i, j, first, last: _visited(first[b, i] + j, last[b, i])
+
+  def query(b: Index, h: Index, i: Index, j: Index, first: Any, last: Any) -> Index:
+    return i
+
+  def key(b: Index, h: Index, i: Index, j: Index, first: Any, last: Any) -> Index:
+    return _visited(first[b, i] + j, last[b, i])
+
   out_BHLK, sums_BH1L = pl.pallas_call(
     functools.partial(_forward_kernel, scale=of.width**-0.5, rate=rate),
     grid_spec=tpu.PrefetchScalarGridSpec(
@@ -117,8 +124,8 @@ def backward(
   if len(parts) == 1:
     return parts[0]
   dq, dk, dv = zip(*parts)
-  add = lambda parts: sum(x.astype(jnp.float32) for x in parts).astype(k_BMHK.dtype)
-  return jnp.concatenate(dq, 1), add(dk), add(dv)
+  dk, dv = (sum(x.astype(jnp.float32) for x in each).astype(k_BMHK.dtype) for each in (dk, dv))
+  return jnp.concatenate(dq, 1), dk, dv
 
 
 def _backward(
@@ -137,8 +144,13 @@ def _backward(
   first, last = flash_blocks.query_range(start_BL, end_BL, of.block_q, of.block_k, of.num_keys)
   lines, rate = flash_blocks.lines(start_BL, end_BL, dropout)
   lines = tuple(map(_along_lanes, lines))
-  query = lambda b, h, j, i, first, last: _visited(first[b, j] + i, last[b, j])
-  key = lambda b, h, j, i, first, last: j
+
+  def query(b: Index, h: Index, j: Index, i: Index, first: Any, last: Any) -> Index:
+    return _visited(first[b, j] + i, last[b, j])
+
+  def key(b: Index, h: Index, j: Index, i: Index, first: Any, last: Any) -> Index:
+    return j
+
   blocks = of.num_queries // of.block_q
   gradients = pl.pallas_call(
     functools.partial(_backward_kernel, scale=of.width**-0.5, rate=rate),

@@ -57,7 +57,9 @@ def _kernel(x_ref: Any, scale_ref: Any, g_ref: Any, dx_ref: Any, sums_ref: Any, 
   part = _part(width)
   parts = [pl.ds(i, part) for i in range(0, width, part)]
   rows = max(1, min(SPAN, _ENTRIES >> (width - 1).bit_length()))
-  mean = lambda xs: sum(x.sum(-1, keepdims=True) for x in xs) / width
+
+  def mean(xs: list[jax.Array]) -> jax.Array:
+    return sum(x.sum(-1, keepdims=True) for x in xs) / width
 
   def body(i: jax.Array, sums: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
     here = pl.ds(i * rows, rows)

@@ -163,7 +163,6 @@ def known(path: str) -> Param:
   return found
 
 
-@functools.lru_cache(maxsize=1024)
 def apart(config: config_lib.GLMConfig) -> Iterator[tuple[str, Param]]:
   """Yields all parameters by their paths, each layer by itself: layers_0/..., layers_1/..., as inference has them."""
   for path, param in table(config).items():
@@ -220,6 +219,7 @@ def sublayers() -> tuple[str, ...]:
   return tuple(dict.fromkeys(path.split("/")[0] for path in layer(_ALL)))
 
 
+@functools.lru_cache(maxsize=1024)
 def quantized_inputs(path: str) -> tuple[int, ...] | None:
   """Returns the input axes, from the end, of a kernel that quantized models have as codes; None of other parameters.
 

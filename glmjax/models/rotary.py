@@ -20,14 +20,17 @@ def table(positions_BL: jax.Array, dim: int, base: float, rounding: str) -> tupl
   if rounding == "none":
     angles = positions_BL.astype(jnp.float32)[..., None] * frequencies
     return jnp.cos(angles), jnp.sin(angles)
-  # reduce_precision, not a cast there and back, which XLA may remove.
-  half = lambda x: jax.lax.reduce_precision(x, exponent_bits=5, mantissa_bits=10)
-  frequencies = half(frequencies)
+  frequencies = _half(frequencies)
   angles = positions_BL.astype(jnp.float32)[..., None] * frequencies
   if rounding == "half_frequencies":
     return jnp.cos(angles), jnp.sin(angles)
-  angles = half(half(positions_BL.astype(jnp.float32))[..., None] * frequencies)
-  return half(jnp.cos(angles)), half(jnp.sin(angles))
+  angles = _half(_half(positions_BL.astype(jnp.float32))[..., None] * frequencies)
+  return _half(jnp.cos(angles)), _half(jnp.sin(angles))
+
+
+def _half(x: jax.Array) -> jax.Array:
+  """x in half precision; not by a cast there and back, which XLA may remove."""
+  return jax.lax.reduce_precision(x, exponent_bits=5, mantissa_bits=10)
 
 
 def tables(config: config_lib.GLMConfig, positions: jax.Array) -> tuple[jax.Array, jax.Array] | None:

@@ -89,7 +89,10 @@ def test_export_and_load(run: pathlib.Path, params: Any, tmp_path: pathlib.Path,
   loaded = load.load(out)
   expected = jax.tree.map(lambda x: x * 2, params)
   quantized = expected if bits is None else weights.quantize(expected, bits)
-  is_q = lambda x: isinstance(x, qarray.QuantizedArray)
+
+  def is_q(x):
+    return isinstance(x, qarray.QuantizedArray)
+
   kind = dtype or ("float32" if bits is None else "float16")
   expected = jax.tree.map(lambda x: x if is_q(x) else x.astype(kind), quantized, is_leaf=is_q)
   _assert_equal(loaded.params, expected)

@@ -215,7 +215,10 @@ def test_glm10b_sample(i: int) -> None:
 @pytest.mark.parametrize("info", load("glm_blank_infilling")[0]["sample_spans"])
 def test_placing_spans(info: dict) -> None:
   rng = random.Random(info["random_seed"])
-  draw = lambda high, k: [rng.randrange(high) for _ in range(k)]
+
+  def draw(high, k):
+    return [rng.randrange(high) for _ in range(k)]
+
   placed = spans.sample_spans(info["span_lengths"], info["total_length"], draw, info["offset"])
   np.testing.assert_array_equal(placed, info["spans"])
 

@@ -103,7 +103,10 @@ def run(
 
 def _table(place: Place, counts: collections.Counter) -> str:
   outcomes = (*_RIGHT, "wrong")
-  cell = lambda command, kind: "/".join(str(counts[command, kind, outcome]) for outcome in outcomes)
+
+  def cell(command, kind):
+    return "/".join(str(counts[command, kind, outcome]) for outcome in outcomes)
+
   rows = {command: {kind: cell(command, kind) for kind in KINDS} for command in place.commands}
   totals = ", ".join(f"{sum(counts[c, k, o] for c, k, o in counts if o == outcome)} {outcome}" for outcome in outcomes)
   return f"{ground.table(place.folder, rows)}\n{counts.total()} damages: {totals} (each cell in this order)"

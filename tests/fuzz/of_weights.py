@@ -139,7 +139,10 @@ def _spoiled_zip(r: random.Random, good: bytes) -> tuple[str, bytes, str]:
   pickled = next(name for name in members if name.endswith("data.pkl"))
   root = pickled.removesuffix("data.pkl")
   data = r.choice([name for name in members if "/data/" in name])
-  without = lambda *names: {name: content for name, content in members.items() if name not in names}
+
+  def without(*names):
+    return {name: content for name, content in members.items() if name not in names}
+
   ways = {
     "no data.pkl": lambda: (_zipped(without(pickled)), odd.BAD),
     "two of data.pkl": lambda: (_zipped({**members, "other/data.pkl": b"\x80\x02."}), odd.BAD),

@@ -37,7 +37,10 @@ def model(positions: str, **changes) -> tuple[config_lib.GLMConfig, dict]:
 
 def prompts(positions: str) -> list[prompt.Prompt]:
   rng = np.random.default_rng(0)
-  text = lambda n: rng.integers(4, 80, n).tolist()
+
+  def text(n):
+    return rng.integers(4, 80, n).tolist()
+
   mask, gmask = SPECIALS.mask, SPECIALS.gmask
   texts = [text(3) + [mask] + text(9), [gmask], text(40) + [gmask], [mask] + text(2)]
   out = [prompt.fill(t, SPECIALS, positions_lib.KINDS[positions]) for t in texts]
@@ -164,7 +167,10 @@ def test_stops_limits_and_filling_rows():
     stops,
     jnp.int32(16),
   )
-  cut = lambda row, most: row[: min(row.index(stop) + 1 if stop in row else len(row), most)]
+
+  def cut(row, most):
+    return row[: min(row.index(stop) + 1 if stop in row else len(row), most)]
+
   assert decode.generated(state, 4) == [cut(free[0], 10), cut(free[1], 10), cut(free[2], 3), []]
   assert int(state.step_B.max()) <= 10 and bool(state.done_B.all())
   suppressed = decode.decode(

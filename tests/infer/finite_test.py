@@ -51,7 +51,10 @@ def model() -> tuple[config_lib.GLMConfig, dict]:
 def broken(value: float, where: str = "mlp") -> engine.Engine:
   config, params = model()
   name = jax.tree_util.keystr
-  flags = lambda path, x: x * value if where in name(path) and "kernel" in name(path) else x
+
+  def flags(path, x):
+    return x * value if where in name(path) and "kernel" in name(path) else x
+
   return engine.Engine(runner.Runner(config, jax.tree_util.tree_map_with_path(flags, params)), Letters())
 
 

@@ -43,9 +43,12 @@ def test_suppressed_tokens_never_come():
 
 def test_filters_keep_what_they_should():
   x = jnp.log(jnp.array([[0.4, 0.3, 0.2, 0.06, 0.04]]))
-  kept = lambda k, p: np.flatnonzero(
-    np.asarray(sampling.filter_logits(x, jnp.array([k]), jnp.array([p], jnp.float32)))[0] > -1e4
-  ).tolist()
+
+  def kept(k, p):
+    return np.flatnonzero(
+      np.asarray(sampling.filter_logits(x, jnp.array([k]), jnp.array([p], jnp.float32)))[0] > -1e4
+    ).tolist()
+
   assert kept(0, 1.0) == [0, 1, 2, 3, 4]
   assert kept(2, 1.0) == [0, 1]
   assert kept(99, 1.0) == [0, 1, 2, 3, 4]

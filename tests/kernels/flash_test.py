@@ -97,7 +97,10 @@ def test_numbers_and_gradients_of_dense_attention(small_blocks, kind, kernels: M
   q, k, v, d = draw(2, 256, 256, 2, width)
   start, end = both(kind)
   dropout = dropping(2, 2, 256) if drops else None
-  dense = lambda *x: attention.dense(HERE, *x, start, end, dropout)
+
+  def dense(*x):
+    return attention.dense(HERE, *x, start, end, dropout)
+
   want, pull = jax.vjp(dense, q, k, v)
   run = jax.jit(functools.partial(kernels.forward, dropout=dropout, interpret=True))
   out, sums = run(q, k, v, start, end)
@@ -115,7 +118,10 @@ def test_tpu_gradients_of_queries_in_parts(monkeypatch, small_blocks):
   dropout = dropping(2, 1, 256)
   out, sums = jax.jit(functools.partial(flash_tpu.forward, dropout=dropout, interpret=True))(q, k, v, start, end)
   inputs = q, k, v, start, end, sums, jnp.swapaxes((out * d).sum(-1), 1, 2), d
-  run = lambda: jax.jit(functools.partial(flash_tpu.backward, HERE, dropout=dropout, interpret=True))(*inputs)
+
+  def run():
+    return jax.jit(functools.partial(flash_tpu.backward, HERE, dropout=dropout, interpret=True))(*inputs)
+
   whole = run()
   monkeypatch.setattr(flash_tpu, "_QUERIES", 128)
   for got, want in zip(run(), whole):
@@ -180,7 +186,10 @@ def _attend(*arrays) -> jax.Array:
 def interpret_kernels(monkeypatch, platform: str) -> None:
   features = frozenset({platform, {"gpu": "triton", "tpu": "mosaic"}[platform]})
   target = partitioning.target
-  made = lambda: dataclasses.replace(target(), platform=platform, features=features)
+
+  def made():
+    return dataclasses.replace(target(), platform=platform, features=features)
+
   monkeypatch.setattr(partitioning, "target", made)
   for module in (flash_gpu, flash_tpu):
     for name in ("forward", "backward"):
@@ -232,9 +241,10 @@ def test_split_over_rows_and_heads(interpreted, mesh_shape):
   start, end = (jnp.asarray(np.tile(x, (8, 1)), jnp.int32) for x in gmask(128, 0))
   mesh = mesh_lib.make_mesh(mesh_lib.MeshConfig(data=mesh_shape[0], tensor=mesh_shape[1]))
   dropout = dropping(8, 4, 128)
-  run = lambda attend, q, k, v: (lambda out, pull: (out, *pull(d)))(
-    *jax.vjp(lambda *x: attend(*x, start, end, dropout), q, k, v)
-  )
+
+  def run(attend, q, k, v):
+    return (lambda out, pull: (out, *pull(d)))(*jax.vjp(lambda *x: attend(*x, start, end, dropout), q, k, v))
+
   want = jax.jit(functools.partial(run, functools.partial(attention.dense, HERE)))(q, k, v)
   run = functools.partial(run, _attend)
   with partitioning.use(mesh):
@@ -265,9 +275,12 @@ def test_a_model_with_dropout_is_the_same_through_the_kernel(monkeypatch, platfo
 
   def run() -> tuple[jax.Array, jax.Array]:
     model, rngs = glm.GLM(config, deterministic=False), {"dropout": jax.random.key(3)}
-    loss = lambda p: jnp.square(
-      model.apply({"params": p}, tokens, places, places * 0, jnp.maximum(places + 1, 50), rngs=rngs)
-    ).mean()
+
+    def loss(p):
+      return jnp.square(
+        model.apply({"params": p}, tokens, places, places * 0, jnp.maximum(places + 1, 50), rngs=rngs)
+      ).mean()
+
     return jax.jit(jax.value_and_grad(loss))(params)
 
   want = run()
@@ -297,7 +310,10 @@ def test_dots_remat_repeats_no_product():
     model = glm.GLM(dataclasses.replace(config, remat=remat))
     stacked = dataclasses.replace(config, scan_layers=True)
     params = jax.eval_shape(lambda: glm.unstack_layers(glm.init_params(stacked, jax.random.key(0))))
-    loss = lambda p: model.apply({"params": p}, tokens, tokens, tokens * 0, tokens * 16).sum()
+
+    def loss(p):
+      return model.apply({"params": p}, tokens, tokens, tokens * 0, tokens * 16).sum()
+
     return jax.jit(jax.grad(loss)).lower(params).compile().cost_analysis()["flops"]
 
   none, dots, full = map(flops, ("none", "dots", "full"))
@@ -313,11 +329,14 @@ def test_on_the_gpu(kind, width, rate):
   start, end = (jnp.asarray(np.stack(x), jnp.int32) for x in zip(kind(1024, 0), kind(1024, 1)))
   dropout = rate and dropout_lib.make(rate, jax.random.split(jax.random.key(7), 2), 4, 1024)
   assert attention.ATTENTION.choose(HERE, q, k, v, start, end, dropout).needs == ("triton",)
-  run = lambda way: jax.jit(
-    lambda q, k, v: (lambda out, pull: (out, *pull(d.astype(out.dtype))))(
-      *jax.vjp(lambda *x: way(*x, start, end, dropout), q, k, v)
+
+  def run(way):
+    return jax.jit(
+      lambda q, k, v: (lambda out, pull: (out, *pull(d.astype(out.dtype))))(
+        *jax.vjp(lambda *x: way(*x, start, end, dropout), q, k, v)
+      )
     )
-  )
+
   exact = run(functools.partial(attention.dense, HERE))(*(x.astype(jnp.float32) for x in (q, k, v)))
   for got, want in zip(run(functools.partial(attention.attend, HERE))(q, k, v), exact):
     error = jnp.linalg.norm(got.astype(jnp.float32) - want) / jnp.linalg.norm(want)

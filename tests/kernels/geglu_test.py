@@ -75,7 +75,9 @@ def test_kernels_on_a_mesh(monkeypatch) -> None:
   x, scale = hidden[:, :, 0], bias[0]
 
   def backward(target: target_lib.Target, x: jax.Array, scale: jax.Array) -> tuple[jax.Array, ...]:
-    norm = lambda x, scale: layer_norm.layer_norm(target, 1e-5, "bfloat16", x, scale, jnp.zeros(256))
+    def norm(x, scale):
+      return layer_norm.layer_norm(target, 1e-5, "bfloat16", x, scale, jnp.zeros(256))
+
     return *geglu_kernels.BACKWARD.run(target, hidden, bias, d), *jax.vjp(norm, x, scale)[1](d)
 
   want = backward(CPU, x, scale)
@@ -107,7 +109,10 @@ def test_backward_keeps_only_what_went_in() -> None:
 def test_quantized_product_equals_the_dequantized(bits: int) -> None:
   hidden, bias, kernel, g = _arrays("float32")
   q = qarray.quantize(kernel, bits, (0,))
-  run = lambda weight, bias, hidden: geglu.product(CPU, bias, hidden, weight)
+
+  def run(weight, bias, hidden):
+    return geglu.product(CPU, bias, hidden, weight)
+
   value, back = jax.vjp(functools.partial(run, q), bias, hidden)
   expected, expected_back = jax.vjp(functools.partial(run, weights.Float(qarray.dequantize(q))), bias, hidden)
   np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-4)

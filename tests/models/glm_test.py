@@ -155,7 +155,10 @@ def test_a_query_that_sees_nothing_gets_zeros(length: int):
   """Whether its interval is empty, turned around, or lies where no key is; and it moves no key."""
   q, x = jnp.ones((4, length, 1, 4)), jnp.ones((4, 3, 1, 4))
   start, end = (jnp.array([column] * length, jnp.int32).T for column in ((0, 2, 3, -5), (0, 1, 9, 0)))
-  run = lambda k, v: attention.attend(partitioning.target(), q, k, v, start, end)
+
+  def run(k, v):
+    return attention.attend(partitioning.target(), q, k, v, start, end)
+
   out, pull = jax.vjp(run, x, x)
   for zeros in (out, *pull(jnp.ones_like(out))):
     np.testing.assert_array_equal(zeros, np.zeros(zeros.shape))
@@ -265,8 +268,13 @@ def test_embedding_gradient_shrink():
 def test_rotary_turns_by_distance():
   """Scores depend on distances alone, norms stay, and position 0 changes nothing."""
   q, k = jax.random.normal(jax.random.key(0), (2, 1, 1, 1, 8))
-  at = lambda position: rotary.table(jnp.array([[position]]), 8, 10_000.0, "none")
-  turn = lambda x, position: rotary.rotate(x, at(position), 1)
+
+  def at(position):
+    return rotary.table(jnp.array([[position]]), 8, 10_000.0, "none")
+
+  def turn(x, position):
+    return rotary.rotate(x, at(position), 1)
+
   np.testing.assert_allclose(turn(q, 0), q, atol=1e-6)
   np.testing.assert_allclose(jnp.linalg.norm(turn(q, 77)), jnp.linalg.norm(q), rtol=1e-5)
   np.testing.assert_allclose(jnp.vdot(turn(q, 3), turn(k, 10)), jnp.vdot(turn(q, 103), turn(k, 110)), atol=1e-4)
@@ -276,7 +284,10 @@ def test_rotary_in_two_dimensions():
   """The first half of the head turns with the position, the second with the block position."""
   config = make("chatglm-6b")
   x = jax.random.normal(jax.random.key(0), (1, 1, 2, 8))
-  turn = lambda position, block: rotary.rotate(x, rotary.tables(config, jnp.array([[[position], [block]]])), 2)
+
+  def turn(position, block):
+    return rotary.rotate(x, rotary.tables(config, jnp.array([[[position], [block]]])), 2)
+
   np.testing.assert_allclose(turn(5, 0)[..., 4:], x[..., 4:], atol=1e-6)
   np.testing.assert_allclose(turn(0, 5)[..., :4], x[..., :4], atol=1e-6)
   assert not np.allclose(turn(5, 7)[..., :4], x[..., :4])

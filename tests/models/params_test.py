@@ -32,7 +32,10 @@ def config(request) -> config_lib.GLMConfig:
 
 def boxed(config: config_lib.GLMConfig) -> dict:
   tree = jax.eval_shape(lambda: glm.init(config, jax.random.key(0)))
-  is_box = lambda x: isinstance(x, nn.LogicallyPartitioned)
+
+  def is_box(x):
+    return isinstance(x, nn.LogicallyPartitioned)
+
   return {
     "/".join(str(key.key) for key in path): leaf
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_box)
@@ -88,7 +91,10 @@ def test_unknown_parameters_are_named():
 
 def test_what_is_known_without_a_model(config):
   """Is what the model's own table says, but for sizes and spreads."""
-  facts = lambda param: (param.part, param.axes, param.inputs, param.matrix, param.decays, param.quantizes, param.cut)
+
+  def facts(param):
+    return (param.part, param.axes, param.inputs, param.matrix, param.decays, param.quantizes, param.cut)
+
   for path, param in [*params_lib.table(config).items(), *params_lib.apart(config)]:
     assert facts(params_lib.known(path)) == facts(param), path
   for path in ("layers/attention/gate/kernel", "layers_0/mlp/wi/scale", "layers_x/mlp/wi/kernel", "mlp/wi/kernel", ""):

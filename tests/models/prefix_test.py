@@ -41,13 +41,16 @@ def test_attention_with_prepended_keys():
   end = np.minimum(start + rng.integers(0, LENGTH, (2, LENGTH)), LENGTH)  # some see the prefix alone
   mask = (np.arange(LENGTH) >= start[..., None]) & (np.arange(LENGTH) < end[..., None])
   expected = prepended(q, k, v, mask, *prefix)
-  attend = lambda q, start, end: attention.attend(
-    partitioning.target(),
-    *(jnp.array(x, jnp.float32) for x in (q, k, v)),
-    start,
-    end,
-    prefix=tuple(jnp.array(prefix, jnp.float32)),
-  )
+
+  def attend(q, start, end):
+    return attention.attend(
+      partitioning.target(),
+      *(jnp.array(x, jnp.float32) for x in (q, k, v)),
+      start,
+      end,
+      prefix=tuple(jnp.array(prefix, jnp.float32)),
+    )
+
   np.testing.assert_allclose(attend(q, start, end), expected, atol=1e-5)
   for i in (0, 3):  # decoding's own path
     one = attend(q[:, i : i + 1], start[:, i : i + 1], end[:, i : i + 1])
@@ -65,7 +68,9 @@ def test_each_layer_has_its_own_and_all_are_trained():
   arrays = (line, jnp.stack([line, 0 * line], 1), 0 * line, line + 1)
 
   def run(config: config_lib.GLMConfig, params: dict) -> tuple[jax.Array, dict]:
-    loss = lambda p: jnp.square(glm.GLM(config).apply({"params": p}, *arrays)).mean()
+    def loss(p):
+      return jnp.square(glm.GLM(config).apply({"params": p}, *arrays)).mean()
+
     return jax.jit(jax.value_and_grad(loss))(params)
 
   loss, grads = run(config, params)

@@ -36,7 +36,10 @@ def test_model_runs_on_quantized_parameters(bits: int, changes: dict):
   config = _config(**changes)
   params = _params(config)
   quantized = weights.quantize(params, bits)
-  is_q = lambda x: isinstance(x, qarray.QuantizedArray)
+
+  def is_q(x):
+    return isinstance(x, qarray.QuantizedArray)
+
   found = [x for x in jax.tree.leaves(quantized, is_leaf=is_q) if is_q(x)]
   assert len(found) == (4 if config.scan_layers else 4 * config.num_layers)
   untouched = [x for x in jax.tree.leaves(quantized, is_leaf=is_q) if not is_q(x)]

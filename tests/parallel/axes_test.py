@@ -196,9 +196,9 @@ def test_sequence_splits_what_layers_keep():
   params, whole = glm.init_params(CONFIG, jax.random.key(0)), jnp.ones((ROWS, LENGTH), jnp.int32)
 
   def text(rules: partitioning.Rules) -> str:
-    loss = lambda p: (
-      glm.GLM(config).apply({"params": p}, whole, whole, whole * 0, whole * LENGTH, method="hidden")[0].sum()
-    )
+    def loss(p):
+      return glm.GLM(config).apply({"params": p}, whole, whole, whole * 0, whole * LENGTH, method="hidden")[0].sum()
+
     with partitioning.use(mesh, rules):
       boxed = jax.eval_shape(lambda: glm.init(config, jax.random.key(0)))
       return (

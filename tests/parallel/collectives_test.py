@@ -87,7 +87,9 @@ def test_reduce_scatter_of_tpus():
 def test_compiled_program():
   """A product over a split axis in a loop, then an array made whole."""
   mesh = mesh_lib.make_mesh(mesh_lib.MeshConfig(data=2, tensor=4))
-  sharding = lambda *spec: jax.sharding.NamedSharding(mesh, P(*spec))
+
+  def sharding(*spec):
+    return jax.sharding.NamedSharding(mesh, P(*spec))
 
   def f(x: jax.Array, w: jax.Array) -> jax.Array:
     x = jax.lax.scan(

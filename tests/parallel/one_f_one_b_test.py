@@ -102,13 +102,18 @@ def test_every_gradient_is_of_its_own_micro_batch(monkeypatch, stages: int, micr
   monkeypatch.setattr(ring_lib, "layers", layers)
   pipeline = pipeline_lib.Pipeline(stages, microbatches, 1, stages, "1f1b")
   rng = np.random.default_rng(0)
-  make = lambda *rest: jnp.asarray(rng.normal(size=(microbatches * 2, 7, *rest)), jnp.float32)
+
+  def make(*rest):
+    return jnp.asarray(rng.normal(size=(microbatches * 2, 7, *rest)), jnp.float32)
+
   x, start, targets = make(3), make(), make()
   weights = jnp.asarray(rng.normal(size=stages), jnp.float32)
 
   class Behind:
     def add(self, own, parts, targets):
-      value = lambda parts: (jnp.cos(parts) * targets[..., None]).sum(range(1, parts.ndim))
+      def value(parts):
+        return (jnp.cos(parts) * targets[..., None]).sum(range(1, parts.ndim))
+
       values, pull = jax.vjp(value, parts)
       return (own[0] + values, ()), pull(jnp.ones_like(values))[0]
 

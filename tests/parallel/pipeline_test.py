@@ -164,7 +164,10 @@ def test_gradients_of_half_precision_weights_are_summed_in_float32():
 
 def test_what_does_not_divide_is_said():
   mesh = mesh_lib.make_mesh(mesh_lib.MeshConfig(data=2, stage=4))
-  make = lambda schedule, rows=32, layers=8: pipeline_lib.make(schedule, change(num_layers=layers), mesh, rows)
+
+  def make(schedule, rows=32, layers=8):
+    return pipeline_lib.make(schedule, change(num_layers=layers), mesh, rows)
+
   assert make(pipeline_lib.PipelineConfig()).microbatches == 16
   with pytest.raises(errors.InputError, match="6 pipeline micro-batches.*multiple of the mesh's stage=4"):
     make(pipeline_lib.PipelineConfig(6), 24)

@@ -60,9 +60,12 @@ def test_more_devices_leave_what_zero1_gathers(tiny, schedule):
 def test_1f1b_keeps_few_inputs(tiny):
   """Its bytes are those of what train/pipeline/one_f_one_b.py keeps, whatever the number of micro-batches."""
   mesh = MESH | {"stage": 2, "tensor": 1}
-  of = lambda count, remat: advice.activations(
-    dataclasses.replace(tiny, remat=remat), programs.Train(4 * count, 32, pipeline=pipeline.PipelineConfig()), mesh
-  )
+
+  def of(count, remat):
+    return advice.activations(
+      dataclasses.replace(tiny, remat=remat), programs.Train(4 * count, 32, pipeline=pipeline.PipelineConfig()), mesh
+    )
+
   row = 4 * 32 * tiny.embed_dim
   assert of(8, "full") == row * (3 + 2 + 4)  # inputs, a group's layers, slots
   assert of(16, "full") - of(8, "full") == of(16, "none") - of(8, "none") == row * 4

@@ -69,7 +69,10 @@ def test_scan_and_vmap_over_layers(bits: int):
   expected = x
   for layer in qarray.dequantize(stacked):
     expected = expected @ layer
-  layer = lambda x, q: (_product("BLF,FD->BLD", x, q), None)
+
+  def layer(x, q):
+    return (_product("BLF,FD->BLD", x, q), None)
+
   scanned = jax.jit(lambda x, q: jax.lax.scan(layer, x, q)[0])(x, stacked)
   np.testing.assert_allclose(scanned, expected, atol=1e-4)
   mapped = jax.vmap(lambda q: _product("BLF,FD->BLD", x, q))(stacked)
@@ -140,7 +143,10 @@ def test_backward_keeps_codes_and_scales_alone(bits: int):
 def test_no_float_copy_of_the_weights_on_a_cpu(bits: int):
   q = qarray.quantize(jnp.ones((1024, 1024)), bits, (0,))
   x = jnp.ones((1, 1, 1024))
-  backward = lambda spec, x, q: jax.vjp(lambda x: _product(spec, x, q), x)[1](x)
+
+  def backward(spec, x, q):
+    return jax.vjp(lambda x: _product(spec, x, q), x)[1](x)
+
   for run in (_product, backward):
     compiled = jax.jit(run, static_argnums=0).lower("BLF,FD->BLD", x, q).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < 1.5 * 2**20  # all of them: 4 MiB

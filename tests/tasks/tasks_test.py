@@ -172,7 +172,10 @@ def test_many_sets_share_by_size_after_their_caps(folder, tmp_path):
     pretrain.register(FILES, folder, {"en": 3, "zh": 1}, str(tmp_path / "mip"), max_examples=caps, mixture="mip_test")
   )
   rates = {task.name: mixture.get_rate(task) for task in mixture.tasks}
-  held_out = lambda n: n // 50
+
+  def held_out(n):
+    return n // 50
+
   wanted = {f"instruct_{name}": min(size - held_out(size), 40) for name, size in sizes.items()}
   wanted |= {"instruct_deepstruct_a": 60, "instruct_deepstruct_kelm": 100, "instruct_in_parts": 11}
   total = sum(wanted.values())

@@ -70,7 +70,10 @@ def write_files(group: str, folder: pathlib.Path, count: int) -> None:
 
 def case_inputs(group: str, case: str) -> tuple[np.ndarray, ...]:
   arrays = golden_models.load(group)[1]
-  get = lambda key: arrays[f"case/{case}/{key}"]
+
+  def get(key):
+    return arrays[f"case/{case}/{key}"]
+
   if group == "glm10b_tiny":
     tokens = get("text")
     end = np.maximum(np.arange(1, tokens.shape[1] + 1), get("attention_mask")[:, None])

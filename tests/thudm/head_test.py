@@ -94,7 +94,10 @@ def test_equal_matrices_are_one(make, tmp_path, monkeypatch, caplog, said):
       rewrite(hub, said, lambda found: found[TABLE].__setitem__((3, 5), 1))
   load.import_model("chatglm-6b", hub, tmp_path / "ours")
   assert HEAD not in caplog.text
-  size = lambda name: sum(path.stat().st_size for path in (tmp_path / name / "params").rglob("*"))
+
+  def size(name):
+    return sum(path.stat().st_size for path in (tmp_path / name / "params").rglob("*"))
+
   rewrite(hub, False, lambda found: found[HEAD].__setitem__((-1, -1), 7))
   load.import_model("chatglm-6b", hub, tmp_path / "both")
   assert size("both") - size("ours") > 480 * 64 * 2

@@ -130,7 +130,10 @@ def test_model_runs_with_it(make, tmp_path):
 
 def test_wrong_ones(make, tmp_path):
   hub, table = make(tmp_path / "hub", "chatglm-6b"), random(P, 2 * N * D)
-  line = lambda name, arrays, **said: refused(tmp_path, hub, prefix=save(tmp_path / name, arrays, **said))
+
+  def line(name, arrays, **said):
+    return refused(tmp_path, hub, prefix=save(tmp_path / name, arrays, **said))
+
   assert "embedding.weight has shape [6, 320], and 3 layers of width 64 ask for [6, 384]" in line(
     "a", {"embedding.weight": table[:, :320]}
   )

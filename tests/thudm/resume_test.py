@@ -182,7 +182,10 @@ def test_memory_limit(make, tmp_path, monkeypatch, bits):
   monkeypatch.setattr(weights_lib, "_LEAST", 1)
   weights = source_lib.open_source("chatglm-6b", folder).weights(bits, None)
   least = max(weight.smallest for weight in weights)
-  gib = lambda elements: elements * weights_lib._PER_ELEMENT / 2**30
+
+  def gib(elements):
+    return elements * weights_lib._PER_ELEMENT / 2**30
+
   for elements in (least, 3 * least, 10**9):
     found = weights_lib.elements_within(gib(elements), weights)
     assert found == min(elements, weights_lib.ELEMENTS)
@@ -190,7 +193,10 @@ def test_memory_limit(make, tmp_path, monkeypatch, bits):
   load.import_model("chatglm-6b", folder, tmp_path / "small", bits=bits, memory_limit_gib=gib(least))
   load.import_model("chatglm-6b", folder, tmp_path / "whole", bits=bits)
   assert_equal(tmp_path / "small", tmp_path / "whole")
-  count = lambda name: len(list((tmp_path / name / "params").rglob("*")))
+
+  def count(name):
+    return len(list((tmp_path / name / "params").rglob("*")))
+
   assert count("small") > count("whole")
   for limit in (gib(least) * 0.9, 0, -1, float("nan")):
     with pytest.raises(errors.InputError, match="memory_limit_gib is .* GiB at least: give as much, or leave it out"):

@@ -32,7 +32,9 @@ def plain(
 @pytest.mark.parametrize("chunk", [512, 7])
 def test_equals_plain(chunk: int):
   def both(f):
-    loss = lambda p, x, *rest: (f(p, x, *rest).mean() * 3.0, f(p, x, *rest))  # the second is not differentiated
+    def loss(p, x, *rest):
+      return (f(p, x, *rest).mean() * 3.0, f(p, x, *rest))  # the second is not differentiated
+
     return jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))
 
   want, have = both(plain), both(lambda *args: losses.chunked(*args, chunk))
@@ -47,7 +49,10 @@ def test_equals_plain(chunk: int):
 def test_equals_plain_sharded(sizes: dict[str, int]):
   kernel, x, *rest = inputs(0.5)
   mesh = mesh_lib.make_mesh(mesh_lib.MeshConfig(**sizes))
-  loss = lambda p, x: losses.chunked(p, x, *rest, 5).mean()
+
+  def loss(p, x):
+    return losses.chunked(p, x, *rest, 5).mean()
+
   want = jax.value_and_grad(lambda p, x: plain(p, x, *rest).mean(), argnums=(0, 1))(kernel, x)
   with partitioning.use(mesh):
     rows = partitioning.named(mesh, partitioning.FSDP, "batch", "length", None)

@@ -234,7 +234,9 @@ def test_instruction_data_of_the_run_as_it_was():
     directory = "cache"
     tasks = {name: {"rate": rate, "splits": {"train": {}}} for name, rate in sets.items()}
 
-  weigh = lambda rates: sampler.rate_weights(sampler.task_rates(Cache, "train", rates))
+  def weigh(rates):
+    return sampler.rate_weights(sampler.task_rates(Cache, "train", rates))
+
   timeline = sampler.Timeline(
     weigh(run["data"].rates),
     [(change.first_sample, change.ramp_samples, weigh(change.rates)) for change in run["data"].rate_changes],
