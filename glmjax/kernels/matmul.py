@@ -45,12 +45,23 @@ def _backward(
   target: target_lib.Target, spec: str, dtype: jnp.dtype | None, residuals: Any, g: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
   del dtype
-  (x, y), (a, b, c) = residuals, spec.replace("->", ",").split(",")
+  x, y = residuals
+  return first_gradient(target, spec, y, g, x.dtype), second_gradient(target, spec, x, g, y.dtype)
+
+
+def first_gradient(target: target_lib.Target, spec: str, y: jax.Array, g: jax.Array, dtype: jnp.dtype) -> jax.Array:
+  """The gradient of matmul's x, which has this dtype, for its result's gradient g."""
+  a, b, c = spec.replace("->", ",").split(",")
+  return _einsum(target, f"{c},{b}->{a}", g.astype(dtype), y.astype(dtype), dtype)
+
+
+def second_gradient(target: target_lib.Target, spec: str, x: jax.Array, g: jax.Array, dtype: jnp.dtype) -> jax.Array:
+  """The gradient of matmul's y, which has this dtype, for its result's gradient g."""
+  a, b, c = spec.replace("->", ",").split(",")
   g = g.astype(x.dtype)
-  dx = _einsum(target, f"{c},{b}->{a}", g, y.astype(x.dtype), x.dtype)
   if set(a) & set(b) & set(c) and target.platform == "cpu":
     x, g = x.astype(jnp.float32), g.astype(jnp.float32)  # XLA's CPU fails on batches of transposed bf16 (jax 0.10)
-  return dx, _einsum(target, f"{a},{c}->{b}", x, g, y.dtype)
+  return _einsum(target, f"{a},{c}->{b}", x, g, dtype)
 
 
 matmul.defvjp(_forward, _backward)

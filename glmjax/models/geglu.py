@@ -54,14 +54,9 @@ def _forward(
 
 def _backward(target: target_lib.Target, residuals: tuple[Any, ...], g_BLD: jax.Array) -> tuple[Any, ...]:
   hidden_BL2F, bias_2F, kernel_FD = residuals
-  inputs = jax.ShapeDtypeStruct((*hidden_BL2F.shape[:2], hidden_BL2F.shape[3]), hidden_BL2F.dtype)
-  d_BLF = _split(weights.input_gradient(target, _SPEC, kernel_FD, inputs, g_BLD, _AXES))
+  d_BLF = _split(kernel_FD.input_gradient(target, _SPEC, g_BLD, hidden_BL2F.dtype))
   act_BLF, d_hidden_BL2F, d_bias_2F = geglu.BACKWARD.run(target, hidden_BL2F, bias_2F, d_BLF)
-
-  def behind(kernel_FD: weights.Weight) -> jax.Array:
-    return kernel_FD.product(target, _SPEC, _split(act_BLF), _AXES)
-
-  (d_kernel,) = jax.vjp(behind, kernel_FD)[1](g_BLD)
+  d_kernel = kernel_FD.gradient(target, _SPEC, _split(act_BLF), g_BLD)
   return d_bias_2F.astype(bias_2F.dtype), d_hidden_BL2F, d_kernel
 
 

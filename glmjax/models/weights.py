@@ -4,7 +4,6 @@ import dataclasses
 from typing import Any, Protocol, runtime_checkable
 
 import jax
-import jax.numpy as jnp
 
 from glmjax import target as target_lib
 from glmjax.kernels import matmul
@@ -24,6 +23,12 @@ class Weight(Protocol):
     `axes`: the weight's logical axes, where a mesh may split it.
     """
 
+  def input_gradient(self, target: target_lib.Target, spec: str, g: jax.Array, dtype: Any) -> jax.Array:
+    """The gradient of the product's x, which has this dtype, for the product's gradient g."""
+
+  def gradient(self, target: target_lib.Target, spec: str, x: jax.Array, g: jax.Array) -> "Weight | None":
+    """The weight's own gradient, a weight like it, for the product's gradient g; None where nothing of it trains."""
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -37,22 +42,18 @@ class Float:
     del axes
     return matmul.matmul(target, spec, x, self.array)
 
+  def input_gradient(self, target: target_lib.Target, spec: str, g: jax.Array, dtype: Any) -> jax.Array:
+    """Of operands in x's dtype."""
+    return matmul.first_gradient(target, spec, self.array, g, dtype)
+
+  def gradient(self, target: target_lib.Target, spec: str, x: jax.Array, g: jax.Array) -> "Float":
+    """In the array's dtype."""
+    return Float(matmul.second_gradient(target, spec, x, g, self.array.dtype))
+
 
 def of(value: Any) -> Weight:
   """A parameter as a weight: itself where it is one."""
   return value if isinstance(value, Weight) else Float(value)
-
-
-def input_gradient(
-  target: target_lib.Target, spec: str, weight: Weight, x: jax.ShapeDtypeStruct, g: jax.Array, axes: Axes | None = None
-) -> jax.Array:
-  """The gradient of a product's x, of this shape and dtype, for the product's gradient g."""
-
-  def product(x: jax.Array) -> jax.Array:
-    return weight.product(target, spec, x, axes)
-
-  (dx,) = jax.vjp(product, jnp.zeros(x.shape, x.dtype))[1](g)  # linear: XLA drops the product of zeros
-  return dx
 
 
 def quantize(params: Any, bits: int) -> Any:

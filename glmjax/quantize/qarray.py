@@ -59,6 +59,17 @@ class QuantizedArray:
     parts = zip(*(jnp.split(y, groups, at) for y, at in zip(whole, (first, 0, 0))))
     return sum(_product(target, spec, self.bits, self.axis, None, *part) for part in parts).astype(x.dtype)
 
+  def input_gradient(self, target: target_lib.Target, spec: str, g: jax.Array, dtype: Any) -> jax.Array:
+    """The gradient of the product's x, which has this dtype, for the product's gradient g."""
+    groups, first = self.scale.shape[0], spec.index(spec.split(",")[1][0])
+    parts = zip(jnp.split(self.values, groups), jnp.split(self.scale, groups))
+    return jnp.concatenate(
+      [_input_gradient(target, spec, self.bits, self.axis, *part, g, dtype) for part in parts], first
+    )
+
+  def gradient(self, target: target_lib.Target, spec: str, x: jax.Array, g: jax.Array) -> None:
+    """Codes and scales do not train."""
+
 
 def _divide(x: jax.Array, y: jax.Array | float) -> jax.Array:
   """x / y correctly rounded: by a number or a broadcast, XLA would multiply with the reciprocal instead."""
@@ -201,15 +212,28 @@ def _product_backward(
   residuals: tuple[jax.Array, ...],
   g: jax.Array,
 ) -> tuple[jax.Array, None, None]:
-  """One more product with the codes, over the outputs; no float copy of them is kept for it."""
   del axes
   like, values, scale = residuals
+  return _input_gradient(target, spec, bits, axis, values, scale, g, like.dtype), None, None
+
+
+def _input_gradient(
+  target: target_lib.Target,
+  spec: str,
+  bits: int,
+  axis: int,
+  values: jax.Array,
+  scale: jax.Array,
+  g: jax.Array,
+  dtype: Any,
+) -> jax.Array:
+  """One more product with the codes, over the outputs; no float copy of them is kept for it."""
   num_inputs = values.ndim + axis + 1
   largest = jnp.maximum(scale.astype(jnp.float32).max(), jnp.finfo(jnp.float32).tiny)
   scales = _along_outputs(scale, num_inputs, g) / largest  # at most 1: float16 would lose what a small scale leaves
-  d = (g * scales).astype(like.dtype)
+  d = (g * scales).astype(dtype)
   dx = quantized.transposed(target, spec, d, values, bits, num_inputs)
-  return (dx * largest).astype(like.dtype), None, None
+  return (dx * largest).astype(dtype)
 
 
 _product.defvjp(_product_forward, _product_backward)
