@@ -95,19 +95,19 @@ def layer(config: config_lib.GLMConfig) -> Mapping[str, Param]:
   qkv_std = xavier_std(d, d) if deepnorm else config.init_std
   gains = (1.0, 1.0, config.beta) if deepnorm else ()  # beta on values only: not on the last third of the heads
   wi_std = xavier_std(d, f, config.beta) if deepnorm else config.init_std
-  found = dict(_norm("attention_norm", d))
+  found = dict(_norm("attention_norm", config))
   found |= _kernel("attention/qkv", (d, 3, h, k), ("embed", "qkv", "heads", "kv"), 1, qkv_std, cut=2, gains=gains)
   if config.prefix_length:  # normal(1): as the original's torch.nn.Embedding starts
     for name in ("prefix_key", "prefix_value"):
       found[f"attention/{name}"] = Param((h, config.prefix_length, k), ("heads", "prefix", "kv"), "attention", std=1.0)
   found |= _kernel("attention/out", (h, k, d), ("heads", "kv", "embed"), 2, _output_std(config, d), cut=2)
   if config.norm == "sandwich":
-    found |= _norm("attention_output_norm", d)
-  found |= _norm("mlp_norm", d)
+    found |= _norm("attention_output_norm", config)
+  found |= _norm("mlp_norm", config)
   found |= _kernel("mlp/wi", (d, config.mlp_branches, f), ("embed", "branches", "mlp"), 1, wi_std, cut=2)
   found |= _kernel("mlp/wo", (f, d), ("mlp", "embed"), 1, _output_std(config, f), cut=1)
   if config.norm == "sandwich":
-    found |= _norm("mlp_output_norm", d)
+    found |= _norm("mlp_output_norm", config)
   return found
 
 
@@ -124,9 +124,9 @@ def table(config: config_lib.GLMConfig) -> Mapping[str, Param]:
         (config.max_length + 1, d), ("length_table", "embed"), "embedding", std=config.init_std
       )
   if config.embedding_norm:
-    found |= _norm("embedding_norm", d)
+    found |= _norm("embedding_norm", config)
   found |= {f"{LAYERS}/{path}": _stacked(param, config.num_layers) for path, param in layer(config).items()}
-  found |= _norm("final_norm", d)
+  found |= _norm("final_norm", config)
   if not config.tie_embeddings:
     found["head/kernel"] = Param((d, v), ("embed", "vocab"), "head", std=xavier_std(d, v), inputs=(0,), cut=1)
   return found
@@ -270,8 +270,8 @@ def norm(width: int) -> dict[str, Param]:
   }
 
 
-def _norm(path: str, width: int) -> dict[str, Param]:
-  return {f"{path}/{name}": param for name, param in norm(width).items()}
+def _norm(path: str, config: config_lib.GLMConfig) -> dict[str, Param]:
+  return {f"{path}/{name}": param for name, param in norm(config.embed_dim).items()}
 
 
 def _kernel(
