@@ -8,7 +8,6 @@ from glmjax import positions as positions_lib
 from glmjax import ranges
 
 NORMS = ("deepnorm", "post", "pre", "sandwich")
-NORM_KINDS = ("layer", "rms")
 MLPS = ("geglu", "gelu", "gelu_tanh")
 ROTARY_ROUNDINGS = ("none", "half_frequencies", "half_table")
 REMATS = ("none", "dots", "full")
@@ -31,7 +30,6 @@ class GLMConfig:
   max_length: int = 2048  # longest sequence, in tokens; rows of the learned position tables less one
   positions: str = "rotary"  # rotary (GLM-130B), rotary_2d (ChatGLM-6B), learned_2d (GLM-10B)
   norm: str = "deepnorm"  # deepnorm and post: shifted Post-LN; pre; sandwich
-  norm_kind: str = "layer"  # layer (LayerNorm); rms (RMSNorm: no mean, no bias)
   mlp: str = "geglu"  # geglu (x1 * gelu(x2), exact erf), gelu (exact), gelu_tanh
   causal: bool = False  # True: a GPT; every interval is cut at the query itself
   tie_embeddings: bool = True  # logits = x @ table.T; False: a head of its own
@@ -71,7 +69,6 @@ class GLMConfig:
     for name, choices in (
       ("positions", positions_lib.KINDS),
       ("norm", NORMS),
-      ("norm_kind", NORM_KINDS),
       ("mlp", MLPS),
       ("remat", REMATS),
       ("rotary_rounding", ROTARY_ROUNDINGS),

@@ -60,9 +60,7 @@ def _einsum(config: config_lib.GLMConfig, target: target_lib.Target, path: str, 
   )
 
 
-def _norm(config: config_lib.GLMConfig, target: target_lib.Target, name: str | None = None) -> nn.Module:
-  if config.norm_kind == "rms":
-    return layers.RMSNorm(config.embed_dim, config.layer_norm_epsilon, config.dtype, config.param_dtype, name=name)
+def _norm(config: config_lib.GLMConfig, target: target_lib.Target, name: str | None = None) -> layers.LayerNorm:
   return layers.LayerNorm(
     config.embed_dim, config.layer_norm_epsilon, config.dtype, config.param_dtype, target, name=name
   )

@@ -128,22 +128,6 @@ class LayerNorm(nn.Module):
     return layer_norm.layer_norm(self.target, self.epsilon, self.dtype, x, scale, bias)
 
 
-class RMSNorm(nn.Module):
-  """Over the last axis, with scale (Zhang and Sennrich 2019); statistics in float32."""
-
-  width: int
-  epsilon: float
-  dtype: str
-  param_dtype: str
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    scale = declare(self, "scale", params_lib.norm(self.width, "rms")["scale"], self.param_dtype)
-    y = x.astype(jnp.float32)
-    y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.epsilon)
-    return (y * scale.astype(jnp.float32)).astype(self.dtype)
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def whole(axes: tuple[str, ...], weight: jax.Array) -> jax.Array:
   """A weight with these logical axes, gathered along embed; its gradient is split as the weight is."""

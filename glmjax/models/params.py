@@ -262,14 +262,16 @@ def _output_std(config: config_lib.GLMConfig, fan_in: int) -> float:
   return config.init_std * config.beta  # GPT-2's 0.02 / sqrt(2 N)
 
 
-def norm(width: int, kind: str = "layer") -> dict[str, Param]:
-  """The parameters of a LayerNorm, or of an RMSNorm ("rms")."""
-  inits = {"scale": "ones"} if kind == "rms" else {"scale": "ones", "bias": "zeros"}
-  return {name: Param((width,), ("act_embed",), "norms", init, decays=False) for name, init in inits.items()}
+def norm(width: int) -> dict[str, Param]:
+  """The parameters of a LayerNorm."""
+  return {
+    name: Param((width,), ("act_embed",), "norms", init, decays=False)
+    for name, init in (("scale", "ones"), ("bias", "zeros"))
+  }
 
 
 def _norm(path: str, config: config_lib.GLMConfig) -> dict[str, Param]:
-  return {f"{path}/{name}": param for name, param in norm(config.embed_dim, config.norm_kind).items()}
+  return {f"{path}/{name}": param for name, param in norm(config.embed_dim).items()}
 
 
 def _kernel(

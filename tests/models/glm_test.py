@@ -31,7 +31,6 @@ VARIANTS = FAMILIES | {
   "sandwich": dict(norm="sandwich"),
   "post": dict(norm="post"),
   "embedding norm": dict(norm="pre", embedding_norm=True),
-  "rms": dict(norm="pre", norm_kind="rms"),
   "alpha": dict(residual_alpha=3.0),
   "rounded": dict(rotary_rounding="half_table"),
 }

@@ -21,7 +21,6 @@ MODELS = {
   "glm-10b": dict(positions="learned_2d", mlp="gelu_tanh", norm="pre"),
   "sandwich": dict(norm="sandwich", causal=True),
   "embedding norm": dict(norm="post", embedding_norm=True),
-  "rms": dict(norm="pre", norm_kind="rms"),
   "prefix": dict(prefix_length=5),
 }
 
@@ -77,11 +76,10 @@ def test_counts(config):
   n, d, f, branches = config.num_layers, config.embed_dim, config.mlp_dim, 2 if config.mlp == "geglu" else 1
   kernels = n * (4 * d * d + (branches + 1) * d * f)
   assert params_lib.count_of_matmuls(config) == kernels + config.vocab_size * d
-  norm = d if config.norm_kind == "rms" else 2 * d
-  vectors = 4 * d + branches * f + d + norm * (4 if config.norm == "sandwich" else 2) + 2 * config.prefix_length * d
+  vectors = 4 * d + branches * f + d + 2 * d * (4 if config.norm == "sandwich" else 2) + 2 * config.prefix_length * d
   tables = config.vocab_size * d * (1 if config.tie_embeddings else 2)
   positions = 2 * (config.max_length + 1) * d if config.positions == "learned_2d" else 0
-  norms = norm * (2 if config.embedding_norm else 1)
+  norms = 2 * d * (2 if config.embedding_norm else 1)
   assert params_lib.count(config) == kernels + n * vectors + tables + positions + norms
 
 
