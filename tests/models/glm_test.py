@@ -4,6 +4,7 @@ import dataclasses
 import functools
 from typing import Any
 
+import chex
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
@@ -127,7 +128,7 @@ def test_layouts_and_remat_give_the_same(name: str):
     np.testing.assert_allclose(other_loss, loss, rtol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), other_grads, expected)
   second = jax.tree.map(lambda x: x[1], stacked["layers"])
-  jax.tree.map(np.testing.assert_array_equal, glm.unstack_layers(stacked)["layers_1"], second)
+  chex.assert_trees_all_equal(glm.unstack_layers(stacked)["layers_1"], second)
 
 
 def test_intervals_are_the_dense_mask():

@@ -8,6 +8,7 @@ import functools
 import math
 import re
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -81,9 +82,9 @@ def test_checkpoints_load_on_any_mesh(case: Case, tmp_path):
   plain = Case((("data", 2), ("tensor", 2)), config=case.config)
   for other in (plain, case):
     state, _ = manager.restore(other.stages.as_checkpointed)
-    jax.tree.map(np.testing.assert_array_equal, state, there.stored)
+    chex.assert_trees_all_equal(state, there.stored)
     again = other.stages.put_in_stages(state)
-  jax.tree.map(np.testing.assert_array_equal, again, there.held)
+  chex.assert_trees_all_equal(again, there.held)
   assert [x.sharding for x in jax.tree.leaves(again)] == [x.sharding for x in jax.tree.leaves(case.stages.in_stages)]
   manager.close()
 

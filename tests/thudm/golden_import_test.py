@@ -5,6 +5,7 @@ import json
 import pathlib
 
 import golden_models
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -107,7 +108,7 @@ def test_logits_of_the_original(group: str, count: int, tmp_path: pathlib.Path):
   )
   loaded = load_lib.load(tmp_path / "out")
   expected = golden_models.params(group)
-  jax.tree.map(np.testing.assert_array_equal, loaded.params, expected)
+  chex.assert_trees_all_equal(loaded.params, expected)
   suffix, ours = "", loaded.config
   if group == "chatglm6b_tiny":
     assert ours.residual_alpha == pytest.approx(56**0.5)  # at any depth, as in the original

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import hostile_files
+import chex
 import jax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 import numpy as np
@@ -225,7 +226,7 @@ def test_scales_of_ranks_on_a_mesh(make, tmp_path):
   weights = source.open_source("glm-130b", tmp_path / "sat").weights(None, None)
   shardings = params_lib.nest({weight.name: NamedSharding(mesh, specs.get(weight.name, P())) for weight in weights})
   split = load_lib.load(tmp_path / "ours", shardings=shardings)
-  jax.tree.map(np.testing.assert_array_equal, plain.params, split.params)
+  chex.assert_trees_all_equal(plain.params, split.params)
   kernel = split.params["layers"]["mlp"]["wo"]["kernel"]
   assert kernel.values.sharding.spec == P(None, "tensor") and kernel.scale.sharding.is_fully_replicated
   assert split.params["layers"]["mlp"]["wi"]["kernel"].scale.sharding.spec == P(None, None, None, "tensor")

@@ -2,6 +2,7 @@
 
 import pathlib
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -117,7 +118,7 @@ def test_import_and_quantize_is_import_then_export(make, tmp_path, family, bits)
   load.import_model(family, start, tmp_path / "float")
   export.export(tmp_path / "float", tmp_path / "then", bits)
   a, b = load_lib.load(tmp_path / "at once").params, load_lib.load(tmp_path / "then").params
-  jax.tree.map(np.testing.assert_array_equal, a, b)
+  chex.assert_trees_all_equal(a, b)
 
 
 def test_dtype(make, tmp_path):

@@ -1,5 +1,6 @@
 """An imported checkpoint needs no mesh of its own: any mesh reads its parts of the blocks."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,7 +30,7 @@ def test_loads_on_eight_devices(make, tmp_path, family, bits, prefix):
   boxed = jax.eval_shape(lambda key: glm.init(alone.config, key), jax.random.key(0))
   shardings = partitioning.shardings(boxed, mesh)
   spread = load_lib.load(tmp_path / "ours", shardings=shardings)
-  jax.tree.map(np.testing.assert_array_equal, spread.params, alone.params)
+  chex.assert_trees_all_equal(spread.params, alone.params)
   if bits is None:
     jax.tree.map(lambda x, s: np.testing.assert_(x.sharding.is_equivalent_to(s, x.ndim)), spread.params, shardings)
   attention, mlp = spread.params["layers"]["attention"], spread.params["layers"]["mlp"]

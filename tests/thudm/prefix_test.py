@@ -4,6 +4,7 @@ import json
 import pathlib
 import shutil
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -70,7 +71,7 @@ def test_prefix_beside_its_model(make, tmp_path, kind, dtype):
   for source, given in ((hub, file), (tmp_path / "back", None)):
     shutil.rmtree(tmp_path / "again", ignore_errors=True)
     load.import_model("chatglm-6b", source, tmp_path / "again", prefix=given)
-    jax.tree.map(np.testing.assert_array_equal, load_lib.load(tmp_path / "again").params, loaded.params)
+    chex.assert_trees_all_equal(load_lib.load(tmp_path / "again").params, loaded.params)
 
 
 def test_projection_is_evaluated(make, tmp_path):

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 
-import jax
+import chex
 import numpy as np
 import pytest
 
@@ -68,7 +68,7 @@ def test_a_disk_that_takes_no_more(make, tmp_path, few, limit_files):
 
 
 def assert_equal(a: pathlib.Path, b: pathlib.Path) -> None:
-  jax.tree.map(np.testing.assert_array_equal, load_lib.load(a).params, load_lib.load(b).params)
+  chex.assert_trees_all_equal(load_lib.load(a).params, load_lib.load(b).params)
 
 
 @pytest.mark.parametrize("family, bits", [("chatglm-6b", 4), ("glm-130b", None)])

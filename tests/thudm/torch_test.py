@@ -2,7 +2,7 @@
 
 import pathlib
 
-import jax
+import chex
 import numpy as np
 import pytest
 
@@ -110,4 +110,4 @@ def test_a_checkpoint_that_torch_saved(torch, make, tmp_path):
     torch.save({"module": content, "iteration": 49300}, path)
   load.import_model("glm-130b", folder, tmp_path / "b")
   a, b = (load_lib.load(tmp_path / name).params for name in "ab")
-  jax.tree.map(np.testing.assert_array_equal, a, b)
+  chex.assert_trees_all_equal(a, b)

@@ -3,8 +3,7 @@
 import dataclasses
 import json
 
-import jax
-import numpy as np
+import chex
 import pytest
 
 from glmjax import errors
@@ -35,7 +34,7 @@ def test_begins_where_the_other_ended(trained, tmp_path, tiny, source):
   for name, weights in (("a", trained), ("b", tmp_path / "export")):
     train(tmp_path / name, tiny, source, rate=0.0, weights=weights, stop_at_step=1)
     begun, ended = load.load(tmp_path / name), load.load(trained)
-    jax.tree.map(np.testing.assert_array_equal, begun.params, ended.params)
+    chex.assert_trees_all_equal(begun.params, ended.params)
   first = json.loads((tmp_path / "a" / "metrics.jsonl").read_text().splitlines()[0])
   assert (first["step"], first["samples_seen"]) == (1, 16)
   resumed = train(tmp_path / "a", tiny, source, rate=0.0, weights=tmp_path / "gone", stop_at_step=1)

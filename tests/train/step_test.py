@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -183,7 +184,7 @@ def test_stands_still_when_not_finite(tiny, source):
   bad["loss_weights"] = bad["loss_weights"].at[0, 3, 15].set(np.inf)
   assert not run.step(ROWS, batch=bad)["applied"]
   assert not run.step(2 * ROWS)["applied"]  # planned for a state that never came
-  jax.tree.map(np.testing.assert_array_equal, jax.device_get(run.state), before)
+  chex.assert_trees_all_equal(jax.device_get(run.state), before)
   assert run.step(ROWS)["applied"]
 
 
@@ -196,7 +197,7 @@ def test_fp16_scale_halves_and_goes_on(tiny, source):
   for i, scale in ((1, 65_536), (2, 32_768), (3, 16_384)):  # the first is forgiven: hysteresis 2
     assert not run.step(i * ROWS, batch=bad)["applied"]
     assert float(run.state.loss_scale.scale) == scale
-  jax.tree.map(np.testing.assert_array_equal, jax.device_get(run.state.params), params)
+  chex.assert_trees_all_equal(jax.device_get(run.state.params), params)
   assert run.step(4 * ROWS)["applied"] and int(run.state.step) == 5
 
 
@@ -216,7 +217,7 @@ def test_fp16_stands_still_where_no_smaller_scale_is_left(tiny, source):
   last = run.step(2 * ROWS, batch=bad)
   assert not last["advanced"] and not last["applied"]
   assert not run.step(3 * ROWS)["applied"]  # what was sent behind it is planned for a state that never came
-  jax.tree.map(np.testing.assert_array_equal, jax.device_get(run.state), before)
+  chex.assert_trees_all_equal(jax.device_get(run.state), before)
 
 
 def test_loss_scale_doubles_after_its_window():
