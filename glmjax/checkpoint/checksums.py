@@ -123,8 +123,8 @@ def array_sums(
     sums[name] = (
       _host_sum(np.asarray(x), x.shape, [0] * x.ndim, version) if on_host else _device_sum(x, version=version)
     )
-    if jax.process_count() > 1:  # several sums that wait for others can take all of XLA's threads
-      jax.block_until_ready(sums[name])
+    # One at a time: sums that wait for other devices can take all threads of XLA's CPU, and then wait for ever.
+    jax.block_until_ready(sums[name])
   return {name: _hexadecimal(np.asarray(value)) for name, value in sums.items()}
 
 

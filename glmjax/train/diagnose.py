@@ -65,12 +65,14 @@ def _zero(sharding: Any) -> Callable[[jax.Array, float], jax.Array]:
 def _is_good(state: state_lib.TrainState, limit: float) -> bool:
   """Whether a state is finite, its parameters within the limit; every process comes to the same."""
   zero = _zero(_replicated())
-  found = [zero(x, LARGEST / limit) for x in jax.tree.leaves(state.params)]
-  found += [
-    zero(x, _UNSQUARED)
+  arrays = [(x, LARGEST / limit) for x in jax.tree.leaves(state.params)]
+  arrays += [
+    (x, _UNSQUARED)
     for x in jax.tree.leaves((state.opt_state, state.loss_scale))
     if jnp.issubdtype(x.dtype, jnp.floating)
   ]
+  # One at a time: sums that wait for other devices can take all threads of XLA's CPU, and then wait for ever.
+  found = [jax.block_until_ready(zero(x, factor)) for x, factor in arrays]
   return not any(jax.device_get(found))
 
 
