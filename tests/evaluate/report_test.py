@@ -203,7 +203,7 @@ def test_missing_file_is_named(run: pathlib.Path, file: str, message: str) -> No
     ("heldout.json", "[]", "not an object"),
     ("heldout.json", '{"en": 5}', "'en' has no figures of an evaluation"),
     ("heldout.json", '{"en": {"tokens": 5}}', "'en' has no figures"),
-    ("heldout.json", "[" * 9_000, "nested deeper"),
+    ("heldout.json", "[" * 9_000 + "]" * 9_000, "nested deeper"),
     ("heldout_int8.json", "{}", "int8 was evaluated on nothing, and float on en, zh"),
     ("samples.jsonl", "5\n", "line 1: JSON of a number.*not a sample"),
     ("train/metrics.jsonl", "", "no training step"),
