@@ -234,6 +234,8 @@ def _statements(text: str, label: str) -> Iterator[Any]:
     yield from config_parser.ConfigParser(text, _Delegate())
   except RecursionError:
     raise errors.InputError(f"{label}: values nested too deep") from None
+  except UnicodeEncodeError:  # Python 3.12's tokenizer works on UTF-8
+    raise errors.InputError(f"{label}: half a surrogate pair, which is no valid Unicode") from None
   except TypeError as error:  # {[]: 1}
     raise errors.InputError(f"{label}: {error}, as a key") from None
   except (SyntaxError, tokenize.TokenError) as error:

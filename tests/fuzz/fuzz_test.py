@@ -36,7 +36,8 @@ def check(kind: str, seed: int, count: int, world: pathlib.Path, scratch: pathli
   results = runner.run(kind, seed, range(count), world, scratch)
   assert len(results) == count
   wrong = [runner.told(kind, seed, result) for result in results if result["problem"]]
-  assert not wrong, f"{len(wrong)} of {count} inputs:\n" + "\n".join(wrong)
+  report = f"{len(wrong)} of {count} inputs:\n" + "\n".join(wrong)
+  assert not wrong, report.encode("utf-8", "backslashreplace").decode()  # pytest-xdist sends UTF-8 alone
 
 
 @pytest.mark.parametrize("kind", cases.KINDS)
