@@ -85,57 +85,20 @@ def run(count: int, repeats: int, folder: str) -> dict:
 def measure(coordinator: str, count: int, number: int, repeats: int, folder: pathlib.Path) -> None:
   """One process's part; the first one times, and prints what it has found."""
   import jax  # pylint: disable=g-import-not-at-top
-  from jax.experimental import multihost_utils
 
-  from glmjax.checkpoint import manager as manager_lib
-  from glmjax.models import config as config_lib
   from glmjax.parallel import distributed
   from glmjax.parallel import host
-  from glmjax.parallel import mesh as mesh_lib
-  from glmjax.train import optimizer
-  from glmjax.train import state as state_lib
 
   distributed.join(coordinator, count, number)
   host.keep_freed_memory()  # as the trainer does
-  config = config_lib.GLMConfig(vocab_size=16_384, num_layers=12, embed_dim=768, num_heads=12, mlp_dim=2_048)
-  tx = optimizer.AdamW().make()
-  abstract = state_lib.abstract(config, tx, mesh_lib.make_mesh(mesh_lib.MeshConfig(data=1, fsdp=DEVICES)))
-  state = state_lib.create(config, tx, 0, abstract)
-  noise = jax.jit(
-    lambda state: jax.tree.map(  # a new run's moments are zeros, which a disk may not store
-      lambda x: jax.random.uniform(jax.random.key(x.size), x.shape) if x.ndim > 1 else x, state
-    ),
-    out_shardings=jax.tree.map(lambda x: x.sharding, abstract),
-  )
-  state = jax.block_until_ready(noise(state))
+  state, abstract = a_state()
   size = sum(x.nbytes for x in jax.tree.leaves(state))
-
-  def together():
-    return multihost_utils.sync_global_devices("benchmark")
-
   found: dict[str, list[float]] = {"write": [], "read": [], "blocked": [], "save": [], "restore": []}
   for repeat in range(repeats + 1):
     if number == 0:
       raw = plain_files(folder / "plain", size)
       os.sync()
-    together()
-    manager = manager_lib.Manager(folder / str(repeat))
-    began = time.perf_counter()
-    manager.save(1, state, {"samples_seen": 0})
-    blocked = time.perf_counter() - began
-    manager.wait()
-    together()
-    saved = time.perf_counter() - began
-    if number == 0:
-      forget(folder / str(repeat))
-    together()
-    began = time.perf_counter()
-    restored = jax.block_until_ready(manager.restore(abstract))
-    together()
-    times = dict(blocked=blocked, save=saved, restore=time.perf_counter() - began)
-    assert restored is not None
-    del restored
-    manager.close()
+    times = save_and_restore(folder / str(repeat), state, abstract, number == 0)
     if number == 0:
       files = sum(path.is_file() for path in (folder / str(repeat)).rglob("*"))
       shutil.rmtree(folder / str(repeat))
@@ -149,6 +112,58 @@ def measure(coordinator: str, count: int, number: int, repeats: int, folder: pat
         | {f"{name}_seconds": [round(value, 3) for value in values] for name, values in found.items()}
       )
     )
+
+
+def a_state():
+  """Makes a state of which nothing is zero, and its shapes and shardings."""
+  import jax  # pylint: disable=g-import-not-at-top
+
+  from glmjax.models import config as config_lib
+  from glmjax.parallel import mesh as mesh_lib
+  from glmjax.train import optimizer
+  from glmjax.train import state as state_lib
+
+  config = config_lib.GLMConfig(vocab_size=16_384, num_layers=12, embed_dim=768, num_heads=12, mlp_dim=2_048)
+  tx = optimizer.AdamW().make()
+  abstract = state_lib.abstract(config, tx, mesh_lib.make_mesh(mesh_lib.MeshConfig(data=1, fsdp=DEVICES)))
+  state = state_lib.create(config, tx, 0, abstract)
+  noise = jax.jit(
+    lambda state: jax.tree.map(  # a new run's moments are zeros, which a disk may not store
+      lambda x: jax.random.uniform(jax.random.key(x.size), x.shape) if x.ndim > 1 else x, state
+    ),
+    out_shardings=jax.tree.map(lambda x: x.sharding, abstract),
+  )
+  return jax.block_until_ready(noise(state)), abstract
+
+
+def save_and_restore(folder: pathlib.Path, state, abstract, is_first: bool) -> dict[str, float]:
+  """Saves the state and restores it, all processes together; the seconds of each."""
+  import jax  # pylint: disable=g-import-not-at-top
+  from jax.experimental import multihost_utils
+
+  from glmjax.checkpoint import manager as manager_lib
+
+  def together():
+    return multihost_utils.sync_global_devices("benchmark")
+
+  together()
+  manager = manager_lib.Manager(folder)
+  began = time.perf_counter()
+  manager.save(1, state, {"samples_seen": 0})
+  blocked = time.perf_counter() - began
+  manager.wait()
+  together()
+  saved = time.perf_counter() - began
+  if is_first:
+    forget(folder)
+  together()
+  began = time.perf_counter()
+  restored = jax.block_until_ready(manager.restore(abstract))
+  together()
+  seconds = time.perf_counter() - began
+  assert restored is not None
+  manager.close()
+  return {"blocked": blocked, "save": saved, "restore": seconds}
 
 
 def plain_files(folder: pathlib.Path, size: int) -> dict[str, float]:

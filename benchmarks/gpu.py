@@ -34,6 +34,7 @@ sys.path.insert(0, str(ROOT))
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
+import random_rows  # noqa: E402
 
 from glmjax import tokens  # noqa: E402
 from glmjax.infer import decode  # noqa: E402
@@ -56,7 +57,7 @@ from glmjax.train import feed  # noqa: E402
 from glmjax.train import state as state_lib  # noqa: E402
 from glmjax.train import step as step_lib  # noqa: E402
 
-TESTS = ("tests/golden_test.py", "tests/quantize", "tests/infer", "tests/models")
+TESTS = ("tests/golden_test.py", "tests/quantize", "tests/infer", "tests/kernels", "tests/models")
 PARALLEL = ("-n", "8") if importlib.util.find_spec("xdist") and (os.cpu_count() or 1) > 8 else ()
 CHATGLM_6B = config_lib.GLMConfig(
   vocab_size=130_528,
@@ -205,7 +206,7 @@ def train(case: Train) -> dict[str, Any]:
   layout = feed.Layout.make(
     mesh, partitioning.FSDP, case.rows, case.micro, length, config.position_kind, config.vocab_size
   )
-  batch = layout.put(random_rows(case.rows, length, config.vocab_size))
+  batch = layout.put(random_rows.make(case.rows, length, config.vocab_size, context=length // 5))
   program = workload.program(config, mesh)
   compiled, seconds = timed(lambda: program.traced.lower().compile())
   with partitioning.use(mesh):
@@ -313,21 +314,6 @@ def generate(case: Decode) -> dict[str, Any]:
     "token_seconds": round(seconds, 6),
     **planned(program, program.traced.lower().compile()),
     **peak(),
-  }
-
-
-def random_rows(rows: int, length: int, vocab_size: int) -> feed.HostBatch:
-  """Random tokens, the first fifth of each row context, as a [gMASK] row has at most."""
-  places = np.broadcast_to(np.arange(length, dtype=np.int32), (rows, length))
-  some, targets = np.random.default_rng(0).integers(0, vocab_size, (2, rows, length)).astype(np.int32)
-  return {
-    "tokens": some,
-    "targets": targets,
-    "loss_weights": (places >= length // 5).astype(np.float32),
-    "positions": places,
-    "attend_start": np.zeros_like(places),
-    "attend_end": np.maximum(places + 1, length // 5),
-    "objective": np.ones_like(places),
   }
 
 

@@ -97,7 +97,7 @@ def compare_attention(rows: int, length: int, heads: int, width: int, tune: bool
     return attention.dense(HERE, q, k, v, start, end, drops)
 
   def by_kernel(q, k, v, drops=None):
-    return flash.attend_gpu(HERE, q, k, v, start, end, drops)
+    return flash.attend(flash_gpu, HERE, flash.Inputs(q, k, v, start, end, drops))
 
   dropping = [functools.partial(way, drops=dropout) for way in (dense, by_kernel)]
 

@@ -106,7 +106,7 @@ def make_cache(directory: pathlib.Path) -> pathlib.Path:
 
 
 def endless(first: int, size: int) -> Iterator[tuple[int, int]]:
-  """A training plan."""
+  """Yields the batches of a training that does not end."""
   while True:
     yield first, size
     first += size
@@ -216,7 +216,7 @@ def of_process(file: str, name: str) -> int:
 
 
 def table(found: list[dict]) -> str:
-  """Markdown."""
+  """Returns the results as a Markdown table."""
   lines = [
     "| host | rows/s | rows a CPU second | of one host's | first batch, s | batch at 10^9, s | "
     "read, bytes a row | memory, MB |",

@@ -30,6 +30,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax  # noqa: E402
 import loader  # noqa: E402
 import numpy as np  # noqa: E402
+import random_rows  # noqa: E402
 
 from glmjax.io import publish  # noqa: E402
 from glmjax.models import config as config_lib  # noqa: E402
@@ -171,7 +172,10 @@ def measure(case: Case, steps: int) -> dict[str, Any]:
     def info(n):
       return step_lib.StepInfo(*(jax.device_put(np.uint32(x), everywhere) for x in (n, n, ROWS)))
 
-    program, batch = made.compile(), made.layout.put(rows())
+    program, batch = (
+      made.compile(),
+      made.layout.put(random_rows.make(ROWS, LENGTH, CONFIG.vocab_size, context=LENGTH // 2)),
+    )
     seconds = []
     for step in range(steps + 1):
       began = time.perf_counter()
@@ -206,24 +210,8 @@ def megabytes(count: float) -> float:
   return round(count / 1e6, 1)
 
 
-def rows() -> feed.HostBatch:
-  """Random tokens, the first half of each row context."""
-  rng = np.random.default_rng(0)
-  places = np.broadcast_to(np.arange(LENGTH, dtype=np.int32), (ROWS, LENGTH))
-  tokens, targets = rng.integers(0, CONFIG.vocab_size, (2, ROWS, LENGTH)).astype(np.int32)
-  return {
-    "tokens": tokens,
-    "targets": targets,
-    "loss_weights": (places >= LENGTH // 2).astype(np.float32),
-    "positions": places,
-    "attend_start": np.zeros_like(places),
-    "attend_end": np.maximum(places + 1, LENGTH // 2),
-    "objective": np.ones_like(places),
-  }
-
-
 def table(found: list[dict[str, Any]]) -> str:
-  """Markdown."""
+  """Returns the results as a Markdown table."""
   lines = [
     "| | devices | step, s | x one device | bubble | state, MB a device | work, MB | sent, MB |",
     "|---|---|---|---|---|---|---|---|",
@@ -238,7 +226,7 @@ def table(found: list[dict[str, Any]]) -> str:
 
 
 def compiled_table(found: list[dict[str, Any]]) -> str:
-  """Markdown."""
+  """Returns what compilers say as a Markdown table."""
   lines = ["| mesh | strategy | state, MiB | work, MiB | sent, MiB |", "|---|---|---|---|---|"]
   for case in found:
     lines.append(

@@ -28,6 +28,7 @@ host.keep_freed_memory()  # before JAX starts its threads, as the trainer does
 import decode  # noqa: E402
 import jax  # noqa: E402
 import loader  # noqa: E402
+import random_rows  # noqa: E402
 import numpy as np  # noqa: E402
 
 from glmjax.models import config as config_lib  # noqa: E402
@@ -109,7 +110,7 @@ def prepare(dtype: str) -> tuple[Callable[[], float], float]:
   optimizer = optimizer_lib.AdamW()
   tx, mesh = optimizer.make(), mesh_lib.make_mesh(mesh_lib.MeshConfig(data=1), jax.devices()[:1])
   layout = feed.Layout.make(mesh, partitioning.FSDP, BATCH, None, LENGTH, config.position_kind, config.vocab_size)
-  batch = layout.put(rows())
+  batch = layout.put(random_rows.make(BATCH, LENGTH, 20_000, context=LENGTH // 2))
   with partitioning.use(mesh):
     abstract = state_lib.abstract(config, tx, mesh)
     state = state_lib.create(config, tx, 0, abstract)
@@ -135,22 +136,6 @@ def prepare(dtype: str) -> tuple[Callable[[], float], float]:
 
   run(), run()
   return run, compile_seconds
-
-
-def rows() -> feed.HostBatch:
-  """Random tokens, the first half of each row context."""
-  rng = np.random.default_rng(0)
-  places = np.broadcast_to(np.arange(LENGTH, dtype=np.int32), (BATCH, LENGTH))
-  tokens, targets = rng.integers(0, 20_000, (2, BATCH, LENGTH)).astype(np.int32)
-  return {
-    "tokens": tokens,
-    "targets": targets,
-    "loss_weights": (places >= LENGTH // 2).astype(np.float32),
-    "positions": places,
-    "attend_start": np.zeros_like(places),
-    "attend_end": np.maximum(places + 1, LENGTH // 2),
-    "objective": np.ones_like(places),
-  }
 
 
 if __name__ == "__main__":

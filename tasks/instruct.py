@@ -124,7 +124,7 @@ def register_sets(
 
 
 def _caps(names: list[str], max_examples: Mapping[str, int] | int) -> dict[str, int]:
-  """Each set's cap."""
+  """Returns how many examples of each set are taken at most."""
   if not isinstance(max_examples, Mapping):
     max_examples = {"*": max_examples}
   fits = {name: [cap for pattern, cap in max_examples.items() if fnmatch.fnmatchcase(name, pattern)] for name in names}

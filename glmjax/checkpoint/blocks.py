@@ -27,7 +27,7 @@ from glmjax.checkpoint import arrays
 from glmjax.checkpoint import checksums
 from glmjax.checkpoint import files
 from glmjax.checkpoint import stored as stored_lib
-from glmjax.checkpoint import weights as weights_lib
+from glmjax.checkpoint import stored_weights
 from glmjax.io import publish
 from glmjax.models import params as params_lib
 
@@ -57,7 +57,7 @@ class Writer:
     elements: of the largest block; None: ELEMENTS.
   """
 
-  def __init__(self, folder: pathlib.Path, weights: Sequence[weights_lib.Weight], elements: int | None = None):
+  def __init__(self, folder: pathlib.Path, weights: Sequence[stored_weights.StoredWeight], elements: int | None = None):
     self._folder, self._weights, self._elements = folder, weights, elements
     self._stores: dict[str, tensorstore.TensorStore] = {}
     self._shapes: dict[str, tuple[int, ...]] = {}
@@ -100,7 +100,7 @@ class Writer:
     return done
 
   def write(
-    self, convert: Callable[[weights_lib.Weight, weights_lib.Region], Mapping[str, np.ndarray]], label: str
+    self, convert: Callable[[stored_weights.StoredWeight, stored_weights.Region], Mapping[str, np.ndarray]], label: str
   ) -> arrays.Records:
     """Fills the folder with what `convert` gives for each block, and describes it.
 
@@ -112,7 +112,7 @@ class Writer:
       concurrent.futures.ThreadPoolExecutor(_WORKERS) as pool,
     ):
 
-      def one(weight: weights_lib.Weight, region: weights_lib.Region) -> None:
+      def one(weight: stored_weights.StoredWeight, region: stored_weights.Region) -> None:
         if not self._holds(weight, region):
           self._put(weight, region, convert(weight, region))
         with self._lock:
@@ -129,7 +129,7 @@ class Writer:
           task.cancel()
     return self._finish()
 
-  def _holds(self, weight: weights_lib.Weight, region: weights_lib.Region) -> bool:
+  def _holds(self, weight: stored_weights.StoredWeight, region: stored_weights.Region) -> bool:
     sums = self._done.get(_label(weight, region))
     if sums is None:
       return False
@@ -143,7 +143,9 @@ class Writer:
         return False
     return True
 
-  def _put(self, weight: weights_lib.Weight, region: weights_lib.Region, block: Mapping[str, np.ndarray]) -> None:
+  def _put(
+    self, weight: stored_weights.StoredWeight, region: stored_weights.Region, block: Mapping[str, np.ndarray]
+  ) -> None:
     sums = {}
     for name, x in block.items():
       self._stores[name][weight.stored_region(name, region)].write(x).result()
@@ -205,11 +207,11 @@ def _describe_for_orbax(folder: pathlib.Path, names: Sequence[str]) -> None:
   shutil.rmtree(skeleton)
 
 
-def _label(weight: weights_lib.Weight, region: weights_lib.Region) -> str:
+def _label(weight: stored_weights.StoredWeight, region: stored_weights.Region) -> str:
   return f"{weight.name}[{','.join(f'{s.start}:{s.stop}' for s in region)}]"
 
 
-def _start(region: weights_lib.Region) -> list[int]:
+def _start(region: stored_weights.Region) -> list[int]:
   return [s.start for s in region]
 
 
@@ -226,7 +228,7 @@ class Reader:
     self._kept: dict[str, concurrent.futures.Future[np.ndarray]] = {}  # arrays that were read whole
     self._lock = threading.Lock()  # of _kept, never held while something is read
 
-  def read(self, name: str, region: weights_lib.Region) -> np.ndarray:
+  def read(self, name: str, region: stored_weights.Region) -> np.ndarray:
     """One part. Small arrays, and one whose files each reach over many parts, are read once and kept."""
     stored = self._arrays[name]
     times_read = math.prod(max(1, chunk / (s.stop - s.start)) for chunk, s in zip(stored.chunks, region))

@@ -20,7 +20,7 @@ from glmjax import errors
 from glmjax.checkpoint import blocks
 from glmjax.checkpoint import folder as folder_lib
 from glmjax.checkpoint import source as source_lib
-from glmjax.checkpoint import weights as weights_lib
+from glmjax.checkpoint import stored_weights
 from glmjax.io import folders
 from glmjax.io import lock
 from glmjax.io import paths
@@ -38,8 +38,8 @@ class ExportSource:
 
   config: folder_lib.FolderConfig
   tokenizer: pathlib.Path | None  # folder
-  weights: Sequence[weights_lib.Weight]
-  read: Callable[[weights_lib.Weight, weights_lib.Region], Mapping[str, Any]]  # stored arrays of a block
+  weights: Sequence[stored_weights.StoredWeight]
+  read: Callable[[stored_weights.StoredWeight, stored_weights.Region], Mapping[str, Any]]  # stored arrays of a block
   verify: Callable[[], None]  # called when all was read, before it counts
   elements: int | None = None  # of our format's largest block; None: weights.ELEMENTS
 
@@ -94,7 +94,7 @@ def export(
         functools.partial(_read_finite, source, reader),
         reader.verify,
       )
-      weights_lib.need_room(out, weights)
+      stored_weights.need_room(out, weights)
       try:
         with publish.folder(out, overwrite) as folder:
           (write_format or write_folder)(content, folder)
@@ -135,7 +135,7 @@ def importing(out: pathlib.Path) -> pathlib.Path:
 
 
 def _read_finite(
-  source: source_lib.Source, reader: blocks.Reader, weight: weights_lib.Weight, region: weights_lib.Region
+  source: source_lib.Source, reader: blocks.Reader, weight: stored_weights.StoredWeight, region: stored_weights.Region
 ) -> dict[str, np.ndarray]:
   """A block as it is to be stored.
 
@@ -146,7 +146,7 @@ def _read_finite(
   try:
     block = source.read_block(reader, weight, region)
     if weight.bits is not None:  # whose scales may come as they are; what was a float here is checked already
-      weights_lib.check_finite(block, "is not finite")
+      stored_weights.check_finite(block, "is not finite")
     return block
   except errors.NotFiniteError as error:
     wanted = source.targets()

@@ -23,7 +23,7 @@ from glmjax.checkpoint import files
 from glmjax.checkpoint import folder as folder_lib
 from glmjax.checkpoint import manager
 from glmjax.checkpoint import recorded
-from glmjax.checkpoint import weights as weights_lib
+from glmjax.checkpoint import stored_weights
 from glmjax.models import params as params_lib
 
 CHECKSUMS = "checksums.json"
@@ -77,7 +77,7 @@ class Source:
       targets[name] = jax.ShapeDtypeStruct(record["shape"], record["dtype"], sharding=sharding)
     return targets
 
-  def weights(self, bits: int | None = None, dtype: str | None = None) -> list[weights_lib.Weight]:
+  def weights(self, bits: int | None = None, dtype: str | None = None) -> list[stored_weights.StoredWeight]:
     """The parameters, as they are or as they are to be: quantized to `bits`, floats in `dtype`."""
     found = []
     for stored, record in self.records.items():
@@ -89,17 +89,17 @@ class Source:
         inputs = params_lib.known(name).inputs
         shape[inputs[-1]] *= 8 // self.bits
         groups = self.records[f"{self.prefix}{name}/scale"]["shape"][inputs[0]]
-        found.append(weights_lib.Weight(name, tuple(shape), "float16", self.bits, groups))
+        found.append(stored_weights.StoredWeight(name, tuple(shape), "float16", self.bits, groups))
       else:
         found.append(
-          weights_lib.Weight(
+          stored_weights.StoredWeight(
             name, tuple(shape), dtype or record["dtype"], bits if params_lib.known(name).quantizes else None
           )
         )
     return found
 
   def read_block(
-    self, reader: blocks.Reader, weight: weights_lib.Weight, region: weights_lib.Region
+    self, reader: blocks.Reader, weight: stored_weights.StoredWeight, region: stored_weights.Region
   ) -> dict[str, np.ndarray]:
     """A block as `weight` wants it stored: converted, or the codes and scales that are there."""
     if self.bits is None or weight.bits is None:

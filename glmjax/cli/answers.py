@@ -48,7 +48,7 @@ class Files:
   begin: Callable[[], None] | None  # to be called before the first is written; None: called, or not needed
 
   def write(self, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Adds answers."""
+    """Appends answers to the file of answers, and to that of samples."""
     if self.begin is not None:
       self.begin()
       self.begin = None

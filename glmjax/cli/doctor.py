@@ -5,7 +5,7 @@ from typing import Any
 
 
 def show(found: dict[str, Any]) -> None:
-  """A line for each."""
+  """Prints a line for each fact, names in a column."""
   rows = list(_rows(found))
   width = max(len(name) for name, _ in rows)
   for name, value in rows:

@@ -37,7 +37,7 @@ class Reference:
 
 @dataclasses.dataclass(frozen=True)
 class Macro:
-  """%NAME."""
+  """A macro that is referred to as %NAME."""
 
   name: str
 

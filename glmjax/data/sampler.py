@@ -280,7 +280,7 @@ class MixtureSampler:
     self._sources = {name: _task_rows(cache, name, split, infilling, seed) for name in self.schedule.names}
 
   def row(self, index: int) -> rows.Row:
-    """Sample `index`."""
+    """Makes sample `index` into a row; the same one every time."""
     task, epoch, number = self.locate(index)
     return self._sources[task].row(epoch, number, index)
 

@@ -25,7 +25,7 @@ class Hashed:
     self._file, self._hash = file, hashlib.sha256()
 
   def write(self, data: bytes) -> None:
-    """Appends."""
+    """Appends data, counted and hashed."""
     self._file.write(data)
     self._hash.update(data)
     self.sums.add(data)

@@ -73,7 +73,7 @@ class CleanStream:
     return self._take(self._decoder.decode(data))
 
   def end(self) -> str:
-    """The rest."""
+    """Returns what is left of the clean text: nothing follows that could change it."""
     new = self._take(self._decoder.decode(b"", final=True))
     rest, self._held = self._held, ""
     return new + self._show(rest)
@@ -136,7 +136,7 @@ class Session:
     self._seed = seed
 
   def clear(self) -> None:
-    """Starts anew."""
+    """Forgets the conversation, so that the next query is its first."""
     self.rounds, self.first = [], 0
 
   def ask(self, query: str) -> Iterator[str]:

@@ -53,7 +53,7 @@ class Score:
 
   @property
   def count(self) -> int:
-    """Targets."""
+    """Counts the targets."""
     return len(self.log_probs)
 
 

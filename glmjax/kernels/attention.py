@@ -4,6 +4,8 @@ Two int32 per token say what an L x M mask would: bidirectional context, causal 
 left padding. B batch, L query length, M key length, H heads, K head dimension.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -34,7 +36,7 @@ def attend(
   start_BL: jax.Array,
   end_BL: jax.Array,
   dropout: dropout_lib.Dropout | None = None,
-  prefix: flash.Prefix | None = None,
+  prefix: tuple[jax.Array, jax.Array] | None = None,
 ) -> jax.Array:
   """What `dense` gives, by the best way there is for the target and the shapes.
 
@@ -42,7 +44,7 @@ def attend(
   """
   k_BMHK, v_BMHK = (partitioning.constrain(x, "batch", None, "act_heads", None) for x in (k_BMHK, v_BMHK))
   operation = DECODE if q_BLHK.shape[1] == 1 else ATTENTION
-  return operation.run(target, q_BLHK, k_BMHK, v_BMHK, start_BL, end_BL, dropout, prefix)
+  return operation.run(target, flash.Inputs(q_BLHK, k_BMHK, v_BMHK, start_BL, end_BL, dropout, prefix))
 
 
 def dense(
@@ -53,7 +55,7 @@ def dense(
   start_BL: jax.Array,
   end_BL: jax.Array,
   dropout: dropout_lib.Dropout | None = None,
-  prefix: flash.Prefix | None = None,
+  prefix: tuple[jax.Array, jax.Array] | None = None,
 ) -> jax.Array:
   """softmax(q k / sqrt(K)) v over each query's interval, [B, L, H, K] in q's dtype.
 
@@ -93,24 +95,28 @@ def dense(
   return jnp.swapaxes(out_BHLK, 1, 2)
 
 
-_DENSE = registry.Implementation("XLA, dense", "all", dense)
+def _dense(target: target_lib.Target, inputs: flash.Inputs) -> jax.Array:
+  return dense(target, *inputs)
+
+
+_DENSE = registry.Implementation("XLA, dense", "all", _dense)
 _HALF_64_128 = "bfloat16 or float16, heads 64 or 128 wide"
 
-# Of (target, q, k, v, start, end, dropout, prefix), as `dense`.
+# Of (target, flash.Inputs).
 ATTENTION = registry.Operation(
   "attention",
   (
     registry.Implementation(
       "Pallas Triton, flash",
       f"{_HALF_64_128}, lengths of whole {flash_gpu.BLOCK}s, no prefix",
-      flash.attend_gpu,
+      functools.partial(flash.attend, flash_gpu),
       needs=("triton",),
       fits=flash.fits_gpu,
     ),
     registry.Implementation(
       "Pallas Mosaic, flash",
       f"bfloat16 or float32, heads and lengths of whole {flash_tpu.BLOCK}s, no prefix",
-      flash.attend_tpu,
+      functools.partial(flash.attend, flash_tpu),
       needs=("mosaic",),
       fits=flash.fits_tpu,
     ),

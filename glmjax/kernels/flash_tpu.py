@@ -107,20 +107,9 @@ def backward(
   for at in range(0, q_BLHK.shape[1], _QUERIES):
     here = slice(at, at + _QUERIES)
     part = dropout and dropout._replace(seeds_BHL=dropout.seeds_BHL[:, :, here])
-    parts.append(
-      _backward(
-        q_BLHK[:, here],
-        k_BMHK,
-        v_BMHK,
-        start_BL[:, here],
-        end_BL[:, here],
-        sums_BHL[:, :, here],
-        delta_BHL[:, :, here],
-        d_BLHK[:, here],
-        part,
-        interpret,
-      )
-    )
+    places = start_BL[:, here], end_BL[:, here]
+    sums = sums_BHL[:, :, here], delta_BHL[:, :, here]
+    parts.append(_backward((q_BLHK[:, here], k_BMHK, v_BMHK, *places, *sums, d_BLHK[:, here]), part, interpret))
   if len(parts) == 1:
     return parts[0]
   dq, dk, dv = zip(*parts)
@@ -129,17 +118,10 @@ def backward(
 
 
 def _backward(
-  q_BLHK: jax.Array,
-  k_BMHK: jax.Array,
-  v_BMHK: jax.Array,
-  start_BL: jax.Array,
-  end_BL: jax.Array,
-  sums_BHL: jax.Array,
-  delta_BHL: jax.Array,
-  d_BLHK: jax.Array,
-  dropout: dropout_lib.Dropout | None,
-  interpret: bool,
+  arrays: tuple[jax.Array, ...], dropout: dropout_lib.Dropout | None, interpret: bool
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Gradients for queries that fit vector memory; `arrays`: q, k, v and so on, as `backward` takes them."""
+  q_BLHK, k_BMHK, v_BMHK, start_BL, end_BL, sums_BHL, delta_BHL, d_BLHK = arrays
   of = _Blocks(_BACKWARD, q_BLHK.shape, k_BMHK.shape[1])
   first, last = flash_blocks.query_range(start_BL, end_BL, of.block_q, of.block_k, of.num_keys)
   lines, rate = flash_blocks.lines(start_BL, end_BL, dropout)

@@ -29,7 +29,7 @@ class KVCache:
 
   @property
   def slots(self) -> int:
-    """M."""
+    """Returns M, how many tokens of a row there is room for."""
     return self.key.shape[-2]
 
   def append(self, k_BLHK: jax.Array, v_BLHK: jax.Array, first_B: jax.Array) -> "KVCache":

@@ -56,7 +56,7 @@ class Param:
 
   @property
   def size(self) -> int:
-    """Elements."""
+    """Counts the elements."""
     return math.prod(self.shape)
 
   @property

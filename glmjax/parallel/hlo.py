@@ -55,7 +55,7 @@ class Instruction:
 
   @functools.cached_property
   def arrays(self) -> tuple[Array, ...]:
-    """What it makes."""
+    """Lists the arrays that it makes."""
     return tuple(Array(dtype, numbers(shape), layout) for dtype, shape, layout in _ARRAY.findall(self.result))
 
   @functools.cached_property

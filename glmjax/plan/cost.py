@@ -155,13 +155,13 @@ def _moved(instruction: hlo.Instruction, around: hlo.Computation, computations: 
 
 
 def _inside(instruction: hlo.Instruction, computations: Mapping[str, hlo.Computation]) -> hlo.Computation:
-  """What a fusion fuses."""
+  """Returns the computation that a fusion fuses; an empty one where it names none."""
   called = re.search(r"calls=%?([\w.\-]+)", instruction.text)
   return computations.get(called[1], {}) if called else {}
 
 
 def _parameters(computation: hlo.Computation) -> dict[int, str]:
-  """Names by place."""
+  """Returns the names of a computation's parameters by their places."""
   return {
     int(m[1]): name
     for name, i in computation.items()

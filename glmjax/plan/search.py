@@ -41,7 +41,7 @@ class _Candidate:
 
   @property
   def name(self) -> str:
-    """What it binds."""
+    """Names it by what it binds: axes of the mesh, micro-batch, remat."""
     sizes = [f"{axis}={size}" for axis in mesh_lib.AXES if (size := getattr(self.mesh, axis)) > 1]
     if isinstance(self.work, programs.Train):
       sizes += [f"micro_batch={self.work.micro_batch or self.work.batch_size}", f"remat={self.model.remat}"]

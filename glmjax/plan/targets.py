@@ -15,7 +15,7 @@ RESERVED = 0.06  # of a GPU's memory: CUDA's context, command buffers, fragments
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-  """One device."""
+  """What one device has and does, by its maker's figures."""
 
   kind: str  # as JAX names it
   platform: str  # "cuda" or "tpu"

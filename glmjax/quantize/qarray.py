@@ -177,7 +177,7 @@ def _product(
   values: jax.Array,
   scale: jax.Array,
 ) -> jax.Array:
-  """In float32."""
+  """Multiplies x with codes and scales, in float32."""
   num_inputs = values.ndim + axis + 1
   sums = quantized.PRODUCT.run(target, spec, x, values, bits, num_inputs, axes)
   return sums * _along_outputs(scale, num_inputs, sums)

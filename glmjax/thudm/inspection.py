@@ -17,7 +17,7 @@ from glmjax.checkpoint import blocks
 from glmjax.checkpoint import folder as folder_lib
 from glmjax.checkpoint import manager
 from glmjax.checkpoint import source as ours_lib
-from glmjax.checkpoint import weights as weights_lib
+from glmjax.checkpoint import stored_weights
 from glmjax.io import paths
 from glmjax.io import printable
 from glmjax.io import user_json
@@ -143,7 +143,7 @@ def _verify(source: ours_lib.Source) -> None:
   """Reads all arrays, a part at a time, and compares their sums."""
   reader = blocks.Reader(source.arrays, source.records)
   for name, record in tqdm.tqdm(source.records.items(), desc="verifying", disable=None):
-    each = max(1, weights_lib.ELEMENTS // max(1, math.prod(record["shape"][1:])))
+    each = max(1, stored_weights.ELEMENTS // max(1, math.prod(record["shape"][1:])))
     rest = [slice(0, n) for n in record["shape"][1:]]
     for start in range(0, record["shape"][0], each):
       reader.read(name, (slice(start, min(start + each, record["shape"][0])), *rest))

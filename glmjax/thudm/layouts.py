@@ -63,7 +63,7 @@ class Entry:
     return tuple(rows[i] for i in self.order or range(len(rows)))
 
   def our_shape(self) -> tuple[int, ...]:
-    """Of one layer's."""
+    """Returns the shape of our array, of one layer."""
     return (*self.inputs, *self.our_rows()) if self.inputs_first else (*self.our_rows(), *self.inputs)
 
   def factor_slices(self, region: Sequence[slice]) -> list[slice]:

@@ -15,7 +15,7 @@ import numpy as np
 from glmjax import errors
 from glmjax.checkpoint import export
 from glmjax.checkpoint import folder as folder_lib
-from glmjax.checkpoint import weights as weights_lib
+from glmjax.checkpoint import stored_weights
 from glmjax.io import paths
 from glmjax.io import publish
 from glmjax.models import config as config_lib
@@ -79,36 +79,36 @@ def import_model(
       )
     if opened.note:
       _log.warning("%s", opened.note)
-    work = export.importing(out)
-    content = _content(opened, bits, dtype, work / _TOKENIZER)
+    content = _content(opened, bits, dtype, export.importing(out) / _TOKENIZER)
     if memory_limit_gib is not None:
-      elements = weights_lib.elements_within(memory_limit_gib, content.weights)
+      elements = stored_weights.elements_within(memory_limit_gib, content.weights)
       content = dataclasses.replace(content, elements=elements)
-    try:
-      _begin(work, _plan(opened, content), content)
-      if opened.tokenizer is not None:
-        opened.tokenizer.save(work / _TOKENIZER)
-      export.write_folder(content, work / _EXPORT)
-      described = export.describe(content, work / _EXPORT)
-      publish.put_in_place(work / _EXPORT, out, overwrite)
-    except errors.NotFiniteError:  # nothing there is to be gone on with
-      publish.remove(work)
-      raise
-    except OSError as error:
-      raise errors.InputError(
-        f"{out} could not be written ({errors.reason(error)}): the same command goes on from here"
-      ) from error
+    described = _write(opened, content, out, overwrite)
+  about = {"family": family, "source_bytes": opened.nbytes, "note": opened.note}
+  return {"out": str(out)} | described | about | {"parameters": params_lib.count(content.config.model)}
+
+
+def _write(
+  opened: source_lib.Source, content: export.ExportSource, out: pathlib.Path, overwrite: bool
+) -> dict[str, Any]:
+  """Writes the export beside its place and puts it there; returns what it holds."""
+  work = export.importing(out)
+  try:
+    _begin(work, _plan(opened, content), content)
+    if opened.tokenizer is not None:
+      opened.tokenizer.save(work / _TOKENIZER)
+    export.write_folder(content, work / _EXPORT)
+    described = export.describe(content, work / _EXPORT)
+    publish.put_in_place(work / _EXPORT, out, overwrite)
+  except errors.NotFiniteError:  # nothing there is to be gone on with
     publish.remove(work)
-  return (
-    {"out": str(out)}
-    | described
-    | {
-      "family": family,
-      "source_bytes": opened.nbytes,
-      "note": opened.note,
-      "parameters": params_lib.count(content.config.model),
-    }
-  )
+    raise
+  except OSError as error:
+    raise errors.InputError(
+      f"{out} could not be written ({errors.reason(error)}): the same command goes on from here"
+    ) from error
+  publish.remove(work)
+  return described
 
 
 def _content(
@@ -135,13 +135,13 @@ def _content(
 
 
 def _read_finite(
-  opened: source_lib.Source, weight: weights_lib.Weight, region: weights_lib.Region
+  opened: source_lib.Source, weight: stored_weights.StoredWeight, region: stored_weights.Region
 ) -> Mapping[str, np.ndarray]:
   """A block as it is to be stored; an array that is not finite is an error, and never becomes part of a model."""
   try:
     block = opened.read(weight, region)
     if weight.bits is not None:  # whose scales may come as they are; what was a float here is checked already
-      weights_lib.check_finite(block, "is not finite")
+      stored_weights.check_finite(block, "is not finite")
     return block
   except errors.NotFiniteError as error:
     advice = "" if ": " in str(error) else ": download the files again"
@@ -152,7 +152,7 @@ def _plan(opened: source_lib.Source, content: export.ExportSource) -> str:
   """A hash of all that decides what will be written."""
   files = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in opened.files]
   weights = [repr(weight) for weight in content.weights]
-  plan = [_FORMAT, content.elements or weights_lib.ELEMENTS, files, repr(content.config), weights]
+  plan = [_FORMAT, content.elements or stored_weights.ELEMENTS, files, repr(content.config), weights]
   return hashlib.sha256(json.dumps(plan).encode()).hexdigest()
 
 
@@ -162,7 +162,7 @@ def _begin(work: pathlib.Path, plan: str, content: export.ExportSource) -> None:
   if work.exists() and _read_plan(work) == plan:
     there = sum(path.stat().st_blocks * 512 for path in (work / _EXPORT).rglob("*") if path.is_file())
     _log.info("going on with the import that stopped after %.0f MB", there / 1e6)
-  weights_lib.need_room(work.parent, content.weights, there)
+  stored_weights.need_room(work.parent, content.weights, there)
   if work.exists() and not there:
     if (
       strange := set(os.listdir(work))

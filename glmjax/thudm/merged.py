@@ -18,7 +18,7 @@ class Merged:
 
   @property
   def shape(self) -> tuple[int, ...]:
-    """Of the whole."""
+    """Returns the shape of the whole tensor."""
     shape = list(self.shards[0].shape)
     if self.split == "rows":
       shape[0] *= len(self.shards)

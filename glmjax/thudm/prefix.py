@@ -14,7 +14,7 @@ import pathlib
 import numpy as np
 
 from glmjax import errors
-from glmjax.checkpoint import weights as weights_lib
+from glmjax.checkpoint import stored_weights
 from glmjax.io import paths
 from glmjax.io import printable
 from glmjax.models import config as config_lib
@@ -40,12 +40,12 @@ class Prefix:
 
   @property
   def length(self) -> int:
-    """P."""
+    """Returns P, how many keys every query sees besides."""
     return self.tensors["embedding.weight"].shape[0]
 
   @property
   def nbytes(self) -> int:
-    """Of all tensors."""
+    """Counts the bytes of all tensors."""
     return sum(tensor.nbytes for tensor in self.tensors.values())
 
   @property
@@ -89,10 +89,10 @@ def to_theirs(key_NHPK: np.ndarray, value_NHPK: np.ndarray) -> np.ndarray:
   return both.transpose(3, 0, 1, 2, 4).reshape(both.shape[3], -1)
 
 
-def weights(prefix: Prefix, config: config_lib.GLMConfig, dtype: str | None) -> list[weights_lib.Weight]:
+def weights(prefix: Prefix, config: config_lib.GLMConfig, dtype: str | None) -> list[stored_weights.StoredWeight]:
   """The two parameters as they are to be stored; quantizing leaves them alone."""
   shape = (config.num_layers, config.num_heads, config.prefix_length, config.head_dim)
-  return [weights_lib.Weight(name, shape, dtype or prefix.dtype) for name in NAMES]
+  return [stored_weights.StoredWeight(name, shape, dtype or prefix.dtype) for name in NAMES]
 
 
 def open_prefix(path: str | os.PathLike, config: config_lib.GLMConfig) -> Prefix:

@@ -32,7 +32,7 @@ class Shards:
 
   @property
   def nbytes(self) -> int:
-    """Of all tensors."""
+    """Counts the bytes of all tensors."""
     return sum(tensor.nbytes for rank in self.ranks for tensor in rank.values())
 
 

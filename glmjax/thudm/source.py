@@ -12,7 +12,7 @@ import numpy as np
 
 from glmjax import errors
 from glmjax import tokenizer as tokenizer_lib
-from glmjax.checkpoint import weights as weights_lib
+from glmjax.checkpoint import stored_weights
 from glmjax.io import paths
 from glmjax.models import config as config_lib
 from glmjax.thudm import hub as hub_lib
@@ -43,15 +43,15 @@ class Source:
 
   @property
   def files(self) -> tuple[pathlib.Path, ...]:
-    """All that are read."""
+    """Lists all files that are read."""
     return self.shards.files + (() if self.prefix is None else self.prefix.files)
 
   @property
   def nbytes(self) -> int:
-    """Of all tensors."""
+    """Counts the bytes of all tensors."""
     return self.shards.nbytes + (0 if self.prefix is None else self.prefix.nbytes)
 
-  def weights(self, bits: int | None, dtype: str | None) -> list[weights_lib.Weight]:
+  def weights(self, bits: int | None, dtype: str | None) -> list[stored_weights.StoredWeight]:
     """The parameters as they are to be stored; codes stay codes, floats keep their dtypes unless told."""
     found = []
     for entry in layouts.entries(self.family, self.config):
@@ -60,11 +60,13 @@ class Source:
       quantized = (self.bits or bits) if entry.kernel else None
       groups = len(self.shards.ranks) if self.bits and entry.split == "inputs" else 1
       found.append(
-        weights_lib.Weight(entry.name, shape, dtype or (their if quantized is None else "float16"), quantized, groups)
+        stored_weights.StoredWeight(
+          entry.name, shape, dtype or (their if quantized is None else "float16"), quantized, groups
+        )
       )
     return found if self.prefix is None else found + prefix_lib.weights(self.prefix, self.config, dtype)
 
-  def read(self, weight: weights_lib.Weight, region: weights_lib.Region) -> dict[str, np.ndarray]:
+  def read(self, weight: stored_weights.StoredWeight, region: stored_weights.Region) -> dict[str, np.ndarray]:
     """A block as it is to be stored."""
     if weight.name in prefix_lib.NAMES:
       return weight.convert(self.prefix.read(weight.name, region[0]))

@@ -52,7 +52,7 @@ class Tensor:
 
   @property
   def nbytes(self) -> int:
-    """Of its elements."""
+    """Counts the bytes of its elements."""
     return math.prod(self.shape) * self.dtype.itemsize
 
   def rows(self, start: int, stop: int) -> np.ndarray:
@@ -83,7 +83,7 @@ class Tensor:
     self._read(out[second], offset + half * strides[axis] * self.dtype.itemsize, strides)
 
   def whole(self) -> np.ndarray:
-    """All of it."""
+    """Reads all elements."""
     return (
       self.rows(0, self.shape[0])
       if self.shape

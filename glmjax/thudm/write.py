@@ -23,7 +23,7 @@ from glmjax.thudm import prefix as prefix_lib
 from glmjax.thudm import tensors
 from glmjax.thudm import torch_files
 from glmjax import tokenizer as tokenizer_lib
-from glmjax.checkpoint import weights as weights_lib
+from glmjax.checkpoint import stored_weights
 
 FORMATS = ("safetensors", "chatglm-hf", "glm130b-sat")
 _SHARD_BYTES = 2 * 10**9  # of a Hub shard; ChatGLM-6B's own are up to 1.9 GB
@@ -89,7 +89,7 @@ def _write_safetensors(content: export.ExportSource, folder: pathlib.Path) -> No
 
 
 def _read_each(
-  content: export.ExportSource, weight: weights_lib.Weight, regions: Sequence[weights_lib.Region], name: str
+  content: export.ExportSource, weight: stored_weights.StoredWeight, regions: Sequence[stored_weights.Region], name: str
 ) -> Iterator[np.ndarray]:
   """Stretches of one of the arrays that a weight is stored as."""
   return (content.read(weight, region)[name] for region in regions)
@@ -153,7 +153,7 @@ def items_of(family: str, content: export.ExportSource) -> list[Item]:
   return items
 
 
-def _prefix_item(both: Sequence[weights_lib.Weight], content: export.ExportSource) -> Item:
+def _prefix_item(both: Sequence[stored_weights.StoredWeight], content: export.ExportSource) -> Item:
   """Keys and values of all layers as the one table that they are in the original."""
   layers, heads, length, size = both[0].shape
   region = tuple(slice(0, n) for n in both[0].shape)
@@ -176,7 +176,7 @@ def by_layer(every: Sequence[layouts.Entry], num_layers: int) -> Iterator[tuple[
 
 
 def _items_of_entry(
-  entry: layouts.Entry, layer: int | None, weight: weights_lib.Weight, content: export.ExportSource
+  entry: layouts.Entry, layer: int | None, weight: stored_weights.StoredWeight, content: export.ExportSource
 ) -> Iterator[Item]:
   """A matrix or vector, or the codes and the scales of one."""
   key = entry.key.format(layer)

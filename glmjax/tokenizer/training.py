@@ -25,6 +25,24 @@ _UNTRAINED = re.compile(r"[\n\t]| {2,}|" + layout.RESERVED.pattern.strip("()")) 
 _LONGEST = 1 << 16  # characters of a sentence
 _OVERHEAD = 128  # bytes that Python takes for a sentence beside its text
 
+# SentencePiece's settings with which decoding gives every text back as it was, and icetk's ids of control pieces.
+_LOSSLESS = {
+  "normalization_rule_name": "identity",
+  "add_dummy_prefix": False,
+  "remove_extra_whitespaces": False,
+  "byte_fallback": True,
+  "split_digits": True,
+  "unk_id": 0,
+  "bos_id": 1,
+  "eos_id": 2,
+  "pad_id": 3,
+  "user_defined_symbols": ["<n>"],
+  "input_sentence_size": 2_000_000,
+  "shuffle_input_sentence": True,
+  "max_sentence_length": 1 << 20,
+  "minloglevel": 2,
+}
+
 
 def train(
   documents: Iterable[str],
@@ -68,20 +86,7 @@ def train(
       vocab_size=max(vocab_size, _FEWEST) - layout.NUM_APPENDED,
       character_coverage=character_coverage,
       num_threads=num_threads,
-      normalization_rule_name="identity",
-      add_dummy_prefix=False,
-      remove_extra_whitespaces=False,
-      byte_fallback=True,
-      split_digits=True,
-      unk_id=0,
-      bos_id=1,
-      eos_id=2,
-      pad_id=3,
-      user_defined_symbols=["<n>"],
-      input_sentence_size=2_000_000,
-      shuffle_input_sentence=True,
-      max_sentence_length=1 << 20,
-      minloglevel=2,
+      **_LOSSLESS,
     )
   except (RuntimeError, OSError) as error:
     reason = str(error).rsplit("] ", 1)[-1].strip().replace("\n", " ")

@@ -102,9 +102,8 @@ def train(
     stack.enter_context(partitioning.use(device_mesh, rules))
     layout = _layout(model, data, batches, micro_batch, intervals.eval_samples, device_mesh, rules)
     # 3. The rows to be evaluated, so that a run that could not evaluate deletes nothing and never starts.
-    evaluated = []
-    if validation is not None and intervals.evaluate:
-      evaluated = feed_lib.read_validation(validation, layout, intervals.eval_samples)
+    evaluates = validation is not None and intervals.evaluate
+    evaluated = feed_lib.read_validation(validation, layout, intervals.eval_samples) if evaluates else []
     tx = optimizer.make()
     recipe = step_lib.Recipe(optimizer, learning_rate, embedding_alpha, loss_scale)
     flow = pipeline_lib.make(pipeline, model, device_mesh, layout.rows)
@@ -117,8 +116,7 @@ def train(
     manager = manager_lib.Manager(folder.checkpoints, intervals.keep, keep_best="eval_loss" if evaluated else None)
     stack.callback(manager.close)
     # 5. The newest undamaged checkpoint, or a new state: in the model's order, then in the stages' order.
-    restored = manager.restore(stages.as_checkpointed.trained())
-    if restored is not None:
+    if restored := manager.restore(stages.as_checkpointed.trained()):
       state = restored[0]
     else:
       state = initial.create(model, tx, seed, stages.as_checkpointed, weights, data.describe(), loss_scale)
@@ -132,11 +130,7 @@ def train(
     shardings = jax.tree.map(lambda x: x.sharding, stages.in_stages)
     run.compile(step_lib.compile_train_step(objective, recipe, tx, shardings))
     with stopping.Stopping(device_mesh) as stop:
-      try:
-        return run.run(stop)
-      except errors.Diverged as error:
-        run.note(error)
-        raise
+      return run.run(stop)
 
 
 def _begin(

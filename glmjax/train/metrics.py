@@ -143,7 +143,7 @@ class _Appended:
     self._put()
 
   def write(self, data: bytes) -> None:
-    """Adds a record."""
+    """Appends a record, now or when there is room for it."""
     self._waiting.append(data)
     self._put()
 

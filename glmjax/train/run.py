@@ -116,7 +116,7 @@ class Run:
       self._feed.close()
     self._hooks.close()
 
-  def note(self, error: errors.Diverged) -> None:
+  def _note(self, error: errors.Diverged) -> None:
     """Writes how the run ended as the last line of metrics.jsonl."""
     if self._hooks.writer is not None:
       self._hooks.writer.write(
@@ -131,7 +131,19 @@ class Run:
       )
 
   def run(self, stop: stopping.Stopping) -> dict[str, Any]:
-    """Steps until the samples are seen, the step is reached, or a signal comes; the last step's figures."""
+    """Steps until the samples are seen, the step is reached, or a signal comes; returns the last step's figures.
+
+    Raises:
+      errors.Diverged: which metrics.jsonl tells of too.
+    """
+    try:
+      self._steps(stop)
+      return self._end(stop)
+    except errors.Diverged as error:
+      self._note(error)
+      raise
+
+  def _steps(self, stop: stopping.Stopping) -> None:
     hooks = self._hooks
     pending: tuple[feed_lib.Item, step_lib.Metrics, float] | None = None
     answer: jax.Array | None = None
@@ -156,7 +168,6 @@ class Run:
     if pending:
       self._finish(*pending)
     stop.hear(answer)
-    return self._end(stop)
 
   def _items(self) -> Iterator[tuple[feed_lib.Item, float]]:
     """The batches still to be trained on, and the seconds waited for each."""

@@ -18,17 +18,17 @@ from glmjax.models import params as params_lib
 from glmjax.checkpoint import checksums
 from glmjax.checkpoint import load
 from glmjax.checkpoint import stored
-from glmjax.checkpoint import weights as weights_lib
+from glmjax.checkpoint import stored_weights
 
 _WEIGHTS = (
-  weights_lib.Weight("embedding/table", (50, 8), "bfloat16"),
-  weights_lib.Weight("layers/mlp/wo/kernel", (3, 16, 8), "float32"),
-  weights_lib.Weight("layers/mlp/wi/kernel", (3, 8, 2, 16), "float16", 4),
-  weights_lib.Weight("final_norm/bias", (8,), "float32"),
+  stored_weights.StoredWeight("embedding/table", (50, 8), "bfloat16"),
+  stored_weights.StoredWeight("layers/mlp/wo/kernel", (3, 16, 8), "float32"),
+  stored_weights.StoredWeight("layers/mlp/wi/kernel", (3, 8, 2, 16), "float16", 4),
+  stored_weights.StoredWeight("final_norm/bias", (8,), "float32"),
 )
 
 
-def values(weight: weights_lib.Weight) -> np.ndarray:
+def values(weight: stored_weights.StoredWeight) -> np.ndarray:
   x = np.random.default_rng(len(weight.name)).standard_normal(weight.shape)
   return x.astype(arrays.zarr_dtype(weight.dtype))
 
@@ -43,7 +43,7 @@ def expected() -> dict[str, np.ndarray]:
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-  monkeypatch.setattr(weights_lib, "ELEMENTS", 60)
+  monkeypatch.setattr(stored_weights, "ELEMENTS", 60)
 
 
 def test_orbax_reads_it_without_us(tmp_path):
@@ -118,17 +118,17 @@ def test_reading_renames_nothing(tmp_path, name):
 
 def test_odd_sizes_have_no_int4():
   with pytest.raises(errors.InputError, match="has an odd number of them: use 8 bits"):
-    weights_lib.Weight("layers/mlp/wo/kernel", (3, 17, 8), "float16", 4)
+    stored_weights.StoredWeight("layers/mlp/wo/kernel", (3, 17, 8), "float16", 4)
 
 
 def test_no_room(tmp_path, monkeypatch):
   usage = shutil.disk_usage(tmp_path)
   monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=10))
   with pytest.raises(errors.InputError, match="free some space"):
-    weights_lib.need_room(tmp_path / "not" / "there", _WEIGHTS)
+    stored_weights.need_room(tmp_path / "not" / "there", _WEIGHTS)
 
 
-def whole(x: np.ndarray) -> weights_lib.Region:
+def whole(x: np.ndarray) -> stored_weights.Region:
   return tuple(slice(0, n) for n in x.shape)
 
 

@@ -24,7 +24,7 @@ from glmjax.checkpoint import export
 from glmjax.checkpoint import load
 from glmjax.checkpoint import folder as folder_lib
 from glmjax.checkpoint import manager
-from glmjax.checkpoint import weights as weights_lib
+from glmjax.checkpoint import stored_weights
 from glmjax.models import config as config_lib
 from glmjax.models import glm
 from glmjax.models import params as params_lib
@@ -390,4 +390,4 @@ def test_room_is_told_in_fitting_units(tmp_path: pathlib.Path, monkeypatch: pyte
   ):
     monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: usage._replace(free=free))
     with pytest.raises(errors.InputError, match=line):
-      weights_lib.need_room(tmp_path, [weights_lib.Weight("embedding/table", shape, "float32")])
+      stored_weights.need_room(tmp_path, [stored_weights.StoredWeight("embedding/table", shape, "float32")])

@@ -13,6 +13,7 @@ from glmjax import target as target_lib
 from glmjax.kernels import attention
 from glmjax.kernels import dropout as dropout_lib
 from glmjax.models import config as config_lib
+from glmjax.kernels import flash
 from glmjax.kernels import flash_blocks
 from glmjax.kernels import flash_gpu
 from glmjax.kernels import flash_tpu
@@ -328,7 +329,7 @@ def test_on_the_gpu(kind, width, rate):
   q, k, v, d = draw(2, 1024, 1024, 4, width, "bfloat16")
   start, end = (jnp.asarray(np.stack(x), jnp.int32) for x in zip(kind(1024, 0), kind(1024, 1)))
   dropout = rate and dropout_lib.make(rate, jax.random.split(jax.random.key(7), 2), 4, 1024)
-  assert attention.ATTENTION.choose(HERE, q, k, v, start, end, dropout).needs == ("triton",)
+  assert attention.ATTENTION.choose(HERE, flash.Inputs(q, k, v, start, end, dropout)).needs == ("triton",)
 
   def run(way):
     return jax.jit(

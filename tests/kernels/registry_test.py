@@ -7,6 +7,7 @@ import pytest
 
 from glmjax import target as target_lib
 from glmjax.kernels import attention
+from glmjax.kernels import flash
 from glmjax.kernels import operations
 from glmjax.kernels import quantized
 from glmjax.kernels import registry
@@ -53,10 +54,10 @@ def test_every_way_is_explained_in_a_line(operation: registry.Operation, name: s
   assert sum(why.startswith("chosen: ") for _, why in lines) == 1
 
 
-def heads(length: int, keys: int, width: int, dtype: str) -> tuple:
+def heads(length: int, keys: int, width: int, dtype: str) -> flash.Inputs:
   q, k = (jnp.zeros((2, size, 4, width), dtype) for size in (length, keys))
   places = jnp.zeros((2, length), jnp.int32)
-  return q, k, k, places, places
+  return flash.Inputs(q, k, k, places, places)
 
 
 @pytest.mark.parametrize(
@@ -73,22 +74,22 @@ def heads(length: int, keys: int, width: int, dtype: str) -> tuple:
   ],
 )
 def test_attention(name: str, width: int, dtype: str, expected: tuple[str, ...]):
-  assert chosen(attention.ATTENTION, target(name), *heads(256, 256, width, dtype)) == expected
+  assert chosen(attention.ATTENTION, target(name), heads(256, 256, width, dtype)) == expected
 
 
 def test_attention_on_a_mesh_wants_whole_blocks_on_each_device():
   arguments = heads(256, 256, 64, "bfloat16")
-  assert chosen(attention.ATTENTION, target("h100", length=2, act_heads=4), *arguments) == ("triton",)
-  assert chosen(attention.ATTENTION, target("h100", length=4), *arguments) == ()
-  assert chosen(attention.ATTENTION, target("h100", act_heads=8), *arguments) == ()
+  assert chosen(attention.ATTENTION, target("h100", length=2, act_heads=4), arguments) == ("triton",)
+  assert chosen(attention.ATTENTION, target("h100", length=4), arguments) == ()
+  assert chosen(attention.ATTENTION, target("h100", act_heads=8), arguments) == ()
 
 
 def test_a_prefix_is_dense_and_one_query_has_a_kernel_of_its_own():
   arguments = heads(1, 256, 64, "bfloat16")
   prefix = (jnp.zeros((4, 3, 64)),) * 2
-  assert chosen(attention.DECODE, target("h100"), *arguments) == ("triton",)
-  assert chosen(attention.DECODE, target("h100"), *arguments, None, prefix) == ()
-  assert chosen(attention.ATTENTION, target("h100"), *heads(256, 256, 64, "bfloat16"), None, prefix) == ()
+  assert chosen(attention.DECODE, target("h100"), arguments) == ("triton",)
+  assert chosen(attention.DECODE, target("h100"), arguments._replace(prefix=prefix)) == ()
+  assert chosen(attention.ATTENTION, target("h100"), heads(256, 256, 64, "bfloat16")._replace(prefix=prefix)) == ()
 
 
 def test_quantized_products():
@@ -103,6 +104,6 @@ def test_quantized_products():
 
 def test_without_the_compiler_there_is_still_a_way(monkeypatch):
   monkeypatch.setattr(target_lib, "TRITON", None)
-  assert chosen(attention.ATTENTION, target("h100"), *heads(256, 256, 64, "bfloat16")) == ()
+  assert chosen(attention.ATTENTION, target("h100"), heads(256, 256, 64, "bfloat16")) == ()
   (_, why), *_ = attention.ATTENTION.explain(target("h100"))
   assert "has no Pallas Triton" in why and "Mosaic GPU" in why

@@ -12,7 +12,7 @@ import their_files
 from glmjax import errors
 from glmjax.checkpoint import export
 from glmjax.checkpoint import load as load_lib
-from glmjax.checkpoint import weights as weights_lib
+from glmjax.checkpoint import stored_weights
 from glmjax.parallel import partitioning
 from glmjax.quantize import qarray
 from glmjax.thudm import layouts
@@ -209,7 +209,7 @@ def test_regions_are_no_larger_than_asked():
     ("attention/out", (70, 96, 128, 12288)),
     ("mlp/wo", (70, 32768, 12288)),
   ):
-    weight = weights_lib.Weight(f"layers/{name}/kernel", shape, "float16")
+    weight = stored_weights.StoredWeight(f"layers/{name}/kernel", shape, "float16")
     sizes = [[s.stop - s.start for s in region] for region in weight.regions()]
-    assert max(np.prod(size) for size in sizes) <= weights_lib.ELEMENTS
+    assert max(np.prod(size) for size in sizes) <= stored_weights.ELEMENTS
     assert sum(np.prod(size) for size in sizes) == np.prod(shape)

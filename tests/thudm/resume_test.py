@@ -16,7 +16,7 @@ from glmjax import errors
 from glmjax.checkpoint import blocks
 from glmjax.checkpoint import export
 from glmjax.checkpoint import load as load_lib
-from glmjax.checkpoint import weights as weights_lib
+from glmjax.checkpoint import stored_weights
 from glmjax.io import publish
 from glmjax.thudm import load
 from glmjax.thudm import source as source_lib
@@ -29,7 +29,7 @@ class Killed(BaseException):
 @pytest.fixture(name="few")
 def _few(monkeypatch):
   """Blocks small enough for a tiny model to have many, one at a time."""
-  monkeypatch.setattr(weights_lib, "ELEMENTS", 4096)
+  monkeypatch.setattr(stored_weights, "ELEMENTS", 4096)
   monkeypatch.setattr(blocks, "_WORKERS", 1)
 
 
@@ -154,7 +154,7 @@ def test_kill_for_real(make, tmp_path, few):
   """SIGKILL at any moment: the folder is not there, or it is whole."""
   folder = make(tmp_path / "source", "chatglm-6b", num_layers=6)
   code = (
-    "import sys; from glmjax.checkpoint import weights; weights.ELEMENTS = 4096; "
+    "import sys; from glmjax.checkpoint import stored_weights; stored_weights.ELEMENTS = 4096; "
     "from glmjax.thudm import load; print('go', flush=True); load.import_model('chatglm-6b', *sys.argv[1:])"
   )
   process = subprocess.Popen(
@@ -178,17 +178,17 @@ def test_kill_for_real(make, tmp_path, few):
 def test_memory_limit(make, tmp_path, monkeypatch, bits):
   """Smaller blocks within a smaller limit, the same arrays; what cannot be kept is refused before any writing."""
   folder = make(tmp_path / "source", "chatglm-6b")
-  monkeypatch.setattr(weights_lib, "_FIXED", 0)
-  monkeypatch.setattr(weights_lib, "_LEAST", 1)
+  monkeypatch.setattr(stored_weights, "_FIXED", 0)
+  monkeypatch.setattr(stored_weights, "_LEAST", 1)
   weights = source_lib.open_source("chatglm-6b", folder).weights(bits, None)
   least = max(weight.smallest for weight in weights)
 
   def gib(elements):
-    return elements * weights_lib._PER_ELEMENT / 2**30
+    return elements * stored_weights._PER_ELEMENT / 2**30
 
   for elements in (least, 3 * least, 10**9):
-    found = weights_lib.elements_within(gib(elements), weights)
-    assert found == min(elements, weights_lib.ELEMENTS)
+    found = stored_weights.elements_within(gib(elements), weights)
+    assert found == min(elements, stored_weights.ELEMENTS)
     assert max(np.prod([s.stop - s.start for s in r]) for w in weights for r in w.regions(found)) <= found
   load.import_model("chatglm-6b", folder, tmp_path / "small", bits=bits, memory_limit_gib=gib(least))
   load.import_model("chatglm-6b", folder, tmp_path / "whole", bits=bits)

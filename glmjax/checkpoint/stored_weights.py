@@ -29,7 +29,7 @@ Region = tuple[slice, ...]
 
 
 @dataclasses.dataclass(frozen=True)
-class Weight:
+class StoredWeight:
   """One parameter as it is to be stored: a float array, or codes and scales.
 
   Raises:
@@ -144,7 +144,7 @@ def is_finite(x: np.ndarray) -> bool:
   return all((words[at : at + _PART] & 0x7FFF).max() < infinity for at in range(0, words.size, _PART))
 
 
-def elements_within(gib: float, weights: Sequence[Weight]) -> int:
+def elements_within(gib: float, weights: Sequence[StoredWeight]) -> int:
   """Largest blocks with which writing these weights stays within so much memory.
 
   Raises:
@@ -165,7 +165,7 @@ def _even(size: int, limit: int) -> int:
   return -(-size // -(-size // limit))
 
 
-def need_room(folder: pathlib.Path, weights: Sequence[Weight], there: int = 0) -> None:
+def need_room(folder: pathlib.Path, weights: Sequence[StoredWeight], there: int = 0) -> None:
   """Raises InputError when the disk cannot hold the weights beside the bytes that are there already."""
   while not folder.exists():
     folder = folder.parent
