@@ -23,7 +23,7 @@ HIDDEN = -1e30
 
 
 def interval_mask(start_BL: jax.Array, end_BL: jax.Array, num_keys: int) -> jax.Array:
-  """bool [B, L, M]; True where the key is visible."""
+  """Returns bool [B, L, M], True where the key is visible."""
   keys = jnp.arange(num_keys)
   return (keys >= start_BL[..., None]) & (keys < end_BL[..., None])
 
@@ -38,7 +38,7 @@ def attend(
   dropout: dropout_lib.Dropout | None = None,
   prefix: tuple[jax.Array, jax.Array] | None = None,
 ) -> jax.Array:
-  """What `dense` gives, by the best way there is for the target and the shapes.
+  """Computes what `dense` gives, by the best way there is for the target and the shapes.
 
   Where tokens are split over the mesh, each device has its own queries attend to all keys, gathered once.
   """
@@ -57,7 +57,7 @@ def dense(
   dropout: dropout_lib.Dropout | None = None,
   prefix: tuple[jax.Array, jax.Array] | None = None,
 ) -> jax.Array:
-  """softmax(q k / sqrt(K)) v over each query's interval, [B, L, H, K] in q's dtype.
+  """Computes softmax(q k / sqrt(K)) v over each query's interval, [B, L, H, K] in q's dtype.
 
   A query that sees nothing gets zeros, and gives no gradient.
 

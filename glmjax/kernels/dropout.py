@@ -20,14 +20,16 @@ _FIRST, _SECOND, _SPREAD = -0x7A143595, -0x3D4D51CB, -0x61C8864F
 
 
 class Dropout(NamedTuple):
-  """What is dropped of attention's weights."""
+  """What is dropped: of attention's weights (seeds of each query of each head), or of hidden states (of each token)."""
 
   rate: float  # 0 < rate < 1; static under jit
   seeds_BHL: jax.Array  # int32, of each query
 
 
 def make(rate: float, keys_B: jax.Array, *sizes: int) -> Dropout:
-  """Each row drops by its own key; `sizes`: of the axes between rows and the last, whose places count from 0."""
+  """Makes a dropout by which each row drops by its own key; `sizes`: of the axes between rows and the last, whose
+  places count from 0.
+  """
   words = jax.lax.bitcast_convert_type(jax.random.key_data(keys_B), jnp.int32)
   seeds = jnp.zeros(keys_B.shape[:1], jnp.int32)
   for i in range(words.shape[1]):
@@ -38,12 +40,12 @@ def make(rate: float, keys_B: jax.Array, *sizes: int) -> Dropout:
 
 
 def keep(rate: float, seeds: jax.Array, keys: jax.Array) -> jax.Array:
-  """bool: whether pairs are kept, of queries' seeds and the keys' places, int32 that broadcast."""
+  """Returns bool, whether pairs are kept, of queries' seeds and the keys' places, int32 that broadcast."""
   return _scramble(seeds ^ (keys * _SPREAD)) >= round(rate * 2**32) - 2**31
 
 
 def apply(dropout: Dropout, weights_BHLM: jax.Array) -> jax.Array:
-  """Weights with those dropped 0 and the others scaled up."""
+  """Returns the weights with those dropped 0 and the others scaled up."""
   keys = jnp.arange(weights_BHLM.shape[-1], dtype=jnp.int32)
   kept = keep(dropout.rate, dropout.seeds_BHL[..., None], keys)
   return jnp.where(kept, weights_BHLM / jnp.asarray(1.0 - dropout.rate, weights_BHLM.dtype), 0)

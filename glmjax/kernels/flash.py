@@ -22,7 +22,7 @@ NAMES = ("attention", "attention_sums")
 
 
 class Inputs(NamedTuple):
-  """What attends to what."""
+  """What attends to what, and by what rule."""
 
   q_BLHK: jax.Array
   k_BMHK: jax.Array
@@ -34,19 +34,21 @@ class Inputs(NamedTuple):
 
 
 def fits_gpu(target: target_lib.Target, inputs: Inputs) -> bool:
-  """Whether the GPU's kernel takes these: half precision, whole blocks, a head dimension that fills registers."""
+  """Tells whether the GPU's kernel takes these: half precision, whole blocks, a head dimension that fills registers."""
   return _half_64_128(inputs) and _divides(target, flash_gpu.BLOCK, inputs)
 
 
 def fits_tpu(target: target_lib.Target, inputs: Inputs) -> bool:
-  """Whether the TPU's kernel takes these: its dtypes, whole blocks, heads of whole lanes."""
+  """Tells whether the TPU's kernel takes these: its dtypes, whole blocks, heads of whole lanes."""
   q_BLHK = inputs.q_BLHK
   taken = q_BLHK.dtype in (jnp.bfloat16, jnp.float32) and q_BLHK.shape[3] % flash_tpu.BLOCK == 0
   return inputs.prefix is None and taken and _divides(target, flash_tpu.BLOCK, inputs)
 
 
 def fits_decode(target: target_lib.Target, inputs: Inputs) -> bool:
-  """Whether the GPU's kernel for one query a row takes these: as `fits_gpu`, a cache of whole blocks, no dropout."""
+  """Tells whether the GPU's kernel for one query a row takes these: as `fits_gpu`, with a cache of whole blocks, no
+  dropout.
+  """
   whole = inputs.k_BMHK.shape[1] % flash_gpu.DECODE_BLOCK == 0 and _divides_over_mesh(target, inputs)
   return inputs.dropout is None and _half_64_128(inputs) and whole
 
@@ -57,7 +59,7 @@ def _half_64_128(inputs: Inputs) -> bool:
 
 
 def _divides(target: target_lib.Target, block: int, inputs: Inputs) -> bool:
-  """Whether each device has whole blocks of queries, and keys are whole blocks."""
+  """Tells whether each device has whole blocks of queries, and keys are whole blocks."""
   whole_queries = inputs.q_BLHK.shape[1] % (target.split("length") * block) == 0
   return inputs.k_BMHK.shape[1] % block == 0 and whole_queries and _divides_over_mesh(target, inputs)
 
@@ -68,7 +70,7 @@ def _divides_over_mesh(target: target_lib.Target, inputs: Inputs) -> bool:
 
 
 def attend(kernels: ModuleType, target: target_lib.Target, inputs: Inputs) -> jax.Array:
-  """What `attention.dense` gives, up to rounding, by the kernels of flash_gpu or flash_tpu.
+  """Computes what `attention.dense` gives, up to rounding, by the kernels of flash_gpu or flash_tpu.
 
   Each device has its own queries attend to all keys of its heads.
   """
@@ -82,7 +84,7 @@ def attend(kernels: ModuleType, target: target_lib.Target, inputs: Inputs) -> ja
 
 
 def decode(target: target_lib.Target, inputs: Inputs) -> jax.Array:
-  """What `attention.dense` gives of one query a row, up to rounding, by the kernel for GPUs."""
+  """Computes what `attention.dense` gives of one query a row, up to rounding, by the kernel for GPUs."""
   del target
   queries, places = ("batch", None, "act_heads", None), ("batch", None)
   run = partitioning.on_each_device(_decode, (queries, queries, queries, places, places), queries)
@@ -92,7 +94,7 @@ def decode(target: target_lib.Target, inputs: Inputs) -> jax.Array:
 def _decode(
   q_B1HK: jax.Array, k_BMHK: jax.Array, v_BMHK: jax.Array, start_B1: jax.Array, end_B1: jax.Array
 ) -> jax.Array:
-  """Keys and values come out of the cache transposed, and go back as they were: XLA cancels the two."""
+  """Computes `decode`; keys and values come out of the cache transposed, and go back so: XLA cancels the two."""
   return flash_gpu.decode(q_B1HK, jnp.swapaxes(k_BMHK, 1, 2), jnp.swapaxes(v_BMHK, 1, 2), start_B1, end_B1)
 
 

@@ -19,7 +19,7 @@ LEAST = 1e-30  # a sum of weights, of a query that sees nothing
 def key_range(
   start_BL: jax.Array, end_BL: jax.Array, block_q: int, block_k: int, num_keys: int
 ) -> tuple[jax.Array, jax.Array]:
-  """First and past-the-last block of keys that each block of queries sees, int32 [B, L / block_q] each."""
+  """Returns the first and past-the-last block of keys that each block of queries sees, int32 [B, L / block_q] each."""
   starts, ends = (x.reshape(x.shape[0], -1, block_q) for x in (start_BL, end_BL))
   last = jnp.minimum(-(-ends.max(-1) // block_k), num_keys // block_k)
   return jnp.clip(starts.min(-1) // block_k, 0, last), last
@@ -28,7 +28,7 @@ def key_range(
 def query_range(
   start_BL: jax.Array, end_BL: jax.Array, block_q: int, block_k: int, num_keys: int
 ) -> tuple[jax.Array, jax.Array]:
-  """First and past-the-last block of queries that sees each block of keys, int32 [B, M / block_k] each."""
+  """Returns the first and past-the-last block of queries that sees each block of keys, int32 [B, M / block_k] each."""
   first, last = (x[..., None] for x in key_range(start_BL, end_BL, block_q, block_k, num_keys))
   blocks = jnp.arange(num_keys // block_k)
   seen = (first <= blocks) & (blocks < last)  # [B, query blocks, key blocks]
@@ -43,5 +43,7 @@ def query_range(
 def lines(
   start_BL: jax.Array, end_BL: jax.Array, dropout: dropout_lib.Dropout | None
 ) -> tuple[tuple[jax.Array, ...], float]:
-  """What the kernels' masks know of each query: its interval, and where some are dropped its seeds; and the rate."""
+  """Returns what the kernels' masks know of each query (its interval, and where some are dropped its seeds) and the
+  rate.
+  """
   return ((start_BL, end_BL), 0.0) if dropout is None else ((start_BL, end_BL, dropout.seeds_BHL), dropout.rate)

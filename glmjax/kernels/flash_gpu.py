@@ -40,7 +40,7 @@ def forward(
   *,
   interpret: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
-  """What `attention.attend` returns, and the float32 [B, H, L] base-2 logarithms of the softmax's sums."""
+  """Returns what `attention.attend` does, and the float32 [B, H, L] base-2 logarithms of the softmax's sums."""
   of = _Blocks(*_FORWARD[:2], q_BLHK.shape, k_BMHK.shape[1])
   return _call_forward(
     of,
@@ -64,7 +64,7 @@ def decode(
   *,
   interpret: bool = False,
 ) -> jax.Array:
-  """`attention.attend` of one query a row, [B, 1, H, K], over keys in the cache's own layout.
+  """Computes `attention.attend` of one query a row, [B, 1, H, K], over keys in the cache's own layout.
 
   Each part of P keys is attended to apart, so that the whole machine reads them, and the parts are then weighed by
   their sums.
@@ -131,7 +131,7 @@ def backward(
   *,
   interpret: bool = False,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Gradients of q, k and v; delta is the sum over K of the output times its gradient d, float32."""
+  """Returns gradients of q, k and v; delta is the sum over K of the output times its gradient d, float32."""
   lines, rate = flash_blocks.lines(start_BL, end_BL, dropout)
   inputs = q_BLHK, k_BMHK, v_BMHK, lines, sums_BHL, delta_BHL, d_BLHK
   constants = {"scale": q_BLHK.shape[-1] ** -0.5, "rate": rate}
@@ -186,14 +186,16 @@ def backward(
 
 
 class _Blocks:
-  """Which part of an array each program reads; the grid is (block, head, row)."""
+  """Blocks of the arrays, which say what part each program reads; the grid is (block, head, row)."""
 
   def __init__(self, block_q: int, block_k: int, q_shape: tuple[int, ...], num_keys: int):
     self.batch, self.num_queries, self.heads, self.width = q_shape
     self.num_keys, self.block_q, self.block_k = num_keys, block_q, block_k
 
   def cost(self, products: int, itemsize: int) -> pl.CostEstimate:
-    """Of so many products of queries and keys, all of them visible; every array read or written once."""
+    """Estimates the cost of so many products of queries and keys, all of them visible, every array read or written
+    once.
+    """
     pairs, tokens = self.num_queries * self.num_keys, self.num_queries + self.num_keys
     rows = self.batch * self.heads
     return pl.CostEstimate(
@@ -227,7 +229,7 @@ class _Blocks:
     return pl.BlockSpec((None, None, self.num_keys, self.width), lambda i, h, b: (b, h, 0, 0))
 
   def lines(self, lines: tuple[jax.Array, ...]) -> tuple[pl.BlockSpec, ...]:
-    """Of what `flash_blocks.lines` gives: [B, L], or [B, H, L] of each head."""
+    """Reads this block's lines of what `flash_blocks.lines` gives: [B, L], or [B, H, L] of each head."""
     place = pl.BlockSpec((None, self.block_q), lambda i, h, b: (b, i))
     return tuple(place if line.ndim == 2 else self.sums() for line in lines)
 
@@ -246,7 +248,7 @@ class _Blocks:
 
 
 def _masked(scores: jax.Array, keys: jax.Array, start: jax.Array, end: jax.Array) -> jax.Array:
-  """Scores of queries and keys, whose places broadcast."""
+  """Masks scores of queries and keys, whose places broadcast."""
   return jnp.where((keys >= start) & (keys < end), scores, UNSEEN)
 
 

@@ -45,7 +45,7 @@ def forward(
   *,
   interpret: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
-  """What `attention.attend` returns, and the float32 [B, H, L] base-2 logarithms of the softmax's sums."""
+  """Returns what `attention.attend` does, and the float32 [B, H, L] base-2 logarithms of the softmax's sums."""
   of = _Blocks(_FORWARD, q_BLHK.shape, k_BMHK.shape[1])
   first, last = flash_blocks.key_range(start_BL, end_BL, of.block_q, of.block_k, of.num_keys)
   lines, rate = flash_blocks.lines(start_BL, end_BL, dropout)
@@ -101,7 +101,7 @@ def backward(
   *,
   interpret: bool = False,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Gradients of q, k and v; delta is the sum over K of the output times its gradient d, float32."""
+  """Returns gradients of q, k and v; delta is the sum over K of the output times its gradient d, float32."""
   del target  # one size of blocks for all
   parts = []
   for at in range(0, q_BLHK.shape[1], _QUERIES):
@@ -120,7 +120,7 @@ def backward(
 def _backward(
   arrays: tuple[jax.Array, ...], dropout: dropout_lib.Dropout | None, interpret: bool
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Gradients for queries that fit vector memory; `arrays`: q, k, v and so on, as `backward` takes them."""
+  """Returns gradients for queries that fit vector memory; `arrays`: q, k, v and so on, as `backward` takes them."""
   q_BLHK, k_BMHK, v_BMHK, start_BL, end_BL, sums_BHL, delta_BHL, d_BLHK = arrays
   of = _Blocks(_BACKWARD, q_BLHK.shape, k_BMHK.shape[1])
   first, last = flash_blocks.query_range(start_BL, end_BL, of.block_q, of.block_k, of.num_keys)
@@ -178,17 +178,17 @@ _PARAMS = tpu and tpu.CompilerParams(dimension_semantics=("parallel", "parallel"
 
 
 def _heads_first(x: jax.Array) -> jax.Array:
-  """[B, L, H, K] to [B, H, L, K] and back: the compiler lays arrays out so, and copies nothing."""
+  """Turns [B, L, H, K] into [B, H, L, K] and back: the compiler lays arrays out so, and copies nothing."""
   return jnp.swapaxes(x, 1, 2)
 
 
 def _along_lanes(x: jax.Array) -> jax.Array:
-  """[..., L] as blocks can be cut of it."""
+  """Lays out [..., L] so that blocks can be cut of it."""
   return x[..., None, :]
 
 
 def _visited(block: jax.Array, last: jax.Array) -> jax.Array:
-  """The block that a turn reads; behind the last one it stays, so that nothing is copied."""
+  """Returns the block that a turn reads; behind the last one it stays, so that nothing is copied."""
   return jnp.maximum(jnp.minimum(block, last - 1), 0)
 
 
@@ -204,7 +204,9 @@ class _Blocks:
     )
 
   def cost(self, products: int, itemsize: int) -> pl.CostEstimate:
-    """Of so many products of queries and keys, all of them visible; every array read or written once."""
+    """Estimates the cost of so many products of queries and keys, all of them visible, every array read or written
+    once.
+    """
     pairs, tokens = self.num_queries * self.num_keys, self.num_queries + self.num_keys
     rows = self.batch * self.heads
     return pl.CostEstimate(
@@ -220,13 +222,13 @@ class _Blocks:
     return pl.BlockSpec((None, None, 1, self.block_q), lambda b, h, *at: (b, h, 0, index(b, h, *at)))
 
   def lines(self, index: Any, lines: tuple[jax.Array, ...]) -> tuple[pl.BlockSpec, ...]:
-    """Of what `_along_lanes` gives."""
+    """Reads this block's lines of what `_along_lanes` gives."""
     of_all_heads = pl.BlockSpec((None, 1, self.block_q), lambda b, h, *at: (b, 0, index(b, h, *at)))
     return tuple(of_all_heads if line.ndim == 3 else self.line(index) for line in lines)
 
 
 def _dot(a: jax.Array, b: jax.Array, dimensions: Any = _PLAIN) -> jax.Array:
-  """In float32; what jax.default_matmul_precision may ask for, Mosaic takes with float32 operands alone."""
+  """Multiplies in float32; what jax.default_matmul_precision may ask for, Mosaic takes with float32 operands alone."""
   precision = None if a.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
   return jax.lax.dot_general(a, b, dimensions, precision=precision, preferred_element_type=jnp.float32)
 
@@ -234,7 +236,7 @@ def _dot(a: jax.Array, b: jax.Array, dimensions: Any = _PLAIN) -> jax.Array:
 def _scores(
   q: jax.Array, k: jax.Array, lines: tuple[jax.Array, ...], block: jax.Array, scale: float
 ) -> tuple[jax.Array, jax.Array]:
-  """Scores [keys, queries] to the base 2, and the keys' places [keys, 1]."""
+  """Returns scores [keys, queries] to the base 2, and the keys' places [keys, 1]."""
   start, end = lines[:2]
   keys = block * k.shape[0] + jax.lax.broadcasted_iota(jnp.int32, (k.shape[0], 1), 0)
   scores = _dot(k, q, _ROW) * (scale * LOG2E)

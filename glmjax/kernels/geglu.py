@@ -18,13 +18,14 @@ Gradients = tuple[jax.Array, jax.Array, jax.Array]
 
 
 def cdf(y: jax.Array) -> jax.Array:
-  """The normal distribution's, through erf as in PyTorch; jax.nn.gelu's erfc takes XLA's CPU longer."""
+  """Returns the normal distribution's cdf, through erf as in PyTorch; jax.nn.gelu's erfc takes XLA's CPU longer."""
   return 0.5 * (1.0 + jax.lax.erf(y * math.sqrt(0.5)))
 
 
 def plain(target: target_lib.Target, hidden_BL2F: jax.Array, bias_2F: jax.Array, d_BLF: jax.Array) -> Gradients:
-  """The activation [B, L, F] of hidden + bias, and its gradients for hidden [B, L, 2, F], of d's dtype, and bias
-  [2, F], float32."""
+  """Returns the activation [B, L, F] of hidden + bias, and its gradients for hidden [B, L, 2, F], of d's dtype, and
+  bias [2, F], float32.
+  """
   del target
   hidden_BL2F = hidden_BL2F + bias_2F.astype(hidden_BL2F.dtype)
   up, gate = (hidden_BL2F[:, :, i].astype(jnp.float32) for i in range(2))
@@ -34,7 +35,7 @@ def plain(target: target_lib.Target, hidden_BL2F: jax.Array, bias_2F: jax.Array,
 
 
 def _fits(target: target_lib.Target, hidden_BL2F: jax.Array, bias_2F: jax.Array, d_BLF: jax.Array) -> bool:
-  """On each device whole blocks of half-precision floats."""
+  """Tells whether each device has whole blocks of half-precision floats."""
   del hidden_BL2F, bias_2F
   if d_BLF.dtype not in (jnp.bfloat16, jnp.float16):
     return False
@@ -43,7 +44,7 @@ def _fits(target: target_lib.Target, hidden_BL2F: jax.Array, bias_2F: jax.Array,
 
 
 def _by_kernel(target: target_lib.Target, hidden_BL2F: jax.Array, bias_2F: jax.Array, d_BLF: jax.Array) -> Gradients:
-  """Each device computes its own part."""
+  """Computes each device's own part by the GPU's kernel."""
   del target
   two = (*AXES[:2], None, AXES[2])
   run = partitioning.on_each_device(geglu_gpu.gradient, (two, (None, AXES[2]), AXES), [AXES, two, two])

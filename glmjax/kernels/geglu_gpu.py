@@ -16,7 +16,7 @@ SPAN, _ROWS, COLUMNS = 128, 16, 128  # tokens of a program, tokens and columns t
 
 
 def gradients(up: jax.Array, gate: jax.Array, d: jax.Array, cdf: jax.Array, dtype: jnp.dtype) -> tuple[jax.Array, ...]:
-  """The activation, rounded as `activate` does, and the gradients of both branches."""
+  """Returns the activation, rounded as `activate` does, and the gradients of both branches."""
   density = jnp.exp(gate * gate * -0.5) * (1.0 / math.sqrt(2.0 * math.pi))
   act = up.astype(dtype) * (gate * cdf).astype(dtype)
   return act, (d * gate * cdf).astype(dtype), (d * up * (cdf + gate * density)).astype(dtype)
@@ -25,7 +25,7 @@ def gradients(up: jax.Array, gate: jax.Array, d: jax.Array, cdf: jax.Array, dtyp
 def gradient(
   hidden_BL2F: jax.Array, bias_2F: jax.Array, d_BLF: jax.Array, *, interpret: bool = False
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """As `models.geglu.gradient`, in one pass; the bias's for each span of a row's tokens apart, [B, S, 2, F]."""
+  """Computes `models.geglu.gradient` in one pass; the bias's for each span of a row's tokens apart, [B, S, 2, F]."""
   batch, length, width = d_BLF.shape
   one = pl.BlockSpec((None, SPAN, COLUMNS), lambda b, i, j: (b, i, j))
   two = pl.BlockSpec((None, SPAN, 2, COLUMNS), lambda b, i, j: (b, i, 0, j))

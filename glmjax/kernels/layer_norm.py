@@ -20,13 +20,13 @@ Gradients = tuple[jax.Array, jax.Array, jax.Array]  # of x, in its dtype, scale 
 def layer_norm(
   target: target_lib.Target, epsilon: float, dtype: str, x: jax.Array, scale: jax.Array, bias: jax.Array
 ) -> jax.Array:
-  """x with mean 0 and variance 1 along its last axis, times scale, plus bias, in `dtype`."""
+  """Returns x with mean 0 and variance 1 along its last axis, times scale, plus bias, in `dtype`."""
   normal, _ = _normalize(epsilon, x)
   return (normal * _along(x, scale) + _along(x, bias)).astype(dtype)
 
 
 def _normalize(epsilon: float, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """x with mean 0 and variance 1, and the factor that did it, float32."""
+  """Returns x with mean 0 and variance 1, and the factor that did it, float32."""
   x = x.astype(jnp.float32)
   x = x - x.mean(-1, keepdims=True)
   factor = jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + epsilon)
@@ -66,7 +66,7 @@ def _plain(target: target_lib.Target, epsilon: float, x: jax.Array, scale: jax.A
 
 
 def _fits(target: target_lib.Target, epsilon: float, x: jax.Array, scale: jax.Array, g: jax.Array) -> bool:
-  """Half-precision [B, L, D], whole spans of tokens on each device."""
+  """Tells whether x is half-precision [B, L, D], with whole spans of tokens on each device."""
   del epsilon, scale, g
   if x.ndim != 3 or x.dtype not in (jnp.bfloat16, jnp.float16):
     return False
@@ -78,7 +78,7 @@ def _fits(target: target_lib.Target, epsilon: float, x: jax.Array, scale: jax.Ar
 def _by_kernel(
   target: target_lib.Target, epsilon: float, x_BLD: jax.Array, scale_D: jax.Array, g_BLD: jax.Array
 ) -> Gradients:
-  """Each device computes the gradients of its own tokens."""
+  """Computes the gradients of each device's own tokens by the GPU's kernel."""
   del target
   tokens = ("batch", "norm_length")
   run = partitioning.on_each_device(

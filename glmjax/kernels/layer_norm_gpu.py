@@ -21,19 +21,19 @@ _WARPS = 4
 
 
 def fits(width: int) -> bool:
-  """Whether rows of this width can be held, in a few parts whose widths are powers of two."""
+  """Tells whether rows of this width can be held, in a few parts whose widths are powers of two."""
   return width % 128 == 0 and width <= 4 * _ENTRIES and width // _part(width) <= 8
 
 
 def _part(width: int) -> int:
-  """The largest power of two that divides it."""
+  """Returns the largest power of two that divides the width."""
   return width & -width
 
 
 def backward(
   epsilon: float, x_BLD: jax.Array, scale_D: jax.Array, g_BLD: jax.Array, *, interpret: bool = False
 ) -> tuple[jax.Array, jax.Array]:
-  """The gradient of x in its dtype; those of scale and bias for each span of a row, float32 [B, S, 2, D]."""
+  """Returns the gradient of x in its dtype; those of scale and bias for each span of a row, float32 [B, S, 2, D]."""
   batch, length, width = x_BLD.shape
   tokens = pl.BlockSpec((None, SPAN, width), lambda b, i: (b, i, 0))
   return pl.pallas_call(

@@ -13,7 +13,7 @@ from glmjax import target as target_lib
 def matmul(
   target: target_lib.Target, spec: str, x: jax.Array, y: jax.Array, dtype: jnp.dtype | None = None
 ) -> jax.Array:
-  """jnp.einsum of two floats: operands in x's dtype, sums in float32, the result in `dtype` (x's).
+  """Computes jnp.einsum of two floats: operands in x's dtype, sums in float32, the result in `dtype` (x's).
 
   So are the gradients: the cotangent is rounded to x's dtype first, and y's gradient comes out in y's own
   dtype, float32 for a master weight. (JAX's own would multiply bf16 by float32, as float32.)
@@ -22,15 +22,17 @@ def matmul(
 
 
 def in_order(spec: str) -> str:
-  """The spec with its labels renamed: sums run over axes in the order of their names, and in any order but that of
-  the operands XLA copies these first."""
+  """Renames the spec's labels: sums run over axes in the order of their names, and in any order but that of the
+  operands XLA copies these first.
+  """
   labels = "".join(dict.fromkeys(spec.split(",")[1].replace("->", "") + spec.split(",")[0]))
   return spec.translate(str.maketrans(labels, "abcdefghijklm"[: len(labels)]))
 
 
 def _einsum(target: target_lib.Target, spec: str, x: jax.Array, y: jax.Array, dtype: jnp.dtype) -> jax.Array:
-  """Of operands of one dtype. XLA's CPU multiplies bf16 at twice float32's speed, but into float32 alone; others round
-  in the product."""
+  """Computes an einsum of operands of one dtype. XLA's CPU multiplies bf16 at twice float32's speed, but into float32
+  alone; others round in the product.
+  """
   sums = jnp.float32 if target.platform == "cpu" else dtype
   return jnp.einsum(in_order(spec), x, y, preferred_element_type=sums).astype(dtype)
 
@@ -50,13 +52,13 @@ def _backward(
 
 
 def first_gradient(target: target_lib.Target, spec: str, y: jax.Array, g: jax.Array, dtype: jnp.dtype) -> jax.Array:
-  """The gradient of matmul's x, which has this dtype, for its result's gradient g."""
+  """Returns the gradient of matmul's x, which has this dtype, for its result's gradient g."""
   a, b, c = spec.replace("->", ",").split(",")
   return _einsum(target, f"{c},{b}->{a}", g.astype(dtype), y.astype(dtype), dtype)
 
 
 def second_gradient(target: target_lib.Target, spec: str, x: jax.Array, g: jax.Array, dtype: jnp.dtype) -> jax.Array:
-  """The gradient of matmul's y, which has this dtype, for its result's gradient g."""
+  """Returns the gradient of matmul's y, which has this dtype, for its result's gradient g."""
   a, b, c = spec.replace("->", ",").split(",")
   g = g.astype(x.dtype)
   if set(a) & set(b) & set(c) and target.platform == "cpu":

@@ -22,13 +22,13 @@ _SIZES = {8: (32, 128, 4, 4, 264), 4: (64, 64, 4, 3, 528)}
 
 
 def fits(rows: int, num_codes: int, outputs: int, bits: int) -> bool:
-  """Whether `product` takes these sizes; `num_codes` rows of codes: I, or I / 2 of INT4."""
+  """Tells whether `product` takes these sizes; `num_codes` rows of codes: I, or I / 2 of INT4."""
   block_i, block_o, *_ = _SIZES[bits]
   return rows <= MOST_ROWS and num_codes % block_i == 0 and outputs % block_o == 0
 
 
 def product(x_RI: jax.Array, values: jax.Array, bits: int, *, interpret: bool = False) -> jax.Array:
-  """x @ codes, float32 [R, O]; values are int8 [I, O], or INT4 pairs along I, int8 [I / 2, O]."""
+  """Returns x @ codes, float32 [R, O]; values are int8 [I, O], or INT4 pairs along I, int8 [I / 2, O]."""
   rows, (num_codes, outputs) = x_RI.shape[0], values.shape
   block_i, block_o, warps, stages, programs = _SIZES[bits]
   parts = 1

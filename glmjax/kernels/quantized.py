@@ -28,14 +28,16 @@ Axes = tuple[str | None, ...]  # the logical axes of a weight
 
 
 def halves(codes: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """The even and the odd codes of packed INT4, sign-extended."""
+  """Returns the even and the odd codes of packed INT4, sign-extended."""
   return codes >> 4, (codes << 4) >> 4
 
 
 def _few_rows_fit(
   target: target_lib.Target, spec: str, x: jax.Array, codes: jax.Array, bits: int, num_inputs: int, axes: Axes | None
 ) -> bool:
-  """Half precision, sizes that divide, and a mesh that splits nothing but the weights, each device its own part."""
+  """Tells whether the kernel for few rows fits: half precision, sizes that divide, and a mesh that splits nothing but
+  the weights, each device its own part.
+  """
   del spec
   parts = [target.split(axis) for axis in axes] if axes else [1] * codes.ndim
   if x.dtype not in (jnp.bfloat16, jnp.float16) or target.split("batch") > 1 or math.prod(parts) != target.devices:
@@ -48,7 +50,7 @@ def _few_rows_fit(
 def _few_rows(
   target: target_lib.Target, spec: str, x: jax.Array, codes: jax.Array, bits: int, num_inputs: int, axes: Axes | None
 ) -> jax.Array:
-  """By the GPU's kernel, each device multiplying its part of the weights."""
+  """Multiplies by the GPU's kernel, each device its part of the weights."""
   del spec
   leading = x.ndim - num_inputs
   axes = axes or (None,) * codes.ndim
@@ -74,14 +76,14 @@ def _even_odd(x: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
 
 
 def _operands(spec: str, x: jax.Array, bits: int, num_inputs: int) -> tuple[jax.Array, ...]:
-  """x, or its even and odd inputs for the two halves of INT4."""
+  """Returns x, or its even and odd inputs for the two halves of INT4."""
   return (x,) if bits == 8 else _even_odd(x, spec.index(spec.split(",")[1][num_inputs - 1]))
 
 
 def _at_once(
   target: target_lib.Target, spec: str, x: jax.Array, codes: jax.Array, bits: int, num_inputs: int, axes: Axes | None
 ) -> jax.Array:
-  """One product, or one for each half."""
+  """Computes one product, or one for each half."""
   del target, axes
   return _sums(spec, _operands(spec, x, bits, num_inputs), codes)
 
@@ -94,7 +96,7 @@ def _sums(spec: str, operands: tuple[jax.Array, ...], codes: jax.Array) -> jax.A
 
 
 def _block(codes: jax.Array, num_inputs: int) -> int | None:
-  """How many indices of the first input axis make a block; None where blocks do not pay: one, or no good divisor."""
+  """Says how many indices of the first input axis make a block; None where blocks do not pay: one, no good divisor."""
   length, row = codes.shape[0], math.prod(codes.shape[1:num_inputs])
   block = max(d for d in range(1, max(1, _BLOCK // row) + 1) if length % d == 0)
   return None if block == length or block * row < _BLOCK // 8 else block
@@ -110,7 +112,7 @@ def _fit_blocks(
 def _by_blocks(
   target: target_lib.Target, spec: str, x: jax.Array, codes: jax.Array, bits: int, num_inputs: int, axes: Axes | None
 ) -> jax.Array:
-  """A block of the first input axis at a time."""
+  """Sums the products of a block of the first input axis at a time."""
   del target, axes
   operands, block = _operands(spec, x, bits, num_inputs), _block(codes, num_inputs)
   axis = spec.index(spec.split(",")[1][0])
@@ -147,7 +149,7 @@ PRODUCT = registry.Operation(
 def transposed(
   target: target_lib.Target, spec: str, d: jax.Array, codes: jax.Array, bits: int, num_inputs: int
 ) -> jax.Array:
-  """The float32 gradient of the sums' x, for a cotangent d of the sums: one more product, over the outputs.
+  """Returns the float32 gradient of the sums' x, for a cotangent d of the sums: one more product, over the outputs.
 
   Where float copies of weights cost much, a block of the first input axis at a time here too.
   """

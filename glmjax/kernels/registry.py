@@ -8,7 +8,7 @@ from glmjax import target as target_lib
 
 
 def always(target: target_lib.Target, *arguments: Any) -> bool:
-  """Fits whatever the arguments are."""
+  """Returns True whatever the arguments are."""
   del target, arguments
   return True
 
@@ -32,7 +32,7 @@ class Implementation:
   fits: Callable[..., bool] = always
 
   def lacks(self, target: target_lib.Target) -> str | None:
-    """Why it does not run on a target whatever the arguments, in words; None where it does."""
+    """Says in words why it does not run on a target whatever the arguments; None where it does."""
     return next(filter(None, map(target.lacks, self.needs)), None)
 
 
@@ -44,11 +44,11 @@ class Operation:
   implementations: tuple[Implementation, ...]
 
   def choose(self, target: target_lib.Target, *arguments: Any) -> Implementation:
-    """The first implementation that runs on the target and takes the arguments."""
+    """Returns the first implementation that runs on the target and takes the arguments."""
     return next(way for way in self.implementations if not way.lacks(target) and way.fits(target, *arguments))
 
   def explain(self, target: target_lib.Target) -> list[tuple[str, str]]:
-    """Each implementation's name, and for which arguments it is chosen on this target or why it never is."""
+    """Returns each implementation's name, and for which arguments it is chosen on this target or why it never is."""
     lines, chosen = [], False
     for way in self.implementations:
       role = "for the rest" if chosen else "chosen"
@@ -57,5 +57,5 @@ class Operation:
     return lines
 
   def run(self, target: target_lib.Target, *arguments: Any) -> Any:
-    """What the chosen implementation computes."""
+    """Computes the operation by the chosen implementation."""
     return self.choose(target, *arguments).run(target, *arguments)

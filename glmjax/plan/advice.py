@@ -35,7 +35,7 @@ def changes(
   aim: targets.Target,
   result: Mapping[str, Any],
 ) -> dict[str, Any]:
-  """The part that takes most, and the changes of which each would make it fit, with the peak expected then."""
+  """Returns the part that takes most, and the changes of which each would make it fit, with the peak expected then."""
   plan = _Plan(
     model, aim, result["mesh"], result["memory"], result["peak_bytes_per_device"], result["usable_memory_bytes"]
   )
@@ -77,7 +77,7 @@ def _decoding(plan: _Plan, workload: programs.Decode) -> Iterator[tuple[str, flo
 
 
 def _offloads(plan: _Plan, workload: programs.Decode, size: float) -> Iterator[tuple[str, float]]:
-  """Layers in the host's memory, one after another; the first takes room for the largest kernel's copy too."""
+  """Counts layers into the host's memory, one after another; the first takes room for the largest kernel's copy too."""
   model, already = plan.model, workload.offload_layers
   parts = plan.mesh["tensor"] * plan.mesh["fsdp"]
   layer = size * _kernels(model) / parts
@@ -148,21 +148,21 @@ def _joined(*changes: str) -> str:
 
 
 def flows(workload: programs.Train, mesh: Mapping[str, int]) -> bool:
-  """Whether the rows at a time divide into the pipeline's micro-batches (train/pipeline)."""
+  """Tells whether the rows at a time divide into the pipeline's micro-batches (train/pipeline)."""
   rows, shards = workload.micro_batch or workload.batch_size, mesh["data"] * mesh["fsdp"]
   count = workload.pipeline.microbatches or rows // shards
   return mesh["stage"] == 1 or (count > 0 and count % mesh["stage"] == 0 and rows % (count * shards) == 0)
 
 
 def gathered(model: config_lib.GLMConfig, workload: programs.Train, mesh: Mapping[str, int]) -> float:
-  """Bytes of ZeRO-1's copy of the weights and of their float32 gradient, which data and fsdp do not split."""
+  """Returns the bytes of ZeRO-1's copy of the weights and their float32 gradient, which data and fsdp do not split."""
   if workload.strategy != "zero1" or mesh["data"] * mesh["fsdp"] == 1:
     return 0.0
   return (_itemsize(model) + 4) * params_lib.count(model) / (mesh["tensor"] * mesh["stage"])
 
 
 def activations(model: config_lib.GLMConfig, workload: programs.Train, mesh: Mapping[str, int]) -> float:
-  """Bytes of a device that wait for backward, at least.
+  """Returns the bytes of a device that wait for backward, at least.
 
   What `remat` keeps of all rows at a time; with 1F1B of a micro-batch of the pipeline, of the others their stage's
   input, 2 S - 1 at a time, and the ring.
@@ -183,7 +183,8 @@ def activations(model: config_lib.GLMConfig, workload: programs.Train, mesh: Map
 
 
 def kept(model: config_lib.GLMConfig, strategy: str, remat: str, tensor: int) -> float:
-  """Numbers of a token that a layer keeps for backward: its input, and its products' results if not made again.
+  """Counts the numbers of a token that a layer keeps for backward: its input, and its products' results if not made
+  again.
 
   With remat "none" at least so many. Strategy "sequence" splits what is as wide as the layer's input.
   """
@@ -198,14 +199,14 @@ def _is_1f1b(workload: programs.Train, mesh: Mapping[str, int]) -> bool:
 
 
 def _pipelined(workload: programs.Train, mesh: Mapping[str, int]) -> tuple[int, float]:
-  """The pipeline's micro-batches, and rows of each, over all devices."""
+  """Returns the pipeline's micro-batches, and the rows of each, over all devices."""
   rows = workload.micro_batch or workload.batch_size
   count = workload.pipeline.microbatches or max(1, rows // (mesh["data"] * mesh["fsdp"]))
   return count, rows / count
 
 
 def _ring(model: config_lib.GLMConfig, workload: programs.Train, mesh: Mapping[str, int]) -> float:
-  """Bytes of the rows that wait for 1F1B's first stage: a device's share of all of them."""
+  """Returns the bytes of the rows that wait for 1F1B's first stage: a device's share of all of them."""
   return (
     _row(model, workload, mesh)
     * (workload.micro_batch or workload.batch_size)
@@ -215,12 +216,12 @@ def _ring(model: config_lib.GLMConfig, workload: programs.Train, mesh: Mapping[s
 
 
 def _row(model: config_lib.GLMConfig, workload: programs.Train, mesh: Mapping[str, int]) -> float:
-  """A device's bytes of a number of each token of one row, of as many as all devices have."""
+  """Returns a device's bytes of a number of each token of one row, of as many as all devices have."""
   return _itemsize(model) * workload.length / (mesh["data"] * mesh["fsdp"] * mesh["context"])
 
 
 def _kernels(model: config_lib.GLMConfig) -> int:
-  """Weights of a layer that are quantized or offloaded."""
+  """Returns the weights of a layer that are quantized or offloaded."""
   return (params_lib.count_of_matmuls(model) - model.vocab_size * model.embed_dim) // model.num_layers
 
 
@@ -243,7 +244,7 @@ def _splits(model: config_lib.GLMConfig, tensor: int = 1, fsdp: int = 1) -> bool
 
 
 def _devices(plan: _Plan, times: int) -> str:
-  """Which target has so many times the devices."""
+  """Names the target that has so many times the devices."""
   count = plan.aim.devices * times
   if plan.aim.chip.platform == "tpu":
     return f" on a slice of {count}"

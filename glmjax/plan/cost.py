@@ -33,7 +33,9 @@ _ELEMENT_BY_ELEMENT = {"bitcast", "copy", "convert", "pad", "reshape", "transpos
 
 
 def flops(jaxpr: Any, trips: Mapping[str, int]) -> float:
-  """FLOPs of all products on all devices; `trips`: named scopes of the loops whose length only the run knows."""
+  """Counts the FLOPs of all products on all devices; `trips`: named scopes of the loops whose length only the run
+  knows.
+  """
   total = 0.0
   for equation in jaxpr.eqns:
     name, parameters = equation.primitive.name, equation.params
@@ -63,7 +65,7 @@ def flops(jaxpr: Any, trips: Mapping[str, int]) -> float:
 
 
 def _times(scope: str, trips: Mapping[str, int]) -> int:
-  """How often a loop runs that was traced in this scope."""
+  """Says how often a loop runs that was traced in this scope."""
   innermost = scope.removesuffix("/while").split("/")[-1]
   return math.prod(count for loop, count in trips.items() if loop in innermost)
 
@@ -73,7 +75,8 @@ def _is_jaxpr(x: Any) -> bool:
 
 
 def traffic(program: hlo.Program, trips: Mapping[str, int]) -> float:
-  """Bytes that a device reads and writes in its memory: what goes in and out of each fusion, product and kernel.
+  """Returns the bytes that a device reads and writes in its memory: what goes in and out of each fusion, product and
+  kernel.
 
   A fusion that takes a slice of an array reads the slice; one that writes a slice of its result writes the slice.
   """
@@ -81,12 +84,12 @@ def traffic(program: hlo.Program, trips: Mapping[str, int]) -> float:
 
 
 def fetched(program: hlo.Program, trips: Mapping[str, int]) -> float:
-  """Bytes that a device copies from the host's memory into its own."""
+  """Returns the bytes that a device copies from the host's memory into its own."""
   return _sum(program, trips, _fetched)
 
 
 def _sum(program: hlo.Program, trips: Mapping[str, int], measure: Callable[..., float]) -> float:
-  """Of `measure` of every instruction, as often as it runs."""
+  """Sums `measure` of every instruction, as often as it runs."""
 
   def visit(name: str) -> float:
     total, instructions = 0.0, program.computations[name]
@@ -105,17 +108,17 @@ def _sum(program: hlo.Program, trips: Mapping[str, int], measure: Callable[..., 
 
 
 def _size(instruction: hlo.Instruction) -> int:
-  """Bytes of the result."""
+  """Returns the bytes of the result."""
   return sum(array.bytes for array in instruction.arrays)
 
 
 def _on_device(instruction: hlo.Instruction) -> int:
-  """Of those, the bytes in the device's memory."""
+  """Returns the bytes of the result that are in the device's memory."""
   return sum(array.bytes for array in instruction.arrays if array.on_device)
 
 
 def _on_host(instruction: hlo.Instruction) -> int:
-  """Of those, the bytes in the host's memory."""
+  """Returns the bytes of the result that are in the host's memory."""
   return sum(array.bytes for array in instruction.arrays if array.on_host)
 
 
@@ -170,7 +173,7 @@ def _parameters(computation: hlo.Computation) -> dict[int, str]:
 
 
 def _read(name: str, size: int, around: hlo.Computation, computations: Mapping[str, hlo.Computation]) -> int:
-  """Bytes of an array of `size` that are read in a fusion, whose innermost fusions may take slices of it."""
+  """Returns the bytes of an array of `size` that are read in a fusion; its innermost fusions may take slices of it."""
   total = 0
   for user, instruction in around.items():
     if name not in instruction.operands:

@@ -24,7 +24,7 @@ _CHIP_CONFIGS = {"v4": {"chip_config_name": "megacore"}}  # both cores of a chip
 
 
 def of(target: targets.Target) -> Sequence[Any]:
-  """Its devices, in the order in which meshes are made of them.
+  """Returns its devices, in the order in which meshes are made of them.
 
   Raises:
     errors.InputError: when the compiler is not installed, does not fit this JAX, or does not know the target.
@@ -68,7 +68,7 @@ def _gpu(target: targets.Target) -> Any:
 
 
 def _configuration(chip: targets.Chip) -> str:
-  """XLA's GpuTargetConfigProto as text."""
+  """Returns XLA's GpuTargetConfigProto as text."""
   major, minor = chip.compute_capability
   threads = 2048 if minor == 0 else 1024 if major == 7 else 1536
   return f"""gpu_device_info {{ threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152

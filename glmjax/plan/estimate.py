@@ -78,7 +78,7 @@ def _is_on_host(x: Any) -> bool:
 
 
 def peak_memory(compiled: Any, parts: Mapping[str, Any], chip: targets.Chip) -> dict[str, Any]:
-  """Bytes of one device at the program's peak, by what they are for, and whether they fit.
+  """Returns the bytes of one device at the program's peak, by what they are for, and whether they fit.
 
   Arrays of `parts` count where the program leaves them aside, as a prompt's does the last layer's mlp: they are there.
   """
@@ -102,14 +102,14 @@ def peak_memory(compiled: Any, parts: Mapping[str, Any], chip: targets.Chip) -> 
 
 
 def shard_bytes(x: jax.ShapeDtypeStruct) -> int:
-  """Of the part of an array that a device holds."""
+  """Returns the bytes of the part of an array that a device holds."""
   return math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
 
 
 def roofline(
   flops: float, moved: float, exchanged: Sequence[Mapping[str, Any]], chip: targets.Chip, fetched: float = 0.0
 ) -> dict[str, float]:
-  """Seconds of a step at the chip's peak rates.
+  """Returns the seconds of a step at the chip's peak rates.
 
   A bound from below: products and memory traffic hide one another, exchanges over tensor, context and stage come on
   top, and those of weights and gradients over data and fsdp run beside all, as does what is fetched from the host.
@@ -129,7 +129,8 @@ def roofline(
 
 
 def exchange_seconds(kind: str, sent: float, group: int, stride: int, aim: targets.Target) -> float:
-  """Of one collective around a ring: what a device sends, at its link's rate, and its messages' way.
+  """Returns the seconds of one collective around a ring: what a device sends, at its link's rate, and its messages'
+  way.
 
   Args:
     sent: bytes that a device sends.
@@ -168,7 +169,7 @@ def _describe(
 
 
 def _total(exchanged: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-  """By kind and axes, most bytes first."""
+  """Sums bytes by kind and axes, most bytes first."""
   sums: dict[tuple[str, ...], dict[str, Any]] = {}
   for c in exchanged:
     into = sums.setdefault(

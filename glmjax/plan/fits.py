@@ -41,7 +41,7 @@ def smallest(
   layers: int = 8,
   out: str | os.PathLike | None = None,
 ) -> list[dict[str, Any]]:
-  """For each model, precision, context and GPU: how many, of 1, 2, 4, ..., hold one row of so many tokens.
+  """Finds for each model, precision, context and GPU how many, of 1, 2, 4, ..., hold one row of so many tokens.
 
   Args:
     bits: 16 computes and keeps weights in float16; 8 and 4 keep them quantized.
@@ -79,7 +79,9 @@ def _of(
   gpu: str,
   compiler: "_Compiler",
 ) -> Iterator[dict[str, Any]]:
-  """From the longest context: its set holds the shorter too, and is their answer where arithmetic rules out less."""
+  """Answers from the longest context on: its set holds the shorter too, and is their answer where arithmetic rules out
+  less.
+  """
   longest: dict[str, Any] = {"count": None}
   for context in sorted(contexts, reverse=True):
     work = programs.Decode(context=context, bits=bits)
@@ -99,20 +101,20 @@ def _of(
 
 
 def _counts(config: config_lib.GLMConfig) -> list[int]:
-  """Sets that a model's heads, mlp and vocabulary split over."""
+  """Returns the sets that a model's heads, mlp and vocabulary split over."""
   sizes = (config.num_heads, config.mlp_dim, config.vocab_size)
   return [1 << i for i in range(7) if not any(size % (1 << i) for size in sizes)]
 
 
 def held(config: config_lib.GLMConfig, work: programs.Decode, count: int) -> int:
-  """Bytes of weights and cache on each of so many devices, exactly."""
+  """Returns the bytes of weights and cache on each of so many devices, exactly."""
   cache = 2 * config.num_layers * work.batch * work.context * config.embed_dim * jnp.dtype(config.dtype).itemsize
   return _weights(config, work.bits, count) + cache // count
 
 
 @functools.cache
 def _weights(config: config_lib.GLMConfig, bits: int | None, count: int) -> int:
-  """Each layer adds the same."""
+  """Returns the bytes of the weights; each layer adds the same."""
   place = placement.Placement(_mesh(GPUS[0], count))  # any GPU will do
   with place.scope():
     config = placement.inference_config(config, place.target)
@@ -144,7 +146,9 @@ class _Compiler:
         raise errors.InputError(f"{path} is not a file of --fits: name another with --out") from error
 
   def peak(self, config: config_lib.GLMConfig, work: programs.Decode, gpu: str, count: int) -> int:
-    """Bytes of a device at most: while a prompt as long as the context is read, or while a token is added behind it."""
+    """Returns a device's bytes at most: while a prompt as long as the context is read, or while a token is added behind
+    it.
+    """
     key = (config, work, targets.CHIPS[gpu].compute_capability, count)
     if key not in self._peaks:
       layers = min(self._layers or config.num_layers, config.num_layers)
@@ -155,7 +159,7 @@ class _Compiler:
     return self._peaks[key]
 
   def _of_layers(self, config: config_lib.GLMConfig, work: programs.Decode, gpu: str, count: int, layers: int) -> int:
-    """The peak with all layers, read from programs of some."""
+    """Estimates the peak with all layers, read from programs of some."""
     fewer = dataclasses.replace(config, num_layers=layers)
     peaks = [
       self._compile(fewer, program, gpu, count) for program in (work, dataclasses.replace(work, prompt=work.context))

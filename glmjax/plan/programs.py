@@ -66,7 +66,7 @@ class Train:
     ranges.number("Train.predicted", self.predicted, above=0, most=1)
 
   def program(self, config: config_lib.GLMConfig, mesh: jax.sharding.Mesh) -> Program:
-    """The trainer's step under jit, as glmjax.train.loop compiles it."""
+    """Lowers the trainer's step under jit, as glmjax.train.loop compiles it."""
     rules = partitioning.strategy(self.strategy)
     layout = feed.Layout.make(
       mesh, rules, self.batch_size, self.micro_batch, self.length, config.position_kind, config.vocab_size
@@ -120,7 +120,7 @@ class Decode:
     ranges.whole("Decode.offload_layers", self.offload_layers)
 
   def program(self, config: config_lib.GLMConfig, mesh: jax.sharding.Mesh) -> Program:
-    """Inference's own loop (or prefill), its layers unrolled as the engine has them."""
+    """Lowers inference's own loop (or prefill), its layers unrolled as the engine has them."""
     place = placement_lib.Placement(mesh)
     with place.scope():
       config = placement_lib.inference_config(dataclasses.replace(config, param_dtype=config.dtype), place.target)

@@ -41,14 +41,16 @@ class _Candidate:
 
   @property
   def name(self) -> str:
-    """Names it by what it binds: axes of the mesh, micro-batch, remat."""
+    """The candidate's name, of what it binds: axes of the mesh, micro-batch, remat."""
     sizes = [f"{axis}={size}" for axis in mesh_lib.AXES if (size := getattr(self.mesh, axis)) > 1]
     if isinstance(self.work, programs.Train):
       sizes += [f"micro_batch={self.work.micro_batch or self.work.batch_size}", f"remat={self.model.remat}"]
     return " ".join(sizes) or "one device"
 
   def holds_more_than(self, other: "_Candidate") -> bool:
-    """Of what `other` holds, at least: the same mesh, with as many rows at a time and as much kept for backward."""
+    """Tells whether it holds at least what `other` does: the same mesh, with as many rows at a time and as much kept
+    for backward.
+    """
     return (
       self.mesh == other.mesh
       and isinstance(self.work, programs.Train)
@@ -64,7 +66,7 @@ def rank(
   mesh: mesh_lib.MeshConfig,
   tries: int,
 ) -> dict[str, Any]:
-  """Plans of the candidates that were compiled: those that fit, fastest first; and why the others were not.
+  """Returns plans of the candidates that were compiled, those that fit, fastest first, and why the others were not.
 
   `mesh` gives the pipeline's stages, which stay as they are, as do the workload's strategy and schedule. Of decoding,
   the sizes of tensor are tried.
@@ -117,7 +119,9 @@ def rank(
 
 
 def _order(result: dict[str, Any]) -> tuple[bool, float]:
-  """What fits first, and the fastest of it; of the rest, what is nearest to fitting."""
+  """Returns the key that sorts plans: what fits first, and the fastest of it; of the rest, what is nearest to
+  fitting.
+  """
   fits = result.get("fits", False)
   return not fits, result.get("step_seconds" if fits else "peak_bytes_per_device", math.inf)
 
@@ -165,7 +169,7 @@ def _divisors(number: int) -> list[int]:
 
 
 def _ruled_out(candidate: _Candidate, aim: targets.Target) -> str | None:
-  """Why arithmetic leaves it aside: exact divisions, and less than it will hold."""
+  """Says why arithmetic leaves it aside: exact divisions, and less than it will hold."""
   model, work, mesh = candidate.model, candidate.work, candidate.mesh
   for name, size, parts, of in (
     ("num_heads", model.num_heads, mesh.tensor, "tensor"),
@@ -188,7 +192,9 @@ def _ruled_out(candidate: _Candidate, aim: targets.Target) -> str | None:
 
 
 def _bytes(candidate: _Candidate) -> tuple[float, float]:
-  """What a device holds at least: weights and optimizer state; gradients and what layers keep for backward."""
+  """Returns the bytes that a device holds at least: weights and optimizer state; gradients and what layers keep for
+  backward.
+  """
   model, work, mesh = candidate.model, candidate.work, candidate.mesh
   share = params_lib.count(model) / (mesh.fsdp * mesh.tensor * mesh.stage)
   if isinstance(work, programs.Decode):
@@ -202,7 +208,9 @@ def _bytes(candidate: _Candidate) -> tuple[float, float]:
 
 
 def _seconds(candidate: _Candidate, aim: targets.Target) -> float:
-  """Of a step, by textbook formulas of what it computes, reads and exchanges; it orders candidates, nothing else."""
+  """Estimates a step's seconds, by textbook formulas of what it computes, reads and exchanges; it orders candidates,
+  nothing else.
+  """
   model, work, mesh, chip = candidate.model, candidate.work, candidate.mesh, aim.chip
   weights = 2 * params_lib.count(model) / (mesh.tensor * mesh.stage)
 

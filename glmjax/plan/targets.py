@@ -132,7 +132,7 @@ CHIPS = _GPUS | _TPUS
 
 
 def room(chip: Chip) -> int:
-  """Bytes of its memory that a program may take."""
+  """The bytes of its memory that a program may take."""
   return math.floor(chip.memory_bytes * (1 - RESERVED if chip.platform == "cuda" else 1))
 
 
@@ -147,7 +147,7 @@ class Target:
 
 
 def parse(name: str) -> Target:
-  """A target by its name: a GPU and how many, or a TPU generation and a slice's shape.
+  """Returns a target by its name: a GPU and how many, or a TPU generation and a slice's shape.
 
   Raises:
     errors.InputError: for a name that is not known, naming those that are.

@@ -34,20 +34,20 @@ class QuantizedArray:
 
   @property
   def shape(self) -> tuple[int, ...]:
-    """Of the weight that it stands for."""
+    """The shape of the weight that it stands for."""
     shape = list(self.values.shape)
     shape[self.axis] *= 8 // self.bits
     return tuple(shape)
 
   @property
   def nbytes(self) -> int:
-    """Of codes and scales, as stored."""
+    """The bytes of codes and scales, as stored."""
     return self.values.nbytes + self.scale.nbytes
 
   def product(
     self, target: target_lib.Target, spec: str, x: jax.Array, axes: quantized.Axes | None = None
   ) -> jax.Array:
-    """jnp.einsum(spec, x, weight) in x's dtype, as models.weights.Weight has it; the input axes come first.
+    """Computes jnp.einsum(spec, x, weight) in x's dtype, as models.weights.Weight has it; the input axes come first.
 
     The scale meets the sum: it is one per output. x has a gradient, codes and scales have none.
     """
@@ -60,7 +60,7 @@ class QuantizedArray:
     return sum(_product(target, spec, self.bits, self.axis, None, *part) for part in parts).astype(x.dtype)
 
   def input_gradient(self, target: target_lib.Target, spec: str, g: jax.Array, dtype: Any) -> jax.Array:
-    """The gradient of the product's x, which has this dtype, for the product's gradient g."""
+    """Returns the gradient of the product's x, which has this dtype, for the product's gradient g."""
     groups, first = self.scale.shape[0], spec.index(spec.split(",")[1][0])
     parts = zip(jnp.split(self.values, groups), jnp.split(self.scale, groups))
     return jnp.concatenate(
@@ -68,11 +68,11 @@ class QuantizedArray:
     )
 
   def gradient(self, target: target_lib.Target, spec: str, x: jax.Array, g: jax.Array) -> None:
-    """Codes and scales do not train."""
+    """Returns None: codes and scales do not train."""
 
 
 def _divide(x: jax.Array, y: jax.Array | float) -> jax.Array:
-  """x / y correctly rounded: by a number or a broadcast, XLA would multiply with the reciprocal instead."""
+  """Returns x / y correctly rounded: by a number or a broadcast, XLA would multiply with the reciprocal instead."""
   y = jax.lax.optimization_barrier(jnp.broadcast_to(y, x.shape).astype(x.dtype))
   return jax.lax.platform_dependent(x, y, cpu=jnp.divide, default=_divide_and_mend)
 
@@ -82,7 +82,7 @@ def _divide_and_mend(x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def _mended(quotient: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
-  """The float32 quotient correctly rounded, where the device's is a unit or two off (XLA on GPUs).
+  """Returns the float32 quotient correctly rounded, where the device's is a unit or two off (XLA on GPUs).
 
   What is left of x, computed exactly from products of half the bits (Dekker 1971), is divided as well.
   """
@@ -93,19 +93,19 @@ def _mended(quotient: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def _upper_half(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """float32 as a sum of two whose mantissas have 12 bits."""
+  """Splits float32 into a sum of two whose mantissas have 12 bits."""
   bits = jax.lax.bitcast_convert_type(x, jnp.uint32) & jnp.uint32(0xFFFFF000)
   upper = jax.lax.bitcast_convert_type(bits, jnp.float32)
   return upper, x - upper
 
 
 def _round_half(x: jax.Array) -> jax.Array:
-  """float32 rounded to fp16's precision, whatever XLA thinks of excess precision."""
+  """Rounds float32 to fp16's precision, whatever XLA thinks of excess precision."""
   return jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=10)
 
 
 def quantize(x: jax.Array, bits: int, axes: Sequence[int], scale_dtype: Any = jnp.float16) -> QuantizedArray:
-  """Rows of absmax codes, the bits of the original's for fp16 and fp32 weights.
+  """Returns rows of absmax codes, the bits of the original's for fp16 and fp32 weights.
 
   Two differences, both where the original is wrong: codes are clamped to +-127 or +-7 (there, a scale that
   fp16 rounds down can give 128, which wraps to -128), and a row of zeros has codes 0 (there 0/0).
@@ -139,7 +139,7 @@ def quantize(x: jax.Array, bits: int, axes: Sequence[int], scale_dtype: Any = jn
 
 
 def _pack(codes: jax.Array, axis: int) -> jax.Array:
-  """Two codes a byte, the even one high."""
+  """Packs two codes a byte, the even one high."""
   pairs = codes.reshape(*codes.shape[:axis], codes.shape[axis] // 2, 2, *_after(codes.shape, axis))
   high, low = jnp.split(pairs, 2, axis)
   return ((high << 4) | (low & 15)).squeeze(axis)
@@ -150,7 +150,7 @@ def _after(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
 
 
 def codes(q: QuantizedArray) -> jax.Array:
-  """int8 codes in the weight's shape."""
+  """Returns int8 codes in the weight's shape."""
   if q.bits == 8:
     return q.values
   paired = jnp.stack(quantized.halves(q.values), axis=q.values.ndim + q.axis + 1)
@@ -158,7 +158,7 @@ def codes(q: QuantizedArray) -> jax.Array:
 
 
 def dequantize(q: QuantizedArray, dtype: Any = jnp.float32) -> jax.Array:
-  """The weight that the codes stand for: code times scale, in `dtype`."""
+  """Returns the weight that the codes stand for: code times scale, in `dtype`."""
   scale = q.scale.astype(dtype)
   for axis, (size, groups) in enumerate(zip(q.shape, scale.shape)):
     if 1 < groups < size:
@@ -184,7 +184,7 @@ def _product(
 
 
 def _along_outputs(scale: jax.Array, num_inputs: int, sums: jax.Array) -> jax.Array:
-  """The scales in float32, to be multiplied with the sums."""
+  """Returns the scales in float32, to be multiplied with the sums."""
   outputs = scale.shape[num_inputs:]
   assert sums.shape[sums.ndim - len(outputs) :] == outputs, (sums.shape, outputs)
   return scale.astype(jnp.float32).reshape((1,) * (sums.ndim - len(outputs)) + outputs)
@@ -227,7 +227,7 @@ def _input_gradient(
   g: jax.Array,
   dtype: Any,
 ) -> jax.Array:
-  """One more product with the codes, over the outputs; no float copy of them is kept for it."""
+  """Computes one more product with the codes, over the outputs; no float copy of them is kept for it."""
   num_inputs = values.ndim + axis + 1
   largest = jnp.maximum(scale.astype(jnp.float32).max(), jnp.finfo(jnp.float32).tiny)
   scales = _along_outputs(scale, num_inputs, g) / largest  # at most 1: float16 would lose what a small scale leaves
@@ -240,13 +240,14 @@ _product.defvjp(_product_forward, _product_backward)
 
 
 def bits_of(params: Iterable[Any]) -> int | None:
-  """How many bits the quantized ones of these parameters have; None where none is quantized."""
+  """Returns how many bits the quantized ones of these parameters have; None where none is quantized."""
   return next((x.bits for x in params if isinstance(x, QuantizedArray)), None)
 
 
 @functools.partial(jax.jit, static_argnames=("bits", "axes"))
 def quantize_layers(kernel: jax.Array, bits: int, axes: tuple[int, ...]) -> QuantizedArray:
-  """`quantize` of one kernel, a layer at a time where layers are stacked, so that temporaries stay one layer's size.
+  """Applies `quantize` to one kernel, a layer at a time where layers are stacked, so that temporaries stay one layer's
+  size.
 
   Args:
     axes: the axes that a product sums over, counted from the end, from the first of a layer's on.
