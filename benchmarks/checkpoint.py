@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def run(count: int, repeats: int, folder: str) -> dict:
-  """What process 0 of `count` has measured."""
+  """Returns what process 0 of `count` has measured."""
   with socket.socket() as free:
     free.bind(("localhost", 0))
     coordinator = f"localhost:{free.getsockname()[1]}"
@@ -83,7 +83,7 @@ def run(count: int, repeats: int, folder: str) -> dict:
 
 
 def measure(coordinator: str, count: int, number: int, repeats: int, folder: pathlib.Path) -> None:
-  """One process's part; the first one times, and prints what it has found."""
+  """Does one process's part; the first one times, and prints what it has found."""
   import jax  # pylint: disable=g-import-not-at-top
 
   from glmjax.parallel import distributed
@@ -137,7 +137,7 @@ def a_state():
 
 
 def save_and_restore(folder: pathlib.Path, state, abstract, is_first: bool) -> dict[str, float]:
-  """Saves the state and restores it, all processes together; the seconds of each."""
+  """Saves the state and restores it, all processes together; returns the seconds of each."""
   import jax  # pylint: disable=g-import-not-at-top
   from jax.experimental import multihost_utils
 
@@ -167,7 +167,9 @@ def save_and_restore(folder: pathlib.Path, state, abstract, is_first: bool) -> d
 
 
 def plain_files(folder: pathlib.Path, size: int) -> dict[str, float]:
-  """Seconds to write that many bytes with fsync, and to read them again when they are no longer in memory."""
+  """Returns the seconds to write that many bytes with fsync, and to read them again when they are no longer in
+  memory.
+  """
   folder.mkdir()
   paths = [folder / str(i) for i in range(-(-size // _BLOCK))]
   block = np.random.default_rng(0).integers(0, 256, _BLOCK, np.uint8)
@@ -205,7 +207,7 @@ def forget(folder: pathlib.Path) -> None:
 
 
 def table(cases: list[dict]) -> str:
-  """Markdown; medians."""
+  """Returns Markdown; figures are medians."""
   lines = [
     "| processes | disk: write, MB/s | save, MB/s | of the disk | training waits, s | disk: read, MB/s | "
     "restore, MB/s | of the disk |",

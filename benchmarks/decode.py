@@ -78,7 +78,7 @@ def main() -> None:
 
 
 def prepare() -> tuple[Callable[[], float], float]:
-  """A function that decodes once and returns tokens/s, warmed up; and the seconds that compiling took."""
+  """Returns a function that decodes once and returns tokens/s, warmed up; and the seconds that compiling took."""
   model = runner.Runner(CONFIG, glm.init_params(CONFIG, jax.random.key(0)))
   text = np.random.default_rng(0).integers(4, 20_000, PROMPT - 2).tolist()
   first = prompt.fill([*text, SPECIALS.gmask], SPECIALS, CONFIG.position_kind)
@@ -98,7 +98,7 @@ def prepare() -> tuple[Callable[[], float], float]:
 
 
 def measure(run: Callable[[], float], runs: int) -> dict:
-  """Median, least and most of `runs` quiet runs, of three times as many tries."""
+  """Returns median, least and most of `runs` quiet runs, of three times as many tries."""
   quiet, rates = [], []
   while len(rates) < 3 * runs and len(quiet) < runs:
     others, start = busy_seconds() - time.process_time(), time.perf_counter()
@@ -116,7 +116,7 @@ def measure(run: Callable[[], float], runs: int) -> dict:
 
 
 def busy_seconds() -> float:
-  """Processor time that this machine has spent working; 0 where it does not tell."""
+  """Returns the processor time that this machine has spent working; 0 where it does not tell."""
   if not os.path.exists("/proc/stat"):
     return 0.0
   with open("/proc/stat", encoding="utf-8") as file:

@@ -73,7 +73,7 @@ CHATGLM_6B = config_lib.GLMConfig(
 
 
 def gpt(layers: int, width: int, heads: int, length: int, **changes: Any) -> config_lib.GLMConfig:
-  """GLM-130B's block at another size, with its vocabulary."""
+  """Returns GLM-130B's block at another size, with its vocabulary."""
   return config_lib.GLMConfig(
     vocab_size=150_528,
     num_layers=layers,
@@ -168,7 +168,7 @@ def main() -> None:
 
 
 def run_tests() -> dict[str, Any]:
-  """The last lines that pytest prints, and its exit status."""
+  """Returns the last lines that pytest prints, and its exit status."""
   environment = os.environ | {
     "JAX_PLATFORMS": "",
     "XLA_FLAGS": "",
@@ -185,7 +185,7 @@ def run_tests() -> dict[str, Any]:
 
 
 def run_case(name: str, small: bool) -> dict[str, Any]:
-  """One case's figures, or the last line of what went wrong."""
+  """Returns one case's figures, or the last line of what went wrong."""
   command = [sys.executable, __file__, "--case", name, *["--small"] * small]
   done = subprocess.run(
     command, capture_output=True, text=True, check=False, env={"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.94", **os.environ}
@@ -196,7 +196,7 @@ def run_case(name: str, small: bool) -> dict[str, Any]:
 
 
 def train(case: Train) -> dict[str, Any]:
-  """Figures of a training step; the master weights and AdamW's moments are float32."""
+  """Measures a training step; the master weights and AdamW's moments are float32."""
   config, workload = case.config, programs.Train(case.rows, case.config.max_length, case.micro, loss_chunk=case.chunk)
   length, tx, mesh = (
     workload.length,
@@ -241,7 +241,9 @@ def train(case: Train) -> dict[str, Any]:
 
 
 def planned(program: programs.Program, compiled: Any) -> dict[str, Any]:
-  """What `glmjax plan` would say of this program: its memory, and the time below which the device cannot run it."""
+  """Returns what `glmjax plan` would say of this program: its memory, and the time below which the device cannot run
+  it.
+  """
   analysis, found = compiled.memory_analysis(), chip()
   size = (
     analysis.argument_size_in_bytes
@@ -266,7 +268,7 @@ def planned(program: programs.Program, compiled: Any) -> dict[str, Any]:
 
 
 def generate(case: Decode) -> dict[str, Any]:
-  """Figures of prefill and decode; weights are random, in bfloat16 or quantized from it."""
+  """Measures prefill and decode; weights are random, in bfloat16 or quantized from it."""
   config, specials = case.config, tokens.icetk(0, case.config.vocab_size - 64)
   params = jax.jit(lambda key: glm.init_params(config, key))(jax.random.key(0))
   if case.bits:
@@ -318,31 +320,31 @@ def generate(case: Decode) -> dict[str, Any]:
 
 
 def timed(run: Callable[[], Any]) -> tuple[Any, float]:
-  """What it returns, and the seconds it took."""
+  """Returns what a call gives, and the seconds it took."""
   began = time.perf_counter()
   result = run()
   return result, round(time.perf_counter() - began, 4)
 
 
 def median_seconds(run: Callable[[], Any], runs: int = 7) -> float:
-  """Of `runs` runs behind two that warm up."""
+  """Returns the median seconds of `runs` runs behind two that warm up."""
   run(), run()
   return statistics.median(timed(run)[1] for _ in range(runs))
 
 
 def chip() -> targets.Chip | None:
-  """What `glmjax plan` knows of this device; None of others."""
+  """Returns what `glmjax plan` knows of this device; None of others."""
   return next((found for found in targets.CHIPS.values() if found.kind == jax.devices()[0].device_kind), None)
 
 
 def of_peak(flops: float) -> float | None:
-  """Share of the device's peak; None where that is not known."""
+  """Returns the share of the device's peak; None where that is not known."""
   found = chip()
   return round(flops / found.peak_flops, 4) if found else None
 
 
 def peak() -> dict[str, Any]:
-  """The device's own account of its memory's peak."""
+  """Returns the device's own account of its memory's peak."""
   return {"peak_bytes": (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")}
 
 

@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def drill(folder: pathlib.Path, size: str, max_tokens: int) -> dict[str, Any]:
-  """Runs the steps; {step: {"seconds", "megabytes_per_second", "peak_gib"}} and what the answer was."""
+  """Runs the steps; returns {step: {"seconds", "megabytes_per_second", "peak_gib"}} and what the answer was."""
   model = config_lib.GLMConfig(
     vocab_size=130_528, max_length=2048, positions="rotary_2d", mlp="gelu_tanh", param_dtype="float16", **_SIZES[size]
   )
@@ -109,7 +109,7 @@ def drill(folder: pathlib.Path, size: str, max_tokens: int) -> dict[str, Any]:
 
 
 def made_up_tokenizer() -> tokenizer_lib.Tokenizer:
-  """As many pieces as ice_text.model: the letters, and words that are numbers."""
+  """Makes as many pieces as ice_text.model has: the letters, and words that are numbers."""
   proto = sentencepiece_model_pb2.ModelProto()
   kind = proto.SentencePiece
   for name, type_ in (
@@ -152,7 +152,7 @@ def speed(seconds: float, size: int | None) -> dict[str, float]:
 
 
 def command(arguments: list[Any], size: int | None) -> dict[str, Any]:
-  """A glmjax command's seconds, speed, peak memory, and output."""
+  """Runs a glmjax command; returns its seconds, speed, peak memory, and output."""
   started = time.perf_counter()
   process = subprocess.Popen([sys.executable, "-m", "glmjax", *map(str, arguments)], stdout=subprocess.PIPE)
   output = process.stdout.read().decode()

@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def seconds(run: Callable[[], Any], calls: int = 10) -> float:
-  """Of one call: the median of five turns of `calls`."""
+  """Returns the seconds of one call: the median of five turns of `calls`."""
   jax.block_until_ready(run())
   times = []
   for _ in range(5):
@@ -76,13 +76,15 @@ def seconds(run: Callable[[], Any], calls: int = 10) -> float:
 
 
 def intervals(rows: int, length: int) -> tuple[jax.Array, jax.Array]:
-  """Of rows whose first fifth is context."""
+  """Returns the intervals of rows whose first fifth is context."""
   places = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (rows, length))
   return jnp.zeros_like(places), jnp.maximum(places + 1, length // 5)
 
 
 def compare_attention(rows: int, length: int, heads: int, width: int, tune: bool) -> dict[str, Any]:
-  """Milliseconds of each way, and the worst error of the kernel's output and gradients, relative to their spread."""
+  """Measures milliseconds of each way, and the worst error of the kernel's output and gradients, relative to their
+  spread.
+  """
   keys = jax.random.split(jax.random.key(0), 4)
   q, k, v, d = (jax.random.normal(key, (rows, length, heads, width), jnp.bfloat16) for key in keys)
   start, end = intervals(rows, length)
@@ -129,7 +131,7 @@ def compare_attention(rows: int, length: int, heads: int, width: int, tune: bool
 def tune_attention(
   q: jax.Array, k: jax.Array, v: jax.Array, start: jax.Array, end: jax.Array, d: jax.Array
 ) -> dict[str, Any]:
-  """Milliseconds of each kernel by (queries, keys, warps, stages) of a block; the five fastest."""
+  """Measures milliseconds of each kernel by (queries, keys, warps, stages) of a block; returns the five fastest."""
   out, sums = jax.jit(flash_gpu.forward)(q, k, v, start, end)
   delta = jnp.swapaxes((out.astype(jnp.float32) * d.astype(jnp.float32)).sum(-1), 1, 2)
   runs = {
@@ -159,7 +161,7 @@ def tune_attention(
 
 
 def compare_products(bits: int, tune: bool, layers: int = 6) -> dict[str, Any]:
-  """Microseconds of one product of each kind, bytes per second of the kernel, and its worst error."""
+  """Measures microseconds of one product of each kind, bytes per second of the kernel, and its worst error."""
   found: dict[str, Any] = {}
   plain = quantized.PRODUCT.implementations[-1]
   for name, (inputs, outputs) in SHAPES.items():
@@ -195,7 +197,7 @@ def compare_products(bits: int, tune: bool, layers: int = 6) -> dict[str, Any]:
 def layer_after_layer(
   x: jax.Array, layers: int, product: Callable[..., jax.Array], stack: Any
 ) -> Callable[[], jax.Array]:
-  """The sum of x times each of the stacked weights; unstacked first, for a scan would copy each."""
+  """Sums x times each of the stacked weights; unstacked first, for a scan would copy each."""
   weights = [jax.tree.map(operator.itemgetter(i), stack) for i in range(layers)]
   run = jax.jit(lambda x, weights: sum(product(x, w).astype(jnp.float32) for w in weights))
   return functools.partial(run, x, weights)

@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def machine() -> dict:
-  """Processor, and what else was going on."""
+  """Describes the processor, and what else was going on."""
   model = platform.processor()
   if os.path.exists("/proc/cpuinfo"):
     with open("/proc/cpuinfo", encoding="utf-8") as file:
@@ -80,7 +80,7 @@ def machine() -> dict:
 
 
 def make_cache(directory: pathlib.Path) -> pathlib.Path:
-  """Random documents of the lengths that news articles have, and short pairs."""
+  """Makes random documents of the lengths that news articles have, and short pairs."""
   about = {"fingerprint": "synthetic", "vocab_size": SPECIALS.dblock + 1, "specials": dataclasses.asdict(SPECIALS)}
   rates = {"en": 0.475, "zh": 0.475, "qa": 0.05}
   tasks = {
@@ -113,7 +113,7 @@ def endless(first: int, size: int) -> Iterator[tuple[int, int]]:
 
 
 def throughput(directory: pathlib.Path, seconds: float, repeats: int) -> list[dict]:
-  """Median and range of each setting; settings take turns, so that the machine's moods meet all of them."""
+  """Returns median and range of each setting; settings take turns, so that the machine's moods meet all of them."""
   settings = [(seq_length, workers) for seq_length in (512, 2048) for workers in (0, 1, 2)]
   measured = {setting: [] for setting in settings}
   for _ in range(repeats):
@@ -132,7 +132,7 @@ def throughput(directory: pathlib.Path, seconds: float, repeats: int) -> list[di
 
 
 def measure(directory: pathlib.Path, seq_length: int, workers: int, seconds: float) -> float:
-  """Places a second, once the workers run."""
+  """Measures places a second, once the workers run."""
   source = loader.CachedMixture(directory, infilling(directory, seq_length), num_workers=workers)
   batch_size = 64 * 512 // seq_length
   batches = source.batches(endless(0, batch_size))
@@ -148,12 +148,12 @@ def measure(directory: pathlib.Path, seq_length: int, workers: int, seconds: flo
 
 
 def infilling(directory: pathlib.Path, seq_length: int) -> rows.BlankInfilling:
-  """The original recipe's rows: 30 % [MASK], four samples in each, and 70 % [gMASK]."""
+  """Returns the original recipe's rows: 30 % [MASK], four samples in each, and 70 % [gMASK]."""
   return rows.BlankInfilling(seq_length, shards.TokenCache.open(directory).specials)
 
 
 def first_batches(directory: pathlib.Path) -> list[dict]:
-  """Seconds from nothing to the first batch of 64 x 512, by the sample it starts at."""
+  """Measures seconds from nothing to the first batch of 64 x 512, by the sample it starts at."""
   found = []
   for workers in (0, 1):
     for first in (0, 10**9):
@@ -171,7 +171,7 @@ def first_batches(directory: pathlib.Path) -> list[dict]:
 
 
 def hosts(directory: pathlib.Path, seconds: float, repeats: int) -> list[dict]:
-  """Medians of each host of HOSTS; they take turns, each in a fresh process."""
+  """Returns medians of each host of HOSTS; they take turns, each in a fresh process."""
   found: dict[tuple[int, int], list[dict]] = {host: [] for host in HOSTS}
   for _ in range(repeats):
     for host, count in HOSTS:
@@ -185,7 +185,7 @@ def hosts(directory: pathlib.Path, seconds: float, repeats: int) -> list[dict]:
 
 
 def one_host(directory: pathlib.Path, host: int, count: int, seconds: float) -> dict:
-  """What one host's own part of each batch takes, made in this process."""
+  """Measures what one host's own part of each batch takes, made in this process."""
   start = time.perf_counter()
   source = loader.CachedMixture(directory, infilling(directory, 2048), num_workers=0)
   batches = source.batches(endless(0, ROWS * count), host, count)
@@ -210,7 +210,7 @@ def one_host(directory: pathlib.Path, host: int, count: int, seconds: float) -> 
 
 
 def of_process(file: str, name: str) -> int:
-  """A number that Linux keeps of this process: bytes read, the most memory it had (kB)."""
+  """Returns a number that Linux keeps of this process: bytes read, the most memory it had (kB)."""
   with open(f"/proc/self/{file}", encoding="ascii") as lines:
     return next(int(line.split()[1]) for line in lines if line.startswith(name))
 

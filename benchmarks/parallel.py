@@ -144,7 +144,7 @@ class Step:
     self.stages = stage_layout.make(config, self.tx, self.mesh, self.rules, self.pipeline)
 
   def compile(self) -> jax.stages.Compiled:
-    """(state, batch, info) -> (state, metrics); within partitioning.use."""
+    """Compiles (state, batch, info) -> (state, metrics); within partitioning.use."""
     objective = objective_lib.Objective(self.config, pipeline=self.pipeline)
     recipe = step_lib.Recipe(self.optimizer, schedules.Constant(1e-4))
     scalar = jax.ShapeDtypeStruct((), np.uint32, sharding=partitioning.named(self.mesh, self.rules))
@@ -156,14 +156,14 @@ class Step:
     ).compile()
 
   def sizes(self, program: jax.stages.Compiled) -> dict[str, float]:
-    """Bytes of a device: its state, what XLA sets aside, what it sends in a step."""
+    """Returns the bytes of a device: its state, what XLA sets aside, what it sends in a step."""
     memory = program.memory_analysis()
     sent = sum(c.sent * c.times(self.layout.num_micro) for c in collectives.of(hlo.read(program.as_text()), self.mesh))
     return {"state": memory.argument_size_in_bytes, "work": memory.temp_size_in_bytes, "sent": sent}
 
 
 def measure(case: Case, steps: int) -> dict[str, Any]:
-  """Seconds of the fastest step (others use the processors too), and megabytes on each device."""
+  """Measures seconds of the fastest step (others use the processors too), and megabytes on each device."""
   made = Step(case, dataclasses.replace(CONFIG, remat=case.remat), ROWS, None, LENGTH)
   with partitioning.use(made.mesh, made.rules):
     state = made.stages.put_in_stages(state_lib.create(CONFIG, made.tx, 0, made.stages.as_checkpointed))
@@ -194,7 +194,7 @@ def measure(case: Case, steps: int) -> dict[str, Any]:
 
 
 def compiled(case: Case) -> dict[str, Any]:
-  """MiB on each device, and sent by it in a step."""
+  """Returns MiB on each device, and sent by it in a step."""
   made = Step(case, LARGER, MICRO_BATCHES * MICRO_BATCH, MICRO_BATCH, LARGER.max_length)
   with partitioning.use(made.mesh, made.rules):
     sizes = made.sizes(made.compile())

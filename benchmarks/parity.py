@@ -68,7 +68,7 @@ def main() -> int:
 
 
 def table(rows: list[tuple[str, str, float, str]]) -> str:
-  """One line for each group and thing compared, groups together."""
+  """Returns one line for each group and thing compared, groups together."""
   found: dict[tuple[str, str, str], list[float]] = {}
   for group, what, error, tolerance in rows:
     found.setdefault((group, what, tolerance), []).append(error)

@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def first_step(command: pathlib.Path, cache: str, workdir: pathlib.Path) -> list[str]:
-  """The command that trains one step and saves it."""
+  """Runs the command that trains one step and saves it."""
   return [
     str(command),
     "train",
@@ -80,14 +80,14 @@ def first_step(command: pathlib.Path, cache: str, workdir: pathlib.Path) -> list
 
 
 def timed(command: list[str]) -> float:
-  """Seconds of a command that must succeed."""
+  """Returns the seconds of a command that must succeed."""
   began = time.perf_counter()
   subprocess.run(command, check=True, cwd=tempfile.gettempdir(), stdout=subprocess.DEVNULL)
   return round(time.perf_counter() - began, 2)
 
 
 def importing(part: str) -> dict[str, float | bool]:
-  """Median seconds of a fresh process that imports the part, and whether TensorFlow or seqio came along."""
+  """Returns the median seconds of a fresh process that imports the part, and whether TensorFlow or seqio came along."""
   code = f"import sys, {part}; sys.exit(any(name in sys.modules for name in ('tensorflow', 'seqio')))"
   times, heavy = [], False
   for _ in range(RUNS):

@@ -88,7 +88,7 @@ def prepare(here: pathlib.Path, folder: str | None, megabytes: int) -> tuple[lis
 
 
 def measure(here: pathlib.Path, once: list[str], repeated: int, workers: int, repeats: int) -> dict[str, dict]:
-  """Rates of each; they take turns."""
+  """Measures rates of each; they take turns."""
   tokenizer = tokenizer_lib.Tokenizer.load(here / "tokenizer")
   size = sum(len(document.encode()) for document in once)
 
@@ -110,7 +110,9 @@ def measure(here: pathlib.Path, once: list[str], repeated: int, workers: int, re
 
 
 def timed(size: int, run: Callable[[], object]) -> dict[str, float]:
-  """MB a second of what turns `size` bytes into tokens; processor seconds of this process and of those that it ends."""
+  """Returns MB a second of what turns `size` bytes into tokens; and processor seconds of this process and of those
+  that it ends.
+  """
   start, used = time.perf_counter(), processor_seconds()
   run()
   return {
@@ -120,7 +122,7 @@ def timed(size: int, run: Callable[[], object]) -> dict[str, float]:
 
 
 def processor_seconds() -> float:
-  """Of this process and its ended children."""
+  """Returns the processor seconds of this process and its ended children."""
   each = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
   return sum(one.ru_utime + one.ru_stime for one in each)
 

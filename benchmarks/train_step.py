@@ -90,7 +90,7 @@ def main() -> None:
 
 
 def baseline(options: argparse.Namespace, dtype: str) -> dict:
-  """One turn of the original."""
+  """Runs one turn of the original."""
   command = [
     options.baseline_python,
     options.baseline_script,
@@ -105,7 +105,7 @@ def baseline(options: argparse.Namespace, dtype: str) -> dict:
 
 
 def prepare(dtype: str) -> tuple[Callable[[], float], float]:
-  """A function that takes one step and returns tokens/s, warmed up; and the seconds that compiling took."""
+  """Returns a function that takes one step and returns tokens/s, warmed up; and the seconds that compiling took."""
   config = dataclasses.replace(CONFIG, dtype=dtype)
   optimizer = optimizer_lib.AdamW()
   tx, mesh = optimizer.make(), mesh_lib.make_mesh(mesh_lib.MeshConfig(data=1), jax.devices()[:1])

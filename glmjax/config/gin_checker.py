@@ -46,7 +46,7 @@ def check(reader: gin_reader.Reader, entry: str | None, given: Iterable[str], co
 
 
 def _signature(name: str) -> signatures.Signature | None:
-  """The signature of a function by its full name; None where source does not tell."""
+  """Returns the signature of a function by its full name; None where source does not tell."""
   module_name = gin_types.module_of(name)
   try:
     found = signatures.resolve(signatures.find_module(module_name), name.removeprefix(f"{module_name}.").split("."))
@@ -56,7 +56,7 @@ def _signature(name: str) -> signatures.Signature | None:
 
 
 def _reach(bindings: Sequence[Binding], roots: Iterable[Identity]) -> list[Binding]:
-  """Those of the bindings that calls of the root functions depend on, macros among them, in their order."""
+  """Returns those of the bindings that calls of the root functions depend on, macros among them, in their order."""
   functions, macros = set(roots), set()
   size = -1
   while size != len(functions) + len(macros):
@@ -76,7 +76,7 @@ def _reach(bindings: Sequence[Binding], roots: Iterable[Identity]) -> list[Bindi
 
 
 def _check_scopes(reader: gin_reader.Reader) -> None:
-  """A binding's scope must be one that a reference enters, or a macro: its value is made within its name."""
+  """Checks that a binding's scope is one that a reference enters, or a macro: its value is made within its name."""
   used = reader.scopes_used | {scope for name in reader.macros_used for scope in name.split("/")}
   for binding in reader.bindings.values():
     for scope in binding.scope.split("/") if binding.parameter and binding.scope else ():
@@ -87,7 +87,7 @@ def _check_scopes(reader: gin_reader.Reader) -> None:
 
 
 def _check_overridden_macros(reader: gin_reader.Reader) -> None:
-  """A macro on the command line must be one that the files use."""
+  """Checks that a macro on the command line is one that the files use."""
   defined = {b.shown for b in reader.bindings.values() if not b.parameter} - set(reader.override_macros)
   known = sorted(defined | set(reader.macros_used))
   for name, where in reader.override_macros.items():
@@ -97,7 +97,7 @@ def _check_overridden_macros(reader: gin_reader.Reader) -> None:
 
 
 def _check_used(reader: gin_reader.Reader, reached: list[Binding]) -> None:
-  """Every binding must be one that some command's work depends on, or did until another was replaced."""
+  """Checks that some command's work depends on every binding, or did until another was replaced."""
   used = {binding.key for binding in reached}
   names = {binding.shown for binding in reached if binding.parameter}
   for binding in reader.bindings.values():
@@ -108,7 +108,7 @@ def _check_used(reader: gin_reader.Reader, reached: list[Binding]) -> None:
 
 
 def _check_macros(reader: gin_reader.Reader, needed: list[Binding]) -> None:
-  """Macros that are needed must be defined, without a circle, and those defined must be used somewhere."""
+  """Checks that macros that are needed are defined, without a circle, and those defined are used somewhere."""
   macros = {b.shown: b for b in reader.bindings.values() if not b.parameter}
   unused = [name for name in macros if name not in reader.macros_used]
   undefined = {}
@@ -153,7 +153,7 @@ def _check_required(needed: list[Binding]) -> None:
 
 
 def _check_types(reader: gin_reader.Reader) -> None:
-  """Every value against the annotation of the parameter of ours that it is given to."""
+  """Checks every value against the annotation of the parameter of ours that it is given to."""
 
   def lookup(macro: Macro) -> tuple[Any, str] | None:
     binding = reader.bindings.get(("macro", macro.name))
@@ -173,7 +173,7 @@ def _check_types(reader: gin_reader.Reader) -> None:
 
 
 def _check_entry(entry: str, signature: signatures.Signature, needed: list[Binding], given: set[str]) -> None:
-  """The command's function must get all that it has no default for."""
+  """Checks that the command's function gets all that it has no default for."""
   bound = {b.parameter for b in needed if signature.identity in b.identities[:1] and not b.scope}
   missing = [name for name in signature.required if name not in bound | given]
   if missing:
@@ -185,7 +185,7 @@ def _check_entry(entry: str, signature: signatures.Signature, needed: list[Bindi
 
 
 def _program(needed: list[Binding], side_effects: dict[str, str]) -> Program:
-  """The needed bindings as gin statements under imports of their own."""
+  """Returns the needed bindings as gin statements under imports of their own."""
   references = {
     value.selector: binding.where
     for binding in needed
@@ -218,7 +218,7 @@ def _program(needed: list[Binding], side_effects: dict[str, str]) -> Program:
 
 
 def _shorten(selector: str, names: dict[str, str]) -> str:
-  """A full name as the statements' imports allow it to be written."""
+  """Returns a full name as the statements' imports allow it to be written."""
   if selector.startswith("gin."):
     return selector
   module = gin_types.module_of(selector)
@@ -226,7 +226,7 @@ def _shorten(selector: str, names: dict[str, str]) -> str:
 
 
 def _written(value: object, names: dict[str, str]) -> object:
-  """The value with its references' names shortened."""
+  """Returns the value with its references' names shortened."""
   if isinstance(value, dict):
     return {_written(key, names): _written(part, names) for key, part in value.items()}
   if isinstance(value, list | tuple):

@@ -21,14 +21,14 @@ from glmjax.io import paths
 
 
 def packaged_folder() -> pathlib.Path:
-  """Where glmjax's own gin files are: inside the installed package, or beside it in a checkout."""
+  """Returns where glmjax's own gin files are: inside the installed package, or beside it in a checkout."""
   package = pathlib.Path(__file__).parent.parent
   installed = package / "gin_configs"
   return installed if installed.is_dir() else package.parent / "gin"
 
 
 def find(name: str, where: str = "--gin_file") -> pathlib.Path:
-  """The gin file of that name, in the working directory or else in the packaged folder."""
+  """Finds the gin file of that name, in the working directory or else in the packaged folder."""
   name = str(paths.local(name, where if where.startswith("--") else f"{where}: the file to include"))
   for folder in (pathlib.Path.cwd(), packaged_folder()):
     if os.path.lexists(folder / name):  # what is there and no file is said when it is read
@@ -86,7 +86,7 @@ def parse(
 
 
 def configured(entry: str) -> Callable[..., Any]:
-  """The function of that full name, its parameters bound as the parsed files say."""
+  """Returns the function of that full name, its parameters bound as the parsed files say."""
   module_name, _, name = entry.rpartition(".")
   function = getattr(importlib.import_module(module_name), name)
   try:
@@ -97,13 +97,13 @@ def configured(entry: str) -> Callable[..., Any]:
 
 
 def binding(function: Callable[..., Any], parameter: str) -> Any:
-  """The value that the parsed files give a parameter of a configured function; None without one."""
+  """Returns the value that the parsed files give a parameter of a configured function; None without one."""
   value = gin.get_bindings(function, resolve_references=False).get(parameter)
   return copy.deepcopy(value)  # gin's way to evaluate a macro
 
 
 def original(error: Exception) -> Exception:
-  """The exception that a configured function raised; gin re-raises a look-alike that loses errno."""
+  """Returns the exception that a configured function raised; gin re-raises a look-alike that loses errno."""
   kind = type(error)
   while kind.__qualname__ == kind.__base__.__qualname__ and type(error.__context__) is kind.__base__:
     error, kind = error.__context__, kind.__base__
@@ -111,10 +111,10 @@ def original(error: Exception) -> Exception:
 
 
 def config() -> str:
-  """Every binding parsed, as a gin file."""
+  """Returns every binding parsed, as a gin file."""
   return gin.config_str(max_line_length=110)
 
 
 def operative_config() -> str:
-  """The values used so far, defaults included, as a gin file."""
+  """Returns the values used so far, defaults included, as a gin file."""
   return gin.operative_config_str(max_line_length=110)

@@ -64,7 +64,7 @@ class Binding:
 
   @property
   def key(self) -> tuple:
-    """What a later binding of the same thing shares."""
+    """The key that a later binding of the same thing shares."""
     return (self.scope, self.identities[0], self.parameter) if self.parameter else ("macro", self.shown)
 
   @property
@@ -162,7 +162,7 @@ class Reader:
     self.bindings[binding.key] = binding
 
   def _full_names(self, value: Any, modules: dict[str, str], where: str, used: set[str]) -> Any:
-    """The value with its references' names made full."""
+    """Returns the value with its references' names made full."""
     if isinstance(value, dict):
       full = [[self._full_names(part, modules, where, used) for part in item] for item in value.items()]
       return dict(full)
@@ -179,7 +179,7 @@ class Reader:
   def _resolve(
     self, selector: str, modules: dict[str, str], where: str, used: set[str]
   ) -> tuple[str, tuple[Identity, ...], Any]:
-    """Full name, identities and signature (or OPAQUE) of what a selector names through the imports."""
+    """Returns full name, identities and signature (or OPAQUE) of what a selector names through the imports."""
     first, *attributes = selector.split(".")
     if first == "gin":
       return selector, (selector,), signatures.OPAQUE
@@ -207,7 +207,7 @@ class Reader:
 
 
 def flatten(value: Any) -> Iterator[Any]:
-  """The parts of nested lists, tuples and dicts."""
+  """Yields the parts of nested lists, tuples and dicts."""
   if isinstance(value, dict):
     value = [*value.keys(), *value.values()]
   if isinstance(value, list | tuple):
@@ -229,7 +229,7 @@ class _Delegate(config_parser.ParserDelegate):
 
 
 def _statements(text: str, label: str) -> Iterator[Any]:
-  """gin's statements; a syntax error becomes one line that says where."""
+  """Yields gin's statements; a syntax error becomes one line that says where."""
   try:
     yield from config_parser.ConfigParser(text, _Delegate())
   except RecursionError:
@@ -247,7 +247,7 @@ def _statements(text: str, label: str) -> Iterator[Any]:
 
 
 def _reason(error: Exception) -> str:
-  """The parser's message without what only its authors can use."""
+  """Returns the parser's message without what only its authors can use."""
   message = str(error.args[0]).strip().splitlines()[0].rstrip(".")
   if message.startswith(("malformed node", "Unable to parse value")):  # the latter since Python 3.12
     return "not a gin value"
@@ -268,7 +268,7 @@ def _check_parameter(signature: signatures.Signature, statement: config_parser.B
 
 
 def _missing_module(name: str) -> str:
-  """Why a module named in a gin file cannot be imported, and what was probably meant."""
+  """Says why a module named in a gin file cannot be imported, and what was probably meant."""
   top = name.split(".")[0]
   if signatures.find_module(top) is None:
     extra = signatures.EXTRAS.get(top)

@@ -51,12 +51,12 @@ Lookup = Callable[[Macro], tuple[Any, str] | None]  # a macro's value and where 
 
 
 def parse(annotation: signatures.Annotation) -> Type:
-  """What an annotation asks for; aliases and quoted names are followed."""
+  """Says what an annotation asks for; aliases and quoted names are followed."""
   return _parse(annotation.node, annotation.module, 0)
 
 
 def mismatch(value: Any, wanted: Type, lookup: Lookup) -> Mismatch | None:
-  """The innermost part of a value that is not what was wanted; None where all of it is."""
+  """Returns the innermost part of a value that is not what was wanted; None where all of it is."""
   if isinstance(value, Macro):
     known = None if value.is_required else lookup(value)
     found = None if known is None else mismatch(known[0], wanted, lookup)
@@ -80,7 +80,7 @@ def mismatch(value: Any, wanted: Type, lookup: Lookup) -> Mismatch | None:
 
 
 def shown(value: Any) -> str:
-  """A value for an error message, with its type."""
+  """Writes a value for an error message, with its type."""
   try:
     text = repr(value)
   except ValueError:  # an integer of more digits than Python writes
@@ -191,7 +191,7 @@ def _simple_mismatch(value: Any, wanted: Type) -> Mismatch | None:
 
 
 def _advice(value: Any, name: str) -> str:
-  """How a number that was written as something else would be written."""
+  """Says how a number that was written as something else would be written."""
   if name == "int" and isinstance(value, float) and math.isfinite(value) and value.is_integer() and abs(value) < 1e15:
     return f"write {int(value):_}"
   if isinstance(value, str) and name in ("int", "float"):
@@ -223,12 +223,12 @@ def _container_mismatch(value: Any, wanted: Type, lookup: Lookup) -> Mismatch | 
 
 
 def _made(wanted: Type) -> str:
-  """How gin gives what is no plain value."""
+  """Says how gin gives what is no plain value."""
   return f"{wanted.shown}, as @module.{'Name()' if wanted.kind == 'class' else 'function'} gives it"
 
 
 def _reference_mismatch(value: Reference, wanted: Type) -> Mismatch | None:
-  """A function or class (@name), or what calling it makes (@name()), by what its source says."""
+  """Checks a function or class (@name), or what calling it makes (@name()), by what its source says."""
   module_name = module_of(value.selector)
   module = signatures.find_module(module_name)
   attributes = value.selector.removeprefix(f"{module_name}.").split(".")
@@ -254,14 +254,14 @@ def _is_callable_protocol(module: signatures.Module, node: ast.ClassDef) -> bool
 
 
 def module_of(name: str) -> str:
-  """The module in a full name such as package.module.Class.method; empty where there is none."""
+  """Returns the module in a full name such as package.module.Class.method; empty where there is none."""
   while name and signatures.find_module(name) is None:
     name = name.rpartition(".")[0]
   return name
 
 
 def _may_be(made: Type, wanted: Type) -> bool:
-  """Whether something of one type can be of another."""
+  """Tells whether something of one type can be of another."""
   if "any" in (made.kind, wanted.kind):
     return True
   if made.kind == "union":
@@ -294,7 +294,7 @@ def _class_may_be(made: Class, wanted: Type) -> bool:
 
 
 def _ancestors(module: signatures.Module, node: ast.ClassDef) -> Iterator[Class | None]:
-  """A class and all that it inherits from; None for one that source does not tell."""
+  """Returns a class and all that it inherits from; None for one that source does not tell."""
   yield module, node
   for base in node.bases:
     chain = signatures.dotted(base)
@@ -312,7 +312,7 @@ def _base_names(node: ast.ClassDef) -> set[str]:
 
 
 def _members(module: signatures.Module, node: ast.ClassDef) -> set[str]:
-  """Names of methods and fields, those inherited too."""
+  """Returns the names of methods and fields, those inherited too."""
   names = set()
   for each in filter(None, _ancestors(module, node)):
     for statement in each[1].body:
@@ -335,7 +335,7 @@ def check_path(value: Any, wanted: Type, what: str, lookup: Lookup) -> None:
 
 
 def error_of(where: str, name: str, whole: Type, value: Any, found: Mismatch) -> errors.InputError:
-  """The one line for a value of a wrong type."""
+  """Returns the one line for a value of a wrong type."""
   inner = "" if found.value is value else f": {shown(found.value)} is not {found.wanted}"
   wanted = whole.shown if inner else found.wanted
   advice = f"; {found.advice}" if found.advice else ""

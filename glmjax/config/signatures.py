@@ -69,20 +69,20 @@ class NameNotFound(LookupError):
 
 
 def nearest(name: str, candidates: Iterable[str]) -> str | None:
-  """The candidate that a typing slip most likely meant."""
+  """Returns the candidate that a typing slip most likely meant."""
   by_lower = {candidate.lower(): candidate for candidate in candidates}
   match = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)
   return by_lower[match[0]] if match else None
 
 
 def advice(close: str | None, otherwise: str) -> str:
-  """What to tell someone whose name was not found."""
+  """Says what to tell someone whose name was not found."""
   return f"did you mean {close}?" if close else otherwise
 
 
 @functools.cache
 def find_module(name: str) -> Module | None:
-  """The module of that full name, or None; neither it nor its parents are imported."""
+  """Returns the module of that full name, or None; neither it nor its parents are imported."""
   parent_name, _, last = name.rpartition(".")
   folders = None
   if parent_name:
@@ -111,7 +111,7 @@ def find_module(name: str) -> Module | None:
 
 
 def submodules(module: Module) -> list[str]:
-  """Names of the modules directly inside a package."""
+  """Returns the names of the modules directly inside a package."""
   names = set()
   for folder in module.folders or ():
     for path in pathlib.Path(folder).glob("*"):
@@ -122,7 +122,7 @@ def submodules(module: Module) -> list[str]:
 
 @functools.cache
 def _names(path: pathlib.Path) -> tuple[dict[str, ast.AST], list[ast.ImportFrom]]:
-  """Top-level names of a source file with the statement that binds each, and its star imports."""
+  """Returns top-level names of a source file with the statement that binds each, and its star imports."""
   names, stars = {}, []
   waiting = list(reversed(ast.parse(path.read_bytes()).body))
   while waiting:
@@ -149,7 +149,7 @@ def _names(path: pathlib.Path) -> tuple[dict[str, ast.AST], list[ast.ImportFrom]
 
 
 def resolve(module: Module, attributes: list[str]) -> Module | Signature | object:
-  """What `module.a.b` is: a Module, a Signature or OPAQUE; raises NameNotFound for a name not there."""
+  """Returns what `module.a.b` is: a Module, a Signature or OPAQUE; raises NameNotFound for a name not there."""
   return _resolve(module, tuple(attributes), frozenset())
 
 
@@ -197,7 +197,7 @@ def _from_stars(
 
 
 def _absolute(module: Module, node: ast.ImportFrom) -> str:
-  """The full name of the module that an import statement inside `module` is from."""
+  """Returns the full name of the module that an import statement inside `module` is from."""
   if not node.level:
     return node.module
   parts = module.name.split(".")
@@ -216,7 +216,7 @@ def _imported(
 def _import_target(
   module: Module, node: ast.Import | ast.ImportFrom, name: str, rest: tuple[str, ...]
 ) -> tuple[Module | None, tuple[str, ...]]:
-  """The module that an import statement takes `name` from, and what `name.rest` is called there."""
+  """Returns the module that an import statement takes `name` from, and what `name.rest` is called there."""
   if isinstance(node, ast.Import):
     alias = next(a for a in node.names if (a.asname or a.name.split(".")[0]) == name)
     return find_module(alias.name if alias.asname else name), rest
@@ -225,7 +225,7 @@ def _import_target(
 
 
 def definition(module: Module, attributes: Sequence[str], within: str = "") -> tuple[Module, ast.stmt] | None:
-  """The statement that `module.a.b` is defined by, and the module it is in; None where source does not tell.
+  """Returns the statement that `module.a.b` is defined by, and the module it is in; None where source does not tell.
 
   Other packages than `within` are not looked into, if it is given.
   """
@@ -251,7 +251,7 @@ def definition(module: Module, attributes: Sequence[str], within: str = "") -> t
 
 
 def dotted(node: ast.AST | None) -> tuple[str, ...] | None:
-  """('a', 'b') for the expression a.b; None for any other."""
+  """Returns ('a', 'b') for the expression a.b; None for any other."""
   parts = []
   while isinstance(node, ast.Attribute):
     parts.append(node.attr)
@@ -270,7 +270,7 @@ def _function(node: ast.FunctionDef | ast.AsyncFunctionDef, module: Module, is_m
 
 
 def _member(module: Module, node: ast.ClassDef, name: str, seen: frozenset) -> Signature | object:
-  """A method of a class."""
+  """Finds a method of a class."""
   methods = {n.name: n for n in node.body if isinstance(n, ast.FunctionDef)}
   if name in methods:
     static = any(dotted(d) == ("staticmethod",) for d in methods[name].decorator_list)
@@ -281,7 +281,7 @@ def _member(module: Module, node: ast.ClassDef, name: str, seen: frozenset) -> S
 
 
 def _class(module: Module, node: ast.ClassDef, seen: frozenset) -> Signature | object:
-  """A class's constructor: its __init__, or its fields for a dataclass or NamedTuple, or what it inherits."""
+  """Returns a class's constructor: its __init__, or its fields for a dataclass or NamedTuple, or what it inherits."""
   for method in node.body:
     if isinstance(method, ast.FunctionDef) and method.name in ("__init__", "__new__"):
       return dataclasses.replace(_function(method, module, is_method=True), name=node.name, line=node.lineno)

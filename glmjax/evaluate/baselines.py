@@ -20,11 +20,11 @@ class Unigram:
   most_frequent: int
 
   def bits(self, documents: Sequence[np.ndarray]) -> float:
-    """-log2 p of all tokens."""
+    """Returns -log2 p of all tokens."""
     return float(-sum(self.log2_probs[ids].sum() for ids in documents))
 
   def num_right(self, targets: Sequence[Sequence[int]]) -> int:
-    """How many tokens the most frequent one gets right."""
+    """Counts how many tokens the most frequent one gets right."""
     return sum(list(ids).count(self.most_frequent) for ids in targets)
 
 
@@ -41,5 +41,5 @@ def count_unigrams(reader: shards.SplitReader, vocab_size: int, end: int | None)
 
 
 def xz_bits(text: bytes) -> int:
-  """Bits of the text as one xz file at its strongest preset."""
+  """Returns the bits of the text as one xz file at its strongest preset."""
   return 8 * len(lzma.compress(text, preset=9 | lzma.PRESET_EXTREME))

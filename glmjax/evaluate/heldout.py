@@ -67,7 +67,7 @@ class Questions:
 
   @property
   def rows(self) -> list[score.Row]:
-    """Left to right, then the spans with both sides in view, then with the left one only."""
+    """The rows of all questions: left to right, then the spans with both sides in view, then with the left one only."""
     both, left = [fill.both_sides for fill in self.fills], [fill.left_only for fill in self.fills]
     return [*self.left_to_right, *both, *left]
 
@@ -138,7 +138,9 @@ def evaluate_model(
   settings: Settings = Settings(),
   place: placement.Placement | None = None,
 ) -> dict[str, dict]:
-  """`evaluate` of a model and a cache that are open already; without a placement on the first device."""
+  """Does what `evaluate` does with a model and a cache that are open already; without a placement on the first
+  device.
+  """
   tasks = text_tasks(cache)
   tokenizer = tokenizer_lib.Tokenizer.load(model.tokenizer_dir)
   made_with = cache.manifest["tokenizer"]["fingerprint"]
@@ -169,7 +171,7 @@ def evaluate_model(
 
 
 def _score(model: runner.Runner, rows: list[score.Row], specials: tokens_lib.SpecialTokens) -> list[score.Score]:
-  """All languages in one go: rows of like length share batches.
+  """Scores all languages in one go: rows of like length share batches.
 
   A guess is a text token: that a span ends here (eop) is no answer to what it goes on with.
   """
@@ -182,7 +184,7 @@ def _score(model: runner.Runner, rows: list[score.Row], specials: tokens_lib.Spe
 
 
 def text_tasks(cache: shards.TokenCache) -> dict[str, str]:
-  """Language -> text task of the cache; each must have held-out text."""
+  """Maps each language to the text task of the cache; each must have held-out text."""
   names = [name for name, task in sorted(cache.tasks.items()) if task["kind"] == "text"]
   tasks = {name.removeprefix(TASK_PREFIX): name for name in names}
   if not tasks:
@@ -205,7 +207,7 @@ def _nothing_held_out(cache: shards.TokenCache, task: str) -> errors.InputError:
 def ask(
   held_out: windows.HeldOut, model: load.LoadedModel, specials: tokens_lib.SpecialTokens, settings: Settings
 ) -> Questions:
-  """Windows and blanks of the lengths that the model was trained on."""
+  """Makes windows and blanks of the lengths that the model was trained on."""
   trained = {
     "seq_length": model.config.max_length,
     "samples_per_sequence": 4,
@@ -228,7 +230,7 @@ def ask(
 
 
 def baseline_figures(questions: Questions, unigram: baselines.Unigram) -> dict[str, float]:
-  """Sizes, and what the unigram model and xz make of the same text."""
+  """Returns sizes, and what the unigram model and xz make of the same text."""
   held_out, targets = questions.held_out, [fill.targets for fill in questions.fills]
   figures = {
     "documents": len(held_out.documents),
@@ -248,7 +250,7 @@ def baseline_figures(questions: Questions, unigram: baselines.Unigram) -> dict[s
 
 
 def model_figures(questions: Questions, scores: Sequence[score.Score]) -> dict[str, float]:
-  """The model's own figures, from the scores of `questions.rows`."""
+  """Returns the model's own figures, from the scores of `questions.rows`."""
   num_windows, num_fills = len(questions.left_to_right), len(questions.fills)
   read = score.join(scores[:num_windows])
   assert read.count == questions.held_out.num_tokens, (read.count, questions.held_out.num_tokens)
@@ -265,6 +267,6 @@ def model_figures(questions: Questions, scores: Sequence[score.Score]) -> dict[s
 
 
 def ratio_and_error(numbers: np.ndarray, sizes: np.ndarray) -> tuple[float, float]:
-  """sum(numbers) / sum(sizes) and its standard error; samples are independent, the tokens in one are not."""
+  """Returns sum(numbers) / sum(sizes) and its standard error; samples are independent, the tokens in one are not."""
   ratio = numbers.sum() / sizes.sum()
   return float(ratio), float(np.sqrt(np.square(numbers - ratio * sizes).sum()) / sizes.sum())

@@ -23,7 +23,7 @@ Curve = tuple[np.ndarray, np.ndarray]  # steps, losses
 
 
 def draw(series: dict[str, Curve], held_out: dict[str, Curve], resumed_at: Sequence[int]) -> bytes:
-  """A PNG of the curves.
+  """Draws a PNG of the curves.
 
   Args:
     series: training loss of each objective, nats a token.
@@ -75,7 +75,7 @@ def draw(series: dict[str, Curve], held_out: dict[str, Curve], resumed_at: Seque
 
 
 def _thin(steps: np.ndarray, losses: np.ndarray) -> Curve:
-  """At most _MOST_POINTS points: means over neighbours."""
+  """Returns at most _MOST_POINTS points: means over neighbours."""
   size = -(-len(steps) // _MOST_POINTS)
   starts = np.arange(0, len(steps), size)
   counts = np.diff(np.append(starts, len(steps)))
@@ -83,7 +83,7 @@ def _thin(steps: np.ndarray, losses: np.ndarray) -> Curve:
 
 
 def _smooth(losses: np.ndarray) -> np.ndarray:
-  """A running mean over a fortieth of the run, centred."""
+  """Returns a running mean over a fortieth of the run, centred."""
   half = max(len(losses) // 80, 1)
   total = np.concatenate([[0.0], np.cumsum(losses)])
   low, high = np.arange(len(losses)) - half, np.arange(len(losses)) + half + 1
@@ -92,7 +92,7 @@ def _smooth(losses: np.ndarray) -> np.ndarray:
 
 
 def _frame(axes: object, first: float, last: float, losses: np.ndarray) -> None:
-  """Axes, grid and limits; the loss axis is logarithmic, as losses fall by ever smaller steps."""
+  """Draws axes, grid and limits; the loss axis is logarithmic, as losses fall by ever smaller steps."""
   from matplotlib import ticker
 
   axes.set_yscale("log")

@@ -10,7 +10,7 @@ _LANGUAGES = {"en": "English", "zh": "Chinese"}
 
 
 def render(report: dict[str, Any], title: str) -> str:
-  """The whole report."""
+  """Returns the whole report."""
   sections = [
     f"# Report: {title}",
     _training(report["train"]),
@@ -36,7 +36,7 @@ def _training(train: dict[str, Any]) -> str:
 
 
 def _held_out(heldout: dict[str, dict[str, Any]]) -> str:
-  """Bits per byte and filling, each beside its baselines."""
+  """Tabulates bits per byte and filling, each beside its baselines."""
   languages = list(heldout)
   names = [_LANGUAGES.get(language, language) for language in languages]
 
@@ -119,6 +119,6 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]], align: str = "-
 
 
 def _cell(text: str) -> str:
-  """Any text as one table cell."""
+  """Writes any text as one table cell."""
   text = html.escape(text, quote=False).replace("\n", "<br>")
   return re.sub(r"([\\|\[*_`])", r"\\\1", text)

@@ -84,7 +84,7 @@ def write(
 
 
 def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
-  """The run's steps that have a loss, in order; lines that are no steps are told, and left out."""
+  """Reads the run's steps that have a loss, in order; lines that are no steps are told, and left out."""
   _check_there(path, "glmjax train")
   user_text.check_regular(path)
   records, damaged = [], []
@@ -104,7 +104,7 @@ def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def _step(line: bytes, where: str) -> dict[str, Any] | None:
-  """A step's record, if it has the figures that the report uses, all of them numbers; losses may be null."""
+  """Returns a step's record, if it has the figures that the report uses, all of them numbers; losses may be null."""
   try:
     record = user_json.parse(line, where)
   except errors.InputError:
@@ -124,12 +124,12 @@ def _is_number(value: Any) -> bool:
 
 
 def resumed_at(lines: list[dict[str, Any]]) -> list[int]:
-  """Steps from which the run went on after a stop."""
+  """Returns steps from which the run went on after a stop."""
   return [line["step"] - 1 for line in lines if line.get("resumed")]
 
 
 def train_figures(lines: list[dict[str, Any]]) -> dict[str, Any]:
-  """Figures of the training run; losses are means over MEAN_STEPS steps, speeds the steps' median."""
+  """Computes figures of the training run; losses are means over MEAN_STEPS steps, speeds the steps' median."""
   loss = [line["loss"] for line in lines]
   resumed = resumed_at(lines)
   return {
@@ -145,7 +145,7 @@ def train_figures(lines: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def loss_curves(lines: list[dict[str, Any]], prefix: str) -> dict[str, loss_plot.Curve]:
-  """Steps and losses of each objective that has any."""
+  """Returns steps and losses of each objective that has any."""
   curves = {}
   for name in tokens_lib.OBJECTIVES:
     having = [line for line in lines if line.get(prefix + name) is not None]
@@ -158,7 +158,7 @@ def loss_curves(lines: list[dict[str, Any]], prefix: str) -> dict[str, loss_plot
 
 
 def quantized_figures(heldout: Mapping[str, dict], exports: Mapping[str, pathlib.Path]) -> dict[str, dict]:
-  """Size on disk and bits per byte of every model; the float one is there to compare with."""
+  """Returns size on disk and bits per byte of every model; the float one is there to compare with."""
   figures = {}
   for model, languages in heldout.items():
     figures[model] = {"bytes": _size(exports[model])} if model in exports else {}
@@ -180,7 +180,7 @@ def quantized_figures(heldout: Mapping[str, dict], exports: Mapping[str, pathlib
 
 
 def read_samples(path: pathlib.Path) -> list[dict[str, str]]:
-  """What the models said, one {"model", "prompt", "output"} a line; the last where a prompt was put twice."""
+  """Reads what the models said, one {"model", "prompt", "output"} a line; the last where a prompt was put twice."""
   samples = {}
   for number, line in _lines(path, "glmjax generate"):
     where = f"{path}, line {number}"
@@ -194,7 +194,7 @@ def read_samples(path: pathlib.Path) -> list[dict[str, str]]:
 
 
 def read_evaluation(path: pathlib.Path) -> dict[str, dict[str, float]]:
-  """What glmjax evaluate wrote of a model: its figures by language."""
+  """Reads what glmjax evaluate wrote of a model: its figures by language."""
   again = f"run glmjax evaluate --out={path} again"
   _check_there(path, f"glmjax evaluate --out={path}")
   languages = user_json.read(path, expected=again)
@@ -209,7 +209,7 @@ def read_evaluation(path: pathlib.Path) -> dict[str, dict[str, float]]:
 
 
 def _size(folder: pathlib.Path) -> int:
-  """Bytes of an export's parameters on disk."""
+  """Counts the bytes of an export's parameters on disk."""
   files = [path for path in (folder / "params").rglob("*") if path.is_file()]
   if not files:
     raise errors.InputError(
@@ -219,7 +219,7 @@ def _size(folder: pathlib.Path) -> int:
 
 
 def _lines(path: pathlib.Path, command: str) -> Iterator[tuple[int, str]]:
-  """The lines of a file that hold something, and their numbers."""
+  """Yields the lines of a file that hold something, and their numbers."""
   _check_there(path, command)
   return ((number, line) for number, line in user_text.lines(path) if line.strip())
 

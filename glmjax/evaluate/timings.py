@@ -24,7 +24,7 @@ def prepare(file: str | os.PathLike) -> None:
 
 
 def append(file: str | os.PathLike, stage: str, started: float, seconds: float) -> None:
-  """Adds one line; a single short write, so that what other processes add stays whole.
+  """Adds one line in a single short write, so that what other processes add stays whole.
 
   Where that fails it is said, and no more: the command itself has done its work.
   """
@@ -41,7 +41,7 @@ def append(file: str | os.PathLike, stage: str, started: float, seconds: float) 
 
 
 def read(file: str | os.PathLike) -> dict[str, float]:
-  """Seconds of each stage in the order they first ran, the runs of one stage added up; {} without a file."""
+  """Reads seconds of each stage in the order they first ran, the runs of one stage added up; {} without a file."""
   path, seconds = pathlib.Path(file), {}
   if not path.exists():
     return seconds

@@ -40,7 +40,7 @@ def choose_documents(
   max_tokens: int,
   seed: int,
 ) -> HeldOut:
-  """Documents in a random order that `seed` settles, up to `max_tokens`; the last one is cut there."""
+  """Chooses documents in a random order that `seed` settles, up to `max_tokens`; the last one is cut there."""
   documents, texts, utf8_bytes, left, end = [], [], 0, max_tokens, None
   for i in range(reader.num_documents):
     document = reader.document(sampler.permute(i, reader.num_documents, seed, "held out"))
@@ -63,7 +63,7 @@ def choose_documents(
 def left_to_right(
   held_out: HeldOut, length: int, specials: tokens_lib.SpecialTokens, positions: positions_lib.Positions
 ) -> list[score.Row]:
-  """[gMASK] windows of `length` places in which every token of the documents is a target exactly once."""
+  """Returns [gMASK] windows of `length` places in which every token of the documents is a target exactly once."""
   before = [] if held_out.end is None else [held_out.end]
   rows = []
   for ids in held_out.documents:
@@ -93,7 +93,7 @@ def fills(
   mean_span_length: float,
   max_span_length: int,
 ) -> list[Fill]:
-  """Up to `count` spans of windows that do not overlap, with at least a quarter of the window on either side.
+  """Returns up to `count` spans of windows that do not overlap, with at least a quarter of the window on either side.
 
   Args:
     held_out: the documents.

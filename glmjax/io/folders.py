@@ -154,7 +154,7 @@ def _owns(kind: Kind, inside: pathlib.PurePath) -> bool:
 
 
 def _check_apart(folder: pathlib.Path, kind: Kind, source: pathlib.Path) -> None:
-  """What is read must not be what is written, nor lie in what may be deleted for it."""
+  """Checks that what is read is not what is written, nor lies in what may be deleted for it."""
   if source == folder or source.exists() and folder.exists() and os.path.samefile(source, folder):
     raise errors.InputError(f"{folder} is the source itself: choose another folder for {kind.value}")
   if folder in source.parents and (kind is not Kind.RUN or _owns(kind, source.relative_to(folder))):
@@ -171,7 +171,7 @@ def _check_parents(folder: pathlib.Path) -> None:
 
 
 def _check_free(folder: pathlib.Path, kind: Kind, there: list[str]) -> None:
-  """A folder that is not of this kind yet must be empty; a run may begin beside files that are none of its own.
+  """Checks that a folder that is not of this kind yet is empty; a run may begin beside files that are none of its own.
 
   The sample text may go anywhere: it writes only what is not there.
   """
@@ -185,7 +185,7 @@ def _check_free(folder: pathlib.Path, kind: Kind, there: list[str]) -> None:
 
 
 def _json(path: pathlib.Path, largest: int = _LARGEST_MARK) -> dict[str, Any] | None:
-  """The object in a small file; {} for one that is damaged, None for none."""
+  """Reads the object in a small file; {} for one that is damaged, None for none."""
   try:
     if not path.is_file():
       return None

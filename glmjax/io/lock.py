@@ -45,7 +45,7 @@ def held(path: str | os.PathLike, taken: str) -> Iterator[None]:
 
 
 def beside(path: pathlib.Path) -> pathlib.Path:
-  """The lock file for a file or folder that will be replaced: beside it."""
+  """Returns the lock file for a file or folder that will be replaced: beside it."""
   return path.with_name(f".{path.name}.lock")
 
 

@@ -10,12 +10,12 @@ class Progress:
   """Says "3,000 of 10,000 texts scored" every `seconds`, through the logger "glmjax"; a short loop stays silent."""
 
   def __init__(self, total: int, what: str, seconds: float = 10):
-    """`what` is counted up to `total`: "texts scored", "tokens scored"."""
+    """Counts `what` up to `total`: "texts scored", "tokens scored"."""
     self._total, self._what, self._seconds = total, what, seconds
     self._told = time.monotonic()
 
   def at(self, done: int) -> None:
-    """So many are done. Cheap enough to be called for each."""
+    """Says how many are done, if it is time; cheap enough to be called for each."""
     now = time.monotonic()
     if now - self._told >= self._seconds:
       self._told = now

@@ -158,7 +158,7 @@ def remove(path: pathlib.Path) -> None:
 
 
 def is_unfinished(name: str) -> bool:
-  """Whether a file or folder of that name is one that was never finished, whoever began it."""
+  """Tells whether a file or folder of that name is one that was never finished, whoever began it."""
   return re.fullmatch(rf"\..+\.\d+\.({_UNFINISHED}|{_REPLACED})", name) is not None
 
 
@@ -167,7 +167,7 @@ def _temporary(path: pathlib.Path, suffix: str) -> pathlib.Path:
 
 
 def _left_over(path: pathlib.Path, suffix: str, everywhere: bool = False) -> list[pathlib.Path]:
-  """What writers of this name whose processes are gone have left; `everywhere`: other machines' as well."""
+  """Returns what writers of this name whose processes are gone have left; `everywhere`: other machines' as well."""
   name = re.compile(rf"\.{re.escape(path.name)}\.(?:([A-Za-z0-9_-]+)\.)?(\d+)\.{suffix}")
   try:
     matches = [match for entry in os.listdir(path.parent) if (match := name.fullmatch(entry))]
@@ -180,12 +180,12 @@ def _left_over(path: pathlib.Path, suffix: str, everywhere: bool = False) -> lis
 
 
 def host() -> str:
-  """The machine's name, as a part of a file name."""
+  """Returns the machine's name, as a part of a file name."""
   return re.sub("[^A-Za-z0-9_-]", "-", os.uname().nodename) or "-"
 
 
 def _lives(process: int) -> bool:
-  """Whether another process may be at work; in a container the one that was killed often had our own number."""
+  """Tells whether another process may be at work; in a container the one that was killed often had our own number."""
   if process == os.getpid():
     return False
   try:

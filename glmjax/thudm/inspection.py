@@ -101,7 +101,7 @@ def _inspect_ours(path: pathlib.Path, hashes: bool) -> dict[str, Any]:
 
 
 def _newest(path: pathlib.Path, hashes: bool) -> tuple[ours_lib.Source | None, str | None]:
-  """The parameters that loading would take, and what is wrong with them; steps that a run deletes are left."""
+  """Returns the parameters that loading would take, and what is wrong with them; steps that a run deletes are left."""
   tries = 3
   while True:
     source, tries = None, tries - 1
@@ -122,7 +122,7 @@ def _itself(source: ours_lib.Source) -> ours_lib.Source:
 
 
 def _problem_of_metrics(path: pathlib.Path) -> str | None:
-  """What is wrong with a run's metrics; its last line may be half-written."""
+  """Says what is wrong with a run's metrics; its last line may be half-written."""
   if not path.is_file():
     return None
   bad = None
@@ -151,7 +151,9 @@ def _verify(source: ours_lib.Source) -> None:
 
 
 def _by_folder(path: pathlib.Path) -> list[dict[str, Any]]:
-  """The bytes of the folder's own files and of each folder in it; what a run deletes meanwhile is passed over."""
+  """Counts the bytes of the folder's own files and of each folder in it; what a run deletes meanwhile is passed
+  over.
+  """
   sizes: dict[str, int] = {}
   for parent, folders, files in os.walk(path):
     folders.sort()
@@ -194,7 +196,7 @@ def _inspect_theirs(path: pathlib.Path, hashes: bool) -> dict[str, Any]:
 
 
 def _our_config(path: pathlib.Path) -> folder_lib.FolderConfig | None:
-  """Of what `export --format=safetensors` has written; None: config.json is another's, or missing."""
+  """Reads the config.json that `export --format=safetensors` has written; None: it is another's, or missing."""
   try:
     is_ours = isinstance(shards_lib.read_json(path / folder_lib.CONFIG).get("model"), Mapping)
   except errors.InputError:
@@ -203,7 +205,7 @@ def _our_config(path: pathlib.Path) -> folder_lib.FolderConfig | None:
 
 
 def _table(tensors: Iterable[tuple[str, Any]]) -> list[dict[str, Any]]:
-  """Tensors by name, those of all layers and ranks in one row where they are alike."""
+  """Lists tensors by name, those of all layers and ranks in one row where they are alike."""
   rows: dict[tuple[Any, ...], dict[str, Any]] = {}
   for key, tensor in tensors:
     name = _LAYER.sub("*", key)

@@ -48,17 +48,17 @@ class Entry:
     return params_lib.known(self.name).quantizes
 
   def keys(self, num_layers: int) -> list[str]:
-    """Their keys, layer by layer."""
+    """Returns their keys, layer by layer."""
     return [self.key.format(i) for i in range(num_layers)] if self.stacked else [self.key]
 
   def their_shape(self, bits: int | None = None) -> tuple[int, ...]:
-    """Of the merged matrix or vector; INT4 codes are packed in pairs along the inputs."""
+    """Returns the shape of the merged matrix or vector; INT4 codes are packed in pairs along the inputs."""
     if not self.inputs:
       return (math.prod(self.rows),)
     return math.prod(self.rows), math.prod(self.inputs) // (2 if self.kernel and bits == 4 else 1)
 
   def our_rows(self, rows: Sequence[int] | None = None) -> tuple[int, ...]:
-    """The factors of the rows in our order."""
+    """Returns the factors of the rows in our order."""
     rows = self.rows if rows is None else rows
     return tuple(rows[i] for i in self.order or range(len(rows)))
 
@@ -67,20 +67,20 @@ class Entry:
     return (*self.inputs, *self.our_rows()) if self.inputs_first else (*self.our_rows(), *self.inputs)
 
   def factor_slices(self, region: Sequence[slice]) -> list[slice]:
-    """Of a region of our array (one layer's), what it takes of each factor of the rows, in their order."""
+    """Returns what a region of our array (one layer's) takes of each factor of the rows, in their order."""
     ours = region[len(self.inputs) :] if self.inputs_first else region[: len(self.rows)]
     order = list(self.order or range(len(self.rows)))
     return [ours[order.index(i)] for i in range(len(self.rows))]
 
   def ranges(self, factors: Sequence[slice]) -> Iterator[tuple[int, int]]:
-    """The stretches of their rows that these slices of the factors are; one factor at most is cut."""
+    """Yields the stretches of their rows that these slices of the factors are; one factor at most is cut."""
     cut = next((i for i, (s, n) in enumerate(zip(factors, self.rows)) if s.stop - s.start < n), 0)
     inner, size = math.prod(self.rows[cut + 1 :]), self.rows[cut]
     for outer in range(math.prod(self.rows[:cut])):
       yield (outer * size + factors[cut].start) * inner, (outer * size + factors[cut].stop) * inner
 
   def to_ours(self, block: np.ndarray, factors: Sequence[slice]) -> np.ndarray:
-    """Rows of their matrix (or vector) as a block of our array; `factors` say which rows they are."""
+    """Turns rows of their matrix (or vector) into a block of our array; `factors` say which rows they are."""
     rows = [s.stop - s.start for s in factors]
     if self.order:
       block = block.reshape(*rows, -1).transpose(*self.order, len(rows)).reshape(block.shape)
@@ -92,7 +92,7 @@ class Entry:
     return transpose(block).reshape(*inputs, *self.our_rows(rows))
 
   def to_theirs(self, ours: np.ndarray) -> np.ndarray:
-    """Our array, one layer's, as their matrix or vector."""
+    """Turns our array, one layer's, into their matrix or vector."""
     if not self.inputs:
       block = ours.reshape(math.prod(self.rows))
     elif self.inputs_first:
@@ -106,7 +106,7 @@ class Entry:
 
 
 def transpose(x: np.ndarray) -> np.ndarray:
-  """x.T, in memory of its own."""
+  """Returns x.T, in memory of its own."""
   out = np.empty(x.shape[::-1], x.dtype)
   for i in range(0, x.shape[0], _TILE):
     out[:, i : i + _TILE] = x[i : i + _TILE].T
@@ -114,7 +114,7 @@ def transpose(x: np.ndarray) -> np.ndarray:
 
 
 def entries(family: str, config: config_lib.GLMConfig) -> list[Entry]:
-  """All parameters of a model, in the order of the original's state dict."""
+  """Returns all parameters of a model, in the order of the original's state dict."""
   at, make = "transformer.layers.{}.", functools.partial(_entry, config)
   qkv = {"split": "rows", "groups": 3} if family == "glm-10b" else {"split": "rows", "order": (1, 0, 2)}
   wi = {"split": "rows", "groups": config.mlp_branches}
@@ -148,7 +148,7 @@ def _entry(
   split: Literal["none", "rows", "inputs"] = "none",
   groups: int = 1,
 ) -> Entry:
-  """A parameter of the table under their key."""
+  """Returns the entry of a parameter of the table, under their key."""
   in_layer = name.removeprefix(f"{params_lib.LAYERS}/")
   param = params_lib.table(config)[name] if in_layer == name else params_lib.layer(config)[in_layer]
   if param.part == "embedding":
@@ -163,7 +163,7 @@ def _norm(config: config_lib.GLMConfig, key: str, name: str) -> list[Entry]:
 
 
 def inv_freq(config: config_lib.GLMConfig) -> np.ndarray:
-  """The rotary frequencies that every layer's files repeat; ChatGLM-6B's are of half a head."""
+  """Returns the rotary frequencies that every layer's files repeat; ChatGLM-6B's are of half a head."""
   size = config.head_dim // max(1, config.position_kind.rotary_parts)
   exponents = np.arange(0, size, 2, dtype=np.float32) / np.float32(size)
   return (np.float32(1.0) / np.float32(config.rotary_base) ** exponents).astype(np.float16)

@@ -137,7 +137,7 @@ def _content(
 def _read_finite(
   opened: source_lib.Source, weight: stored_weights.StoredWeight, region: stored_weights.Region
 ) -> Mapping[str, np.ndarray]:
-  """A block as it is to be stored; an array that is not finite is an error, and never becomes part of a model."""
+  """Reads a block as it is to be stored; an array that is not finite is an error, and never becomes part of a model."""
   try:
     block = opened.read(weight, region)
     if weight.bits is not None:  # whose scales may come as they are; what was a float here is checked already
@@ -149,7 +149,7 @@ def _read_finite(
 
 
 def _plan(opened: source_lib.Source, content: export.ExportSource) -> str:
-  """A hash of all that decides what will be written."""
+  """Returns a hash of all that decides what will be written."""
   files = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in opened.files]
   weights = [repr(weight) for weight in content.weights]
   plan = [_FORMAT, content.elements or stored_weights.ELEMENTS, files, repr(content.config), weights]

@@ -18,7 +18,7 @@ class Merged:
 
   @property
   def shape(self) -> tuple[int, ...]:
-    """Returns the shape of the whole tensor."""
+    """The shape of the whole tensor."""
     shape = list(self.shards[0].shape)
     if self.split == "rows":
       shape[0] *= len(self.shards)
@@ -31,14 +31,14 @@ class Merged:
     return self.shards[0].dtype
 
   def rows(self, start: int, stop: int) -> np.ndarray:
-    """Rows [start, stop) of the whole."""
+    """Reads rows [start, stop) of the whole."""
     if self.split == "inputs":
       return np.concatenate([shard.rows(start, stop) for shard in self.shards], axis=1)
     parts = [self.shards[rank].rows(first, last) for rank, first, last in self._parts(start, stop)]
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
   def _parts(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
-    """(rank, first row, last row) whose rows, put together, are [start, stop)."""
+    """Yields each (rank, first row, last row) whose rows, put together, are [start, stop)."""
     if self.split == "none":
       yield 0, start, stop
       return
@@ -52,7 +52,7 @@ class Merged:
 
 
 def part_shape(shape: tuple[int, ...], split: str, count: int) -> tuple[int, ...]:
-  """Of what each of `count` ranks holds."""
+  """Returns the shape of what each of `count` ranks holds."""
   if split == "ranks":
     return shape[1:]
   axis = {"none": None, "rows": 0, "inputs": 1}[split]
@@ -60,7 +60,9 @@ def part_shape(shape: tuple[int, ...], split: str, count: int) -> tuple[int, ...
 
 
 def part(whole: np.ndarray, split: str, groups: int, rank: int, count: int) -> np.ndarray:
-  """What rank `rank` of `count` holds of a tensor; "ranks": its first axis counts ranks, or so many at a time."""
+  """Returns what rank `rank` of `count` holds of a tensor; "ranks": its first axis counts ranks, or so many at a
+  time.
+  """
   if split == "ranks":
     return whole[rank * len(whole) // count]
   if split == "none":

@@ -133,27 +133,29 @@ def look_up(module: str, name: str) -> Name | None:
 
 
 def is_size(value: Any) -> bool:
-  """Whether it is a whole number that sizes, strides and offsets may be."""
+  """Tells whether it is a whole number that sizes, strides and offsets may be."""
   return type(value) is int and 0 <= value <= LARGEST_NUMBER
 
 
 def kind(value: Any) -> str:
-  """What kind of value it is, in words."""
+  """Says in words what kind of value it is."""
   return f"a {type(value).__name__.strip('_').lower()}"
 
 
 def ignore(arguments: Sequence[Any]) -> Name:
-  """What is called and read as nothing."""
+  """Returns IGNORED for what is called and read as nothing."""
   return IGNORED
 
 
 def parameter(arguments: tuple[Any, ...]) -> Any:
-  """The tensor that a parameter is made of."""
+  """Returns the tensor that a parameter is made of."""
   return arguments[0]
 
 
 def tensor(arguments: tuple[Any, ...]) -> Pending:
-  """Of (storage, offset, shape, strides, ...); it must lie in its storage, and hold no more elements than that."""
+  """Makes a tensor of (storage, offset, shape, strides, ...); it must lie in its storage, and hold no more elements
+  than that.
+  """
   storage, offset, shape, strides = arguments[:4] if len(arguments) >= 4 else (None,) * 4
   if not isinstance(storage, Storage) or type(shape) is not tuple or type(strides) is not tuple:
     raise Damaged("a tensor without storage, shape or strides")
@@ -172,14 +174,14 @@ def tensor(arguments: tuple[Any, ...]) -> Pending:
 
 
 def whole_number(line: bytes) -> Any:
-  """A number, or a truth value, in decimal digits; IGNORED where they are too many for Python."""
+  """Reads a number, or a truth value, in decimal digits; IGNORED where they are too many for Python."""
   if line in (b"00", b"01"):
     return line == b"01"
   return int(line.removesuffix(b"L")) if len(line) <= _MOST_DIGITS else IGNORED
 
 
 def quoted(line: bytes) -> Any:
-  """A string in quotes; IGNORED where it has escapes."""
+  """Reads a string in quotes; IGNORED where it has escapes."""
   line = line.strip()
   if len(line) < 2 or line[:1] != line[-1:] or line[:1] not in b"'\"":
     raise Damaged("a string without quotes")
@@ -187,20 +189,20 @@ def quoted(line: bytes) -> Any:
 
 
 def long(data: bytes) -> Any:
-  """A number in little-endian bytes; IGNORED where they are more than 255."""
+  """Reads a number in little-endian bytes; IGNORED where they are more than 255."""
   return int.from_bytes(data, "little", signed=True) if len(data) <= 255 else IGNORED
 
 
 def utf_8(data: bytes) -> str:
-  """Text, surrogates included."""
+  """Reads text, surrogates included."""
   return data.decode("utf-8", "surrogatepass")
 
 
 def latin_1(data: bytes) -> str:
-  """Text of Python 2's strings."""
+  """Reads text of Python 2's strings."""
   return data.decode("latin-1")
 
 
 def raw_unicode(line: bytes) -> str:
-  """Text of protocol 0's strings."""
+  """Reads text of protocol 0's strings."""
   return line.decode("raw-unicode-escape")

@@ -92,7 +92,7 @@ class Reader:
     self._push(self._number(form))
 
   def _push_counted(self, form: str, convert: Callable[[bytes], Any]) -> None:
-    """A length, and so many bytes."""
+    """Pushes what a length and so many bytes behind it say."""
     size = self._number(form)
     if size < 0:
       raise values.Damaged(f"a value of {size} bytes")
@@ -198,7 +198,7 @@ class Reader:
     self._push(makers[function.name](arguments))
 
   def _dict(self, arguments: tuple[Any, ...]) -> values.Dict:
-    """OrderedDict(), and Python 2's OrderedDict([[key, value], ...])."""
+    """Makes the dict of OrderedDict(), and of Python 2's OrderedDict([[key, value], ...])."""
     found, pairs = values.Dict(), arguments[0] if arguments else []
     if type(pairs) is not list:
       raise values.Damaged(f"a dict of {values.kind(pairs)}")
@@ -226,7 +226,7 @@ class Reader:
     self._call(function, tuple(self._since_mark()))
 
   def _persistent(self) -> None:
-    """("storage", type, key, device, elements); a sixth, None, in old files."""
+    """Takes in ("storage", type, key, device, elements); a sixth, None, in old files."""
     pid = self._stack.pop()
     if type(pid) is not tuple or not 5 <= len(pid) <= 6 or type(pid[0]) is not str or pid[0] != "storage":
       raise values.Damaged("a storage that is not described as one")

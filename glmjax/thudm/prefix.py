@@ -40,17 +40,17 @@ class Prefix:
 
   @property
   def length(self) -> int:
-    """Returns P, how many keys every query sees besides."""
+    """P, how many keys every query sees besides."""
     return self.tensors["embedding.weight"].shape[0]
 
   @property
   def nbytes(self) -> int:
-    """Counts the bytes of all tensors."""
+    """The bytes of all tensors."""
     return sum(tensor.nbytes for tensor in self.tensors.values())
 
   @property
   def dtype(self) -> str:
-    """Of the large table; an evaluated one is float32, as ptuning/ keeps the encoder."""
+    """The dtype of the large table; an evaluated one is float32, as ptuning/ keeps the encoder."""
     return "float32" if self._projected else self.tensors["embedding.weight"].dtype.name
 
   @property
@@ -58,13 +58,15 @@ class Prefix:
     return len(self.tensors) > 1
 
   def read(self, name: str, layers: slice) -> np.ndarray:
-    """Some layers of one of NAMES, [layers, H, P, K]."""
+    """Reads some layers of one of NAMES, [layers, H, P, K]."""
     starts = [(2 * layer + NAMES.index(name)) * self.embed_dim for layer in range(layers.start, layers.stop)]
     found = np.stack([self._columns(start, start + self.embed_dim) for start in starts])  # [layers, P, D]
     return found.reshape(*found.shape[:2], self.num_heads, -1).transpose(0, 2, 1, 3)
 
   def _columns(self, start: int, stop: int) -> np.ndarray:
-    """Columns of the large table [P, columns]: what the file holds of them, or a few of the perceptron's outputs."""
+    """Returns columns of the large table [P, columns]: what the file holds of them, or a few of the perceptron's
+    outputs.
+    """
     if self._projected:
       return self._linear("trans.2", self._hidden, start, stop)
     table = self.tensors["embedding.weight"]
@@ -77,26 +79,26 @@ class Prefix:
     return np.tanh(self._linear("trans.0", table.astype("f4"), 0, size))
 
   def _linear(self, name: str, x: np.ndarray, start: int, stop: int) -> np.ndarray:
-    """Outputs [start, stop) of one of the perceptron's layers, in float32."""
+    """Returns outputs [start, stop) of one of the perceptron's layers, in float32."""
     weight, bias = self.tensors[f"{name}.weight"], self.tensors[f"{name}.bias"]
     parts = [x @ weight.rows(i, min(i + _ROWS, stop)).astype("f4").T for i in range(start, stop, _ROWS)]
     return np.concatenate(parts, 1) + bias.rows(start, stop).astype("f4")
 
 
 def to_theirs(key_NHPK: np.ndarray, value_NHPK: np.ndarray) -> np.ndarray:
-  """The large table [P, 2 N D]."""
+  """Returns the large table [P, 2 N D]."""
   both = np.stack([key_NHPK, value_NHPK], 1)  # N, 2, H, P, K
   return both.transpose(3, 0, 1, 2, 4).reshape(both.shape[3], -1)
 
 
 def weights(prefix: Prefix, config: config_lib.GLMConfig, dtype: str | None) -> list[stored_weights.StoredWeight]:
-  """The two parameters as they are to be stored; quantizing leaves them alone."""
+  """Returns the two parameters as they are to be stored; quantizing leaves them alone."""
   shape = (config.num_layers, config.num_heads, config.prefix_length, config.head_dim)
   return [stored_weights.StoredWeight(name, shape, dtype or prefix.dtype) for name in NAMES]
 
 
 def open_prefix(path: str | os.PathLike, config: config_lib.GLMConfig) -> Prefix:
-  """What P-Tuning left: its folder (config.json is read where there is one), or the file of tensors.
+  """Opens what P-Tuning left: its folder (config.json is read where there is one), or the file of tensors.
 
   Raises:
     errors.InputError: when there is no prefix, or it is another model's.
@@ -122,7 +124,7 @@ def checked(
   config: config_lib.GLMConfig,
   where: pathlib.Path,
 ) -> Prefix:
-  """A prefix of tensors under their full keys; `said`: the config.json beside them.
+  """Returns a prefix of tensors under their full keys; `said`: the config.json beside them.
 
   Raises:
     errors.InputError: when tensors are missing, or their sizes are not the model's.

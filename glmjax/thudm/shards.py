@@ -32,19 +32,19 @@ class Shards:
 
   @property
   def nbytes(self) -> int:
-    """Counts the bytes of all tensors."""
+    """The bytes of all tensors."""
     return sum(tensor.nbytes for rank in self.ranks for tensor in rank.values())
 
 
 def open_file(path: pathlib.Path) -> dict[str, tensors.Tensor]:
-  """The weights in one file."""
+  """Opens the weights in one file."""
   if path.suffix == ".safetensors":
     return tensors.open_safetensors(path)
   return torch_files.open_state_dict(path)
 
 
 def open_hub(folder: pathlib.Path) -> Shards:
-  """A folder as the Hugging Face Hub has it: safetensors or pytorch_model.bin, in one file or several.
+  """Opens a folder as the Hugging Face Hub has it: safetensors or pytorch_model.bin, in one file or several.
 
   Raises:
     errors.InputError: when a file is missing or damaged, or holds other tensors than the index says.
@@ -87,7 +87,7 @@ def _open_indexed(folder: pathlib.Path, index: str) -> Shards:
 
 
 def _listed(index: pathlib.Path) -> dict[str, set[str]]:
-  """The keys that an index says are in each file."""
+  """Returns the keys that an index says are in each file."""
   weight_map = read_json(index).get("weight_map")
   if not isinstance(weight_map, dict) or not weight_map:
     raise errors.InputError(f"{index} has no weight_map, or an empty one: copy it again")
@@ -107,7 +107,7 @@ def _listed(index: pathlib.Path) -> dict[str, set[str]]:
 
 
 def _is_name(name: str) -> bool:
-  """Whether it can be that of a file in the folder, and no path to another place."""
+  """Tells whether it can be that of a file in the folder, and no path to another place."""
   try:
     encoded = os.fsencode(name)
   except UnicodeEncodeError:
@@ -116,7 +116,7 @@ def _is_name(name: str) -> bool:
 
 
 def open_ranks(folder: pathlib.Path) -> Shards:
-  """A training checkpoint: `latest` and <iteration>/mp_rank_XX_model_states.pt.
+  """Opens a training checkpoint: `latest` and <iteration>/mp_rank_XX_model_states.pt.
 
   `latest_checkpointed_iteration.txt` is `latest`'s other name; the folder with the mp_rank files will do, too.
 
@@ -162,7 +162,7 @@ def open_ranks(folder: pathlib.Path) -> Shards:
 
 
 def _without_prefix(opened: dict[str, tensors.Tensor]) -> dict[str, tensors.Tensor]:
-  """Wrapped models (fine-tuning, DistributedDataParallel) put the same word before each key."""
+  """Takes off the word that wrapped models (fine-tuning, DistributedDataParallel) put before each key."""
   for prefix in ("module.", "model."):
     if all(key.startswith(prefix) for key in opened):
       opened = {key.removeprefix(prefix): tensor for key, tensor in opened.items()}
@@ -185,7 +185,7 @@ def check_keys(shards: Shards, wanted: Sequence[str], optional: Sequence[str], w
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
-  """A JSON object.
+  """Reads a JSON object.
 
   Raises:
     errors.InputError: when the file is missing or holds anything else.

@@ -43,16 +43,16 @@ class Source:
 
   @property
   def files(self) -> tuple[pathlib.Path, ...]:
-    """Lists all files that are read."""
+    """All files that are read."""
     return self.shards.files + (() if self.prefix is None else self.prefix.files)
 
   @property
   def nbytes(self) -> int:
-    """Counts the bytes of all tensors."""
+    """The bytes of all tensors."""
     return self.shards.nbytes + (0 if self.prefix is None else self.prefix.nbytes)
 
   def weights(self, bits: int | None, dtype: str | None) -> list[stored_weights.StoredWeight]:
-    """The parameters as they are to be stored; codes stay codes, floats keep their dtypes unless told."""
+    """Returns the parameters as they are to be stored; codes stay codes, floats keep their dtypes unless told."""
     found = []
     for entry in layouts.entries(self.family, self.config):
       shape = (self.config.num_layers, *entry.our_shape()) if entry.stacked else entry.our_shape()
@@ -67,7 +67,7 @@ class Source:
     return found if self.prefix is None else found + prefix_lib.weights(self.prefix, self.config, dtype)
 
   def read(self, weight: stored_weights.StoredWeight, region: stored_weights.Region) -> dict[str, np.ndarray]:
-    """A block as it is to be stored."""
+    """Reads a block as it is to be stored."""
     if weight.name in prefix_lib.NAMES:
       return weight.convert(self.prefix.read(weight.name, region[0]))
     entry = next(e for e in layouts.entries(self.family, self.config) if e.name == weight.name)
@@ -85,7 +85,7 @@ class Source:
     return entry.to_ours(rows[0] if len(rows) == 1 else np.concatenate(rows), factors)
 
   def _scale(self, entry: layouts.Entry, key: str, factors: list[slice]) -> np.ndarray:
-    """One scale for each row; matrices whose inputs are divided have one for each row and rank."""
+    """Reads one scale for each row; matrices whose inputs are divided have one for each row and rank."""
     tensor = self.tensors[key]
     parts = [tensor] if entry.split != "inputs" else [merged.Merged((shard,)) for shard in tensor.shards]
     scales = []
@@ -179,7 +179,8 @@ def _open_ranks(family: str, folder: pathlib.Path, num_heads: int | None) -> Sou
 def _with_head(
   config: config_lib.GLMConfig, bits: int | None, shards: shards_lib.Shards, folder: pathlib.Path, is_said: bool
 ) -> tuple[config_lib.GLMConfig, dict[str, merged.Merged], str | None]:
-  """The model with the head that transformers would give it, its tensors, and a note where that is not the file's.
+  """Returns the model with the head that transformers would give it, its tensors, and a note where that is not the
+  file's.
 
   The files hold a head beside the table, or, saved by transformers, one of the two for both. Where they differ,
   a tied model's head is the table.
@@ -220,7 +221,7 @@ def _take_prefix(
   config: config_lib.GLMConfig,
   folder: pathlib.Path,
 ) -> tuple[shards_lib.Shards, prefix_lib.Prefix | None]:
-  """The model's own tensors, and the prefix among them or the one given."""
+  """Returns the model's own tensors, and the prefix among them or the one given."""
   [rank] = shards.ranks
   inside = {key: tensor for key, tensor in rank.items() if key.startswith(prefix_lib.ENCODER)}
   if inside and given is not None:
@@ -249,7 +250,7 @@ def _shape(shards: shards_lib.Shards, key: str, folder: pathlib.Path, ndim: int 
 
 
 def _check_degree(shards: shards_lib.Shards, folder: pathlib.Path) -> None:
-  """The files must be as many as the ranks that the tensors were divided among."""
+  """Checks that the files are as many as the ranks that the tensors were divided among."""
   at = "transformer.layers.0."
   ours = _shape(shards, at + "mlp.dense_h_to_4h.weight", folder)[0]
   rows, _ = _shape(shards, at + "attention.dense.weight", folder)
@@ -276,7 +277,7 @@ def _bits_of_shapes(shards: shards_lib.Shards) -> int | None:
 def _config_of_shapes(
   family: str, shards: shards_lib.Shards, num_heads: int | None, folder: pathlib.Path
 ) -> config_lib.GLMConfig:
-  """Sizes of a checkpoint without a configuration file."""
+  """Infers the sizes of a checkpoint without a configuration file from its tensors' shapes."""
   first, count = shards.ranks[0], len(shards.ranks)
   if num_heads is not None and num_heads < 1:
     raise errors.InputError(f"num_heads is {num_heads}: give 1 or more, or leave it out")
@@ -310,7 +311,7 @@ def _config_of_shapes(
 def _merge(
   family: str, config: config_lib.GLMConfig, bits: int | None, shards: shards_lib.Shards, folder: pathlib.Path
 ) -> dict[str, merged.Merged]:
-  """Every tensor by its key; keys, shapes and dtypes are as the configuration asks."""
+  """Merges every tensor by its key; keys, shapes and dtypes are as the configuration asks."""
   found_by_key, wanted = shards.ranks[0], []
   every = layouts.entries(family, config)
   if every[0].key not in found_by_key and "transformer." + every[0].key in found_by_key:  # SwissArmyTransformer's
@@ -346,7 +347,7 @@ def _merge(
 
 
 def _same(a: merged.Merged, b: merged.Merged) -> bool:
-  """Whether two matrices are the same bit for bit; as much is read as is alike."""
+  """Tells whether two matrices are the same bit for bit; as much is read as is alike."""
   if a == b:  # one place in a file, which torch shares between two names
     return True
   if a.shape != b.shape or a.dtype != b.dtype:
@@ -388,7 +389,9 @@ def _joined(
 
 
 def _check_alike(shards: shards_lib.Shards, key: str) -> None:
-  """What every rank holds whole must be the same in all files, up to roundings by which ranks may have drifted."""
+  """Checks that what every rank holds whole is the same in all files, up to roundings by which ranks may have
+  drifted.
+  """
   first, *others = (rank[key] for rank in shards.ranks)
   about, count = ml_dtypes.finfo(first.dtype), max(1, _COMPARED // math.prod(first.shape[1:]))
   tolerance = 4 * float(about.eps)
@@ -405,7 +408,7 @@ def _check_alike(shards: shards_lib.Shards, key: str) -> None:
 
 
 def _check_frequencies(shards: shards_lib.Shards, config: config_lib.GLMConfig, keys: list[str]) -> None:
-  """Rotary frequencies in the files must be those that the model will compute."""
+  """Checks that rotary frequencies in the files are those that the model will compute."""
   expected = layouts.inv_freq(config)
   for key in keys[:1]:
     tensor = shards.ranks[0].get(key)

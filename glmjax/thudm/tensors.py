@@ -52,11 +52,11 @@ class Tensor:
 
   @property
   def nbytes(self) -> int:
-    """Counts the bytes of its elements."""
+    """The bytes of its elements."""
     return math.prod(self.shape) * self.dtype.itemsize
 
   def rows(self, start: int, stop: int) -> np.ndarray:
-    """Elements [start, stop) of the first axis."""
+    """Reads elements [start, stop) of the first axis."""
     shape = (stop - start, *self.shape[1:])
     offset = self.offset + start * self.strides[0] * self.dtype.itemsize
     if self.strides == contiguous(self.shape):
@@ -92,12 +92,12 @@ class Tensor:
 
 
 def contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
-  """Strides, in elements, of an array that is stored row by row."""
+  """Returns the strides, in elements, of an array that is stored row by row."""
   return tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
 
 
 def read_bytes(path: pathlib.Path, offset: int, size: int) -> np.ndarray:
-  """uint8 [size].
+  """Reads so many bytes, uint8 [size].
 
   Raises:
     errors.InputError: when the file ends before.
@@ -115,7 +115,7 @@ def read_bytes(path: pathlib.Path, offset: int, size: int) -> np.ndarray:
 
 
 def open_safetensors(path: pathlib.Path) -> dict[str, Tensor]:
-  """The tensors of a safetensors file.
+  """Returns the tensors of a safetensors file.
 
   Raises:
     errors.InputError: when the file is damaged, ends too early, or is a failed download.
@@ -171,7 +171,7 @@ def _are_sizes(numbers: Any) -> bool:
 
 
 def _check_places(path: pathlib.Path, start: int, size: int, found: Mapping[str, Tensor]) -> None:
-  """The format asks that the tensors fill the file, each byte being in one of them."""
+  """Checks that the tensors fill the file, each byte being in one of them, as the format asks."""
   free = start
   for name, tensor in sorted(found.items(), key=_place):
     if tensor.offset < free:
@@ -196,7 +196,7 @@ def check_inside(path: pathlib.Path, end: int) -> None:
 
 
 def safetensors_header(entries: dict[str, tuple[np.dtype, tuple[int, ...]]]) -> bytes:
-  """What a safetensors file with these tensors, in this order and without gaps, begins with."""
+  """Returns what a safetensors file with these tensors, in this order and without gaps, begins with."""
   names = {dtype: name for name, dtype in DTYPES.items()}
   header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # without it transformers takes the file for TensorFlow's
   offset = 0

@@ -27,7 +27,7 @@ Entry = tuple[np.dtype, tuple[int, ...]]
 
 
 def open_state_dict(path: pathlib.Path) -> dict[str, tensors.Tensor]:
-  """The weights of a file: its "module" or "state_dict", or the file itself where that is a dict of tensors.
+  """Returns the weights of a file: its "module" or "state_dict", or the file itself where that is a dict of tensors.
 
   Raises:
     errors.InputError: when the file is damaged, ends too early, names functions that are not torch's, is a failed
@@ -52,7 +52,7 @@ def open_state_dict(path: pathlib.Path) -> dict[str, tensors.Tensor]:
 
 
 def _opened(path: pathlib.Path) -> tuple[Any, dict[str, tuple[int, int]]]:
-  """What torch.save was given, and the first byte and the size of each storage in bytes."""
+  """Returns what torch.save was given, and the first byte and the size of each storage in bytes."""
   user_text.check_regular(path)
   try:
     with open(path, "rb") as file:
@@ -93,7 +93,9 @@ def _open_zip(path: pathlib.Path, members: Mapping[str, zips.Member]) -> tuple[A
 
 
 def _open_legacy(path: pathlib.Path) -> tuple[Any, dict[str, tuple[int, int]]]:
-  """Before torch 1.6: pickles of magic number, protocol, machine, content and storage keys, then the storages."""
+  """Opens a file from before torch 1.6: pickles of magic number, protocol, machine, content and storage keys, then
+  the storages.
+  """
   with open(path, "rb") as file:
     reader = pickles.Reader(file.read(pickles.LARGEST), str(path))
     _, protocol, machine = (reader.read() for _ in range(3))
@@ -146,7 +148,7 @@ class TorchWriter:
     self._put("byteorder", [b"little"])
 
   def write(self, pieces: Iterable[bytes | memoryview]) -> None:
-    """The next tensor's elements."""
+    """Writes the next tensor's elements."""
     self._put(f"data/{self._count}", pieces)
     self._count += 1
 
@@ -178,7 +180,7 @@ def _pickled_numbers(numbers: Sequence[int]) -> bytes:
 
 
 def _pickled(entries: Mapping[str, Entry], inside: str | None) -> bytes:
-  """The pickle, protocol 2, of a dict of tensors whose storages are numbered in order."""
+  """Returns the pickle, protocol 2, of a dict of tensors whose storages are numbered in order."""
   storages = {dtype: name for name, dtype in pickle_values.STORAGES.items()}
   out = [b"\x80\x02"]
   if inside is not None:

@@ -80,7 +80,7 @@ def _read(
 def _check(
   tokenizer: tokenizer_lib.Tokenizer, config: config_lib.GLMConfig, hub: Mapping[str, Any], folder: pathlib.Path
 ) -> None:
-  """The vocabulary must be the one that the weights were trained with."""
+  """Checks that the vocabulary is the one that the weights were trained with."""
   expected = _TOKENIZERS.get(config.vocab_size)
   if expected not in (None, tokenizer.vocab_size) or tokenizer.vocab_size > config.vocab_size:
     raise errors.InputError(

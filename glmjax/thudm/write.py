@@ -47,13 +47,13 @@ class Item:
     return math.prod(self.shape) * self.dtype.itemsize
 
   def whole(self) -> np.ndarray:
-    """The tensor in one piece."""
+    """Returns the tensor in one piece."""
     parts = list(self.parts())
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def write_format(name: str, tensor_parallel: int | None = None) -> export.FormatWriter:
-  """What `export.export` calls to write the named format.
+  """Writes the named format for `export.export`.
 
   Raises:
     errors.InputError: for an unknown name, or a degree where there are no ranks.
@@ -72,7 +72,7 @@ def write_format(name: str, tensor_parallel: int | None = None) -> export.Format
 
 
 def _write_safetensors(content: export.ExportSource, folder: pathlib.Path) -> None:
-  """Our own names and shapes; codes and scales of quantized kernels beside each other."""
+  """Writes our own names and shapes; codes and scales of quantized kernels beside each other."""
   items = []
   for weight in content.weights:
     rest = tuple(slice(0, n) for n in weight.shape[1:])
@@ -91,12 +91,12 @@ def _write_safetensors(content: export.ExportSource, folder: pathlib.Path) -> No
 def _read_each(
   content: export.ExportSource, weight: stored_weights.StoredWeight, regions: Sequence[stored_weights.Region], name: str
 ) -> Iterator[np.ndarray]:
-  """Stretches of one of the arrays that a weight is stored as."""
+  """Yields stretches of one of the arrays that a weight is stored as."""
   return (content.read(weight, region)[name] for region in regions)
 
 
 def _write_chatglm(content: export.ExportSource, folder: pathlib.Path) -> None:
-  """A folder for the Hub's modeling_chatglm.py, which is not ours to give: copy its *.py files there."""
+  """Writes a folder for the Hub's modeling_chatglm.py, which is not ours to give: copy its *.py files there."""
   model = content.config.model
   _check_model(model, "chatglm-hf", positions="rotary_2d", mlp="gelu_tanh", norm="deepnorm", alpha=math.sqrt(56))
   write_safetensors(folder, items_of("chatglm-6b", content))
@@ -133,7 +133,7 @@ def _check_model(model: config_lib.GLMConfig, name: str, **expected: object) -> 
 
 
 def items_of(family: str, content: export.ExportSource) -> list[Item]:
-  """The model's tensors under the original's keys."""
+  """Returns the model's tensors under the original's keys."""
   model = content.config.model
   weights = {weight.name: weight for weight in content.weights}
   items = []
@@ -154,7 +154,7 @@ def items_of(family: str, content: export.ExportSource) -> list[Item]:
 
 
 def _prefix_item(both: Sequence[stored_weights.StoredWeight], content: export.ExportSource) -> Item:
-  """Keys and values of all layers as the one table that they are in the original."""
+  """Returns keys and values of all layers as the one table that they are in the original."""
   layers, heads, length, size = both[0].shape
   region = tuple(slice(0, n) for n in both[0].shape)
 
@@ -165,7 +165,7 @@ def _prefix_item(both: Sequence[stored_weights.StoredWeight], content: export.Ex
 
 
 def by_layer(every: Sequence[layouts.Entry], num_layers: int) -> Iterator[tuple[layouts.Entry, int | None]]:
-  """Entries in the order of a state dict, those of a layer together."""
+  """Returns entries in the order of a state dict, those of a layer together."""
   stacked = [entry for entry in every if entry.stacked]
   for entry in every:
     if not entry.stacked:
@@ -178,7 +178,7 @@ def by_layer(every: Sequence[layouts.Entry], num_layers: int) -> Iterator[tuple[
 def _items_of_entry(
   entry: layouts.Entry, layer: int | None, weight: stored_weights.StoredWeight, content: export.ExportSource
 ) -> Iterator[Item]:
-  """A matrix or vector, or the codes and the scales of one."""
+  """Yields a matrix or vector, or the codes and the scales of one."""
   key = entry.key.format(layer)
   region = tuple(slice(0, n) for n in weight.shape)
   if layer is not None:
@@ -232,7 +232,7 @@ def _bar(items: Sequence[Item]) -> tqdm.tqdm:
 
 
 def _one_rank(items: Sequence[Item]) -> list[Item]:
-  """Scales that are counted by rank as the vectors that files without ranks have."""
+  """Turns scales that are counted by rank into the vectors that files without ranks have."""
   found = []
   for item in items:
     if item.split == "ranks":
@@ -246,7 +246,7 @@ def _one_rank(items: Sequence[Item]) -> list[Item]:
 
 
 def write_safetensors(folder: pathlib.Path, items: Sequence[Item], shard_bytes: int = _SHARD_BYTES) -> None:
-  """model.safetensors, or shards of it with an index."""
+  """Writes model.safetensors, or shards of it with an index."""
   items = _one_rank(items)
   folder.mkdir(parents=True, exist_ok=True)
   groups = _grouped(items, shard_bytes)
@@ -288,7 +288,7 @@ def _write_index(folder: pathlib.Path, index: str, names: Sequence[str], groups:
 
 
 def write_ranks(folder: pathlib.Path, items: Sequence[Item], degree: int, iteration: str) -> None:
-  """`latest` and <iteration>/mp_rank_XX_model_states.pt.
+  """Writes `latest` and <iteration>/mp_rank_XX_model_states.pt.
 
   Raises:
     errors.InputError: when a tensor does not divide among the ranks.
@@ -323,7 +323,7 @@ def write_ranks(folder: pathlib.Path, items: Sequence[Item], degree: int, iterat
 def write_hub_configs(
   folder: pathlib.Path, model: config_lib.GLMConfig, bits: int | None, tokenizer: tokenizer_lib.Tokenizer | None
 ) -> None:
-  """config.json, and the tokenizer's two files."""
+  """Writes config.json, and the tokenizer's two files."""
   config = {
     "architectures": ["ChatGLMModel"],
     "model_type": "chatglm",

@@ -38,7 +38,7 @@ class Member:
 
 
 def members(path: pathlib.Path) -> dict[str, Member] | None:
-  """The members of a zip file by name, in the order of their places; None when it is no zip file.
+  """Returns the members of a zip file by name, in the order of their places; None when it is no zip file.
 
   Raises:
     Damaged: as the module says.
@@ -80,7 +80,7 @@ def _read(file: BinaryIO, at: int, size: int) -> bytes:
 
 
 def _end(file: BinaryIO, size: int) -> tuple[int, int, int] | None:
-  """(members, bytes, first byte) of the directory, from the record at the file's end."""
+  """Returns (members, bytes, first byte) of the directory, from the record at the file's end."""
   tail = _read(file, max(0, size - 22 - _COMMENT), min(size, 22 + _COMMENT))
   at = tail.rfind(_END)
   if at < 0 or len(tail) - at < 22:
@@ -99,7 +99,7 @@ def _end(file: BinaryIO, size: int) -> tuple[int, int, int] | None:
 
 
 def _listed(directory: bytes) -> Iterator[tuple[str, int, int, int]]:
-  """(name, place of the local header, size, crc) of each member."""
+  """Yields (name, place of the local header, size, crc) of each member."""
   at = 0
   while at < len(directory):
     if not directory.startswith(_DIRECTORY, at) or len(directory) - at < 46:
@@ -120,7 +120,7 @@ def _listed(directory: bytes) -> Iterator[tuple[str, int, int, int]]:
 
 
 def _wide(extra: bytes, numbers: list[int]) -> list[int]:
-  """The numbers of 32 bits, those of 64 from the extra field where they are there."""
+  """Returns the numbers of 32 bits, with those of 64 from the extra field where they are there."""
   at = 0
   while at + 4 <= len(extra):
     kind, length = struct.unpack_from("<HH", extra, at)
@@ -132,7 +132,7 @@ def _wide(extra: bytes, numbers: list[int]) -> list[int]:
 
 
 def _data(file: BinaryIO, name: str, at: int) -> int:
-  """The first byte of a member's data, behind its local header."""
+  """Returns the first byte of a member's data, behind its local header."""
   header = _read(file, at, 30)
   if not header.startswith(_LOCAL):
     raise Damaged(f"the member {printable.line(name, 80)} is not where the directory says")
@@ -141,7 +141,7 @@ def _data(file: BinaryIO, name: str, at: int) -> int:
 
 
 def read(path: pathlib.Path, member: Member, largest: int) -> bytes:
-  """All bytes of a member of at most `largest` bytes."""
+  """Reads all bytes of a member of at most `largest` bytes."""
   if member.size > largest:
     raise Damaged(f"{printable.line(member.name, 80)} has {member.size:,} bytes, {largest:,} at most being expected")
   with open(path, "rb") as file:
@@ -149,7 +149,9 @@ def read(path: pathlib.Path, member: Member, largest: int) -> bytes:
 
 
 def damaged_member(path: pathlib.Path) -> str | None:
-  """The first member whose bytes are not those of its CRC; all are read, unless torch was told to leave CRCs out."""
+  """Returns the first member whose bytes are not those of its CRC; all are read, unless torch was told to leave CRCs
+  out.
+  """
   found = (members(path) or {}).values()
   if not any(member.crc for member in found):
     return None
@@ -165,6 +167,6 @@ def damaged_member(path: pathlib.Path) -> str | None:
 
 
 def is_zip(path: pathlib.Path) -> bool:
-  """Whether the file's end is that of a zip file."""
+  """Tells whether the file's end is that of a zip file."""
   with open(path, "rb") as file:
     return _end(file, os.fstat(file.fileno()).st_size) is not None

@@ -37,7 +37,7 @@ class Tokenizer:
   """An immutable tokenizer; two are equal when their fingerprints are."""
 
   def __init__(self, model: bytes, num_image_tokens: int = 0, source: str = "SentencePiece model") -> None:
-    """`model` is a serialized SentencePiece model in the icetk layout; `source` names it in messages."""
+    """Takes `model`, a serialized SentencePiece model in the icetk layout; `source` names it in messages."""
     self.model = model
     self.num_image_tokens = num_image_tokens
     proto, self.num_text_tokens = layout.extended_model(model, source)
@@ -132,7 +132,7 @@ class Tokenizer:
       )
 
   def encode(self, text: str, allow_special: bool = False, dummy_prefix: bool = True) -> list[int]:
-    """Ids of the text; written specials such as "[MASK]" become special tokens only if allowed.
+    """Returns ids of the text; written specials such as "[MASK]" become special tokens only if allowed.
 
     dummy_prefix=False is for text that goes on where other text ended: models that put a space before
     every text (ice_text.model; those of `training` do not) then put none.
@@ -142,7 +142,7 @@ class Tokenizer:
   def encode_arrays(
     self, texts: Sequence[str], allow_special: bool = False, dummy_prefix: bool = True
   ) -> list[np.ndarray]:
-    """`encode` of every text, int32, in memory that is bounded but for texts and ids."""
+    """Applies `encode` to every text, int32, in memory that is bounded but for texts and ids."""
     rows: list[list[np.ndarray]] = [[] for _ in texts]
     segments = (
       (row, *segment) for row, text in zip(rows, texts) for segment in self._segments(text, allow_special, dummy_prefix)
@@ -157,7 +157,7 @@ class Tokenizer:
     return [row[0] if len(row) == 1 else np.concatenate(row or [np.zeros(0, np.int32)]) for row in rows]
 
   def _encode_marked(self, marked: list[str]) -> list[list[int]]:
-    """SentencePiece's ids of texts whose whitespace is marked."""
+    """Returns SentencePiece's ids of texts whose whitespace is marked."""
     try:
       return self._processor.encode(marked, num_threads=1)
     except (TypeError, UnicodeEncodeError) as error:
@@ -168,11 +168,13 @@ class Tokenizer:
       ) from error
 
   def decode(self, ids: Iterable[int], show_special: bool = False, dummy_prefix: bool = True) -> str:
-    """Text of the ids, special tokens left out or written as in layout.SPECIAL_TEXT; broken UTF-8 becomes U+FFFD."""
+    """Returns the text of the ids, special tokens left out or written as in layout.SPECIAL_TEXT; broken UTF-8
+    becomes U+FFFD.
+    """
     return self.decode_bytes(ids, show_special, dummy_prefix).decode("utf-8", errors="replace")
 
   def decode_bytes(self, ids: Iterable[int], show_special: bool = False, dummy_prefix: bool = True) -> bytes:
-    """UTF-8 bytes of the ids: where a character is split over ids, any cut of them still adds up."""
+    """Returns the UTF-8 bytes of the ids: where a character is split over ids, any cut of them still adds up."""
     out = []
     strip = dummy_prefix and self._adds_dummy_prefix
     starts = strip  # at the start, and after a special token, a leading space is the dummy prefix
@@ -244,7 +246,7 @@ class Tokenizer:
       yield text[start:]
 
   def _cut(self, text: str, start: int) -> int:
-    """Where a chunk without a newline ends."""
+    """Returns where a chunk without a newline ends."""
     stop = min(start + _LONGEST_CHUNK, len(text))
     for end in range(start + _CHUNK, stop):
       pair = text[end - 1 : end + 1]
@@ -254,13 +256,13 @@ class Tokenizer:
 
   @functools.cached_property
   def _pairs(self) -> frozenset[str]:
-    """Every two characters that stand side by side in a piece."""
+    """All pairs of characters that stand side by side in a piece."""
     pieces = (self._processor.IdToPiece(i).replace(layout.SPACE, " ") for i in range(len(self._bytes)))
     return frozenset(piece[i : i + 2] for piece in pieces for i in range(len(piece) - 1))
 
 
 def sentence_ends(folder: str | os.PathLike) -> tuple[int, ...]:
-  """Ids of the tokenizer's pieces that end a sentence, as THUDM/GLM's blocklm_utils.py tells them."""
+  """Returns ids of the tokenizer's pieces that end a sentence, as THUDM/GLM's blocklm_utils.py tells them."""
   tokenizer = Tokenizer.load(folder)
   return tuple(
     i
@@ -273,7 +275,7 @@ _Segment = tuple[list[np.ndarray], str | list[int], int]
 
 
 def _bounded(segments: Iterator[_Segment]) -> Iterator[list[_Segment]]:
-  """Segments in lists of about _TOGETHER characters."""
+  """Yields segments in lists of about _TOGETHER characters."""
   together, size = [], 0
   for segment in segments:
     together.append(segment)

@@ -45,7 +45,7 @@ def mark_whitespace(text: str) -> str:
 
 
 def extended_model(model: bytes, source: str) -> tuple[sentencepiece_model_pb2.ModelProto, int]:
-  """The model with everything behind the text pieces in place, and the number of text pieces."""
+  """Returns the model with everything behind the text pieces in place, and the number of text pieces."""
   try:
     proto = sentencepiece_model_pb2.ModelProto.FromString(model)
   except Exception as error:  # protobuf's DecodeError; its class differs between versions
@@ -78,7 +78,7 @@ def extended_model(model: bytes, source: str) -> tuple[sentencepiece_model_pb2.M
 
 
 def _num_text_pieces(names: list[str], source: str) -> int:
-  """Where the text pieces end: at [MASK] if the model already holds the specials, else at its end."""
+  """Returns where the text pieces end: at [MASK] if the model already holds the specials, else at its end."""
   masks = ["[MASK]", "[gMASK]", "[sMASK]"]
   for i in range(len(names) - 2):
     if names[i : i + 3] == masks:
@@ -99,7 +99,7 @@ def _appended_piece(index: int) -> Piece:
 def decoding_tables(
   proto: sentencepiece_model_pb2.ModelProto, num_text: int, num_image_tokens: int
 ) -> tuple[list[bytes], dict[int, bytes]]:
-  """Bytes of every piece, and the written names of special ids."""
+  """Returns the bytes of every piece, and the written names of special ids."""
   table = []
   names = {}
   for i, piece in enumerate(proto.pieces):

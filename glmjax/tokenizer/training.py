@@ -103,7 +103,7 @@ def train(
 
 
 def _sample(documents: Iterable[str], most_bytes: int) -> collections.deque[bytes]:
-  """What SentencePiece will see, in order: all sentences, or an even sample of them.
+  """Returns what SentencePiece will see, in order: all sentences, or an even sample of them.
 
   Every sentence draws a number, and the share that is kept is halved as often as the kept ones become too many: about
   half of `most_bytes` or more is left.
@@ -123,7 +123,7 @@ def _sample(documents: Iterable[str], most_bytes: int) -> collections.deque[byte
 
 
 def _sentences(documents: Iterable[str]) -> Iterator[str]:
-  """What stands between newlines, tabs and blank runs, in pieces of bounded length."""
+  """Yields what stands between newlines, tabs and blank runs, in pieces of bounded length."""
   for document in documents:
     start = 0
     for end, after in itertools.chain(map(re.Match.span, _UNTRAINED.finditer(document)), [(len(document),) * 2]):
@@ -139,7 +139,7 @@ def _taken_from(sentences: collections.deque[bytes]) -> Iterator[bytes]:
 
 
 def _advice(reason: str, character_coverage: float) -> str:
-  """What to do where SentencePiece, which counts without the specials, has refused."""
+  """Says what to do where SentencePiece, which counts without the specials, has refused."""
   specials = layout.NUM_APPENDED
   if found := re.search(r"too high \(\d+\).* <= (\d+)", reason):
     most = int(found[1]) + specials
