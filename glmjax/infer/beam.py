@@ -96,7 +96,7 @@ class Search:
     return parents
 
   def result(self) -> list[Beam]:
-    """Ended beams, with the live ones among them unless the search is done; best first."""
+    """Returns ended beams, with the live ones among them unless the search is done; best first."""
     if not self.settings.stop_early:
       return [Beam(tokens, float(score)) for tokens, score in zip(self.live, self.scores)]
     ended = list(self.ended)
@@ -154,7 +154,7 @@ def step(
   parents_B: jax.Array,
   tokens_B: jax.Array,
 ) -> tuple[jax.Array, decode.State]:
-  """Logits [B, V] behind `tokens_B`, each read behind the cache of its parent."""
+  """Returns logits [B, V] behind `tokens_B`, each read behind the cache of its parent."""
   state = dataclasses.replace(decode.take_state(state, parents_B), last_B=tokens_B)
   logits_BV, cache = decode.next_logits(config, params, rows, state)
   # Whole on every device: the host of each process looks at them all.
@@ -165,7 +165,7 @@ def step(
 
 @functools.partial(jax.jit, static_argnames=("config", "times"))
 def repeat(config: config_lib.GLMConfig, params: Any, state: decode.State, times: int) -> decode.State:
-  """The state with every row there so many times, side by side."""
+  """Returns the state with every row there so many times, side by side."""
   del config, params
   return decode.take_state(state, jnp.repeat(jnp.arange(len(state.last_B)), times))
 
@@ -179,7 +179,7 @@ def search(
   pad: int,
   suppressed_V: np.ndarray | None = None,
 ) -> list[list[Beam]]:
-  """Each prompt's best beams, of up to `max_tokens` new tokens, stop token included."""
+  """Returns each prompt's best beams, of up to `max_tokens` new tokens, stop token included."""
   n = settings.num_beams
   batch, rows = decode.make_rows(prompts, [max_tokens] * len(prompts), pad, runner.batch_size(len(prompts)))
   state = runner.run(decode.prefill, batch, rows, new_tokens=rows_lib.bucket(max_tokens))

@@ -36,12 +36,12 @@ class Round:
 
 
 def prompt(rounds: Sequence[Round], query: str) -> str:
-  """The text that the model reads: the bare question, or numbered rounds with the last one open."""
+  """Returns the text that the model reads: the bare question, or numbered rounds with the last one open."""
   return rounds_lib.prompt([(each.query, each.reply) for each in rounds], query)
 
 
 def clean(reply: str) -> str:
-  """A reply as the original shows it: stripped, dated 2023, with full-width punctuation beside Chinese."""
+  """Returns a reply as the original shows it: stripped, dated 2023, with full-width punctuation beside Chinese."""
   return _in_full_width(reply.strip().replace(_TRAINING_TIME, "2023年"))
 
 
@@ -50,7 +50,7 @@ def _in_full_width(text: str) -> str:
 
 
 class CleanStream:
-  """Bytes in, clean text out as soon as nothing that follows can change it.
+  """A stream of bytes in, clean text out as soon as nothing that follows can change it.
 
   What `add` and `end` return adds up to `clean` of the whole text; no character is ever cut. Each is looked at a few
   times, however many there are.
@@ -65,11 +65,11 @@ class CleanStream:
 
   @property
   def shown(self) -> str:
-    """All that was returned."""
+    """All that was returned so far."""
     return "".join(self._shown)
 
   def add(self, data: bytes) -> str:
-    """The new part of the clean text."""
+    """Returns the new part of the clean text."""
     return self._take(self._decoder.decode(data))
 
   def end(self) -> str:
@@ -115,7 +115,7 @@ class Session:
     answer_tokens: int | None = None,
     seed: int = 0,
   ) -> None:
-    """Prompt and answer take `max_length` tokens, or what the model has if that is less.
+    """Begins a conversation; prompt and answer take `max_length` tokens, or what the model has if that is less.
 
     Old rounds leave `answer_tokens` of them free (a quarter). Each answer draws with a seed of its own.
     """
@@ -140,7 +140,7 @@ class Session:
     self.rounds, self.first = [], 0
 
   def ask(self, query: str) -> Iterator[str]:
-    """The reply, a piece for each token, many of them empty; closing keeps what came of it, if anything.
+    """Yields the reply, a piece for each token, many of them empty; closing keeps what came of it, if anything.
 
     Raises:
       errors.InputError: for a question that does not fit, which leaves the conversation as it was.
@@ -163,7 +163,7 @@ class Session:
         self.rounds.append(Round(query, stream.shown))
 
   def _text(self, tokens: Iterator[int], stream: CleanStream) -> Iterator[str]:
-    """Clean text of the tokens; returns why they ended."""
+    """Yields the clean text of the tokens; returns why they ended."""
     decode = self._model.tokenizer.decode_bytes
     recent: list[int] = []  # the last token that has bytes, on which those of the next depend, and what came after it
     seen = 0
@@ -180,7 +180,7 @@ class Session:
       yield stream.add(data)
 
   def _row(self, query: str) -> tuple[list[int], int]:
-    """Tokens of the prompt, and the first round in it: the earliest that leaves room for an answer."""
+    """Returns tokens of the prompt, and the first round in it: the earliest that leaves room for an answer."""
     for first in range(self.first, len(self.rounds) + 1):
       row = self._model.encode(prompt(self.rounds[first:], query), literal=True)
       if len(row) + 1 + self.answer_tokens <= self.max_length:

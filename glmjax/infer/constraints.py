@@ -23,7 +23,7 @@ _NOTHING = -1  # in front of a prompt
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Constraints:
-  """Those of a batch; None in place of what no row asks for."""
+  """The constraints of a batch; None in place of what no row asks for."""
 
   min_tokens_B: jax.Array | None  # int32: no stop token before so many
   ngram_B: jax.Array | None  # int32: size of the n-grams that come once; 0: any
@@ -35,7 +35,7 @@ class Constraints:
 def make(
   prompts: Sequence[prompt_lib.Prompt], samplings: Sequence[sampling.Sampling], batch: int, vocab_size: int
 ) -> Constraints | None:
-  """Those of each prompt, in a batch of `batch` rows; None where no prompt has any."""
+  """Makes the constraints of each prompt, in a batch of `batch` rows; None where no prompt has any."""
   filling = [sampling.Sampling()] * (batch - len(samplings))
   rows = [*samplings, *filling]
   longest = max(row.no_repeat_ngram for row in rows)
@@ -60,7 +60,7 @@ def make(
 def apply(
   constraints: Constraints, logits_BV: jax.Array, generated_BT: jax.Array, step_B: jax.Array, stops_V: jax.Array
 ) -> jax.Array:
-  """Logits as the constraints leave them, float32; `step_B` tokens of each row of `generated_BT` are there."""
+  """Returns logits as the constraints leave them, float32; `step_B` tokens of each row of `generated_BT` are there."""
   logits_BV = logits_BV.astype(jnp.float32)
   rows_B1 = jnp.arange(len(logits_BV))[:, None]
   vocab = logits_BV.shape[-1]
@@ -80,7 +80,7 @@ def apply(
 
 
 def _completes_ngram(constraints: Constraints, generated_BT: jax.Array, step_B: jax.Array) -> jax.Array:
-  """bool [B, T]: the generated token stands behind the same tokens as the next one will."""
+  """Returns bool [B, T]: the generated token stands behind the same tokens as the next one will."""
   text = jnp.concatenate([constraints.tail_BN, generated_BT], axis=1)
   places, size = generated_BT.shape[1], constraints.tail_BN.shape[1]
   same_BT = (jnp.arange(places) < step_B[:, None]) & (constraints.ngram_B > 0)[:, None]

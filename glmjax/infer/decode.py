@@ -65,7 +65,9 @@ def make_rows(
   batch: int | None = None,
   slots: int | None = None,
 ) -> tuple[rows_lib.Batch, Rows]:
-  """Prompts without their last tokens, `batch` rows of `slots` places (both bucketed if not given), and the rest."""
+  """Makes rows of prompts without their last tokens, `batch` rows of `slots` places (both bucketed if not given),
+  and the rest.
+  """
   batch = batch or rows_lib.bucket(len(prompts), 1)
   slots = slots or rows_lib.bucket(max(len(p.tokens) for p in prompts) - 1)
   heads = [dataclasses.replace(p, tokens=p.tokens[:-1], positions=p.positions[:, :-1]) for p in prompts]
@@ -89,7 +91,7 @@ def prefill(
   new_tokens: int,
   all_slots: int | None = None,
 ) -> State:
-  """The state after reading all but the last token of each prompt, with room for `new_tokens`.
+  """Returns the state after reading all but the last token of each prompt, with room for `new_tokens`.
 
   `all_slots` sets the size of the cache (P + T without it), which may be extended later.
   """
@@ -131,7 +133,7 @@ def check_rows(prompts: rows_lib.Batch, rows: Rows | None = None) -> None:
 
 
 def next_logits(config: config_lib.GLMConfig, params: Any, rows: Rows, state: State) -> tuple[jax.Array, glm.Cache]:
-  """Logits [B, V] behind each row's last token, and the cache with that token in it."""
+  """Returns logits [B, V] behind each row's last token, and the cache with that token in it."""
   positions_B21 = (rows.position_B2 + state.step_B[:, None] * rows.stride_B2)[..., None]
   end_B1 = state.length_B[:, None] + 1
   model, params = glm.GLM(config), offload.fetch(params)
@@ -198,24 +200,24 @@ def decode(
 
 
 def _write(row_T: jax.Array, token: jax.Array, at: jax.Array) -> jax.Array:
-  """The row with a token at that place; none behind its end."""
+  """Writes the token at that place of the row; none behind its end."""
   return row_T.at[at].set(token, mode="drop")
 
 
 def extend(cache: glm.Cache, slots: int) -> glm.Cache:
-  """The cache with `slots` empty ones behind those it has."""
+  """Returns the cache with `slots` empty ones behind those it has."""
   return jax.tree.map(lambda layer: layer.extend(slots), cache, is_leaf=_is_layer)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "slots"))
 def grow(config: config_lib.GLMConfig, params: Any, state: State, slots: int) -> State:
-  """The state with a cache of `slots` more."""
+  """Returns the state with a cache of `slots` more."""
   del config, params
   return constrain(dataclasses.replace(state, cache=extend(state.cache, slots)))
 
 
 def constrain(state: State) -> State:
-  """The state as it lies on the mesh: the cache split by rows and heads, all else on every device."""
+  """Lays the state on the mesh: the cache split by rows and heads, all else on every device."""
   cache = jax.tree.map(lambda layer: layer.constrain(), state.cache, is_leaf=_is_layer)
   rest = dataclasses.replace(state, cache=None)
   rest = jax.tree.map(lambda x: partitioning.constrain(x, *[None] * x.ndim), rest)
@@ -223,7 +225,7 @@ def constrain(state: State) -> State:
 
 
 def take_state(state: State, index_B: jax.Array) -> State:
-  """The state of the rows with these numbers, in this order."""
+  """Returns the state of the rows with these numbers, in this order."""
   cache = jax.tree.map(lambda layer: layer.rows(index_B), state.cache, is_leaf=_is_layer)
   rest = jax.tree.map(lambda x: x[index_B], dataclasses.replace(state, cache=None))
   return constrain(dataclasses.replace(rest, cache=cache))
@@ -243,7 +245,7 @@ def check_finite(finite: np.ndarray | jax.Array) -> None:
 
 
 def generated(state: State, num_rows: int) -> list[list[int]]:
-  """Each row's new tokens, its stop token included.
+  """Returns each row's new tokens, its stop token included.
 
   Raises:
     errors.NotFiniteError: when the logits of one were not finite, so that its tokens mean nothing.

@@ -77,7 +77,7 @@ class Engine:
     stop_tokens: Sequence[int] | None = None,
     suppressed_tokens: Sequence[int] | None = None,
   ):
-    """At most `max_batch` prompts run together.
+    """Makes an engine that runs at most `max_batch` prompts together.
 
     By default eop, eos and eod stop, and everything that is not text is never generated: the other special
     tokens, image ids, and the rows that pad the vocabulary.
@@ -104,7 +104,7 @@ class Engine:
 
   @property
   def config(self) -> config_lib.GLMConfig:
-    """The model's, as inference computes it."""
+    """The model's configuration, as inference computes it."""
     return self.runner.config
 
   @classmethod
@@ -139,7 +139,7 @@ class Engine:
     return cls(runner_lib.Runner(loaded.config, loaded.params, placement, offload_layers), tokenizer, **kwargs)
 
   def encode(self, text: str, literal: bool = False) -> list[int]:
-    """Tokens of a prompt, framed as the model's family wants; masks written in it count unless `literal`."""
+    """Returns tokens of a prompt, framed as the model's family wants; masks written in it count unless `literal`."""
     return self.config.position_kind.frame(self._ids(text, literal), self.tokenizer.specials)
 
   def _ids(self, text: str, literal: bool = False) -> list[int]:
@@ -179,7 +179,7 @@ class Engine:
     sampling: sampling_lib.Sampling | Sequence[sampling_lib.Sampling] | beam_lib.BeamSearch,
     seeds: Sequence[int],
   ) -> list[Filled]:
-    """`generate` on tokens: rows that hold masks, framed by `encode`."""
+    """Does what `generate` does on tokens: rows that hold masks, framed by `encode`."""
     ranges.whole("max_tokens", max_tokens, 1)
     specials, kind = self.tokenizer.specials, self.config.position_kind
     one = isinstance(sampling, sampling_lib.Sampling | beam_lib.BeamSearch)
@@ -216,7 +216,7 @@ class Engine:
   def stream(
     self, row: Sequence[int], max_tokens: int, sampling: sampling_lib.Sampling = sampling_lib.Sampling(), seed: int = 0
   ) -> Iterator[int]:
-    """The tokens that fill the first blank of a row framed by `encode`, one by one, without the stop token.
+    """Yields the tokens that fill the first blank of a row framed by `encode`, one by one, without the stop token.
 
     The generator's own value is the reason why it ended, stop or length. Programs: one to read prompts for
     each bucket of lengths, and one to decode for each size of the cache, which doubles as the answer grows.
@@ -245,7 +245,9 @@ class Engine:
     return "length"
 
   def room(self, row: Sequence[int]) -> int:
-    """Most tokens that the model can add to a row; one that leaves no place for any, or holds no ids, is a mistake."""
+    """Returns the most tokens that the model can add to a row; one that leaves no place for any, or holds no ids, is
+    a mistake.
+    """
     prompt_lib.check_ids(row, self.config.vocab_size)
     room = self.config.max_length - len(row) - 1  # sop takes a place
     if room < 1:
@@ -258,7 +260,7 @@ class Engine:
   def score(
     self, texts: Sequence[str], contexts: Sequence[str] | None = None, stride: int | None = None
   ) -> list[score_lib.Score]:
-    """Each text's log-likelihood, read from left to right as the filling of a [gMASK] at its start.
+    """Returns each text's log-likelihood, read from left to right as the filling of a [gMASK] at its start.
 
     With `contexts`, of each text behind its context, which is seen from both sides; where that has a [MASK], of the
     text as its filling. Texts longer than the model are scored in windows that see the tokens before them.
@@ -274,7 +276,7 @@ class Engine:
   def score_choices(
     self, contexts: Sequence[str], choices: Sequence[Sequence[str]], mask: str = "[MASK]"
   ) -> list[score_lib.Choices]:
-    """How likely each choice is as the filling of its context's blank, as GLM-130B's evaluation scores them.
+    """Scores how likely each choice is as the filling of its context's blank, as GLM-130B's evaluation does.
 
     A context without a blank gets `mask` at its end ([MASK] or [gMASK]). Choices are scored without an end token, by
     the sum of their tokens. A context that is too long loses its oldest tokens.
@@ -292,7 +294,7 @@ class Engine:
     return [score_lib.Choices([next(scores) for _ in some], out) for some, out in zip(rows, left_out)]
 
   def score_rows(self, rows: Sequence[score_lib.Row], batch_tokens: int = 4096) -> list[score_lib.Score]:
-    """Scores of rows that `infer.score` built; a long run says how far it is."""
+    """Scores rows that `infer.score` built; a long run says how far it is."""
     told, read = progress.Progress(sum(len(row.prompt.tokens) for row in rows), "tokens scored"), 0
 
     def add(tokens: int) -> None:
@@ -324,7 +326,7 @@ class Engine:
     return score_lib.window_rows([*ids, *answer], specials, kind, length, stride, skip=len(ids))
 
   def _context(self, text: str) -> list[int]:
-    """A context's tokens, with one blank at most."""
+    """Returns a context's tokens, with one blank at most."""
     ids, specials = self._ids(text), self.tokenizer.specials
     blanks = sum(token in specials.masks for token in ids)
     if blanks > 1:
@@ -344,7 +346,7 @@ class Engine:
     samplings: Sequence[sampling_lib.Sampling],
     seeds: Sequence[int],
   ) -> list[list[int]]:
-    """New tokens of each prompt, stop token included."""
+    """Returns new tokens of each prompt, stop token included."""
     batch, rows = decode.make_rows(prompts, limits, self.tokenizer.specials.pad, self.runner.batch_size(len(prompts)))
     draws = self._draws(samplings, seeds, len(rows.limit_B))
     constraints = constraints_lib.make(prompts, samplings, len(rows.limit_B), self.config.vocab_size)
@@ -355,14 +357,14 @@ class Engine:
     return decode.generated(state, len(prompts))
 
   def _draws(self, samplings: Sequence[sampling_lib.Sampling], seeds: Sequence[int], rows: int) -> sampling_lib.Draws:
-    """How each row of a batch draws; those that only fill it take the likeliest token."""
+    """Returns how each row of a batch draws; those that only fill it take the likeliest token."""
     filling = rows - len(seeds)
     return sampling_lib.draws([*samplings, *[sampling_lib.Sampling()] * filling], [*seeds, *[0] * filling])
 
   def _search(
     self, prompts: Sequence[prompt_lib.Prompt], limits: Sequence[int], settings: beam_lib.BeamSearch
   ) -> list[list[int]]:
-    """The best beam of each prompt, behind the prompt, stop token included; those of one limit together."""
+    """Returns the best beam of each prompt, behind the prompt, stop token included; those of one limit run together."""
     found: dict[int, list[int]] = {}
     for limit in sorted({*limits}):
       members = [i for i, each in enumerate(limits) if each == limit]
@@ -390,14 +392,14 @@ class Engine:
     )
 
   def _unframe(self, filled: Filled) -> Filled:
-    """Without the eos that `encode` put behind text."""
+    """Takes off the eos that `encode` put behind text."""
     if filled.tokens[-1:] == [self.tokenizer.specials.eos]:
       return dataclasses.replace(filled, tokens=filled.tokens[:-1])
     return filled
 
 
 def _cache_size(slots: int, most: int) -> int:
-  """The cache's size for at least `slots`: a power of two, or all that the longest row can take."""
+  """Returns the cache's size for at least `slots`: a power of two, or all that the longest row can take."""
   return min(1 << (slots - 1).bit_length(), most)
 
 
@@ -407,7 +409,7 @@ def _turn_seed(seed: int, turn: int) -> int:
 
 
 def _ids_mask(ids: Sequence[int], size: int) -> np.ndarray:
-  """bool [size], True at the ids."""
+  """Returns bool [size], True at the ids."""
   mask = np.zeros(size, bool)
   mask[list(ids)] = True
   return mask

@@ -17,7 +17,7 @@ GPU_OPTIONS = {"xla_gpu_enable_latency_hiding_scheduler": True}  # of XLA, where
 
 
 def is_offloaded(path: str, param: params_lib.Param, num_layers: int, offload_layers: int) -> bool:
-  """Whether a parameter of layers that are apart, at this path, is among those in the host's memory."""
+  """Tells whether a parameter of layers that are apart, at this path, is among those in the host's memory."""
   if not param.quantizes:
     return False
   return int(path.split("/")[0].removeprefix("layers_")) >= num_layers - offload_layers
@@ -41,7 +41,7 @@ def check_memory(device: jax.Device) -> None:
 
 
 def fetch(params: Any) -> Any:
-  """Within jit: what is in the host's memory, copied to the device; XLA does so where each array is first read."""
+  """Copies, within jit, what is in the host's memory to the device; XLA does so where each array is first read."""
   space = jax.memory.Space
   return jax.tree.map(
     lambda x: jax.device_put(x, space.Device) if jax.typeof(x).memory_space == space.Host else x, params

@@ -40,13 +40,13 @@ class Placement:
 
   @contextlib.contextmanager
   def scope(self) -> Iterator[None]:
-    """Within it, programs are traced and called for this mesh."""
+    """Enters a scope in which programs are traced and called for this mesh."""
     with partitioning.use(self.mesh, self.rules):
       yield
 
   @property
   def target(self) -> target_lib.Target:
-    """What the programs are for."""
+    """The target of the programs."""
     return partitioning.target_of(self.mesh.abstract_mesh, self.rules)
 
   @property
@@ -56,7 +56,7 @@ class Placement:
 
   @property
   def row_parts(self) -> int:
-    """A batch has a multiple of so many rows."""
+    """The number of which a batch's rows are a multiple."""
     return partitioning.batch_shards(self.mesh)
 
   def check(self, config: config_lib.GLMConfig) -> None:
@@ -77,11 +77,11 @@ class Placement:
         )
 
   def param_shardings(self, config: config_lib.GLMConfig) -> dict[str, jax.sharding.NamedSharding]:
-    """By path, layers apart; of float parameters."""
+    """Returns shardings by path, layers apart; of float parameters."""
     return {path: partitioning.named(self.mesh, self.rules, *param.axes) for path, param in params_lib.apart(config)}
 
   def params(self, config: config_lib.GLMConfig, bits: int | None = None, offload_layers: int = 0) -> Any:
-    """Abstract parameters with their shardings, layers apart: in the compute dtype, or quantized.
+    """Returns abstract parameters with their shardings, layers apart: in the compute dtype, or quantized.
 
     Shardings of those in the host's memory are over the abstract mesh: JAX forgets the memory of devices elsewhere,
     which tell of none.
@@ -118,7 +118,7 @@ class Placement:
     )
 
   def place(self, config: config_lib.GLMConfig, params: Any, offload_layers: int = 0) -> Any:
-    """Parameters of a model, stacked or apart, float or quantized, wherever they are: laid out as `params` says.
+    """Lays out a model's parameters, stacked or apart, float or quantized, wherever they are, as `params` says.
 
     `config` is what `inference_config` gives. On the CPU a tied head gets a table of its own there, transposed once,
     where XLA would transpose it at every token.
@@ -136,24 +136,24 @@ class Placement:
     return params_lib.nest({path: jax.tree.map(_put, flat[path], wanted) for path, wanted in targets.items()})
 
   def everywhere(self, x: np.ndarray) -> jax.Array:
-    """An array of the host on all devices; every process of several gives the same.
+    """Puts an array of the host on all devices; every process of several gives the same.
 
     (device_put would compare what the processes give, a collective for each array.)
     """
     return jax.make_array_from_callback(np.shape(x), self.replicated, lambda index: x[index])
 
   def prompts(self, batch: int, slots: int) -> rows_lib.Batch:
-    """Abstract prompts."""
+    """Returns abstract prompts."""
     number = functools.partial(self._numbers, batch)
     return rows_lib.Batch(number(slots), number(2, slots), number(slots), number(slots))
 
   def rows(self, batch: int) -> decode.Rows:
-    """What is known of abstract rows that decode."""
+    """Returns what is known of abstract rows that decode."""
     number = functools.partial(self._numbers, batch)
     return decode.Rows(number(), number(), number(2), number(2), number())
 
   def state(self, config: config_lib.GLMConfig, batch: int, slots: int, new_tokens: int) -> decode.State:
-    """The abstract state of a batch that decodes: its cache split by rows and heads."""
+    """Returns the abstract state of a batch that decodes: its cache split by rows and heads."""
     rows = "batch" if batch % self.row_parts == 0 else None
     sharding = _of_result(partitioning.named(self.mesh, self.rules, rows, "act_heads", None, None))
     cache = jax.tree.map(
@@ -164,16 +164,16 @@ class Placement:
     return decode.State(cache, number(), number(), number(), number(new_tokens), number(dtype=bool), number(dtype=bool))
 
   def draws(self, batch: int) -> sampling.Draws:
-    """Abstract greedy draws."""
+    """Returns abstract greedy draws."""
     concrete = sampling.draws([sampling.Sampling()] * batch, [0] * batch)
     return jax.tree.map(functools.partial(_abstract, sharding=self.replicated), concrete)
 
   def ids_mask(self, config: config_lib.GLMConfig) -> jax.ShapeDtypeStruct:
-    """An abstract set of ids."""
+    """Returns an abstract set of ids."""
     return self._numbers(config.vocab_size, dtype=bool)
 
   def number(self) -> jax.ShapeDtypeStruct:
-    """An abstract int32."""
+    """Returns an abstract int32."""
     return self._numbers()
 
   def _numbers(self, *shape: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
@@ -181,7 +181,9 @@ class Placement:
 
 
 def scale_sharding(sharding: jax.sharding.NamedSharding, param: params_lib.Param) -> jax.sharding.NamedSharding:
-  """Of a quantized kernel's scales: split as the kernel's outputs are; there is one for all inputs, or a few."""
+  """Returns the sharding of a quantized kernel's scales: split as the kernel's outputs are; there is one for all
+  inputs, or a few.
+  """
   spec = (*sharding.spec, *[None] * (len(param.shape) - len(sharding.spec)))
   outputs = jax.sharding.PartitionSpec(*(None if i in param.inputs else axis for i, axis in enumerate(spec)))
   return jax.sharding.NamedSharding(sharding.mesh, outputs, memory_kind=sharding.memory_kind)
@@ -192,7 +194,9 @@ def _put(x: Any, wanted: jax.ShapeDtypeStruct) -> jax.Array:
 
 
 def inference_config(config: config_lib.GLMConfig, target: target_lib.Target) -> config_lib.GLMConfig:
-  """The model as inference computes it: layers apart, so that no step slices a layer's weights out of a stack."""
+  """Returns the model as inference computes it: layers apart, so that no step slices a layer's weights out of a
+  stack.
+  """
   tied = config.tie_embeddings and target.platform != "cpu"
   return dataclasses.replace(
     config, scan_layers=False, remat="none", hidden_dropout=0.0, attention_dropout=0.0, tie_embeddings=tied
@@ -200,7 +204,7 @@ def inference_config(config: config_lib.GLMConfig, target: target_lib.Target) ->
 
 
 def _apart(flat: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-  """Parameters by path, stacked layers one by one."""
+  """Yields parameters by path, stacked layers one by one."""
   for path, x in flat.items():
     first, _, rest = path.partition("/")
     if first != params_lib.LAYERS:
@@ -211,7 +215,7 @@ def _apart(flat: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def on_mesh(mesh: mesh_lib.MeshConfig | str | None) -> Placement:
-  """A placement on the first devices of a mesh's size, as "tensor=4"; None: on the first device.
+  """Returns a placement on the first devices of a mesh's size, as "tensor=4"; None: on the first device.
 
   Raises:
     errors.InputError: when there are not so many devices.
@@ -227,7 +231,7 @@ def on_mesh(mesh: mesh_lib.MeshConfig | str | None) -> Placement:
 
 
 def _of_result(sharding: jax.sharding.NamedSharding) -> jax.sharding.NamedSharding:
-  """The sharding as JAX gives it to a program's result: without the mesh axes that have one device."""
+  """Returns the sharding as JAX gives it to a program's result: without the mesh axes that have one device."""
 
   def parts(axes: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
     names = (axes,) if isinstance(axes, str) else axes or ()
@@ -238,7 +242,7 @@ def _of_result(sharding: jax.sharding.NamedSharding) -> jax.sharding.NamedShardi
 
 
 def one_device() -> Placement:
-  """All on the first device."""
+  """Returns a placement of all on the first device."""
   return Placement(mesh_lib.make_mesh(mesh_lib.MeshConfig(data=1), jax.local_devices()[:1]))
 
 

@@ -36,7 +36,7 @@ def check_ids(tokens: Sequence[int], vocab_size: int) -> None:
 
 
 def first_mask(tokens: Sequence[int], specials: tokens_lib.SpecialTokens) -> int | None:
-  """Index of the blank to fill next: [MASK] and [sMASK] left to right, then [gMASK]; None without any."""
+  """Returns the index of the blank to fill next: [MASK] and [sMASK] left to right, then [gMASK]; None without any."""
   for kinds in ((specials.mask, specials.smask), (specials.gmask,)):
     for i, token in enumerate(tokens):
       if token in kinds:
@@ -45,7 +45,7 @@ def first_mask(tokens: Sequence[int], specials: tokens_lib.SpecialTokens) -> int
 
 
 def fill(tokens: Sequence[int], specials: tokens_lib.SpecialTokens, kind: positions_lib.Positions) -> Prompt:
-  """A prompt that fills the first blank of `tokens`, which must hold one."""
+  """Makes a prompt that fills the first blank of `tokens`, which must hold one."""
   mask = first_mask(tokens, specials)
   assert mask is not None, "no mask in the tokens"
   n = len(tokens)
@@ -56,13 +56,15 @@ def fill(tokens: Sequence[int], specials: tokens_lib.SpecialTokens, kind: positi
 
 
 def left_to_right(tokens: Sequence[int], specials: tokens_lib.SpecialTokens, kind: positions_lib.Positions) -> Prompt:
-  """`[gMASK] sop text`: nothing but the mask is seen from both sides (GLM-130B's unidirectional mode)."""
+  """Makes a prompt `[gMASK] sop text`: nothing but the mask is seen from both sides (GLM-130B's unidirectional
+  mode).
+  """
   prompt = fill([specials.gmask], specials, kind)
   return extend(prompt, tokens)
 
 
 def extend(prompt: Prompt, tokens: Sequence[int]) -> Prompt:
-  """The prompt with tokens that continue it, as if it had generated them."""
+  """Returns the prompt with tokens that continue it, as if it had generated them."""
   steps = np.arange(1, len(tokens) + 1, dtype=np.int32)
   more = prompt.positions[:, -1:] + np.array(prompt.stride, np.int32)[:, None] * steps
   return dataclasses.replace(

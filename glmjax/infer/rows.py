@@ -21,7 +21,7 @@ class Batch(NamedTuple):
 
 
 def bucket(size: int, smallest: int = 32) -> int:
-  """The next size that programs are compiled for: a power of two up to 256, then a multiple of 256."""
+  """Returns the next size that programs are compiled for: a power of two up to 256, then a multiple of 256."""
   if size > 256:
     return -(-size // 256) * 256
   rounded = smallest
@@ -31,7 +31,7 @@ def bucket(size: int, smallest: int = 32) -> int:
 
 
 def pad(prompts: Sequence[prompt_lib.Prompt], pad_id: int, batch: int, length: int) -> Batch:
-  """`batch` rows of `length` tokens; padding sees itself alone."""
+  """Makes `batch` rows of `length` tokens; padding sees itself alone."""
   tokens = np.full((batch, length), pad_id, np.int32)
   positions = np.zeros((batch, 2, length), np.int32)
   start = np.tile(np.arange(length, dtype=np.int32), (batch, 1))
@@ -46,5 +46,5 @@ def pad(prompts: Sequence[prompt_lib.Prompt], pad_id: int, batch: int, length: i
 
 
 def column(values: Sequence, filling: int, fill: int | tuple[int, int]) -> np.ndarray:
-  """int32: one value a row, and `fill` in the rows that only fill the batch."""
+  """Returns int32: one value a row, and `fill` in the rows that only fill the batch."""
   return np.array([*values, *[fill] * filling], np.int32)

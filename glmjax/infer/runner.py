@@ -70,7 +70,7 @@ class Runner:
       return program(self.config, self.params, *arguments, **options)
 
   def batch_size(self, rows: int) -> int:
-    """The size of a batch of so many rows or more that programs are compiled for: it divides over the mesh."""
+    """Returns the size of a batch of so many rows or more that programs are compiled for: it divides over the mesh."""
     parts = self.placement.row_parts
     return rows_lib.bucket(-(-rows // parts), 1) * parts
 

@@ -72,7 +72,7 @@ class Draws:
 
 
 def draws(samplings: Sequence[Sampling], seeds: Sequence[int]) -> Draws:
-  """One row per request; a row's draws depend on its own seed alone."""
+  """Returns the draws of requests, a row of each; a row's draws depend on its own seed alone."""
   assert len(samplings) == len(seeds), (len(samplings), len(seeds))
   return Draws(
     seeds_B=np.array([seed % 2**32 for seed in seeds], np.uint32),
@@ -85,7 +85,7 @@ def draws(samplings: Sequence[Sampling], seeds: Sequence[int]) -> Draws:
 
 
 def filter_logits(logits_BV: jax.Array, top_k_B: jax.Array, top_p_B: jax.Array) -> jax.Array:
-  """Logits with the tokens that top-k, then top-p of what is left, rule out at FILTERED.
+  """Returns logits with the tokens that top-k, then top-p of what is left, rule out at FILTERED.
 
   To sort a whole vocabulary takes longer than all else here, so the likeliest F tokens are looked at first:
   where the last of them is ruled out, so is all that comes behind it.
@@ -111,7 +111,7 @@ def filter_logits(logits_BV: jax.Array, top_k_B: jax.Array, top_p_B: jax.Array) 
 
 
 def _filter_sorted(logits_BV: jax.Array, top_k_B: jax.Array, top_p_B: jax.Array) -> jax.Array:
-  """`filter_logits` by way of all tokens in order."""
+  """Computes `filter_logits` by way of all tokens in order."""
   vocab = logits_BV.shape[-1]
   order_BV = jnp.argsort(logits_BV, axis=-1, descending=True)  # stable: the lower id of equal ones first
   sorted_BV = jnp.take_along_axis(logits_BV, order_BV, axis=-1)
@@ -123,7 +123,7 @@ def _filter_sorted(logits_BV: jax.Array, top_k_B: jax.Array, top_p_B: jax.Array)
 
 
 def _within(probs: jax.Array, top_p_B: jax.Array) -> jax.Array:
-  """Whether tokens in order of their probabilities, [B, ...], belong to the first that together reach p."""
+  """Tells whether tokens in order of their probabilities, [B, ...], belong to the first that together reach p."""
   # A token stays while those before it have not gone beyond p: the one that crosses p stays too.
   before = jnp.cumsum(probs, axis=-1) - probs
   stays = (before <= top_p_B[:, None]) | (top_p_B[:, None] >= 1)
@@ -131,7 +131,7 @@ def _within(probs: jax.Array, top_p_B: jax.Array) -> jax.Array:
 
 
 def sample(logits_BV: jax.Array, suppressed_V: jax.Array, draws: Draws, step_B: jax.Array) -> jax.Array:
-  """Tokens int32 [B]; `suppressed_V` (bool) never come out, `step_B` counts the draws of each row."""
+  """Draws tokens int32 [B]; `suppressed_V` (bool) never come out, `step_B` counts the draws of each row."""
   logits_BV = logits_BV.astype(jnp.float32)
   greedy_B = jnp.argmax(jnp.where(suppressed_V, FILTERED, logits_BV), axis=-1).astype(jnp.int32)
   if draws.greedy:
@@ -146,5 +146,5 @@ def sample(logits_BV: jax.Array, suppressed_V: jax.Array, draws: Draws, step_B: 
 
 
 def _draw(seed: jax.Array, step: jax.Array, logits_V: jax.Array) -> jax.Array:
-  """One row's token; depends on its seed, step and logits alone."""
+  """Draws one row's token; depends on its seed, step and logits alone."""
   return jax.random.categorical(jax.random.fold_in(jax.random.key(seed), step), logits_V).astype(jnp.int32)

@@ -41,19 +41,19 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-  """Of one row, or of one text over all its windows."""
+  """The score of one row, or of one text over all its windows."""
 
   log_probs: np.ndarray  # float32 [n], natural logarithm, of each target
   correct: np.ndarray  # bool [n]: the target was the most probable of the tokens that may be guessed
 
   @property
   def total(self) -> float:
-    """Log-probability of all the targets."""
+    """The log-probability of all the targets."""
     return float(np.sum(self.log_probs, dtype=np.float64))
 
   @property
   def count(self) -> int:
-    """Counts the targets."""
+    """The number of targets."""
     return len(self.log_probs)
 
 
@@ -71,7 +71,8 @@ class Choices:
 
 
 def room_for_choices(answers: Sequence[Sequence[int]], length: int, framed: int = 0) -> int:
-  """Most tokens of a context that GLM-130B's evaluation keeps beside these answers, which it put into one row.
+  """Returns the most tokens of a context that GLM-130B's evaluation keeps beside these answers, which it put into one
+  row.
 
   `framed` places are left to what the family puts around the context.
   """
@@ -87,7 +88,9 @@ def room_for_choices(answers: Sequence[Sequence[int]], length: int, framed: int 
 def with_blank(
   context: Sequence[int], mask: int, specials: tokens_lib.SpecialTokens, kind: positions_lib.Positions
 ) -> list[int]:
-  """A context with one blank, `mask` at its end if it has none, framed where the family's own evaluation framed it."""
+  """Returns a context with one blank, `mask` at its end if it has none, framed where the family's own evaluation
+  framed it.
+  """
   context = list(context)
   if prompt_lib.first_mask(context, specials) is None:
     context.append(mask)
@@ -101,7 +104,7 @@ def target_row(
   kind: positions_lib.Positions,
   eop: bool = False,
 ) -> Row:
-  """`target` as the filling of the first blank of `context`, both sides in view; eop behind it if asked."""
+  """Returns `target` as the filling of the first blank of `context`, both sides in view; eop behind it if asked."""
   prompt = prompt_lib.fill(context, specials, kind)
   targets = [*target, specials.eop] if eop else list(target)
   return Row(prompt_lib.extend(prompt, targets[:-1]), targets)
@@ -116,7 +119,7 @@ def window_rows(
   causal_context: bool = False,
   skip: int = 0,
 ) -> list[Row]:
-  """A text in windows of at most `length` places that score each token once, as the filling of a [gMASK].
+  """Cuts a text into windows of at most `length` places that score each token once, as the filling of a [gMASK].
 
   The first window scores all it holds, behind `skip` tokens of context; each later one scores `stride`
   tokens (length // 2) behind as many earlier ones as fit. Earlier tokens are seen from both sides, as
@@ -149,7 +152,9 @@ def log_probs(
   first_B: jax.Array,
   unguessed: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-  """Log-probabilities float32 and correctness bool, [B, S], of targets at S places of each row from `first_B` on."""
+  """Returns log-probabilities float32 and correctness bool, [B, S], of targets at S places of each row from
+  `first_B` on.
+  """
   decode.check_rows(batch)
   chex.assert_rank([targets_BS, first_B], [2, 1])
   chex.assert_equal_shape_prefix([batch.tokens, targets_BS, first_B], 1)
@@ -194,7 +199,7 @@ def score_rows(
   progress: Callable[[int], Any] | None = None,
   unguessed: Sequence[int] = (),
 ) -> list[Score]:
-  """Each row's score, in order; about `batch_tokens` tokens run at a time.
+  """Returns each row's score, in order; about `batch_tokens` tokens run at a time.
 
   Rows of like size share a batch, whose shape is one of few: programs compile once for each.
   `unguessed` ids are passed over when the most probable token is looked for; they keep their probability.
@@ -237,7 +242,7 @@ def score_rows(
 
 
 def join(scores: Sequence[Score]) -> Score:
-  """The windows of one text as one score."""
+  """Joins the windows of one text into one score."""
   if not scores:
     return Score(np.zeros(0, np.float32), np.zeros(0, bool))
   return Score(np.concatenate([s.log_probs for s in scores]), np.concatenate([s.correct for s in scores]))

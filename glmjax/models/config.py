@@ -95,7 +95,7 @@ class GLMConfig:
 
   @property
   def head_dim(self) -> int:
-    """Returns K, the width of a head."""
+    """K, the width of a head."""
     return self.embed_dim // self.num_heads
 
   @property

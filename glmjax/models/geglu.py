@@ -23,13 +23,13 @@ _SPEC, _AXES = "BLF,FD->BLD", ("mlp", "embed")  # of the product behind it, and 
 
 
 def gelu(x: jax.Array) -> jax.Array:
-  """Exact GELU, through erf and in float32."""
+  """Computes exact GELU, through erf and in float32."""
   y = x.astype(jnp.float32)
   return (y * geglu.cdf(y)).astype(x.dtype)
 
 
 def activate(hidden_BL2F: jax.Array, bias_2F: jax.Array) -> jax.Array:
-  """Of hidden + bias the first half times gelu of the second, [B, L, F]."""
+  """Multiplies the first half of hidden + bias with gelu of the second, [B, L, F]."""
   hidden_BL2F = layers.add_bias(hidden_BL2F, bias_2F)
   return hidden_BL2F[:, :, 0] * gelu(hidden_BL2F[:, :, 1])
 
@@ -38,7 +38,7 @@ def activate(hidden_BL2F: jax.Array, bias_2F: jax.Array) -> jax.Array:
 def product(
   target: target_lib.Target, bias_2F: jax.Array, hidden_BL2F: jax.Array, kernel_FD: weights.Weight
 ) -> jax.Array:
-  """activate(hidden, bias) @ kernel, [B, L, D] in hidden's dtype; sums in float32."""
+  """Computes activate(hidden, bias) @ kernel, [B, L, D] in hidden's dtype; sums in float32."""
   return kernel_FD.product(target, _SPEC, _split(activate(hidden_BL2F, bias_2F)), _AXES)
 
 

@@ -47,7 +47,7 @@ def _keep(x: jax.Array) -> jax.Array:
 
 
 def _einsum(config: config_lib.GLMConfig, target: target_lib.Target, path: str, spec: str) -> layers.Einsum:
-  """The product with a block's kernel."""
+  """Returns the product with a block's kernel."""
   table = params_lib.layer(config)
   return layers.Einsum(
     spec,
@@ -107,7 +107,7 @@ class SelfAttention(nn.Module):
     return _keep(_einsum(config, self.target, "attention/out", "BLHK,HKD->BLD")(out_BLHK)), cache
 
   def _prefix(self) -> tuple[jax.Array, jax.Array] | None:
-    """Trained keys and values that every query sees as well (P-Tuning v2)."""
+    """Returns the trained keys and values that every query sees as well (P-Tuning v2)."""
     if not self.config.prefix_length:
       return None
     table, dtype = params_lib.layer(self.config), self.config.param_dtype
@@ -168,7 +168,7 @@ class Block(nn.Module):
   def _residual(
     self, sublayer: str, x_BLD: jax.Array, y_BLD: jax.Array, out_BLD: jax.Array, keys_B: jax.Array | None
   ) -> jax.Array:
-    """The sublayer's output added to its input x, or to its normalised input y weighted by alpha."""
+    """Adds the sublayer's output to its input x, or to its normalised input y weighted by alpha."""
     config = self.config
     out_BLD = _scatter_tokens(out_BLD)
     if config.norm == "sandwich":
@@ -204,7 +204,7 @@ _scatter_tokens = functools.partial(reshard, "norm_length", "length")  # for nor
 
 
 def remat(config: config_lib.GLMConfig) -> type[nn.Module]:
-  """The block, keeping for backward what the configuration says."""
+  """Returns the block's class, keeping for backward what the configuration says."""
   if config.remat == "none":
     return Block
   kept = jax.checkpoint_policies.save_only_these_names(*KEPT)
@@ -212,7 +212,7 @@ def remat(config: config_lib.GLMConfig) -> type[nn.Module]:
 
 
 def cut_causal(config: config_lib.GLMConfig, end_BL: jax.Array) -> jax.Array:
-  """The intervals' ends; a causal model's tokens see none behind themselves."""
+  """Returns the intervals' ends; a causal model's tokens see none behind themselves."""
   if not config.causal:
     return end_BL
   return jnp.minimum(end_BL, jnp.arange(1, end_BL.shape[1] + 1, dtype=end_BL.dtype))
@@ -259,7 +259,7 @@ class GLM(nn.Module):
     end_BL: jax.Array,
     gradient_alpha: jax.Array | float = 1.0,
   ) -> jax.Array:
-    """Logits, float32 [B, L, V]. Positions [B, L], or [B, 2, L] for the two-dimensional kinds."""
+    """Returns logits, float32 [B, L, V]. Positions are [B, L], or [B, 2, L] for the two-dimensional kinds."""
     x_BLD, _ = self.hidden(tokens_BL, positions, start_BL, end_BL, gradient_alpha)
     return self.head(x_BLD, gradient_alpha)
 
@@ -274,7 +274,7 @@ class GLM(nn.Module):
     lengths_B: jax.Array | None = None,
     rows_B: jax.Array | None = None,
   ) -> tuple[jax.Array, Cache | None]:
-    """What the head reads, [B, L, D], and the cache with these L tokens of each row.
+    """Returns what the head reads, [B, L, D], and the cache with these L tokens of each row.
 
     Without `lengths_B` they are the first of their rows and see each other; a cache given must be empty, without a
     slot, and the one that comes back has L. With it the cache holds so many tokens of each row already: these are
@@ -306,7 +306,7 @@ class GLM(nn.Module):
     gradient_alpha: jax.Array | float = 1.0,
     rows_B: jax.Array | None = None,
   ) -> tuple[jax.Array, jax.Array | None]:
-    """What the first layer reads, [B, L, D], and each row's key for dropout in the layers (None: no dropout).
+    """Returns what the first layer reads, [B, L, D], and each row's key for dropout in the layers (None: no dropout).
 
     What is dropped depends on the key given to `apply`, the row's number (`rows_B`, by default its place) and the
     layer: neither on the mesh, nor on the rows that are computed with it, nor on how rows go through a pipeline.
@@ -324,11 +324,11 @@ class GLM(nn.Module):
     return _scatter_tokens(x_BLD), keys_B
 
   def finish(self, x_BLD: jax.Array) -> jax.Array:
-    """What the head reads, of what the last layer gives."""
+    """Returns what the head reads, of what the last layer gives."""
     return self.final_norm(x_BLD)
 
   def head(self, x_BLD: jax.Array, gradient_alpha: jax.Array | float = 1.0) -> jax.Array:
-    """Logits of hidden states, float32 [B, L, V]."""
+    """Returns logits of hidden states, float32 [B, L, V]."""
     if self.config.tie_embeddings:
       logits_BLV = self.embedding.attend(x_BLD, gradient_alpha)
     else:
@@ -336,14 +336,14 @@ class GLM(nn.Module):
     return layers.constrain_logits(logits_BLV)
 
   def head_kernel(self, gradient_alpha: jax.Array | float = 1.0) -> jax.Array:
-    """The head's kernel [D, V] in the compute dtype, for a loss that multiplies with it chunk by chunk."""
+    """Returns the head's kernel [D, V] in the compute dtype, for a loss that multiplies with it chunk by chunk."""
     if self.config.tie_embeddings:
       return self.embedding.kernel(gradient_alpha)
     return layers.whole(("embed", "vocab"), self.untied_head.kernel.astype(self.config.dtype))
 
 
 def init(config: config_lib.GLMConfig, rng: jax.Array) -> Any:
-  """Fresh parameters, still boxed with their logical axis names (`parallel.partitioning.shardings`)."""
+  """Makes fresh parameters, still boxed with their logical axis names (`parallel.partitioning.shardings`)."""
   tokens = jnp.zeros((1, 1), jnp.int32)
   positions = jnp.zeros((1, *config.position_kind.shape(1)), jnp.int32)
   return GLM(config).init(rng, tokens, positions, tokens, tokens + 1)["params"]
@@ -351,12 +351,12 @@ def init(config: config_lib.GLMConfig, rng: jax.Array) -> Any:
 
 @functools.partial(jax.jit, static_argnums=0)
 def init_params(config: config_lib.GLMConfig, rng: jax.Array) -> Any:
-  """Fresh parameters as a plain dict tree, on one device."""
+  """Makes fresh parameters as a plain dict tree, on one device."""
   return nn.unbox(init(config, rng))
 
 
 def unstack_layers(params: Any) -> Any:
-  """Stacked `layers` [N, ...] to layers_0 ... layers_{N-1}, for models with scan_layers=False."""
+  """Turns stacked `layers` [N, ...] into layers_0 ... layers_{N-1}, for models with scan_layers=False."""
   params = dict(params)
   stacked = params.pop("layers")
   leaves, structure = jax.tree.flatten(stacked)

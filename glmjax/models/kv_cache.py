@@ -29,11 +29,11 @@ class KVCache:
 
   @property
   def slots(self) -> int:
-    """Returns M, how many tokens of a row there is room for."""
+    """M, how many tokens of a row there is room for."""
     return self.key.shape[-2]
 
   def append(self, k_BLHK: jax.Array, v_BLHK: jax.Array, first_B: jax.Array) -> "KVCache":
-    """One layer's cache with L tokens of each row written from the row's slot `first_B` on."""
+    """Returns one layer's cache with L tokens of each row written from the row's slot `first_B` on."""
 
     def write(slots_BHMK: jax.Array, new_BLHK: jax.Array) -> jax.Array:
       new_BHLK = _stored(jnp.swapaxes(new_BLHK, 1, 2), slots_BHMK.dtype)
@@ -46,12 +46,12 @@ class KVCache:
   def attend(
     self, target: target_lib.Target, q_BLHK: jax.Array, end_BL: jax.Array, prefix: tuple[jax.Array, jax.Array] | None
   ) -> jax.Array:
-    """What queries that see their row's slots before `end_BL` read from one layer's cache, [B, L, H, K]."""
+    """Returns what queries that see their row's slots before `end_BL` read from one layer's cache, [B, L, H, K]."""
     k_BMHK, v_BMHK = (jnp.swapaxes(_computed(x, q_BLHK.dtype), 1, 2) for x in (self.key, self.value))
     return attention.attend(target, q_BLHK, k_BMHK, v_BMHK, jnp.zeros_like(end_BL), end_BL, prefix=prefix)
 
   def extend(self, slots: int) -> "KVCache":
-    """The cache with `slots` empty ones behind those it has."""
+    """Returns the cache with `slots` empty ones behind those it has."""
 
     def pad(x: jax.Array) -> jax.Array:
       return jnp.pad(x, [*[(0, 0)] * (x.ndim - 2), (0, slots), (0, 0)])
@@ -59,11 +59,11 @@ class KVCache:
     return jax.tree.map(pad, self)
 
   def rows(self, index_B: jax.Array) -> "KVCache":
-    """The rows with these numbers, in this order."""
+    """Returns the rows with these numbers, in this order."""
     return jax.tree.map(lambda x: jnp.take(x, index_B, axis=x.ndim - 4), self)
 
   def constrain(self) -> "KVCache":
-    """The cache, its rows and heads split over the mesh as the rules say; rows that do not divide are not split."""
+    """Splits the cache's rows and heads over the mesh as the rules say; rows that do not divide are not split."""
     rows = "batch" if self.key.shape[-4] % partitioning.parts("batch") == 0 else None
     return jax.tree.map(
       lambda x: partitioning.constrain(x, *[None] * (x.ndim - 4), rows, "act_heads", None, None), self
@@ -71,12 +71,14 @@ class KVCache:
 
 
 def of_prompt(target: target_lib.Target, k_BLHK: jax.Array, v_BLHK: jax.Array) -> KVCache:
-  """One layer's cache that holds the L first tokens of every row and has no slot more."""
+  """Returns one layer's cache that holds the L first tokens of every row and has no slot more."""
   return KVCache(*(_stored(jnp.swapaxes(x, 1, 2), storage_dtype(target, x.dtype)) for x in (k_BLHK, v_BLHK)))
 
 
 def empty(target: target_lib.Target, config: config_lib.GLMConfig, batch: int, slots: int) -> Any:
-  """Zeros, as the model returns them: one KVCache of all layers if scanned, else one a layer ("layers_0", ...)."""
+  """Returns zeros, as the model returns them: one KVCache of all layers if scanned, else one a layer ("layers_0",
+  ...).
+  """
   shape = (batch, config.num_heads, slots, config.head_dim)
 
   def zeros(*leading: int) -> KVCache:
@@ -88,7 +90,7 @@ def empty(target: target_lib.Target, config: config_lib.GLMConfig, batch: int, s
 
 
 def storage_dtype(target: target_lib.Target, dtype: Any) -> jnp.dtype:
-  """What keys and values computed in `dtype` are kept as: on the CPU half-precision ones as their bits.
+  """Says as what keys and values computed in `dtype` are kept: on the CPU half-precision ones as their bits.
 
   XLA's CPU (jax 0.10) copies a whole bfloat16 array to change one row of it: 95 ms where integers take 0.01 (33 MB).
   """

@@ -23,7 +23,7 @@ Initializer = Callable[..., jax.Array]
 
 
 def initializer(param: params_lib.Param) -> Initializer:
-  """How a parameter begins: normal with its spread, zeros or ones."""
+  """Returns a function that makes a parameter as it begins: normal with its spread, zeros or ones."""
 
   def init(key: jax.Array, shape: Sequence[int], dtype: str) -> jax.Array:
     if param.init != "normal":
@@ -37,12 +37,14 @@ def initializer(param: params_lib.Param) -> Initializer:
 
 
 def unstack(x: jax.Array, axis: int) -> list[jax.Array]:
-  """The slices along an axis; unlike indexing, backward stacks their gradients instead of padding and adding."""
+  """Returns the slices along an axis; unlike indexing, backward stacks their gradients instead of padding and
+  adding.
+  """
   return [part.squeeze(axis) for part in jnp.split(x, x.shape[axis], axis)]
 
 
 def declare(module: nn.Module, name: str, param: params_lib.Param, dtype: str) -> Any:
-  """The parameter `name` of a module: a float array, or the weight that stands in its place."""
+  """Declares the parameter `name` of a module: a float array, or the weight that stands in its place."""
   if module.has_variable("params", name):
     value = module.get_variable("params", name)
     if isinstance(value, weights.Weight):  # Linen would compare its packed shape with ours
@@ -51,12 +53,12 @@ def declare(module: nn.Module, name: str, param: params_lib.Param, dtype: str) -
 
 
 def fold_in(keys_B: jax.Array | None, number: jax.Array | int) -> jax.Array | None:
-  """Each row's key for the part of the model with this number; None stays None: no dropout."""
+  """Returns each row's key for the part of the model with this number; None stays None: no dropout."""
   return None if keys_B is None else jax.vmap(jax.random.fold_in, (0, None))(keys_B, number)
 
 
 def dropout(rate: float, keys_B: jax.Array | None, x: jax.Array) -> jax.Array:
-  """x [B, ...] with a share of its entries 0 and the others scaled up; each row draws from its own key."""
+  """Returns x [B, ...] with a share of its entries 0 and the others scaled up; each row draws from its own key."""
   if keys_B is None or rate == 0.0:
     return x
   return dropout_lib.apply(dropout_lib.make(rate, keys_B, *x.shape[1:-1]), x)
@@ -64,7 +66,7 @@ def dropout(rate: float, keys_B: jax.Array | None, x: jax.Array) -> jax.Array:
 
 @jax.custom_vjp
 def scale_gradient(x: jax.Array, alpha: jax.Array | float) -> jax.Array:
-  """x, whose gradient is multiplied by alpha: alpha x + (1 - alpha) stop_gradient(x), exactly.
+  """Returns x, whose gradient is multiplied by alpha: alpha x + (1 - alpha) stop_gradient(x), exactly.
 
   The embedding gradient shrink of the GLM-130B paper, section 3.
   """
@@ -79,7 +81,7 @@ scale_gradient.defvjp(
 
 @jax.custom_vjp
 def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
-  """x + bias in x's dtype; the bias's gradient is summed in float32."""
+  """Adds a bias in x's dtype; the bias's gradient is summed in float32."""
   return x + bias.astype(x.dtype)
 
 
@@ -104,7 +106,9 @@ class Einsum(nn.Module):
   def __call__(
     self, x: jax.Array, product: Callable[..., jax.Array] | None = None, bias_apart: bool = False
   ) -> "jax.Array | tuple[jax.Array, jax.Array]":
-    """`product`: of x and the kernel, in place of the einsum. `bias_apart`: returns (product, bias), not their sum."""
+    """Adds the bias to the product. `product`: of x and the kernel, in place of the einsum. `bias_apart`: returns
+    (product, bias), not their sum.
+    """
     kernel = weights.of(declare(self, "kernel", self.kernel, self.param_dtype))
     bias = declare(self, "bias", self.bias, self.param_dtype)
     x = x.astype(self.dtype)
@@ -113,7 +117,7 @@ class Einsum(nn.Module):
 
 
 class LayerNorm(nn.Module):
-  """Over the last axis, with scale and bias; statistics in float32."""
+  """LayerNorm over the last axis, with scale and bias; statistics in float32."""
 
   width: int
   epsilon: float
@@ -130,7 +134,7 @@ class LayerNorm(nn.Module):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def whole(axes: tuple[str, ...], weight: jax.Array) -> jax.Array:
-  """A weight with these logical axes, gathered along embed; its gradient is split as the weight is."""
+  """Gathers a weight with these logical axes along embed; its gradient is split as the weight is."""
   return partitioning.constrain(weight, *({"embed": "act_embed", "vocab": "act_vocab"}.get(axis) for axis in axes))
 
 
@@ -139,7 +143,8 @@ whole.defvjp(lambda axes, weight: (whole(axes, weight), None), lambda axes, _, g
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def rows_of(dtype: str, axis: str, table: jax.Array, index: jax.Array) -> jax.Array:
-  """table[index] in `dtype`, for a table [`axis`, "embed"]; the gradients of equal indices are summed in float32.
+  """Returns table[index] in `dtype`, for a table [`axis`, "embed"]; the gradients of equal indices are summed in
+  float32.
 
   An index outside of the table has no row: zeros, and no gradient, on one device as on many.
   Where the table is split over the mesh, the step gathers it along embed, in `dtype`, as the head does.
@@ -152,7 +157,7 @@ def rows_of(dtype: str, axis: str, table: jax.Array, index: jax.Array) -> jax.Ar
 
 
 def _look_up(axis: str, table: jax.Array, index: jax.Array) -> jax.Array:
-  """table[index], each device finding the rows that it has.
+  """Returns table[index], each device finding the rows that it has.
 
   Left to XLA, a split table is gathered for one token, and jax 0.11's partitioner ends the process where tokens are
   split over stages within a shard_map.
@@ -171,7 +176,7 @@ def _look_up(axis: str, table: jax.Array, index: jax.Array) -> jax.Array:
 
 
 def _rows(table: jax.Array, index: jax.Array) -> jax.Array:
-  """table[index], zeros where the table has no such row."""
+  """Returns table[index], zeros where the table has no such row."""
   there = (index >= 0) & (index < len(table))
   return jnp.where(there[..., None], table[jnp.clip(index, 0, len(table) - 1)], 0)
 
@@ -205,7 +210,7 @@ class Embedding(nn.Module):
       )
 
   def __call__(self, tokens_BL: jax.Array, positions: jax.Array, gradient_alpha: jax.Array | float) -> jax.Array:
-    """The sum of the token's and its positions' rows, [B, L, D]."""
+    """Returns the sum of the token's and its positions' rows, [B, L, D]."""
     x_BLD = rows_of(self.config.dtype, "vocab", self.table, tokens_BL)
     x_BLD = scale_gradient(x_BLD, gradient_alpha)
     if not self.config.position_kind.rotary_parts:
@@ -215,11 +220,11 @@ class Embedding(nn.Module):
     return x_BLD
 
   def attend(self, x_BLD: jax.Array, gradient_alpha: jax.Array | float) -> jax.Array:
-    """Logits over the table's rows, float32 [B, L, V]; the shrink reaches the table here as well."""
+    """Returns logits over the table's rows, float32 [B, L, V]; the shrink reaches the table here as well."""
     return _logits(self.target, "BLD,VD->BLV", x_BLD.astype(self.config.dtype), self._shrunk_table(gradient_alpha))
 
   def kernel(self, gradient_alpha: jax.Array | float) -> jax.Array:
-    """The table as the head's kernel, [D, V] in the compute dtype."""
+    """Returns the table as the head's kernel, [D, V] in the compute dtype."""
     return self._shrunk_table(gradient_alpha).T
 
   def _shrunk_table(self, gradient_alpha: jax.Array | float) -> jax.Array:
@@ -227,8 +232,9 @@ class Embedding(nn.Module):
 
 
 def _logits(target: target_lib.Target, spec: str, x_BLD: jax.Array, kernel: jax.Array) -> jax.Array:
-  """Float32 products with the head; a single row is multiplied eight times on GPUs, where XLA would make a float32
-  copy of the kernel for one."""
+  """Computes float32 products with the head; a single row is multiplied eight times on GPUs, where XLA would make a
+  float32 copy of the kernel for one.
+  """
   if x_BLD.shape[0] * x_BLD.shape[1] > 1 or target.platform != "gpu":
     return jnp.einsum(spec, x_BLD, kernel, preferred_element_type=jnp.float32)
   x_BLD = jnp.broadcast_to(x_BLD, (1, 8, x_BLD.shape[2]))
@@ -249,5 +255,5 @@ class Head(nn.Module):
 
 
 def constrain_logits(logits_BLV: jax.Array) -> jax.Array:
-  """Rows, tokens and vocabulary over their mesh axes."""
+  """Splits logits' rows, tokens and vocabulary over their mesh axes."""
   return partitioning.constrain(logits_BLV, "batch", "length", "act_vocab")

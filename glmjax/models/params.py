@@ -56,7 +56,7 @@ class Param:
 
   @property
   def size(self) -> int:
-    """Counts the elements."""
+    """The number of elements."""
     return math.prod(self.shape)
 
   @property
@@ -89,7 +89,9 @@ Predicate = Callable[[str, Param], bool]  # of a parameter by its path, and what
 
 @functools.lru_cache(maxsize=64)
 def layer(config: config_lib.GLMConfig) -> Mapping[str, Param]:
-  """The parameters of one block by their paths in it, in the order of the computation and of the original's files."""
+  """Returns the parameters of one block by their paths in it, in the order of the computation and of the original's
+  files.
+  """
   d, h, k, f = config.embed_dim, config.num_heads, config.head_dim, config.mlp_dim
   deepnorm = config.norm == "deepnorm"
   qkv_std = xavier_std(d, d) if deepnorm else config.init_std
@@ -113,7 +115,7 @@ def layer(config: config_lib.GLMConfig) -> Mapping[str, Param]:
 
 @functools.lru_cache(maxsize=64)
 def table(config: config_lib.GLMConfig) -> Mapping[str, Param]:
-  """All parameters of a model by their paths, its layers stacked, in the order of the original's files."""
+  """Returns all parameters of a model by their paths, its layers stacked, in the order of the original's files."""
   d, v = config.embed_dim, config.vocab_size
   deepnorm = config.norm == "deepnorm"
   std = xavier_std(v, d) if deepnorm else config.init_std
@@ -197,7 +199,7 @@ def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def always(path: str, param: Param) -> bool:
-  """The predicate that is true of every parameter."""
+  """Returns True: the predicate that is true of every parameter."""
   del path, param
   return True
 
@@ -231,18 +233,20 @@ def quantized_inputs(path: str) -> tuple[int, ...] | None:
 
 
 def count(config: config_lib.GLMConfig) -> int:
-  """All parameters; the tied embedding counts once."""
+  """Counts all parameters; the tied embedding counts once."""
   return sum(param.size for param in table(config).values())
 
 
 def count_of_matmuls(config: config_lib.GLMConfig) -> int:
-  """Weights that meet every token in a matmul: the blocks' kernels and the head, which may be the embedding's table."""
+  """Counts the weights that meet every token in a matmul: the blocks' kernels and the head, which may be the
+  embedding's table.
+  """
   tied = table(config)["embedding/table"].size if config.tie_embeddings else 0
   return tied + sum(param.size for param in table(config).values() if param.inputs)
 
 
 def train_flops_per_token(config: config_lib.GLMConfig, length: int) -> float:
-  """Model FLOPs of forward and backward for one token of a row of `length` tokens.
+  """Returns the model FLOPs of forward and backward for one token of a row of `length` tokens.
 
   6 per matmul weight plus 12 N D length for attention scores (PaLM paper, appendix B); no recompute.
   """
@@ -251,19 +255,19 @@ def train_flops_per_token(config: config_lib.GLMConfig, length: int) -> float:
 
 
 def xavier_std(fan_in: int, fan_out: int, gain: float = 1.0) -> float:
-  """Glorot and Bengio 2010, normal form."""
+  """Returns the spread of Glorot and Bengio 2010, normal form."""
   return gain * (2.0 / (fan_in + fan_out)) ** 0.5
 
 
 def _output_std(config: config_lib.GLMConfig, fan_in: int) -> float:
-  """Initial spread of a sublayer's last projection."""
+  """Returns the initial spread of a sublayer's last projection."""
   if config.norm == "deepnorm":
     return xavier_std(fan_in, config.embed_dim, config.beta)
   return config.init_std * config.beta  # GPT-2's 0.02 / sqrt(2 N)
 
 
 def norm(width: int) -> dict[str, Param]:
-  """The parameters of a LayerNorm."""
+  """Returns the parameters of a LayerNorm."""
   return {
     name: Param((width,), ("act_embed",), "norms", init, decays=False)
     for name, init in (("scale", "ones"), ("bias", "zeros"))
@@ -283,7 +287,7 @@ def _kernel(
   cut: int,
   gains: tuple[float, ...] = (),
 ) -> dict[str, Param]:
-  """A block's kernel and its bias, which has the axes that a product does not sum over."""
+  """Returns a block's kernel and its bias, which has the axes that a product does not sum over."""
   part = path.split("/")[0]
   return {
     f"{path}/kernel": Param(
@@ -294,7 +298,7 @@ def _kernel(
 
 
 def _stacked(param: Param, num_layers: int) -> Param:
-  """A layer's parameter with the axis of the layers in front."""
+  """Returns a layer's parameter with the axis of the layers in front."""
   return dataclasses.replace(
     param,
     shape=(num_layers, *param.shape),

@@ -10,7 +10,7 @@ from glmjax.models import config as config_lib
 
 
 def table(positions_BL: jax.Array, dim: int, base: float, rounding: str) -> tuple[jax.Array, jax.Array]:
-  """cos and sin of the angles, float32 [B, L, dim / 2].
+  """Returns cos and sin of the angles, float32 [B, L, dim / 2].
 
   `rounding` names what the original code kept in half precision: "half_frequencies" (the inverse
   frequencies; GLM-130B and ChatGLM-6B run in float32) or "half_table" (angles, cos and sin too; as
@@ -29,12 +29,12 @@ def table(positions_BL: jax.Array, dim: int, base: float, rounding: str) -> tupl
 
 
 def _half(x: jax.Array) -> jax.Array:
-  """x in half precision; not by a cast there and back, which XLA may remove."""
+  """Rounds x to half precision; not by a cast there and back, which XLA may remove."""
   return jax.lax.reduce_precision(x, exponent_bits=5, mantissa_bits=10)
 
 
 def tables(config: config_lib.GLMConfig, positions: jax.Array) -> tuple[jax.Array, jax.Array] | None:
-  """cos and sin for `rotate`, [B, L, K / 2] float32, or None for learned positions.
+  """Returns cos and sin for `rotate`, [B, L, K / 2] float32, or None for learned positions.
 
   `positions` is [B, L], or [B, 2, L] where each half of a head is rotated by one of two (ChatGLM-6B).
   """

@@ -18,16 +18,18 @@ class Weight(Protocol):
   """A pytree that stands in a layer's parameters for the kernel of an einsum."""
 
   def product(self, target: target_lib.Target, spec: str, x: jax.Array, axes: Axes | None = None) -> jax.Array:
-    """jnp.einsum(spec, x, weight) in x's dtype, sums in float32; linear in x, differentiable in what trains.
+    """Computes jnp.einsum(spec, x, weight) in x's dtype, sums in float32; linear in x, differentiable in what trains.
 
     `axes`: the weight's logical axes, where a mesh may split it.
     """
 
   def input_gradient(self, target: target_lib.Target, spec: str, g: jax.Array, dtype: Any) -> jax.Array:
-    """The gradient of the product's x, which has this dtype, for the product's gradient g."""
+    """Returns the gradient of the product's x, which has this dtype, for the product's gradient g."""
 
   def gradient(self, target: target_lib.Target, spec: str, x: jax.Array, g: jax.Array) -> "Weight | None":
-    """The weight's own gradient, a weight like it, for the product's gradient g; None where nothing of it trains."""
+    """Returns the weight's own gradient, a weight like it, for the product's gradient g; None where nothing of it
+    trains.
+    """
 
 
 @jax.tree_util.register_dataclass
@@ -38,26 +40,26 @@ class Float:
   array: jax.Array
 
   def product(self, target: target_lib.Target, spec: str, x: jax.Array, axes: Axes | None = None) -> jax.Array:
-    """Operands in x's dtype; the array's gradient in its own: float32 for a master weight."""
+    """Multiplies operands in x's dtype; the array's gradient is in its own: float32 for a master weight."""
     del axes
     return matmul.matmul(target, spec, x, self.array)
 
   def input_gradient(self, target: target_lib.Target, spec: str, g: jax.Array, dtype: Any) -> jax.Array:
-    """Of operands in x's dtype."""
+    """Returns x's gradient, computed of operands in x's dtype."""
     return matmul.first_gradient(target, spec, self.array, g, dtype)
 
   def gradient(self, target: target_lib.Target, spec: str, x: jax.Array, g: jax.Array) -> "Float":
-    """In the array's dtype."""
+    """Returns the array's gradient, in the array's dtype."""
     return Float(matmul.second_gradient(target, spec, x, g, self.array.dtype))
 
 
 def of(value: Any) -> Weight:
-  """A parameter as a weight: itself where it is one."""
+  """Returns a parameter as a weight: itself where it is one."""
   return value if isinstance(value, Weight) else Float(value)
 
 
 def quantize(params: Any, bits: int) -> Any:
-  """The same tree, with QuantizedArrays for the kernels that the parameter table quantizes.
+  """Returns the same tree, with QuantizedArrays for the kernels that the parameter table quantizes.
 
   Raises:
     errors.InputError: for bits other than 4 and 8, or a size that does not pack.
