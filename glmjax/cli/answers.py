@@ -1,20 +1,22 @@
 """JSON lines files that answers are added to, batch by batch; what a killed run left is gone on with."""
 
+import collections
 import contextlib
 import dataclasses
 import functools
 import json
 import os
 import pathlib
+import stat
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
 from glmjax import errors
 from glmjax.cli import inputs
-from glmjax.io import folders, lock, paths, publish, user_json
+from glmjax.io import folders, lock, publish, user_json
 
-_LONGEST_LINE = 1 << 26
+_LONGEST_LINE = 1 << 26  # bytes
 _OTHER = "choose another file, or --overwrite this one"
 
 
@@ -25,12 +27,11 @@ def appending(path: str | os.PathLike, what: str) -> Iterator[BinaryIO]:
   Raises:
     errors.InputError: when it is not; `what` names the file, as "--out".
   """
-  folders.claim_file(path, what, stream=True)
-  path = paths.local(path, what)
+  target = folders.claim_file(path, what, stream=True)
   try:
-    if not path.absolute().parent.is_dir():
+    if not target.absolute().parent.is_dir():
       raise errors.InputError(f"cannot write {path}: no such folder")
-    file = open(path, "a+b", buffering=0)  # one write a batch, so that what other processes add stays whole
+    file = open(target, "a+b", buffering=0)  # one write a batch, so that what other processes add stays whole
   except OSError as error:
     raise errors.InputError(f"cannot write {path}: {errors.reason(error)}") from None
   with file:
@@ -53,9 +54,10 @@ class Files:
       self.begin()
       self.begin = None
     if self.out is not None:
-      _write(self.out, rows)
+      _write(self.out, map(_line, rows))
     if self.samples is not None:
-      _write(self.samples, [{"model": self.label, "prompt": row["prompt"], "output": row["output"]} for row in rows])
+      _end_line(self.samples)
+      _write(self.samples, [_sample(self.label, row) for row in rows])
 
 
 @contextlib.contextmanager
@@ -71,55 +73,56 @@ def files(
 
   Args:
     out: JSON lines file of the answers, gone on with unless `overwrite`; "-": standard output; None: none.
-    samples: JSON lines file that prompts and outputs are added to; None: none.
+    samples: JSON lines file that prompts and outputs are added to, those that a killed run did not come to write
+      among them; None: none.
     label: what the model is called there.
     rows: the prompts, of which the file may answer the first.
     settings: what gives the answers, noted beside the file.
     overwrite: whether answers that are there are dropped.
   """
   with contextlib.ExitStack() as stack:
-    out_file, samples_file, done, begin = None, None, 0, None
+    out_file, samples_file, kept, begin = None, None, [], None
     if out is not None:
-      out_file, done = stack.enter_context(_answering(out, rows, settings, overwrite))
-      begin = None if done else functools.partial(_begin, out_file, out, settings)
+      out_file, kept, begin = stack.enter_context(_answering(out, rows, settings, overwrite))
     if samples is not None:
       samples_file = stack.enter_context(appending(samples, "--samples"))
       if out not in (None, "-") and os.path.samestat(os.fstat(samples_file.fileno()), os.fstat(out_file.fileno())):
         raise errors.InputError(f"--samples and --out are both {samples}: choose another file")
-    yield Files(out_file, samples_file, label, done, begin)
+      _add_missing(samples_file, [_sample(label, row) for row in kept])
+    yield Files(out_file, samples_file, label, len(kept), begin)
 
 
 @contextlib.contextmanager
 def _answering(
   path: str | os.PathLike, rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any], overwrite: bool
-) -> Iterator[tuple[BinaryIO, int]]:
-  """Yields the file for the answers to `rows` ("-": standard output), and how many of them it holds already.
+) -> Iterator[tuple[BinaryIO, list[dict[str, Any]], Callable[[], None] | None]]:
+  """Yields the file for the answers to `rows` ("-": standard output), those that it holds, and what begins it.
 
-  Its lines must answer the first of the rows, with the settings that `_begin` noted; half a line at its end,
-  which a kill leaves, is removed. Where it is to be overwritten it holds none; emptying it is left to `_begin`.
+  Its lines must answer the first of the rows, with the settings that `_begin` noted; half a line at its end, which a
+  kill leaves, counts for nothing. Until the last of the three is called nothing in the file is changed.
   """
   if path == "-":
     if sys.stdout is None:
       raise errors.InputError("standard output is closed: give --out=FILE")
     sys.stdout.flush()
-    yield sys.stdout.buffer, 0
+    yield sys.stdout.buffer, [], None
     return
-  folders.claim_file(path, "--out")  # a regular one, that can be gone on with
-  path = paths.local(path, "--out")
-  with appending(path, "--out") as file, lock.held(lock.beside(path), f"another process is writing {path}"):
+  target = folders.claim_file(path, "--out")  # a regular one, that can be gone on with
+  with appending(path, "--out") as file, lock.held(lock.beside(target), f"another process is writing {path}"):
+    kept, whole = [], 0
     if overwrite:
-      _check_are_answers(path)
-    done = 0 if overwrite else _keep_answers(file, path, rows)
-    if done:
-      _check_settings(path, settings)
-    yield file, done
+      _check_are_answers(target)
+    elif target.stat().st_size:
+      kept, whole = _kept_answers(file, target, rows)
+      _check_settings(target, settings)
+    yield file, kept, functools.partial(_begin, file, target, settings, whole)
 
 
-def _begin(file: BinaryIO, path: str | os.PathLike, settings: Mapping[str, Any]) -> None:
-  """Empties the file and notes beside it where its answers will come from; nothing for standard output."""
-  if path != "-":
-    file.truncate(0)  # first: settings never stand beside answers that they did not give
-    noted = _settings_path(paths.local(path, "--out"))
+def _begin(file: BinaryIO, path: pathlib.Path, settings: Mapping[str, Any], whole: int) -> None:
+  """Cuts the file to the bytes of its whole answers; where there are none, notes beside it what will give them."""
+  file.truncate(whole)  # first: settings never stand beside answers that they did not give
+  if not whole:
+    noted = _settings_path(path)
     try:
       publish.write_json(noted, settings)
     except OSError as error:
@@ -152,9 +155,16 @@ def _check_settings(path: pathlib.Path, settings: Mapping[str, Any]) -> None:
     )
 
 
-def _write(file: BinaryIO, rows: Sequence[Mapping[str, Any]]) -> None:
-  """Adds a line for each row."""
-  left = memoryview("".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows).encode())
+def _line(row: Mapping[str, Any]) -> bytes:
+  return f"{json.dumps(row, ensure_ascii=False)}\n".encode()
+
+
+def _sample(label: str, row: Mapping[str, Any]) -> bytes:
+  return _line({"model": label, "prompt": row["prompt"], "output": row["output"]})
+
+
+def _write(file: BinaryIO, lines: Iterable[bytes]) -> None:
+  left = memoryview(b"".join(lines))
   while left:  # a full disk takes a part, and says so the next time
     left = left[file.write(left) :]
   file.flush()
@@ -174,25 +184,80 @@ def _check_are_answers(path: pathlib.Path) -> None:
     raise errors.InputError(f"{path} holds other things than answers, which would be lost: choose another file")
 
 
-def _keep_answers(file: BinaryIO, path: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> int:
-  """How many answers the file holds, now without half a line at its end."""
-  count = whole = 0
-  with open(path, "rb") as reader:
-    for line in reader:
-      if not line.endswith(b"\n"):
-        file.truncate(whole)
-        break
-      if count == len(rows) or not _answers(line, rows[count]):
-        raise errors.InputError(f"{path}: line {count + 1} is no answer to prompt {count + 1} of this run: {_OTHER}")
-      count, whole = count + 1, whole + len(line)
-  return count
+def _lines(file: BinaryIO) -> Iterator[bytes]:
+  """Yields all lines of an open file, their ends included, and one that is longer than any of ours in pieces."""
+  file.seek(0)
+  with open(file.fileno(), "rb", closefd=False) as reader:
+    yield from iter(functools.partial(reader.readline, _LONGEST_LINE), b"")
 
 
-def _answers(line: bytes, row: Mapping[str, Any]) -> bool:
-  """Whether a line has an answer beside the very fields of the row."""
+def _kept_answers(
+  file: BinaryIO, path: pathlib.Path, rows: Sequence[Mapping[str, Any]]
+) -> tuple[list[dict[str, Any]], int]:
+  """Returns the answers that the file holds and their bytes: all of it, but for half an answer at its end.
+
+  Raises:
+    errors.InputError: when it holds anything else.
+  """
+  kept: list[dict[str, Any]] = []
+  whole = 0
+  for line in _lines(file):
+    row = rows[len(kept)] if len(kept) < len(rows) else None
+    if row is not None and not line.endswith(b"\n") and _begins_answer(line, row):
+      break
+    if row is None or not line.endswith(b"\n") or (answer := _answer(line, row)) is None:
+      number = len(kept) + 1
+      raise errors.InputError(f"{path}: line {number} is no answer to prompt {number} of this run: {_OTHER}")
+    kept.append(answer)
+    whole += len(line)
+  return kept, whole
+
+
+def _begins_answer(part: bytes, row: Mapping[str, Any]) -> bool:
+  """Whether a kill may have left this part of a line that answers the row."""
+  own = _line(row).removesuffix(b"}\n")
+  return len(part) < _LONGEST_LINE and (own.startswith(part) or part.startswith(own))
+
+
+def _answer(line: bytes, row: Mapping[str, Any]) -> dict[str, Any] | None:
+  """Returns what a line holds where that is an answer beside the very fields of the row."""
   try:
     found = user_json.parse(line, "a line")
   except errors.InputError:
-    return False
+    return None
   own = {name: value for name, value in found.items() if name not in inputs.GENERATED}
-  return "output" in found and json.dumps(own, sort_keys=True) == json.dumps(dict(row), sort_keys=True)
+  answers = "output" in found and json.dumps(own, sort_keys=True) == json.dumps(dict(row), sort_keys=True)
+  return found if answers else None
+
+
+def _add_missing(samples: BinaryIO, lines: Sequence[bytes]) -> None:
+  """Adds those of the lines that the file lacks, as the run was killed before it wrote them; half of one is completed.
+
+  What is no regular file keeps nothing that could be looked at: to that nothing is added.
+  """
+  if not lines or not _is_regular(samples):
+    return
+  missing, last = collections.Counter(lines), b""
+  for last in _lines(samples):
+    if missing[last]:
+      missing[last] -= 1
+  left = list(missing.elements())
+  half = next((line for line in left if not last.endswith(b"\n") and last and line.startswith(last)), None)
+  if half is not None:
+    left.remove(half)
+    _write(samples, [half[len(last) :]])
+  if left:
+    _end_line(samples)
+    _write(samples, left)
+
+
+def _end_line(file: BinaryIO) -> None:
+  """Ends the last line of a regular file where a kill or an editor left it without an end."""
+  if _is_regular(file) and (size := file.seek(0, os.SEEK_END)):
+    file.seek(size - 1)
+    if file.read(1) != b"\n":
+      _write(file, [b"\n"])
+
+
+def _is_regular(file: BinaryIO) -> bool:
+  return stat.S_ISREG(os.fstat(file.fileno()).st_mode)

@@ -252,6 +252,66 @@ def test_files_of_other_prompts_are_left_alone(monkeypatch):
   assert len(lines("a.jsonl")) == 1
 
 
+def test_a_file_of_one_line_without_end_is_left_alone(monkeypatch):
+  """It may be anything of the user's, and is no half of an answer; nothing is cut before all is looked at."""
+  monkeypatch.setattr(engine.Engine, "load", None)
+  for content in ('{"precious": 1}', "notes", '{"prompt": "a", "output": "A"}', '{"pro', "\0"):
+    pathlib.Path("a.jsonl").write_text(content)
+    with pytest.raises(errors.InputError, match="--overwrite this one"):
+      generate("m", ["a"], out="a.jsonl")
+    assert pathlib.Path("a.jsonl").read_text() == content
+
+
+def test_half_a_line_stays_until_the_first_answer(monkeypatch):
+  generate("m", ["a", "b"], out="a.jsonl")
+  whole = pathlib.Path("a.jsonl").read_bytes()
+  pathlib.Path("a.jsonl").write_bytes(whole[:-5])
+  with pytest.raises(errors.InputError, match="seed 0 there, 1 now"):
+    generate("m", ["a", "b"], out="a.jsonl", seed=1)
+  with monkeypatch.context() as patch, pytest.raises(TypeError):
+    patch.setattr(engine.Engine, "load", None)
+    generate("m", ["a", "b"], out="a.jsonl")
+  assert pathlib.Path("a.jsonl").read_bytes() == whole[:-5]
+  monkeypatch.setattr(answers, "_LONGEST_LINE", 20)  # no line of ours is longer
+  with pytest.raises(errors.InputError, match="line 1 is no answer"):
+    generate("m", ["a", "b"], out="a.jsonl")
+
+
+def test_samples_that_a_kill_left_out_are_added():
+  """At any byte of the answers and of the samples, and other models' samples stay."""
+  prompts = ["same", "same", "b", "c"]
+  other = b'{"model": "other", "prompt": "b", "output": "B"}\n'
+  pathlib.Path("s.jsonl").write_bytes(other)
+  generate("m", prompts, out="a.jsonl", samples="s.jsonl")
+  whole, samples = pathlib.Path("a.jsonl").read_bytes(), pathlib.Path("s.jsonl").read_bytes()
+  for left in range(len(other), len(samples), 7):
+    answered = samples[:left].count(b"\n") + 1
+    for kept in (answered, 4):  # the answers are written first
+      pathlib.Path("a.jsonl").write_bytes(b"".join(whole.splitlines(keepends=True)[:kept]))
+      pathlib.Path("s.jsonl").write_bytes(samples[:left])
+      generate("m", prompts, out="a.jsonl", samples="s.jsonl")
+      assert pathlib.Path("a.jsonl").read_bytes() == whole
+      assert pathlib.Path("s.jsonl").read_bytes() == samples
+
+
+def test_a_sample_is_not_glued_to_a_line_without_end():
+  mine = '{"model": "other", "prompt": "b", "output": "B"}'
+  pathlib.Path("s.jsonl").write_text(mine)
+  generate("m", ["a"], samples="s.jsonl")
+  assert [row["model"] for row in lines("s.jsonl")] == ["other", "m"]
+
+
+def test_a_link_and_its_target_are_one_file():
+  pathlib.Path("folder").mkdir()
+  pathlib.Path("link.jsonl").symlink_to("folder/a.jsonl")
+  generate("m", ["a"], out="link.jsonl")
+  assert sorted(os.listdir()) == ["folder", "link.jsonl"]
+  assert generate("m", ["a"], out="folder/a.jsonl")["new"] == 0
+  with answers.files("link.jsonl", None, "", [], {}, True):
+    with pytest.raises(errors.InputError, match="another process is writing folder/a.jsonl"):
+      generate("m", ["a"], out="folder/a.jsonl")
+
+
 def test_answers_of_other_settings_are_not_gone_on_with(monkeypatch):
   """Another model or sampling, begun and done or killed: refused in one line, and nothing is touched."""
   with pytest.raises(KeyboardInterrupt):
