@@ -6,7 +6,7 @@
 #
 # Arguments go to `glmjax train` in every pod. TPU hosts find each other by what GKE tells them; GPU nodes by the flags
 # made here of xpk's variables.
-#   CLUSTER, ZONE, PROJECT  where                        IMAGE         a container image with glmjax in it
+#   CLUSTER, ZONE, PROJECT  where                        IMAGE         with glmjax in it: launch/Dockerfile makes one
 #   TPU_TYPE, NUM_SLICES    v5p-512 and how many (1)     NAME          of the workload (glmjax)
 #   GPU_TYPE, NUM_NODES     h100-80gb-8 and how many     MAX_RESTARTS  of the JobSet (100)
 #   XPK                     the command (xpk)            GLMJAX        the command in the image (glmjax)

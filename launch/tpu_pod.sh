@@ -8,7 +8,8 @@
 # Arguments go to `glmjax train` on every worker; the workers find each other by the slice's metadata.
 #   COMMAND            in place of train: generate, score or evaluate, with --mesh
 #   TPU, ZONE          the slice                        PROJECT      gcloud's project (as configured)
-#   SETUP              run on every worker before the first start, e.g. "pip install -q 'glmjax[data]' 'jax[tpu]'"
+#   SETUP              run on every worker before the first start, such as "pip install -q WHEEL 'jax[tpu]'": WHEEL is
+#                      one that the workers see, or git+https:// and where you keep glmjax (docs/launch.md)
 #   TPU_TYPE, RUNTIME  make the slice when it is missing or was preempted, e.g. v4-512 and tpu-ubuntu2204-base
 #   SPOT=1             of spot capacity                 GLMJAX       the command there (glmjax)
 #   MAX_RESTARTS       starts after the first (100)
@@ -21,6 +22,7 @@ fail() { echo "tpu_pod.sh: $1" >&2; exit 2; }
 [ -n "${ZONE:-}" ] || fail "ZONE is not set: where the slice is, such as us-central2-b"
 [ -z "${TPU_TYPE:-}" ] || [ -n "${RUNTIME:-}" ] || fail "TPU_TYPE is set and RUNTIME is not: give both to have the slice made"
 [ $# -gt 0 ] || fail "no arguments for glmjax ${COMMAND:-train}: give --gin_file=... --workdir=..., or what it takes"
+[ -n "${DRY_RUN:-}" ] || command -v gcloud >/dev/null || fail "gcloud is not installed here"
 where=(--zone="$ZONE" ${PROJECT:+--project="$PROJECT"})
 
 run() {  # or prints, in a dry run
@@ -35,7 +37,9 @@ on_all() { run gcloud compute tpus tpu-vm ssh "$TPU" "${where[@]}" --worker=all 
 
 state() {
   if [ -n "${DRY_RUN:-}" ]; then echo "${DRY_STATE:-READY}"; return; fi
-  gcloud compute tpus tpu-vm describe "$TPU" "${where[@]}" --format='value(state)' 2>/dev/null || echo MISSING
+  if gcloud compute tpus tpu-vm describe "$TPU" "${where[@]}" --format='value(state)' 2>"$log"; then return; fi
+  cat "$log" >&2
+  if grep -q NOT_FOUND "$log"; then echo MISSING; else echo UNKNOWN; fi  # no answer says nothing about the slice
 }
 
 make_ready() {  # the slice, where it was preempted or is not there
@@ -43,7 +47,7 @@ make_ready() {  # the slice, where it was preempted or is not there
   found=$(state)
   case "$found" in
     READY) return ;;
-    CREATING | STARTING | RESTARTING | REPAIRING) return 1 ;;
+    CREATING | STARTING | RESTARTING | REPAIRING | UNKNOWN) return 1 ;;
   esac
   [ -n "${TPU_TYPE:-}" ] || fail "$TPU is $found: make it anew, or set TPU_TYPE and RUNTIME to have that done"
   [ "$found" = MISSING ] || run gcloud compute tpus tpu-vm delete "$TPU" "${where[@]}" --quiet || return 1
@@ -53,7 +57,7 @@ make_ready() {  # the slice, where it was preempted or is not there
 }
 
 # What a lost connection left running holds the chips: it is told to save and end. Status 2 is a mistake, which no
-# restart mends, 3 a run that diverged, 130 Ctrl-C; gcloud does not hand them on, so they are written.
+# restart mends, 126 and 127 no glmjax there, 3 a run that diverged, 130 Ctrl-C; gcloud does not hand them on, so they are written.
 work=$(printf ' %q' "${GLMJAX:-glmjax}" "${COMMAND:-train}" "$@")
 remote="pkill -x glmjax && sleep 30;$work || echo \"glmjax ended with status \$?\""
 log=$(mktemp)
@@ -74,6 +78,9 @@ for ((try = 0; try <= ${MAX_RESTARTS:-100}; try++)); do
   fi
   if grep -q '^glmjax ended with status 2$' "$log"; then
     fail "glmjax found a mistake, as its message says"
+  fi
+  if grep -qE '^glmjax ended with status 12[67]$' "$log"; then
+    fail "${GLMJAX:-glmjax} is not installed there, or cannot be run: SETUP installs it, GLMJAX names it"
   fi
   if grep -q '^glmjax ended with status 3$' "$log"; then
     echo "tpu_pod.sh: the run diverged, as glmjax's message says" >&2

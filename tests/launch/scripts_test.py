@@ -112,7 +112,17 @@ def fake(folder: pathlib.Path, name: str, body: str) -> None:
 
 @pytest.mark.parametrize(
   "statuses, status, calls",
-  [([0], 0, 1), ([2], 2, 1), ([3], 3, 1), ([1, 137, 0], 0, 3), ([1, 1, 1], 1, 3), ([143], 143, 2), ([130], 130, 1)],
+  [
+    ([0], 0, 1),
+    ([2], 2, 1),
+    ([3], 3, 1),
+    ([126], 126, 1),
+    ([127], 127, 1),
+    ([1, 137, 0], 0, 3),
+    ([1, 139, 1], 1, 3),
+    ([143], 143, 2),
+    ([130], 130, 1),
+  ],
 )
 def test_slurm_starts_again_where_that_helps(tmp_path, statuses, status, calls):
   fake(tmp_path, "srun", f"set -- {' '.join(map(str, statuses))}; shift $(($(wc -l < {tmp_path}/calls) - 1)); exit $1")
@@ -125,7 +135,17 @@ def test_slurm_starts_again_where_that_helps(tmp_path, statuses, status, calls):
 
 @pytest.mark.parametrize(
   "statuses, status, calls",
-  [([0], 0, 1), ([2], 2, 1), ([3], 3, 1), ([1, 134, 0], 0, 3), ([1, 1, 1], 1, 3), ([130], 130, 1), ([143, 0], 0, 2)],
+  [
+    ([0], 0, 1),
+    ([2], 2, 1),
+    ([3], 3, 1),
+    ([126], 2, 1),
+    ([127], 2, 1),
+    ([1, 134, 0], 0, 3),
+    ([1, 139, 1], 1, 3),
+    ([130], 130, 1),
+    ([143, 0], 0, 2),
+  ],
 )
 def test_tpu_pod_starts_again_where_that_helps(tmp_path, statuses, status, calls):
   """gcloud here runs the remote command, with a glmjax that ends as told."""
@@ -141,18 +161,39 @@ def test_tpu_pod_starts_again_where_that_helps(tmp_path, statuses, status, calls
   assert sum(line.startswith("glmjax") for line in (tmp_path / "calls").read_text().splitlines()) == calls
 
 
+@pytest.mark.parametrize(
+  "answers, status, calls",
+  [
+    (["echo ERROR: UNAVAILABLE >&2; exit 1", "echo READY"], 0, ["describe", "describe", "ssh"]),
+    (["echo 'ERROR: NOT_FOUND: no such node' >&2; exit 1", "echo READY"], 0, ["describe", "create", "ssh"]),
+  ],
+)
+def test_tpu_pod_makes_a_slice_only_where_gcloud_finds_none(tmp_path, answers, status, calls):
+  """A failed call says nothing about the slice, and is tried again."""
+  asked = f"$(grep -c describe {tmp_path}/calls)"
+  describe = f"[ {asked} -gt 1 ] || {{ {answers[0]}; }}; {answers[1]}"
+  fake(tmp_path, "gcloud", f"case $4 in describe) {describe} ;; esac")
+  settings = dict(PATH=f"{tmp_path}:/usr/bin:/bin", MAX_RESTARTS="2", WAIT="0", TPU="a", ZONE="b")
+  done = run("tpu_pod.sh", *FLAGS, TPU_TYPE="v4-8", RUNTIME="base", **settings)
+  assert done.returncode == status, done.stderr
+  assert [line.split()[4] for line in (tmp_path / "calls").read_text().splitlines()] == calls
+
+
 def test_skypilot_recovers_where_that_helps():
   """Not from a mistake (2) and not from Ctrl-C (130)."""
   text = (LAUNCH / "skypilot.yaml").read_text()
   assert re.search(r"max_restarts_on_errors: (\d+)", text)[1] == "0"
   codes = set(map(int, re.search(r"recover_on_exit_codes: \[(.*)\]", text)[1].split(",")))
-  assert codes == {1, 134, 137, 143}
+  assert codes == {1, 134, 135, 137, 139, 143}
+
+
+def section(name: str) -> str:
+  """The shell lines of skypilot.yaml's `name`."""
+  return re.search(rf"^{name}: \|\n((?:  .*\n|\n)+)", (LAUNCH / "skypilot.yaml").read_text(), re.M)[1]
 
 
 def test_skypilot_joins_the_nodes():
   """The run section, as the first of two nodes would execute it."""
-  text = (LAUNCH / "skypilot.yaml").read_text()
-  script = re.search(r"^run: \|\n((?:  .*\n|\n)+)", text, re.M)[1]
   environment = dict(
     PATH="/usr/bin:/bin",
     TRAIN=" ".join(FLAGS[::2]),
@@ -160,7 +201,7 @@ def test_skypilot_joins_the_nodes():
     SKYPILOT_NUM_NODES="2",
     SKYPILOT_NODE_RANK="1",
   )
-  body = script.replace("exec glmjax", "printf '%s\\n' glmjax")
+  body = section("run").replace("exec glmjax", "printf '%s\\n' glmjax")
   done = subprocess.run(["bash", "-c", body], env=environment, capture_output=True, text=True, check=False)
   assert done.stdout.splitlines() == [
     "glmjax",
@@ -174,6 +215,34 @@ def test_skypilot_joins_the_nodes():
     subprocess.run(["bash", "-c", body], env=environment | {"TRAIN": ""}, capture_output=True, check=False).returncode
     == 2
   )
+
+
+def test_skypilot_is_told_what_to_install(tmp_path):
+  fake(tmp_path, "pip", "exit 0")
+  for package, status in (("", 2), ("/runs/glmjax.whl", 0)):
+    environment = dict(PATH=f"{tmp_path}:/usr/bin:/bin", GLMJAX=package)
+    done = subprocess.run(
+      ["bash", "-c", section("setup")], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == status and ("GLMJAX is empty" in done.stderr) == (status == 2)
+  assert (tmp_path / "calls").read_text() == "pip install -q /runs/glmjax.whl jax[cuda12]\n"
+
+
+def test_the_image_holds_what_a_wheel_is_made_of():
+  """The packaging test builds a wheel of these."""
+  copied = re.findall(r"^COPY (.*) \S+$", (LAUNCH / "Dockerfile").read_text(), re.M)
+  names = {"glmjax", "tasks", "gin", "setup.cfg", "pyproject.toml", "README.md", "LICENSE"}
+  assert set(" ".join(copied).split()) == names
+
+
+def test_nothing_is_installed_from_an_index_that_does_not_have_it():
+  """glmjax is not on the package index: every installation names a path, a wheel or an address."""
+  root = LAUNCH.parent
+  for file in [root / "README.md", root / "Makefile", *(root / "docs").glob("*.md"), *LAUNCH.iterdir()]:
+    for given in re.findall(r"(?:pip install|GLMJAX:) ([^`#\n]*)", file.read_text(encoding="utf-8")):
+      assert "glmjax" not in re.sub(r"\[.*?\]", "", given.replace("'", " ").replace('"', " ")).split(), (
+        f"{file.name}: {given}"
+      )
 
 
 def test_shellcheck():
