@@ -1,12 +1,12 @@
 # Every target is a line or three that you could type yourself. `make test` and `make quickstart` install what they need.
 
+# tensorflow-text, which seqio needs, has no wheels for Python 3.14.
+FITS := -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null
 ifndef PYTHON
-PYTHON := $(shell for p in python3 python3.13 python3.12 python3.11; do \
-	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+PYTHON := $(shell for p in python3 python3.13 python3.12 python3.11; do $$p $(FITS) && echo $$p && break; done)
 endif
 # The newest Python here, for the second lane of tests: newer ones have newer releases of jax and flax.
-NEWEST := $(shell for p in python3.14 python3.13 python3.12 $(HOME)/.pyenv/versions/3.1[2-9]*/bin/python; do \
-	$$p -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null && \
+NEWEST := $(shell for p in python3.13 python3.12 $(HOME)/.pyenv/versions/3.1[2-9]*/bin/python; do $$p $(FITS) && \
 	$$p -c 'import os, sys; print(sys.version_info[1], os.path.realpath(sys.executable))'; done | sort -n | tail -1 | cut -d" " -f2)
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -15,13 +15,13 @@ PYTEST := $(BIN)/python -m pytest -n 2
 CODE := glmjax tasks tests benchmarks
 FAST := not slow and not gpu and not tpu
 
-.PHONY: install install-plan test test-all test-newest test-here lint lock quickstart clean
+.PHONY: install install-plan test test-all test-newest test-here lint lock quickstart results clean
 
 install: $(VENV)/.installed
 
 $(VENV)/.installed: setup.cfg pyproject.toml
-	@test -n "$(PYTHON)" && $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-	  echo "glmjax needs Python 3.11 or newer: install one, or name it: make PYTHON=/path/to/python3.11 install" >&2; exit 1; }
+	@test -n "$(PYTHON)" && $(PYTHON) $(FITS) || { \
+	  echo "this needs Python 3.11, 3.12 or 3.13: install one, or name it: make PYTHON=/path/to/python3.13 install" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check -e '.[all,test]'
 	@touch $@
@@ -63,17 +63,21 @@ lock: install  ## the exact versions in use, as tested
 
 # Real text to an INT4 model that answers; gin/runs/quickstart.gin says what each command does.
 RUN := runs/quickstart
-QUICK := --gin_file=runs/quickstart.gin --stages=$(RUN)/stages.jsonl
+GIN := runs/quickstart.gin
+QUICK := --gin_file=$(GIN) --stages=$(RUN)/stages.jsonl
 PROMPTS := --prompt="The government said the new [MASK] would help people in Britain." --prompt="The company said that its" \
   --prompt="中国政府[MASK]发展经济。" --prompt="这家酒店的服务"
 
-quickstart: install  ## text, tokenizer, cache, train in two halves, evaluate, export, generate, report
+quickstart: install  ## text, tokenizer, cache, train in two halves, results
 	rm -f $(RUN)/stages.jsonl $(RUN)/samples.jsonl
 	$(BIN)/glmjax text $(QUICK)
 	$(BIN)/glmjax tokenizer $(QUICK)
 	$(BIN)/glmjax cache $(QUICK)
 	$(BIN)/glmjax train $(QUICK) --overwrite --stop_at_step=640
 	$(BIN)/glmjax train $(QUICK)
+	@$(MAKE) results
+
+results: install  ## of a trained run: export, evaluate, generate, report; of yours with GIN=mine.gin RUN=runs/mine
 	$(BIN)/glmjax export $(QUICK) --out=$(RUN)/float --overwrite
 	$(BIN)/glmjax export $(QUICK) --out=$(RUN)/int8 --bits=8 --overwrite
 	$(BIN)/glmjax export $(QUICK) --out=$(RUN)/int4 --bits=4 --overwrite
@@ -83,7 +87,6 @@ quickstart: install  ## text, tokenizer, cache, train in two halves, evaluate, e
 	$(BIN)/glmjax generate $(QUICK) --checkpoint=$(RUN)/float --samples=$(RUN)/samples.jsonl $(PROMPTS)
 	$(BIN)/glmjax generate $(QUICK) --checkpoint=$(RUN)/int4 --samples=$(RUN)/samples.jsonl $(PROMPTS)
 	$(BIN)/glmjax report $(QUICK)
-
 
 clean:  ## what builds and tests leave behind; environments and runs/ stay
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache

@@ -94,7 +94,7 @@ for name in ("tensorflow", "seqio", "torch"):
 
 
 def test_wrong_python_says_so_in_one_line(tmp_path):
-  """make names the version needed; nothing is created."""
+  """make names the versions that fit; nothing is created."""
   for name in ("Makefile", "setup.cfg", "pyproject.toml"):
     shutil.copy(ROOT / name, tmp_path)
   old = tmp_path / "python3.9"
@@ -102,4 +102,4 @@ def test_wrong_python_says_so_in_one_line(tmp_path):
   old.chmod(0o755)
   done = subprocess.run(["make", "install", f"PYTHON={old}"], cwd=tmp_path, capture_output=True, text=True, check=False)
   assert done.returncode != 0
-  assert done.stderr.startswith("glmjax needs Python 3.11 or newer") and not (tmp_path / ".venv").exists()
+  assert done.stderr.startswith("this needs Python 3.11, 3.12 or 3.13") and not (tmp_path / ".venv").exists()

@@ -509,7 +509,13 @@ def test_offloading_tells_xla_to_copy_ahead(monkeypatch):
 
 @pytest.mark.parametrize(
   "given, sizes",
-  [("tensor=2", "tensor=2"), ("mine.gin", dict(data=1, tensor=4)), ("meshes/cpu8.gin", dict(data=2, fsdp=2, tensor=2))],
+  [
+    ("tensor=2", "tensor=2"),
+    ("mine.gin", dict(data=1, tensor=4)),
+    ("meshes/cpu8.gin", dict(data=2, fsdp=2, tensor=2)),
+    ("meshes/fsdp.gin", dict(data=1, fsdp=-1)),
+    ("meshes/fsdp_tensor8.gin", dict(data=1, fsdp=-1, tensor=8)),
+  ],
 )
 def test_a_mesh_by_its_sizes_or_its_gin_file(monkeypatch, given, sizes):
   """Of this folder or of glmjax's own; the engine is given what train would be given."""
