@@ -4,7 +4,9 @@ import os
 
 
 def named() -> str | None:
-  """SLURM, Open MPI, MPI or TPU pod; None where the environment names none of them."""
+  """Names what has started the process: SLURM, Open MPI, MPI or TPU pod; None where the environment names none of
+  them.
+  """
   environ = os.environ
   if _count("SLURM_NTASKS") > 1 and "SLURM_STEP_NODELIST" in environ:  # within srun
     return "SLURM"
@@ -22,5 +24,5 @@ def _count(name: str) -> int:
 
 
 def is_kubernetes_job() -> bool:
-  """Whether this is a pod of an indexed Job, which may have others."""
+  """Tells whether this is a pod of an indexed Job, which may have others."""
   return "KUBERNETES_SERVICE_HOST" in os.environ and "JOB_COMPLETION_INDEX" in os.environ

@@ -38,12 +38,12 @@ class Collective:
 
   @property
   def bytes(self) -> int:
-    """Of the arrays that come out on a device, each time."""
+    """The bytes of the arrays that come out on a device, each time."""
     return sum(hlo.Array(dtype, shape).bytes for dtype, shape in self.arrays)
 
   @property
   def sent(self) -> float:
-    """Bytes that a device sends each time, by the ring algorithms."""
+    """The bytes that a device sends each time, by the ring algorithms."""
     others = (self.group - 1) / self.group
     return self.bytes * {
       "all-reduce": 2 * others,
@@ -53,7 +53,7 @@ class Collective:
     }.get(self.kind, others)
 
   def times(self, unknown: int = 1) -> int:
-    """How often it runs in a run of the program, loops of unknown length counting `unknown` times each."""
+    """Says how often it runs in a run of the program, loops of unknown length counting `unknown` times each."""
     return math.prod(unknown if count is None else count for count in self.loops)
 
 
@@ -92,7 +92,7 @@ def _types(instruction: hlo.Instruction) -> tuple[tuple[str, tuple[int, ...]], .
 
 
 def _axes(groups: Sequence[Sequence[int]], sizes: Mapping[str, int]) -> tuple[str, ...]:
-  """The axes along which the members of a group differ; devices are numbered in the mesh's order."""
+  """Returns the axes along which the members of a group differ; devices are numbered in the mesh's order."""
   names, shape = tuple(sizes), tuple(sizes.values())
   differ = np.zeros(len(names), bool)
   for group in groups:
@@ -102,7 +102,7 @@ def _axes(groups: Sequence[Sequence[int]], sizes: Mapping[str, int]) -> tuple[st
 
 
 def _groups(line: str, devices: int) -> list[list[int]]:
-  """Which devices exchange with one another, from any of the ways in which XLA writes that."""
+  """Returns which devices exchange with one another, from any of the ways in which XLA writes that."""
   pairs = re.search(r"source_target_pairs=\{((?:\{\d+,\d+\},?)*)\}", line)
   if pairs:
     return [list(map(int, pair)) for pair in re.findall(r"\{(\d+),(\d+)\}", pairs[1])]
@@ -118,7 +118,7 @@ def _groups(line: str, devices: int) -> list[list[int]]:
 
 
 def _groups_of_axes(mesh: str, order: str | None, axes: str, devices: int) -> list[list[int]]:
-  """Groups along axes of a mesh that XLA has made up; 'x':(2)4 is the part of x with 2 before it and size 4."""
+  """Returns groups along axes of a mesh that XLA has made up; 'x':(2)4 is the part of x with 2 before it and size 4."""
   sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", mesh)}
   ids = (
     np.arange(devices)
@@ -142,7 +142,7 @@ def _groups_of_axes(mesh: str, order: str | None, axes: str, devices: int) -> li
 
 
 def _iota(text: str) -> np.ndarray:
-  """The numbers of "[4,2]T(1,0)": counted up, shaped, transposed, flat."""
+  """Returns the numbers of "[4,2]T(1,0)": counted up, shaped, transposed, flat."""
   shape, _, order = text.strip("[)").partition("]")
   numbers = np.arange(math.prod(hlo.numbers(shape))).reshape(hlo.numbers(shape))
   return (numbers.transpose(hlo.numbers(order.lstrip("T("))) if order else numbers).reshape(-1)

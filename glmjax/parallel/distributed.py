@@ -81,17 +81,17 @@ def join(
 
 
 def joined() -> bool:
-  """Whether this process is one of several that have met."""
+  """Tells whether this process is one of several that have met."""
   return not _meeting and jax.distributed.is_initialized() and _state().num_processes > 1
 
 
 def is_first() -> bool:
-  """Whether this process is the one that reads, writes and prints for all."""
+  """Tells whether this process is the one that reads, writes and prints for all."""
   return not joined() or process_id() == 0
 
 
 def process_id() -> int:
-  """This process's number, without starting JAX's backend."""
+  """Returns this process's number, without starting JAX's backend."""
   return _state().process_id
 
 
@@ -117,7 +117,7 @@ def leave(status: int, message: str, gone: int = 0, seconds: float = 10) -> NoRe
 
 
 def left(said: str) -> tuple[int, str] | None:
-  """The exit status and the reason of a process that says that it has ended; None: it lives."""
+  """Returns the exit status and the reason of a process that says that it has ended; None: it lives."""
   if not said.startswith(_LEFT):
     return None
   status, _, message = said.removeprefix(_LEFT).partition(": ")
@@ -137,19 +137,19 @@ def within(seconds: float, action: Callable[[], None]) -> None:
 
 
 def client() -> Any:
-  """JAX's connection to its coordination service, where processes leave each other messages under keys."""
+  """Returns JAX's connection to its coordination service, where processes leave each other messages under keys."""
   return _state().client
 
 
 def _state() -> Any:
-  """What jax.distributed knows; it shows it nowhere else. Orbax takes the client from there as well."""
+  """Returns what jax.distributed knows; it shows it nowhere else. Orbax takes the client from there as well."""
   from jax._src import distributed  # pylint: disable=g-import-not-at-top
 
   return distributed.global_state
 
 
 def _cluster() -> str | None:
-  """What has started this process as one of several, as JAX can read it too."""
+  """Returns what has started this process as one of several, as JAX can read it too."""
   where = clusters.named()
   if where == "MPI" and importlib.util.find_spec("mpi4py") is None:
     raise errors.InputError(
@@ -172,7 +172,9 @@ def _cluster() -> str | None:
 
 
 def _is_tpu_vm() -> bool:
-  """A Google Cloud VM with TPU chips, as JAX found when it was imported; its metadata tells the other hosts."""
+  """Tells whether this is a Google Cloud VM with TPU chips, as JAX found when it was imported; its metadata tells
+  the other hosts.
+  """
   from jax._src import cloud_tpu_init  # pylint: disable=g-import-not-at-top
 
   return (
@@ -183,7 +185,8 @@ def _is_tpu_vm() -> bool:
 
 
 def _slurm_gpus() -> list[int] | None:
-  """The GPUs of this task: all that it sees where it is alone on its node or has but one; None: the one of its rank.
+  """Returns the GPUs of this task: all that it sees where it is alone on its node or has but one; None: the one of its
+  rank.
 
   Left alone, JAX gives every task of SLURM one GPU, the one numbered as the task is on its node.
   """

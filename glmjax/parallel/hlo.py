@@ -28,7 +28,7 @@ class Array:
 
   @property
   def bytes(self) -> int:
-    """Of all elements; numbers of four bits take a byte."""
+    """The bytes of all elements; numbers of four bits take a byte."""
     bits = re.match(r"[a-z]+(\d+)", self.dtype)
     return math.prod(self.shape) * ({"token": 0, "pred": 1}[self.dtype] if bits is None else max(1, int(bits[1]) // 8))
 
@@ -55,17 +55,17 @@ class Instruction:
 
   @functools.cached_property
   def arrays(self) -> tuple[Array, ...]:
-    """Lists the arrays that it makes."""
+    """The arrays that it makes."""
     return tuple(Array(dtype, numbers(shape), layout) for dtype, shape, layout in _ARRAY.findall(self.result))
 
   @functools.cached_property
   def operands(self) -> tuple[str, ...]:
-    """Names of the instructions, of the same computation, whose results it takes."""
+    """The names of the instructions, of the same computation, whose results it takes."""
     return tuple(_NAME.findall(self.text.split("), ")[0]))
 
   @functools.cached_property
   def called(self) -> tuple[str, ...]:
-    """Names of the computations that it runs: a loop's body, a fusion's, branches. A loop's condition is none."""
+    """The names of the computations that it runs: a loop's body, a fusion's, branches. A loop's condition is none."""
     found = [several or one for several, one in _CALLED.findall(self.text)]
     return tuple(name.strip().lstrip("%") for names in found for name in names.split(",") if name.strip())
 
@@ -93,7 +93,9 @@ class Program:
   computations: Mapping[str, Computation]
 
   def trips(self, loop: Instruction) -> int | None:
-    """How often a `while` runs: as XLA noted, or by its counter, since XLA notes none for TPU; None: cannot be told."""
+    """Says how often a `while` runs: as XLA noted, or by its counter, since XLA notes none for TPU; None: cannot be
+    told.
+    """
     if known := _TRIP_COUNT.search(loop.text):
       return int(known[1])
     condition = self._attribute(loop, "condition")
@@ -106,7 +108,9 @@ class Program:
     return -(-limit.integer // max(self._step(loop, state), 1))
 
   def _step(self, loop: Instruction, state: Instruction | None) -> int:
-    """By how much a turn raises the number of the loop's state that its condition reads; 1 where it cannot be told."""
+    """Says by how much a turn raises the number of the loop's state that its condition reads; 1 where it cannot be
+    told.
+    """
     index = None if state is None else re.search(r"index=(\d+)", state.text)
     body = self._attribute(loop, "body")
     made = _root(body)

@@ -18,7 +18,7 @@ _keeps = False  # whether freed memory stays
 
 
 def keep_freed_memory() -> bool:
-  """Freed memory stays with the process. For a program's start, before JAX starts its threads: they choose arenas."""
+  """Keeps freed memory with the process. For a program's start, before JAX starts its threads: they choose arenas."""
   global _keeps
   libc = _glibc()
   settings = (_MMAP_MAX, 0), (_ARENA_MAX, 1), (_TRIM_THRESHOLD, -1)
@@ -27,7 +27,9 @@ def keep_freed_memory() -> bool:
 
 
 def reserve_huge_pages(size: int) -> None:
-  """The next `size` bytes of the heap come in pages of 2 MiB, where it keeps them and the system allows it."""
+  """Asks that the next `size` bytes of the heap come in pages of 2 MiB, where it keeps them and the system allows
+  it.
+  """
   libc = _glibc() if _keeps else None
   with contextlib.suppress(ctypes.ArgumentError):  # no size
     block = libc.malloc(size + _HUGE) if libc is not None else None

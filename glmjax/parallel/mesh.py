@@ -25,7 +25,7 @@ class MeshConfig:
   context: int = 1  # tokens of a row split
 
   def sizes(self, num_devices: int) -> tuple[int, ...]:
-    """The sizes in the order of AXES, -1 filled in.
+    """Returns the sizes in the order of AXES, -1 filled in.
 
     Raises:
       errors.InputError: when they do not multiply to `num_devices`.
@@ -69,7 +69,7 @@ def parse(text: str) -> MeshConfig:
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-  """A mesh over `devices` (all by default), with Auto axes: jit chooses what the rules leave open."""
+  """Makes a mesh over `devices` (all by default), with Auto axes: jit chooses what the rules leave open."""
   devices = jax.devices() if devices is None else list(devices)
   sizes = config.sizes(len(devices))
   split = devices[0].platform == "tpu"  # an axis may be a part of a slice's dimension, as 8 of 16

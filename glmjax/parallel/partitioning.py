@@ -71,20 +71,22 @@ STRATEGIES = {"fsdp": FSDP, "zero1": ZERO1, "sequence": SEQUENCE}
 
 
 def strategy(name: str) -> Rules:
-  """The table of one of STRATEGIES."""
+  """Returns the table of one of STRATEGIES."""
   if name not in STRATEGIES:
     raise errors.InputError(f"strategy is {name!r}: use one of {', '.join(STRATEGIES)}")
   return STRATEGIES[name]
 
 
 def gathers_once() -> bool:
-  """Whether a step is to compute with a copy of all weights, gathered over ROW_AXES: rules and mesh in scope say so."""
+  """Tells whether a step is to compute with a copy of all weights, gathered over ROW_AXES: rules and mesh in scope
+  say so.
+  """
   return "step_embed" in dict(nn.get_logical_axis_rules()) and parts("batch") > 1
 
 
 @contextlib.contextmanager
 def use(mesh: jax.sharding.Mesh, rules: Rules = FSDP) -> Iterator[None]:
-  """Within it, `constrain` and jit see this mesh and these rules."""
+  """Enters a scope in which `constrain` and jit see this mesh and these rules."""
   with jax.set_mesh(mesh), nn.logical_axis_rules(rules):
     yield
 
@@ -96,13 +98,13 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
 
 
 def parts(name: str) -> int:
-  """Into how many parts the mesh and rules in scope split a logical axis of activations."""
+  """Says into how many parts the mesh and rules in scope split a logical axis of activations."""
   mesh = jax.sharding.get_abstract_mesh()
   return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in mesh_axes(name))
 
 
 def target_of(mesh: jax.sharding.AbstractMesh, rules: Rules) -> target_lib.Target:
-  """What programs on the mesh's devices are for, their arrays split by these rules."""
+  """Returns what programs on the mesh's devices are for, their arrays split by these rules."""
   device = mesh.abstract_device or jax.devices()[0]
   if mesh.empty:
     return target_lib.Target.of(device)
@@ -111,14 +113,15 @@ def target_of(mesh: jax.sharding.AbstractMesh, rules: Rules) -> target_lib.Targe
 
 
 def target() -> target_lib.Target:
-  """What the program being traced is for: the mesh and rules in scope, without a mesh JAX's first device."""
+  """Returns what the program being traced is for: the mesh and rules in scope, without a mesh JAX's first device."""
   return target_of(jax.sharding.get_abstract_mesh(), nn.get_logical_axis_rules())
 
 
 def on_each_device(
   run: Callable[..., Any], inputs: Sequence[Sequence[str | None]], outputs: Sequence[Any]
 ) -> Callable[..., Any]:
-  """`run`, called on each device with its own part of every array, as the logical axes of inputs and outputs say.
+  """Returns `run` as it is called on each device with its own part of every array, as the logical axes of inputs and
+  outputs say.
 
   For kernels, which XLA cannot split. `outputs`: axes of the result, or a list of axes for several.
   """
@@ -135,17 +138,17 @@ def on_each_device(
 
 
 def _spec(axes: Sequence[str | None]) -> jax.sharding.PartitionSpec:
-  """How the rules in scope split an array whose axes have these logical names."""
+  """Says how the rules in scope split an array whose axes have these logical names."""
   return nn.logical_to_mesh_axes(tuple(axes))
 
 
 def is_split() -> bool:
-  """Whether there is a mesh of several devices in scope."""
+  """Tells whether there is a mesh of several devices in scope."""
   return jax.sharding.get_abstract_mesh().size > 1
 
 
 def mesh_axes(name: str) -> tuple[str, ...]:
-  """The mesh axes over which the rules in scope split a logical axis."""
+  """Returns the mesh axes over which the rules in scope split a logical axis."""
   return _mesh_axes(name, nn.get_logical_axis_rules())
 
 
@@ -156,7 +159,7 @@ def _mesh_axes(name: str, rules: Rules) -> tuple[str, ...]:
 
 @contextlib.contextmanager
 def rows_apart() -> Iterator[None]:
-  """Within it, a shard_map over ROW_AXES, rules speak of one shard's rows."""
+  """Enters a scope, in a shard_map over ROW_AXES, in which rules speak of one shard's rows."""
   rules = []
   for name, axes in nn.get_logical_axis_rules():
     left = tuple(axis for axis in ((axes,) if isinstance(axes, str) else axes or ()) if axis not in ROW_AXES)
@@ -167,7 +170,7 @@ def rows_apart() -> Iterator[None]:
 
 @contextlib.contextmanager
 def rows_over_stages() -> Iterator[None]:
-  """Within it, rows are split over the stages too."""
+  """Enters a scope in which rows are split over the stages too."""
   rules = []
   for name, axes in nn.get_logical_axis_rules():
     if name in ("batch", "groups"):
@@ -178,7 +181,7 @@ def rows_over_stages() -> Iterator[None]:
 
 
 def largest(number: jax.Array) -> jax.Array:
-  """Over all shards of rows: devices must agree on how often a loop runs."""
+  """Returns the largest number over all shards of rows: devices must agree on how often a loop runs."""
   return jax.lax.pmax(number, ROW_AXES) if _are_rows_apart() else number
 
 
@@ -187,12 +190,12 @@ def _are_rows_apart() -> bool:
 
 
 def shardings(boxed: Any, mesh: jax.sharding.Mesh, rules: Rules = FSDP) -> Any:
-  """NamedShardings for a tree whose leaves carry logical names (Linen boxes); others are replicated."""
+  """Returns NamedShardings for a tree whose leaves carry logical names (Linen boxes); others are replicated."""
   return nn.logical_to_mesh_sharding(nn.get_partition_spec(boxed), mesh, rules)
 
 
 def unbox(boxed: Any) -> Any:
-  """The tree without its boxes; unlike nn.unbox it constrains nothing under a mesh."""
+  """Returns the tree without its boxes; unlike nn.unbox it constrains nothing under a mesh."""
   return jax.tree.map(lambda x: x.value if _is_box(x) else x, boxed, is_leaf=_is_box)
 
 
@@ -201,7 +204,7 @@ def _is_box(x: Any) -> bool:
 
 
 def batch_shards(mesh: jax.sharding.Mesh, axes: Sequence[str] = ROW_AXES) -> int:
-  """Into how many parts the rows of a batch are split."""
+  """Says into how many parts the rows of a batch are split."""
   size = 1
   for axis in axes:
     size *= mesh.shape[axis]
@@ -209,7 +212,7 @@ def batch_shards(mesh: jax.sharding.Mesh, axes: Sequence[str] = ROW_AXES) -> int
 
 
 def named(mesh: jax.sharding.Mesh, rules: Rules, *names: str | None) -> jax.sharding.NamedSharding:
-  """The sharding of an array whose axes have these logical names."""
+  """Returns the sharding of an array whose axes have these logical names."""
   return nn.logical_to_mesh_sharding(jax.sharding.PartitionSpec(*names), mesh, rules)
 
 

@@ -70,12 +70,12 @@ class Peers:
     self._threads: list[threading.Thread] = []
 
   def at(self, step: int) -> None:
-    """The step has been begun."""
+    """Notes that the step has been begun."""
     self._step, self._since = step, time.monotonic()
 
   @contextlib.contextmanager
   def patient(self) -> Iterator[None]:
-    """Within it a step may take its time: it saves or evaluates."""
+    """Enters a scope in which a step may take its time: it saves or evaluates."""
     self._since = None
     yield
     self._since = time.monotonic()
@@ -153,13 +153,15 @@ class Peers:
 
 
 def _may_be_a_peers(error: Exception) -> bool:
-  """Whether the error may tell of another process's death: what the device or the transport says, but for our own."""
+  """Tells whether the error may be of another process's death: what the device or the transport says, but for our
+  own.
+  """
   own = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED")
   return "Gloo" in str(error) or isinstance(error, jax.errors.JaxRuntimeError) and not str(error).startswith(own)
 
 
 def _of_first(client: Any) -> dict[str, str]:
-  """What process 0 says, if it has begun to."""
+  """Returns what process 0 says, if it has begun to."""
   name = f"{distributed.MESSAGES}0"
   try:
     return {name: client.key_value_try_get(name)}
@@ -179,7 +181,7 @@ class _Judge:
     self.status = 1  # that the others end with: of the first that has ended by itself, if that is the reason
 
   def verdict(self, said: dict[str, str]) -> str | None:
-    """The reason to end the run, if there is one."""
+    """Returns the reason to end the run, if there is one."""
     now = time.monotonic()
     left, self.gone, states = [], [], {}
     for name, message in said.items():

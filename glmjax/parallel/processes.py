@@ -40,7 +40,7 @@ def on_first(action: Callable[[], None]) -> None:
 
 
 def from_first(action: Callable[[], Any]) -> Any:
-  """What `action`, called in process 0 alone, returns, in every process; something that JSON can say.
+  """Returns in every process what `action`, called in process 0 alone, returns; something that JSON can say.
 
   The others wait as long as it takes: it may read what a person types. Where it raises they wait for peers.Watch to
   end them, with process 0's own words.
@@ -61,7 +61,7 @@ def from_first(action: Callable[[], Any]) -> Any:
 
 
 def _wait(client: Any, key: str) -> bytes:
-  """The value of a key of the coordination service, once it is there."""
+  """Waits for the value of a key of the coordination service, and returns it."""
   while True:
     try:
       return client.blocking_key_value_get_bytes(key, _WAIT_MS)
@@ -71,7 +71,7 @@ def _wait(client: Any, key: str) -> bytes:
 
 
 def flag_of_first(flag: bool) -> bool:
-  """Process 0's flag, in every process, which must all come here at once."""
+  """Returns process 0's flag, in every process, which must all come here at once."""
   return bool(multihost_utils.broadcast_one_to_all(np.bool_(flag))) if distributed.joined() else flag
 
 

@@ -30,7 +30,8 @@ class Finding:
 
 
 def bad_part(stages: stage_layout.StageLayout, state: state_lib.TrainState, dtype: str) -> str | None:
-  """The first part of a state, in the stages' order, that no model can compute with, in words; None: all of it is good.
+  """Names the first part of a state, in the stages' order, that no model can compute with, in words; None: all of it is
+  good.
 
   Everything must be finite, and parameters so in the compute dtype, and their squares. One pass over the state where
   it lies, and a few bytes to the host; more where something is found.
@@ -55,7 +56,8 @@ def bad_part(stages: stage_layout.StageLayout, state: state_lib.TrainState, dtyp
 
 @functools.cache
 def _zero(sharding: Any) -> Callable[[jax.Array, float], jax.Array]:
-  """Of an array and a factor: 0 where all of it times the factor is finite, and its square; else no number.
+  """Returns a function of an array and a factor: 0 where all of it times the factor is finite, and its square; else no
+  number.
 
   Sums are what XLA does fastest on a CPU: five times as fast as comparing, seven times as fast as all arrays at once.
   """
@@ -63,7 +65,7 @@ def _zero(sharding: Any) -> Callable[[jax.Array, float], jax.Array]:
 
 
 def _is_good(state: state_lib.TrainState, limit: float) -> bool:
-  """Whether a state is finite, its parameters within the limit; every process comes to the same."""
+  """Tells whether a state is finite, its parameters within the limit; every process comes to the same."""
   zero = _zero(_replicated())
   arrays = [(x, LARGEST / limit) for x in jax.tree.leaves(state.params)]
   arrays += [
@@ -85,7 +87,7 @@ def first_not_finite(
   rng: jax.Array,
   scale: jax.Array | float = 1.0,
 ) -> Finding | None:
-  """The first part of a step that is not finite: parameters, data, activations forward, then gradients backward.
+  """Finds the first part of a step that is not finite: parameters, data, activations forward, then gradients backward.
 
   None where its parts, run one by one, are finite: they round otherwise than the step as a whole.
 
@@ -127,12 +129,12 @@ def first_not_finite(
 
 
 def _replicated() -> Any:
-  """Of results that every process reads."""
+  """Returns the sharding of results that every process reads."""
   return None if jax.sharding.get_abstract_mesh().empty else jax.sharding.PartitionSpec()
 
 
 def _numbers(flags: Any, rows: jax.Array) -> tuple[int, ...]:
-  """The numbers of the rows that are flagged; arrays of one shape."""
+  """Returns the numbers of the rows that are flagged; arrays of one shape."""
   everywhere = jax.jit(lambda x: x, out_shardings=_replicated())
   return tuple(sorted(np.asarray(everywhere(rows))[np.asarray(flags)].tolist()))
 
@@ -142,12 +144,12 @@ def _bad_rows(weights_MBL: jax.Array) -> jax.Array:
 
 
 def _bad(x: jax.Array, kept: tuple[int, ...] = ()) -> jax.Array:
-  """Whether something is not finite, for each index of the axes that are kept."""
+  """Tells whether something is not finite, for each index of the axes that are kept."""
   return ~jnp.isfinite(x.astype(jnp.float32)).all(tuple(i for i in range(x.ndim) if i not in kept))
 
 
 def _flags(tree: Any) -> Any:
-  """Per leaf, or per layer [N] of a stacked leaf, whether something is not finite."""
+  """Tells per leaf, or per layer [N] of a stacked leaf, whether something is not finite."""
 
   def look(path: tuple[Any, ...], x: jax.Array) -> jax.Array:
     return _bad(x, (0,) if params_lib.LAYERS in optimizer_lib.path_names(path) and x.ndim else ())
@@ -160,7 +162,7 @@ def _bad_leaves(tree: Any) -> Any:
 
 
 def _in_order(flags: Any) -> Iterator[tuple[str, bool]]:
-  """(parameter in words, flag) of a params-like tree, in the order of the forward computation."""
+  """Yields (parameter in words, flag) of a params-like tree, in the order of the forward computation."""
   leaves = [
     (optimizer_lib.path_names(path), np.asarray(jax.device_get(leaf)))
     for path, leaf in jax.tree_util.tree_leaves_with_path(flags)
@@ -179,7 +181,7 @@ def _in_order(flags: Any) -> Iterator[tuple[str, bool]]:
 
 
 def _modules(flags: dict[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
-  """(module in words, flags [B] or []) of captured outputs, in the order of the computation."""
+  """Yields (module in words, flags [B] or []) of captured outputs, in the order of the computation."""
   layers = sorted((name for name in flags if name.startswith("layers_")), key=lambda name: int(name.split("_")[1]))
   for name in ("embedding", "embedding_norm"):
     if name in flags:
@@ -193,7 +195,7 @@ def _modules(flags: dict[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def _any(flags: Any) -> np.ndarray:
-  """Of all outputs of a module: per row where they tell it."""
+  """Joins the flags of all outputs of a module: per row where they tell it."""
   found = [np.asarray(flag) for flag in jax.tree.leaves(flags)]
   by_row = [flag for flag in found if flag.ndim]
   whole = np.any([flag for flag in found if not flag.ndim] or [False])

@@ -21,7 +21,7 @@ _RATE = "lower the learning rate"
 def of_step(
   step: int, first: int, size: int, metrics: step_lib.Metrics, finding: diagnose.Finding, checkpoints: pathlib.Path
 ) -> errors.Diverged:
-  """The end of a run at a step that could not be done; the state is what it was before.
+  """Returns the end of a run at a step that could not be done; the state is what it was before.
 
   Args:
     step: its number.
@@ -53,7 +53,7 @@ def of_step(
 def of_state(
   step: int, samples: tuple[int, int], part: str, learning_rate: float, checkpoints: pathlib.Path
 ) -> errors.Diverged:
-  """The end of a run whose state a step has made not finite, found before it was saved."""
+  """Returns the end of a run whose state a step has made not finite, found before it was saved."""
   return errors.Diverged(
     f"step {step} (samples {samples[0]} to {samples[1]}, learning rate {learning_rate:.3g}) has left the state not "
     f"finite, first seen in {part}, and is not saved; {going_back(checkpoints)}; {_RATE}",
@@ -64,7 +64,9 @@ def of_state(
 
 
 def of_checkpoint(step: int, samples: int, part: str, checkpoints: pathlib.Path) -> errors.Diverged:
-  """The end of a run that would have begun with a state saved while it was not finite, by an earlier version."""
+  """Returns the end of a run that would have begun with a state saved while it was not finite, by an earlier
+  version.
+  """
   older = [each for each in manager_lib.steps(checkpoints) if each < step]
   advice = (
     f"rename {checkpoints / str(step)} to {_aside(checkpoints, step)}, and the same command goes on from step "
@@ -81,7 +83,7 @@ def of_checkpoint(step: int, samples: int, part: str, checkpoints: pathlib.Path)
 
 
 def going_back(checkpoints: pathlib.Path) -> str:
-  """From where the same command goes on, and how to begin further back."""
+  """Says from where the same command goes on, and how to begin further back."""
   steps = manager_lib.steps(checkpoints)
   if not steps:
     return "no checkpoint is there yet, so that the same command begins anew"
@@ -93,7 +95,7 @@ def going_back(checkpoints: pathlib.Path) -> str:
 
 
 def _aside(checkpoints: pathlib.Path, step: int) -> str:
-  """A name, not taken yet, under which a step counts no more."""
+  """Returns a name, not taken yet, under which a step counts no more."""
   name = f"{step}.aside"
   while (checkpoints / name).exists():
     name += "+"
@@ -107,7 +109,7 @@ def find(
   item: feed_lib.Item,
   metrics: step_lib.Metrics,
 ) -> diagnose.Finding | None:
-  """Where a step that was not done is first not finite; None: its parts are finite, run one by one."""
+  """Finds where a step that was not done is first not finite; None: its parts are finite, run one by one."""
   rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
   with runtime.peers.patient():
     finding = diagnose.first_not_finite(
@@ -123,7 +125,9 @@ def find(
 
 
 def run_again(train_step: Callable[..., Any], state: state_lib.TrainState, item: feed_lib.Item) -> diagnose.Finding:
-  """Whether the very same program comes to the same end: only if it does not are machines at fault. Takes the state."""
+  """Says whether the very same program comes to the same end: only if it does not are machines at fault. Takes the
+  state.
+  """
   _, metrics = train_step(state, item.batch, item.info)
   if jax.device_get(metrics["advanced"]):
     return diagnose.Finding("machine", "nothing that shows when it is run again")
@@ -131,7 +135,7 @@ def run_again(train_step: Callable[..., Any], state: state_lib.TrainState, item:
 
 
 def in_the_norm(metrics: step_lib.Metrics) -> diagnose.Finding | None:
-  """What the step's figures tell where every gradient is finite, but the sum of their squares is not."""
+  """Returns what the step's figures tell where every gradient is finite, but the sum of their squares is not."""
   if np.isfinite(metrics["grad_norm"]) or not np.isfinite(metrics["loss"]):
     return None
   parts = [
@@ -143,7 +147,7 @@ def in_the_norm(metrics: step_lib.Metrics) -> diagnose.Finding | None:
 
 
 def _ranges(numbers: Sequence[int]) -> list[tuple[int, int]]:
-  """Sorted numbers as (first, last) of the runs among them."""
+  """Returns sorted numbers as (first, last) of the runs among them."""
   found: list[tuple[int, int]] = []
   for number in sorted(numbers):
     if found and number == found[-1][1] + 1:

@@ -21,11 +21,11 @@ class Evaluation:
     self._step = step_lib.compile_eval_step(runtime.objective)
 
   def is_due(self, step: int) -> bool:
-    """Whether this step is to be evaluated."""
+    """Tells whether this step is to be evaluated."""
     return bool(self._rows) and step % self._every == 0
 
   def evaluate(self, state: state_lib.TrainState) -> metrics_lib.Record:
-    """Mean loss of all tokens, and per objective."""
+    """Returns the mean loss of all tokens, and per objective."""
     with self._runtime.peers.patient():
       total = self._sums(state)
     mean = float(total.loss.sum() / max(total.weight.sum(), 1.0))

@@ -30,10 +30,10 @@ class DataSource(Protocol):
   # Sources with a tokenizer also have save_tokenizer(folder), and the run gets a copy.
 
   def describe(self) -> dict:
-    """All that decides the rows."""
+    """Describes all that decides the rows."""
 
   def batches(self, plan: Plan, process_index: int = 0, process_count: int = 1) -> Iterator[HostBatch]:
-    """This host's contiguous rows of each (first sample, batch size) of the plan."""
+    """Yields this host's contiguous rows of each (first sample, batch size) of the plan."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Layout:
     vocab_size: int,
     num_positions: int | None = None,
   ) -> "Layout":
-    """For batches of up to `batch` rows, `micro_batch` of them (None: all) at a time.
+    """Makes a layout for batches of up to `batch` rows, `micro_batch` of them (None: all) at a time.
 
     Raises:
       errors.InputError: when they do not divide over mesh and hosts.
@@ -82,7 +82,8 @@ class Layout:
 
   @functools.cached_property
   def part(self) -> tuple[int, int]:
-    """Which part of every batch this process reads, of how many; processes with the same rows read the same part.
+    """The part of every batch that this process reads, and of how many; processes with the same rows read the same
+    part.
 
     Raises:
       errors.InputError: when its devices hold no such part.
@@ -111,12 +112,12 @@ class Layout:
         )
 
   def sharding(self, feature: batch_lib.Feature) -> jax.sharding.NamedSharding:
-    """Of one feature on the devices."""
+    """Returns the sharding of one feature on the devices."""
     axes: tuple[str | None, ...] = (None,) * len(self._row_shape(feature))
     return partitioning.named(self.mesh, self.rules, None, "batch", *axes[:-1], *(["length"] if axes else []))
 
   def abstract(self) -> objective_lib.Batch:
-    """Shapes and shardings of a batch on the devices."""
+    """Returns shapes and shardings of a batch on the devices."""
     return {
       feature.name: jax.ShapeDtypeStruct(
         (self.num_micro, self.rows, *self._row_shape(feature)), feature.dtype, sharding=self.sharding(feature)
@@ -125,7 +126,7 @@ class Layout:
     }
 
   def put(self, host: HostBatch) -> objective_lib.Batch:
-    """This host's rows, filled up with rows without loss, on the devices."""
+    """Puts this host's rows, filled up with rows without loss, on the devices."""
     index, parts = self.part
     local_rows = self.rows // parts
     numbers = self.row_numbers(len(host["tokens"]) * parts)[:, index * local_rows : (index + 1) * local_rows]
@@ -137,7 +138,8 @@ class Layout:
     return put | {batch_lib.ROWS.name: self._to_devices(batch_lib.ROWS, numbers)}
 
   def row_numbers(self, size: int) -> np.ndarray:
-    """Numbers, in a batch of `size` rows, of the rows of all micro-batches [num_micro, rows]; more where none is.
+    """Returns the numbers, in a batch of `size` rows, of the rows of all micro-batches [num_micro, rows]; more where
+    none is.
 
     Each part of a micro-batch holds rows of one part of the batch: the hosts' own.
     """
@@ -174,7 +176,7 @@ class Layout:
     return feature.row_shape(self.length, self.positions)
 
   def _to_devices(self, feature: batch_lib.Feature, array: np.ndarray) -> jax.Array:
-    """This host's part of a feature, [num_micro, its rows, ...], on the devices."""
+    """Puts this host's part of a feature, [num_micro, its rows, ...], on the devices."""
     return jax.make_array_from_process_local_data(
       self.sharding(feature), np.ascontiguousarray(array), (self.num_micro, self.rows, *array.shape[2:])
     )
@@ -189,7 +191,7 @@ class Evaluated(NamedTuple):
 
 
 def read_validation(source: DataSource, layout: Layout, samples: int) -> list[Evaluated]:
-  """This host's part of the first samples of a validation source, a micro-batch at a time.
+  """Reads this host's part of the first samples of a validation source, a micro-batch at a time.
 
   Raises:
     errors.InputError: when it has none, or none that predicts anything.
@@ -223,7 +225,7 @@ class Feed:
   """Iterates over the plan's batches on the devices, made and sent ahead by a thread."""
 
   def __init__(self, source: DataSource, plan: Plan, start: int, layout: Layout, depth: int = 2):
-    """`start` is the number of samples seen before the plan's first step."""
+    """Begins the plan's batches; `start` is the number of samples seen before its first step."""
     self._queue: queue.Queue[Item | BaseException | None] = queue.Queue(depth)
     self._stop = threading.Event()
     self._thread = threading.Thread(target=self._work, args=(source, plan, start, layout), name="feed", daemon=True)
@@ -277,5 +279,7 @@ class Feed:
 
 
 def _everywhere(number: int, replicated: jax.sharding.NamedSharding) -> jax.Array:
-  """The number on all devices. (device_put would compare it with the other hosts', a collective beside the step's.)"""
+  """Puts the number on all devices. (device_put would compare it with the other hosts', a collective beside the
+  step's.)
+  """
   return jax.make_array_from_callback((), replicated, lambda index: np.uint32(number))

@@ -58,7 +58,7 @@ def _gathered_once(
   num_micro: jax.Array,
   specs: tuple[Any, Any],
 ) -> Found:
-  """The same by ZeRO-1."""
+  """Does the same by ZeRO-1."""
   axes = partitioning.ROW_AXES
 
   def shard(params: Any, frozen: Any, work: objective_lib.Work, num_micro: jax.Array) -> Found:
@@ -79,7 +79,7 @@ def _gathered_once(
 def _over_micro_batches(
   objective: objective_lib.Objective, params: Any, frozen: Any, work: objective_lib.Work, num_micro: jax.Array
 ) -> Found:
-  """Sums and gradient of all rows that these devices have, a micro-batch at a time."""
+  """Returns sums and gradient of all rows that these devices have, a micro-batch at a time."""
   one_f_one_b_way = objective.pipeline is not None and objective.pipeline.kind == "1f1b"
   add_gradient = one_f_one_b.add_gradient if one_f_one_b_way else _add_gradient
 
@@ -97,7 +97,7 @@ def _over_micro_batches(
 def _add_gradient(
   objective: objective_lib.Objective, params: Any, frozen: Any, work: objective_lib.Work, found: Found
 ) -> Found:
-  """`found` and, added to it, the sums and the gradient of one micro-batch, by jax.grad."""
+  """Returns `found` and, added to it, the sums and the gradient of one micro-batch, by jax.grad."""
 
   def loss(params: Any) -> tuple[jax.Array, losses.Sums]:
     loss = objective.loss(params_lib.merge(params, frozen), work.batch, work.alpha, work.rng)

@@ -60,7 +60,7 @@ def create(
   data: dict[str, Any],
   loss_scale: state_lib.DynamicLossScale = state_lib.DynamicLossScale(),
 ) -> state_lib.TrainState:
-  """A new run's state, each array where `abstract` wants it; `weights` as in `check`, None: random ones."""
+  """Makes a new run's state, each array where `abstract` wants it; `weights` as in `check`, None: random ones."""
   state = state_lib.create(model, tx, seed, abstract, loss_scale)
   if weights is None:
     return state

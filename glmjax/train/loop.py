@@ -83,7 +83,8 @@ def train(
   overwrite: bool = False,  # delete the run found in workdir and start anew
   on_start: Callable[[], None] | None = None,  # called once workdir is this run's; the command line writes there
 ) -> dict[str, Any]:
-  """Trains a model until it has seen `total_samples`, resuming the run found in `workdir`; the last step's figures.
+  """Trains a model until it has seen `total_samples`, resuming the run found in `workdir`; returns the last step's
+  figures.
 
   Raises:
     errors.InputError: for what the user can mend.
@@ -181,7 +182,7 @@ def _layout(
   mesh: jax.sharding.Mesh,
   rules: partitioning.Rules,
 ) -> feed_lib.Layout:
-  """How batches lie on the devices; every size that the run will come to fits."""
+  """Lays batches out on the devices; checks every size that the run will come to."""
   layout = feed_lib.Layout.make(
     mesh,
     rules,
@@ -206,7 +207,7 @@ def _hooks(
   evaluated: list[feed_lib.Evaluated],
   start: run_lib.Start,
 ) -> run_lib.Hooks:
-  """What the run does besides its steps; the first process alone writes and prints."""
+  """Makes what the run does besides its steps; the first process alone writes and prints."""
   first = jax.process_index() == 0
   return run_lib.Hooks(
     saving_lib.Saving(runtime, manager, folder, samples.data, intervals.save, start.step if start.resumed else None),

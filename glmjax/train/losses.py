@@ -30,7 +30,7 @@ class Sums(NamedTuple):
   weight: jax.Array
 
   def mean(self) -> jax.Array:
-    """Loss per weighted token, over all objectives."""
+    """Returns the loss per weighted token, over all objectives."""
     return self.loss.sum() / jnp.maximum(self.weight.sum(), 1.0)
 
 
@@ -41,18 +41,22 @@ class Loss(NamedTuple):
   sums: Sums  # the same per objective; a gradient of it is NaN, so that none passes for one
 
   def mean(self) -> jax.Array:
-    """Loss per weighted token, over all objectives."""
+    """Returns the loss per weighted token, over all objectives."""
     return self.total / jnp.maximum(jax.lax.stop_gradient(self.sums.weight).sum(), 1.0)
 
 
 def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
-  """-log softmax(logits)[target] in float32, shaped as targets; a target that is no id has logit 0, on any mesh."""
+  """Computes -log softmax(logits)[target] in float32, shaped as targets; a target that is no id has logit 0, on any
+  mesh.
+  """
   logits = logits.astype(jnp.float32)
   return jax.nn.logsumexp(logits, axis=-1) - _pick(logits, targets)
 
 
 def _pick(logits: jax.Array, targets: jax.Array) -> jax.Array:
-  """The target's logit; summed out of the others where the vocabulary is split, each device having only its part."""
+  """Picks the target's logit; summed out of the others where the vocabulary is split, each device having only its
+  part.
+  """
   if partitioning.parts("act_vocab") == 1:
     there = (targets >= 0) & (targets < logits.shape[-1])
     picked = jnp.take_along_axis(logits, jnp.where(there, targets, 0)[..., None], axis=-1)[..., 0]
@@ -62,14 +66,14 @@ def _pick(logits: jax.Array, targets: jax.Array) -> jax.Array:
 
 
 def by_objective(losses: jax.Array, weights: jax.Array, objectives: jax.Array) -> Sums:
-  """Sums of per-token losses, all arrays of one shape."""
+  """Sums per-token losses per objective, all arrays of one shape."""
   one_hot = jax.nn.one_hot(objectives.reshape(-1), NUM_OBJECTIVES, dtype=jnp.float32)
   flat = weights.astype(jnp.float32).reshape(-1)
   return Sums((flat * losses.reshape(-1)) @ one_hot, flat @ one_hot)
 
 
 def of_logits(logits_BLV: jax.Array, targets_BL: jax.Array, weights_BL: jax.Array, objectives_BL: jax.Array) -> Loss:
-  """Cross entropy of logits that are there, in total and per objective."""
+  """Computes the cross entropy of logits that are there, in total and per objective."""
   chex.assert_shape([targets_BL, weights_BL, objectives_BL], logits_BLV.shape[:-1])
   sums = by_objective(cross_entropy(logits_BLV, targets_BL), weights_BL, objectives_BL)
   return Loss(sums.loss.sum(), sums)
@@ -83,7 +87,7 @@ def chunked(
   objectives_BL: jax.Array,
   chunk: int = 512,
 ) -> Loss:
-  """Cross entropy of the logits x @ kernel at every weighted token, in total and per objective.
+  """Computes the cross entropy of the logits x @ kernel at every weighted token, in total and per objective.
 
   Equal to making all logits at once. The total is differentiable in kernel and x, once; the head's gradients are
   computed together with the loss, so that no logits are kept or made twice.
@@ -107,7 +111,7 @@ def chunked(
 
 
 def _group(a: jax.Array) -> jax.Array:
-  """[B, L, ...] to [G, R, ...]: each group holds the tokens of one device, or of those that share a part."""
+  """Turns [B, L, ...] into [G, R, ...]: each group holds the tokens of one device, or of those that share a part."""
   batch, length, *rest = a.shape
   rows, tokens = partitioning.parts("batch"), partitioning.parts("length")
   assert batch % rows == 0 and length % tokens == 0, (a.shape, rows, tokens)
@@ -126,11 +130,11 @@ class Front(NamedTuple):
   objectives: jax.Array
 
   def num_chunks(self, chunk: int) -> jax.Array:
-    """Chunks that hold a weighted token in any group."""
+    """Counts the chunks that hold a weighted token in any group."""
     return -(-partitioning.largest(jnp.max(jnp.sum(self.weights != 0, axis=1))) // chunk)
 
   def cut(self, i: jax.Array, chunk: int) -> "Front":
-    """Chunk i: [G, C] each."""
+    """Returns chunk i: [G, C] each."""
     return jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, i * chunk, chunk, axis=1), self)
 
 
@@ -157,7 +161,7 @@ def _front_loss(target: target_lib.Target, chunk: int, kernel_DV: jax.Array, x_G
 
 
 def _zeros(front: Front) -> Sums:
-  """Of each group, [G, O], so that devices meet once, behind the loop."""
+  """Returns zeros for each group, [G, O], so that devices meet once, behind the loop."""
   zeros = jnp.zeros((front.order.shape[0], NUM_OBJECTIVES), jnp.float32)
   return Sums(zeros, zeros)
 
@@ -168,7 +172,9 @@ def _total(sums: Sums) -> Loss:
 
 
 def _softmax_sums(target: target_lib.Target, logits_GCV: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """The largest logit of each token, and the sum of exp(logit - largest); GPUs read the logits once for both."""
+  """Returns the largest logit of each token, and the sum of exp(logit - largest); GPUs read the logits once for
+  both.
+  """
   if target.platform != "gpu" or target.split("act_vocab") > 1:
     max_GC = logits_GCV.max(-1)
     return max_GC, jnp.exp(logits_GCV - max_GC[..., None]).sum(-1)
@@ -184,7 +190,7 @@ def _softmax_sums(target: target_lib.Target, logits_GCV: jax.Array) -> tuple[jax
 def _front_loss_forward(
   target: target_lib.Target, chunk: int, kernel_DV: jax.Array, x_GRD: jax.Array, front: Front
 ) -> tuple[Loss, Any]:
-  """Also the gradients of the total, which backward only scales."""
+  """Returns the loss and the gradients of the total, which backward only scales."""
   groups, rows, width = x_GRD.shape
   # Each group sums a gradient of its own too.
   kernel_spec = "GCD,GCV->DV" if groups == 1 else "GCD,GCV->GDV"

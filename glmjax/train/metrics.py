@@ -32,7 +32,7 @@ _log = logging.getLogger("glmjax")
 
 
 def record_of(metrics: dict[str, np.ndarray]) -> Record:
-  """A step's metrics as JSON values; the loss of each objective that the batch held."""
+  """Returns a step's metrics as JSON values; the loss of each objective that the batch held."""
   record = {"loss": float(metrics["loss"])}
   record |= objective_losses(metrics["losses"], metrics["weights"])
   record |= {
@@ -44,7 +44,7 @@ def record_of(metrics: dict[str, np.ndarray]) -> Record:
 
 
 def objective_losses(losses: np.ndarray, weights: np.ndarray, prefix: str = "loss_") -> Record:
-  """Mean loss per objective, of those that have any token."""
+  """Returns the mean loss per objective, of those that have any token."""
   return {
     f"{prefix}{name}": float(loss / weight)
     for name, loss, weight in zip(tokens_lib.OBJECTIVES, losses, weights)
@@ -76,7 +76,7 @@ def truncate_after(path: pathlib.Path, step: int) -> None:
 
 
 def _end_of_step(tail: bytes, step: int, whole: bool) -> tuple[int, int] | None:
-  """Where the last complete line of a step up to `step` ends in `tail`, and its step; None: not in this much."""
+  """Finds where the last complete line of a step up to `step` ends in `tail`, and its step; None: not in this much."""
   end = tail.rfind(b"\n") + 1
   while end > 0:
     start = tail.rfind(b"\n", 0, end - 1) + 1
@@ -113,12 +113,12 @@ class Writer:
   """metrics.jsonl and TensorBoard events."""
 
   def __init__(self, path: pathlib.Path, tensorboard: pathlib.Path, step: int = 0):
-    """A run that goes on from `step`: lines behind it are removed from the file."""
+    """Opens the files of a run that goes on from `step`: lines behind it are removed from the file."""
     self._lines = _Appended(path, lambda: truncate_after(path, step))
     self._board = _Board(tensorboard)
 
   def write(self, record: Record) -> None:
-    """One step; the line is with the operating system when this returns, if there is room for it."""
+    """Writes one step; the line is with the operating system when this returns, if there is room for it."""
     # JSON has no NaN: what is not finite becomes null.
     clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
     self._lines.write((json.dumps(clean) + "\n").encode())
@@ -134,7 +134,7 @@ class _Appended:
   """A file of whole records. What it does not take waits, and a part that a full disk took is taken back."""
 
   def __init__(self, path: pathlib.Path, prepare: Callable[[], None]):
-    """`prepare` is called before the file is opened for the first time; it may raise OSError."""
+    """Takes `prepare`, which is called before the file is opened for the first time; it may raise OSError."""
     self._path, self._prepare = path, prepare
     self._file: BinaryIO | None = None
     self._end: int | None = None  # where the last whole record ends; None: the file was not opened yet
@@ -208,7 +208,7 @@ class _Board:
     self._off = False
 
   def write(self, record: Record) -> None:
-    """The step's numbers as scalars."""
+    """Writes the step's numbers as scalars."""
     if self._off:
       return
     try:
@@ -231,7 +231,7 @@ class _Board:
 
 
 def _event(scalars: dict[str, float] | None = None, **fields: Any) -> bytes:
-  """An event of TensorBoard in its file's frame: length, its checksum, the event, its checksum."""
+  """Returns an event of TensorBoard in its file's frame: length, its checksum, the event, its checksum."""
   from tensorboardX import record_writer  # optional: the report extra
   from tensorboardX.proto import event_pb2, summary_pb2
 
@@ -269,7 +269,7 @@ class Console:
         sys.stderr.flush()
 
   def step(self, record: Record, seconds: float, samples: int, show: bool) -> None:
-    """After a step of that many samples; `show` prints its line."""
+    """Moves the bar on after a step of that many samples; `show` prints its line."""
     pace = seconds / max(samples, 1)
     self._pace = pace if self._pace is None else 0.9 * self._pace + 0.1 * pace
     self._bar.set_postfix_str(f"loss {record['loss']:.3f}, {record['tokens_per_second']:,.0f} tokens/s", refresh=False)
@@ -292,7 +292,7 @@ class Console:
 
 
 def duration(seconds: float) -> str:
-  """Like 1:02:03, or 4:05."""
+  """Writes seconds like 1:02:03, or 4:05."""
   minutes, seconds = divmod(round(seconds), 60)
   hours, minutes = divmod(minutes, 60)
   return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -32,7 +32,7 @@ class Work:
   factor: jax.Array  # the loss's: one over the step's weights, times the loss scale
 
   def micro_batch(self, m: jax.Array | int) -> "Work":
-    """Micro-batch m of a step."""
+    """Returns micro-batch m of a step."""
     return dataclasses.replace(self, batch=jax.tree.map(lambda a: a[m], self.batch))
 
 
@@ -46,7 +46,7 @@ class Objective:
   pipeline: pipeline_lib.Pipeline | None = None  # the stages through which rows flow; parameters lie as they hold them
 
   def weigh(self, batch: Batch) -> Batch:
-    """The batch with loss weights that add up to 1 in each row, if rows are to weigh the same."""
+    """Returns the batch with loss weights that add up to 1 in each row, if rows are to weigh the same."""
     if self.mean_of == "tokens":
       return batch
     weights = batch["loss_weights"]
@@ -55,7 +55,7 @@ class Objective:
   def hidden(
     self, params: Any, batch: Batch, alpha: jax.Array | float, rng: jax.Array | None, **apply: Any
   ) -> tuple[Any, Any]:
-    """The last hidden states [B, L, D], and what else `apply` asks Linen for.
+    """Computes the last hidden states [B, L, D], and what else `apply` asks Linen for.
 
     Parameters are stacked here and in checkpoints, whether the model scans its layers or not. No pipeline.
     """
@@ -79,7 +79,7 @@ class Objective:
   def loss(
     self, params: Any, batch: Batch, alpha: jax.Array | float = 1.0, rng: jax.Array | None = None
   ) -> losses.Loss:
-    """The loss of a batch [B, L], to be differentiated, and its sums; with an rng, dropout is on."""
+    """Computes the loss of a batch [B, L], to be differentiated, and its sums; with an rng, dropout is on."""
     kernel_DV = glm.GLM(self.config).apply({"params": params}, alpha, method="head_kernel")
     targets = [batch[name] for name in batch_lib.TARGETS]
     if self.pipeline is None:
@@ -91,5 +91,5 @@ class Objective:
       return losses.chunked(kernel_DV, x_BLD, *targets, self.chunk)
 
   def sums(self, params: Any, batch: Batch) -> losses.Sums:
-    """Loss and weight sums of a batch [B, L], without dropout, to be read."""
+    """Computes loss and weight sums of a batch [B, L], without dropout, to be read."""
     return self.loss(params, batch).sums

@@ -19,12 +19,12 @@ from glmjax.models import params as params_lib
 
 
 def path_names(path: tuple[Any, ...]) -> tuple[str, ...]:
-  """The dict keys of a jax.tree_util path."""
+  """Returns the dict keys of a jax.tree_util path."""
   return tuple(str(entry.key) for entry in path if isinstance(entry, jax.tree_util.DictKey))
 
 
 def decays(path: tuple[Any, ...]) -> bool:
-  """Whether weight decay applies to a parameter (models/params.py); one that no model has is an error."""
+  """Tells whether weight decay applies to a parameter (models/params.py); one that no model has is an error."""
   return params_lib.known("/".join(path_names(path))).decays
 
 
@@ -62,7 +62,7 @@ class AdamW:
     ranges.number("AdamW.weight_decay", self.weight_decay, 0)
 
   def make(self) -> optax.GradientTransformation:
-    """Gradients to a direction, before the learning rate."""
+    """Makes the transformation of gradients to a direction, before the learning rate."""
     return optax.chain(optax.scale_by_adam(self.b1, self.b2, self.epsilon), add_decay(self.weight_decay))
 
 
@@ -88,28 +88,30 @@ class Muon:
 
   @property
   def clip_norm(self) -> float:
-    """Gradients are scaled down to this global norm."""
+    """The global norm down to which gradients are scaled."""
     return self.adam.clip_norm
 
   def make(self) -> optax.GradientTransformation:
-    """Gradients to a direction, before the learning rate."""
+    """Makes the transformation of gradients to a direction, before the learning rate."""
     adam = optax.scale_by_adam(self.adam.b1, self.adam.b2, self.adam.epsilon)
     return optax.chain(optax.partition({"muon": _muon(self), "adam": adam}, _labels), add_decay(self.adam.weight_decay))
 
 
 def _labels(params: Any) -> Any:
-  """Of each parameter, which of Muon's two optimizers moves it."""
+  """Says of each parameter which of Muon's two optimizers moves it."""
   return jax.tree_util.tree_map_with_path(lambda path, _: "muon" if _matrix(path) else "adam", params)
 
 
 def _matrix(path: tuple[Any, ...]) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-  """Input and output axes of a block's kernel, None for other parameters; other axes only tell matrices apart."""
+  """Returns input and output axes of a block's kernel, None for other parameters; other axes only tell matrices
+  apart.
+  """
   names = path_names(path)
   return params_lib.known("/".join(names)).matrix if names[0].startswith(params_lib.LAYERS) else None
 
 
 class MuonState(NamedTuple):
-  """Momentum of every kernel, float32."""
+  """The momentum of every kernel, float32."""
 
   momentum: Any
 
@@ -134,7 +136,7 @@ def _muon(config: Muon) -> optax.GradientTransformation:
 
 
 def _orthogonal(x: jax.Array, inputs: tuple[int, ...], outputs: tuple[int, ...], steps: int) -> jax.Array:
-  """The nearest matrices with equal singular values, about, scaled to entries of root mean square 1.
+  """Returns the nearest matrices with equal singular values, about, scaled to entries of root mean square 1.
 
   Keller Jordan's quintic Newton-Schulz iteration, as there with bfloat16 products.
   """

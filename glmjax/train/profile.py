@@ -13,7 +13,7 @@ class Trace:
   """Traces steps `first` to `last` of a run into `folder`."""
 
   def __init__(self, steps: Sequence[int], folder: pathlib.Path):
-    """`steps` is (first, last), or empty for no trace."""
+    """Takes `steps`, (first, last), or empty for no trace."""
     self.steps, self.folder = tuple(steps), folder
     self._running = False
 
@@ -27,11 +27,11 @@ class Trace:
         self._failed(error)
 
   def ends_with(self, step: int) -> bool:
-    """Whether the trace is to be stopped once this step is done."""
+    """Tells whether the trace is to be stopped once this step is done."""
     return self._running and step >= self.steps[1]
 
   def stop(self) -> bool:
-    """Ends and writes the trace, if one is running; whether it was written."""
+    """Ends and writes the trace, if one is running; tells whether it was written."""
     was_running, self._running = self._running, False
     if was_running:
       try:

@@ -37,7 +37,7 @@ class Samples:
   stop_at_step: int | None
 
   def steps(self, step: int, samples: int) -> Iterator[tuple[int, int]]:
-    """(first sample, batch size) of what follows so many steps and samples."""
+    """Yields (first sample, batch size) of what follows so many steps and samples."""
     plan = itertools.takewhile(lambda at: at[0] < self.total, self.batches.plan(samples))
     return plan if self.stop_at_step is None else itertools.islice(plan, max(self.stop_at_step - step, 0))
 
@@ -131,7 +131,7 @@ class Run:
       )
 
   def run(self, stop: stopping.Stopping) -> dict[str, Any]:
-    """Steps until the samples are seen, the step is reached, or a signal comes; returns the last step's figures.
+    """Does steps until the samples are seen, the step is reached, or a signal comes; returns the last step's figures.
 
     Raises:
       errors.Diverged: which metrics.jsonl tells of too.
@@ -170,7 +170,7 @@ class Run:
     stop.hear(answer)
 
   def _items(self) -> Iterator[tuple[feed_lib.Item, float]]:
-    """The batches still to be trained on, and the seconds waited for each."""
+    """Yields the batches still to be trained on, and the seconds waited for each."""
     plan = self._samples.steps(self._step, self._seen)
     self._feed = feed_lib.Feed(self._samples.data, plan, self._seen, self._runtime.layout)
     items = iter(self._feed)
@@ -182,7 +182,7 @@ class Run:
       yield item, time.perf_counter() - began
 
   def _is_due(self, step: int, stop: stopping.Stopping) -> bool:
-    """Whether something is to be done with the state right after this step."""
+    """Tells whether something is to be done with the state right after this step."""
     hooks = self._hooks
     return (
       hooks.saving.is_due(step)
@@ -217,7 +217,7 @@ class Run:
   def _figures(
     self, item: feed_lib.Item, metrics: step_lib.Metrics, seconds: float, waited: float
   ) -> metrics_lib.Record:
-    """The line of a step in metrics.jsonl."""
+    """Returns the line of a step in metrics.jsonl."""
     length = self._runtime.layout.length
     tokens = item.size * length
     rate = tokens / seconds
@@ -237,7 +237,7 @@ class Run:
     return record
 
   def _evaluate(self) -> metrics_lib.Record:
-    """The state's validation loss; where that fails, the step is saved first."""
+    """Returns the state's validation loss; where that fails, the step is saved first."""
     saving = self._hooks.saving
     try:
       record = self._hooks.evaluation.evaluate(self._state)
@@ -250,7 +250,9 @@ class Run:
     return record
 
   def _diverged(self, item: feed_lib.Item, metrics: step_lib.Metrics) -> errors.Diverged:
-    """Of a step that could not be done: the state, its step's number and its loss scale are what they were before."""
+    """Returns the end at a step that could not be done: the state, its step's number and its loss scale are what
+    they were before.
+    """
     self._hooks.saving.settle()
     finding = divergence.find(self._runtime, self._recipe, self._state, item, metrics)
     finding = finding or divergence.run_again(self._train_step, self._state, item)
@@ -276,7 +278,7 @@ class Run:
 
 
 def _advice() -> str:
-  """What to know of a run of several processes."""
+  """Says what to know of a run of several processes."""
   count = jax.process_count()
   if count == 1:
     return ""

@@ -20,5 +20,5 @@ class Runtime:
   peers: peers_lib.Peers
 
   def bad_part(self, state: state_lib.TrainState) -> str | None:
-    """The first part of the state that is not finite, in words; None: all of it can be computed with."""
+    """Names the first part of the state that is not finite, in words; None: all of it can be computed with."""
     return diagnose.bad_part(self.stages, state, self.objective.config.dtype)

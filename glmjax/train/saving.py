@@ -25,16 +25,18 @@ class Saving:
     every: int,
     saved_step: int | None,
   ):
-    """`every` so many steps (0: at the end alone); `saved_step`: that of the checkpoint from which the run goes on."""
+    """Saves `every` so many steps (0: at the end alone); `saved_step`: that of the checkpoint from which the run
+    goes on.
+    """
     self._runtime, self._manager, self._folder, self._data = runtime, manager, folder, data
     self._every, self._saved_step = every, saved_step
 
   def is_due(self, step: int) -> bool:
-    """Whether this step is to be saved, whatever becomes of the run."""
+    """Tells whether this step is to be saved, whatever becomes of the run."""
     return bool(self._every) and step % self._every == 0
 
   def is_saved(self, step: int) -> bool:
-    """Whether saving of this step has begun."""
+    """Tells whether saving of this step has begun."""
     return self._saved_step == step
 
   def save(self, state: state_lib.TrainState, record: metrics_lib.Record, samples: tuple[int, int]) -> None:

@@ -52,7 +52,7 @@ class LearningRate:
       )
 
   def __call__(self, samples: Samples) -> jax.Array:
-    """The rate, float32."""
+    """Returns the rate, float32."""
     samples = jnp.asarray(samples).astype(jnp.float32)
     warm = self.initial + (self.peak - self.initial) * samples / max(self.warmup_samples, 1)
     progress = (samples - self.warmup_samples) / (self.decay_samples - self.warmup_samples)
@@ -70,7 +70,7 @@ class Constant:
     ranges.number("Constant.value", self.value, 0)
 
   def __call__(self, samples: Samples) -> jax.Array:
-    """The value, float32."""
+    """Returns the value, float32."""
     return jnp.full_like(jnp.asarray(samples), self.value, jnp.float32)
 
 
@@ -96,7 +96,7 @@ class PiecewiseLinear:
       )
 
   def __call__(self, samples: Samples) -> jax.Array:
-    """The value, float32. Compares integers: a float32 cannot tell the samples of a large run apart."""
+    """Returns the value, float32. Compares integers: a float32 cannot tell the samples of a large run apart."""
     samples, at = jnp.asarray(samples, jnp.uint32), jnp.asarray(self.samples, jnp.uint32)
     values = jnp.asarray(self.values, jnp.float32)
     following = jnp.searchsorted(at, samples, side="right")
@@ -125,7 +125,7 @@ class Joined:
       )
 
   def __call__(self, samples: Samples) -> jax.Array:
-    """The value, float32."""
+    """Returns the value, float32."""
     number = sum(jnp.asarray(samples) >= boundary for boundary in self.boundaries)
     return jnp.choose(number, [schedule(samples) for schedule in self.schedules], mode="clip")
 
@@ -142,7 +142,7 @@ class Product:
       raise errors.InputError("Product: give one schedule or more")
 
   def __call__(self, samples: Samples) -> jax.Array:
-    """The value, float32."""
+    """Returns the value, float32."""
     return math.prod((schedule(samples) for schedule in self.schedules), start=jnp.float32(1.0))
 
 
@@ -190,14 +190,14 @@ class Batches:
         raise errors.InputError(f"Batches.skip[{i}] is {each!r}: each range is (first, last) with 0 <= first <= last")
 
   def size_at(self, samples: int) -> int:
-    """Rows of the step that begins with that many samples seen (Megatron's rule)."""
+    """Returns the rows of the step that begins with that many samples seen (Megatron's rule)."""
     if self.ramp_start is None or samples >= self.ramp_samples:
       return self.size
     increments = (self.size - self.ramp_start) // self.ramp_increment
     return self.ramp_start + samples * increments // self.ramp_samples * self.ramp_increment
 
   def next(self, samples: int) -> tuple[int, int]:
-    """(first sample, size) of the step that begins with that many samples seen.
+    """Returns (first sample, size) of the step that begins with that many samples seen.
 
     A batch that would touch a skipped range begins behind it; its step leaves first + size samples seen.
     """
@@ -209,7 +209,7 @@ class Batches:
     return samples, size
 
   def plan(self, start: int = 0) -> Iterator[tuple[int, int]]:
-    """(first sample, size) of every step from `start` samples seen on, without end."""
+    """Yields (first sample, size) of every step from `start` samples seen on, without end."""
     while True:
       first, size = self.next(start)
       yield first, size

@@ -51,7 +51,7 @@ class TrainState:
   frozen: Any = dataclasses.field(default_factory=dict)
 
   def trained(self) -> "TrainState":
-    """The state without what is frozen, as checkpoints have it."""
+    """Returns the state without what is frozen, as checkpoints have it."""
     return dataclasses.replace(self, frozen={})
 
   @property
@@ -81,11 +81,11 @@ class DynamicLossScale:
       ranges.whole(f"DynamicLossScale.{name}", getattr(self, name), 1)
 
   def init(self) -> LossScale:
-    """The scale of a new run."""
+    """Returns the scale of a new run."""
     return LossScale(jnp.float32(self.start), jnp.int32(0), jnp.int32(self.hysteresis))
 
   def update(self, state: LossScale, finite: jax.Array) -> LossScale:
-    """The scale after a step whose gradients were finite, or were not."""
+    """Returns the scale after a step whose gradients were finite, or were not."""
     good = state.good_steps + 1
     grow = good >= self.window
     halve = state.patience <= 1
@@ -107,7 +107,9 @@ def init(
   loss_scale: DynamicLossScale = DynamicLossScale(),
   is_trained: params_lib.Predicate = params_lib.always,
 ) -> TrainState:
-  """A new run's state, its parameters stacked and still boxed with their logical axis names; the others are frozen."""
+  """Makes a new run's state, its parameters stacked and still boxed with their logical axis names; the others are
+  frozen.
+  """
   init_key, run_key = jax.random.split(jax.random.key(seed))
   boxed, frozen = params_lib.split(glm.init(dataclasses.replace(config, scan_layers=True), init_key), is_trained)
   return TrainState(
@@ -128,7 +130,7 @@ def abstract(
   rules: partitioning.Rules = partitioning.FSDP,
   is_trained: params_lib.Predicate = params_lib.always,
 ) -> TrainState:
-  """Shapes, dtypes and shardings of the state, without allocating any of it."""
+  """Returns shapes, dtypes and shardings of the state, without allocating any of it."""
   boxed = jax.eval_shape(lambda: init(config, tx, 0, is_trained=is_trained))
   partitioning.check_divisible((boxed.params, boxed.frozen), mesh, rules)
   replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
@@ -161,7 +163,7 @@ def create(
   loss_scale: DynamicLossScale = DynamicLossScale(),
   is_trained: params_lib.Predicate = params_lib.always,
 ) -> TrainState:
-  """A new run's state, each array made where `abstract_state` wants it."""
+  """Makes a new run's state, each array made where `abstract_state` wants it."""
   shardings = jax.tree.map(lambda x: x.sharding, abstract_state)
   make = jax.jit(lambda: partitioning.unbox(init(config, tx, seed, loss_scale, is_trained)), out_shardings=shardings)
   return make()

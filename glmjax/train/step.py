@@ -55,7 +55,7 @@ def train_step(
   info: StepInfo,
   specs: tuple[Any, Any] | None = None,
 ) -> tuple[state_lib.TrainState, Metrics]:
-  """One optimizer step of what is trained.
+  """Does one optimizer step of what is trained.
 
   The state is left as it was, and stays so, once a gradient is not finite and no smaller fp16 loss scale is left to
   try: a state applies only the step planned for its own samples_seen. The loop stops on "advanced" in the metrics.
@@ -113,7 +113,7 @@ def _choose(condition: jax.Array, new: Any, old: Any) -> Any:
 
 
 def part_squares(grads: Any) -> dict[str, jax.Array]:
-  """Sum of squares of each of params.PARTS that the model has."""
+  """Sums the squares of each of params.PARTS that the model has."""
   sums = {}
   for path, leaf in jax.tree_util.tree_leaves_with_path(grads):
     part = params_lib.known("/".join(optimizer_lib.path_names(path))).part
@@ -122,7 +122,7 @@ def part_squares(grads: Any) -> dict[str, jax.Array]:
 
 
 def eval_step(objective: objective_lib.Objective, params: Any, frozen: Any, batch: objective_lib.Batch) -> losses.Sums:
-  """Loss and weight sums of a batch [M, B, L], without dropout."""
+  """Returns loss and weight sums of a batch [M, B, L], without dropout."""
   params = params_lib.merge(params, frozen)
 
   def add(sums: losses.Sums, micro: objective_lib.Batch) -> tuple[losses.Sums, None]:
@@ -135,12 +135,12 @@ def eval_step(objective: objective_lib.Objective, params: Any, frozen: Any, batc
 def compile_train_step(
   objective: objective_lib.Objective, recipe: Recipe, tx: optax.GradientTransformation, shardings: state_lib.TrainState
 ) -> Callable[..., tuple[state_lib.TrainState, Metrics]]:
-  """train_step(state, batch, info), which takes over the state's memory."""
+  """Compiles train_step(state, batch, info), which takes over the state's memory."""
   specs = jax.tree.map(lambda s: s.spec, (shardings.params, shardings.frozen))
   step = functools.partial(train_step, objective, recipe, tx, specs=specs)
   return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
 
 
 def compile_eval_step(objective: objective_lib.Objective) -> Callable[..., losses.Sums]:
-  """eval_step(params, frozen, batch)."""
+  """Compiles eval_step(params, frozen, batch)."""
   return jax.jit(functools.partial(eval_step, objective))

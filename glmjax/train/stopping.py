@@ -12,7 +12,7 @@ import numpy as np
 
 
 class Stopping:
-  """Within it, SIGTERM and Ctrl-C are noted, for the loop to finish its step; a second one acts at once.
+  """A scope within which SIGTERM and Ctrl-C are noted, for the loop to finish its step; a second one acts at once.
 
   A run of several processes stops when all know that one of them was told to. What each has noted goes along
   with every step as one number a device; the largest is read where the step's figures are, a step later, so

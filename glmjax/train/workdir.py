@@ -64,7 +64,7 @@ class Workdir:
 
   @contextlib.contextmanager
   def locked(self) -> Iterator[None]:
-    """Within it no other process can have the folder; a killed one leaves no lock behind.
+    """Keeps the folder from other processes within it; a killed one leaves no lock behind.
 
     Raises:
       errors.InputError: when another process trains there, or it is no folder for a run.
@@ -108,7 +108,7 @@ class Workdir:
       raise errors.InputError(f"{self.root} cannot be written: {errors.reason(error)}") from error
 
   def seen(self) -> int:
-    """A sum of what a run begins with: config.json and the names of the checkpoints."""
+    """Returns a sum of what a run begins with: config.json and the names of the checkpoints."""
     text = self.config.read_bytes() if self.config.exists() else b""
     return zlib.crc32(text + repr(manager_lib.steps(self.checkpoints)).encode())
 
@@ -172,12 +172,12 @@ def _step_of(checkpoint: pathlib.Path) -> int:
 
 
 def _before(data: dict[str, Any], samples: int) -> dict[str, Any]:
-  """A data description without the changes of rates still to come: those may be made anew."""
+  """Returns a data description without the changes of rates still to come: those may be made anew."""
   return data | {"changes": [change for change in data.get("changes", ()) if change["first_sample"] < samples]}
 
 
 def _difference(theirs: Any, ours: Any, name: str) -> str | None:
-  """The first place where two trees of dicts differ, in words."""
+  """Says in words the first place where two trees of dicts differ."""
   if isinstance(theirs, dict) and isinstance(ours, dict):
     for key in dict.fromkeys([*theirs, *ours]):
       found = _difference(theirs.get(key), ours.get(key), f"{name}.{key}")

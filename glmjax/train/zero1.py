@@ -17,29 +17,33 @@ P = jax.sharding.PartitionSpec
 
 
 def cast(params: Any, dtype: str) -> Any:
-  """Parameters as a step reads them: kernels and embeddings in the compute dtype, biases and norms as they are."""
+  """Returns parameters as a step reads them: kernels and embeddings in the compute dtype, biases and norms as they
+  are.
+  """
   return params_lib.nest(
     {path: x.astype(dtype) if params_lib.known(path).is_weight else x for path, x in params_lib.flatten(params).items()}
   )
 
 
 def gather(params: Any, specs: Any) -> Any:
-  """Parameters split as `specs` say, whole on every shard of rows."""
+  """Gathers parameters split as `specs` say, whole on every shard of rows."""
   return jax.tree.map(jax.lax.with_sharding_constraint, params, _whole(specs))
 
 
 def scatter(gradient: Any, specs: Any) -> Any:
-  """Within a shard_map over ROW_AXES: the gradients' sums over all shards, of each the part this device updates."""
+  """Returns, within a shard_map over ROW_AXES, the gradients' sums over all shards, of each the part this device
+  updates.
+  """
   return jax.tree.map(_scatter, gradient, specs, _whole(specs))
 
 
 def parts(specs: Any) -> Any:
-  """Of what `specs` split, the axes that are split over the shards of rows alone."""
+  """Returns, of what `specs` split, the axes that are split over the shards of rows alone."""
   return jax.tree.map(lambda spec: P(*(entry if entry == partitioning.ROW_AXES else None for entry in spec)), specs)
 
 
 def _whole(specs: Any) -> Any:
-  """The specs without what is split over the shards of rows."""
+  """Returns the specs without what is split over the shards of rows."""
   return jax.tree.map(lambda spec: P(*(None if entry == partitioning.ROW_AXES else entry for entry in spec)), specs)
 
 

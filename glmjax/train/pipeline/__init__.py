@@ -52,7 +52,7 @@ class Pipeline:
 
   @property
   def group(self) -> int:
-    """Layers of a stage in a round; the last groups may hold fewer, and compute as many all the same."""
+    """The number of layers of a stage in a round; the last groups may hold fewer, and compute as many all the same."""
     return -(-self.num_layers // (self.stages * self.rounds))
 
   @property
@@ -62,11 +62,13 @@ class Pipeline:
 
   @property
   def bubble(self) -> float:
-    """Share of the ticks that a stage waits."""
+    """The share of the ticks that a stage waits."""
     return (self.stages - 1) / self.ticks
 
   def order(self) -> list[int]:
-    """The layer at each place of the stacked weights in memory, stage by stage; N and more: room without a layer."""
+    """Returns the layer at each place of the stacked weights in memory, stage by stage; N and more: room without a
+    layer.
+    """
     return [
       (r * self.stages + s) * self.group + j
       for s in range(self.stages)
@@ -75,26 +77,26 @@ class Pipeline:
     ]
 
   def spread(self, a: jax.Array) -> jax.Array:
-    """Rows [B, ...] in the order in which `hidden` has them, each stage's share in one piece on it."""
+    """Returns rows [B, ...] in the order in which `hidden` has them, each stage's share in one piece on it."""
     shards = partitioning.parts("batch")
     a = a.reshape(shards, self.stages, -1, *a.shape[1:]).swapaxes(0, 1).reshape(a.shape)
     with partitioning.rows_over_stages():
       return partitioning.constrain(a, "batch", *[None] * (a.ndim - 1))
 
   def to_ring(self, a: jax.Array) -> jax.Array:
-    """Spread rows as [S, J, B / K, ...]."""
+    """Returns spread rows as [S, J, B / K, ...]."""
     shards, slots = partitioning.parts("batch"), self.microbatches // self.stages
     a = a.reshape(self.stages, shards, slots, -1, *a.shape[1:]).swapaxes(1, 2)
     return a.reshape(self.stages, slots, -1, *a.shape[4:])
 
   def from_ring(self, a: jax.Array) -> jax.Array:
-    """The inverse of `to_ring`."""
+    """Undoes `to_ring`."""
     shards, slots = partitioning.parts("batch"), self.microbatches // self.stages
     a = a.reshape(self.stages, slots, shards, -1, *a.shape[3:]).swapaxes(1, 2)
     return a.reshape(-1, *a.shape[4:])
 
   def cut(self, a: jax.Array) -> jax.Array:
-    """Rows [B, ...] as micro-batches [K, B / K, ...], the same on all stages."""
+    """Cuts rows [B, ...] into micro-batches [K, B / K, ...], the same on all stages."""
     shards = partitioning.parts("batch")
     a = a.reshape(shards, self.microbatches, -1, *a.shape[1:]).swapaxes(0, 1)
     a = a.reshape(self.microbatches, -1, *a.shape[3:])
@@ -102,7 +104,7 @@ class Pipeline:
 
 
 def make(schedule: PipelineConfig, config: config_lib.GLMConfig, mesh: jax.sharding.Mesh, rows: int) -> Pipeline | None:
-  """The pipeline that `rows` rows at a time take on this mesh; None where it has one stage.
+  """Makes the pipeline that `rows` rows at a time take on this mesh; None where it has one stage.
 
   Raises:
     errors.InputError: where rows or layers do not divide.

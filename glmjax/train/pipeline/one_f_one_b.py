@@ -42,7 +42,8 @@ _HEAD = ("layers", "embed", "vocab")  # of the stages' gradients of the head's k
 def add_gradient(
   objective: objective_lib.Objective, params: Any, frozen: Any, work: objective_lib.Work, found: tuple[losses.Sums, Any]
 ) -> tuple[losses.Sums, Any]:
-  """`found`, float32 sums and gradients, and added to it the sums and the gradient of one micro-batch of a step.
+  """Returns `found`, float32 sums and gradients, and added to it the sums and the gradient of one micro-batch of a
+  step.
 
   work.factor multiplies the gradient behind the head: half precision would lose that of a logit times a small factor.
 
@@ -102,7 +103,7 @@ def _without_layers(params: Any) -> Any:
 def _through_kernel(
   config: config_lib.GLMConfig, rest: Any, frozen: Any, gradient_alpha: jax.Array | float, g_DV: jax.Array
 ) -> Any:
-  """The gradient of the weights `rest` that the head's kernel is made of, from the kernel's, both float32."""
+  """Returns the gradient of the weights `rest` that the head's kernel is made of, from the kernel's, both float32."""
   model = glm.GLM(dataclasses.replace(config, dtype="float32"))
 
   def make(rest: Any) -> jax.Array:
@@ -114,7 +115,7 @@ def _through_kernel(
 def _ticks(
   stages: "_Stages", ends: "_Ends", own: Any, targets: Any, chunk: int, ring: Ring, gradient: Any
 ) -> tuple[Ring, Any, Any, Any]:
-  """The gradients of the ring's inputs, of the layers, of what is behind them, and the sums.
+  """Returns the gradients of the ring's inputs, of the layers, of what is behind them, and the sums.
 
   Args:
     own: as `_Ends.zeros` begins it.
@@ -162,17 +163,21 @@ class _Stages:
 
   @property
   def kept(self) -> int:
-    """W, a stage's inputs that wait for backward: the first stage's."""
+    """W, the number of a stage's inputs that wait for backward: the first stage's."""
     return 2 * self.pipeline.stages - 1
 
   def move(self, t: jax.Array, ring: Ring) -> tuple[Ring, jax.Array]:
-    """The ring without the first of a line, and the line as it was, whose first is the first stage's next input."""
+    """Returns the ring without the first of a line, and the line as it was, whose first is the first stage's next
+    input.
+    """
     slot = t % ring.shape[1]
     line = jax.lax.dynamic_index_in_dim(ring, slot, 1, keepdims=False)
     return ring_lib.over_stages(jax.lax.dynamic_update_index_in_dim(ring, jnp.roll(line, -1, 0), slot, 1)), line
 
   def forward(self, t: jax.Array, ring: Ring, made: jax.Array, inputs: jax.Array) -> tuple[Ring, jax.Array, jax.Array]:
-    """The ring, what the stages made [S, B / K, L, D], and their inputs [S, W, B / K, L, D], of which one is new."""
+    """Returns the ring, what the stages made [S, B / K, L, D], and their inputs [S, W, B / K, L, D], of which one is
+    new.
+    """
     places = jnp.arange(self.pipeline.stages)
     ring, line = self.move(t, ring)
     x = ring_lib.where(places == 0, line, jnp.roll(made, 1, 0))
@@ -188,7 +193,8 @@ class _Stages:
   def backward(
     self, t: jax.Array, ring: Ring, inputs: jax.Array, came: jax.Array, last: jax.Array, gradient: Any
   ) -> tuple[Ring, jax.Array, Any]:
-    """The ring with the gradient that left the first stage, the gradients of the stages' inputs, and of their weights.
+    """Returns the ring with the gradient that left the first stage, the gradients of the stages' inputs, and of their
+    weights.
 
     Args:
       came: the gradients of the inputs that the stages had in the tick before.
@@ -219,7 +225,7 @@ class _Stages:
     return ring_lib.over_stages(jax.lax.dynamic_update_index_in_dim(ring, line, slot, 1)), came, gradient
 
   def settle(self, ring: Ring) -> Ring:
-    """The ring behind all ticks, its lines back where they began."""
+    """Returns the ring behind all ticks, its lines back where they began."""
     extra, more = divmod(2 * (self.pipeline.stages - 1), ring.shape[1])
     lines = jnp.roll(ring[:, :more], extra + 1, 0), jnp.roll(ring[:, more:], extra, 0)
     return ring_lib.over_stages(jnp.concatenate(lines, 1))
@@ -236,7 +242,9 @@ def _pick(a: jax.Array, i: jax.Array) -> jax.Array:
 
 
 def _share(pipeline: pipeline_lib.Pipeline, chunk: int, a: jax.Array) -> jax.Array:
-  """Tokens [B, L, ...] of a micro-batch as the stages share them, [S, pieces, B, tokens, ...]; zeros fill them up."""
+  """Cuts tokens [B, L, ...] of a micro-batch as the stages share them, [S, pieces, B, tokens, ...]; zeros fill them
+  up.
+  """
   (rows, length, *rest), parts = a.shape, partitioning.parts("length")
   own = -(-length // (parts * pipeline.stages))  # tokens of a row for each stage, from each part of the row
   pieces = -(-own * rows // (chunk * partitioning.parts("batch")))
@@ -248,7 +256,7 @@ def _share(pipeline: pipeline_lib.Pipeline, chunk: int, a: jax.Array) -> jax.Arr
 
 
 def _leave(pipeline: pipeline_lib.Pipeline, chunk: int, made: jax.Array) -> jax.Array:
-  """The last of [S, B, L, D], shared by the stages: [S, pieces, B, tokens, D]."""
+  """Cuts the last of [S, B, L, D] as the stages share it: [S, pieces, B, tokens, D]."""
   parts = jax.vmap(functools.partial(_share, pipeline, chunk))(made)
   rest = (None, "batch", "length", "act_embed")
   return partitioning.constrain(partitioning.constrain(parts, "layers", None, *rest), None, "layers", *rest)[-1]
@@ -263,20 +271,22 @@ class _Ends:
   weights: Any  # final_norm, and the head's kernel [D, V]
 
   def zeros(self, sums: losses.Sums, stages: int) -> tuple[Any, Any]:
-    """Each stage's own sums and gradients [S, ...], to begin with."""
+    """Returns each stage's own sums and gradients [S, ...], to begin with."""
     zeros, gradient = (
       jax.tree.map(lambda x: jnp.zeros((stages, *x.shape), jnp.float32), tree) for tree in (sums, self.weights)
     )
     return zeros, gradient | {"kernel": partitioning.constrain(gradient["kernel"], *_HEAD)}
 
   def add(self, own: Any, parts: jax.Array, targets: list[jax.Array]) -> tuple[Any, jax.Array]:
-    """The stages' own sums and gradients with their shares of a micro-batch's added, and factor x the shares'."""
+    """Returns the stages' own sums and gradients with their shares of a micro-batch's added, and factor x the
+    shares'.
+    """
     stage = jax.vmap(self._add_share, spmd_axis_name=partitioning.STAGE_AXIS)
     (sums, gradient), dx = stage(own, parts, targets)
     return (sums, gradient | {"kernel": partitioning.constrain(gradient["kernel"], *_HEAD)}), dx
 
   def _add_share(self, own: Any, x: jax.Array, targets: list[jax.Array]) -> tuple[Any, jax.Array]:
-    """The same of one stage, a piece at a time."""
+    """Does the same for one stage, a piece at a time."""
     target = partitioning.target()
 
     def piece(own: Any, at: tuple[jax.Array, Any]) -> tuple[Any, jax.Array]:

@@ -38,7 +38,7 @@ def hidden(
   gradient_alpha: jax.Array | float,
   rng: jax.Array | None,
 ) -> jax.Array:
-  """What `GLM.hidden` gives [B, L, D], its rows as `Pipeline.spread` has them; with an rng, dropout is on.
+  """Computes what `GLM.hidden` gives [B, L, D], its rows as `Pipeline.spread` has them; with an rng, dropout is on.
 
   The weights' layers are stacked as `Pipeline.order` says.
   """
@@ -57,7 +57,7 @@ def enter(
   gradient_alpha: jax.Array | float,
   rng: jax.Array | None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-  """The embedded rows as a ring [S, J, B / K, L, D], and what the layers need to know of them [K, B / K, ...].
+  """Returns the embedded rows as a ring [S, J, B / K, L, D], and what the layers need to know of them [K, B / K, ...].
 
   Dropout draws by the rows' numbers, batch["rows"].
   """
@@ -86,7 +86,9 @@ def _flow(
   ring: jax.Array,
   features: dict[str, jax.Array],
 ) -> jax.Array:
-  """The ring [S, J, B / K, L, D] of micro-batches behind the last layer; `features` [K, B / K, ...] go with them."""
+  """Returns the ring [S, J, B / K, L, D] of micro-batches behind the last layer; `features` [K, B / K, ...] go with
+  them.
+  """
   stages, slots = pipeline.stages, pipeline.microbatches // pipeline.stages
   extra, more = divmod(stages - 1, slots)  # moves of a line between a micro-batch's start and its end, at least
   places = jnp.arange(stages)
@@ -121,7 +123,7 @@ def _flow(
 
 
 def _pair(w: Any) -> tuple[Any, jax.Array | None]:
-  """A weight, and what gathers its gradient; quantized weights have none."""
+  """Returns a weight, and what gathers its gradient; quantized weights have none."""
   return (jax.lax.stop_gradient(w), _gather_gradient(w)) if isinstance(w, jax.Array) else (w, None)
 
 
@@ -146,7 +148,7 @@ _gather_gradient.defvjp(_gather_gradient_forward, _gather_gradient_backward)
 
 @jax.custom_vjp
 def _read(w: jax.Array, gradient: jax.Array) -> jax.Array:
-  """The weight, its gradient going to `gradient`."""
+  """Returns the weight, its gradient going to `gradient`."""
   del gradient
   return w
 
@@ -163,13 +165,13 @@ _read.defvjp(_read_forward, _read_backward)
 
 
 def over_stages(x: jax.Array) -> jax.Array:
-  """x [S, ..., B, L, D] with its first axis split over the stages, rows and tokens as they always are."""
+  """Splits x [S, ..., B, L, D] over the stages by its first axis, rows and tokens as they always are."""
   return partitioning.constrain(x, "layers", *[None] * (x.ndim - 4), "batch", "norm_length", "act_embed")
 
 
 @functools.partial(jax.checkpoint, prevent_cse=False)  # backward keeps [S] flags, not one for every entry
 def where(stages: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
-  """x [S, ...] at these stages, y at the others."""
+  """Returns x [S, ...] at these stages, y at the others."""
   return jnp.where(stages.reshape(-1, *[1] * (x.ndim - 1)), x, y)
 
 
@@ -182,7 +184,7 @@ def _stage(
   x_BLD: jax.Array,
   features: dict[str, jax.Array],
 ) -> jax.Array:
-  """One stage's layers of this round, of weights by their paths, as `_pair` has them [R, N / (S R), ...]."""
+  """Computes one stage's layers of this round, of weights by their paths, as `_pair` has them [R, N / (S R), ...]."""
 
   def of_round(w: jax.Array) -> jax.Array:
     return w[0] if pipeline.rounds == 1 else jax.lax.dynamic_index_in_dim(w, turn, 0, False)
@@ -203,7 +205,7 @@ def layers(
   x_BLD: jax.Array,
   features: dict[str, jax.Array],
 ) -> tuple[jax.Array, Any]:
-  """What a group of layers [N / (S R), ...] makes of a micro-batch, and `gradient` as it was.
+  """Returns what a group of layers [N / (S R), ...] makes of a micro-batch, and `gradient` as it was.
 
   The cotangent of `gradient` (as the weights that are trained, float32; or None) comes back with their gradient added
   to it.
@@ -230,8 +232,9 @@ def layers(
 
 @jax.custom_vjp
 def _add_gradient(place: jax.Array, w: jax.Array, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Both as they are. In the loop over layers the cotangent of `gradient` is one array, to which each layer's part is
-  added where it lies."""
+  """Returns both as they are. In the loop over layers the cotangent of `gradient` is one array, to which each
+  layer's part is added where it lies.
+  """
   del place
   return w, gradient
 

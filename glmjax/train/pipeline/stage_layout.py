@@ -32,7 +32,7 @@ class StageLayout:
   order: tuple[int, ...] | None  # pipeline.Pipeline.order; None: the model's
 
   def put_in_stages(self, state: state_lib.TrainState) -> state_lib.TrainState:
-    """A state in the model's order as the steps take it. Arrays that move are deleted as they go."""
+    """Turns a state in the model's order into one as the steps take it. Arrays that move are deleted as they go."""
 
     def move(
       path: tuple[Any, ...], x: jax.Array, before: jax.ShapeDtypeStruct, after: jax.ShapeDtypeStruct
@@ -48,7 +48,7 @@ class StageLayout:
     return jax.tree_util.tree_map_with_path(move, state, self.as_checkpointed, self.in_stages)
 
   def put_back(self, state: state_lib.TrainState) -> state_lib.TrainState:
-    """A state in the stages' order as checkpoints have it; what was given stays."""
+    """Turns a state in the stages' order into one as checkpoints have it; what was given stays."""
 
     def move(path: tuple[Any, ...], x: jax.Array, after: jax.ShapeDtypeStruct) -> jax.Array:
       if not _is_layers(path, x):
@@ -67,7 +67,7 @@ def make(
   pipeline: pipeline_lib.Pipeline | None,
   is_trained: params_lib.Predicate = params_lib.always,
 ) -> StageLayout:
-  """Both orders of a run's state."""
+  """Returns both orders of a run's state."""
   order = None if pipeline is None else tuple(pipeline.order())
   if order is None or order == tuple(range(config.num_layers)):
     abstract = state_lib.abstract(config, tx, mesh, rules, is_trained)
@@ -86,12 +86,12 @@ def make(
 
 
 def _is_layers(path: tuple[Any, ...], x: Any) -> bool:
-  """Whether it holds all layers' values, stacked."""
+  """Tells whether it holds all layers' values, stacked."""
   return "layers" in optimizer_lib.path_names(path) and x.ndim > 0
 
 
 def _across(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-  """With another axis than the layers' split over the stages, where one divides: so layers can change places."""
+  """Splits another axis than the layers' over the stages, where one divides: so layers can change places."""
   mesh, spec = x.sharding.mesh, list(x.sharding.spec) + [None] * (x.ndim - len(x.sharding.spec))
   for axis in range(1, x.ndim):
     taken = (spec[axis],) if isinstance(spec[axis], str) else tuple(spec[axis] or ())
@@ -105,7 +105,7 @@ def _across(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
 def _take(
   x: jax.Array, places: tuple[int, ...], count: int, through: jax.sharding.NamedSharding, to: jax.sharding.NamedSharding
 ) -> jax.Array:
-  """x[places], zeros where a place is `count` or more; each device takes them from its part of every layer."""
+  """Returns x[places], zeros where a place is `count` or more; each device takes them from its part of every layer."""
   return _compiled(places, count, through, to)(x)
 
 
