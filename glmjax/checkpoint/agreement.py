@@ -43,7 +43,7 @@ def together(action: Callable[[], T]) -> T:
 
 
 def of_first(action: Callable[[], str]) -> str:
-  """What `action`, in process 0 alone, finds; at most 1,000 bytes. It raises as `together` does."""
+  """Returns what `action`, in process 0 alone, finds; at most 1,000 bytes. It raises as `together` does."""
   return gather(together(lambda: action() if jax.process_index() == 0 else ""))[0]
 
 
@@ -56,7 +56,7 @@ def check_same(text: str, what: str) -> None:
 
 
 def gather(text: str) -> list[str]:
-  """The texts of all processes, in their order, each cut at 1,000 bytes."""
+  """Gathers the texts of all processes, in their order, each cut at 1,000 bytes."""
   if jax.process_count() == 1:
     return [text]
   mine = np.zeros(_LONGEST, np.uint8)

@@ -31,7 +31,9 @@ DamagedError, one_line, zarr_dtype = files.DamagedError, files.one_line, stored_
 
 
 def handler() -> ocp.PyTreeCheckpointHandler:
-  """Plain zarr, a folder per array: a damaged file is an array with a name. Float weights hardly compress."""
+  """Makes Orbax's handler for plain zarr, a folder per array: a damaged file is an array with a name. Float weights
+  hardly compress.
+  """
   return ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_compression=False)
 
 
@@ -54,7 +56,7 @@ def _storable(leaf: Any) -> jax.Array | np.ndarray:
 
 
 def prepare(tree: Any) -> tuple[ocp.args.PyTreeSave, Records]:
-  """What Orbax is to write, and the record of every array to write beside it."""
+  """Returns what Orbax is to write, and the record of every array to write beside it."""
   leaves = named_leaves(tree)
   stored = {name: _storable(leaf) for name, leaf in leaves.items()}
   sums = checksums.array_sums(stored)
@@ -70,7 +72,7 @@ def prepare(tree: Any) -> tuple[ocp.args.PyTreeSave, Records]:
 
 
 def _stored_form(target: Any) -> tuple[tuple[int, ...], jax.sharding.Sharding | None]:
-  """Shape as stored, and where to put it (None: the first device)."""
+  """Returns the shape as stored, and where to put it (None: the first device)."""
   if _is_key(target):
     return jax.eval_shape(jax.random.key_data, target).shape, getattr(target, "sharding", None)
   return tuple(np.shape(target)), getattr(target, "sharding", None)
@@ -138,7 +140,7 @@ def read(folder: pathlib.Path, wanted: Mapping[str, Any], records: Records) -> d
 def _read_all(
   opened: Mapping[str, stored_lib.StoredArray], wanted: Mapping[str, Any]
 ) -> dict[str, np.ndarray | jax.Array]:
-  """The arrays on the devices of their targets; elements of eight bytes stay on the host.
+  """Reads the arrays to the devices of their targets; elements of eight bytes stay on the host.
 
   The next ones are read while one goes to its devices, as long as all that is under way is not too much.
   """
@@ -158,7 +160,7 @@ def _read_all(
 
 
 def _parts(x: stored_lib.StoredArray, sharding: jax.sharding.Sharding) -> dict[str, tuple[slice, ...]]:
-  """The parts that this process's devices hold, each once."""
+  """Returns the parts that this process's devices hold, each once."""
   return {str(region): region for region in sharding.addressable_devices_indices_map(x.shape).values()}
 
 
@@ -200,7 +202,7 @@ def _raise_problems(problems: list[str]) -> None:
 
 
 def _description_problems(folder: pathlib.Path, names: Iterable[str]) -> list[str]:
-  """What is wrong with Orbax's list of the arrays, which we do not need, and who reads them without us does."""
+  """Says what is wrong with Orbax's list of the arrays, which we do not need, and who reads them without us does."""
   shown = f"{folder.name}/_METADATA"
   try:
     described = files.read_json(folder / "_METADATA", shown)

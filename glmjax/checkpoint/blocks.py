@@ -38,7 +38,7 @@ _SMALL = 2**22  # elements of an array that is kept once it was read: biases and
 
 @contextlib.contextmanager
 def as_os_errors() -> Iterator[None]:
-  """tensorstore's own errors of a full disk and the like, as Python has them."""
+  """Turns tensorstore's own errors of a full disk and the like into those that Python has."""
   try:
     yield
   except ValueError as error:
@@ -84,7 +84,7 @@ class Writer:
     self._done = self._read_journal()
 
   def _read_journal(self) -> dict[str, dict[str, str]]:
-    """Blocks written earlier, with their sums; a line cut off by a kill counts for nothing."""
+    """Reads the blocks written earlier, with their sums; a line cut off by a kill counts for nothing."""
     path, done = self._folder / _JOURNAL, {}
     if os.path.lexists(path) and not path.is_file():
       publish.remove(path)
@@ -156,7 +156,7 @@ class Writer:
         journal.write(json.dumps({"block": _label(weight, region), "sums": sums}) + "\n")
 
   def _finish(self) -> arrays.Records:
-    """Records of all arrays; Orbax's description is put beside them."""
+    """Returns records of all arrays; puts Orbax's description beside them."""
     records = {}
     for weight in self._weights:
       blocks = [self._done[_label(weight, region)] for region in weight.regions(self._elements)]
@@ -194,7 +194,7 @@ def _remove_damaged(array: pathlib.Path, header: Mapping[str, Any]) -> None:
 
 
 def _describe_for_orbax(folder: pathlib.Path, names: Sequence[str]) -> None:
-  """What Orbax itself writes beside arrays of these names; it is asked to save numbers under them."""
+  """Writes what Orbax itself writes beside arrays of these names; it is asked to save numbers under them."""
   skeleton = folder.with_name(f"{folder.name}.skeleton")
   shutil.rmtree(skeleton, ignore_errors=True)
   tree_of_numbers = params_lib.nest({name: np.zeros((), np.int8) for name in names})
@@ -229,7 +229,7 @@ class Reader:
     self._lock = threading.Lock()  # of _kept, never held while something is read
 
   def read(self, name: str, region: stored_weights.Region) -> np.ndarray:
-    """One part. Small arrays, and one whose files each reach over many parts, are read once and kept."""
+    """Reads one part. Small arrays, and one whose files each reach over many parts, are read once and kept."""
     stored = self._arrays[name]
     times_read = math.prod(max(1, chunk / (s.stop - s.start)) for chunk, s in zip(stored.chunks, region))
     whole = self._is_small(name) or times_read > 4
@@ -239,7 +239,7 @@ class Reader:
     return block
 
   def _whole(self, name: str) -> np.ndarray:
-    """An array read by the first thread that wants it, while others that want it wait."""
+    """Returns an array read by the first thread that wants it, while others that want it wait."""
     with self._lock:
       kept = self._kept.get(name)
       if kept is None:

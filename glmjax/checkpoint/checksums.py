@@ -27,13 +27,13 @@ _SMALL = 1 << 20  # bytes; below, numpy has the sum before a program would be co
 
 
 def _mix(x: Any, multiplier: int) -> Any:
-  """A bijection of 32-bit words that spreads every bit."""
+  """Maps 32-bit words one to one, spreading every bit."""
   x = (x ^ (x >> 16)) * np.uint32(multiplier)
   return x ^ (x >> 15)
 
 
 def _mixed(words: Any, index: Any, block: Any = None) -> tuple[Any, Any]:
-  """Two words for each, of the word, its index modulo 2^32, and its block in an array that has more."""
+  """Returns two words for each, of the word, its index modulo 2^32, and its block in an array that has more."""
   key = _mix(index * np.uint32(_ODD[0]), _ODD[1])
   if block is None:
     first = _mix(words + key, _ODD[2])
@@ -43,7 +43,7 @@ def _mixed(words: Any, index: Any, block: Any = None) -> tuple[Any, Any]:
 
 
 def _split(shape: Sequence[int], words: int) -> int:
-  """How many of the first axes count blocks that have fewer than 2^32 words each; 0 where the whole array does."""
+  """Says how many of the first axes count blocks that have fewer than 2^32 words each; 0 where the whole array does."""
   axis, inner = len(shape), words
   while axis and inner * shape[axis - 1] <= 2**32:
     axis -= 1
@@ -52,7 +52,7 @@ def _split(shape: Sequence[int], words: int) -> int:
 
 
 def _strides(shape: Sequence[int]) -> list[int]:
-  """Elements from one place of each axis to the next, modulo 2^32."""
+  """Returns the elements from one place of each axis to the next, modulo 2^32."""
   return [math.prod(shape[axis + 1 :]) % 2**32 for axis in range(len(shape))]
 
 
@@ -60,7 +60,7 @@ def _strides(shape: Sequence[int]) -> list[int]:
 def _device_sum(
   x: jax.Array, shape: tuple[int, ...] | None = None, start: jax.Array | None = None, version: int = VERSION
 ) -> jax.Array:
-  """uint32 [2], of a whole array or of the part at `start` of one of this shape.
+  """Sums on the device, uint32 [2], a whole array or the part at `start` of one of this shape.
 
   One variadic reduction: ten times the speed of two sums on a CPU.
   """
@@ -87,7 +87,7 @@ def _device_sum(
 
 
 def _host_sum(x: np.ndarray, shape: Sequence[int], start: Sequence[int], version: int) -> np.ndarray:
-  """The same in numpy, 64-bit elements as two words."""
+  """Computes the same in numpy, 64-bit elements as two words."""
   flat = np.ascontiguousarray(x).reshape(-1)
   words = flat.view(f"uint{8 * min(x.dtype.itemsize, 4)}").astype(np.uint32)
   per_element = words.size // max(1, x.size)
@@ -115,7 +115,7 @@ def _hexadecimal(value: Iterable[int]) -> str:
 def array_sums(
   arrays: Mapping[str, jax.Array | np.ndarray], versions: Mapping[str, int] | None = None
 ) -> dict[str, str]:
-  """Sixteen hexadecimal digits for each array; `versions` of the sums, of arrays where it is not VERSION."""
+  """Returns sixteen hexadecimal digits for each array; `versions` of the sums, of arrays where it is not VERSION."""
   sums = {}
   for name, x in arrays.items():
     version = (versions or {}).get(name, VERSION)
@@ -129,7 +129,7 @@ def array_sums(
 
 
 def part_sum(x: np.ndarray | jax.Array, start: Sequence[int], shape: Sequence[int], version: int = VERSION) -> str:
-  """The share that the part of an array beginning at `start` has in the sum of the whole, of that shape."""
+  """Returns the share that the part of an array beginning at `start` has in the sum of the whole, of that shape."""
   here = isinstance(x, np.ndarray) or x.is_fully_addressable
   host = here and (x.nbytes < _SMALL or x.dtype.itemsize == 8)
   found = (
@@ -139,7 +139,7 @@ def part_sum(x: np.ndarray | jax.Array, start: Sequence[int], shape: Sequence[in
 
 
 def total(parts: Iterable[str]) -> str:
-  """An array's sum from those of its parts."""
+  """Returns an array's sum from those of its parts."""
   words = [0, 0]
   for part in parts:
     words = [(words[i] + int(part[8 * i : 8 * i + 8], 16)) % 2**32 for i in (0, 1)]

@@ -137,7 +137,7 @@ def importing(out: pathlib.Path) -> pathlib.Path:
 def _read_finite(
   source: source_lib.Source, reader: blocks.Reader, weight: stored_weights.StoredWeight, region: stored_weights.Region
 ) -> dict[str, np.ndarray]:
-  """A block as it is to be stored.
+  """Reads a block as it is to be stored.
 
   Raises:
     errors.NotFiniteError: naming the array that no model can compute with.

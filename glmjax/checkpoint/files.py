@@ -131,7 +131,7 @@ def raise_refusal(error: OSError, path: str | os.PathLike, shown: str) -> NoRetu
 
 
 def refusal(error: BaseException) -> OSError | MemoryError | None:
-  """What the system refused, where an error of Python, XLA, TensorStore or Orbax tells of that."""
+  """Says what the system refused, where an error of Python, XLA, TensorStore or Orbax tells of that."""
   text = str(error)
   if isinstance(error, OSError | MemoryError):
     return error
@@ -145,7 +145,7 @@ def refusal(error: BaseException) -> OSError | MemoryError | None:
 
 @contextlib.contextmanager
 def enough_memory(what: str | os.PathLike) -> Iterator[None]:
-  """Within it too little memory, the host's or a device's, is an InputError about reading `what`."""
+  """Makes too little memory within it, the host's or a device's, an InputError about reading `what`."""
   try:
     yield
   except (MemoryError, RuntimeError) as error:  # XLA's is a RuntimeError
@@ -164,5 +164,5 @@ def _out_of_memory(error: BaseException, what: str | os.PathLike) -> errors.Inpu
 
 
 def one_line(error: BaseException) -> str:
-  """The start of an error's message, on one line."""
+  """Returns the start of an error's message, on one line."""
   return re.sub(r"\s+", " ", str(error) or type(error).__name__)[:300]

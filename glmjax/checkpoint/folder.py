@@ -80,7 +80,7 @@ def read_config(folder: str | os.PathLike) -> FolderConfig:
 
 
 def read_tokenizer(folder: str | os.PathLike) -> dict[str, Any]:
-  """Fingerprint (as tokenizer.Tokenizer computes it) and vocabulary size of a folder, without loading it.
+  """Returns fingerprint (as tokenizer.Tokenizer computes it) and vocabulary size of a folder, without loading it.
 
   Raises:
     errors.InputError: when files are missing or do not belong together.
@@ -108,7 +108,7 @@ def read_tokenizer(folder: str | os.PathLike) -> dict[str, Any]:
 
 
 def check_tokenizer(folder: str | os.PathLike, config: FolderConfig) -> None:
-  """The folder's tokenizer must be the one recorded, and fit the model; a folder may be without one.
+  """Checks that the folder's tokenizer is the one recorded, and fits the model; a folder may be without one.
 
   Raises:
     errors.InputError: when it is not.

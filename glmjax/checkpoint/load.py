@@ -67,7 +67,7 @@ def _cast(name: str, x: jax.Array, dtype: str) -> jax.Array:
 
 
 def _unflatten(flat: Mapping[str, Any], bits: int | None) -> dict[str, Any]:
-  """The dict tree of names, with QuantizedArrays where there are codes."""
+  """Returns the dict tree of names, with QuantizedArrays where there are codes."""
   params = params_lib.nest(flat)
   if bits is None:
     return params

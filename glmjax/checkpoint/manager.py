@@ -44,7 +44,7 @@ T = TypeVar("T")
 
 
 def steps(directory: pathlib.Path) -> list[int]:
-  """The steps in a checkpoints folder, oldest first; each appears there when it is complete.
+  """Returns the steps in a checkpoints folder, oldest first; each appears there when it is complete.
 
   Raises:
     errors.InputError, OSError: when the folder is no folder, or the system refuses to list it.
@@ -65,7 +65,7 @@ def steps(directory: pathlib.Path) -> list[int]:
 
 
 def read_record(folder: pathlib.Path) -> dict[str, Any]:
-  """A step's {"metadata": what the caller of `save` gave, "arrays": Records}.
+  """Reads a step's {"metadata": what the caller of `save` gave, "arrays": Records}.
 
   Raises:
     files.DamagedError: when it is missing or not what was written.
@@ -75,7 +75,7 @@ def read_record(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def newest_metadata(directory: pathlib.Path) -> dict[str, Any]:
-  """What the newest step with a good record was saved with; for one process alone. {} when there is no step.
+  """Returns what the newest step with a good record was saved with; for one process alone. {} when there is no step.
 
   Raises:
     errors.InputError: when no record is good.
@@ -146,7 +146,7 @@ def read_newest(
 
 
 def _next_step(directory: pathlib.Path, step: int | None, tried: Mapping[int, Any]) -> str:
-  """The newest step that was not tried, or the one that is wanted; "" when there is none."""
+  """Returns the newest step that was not tried, or the one that is wanted; "" when there is none."""
   there = steps(directory)
   if step is not None and step not in there:
     raise errors.InputError(f"{directory} has no step {step}: it has {', '.join(map(str, there)) or 'none'}")
@@ -225,14 +225,16 @@ class Manager:
         publish.write_json(self._directory / _NOTED, noted | {str(step): dict(metrics)})
 
   def _noted(self) -> dict[str, Any]:
-    """What `note` has written; nothing where it cannot be read: the best step then counts as one of the others."""
+    """Reads what `note` has written; nothing where it cannot be read: the best step then counts as one of the
+    others.
+    """
     try:
       return user_json.read(self._directory / _NOTED)
     except errors.InputError:
       return {}
 
   def restore(self, abstract_state: Any, step: int | None = None) -> tuple[Any, dict[str, Any]] | None:
-    """The newest good state, or that of `step`, with the metadata it was saved with; None when there is none.
+    """Restores the newest good state, or that of `step`, with the metadata it was saved with; None when there is none.
 
     Args:
       abstract_state: the state's tree with ShapeDtypeStructs (with their shardings, on any mesh) or arrays.
@@ -251,7 +253,7 @@ class Manager:
     return jax.tree_util.tree_unflatten(treedef, [leaves[name] for name in wanted]), metadata
 
   def latest_step(self) -> int | None:
-    """The newest complete step on disk."""
+    """Returns the newest complete step on disk."""
     return max(steps(self._directory), default=None)
 
   def wait(self) -> None:

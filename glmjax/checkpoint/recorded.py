@@ -16,12 +16,12 @@ FREE = ("dtype", "scan_layers", "remat", "hidden_dropout", "attention_dropout")
 
 
 def of(model: config_lib.GLMConfig) -> dict[str, Any]:
-  """The entry of a step's metadata about its model."""
+  """Returns the entry of a step's metadata about its model."""
   return {"model": dataclasses.asdict(model)}
 
 
 def difference(model: config_lib.GLMConfig, metadata: dict[str, Any]) -> str | None:
-  """The first setting that the model has other than the record, in words; None: none, or an older record."""
+  """Says in words the first setting that the model has other than the record; None: none, or an older record."""
   ours = dataclasses.asdict(model)
   for name, there in (metadata.get("model") or {}).items():
     if name not in FREE and name in ours and ours[name] != there:
@@ -30,7 +30,7 @@ def difference(model: config_lib.GLMConfig, metadata: dict[str, Any]) -> str | N
 
 
 def checked(config: folder.FolderConfig, metadata: dict[str, Any], step: pathlib.Path) -> folder.FolderConfig:
-  """A run's config.json, compared with a step's record; what describes the data is the record's.
+  """Returns a run's config.json, compared with a step's record; what describes the data is the record's.
 
   Args:
     config: of the run's folder.

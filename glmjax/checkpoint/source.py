@@ -45,12 +45,14 @@ class Source:
 
   @property
   def bits(self) -> int | None:
-    """Of the kernels; None: float."""
+    """The bits of the kernels; None: float."""
     return self.config.export.get("bits")
 
   @property
   def fingerprint(self) -> str:
-    """Of all that decides what the model says: copies have the same; other steps, precisions and settings do not."""
+    """The fingerprint of all that decides what the model says: copies have the same; other steps, precisions and
+    settings do not.
+    """
     model = {
       field.name: value
       for field in dataclasses.fields(self.config.model)
@@ -61,7 +63,7 @@ class Source:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
   def read(self, targets: Mapping[str, Any]) -> dict[str, Any]:
-    """Verified arrays by name without prefix, each placed as its target."""
+    """Reads verified arrays by name without prefix, each placed as its target."""
     stored = {self.prefix + name: target for name, target in targets.items()}
     found = arrays.read(self.arrays, stored, self.records)
     return {name.removeprefix(self.prefix): x for name, x in found.items()}
@@ -69,7 +71,7 @@ class Source:
   def targets(
     self, shardings: Mapping[str, Any] | jax.sharding.Sharding | None = None
   ) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shape, dtype and sharding of every array, by name without prefix."""
+    """Returns shape, dtype and sharding of every array, by name without prefix."""
     targets = {}
     for name, record in self.records.items():
       name = name.removeprefix(self.prefix)
@@ -78,7 +80,7 @@ class Source:
     return targets
 
   def weights(self, bits: int | None = None, dtype: str | None = None) -> list[stored_weights.StoredWeight]:
-    """The parameters, as they are or as they are to be: quantized to `bits`, floats in `dtype`."""
+    """Returns the parameters, as they are or as they are to be: quantized to `bits`, floats in `dtype`."""
     found = []
     for stored, record in self.records.items():
       name, shape = stored.removeprefix(self.prefix), list(record["shape"])
@@ -101,7 +103,7 @@ class Source:
   def read_block(
     self, reader: blocks.Reader, weight: stored_weights.StoredWeight, region: stored_weights.Region
   ) -> dict[str, np.ndarray]:
-    """A block as `weight` wants it stored: converted, or the codes and scales that are there."""
+    """Reads a block as `weight` wants it stored: converted, or the codes and scales that are there."""
     if self.bits is None or weight.bits is None:
       return weight.convert(reader.read(self.prefix + weight.name, region))
     return {
@@ -109,7 +111,7 @@ class Source:
     }
 
   def check_size(self) -> None:
-    """config.json must be about these parameters."""
+    """Checks that config.json is about these parameters."""
     count = sum(math.prod(weight.shape) for weight in self.weights())
     expected = params_lib.count(self.config.model)
     if count != expected:
@@ -120,7 +122,9 @@ class Source:
 
 
 def _sharding(shardings: Mapping[str, Any], name: str) -> jax.sharding.Sharding:
-  """The array's own; for codes and scales their weight's, but a scale's few input places are not split."""
+  """Returns the array's own sharding; for codes and scales their weight's, but a scale's few input places are not
+  split.
+  """
   if name in shardings:
     return shardings[name]
   weight, part = name.rsplit("/", 1)
@@ -134,7 +138,7 @@ def _sharding(shardings: Mapping[str, Any], name: str) -> jax.sharding.Sharding:
 
 
 def use(folder: str | os.PathLike, function: Callable[[Source], T]) -> T:
-  """`function` of the folder's parameters; of an older step's when a run's newest is damaged.
+  """Applies `function` to the folder's parameters; to an older step's when a run's newest is damaged.
 
   Raises:
     errors.InputError: when it is no model's, damaged, or the system refuses to read it, memory included.
@@ -159,7 +163,7 @@ def _use(folder: pathlib.Path, function: Callable[[Source], T]) -> T:
 
 
 def _is_export(folder: pathlib.Path, config: folder_lib.FolderConfig) -> bool:
-  """Whatever it lacks: a run has none of these."""
+  """Tells whether it is an export, whatever it lacks: a run has none of these."""
   return bool(config.export) or any(os.path.lexists(folder / name) for name in (folder_lib.PARAMS, CHECKSUMS))
 
 
@@ -181,5 +185,5 @@ def _from_export(folder: pathlib.Path, config: folder_lib.FolderConfig) -> Sourc
 
 
 def file_crc(path: pathlib.Path, shown: str) -> str:
-  """CRC-32 of a small file; raises as `files.read`."""
+  """Returns the CRC-32 of a small file; raises as `files.read`."""
   return f"{zlib.crc32(files.read(path, shown)):08x}"

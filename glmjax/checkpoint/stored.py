@@ -29,17 +29,17 @@ Region = tuple[slice, ...]
 
 
 def array_folder(folder: pathlib.Path, name: str) -> pathlib.Path:
-  """Where Orbax keeps the array."""
+  """Returns the folder where Orbax keeps the array."""
   return folder / name.replace("/", ".")
 
 
 def zarr_dtype(name: str) -> Any:
-  """What numpy makes of a dtype's name in a zarr header or in a record."""
+  """Returns what numpy makes of a dtype's name in a zarr header or in a record."""
   return jnp.bfloat16 if name == "bfloat16" else name
 
 
 def header(shape: Sequence[int], dtype: str, chunks: Sequence[int]) -> dict[str, Any]:
-  """The zarr header of an array: C order, uncompressed, no filters, every chunk written."""
+  """Returns the zarr header of an array: C order, uncompressed, no filters, every chunk written."""
   name = dtype if dtype == "bfloat16" else np.dtype(dtype).str
   return {
     "shape": list(shape),
@@ -74,7 +74,7 @@ class Reading:
 
 @contextlib.contextmanager
 def reading() -> Iterator[Reading]:
-  """For `StoredArray.begin`; what the threads have not begun when an error comes is not read."""
+  """Yields a Reading for `StoredArray.begin`; what the threads have not begun when an error comes is not read."""
   under_way = Reading()
   try:
     yield under_way
@@ -84,8 +84,9 @@ def reading() -> Iterator[Reading]:
 
 @functools.cache
 def _pool() -> concurrent.futures.Executor:
-  """The threads that read, all begun at once and kept: Python (3.11) waits for ever for a thread that, as it begins,
-  finds too little memory, and memory is short where large arrays are read."""
+  """Returns the threads that read, all begun at once and kept: Python (3.11) waits for ever for a thread that, as it
+  begins, finds too little memory, and memory is short where large arrays are read.
+  """
   pool = concurrent.futures.ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="read")
   all_there = threading.Barrier(_AT_ONCE + 1)
   for _ in range(_AT_ONCE):
@@ -144,7 +145,7 @@ class StoredArray:
         yield problem
 
   def _grid(self, first: int) -> list[int]:
-    """Chunks along each axis from `first` on."""
+    """Counts the chunks along each axis from `first` on."""
     return [-(-n // c) for n, c in zip(self.shape[first:], self.chunks[first:])]
 
   @staticmethod

@@ -59,14 +59,14 @@ class StoredWeight:
     return self.name.startswith(f"{params_lib.LAYERS}/")
 
   def regions(self, elements: int | None = None) -> Iterator[Region]:
-    """The blocks, in order; all but the last along an axis have the same shape."""
+    """Yields the blocks, in order; all but the last along an axis have the same shape."""
     sizes = self._block_shape(ELEMENTS if elements is None else elements)
     for place in np.ndindex(*(-(-n // size) for n, size in zip(self.shape, sizes))):
       yield tuple(slice(i * size, min((i + 1) * size, n)) for i, size, n in zip(place, sizes, self.shape))
 
   @property
   def smallest(self) -> int:
-    """Elements of the smallest block that it can be cut into."""
+    """The elements of the smallest block that it can be cut into."""
     axis = self._param.cut
     return math.prod(self.shape) // (self.shape[0] if self.stacked else 1) // (1 if axis is None else self.shape[axis])
 
@@ -83,7 +83,7 @@ class StoredWeight:
     return tuple(shape)
 
   def stored(self, shape: Sequence[int]) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Array names, shapes and dtypes that a block of this shape (or the whole) is stored as."""
+    """Returns array names, shapes and dtypes that a block of this shape (or the whole) is stored as."""
     if self.bits is None:
       return {self.name: (tuple(shape), self.dtype)}
     axes = self._param.inputs
@@ -95,20 +95,20 @@ class StoredWeight:
     return {f"{self.name}/values": (tuple(values), "int8"), f"{self.name}/scale": (tuple(scale), "float16")}
 
   def stored_region(self, name: str, region: Region) -> Region:
-    """Where a block lies in one of the stored arrays: input axes are never cut."""
+    """Says where a block lies in one of the stored arrays: input axes are never cut."""
     shape = self.stored([s.stop - s.start for s in region])[name][0]
     return tuple(slice(s.start, s.start + n) for s, n in zip(region, shape))
 
   @property
   def nbytes(self) -> int:
-    """Of everything that is stored."""
+    """The bytes of everything that is stored."""
     return sum(
       math.prod(shape) * np.dtype(stored_lib.zarr_dtype(dtype)).itemsize
       for shape, dtype in self.stored(self.shape).values()
     )
 
   def convert(self, block: np.ndarray) -> dict[str, np.ndarray]:
-    """A block of the float weight as it is stored.
+    """Converts a block of the float weight to what is stored.
 
     Raises:
       errors.NotFiniteError: when it is not finite, or not in the type that it is stored in.
@@ -133,7 +133,7 @@ def check_finite(block: Mapping[str, np.ndarray], problem: str) -> None:
 
 
 def is_finite(x: np.ndarray) -> bool:
-  """Whether all of an array of floats is finite.
+  """Tells whether all of an array of floats is finite.
 
   By the bits of 16-bit ones, a part at a time: numpy's own isfinite takes ten times as long for them.
   """
@@ -145,7 +145,7 @@ def is_finite(x: np.ndarray) -> bool:
 
 
 def elements_within(gib: float, weights: Sequence[StoredWeight]) -> int:
-  """Largest blocks with which writing these weights stays within so much memory.
+  """Returns the largest blocks with which writing these weights stays within so much memory.
 
   Raises:
     errors.InputError: when not even the smallest do.
@@ -161,7 +161,7 @@ def elements_within(gib: float, weights: Sequence[StoredWeight]) -> int:
 
 
 def _even(size: int, limit: int) -> int:
-  """The length of parts no longer than `limit` that are as alike as can be."""
+  """Returns the length of parts no longer than `limit` that are as alike as can be."""
   return -(-size // -(-size // limit))
 
 
@@ -177,5 +177,5 @@ def need_room(folder: pathlib.Path, weights: Sequence[StoredWeight], there: int 
 
 
 def _size(count: int) -> str:
-  """In units that leave a number to be read."""
+  """Writes a size in units that leave a number to be read."""
   return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

@@ -54,7 +54,7 @@ def stream(folder: str | os.PathLike, targets: Targets) -> load.LoadedModel:
 
 
 def _read(source: source_lib.Source, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
-  """All arrays by their names in `wanted`."""
+  """Reads all arrays by their names in `wanted`."""
   opened = agreement.together(lambda: arrays.check_files(source.arrays, source.records))
   found = {}
   for stored_name, stored in opened.items():
@@ -74,7 +74,7 @@ def _read(source: source_lib.Source, wanted: Mapping[str, jax.ShapeDtypeStruct])
 
 
 def _parts(name: str, shape: tuple[int, ...]) -> Iterator[tuple[str, tuple[int, ...]]]:
-  """Names of the arrays that a stored one is read as, and where each is in it: layers one by one."""
+  """Returns the names of the arrays that a stored one is read as, and where each is in it: layers one by one."""
   first, _, rest = name.partition("/")
   if first != params_lib.LAYERS:
     yield name, ()
@@ -94,7 +94,7 @@ def _target(wanted: Mapping[str, jax.ShapeDtypeStruct], name: str, shape: tuple[
 
 
 def _to_devices(stored: stored_lib.StoredArray, index: tuple[int, ...], target: jax.ShapeDtypeStruct) -> jax.Array:
-  """A part of a stored array on its devices; what several of them have is read once."""
+  """Puts a part of a stored array on its devices; what several of them have is read once."""
   read: dict[str, np.ndarray] = {}
 
   def piece(region: tuple[slice, ...]) -> np.ndarray:

@@ -32,7 +32,7 @@ class Shard(typing.NamedTuple):
 
 
 def make_plan(mixture: str, num_shards: int, tokenizer: dict, tasks: dict[str, dict]) -> dict:
-  """What a cache will hold: the manifest without its results.
+  """Plans what a cache will hold: returns the manifest without its results.
 
   Args:
     mixture: name of the mixture.
@@ -51,7 +51,7 @@ def make_plan(mixture: str, num_shards: int, tokenizer: dict, tasks: dict[str, d
 
 
 def all_shards(plan: dict) -> list[Shard]:
-  """Every shard of the plan, in order."""
+  """Returns every shard of the plan, in order."""
   count = plan["num_shards"]
   return [
     Shard(task, split, i, f"{task}/{split}-{i:05d}-of-{count:05d}")
@@ -63,7 +63,7 @@ def all_shards(plan: dict) -> list[Shard]:
 
 @contextlib.contextmanager
 def writing_shard(partial: pathlib.Path, shard: Shard, vocab_size: int) -> Iterator[shard_writer.ShardWriter]:
-  """A writer of one shard, and then its record; any process may do it."""
+  """Yields a writer of one shard, and then writes its record; any process may do it."""
   with shard_writer.writing_shard(partial, shard.stem, vocab_size) as writer:
     yield writer
   publish.write_json(_record_path(partial, shard), seal.seal(writer.record))
@@ -113,7 +113,7 @@ class CacheBuilder:
       self.partial.rmdir()
 
   def missing(self) -> list[Shard]:
-    """The shards that are not there yet; those that are have been checked against their checksums."""
+    """Returns the shards that are not there yet; those that are have been checked against their checksums."""
     if self.finished or (self.partial / shards.MANIFEST).exists():
       return []
     return [shard for shard in all_shards(self.plan) if _read_record(self.partial, shard, contents=True) is None]
@@ -215,7 +215,7 @@ def _record_path(partial: pathlib.Path, shard: Shard) -> pathlib.Path:
 
 
 def _read_record(partial: pathlib.Path, shard: Shard, contents: bool) -> dict | None:
-  """A finished shard's entry for the manifest, None if unfinished or damaged; `contents` reads it all."""
+  """Reads a finished shard's entry for the manifest, None if unfinished or damaged; `contents` reads it all."""
   try:
     record = seal.unseal(json.loads(_record_path(partial, shard).read_bytes()))
   except (OSError, ValueError, AttributeError):  # an older glmjax's have no seal
@@ -233,7 +233,7 @@ def _empty(folder: pathlib.Path) -> None:
 
 
 def _plan_of(manifest: dict) -> dict:
-  """The plan that a manifest was made from."""
+  """Returns the plan that a manifest was made from."""
   tasks = {}
   for name, task in manifest["tasks"].items():
     splits = {split: {"source": about["source"]} for split, about in task["splits"].items()}
@@ -243,7 +243,7 @@ def _plan_of(manifest: dict) -> dict:
 
 
 def _read_plan(partial: pathlib.Path) -> dict | None:
-  """The plan of an unfinished folder; None if it has none yet."""
+  """Reads the plan of an unfinished folder; None if it has none yet."""
   try:
     if (partial / shards.MANIFEST).exists():
       return _plan_of(shards.read_manifest(partial))
@@ -255,7 +255,7 @@ def _read_plan(partial: pathlib.Path) -> dict | None:
 
 
 def _same(a: dict, b: dict) -> bool:
-  """Whether two plans give the same tokens: rates do not matter."""
+  """Tells whether two plans give the same tokens: rates do not matter."""
 
   def without_rates(plan: dict) -> dict:
     return {**plan, "tasks": {name: {**task, "rate": None} for name, task in plan["tasks"].items()}}

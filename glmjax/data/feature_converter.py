@@ -25,7 +25,7 @@ TASK_FEATURES = ("text", "inputs", "targets")
 
 
 class GLMFeatureConverter(seqio.FeatureConverter):
-  """Examples with text, or with inputs and targets, to the batch features of docs/architecture.md.
+  """A converter of examples with text, or with inputs and targets, to the batch features of docs/architecture.md.
 
   A text (a window of infilling.window_length tokens, or less) becomes a row. Pairs are packed by the row
   builder, as many as fit; seqio's packing is not used, for it drops every legal zero. The row at place i of
@@ -51,7 +51,7 @@ class GLMFeatureConverter(seqio.FeatureConverter):
 
   @property
   def task_feature_lengths(self) -> dict[str, int]:
-    """Lengths to ask of the task."""
+    """The lengths to ask of the task."""
     length = self._infilling.seq_length
     return {"text": self._infilling.window_length, "inputs": length, "targets": length}
 
@@ -93,7 +93,9 @@ class GLMFeatureConverter(seqio.FeatureConverter):
     inputs: np.ndarray,
     targets: np.ndarray,
   ) -> list[np.ndarray]:
-    """index: rows so far; lengths [pairs, 2] and pending [tokens]: the pairs that wait for their row."""
+    """Takes in arrays of an example; index: rows so far; lengths [pairs, 2] and pending [tokens]: the pairs that
+    wait for their row.
+    """
     made = []
     is_pair, is_text = len(targets) > 0, len(text) > 1
     if len(lengths) and not is_text and not (is_pair and self._fits([*lengths, (len(inputs), len(targets))])):
@@ -186,7 +188,7 @@ class SeqioMixture:
 
   @functools.cached_property
   def _changes(self) -> list[tuple[int, int, dict[str, int]]]:
-    """As sampler.Timeline has them."""
+    """The changes of rates as sampler.Timeline has them."""
     whole = {task.name: rate for task, rate in self._rates.items()}
     return [
       (
@@ -202,7 +204,7 @@ class SeqioMixture:
     return sampler.Timeline(self._weights, self._changes)
 
   def describe(self) -> dict:
-    """All that decides the rows, but for the text itself, which has no fingerprint here."""
+    """Describes all that decides the rows, but for the text itself, which has no fingerprint here."""
     described = {
       "source": "seqio",
       "mixture": self.mixture,
@@ -235,7 +237,7 @@ class SeqioMixture:
   def batches(
     self, plan: Iterator[tuple[int, int]], process_index: int = 0, process_count: int = 1
   ) -> Iterator[dict[str, np.ndarray]]:
-    """Batches of this host's rows, one for each (first sample index, batch size) of the plan."""
+    """Yields batches of this host's rows, one for each (first sample index, batch size) of the plan."""
     tf.config.set_visible_devices([], "GPU")  # the accelerator is JAX's
     streams: dict[str, Iterator[rows.Row]] = {}
     places: dict[str, int] = {}  # rows that each stream has given
@@ -255,7 +257,7 @@ class SeqioMixture:
       yield {feature: np.stack([row[feature] for row in batch]) for feature in batch_lib.NAMES}
 
   def _rows(self, name: str, shuffle: bool = True) -> Iterator[rows.Row]:
-    """All rows of a task, epoch after epoch, each shuffled in its own way."""
+    """Returns all rows of a task, epoch after epoch, each shuffled in its own way."""
     task = next(task for task in self._rates if task.name == name)
     converter = GLMFeatureConverter(self._infilling, self.seed)
     lengths = converter.task_feature_lengths
@@ -271,7 +273,7 @@ class SeqioMixture:
     return converter(ds, lengths).as_numpy_iterator()
 
   def _advance(self, stream: Iterator[rows.Row], name: str, skip: int) -> rows.Row:
-    """The row behind the next `skip` rows."""
+    """Returns the row behind the next `skip` rows."""
     try:
       return next(itertools.islice(stream, skip, None))
     except StopIteration:
@@ -284,6 +286,6 @@ class SeqioMixture:
 
 
 def input_error(error: tf.errors.OpError) -> errors.InputError | None:
-  """The user's mistake behind an error that a tf.data pipeline has wrapped, if there is one."""
+  """Returns the user's mistake behind an error that a tf.data pipeline has wrapped, if there is one."""
   found = re.search(r"InputError: (.*)", str(error))
   return errors.InputError(found.group(1)) if found else None

@@ -71,11 +71,11 @@ class BlockStrategy:
 
   @property
   def window_length(self) -> int:
-    """Text tokens that a text row is given: ENC, a mask, and sop or eop come on top."""
+    """The text tokens that a text row is given: ENC, a mask, and sop or eop come on top."""
     return self.seq_length - 3
 
   def text_row(self, tokens: np.ndarray, seed: int, index: int) -> rows.Row:
-    """The row of example `index`; text is cut from its end until context and targets fit."""
+    """Makes the row of example `index`; text is cut from its end until context and targets fit."""
     rng = random.Random((seed % 2**64) << 64 | index % 2**64)
     tokens = np.append(np.int32(self.specials.enc), np.asarray(tokens[: self.window_length], np.int32))
     texts = [Text(tokens, (tokens != self.specials.enc).astype(np.float32))]
@@ -101,15 +101,15 @@ class BlockStrategy:
     return row
 
   def instruction_row(self, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> rows.Row:
-    """Pairs (inputs, targets) side by side, as in rows.BlankInfilling."""
+    """Lays pairs (inputs, targets) side by side, as in rows.BlankInfilling."""
     return self._instructions.instruction_row(pairs)
 
   def instruction_length(self, n_inputs: int, n_targets: int) -> int:
-    """Places that a pair takes in instruction_row, for packing in advance."""
+    """Counts the places that a pair takes in instruction_row, for packing in advance."""
     return self._instructions.instruction_length(n_inputs, n_targets)
 
   def construct(self, texts: Sequence[Text], rng: random.Random, dblock_rng: random.Random) -> tuple[int, list[Built]]:
-    """A batch as the original builds it: the objective, and samples of various lengths.
+    """Makes a batch as the original builds it: the objective, and samples of various lengths.
 
     A text whose spans do not fit is left out, as in the original. The original took `rng` from
     its count of batches, and drew dBLOCK from the process's global generator.
@@ -120,7 +120,7 @@ class BlockStrategy:
     return objective, self._build(objective, single, texts, rng, dblock_rng)
 
   def _draw_objective(self, rng: random.Random) -> tuple[int, bool]:
-    """The objective, and whether samples have a single span."""
+    """Draws the objective, and whether samples have a single span."""
     if rng.random() < self.single_span_rate:
       return tokens_lib.OBJECTIVE_MASK, True
     draw = rng.random()
@@ -176,14 +176,14 @@ class BlockStrategy:
     return self._blank_sample(text, [blank], self._gmask, rng)
 
   def _continuation(self, text: Text, blank: int) -> Built:
-    """The last `blank` tokens to be predicted, without eop."""
+    """Makes a sample of which the last `blank` tokens are predicted, without eop."""
     prefix = len(text.tokens) - blank
     sample = spans.corrupt_suffix(text.tokens, prefix, self._gmask, self.specials)
     weights = text.loss_weights[prefix : prefix + blank].astype(np.float32)
     return Built(sample, np.append(np.zeros(prefix + 1, np.float32), weights))
 
   def _blank_sample(self, text: Text, lengths: list[int], mask: int, rng: random.Random) -> Built | None:
-    """Spans of these lengths within documents; None if they cannot all be placed."""
+    """Masks spans of these lengths within documents; None if they cannot all be placed."""
     rng.shuffle(lengths)
     rng.shuffle(lengths)  # the original shuffles twice
     placed = self._place_in_documents(text.tokens, lengths, rng)
@@ -198,7 +198,7 @@ class BlockStrategy:
     return Built(sample, (sample.block_positions > 0).astype(np.float32))
 
   def _place_in_documents(self, tokens: np.ndarray, lengths: list[int], rng: random.Random) -> list[tuple[int, int]]:
-    """Short documents get mask_ratio of spans each, the longest takes what is left if it fits."""
+    """Places spans: short documents get mask_ratio of spans each, the longest takes what is left if it fits."""
     placed: list[tuple[int, int]] = []
     documents = sorted(self._documents(tokens), key=lambda document: document[1])
     for i, (offset, length) in enumerate(documents):
@@ -215,7 +215,7 @@ class BlockStrategy:
     return placed
 
   def _documents(self, tokens: np.ndarray) -> list[tuple[int, int]]:
-    """(first token, tokens) of each document, last first; no ENC, eos, nor a cut-off text's last token."""
+    """Returns (first token, tokens) of each document, last first; no ENC, eos, nor a cut-off text's last token."""
     documents, after = [], len(tokens)
     for end in [*np.flatnonzero(self._ends_document(tokens))[::-1].tolist(), -1]:
       first = end + 1
@@ -229,7 +229,7 @@ class BlockStrategy:
     return documents
 
   def _sentences(self, tokens: np.ndarray) -> list[tuple[int, int]]:
-    """(start, end) of each sentence in text order; eos parts sentences and belongs to none."""
+    """Returns (start, end) of each sentence in text order; eos parts sentences and belongs to none."""
     sentences, start = [], int(tokens[0] == self.specials.enc)
     for i, token in enumerate(tokens.tolist()):
       if token in self._sentence_ends:
@@ -242,7 +242,7 @@ class BlockStrategy:
     return sentences
 
   def _split(self, texts: Sequence[Text], rng: random.Random) -> list[Text]:
-    """Texts of one random length, from sentence to sentence where that keeps half of it or more."""
+    """Cuts texts to one random length, from sentence to sentence where that keeps half of it or more."""
     length = rng.randrange(32, self.seq_length - 1)
     short = []
     for text in texts:

@@ -66,7 +66,7 @@ IGNORED = frozenset(
 def file_instructions(
   path: pathlib.Path, file_number: int, split: str | None = None, fields: Sequence[Sequence[str]] = FIELDS
 ) -> Iterator[tuple[str, str]]:
-  """(inputs, targets) of one JSONL file; the first pair of fields that a record has is taken."""
+  """Yields (inputs, targets) of one JSONL file; the first pair of fields that a record has is taken."""
   assert split in (None, *splits.SPLITS), split
   if path.suffix != ".jsonl":
     raise errors.InputError(f"{path}: instructions are read from .jsonl files, one JSON object a line")
@@ -100,7 +100,7 @@ def _pair(record: Mapping[str, Any], fields: Sequence[Sequence[str]], where: str
 
 
 def _history(value: Any, where: str) -> list[tuple[str, str]]:
-  """The rounds before, from [[question, answer], ...]."""
+  """Returns the rounds before, from [[question, answer], ...]."""
   earlier = [] if value is None or value == "" else value
   if not isinstance(earlier, list) or not all(
     isinstance(each, list) and len(each) == 2 and all(isinstance(said, str) for said in each) for each in earlier

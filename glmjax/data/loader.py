@@ -65,7 +65,7 @@ class CachedMixture:
     return sampler.MixtureSampler(self.cache, self._infilling, self.seed, self.split, self.rates, self.rate_changes)
 
   def describe(self) -> dict:
-    """All that decides the rows: a run resumed with another description would see other data."""
+    """Describes all that decides the rows: a run resumed with another description would see other data."""
     described = {
       "source": "cache",
       "mixture": self.cache.manifest["mixture"],
@@ -91,14 +91,14 @@ class CachedMixture:
     self.sampler  # noqa: B018  (made once, and kept)
 
   def batches(self, plan: Iterable[tuple[int, int]], process_index: int = 0, process_count: int = 1) -> Iterator[Batch]:
-    """Batches of this host's rows, one for each (first sample index, batch size) of the plan."""
+    """Yields batches of this host's rows, one for each (first sample index, batch size) of the plan."""
     local = (_local_rows(first, size, process_index, process_count) for first, size in plan)
     if self.num_workers == 0:
       return map(functools.partial(_make_batch, self.sampler), local)
     return self._prefetched(local)
 
   def _prefetched(self, local: Iterator[tuple[int, int]]) -> Iterator[Batch]:
-    """Batches in order from helper processes in turn, each kept `prefetch` batches ahead."""
+    """Yields batches in order from helper processes in turn, each kept `prefetch` batches ahead."""
     settings = dataclasses.replace(self, infilling=self._infilling, num_workers=0)
     pool: list[workers.Worker] = []
     asked: collections.deque[tuple[workers.Worker, tuple[int, int]]] = collections.deque()
@@ -120,7 +120,7 @@ class CachedMixture:
 
 
 def _local_rows(first: int, size: int, process_index: int, process_count: int) -> tuple[int, int]:
-  """This host's (first sample index, count): its own contiguous rows of the batch."""
+  """Returns this host's (first sample index, count): its own contiguous rows of the batch."""
   if size % process_count:
     raise errors.InputError(f"a batch of {size} rows does not divide over {process_count} hosts; change the batch size")
   local = size // process_count
@@ -128,7 +128,7 @@ def _local_rows(first: int, size: int, process_index: int, process_count: int) -
 
 
 def _make_batch(source: sampler.MixtureSampler, asked: tuple[int, int]) -> Batch:
-  """Rows [first, first + count), stacked."""
+  """Stacks rows [first, first + count)."""
   first, count = asked
   made = []
   for index in range(first, first + count):
@@ -142,7 +142,9 @@ def _make_batch(source: sampler.MixtureSampler, asked: tuple[int, int]) -> Batch
 
 
 def _batch_maker(settings: CachedMixture, cache: shards.TokenCache) -> Callable[[tuple[int, int]], Batch]:
-  """What a helper process runs: it reads the cache that the caller has opened, or finds out that it was replaced."""
+  """Makes what a helper process runs: it reads the cache that the caller has opened, or finds out that it was
+  replaced.
+  """
   settings.__dict__["cache"] = cache
   return functools.partial(_make_batch, settings.sampler)
 

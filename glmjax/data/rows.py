@@ -75,17 +75,17 @@ class BlankInfilling:
 
   @property
   def position_kind(self) -> positions_lib.Positions:
-    """How tokens are numbered."""
+    """The kind of positions, which says how tokens are numbered."""
     return positions_lib.KINDS[self.positions]
 
   @property
   def slot_length(self) -> int:
-    """Places of one [MASK] sample."""
+    """The places of one [MASK] sample."""
     return self.seq_length // max(self.samples_per_sequence, 1)
 
   @property
   def window_length(self) -> int:
-    """Text tokens that a text row is given.
+    """The text tokens that a text row is given.
 
     A [gMASK] row shows all of them. A [MASK] row needs two places more for every span: it
     takes as many as fit (about 91 %), or with truncate_targets the original's 500 of 512 per slot.
@@ -95,21 +95,21 @@ class BlankInfilling:
     return self.seq_length - 1
 
   def text_row(self, tokens: np.ndarray, seed: int, index: int) -> Row:
-    """The row of example `index`: [gMASK] or [MASK] by its own draw."""
+    """Makes the row of example `index`: [gMASK] or [MASK] by its own draw."""
     rng = spans.example_rng(seed, index)
     draw_row = self._gmask_row if rng.random() < self.gmask_rate else self._mask_row
     return draw_row(self._window(tokens), rng)
 
   def gmask_row(self, tokens: np.ndarray, seed: int, index: int) -> Row:
-    """The text as one [gMASK] sample: prefix, then all that follows to be predicted."""
+    """Makes of the text one [gMASK] sample: prefix, then all that follows to be predicted."""
     return self._gmask_row(self._window(tokens), spans.example_rng(seed, index))
 
   def mask_row(self, tokens: np.ndarray, seed: int, index: int) -> Row:
-    """The text as [MASK] samples side by side."""
+    """Makes of the text [MASK] samples side by side."""
     return self._mask_row(self._window(tokens), spans.example_rng(seed, index))
 
   def instruction_row(self, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> Row:
-    """Pairs (inputs, targets) side by side; their instruction_length must add up to seq_length or less."""
+    """Lays pairs (inputs, targets) side by side; their instruction_length must add up to seq_length or less."""
     samples = []
     mask = getattr(self.specials, self.instruction_mask)
     for inputs, targets in pairs:
@@ -119,7 +119,7 @@ class BlankInfilling:
     return self.pack(samples, tokens_lib.OBJECTIVE_INSTRUCTION)
 
   def instruction_length(self, n_inputs: int, n_targets: int) -> int:
-    """Places that a pair takes in instruction_row, for packing in advance."""
+    """Counts the places that a pair takes in instruction_row, for packing in advance."""
     if self.packing == "fixed":
       return self.slot_length
     return sum(self._cut_instruction(n_inputs, n_targets)) + 2  # mask, and sop or eop
@@ -143,7 +143,7 @@ class BlankInfilling:
 
   @functools.cached_property
   def _masked_of_text(self) -> np.ndarray:
-    """Tokens to mask in a text of 0, 1, ... seq_length tokens."""
+    """The number of tokens to mask in a text of 0, 1, ... seq_length tokens."""
     return (self.mask_ratio * np.arange(self.seq_length + 1)).astype(np.int64)
 
   def _window(self, tokens: np.ndarray) -> np.ndarray:
@@ -158,7 +158,7 @@ class BlankInfilling:
     return positions_lib.Counting.ON
 
   def _cut_instruction(self, n_inputs: int, n_targets: int) -> tuple[int, int]:
-    """How many input and target tokens are kept: inputs give way first, down to their minimum."""
+    """Says how many input and target tokens are kept: inputs give way first, down to their minimum."""
     places = self.slot_length if self.packing == "fixed" else self.seq_length
     min_inputs, room = min(self.instruction_min_inputs, places // 4), places - 2
     n_inputs = min(n_inputs, max(min_inputs, room - n_targets))
@@ -171,7 +171,7 @@ class BlankInfilling:
     return self.pack([sample], tokens_lib.OBJECTIVE_GMASK)
 
   def _mask_row(self, tokens: np.ndarray, rng: np.random.Generator) -> Row:
-    """[MASK] samples on consecutive pieces of the window; what does not fit is left out at a random end."""
+    """Puts [MASK] samples on consecutive pieces of the window; what does not fit is left out at a random end."""
     pieces: list[tuple[int, int, np.ndarray]] = []  # (first token, tokens, spans)
     begin, room = 0, self.seq_length
     while (
@@ -194,7 +194,7 @@ class BlankInfilling:
     return self.pack(samples, tokens_lib.OBJECTIVE_MASK)
 
   def _draw_piece(self, slot: int, available: int, rng: np.random.Generator) -> tuple[int, np.ndarray]:
-    """Text length of a [MASK] sample for a slot, and its spans in text order.
+    """Draws the text length of a [MASK] sample for a slot, and its spans in text order.
 
     Unless targets may be truncated, the text is the longest for which context and targets fit: a text
     of n tokens with k spans takes n + 2k places, and k is settled by the lengths drawn, so n is too.
@@ -228,7 +228,7 @@ def pack(
   pad: int,
   slot: int = 0,
 ) -> Row:
-  """A row of samples side by side, `slot` places from start to start, or each right after the last if 0.
+  """Packs a row of samples side by side, `slot` places from start to start, or each right after the last if 0.
 
   Its objective is left at 0.
   """
@@ -252,7 +252,7 @@ def pack(
 
 
 def describe_row(row: Row, decode: Callable[[list[int]], str] | None = None) -> str:
-  """One line a place: index, token, target, loss weight, position(s), interval; padding is summed up."""
+  """Writes one line a place: index, token, target, loss weight, position(s), interval; padding is summed up."""
   name = (lambda token: f"{token} {decode([token])!r}") if decode else str
   lines = [
     f"objective {tokens_lib.OBJECTIVES[int(row['objective'][0])]}, {len(row['tokens'])} places, "

@@ -31,7 +31,7 @@ _FEISTEL_ROUNDS = 6
 
 
 def rate_weights(rates: Mapping[str, float]) -> dict[str, int]:
-  """Integers in the proportion of `rates`: exact for simple fractions, else of sum 65,536 and at least 1."""
+  """Returns integers in the proportion of `rates`: exact for simple fractions, else of sum 65,536 and at least 1."""
   if any(not math.isfinite(rate) or rate < 0 for rate in rates.values()) or not any(rates.values()):
     raise errors.InputError(f"mixture rates {dict(rates)}: each must be 0 or more, and one above 0")
   exact = {name: fractions.Fraction(str(float(rate))) for name, rate in rates.items() if rate > 0}
@@ -71,7 +71,9 @@ class RateChange:
 
 
 class SampleSchedule:
-  """Which task each sample index is of: a period of sum(weights) picks, each task spread evenly over it."""
+  """A schedule of which task each sample index is of: a period of sum(weights) picks, each task spread evenly over
+  it.
+  """
 
   def __init__(self, weights: Mapping[str, int]) -> None:
     self.names = sorted(weights)
@@ -88,13 +90,13 @@ class SampleSchedule:
       self._earlier[own_places] = np.arange(len(own_places))
 
   def pick(self, index: int) -> tuple[str, int]:
-    """The task of sample `index`, and how many samples before it were of that task."""
+    """Returns the task of sample `index`, and how many samples before it were of that task."""
     cycle, place = divmod(index, self.period)
     owner = int(self._owner[place])
     return self.names[owner], cycle * self.weights[owner] + int(self._earlier[place])
 
   def count(self, name: str, picks: int) -> int:
-    """How many of the first `picks` samples are of that task."""
+    """Counts how many of the first `picks` samples are of that task."""
     if name not in self.names:
       return 0
     owner = self.names.index(name)
@@ -116,11 +118,11 @@ class _Stage:
   length: int = 0
 
   def new_picks(self, samples: int) -> int:
-    """Of the stage's first samples, those that the new schedule picks."""
+    """Counts, of the stage's first samples, those that the new schedule picks."""
     return samples if self.before is None else samples * samples // (2 * self.length)
 
   def pick(self, samples: int) -> tuple[str, int]:
-    """The task of the stage's sample of that number, and how many of its samples before were of that task."""
+    """Returns the task of the stage's sample of that number, and how many of its samples before were of that task."""
     new = self.new_picks(samples)
     if self.new_picks(samples + 1) > new:
       name, count = self.schedule.pick(new)
@@ -129,16 +131,18 @@ class _Stage:
     return name, count + self.schedule.count(name, new)
 
   def count(self, name: str, samples: int) -> int:
-    """How many of the stage's first samples are of that task."""
+    """Counts how many of the stage's first samples are of that task."""
     new = self.new_picks(samples)
     return self.schedule.count(name, new) + (self.before.count(name, samples - new) if self.before else 0)
 
 
 class Timeline:
-  """Which task each sample index is of, where rates change on the way; like SampleSchedule without changes."""
+  """A schedule of which task each sample index is of, where rates change on the way; like SampleSchedule without
+  changes.
+  """
 
   def __init__(self, weights: Mapping[str, int], changes: Sequence[tuple[int, int, Mapping[str, int]]] = ()) -> None:
-    """`changes` are (first sample, samples of the ramp, weights after it), in order and apart."""
+    """Takes `changes`: (first sample, samples of the ramp, weights after it), in order and apart."""
     stages = [_Stage(0, SampleSchedule(weights))]
     for first, length, changed in changes:
       if first < stages[-1].first:
@@ -159,26 +163,26 @@ class Timeline:
       self._counts.append({name: n + stage.count(name, done) for name, n in self._counts[-1].items()})
 
   def pick(self, index: int) -> tuple[str, int]:
-    """The task of sample `index`, and how many samples before it were of that task."""
+    """Returns the task of sample `index`, and how many samples before it were of that task."""
     number = bisect.bisect_right(self._firsts, index) - 1
     name, count = self._stages[number].pick(index - self._firsts[number])
     return name, self._counts[number][name] + count
 
   def count(self, name: str, samples: int) -> int:
-    """How many of the first samples are of that task."""
+    """Counts how many of the first samples are of that task."""
     number = max(bisect.bisect_left(self._firsts, samples) - 1, 0)
     return self._counts[number][name] + self._stages[number].count(name, samples - self._firsts[number])
 
 
 @functools.lru_cache(maxsize=4096)
 def _round_keys(*key: int | str) -> tuple[int, ...]:
-  """64-bit numbers, one a round, from anything printable."""
+  """Returns 64-bit numbers, one a round, from anything printable."""
   digest = hashlib.blake2b(repr(key).encode(), digest_size=8 * _FEISTEL_ROUNDS).digest()
   return tuple(int.from_bytes(digest[i : i + 8], "little") for i in range(0, len(digest), 8))
 
 
 def permute(index: int, size: int, *key: int | str) -> int:
-  """Where a permutation of range(size), settled by `key`, sends `index`; needs no table.
+  """Says where a permutation of range(size), settled by `key`, sends `index`; needs no table.
 
   A Feistel network permutes the next power of four; a result beyond `size` is sent through again (cycle
   walking), at most four times on average.
@@ -210,7 +214,7 @@ class TextRows:
     self.num_rows = reader.num_tokens // self._length
 
   def window(self, epoch: int, number: int) -> np.ndarray:
-    """Window `number` of an epoch. Epochs cut at other places; one window may run on from end to start."""
+    """Returns window `number` of an epoch. Epochs cut at other places; one window may run on from end to start."""
     total = self._reader.num_tokens
     offset = _round_keys(self._seed, self._task, epoch, "offset")[0] % self._length
     start = (offset + number * self._length) % total
@@ -240,7 +244,7 @@ class InstructionRows:
 
 
 def pack_pairs(lengths: np.ndarray, infilling: Infilling) -> list[int]:
-  """Number of each row's first pair, and the number of pairs last: rows are filled in order.
+  """Returns the number of each row's first pair, and the number of pairs last: rows are filled in order.
 
   Args:
     lengths: int64 [pairs, 2], tokens of inputs and targets.
@@ -285,7 +289,7 @@ class MixtureSampler:
     return self._sources[task].row(epoch, number, index)
 
   def locate(self, index: int) -> tuple[str, int, int]:
-    """Sample `index` as (task, epoch of the task, number of its window or row in the task)."""
+    """Returns sample `index` as (task, epoch of the task, number of its window or row in the task)."""
     assert index >= 0, index
     task, count = self.schedule.pick(index)
     num_rows = self._sources[task].num_rows
@@ -293,7 +297,7 @@ class MixtureSampler:
     return task, epoch, permute(place, num_rows, self._seed, task, epoch)
 
   def describe(self) -> dict:
-    """What the rows depend on besides cache, infilling and seed; `rows_per_epoch` is for people.
+    """Describes what the rows depend on besides cache, infilling and seed; `rows_per_epoch` is for people.
 
     A change stands apart from what was before it: samples before its first do not depend on it.
     """
@@ -335,7 +339,7 @@ def _task_rows(
 
 
 def task_rates(cache: shards.TokenCache, split: str, rates: Mapping[str, float] | None) -> dict[str, float]:
-  """Each task's rate, as given or as cached (None).
+  """Returns each task's rate, as given or as cached (None).
 
   A name in `rates` may have wildcards, and be several joined by "|": what it is given is then shared out
   among the tasks that it fits, in the proportion of the cached rates. A task that two names fit gets both.
@@ -361,7 +365,7 @@ def task_rates(cache: shards.TokenCache, split: str, rates: Mapping[str, float] 
 
 
 def nothing_held_out(cache: shards.TokenCache, split: str, tasks: Iterable[str]) -> errors.InputError:
-  """The error of a split in which none of the tasks has a document."""
+  """Returns the error of a split in which none of the tasks has a document."""
   return errors.InputError(
     f"{cache.directory}: of {', '.join(sorted(tasks))} nothing is in the split {split!r}: make the cache again "
     "(glmjax cache --overwrite holds out a part of any text, and every 50th instruction pair), or do without that "
@@ -370,7 +374,7 @@ def nothing_held_out(cache: shards.TokenCache, split: str, tasks: Iterable[str])
 
 
 def share(rates: Mapping[str, float], whole: Mapping[str, float], known: Iterable[str], where: str) -> dict[str, float]:
-  """Each task's rate by `rates`, whose names and patterns share theirs out in the proportion of `whole`.
+  """Shares rates out: each task's by `rates`, whose names and patterns share theirs out in the proportion of `whole`.
 
   Tasks that are `known` and not in `whole` get nothing.
 

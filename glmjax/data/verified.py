@@ -49,7 +49,7 @@ class Sums:
       view = view[len(part) :]
 
   def array(self) -> np.ndarray:
-    """uint32 [blocks], little endian; the last block may be short."""
+    """Returns uint32 [blocks], little endian; the last block may be short."""
     return np.array([*self._done, *([self._last] if self._filled else [])], "<u4")
 
 
@@ -57,12 +57,12 @@ class File:
   """One file that a record describes: "file" (its name), "bytes", "sha256"."""
 
   def __init__(self, folder: pathlib.Path, record: dict[str, Any], sums: np.ndarray | None = None) -> None:
-    """`sums` are those of its blocks; None: all of it is read at first, and compared with the SHA-256."""
+    """Takes `sums`, those of its blocks; None: all of it is read at first, and compared with the SHA-256."""
     self.path = folder / record["file"]
     self._size, self._sha256, self._sums = record["bytes"], record["sha256"], sums
 
   def blocks(self, first: int, last: int) -> bytes:
-    """Blocks [first, last), the file's last one possibly short.
+    """Reads blocks [first, last), the file's last one possibly short.
 
     Raises:
       Damaged: when they are not what was written.
@@ -79,7 +79,7 @@ class File:
     return data
 
   def whole(self) -> bytes:
-    """All of a small file, compared with its SHA-256."""
+    """Reads all of a small file, compared with its SHA-256."""
     return b"".join(self._read_whole(keep=True)[0])
 
   def close(self) -> None:
@@ -110,7 +110,7 @@ class File:
     return data
 
   def _descriptor(self) -> int:
-    """The open file; under the lock."""
+    """Returns the open file's descriptor; under the lock."""
     if self in _open:
       _open.move_to_end(self)
       return _open[self]
@@ -128,6 +128,6 @@ class File:
 
 
 def _most_open() -> int:
-  """How many files may stay open in this process: a fourth of its limit, 256 at most."""
+  """Says how many files may stay open in this process: a fourth of its limit, 256 at most."""
   limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
   return _MOST_OPEN if limit == resource.RLIM_INFINITY else max(min(limit // 4, _MOST_OPEN), 4)

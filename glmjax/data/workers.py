@@ -57,7 +57,7 @@ class Worker:
     self._send(value)
 
   def result(self) -> object:
-    """The next answer; raises what the handler raised, or WorkerError if the process is gone."""
+    """Returns the next answer; raises what the handler raised, or WorkerError if the process is gone."""
     try:
       good, value, trace = self.connection.recv()
     except (EOFError, ConnectionError):
@@ -91,7 +91,7 @@ class Worker:
 
 
 def serve(descriptor: int, parent: int) -> None:
-  """The helper's whole life: make the handler, answer requests until the pipe ends."""
+  """Lives the helper's whole life: makes the handler, answers requests until the pipe ends."""
   for name in _IGNORED:
     signal.signal(name, signal.SIG_IGN)
   threading.Thread(target=follow, args=(parent,), daemon=True).start()
@@ -127,7 +127,7 @@ class _Broken:
 
 
 def _picklable(error: Exception) -> Exception:
-  """The error if the other side will be able to rebuild it, else its text."""
+  """Returns the error if the other side will be able to rebuild it, else its text."""
   rebuilt = (errors.InputError, ValueError, TypeError, OSError, RuntimeError, AssertionError)
   if isinstance(error, rebuilt) and type(error).__module__ in ("builtins", "glmjax.errors"):
     return error
