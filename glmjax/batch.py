@@ -21,7 +21,7 @@ class Feature:
   own_place: int | None = None  # what pads place i: i + own_place; None: 0
 
   def row_shape(self, length: int, kind: positions_lib.Positions) -> tuple[int, ...]:
-    """Of what one row holds."""
+    """Returns the shape of what one row holds."""
     return {"token": (length,), "position": kind.shape(length), "row": ()}[self.each]
 
   def padding(self, rows: int, length: int, kind: positions_lib.Positions) -> np.ndarray:

@@ -45,13 +45,13 @@ def _version(package: str) -> str:
 
 
 def _memory() -> dict[str, int]:
-  """Bytes of the host's memory, in all and available."""
+  """Returns the bytes of the host's memory, in all and available."""
   with open("/proc/meminfo", encoding="ascii") as lines:
     sizes = {name: int(rest.split()[0]) << 10 for name, rest in (line.split(":") for line in lines)}
   return {"total": sizes["MemTotal"], "available": sizes["MemAvailable"]}
 
 
 def _describe(device: Any) -> dict[str, Any]:
-  """`memory`: bytes that programs may take, None where the device does not tell."""
+  """Describes a device; `memory`: bytes that programs may take, None where the device does not tell."""
   stats = device.memory_stats() or {}
   return {"platform": device.platform, "kind": device.device_kind, "memory": stats.get("bytes_limit")}

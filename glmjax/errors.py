@@ -42,7 +42,9 @@ class Diverged(Exception):
   """
 
   def __init__(self, message: str, step: int, samples: tuple[int, int], part: str):
-    """`step` was not done, on the samples from the first to the last; `part` is where it first shows, in words."""
+    """Says that `step` was not done, on the samples from the first to the last; `part` is where it first shows, in
+    words.
+    """
     super().__init__(message)
     self.step, self.samples, self.part = step, samples, part
 

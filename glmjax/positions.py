@@ -42,15 +42,15 @@ class Positions:
     return max(1, 2 * self.rotary_parts)
 
   def shape(self, length: int) -> tuple[int, ...]:
-    """Of a row's positions as the model takes them."""
+    """Returns the shape of a row's positions as the model takes them."""
     return (length,) if self.axes == 1 else (2, length)
 
   def of_model(self, numbers: Any, axis: int = -2) -> Any:
-    """[..., 2, L] (the two at `axis`) as the model takes it: [..., L], or as it is."""
+    """Returns [..., 2, L] (the two at `axis`) as the model takes it: [..., L], or as it is."""
     return numbers.take(0, axis) if self.axes == 1 else numbers
 
   def of_sample(self, numbers: Any, places: Any, counting: Counting) -> Any:
-    """What a model is trained with, [L] or [2, L], from a sample's numbers [2, L] and places 0, 1, ... [L]."""
+    """Returns what a model is trained with, [L] or [2, L], from a sample's numbers [2, L] and places 0, 1, ... [L]."""
     if self.axes == 2:
       return numbers
     if counting is Counting.AT_MASK:
@@ -69,7 +69,8 @@ class Positions:
     return [specials.enc, *tokens] if self.begins_text else tokens
 
   def blank(self, mask: int, sop: int, runs_on: bool) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Numbers of the sop at place `sop` that begins the filling of the mask at place `mask`, and each token's step.
+    """Numbers the sop at place `sop` that begins the filling of the mask at place `mask`; returns that and each token's
+    step.
 
     `runs_on`: the mask is a [gMASK], whose filling is the text's continuation. With one number a token it goes on
     counting there, and stays at the mask's place in any other blank: the causal mask alone tells those tokens apart.

@@ -92,7 +92,7 @@ def several(name: str, values: Any) -> Sequence[Any]:
 
 
 def _described(what: str, least: float, most: float, above: float | None = None, below: float | None = None) -> str:
-  """The range in words: "a number from 0 to below 1", "a number above 0", "a whole number, 1 or more"."""
+  """Describes a range in words: "a number from 0 to below 1", "a number above 0", "a whole number, 1 or more"."""
   if below is not None:
     end = f" to below {below:g}"
   elif most < (_MOST_WHOLE if what == "a whole number" else LARGEST):
@@ -107,7 +107,7 @@ def _described(what: str, least: float, most: float, above: float | None = None,
 
 
 def _shown(value: Any) -> str:
-  """A value as text of bounded length."""
+  """Writes a value as text of bounded length."""
   if isinstance(value, numbers.Real) and not isinstance(value, bool):
     if isinstance(value, numbers.Integral):
       value = int(value)

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 
 def prompt(rounds: Iterable[tuple[str, str]], query: str) -> str:
-  """The text that the model reads: the bare question, or numbered rounds with the last one open.
+  """Returns the text that the model reads: the bare question, or numbered rounds with the last one open.
 
   Args:
     rounds: (question, answer) of each round before, the oldest first.

@@ -66,18 +66,18 @@ class Target:
 
   @classmethod
   def of(cls, device: Any, devices: int = 1, parts: Mapping[str, int] | None = None) -> "Target":
-    """The target that consists of so many such devices, real or abstract, with these parts of logical axes."""
+    """Returns the target that consists of so many such devices, real or abstract, with these parts of logical axes."""
     platform = "gpu" if device.platform in ("cuda", "rocm") else device.platform
     kind = device.device_kind
     features = frozenset(name for name in FEATURES if _lacks(name, platform, kind) is None)
     return cls(platform, kind, features, devices, tuple(sorted((parts or {}).items())))
 
   def split(self, axis: str) -> int:
-    """Into how many parts the mesh splits a logical axis."""
+    """Says into how many parts the mesh splits a logical axis."""
     return dict(self.parts).get(axis, 1)
 
   def lacks(self, feature: str) -> str | None:
-    """Why it has not this feature, in words; None where it has."""
+    """Says in words why it has not this feature; None where it has."""
     return None if feature in self.features else _lacks(feature, self.platform, self.kind) or f"no {feature}"
 
 

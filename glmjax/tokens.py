@@ -37,7 +37,7 @@ class SpecialTokens:
 
 
 def icetk(num_image_tokens: int = 20_000, num_text_tokens: int = 130_000) -> SpecialTokens:
-  """Ids in the icetk layout: image ids, text pieces, then ICETK_SPECIALS.
+  """Returns ids in the icetk layout: image ids, text pieces, then ICETK_SPECIALS.
 
   GLM-130B and ChatGLM-6B v0: (20000, 130000); ChatGLM-6B v1: (0, 130000).
   The first text pieces are <unk>, (unused 1), </s>, <pad>.

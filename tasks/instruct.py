@@ -58,7 +58,7 @@ def register(
 
 
 def named_sets(files: Sets) -> dict[str, text.Patterns]:
-  """The data sets by name.
+  """Returns the data sets by name.
 
   Args:
     files: for each name its .jsonl files, folders or globs; or a list of files and folders, each a set that

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 
 def output_features(vocabulary: seqio.Vocabulary) -> dict[str, seqio.Feature]:
-  """Features of every task: a text ends in </s>, a pair's end is for the row builder to mark."""
+  """Returns the features of every task: a text ends in </s>, a pair's end is for the row builder to mark."""
   return {
     "text": seqio.Feature(vocabulary, add_eos=True, required=False),
     "inputs": seqio.Feature(vocabulary, add_eos=False, required=False),
@@ -20,7 +20,7 @@ def output_features(vocabulary: seqio.Vocabulary) -> dict[str, seqio.Feature]:
 
 
 def cut_windows(dataset: tf.data.Dataset, sequence_length: Mapping[str, int] | None) -> tf.data.Dataset:
-  """Documents laid end to end and cut into windows of sequence_length["text"]; whole if there is no length.
+  """Lays documents end to end and cuts them into windows of sequence_length["text"]; whole if there is no length.
 
   What is left at the end of a finite dataset is less than a window, and dropped.
   """

@@ -93,7 +93,7 @@ def _check(languages: list[str], sets: list[str], rates: Mapping[str, float] | N
 def _rates(
   languages: list[str], sizes: Mapping[str, int], rates: Mapping[str, float] | None, share: float
 ) -> dict[str, float]:
-  """Shares by language and instruction set, whose numbers of pairs are `sizes`."""
+  """Returns shares by language and instruction set, whose numbers of pairs are `sizes`."""
   given = {} if rates is None else dict(rates)
   of_sets = {name: given[name] for name in sizes if name in given}
   if of_sets and of_sets.keys() != sizes.keys():

@@ -15,7 +15,7 @@ from glmjax.data import tokenizing
 
 
 class FileSource(seqio.DataSource):
-  """Examples of text files, in the splits "train" and "validation" as `read` tells them apart.
+  """A source of examples of text files, in the splits "train" and "validation" as `read` tells them apart.
 
   A shard is a file, so that Beam and other readers share the work; more readers than files share examples.
   """
@@ -27,7 +27,7 @@ class FileSource(seqio.DataSource):
     read: Callable[[pathlib.Path, int, str], Iterator],
     max_examples: int | None = None,
   ) -> None:
-    """`read(path, file number, split)` yields a string for one feature, or a tuple in their order.
+    """Takes `read(path, file number, split)`, which yields a string for one feature, or a tuple in their order.
 
     Of a split with more than `max_examples` so many are taken, at even distances; then a line is an example.
     """
@@ -68,7 +68,7 @@ class FileSource(seqio.DataSource):
     use_cached: bool = False,
     num_epochs: int | None = 1,
   ) -> tf.data.Dataset:
-    """Examples as string scalars; shuffle=True shuffles the files."""
+    """Returns examples as string scalars; shuffle=True shuffles the files."""
     del sequence_length, use_cached, num_epochs  # seqio passes them to every source
 
     def groups() -> Iterator[dict[str, list[str]]]:
@@ -79,11 +79,11 @@ class FileSource(seqio.DataSource):
     return tf.data.Dataset.from_generator(groups, output_signature=signature).unbatch()
 
   def examples(self, split: str, shard_info: seqio.ShardInfo | None = None) -> Iterator[tokenizing.Strings]:
-    """The examples of get_dataset in the files' order, without TensorFlow."""
+    """Yields the examples of get_dataset in the files' order, without TensorFlow."""
     return self._examples(split, shard_info, None)
 
   def deals_out(self, num_shards: int) -> bool:
-    """Whether example i of a split is in shard i modulo num_shards, since there are fewer files than shards."""
+    """Tells whether example i of a split is in shard i modulo num_shards, since there are fewer files than shards."""
     return num_shards > len(self.files)
 
   def _examples(
@@ -109,12 +109,12 @@ class FileSource(seqio.DataSource):
 
 
 def _count_lines(path: pathlib.Path) -> int:
-  """Lines of a file that are not blank."""
+  """Counts the lines of a file that are not blank."""
   return sum(bool(line.strip()) for _, line in user_text.lines(path))
 
 
 def _shares(counts: Sequence[int], max_examples: int) -> dict[str, list[tuple[int, int]]]:
-  """For each split, each file's (examples taken, examples there), of files with so many records each."""
+  """Returns for each split each file's (examples taken, examples there), of files with so many records each."""
   held_out = [
     (number + count) // splits.HELD_OUT_EVERY - number // splits.HELD_OUT_EVERY for number, count in enumerate(counts)
   ]  # splits.split_of, counted
@@ -128,7 +128,7 @@ def _shares(counts: Sequence[int], max_examples: int) -> dict[str, list[tuple[in
 
 
 def _at_even_distances(examples: Iterator, taken: int, there: int) -> Iterator:
-  """`taken` of the `there` examples: a file in the order of its labels keeps all of them."""
+  """Yields `taken` of the `there` examples: a file in the order of its labels keeps all of them."""
   for i, example in enumerate(examples):
     if (i + 1) * taken // there > i * taken // there:
       yield example

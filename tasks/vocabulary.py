@@ -50,12 +50,12 @@ class GLMVocabulary(seqio.SentencePieceVocabulary):
     return self.text_tokenizer.decode(ids)
 
   def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:
-    """Scalar string to int32 [length]."""
+    """Turns a scalar string into int32 [length]."""
     ids = tf.numpy_function(lambda text: np.asarray(self._encode(text), np.int32), [s], tf.int32)
     return tf.ensure_shape(ids, [None])
 
   def _decode_tf(self, ids: tf.Tensor) -> tf.Tensor:
-    """int32 [length] or [batch, length] to a scalar string or [batch]."""
+    """Turns int32 [length] or [batch, length] into a scalar string or [batch]."""
 
     def decode(array: np.ndarray) -> np.ndarray:
       if array.ndim > 1:

@@ -38,8 +38,9 @@ _MENDED_BY_USER = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Runs one command; its exit status: 0 done, 2 a mistake to mend, 3 a training run that diverged, 128 + n
-  after signal n, 1 anything else."""
+  """Runs one command; returns its exit status: 0 done, 2 a mistake to mend, 3 a training run that diverged, 128 + n
+  after signal n, 1 anything else.
+  """
   try:
     from glmjax.cli import process  # here: from the first line on an interrupt has its line and status
 
@@ -80,7 +81,7 @@ def _run(arguments: list[str]) -> int:
 
 
 def _describe(error: Exception) -> tuple[str, int]:
-  """One line for an error, and the exit status."""
+  """Returns one line for an error, and the exit status."""
   if isinstance(error, errors.InputError):
     return _one_line(error), 2
   if isinstance(error, errors.Diverged):
@@ -103,7 +104,7 @@ def _describe(error: Exception) -> tuple[str, int]:
 
 
 def _one_line(error: Exception) -> str:
-  """The message, its lines joined, without those that gin appends; a library's essay is cut."""
+  """Returns the message, its lines joined, without those that gin appends; a library's essay is cut."""
   lines = [line.strip() for line in str(error).splitlines() if not line.startswith(_GIN)]
   text = " ".join(filter(None, lines)) or "no message"
   return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."

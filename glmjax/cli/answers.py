@@ -134,7 +134,7 @@ def _settings_path(path: pathlib.Path) -> pathlib.Path:
 
 
 def _check_settings(path: pathlib.Path, settings: Mapping[str, Any]) -> None:
-  """The answers that are there must come from the same model and sampling as those to come."""
+  """Checks that the answers that are there come from the same model and sampling as those to come."""
   try:
     noted = user_json.read(_settings_path(path))
     different = [f"another model, then at {noted['checkpoint']}"] if noted["weights"] != settings["weights"] else []
@@ -214,7 +214,7 @@ def _kept_answers(
 
 
 def _begins_answer(part: bytes, row: Mapping[str, Any]) -> bool:
-  """Whether a kill may have left this part of a line that answers the row."""
+  """Tells whether a kill may have left this part of a line that answers the row."""
   own = _line(row).removesuffix(b"}\n")
   return len(part) < _LONGEST_LINE and (own.startswith(part) or part.startswith(own))
 

@@ -136,7 +136,7 @@ def _command(session: "chat_lib.Session", line: str, saved: set[pathlib.Path]) -
 
 
 def _save(session: "chat_lib.Session", path: pathlib.Path) -> None:
-  """{"history": [[query, reply], ...]}, as ChatGLM's interfaces have it; whole or not at all."""
+  """Saves {"history": [[query, reply], ...]}, as ChatGLM's interfaces have it; whole or not at all."""
   text = json.dumps({"history": [[r.query, r.reply] for r in session.rounds]}, ensure_ascii=False, indent=1)
   try:
     publish.write_text(path, text + "\n")
@@ -145,13 +145,13 @@ def _save(session: "chat_lib.Session", path: pathlib.Path) -> None:
 
 
 def _lines_of_first(own: Iterator[str] | None) -> Iterator[str]:
-  """The lines of process 0, in every process; the others need none of their own."""
+  """Yields the lines of process 0, in every process; the others need none of their own."""
   while (line := hosts.from_first(lambda: next(own, None))) is not None:
     yield line
 
 
 def _typed_lines() -> Iterator[str]:
-  """Lines typed at a prompt, until Ctrl-D, or Ctrl-C where nothing is typed."""
+  """Yields lines typed at a prompt, until Ctrl-D, or Ctrl-C where nothing is typed."""
   try:
     import readline  # gives input() editing and earlier lines
   except ImportError:
@@ -174,7 +174,7 @@ def _typed_lines() -> Iterator[str]:
 
 
 def _piped_lines() -> Iterator[str]:
-  """Lines of standard input, as they come. A conversation outlives one that is no text, or too long."""
+  """Yields lines of standard input, as they come. A conversation outlives one that is no text, or too long."""
   stream, number, skips = sys.stdin.buffer, 0, False
   while part := stream.readline(LONGEST_LINE):
     ends = part.endswith(b"\n")
@@ -188,7 +188,7 @@ def _piped_lines() -> Iterator[str]:
 
 
 def _text(line: bytes, number: int) -> str:
-  """The line's text, the end of line apart."""
+  """Returns the line's text, the end of line apart."""
   line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
   text = line.decode("utf-8", errors="replace").rstrip("\r\n")
   try:
@@ -199,7 +199,7 @@ def _text(line: bytes, number: int) -> str:
 
 
 def _stoppable() -> contextlib.AbstractContextManager[list[int]]:
-  """A list that stays empty until Ctrl-C is pressed; nothing is interrupted half-way."""
+  """Returns the scope of a list that stays empty until Ctrl-C is pressed; nothing is interrupted half-way."""
   return process.noting(signal.SIGINT)
 
 

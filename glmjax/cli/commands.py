@@ -31,7 +31,7 @@ SAMPLING = (
 
 
 def _of(group: str, *flags: Flag) -> tuple[Flag, ...]:
-  """The flags, which set fields of a group."""
+  """Returns the flags as those that set fields of a group."""
   return tuple(dataclasses.replace(flag, of=group) for flag in flags)
 
 
@@ -297,6 +297,6 @@ COMMANDS = {
 
 
 def targets() -> list[str]:
-  """Full names of all functions that commands call, and of the groups of their settings."""
+  """Returns full names of all functions that commands call, and of the groups of their settings."""
   every = [command for top in COMMANDS.values() for command in (top, *top.modes)]
   return [name for command in every for name in (command.target, *command.groups.values())]

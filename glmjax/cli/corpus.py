@@ -8,7 +8,7 @@ from typing import Any
 def training_documents(
   files: Mapping[str, str | os.PathLike | Sequence[str | os.PathLike]], field: str = "text"
 ) -> Iterator[str]:
-  """The documents of every language's training split; `files` is what glmjax.tasks.pretrain.register takes.
+  """Yields the documents of every language's training split; `files` is what glmjax.tasks.pretrain.register takes.
 
   Language by language, since held-out documents are counted within a language's files.
   """
@@ -20,5 +20,5 @@ def training_documents(
 
 
 def describe_tokenizer(tokenizer: Any) -> dict[str, Any]:
-  """A trained Tokenizer as the command prints it."""
+  """Describes a trained Tokenizer as the command prints it."""
   return {"vocab_size": tokenizer.vocab_size, "fingerprint": tokenizer.fingerprint}

@@ -50,7 +50,7 @@ def check(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def check_mesh(options: argparse.Namespace) -> dict[str, Any]:
-  """`check`, for commands whose processes share a model: they need --mesh."""
+  """Does `check` for commands whose processes share a model: they need --mesh."""
   check(options)
   if options.coordinator is not None and options.mesh is None:
     raise errors.InputError(
@@ -99,12 +99,14 @@ def _several() -> bool:
 
 
 def is_first() -> bool:
-  """Whether this process is the one that reads, writes and prints."""
+  """Tells whether this process is the one that reads, writes and prints."""
   return not _several() or sys.modules["glmjax.parallel.distributed"].is_first()
 
 
 def from_first(action: Callable[[], Any]) -> Any:
-  """What `action`, called in process 0 alone, returns, in every process; JAX is not loaded in one that is alone."""
+  """Returns in every process what `action`, called in process 0 alone, returns; JAX is not loaded in one that is
+  alone.
+  """
   if not _several():
     return action()
   from glmjax.parallel import processes
@@ -113,7 +115,7 @@ def from_first(action: Callable[[], Any]) -> Any:
 
 
 def flag_of_first(flag: bool) -> bool:
-  """Process 0's flag, in every process, which must all come here at once."""
+  """Returns process 0's flag, in every process, which must all come here at once."""
   if not _several():
     return flag
   from glmjax.parallel import processes

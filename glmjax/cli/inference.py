@@ -30,7 +30,7 @@ class Devices:
   offload_layers: int = 0  # layers, the last, whose weights stay in the host's memory
 
   def load(self, checkpoint: str | os.PathLike) -> "engine_lib.Engine":
-    """The model, ready to answer."""
+    """Loads the model, ready to answer."""
     from glmjax.infer import engine  # here, as this module is looked at before a command is in order
 
     self.prepare()
@@ -60,7 +60,7 @@ class Decoding:
   length_penalty: float = 1.0
 
   def how(self) -> "sampling_lib.Sampling | beam_lib.BeamSearch":
-    """The sampling or the beam search.
+    """Returns the sampling or the beam search.
 
     Raises:
       errors.InputError: for numbers out of range, and for what would have no effect.
@@ -84,7 +84,7 @@ class Decoding:
     return search
 
   def noted(self) -> dict[str, Any]:
-    """What is noted beside answers: of settings that came later, those that have an effect."""
+    """Returns what is noted beside answers: of settings that came later, those that have an effect."""
     always = ("max_tokens", "temperature", "top_k", "top_p", "seed")
     return {name: value for name, value in vars(self).items() if name in always or value not in (0, 1)}
 
@@ -106,7 +106,7 @@ def generate(
   output: Output = Output(),
   devices: Devices = Devices(),
 ) -> list[dict[str, Any]] | dict[str, Any]:
-  """Each prompt with its blanks filled, or continued where it has none; objects keep their other fields.
+  """Fills each prompt's blanks, or continues it where it has none; objects keep their other fields.
 
   With `output.out`, the answers go to that file batch by batch, and the result says how many; a file that holds answers
   to the first prompts is gone on with, unless it is to be overwritten; what gave them is noted beside it, in
@@ -141,14 +141,14 @@ def generate(
 
 
 def _fingerprint(checkpoint: str | os.PathLike) -> str:
-  """Of the weights that would be loaded."""
+  """Returns the fingerprint of the weights that would be loaded."""
   from glmjax.checkpoint import load as load_lib
 
   return load_lib.fingerprint(checkpoint)
 
 
 def _check(model: "engine_lib.Engine", rows: Sequence[Row], done: int) -> None:
-  """Whether the prompts fit, before the first is answered."""
+  """Checks that the prompts fit, before the first is answered."""
   for i, row in enumerate(rows[done:], done):
     try:
       model.room(model.encode(row["prompt"]))
@@ -164,7 +164,7 @@ def _generate(
   how: "sampling_lib.Sampling | beam_lib.BeamSearch",
   seed: int,
 ) -> Iterator[list[dict[str, Any]]]:
-  """The answers to rows[done:], a batch at a time; prompt i draws with seed + i."""
+  """Yields the answers to rows[done:], a batch at a time; prompt i draws with seed + i."""
   told = progress.Progress(len(rows), "prompts answered")
   for first in range(done, len(rows), model.max_batch):
     batch = rows[first : first + model.max_batch]
@@ -179,7 +179,7 @@ def _generate(
 def score(
   checkpoint: str | os.PathLike, texts: Sequence[str | Row], devices: Devices = Devices()
 ) -> list[dict[str, Any]]:
-  """How likely each text is: natural log-likelihood, tokens, bits per byte; objects keep their other fields.
+  """Scores how likely each text is: natural log-likelihood, tokens, bits per byte; objects keep their other fields.
 
   {"text"} is read from left to right; {"context", "text"} behind its context, or as the filling of its [MASK];
   {"context", "choices"} says how likely each choice is as the filling of the context's blank ([MASK] at its end if it
@@ -215,7 +215,7 @@ def score(
 
 
 def show_outputs(results: list[dict[str, Any]] | dict[str, Any]) -> None:
-  """The outputs alone, an empty line between them; or where they went."""
+  """Prints the outputs alone, an empty line between them; or where they went."""
   if isinstance(results, dict):
     where = "standard output" if results["out"] == "-" else results["out"]
     _log.info("%s: %d answers, %d of them new", where, results["answers"], results["new"])
@@ -224,4 +224,4 @@ def show_outputs(results: list[dict[str, Any]] | dict[str, Any]) -> None:
 
 
 def show_nothing(result: Any) -> None:
-  """For what was shown as it came."""
+  """Prints nothing, for what was shown as it came."""

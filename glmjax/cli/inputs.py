@@ -24,7 +24,7 @@ def check_prompts(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def check_texts(options: argparse.Namespace) -> dict[str, Any]:
-  """The same for score."""
+  """Raises InputError likewise for flags of score."""
   _check_given(_TEXTS, options)
   if options.text and options.choice:
     raise errors.InputError("--text and --choice are both given; use one")
@@ -36,7 +36,7 @@ def check_texts(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def prompts(options: argparse.Namespace) -> list[str | dict[str, Any]]:
-  """What generate is asked; raises InputError for a bad line, with its number."""
+  """Returns what generate is asked; raises InputError for a bad line, with its number."""
   if options.file and options.file != "-":
     for name in ("out", "samples"):
       path = getattr(options, name, None)
@@ -48,7 +48,9 @@ def prompts(options: argparse.Namespace) -> list[str | dict[str, Any]]:
 
 
 def texts(options: argparse.Namespace) -> list[str | dict[str, Any]]:
-  """What score is asked: texts, texts behind --context, or one question with its choices; raises as `prompts`."""
+  """Returns what score is asked: texts, texts behind --context, or one question with its choices; raises as
+  `prompts`.
+  """
   if options.file:
     expected = '{"text": "..."}, {"context": "...", "text": "..."} or {"context": "...", "choices": ["...", ...]}'
     return [text(row, where) for row, where in _rows(options.file, expected)]
@@ -60,7 +62,7 @@ def texts(options: argparse.Namespace) -> list[str | dict[str, Any]]:
 
 
 def prompt(row: str | Mapping[str, Any], where: str) -> dict[str, Any]:
-  """A prompt as a record that generate can add to.
+  """Returns a prompt as a record that generate can add to.
 
   Raises:
     errors.InputError: naming `where` the record is and what is wrong.
@@ -72,7 +74,7 @@ def prompt(row: str | Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def text(row: str | Mapping[str, Any], where: str) -> dict[str, Any]:
-  """A text to score, behind a context or not, or a context with choices, as a record that score can add to.
+  """Returns a text to score, behind a context or not, or a context with choices, as a record that score can add to.
 
   Raises:
     errors.InputError: naming `where` the record is and what is wrong.
@@ -99,7 +101,7 @@ def text(row: str | Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def _check_fields(row: Mapping[str, Any], added: Sequence[str], where: str, command: str) -> None:
-  """Other fields of the user's are kept: none may have a name that the command writes."""
+  """Checks that no field of the user's, which are kept, has a name that the command writes."""
   if taken := [name for name in added if name in row]:
     raise errors.InputError(
       f"{where} has a field {taken[0]!r}, which {command} would overwrite: rename it, "
@@ -108,7 +110,7 @@ def _check_fields(row: Mapping[str, Any], added: Sequence[str], where: str, comm
 
 
 def _check_given(names: Sequence[str], options: argparse.Namespace) -> None:
-  """Something is to be read: flags, or a file."""
+  """Checks that something is to be read: flags, or a file."""
   flags = [f"--{name}" for name in names if getattr(options, name)]
   if flags and options.file:
     raise errors.InputError(f"{flags[0]} and --file are both given; use one")
@@ -117,7 +119,7 @@ def _check_given(names: Sequence[str], options: argparse.Namespace) -> None:
 
 
 def _rows(file: str, expected: str) -> list[tuple[str | dict[str, Any], str]]:
-  """What the lines of a file hold (- for standard input), each with its place.
+  """Returns what the lines of a file hold (- for standard input), each with its place.
 
   Lines are objects if the file is called .jsonl or its first line starts with {; else texts. Empty ones are left out.
   """
@@ -144,7 +146,7 @@ def _lines(file: str, name: str) -> Iterator[tuple[int, str]]:
 
 
 def _piped_lines(file: str) -> Iterator[tuple[int, str]]:
-  """Lines of what a shell gives for <(command), and of /dev/stdin."""
+  """Yields lines of what a shell gives for <(command), and of /dev/stdin."""
   try:
     stream = open(file, "rb")
   except OSError as error:
@@ -154,7 +156,7 @@ def _piped_lines(file: str) -> Iterator[tuple[int, str]]:
 
 
 def _object(line: str, where: str, expected: str) -> dict[str, Any]:
-  """A line of JSON; what it holds can be written again."""
+  """Parses a line of JSON; what it holds can be written again."""
   row = user_json.parse(line, where, dict, f"expected {expected}")
   try:
     json.dumps(row, ensure_ascii=False).encode()  # escapes can spell what no file can hold: half a surrogate pair

@@ -15,7 +15,9 @@ MODELS = {"6b": "models/chatglm_6b.gin", "10b": "models/glm_10b.gin", "130b": "m
 
 
 def prepare(options: argparse.Namespace) -> dict[str, Any]:
-  """Compiling for devices elsewhere must not start those that are here; JAX reads these when it is imported."""
+  """Keeps JAX from starting the devices that are here, as compiling is for others; JAX reads these when it is
+  imported.
+  """
   if options.tries is not None and not options.search:
     raise errors.InputError("--tries is of --search: give both")
   process.compile_only()
@@ -23,7 +25,7 @@ def prepare(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def prepare_fits(options: argparse.Namespace) -> dict[str, Any]:
-  """What the table is of."""
+  """Returns what the table is of."""
   process.compile_only()
   given = {"bits": options.bits, "contexts": options.context, "gpus": options.gpu}
   return {
@@ -33,19 +35,19 @@ def prepare_fits(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _shipped(name: str) -> config_lib.GLMConfig:
-  """The model of a gin file."""
+  """Returns the model of a gin file."""
   entry = f"{__name__}.model"
   gin_files.parse([name], [f"{entry}.given=%MODEL"], entry)
   return gin_files.configured(entry)()
 
 
 def model(given: config_lib.GLMConfig) -> config_lib.GLMConfig:
-  """What a gin file binds."""
+  """Returns what a gin file binds."""
   return given
 
 
 def show(plan: dict[str, Any]) -> None:
-  """The plan as a table."""
+  """Prints the plan as a table."""
   if "candidates" in plan:
     _show_search(plan)
     return
@@ -110,7 +112,7 @@ def _advice(found: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _show_search(found: dict[str, Any]) -> None:
-  """The candidates of a search, best first, and what became of the others."""
+  """Prints the candidates of a search, best first, and what became of the others."""
   print(f"{found['target']}: {found['devices']:,} x {found['device']}")
   rows = [("mesh, micro-batch, remat", "GiB a device", "fits", "step, at best", "tokens/s", "MFU", "compiled in")]
   for c in found["candidates"]:
@@ -136,7 +138,9 @@ def _show_search(found: dict[str, Any]) -> None:
 
 
 def show_fits(rows: list[dict[str, Any]]) -> None:
-  """How many of each GPU, and the GiB that each then holds, in Markdown; contexts that need the same share a line."""
+  """Prints how many of each GPU, and the GiB that each then holds, in Markdown; contexts that need the same share a
+  line.
+  """
   gpus = list(dict.fromkeys(row["gpu"] for row in rows))
   cells: dict[tuple[str, int, int], dict[str, str]] = {}
   for row in rows:

@@ -65,7 +65,7 @@ _raised = False  # whether one was raised: what is open is being put in order, a
 
 
 def _take_signals() -> None:
-  """From here on SIGTERM and SIGINT end the process with one line and status 128 + n, also within native code.
+  """Makes SIGTERM and SIGINT end the process with one line and status 128 + n from here on, also within native code.
 
   Python's handler runs when the main thread is back from native code, which may be minutes later (a compiler) or
   never (a dead peer's collective), and what it raises may be swallowed. A thread therefore hears of each signal at once
@@ -116,7 +116,7 @@ def _watch(reader: int) -> None:
 
 
 def _block() -> None:
-  """Before a fork: a signal to the child that came before `_forget` would be taken for the parent's."""
+  """Holds signals back before a fork: one to the child that came before `_forget` would be taken for the parent's."""
   global _mask
   _mask = signal.pthread_sigmask(signal.SIG_BLOCK, _OURS)
 
@@ -126,7 +126,7 @@ def _unblock() -> None:
 
 
 def _forget() -> None:
-  """In a forked child: signals end it without a word, and are no business of its parent's."""
+  """Makes signals end a forked child without a word; they are no business of its parent's."""
   if threading.current_thread() is threading.main_thread():  # as the thread that forked always is, in the child
     signal.set_wakeup_fd(-1)
     for number in _OURS:
@@ -135,7 +135,7 @@ def _forget() -> None:
 
 
 def _is_of_several(arguments: Sequence[str]) -> bool:
-  """Whether the command will join others. Told to stop before, it waits until it can tell them."""
+  """Tells whether the command will join others. Told to stop before, it waits until it can tell them."""
   if arguments[:1] != ["train"] and not any(argument.startswith("--mesh") for argument in arguments):
     return False
   from glmjax.parallel import clusters  # here, as few commands need it
@@ -148,7 +148,7 @@ def _is_of_several(arguments: Sequence[str]) -> bool:
 
 
 def met() -> None:
-  """From here on a signal acts at once, as one that came before does now: the others can be told."""
+  """Makes a signal act at once from here on, as one that came before does now: the others can be told."""
   global _waiting
   _waiting = False
   if _noted is not None:
@@ -157,7 +157,9 @@ def met() -> None:
 
 @contextlib.contextmanager
 def keyboard() -> Iterator[None]:
-  """Within it Ctrl-C is a KeyboardInterrupt that may be answered, and ends nothing by itself. For the main thread."""
+  """Makes Ctrl-C within it a KeyboardInterrupt that may be answered, and ends nothing by itself. For the main
+  thread.
+  """
   before = signal.signal(signal.SIGINT, signal.default_int_handler)
   try:
     yield
@@ -167,7 +169,7 @@ def keyboard() -> Iterator[None]:
 
 @contextlib.contextmanager
 def noting(number: int) -> Iterator[list[int]]:
-  """A list that stays empty until the signal comes; nothing is interrupted. For the main thread."""
+  """Yields a list that stays empty until the signal comes; nothing is interrupted. For the main thread."""
   received: list[int] = []
   before = signal.signal(number, lambda number, frame: received.append(number))
   watched = signal.set_wakeup_fd(-1)  # nobody but this waits for it
@@ -237,7 +239,7 @@ class _Output(io.FileIO):
 
 
 def _open_streams() -> None:
-  """Standard input, output and error can be used, whatever the process was started with.
+  """Makes standard input, output and error usable, whatever the process was started with.
 
   Closed ones are /dev/null. Into files and pipes goes UTF-8, unless PYTHONIOENCODING says otherwise; a terminal gets
   its own encoding. A character that the encoding lacks is replaced: by ? in the output, by an escape in messages.
@@ -272,7 +274,7 @@ def _open_streams() -> None:
 
 
 def output_fails() -> bool:
-  """Whether standard output does not take what was written to it."""
+  """Tells whether standard output does not take what was written to it."""
   try:
     sys.stdout.flush()
   except (OSError, ValueError):
@@ -281,7 +283,7 @@ def output_fails() -> bool:
 
 
 def drop_output() -> None:
-  """What standard output still holds goes nowhere, so that Python does not try again at its end."""
+  """Drops what standard output still holds, so that Python does not try again at its end."""
   with contextlib.suppress(OSError, ValueError):
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, sys.stdout.fileno())
@@ -289,7 +291,7 @@ def drop_output() -> None:
 
 
 def is_utf8(stream: Any) -> bool:
-  """Whether the stream takes every character."""
+  """Tells whether the stream takes every character."""
   return (getattr(stream, "encoding", None) or "utf-8").lower().replace("_", "-").startswith(("utf-", "utf8"))
 
 
@@ -320,18 +322,22 @@ def _show_messages() -> None:
 
 
 def _is_not_orbax(record: logging.LogRecord) -> bool:
-  """Orbax warns about what is as it should be, and logs each error several times before raising it."""
+  """Drops Orbax's records, which warn about what is as it should be, and log each error several times before it is
+  raised.
+  """
   return "orbax" not in pathlib.Path(record.pathname).parts
 
 
 def _report_unraisable(unraisable: Any) -> None:
-  """When one write fails Orbax closes the event loop to which the others still report. A signal has its own line."""
+  """Reports all but this: when one write fails Orbax closes the event loop to which the others still report. A
+  signal has its own line.
+  """
   if str(unraisable.exc_value) != "Event loop is closed" and not isinstance(unraisable.exc_value, Stopped):
     sys.__unraisablehook__(unraisable)
 
 
 def _quieten() -> None:
-  """A failed save raises one error; this keeps the rest of Orbax's noise about it from the user."""
+  """Keeps from the user the rest of Orbax's noise about a failed save, which raises one error."""
   with contextlib.suppress(ImportError):
     import absl.logging  # noqa: F401  makes its own kind of logger, which must not be an ordinary one
   logging.getLogger("absl").addFilter(_is_not_orbax)
@@ -344,7 +350,7 @@ def _quieten() -> None:
 
 
 def _limit_threads() -> None:
-  """Thread pools no larger than the processors we may use, and none that spins while it waits.
+  """Makes thread pools no larger than the processors we may use, and none that spins while it waits.
 
   Libraries count the machine's processors; a container's share (cgroup v2 cpu.max) is often far smaller.
   """
@@ -363,18 +369,18 @@ def _limit_threads() -> None:
 
 
 def prepare_training() -> None:
-  """The memory of a step stays with the process; before JAX starts its threads."""
+  """Keeps the memory of a step with the process; before JAX starts its threads."""
   from glmjax.parallel import host  # here, as few commands need it
 
   host.keep_freed_memory()
 
 
 def compile_only() -> None:
-  """JAX computes nothing on a device: the command compiles for others."""
+  """Keeps JAX from computing anything on a device: the command compiles for others."""
   os.environ["JAX_PLATFORMS"] = "cpu"
 
 
 def add_xla_flags(flags: list[str]) -> None:
-  """Before the user's own, which win; once. XLA reads them when JAX first looks for devices."""
+  """Puts flags before the user's own, which win; once. XLA reads them when JAX first looks for devices."""
   there = os.environ.get("XLA_FLAGS", "").split()
   os.environ["XLA_FLAGS"] = " ".join([*(flag for flag in flags if flag not in there), *there])

@@ -82,7 +82,7 @@ def _call(command: Command, given: dict[str, Any]) -> Any:
 
 
 def _write_config(command: Command, function: Callable[..., Any]) -> None:
-  """config.gin beside the result: every value used, defaults included."""
+  """Writes config.gin beside the result: every value used, defaults included."""
   folder = gin_files.binding(function, command.folder) if command.folder else None
   if folder is None or not paths.local(folder).is_dir() or not hosts.is_first():
     return
@@ -90,7 +90,7 @@ def _write_config(command: Command, function: Callable[..., Any]) -> None:
 
 
 def _parse_flags(arguments: list[str]) -> argparse.Namespace | None:
-  """The parsed flags, or None after --help or --version."""
+  """Returns the parsed flags, or None after --help or --version."""
   parser = _Parser(
     prog="glmjax",
     description=glmjax.__doc__,
@@ -173,7 +173,7 @@ def _parse_command(command: Command, arguments: Sequence[str]) -> argparse.Names
 
 
 def _print_result(command: Command, result: Any, as_json: bool) -> None:
-  """JSON on standard output with --json; otherwise the command's own way, or nothing for None."""
+  """Prints JSON on standard output with --json; otherwise the command's own way, or nothing for None."""
   ascii_only = not process.is_utf8(sys.stdout)  # JSON has its own spelling of what the stream lacks
   if as_json:
     print(json.dumps(result, ensure_ascii=ascii_only, default=_plain))
@@ -185,7 +185,7 @@ def _print_result(command: Command, result: Any, as_json: bool) -> None:
 
 
 def _plain(value: Any) -> Any:
-  """What json cannot write itself: numpy scalars and arrays, paths, dataclasses."""
+  """Returns as plain values what json cannot write itself: numpy scalars and arrays, paths, dataclasses."""
   if dataclasses.is_dataclass(value) and not isinstance(value, type):
     return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
   if hasattr(value, "tolist"):

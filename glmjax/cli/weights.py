@@ -8,7 +8,7 @@ from glmjax import errors
 
 
 def export_format(options: argparse.Namespace) -> dict[str, Any]:
-  """export's `write_format`; none for our own format."""
+  """Returns export's `write_format`; none for our own format."""
   if options.format in (None, "orbax"):
     if options.tensor_parallel is not None:
       raise errors.InputError("--tensor_parallel is for --format=glm130b-sat; our own format loads on any mesh")
@@ -30,5 +30,5 @@ def show_inspection(report: dict[str, Any]) -> None:
 
 
 def status_of_inspection(report: dict[str, Any]) -> int:
-  """The exit status of the inspect command: 2, that of mistakes to mend, where there is a problem."""
+  """Returns the exit status of the inspect command: 2, that of mistakes to mend, where there is a problem."""
   return 2 if report["problem"] else 0

@@ -74,7 +74,7 @@ def parse(
   given: Iterable[str] = (),
   commands: Sequence[str] = (),
 ) -> None:
-  """Checks, has gin parse what the entry needs (which imports its modules), and locks the configuration."""
+  """Checks the files, has gin parse what the entry needs (which imports its modules), and locks the configuration."""
   program = check(files, overrides, entry, given, commands)
   gin.clear_config()
   try:

@@ -132,7 +132,7 @@ CHIPS = _GPUS | _TPUS
 
 
 def room(chip: Chip) -> int:
-  """The bytes of its memory that a program may take."""
+  """Returns the bytes of its memory that a program may take."""
   return math.floor(chip.memory_bytes * (1 - RESERVED if chip.platform == "cuda" else 1))
 
 
