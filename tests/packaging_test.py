@@ -2,6 +2,7 @@
 
 import configparser
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -59,6 +60,20 @@ def test_ranges_are_not_pins():
   requirements += setup["options"]["install_requires"].split("\n")
   assert not [line for line in requirements if "==" in line or "<" in line or "~" in line]
   assert setup["options"]["python_requires"] == ">=3.11"
+
+
+def test_the_lock_file_has_every_package_of_the_tests():
+  """make lock writes it; names alone are compared, as pip compares them."""
+  setup = configparser.ConfigParser()
+  setup.read(ROOT / "setup.cfg")
+  extras = setup["options.extras_require"]
+  required = [setup["options"]["install_requires"], *(extras[name] for name in ("data", "report", "test"))]
+  locked = (ROOT / "requirements-lock.txt").read_text(encoding="utf-8")
+  wanted, found = (
+    {re.sub("[-_.]+", "-", name).lower() for name in re.findall(pattern, text, re.M)}
+    for pattern, text in ((r"^[\w.-]+", "\n".join(required)), (r"^[\w.-]+(?===)", locked))
+  )
+  assert wanted - found <= {"setuptools"}, wanted - found  # which pip freeze leaves out
 
 
 @pytest.mark.slow

@@ -18,7 +18,6 @@ EXTRAS = {
   "tensorflow_text": "data",
   "matplotlib": "report",
   "tensorboardX": "report",
-  "torch": "torch",
 }  # what a missing module's extra is called
 OPAQUE = object()  # exists, or may exist; its parameters cannot be read from source
 

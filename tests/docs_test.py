@@ -1,0 +1,40 @@
+"""What README, CONTRIBUTING and docs/ show works: gin blocks, commands' names, the example of one test."""
+
+import pathlib
+import re
+
+import pytest
+
+from glmjax.cli import commands
+from glmjax.config import gin_files
+
+ROOT = pathlib.Path(__file__).parent.parent
+TEXTS = {
+  str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
+  for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+}
+
+
+def gin_blocks():
+  """Blocks without a language that bind something."""
+  for name, text in TEXTS.items():
+    for block in re.findall(r"^```\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
+      if re.search(r"^[A-Za-z_./]+( = .*|:)$", block, re.MULTILINE):
+        yield pytest.param(block, id=f"{name}: {block.splitlines()[-1][:40]}")
+
+
+@pytest.mark.parametrize("block", list(gin_blocks()))
+def test_gin_blocks_are_whole_files(block, tmp_path):
+  """Pasted into a file they are taken as they are."""
+  file = tmp_path / "pasted.gin"
+  file.write_text(block, encoding="utf-8")
+  gin_files.check([str(file)], [], commands=commands.targets())
+
+
+def test_readme_shows_every_command():
+  assert not [name for name in commands.COMMANDS if f"glmjax {name}" not in TEXTS["README.md"]]
+
+
+def test_the_example_of_one_test_names_one():
+  file, name = re.search(r"-m pytest (\S+) -k (\w+)", TEXTS["CONTRIBUTING.md"]).groups()
+  assert re.search(rf"^def test_\w*{name}", (ROOT / file).read_text(encoding="utf-8"), re.MULTILINE)
