@@ -54,7 +54,7 @@ class Writer:
   Args:
     folder: made when missing; what is there must be from a Writer of the same weights.
     weights: everything that will be in the folder.
-    elements: of the largest block; None: ELEMENTS.
+    elements: of the largest block; None: stored_weights.ELEMENTS.
   """
 
   def __init__(self, folder: pathlib.Path, weights: Sequence[stored_weights.StoredWeight], elements: int | None = None):

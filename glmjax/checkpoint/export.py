@@ -41,7 +41,7 @@ class ExportSource:
   weights: Sequence[stored_weights.StoredWeight]
   read: Callable[[stored_weights.StoredWeight, stored_weights.Region], Mapping[str, Any]]  # stored arrays of a block
   verify: Callable[[], None]  # called when all was read, before it counts
-  elements: int | None = None  # of our format's largest block; None: weights.ELEMENTS
+  elements: int | None = None  # of our format's largest block; None: stored_weights.ELEMENTS
 
 
 # Writes the content in another format into a folder that it makes.
@@ -123,7 +123,7 @@ def claimed(out: str | os.PathLike, overwrite: bool, source: pathlib.Path) -> It
       publish.remove(importing(out))
     folders.claim(out, folders.Kind.EXPORT, "out", overwrite=overwrite)
     if not overwrite and out.is_dir() and any(out.iterdir()):
-      raise errors.InputError(f"{out} is there already: choose another folder, or say overwrite")
+      raise errors.InputError(f"{out} is there already: choose another folder, or give --overwrite")
     for left in publish.left_elsewhere(out):
       _log.warning("%s is of an export on another machine: delete it if none is at work there", left)
     yield out

@@ -29,41 +29,36 @@ LONGEST_LINE = 1 << 20  # bytes of a line of standard input; no model here reads
 
 @dataclasses.dataclass(frozen=True)
 class Drawing:
-  """How the tokens of replies are drawn: as ChatGLM-6B's are."""
+  """How the tokens of replies are drawn; None: as ChatGLM-6B's are (`SAMPLING` of `infer/chat.py`)."""
 
-  temperature: float = 0.95
-  top_k: int = 50
-  top_p: float = 0.7
+  temperature: float | None = None
+  top_k: int | None = None
+  top_p: float | None = None
+  no_repeat_ngram: int | None = None
+  repetition_penalty: float | None = None
   seed: int = 0
-  no_repeat_ngram: int = 0
-  repetition_penalty: float = 1.0
 
 
 def chat(
   checkpoint: str | os.PathLike,
-  max_length: int = 2048,
+  max_length: int | None = None,
   answer_tokens: int | None = None,
   drawing: Drawing = Drawing(),
   devices: inference.Devices = inference.Devices(),
 ) -> list[dict[str, str]]:
   """Talks until its input ends; returns the rounds since the last /clear.
 
-  Prompt and answer take at most `max_length` tokens, or what the model has if that is less. The oldest rounds
-  are left out where they would not leave `answer_tokens` of them (a quarter) to the answer.
+  Prompt and answer take at most `max_length` tokens (None: as ChatGLM-6B's), or what the model has if less. The oldest
+  rounds are left out where they would not leave `answer_tokens` of them (a quarter) to the answer.
   """
   from glmjax.infer import chat as chat_lib  # here, as this module is looked at before a command is in order
-  from glmjax.infer import sampling
 
-  how = sampling.Sampling(
-    drawing.temperature,
-    drawing.top_k,
-    drawing.top_p,
-    no_repeat_ngram=drawing.no_repeat_ngram,
-    repetition_penalty=drawing.repetition_penalty,
-  )
+  given = {name: value for name, value in vars(drawing).items() if value is not None}
+  seed = given.pop("seed")
+  how = dataclasses.replace(chat_lib.SAMPLING, **given)
   checkpoint = paths.local(checkpoint, "--checkpoint")
   model = devices.load(checkpoint)
-  session = chat_lib.Session(model, how, max_length, answer_tokens, drawing.seed)
+  session = chat_lib.Session(model, how, chat_lib.MAX_LENGTH if max_length is None else max_length, answer_tokens, seed)
   if not hosts.is_first():
     converse(session, _lines_of_first(None), contextlib.nullcontext)
   elif sys.stdin.isatty():

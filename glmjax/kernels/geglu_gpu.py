@@ -25,7 +25,7 @@ def gradients(up: jax.Array, gate: jax.Array, d: jax.Array, cdf: jax.Array, dtyp
 def gradient(
   hidden_BL2F: jax.Array, bias_2F: jax.Array, d_BLF: jax.Array, *, interpret: bool = False
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Computes `models.geglu.gradient` in one pass; the bias's for each span of a row's tokens apart, [B, S, 2, F]."""
+  """Computes `kernels.geglu.plain` in one pass; the bias's for each span of a row's tokens apart, [B, S, 2, F]."""
   batch, length, width = d_BLF.shape
   one = pl.BlockSpec((None, SPAN, COLUMNS), lambda b, i, j: (b, i, j))
   two = pl.BlockSpec((None, SPAN, 2, COLUMNS), lambda b, i, j: (b, i, 0, j))

@@ -1,6 +1,7 @@
 """The conversation in the terminal: commands, files, Ctrl-C, and standard input that is none."""
 
 import contextlib
+import dataclasses
 import io
 import json
 import os
@@ -18,7 +19,7 @@ from collections.abc import Iterator
 import pytest
 
 from glmjax import cli, errors
-from glmjax.cli import chat
+from glmjax.cli import chat, inference
 from glmjax.infer import chat as chat_lib
 
 
@@ -253,3 +254,20 @@ def test_mistakes_come_before_the_model(capsys):
   assert "--top_p is 2.0: give a number above 0, up to 1" in capsys.readouterr().err
   assert cli.main(["chat", "--checkpoint=nowhere"]) == 2
   assert "nowhere" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+  "flags, how, length",
+  [
+    ([], chat_lib.SAMPLING, chat_lib.MAX_LENGTH),
+    (["--top_k=3", "--max_length=99"], dataclasses.replace(chat_lib.SAMPLING, top_k=3), 99),
+    (["--temperature=0"], dataclasses.replace(chat_lib.SAMPLING, temperature=0.0), chat_lib.MAX_LENGTH),
+  ],
+)
+def test_what_no_flag_says_is_the_originals(flags, how, length, monkeypatch):
+  made = []
+  monkeypatch.setattr(chat_lib, "Session", lambda *given: made.append(given) or types.SimpleNamespace(rounds=[]))
+  monkeypatch.setattr(inference.Devices, "load", lambda devices, folder: "model")
+  monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
+  assert cli.main(["chat", "--checkpoint=c", *flags]) == 0
+  assert made == [("model", how, length, None, 0)]
