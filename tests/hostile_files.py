@@ -167,6 +167,9 @@ def zip_bombs() -> dict[str, bytes]:
     "65,000 members that are two": _changed(good, b"PK\5\6", 10, struct.pack("<H", 65_000)),
     "2^60 members": good[:end] + wide + struct.pack("<IIQI", 0x07064B50, 0, end, 1) + good[end:],
     "a wide directory outside": good[:end] + struct.pack("<IIQI", 0x07064B50, 0, 1 << 62, 1) + good[end:],
+    "a cut zip64 field": _changed(
+      _changed(good, b"PK\1\2", 28, struct.pack("<HH", 6, 8)), b"PK\1\2", 52, struct.pack("<HHI", 1, 24, 0)
+    ),
     "50,000 members in one place": _overlapping(50_000),
     "two of one name": stored({"archive/data.pkl": b"\x80\x02}.", "brchive/data.pkl": b"\x80\x02}."}).replace(
       b"brchive", b"archive"

@@ -32,7 +32,7 @@ from glmjax.io import publish
 from glmjax.models import params as params_lib
 
 _WORKERS = 2  # blocks in work at the same time: one is read or written while another is converted
-_JOURNAL = "journal.jsonl"
+JOURNAL = "journal.jsonl"  # there once a block is
 _SMALL = 2**22  # elements of an array that is kept once it was read: biases and norms
 
 
@@ -83,9 +83,9 @@ class Writer:
         ).result()
     self._done = self._read_journal()
 
-  def _read_journal(self) -> dict[str, dict[str, str]]:
-    """Reads the blocks written earlier, with their sums; a line cut off by a kill counts for nothing."""
-    path, done = self._folder / _JOURNAL, {}
+  def _read_journal(self) -> dict[str, Any]:
+    """Reads the blocks written earlier, with their sums as they stand there; half a line counts for nothing."""
+    path, done = self._folder / JOURNAL, {}
     if os.path.lexists(path) and not path.is_file():
       publish.remove(path)
     if path.exists():
@@ -131,7 +131,7 @@ class Writer:
 
   def _holds(self, weight: stored_weights.StoredWeight, region: stored_weights.Region) -> bool:
     sums = self._done.get(_label(weight, region))
-    if sums is None:
+    if not isinstance(sums, dict) or sums.keys() != weight.stored(weight.shape).keys():  # none, or damaged
       return False
     for name, expected in sums.items():
       part = self._stores[name][weight.stored_region(name, region)]
@@ -152,7 +152,7 @@ class Writer:
       sums[name] = checksums.part_sum(x, _start(region), self._shapes[name])
     with self._lock:
       self._done[_label(weight, region)] = sums
-      with open(self._folder / _JOURNAL, "a", encoding="utf-8") as journal:
+      with open(self._folder / JOURNAL, "a", encoding="utf-8") as journal:
         journal.write(json.dumps({"block": _label(weight, region), "sums": sums}) + "\n")
 
   def _finish(self) -> arrays.Records:
@@ -174,7 +174,7 @@ class Writer:
 
   def forget(self) -> None:
     """Removes the journal: the records are kept elsewhere now."""
-    (self._folder / _JOURNAL).unlink()
+    (self._folder / JOURNAL).unlink()
 
 
 def _remove_damaged(array: pathlib.Path, header: Mapping[str, Any]) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from glmjax import errors
+from glmjax.checkpoint import blocks
 from glmjax.checkpoint import export
 from glmjax.checkpoint import folder as folder_lib
 from glmjax.checkpoint import stored_weights
@@ -57,7 +58,7 @@ def import_model(
     rotary_rounding: none, half_frequencies or half_table, as the published models are run.
     prefix: folder or file of a P-Tuning v2 prefix for chatglm-6b; one in `source` itself is found there.
     memory_limit_gib: most memory to take; None: what full-sized blocks take, about 1.2 GiB.
-    overwrite: replace an export that is there.
+    overwrite: replace an export that is there, and what an import of other files or options has left beside it.
 
   Returns:
     As `export.export`; "family", "parameters", "source_bytes" of all tensors, "note": what there is to know, or None.
@@ -94,7 +95,7 @@ def _write(
   """Writes the export beside its place and puts it there; returns what it holds."""
   work = export.importing(out)
   try:
-    _begin(work, _plan(opened, content), content)
+    _begin(work, _plan(opened, content), content, overwrite)
     if opened.tokenizer is not None:
       opened.tokenizer.save(work / _TOKENIZER)
     export.write_folder(content, work / _EXPORT)
@@ -150,16 +151,26 @@ def _read_finite(
 
 def _plan(opened: source_lib.Source, content: export.ExportSource) -> str:
   """Returns a hash of all that decides what will be written."""
-  files = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in opened.files]
+  files = [(os.path.realpath(path), path.stat().st_size, path.stat().st_mtime_ns) for path in opened.files]
   weights = [repr(weight) for weight in content.weights]
   plan = [_FORMAT, content.elements or stored_weights.ELEMENTS, files, repr(content.config), weights]
   return hashlib.sha256(json.dumps(plan).encode()).hexdigest()
 
 
-def _begin(work: pathlib.Path, plan: str, content: export.ExportSource) -> None:
-  """Makes the working folder, or keeps what an import that stopped has left there by the same plan."""
+def _begin(work: pathlib.Path, plan: str, content: export.ExportSource, overwrite: bool) -> None:
+  """Makes the working folder, or keeps what an import that stopped has left there by the same plan.
+
+  Raises:
+    errors.InputError: when that was by another plan, and is not to be overwritten.
+  """
   there = 0
-  if work.exists() and _read_plan(work) == plan:
+  if work.exists() and _read_plan(work) != plan:
+    if not overwrite and (work / _EXPORT / folder_lib.PARAMS / blocks.JOURNAL).exists():
+      raise errors.InputError(
+        f"{work} holds an import of other files or options that stopped: give the same again to go on with it, or "
+        "--overwrite to begin anew"
+      )
+  elif work.exists():
     there = sum(path.stat().st_blocks * 512 for path in (work / _EXPORT).rglob("*") if path.is_file())
     _log.info("going on with the import that stopped after %.0f MB", there / 1e6)
   stored_weights.need_room(work.parent, content.weights, there)

@@ -1,6 +1,7 @@
 """Files of torch.save, read and written without torch: zip files, and the pickles from before torch 1.6."""
 
 from collections.abc import Iterable, Mapping, Sequence
+import contextlib
 import math
 import pathlib
 import struct
@@ -133,7 +134,7 @@ def _located(
 
 
 class TorchWriter:
-  """Writes a state dict as torch.save does, tensor by tensor, the data in pieces.
+  """Writes a state dict as torch.save does, tensor by tensor, the data in pieces; as a context, it is closed behind it.
 
   Args:
     path: of the file.
@@ -144,13 +145,26 @@ class TorchWriter:
   def __init__(self, path: pathlib.Path, entries: Mapping[str, Entry], inside: str | None = None):
     self._archive = zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True)
     self._folder, self._count = path.stem, 0
-    self._put("data.pkl", [_pickled(entries, inside)])
-    self._put("byteorder", [b"little"])
+    with contextlib.ExitStack() as stack:
+      stack.push(self)  # closes the file where its beginning cannot be written
+      self._put("data.pkl", [_pickled(entries, inside)])
+      self._put("byteorder", [b"little"])
+      stack.pop_all()
 
   def write(self, pieces: Iterable[bytes | memoryview]) -> None:
     """Writes the next tensor's elements."""
     self._put(f"data/{self._count}", pieces)
     self._count += 1
+
+  def __enter__(self) -> "TorchWriter":
+    return self
+
+  def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    if kind is None:
+      self.close()
+      return
+    with contextlib.suppress(OSError):  # zipfile writes its directory now, or else when it is collected
+      self._archive.close()
 
   def close(self) -> None:
     """Completes the file."""

@@ -1,6 +1,7 @@
 """Weights given back in THUDM's layouts, tensor by tensor, and in plain safetensors."""
 
 from collections.abc import Callable, Iterator, Sequence
+import contextlib
 import dataclasses
 import functools
 import json
@@ -305,18 +306,14 @@ def write_ranks(folder: pathlib.Path, items: Sequence[Item], degree: int, iterat
       raise errors.InputError(f"tensor_parallel is {degree}, and {item.key} {what}: choose another degree")
   (folder / iteration).mkdir(parents=True, exist_ok=True)
   shapes = {item.key: (item.dtype, merged.part_shape(item.shape, item.split, degree)) for item in items}
-  writers = [
-    torch_files.TorchWriter(folder / iteration / f"mp_rank_{rank:02d}_model_states.pt", shapes, "module")
-    for rank in range(degree)
-  ]
-  with _bar(items) as bar:
+  with _bar(items) as bar, contextlib.ExitStack() as stack:
+    paths = [folder / iteration / f"mp_rank_{rank:02d}_model_states.pt" for rank in range(degree)]
+    writers = [stack.enter_context(torch_files.TorchWriter(path, shapes, "module")) for path in paths]
     for item in items:
       whole = item.whole()
       for rank, writer in enumerate(writers):
         writer.write(_pieces(merged.part(whole, item.split, item.groups, rank, degree)))
       bar.update(item.nbytes)
-  for writer in writers:
-    writer.close()
   (folder / "latest").write_text(iteration, encoding="utf-8")
 
 

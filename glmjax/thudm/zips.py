@@ -125,6 +125,8 @@ def _wide(extra: bytes, numbers: list[int]) -> list[int]:
   while at + 4 <= len(extra):
     kind, length = struct.unpack_from("<HH", extra, at)
     if kind == 1:
+      if at + 4 + length > len(extra):
+        raise Damaged("a zip file with a cut zip64 field")
       wide = [value for (value,) in struct.iter_unpack("<Q", extra[at + 4 : at + 4 + length // 8 * 8])]
       return [wide.pop(0) if number == _WIDE and wide else number for number in numbers]
     at += 4 + length

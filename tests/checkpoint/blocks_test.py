@@ -1,6 +1,7 @@
 """Writing and reading by blocks: what Orbax makes of it, resumption, kills between renames, regions."""
 
 import concurrent.futures
+import json
 import os
 import pathlib
 import shutil
@@ -189,6 +190,15 @@ def test_what_an_earlier_try_left_is_used_only_where_it_is_good(tmp_path, damage
   for name, x in expected().items():
     np.testing.assert_array_equal(reader.read(name, whole(x)), x)
   reader.verify()
+
+
+@pytest.mark.parametrize("sums", [[], 3, "x", None, {}, {"x": "y"}, {"embedding/table": 4}, {"embedding/table": None}])
+def test_sums_of_another_kind_in_the_journal(tmp_path, sums):
+  before = write(tmp_path / "params")
+  journal = tmp_path / "params" / blocks.JOURNAL
+  entries = [json.loads(line) for line in journal.read_text().splitlines() if line]
+  journal.write_text("".join(json.dumps(entry | {"sums": sums}) + "\n" for entry in entries))
+  assert write(tmp_path / "params") == before
 
 
 def test_arrays_that_are_no_folders(tmp_path):

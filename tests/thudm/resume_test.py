@@ -116,6 +116,20 @@ def test_what_is_there_is_verified(make, tmp_path, monkeypatch, few):
   assert_equal(tmp_path / "out", tmp_path / "whole")
 
 
+def test_the_same_files_by_another_name(make, tmp_path, monkeypatch, few, caplog):
+  """Relative, absolute or through a link: the import goes on."""
+  caplog.set_level("INFO", "glmjax")
+  make(tmp_path / "source", "chatglm-6b")
+  (tmp_path / "link").symlink_to("source")
+  monkeypatch.chdir(tmp_path)
+  for source in (pathlib.Path("source"), tmp_path / "source", pathlib.Path("link")):
+    with monkeypatch.context() as patch:
+      stop_after(patch, 6)
+      with pytest.raises(Killed):
+        load.import_model("chatglm-6b", source, tmp_path / "out")
+  assert caplog.text.count("going on with the import that stopped") == 2
+
+
 def test_other_files_or_options_start_anew(make, tmp_path, monkeypatch, few, caplog):
   caplog.set_level("INFO", "glmjax")
   folder = make(tmp_path / "source", "chatglm-6b")
@@ -123,7 +137,12 @@ def test_other_files_or_options_start_anew(make, tmp_path, monkeypatch, few, cap
     stop_after(patch, 6)
     with pytest.raises(Killed):
       load.import_model("chatglm-6b", folder, tmp_path / "out")
-  load.import_model("chatglm-6b", folder, tmp_path / "out", bits=8)
+  journal = tmp_path / ".out.importing/export/params/journal.jsonl"
+  before = journal.read_bytes()
+  with pytest.raises(errors.InputError, match="other files or options that stopped: give the same again"):
+    load.import_model("chatglm-6b", folder, tmp_path / "out", bits=8)
+  assert journal.read_bytes() == before
+  load.import_model("chatglm-6b", folder, tmp_path / "out", bits=8, overwrite=True)
   assert "going on" not in caplog.text
   load.import_model("chatglm-6b", folder, tmp_path / "whole", bits=8)
   assert_equal(tmp_path / "out", tmp_path / "whole")

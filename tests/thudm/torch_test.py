@@ -1,5 +1,7 @@
 """Against torch and safetensors themselves, where they are installed: they read what we write and we what they do."""
 
+import gc
+import os
 import pathlib
 
 import chex
@@ -82,6 +84,20 @@ def test_torch_reads_what_we_write(torch, tmp_path, inside):
     found = found[inside] if inside else found
     for name, x in arrays.items():
       np.testing.assert_array_equal(found[name].numpy(), x)
+
+
+def test_a_full_disk_is_one_error(tmp_path):
+  """Nothing is said when the writer is collected, long after the file was given up."""
+  with pytest.raises(OSError, match="No space left"):
+    torch_files.TorchWriter(pathlib.Path("/dev/full"), {"x": (np.dtype("f4"), (4,))})
+  with pytest.raises(OSError, match="No space left"):
+    with torch_files.TorchWriter(tmp_path / "x.pt", {"x": (np.dtype("f4"), (1 << 16,))}) as writer:
+      full = os.open("/dev/full", os.O_WRONLY)
+      os.dup2(full, writer._archive.fp.fileno())
+      os.close(full)
+      writer.write([bytes(1 << 18)])
+  del writer
+  gc.collect()  # pytest makes errors of what __del__ raises
 
 
 def test_safetensors_both_ways(tmp_path):
