@@ -65,7 +65,7 @@ def named_sets(files: Sets) -> dict[str, text.Patterns]:
       bears its name (a glob: each of its matches); or one folder, each file and folder in it a set.
 
   Raises:
-    errors.InputError: when there is none, or two of one name.
+    errors.InputError: when there is none, or two of one name; when one that is named (no glob's match) is not there.
   """
   advice = "give .jsonl files, one JSON object a line, or folders of them"
   if isinstance(files, Mapping):
@@ -84,8 +84,13 @@ def named_sets(files: Sets) -> dict[str, text.Patterns]:
     files = [folder / "*"] if folder.is_dir() else [folder]
   paths: list[pathlib.Path] = []
   for pattern in (paths_lib.local(each, "the path of an instruction set") for each in files):
-    matches = sorted(map(pathlib.Path, glob.glob(str(pattern)))) if glob.has_magic(str(pattern)) else [pattern]
-    paths += [path for path in matches if path.is_dir() or path.suffix == ".jsonl"]
+    if glob.has_magic(str(pattern)):
+      paths += filter(_is_set, sorted(map(pathlib.Path, glob.glob(str(pattern)))))
+    elif pattern.exists() and _is_set(pattern):
+      paths.append(pattern)
+    else:
+      wrong = "is neither" if pattern.exists() else "does not exist"
+      raise errors.InputError(f"instruction set {pattern} {wrong}: {advice}")
   if not paths:
     raise errors.InputError(f"no instruction set among {', '.join(map(str, files))[:200] or 'no files'}: {advice}")
   sets: dict[str, text.Patterns] = {}
@@ -94,6 +99,10 @@ def named_sets(files: Sets) -> dict[str, text.Patterns]:
     if sets.setdefault(name, str(path)) != str(path):
       raise errors.InputError(f"two instruction sets have the name {name}: {sets[name]} and {path}; rename one")
   return sets
+
+
+def _is_set(path: pathlib.Path) -> bool:
+  return path.is_dir() or path.suffix == ".jsonl"
 
 
 def register_sets(

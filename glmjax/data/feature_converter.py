@@ -17,6 +17,7 @@ import tensorflow as tf
 
 from glmjax import batch as batch_lib
 from glmjax import errors
+from glmjax import ranges
 from glmjax import tokenizer
 from glmjax.data import rows
 from glmjax.data import sampler
@@ -143,6 +144,11 @@ class SeqioMixture:
   rate_changes: Sequence[sampler.RateChange] = ()  # other rates from a sample on; by task or pattern
   use_cached: bool = False  # read what seqio's own (Beam) caching has written
   shuffle_buffer_size: int = 1000  # windows or pairs of each task to draw from; filled before the first batch
+
+  def __post_init__(self) -> None:
+    ranges.whole("SeqioMixture.seed", self.seed, -(2**63), 2**64 - 1)
+    ranges.flag("SeqioMixture.use_cached", self.use_cached)
+    ranges.whole("SeqioMixture.shuffle_buffer_size", self.shuffle_buffer_size, 1)
 
   @property
   def seq_length(self) -> int:

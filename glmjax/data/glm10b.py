@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from glmjax import positions as positions_lib
+from glmjax import ranges
 from glmjax import tokens as tokens_lib
 from glmjax.data import rows, spans
 from glmjax.errors import InputError
@@ -60,10 +61,25 @@ class BlockStrategy:
   task_masks: bool = True  # False: [MASK] stands for all three kinds
 
   def __post_init__(self) -> None:
-    if self.seq_length < _MIN_LENGTH:
-      raise InputError(f"BlockStrategy.seq_length is {self.seq_length}: use {_MIN_LENGTH} or more")
-    if not 0 <= self.mask_rate + self.sentence_rate <= 1:
-      raise InputError("BlockStrategy: mask_rate + sentence_rate must lie between 0 and 1")
+    ranges.whole("BlockStrategy.seq_length", self.seq_length, _MIN_LENGTH)
+    for name in (
+      "mask_rate",
+      "sentence_rate",
+      "infill_rate",
+      "gmask_min_ratio",
+      "dblock_rate",
+      "short_sequence_rate",
+      "single_span_rate",
+    ):
+      ranges.number(f"BlockStrategy.{name}", getattr(self, name), 0, 1)
+    for name in ("mask_ratio", "sentence_ratio"):
+      ranges.number(f"BlockStrategy.{name}", getattr(self, name), above=0, most=1)
+    ranges.number("BlockStrategy.mean_span_length", self.mean_span_length, above=0, most=spans.LARGEST_MEAN)
+    ranges.whole("BlockStrategy.max_span_length", self.max_span_length, 1, spans.LONGEST)
+    for name in ("shuffle_spans", "task_masks"):
+      ranges.flag(f"BlockStrategy.{name}", getattr(self, name))
+    if self.mask_rate + self.sentence_rate > 1:
+      raise InputError("BlockStrategy: mask_rate + sentence_rate must be 1 or less")
     if self.sentence_rate and not self.sentence_ends:
       raise InputError(
         "BlockStrategy: sentence_rate is not 0, so give sentence_ends (ids of tokens that end a sentence)"

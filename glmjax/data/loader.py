@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import numpy as np
 
 from glmjax import errors
+from glmjax import ranges
 from glmjax.data import sampler
 from glmjax.data import shards
 from glmjax.data import workers
@@ -33,10 +34,9 @@ class CachedMixture:
   prefetch: int = 2  # batches that each of them is ahead
 
   def __post_init__(self) -> None:
-    if self.num_workers < 0 or self.prefetch < 1:
-      raise errors.InputError(
-        f"CachedMixture: num_workers {self.num_workers} must be 0 or more, prefetch {self.prefetch} 1 or more"
-      )
+    ranges.whole("CachedMixture.seed", self.seed, -(2**63), 2**64 - 1)
+    ranges.whole("CachedMixture.num_workers", self.num_workers, 0, 1024)
+    ranges.whole("CachedMixture.prefetch", self.prefetch, 1, 1024)
 
   @property
   def seq_length(self) -> int:

@@ -13,6 +13,7 @@ import numpy as np
 
 from glmjax import batch
 from glmjax import positions as positions_lib
+from glmjax import ranges
 from glmjax import tokens as tokens_lib
 from glmjax.data import spans
 from glmjax.errors import InputError
@@ -57,17 +58,17 @@ class BlankInfilling:
       ("instruction_positions", INSTRUCTION_POSITIONS),
       ("instruction_mask", INSTRUCTION_MASKS),
     ):
-      if getattr(self, name) not in allowed:
-        raise InputError(f"BlankInfilling.{name} is {getattr(self, name)!r}: use one of {', '.join(allowed)}")
+      ranges.choice(f"BlankInfilling.{name}", getattr(self, name), allowed)
     for name in ("gmask_rate", "gmask_min_ratio", "single_span_rate", "short_sequence_rate"):
-      if not 0 <= getattr(self, name) <= 1:
-        raise InputError(f"BlankInfilling.{name} is {getattr(self, name)}: use a number from 0 to 1")
-    if not 0 < self.mask_ratio <= 0.25:
-      raise InputError(f"BlankInfilling.mask_ratio is {self.mask_ratio}: use a number above 0 and up to 0.25")
-    for name in ("mean_span_length", "max_span_length", "short_sequence_min"):
-      if getattr(self, name) <= 0:
-        raise InputError(f"BlankInfilling.{name} is {getattr(self, name)}: use a number above 0")
-    if self.samples_per_sequence < 1 or self.slot_length < _MIN_SLOT:
+      ranges.number(f"BlankInfilling.{name}", getattr(self, name), 0, 1)
+    ranges.number("BlankInfilling.mask_ratio", self.mask_ratio, above=0, most=0.25)
+    ranges.number("BlankInfilling.mean_span_length", self.mean_span_length, above=0, most=spans.LARGEST_MEAN)
+    ranges.whole("BlankInfilling.max_span_length", self.max_span_length, 1, spans.LONGEST)
+    for name in ("seq_length", "samples_per_sequence", "short_sequence_min"):
+      ranges.whole(f"BlankInfilling.{name}", getattr(self, name), 1)
+    ranges.whole("BlankInfilling.instruction_min_inputs", self.instruction_min_inputs)
+    ranges.flag("BlankInfilling.truncate_targets", self.truncate_targets)
+    if self.slot_length < _MIN_SLOT:
       raise InputError(
         f"BlankInfilling: {self.samples_per_sequence} samples do not fit in seq_length {self.seq_length}: "
         f"each needs {_MIN_SLOT} places, so use a longer sequence or fewer samples_per_sequence"
@@ -81,7 +82,7 @@ class BlankInfilling:
   @property
   def slot_length(self) -> int:
     """The places of one [MASK] sample."""
-    return self.seq_length // max(self.samples_per_sequence, 1)
+    return self.seq_length // self.samples_per_sequence
 
   @property
   def window_length(self) -> int:

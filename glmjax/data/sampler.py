@@ -19,6 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from glmjax import errors
+from glmjax import ranges
 from glmjax.data import glm10b
 from glmjax.data import rows
 from glmjax.data import shards
@@ -64,10 +65,8 @@ class RateChange:
   ramp_samples: int = 0  # samples from the old rates to these
 
   def __post_init__(self) -> None:
-    if self.first_sample < 0 or self.ramp_samples < 0:
-      raise errors.InputError(
-        f"RateChange: first_sample {self.first_sample} and ramp_samples {self.ramp_samples} must be 0 or more"
-      )
+    for name in ("first_sample", "ramp_samples"):
+      ranges.whole(f"RateChange.{name}", getattr(self, name), 0, ranges.MOST_SAMPLES)
 
 
 class SampleSchedule:

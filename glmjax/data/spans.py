@@ -22,6 +22,8 @@ from glmjax.tokens import SpecialTokens
 
 # The counter's last word keeps these draws apart from any other use of Philox with the same key.
 _SPAN_STREAM = 0x5350414E
+LONGEST = 1 << 16  # tokens of a span
+LARGEST_MEAN = 500  # of their lengths; from about 700 on float64 has no such probabilities
 
 
 class Sample(NamedTuple):

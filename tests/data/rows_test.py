@@ -1,6 +1,7 @@
 """Rows: every sample whole, alone, and reproducible."""
 
 import dataclasses
+import math
 import re
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from glmjax import errors
 from glmjax import positions
 from glmjax import tokens as tokens_lib
-from glmjax.data import glm10b, rows
+from glmjax.data import glm10b, rows, spans
 
 SPECIALS = tokens_lib.GLM_130B
 FIRST_TOKEN = 20_100
@@ -215,12 +216,54 @@ def test_chatglm_pairs_have_gmask_between() -> None:
     {"seq_length": 32},
     {"mean_span_length": 0},
     {"instruction_positions": "x"},
+    {"max_span_length": 10**9},
+    {"mean_span_length": 10**6},
+    {"short_sequence_min": 1.5},
+    {"instruction_min_inputs": -1},
+    {"truncate_targets": "no"},
+    {"gmask_rate": float("nan")},
   ],
 )
 def test_wrong_settings_are_named(changed: dict) -> None:
   with pytest.raises(errors.InputError, match=next(iter(changed))) as raised:
     rows.BlankInfilling(**{"seq_length": 512, "specials": SPECIALS, **changed})
   assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+  "name, values",
+  [
+    (name, [-0.1, 1.1, 7, math.nan, True])
+    for name in (
+      "mask_rate",
+      "sentence_rate",
+      "infill_rate",
+      "gmask_min_ratio",
+      "dblock_rate",
+      "short_sequence_rate",
+      "single_span_rate",
+    )
+  ]
+  + [
+    ("mask_ratio", [0, 5, -1]),
+    ("sentence_ratio", [0, 1.5, math.inf]),
+    ("mean_span_length", [0, -3, 10**6]),
+    ("max_span_length", [0, -1, 2.5, 10**9]),
+    ("seq_length", [0, 63, 64.5]),
+    ("task_masks", [1]),
+  ],
+)
+def test_wrong_settings_of_glm10b_are_named(name: str, values: list) -> None:
+  for value in values:
+    with pytest.raises(errors.InputError, match=f"BlockStrategy.{name} is .*: give ") as raised:
+      glm10b.BlockStrategy(**{"seq_length": 512, "specials": SPECIALS, "sentence_ends": (5,), name: value})
+    assert "\n" not in str(raised.value)
+
+
+def test_longest_spans_have_lengths() -> None:
+  for mean in (0.01, spans.LARGEST_MEAN):
+    for longest in (1, 39, spans.LONGEST):
+      assert spans.span_length_pmf(mean, longest).sum() == pytest.approx(1)
 
 
 def test_a_row_can_be_read() -> None:

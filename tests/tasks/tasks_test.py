@@ -202,6 +202,10 @@ def test_mistaken_sets(folder, tmp_path):
   twice = [f"{tmp_path}/a/*", f"{tmp_path}/b/*"]
   fails("two instruction sets have the name x: .*a/x.jsonl and .*b/x.jsonl", twice)
   fails("no instruction set among .*empty", str(tmp_path / "empty"))
+  for name, wrong in (("gone.jsonl", "does not exist"), ("gone", "does not exist"), ("x.json", "is neither")):
+    (tmp_path / "x.json").write_text("{}")
+    fails(f"instruction set .*/{name} {wrong}: give .jsonl files", [str(tmp_path / "a"), str(tmp_path / name)])
+    fails(f"instruction set .*/{name} {wrong}: give .jsonl files", str(tmp_path / name))
   fails("blank.jsonl. holds no pair", [str(tmp_path / "blank.jsonl")])
   fails("use up to 100 letters, digits", {"a b": str(tmp_path / "a")})
   fails("there is no set 'xx'; the sets are .'x'.", {"x": str(tmp_path / "a")}, max_examples={"xx": 3, "*": 2})
