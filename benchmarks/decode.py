@@ -5,7 +5,9 @@
 Both decode 128 tokens behind a prompt of 64, prefill included, in float32: 6 layers, width 512, 8 heads,
 GeGLU 1365, vocabulary 20480 (29.4 M parameters, random). The two take turns. Runs during which other
 processes used the processors are marked busy, and count only where there are no quiet ones. Without the
-baseline's flags only ours runs. Writes benchmarks/results/decode.json.
+baseline's flags only ours runs. The original's code is not part of glmjax: the script is yours, around it, and
+prints a last line of JSON, {"median": tokens/s}, when it is called with `decode --runs N`.
+Writes benchmarks/results/decode.json.
 """
 
 import argparse
@@ -40,7 +42,7 @@ BUSY = 0.12  # share of a processor used by others, above which a run does not c
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--baseline_python", help="interpreter that has the original's packages")
-  parser.add_argument("--baseline_script", help="prints JSON with the median of `decode --runs N`")
+  parser.add_argument("--baseline_script", help="yours, around the original's code, as above")
   parser.add_argument("--rounds", type=int, default=3, help="turns of each")
   parser.add_argument("--runs", type=int, default=8, help="quiet runs in a turn")
   parser.add_argument("--out", default=str(pathlib.Path(__file__).parent / "results" / "decode.json"))

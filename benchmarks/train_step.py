@@ -6,7 +6,9 @@ Both train 6 layers, width 512, 8 heads, GeGLU 1365, vocabulary 20480 (29.4 M pa
 tokens, loss on the second half, forward, backward and AdamW; tokens/s counts all 4,096. Ours is the trainer's
 own step: clipping, gradient norms per part and the master weights' update included. They take turns. Runs
 during which other processes used the processors are marked busy, and count only where there are no quiet
-ones. Without the baseline's flags only ours runs. Writes benchmarks/results/train_step.json.
+ones. Without the baseline's flags only ours runs. The original's code is not part of glmjax: the script is yours,
+around it, and prints a last line of JSON, {"median": tokens/s}, when it is called with `train --dtype D --runs N`.
+Writes benchmarks/results/train_step.json.
 """
 
 import argparse
@@ -51,7 +53,7 @@ DTYPES = {"float32": "fp32", "bfloat16": "bf16"}  # ours, and what the baseline 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--baseline_python", help="interpreter that has the original's packages")
-  parser.add_argument("--baseline_script", help="prints JSON with the median of `train --dtype D --runs N`")
+  parser.add_argument("--baseline_script", help="yours, around the original's code, as above")
   parser.add_argument("--rounds", type=int, default=3, help="turns of each")
   parser.add_argument("--runs", type=int, default=4, help="quiet runs in a turn")
   parser.add_argument("--out", default=str(pathlib.Path(__file__).parent / "results" / "train_step.json"))

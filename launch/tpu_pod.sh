@@ -57,7 +57,8 @@ make_ready() {  # the slice, where it was preempted or is not there
 }
 
 # What a lost connection left running holds the chips: it is told to save and end. Status 2 is a mistake, which no
-# restart mends, 126 and 127 no glmjax there, 3 a run that diverged, 130 Ctrl-C; gcloud does not hand them on, so they are written.
+# restart mends, 126 and 127 no glmjax there, 3 a run that diverged, 130 Ctrl-C; gcloud does not hand them on, so they
+# are written.
 work=$(printf ' %q' "${GLMJAX:-glmjax}" "${COMMAND:-train}" "$@")
 remote="pkill -x glmjax && sleep 30;$work || echo \"glmjax ended with status \$?\""
 log=$(mktemp)
