@@ -13,13 +13,14 @@ import shutil
 from typing import Any
 
 from glmjax import errors
+from glmjax.io import folders
 from glmjax.io import paths
 from glmjax.io import publish
 from glmjax.io import user_json
 from glmjax.models import config as config_lib
 
 CONFIG, TOKENIZER, CHECKPOINTS, PARAMS = "config.json", "tokenizer", "checkpoints", "params"
-_LAYOUT, _MODEL = "tokenizer.json", "tokenizer.model"
+_LAYOUT, _MODEL = folders.TOKENIZER_LAYOUT, folders.TOKENIZER_MODEL
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,10 +92,18 @@ def read_tokenizer(folder: str | os.PathLike) -> dict[str, Any]:
       raise errors.InputError(f"{file}: missing; copy the tokenizer that the model was trained with to {folder}")
   layout = user_json.read(folder / _LAYOUT, expected="copy it from the token cache or the run")
   try:
-    model = hashlib.sha256((folder / _MODEL).read_bytes()).hexdigest()
+    with open(folder / _MODEL, "rb") as file:
+      if (size := os.fstat(file.fileno()).st_size) > folders.LARGEST_TOKENIZER:
+        raise errors.InputError(
+          f"{folder / _MODEL} has {size:,} bytes, where {folders.LARGEST_TOKENIZER:,} at most are expected: no "
+          "tokenizer; copy it from the token cache or the run"
+        )
+      model = hashlib.file_digest(file, "sha256").hexdigest()
     matches, vocab_size = layout["model_sha256"] == model, int(layout["vocab_size"])
   except OSError as error:
     raise errors.InputError(f"cannot read {folder / _MODEL}: {errors.reason(error)}") from error
+  except errors.InputError:
+    raise
   except (ValueError, KeyError, TypeError, OverflowError) as error:
     raise errors.InputError(
       f"{folder / _LAYOUT} is damaged ({type(error).__name__}); copy it from the token cache or the run"

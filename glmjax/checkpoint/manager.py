@@ -221,7 +221,7 @@ class Manager:
     if jax.process_index() == 0:
       earlier = {str(each) for each in steps(self._directory) if each < step}
       noted = {each: numbers for each, numbers in self._noted().items() if each in earlier}
-      with contextlib.suppress(OSError):  # the step then is one like the others
+      with contextlib.suppress(OSError, errors.InputError):  # the step then is one like the others
         publish.write_json(self._directory / _NOTED, noted | {str(step): dict(metrics)})
 
   def _noted(self) -> dict[str, Any]:
@@ -338,7 +338,11 @@ class Manager:
       kept.add(min(metrics, key=metrics.__getitem__))
     for step in set(there) - kept:
       doomed = self._directory / f"{step}.{_DELETING}"  # renamed first: half a step never passes for one
-      (self._directory / str(step)).rename(doomed)
+      try:
+        (self._directory / str(step)).rename(doomed)
+      except OSError as error:  # what was to be saved is
+        _log.warning("%s stays for now: %s", self._directory / str(step), errors.reason(error))
+        continue
       publish.remove(doomed)
 
   def _metric(self, step: int) -> float | None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from glmjax import errors
 from glmjax.cli import hosts, inference, process
-from glmjax.io import paths, printable, publish
+from glmjax.io import folders, paths, printable, publish
 
 if TYPE_CHECKING:
   from glmjax.infer import chat as chat_lib
@@ -118,6 +118,7 @@ def _command(session: "chat_lib.Session", line: str, saved: set[pathlib.Path]) -
   elif name == "/save":
     if not argument.strip():
       raise errors.InputError("/save needs a file: /save talk.json")
+    folders.claim_file(argument.strip(), "/save")
     path = paths.local(argument.strip(), "/save").absolute()
     if path not in saved and os.path.lexists(path):
       raise errors.InputError(f"{path} exists, and was not saved in this conversation: choose another name")

@@ -22,6 +22,7 @@ class Program:
 
   lines: tuple[str, ...]
   places: tuple[str, ...]
+  modules: dict[str, str]  # that the statements import -> where each is named
 
 
 def check(reader: gin_reader.Reader, entry: str | None, given: Iterable[str], commands: Sequence[str]) -> Program:
@@ -214,7 +215,7 @@ def _program(needed: list[Binding], side_effects: dict[str, str]) -> Program:
       target = f"{binding.scope}/{selector}" if binding.scope else selector
       target = f"{target}.{binding.parameter}"
     lines.append((f"{target} = {_written(binding.value, names)!r}", binding.where))
-  return Program(*zip(*lines))
+  return Program(*zip(*lines), places)
 
 
 def _shorten(selector: str, names: dict[str, str]) -> str:

@@ -77,12 +77,30 @@ def parse(
   """Checks the files, has gin parse what the entry needs (which imports its modules), and locks the configuration."""
   program = check(files, overrides, entry, given, commands)
   gin.clear_config()
+  for module, where in program.modules.items():
+    _import(module, where)
   try:
     gin.parse_config_files_and_bindings([], list(program.lines))
   except (SyntaxError, ValueError, NameError, AttributeError) as error:
     lines = str(error).strip().splitlines()
     number = next((int(found[1]) for line in lines if (found := re.search(r"line (\d+)$", line))), 1)
     raise errors.InputError(f"{program.places[number - 1] or 'gin'}: {lines[0]}") from original(error)
+
+
+def _import(module: str, where: str) -> None:
+  """Imports a module that gin files name; ours may fail as they do, a user's own is the user's to mend."""
+  try:
+    importlib.import_module(module)
+  except (errors.InputError, OSError, MemoryError):
+    raise
+  except Exception as error:
+    is_extra = isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] in signatures.EXTRAS
+    if is_extra or module.split(".")[0] == "glmjax":
+      raise
+    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    raise errors.InputError(
+      f"{where}: {module} cannot be imported ({reason}): mend it, or install what it needs"
+    ) from error
 
 
 def configured(entry: str) -> Callable[..., Any]:

@@ -12,6 +12,8 @@ import pathlib
 import sys
 from collections.abc import Iterable, Sequence
 
+from glmjax import errors
+
 EXTRAS = {
   "seqio": "data",
   "tensorflow": "data",
@@ -123,7 +125,11 @@ def submodules(module: Module) -> list[str]:
 def _names(path: pathlib.Path) -> tuple[dict[str, ast.AST], list[ast.ImportFrom]]:
   """Returns top-level names of a source file with the statement that binds each, and its star imports."""
   names, stars = {}, []
-  waiting = list(reversed(ast.parse(path.read_bytes()).body))
+  try:
+    waiting = list(reversed(ast.parse(path.read_bytes()).body))
+  except (SyntaxError, ValueError) as error:  # ValueError: NUL characters, before Python 3.12
+    line = f", line {error.lineno}" if getattr(error, "lineno", None) else ""
+    raise errors.InputError(f"{path}{line}: no Python source ({getattr(error, 'msg', error)}): mend it") from error
   while waiting:
     node = waiting.pop()
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):

@@ -238,6 +238,9 @@ def _download(scratch: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
         break
       except subprocess.TimeoutExpired:
         _log.info("  still fetching, %.0f s", time.monotonic() - start)
+      except BaseException:  # an interrupt: Popen would wait for it to end
+        pip.kill()
+        raise
   if pip.returncode:
     lines = [line for line in messages.splitlines() if line.strip()] or ["no message"]
     reason = next((line for line in lines if line.startswith("ERROR")), lines[-1])

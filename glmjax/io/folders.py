@@ -18,6 +18,8 @@ from glmjax import errors
 from glmjax.io import paths
 from glmjax.io import publish
 
+TOKENIZER_MODEL, TOKENIZER_LAYOUT = "tokenizer.model", "tokenizer.json"  # the files of a tokenizer
+LARGEST_TOKENIZER = 1 << 28  # bytes of the first; ice_text.model has 2.7 MB
 _LARGEST_MARK = 1 << 26  # bytes of a JSON file that is looked into
 _LARGEST_LAYOUT = 1 << 16  # of our tokenizer.json; those of other programs hold the vocabulary
 
@@ -43,6 +45,8 @@ _FILES = {
   r"[^/]+/[^/]+-\d{5}-of-\d{5}\.\w+)",
   Kind.TOKENIZER: r"(tokenizer\.model|tokenizer\.json|config\.gin)",
   Kind.TEXT: r"(en|zh)\.jsonl",
+  Kind.WEIGHTS: r"((generation_|tokenizer_)?config\.json|latest|[^/]+\.(safetensors|bin|pt|model|index\.json)|"
+  r"[^/]+/mp_rank_[^/]+\.pt)",
 }
 _REPLACED_WHOLE = (Kind.EXPORT, Kind.CACHE, Kind.TOKENIZER)
 _OF_MODEL = {"vocab_size", "num_layers", "embed_dim"}  # in config.json, under "model"
@@ -120,7 +124,7 @@ def claim_file(path: str | os.PathLike, what: str, stream: bool = False) -> path
     stream: it is only added to, so that a terminal or a pipe will do; its path is returned as it is.
 
   Raises:
-    errors.InputError: when it is a folder, no regular file, or belongs to a run, an export, a cache or a tokenizer.
+    errors.InputError: when it is a folder, no regular file, or is a part of what a folder of any kind is made of.
   """
   file = paths.local(path, what)
   try:
@@ -222,8 +226,8 @@ def _is_cache(folder: pathlib.Path) -> bool:
 
 
 def _is_tokenizer(folder: pathlib.Path) -> bool:
-  layout = folder / "tokenizer.json"
-  return (folder / "tokenizer.model").is_file() and layout.is_file() and layout.stat().st_size <= _LARGEST_LAYOUT
+  layout = folder / TOKENIZER_LAYOUT
+  return (folder / TOKENIZER_MODEL).is_file() and layout.is_file() and layout.stat().st_size <= _LARGEST_LAYOUT
 
 
 def _is_text(folder: pathlib.Path) -> bool:

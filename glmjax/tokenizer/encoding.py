@@ -20,12 +20,10 @@ from glmjax.io import publish
 from glmjax.io import user_json
 from glmjax.tokenizer import layout
 
-MODEL_FILE = "tokenizer.model"
-LAYOUT_FILE = "tokenizer.json"
+MODEL_FILE, LAYOUT_FILE = folders.TOKENIZER_MODEL, folders.TOKENIZER_LAYOUT
 LAYOUT_FORMAT = 1
 
 _SENTENCE_ENDS = ".?!;:。？！；…\n"
-_LARGEST = 1 << 28  # bytes of a SentencePiece model; ice_text.model has 2.7 MB
 # Characters: longer texts are encoded in chunks, no chunk is longer than the second, and so many go to SentencePiece
 # at once.
 _CHUNK, _LONGEST_CHUNK, _TOGETHER = 1 << 16, 1 << 18, 1 << 18
@@ -294,9 +292,9 @@ def _read_bytes(path: pathlib.Path) -> bytes:
         f"the tokenizer file {path} is no regular file; give a folder that `glmjax tokenizer` "
         "made, or a SentencePiece model"
       )
-    if path.exists() and path.stat().st_size > _LARGEST:
+    if path.exists() and path.stat().st_size > folders.LARGEST_TOKENIZER:
       raise errors.InputError(
-        f"the tokenizer file {path} has {path.stat().st_size:,} bytes, where {_LARGEST:,} at "
+        f"the tokenizer file {path} has {path.stat().st_size:,} bytes, where {folders.LARGEST_TOKENIZER:,} at "
         "most are expected: no SentencePiece model"
       )
     content = path.read_bytes()

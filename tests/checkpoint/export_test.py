@@ -25,6 +25,7 @@ from glmjax.checkpoint import load
 from glmjax.checkpoint import folder as folder_lib
 from glmjax.checkpoint import manager
 from glmjax.checkpoint import stored_weights
+from glmjax.io import folders
 from glmjax.models import config as config_lib
 from glmjax.models import glm
 from glmjax.models import params as params_lib
@@ -42,6 +43,14 @@ def _tokenizer(folder: pathlib.Path, vocab_size: int = 90, model: bytes = b"piec
   layout = {"format": 1, "model_sha256": hashlib.sha256(model).hexdigest(), "vocab_size": vocab_size}
   (folder / "tokenizer.json").write_text(json.dumps(layout))
   return folder
+
+
+def test_a_tokenizer_larger_than_any_is_not_read(tmp_path, monkeypatch):
+  folder = _tokenizer(tmp_path / "tokenizer")
+  assert folder_lib.read_tokenizer(folder)["vocab_size"] == 90
+  monkeypatch.setattr(folders, "LARGEST_TOKENIZER", 5)
+  with pytest.raises(errors.InputError, match="tokenizer.model has 6 bytes, where 5 at most are expected"):
+    folder_lib.read_tokenizer(folder)
 
 
 @pytest.fixture(scope="module", name="params")

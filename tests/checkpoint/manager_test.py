@@ -1,5 +1,6 @@
 """Saving, restoring, retention, damage, kills and full disks."""
 
+import contextlib
 import gc
 import json
 import logging
@@ -129,6 +130,26 @@ def test_keeps_newest_and_best(tmp_path: pathlib.Path):
   assert manager.steps(tmp_path) == [1, 4, 5]
   assert {child.name for child in tmp_path.iterdir()} == {"1", "4", "5"}
   saver.close()
+
+
+def test_what_cannot_be_noted_or_deleted_ends_no_training(tmp_path: pathlib.Path, monkeypatch, caplog):
+  """The steps are saved all the same; what was to be deleted is at the next save."""
+  (tmp_path / "metrics.json").mkdir()
+
+  def refuse(*_):
+    raise PermissionError(13, "Permission denied")
+
+  with contextlib.closing(manager.Manager(tmp_path, keep=1)) as saver:
+    saver.save(0, {"w": jnp.ones(3)}, {})
+    saver.note(0, {"loss": 1.0})
+    saver.wait()
+    (tmp_path / "1").mkdir()
+    with monkeypatch.context() as patch:
+      patch.setattr(pathlib.Path, "rename", refuse)
+      saver._prune()
+    assert "0 stays for now: permission denied" in caplog.text
+    saver._prune()
+    assert manager.steps(tmp_path) == [1]
 
 
 def test_same_step_is_not_written_twice(tmp_path: pathlib.Path):

@@ -92,6 +92,15 @@ def test_saving(tmp_path, monkeypatch, capsys):
   assert len(json.loads(pathlib.Path("again.json").read_text(encoding="utf-8"))["history"]) == 2
 
 
+def test_saving_into_a_folder_of_a_model(tmp_path, monkeypatch, capsys):
+  """Its files appear one after another, and none of them may be taken."""
+  monkeypatch.chdir(tmp_path)
+  pathlib.Path("config.json").write_text('{"model_type": "chatglm"}')
+  converse(session(), "a", "/save model.safetensors")
+  assert "belongs to model weights of another program; choose another file" in capsys.readouterr().err
+  assert os.listdir() == ["config.json"]
+
+
 def test_control_characters_do_not_reach_the_terminal(capsys):
   converse(session(), "\x1b[2J\x07a\tb\u3000好👩\x9b")
   assert capsys.readouterr().out == "\\x1b[2J\\x07a\tb\u3000好👩\\x9b\n"

@@ -278,6 +278,35 @@ def test_module_imported_for_its_effect(library):
   assert os.environ.pop("FAKELIB_EFFECT") == "1"
 
 
+@pytest.mark.parametrize(
+  "source, words",
+  [
+    (b"def grow(:\n", r"fakelib/own.py, line 1: no Python source \(.*\): mend it"),
+    (b"size = 1\n\0\n", r"fakelib/own.py.*: no Python source"),
+    (b"import fakelib.no_such\ndef grow(size=1): pass\n", r"x.gin:5: fakelib.own cannot .*No module named 'fakelib.no"),
+    (b"1 / 0\ndef grow(size=1): pass\n", r"x.gin:5: fakelib.own cannot be imported \(ZeroDivisionError: division"),
+    (
+      b"raise ValueError('a\\nb')\ndef grow(size=1): pass\n",
+      r"x.gin:5: fakelib.own cannot be imported .ValueError: a b.:",
+    ),
+  ],
+)
+def test_a_module_of_the_users_that_cannot_be_imported(library, source, words):
+  (library / "fakelib" / "own.py").write_bytes(source)
+  with open("x.gin", "w", encoding="utf-8") as file:
+    file.write(HEAD + "import fakelib.own\nloop.train.model = 1\nfakelib.own.grow.size = 2\n")
+  with pytest.raises(errors.InputError, match=words):
+    gin_files.parse(["x.gin"])
+
+
+def test_a_module_of_the_users_that_needs_an_extra(library):
+  (library / "fakelib" / "own.py").write_text("raise ModuleNotFoundError('none', name='seqio.x')\ngrow = 1\n")
+  with open("x.gin", "w", encoding="utf-8") as file:
+    file.write(HEAD + "import fakelib.own\nloop.train.model = 1\nfakelib.own.grow.size = 2\n")
+  with pytest.raises(ModuleNotFoundError):  # the command line says what to install
+    gin_files.parse(["x.gin"])
+
+
 def test_modules_of_one_name(library):
   (library / "fakelib" / "more").mkdir()
   (library / "fakelib" / "more" / "__init__.py").write_text("")

@@ -2,7 +2,10 @@
 
 import io
 import json
+import os
+import subprocess
 import tarfile
+import time
 import zipfile
 
 import pytest
@@ -118,6 +121,23 @@ def test_sample_text(tmp_path, monkeypatch):
   assert paths["zh"].read_bytes() == first and read(paths["en"]) == ["kept"]
   monkeypatch.setattr(text, "_download", None)
   assert text.fetch_sample_text(tmp_path / "text") == paths  # nothing is fetched
+
+
+def test_an_interrupt_ends_pip(tmp_path, monkeypatch):
+  (tmp_path / "slow").write_text(f"#!/bin/sh\necho $$ > {tmp_path}/pid\nexec sleep 600\n")
+  (tmp_path / "slow").chmod(0o700)
+  monkeypatch.setattr(text.sys, "executable", str(tmp_path / "slow"))
+
+  def interrupted(self, timeout):
+    while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text().strip():
+      time.sleep(0.01)
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(subprocess.Popen, "communicate", interrupted)
+  with pytest.raises(KeyboardInterrupt):
+    text.fetch_sample_text(tmp_path / "text")
+  with pytest.raises(ProcessLookupError):
+    os.kill(int((tmp_path / "pid").read_text()), 0)
 
 
 def test_a_failed_download_leaves_nothing(tmp_path, monkeypatch):

@@ -172,10 +172,13 @@ def test_files(made):
     "CACHE/en/train-00000-of-00001.tokens",
     "TOKENIZER/tokenizer.model",
     "TEXT/en.jsonl",
+    "WEIGHTS/config.json",
+    "WEIGHTS/model.safetensors",
+    "WEIGHTS/ice_text.model",
   ):
     with pytest.raises(errors.InputError, match=r"--out: .* belongs to"):
       folders.claim_file(made / name, "--out")
-  for name in ("RUN/heldout.json", "EXPORT/heldout.json", "new/x", "x.json"):
+  for name in ("RUN/heldout.json", "EXPORT/heldout.json", "WEIGHTS/answers.jsonl", "new/x", "x.json"):
     assert folders.claim_file(made / name, "--out") == made / name
   with pytest.raises(errors.InputError, match="--out: .* is a folder; name a file"):
     folders.claim_file(made, "--out")
