@@ -11,6 +11,7 @@ from glmjax import errors
 from glmjax.cli import hosts
 from glmjax.io import user_json, user_text
 
+LONGEST_LINE = 1 << 26  # characters, of JSON with the user's own fields; far beyond what a model reads
 GENERATED = ("output", "pieces", "finish_reason")  # fields that generate adds to a prompt's own
 _PROMPTS, _TEXTS = ("prompt",), ("text", "choice", "context")  # flags that may be given in place of --file
 SCORED = ("log_likelihood", "tokens", "bits_per_byte")  # that score adds to a text's
@@ -141,8 +142,8 @@ def _lines(file: str, name: str) -> Iterator[tuple[int, str]]:
   if file == "-":
     if sys.stdin is None:
       raise errors.InputError("standard input is closed: give --file=FILE")
-    return user_text.lines_of(sys.stdin.buffer, name)
-  return _piped_lines(file) if file.startswith(("/dev/", "/proc/")) else user_text.lines(file)
+    return user_text.lines_of(sys.stdin.buffer, name, LONGEST_LINE)
+  return _piped_lines(file) if file.startswith(("/dev/", "/proc/")) else user_text.lines(file, LONGEST_LINE)
 
 
 def _piped_lines(file: str) -> Iterator[tuple[int, str]]:
@@ -152,7 +153,7 @@ def _piped_lines(file: str) -> Iterator[tuple[int, str]]:
   except OSError as error:
     raise errors.InputError(f"cannot read {file}: {errors.reason(error)}") from None
   with stream:
-    yield from user_text.lines_of(stream, file)
+    yield from user_text.lines_of(stream, file, LONGEST_LINE)
 
 
 def _object(line: str, where: str, expected: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import codecs
 from collections.abc import Iterator
+import functools
 import io
 import os
 import pathlib
@@ -10,29 +11,31 @@ from typing import BinaryIO
 from glmjax import errors
 from glmjax.io import downloads
 
+LONGEST = 1 << 30  # characters of a line: of a corpus, say; they are in memory
 _BLOCK = 1 << 20
 
 
-def lines(path: str | os.PathLike) -> Iterator[tuple[int, str]]:
+def lines(path: str | os.PathLike, longest: int = LONGEST) -> Iterator[tuple[int, str]]:
   """Yields (line number from 1, line without its end); LF, CR LF and CR end a line.
 
   One line at a time is in memory. A byte order mark is passed over.
 
   Raises:
-    errors.InputError: naming byte and line where the file is not UTF-8 text; when it cannot be read.
+    errors.InputError: naming byte and line where the file is not UTF-8 text; for a line of more than `longest`
+      characters; when it cannot be read.
   """
   path = pathlib.Path(path)
   check_regular(path)
   try:
     with open(path, "rb") as stream:
-      yield from _lines(stream, str(path))
+      yield from _lines(stream, str(path), longest)
   except UnicodeDecodeError:
     raise errors.InputError(_not_utf8(path)) from None
   except OSError as error:
     raise errors.InputError(f"cannot read {path}: {errors.reason(error)}") from error
 
 
-def lines_of(stream: BinaryIO, where: str) -> Iterator[tuple[int, str]]:
+def lines_of(stream: BinaryIO, where: str, longest: int = LONGEST) -> Iterator[tuple[int, str]]:
   """Yields as `lines` from a pipe or standard input, which `where` names; the stream stays open.
 
   Raises:
@@ -40,7 +43,7 @@ def lines_of(stream: BinaryIO, where: str) -> Iterator[tuple[int, str]]:
   """
   number = 0
   try:
-    for number, line in _lines(stream, where):
+    for number, line in _lines(stream, where, longest):
       yield number, line
   except UnicodeDecodeError:
     raise errors.InputError(f"{where}: not UTF-8 behind line {number}; convert it, say with iconv -t UTF-8") from None
@@ -48,10 +51,12 @@ def lines_of(stream: BinaryIO, where: str) -> Iterator[tuple[int, str]]:
     raise errors.InputError(f"cannot read {where}: {errors.reason(error)}") from error
 
 
-def _lines(stream: BinaryIO, where: str) -> Iterator[tuple[int, str]]:
+def _lines(stream: BinaryIO, where: str, longest: int) -> Iterator[tuple[int, str]]:
   text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline=None)  # None: all three line ends
   try:
-    for number, line in enumerate(text, 1):
+    for number, line in enumerate(iter(functools.partial(text.readline, longest + 1), ""), 1):
+      if len(line) > longest and not line.endswith("\n"):
+        raise errors.InputError(f"{where}: line {number} has more than {longest:,} characters: cut it, or leave it out")
       if number == 1:
         downloads.check_pointer(line[: downloads.HEAD].encode(), where)
       if "\0" in line:

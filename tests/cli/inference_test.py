@@ -498,6 +498,15 @@ def test_files_that_are_no_text(monkeypatch):
     read(file="-")
 
 
+def test_lines_of_prompts_are_bounded(monkeypatch):
+  monkeypatch.setattr(inputs, "LONGEST_LINE", 5)
+  pathlib.Path("p.txt").write_text("short\nlonger\n")
+  monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"short\nlonger\n")))
+  for file, name in (("p.txt", "p.txt"), ("-", "standard input")):
+    with pytest.raises(errors.InputError, match=f"{name}: line 2 has more than 5 characters"):
+      read(file=file)
+
+
 def test_offloading_tells_xla_to_copy_ahead(monkeypatch):
   monkeypatch.setenv("XLA_FLAGS", "--mine=1")
   inference.Devices().load("m")

@@ -1,5 +1,6 @@
 """The door for text files that users wrote."""
 
+import io
 import os
 
 import pytest
@@ -30,6 +31,34 @@ def test_long_files_have_line_ends_across_blocks(tmp_path):
   lines = ["中" * 99_999, "", "b" * 3_000_000] * 3
   (tmp_path / "x").write_text("\r\n".join(lines), encoding="utf-8", newline="")
   assert [line for _, line in user_text.lines(tmp_path / "x")] == lines
+
+
+def test_lines_without_end_are_bounded(tmp_path):
+  """A pipe may never end its line: memory does not grow with it."""
+  for content, kept in (("a\nbbbb\nc", 3), ("aaaa", 1), ("a\r\nbbbb\r\n", 2), ("漢字漢字", 1)):
+    (tmp_path / "x").write_bytes(content.encode())
+    assert len(list(user_text.lines(tmp_path / "x", 4))) == kept
+  (tmp_path / "x").write_text("a\nbbbbb")
+  with pytest.raises(errors.InputError, match="x: line 2 has more than 4 characters"):
+    list(user_text.lines(tmp_path / "x", 4))
+
+  class Endless(io.RawIOBase):
+    """Gives letters for ever."""
+
+    given = 0
+
+    def readable(self):
+      return True
+
+    def readinto(self, buffer):
+      self.given += len(buffer)
+      buffer[:] = b"x" * len(buffer)
+      return len(buffer)
+
+  stream = Endless()
+  with pytest.raises(errors.InputError, match="standard input: line 1 has more than 100,000 characters"):
+    list(user_text.lines_of(io.BufferedReader(stream), "standard input", 100_000))
+  assert stream.given < 1_000_000
 
 
 @pytest.mark.parametrize("before", ["a\nb\n", "中\r" * 10**6, "x" * 3_000_000 + "\n"])
