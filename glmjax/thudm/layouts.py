@@ -20,6 +20,7 @@ from glmjax.models import params as params_lib
 
 FAMILIES = ("glm-130b", "glm-10b", "chatglm-6b")
 DEGREES = (1, 2, 4, 8, 16)  # of tensor parallelism
+KNOWN_DEGREES = f"{', '.join(map(str, DEGREES[:-1]))} and {DEGREES[-1]}"
 INV_FREQ = "transformer.layers.{}.attention.rotary_emb.inv_freq"
 _TILE = 16  # rows that are transposed together: faster than numpy's own way for wide matrices
 

@@ -7,6 +7,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from glmjax.thudm import tensors
+
 MOST_AXES = 32  # of a tensor
 LARGEST_NUMBER = 1 << 62  # of elements, in sizes and strides
 
@@ -62,10 +64,6 @@ _IGNORED_BUILTINS = (
 _MOST_DIGITS = 4300  # of a number in text, as Python reads them at most
 
 
-class Damaged(ValueError):
-  """Bytes that torch.save does not write."""
-
-
 @dataclasses.dataclass(frozen=True)
 class Name:
   """What a pickle may call, or take for a class."""
@@ -104,7 +102,7 @@ class Dict:
   def put(self, pairs: Sequence[Any]) -> None:
     """Takes keys and values in turn."""
     if len(pairs) % 2:
-      raise Damaged("a key without a value")
+      raise tensors.Damaged("a key without a value")
     for i in range(0, len(pairs), 2):
       if type(pairs[i]) is str:
         self.items[pairs[i]] = pairs[i + 1]
@@ -158,15 +156,15 @@ def tensor(arguments: tuple[Any, ...]) -> Pending:
   """
   storage, offset, shape, strides = arguments[:4] if len(arguments) >= 4 else (None,) * 4
   if not isinstance(storage, Storage) or type(shape) is not tuple or type(strides) is not tuple:
-    raise Damaged("a tensor without storage, shape or strides")
+    raise tensors.Damaged("a tensor without storage, shape or strides")
   if len(shape) != len(strides) or len(shape) > MOST_AXES or not all(map(is_size, (offset, *shape, *strides))):
-    raise Damaged("a tensor without storage, shape or strides")
+    raise tensors.Damaged("a tensor without storage, shape or strides")
   count, last = 1, offset
   for size, stride in zip(shape, strides):
     count *= size
     last += (size - 1) * stride
   if count and (last >= storage.size or count > storage.size):
-    raise Damaged("a tensor outside of its storage")
+    raise tensors.Damaged("a tensor outside of its storage")
   return Pending(storage, offset, shape, strides)
 
 
@@ -184,7 +182,7 @@ def quoted(line: bytes) -> Any:
   """Reads a string in quotes; IGNORED where it has escapes."""
   line = line.strip()
   if len(line) < 2 or line[:1] != line[-1:] or line[:1] not in b"'\"":
-    raise Damaged("a string without quotes")
+    raise tensors.Damaged("a string without quotes")
   return IGNORED if b"\\" in line else line[1:-1].decode("latin-1")
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from glmjax import errors
 from glmjax.io import printable
 from glmjax.thudm import pickle_values as values
+from glmjax.thudm import tensors
 
 LARGEST = 1 << 26  # bytes; the pickle of a GLM-130B rank has 0.2 MB
 MOST_STEPS = 1 << 20  # instructions, and items taken apart: about 40 for each tensor
@@ -51,11 +52,11 @@ class Reader:
         if code == b".":
           return self._stack.pop()
         if code not in _INSTRUCTIONS:
-          raise values.Damaged(f"no instruction {code!r} at byte {self.place - 1}")
+          raise tensors.Damaged(f"no instruction {code!r} at byte {self.place - 1}")
         method, arguments = _INSTRUCTIONS[code]
         method(self, *arguments)
     except (IndexError, KeyError, OverflowError) as error:
-      raise values.Damaged(f"an instruction at byte {self.place - 1} finds nothing on the stack") from error
+      raise tensors.Damaged(f"an instruction at byte {self.place - 1} finds nothing on the stack") from error
 
   # Bytes.
 
@@ -69,7 +70,7 @@ class Reader:
   def _take(self, size: int) -> bytes:
     found = self._data[self.place : self.place + size]
     if len(found) != size:
-      raise values.Damaged(f"a pickle that ends within a value, at byte {len(self._data)}")
+      raise tensors.Damaged(f"a pickle that ends within a value, at byte {len(self._data)}")
     self.place += size
     return found
 
@@ -79,7 +80,7 @@ class Reader:
   def _line(self) -> bytes:
     end = self._data.find(b"\n", self.place)
     if end < 0:
-      raise values.Damaged(f"a pickle that ends within a line, at byte {len(self._data)}")
+      raise tensors.Damaged(f"a pickle that ends within a line, at byte {len(self._data)}")
     line, self.place = self._data[self.place : end], end + 1
     return line
 
@@ -95,7 +96,7 @@ class Reader:
     """Pushes what a length and so many bytes behind it say."""
     size = self._number(form)
     if size < 0:
-      raise values.Damaged(f"a value of {size} bytes")
+      raise tensors.Damaged(f"a value of {size} bytes")
     self._push(convert(self._take(size)))
 
   def _push_line(self, convert: Callable[[bytes], Any]) -> None:
@@ -140,7 +141,7 @@ class Reader:
       return self._number(form)
     line = self._line()
     if len(line) > 9:
-      raise values.Damaged(f"a place of {len(line)} digits")
+      raise tensors.Damaged(f"a place of {len(line)} digits")
     return int(line)
 
   # Collections.
@@ -157,7 +158,7 @@ class Reader:
     if type(target) is list:
       target.extend(items)
     elif target is not values.IGNORED:
-      raise values.Damaged(f"items for {values.kind(target)}")
+      raise tensors.Damaged(f"items for {values.kind(target)}")
 
   def _put(self, many: bool) -> None:
     pairs = self._since_mark() if many else self._stack[-2:]
@@ -167,13 +168,13 @@ class Reader:
     if isinstance(target, values.Dict):
       target.put(pairs)
     elif target is not values.IGNORED:
-      raise values.Damaged(f"keys for {values.kind(target)}")
+      raise tensors.Damaged(f"keys for {values.kind(target)}")
 
   # Names, calls, storages.
 
   def _look_up(self, module: Any, name: Any) -> values.Name:
     if type(module) is not str or type(name) is not str:
-      raise values.Damaged("a name that is no string")
+      raise tensors.Damaged("a name that is no string")
     if found := values.look_up(module, name):
       return found
     raise errors.InputError(
@@ -191,9 +192,9 @@ class Reader:
 
   def _call(self, function: Any, arguments: Any) -> None:
     if not isinstance(function, values.Name) or function.name == "storage":
-      raise values.Damaged(f"a call of {values.kind(function)}")
+      raise tensors.Damaged(f"a call of {values.kind(function)}")
     if type(arguments) is not tuple:
-      raise values.Damaged(f"a call with {values.kind(arguments)}")
+      raise tensors.Damaged(f"a call with {values.kind(arguments)}")
     makers = {"ignored": values.ignore, "dict": self._dict, "tensor": values.tensor, "parameter": values.parameter}
     self._push(makers[function.name](arguments))
 
@@ -201,11 +202,11 @@ class Reader:
     """Makes the dict of OrderedDict(), and of Python 2's OrderedDict([[key, value], ...])."""
     found, pairs = values.Dict(), arguments[0] if arguments else []
     if type(pairs) is not list:
-      raise values.Damaged(f"a dict of {values.kind(pairs)}")
+      raise tensors.Damaged(f"a dict of {values.kind(pairs)}")
     self._spend(len(pairs))
     for pair in pairs:
       if type(pair) not in (list, tuple) or len(pair) != 2:
-        raise values.Damaged("a dict of other things than pairs")
+        raise tensors.Damaged("a dict of other things than pairs")
       found.put(list(pair))
     return found
 
@@ -229,7 +230,7 @@ class Reader:
     """Takes in ("storage", type, key, device, elements); a sixth, None, in old files."""
     pid = self._stack.pop()
     if type(pid) is not tuple or not 5 <= len(pid) <= 6 or type(pid[0]) is not str or pid[0] != "storage":
-      raise values.Damaged("a storage that is not described as one")
+      raise tensors.Damaged("a storage that is not described as one")
     kind, key, size = pid[1], pid[2], pid[4]
     if (
       not isinstance(kind, values.Name)
@@ -238,10 +239,10 @@ class Reader:
       or any(other is not None for other in pid[5:])
       or not values.is_size(size)
     ):
-      raise values.Damaged("a storage that is not described as one")
+      raise tensors.Damaged("a storage that is not described as one")
     storage = values.Storage(kind.dtype, str(key), size)
     if self.storages.setdefault(storage.key, storage) != storage:
-      raise values.Damaged(f"storage {printable.line(storage.key, 40)} is described in two ways")
+      raise tensors.Damaged(f"storage {printable.line(storage.key, 40)} is described in two ways")
     self._push(storage)
 
 

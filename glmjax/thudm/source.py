@@ -263,7 +263,7 @@ def _check_degree(shards: shards_lib.Shards, folder: pathlib.Path) -> None:
     )
   if count not in layouts.DEGREES:
     raise errors.InputError(
-      f"{shards.files[0].parent} is of tensor-parallel degree {count}: 1, 2, 4, 8 and 16 are known"
+      f"{shards.files[0].parent} is of tensor-parallel degree {count}: {layouts.KNOWN_DEGREES} are known"
     )
 
 

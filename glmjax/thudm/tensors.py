@@ -40,6 +40,10 @@ _SPARSE = 8  # times its elements that a part's stretch of the file may have, to
 _PAGE = 4096  # bytes that are read in one piece in any case
 
 
+class Damaged(ValueError):
+  """Bytes that torch.save does not write."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Tensor:
   """A tensor of a file, not read yet."""

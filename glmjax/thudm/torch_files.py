@@ -81,7 +81,7 @@ def _opened(path: pathlib.Path) -> tuple[Any, dict[str, tuple[int, int]]]:
 def _open_zip(path: pathlib.Path, members: Mapping[str, zips.Member]) -> tuple[Any, dict[str, tuple[int, int]]]:
   pickled = [name for name in members if name.rpartition("/")[2] == "data.pkl"]
   if len(pickled) != 1:
-    raise zips.Damaged(f"a zip file with {len(pickled)} data.pkl")
+    raise tensors.Damaged(f"a zip file with {len(pickled)} data.pkl")
   folder = pickled[0].removesuffix("data.pkl")
   order = members.get(folder + "byteorder")
   if order is not None and zips.read(path, order, 16) != b"little":
@@ -101,17 +101,17 @@ def _open_legacy(path: pathlib.Path) -> tuple[Any, dict[str, tuple[int, int]]]:
     reader = pickles.Reader(file.read(pickles.LARGEST), str(path))
     _, protocol, machine = (reader.read() for _ in range(3))
     if type(protocol) is not int or protocol != _LEGACY_PROTOCOL:
-      raise pickle_values.Damaged("a protocol that is not torch's")
+      raise tensors.Damaged("a protocol that is not torch's")
     if not isinstance(machine, pickle_values.Dict) or machine.items.get("little_endian") is not True:
-      raise pickle_values.Damaged("a machine that is not little-endian")
+      raise tensors.Damaged("a machine that is not little-endian")
     content, keys = reader.read(), reader.read()
     if type(keys) is not list:
-      raise pickle_values.Damaged("no list of storages")
+      raise tensors.Damaged("no list of storages")
     starts, place = {}, reader.place
     for key in keys:
       storage = reader.storages.get(key) if type(key) is str else None
       if storage is None or key in starts:
-        raise pickle_values.Damaged("a storage without tensor")
+        raise tensors.Damaged("a storage without tensor")
       file.seek(place)
       size = int.from_bytes(file.read(8), "little") * storage.dtype.itemsize
       starts[key], place = (place + 8, size), place + 8 + size

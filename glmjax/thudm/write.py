@@ -64,7 +64,7 @@ def write_format(name: str, tensor_parallel: int | None = None) -> export.Format
   if tensor_parallel is not None and name != "glm130b-sat":
     raise errors.InputError(f"tensor_parallel is for glm130b-sat; {name} has no ranks")
   if tensor_parallel not in (None, *layouts.DEGREES):
-    raise errors.InputError(f"tensor_parallel is {tensor_parallel}: 1, 2, 4, 8 and 16 are known")
+    raise errors.InputError(f"tensor_parallel is {tensor_parallel}: {layouts.KNOWN_DEGREES} are known")
   if name == "safetensors":
     return _write_safetensors
   if name == "chatglm-hf":

@@ -14,6 +14,7 @@ from typing import BinaryIO
 import zlib
 
 from glmjax.io import printable
+from glmjax.thudm import tensors
 
 MOST_MEMBERS = 1 << 17  # one for each tensor, and a few
 _LARGEST_DIRECTORY = 1 << 25  # bytes
@@ -21,10 +22,6 @@ _END, _END_64, _LOCATOR_64, _DIRECTORY, _LOCAL = b"PK\5\6", b"PK\6\6", b"PK\6\7"
 _COMMENT = 65_535  # bytes at most, behind the end record of 22
 _WIDE = 0xFFFFFFFF  # "see the extra field"
 _PIECE = 1 << 22
-
-
-class Damaged(ValueError):
-  """Bytes that torch.save does not write."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,18 +48,18 @@ def members(path: pathlib.Path) -> dict[str, Member] | None:
       return None
     count, length, start = found
     if count > MOST_MEMBERS or length > _LARGEST_DIRECTORY:
-      raise Damaged(f"a zip file of {count:,} members in a directory of {length:,} bytes")
+      raise tensors.Damaged(f"a zip file of {count:,} members in a directory of {length:,} bytes")
     file.seek(start)
     listed = sorted(_listed(file.read(length)), key=_place)
     if len(listed) != count:
-      raise Damaged(f"a zip file of {count:,} members that lists {len(listed):,}")
+      raise tensors.Damaged(f"a zip file of {count:,} members that lists {len(listed):,}")
     found, free = {}, 0
     for name, at, member_size, crc in listed:
       data = _data(file, name, at)
       if at < free or data + member_size > start:
-        raise Damaged(f"the member {printable.line(name, 80)} lies in another or in the directory")
+        raise tensors.Damaged(f"the member {printable.line(name, 80)} lies in another or in the directory")
       if name in found:
-        raise Damaged(f"two members {printable.line(name, 80)}")
+        raise tensors.Damaged(f"two members {printable.line(name, 80)}")
       found[name], free = Member(name, data, member_size, crc), data + member_size
   return found
 
@@ -75,7 +72,7 @@ def _read(file: BinaryIO, at: int, size: int) -> bytes:
   file.seek(at)
   found = file.read(size)
   if len(found) != size:
-    raise Damaged("a zip file that ends within a record")
+    raise tensors.Damaged("a zip file that ends within a record")
   return found
 
 
@@ -91,10 +88,10 @@ def _end(file: BinaryIO, size: int) -> tuple[int, int, int] | None:
     before = struct.unpack("<Q", locator[8:16])[0]
     record = _read(file, before, 56) if before < size else b""
     if not record.startswith(_END_64):
-      raise Damaged("a zip file whose directory is not where it says")
+      raise tensors.Damaged("a zip file whose directory is not where it says")
     count, length, start = struct.unpack("<QQQ", record[32:56])
   if start + length > before:
-    raise Damaged("a zip file whose directory is not where it says")
+    raise tensors.Damaged("a zip file whose directory is not where it says")
   return count, length, start
 
 
@@ -103,7 +100,7 @@ def _listed(directory: bytes) -> Iterator[tuple[str, int, int, int]]:
   at = 0
   while at < len(directory):
     if not directory.startswith(_DIRECTORY, at) or len(directory) - at < 46:
-      raise Damaged("a zip file with a damaged directory")
+      raise tensors.Damaged("a zip file with a damaged directory")
     flags, method = struct.unpack_from("<HH", directory, at + 8)
     crc, packed, size, name_length, extra_length, comment_length = struct.unpack_from("<IIIHHH", directory, at + 16)
     (place,) = struct.unpack_from("<I", directory, at + 42)
@@ -113,10 +110,12 @@ def _listed(directory: bytes) -> Iterator[tuple[str, int, int, int]]:
     at += name_length + extra_length + comment_length
     size, packed, place = _wide(extra, [size, packed, place])
     if method or packed != size or flags & 1:
-      raise Damaged(f"the member {printable.line(name, 80)} is compressed or encrypted, which torch.save's never are")
+      raise tensors.Damaged(
+        f"the member {printable.line(name, 80)} is compressed or encrypted, which torch.save's never are"
+      )
     yield name, place, size, crc
   if at != len(directory):
-    raise Damaged("a zip file with a damaged directory")
+    raise tensors.Damaged("a zip file with a damaged directory")
 
 
 def _wide(extra: bytes, numbers: list[int]) -> list[int]:
@@ -126,7 +125,7 @@ def _wide(extra: bytes, numbers: list[int]) -> list[int]:
     kind, length = struct.unpack_from("<HH", extra, at)
     if kind == 1:
       if at + 4 + length > len(extra):
-        raise Damaged("a zip file with a cut zip64 field")
+        raise tensors.Damaged("a zip file with a cut zip64 field")
       wide = [value for (value,) in struct.iter_unpack("<Q", extra[at + 4 : at + 4 + length // 8 * 8])]
       return [wide.pop(0) if number == _WIDE and wide else number for number in numbers]
     at += 4 + length
@@ -137,7 +136,7 @@ def _data(file: BinaryIO, name: str, at: int) -> int:
   """Returns the first byte of a member's data, behind its local header."""
   header = _read(file, at, 30)
   if not header.startswith(_LOCAL):
-    raise Damaged(f"the member {printable.line(name, 80)} is not where the directory says")
+    raise tensors.Damaged(f"the member {printable.line(name, 80)} is not where the directory says")
   name_length, extra_length = struct.unpack("<HH", header[26:30])
   return at + 30 + name_length + extra_length
 
@@ -145,7 +144,9 @@ def _data(file: BinaryIO, name: str, at: int) -> int:
 def read(path: pathlib.Path, member: Member, largest: int) -> bytes:
   """Reads all bytes of a member of at most `largest` bytes."""
   if member.size > largest:
-    raise Damaged(f"{printable.line(member.name, 80)} has {member.size:,} bytes, {largest:,} at most being expected")
+    raise tensors.Damaged(
+      f"{printable.line(member.name, 80)} has {member.size:,} bytes, {largest:,} at most being expected"
+    )
   with open(path, "rb") as file:
     return _read(file, member.start, member.size)
 

@@ -6,6 +6,9 @@ import pytest
 
 from glmjax import cli
 from glmjax.cli import commands, run
+from glmjax.models import config as config_lib
+from glmjax.quantize import qarray
+from glmjax.thudm import layouts, write
 
 COMMANDS = {command.name: command for top in commands.COMMANDS.values() for command in (top, *top.modes)}
 FLAGS = [(name, flag) for name, command in COMMANDS.items() for flag in command.flags]
@@ -100,3 +103,18 @@ def test_every_flag_that_sounds_like_a_path_is_one():
 def test_choices(command, flag, capsys):
   assert cli.main(line(command, flag, "8x")) == 2
   assert capsys.readouterr().err.startswith(f"glmjax: {flag.name} is ")
+
+
+def test_choices_are_those_of_their_owners():
+  """The command line names them without importing what knows them."""
+  owners = {
+    ("export", "--format"): ("orbax", *write.FORMATS),
+    ("import", "family"): layouts.FAMILIES,
+    ("export", "--bits"): qarray.BITS,
+    ("import", "--bits"): qarray.BITS,
+    ("import", "--rotary_rounding"): config_lib.ROTARY_ROUNDINGS,
+  }
+  for name, flag in FLAGS:
+    if (name, flag.name) in owners:
+      assert sorted(map(str, flag.choices)) == sorted(map(str, owners.pop((name, flag.name))))
+  assert not owners

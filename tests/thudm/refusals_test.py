@@ -563,7 +563,7 @@ def test_pickles_cannot_reach_outside_of_their_storage(tmp_path):
     (0, [4], [1]),
     (0.0, (4,), (1,)),
   ):
-    with pytest.raises(pickle_values.Damaged):
+    with pytest.raises(tensors.Damaged):
       pickle_values.tensor((storage, offset, shape, strides))
 
 
