@@ -46,7 +46,3 @@ def icetk(num_image_tokens: int = 20_000, num_text_tokens: int = 130_000) -> Spe
   names = ("mask", "gmask", "smask", "eod", "sop", "eop", "enc", "dblock")
   ids = {name: first + i for i, name in enumerate(names)}
   return SpecialTokens(**ids, unk=num_image_tokens, eos=num_image_tokens + 2, pad=num_image_tokens + 3)
-
-
-GLM_130B = icetk(20_000, 130_000)
-CHATGLM_6B = icetk(0, 130_000)

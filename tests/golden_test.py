@@ -243,7 +243,7 @@ def greedy(
 def build_glm130b(case: str, tokens: list[int], specials: tokens_lib.SpecialTokens) -> prompt.Prompt:
   """Our prompt for the text in a case's tokens."""
   if case.endswith("unidirectional"):
-    return prompt.left_to_right(tokens[2:], specials, positions_lib.ROTARY)
+    return prompt.extend(prompt.fill([specials.gmask], specials, positions_lib.ROTARY), tokens[2:])
   return prompt.fill(tokens[:-1], specials, positions_lib.ROTARY)
 
 

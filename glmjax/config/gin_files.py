@@ -128,11 +128,6 @@ def original(error: Exception) -> Exception:
   return error
 
 
-def config() -> str:
-  """Returns every binding parsed, as a gin file."""
-  return gin.config_str(max_line_length=110)
-
-
 def operative_config() -> str:
   """Returns the values used so far, defaults included, as a gin file."""
   return gin.operative_config_str(max_line_length=110)

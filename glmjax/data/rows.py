@@ -101,14 +101,6 @@ class BlankInfilling:
     draw_row = self._gmask_row if rng.random() < self.gmask_rate else self._mask_row
     return draw_row(self._window(tokens), rng)
 
-  def gmask_row(self, tokens: np.ndarray, seed: int, index: int) -> Row:
-    """Makes of the text one [gMASK] sample: prefix, then all that follows to be predicted."""
-    return self._gmask_row(self._window(tokens), spans.example_rng(seed, index))
-
-  def mask_row(self, tokens: np.ndarray, seed: int, index: int) -> Row:
-    """Makes of the text [MASK] samples side by side."""
-    return self._mask_row(self._window(tokens), spans.example_rng(seed, index))
-
   def instruction_row(self, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> Row:
     """Lays pairs (inputs, targets) side by side; their instruction_length must add up to seq_length or less."""
     samples = []

@@ -76,10 +76,6 @@ class Placement:
           f"model takes {axis}={', '.join(map(str, possible))}"
         )
 
-  def param_shardings(self, config: config_lib.GLMConfig) -> dict[str, jax.sharding.NamedSharding]:
-    """Returns shardings by path, layers apart; of float parameters."""
-    return {path: partitioning.named(self.mesh, self.rules, *param.axes) for path, param in params_lib.apart(config)}
-
   def params(self, config: config_lib.GLMConfig, bits: int | None = None, offload_layers: int = 0) -> Any:
     """Returns abstract parameters with their shardings, layers apart: in the compute dtype, or quantized.
 

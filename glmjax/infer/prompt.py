@@ -55,14 +55,6 @@ def fill(tokens: Sequence[int], specials: tokens_lib.SpecialTokens, kind: positi
   return Prompt([*tokens, specials.sop], numbers, n, stride)
 
 
-def left_to_right(tokens: Sequence[int], specials: tokens_lib.SpecialTokens, kind: positions_lib.Positions) -> Prompt:
-  """Makes a prompt `[gMASK] sop text`: nothing but the mask is seen from both sides (GLM-130B's unidirectional
-  mode).
-  """
-  prompt = fill([specials.gmask], specials, kind)
-  return extend(prompt, tokens)
-
-
 def extend(prompt: Prompt, tokens: Sequence[int]) -> Prompt:
   """Returns the prompt with tokens that continue it, as if it had generated them."""
   steps = np.arange(1, len(tokens) + 1, dtype=np.int32)

@@ -98,16 +98,11 @@ def with_blank(
 
 
 def target_row(
-  context: Sequence[int],
-  target: Sequence[int],
-  specials: tokens_lib.SpecialTokens,
-  kind: positions_lib.Positions,
-  eop: bool = False,
+  context: Sequence[int], target: Sequence[int], specials: tokens_lib.SpecialTokens, kind: positions_lib.Positions
 ) -> Row:
-  """Returns `target` as the filling of the first blank of `context`, both sides in view; eop behind it if asked."""
+  """Returns `target` as the filling of the first blank of `context`, both sides in view."""
   prompt = prompt_lib.fill(context, specials, kind)
-  targets = [*target, specials.eop] if eop else list(target)
-  return Row(prompt_lib.extend(prompt, targets[:-1]), targets)
+  return Row(prompt_lib.extend(prompt, target[:-1]), list(target))
 
 
 def window_rows(
@@ -116,14 +111,13 @@ def window_rows(
   kind: positions_lib.Positions,
   length: int,
   stride: int | None = None,
-  causal_context: bool = False,
   skip: int = 0,
 ) -> list[Row]:
   """Cuts a text into windows of at most `length` places that score each token once, as the filling of a [gMASK].
 
   The first window scores all it holds, behind `skip` tokens of context; each later one scores `stride`
-  tokens (length // 2) behind as many earlier ones as fit. Earlier tokens are seen from both sides, as
-  GLM-130B was evaluated, or left to right if `causal_context`.
+  tokens (length // 2) behind as many earlier ones as fit, which are seen from both sides, as GLM-130B was
+  evaluated.
   """
   room = length - 1  # for [gMASK]; sop takes the place of the last target
   stride = length // 2 if stride is None else stride
@@ -134,10 +128,7 @@ def window_rows(
     end = min(len(tokens), room if not rows else begin + stride)
     first = max(0, begin - (room - stride)) if rows else 0
     context, text = list(tokens[first:begin]), list(tokens[begin:end])
-    if causal_context:
-      prompt = prompt_lib.left_to_right(context + text[:-1], specials, kind)
-    else:
-      prompt = prompt_lib.extend(prompt_lib.fill([*context, specials.gmask], specials, kind), text[:-1])
+    prompt = prompt_lib.extend(prompt_lib.fill([*context, specials.gmask], specials, kind), text[:-1])
     rows.append(Row(prompt, text))
     begin = end
   return rows

@@ -134,22 +134,6 @@ def table(config: config_lib.GLMConfig) -> Mapping[str, Param]:
   return found
 
 
-def find(config: config_lib.GLMConfig, path: str) -> Param:
-  """Returns a parameter of a model by its path: as it is in a stack of layers, or in one layer (layers_3/...).
-
-  Raises:
-    errors.InputError: when the model has no such parameter.
-  """
-  first, _, rest = path.partition("/")
-  if first.startswith(f"{LAYERS}_") and first.removeprefix(f"{LAYERS}_").isdecimal():
-    found = layer(config).get(rest) if int(first.removeprefix(f"{LAYERS}_")) < config.num_layers else None
-  else:
-    found = table(config).get(path)
-  if found is None:
-    raise errors.InputError(f"{path} is no parameter of this model: glmjax/models/params.py has its table")
-  return found
-
-
 @functools.lru_cache(maxsize=1024)
 def known(path: str) -> Param:
   """Returns what is true of a parameter in any model that has it: all but its sizes and initial spread.

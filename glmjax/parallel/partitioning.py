@@ -203,12 +203,9 @@ def _is_box(x: Any) -> bool:
   return isinstance(x, nn.LogicallyPartitioned)
 
 
-def batch_shards(mesh: jax.sharding.Mesh, axes: Sequence[str] = ROW_AXES) -> int:
+def batch_shards(mesh: jax.sharding.Mesh) -> int:
   """Says into how many parts the rows of a batch are split."""
-  size = 1
-  for axis in axes:
-    size *= mesh.shape[axis]
-  return size
+  return math.prod(mesh.shape[axis] for axis in ROW_AXES)
 
 
 def named(mesh: jax.sharding.Mesh, rules: Rules, *names: str | None) -> jax.sharding.NamedSharding:

@@ -7,7 +7,6 @@ those that the disk holds.
 
 from collections.abc import Iterator
 import dataclasses
-import os
 import pathlib
 import struct
 from typing import BinaryIO
@@ -167,9 +166,3 @@ def damaged_member(path: pathlib.Path) -> str | None:
       if crc != member.crc:
         return member.name
   return None
-
-
-def is_zip(path: pathlib.Path) -> bool:
-  """Tells whether the file's end is that of a zip file."""
-  with open(path, "rb") as file:
-    return _end(file, os.fstat(file.fileno()).st_size) is not None

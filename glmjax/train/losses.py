@@ -40,10 +40,6 @@ class Loss(NamedTuple):
   total: jax.Array  # float32: weight times cross entropy, summed over all tokens
   sums: Sums  # the same per objective; a gradient of it is NaN, so that none passes for one
 
-  def mean(self) -> jax.Array:
-    """Returns the loss per weighted token, over all objectives."""
-    return self.total / jnp.maximum(jax.lax.stop_gradient(self.sums.weight).sum(), 1.0)
-
 
 def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
   """Computes -log softmax(logits)[target] in float32, shaped as targets; a target that is no id has logit 0, on any

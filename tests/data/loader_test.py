@@ -102,7 +102,7 @@ def test_special_tokens_come_from_the_cache(directory: pathlib.Path) -> None:
   given = loader.CachedMixture(directory, INFILLING, num_workers=0)
   assert source.seq_length == 64
   assert_same(gather(source, [(0, 4)]), gather(given, [(0, 4)]))
-  other = dataclasses.replace(INFILLING, specials=tokens.GLM_130B)
+  other = dataclasses.replace(INFILLING, specials=tokens.icetk())
   with pytest.raises(errors.InputError, match="other special tokens"):
     loader.CachedMixture(directory, other, num_workers=0).batches([(0, 4)])
 

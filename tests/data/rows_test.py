@@ -12,7 +12,7 @@ from glmjax import positions
 from glmjax import tokens as tokens_lib
 from glmjax.data import glm10b, rows, spans
 
-SPECIALS = tokens_lib.GLM_130B
+SPECIALS = tokens_lib.icetk()
 FIRST_TOKEN = 20_100
 DTYPES = {
   "tokens": np.int32,
@@ -69,11 +69,17 @@ def restore_text(row: rows.Row, start: int, context_end: int, end: int, eop: int
 @pytest.mark.parametrize("packing", rows.PACKINGS)
 def test_no_target_is_lost(length: int, samples: int, draws: int, packing: str) -> None:
   config = rows.BlankInfilling(
-    length, SPECIALS, samples_per_sequence=samples, packing=packing, short_sequence_rate=0.1, single_span_rate=0.1
+    length,
+    SPECIALS,
+    samples_per_sequence=samples,
+    packing=packing,
+    gmask_rate=0,
+    short_sequence_rate=0.1,
+    single_span_rate=0.1,
   )
   window = make_window(config)
   for index in range(draws):
-    row = config.mask_row(window, seed=1, index=index)
+    row = config.text_row(window, 1, index)
     assert {name: value.dtype for name, value in row.items()} == DTYPES
     found = split_samples(row)
     assert len(found) >= samples if packing == "greedy" else len(found) == samples
@@ -92,18 +98,18 @@ def test_no_target_is_lost(length: int, samples: int, draws: int, packing: str) 
 
 @pytest.mark.parametrize("length,samples", [(128, 1), (512, 4), (2048, 4)])
 def test_mask_rows_are_full(length: int, samples: int) -> None:
-  config = rows.BlankInfilling(length, SPECIALS, samples_per_sequence=samples, short_sequence_rate=0)
-  used = [split_samples(config.mask_row(make_window(config), 0, index)) for index in range(200)]
+  config = rows.BlankInfilling(length, SPECIALS, samples_per_sequence=samples, gmask_rate=0, short_sequence_rate=0)
+  used = [split_samples(config.text_row(make_window(config), 0, index)) for index in range(200)]
   assert np.mean([sum(end - start for start, _, end in row) for row in used]) > 0.98 * length
 
 
 @pytest.mark.parametrize("length", [16, 128, 2048])
 @pytest.mark.parametrize("kind", positions.KINDS)
 def test_gmask_rows(length: int, kind: str) -> None:
-  config = rows.BlankInfilling(length, SPECIALS, positions=kind, samples_per_sequence=1)
+  config = rows.BlankInfilling(length, SPECIALS, positions=kind, samples_per_sequence=1, gmask_rate=1)
   window = make_window(config)
   for index in range(50):
-    row = config.gmask_row(window, 3, index)
+    row = config.text_row(window, 3, index)
     ((start, context_end, end),) = split_samples(row)
     assert (start, end) == (0, length), "no padding"
     assert row["tokens"][context_end - 1] == SPECIALS.gmask and row["tokens"][context_end] == SPECIALS.sop
@@ -189,9 +195,9 @@ def test_instructions_are_cut_as_in_the_original(given: tuple[int, int], kept: t
 
 
 def test_original_truncation_loses_targets() -> None:
-  config = rows.BlankInfilling(2048, SPECIALS, truncate_targets=True)
+  config = rows.BlankInfilling(2048, SPECIALS, gmask_rate=0, truncate_targets=True)
   assert config.window_length == 2000
-  row = config.mask_row(make_window(config), 0, 0)
+  row = config.text_row(make_window(config), 0, 0)
   masks = np.count_nonzero((row["tokens"] == SPECIALS.mask) & (row["loss_weights"] == 0))
   assert np.count_nonzero(row["tokens"] == SPECIALS.sop) < 0.8 * masks
 
@@ -267,8 +273,8 @@ def test_longest_spans_have_lengths() -> None:
 
 
 def test_a_row_can_be_read() -> None:
-  config = rows.BlankInfilling(64, SPECIALS, samples_per_sequence=1, short_sequence_rate=1)
-  row = config.mask_row(make_window(config), 0, 2)
+  config = rows.BlankInfilling(64, SPECIALS, samples_per_sequence=1, gmask_rate=0, short_sequence_rate=1)
+  row = config.text_row(make_window(config), 0, 2)
   picture = rows.describe_row(row, lambda ids: f"<{ids[0]}>")
   lines = picture.splitlines()
   _, context_end, end = split_samples(row)[0]
@@ -276,7 +282,8 @@ def test_a_row_can_be_read() -> None:
   assert lines[2 + context_end].split()[:2] == [str(context_end), str(SPECIALS.sop)]
   assert f"{SPECIALS.sop} '<{SPECIALS.sop}>'" in lines[2 + context_end]
   assert re.fullmatch(r"\d+ places of padding", lines[-1]) and len(lines) == 2 + end + 1
-  assert "objective gmask" in rows.describe_row(config.gmask_row(make_window(config), 0, 0))
+  config = dataclasses.replace(config, gmask_rate=1)
+  assert "objective gmask" in rows.describe_row(config.text_row(make_window(config), 0, 0))
 
 
 def test_glm10b_rows() -> None:

@@ -163,11 +163,11 @@ def check_statistics(ours: np.ndarray, golden: dict[str, float], n_golden: int) 
 
 def test_statistics_of_the_mask_rows_as_trained() -> None:
   statistics, specials = load("pretraining_samples")[0]["statistics"], pretraining_specials()
-  config = rows.BlankInfilling(2048, specials, truncate_targets=True)
+  config = rows.BlankInfilling(2048, specials, gmask_rate=0, truncate_targets=True)
   window = np.arange(1, config.window_length + 1)
   count, masked, context = [], [], []
   for index in range(1500):
-    row = config.mask_row(window, seed=0, index=index)
+    row = config.text_row(window, seed=0, index=index)
     for slot in range(0, 2048, 512):
       here = {name: value[slot : slot + 512] for name, value in row.items()}
       weighted = here["loss_weights"] > 0
@@ -183,9 +183,9 @@ def test_statistics_of_the_mask_rows_as_trained() -> None:
 
 def test_statistics_of_the_gmask_rows() -> None:
   statistics, specials = load("pretraining_samples")[0]["statistics"], pretraining_specials()
-  config = rows.BlankInfilling(2048, specials, truncate_targets=True)
+  config = rows.BlankInfilling(2048, specials, gmask_rate=1, truncate_targets=True)
   window = np.arange(1, config.window_length + 1)
-  gmask_rows = (config.gmask_row(window, seed=0, index=index) for index in range(5000))
+  gmask_rows = (config.text_row(window, seed=0, index=index) for index in range(5000))
   lengths = np.array([np.count_nonzero(row["loss_weights"]) for row in gmask_rows])
   assert lengths.min() >= 400 and lengths.max() <= 2000
   check_statistics(lengths, statistics["gmask_target_length_of_2000"], statistics["n"])

@@ -6,7 +6,7 @@ import pytest
 from glmjax import tokens as tokens_lib
 from glmjax.data import spans
 
-SPECIALS = tokens_lib.GLM_130B
+SPECIALS = tokens_lib.icetk()
 
 
 def draw_spans(rng: np.random.Generator, n: int, k: int) -> np.ndarray:

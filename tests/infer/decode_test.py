@@ -44,7 +44,7 @@ def prompts(positions: str) -> list[prompt.Prompt]:
   mask, gmask = SPECIALS.mask, SPECIALS.gmask
   texts = [text(3) + [mask] + text(9), [gmask], text(40) + [gmask], [mask] + text(2)]
   out = [prompt.fill(t, SPECIALS, positions_lib.KINDS[positions]) for t in texts]
-  return out + [prompt.left_to_right(text(7), SPECIALS, positions_lib.KINDS[positions])]
+  return out + [prompt.extend(out[1], text(7))]
 
 
 def full_logits(config: config_lib.GLMConfig, params: dict, some: list[prompt.Prompt], new: np.ndarray) -> list:

@@ -62,9 +62,9 @@ def test_batched_is_alone(positions: str, monkeypatch: pytest.MonkeyPatch):
   kind = positions_lib.KINDS[positions]
   rows = [
     score.target_row([*text(9), SPECIALS.mask, *text(5)], text(4), SPECIALS, kind),
-    score.target_row([*text(30), SPECIALS.gmask], text(1), SPECIALS, kind, eop=True),
+    score.target_row([*text(30), SPECIALS.gmask], text(1), SPECIALS, kind),
     *score.window_rows(text(90), SPECIALS, kind, 48, 20),
-    *score.window_rows(text(50), SPECIALS, kind, 48, 20, causal_context=True),
+    *score.window_rows(text(50), SPECIALS, kind, 48, 20),
   ]
   config, params = model(positions)
   monkeypatch.setattr(score, "_CHUNK_LOGITS", 96 * 40)  # several chunks of logits
@@ -79,15 +79,15 @@ def test_batched_is_alone(positions: str, monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.parametrize("num_tokens", [0, 1, 15, 16, 17, 40, 100])
-@pytest.mark.parametrize("stride, skip, causal", [(None, 0, False), (1, 0, True), (15, 0, False), (6, 2, False)])
-def test_windows_score_each_token_once(num_tokens: int, stride: int | None, skip: int, causal: bool):
+@pytest.mark.parametrize("stride, skip", [(None, 0), (1, 0), (15, 0), (6, 2)])
+def test_windows_score_each_token_once(num_tokens: int, stride: int | None, skip: int):
   ids = text(num_tokens)
-  rows = score.window_rows(ids, SPECIALS, positions_lib.ROTARY, 16, stride, causal, skip)
+  rows = score.window_rows(ids, SPECIALS, positions_lib.ROTARY, 16, stride, skip)
   assert [target for row in rows for target in row.targets] == ids[skip:]
   assert all(len(row.prompt.tokens) <= 16 for row in rows)
   for row in rows[1:]:  # full windows, but for the last
     assert len(row.prompt.tokens) == 16 or row is rows[-1]
-    assert row.prompt.context_length == (1 if causal else len(row.prompt.tokens) - len(row.targets))
+    assert row.prompt.context_length == len(row.prompt.tokens) - len(row.targets)
 
 
 def test_window_of_a_text():
@@ -98,6 +98,6 @@ def test_window_of_a_text():
 def test_mistakes():
   with pytest.raises(errors.InputError, match="cannot advance by 16"):
     score.window_rows(text(40), SPECIALS, positions_lib.ROTARY, 16, 16)
-  long = prompt.left_to_right(text(70), SPECIALS, positions_lib.ROTARY)
+  long = prompt.fill([*text(70), SPECIALS.gmask], SPECIALS, positions_lib.ROTARY)
   with pytest.raises(errors.InputError, match="takes 72 places, and the model has 64"):
     score.score_rows(runner.Runner(*model("rotary")), [score.Row(long, [5])], SPECIALS.pad)
