@@ -43,7 +43,7 @@ FEATURES = (*PLATFORMS, "triton", "mosaic", "large_shared_memory")
 _OTHERS = ("P100", "V100", "T4", "Tesla", "Quadro", "GTX", "RTX 206", "RTX 207", "RTX 208", "TITAN", "AMD")
 
 # Kinds whose blocks may take 160 KiB of shared memory or more; of Ampere and later, others take 99.
-_LARGE_SHARED_MEMORY = re.compile(r"\b(A100|A800|A30|G?[HB]\d+)\b")
+_LARGE_SHARED_MEMORY = re.compile(r"\b(A100|A800|A30|H20|G?[HB]\d00)\b")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -84,9 +84,13 @@ class Decoding:
     return search
 
   def noted(self) -> dict[str, Any]:
-    """Returns what is noted beside answers: of settings that came later, those that have an effect."""
+    """Returns what is noted beside answers: of settings that came later, those that are not as they are by default."""
     always = ("max_tokens", "temperature", "top_k", "top_p", "seed")
-    return {name: value for name, value in vars(self).items() if name in always or value not in (0, 1)}
+    return {
+      field.name: getattr(self, field.name)
+      for field in dataclasses.fields(self)
+      if field.name in always or getattr(self, field.name) != field.default
+    }
 
 
 @dataclasses.dataclass(frozen=True)

@@ -104,6 +104,8 @@ def fills(
     mean_span_length, max_span_length: of the Poisson distribution that lengths are drawn from.
   """
   room = length - 2  # [MASK] and sop come on top
+  if room < _SHORTEST_FILL:
+    return []
   pieces = [ids[i : i + room] for ids in held_out.documents for i in range(0, len(ids), room)]
   pieces = [piece for piece in pieces if len(piece) >= _SHORTEST_FILL]
   rng = spans.example_rng(seed, 0)

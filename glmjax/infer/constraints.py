@@ -45,7 +45,7 @@ def make(
   tail_BN = np.full((batch, max(0, longest - 1)), _NOTHING, np.int32)
   said_BV = np.zeros((batch, vocab_size), bool)
   for row, prompt in enumerate(prompts):
-    last = prompt.tokens[len(prompt.tokens) - tail_BN.shape[1] :] if longest > 1 else []
+    last = prompt.tokens[-tail_BN.shape[1] :] if longest > 1 else []
     tail_BN[row, tail_BN.shape[1] - len(last) :] = last
     said_BV[row, prompt.tokens] = True
   return Constraints(

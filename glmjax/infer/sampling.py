@@ -106,7 +106,11 @@ def filter_logits(logits_BV: jax.Array, top_k_B: jax.Array, top_p_B: jax.Array) 
   unfiltered_B = all_B & (top_p_B >= 1)
   if few < logits_BV.shape[-1]:
     more_B = jnp.where(all_B, stays_BF[:, -1], kept_BF[:, -1]) & ~unfiltered_B
-    found_BV = jax.lax.cond(more_B.any(), lambda: _filter_sorted(logits_BV, top_k_B, top_p_B), lambda: found_BV)
+
+    def sort() -> jax.Array:  # the other rows stay as they are alone: the two ways' sums round apart
+      return jnp.where(more_B[:, None], _filter_sorted(logits_BV, top_k_B, top_p_B), found_BV)
+
+    found_BV = jax.lax.cond(more_B.any(), sort, lambda: found_BV)
   return jnp.where(unfiltered_B[:, None], logits_BV, found_BV)
 
 

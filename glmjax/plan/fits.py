@@ -149,22 +149,23 @@ class _Compiler:
     """Returns a device's bytes at most: while a prompt as long as the context is read, or while a token is added behind
     it.
     """
-    key = (config, work, targets.CHIPS[gpu].compute_capability, count)
-    if key not in self._peaks:
-      layers = min(self._layers or config.num_layers, config.num_layers)
-      peak, room = self._of_layers(config, work, gpu, count, layers), targets.room(targets.CHIPS[gpu])
-      if layers < config.num_layers and abs(peak - room) < _DOUBT * room:
-        peak = self._of_layers(config, work, gpu, count, config.num_layers)
-      self._peaks[key] = peak
-    return self._peaks[key]
+    room = targets.room(targets.CHIPS[gpu])
+    layers = min(self._layers or config.num_layers, config.num_layers)
+    peak = self._of_layers(config, work, gpu, count, layers)
+    if abs(peak - room) < _DOUBT * room:
+      peak = self._of_layers(config, work, gpu, count, config.num_layers)
+    return peak
 
   def _of_layers(self, config: config_lib.GLMConfig, work: programs.Decode, gpu: str, count: int, layers: int) -> int:
-    """Estimates the peak with all layers, read from programs of some."""
-    fewer = dataclasses.replace(config, num_layers=layers)
-    peaks = [
-      self._compile(fewer, program, gpu, count) for program in (work, dataclasses.replace(work, prompt=work.context))
-    ]
-    return max(peaks) + held(config, work, count) - held(fewer, work, count)
+    """The peak with all layers, read from programs of some."""
+    key = (config, work, targets.CHIPS[gpu].compute_capability, count, layers)
+    if key not in self._peaks:
+      fewer = dataclasses.replace(config, num_layers=layers)
+      peak = max(
+        self._compile(fewer, program, gpu, count) for program in (work, dataclasses.replace(work, prompt=work.context))
+      )
+      self._peaks[key] = peak + held(config, work, count) - held(fewer, work, count)
+    return self._peaks[key]
 
   def _compile(self, config: config_lib.GLMConfig, work: programs.Decode, gpu: str, count: int) -> int:
     chip = targets.CHIPS[gpu]

@@ -80,11 +80,10 @@ def _is_good(state: state_lib.TrainState, limit: float) -> bool:
 
 def first_not_finite(
   objective: objective_lib.Objective,
-  params: Any,
+  state: state_lib.TrainState,
   batch: objective_lib.Batch,
   num_micro: int,
   alpha: jax.Array,
-  rng: jax.Array,
   scale: jax.Array | float = 1.0,
 ) -> Finding | None:
   """Finds the first part of a step that is not finite: parameters, data, activations forward, then gradients backward.
@@ -92,10 +91,10 @@ def first_not_finite(
   None where its parts, run one by one, are finite: they round otherwise than the step as a whole.
 
   Args:
-    params: in the model's order, whatever stages held them.
-    batch, num_micro, alpha, rng, scale: as `step.train_step` takes and makes them, so that the same numbers come out.
+    state: before the step, in the model's order, whatever stages held it.
+    batch, num_micro, alpha, scale: as `step.train_step` takes and makes them, so that the same numbers come out.
   """
-  for name, bad in _in_order(_bad_leaves(params)):
+  for name, bad in _in_order(_bad_leaves(state.model_params)):
     if bad:
       return Finding("state", f"parameters of {name}")
   if rows := _numbers(_bad_rows(batch["loss_weights"]), batch["rows"]):
@@ -104,10 +103,16 @@ def first_not_finite(
   objective = dataclasses.replace(objective, config=config, pipeline=None)
   batch = objective.weigh(batch)
   factor = scale / jnp.maximum(batch["loss_weights"].sum(), 1.0)
+  rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
 
-  def look(params: Any, micro: objective_lib.Batch) -> tuple[Any, jax.Array, Any]:
-    _, captured = objective.hidden(params, micro, alpha, rng, capture_intermediates=True, mutable=["intermediates"])
-    loss, grads = jax.value_and_grad(lambda p: objective.loss(p, micro, alpha, rng).total * factor)(params)
+  def look(params: Any, frozen: Any, micro: objective_lib.Batch) -> tuple[Any, jax.Array, Any]:
+    whole = params_lib.merge(params, frozen)
+    _, captured = objective.hidden(whole, micro, alpha, rng, capture_intermediates=True, mutable=["intermediates"])
+
+    def loss_of(params: Any) -> jax.Array:
+      return objective.loss(params_lib.merge(params, frozen), micro, alpha, rng).total * factor
+
+    loss, grads = jax.value_and_grad(loss_of)(params)
     size = micro["tokens"].shape[0]
     activations = jax.tree.map(lambda x: _bad(x, (0,) if x.shape[:1] == (size,) else ()), captured["intermediates"])
     return activations, _bad(loss), _flags(grads)
@@ -115,7 +120,7 @@ def first_not_finite(
   look = jax.jit(look, out_shardings=_replicated())
   for m in range(num_micro):
     micro = jax.tree.map(operator.itemgetter(m), batch)
-    activations, loss, grads = jax.device_get(look(params, micro))
+    activations, loss, grads = jax.device_get(look(state.params, state.frozen, micro))
     of_micro = _numbers(np.ones(micro["rows"].shape, bool), micro["rows"])
     for name, bad in _modules(activations):
       if bad.any():
@@ -172,7 +177,7 @@ def _in_order(flags: Any) -> Iterator[tuple[str, bool]]:
       yield f"the {'/'.join(names)}", bool(flag)
   layers = [(names, flag) for names, flag in leaves if names[0] == params_lib.LAYERS]
   layers.sort(key=lambda entry: params_lib.sublayers().index(entry[0][1]))
-  for i in range(len(layers[0][1])):
+  for i in range(max((len(flags) for _, flags in layers), default=0)):
     for names, flag in layers:
       yield f"layer {i} ({'/'.join(names[1:])})", bool(flag[i])
   for names, flag in leaves:

@@ -110,15 +110,13 @@ def find(
   metrics: step_lib.Metrics,
 ) -> diagnose.Finding | None:
   """Finds where a step that was not done is first not finite; None: its parts are finite, run one by one."""
-  rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
   with runtime.peers.patient():
     finding = diagnose.first_not_finite(
       runtime.objective,
-      runtime.stages.put_back(state).model_params,
+      runtime.stages.put_back(state),
       item.batch,
       -(-item.size // runtime.layout.rows),
       recipe.embedding_alpha(item.first),
-      rng,
       metrics.get("loss_scale", 1.0),
     )
   return finding or in_the_norm(metrics)

@@ -53,11 +53,12 @@ class LearningRate:
 
   def __call__(self, samples: Samples) -> jax.Array:
     """Returns the rate, float32."""
-    samples = jnp.asarray(samples).astype(jnp.float32)
-    warm = self.initial + (self.peak - self.initial) * samples / max(self.warmup_samples, 1)
-    progress = (samples - self.warmup_samples) / (self.decay_samples - self.warmup_samples)
+    samples = jnp.asarray(samples, jnp.uint32).astype(jnp.float32)
+    warmup, decay = float(self.warmup_samples), float(self.decay_samples)  # JAX takes no int above 2^31 - 1
+    warm = self.initial + (self.peak - self.initial) * samples / max(warmup, 1.0)
+    progress = (samples - warmup) / (decay - warmup)
     cosine = 0.5 * (1.0 + jnp.cos(jnp.pi * jnp.clip(progress, 0.0, 1.0)))
-    return jnp.where(samples < self.warmup_samples, warm, self.minimum + (self.peak - self.minimum) * cosine)
+    return jnp.where(samples < warmup, warm, self.minimum + (self.peak - self.minimum) * cosine)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +72,7 @@ class Constant:
 
   def __call__(self, samples: Samples) -> jax.Array:
     """Returns the value, float32."""
-    return jnp.full_like(jnp.asarray(samples), self.value, jnp.float32)
+    return jnp.full_like(jnp.asarray(samples, jnp.uint32), self.value, jnp.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +127,7 @@ class Joined:
 
   def __call__(self, samples: Samples) -> jax.Array:
     """Returns the value, float32."""
-    number = sum(jnp.asarray(samples) >= boundary for boundary in self.boundaries)
+    number = sum(jnp.asarray(samples, jnp.uint32) >= jnp.uint32(boundary) for boundary in self.boundaries)
     return jnp.choose(number, [schedule(samples) for schedule in self.schedules], mode="clip")
 
 

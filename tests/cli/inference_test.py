@@ -460,6 +460,21 @@ def test_settings_noted_by_an_earlier_version():
     generate("m", ["a", "b"], out="a.jsonl", num_beams=3)
 
 
+@pytest.mark.parametrize(
+  "decoding, noted",
+  [
+    ({}, {}),
+    ({"min_tokens": 1}, {"min_tokens": 1}),
+    ({"num_beams": 2, "length_penalty": 0}, {"num_beams": 2, "length_penalty": 0}),
+    ({"num_beams": 2, "length_penalty": 1.0}, {"num_beams": 2}),
+    ({"repetition_penalty": 1, "no_repeat_ngram": 3}, {"no_repeat_ngram": 3}),
+  ],
+)
+def test_whatever_has_an_effect_is_noted(decoding, noted):
+  plain = {"max_tokens": 128, "temperature": 0.0, "top_k": 0, "top_p": 1.0, "seed": 0}
+  assert inference.Decoding(**decoding).noted() == plain | noted
+
+
 def test_prompts_and_answers_are_not_one_file(capsys):
   pathlib.Path("p.jsonl").write_text('{"prompt": "a"}\n')
   for flag in ("--out", "--samples"):

@@ -59,6 +59,12 @@ def test_fills_ask_the_same_span_with_and_without_the_right_side(positions: str)
     assert any(stream[i : i + len(text)] == text for i in range(len(stream)))
 
 
+@pytest.mark.parametrize("length", [1, 2, 3, 13])
+def test_windows_that_are_too_short_ask_nothing(length: int) -> None:
+  texts = windows.HeldOut([np.arange(10, 100)], b"", 90, None)
+  assert windows.fills(texts, length, 5, 0, SPECIALS, positions_lib.ROTARY, 3.0, 39) == []
+
+
 def test_fills_are_settled_by_the_seed() -> None:
   texts = held_out([500, 700])
   one, two, other = (windows.fills(texts, 34, 20, seed, SPECIALS, positions_lib.ROTARY, 3.0, 39) for seed in (1, 1, 2))

@@ -61,3 +61,8 @@ def test_constraints_of_a_batch():
 
 def test_none_where_nothing_is_asked_for():
   assert constraints.make([prompt.Prompt([1], None, 0, (0, 0))], [sampling.Sampling(0.5, 3, 0.9)], 1, VOCAB) is None
+
+
+def test_the_last_tokens_of_a_prompt_that_is_shorter_than_the_n_gram():
+  made = constraints.make([prompt.Prompt([4, 5, 6], None, 0, (0, 0))], [sampling.Sampling(no_repeat_ngram=5)], 1, VOCAB)
+  np.testing.assert_array_equal(made.tail_BN, [[-1, 4, 5, 6]])

@@ -82,6 +82,27 @@ def test_looking_at_a_few_is_sorting_all(few: int, monkeypatch: pytest.MonkeyPat
       np.testing.assert_array_equal(filtered(x[at], top_k[at], top_p[at]), expected[at])
 
 
+def test_a_row_beside_one_that_needs_sorting():
+  """Whose sums round otherwise: what stays of a row is what stays of it beside its like."""
+  rng, filtered = np.random.default_rng(0), jax.jit(sampling.filter_logits)
+  flat, compared = jnp.zeros(1000), 0
+  for _ in range(40):
+    row = jnp.asarray(4 * rng.normal(size=1000), jnp.float32)
+    ordered = jnp.sort(row, descending=True)
+    odds = jnp.exp(ordered - ordered[0])
+    few, whole = (
+      jnp.cumsum(probs) - probs for probs in (odds[:128] / jnp.exp(row - ordered[0]).sum(), jax.nn.softmax(ordered))
+    )
+    for top_p in np.minimum(few, whole[:128])[np.asarray(few != whole[:128])][1:4]:  # a cut that only rounding decides
+      if 0 < top_p < 0.95:
+        cuts, all_ = jnp.array([top_p, top_p]), jnp.array([0, 0])
+        like = filtered(jnp.stack([row, row]), all_, cuts)
+        beside = filtered(jnp.stack([row, flat]), all_, cuts.at[1].set(0.9))
+        np.testing.assert_array_equal(beside[0], like[0])
+        compared += 1
+  assert compared > 20
+
+
 def test_a_row_depends_on_its_seed_alone():
   x = logits(1).repeat(4, 0)
   request = sampling.Sampling(temperature=1.0, top_p=0.9)

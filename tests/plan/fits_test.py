@@ -80,6 +80,22 @@ def test_cards_of_an_architecture_share_programs(here, model, compiled):
   assert {gpu for *_, gpu, _ in compiled} == {"a100-40", "h100"}
 
 
+@pytest.mark.parametrize("order", [("a100-40", "a100-80"), ("a100-80", "a100-40")])
+def test_a_card_near_its_limit_is_told_apart_in_any_order(here, model, monkeypatch, card, order):
+  """Though cards share programs: of all layers they take more than of some, and one card alone is near its limit."""
+  work = programs.Decode(context=32)
+
+  def compile_(self, config, work, gpu, count):
+    return fits.held(config, work, count) + (1000 if config.num_layers == 12 else 900)
+
+  monkeypatch.setattr(fits._Compiler, "_compile", compile_)
+  card("a100-40", fits.held(model, work, 2) + 950)
+  card("a100-80", 10 * fits.held(model, work, 1))
+  found = table(model, contexts=(32,), gpus=order)
+  assert found[16, "a100-40", 32]["count"] == 4
+  assert found[16, "a100-80", 32]["peak_bytes_per_device"] == fits.held(model, work, 1) + 900
+
+
 def test_what_no_set_holds_and_no_model_reads_is_told(here, model, compiled, card):
   card("a100-40", 1000)
   found = table(model, contexts=(32, 128))

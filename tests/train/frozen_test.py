@@ -15,6 +15,7 @@ import pytest
 from glmjax.models import params as params_lib
 from glmjax.parallel import partitioning
 from glmjax.quantize import qarray
+from glmjax.train import diagnose
 from glmjax.train import feed
 from glmjax.train import objective as objective_lib
 from glmjax.train import pipeline as pipeline_lib
@@ -148,3 +149,42 @@ def test_checkpoints_have_what_is_trained_alone():
   assert not state.trained().frozen and jax.tree.leaves(state.trained()) != []
   whole = state_lib.abstract(CONFIG, pipelined.TX, ONE.mesh)
   assert not [path for path, _ in jax.tree_util.tree_leaves_with_path(whole) if "frozen" in jax.tree_util.keystr(path)]
+
+
+def diagnosed(state: state_lib.TrainState, **changes) -> diagnose.Finding | None:
+  """Where a step from this state is first not finite, on one device."""
+  rows = pipelined.rows() | changes
+  layout = feed.Layout.make(
+    ONE.mesh,
+    partitioning.FSDP,
+    len(rows["tokens"]),
+    pipelined.ROWS,
+    pipelined.LENGTH,
+    CONFIG.position_kind,
+    CONFIG.vocab_size,
+  )
+  with partitioning.use(ONE.mesh):
+    return diagnose.first_not_finite(
+      objective_lib.Objective(CONFIG, chunk=24), state, layout.put(rows), pipelined.MICRO, jnp.float32(1)
+    )
+
+
+def test_a_step_on_quantized_kernels_is_diagnosed():
+  _, state = start(ONE, not_kernels)
+  state = dataclasses.replace(state, frozen=quantized(state.frozen))
+  assert diagnosed(state) is None
+  scale = state.params["final_norm"]["scale"]
+  params = state.params | {"final_norm": {**state.params["final_norm"], "scale": scale * np.inf}}
+  assert diagnosed(dataclasses.replace(state, params=params)).part == "parameters of the final_norm/scale"
+  params = state.params | {"final_norm": {**state.params["final_norm"], "scale": scale * np.float32(3e38)}}
+  assert diagnosed(dataclasses.replace(state, params=params)).kind == "forward"
+
+
+def test_a_state_without_trained_layers_is_looked_at():
+  stages, state = start(ONE, lambda path, param: path.startswith("final_norm"))
+  assert diagnosed(state) is None
+  with partitioning.use(ONE.mesh):
+    assert diagnose.bad_part(stages, jax.device_put(state), "float32") is None
+    norm = {name: np.full_like(x, np.inf) for name, x in state.params["final_norm"].items()}
+    bad = jax.device_put(dataclasses.replace(state, params={"final_norm": norm}))
+    assert "the final_norm" in diagnose.bad_part(stages, bad, "float32")

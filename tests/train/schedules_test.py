@@ -4,10 +4,12 @@ import itertools
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from glmjax import errors
+from glmjax import ranges
 from glmjax.train import schedules
 
 GLM_130B = schedules.Batches(4_224, ramp_start=192, ramp_increment=24, ramp_samples=5_493_164)
@@ -61,6 +63,25 @@ def test_joined_and_product_count_absolutely():
       assert float(call(np.uint32(samples))) == pytest.approx(float(wanted), rel=1e-5)
     assert float(warmed(samples)) == pytest.approx(float(wanted) * min(samples / 10_000, 1), rel=1e-5)
   assert joined(np.uint32(3)).dtype == warmed(3).dtype == np.float32
+
+
+@pytest.mark.parametrize(
+  "schedule",
+  [
+    schedules.Constant(0.1),
+    schedules.LearningRate(warmup_samples=ranges.MOST_SAMPLES - 1, decay_samples=ranges.MOST_SAMPLES),
+    schedules.PiecewiseLinear((0, ranges.MOST_SAMPLES), (0.1, 1.0)),
+    schedules.Joined([schedules.Constant(1.0), schedules.Constant(2.0)], [3_000_000_000]),
+    schedules.Product([schedules.Constant(2.0), schedules.LearningRate()]),
+  ],
+)
+@pytest.mark.parametrize("samples", [0, 2**31 - 1, 2**31, 3_000_000_000, ranges.MOST_SAMPLES])
+def test_any_sample_as_a_number_and_in_a_program(schedule, samples):
+  """A run may have more of them than an int32 holds."""
+  value = schedule(samples)
+  assert value.dtype == jnp.float32 and value.shape == ()
+  np.testing.assert_array_equal(value, schedule(jnp.uint32(samples)))
+  np.testing.assert_allclose(value, jax.jit(lambda x: schedule(x))(jnp.uint32(samples)), rtol=1e-6)
 
 
 def test_ramp_of_glm_130b():
