@@ -66,7 +66,16 @@ class Positions:
       tokens.append(specials.gmask)
     if self.ends_text and tokens[-1] not in specials.masks:
       tokens.append(specials.eos)
-    return [specials.enc, *tokens] if self.begins_text else tokens
+    return [*self.beginning(specials), *tokens]
+
+  def beginning(self, specials: tokens_lib.SpecialTokens) -> list[int]:
+    """Returns what the original code puts in front of every text."""
+    return [specials.enc] if self.begins_text else []
+
+  @property
+  def frame_size(self) -> int:
+    """Counts the most tokens that the family's own evaluation puts around a context; GLM-130B's puts none."""
+    return self.begins_text + self.ends_text if self.axes == 2 else 0
 
   def blank(self, mask: int, sop: int, runs_on: bool) -> tuple[tuple[int, int], tuple[int, int]]:
     """Numbers the sop at place `sop` that begins the filling of the mask at place `mask`; returns that and each token's

@@ -78,14 +78,15 @@ class Source:
   """Such rows; `batches_read` is a folder where each process notes the samples it reads."""
 
   seq_length: int = LENGTH
+  name: str = "patterns"
   seconds: float = 0.0  # that a batch takes
   batches_read: str | None = None
   fails_at: int | None = None  # the step, from 1, whose batch process 1 cannot read
   hangs_at: int | None = None  # the step whose batch process 1 never gets
 
   def describe(self) -> dict:
-    """The same for all."""
-    return {"name": "patterns"}
+    """The same for all, as a rule."""
+    return {"name": self.name}
 
   def batches(
     self, plan: Iterator[tuple[int, int]], process_index: int = 0, process_count: int = 1

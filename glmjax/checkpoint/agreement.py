@@ -47,14 +47,6 @@ def of_first(action: Callable[[], str]) -> str:
   return gather(together(lambda: action() if jax.process_index() == 0 else ""))[0]
 
 
-def check_same(text: str, what: str) -> None:
-  """Raises InputError, in all processes, where one has another text than process 0; `what` it is about."""
-  said = gather(text)
-  for process, each in enumerate(said):
-    if each != said[0]:
-      raise errors.InputError(f"{what}: process {process} finds another one there than process 0: give all the same")
-
-
 def gather(text: str) -> list[str]:
   """Gathers the texts of all processes, in their order, each cut at 1,000 bytes."""
   if jax.process_count() == 1:

@@ -22,6 +22,7 @@ from glmjax.checkpoint import stored as stored_lib
 from glmjax.io import paths
 from glmjax.models import config as config_lib
 from glmjax.models import params as params_lib
+from glmjax.parallel import processes
 
 # Of a stored model and the bits of its kernels (None: float), where its parameters go: a tree of ShapeDtypeStructs with
 # shardings, its layers apart.
@@ -42,7 +43,7 @@ def stream(folder: str | os.PathLike, targets: Targets) -> load.LoadedModel:
 
   def read(source: source_lib.Source) -> load.LoadedModel:
     source.check_size()
-    agreement.check_same(source.fingerprint, f"the model in {folder}")
+    processes.check_same(source.fingerprint, f"the model in {folder}")
     tree = targets(source.config.model, source.bits)
     wanted = arrays.named_leaves(tree)
     found = _read(source, wanted)

@@ -57,6 +57,7 @@ def chat(
   seed = given.pop("seed")
   how = dataclasses.replace(chat_lib.SAMPLING, **given)
   checkpoint = paths.local(checkpoint, "--checkpoint")
+  hosts.check_same((drawing, max_length, answer_tokens), "how replies are drawn")
   model = devices.load(checkpoint)
   session = chat_lib.Session(model, how, chat_lib.MAX_LENGTH if max_length is None else max_length, answer_tokens, seed)
   if not hosts.is_first():

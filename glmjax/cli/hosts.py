@@ -114,6 +114,14 @@ def from_first(action: Callable[[], Any]) -> Any:
   return processes.from_first(action)
 
 
+def check_same(value: Any, what: str) -> None:
+  """Raises InputError, in all processes, where one of several was given another value than process 0."""
+  if _several():
+    from glmjax.parallel import processes
+
+    processes.check_same(repr(value), what)
+
+
 def flag_of_first(flag: bool) -> bool:
   """Returns process 0's flag, in every process, which must all come here at once."""
   if not _several():

@@ -34,6 +34,7 @@ class Devices:
     from glmjax.infer import engine  # here, as this module is looked at before a command is in order
 
     self.prepare()
+    hosts.check_same(self, "--mesh and --offload_layers")
     return engine.Engine.load(checkpoint, mesh=self.mesh, offload_layers=self.offload_layers)
 
   def prepare(self) -> None:
@@ -122,6 +123,7 @@ def generate(
       cannot be written or gone on with (all before the model is loaded), a prompt that does not fit.
   """
   devices.prepare()
+  hosts.check_same(decoding, "how blanks are filled")
   rows = [inputs.prompt(prompt, f"prompt {i} of {len(prompts)}") for i, prompt in enumerate(prompts, 1)]
   checkpoint, out, how = paths.local(checkpoint, "--checkpoint"), output.out, decoding.how()
   weights = "" if out in (None, "-") else _fingerprint(checkpoint)

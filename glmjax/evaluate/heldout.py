@@ -4,7 +4,6 @@ docs/evaluation.md says what each figure means.
 """
 
 import dataclasses
-import hashlib
 import itertools
 import json
 import logging
@@ -23,7 +22,6 @@ from glmjax.io import user_json
 from glmjax import errors
 from glmjax import tokenizer as tokenizer_lib
 from glmjax import tokens as tokens_lib
-from glmjax.checkpoint import agreement
 from glmjax.checkpoint import load
 from glmjax.data import shards
 from glmjax.evaluate import baselines
@@ -31,8 +29,10 @@ from glmjax.evaluate import windows
 from glmjax.infer import placement
 from glmjax.infer import runner
 from glmjax.infer import score
+from glmjax.infer import vocabulary
 from glmjax.parallel import distributed
 from glmjax.parallel import mesh as mesh_lib
+from glmjax.parallel import processes
 
 _log = logging.getLogger("glmjax")
 
@@ -105,7 +105,8 @@ def evaluate(
     _check_out(out)
   place = placement.on_mesh(mesh)
   manifest = json.dumps(opened.manifest, sort_keys=True)
-  agreement.check_same(hashlib.sha256(manifest.encode()).hexdigest(), f"the cache {opened.directory}")
+  processes.check_same(manifest, f"the cache {opened.directory}")
+  processes.check_same(repr(settings), "how much is evaluated")
   result = evaluate_model(runner.read(checkpoint, place), opened, settings, place)
   if out is not None and first:
     try:
@@ -160,7 +161,7 @@ def evaluate_model(
     if settings.max_fills and not asked[language].fills:
       _log.warning("task %s: its held-out documents are too short to fill blanks in; these figures are left out", task)
   rows = [row for questions in asked.values() for row in questions.rows]
-  answers = iter(_score(runner.Runner(model.config, model.params, place), rows, tokenizer.specials))
+  answers = iter(_score(runner.Runner(model.config, model.params, place), rows, tokenizer))
   result = {}
   for language, questions in asked.items():
     train = cache.split(tasks[language], "train")
@@ -170,17 +171,16 @@ def evaluate_model(
   return result
 
 
-def _score(model: runner.Runner, rows: list[score.Row], specials: tokens_lib.SpecialTokens) -> list[score.Score]:
+def _score(model: runner.Runner, rows: list[score.Row], tokenizer: vocabulary.Tokenizer) -> list[score.Score]:
   """Scores all languages in one go: rows of like length share batches.
 
-  A guess is a text token: that a span ends here (eop) is no answer to what it goes on with.
+  A guess is a text token: that a span ends here (eop) is no answer to what it goes on with, nor is what is no text.
   """
   total = sum(len(row.prompt.tokens) for row in rows)
   silent = not distributed.is_first()
   with tqdm.tqdm(total=total, unit=" tokens", unit_scale=True, desc="evaluate", disable=silent) as progress:
-    return score.score_rows(
-      model, rows, specials.pad, progress=progress.update, unguessed=dataclasses.astuple(specials)
-    )
+    unguessed = vocabulary.not_text(tokenizer, model.config.vocab_size)
+    return score.score_rows(model, rows, tokenizer.specials.pad, progress=progress.update, unguessed=unguessed)
 
 
 def text_tasks(cache: shards.TokenCache) -> dict[str, str]:

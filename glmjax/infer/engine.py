@@ -4,14 +4,13 @@ import dataclasses
 import os
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import numpy as np
 
 from glmjax import errors
 from glmjax import ranges
-from glmjax import tokens as tokens_lib
 from glmjax.infer import beam as beam_lib
 from glmjax.infer import constraints as constraints_lib
 from glmjax.infer import decode
@@ -21,26 +20,13 @@ from glmjax.infer import rows as rows_lib
 from glmjax.infer import runner as runner_lib
 from glmjax.infer import sampling as sampling_lib
 from glmjax.infer import score as score_lib
+from glmjax.infer import vocabulary
 from glmjax.io import progress
 from glmjax.models import config as config_lib
 from glmjax.parallel import mesh as mesh_lib
 
 _MASKS = re.compile(r"(\[[gs]?MASK\])")
 _STREAM_SLOTS = 128  # most empty cache slots that streaming starts with; they grow with the answer
-
-
-class Tokenizer(Protocol):
-  """What the engine needs of `glmjax.tokenizer.Tokenizer`."""
-
-  specials: tokens_lib.SpecialTokens
-  vocab_size: int
-  num_image_tokens: int
-
-  def encode(self, text: str) -> list[int]: ...
-
-  def decode(self, ids: Sequence[int]) -> str: ...
-
-  def decode_bytes(self, ids: Sequence[int]) -> bytes: ...  # for streaming
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +58,7 @@ class Engine:
   def __init__(
     self,
     runner: runner_lib.Runner,
-    tokenizer: Tokenizer,
+    tokenizer: vocabulary.Tokenizer,
     max_batch: int = 16,
     stop_tokens: Sequence[int] | None = None,
     suppressed_tokens: Sequence[int] | None = None,
@@ -92,14 +78,10 @@ class Engine:
     specials = tokenizer.specials
     stops = (specials.eop, specials.eos, specials.eod) if stop_tokens is None else stop_tokens
     if suppressed_tokens is None:
-      suppressed_tokens = {
-        *dataclasses.astuple(specials),
-        *range(tokenizer.num_image_tokens),
-        *range(tokenizer.vocab_size, vocab_size),
-      } - set(stops)
+      suppressed_tokens = vocabulary.not_text(tokenizer, vocab_size) - set(stops)
     self._stops = frozenset(stops)
     self._stops_V, self._suppressed_V = (
-      runner.placement.everywhere(_ids_mask(ids, vocab_size)) for ids in (stops, suppressed_tokens)
+      runner.placement.everywhere(vocabulary.mask(ids, vocab_size)) for ids in (stops, suppressed_tokens)
     )
 
   @property
@@ -286,7 +268,7 @@ class Engine:
     rows, left_out = [], []
     for context, some in zip(contexts, choices, strict=True):
       ids, answers = self._context(context), [self._answer(choice) for choice in some]
-      kept = score_lib.room_for_choices(answers, self.config.max_length, framed=2 if kind.begins_text else 0)
+      kept = score_lib.room_for_choices(answers, self.config.max_length, kind.frame_size)
       left_out.append(max(0, len(ids) - kept))
       ids = score_lib.with_blank(ids[left_out[-1] :], default, specials, kind)
       rows.append([score_lib.target_row(ids, answer, specials, kind) for answer in answers])
@@ -318,7 +300,7 @@ class Engine:
           f"a text takes {len(answer)} tokens and its context {len(ids)}, and the model has {length}: shorten them"
         )
       return [score_lib.target_row(ids, answer, specials, kind)]
-    ids = [*([specials.enc] if kind.begins_text else []), *ids[:blank]]
+    ids = [*kind.beginning(specials), *ids[:blank]]
     if len(ids) + 2 > length:
       raise errors.InputError(
         f"a context takes {len(ids)} tokens, and the model has {length} for it and the text: shorten it"
@@ -406,10 +388,3 @@ def _cache_size(slots: int, most: int) -> int:
 def _turn_seed(seed: int, turn: int) -> int:
   """Makes a row's draws for one blank independent of those for the next."""
   return int(np.random.SeedSequence([seed % 2**32, turn]).generate_state(1)[0])
-
-
-def _ids_mask(ids: Sequence[int], size: int) -> np.ndarray:
-  """Returns bool [size], True at the ids."""
-  mask = np.zeros(size, bool)
-  mask[list(ids)] = True
-  return mask

@@ -8,7 +8,7 @@ B batch, L length, S scored places, D model, V vocabulary.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import chex
@@ -24,6 +24,7 @@ from glmjax.infer import offload
 from glmjax.infer import prompt as prompt_lib
 from glmjax.infer import rows as rows_lib
 from glmjax.infer import runner as runner_lib
+from glmjax.infer import vocabulary
 from glmjax.models import config as config_lib
 from glmjax.models import glm
 from glmjax.parallel import partitioning
@@ -70,7 +71,7 @@ class Choices:
     return max(range(len(self.scores)), key=lambda i: self.scores[i].total)
 
 
-def room_for_choices(answers: Sequence[Sequence[int]], length: int, framed: int = 0) -> int:
+def room_for_choices(answers: Sequence[Sequence[int]], length: int, framed: int) -> int:
   """Returns the most tokens of a context that GLM-130B's evaluation keeps beside these answers, which it put into one
   row.
 
@@ -94,7 +95,7 @@ def with_blank(
   context = list(context)
   if prompt_lib.first_mask(context, specials) is None:
     context.append(mask)
-  return context if kind.axes == 1 else kind.frame(context, specials)
+  return kind.frame(context, specials) if kind.frame_size else context
 
 
 def target_row(
@@ -141,7 +142,7 @@ def log_probs(
   batch: rows_lib.Batch,
   targets_BS: jax.Array,
   first_B: jax.Array,
-  unguessed: jax.Array,
+  unguessed_V: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
   """Returns log-probabilities float32 and correctness bool, [B, S], of targets at S places of each row from
   `first_B` on.
@@ -170,7 +171,7 @@ def log_probs(
     logits_BCV = model.apply({"params": params}, x_BCD, method="head")
     chosen_BC = jnp.take_along_axis(logits_BCV, targets_BC[..., None], axis=-1)[..., 0]
     log_probs_BC = chosen_BC - jax.nn.logsumexp(logits_BCV, axis=-1)
-    guesses_BC = jnp.argmax(logits_BCV.at[..., unguessed].set(-jnp.inf), axis=-1)
+    guesses_BC = jnp.argmax(jnp.where(unguessed_V, -jnp.inf, logits_BCV), axis=-1)
     return log_probs_BC, guesses_BC == targets_BC
 
   def split(x: jax.Array) -> jax.Array:
@@ -188,7 +189,7 @@ def score_rows(
   pad: int,
   batch_tokens: int = 4096,
   progress: Callable[[int], Any] | None = None,
-  unguessed: Sequence[int] = (),
+  unguessed: Collection[int] = (),
 ) -> list[Score]:
   """Returns each row's score, in order; about `batch_tokens` tokens run at a time.
 
@@ -200,6 +201,7 @@ def score_rows(
     errors.InputError: for a row that is too long, or holds no ids; NotFiniteError where the model's logits are none.
   """
   config = runner.config
+  unguessed_V = vocabulary.mask(unguessed, config.vocab_size)
   groups: dict[tuple[int, int], list[int]] = {}
   for i, row in enumerate(rows):
     assert 0 < len(row.targets) <= len(row.prompt.tokens), (len(row.targets), len(row.prompt.tokens))
@@ -221,7 +223,7 @@ def score_rows(
       for at, i in enumerate(some):
         targets[at, : len(rows[i].targets)] = rows[i].targets
       starts = rows_lib.column([len(rows[i].prompt.tokens) - len(rows[i].targets) for i in some], size - len(some), 0)
-      found = runner.run(log_probs, batch, targets, starts, np.array(unguessed, np.int32))
+      found = runner.run(log_probs, batch, targets, starts, unguessed_V)
       probs, correct = map(np.asarray, found)
       decode.check_finite([np.isfinite(probs[at, : len(rows[i].targets)]).all() for at, i in enumerate(some)])
       for at, i in enumerate(some):

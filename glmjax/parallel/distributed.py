@@ -95,6 +95,11 @@ def process_id() -> int:
   return _state().process_id
 
 
+def process_count() -> int:
+  """How many processes have met, without starting JAX's backend."""
+  return _state().num_processes
+
+
 def leave(status: int, message: str, gone: int = 0, seconds: float = 10) -> NoReturn:
   """Ends this process without waiting for the others to finish, and tells them why.
 

@@ -1,6 +1,7 @@
 """What the processes of a run on several hosts must agree on."""
 
 from collections.abc import Callable
+import hashlib
 import itertools
 import json
 import time
@@ -16,7 +17,8 @@ from glmjax.parallel import distributed
 _FIRST = "glmjax/first/"  # of the coordination service's keys: what process 0 tells the others
 _PIECE = 1 << 20  # bytes of a message to the service
 _WAIT_MS = 2000  # within which a process that waits hears that the service has gone
-_numbers = itertools.count()  # of what process 0 has told, the same in every process
+_SAME = "glmjax/same/"  # ... and of what all tell, to be compared
+_numbers = itertools.count()  # of what was told and compared, the same in every process
 
 
 def on_first(action: Callable[[], None]) -> None:
@@ -58,6 +60,22 @@ def from_first(action: Callable[[], Any]) -> Any:
     return result
   count = int(_wait(client, where))
   return json.loads(b"".join(_wait(client, f"{where}/{i}") for i in range(count)))
+
+
+def check_same(text: str, what: str) -> None:
+  """Returns where all processes give the same text, without asking for devices.
+
+  Raises:
+    errors.InputError: in all processes, when one gives another text than process 0; `what` it is about.
+  """
+  if not distributed.joined():
+    return
+  where, client = f"{_SAME}{next(_numbers)}", distributed.client()
+  client.key_value_set_bytes(f"{where}/{distributed.process_id()}", hashlib.sha256(text.encode()).digest())
+  first, *others = (_wait(client, f"{where}/{i}") for i in range(distributed.process_count()))
+  for process, each in enumerate(others, 1):
+    if each != first:
+      raise errors.InputError(f"{what}: process {process} has another one than process 0: give all the same")
 
 
 def _wait(client: Any, key: str) -> bytes:

@@ -263,9 +263,14 @@ class Feed:
     batches = None
     try:
       batches = source.batches(asked, *layout.part)
-      for (first, size), host in zip(planned, batches):
+      for first, size in planned:
+        host = next(batches, None)
         if self._stop.is_set():
           break
+        if host is None:
+          raise errors.InputError(
+            f"data: the source ends before sample {first}, and the run goes on: give more, or a smaller total_samples"
+          )
         layout.check(host, first, size)
         info = step_lib.StepInfo(*(_everywhere(n, replicated) for n in (position, first, size)))
         self._offer(Item(first, size, layout.put(host), info))

@@ -3,7 +3,8 @@
 import contextlib
 import dataclasses
 import os
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -111,6 +112,25 @@ def train(
     objective = objective_lib.Objective(model, loss_chunk, loss_mean_of, flow)
     stages = stage_layout.make(model, tx, device_mesh, rules, flow)
     runtime = runtime_lib.Runtime(objective, layout, stages, peers)
+    _check_same(
+      {
+        "model": model,
+        "data": data.describe(),
+        "validation": validation.describe() if evaluates else None,
+        "mesh": mesh,
+        "strategy": strategy,
+        "micro_batch": micro_batch,
+        "batches": batches,
+        "total_samples": total_samples,
+        "recipe": recipe,
+        "objective": objective,
+        "intervals": intervals,
+        "seed": seed,
+        "weights": weights if weights is None else os.fspath(weights),
+        "stop_at_step": stop_at_step,
+        "overwrite": overwrite,
+      }
+    )
     # 4. The first process locks the folder, and opens it, or deletes what is there; all see the same one.
     processes.on_first(lambda: _begin(stack, folder, model, data, overwrite, on_start))
     processes.check_same_filesystem(folder.seen, str(folder.root))
@@ -132,6 +152,13 @@ def train(
     run.compile(step_lib.compile_train_step(objective, recipe, tx, shardings))
     with stopping.Stopping(device_mesh) as stop:
       return run.run(stop)
+
+
+def _check_same(settings: Mapping[str, Any]) -> None:
+  """Raises InputError, in all processes, where one of several was started with other settings than process 0."""
+  for name, value in settings.items():
+    text = re.sub(r" at 0x[0-9a-f]+", "", repr(value))  # of a function: where it lies in this process's memory
+    processes.check_same(text, f"loop.train, {name}")
 
 
 def _begin(

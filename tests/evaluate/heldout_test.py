@@ -11,13 +11,16 @@ import pytest
 
 from glmjax import errors
 from glmjax import positions as positions_lib
+from glmjax import tokenizer as tokenizer_lib
 from glmjax import tokens
 from glmjax.data import rows
 from glmjax.data import spans
 from glmjax.evaluate import heldout
 from glmjax.evaluate import windows
+from glmjax.infer import engine
 from glmjax.infer import runner
 from glmjax.infer import score
+from glmjax.infer import vocabulary
 from glmjax.models import glm
 from glmjax.models import weights
 
@@ -53,6 +56,23 @@ def test_every_language_gets_every_figure(model, cache) -> None:
     assert 0 < figures["unigram_bits_per_byte"] < figures["bits_per_byte"]  # this model knows nothing
   assert heldout.evaluate_model(model, cache) == result
   json.dumps(result)
+
+
+def test_guesses_are_text(model, cache, tokenizer, monkeypatch) -> None:
+  """No special token, image id or row that pads the vocabulary: what the engine never generates, but for its stops."""
+  seen, exact = [], score.score_rows
+
+  def look(*arguments, unguessed, **more):
+    seen.append({*unguessed})
+    return exact(*arguments, unguessed=unguessed, **more)
+
+  monkeypatch.setattr(heldout.score, "score_rows", look)
+  heldout.evaluate_model(model, cache, heldout.Settings(max_tokens=200, max_fills=2))
+  answering = engine.Engine(runner.Runner(model.config, model.params), tokenizer)
+  assert seen == [{*np.flatnonzero(answering._suppressed_V | answering._stops_V).tolist()}]
+  assert {*range(tokenizer.vocab_size, 640), *dataclasses.astuple(tokenizer.specials)} == seen[0]
+  images = tokenizer_lib.Tokenizer(tokenizer.model, num_image_tokens=20)
+  assert {*range(20)} <= vocabulary.not_text(images, 640) and 20 + 130 not in vocabulary.not_text(images, 640)
 
 
 def test_windows_are_as_long_as_in_training(model, tokenizer) -> None:

@@ -195,7 +195,9 @@ def test_mistakes_that_all_find(folder, tmp_path):
   for arguments, own, words in (
     ([*flags, "--mesh=tensor=4"], ((), ()), "needs 4 devices, here are 2"),
     ([*flags[:1], "--mesh=tensor=2", f"--prompt={TEXT[3] * 10}"], ((), ()), "prompt 1 of 1: a prompt takes"),
-    (flags[1:] + ["--mesh=tensor=2"], ([flags[0]], [f"--checkpoint={other}"]), "process 1 finds another one there"),
+    (flags[1:] + ["--mesh=tensor=2"], ([flags[0]], [f"--checkpoint={other}"]), "process 1 has another one than"),
+    ([*flags, "--mesh=tensor=2"], ((), ["--top_k=3"]), "how blanks are filled: process 1 has another one than"),
+    (flags, (["--mesh=tensor=2"], ["--mesh=data=2"]), "--mesh and --offload_layers: process 1 has another one"),
   ):
     with Two("generate", *arguments, own=own) as two:
       for status, out, err in two.results():

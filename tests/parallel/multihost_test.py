@@ -316,6 +316,19 @@ def test_workdirs_that_are_not_shared(start, tmp_path):
     assert "process 1 does not see there what process 0 has written; use a folder that all hosts share" in err
 
 
+@pytest.mark.parametrize(
+  "own, what", [("--gin.loop.train.seed=1", "seed"), ("--gin.patterns.Source.name='others'", "data")]
+)
+def test_processes_that_are_told_otherwise(start, tmp_path, own, what):
+  """They would train one model with two seeds, or on other rows than each other's: nothing is begun."""
+  where = [f"--coordinator=localhost:{free_port()}", "--num_processes=2"]
+  join = [[*where, "--process_id=0"], [*where, "--process_id=1", own]]
+  for status, out, err in start(tmp_path / "run", 2, 1, join=join).results(60):
+    assert status == 2 and not out, err
+    assert err == f"glmjax: loop.train, {what}: process 1 has another one than process 0: give all the same\n"
+  assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.slow
 def test_not_finite(start, tmp_path):
   """All stop at the same step, with the same words as one process."""

@@ -244,6 +244,12 @@ def test_profile_of_some_steps(tmp_path, tiny, source, infinite):
   assert list((tmp_path / "profile").rglob("*.xplane.pb"))
 
 
+def test_a_source_that_ends_before_the_run(tmp_path, tiny, source):
+  """What was done is saved as at any other mistake, and the run is not told as done."""
+  with pytest.raises(errors.InputError, match="the source ends before sample 32, and the run goes on"):
+    train(tmp_path, tiny, dataclasses.replace(source, last=32))
+
+
 def test_tokens_beyond_the_vocabulary(tmp_path, tiny, source):
   with pytest.raises(errors.InputError, match="token .* the model has vocab_size 32"):
     train(tmp_path, dataclasses.replace(tiny, vocab_size=32), source)
