@@ -37,6 +37,7 @@ import numpy as np  # noqa: E402
 import random_rows  # noqa: E402
 
 from glmjax import tokens  # noqa: E402
+from glmjax.cli import inference  # noqa: E402
 from glmjax.infer import decode  # noqa: E402
 from glmjax.infer import prompt  # noqa: E402
 from glmjax.infer import rows as rows_lib  # noqa: E402
@@ -269,6 +270,7 @@ def planned(program: programs.Program, compiled: Any) -> dict[str, Any]:
 
 def generate(case: Decode) -> dict[str, Any]:
   """Measures prefill and decode; weights are random, in bfloat16 or quantized from it."""
+  inference.Devices(offload_layers=case.offload).prepare()  # XLA's options, as the command gives them
   config, specials = case.config, tokens.icetk(0, case.config.vocab_size - 64)
   params = jax.jit(lambda key: glm.init_params(config, key))(jax.random.key(0))
   if case.bits:

@@ -66,15 +66,14 @@ class Placement:
         raise errors.InputError(
           f"inference splits a model over tensor, fsdp and data: {axis}={self.mesh.shape[axis]} is for training"
         )
-    for axis, sizes in (("tensor", ("num_heads", "mlp_dim", "vocab_size")), ("fsdp", ("embed_dim",))):
-      parts = self.mesh.shape[axis]
-      wrong = [name for name in sizes if getattr(config, name) % parts]
-      if wrong:
-        possible = [n for n in range(1, 129) if not any(getattr(config, name) % n for name in sizes)]
-        raise errors.InputError(
-          f"{wrong[0]} {getattr(config, wrong[0])} does not divide over {axis}={parts}: this "
-          f"model takes {axis}={', '.join(map(str, possible))}"
-        )
+    sizes = params_lib.sizes(config)
+    for name, size, axes in partitioning.uneven(sizes, self.mesh.shape, self.rules):
+      [axis] = axes  # inference's rules split no axis of weights over two
+      possible = [n for n in range(1, 129) if not partitioning.uneven(sizes, {axis: n}, self.rules)]
+      raise errors.InputError(
+        f"{name} {size} does not divide over {axis}={self.mesh.shape[axis]}: this "
+        f"model takes {axis}={', '.join(map(str, possible))}"
+      )
 
   def params(self, config: config_lib.GLMConfig, bits: int | None = None, offload_layers: int = 0) -> Any:
     """Returns abstract parameters with their shardings, layers apart: in the compute dtype, or quantized.

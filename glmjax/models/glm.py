@@ -15,6 +15,7 @@ B batch, L query length, M key length, N layers, D model, H heads, K head dimens
 import functools
 from typing import Any
 
+import chex
 from flax import linen as nn
 import jax
 from jax import ad_checkpoint
@@ -281,6 +282,8 @@ class GLM(nn.Module):
     written behind them, and see the slots before `end_BL`. `rows_B`: as in `embed`.
     """
     config = self.config
+    chex.assert_shape([start_BL, end_BL], tokens_BL.shape)
+    chex.assert_type([start_BL, end_BL], int)
     if lengths_B is None:
       end_BL = cut_causal(config, end_BL)
     x_BLD, keys_B = self.embed(tokens_BL, positions, gradient_alpha, rows_B)
@@ -312,6 +315,9 @@ class GLM(nn.Module):
     layer: neither on the mesh, nor on the rows that are computed with it, nor on how rows go through a pipeline.
     """
     config = self.config
+    chex.assert_rank(tokens_BL, 2)
+    chex.assert_shape(positions, (tokens_BL.shape[0], *config.position_kind.shape(tokens_BL.shape[1])))
+    chex.assert_type([tokens_BL, positions], int)
     x_BLD = reshard("length", "length", self.embedding(tokens_BL, positions, gradient_alpha))
     if config.embedding_norm:
       x_BLD = self.embedding_norm(x_BLD)

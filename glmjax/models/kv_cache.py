@@ -10,6 +10,7 @@ B batch, L new tokens, M slots, N layers, H heads, K head dimension.
 import dataclasses
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -34,6 +35,9 @@ class KVCache:
 
   def append(self, k_BLHK: jax.Array, v_BLHK: jax.Array, first_B: jax.Array) -> "KVCache":
     """Returns one layer's cache with L tokens of each row written from the row's slot `first_B` on."""
+    chex.assert_equal_shape([k_BLHK, v_BLHK])
+    chex.assert_shape([self.key, self.value], (len(k_BLHK), k_BLHK.shape[2], self.slots, k_BLHK.shape[3]))
+    chex.assert_shape(first_B, (len(k_BLHK),))
 
     def write(slots_BHMK: jax.Array, new_BLHK: jax.Array) -> jax.Array:
       new_BHLK = _stored(jnp.swapaxes(new_BLHK, 1, 2), slots_BHMK.dtype)

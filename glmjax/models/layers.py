@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import functools
 from typing import Any
 
+import chex
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
@@ -214,7 +215,7 @@ class Embedding(nn.Module):
     x_BLD = rows_of(self.config.dtype, "vocab", self.table, tokens_BL)
     x_BLD = scale_gradient(x_BLD, gradient_alpha)
     if not self.config.position_kind.rotary_parts:
-      assert positions.ndim == 3, positions.shape
+      chex.assert_rank(positions, 3)
       for i, table in enumerate((self.position, self.block_position)):
         x_BLD += rows_of(self.config.dtype, "length_table", table, positions[:, i])
     return x_BLD

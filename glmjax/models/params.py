@@ -134,6 +134,11 @@ def table(config: config_lib.GLMConfig) -> Mapping[str, Param]:
   return found
 
 
+def sizes(config: config_lib.GLMConfig) -> dict[str, int]:
+  """Returns the size of every logical axis that the model's parameters have."""
+  return {axis: size for param in table(config).values() for axis, size in zip(param.axes, param.shape)}
+
+
 @functools.lru_cache(maxsize=1024)
 def known(path: str) -> Param:
   """Returns what is true of a parameter in any model that has it: all but its sizes and initial spread.

@@ -3,6 +3,7 @@
 B batch, L length, H heads, K head dimension.
 """
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -51,7 +52,7 @@ def tables(config: config_lib.GLMConfig, positions: jax.Array) -> tuple[jax.Arra
       for t in table(rows, config.head_dim // kind.rotary_parts, config.rotary_base, config.rotary_rounding)
     ]
 
-  assert positions.ndim == 1 + kind.axes, positions.shape
+  chex.assert_rank(positions, 1 + kind.axes)
   if kind.axes == 1:
     return tuple(gather(positions))
   pairs = [gather(positions[:, i]) for i in range(kind.axes)]
@@ -62,6 +63,7 @@ def rotate(x_BLHK: jax.Array, cos_sin: tuple[jax.Array, jax.Array] | None, parts
   """Rotates each of `parts` equal pieces of the head by its share of the table, in float32."""
   if cos_sin is None:
     return x_BLHK
+  chex.assert_shape(cos_sin, (None, x_BLHK.shape[1], x_BLHK.shape[3] // 2))
   # Halves change places by a reversed axis: XLA writes joined pieces at half the speed on GPUs.
   halves = x_BLHK.astype(jnp.float32).reshape(*x_BLHK.shape[:-1], parts, 2, -1)
   cos, sin = (t.reshape(*t.shape[:-1], parts, 1, -1)[:, :, None] for t in cos_sin)

@@ -18,8 +18,8 @@ model.
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from flax import linen as nn
 import jax
@@ -147,6 +147,11 @@ def is_split() -> bool:
   return jax.sharding.get_abstract_mesh().size > 1
 
 
+def replicated() -> jax.sharding.PartitionSpec | None:
+  """How jit's results lie that every process reads: whole on each device of the mesh in scope; None without a mesh."""
+  return None if jax.sharding.get_abstract_mesh().empty else jax.sharding.PartitionSpec()
+
+
 def mesh_axes(name: str) -> tuple[str, ...]:
   """Returns the mesh axes over which the rules in scope split a logical axis."""
   return _mesh_axes(name, nn.get_logical_axis_rules())
@@ -213,7 +218,7 @@ def named(mesh: jax.sharding.Mesh, rules: Rules, *names: str | None) -> jax.shar
   return nn.logical_to_mesh_sharding(jax.sharding.PartitionSpec(*names), mesh, rules)
 
 
-# What a user calls the size of a logical axis.
+# What a user calls the size of a logical axis of weights.
 _FIELDS = {
   "heads": "num_heads",
   "mlp": "mlp_dim",
@@ -225,16 +230,29 @@ _FIELDS = {
 }
 
 
-def check_divisible(boxed: Any, mesh: jax.sharding.Mesh, rules: Rules = FSDP) -> None:
+class Uneven(NamedTuple):
+  """A size that cannot be split evenly."""
+
+  name: str  # what a user calls it
+  size: int
+  axes: tuple[str, ...]  # of the mesh
+
+
+def uneven(sizes: Mapping[str, int], mesh: Mapping[str, int], rules: Rules = FSDP) -> list[Uneven]:
+  """Returns the logical axes' sizes that do not divide over a mesh's axes, of which those not given are 1."""
+  found = []
+  for axis, name in _FIELDS.items():
+    over = _mesh_axes(axis, rules)
+    if sizes.get(axis, 0) % math.prod(mesh.get(each, 1) for each in over):
+      found.append(Uneven(name, sizes[axis], over))
+  return found
+
+
+def check_divisible(sizes: Mapping[str, int], mesh: jax.sharding.Mesh, rules: Rules = FSDP) -> None:
   """Raises InputError, in the model's words, where a weight's axis cannot be split evenly over the mesh."""
-  for leaf in filter(_is_box, jax.tree.leaves(boxed, is_leaf=_is_box)):
-    spec = nn.logical_to_mesh_axes(leaf.names, rules)
-    for name, size, axes in zip(leaf.names, leaf.value.shape, spec):
-      axes = (axes,) if isinstance(axes, str) else axes or ()
-      parts = math.prod(mesh.shape[axis] for axis in axes)
-      if size % parts:
-        shown = " x ".join(f"{axis}={mesh.shape[axis]}" for axis in axes)
-        raise errors.InputError(
-          f"{_FIELDS.get(name, name)} {size} does not divide over {shown}: "
-          f"make it a multiple of {parts}, or the mesh's {'/'.join(axes)} smaller"
-        )
+  for name, size, axes in uneven(sizes, mesh.shape, rules):
+    shown = " x ".join(f"{axis}={mesh.shape[axis]}" for axis in axes)
+    raise errors.InputError(
+      f"{name} {size} does not divide over {shown}: make it a multiple of "
+      f"{math.prod(mesh.shape[axis] for axis in axes)}, or the mesh's {'/'.join(axes)} smaller"
+    )

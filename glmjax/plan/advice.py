@@ -11,6 +11,7 @@ from typing import Any
 
 from glmjax.models import config as config_lib
 from glmjax.models import params as params_lib
+from glmjax.parallel import partitioning
 from glmjax.plan import programs
 from glmjax.plan import targets
 
@@ -238,9 +239,7 @@ def _factors() -> Iterator[int]:
 
 
 def _splits(model: config_lib.GLMConfig, tensor: int = 1, fsdp: int = 1) -> bool:
-  return not any(size % tensor for size in (model.num_heads, model.mlp_dim, model.vocab_size)) and (
-    model.embed_dim % fsdp == 0
-  )
+  return not partitioning.uneven(params_lib.sizes(model), {"tensor": tensor, "fsdp": fsdp})
 
 
 def _devices(plan: _Plan, times: int) -> str:

@@ -23,7 +23,9 @@ from glmjax import ranges
 from glmjax.infer import placement
 from glmjax.io import folders, user_text
 from glmjax.models import config as config_lib
+from glmjax.models import params as params_lib
 from glmjax.parallel import mesh as mesh_lib
+from glmjax.parallel import partitioning
 from glmjax.plan import devices as devices_lib
 from glmjax.plan import estimate
 from glmjax.plan import programs
@@ -102,8 +104,8 @@ def _of(
 
 def _counts(config: config_lib.GLMConfig) -> list[int]:
   """Returns the sets that a model's heads, mlp and vocabulary split over."""
-  sizes = (config.num_heads, config.mlp_dim, config.vocab_size)
-  return [1 << i for i in range(7) if not any(size % (1 << i) for size in sizes)]
+  sizes = params_lib.sizes(config)
+  return [1 << i for i in range(7) if not partitioning.uneven(sizes, {"tensor": 1 << i})]
 
 
 def held(config: config_lib.GLMConfig, work: programs.Decode, count: int) -> int:

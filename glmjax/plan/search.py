@@ -19,6 +19,7 @@ from glmjax import errors
 from glmjax.models import config as config_lib
 from glmjax.models import params as params_lib
 from glmjax.parallel import mesh as mesh_lib
+from glmjax.parallel import partitioning
 from glmjax.plan import advice
 from glmjax.plan import devices as devices_lib
 from glmjax.plan import estimate
@@ -171,14 +172,9 @@ def _divisors(number: int) -> list[int]:
 def _ruled_out(candidate: _Candidate, aim: targets.Target) -> str | None:
   """Says why arithmetic leaves it aside: exact divisions, and less than it will hold."""
   model, work, mesh = candidate.model, candidate.work, candidate.mesh
-  for name, size, parts, of in (
-    ("num_heads", model.num_heads, mesh.tensor, "tensor"),
-    ("mlp_dim", model.mlp_dim, mesh.tensor, "tensor"),
-    ("vocab_size", model.vocab_size, mesh.tensor, "tensor"),
-    ("embed_dim", model.embed_dim, mesh.fsdp, "fsdp"),
-  ):
-    if size % parts:
-      return f"split {name} {size:,} unevenly over {of}"
+  rules = partitioning.strategy(work.strategy) if isinstance(work, programs.Train) else partitioning.FSDP
+  for name, size, axes in partitioning.uneven(params_lib.sizes(model), dataclasses.asdict(mesh), rules):
+    return f"split {name} {size:,} unevenly over {' x '.join(axes)}"
   if isinstance(work, programs.Train) and work.batch_size % (mesh.data * mesh.fsdp):
     return "split the batch unevenly over data x fsdp"
   if isinstance(work, programs.Train) and work.length % mesh.context:

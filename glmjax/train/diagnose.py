@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from glmjax.models import params as params_lib
+from glmjax.parallel import partitioning
 from glmjax.train import objective as objective_lib
 from glmjax.train import optimizer as optimizer_lib
 from glmjax.train import state as state_lib
@@ -66,7 +67,7 @@ def _zero(sharding: Any) -> Callable[[jax.Array, float], jax.Array]:
 
 def _is_good(state: state_lib.TrainState, limit: float) -> bool:
   """Tells whether a state is finite, its parameters within the limit; every process comes to the same."""
-  zero = _zero(_replicated())
+  zero = _zero(partitioning.replicated())
   arrays = [(x, LARGEST / limit) for x in jax.tree.leaves(state.params)]
   arrays += [
     (x, _UNSQUARED)
@@ -117,7 +118,7 @@ def first_not_finite(
     activations = jax.tree.map(lambda x: _bad(x, (0,) if x.shape[:1] == (size,) else ()), captured["intermediates"])
     return activations, _bad(loss), _flags(grads)
 
-  look = jax.jit(look, out_shardings=_replicated())
+  look = jax.jit(look, out_shardings=partitioning.replicated())
   for m in range(num_micro):
     micro = jax.tree.map(operator.itemgetter(m), batch)
     activations, loss, grads = jax.device_get(look(state.params, state.frozen, micro))
@@ -133,19 +134,14 @@ def first_not_finite(
   return None
 
 
-def _replicated() -> Any:
-  """Returns the sharding of results that every process reads."""
-  return None if jax.sharding.get_abstract_mesh().empty else jax.sharding.PartitionSpec()
-
-
 def _numbers(flags: Any, rows: jax.Array) -> tuple[int, ...]:
   """Returns the numbers of the rows that are flagged; arrays of one shape."""
-  everywhere = jax.jit(lambda x: x, out_shardings=_replicated())
+  everywhere = jax.jit(lambda x: x, out_shardings=partitioning.replicated())
   return tuple(sorted(np.asarray(everywhere(rows))[np.asarray(flags)].tolist()))
 
 
 def _bad_rows(weights_MBL: jax.Array) -> jax.Array:
-  return jax.jit(lambda x: _bad(x, (0, 1)), out_shardings=_replicated())(weights_MBL)
+  return jax.jit(lambda x: _bad(x, (0, 1)), out_shardings=partitioning.replicated())(weights_MBL)
 
 
 def _bad(x: jax.Array, kept: tuple[int, ...] = ()) -> jax.Array:
@@ -163,7 +159,7 @@ def _flags(tree: Any) -> Any:
 
 
 def _bad_leaves(tree: Any) -> Any:
-  return jax.jit(_flags, out_shardings=_replicated())(tree)
+  return jax.jit(_flags, out_shardings=partitioning.replicated())(tree)
 
 
 def _in_order(flags: Any) -> Iterator[tuple[str, bool]]:

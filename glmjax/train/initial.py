@@ -10,20 +10,13 @@ import optax
 from glmjax import errors
 from glmjax.checkpoint import folder as folder_lib
 from glmjax.checkpoint import load
+from glmjax.checkpoint import recorded
 from glmjax.models import config as config_lib
 from glmjax.train import state as state_lib
 
-# What a run may have other than the model it begins with: how it is computed.
-_FREE = (
-  "dtype",
-  "param_dtype",
-  "scan_layers",
-  "remat",
-  "hidden_dropout",
-  "attention_dropout",
-  "init_std",
-  "rotary_rounding",
-)
+# What a new run may have other than the model it begins with: how it is computed, as at any start, and what says how
+# that model was made: in which dtype and spread, and how far its cosines were rounded where it was deployed.
+_FREE = (*recorded.FREE, "param_dtype", "init_std", "rotary_rounding")
 
 
 def check(weights: str | os.PathLike, model: config_lib.GLMConfig, data: dict[str, Any]) -> None:

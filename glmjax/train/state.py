@@ -132,7 +132,7 @@ def abstract(
 ) -> TrainState:
   """Returns shapes, dtypes and shardings of the state, without allocating any of it."""
   boxed = jax.eval_shape(lambda: init(config, tx, 0, is_trained=is_trained))
-  partitioning.check_divisible((boxed.params, boxed.frozen), mesh, rules)
+  partitioning.check_divisible(params_lib.sizes(config), mesh, rules)
   replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
   param_shardings = partitioning.shardings(boxed.params, mesh, rules)
   by_path = {

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from glmjax.models import params as params_lib
+from glmjax.parallel import partitioning
 from glmjax.train import gradient
 from glmjax.train import losses
 from glmjax.train import objective as objective_lib
@@ -138,9 +139,10 @@ def compile_train_step(
   """Compiles train_step(state, batch, info), which takes over the state's memory."""
   specs = jax.tree.map(lambda s: s.spec, (shardings.params, shardings.frozen))
   step = functools.partial(train_step, objective, recipe, tx, specs=specs)
-  return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+  # Metrics lie as the step's number: whole on every device, as every process reads them.
+  return jax.jit(step, donate_argnums=0, out_shardings=(shardings, shardings.step))
 
 
 def compile_eval_step(objective: objective_lib.Objective) -> Callable[..., losses.Sums]:
   """Compiles eval_step(params, frozen, batch)."""
-  return jax.jit(functools.partial(eval_step, objective))
+  return jax.jit(functools.partial(eval_step, objective), out_shardings=partitioning.replicated())

@@ -336,3 +336,15 @@ def test_half_precision_compute(dtype: str):
 def test_config_mistakes(wrong: dict, message: str):
   with pytest.raises(errors.InputError, match=message):
     make("gpt", **wrong)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(
+  "at, wrong", [(0, lambda x: x[0]), (0, lambda x: x * 1.0), (1, lambda x: x[..., :-1]), (3, lambda x: x[:1])]
+)
+def test_shapes_and_kinds_are_checked_at_the_door(name, at, wrong):
+  config = make(name)
+  given = list(inputs(config))
+  given[at] = wrong(given[at])
+  with pytest.raises(AssertionError):
+    jax.eval_shape(functools.partial(glm.GLM(config).init, jax.random.key(0)), *given)

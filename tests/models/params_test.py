@@ -1,6 +1,9 @@
 """The parameter table is what Linen makes: paths, shapes, logical axes, initial spreads, counts."""
 
 import dataclasses
+import functools
+import itertools
+import re
 
 from flax import linen as nn
 import jax
@@ -12,7 +15,14 @@ from glmjax import errors
 from glmjax.checkpoint import arrays
 from glmjax.models import config as config_lib
 from glmjax.models import glm
+from glmjax.infer import placement
 from glmjax.models import params as params_lib
+from glmjax.parallel import mesh as mesh_lib
+from glmjax.parallel import partitioning
+from glmjax.plan import advice
+from glmjax.plan import fits
+from glmjax.train import optimizer as optimizer_lib
+from glmjax.train import state as state_lib
 
 BASE = config_lib.GLMConfig(vocab_size=80, num_layers=3, embed_dim=32, num_heads=4, mlp_dim=48, max_length=16)
 MODELS = {
@@ -98,3 +108,31 @@ def test_figures_of_the_originals():
   glm_130b = config_lib.GLMConfig(150_528, 70, 12_288, 96, 32_768)
   assert params_lib.count(glm_130b) == 128_697_794_560
   assert jnp.dtype(jnp.float16).itemsize * params_lib.count(glm_130b) / 1e9 == pytest.approx(257.4, abs=0.1)
+
+
+def abstract(mesh: jax.sharding.Mesh, config: config_lib.GLMConfig) -> state_lib.TrainState:
+  return state_lib.abstract(config, optimizer_lib.AdamW().make(), mesh)
+
+
+def test_sizes_that_do_not_divide_over_a_mesh(config):
+  """Whoever asks hears the same: training's and inference's layout, and a plan's tables."""
+  sizes = params_lib.sizes(config)
+  assert (sizes["heads"], sizes["mlp"], sizes["vocab"], sizes["embed"], sizes["layers"]) == (4, 48, 80, 32, 3)
+  assert fits._counts(config) == [1, 2, 4]
+  for tensor, fsdp in itertools.product((1, 2, 3, 4, 8), (1, 2, 3)):
+    if tensor * fsdp > 8:
+      continue
+    devices = jax.devices()[: tensor * fsdp]
+    mesh = mesh_lib.make_mesh(mesh_lib.MeshConfig(data=1, fsdp=fsdp, tensor=tensor), devices)
+    divides = tensor in (1, 2, 4) and fsdp in (1, 2)
+    assert advice._splits(config, tensor, fsdp) == divides
+    said = [] if divides else ["does not divide over"] * 2
+    found = []
+    for check in (placement.Placement(mesh).check, functools.partial(abstract, mesh)):
+      try:
+        check(config)
+      except errors.InputError as error:
+        found.append(re.search("does not divide over", str(error))[0])
+    assert found == said, (tensor, fsdp)
+  names = [found.name for found in partitioning.uneven(sizes, {"stage": 2, "tensor": 64})]
+  assert names == ["num_heads", "mlp_dim", "vocab_size", "num_layers"]

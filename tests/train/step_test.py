@@ -7,6 +7,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pipelined
 import pytest
 
 from glmjax import errors
@@ -263,6 +264,22 @@ def test_optimizer_state_is_sharded_like_its_parameters(tiny):
     assert all((x.shape, x.sharding.spec) in wanted for x in moments)
     split = state.params["layers"]["attention"]["qkv"]["kernel"].sharding.spec
     assert "fsdp" in split and "tensor" in split
+
+
+def test_what_is_read_of_a_step_is_whole_on_every_device():
+  """Of several processes each reads it; no compiler is left to decide."""
+  case = pipelined.Case((("data", 2), ("tensor", 2)))
+  for sharding in jax.tree.leaves(pipelined.run(case).program.output_shardings[1]):
+    assert sharding.is_fully_replicated
+  with partitioning.use(case.mesh):
+    state = case.stages.in_stages
+    batch = {
+      name: jax.ShapeDtypeStruct((1, *x.shape), x.dtype, sharding=partitioning.named(case.mesh, partitioning.FSDP))
+      for name, x in pipelined.rows().items()
+    }
+    evaluated = step_lib.compile_eval_step(objective_lib.Objective(case.config, chunk=case.chunk))
+    lowered = evaluated.lower(state.params, state.frozen, batch)
+    assert all(sharding.is_fully_replicated for sharding in jax.tree.leaves(lowered.compile().output_shardings))
 
 
 def test_heads_that_do_not_divide_say_so(tiny):
