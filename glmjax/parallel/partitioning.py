@@ -148,7 +148,7 @@ def is_split() -> bool:
 
 
 def replicated() -> jax.sharding.PartitionSpec | None:
-  """How jit's results lie that every process reads: whole on each device of the mesh in scope; None without a mesh."""
+  """Returns the sharding of results that every process reads: whole on each device of the mesh in scope."""
   return None if jax.sharding.get_abstract_mesh().empty else jax.sharding.PartitionSpec()
 
 
