@@ -173,7 +173,8 @@ def _ruled_out(candidate: _Candidate, aim: targets.Target) -> str | None:
   """Says why arithmetic leaves it aside: exact divisions, and less than it will hold."""
   model, work, mesh = candidate.model, candidate.work, candidate.mesh
   rules = partitioning.strategy(work.strategy) if isinstance(work, programs.Train) else partitioning.FSDP
-  for name, size, axes in partitioning.uneven(params_lib.sizes(model), dataclasses.asdict(mesh), rules):
+  split = dataclasses.asdict(mesh) | {partitioning.STAGE_AXIS: 1}  # stages may hold unlike numbers of layers
+  for name, size, axes in partitioning.uneven(params_lib.sizes(model), split, rules):
     return f"split {name} {size:,} unevenly over {' x '.join(axes)}"
   if isinstance(work, programs.Train) and work.batch_size % (mesh.data * mesh.fsdp):
     return "split the batch unevenly over data x fsdp"
