@@ -112,6 +112,7 @@ class Writers:
     from glmjax.checkpoint import manager
     from glmjax.models import config as config_lib
     from glmjax.models import glm
+    from glmjax.io import tokenizer_folder
     from glmjax.thudm import write
 
     import their_files
@@ -120,7 +121,8 @@ class Writers:
     run = self.sources / "run"
     config = config_lib.GLMConfig(vocab_size=448, num_layers=2, embed_dim=32, num_heads=4, mlp_dim=88, max_length=16)
     run.mkdir()
-    folder.write_config(run, folder.FolderConfig(config, {}, folder.copy_tokenizer(self.sources / "tokenizer", run)))
+    described = tokenizer_folder.copy(self.sources / "tokenizer", run / folder.TOKENIZER)
+    folder.write_config(run, folder.FolderConfig(config, {}, described))
     saver = manager.Manager(run / "checkpoints")
     saver.save(1, {"params": glm.init_params(config, jax.random.key(0))}, {"samples_seen": 1})
     saver.close()

@@ -26,6 +26,7 @@ from glmjax.io import lock
 from glmjax.io import paths
 from glmjax.io import publish
 from glmjax.io import seal
+from glmjax.io import tokenizer_folder
 from glmjax.models import config as config_lib
 from glmjax.quantize import qarray
 
@@ -181,7 +182,7 @@ def write_folder(content: ExportSource, folder: pathlib.Path) -> None:
       publish.remove(child)
   folder_lib.write_config(folder, content.config)
   if content.tokenizer is not None:
-    folder_lib.copy_tokenizer(content.tokenizer, folder)
+    tokenizer_folder.copy(content.tokenizer, folder / folder_lib.TOKENIZER)
   with blocks.as_os_errors():
     writer = blocks.Writer(folder / folder_lib.PARAMS, content.weights, content.elements)
     records = writer.write(content.read, "parameters")

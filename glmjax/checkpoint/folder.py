@@ -5,22 +5,18 @@ config.json: {"model": GLMConfig's fields, "data": the data's description, "toke
 """
 
 import dataclasses
-import hashlib
-import json
 import os
 import pathlib
-import shutil
 from typing import Any
 
 from glmjax import errors
-from glmjax.io import folders
 from glmjax.io import paths
 from glmjax.io import publish
+from glmjax.io import tokenizer_folder
 from glmjax.io import user_json
 from glmjax.models import config as config_lib
 
 CONFIG, TOKENIZER, CHECKPOINTS, PARAMS = "config.json", "tokenizer", "checkpoints", "params"
-_LAYOUT, _MODEL = folders.TOKENIZER_LAYOUT, folders.TOKENIZER_MODEL
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,42 +76,6 @@ def read_config(folder: str | os.PathLike) -> FolderConfig:
     raise errors.InputError(f"{path}: {str(error)[:400]}; restore a copy, or write the folder again") from error
 
 
-def read_tokenizer(folder: str | os.PathLike) -> dict[str, Any]:
-  """Returns fingerprint (as tokenizer.Tokenizer computes it) and vocabulary size of a folder, without loading it.
-
-  Raises:
-    errors.InputError: when files are missing or do not belong together.
-  """
-  folder = pathlib.Path(folder)
-  for file in (folder / _LAYOUT, folder / _MODEL):
-    if not file.is_file():
-      raise errors.InputError(f"{file}: missing; copy the tokenizer that the model was trained with to {folder}")
-  layout = user_json.read(folder / _LAYOUT, expected="copy it from the token cache or the run")
-  try:
-    with open(folder / _MODEL, "rb") as file:
-      if (size := os.fstat(file.fileno()).st_size) > folders.LARGEST_TOKENIZER:
-        raise errors.InputError(
-          f"{folder / _MODEL} has {size:,} bytes, where {folders.LARGEST_TOKENIZER:,} at most are expected: no "
-          "tokenizer; copy it from the token cache or the run"
-        )
-      model = hashlib.file_digest(file, "sha256").hexdigest()
-    matches, vocab_size = layout["model_sha256"] == model, int(layout["vocab_size"])
-  except OSError as error:
-    raise errors.InputError(f"cannot read {folder / _MODEL}: {errors.reason(error)}") from error
-  except errors.InputError:
-    raise
-  except (ValueError, KeyError, TypeError, OverflowError) as error:
-    raise errors.InputError(
-      f"{folder / _LAYOUT} is damaged ({type(error).__name__}); copy it from the token cache or the run"
-    ) from error
-  if not matches:
-    raise errors.InputError(
-      f"{folder / _MODEL} is not the one that {_LAYOUT} describes; copy both again from the token cache or the run"
-    )
-  fingerprint = hashlib.sha256(json.dumps(layout, sort_keys=True).encode()).hexdigest()
-  return {"fingerprint": fingerprint, "vocab_size": vocab_size}
-
-
 def check_tokenizer(folder: str | os.PathLike, config: FolderConfig) -> None:
   """Checks that the folder's tokenizer is the one recorded, and fits the model; a folder may be without one.
 
@@ -125,7 +85,7 @@ def check_tokenizer(folder: str | os.PathLike, config: FolderConfig) -> None:
   where = pathlib.Path(folder) / TOKENIZER
   if not config.tokenizer and not config.data.get("tokenizer") and not where.exists():
     return  # weights that were imported without one: no text goes in or out
-  found = read_tokenizer(where)
+  found = tokenizer_folder.read(where)
   if found["vocab_size"] > config.model.vocab_size:
     raise errors.InputError(
       f"{where} has {found['vocab_size']} ids and the model's vocabulary "
@@ -137,22 +97,3 @@ def check_tokenizer(folder: str | os.PathLike, config: FolderConfig) -> None:
       f"{where} is tokenizer {found['fingerprint'][:8]} and the model was trained with "
       f"{recorded[:8]}: use the tokenizer that it was trained with"
     )
-
-
-def copy_tokenizer(source: str | os.PathLike, folder: str | os.PathLike) -> dict[str, Any]:
-  """Copies a tokenizer folder to folder/tokenizer, whole or not at all; returns `read_tokenizer` of it.
-
-  Raises:
-    errors.InputError: when the source is no tokenizer, or another one is there already.
-  """
-  found, target = read_tokenizer(source), pathlib.Path(folder) / TOKENIZER
-  if target.exists():
-    if read_tokenizer(target) != found:
-      raise errors.InputError(f"{target} is another tokenizer than {source}; choose another folder")
-    return found
-  with publish.folder(target) as temporary:
-    for name in (_LAYOUT, _MODEL):
-      shutil.copyfile(pathlib.Path(source) / name, temporary / name)
-    if read_tokenizer(temporary) != found:
-      raise errors.InputError(f"{source} was changed while it was copied: try again")
-  return found

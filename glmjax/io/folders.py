@@ -17,9 +17,8 @@ from typing import Any
 from glmjax import errors
 from glmjax.io import paths
 from glmjax.io import publish
+from glmjax.io import tokenizer_folder
 
-TOKENIZER_MODEL, TOKENIZER_LAYOUT = "tokenizer.model", "tokenizer.json"  # the files of a tokenizer
-LARGEST_TOKENIZER = 1 << 28  # bytes of the first; ice_text.model has 2.7 MB
 _LARGEST_MARK = 1 << 26  # bytes of a JSON file that is looked into
 _LARGEST_LAYOUT = 1 << 16  # of our tokenizer.json; those of other programs hold the vocabulary
 
@@ -226,8 +225,8 @@ def _is_cache(folder: pathlib.Path) -> bool:
 
 
 def _is_tokenizer(folder: pathlib.Path) -> bool:
-  layout = folder / TOKENIZER_LAYOUT
-  return (folder / TOKENIZER_MODEL).is_file() and layout.is_file() and layout.stat().st_size <= _LARGEST_LAYOUT
+  layout = folder / tokenizer_folder.LAYOUT
+  return (folder / tokenizer_folder.MODEL).is_file() and layout.is_file() and layout.stat().st_size <= _LARGEST_LAYOUT
 
 
 def _is_text(folder: pathlib.Path) -> bool:

@@ -15,6 +15,7 @@ import tqdm
 from glmjax import errors
 from glmjax.checkpoint import arrays
 from glmjax.io import publish
+from glmjax.io import tokenizer_folder
 from glmjax.checkpoint import export
 from glmjax.checkpoint import folder as folder_lib
 from glmjax.models import config as config_lib
@@ -86,7 +87,7 @@ def _write_safetensors(content: export.ExportSource, folder: pathlib.Path) -> No
   content.verify()
   folder_lib.write_config(folder, content.config)
   if content.tokenizer is not None:
-    folder_lib.copy_tokenizer(content.tokenizer, folder)
+    tokenizer_folder.copy(content.tokenizer, folder / folder_lib.TOKENIZER)
 
 
 def _read_each(
@@ -121,7 +122,7 @@ def _write_glm_130b(content: export.ExportSource, folder: pathlib.Path, degree: 
   write_ranks(folder, items_of("glm-130b", content), degree, content.config.export.get("iteration") or _ITERATION)
   content.verify()
   if content.tokenizer is not None:
-    folder_lib.copy_tokenizer(content.tokenizer, folder)
+    tokenizer_folder.copy(content.tokenizer, folder / folder_lib.TOKENIZER)
 
 
 def _check_model(model: config_lib.GLMConfig, name: str, **expected: object) -> None:

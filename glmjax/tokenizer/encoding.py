@@ -17,10 +17,11 @@ from glmjax.io import downloads
 from glmjax.io import folders
 from glmjax.io import paths
 from glmjax.io import publish
+from glmjax.io import tokenizer_folder
 from glmjax.io import user_json
 from glmjax.tokenizer import layout
 
-MODEL_FILE, LAYOUT_FILE = folders.TOKENIZER_MODEL, folders.TOKENIZER_LAYOUT
+MODEL_FILE, LAYOUT_FILE = tokenizer_folder.MODEL, tokenizer_folder.LAYOUT
 LAYOUT_FORMAT = 1
 
 _SENTENCE_ENDS = ".?!;:。？！；…\n"
@@ -52,7 +53,7 @@ class Tokenizer:
     self._byte_ids = {
       piece.piece: i for i, piece in enumerate(proto.pieces, num_image_tokens) if piece.type == layout.Piece.BYTE
     }
-    self.fingerprint = hashlib.sha256(json.dumps(self._layout(), sort_keys=True).encode()).hexdigest()
+    self.fingerprint = tokenizer_folder.fingerprint(self._layout())
 
   @classmethod
   def load(cls, path: str | os.PathLike, num_image_tokens: int | None = None) -> "Tokenizer":
@@ -292,9 +293,9 @@ def _read_bytes(path: pathlib.Path) -> bytes:
         f"the tokenizer file {path} is no regular file; give a folder that `glmjax tokenizer` "
         "made, or a SentencePiece model"
       )
-    if path.exists() and path.stat().st_size > folders.LARGEST_TOKENIZER:
+    if path.exists() and path.stat().st_size > tokenizer_folder.LARGEST:
       raise errors.InputError(
-        f"the tokenizer file {path} has {path.stat().st_size:,} bytes, where {folders.LARGEST_TOKENIZER:,} at "
+        f"the tokenizer file {path} has {path.stat().st_size:,} bytes, where {tokenizer_folder.LARGEST:,} at "
         "most are expected: no SentencePiece model"
       )
     content = path.read_bytes()

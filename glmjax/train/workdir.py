@@ -22,6 +22,7 @@ from glmjax.checkpoint import recorded
 from glmjax.io import folders
 from glmjax.io import lock
 from glmjax.io import publish
+from glmjax.io import tokenizer_folder
 from glmjax.models import config as config_lib
 from glmjax.train import feed
 
@@ -86,7 +87,7 @@ class Workdir:
         tokenizer = {}
         if hasattr(data, "save_tokenizer"):
           data.save_tokenizer(scratch)
-          tokenizer = folder.read_tokenizer(scratch)
+          tokenizer = tokenizer_folder.read(scratch)
         if tokenizer.get("vocab_size", 0) > model.vocab_size:  # before anything is deleted
           raise errors.InputError(
             f"the data's tokenizer has {tokenizer['vocab_size']} ids, the model's vocab_size is "
@@ -97,13 +98,13 @@ class Workdir:
         elif manager_lib.steps(self.checkpoints):  # without: killed before its first checkpoint, nothing to lose
           self._check_same(config)
         if tokenizer and (self.root / folder.TOKENIZER).exists():
-          folder.copy_tokenizer(scratch, self.root)  # copies nothing: raises where it is another one
+          tokenizer_folder.copy(scratch, self.root / folder.TOKENIZER)  # copies nothing: raises where it is another one
         self.root.mkdir(parents=True, exist_ok=True)
         # config.json first: it makes the folder a run's, wherever this is killed.
         folder.write_config(self.root, dataclasses.replace(config, tokenizer=tokenizer))
         publish.sweep(self.root / folder.TOKENIZER)
         if tokenizer:
-          folder.copy_tokenizer(scratch, self.root)
+          tokenizer_folder.copy(scratch, self.root / folder.TOKENIZER)
     except OSError as error:
       raise errors.InputError(f"{self.root} cannot be written: {errors.reason(error)}") from error
 
@@ -134,7 +135,7 @@ class Workdir:
 
   def _has(self, tokenizer: dict[str, Any]) -> bool:
     try:
-      return folder.read_tokenizer(self.root / folder.TOKENIZER) == tokenizer
+      return tokenizer_folder.read(self.root / folder.TOKENIZER) == tokenizer
     except errors.InputError:
       return False
 

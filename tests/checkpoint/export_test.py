@@ -25,7 +25,7 @@ from glmjax.checkpoint import load
 from glmjax.checkpoint import folder as folder_lib
 from glmjax.checkpoint import manager
 from glmjax.checkpoint import stored_weights
-from glmjax.io import folders
+from glmjax.io import tokenizer_folder
 from glmjax.models import config as config_lib
 from glmjax.models import glm
 from glmjax.models import params as params_lib
@@ -47,10 +47,10 @@ def _tokenizer(folder: pathlib.Path, vocab_size: int = 90, model: bytes = b"piec
 
 def test_a_tokenizer_larger_than_any_is_not_read(tmp_path, monkeypatch):
   folder = _tokenizer(tmp_path / "tokenizer")
-  assert folder_lib.read_tokenizer(folder)["vocab_size"] == 90
-  monkeypatch.setattr(folders, "LARGEST_TOKENIZER", 5)
+  assert tokenizer_folder.read(folder)["vocab_size"] == 90
+  monkeypatch.setattr(tokenizer_folder, "LARGEST", 5)
   with pytest.raises(errors.InputError, match="tokenizer.model has 6 bytes, where 5 at most are expected"):
-    folder_lib.read_tokenizer(folder)
+    tokenizer_folder.read(folder)
 
 
 @pytest.fixture(scope="module", name="params")
@@ -62,7 +62,7 @@ def _params() -> Any:
 def _run(tmp_path: pathlib.Path, params: Any) -> pathlib.Path:
   """A run's folder with steps 1 and 2; the parameters of step n are n times `params`."""
   run = tmp_path / "run"
-  tokenizer = folder_lib.copy_tokenizer(_tokenizer(tmp_path / "source"), run)
+  tokenizer = tokenizer_folder.copy(_tokenizer(tmp_path / "source"), run / folder_lib.TOKENIZER)
   folder_lib.write_config(run, folder_lib.FolderConfig(_CONFIG, {"mixture": "m"}, tokenizer))
   saver = manager.Manager(run / "checkpoints")
   for step in (1, 2):
@@ -160,7 +160,7 @@ def test_damage_that_is_not_finite_is_damage(run: pathlib.Path, params: Any, tmp
 def test_quantized_exports_are_as_small_as_they_say(tmp_path: pathlib.Path):
   config = dataclasses.replace(_CONFIG, vocab_size=1024, embed_dim=256, mlp_dim=672)
   run = tmp_path / "run"
-  tokenizer = folder_lib.copy_tokenizer(_tokenizer(tmp_path / "source"), run)
+  tokenizer = tokenizer_folder.copy(_tokenizer(tmp_path / "source"), run / folder_lib.TOKENIZER)
   folder_lib.write_config(run, folder_lib.FolderConfig(config, {}, tokenizer))
   saver = manager.Manager(run / "checkpoints")
   saver.save(1, {"params": glm.init_params(config, jax.random.key(0))}, {})
@@ -287,7 +287,7 @@ def test_tokenizers_that_do_not_fit(run: pathlib.Path, tmp_path: pathlib.Path):
   with pytest.raises(errors.InputError, match="use the tokenizer that it was trained with"):
     load.load(run)
   with pytest.raises(errors.InputError, match="is another tokenizer"):
-    folder_lib.copy_tokenizer(tmp_path / "right", run)
+    tokenizer_folder.copy(tmp_path / "right", run / folder_lib.TOKENIZER)
 
 
 @pytest.mark.parametrize("bits", [None, 4])

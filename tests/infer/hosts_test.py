@@ -25,6 +25,7 @@ from glmjax.infer import beam
 from glmjax.infer import chat
 from glmjax.infer import engine
 from glmjax.infer import sampling
+from glmjax.io import tokenizer_folder
 from glmjax.models import config as config_lib
 from glmjax.models import glm
 from parallel.multihost_test import free_port, own_lines
@@ -47,7 +48,8 @@ def folder(tmp_path_factory) -> pathlib.Path:
 
 
 def write_run(run: pathlib.Path, tokenizer: pathlib.Path, seed: int) -> None:
-  folder_lib.write_config(run, folder_lib.FolderConfig(CONFIG, {}, folder_lib.copy_tokenizer(tokenizer, run)))
+  described = tokenizer_folder.copy(tokenizer, run / folder_lib.TOKENIZER)
+  folder_lib.write_config(run, folder_lib.FolderConfig(CONFIG, {}, described))
   saver = manager.Manager(run / "checkpoints")
   saver.save(1, {"params": glm.init_params(CONFIG, jax.random.key(seed)), "step": jnp.int32(1)}, {"samples_seen": 1})
   saver.close()

@@ -20,6 +20,7 @@ from glmjax.infer import engine
 from glmjax.infer import offload
 from glmjax.infer import placement
 from glmjax.infer import runner
+from glmjax.io import tokenizer_folder
 from glmjax.models import config as config_lib
 from glmjax.models import glm
 
@@ -49,7 +50,7 @@ def folders(tmp_path_factory) -> dict[int | None, pathlib.Path]:
   (source / "tokenizer.model").write_bytes(b"pieces")
   layout = {"format": 1, "model_sha256": hashlib.sha256(b"pieces").hexdigest(), "vocab_size": 96}
   (source / "tokenizer.json").write_text(json.dumps(layout))
-  tokenizer = folder_lib.copy_tokenizer(source, run)
+  tokenizer = tokenizer_folder.copy(source, run / folder_lib.TOKENIZER)
   folder_lib.write_config(run, folder_lib.FolderConfig(CONFIG, {"mixture": "m"}, tokenizer))
   saver = manager.Manager(run / "checkpoints")
   saver.save(1, {"params": glm.init_params(CONFIG, jax.random.key(1)), "step": jnp.int32(1)}, {"samples_seen": 1})
