@@ -18,8 +18,8 @@ TEXTS = {
 def gin_blocks():
   """Blocks without a language that bind something."""
   for name, text in TEXTS.items():
-    for block in re.findall(r"^```\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
-      if re.search(r"^[A-Za-z_./]+( = .*|:)$", block, re.MULTILINE):
+    for language, block in re.findall(r"^```(\w*)\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
+      if not language and re.search(r"^[A-Za-z_./]+( = .*|:)$", block, re.MULTILINE):
         yield pytest.param(block, id=f"{name}: {block.splitlines()[-1][:40]}")
 
 
