@@ -25,10 +25,10 @@ def gin_blocks():
 
 @pytest.mark.parametrize("block", list(gin_blocks()))
 def test_gin_blocks_are_whole_files(block, tmp_path):
-  """Pasted into a file they are taken as they are."""
+  """Pasted into a file that is given behind a run's, they are taken as they are."""
   file = tmp_path / "pasted.gin"
   file.write_text(block, encoding="utf-8")
-  gin_files.check([str(file)], [], commands=commands.targets())
+  gin_files.check(["runs/quickstart.gin", str(file)], [], commands=commands.targets())
 
 
 def test_readme_shows_every_command():
