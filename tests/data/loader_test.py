@@ -122,7 +122,7 @@ def test_batch_that_does_not_divide_is_refused(directory: pathlib.Path) -> None:
   source = loader.CachedMixture(directory, INFILLING)
   with pytest.raises(errors.InputError, match="a batch of 6 rows does not divide over 4 hosts"):
     next(source.batches([(0, 6)], 0, 4))
-  with pytest.raises(errors.InputError, match="num_workers -1"):
+  with pytest.raises(errors.InputError, match="CachedMixture.num_workers is -1"):
     loader.CachedMixture(directory, INFILLING, num_workers=-1)
 
 
