@@ -1,6 +1,7 @@
 """The exceptions for mistakes that a user can mend and for runs that diverge, and the system's refusals in words."""
 
 import errno
+import re
 
 _ADVICE = {
   errno.ENOSPC: "the disk is full: free some space",
@@ -52,3 +53,8 @@ class Diverged(Exception):
 def reason(error: OSError) -> str:
   """Returns what the system refused and, where it is known, what to do: only what is damaged is called damaged."""
   return _ADVICE.get(error.errno) or error.strerror or str(error) or type(error).__name__
+
+
+def one_line(error: BaseException) -> str:
+  """Returns the start of an error's message, on one line."""
+  return re.sub(r"\s+", " ", str(error) or type(error).__name__)[:300]

@@ -32,7 +32,7 @@ def together(action: Callable[[], T]) -> T:
     failure = error
   is_damage = isinstance(failure, files.DamagedError)
   kind = "" if failure is None else "damaged" if is_damage else "failed"
-  said = gather(f"{kind} {files.one_line(failure)}" if failure else "")
+  said = gather(f"{kind} {errors.one_line(failure)}" if failure else "")
   for word, raised in (("failed", errors.InputError), ("damaged", files.DamagedError)):
     if failure is not None and word == kind:
       raise failure

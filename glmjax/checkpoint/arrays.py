@@ -27,7 +27,7 @@ _AHEAD_BYTES = 2**28  # of arrays that are read at the same time, unless one has
 Records = dict[str, dict[str, Any]]
 
 
-DamagedError, one_line, zarr_dtype = files.DamagedError, files.one_line, stored_lib.zarr_dtype  # they live below us
+DamagedError, zarr_dtype = files.DamagedError, stored_lib.zarr_dtype  # they live below us
 
 
 def handler() -> ocp.PyTreeCheckpointHandler:

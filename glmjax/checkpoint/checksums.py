@@ -157,7 +157,7 @@ def read_sealed(path: pathlib.Path, shown: str, parts: Sequence[str]) -> dict[st
   try:
     content = seal.unseal(sealed)
   except ValueError as error:
-    raise files.DamagedError(f"{shown} is damaged: {files.one_line(error)}") from error
+    raise files.DamagedError(f"{shown} is damaged: {errors.one_line(error)}") from error
   if lacking := next((part for part in parts if not isinstance(content.get(part), dict)), None):
     raise files.DamagedError(f"{shown} is another file: it has no {lacking}")
   if max((record.get("version", 1) for record in content.get("arrays", {}).values()), default=1) > VERSION:

@@ -89,7 +89,7 @@ def read_json(path: pathlib.Path, shown: str, largest: int = LARGEST) -> dict[st
   try:
     content = json.loads(text)
   except (ValueError, RecursionError) as error:
-    raise DamagedError(f"{shown} is damaged: {one_line(error)}") from error
+    raise DamagedError(f"{shown} is damaged: {errors.one_line(error)}") from error
   if not isinstance(content, dict):
     raise DamagedError(f"{shown} is damaged: no JSON object")
   return content
@@ -139,7 +139,7 @@ def refusal(error: BaseException) -> OSError | MemoryError | None:
     number = int(code[1] or code[2])
     return OSError(number, os.strerror(number))
   if type(error).__name__ == "JaxRuntimeError" and "RESOURCE_EXHAUSTED" in text or "bad_alloc" in text:
-    return MemoryError(one_line(error))
+    return MemoryError(errors.one_line(error))
   return None
 
 
@@ -155,14 +155,9 @@ def enough_memory(what: str | os.PathLike) -> Iterator[None]:
 
 
 def _out_of_memory(error: BaseException, what: str | os.PathLike) -> errors.InputError:
-  detail = one_line(error)
+  detail = errors.one_line(error)
   detail = f" ({detail})" if detail != type(error).__name__ else ""
   return errors.InputError(
     f"not enough memory to read {what}{detail}: end other programs, raise the memory limit, or "
     "use more devices or a smaller model"
   )
-
-
-def one_line(error: BaseException) -> str:
-  """Returns the start of an error's message, on one line."""
-  return re.sub(r"\s+", " ", str(error) or type(error).__name__)[:300]

@@ -302,7 +302,7 @@ class Manager:
       if isinstance(refused, MemoryError)
       else errors.reason(refused).replace(": ", ", ")
       if refused
-      else files.one_line(error)
+      else errors.one_line(error)
     )
     where = self._directory / str(step)
     raise errors.InputError(f"checkpoint {where} could not be written ({advice}); {kept}") from error

@@ -11,7 +11,7 @@ from glmjax.io import downloads
 
 DEEPEST = 100  # levels of lists and objects: far beyond any config, far within Python's recursion limit
 LARGEST = 1 << 28  # bytes of a JSON file; Python's objects may take 25 times as many
-_DIGITS = 4300  # of the longest integer that Python reads (sys.int_info.default_max_str_digits)
+MOST_DIGITS = 4300  # of the longest integer that Python reads (sys.int_info.default_max_str_digits)
 _SURROGATES = re.compile("[\ud800-\udfff]")
 _KINDS = {dict: "an object", list: "a list"}
 
@@ -89,7 +89,7 @@ def _decoded(text: bytes, where: str, advice: str) -> str:
 
 
 def _integer(digits: str) -> int | float:
-  return int(digits) if len(digits) <= _DIGITS else float(digits)
+  return int(digits) if len(digits) <= MOST_DIGITS else float(digits)
 
 
 _DECODER = json.JSONDecoder(parse_int=_integer)  # json.loads makes one for every text

@@ -23,7 +23,7 @@ class Dropout(NamedTuple):
   """What is dropped: of attention's weights (seeds of each query of each head), or of hidden states (of each token)."""
 
   rate: float  # 0 < rate < 1; static under jit
-  seeds_BHL: jax.Array  # int32, of each query
+  seeds: jax.Array  # int32: [B, H, L], of each query, or [B, L], of each token
 
 
 def make(rate: float, keys_B: jax.Array, *sizes: int) -> Dropout:
@@ -44,11 +44,11 @@ def keep(rate: float, seeds: jax.Array, keys: jax.Array) -> jax.Array:
   return _scramble(seeds ^ (keys * _SPREAD)) >= round(rate * 2**32) - 2**31
 
 
-def apply(dropout: Dropout, weights_BHLM: jax.Array) -> jax.Array:
-  """Returns the weights with those dropped 0 and the others scaled up."""
-  keys = jnp.arange(weights_BHLM.shape[-1], dtype=jnp.int32)
-  kept = keep(dropout.rate, dropout.seeds_BHL[..., None], keys)
-  return jnp.where(kept, weights_BHLM / jnp.asarray(1.0 - dropout.rate, weights_BHLM.dtype), 0)
+def apply(dropout: Dropout, x: jax.Array) -> jax.Array:
+  """Returns x, attention weights [B, H, L, M] or hidden states [B, L, D], with those dropped 0, others scaled up."""
+  keys = jnp.arange(x.shape[-1], dtype=jnp.int32)
+  kept = keep(dropout.rate, dropout.seeds[..., None], keys)
+  return jnp.where(kept, x / jnp.asarray(1.0 - dropout.rate, x.dtype), 0)
 
 
 def _scramble(x: jax.Array) -> jax.Array:

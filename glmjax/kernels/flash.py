@@ -76,7 +76,7 @@ def attend(kernels: ModuleType, target: target_lib.Target, inputs: Inputs) -> ja
   """
   dropout = inputs.dropout
   run = functools.partial(_attend, target, kernels, dropout.rate if dropout else 0.0)
-  arrays = inputs[:5] + ((dropout.seeds_BHL,) if dropout else ())
+  arrays = inputs[:5] + ((dropout.seeds,) if dropout else ())
   queries, places = ("batch", "length", "act_heads", None), ("batch", "length")
   keys = ("batch", None, "act_heads", None)
   axes = (queries, keys, keys, places, places, ("batch", "act_heads", "length"))[: len(arrays)]

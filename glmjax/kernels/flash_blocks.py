@@ -46,4 +46,4 @@ def lines(
   """Returns what the kernels' masks know of each query (its interval, and where some are dropped its seeds) and the
   rate.
   """
-  return ((start_BL, end_BL), 0.0) if dropout is None else ((start_BL, end_BL, dropout.seeds_BHL), dropout.rate)
+  return ((start_BL, end_BL), 0.0) if dropout is None else ((start_BL, end_BL, dropout.seeds), dropout.rate)

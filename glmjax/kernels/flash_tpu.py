@@ -106,7 +106,7 @@ def backward(
   parts = []
   for at in range(0, q_BLHK.shape[1], _QUERIES):
     here = slice(at, at + _QUERIES)
-    part = dropout and dropout._replace(seeds_BHL=dropout.seeds_BHL[:, :, here])
+    part = dropout and dropout._replace(seeds=dropout.seeds[:, :, here])
     places = start_BL[:, here], end_BL[:, here]
     sums = sums_BHL[:, :, here], delta_BHL[:, :, here]
     parts.append(_backward((q_BLHK[:, here], k_BMHK, v_BMHK, *places, *sums, d_BLHK[:, here]), part, interpret))

@@ -75,9 +75,15 @@ def scale_gradient(x: jax.Array, alpha: jax.Array | float) -> jax.Array:
   return x
 
 
-scale_gradient.defvjp(
-  lambda x, alpha: (x, alpha), lambda alpha, g: (g * jnp.asarray(alpha, g.dtype), jnp.zeros_like(alpha))
-)
+def _scale_gradient_forward(x: jax.Array, alpha: jax.Array | float) -> tuple[jax.Array, jax.Array | float]:
+  return x, alpha
+
+
+def _scale_gradient_backward(alpha: jax.Array | float, g: jax.Array) -> tuple[jax.Array, jax.Array]:
+  return g * jnp.asarray(alpha, g.dtype), jnp.zeros_like(alpha)
+
+
+scale_gradient.defvjp(_scale_gradient_forward, _scale_gradient_backward)
 
 
 @jax.custom_vjp
@@ -86,11 +92,15 @@ def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
   return x + bias.astype(x.dtype)
 
 
+def _add_bias_forward(x: jax.Array, bias: jax.Array) -> tuple[jax.Array, jax.Array]:
+  return add_bias(x, bias), bias
+
+
 def _add_bias_backward(bias: jax.Array, g: jax.Array) -> tuple[jax.Array, jax.Array]:
   return g, g.astype(jnp.float32).sum(range(g.ndim - bias.ndim)).astype(bias.dtype)
 
 
-add_bias.defvjp(lambda x, bias: (add_bias(x, bias), bias), _add_bias_backward)
+add_bias.defvjp(_add_bias_forward, _add_bias_backward)
 
 
 class Einsum(nn.Module):
@@ -139,7 +149,15 @@ def whole(axes: tuple[str, ...], weight: jax.Array) -> jax.Array:
   return partitioning.constrain(weight, *({"embed": "act_embed", "vocab": "act_vocab"}.get(axis) for axis in axes))
 
 
-whole.defvjp(lambda axes, weight: (whole(axes, weight), None), lambda axes, _, g: (partitioning.constrain(g, *axes),))
+def _whole_forward(axes: tuple[str, ...], weight: jax.Array) -> tuple[jax.Array, None]:
+  return whole(axes, weight), None
+
+
+def _whole_backward(axes: tuple[str, ...], _: None, g: jax.Array) -> tuple[jax.Array]:
+  return (partitioning.constrain(g, *axes),)
+
+
+whole.defvjp(_whole_forward, _whole_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -182,7 +200,13 @@ def _rows(table: jax.Array, index: jax.Array) -> jax.Array:
   return jnp.where(there[..., None], table[jnp.clip(index, 0, len(table) - 1)], 0)
 
 
-def _rows_backward(
+def _rows_of_forward(
+  dtype: str, axis: str, table: jax.Array, index: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+  return rows_of(dtype, axis, table, index), (table, index)
+
+
+def _rows_of_backward(
   dtype: str, axis: str, residuals: tuple[jax.Array, jax.Array], g: jax.Array
 ) -> tuple[jax.Array, None]:
   del dtype
@@ -193,7 +217,7 @@ def _rows_backward(
   return partitioning.constrain(d_table, axis, "embed").astype(table.dtype), None
 
 
-rows_of.defvjp(lambda dtype, axis, table, index: (rows_of(dtype, axis, table, index), (table, index)), _rows_backward)
+rows_of.defvjp(_rows_of_forward, _rows_of_backward)
 
 
 class Embedding(nn.Module):

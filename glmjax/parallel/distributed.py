@@ -71,9 +71,9 @@ def join(
     jax.distributed.initialize(**found, initialization_timeout=int(connect_seconds) + 60, shutdown_timeout_seconds=60)
   except (ValueError, TypeError, KeyError, RuntimeError, OSError, ImportError) as error:  # JAX's words, any of them
     if where == _TPU_VM:  # one in a container without metadata
-      _log.warning("running on this host alone: no metadata of a TPU pod (%s)", _one_line(error))
+      _log.warning("running on this host alone: no metadata of a TPU pod (%s)", errors.one_line(error))
       return 1
-    raise errors.InputError(f"cannot join the other processes ({where}): {_one_line(error)}") from error
+    raise errors.InputError(f"cannot join the other processes ({where}): {errors.one_line(error)}") from error
   finally:
     late.cancel()
     _meeting = False
@@ -218,7 +218,3 @@ def _give_up(where: str, coordinator: str | None, process_id: int | None, second
     seconds,
   )
   os._exit(1)
-
-
-def _one_line(error: BaseException) -> str:
-  return re.sub(r"\s+", " ", str(error) or type(error).__name__)[:300]

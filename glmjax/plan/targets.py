@@ -28,7 +28,7 @@ class Chip:
   inner_hop: float  # seconds that an exchange's message takes from one device to the next, within
   outer_hop: float  # and between nodes
   start: float  # seconds that an exchange takes to begin
-  node: int  # devices of a node; of a slice 0: any number
+  node: int  # GPUs of a node; 0 of TPUs, whose slices have no nodes
   watts: float | None  # most that the maker allows it
   compute_capability: tuple[int, int] = (0, 0)
   cores: int = 0  # streaming multiprocessors
@@ -99,7 +99,7 @@ _GPUS = {
 }
 
 
-def _tpu(name: str, kind: str, gib: float, tflops: float, gbps: float, ici: float, dimensions: int, node: int) -> Chip:
+def _tpu(name: str, kind: str, gib: float, tflops: float, gbps: float, ici: float, dimensions: int) -> Chip:
   return Chip(
     kind,
     "tpu",
@@ -112,7 +112,7 @@ def _tpu(name: str, kind: str, gib: float, tflops: float, gbps: float, ici: floa
     1e-6,
     1e-6,
     0.0,
-    node,
+    0,
     None,
     topology=name,
     slice_dimensions=dimensions,
@@ -123,10 +123,10 @@ def _tpu(name: str, kind: str, gib: float, tflops: float, gbps: float, ici: floa
 # both directions together: 2,400, 1,600, 4,800 and 3,584 Gb/s; halved here. A hop takes about a microsecond, and PCIe
 # from the host gives 15 GB/s ("How to Scale Your Model", Google DeepMind, on rooflines of collectives and on TPUs).
 _TPUS = {
-  "v4": _tpu("v4", "TPU v4", 32, 275, 1_228, 150, 3, 4),
-  "v5e": _tpu("v5e", "TPU v5 lite", 16, 197, 819, 100, 2, 8),
-  "v5p": _tpu("v5p", "TPU v5", 95, 459, 2_765, 300, 3, 4),
-  "v6e": _tpu("v6e", "TPU v6 lite", 32, 918, 1_640, 224, 2, 8),
+  "v4": _tpu("v4", "TPU v4", 32, 275, 1_228, 150, 3),
+  "v5e": _tpu("v5e", "TPU v5 lite", 16, 197, 819, 100, 2),
+  "v5p": _tpu("v5p", "TPU v5", 95, 459, 2_765, 300, 3),
+  "v6e": _tpu("v6e", "TPU v6 lite", 32, 918, 1_640, 224, 2),
 }
 CHIPS = _GPUS | _TPUS
 

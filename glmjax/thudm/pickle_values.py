@@ -7,6 +7,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from glmjax.io import user_json
 from glmjax.thudm import tensors
 
 MOST_AXES = 32  # of a tensor
@@ -61,7 +62,6 @@ _IGNORED_BUILTINS = (
   "long",
   "unicode",
 )
-_MOST_DIGITS = 4300  # of a number in text, as Python reads them at most
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,7 +175,7 @@ def whole_number(line: bytes) -> Any:
   """Reads a number, or a truth value, in decimal digits; IGNORED where they are too many for Python."""
   if line in (b"00", b"01"):
     return line == b"01"
-  return int(line.removesuffix(b"L")) if len(line) <= _MOST_DIGITS else IGNORED
+  return int(line.removesuffix(b"L")) if len(line) <= user_json.MOST_DIGITS else IGNORED
 
 
 def quoted(line: bytes) -> Any:

@@ -19,7 +19,7 @@ def masks(
 ) -> np.ndarray:
   """Kept, [B, H, L, M]."""
   dropout = dropout_lib.make(rate, jax.random.split(jax.random.key(seed), rows), heads, length)
-  return np.asarray(dropout_lib.keep(rate, dropout.seeds_BHL[..., None], jnp.arange(keys, dtype=jnp.int32)))
+  return np.asarray(dropout_lib.keep(rate, dropout.seeds[..., None], jnp.arange(keys, dtype=jnp.int32)))
 
 
 @pytest.mark.parametrize("rate", [0.01, 0.1, 0.5, 0.9])
@@ -65,7 +65,7 @@ def test_is_numbered_globally():
 @pytest.mark.parametrize("implementation", ["threefry2x32", "rbg"])
 def test_any_kind_of_key(implementation: str):
   keys = jax.random.split(jax.random.key(0, impl=implementation), 3)
-  seeds = np.asarray(dropout_lib.make(0.1, keys, 2, 8).seeds_BHL)
+  seeds = np.asarray(dropout_lib.make(0.1, keys, 2, 8).seeds)
   assert len(np.unique(seeds)) == seeds.size
 
 
