@@ -96,7 +96,7 @@ def process_id() -> int:
 
 
 def process_count() -> int:
-  """How many processes have met, without starting JAX's backend."""
+  """Counts the processes that have met, without starting JAX's backend."""
   return _state().num_processes
 
 

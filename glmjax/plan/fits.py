@@ -159,7 +159,7 @@ class _Compiler:
     return peak
 
   def _of_layers(self, config: config_lib.GLMConfig, work: programs.Decode, gpu: str, count: int, layers: int) -> int:
-    """The peak with all layers, read from programs of some."""
+    """Returns a device's bytes at most with all layers, read from the programs of so many."""
     key = (config, work, targets.CHIPS[gpu].compute_capability, count, layers)
     if key not in self._peaks:
       fewer = dataclasses.replace(config, num_layers=layers)
