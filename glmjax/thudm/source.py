@@ -179,8 +179,7 @@ def _open_ranks(family: str, folder: pathlib.Path, num_heads: int | None) -> Sou
 def _with_head(
   config: config_lib.GLMConfig, bits: int | None, shards: shards_lib.Shards, folder: pathlib.Path, is_said: bool
 ) -> tuple[config_lib.GLMConfig, dict[str, merged.Merged], str | None]:
-  """Returns the model with the head that transformers would give it, its tensors, and a note where that is not the
-  file's.
+  """Returns the model with the head that transformers would give it, its tensors, a note where the file has another.
 
   The files hold a head beside the table, or, saved by transformers, one of the two for both. Where they differ,
   a tied model's head is the table.
@@ -389,9 +388,7 @@ def _joined(
 
 
 def _check_alike(shards: shards_lib.Shards, key: str) -> None:
-  """Checks that what every rank holds whole is the same in all files, up to roundings by which ranks may have
-  drifted.
-  """
+  """Checks that what every rank holds whole is the same in all files, up to roundings by which ranks may drift."""
   first, *others = (rank[key] for rank in shards.ranks)
   about, count = ml_dtypes.finfo(first.dtype), max(1, _COMPARED // math.prod(first.shape[1:]))
   tolerance = 4 * float(about.eps)
