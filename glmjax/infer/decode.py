@@ -10,7 +10,7 @@ B batch, P prompt slots, T new tokens, M slots, V vocabulary.
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import chex
@@ -176,6 +176,7 @@ def decode(
 
   def add(carry: tuple[jax.Array, State]) -> tuple[jax.Array, State]:
     added, state = carry
+    state = _change_cache(state, lambda layer: layer.unpack(len(state.last_B)))
     logits_BV, cache = next_logits(config, params, rows, state)
     if constraints is not None:
       logits_BV = constraints_lib.apply(constraints, logits_BV, state.generated_BT, state.step_B, stops_V)
@@ -183,20 +184,22 @@ def decode(
     goes_on_B = ~state.done_B
     step_B = state.step_B + goes_on_B
     generated_BT = jax.vmap(_write)(state.generated_BT, jnp.where(goes_on_B, token_B, UNUSED), state.step_B)
-    return added + 1, constrain(
-      State(
-        cache,
-        length_B=state.length_B + goes_on_B,
-        step_B=step_B,
-        last_B=jnp.where(goes_on_B, token_B, state.last_B),
-        generated_BT=generated_BT,
-        done_B=state.done_B | stops_V[token_B] | (step_B >= rows.limit_B),
-        finite_B=state.finite_B & (state.done_B | jnp.isfinite(logits_BV).all(-1)),
-      )
+    state = State(
+      cache,
+      length_B=state.length_B + goes_on_B,
+      step_B=step_B,
+      last_B=jnp.where(goes_on_B, token_B, state.last_B),
+      generated_BT=generated_BT,
+      done_B=state.done_B | stops_V[token_B] | (step_B >= rows.limit_B),
+      finite_B=state.finite_B & (state.done_B | jnp.isfinite(logits_BV).all(-1)),
     )
+    return added + 1, _change_cache(constrain(state), kv_cache.KVCache.pack)
 
+  batch = len(state.last_B)
+  state = _change_cache(state, kv_cache.KVCache.pack)
+  state = jax.lax.while_loop(more, add, (jnp.int32(0), state))[1]
   # Said of the result too: XLA lays out what a loop returns as it likes.
-  return constrain(jax.lax.while_loop(more, add, (jnp.int32(0), state))[1])
+  return constrain(_change_cache(state, lambda layer: layer.unpack(batch)))
 
 
 def _write(row_T: jax.Array, token: jax.Array, at: jax.Array) -> jax.Array:
@@ -206,7 +209,7 @@ def _write(row_T: jax.Array, token: jax.Array, at: jax.Array) -> jax.Array:
 
 def extend(cache: glm.Cache, slots: int) -> glm.Cache:
   """Returns the cache with `slots` empty ones behind those it has."""
-  return jax.tree.map(lambda layer: layer.extend(slots), cache, is_leaf=_is_layer)
+  return _each_layer(lambda layer: layer.extend(slots), cache)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "slots"))
@@ -218,7 +221,7 @@ def grow(config: config_lib.GLMConfig, params: Any, state: State, slots: int) ->
 
 def constrain(state: State) -> State:
   """Lays the state on the mesh: the cache split by rows and heads, all else on every device."""
-  cache = jax.tree.map(lambda layer: layer.constrain(), state.cache, is_leaf=_is_layer)
+  cache = _each_layer(kv_cache.KVCache.constrain, state.cache)
   rest = dataclasses.replace(state, cache=None)
   rest = jax.tree.map(lambda x: partitioning.constrain(x, *[None] * x.ndim), rest)
   return dataclasses.replace(rest, cache=cache)
@@ -226,13 +229,18 @@ def constrain(state: State) -> State:
 
 def take_state(state: State, index_B: jax.Array) -> State:
   """Returns the state of the rows with these numbers, in this order."""
-  cache = jax.tree.map(lambda layer: layer.rows(index_B), state.cache, is_leaf=_is_layer)
+  cache = _each_layer(lambda layer: layer.rows(index_B), state.cache)
   rest = jax.tree.map(lambda x: x[index_B], dataclasses.replace(state, cache=None))
   return constrain(dataclasses.replace(rest, cache=cache))
 
 
-def _is_layer(x: Any) -> bool:
-  return isinstance(x, kv_cache.KVCache)
+def _change_cache(state: State, change: Callable[[kv_cache.KVCache], kv_cache.KVCache]) -> State:
+  """Returns the state with each layer's cache changed."""
+  return dataclasses.replace(state, cache=_each_layer(change, state.cache))
+
+
+def _each_layer(change: Callable[[kv_cache.KVCache], kv_cache.KVCache], cache: glm.Cache) -> glm.Cache:
+  return jax.tree.map(change, cache, is_leaf=lambda x: isinstance(x, kv_cache.KVCache))
 
 
 def check_finite(finite: np.ndarray | jax.Array) -> None:

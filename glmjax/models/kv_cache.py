@@ -41,8 +41,8 @@ class KVCache:
 
     def write(slots_BHMK: jax.Array, new_BLHK: jax.Array) -> jax.Array:
       new_BHLK = _stored(jnp.swapaxes(new_BLHK, 1, 2), slots_BHMK.dtype)
-      if len(slots_BHMK) == 1:
-        return jax.lax.dynamic_update_slice(slots_BHMK, new_BHLK, (0, 0, first_B[0], 0))
+      if len(slots_BHMK) == 1:  # written without its axis, as `pack` says
+        return _write_row(slots_BHMK[0], new_BHLK[0], first_B[0])[None]
       return jax.vmap(_write_row)(slots_BHMK, new_BHLK, first_B)
 
     return KVCache(write(self.key, k_BLHK), write(self.value, v_BLHK))
@@ -61,6 +61,17 @@ class KVCache:
       return jnp.pad(x, [*[(0, 0)] * (x.ndim - 2), (0, slots), (0, 0)])
 
     return jax.tree.map(pad, self)
+
+  def pack(self) -> "KVCache":
+    """Returns the cache as a loop carries it: that of a single row has no axis of rows.
+
+    XLA's CPU (jax 0.10) copies an array [1, H, M, K] four times a step to keep old and new apart, one [H, M, K] never.
+    """
+    return jax.tree.map(lambda x: jnp.squeeze(x, -4) if x.shape[-4] == 1 else x, self)
+
+  def unpack(self, batch: int) -> "KVCache":
+    """Returns the cache of `batch` rows that was packed."""
+    return jax.tree.map(lambda x: jnp.expand_dims(x, -4) if batch == 1 else x, self)
 
   def rows(self, index_B: jax.Array) -> "KVCache":
     """Returns the rows with these numbers, in this order."""
