@@ -1,6 +1,7 @@
 """Decoding with a cache against one pass over the whole row; limits, stops, streaming."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -177,3 +178,19 @@ def test_stops_limits_and_filling_rows():
     config, params, rows, decode.prefill(config, params, batch, rows, 16), draws, stops, stops, jnp.int32(10)
   )
   assert stop not in sum(decode.generated(suppressed, 4), [])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_step_copies_no_cache(batch: int, dtype: str):
+  config, params = model("rotary", dtype=dtype, scan_layers=False)
+  params = glm.unstack_layers(params)
+  batch_of_prompts, rows = decode.make_rows(prompts("rotary")[:batch], [16] * batch, SPECIALS.pad, batch)
+  draws = sampling.draws([sampling.Sampling()] * batch, [0] * batch)
+  none = jnp.zeros(VOCAB, bool)
+  state = decode.prefill(config, params, batch_of_prompts, rows, 16)
+  cache = jax.tree.leaves(state.cache)[0].shape
+  text = decode.decode.lower(config, params, rows, state, draws, none, none, jnp.int32(16)).compile().as_text()
+  copied = re.findall(r"= \w+\[([\d,]*)\]\S* copy\(", text)
+  assert " while(" in text
+  assert not [shape for shape in copied if shape.split(",")[-3:] == [*map(str, cache[-3:])]], copied
