@@ -50,7 +50,7 @@ class Positions:
     return numbers.take(0, axis) if self.axes == 1 else numbers
 
   def of_sample(self, numbers: Any, places: Any, counting: Counting) -> Any:
-    """Returns what a model is trained with, [L] or [2, L], from a sample's numbers [2, L] and places 0, 1, ... [L]."""
+    """Returns what a model is trained with, [L] or [2, L], from a sample's two [L] and places 0, 1, ... [L]."""
     if self.axes == 2:
       return numbers
     if counting is Counting.AT_MASK:

@@ -227,20 +227,27 @@ def pack(
   """
   assert samples
   places = np.arange(length)
-  row = {feature.name: feature.padding(1, length, kind)[0] for feature in batch.FEATURES}
-  row["tokens"][:] = row["targets"][:] = pad
+  row = {name: padding.copy() for name, padding in _padding(kind, length, pad).items()}
   end = 0
   for i, sample in enumerate(samples):
     start = i * slot if slot else end
     end, context_end = start + len(sample.tokens), start + sample.context_length
     assert end <= length, f"samples need {end} places or more, the row has {length}"
-    numbers = np.stack([sample.positions, sample.block_positions])
+    numbers = sample.positions, sample.block_positions
     row["tokens"][start:end] = sample.tokens
     row["targets"][start:end] = sample.targets
     row["loss_weights"][context_end:end] = 1
     row["positions"][..., start:end] = kind.of_sample(numbers, places[: end - start], counting)
     row["attend_start"][start:end] = start
     row["attend_end"][start:context_end] = context_end
+  return row
+
+
+@functools.lru_cache(maxsize=16)
+def _padding(kind: positions_lib.Positions, length: int, pad: int) -> Row:
+  """Returns a row without a sample, to be copied."""
+  row = {feature.name: feature.padding(1, length, kind)[0] for feature in batch.FEATURES}
+  row["tokens"][:] = row["targets"][:] = pad
   return row
 
 

@@ -144,6 +144,8 @@ class SplitReader:
       if take:
         parts.append(self._items(self._shards[shard], 0, start - first, take, self._dtype))
       start, shard = start + take, shard + 1
+    if len(parts) == 1:
+      return parts[0].astype(np.int32)
     return np.concatenate(parts or [np.zeros(0, self._dtype)]).astype(np.int32)
 
   def documents(self) -> Iterator[Document]:
