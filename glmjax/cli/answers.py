@@ -29,8 +29,8 @@ def appending(path: str | os.PathLike, what: str) -> Iterator[BinaryIO]:
   """
   target = folders.claim_file(path, what, stream=True)
   try:
-    if not target.absolute().parent.is_dir():
-      raise errors.InputError(f"cannot write {path}: no such folder")
+    if not (parent := target.absolute().parent).is_dir():
+      raise errors.InputError(f"cannot write {path}: no such folder as {parent}")
     file = open(target, "a+b", buffering=0)  # one write a batch, so that what other processes add stays whole
   except OSError as error:
     raise errors.InputError(f"cannot write {path}: {errors.reason(error)}") from None
