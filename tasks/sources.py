@@ -1,9 +1,11 @@
 """seqio data sources over text files."""
 
+import collections
 from collections.abc import Callable, Iterator, Sequence
 import itertools
 import pathlib
 import random
+from typing import Any
 
 import seqio
 import tensorflow as tf
@@ -24,10 +26,10 @@ class FileSource(seqio.DataSource):
     self,
     patterns: text.Patterns,
     features: Sequence[str],
-    read: Callable[[pathlib.Path, int, str], Iterator],
+    read: Callable[[pathlib.Path, int], Iterator[tuple[str, Any]]],
     max_examples: int | None = None,
   ) -> None:
-    """Takes `read(path, file number, split)`, which yields a string for one feature, or a tuple in their order.
+    """Takes `read(path, file number)`, which yields (split, a string for one feature or a tuple in their order).
 
     Of a split with more than `max_examples` so many are taken, at even distances; then a line is an example.
     """
@@ -82,6 +84,10 @@ class FileSource(seqio.DataSource):
     """Yields the examples of get_dataset in the files' order, without TensorFlow."""
     return self._examples(split, shard_info, None)
 
+  def all_examples(self) -> Iterator[tuple[str, tokenizing.Strings]]:
+    """Yields (split, example) of all splits by one reading, each split's in the order of `examples`."""
+    return self._taken(list(enumerate(self.files)))
+
   def deals_out(self, num_shards: int) -> bool:
     """Tells whether example i of a split is in shard i modulo num_shards, since there are fewer files than shards."""
     return num_shards > len(self.files)
@@ -99,13 +105,17 @@ class FileSource(seqio.DataSource):
       shard = 0
     if rng is not None:
       rng.shuffle(order)
-    every = itertools.chain.from_iterable(self._taken(split, number, path) for number, path in order)
-    for example in itertools.islice(every, shard, None, step):
-      yield (example,) if isinstance(example, str) else example
+    every = (example for found, example in self._taken(order) if found == split)
+    yield from itertools.islice(every, shard, None, step)
 
-  def _taken(self, split: str, number: int, path: pathlib.Path) -> Iterator:
-    found = self._read(path, number, split)
-    return found if self._max_per_file is None else _at_even_distances(found, *self._max_per_file[split][number])
+  def _taken(self, files: Sequence[tuple[int, pathlib.Path]]) -> Iterator[tuple[str, tokenizing.Strings]]:
+    """Yields (split, example) of numbered files, without those that are too many."""
+    for number, path in files:
+      seen = collections.Counter[str]()
+      for split, example in self._read(path, number):
+        if self._max_per_file is None or _is_taken(seen[split], *self._max_per_file[split][number]):
+          yield split, (example,) if isinstance(example, str) else example
+        seen[split] += 1
 
 
 def _count_lines(path: pathlib.Path) -> int:
@@ -127,8 +137,8 @@ def _shares(counts: Sequence[int], max_examples: int) -> dict[str, list[tuple[in
   return shares
 
 
-def _at_even_distances(examples: Iterator, taken: int, there: int) -> Iterator:
-  """Yields `taken` of the `there` examples: a file in the order of its labels keeps all of them."""
-  for i, example in enumerate(examples):
-    if (i + 1) * taken // there > i * taken // there:
-      yield example
+def _is_taken(i: int, taken: int, there: int) -> bool:
+  """Tells whether the i-th is among the `taken` of `there`, at even distances: a file in the order of its labels keeps
+  all of them.
+  """
+  return (i + 1) * taken // there > i * taken // there

@@ -64,16 +64,14 @@ IGNORED = frozenset(
 
 
 def file_instructions(
-  path: pathlib.Path, file_number: int, split: str | None = None, fields: Sequence[Sequence[str]] = FIELDS
-) -> Iterator[tuple[str, str]]:
-  """Yields (inputs, targets) of one JSONL file; the first pair of fields that a record has is taken."""
-  assert split in (None, *splits.SPLITS), split
+  path: pathlib.Path, file_number: int, fields: Sequence[Sequence[str]] = FIELDS
+) -> Iterator[tuple[str, tuple[str, str]]]:
+  """Yields (split, (inputs, targets)) of one JSONL file; the first pair of fields that a record has is taken."""
   if path.suffix != ".jsonl":
     raise errors.InputError(f"{path}: instructions are read from .jsonl files, one JSON object a line")
   number = -1
   for number, (where, record) in enumerate(text.json_lines(path)):
-    if split is None or splits.split_of(file_number + number) == split:
-      yield _pair(record, fields, where)
+    yield splits.split_of(file_number + number), _pair(record, fields, where)
   if number < 0:
     raise errors.InputError(f"{path} holds no text; remove it or fill it")
 

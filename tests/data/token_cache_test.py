@@ -81,14 +81,15 @@ while not list(progress.glob("*--train-*.json")):
   time.sleep(0.01)
 os.kill(killed, signal.SIGKILL)
 os.waitpid(killed, 0)
-kept = {path.name: path.stat().st_mtime_ns for path in (here / "killed.partial").rglob("train-*.tokens")}
+stems = [path.stem.replace("--", "/") for path in progress.glob("*--train-*.json")]  # of the shards that are complete
+kept = {stem: (here / "killed.partial" / f"{stem}.tokens").stat().st_mtime_ns for stem in stems}
 assert not (here / "killed").exists()
 time.sleep(0.7)  # its workers notice and end
 finish(fork(run, "two", num_workers=2))
 finish(fork(run, "none", num_workers=0))
 finish(fork(run, "killed", num_workers=2))
-after = {path.name: path.stat().st_mtime_ns for path in (here / "killed").rglob("train-*.tokens")}
-assert kept and kept.items() <= after.items(), (kept, after)
+after = {stem: (here / "killed" / f"{stem}.tokens").stat().st_mtime_ns for stem in stems}
+assert kept and kept == after, (kept, after)
 finish(fork(mistakes))
 """
 
