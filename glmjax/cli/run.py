@@ -51,6 +51,7 @@ def run(arguments: list[str]) -> int:
     elif value is not None and flag.kind == "bound":
       overrides.append(f"{flag.of or command.target}.{flag.parameter}={value!r}")
   gin_files.parse(files, overrides, command.target, [*given, *command.reads], commands.targets())
+  process.quieten()
   if options.stages:
     from glmjax.evaluate import timings
 

@@ -384,8 +384,10 @@ def test_the_library_changes_nothing_in_its_host():
 
 def test_begin_twice_is_as_once():
   process.begin()
+  process.quieten()
   filters, handlers = len(logging.getLogger("absl").filters), len(logging.getLogger("glmjax").handlers)
   process.begin()
+  process.quieten()
   assert (filters, handlers) == (len(logging.getLogger("absl").filters), len(logging.getLogger("glmjax").handlers))
 
 
