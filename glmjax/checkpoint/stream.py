@@ -43,7 +43,7 @@ def stream(folder: str | os.PathLike, targets: Targets) -> load.LoadedModel:
 
   def read(source: source_lib.Source) -> load.LoadedModel:
     source.check_size()
-    processes.check_same(source.fingerprint, f"the model in {folder}")
+    processes.check_same({f"the model in {folder}": source.fingerprint})
     tree = targets(source.config.model, source.bits)
     wanted = arrays.named_leaves(tree)
     found = _read(source, wanted)

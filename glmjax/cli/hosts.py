@@ -119,7 +119,7 @@ def check_same(value: Any, what: str) -> None:
   if _several():
     from glmjax.parallel import processes
 
-    processes.check_same(repr(value), what)
+    processes.check_same({what: repr(value)})
 
 
 def flag_of_first(flag: bool) -> bool:

@@ -105,8 +105,7 @@ def evaluate(
     _check_out(out)
   place = placement.on_mesh(mesh)
   manifest = json.dumps(opened.manifest, sort_keys=True)
-  processes.check_same(manifest, f"the cache {opened.directory}")
-  processes.check_same(repr(settings), "how much is evaluated")
+  processes.check_same({f"the cache {opened.directory}": manifest, "how much is evaluated": repr(settings)})
   result = evaluate_model(runner.read(checkpoint, place), opened, settings, place)
   if out is not None and first:
     try:

@@ -156,9 +156,8 @@ def train(
 
 def _check_same(settings: Mapping[str, Any]) -> None:
   """Raises InputError, in all processes, where one of several was started with other settings than process 0."""
-  for name, value in settings.items():
-    text = re.sub(r" at 0x[0-9a-f]+", "", repr(value))  # of a function: where it lies in this process's memory
-    processes.check_same(text, f"loop.train, {name}")
+  address = re.compile(" at 0x[0-9a-f]+")  # of a function: where it lies in this process's memory
+  processes.check_same({f"loop.train, {name}": address.sub("", repr(value)) for name, value in settings.items()})
 
 
 def _begin(
