@@ -102,7 +102,19 @@ def text(row: str | Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def _check_fields(row: Mapping[str, Any], added: Sequence[str], where: str, command: str) -> None:
-  """Checks that no field of the user's, which are kept, has a name that the command writes."""
+  """Checks that the user's fields can be written again as they are, and that none has a name that the command
+  writes.
+  """
+  try:
+    json.dumps(row, ensure_ascii=False, allow_nan=False).encode()
+  except UnicodeEncodeError:  # escapes can spell what no file can hold
+    raise errors.InputError(f"{where} holds half a surrogate pair, which is not valid Unicode") from None
+  except ValueError:  # as are 1e999, NaN and integers of more than 4,300 digits once they are read
+    raise errors.InputError(
+      f"{where} holds a number that is not finite, or too long to be read: write it as a string"
+    ) from None
+  except TypeError as error:
+    raise errors.InputError(f"{where} cannot be written as JSON ({error}): leave the field out") from None
   if taken := [name for name in added if name in row]:
     raise errors.InputError(
       f"{where} has a field {taken[0]!r}, which {command} would overwrite: rename it, "
@@ -157,13 +169,7 @@ def _piped_lines(file: str) -> Iterator[tuple[int, str]]:
 
 
 def _object(line: str, where: str, expected: str) -> dict[str, Any]:
-  """Parses a line of JSON; what it holds can be written again."""
-  row = user_json.parse(line, where, dict, f"expected {expected}")
-  try:
-    json.dumps(row, ensure_ascii=False).encode()  # escapes can spell what no file can hold: half a surrogate pair
-  except UnicodeEncodeError:
-    raise errors.InputError(f"{where} holds half a surrogate pair, which is not valid Unicode") from None
-  return row
+  return user_json.parse(line, where, dict, f"expected {expected}")
 
 
 def _cut(value: Any) -> str:

@@ -168,6 +168,9 @@ def test_bad_records_of_score(row, expected, capsys):
       for name in ("output", "pieces", "finish_reason")
     ],
     (r'{"prompt": "a", "b": "\ud800"}', "p.jsonl: line 3 holds half a surrogate pair"),
+    ('{"prompt": "a", "b": [1e999]}', "p.jsonl: line 3 holds a number that is not finite, or too long to be read"),
+    ('{"prompt": "a", "b": NaN}', "p.jsonl: line 3 holds a number that is not finite"),
+    (f'{{"prompt": "a", "b": {"9" * 5000}}}', "p.jsonl: line 3 holds a number that is not finite, or too long"),
   ],
 )
 def test_bad_lines_are_named_before_the_model_is_loaded(line, expected, capsys):

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import resource
+import shutil
 import subprocess
 import sys
 
@@ -211,7 +212,6 @@ def test_training_on_a_full_disk(tmp_path):
   """Its logs are on a disk without room: it trains to its end, its checkpoints being elsewhere."""
   disk, run = tmp_path / "disk", tmp_path / "run"
   disk.mkdir()
-  run.mkdir()
   if subprocess.run(
     ["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", str(disk)], capture_output=True, check=False
   ).returncode:
@@ -220,29 +220,30 @@ def test_training_on_a_full_disk(tmp_path):
     import patterns
 
     (tmp_path / "p.gin").write_text(patterns.GIN)
-    for name in ("tensorboard", "profile"):
-      (disk / name).mkdir()
-      (run / name).symlink_to(disk / name)
-    (run / "metrics.jsonl").symlink_to(disk / "metrics.jsonl")
-    (disk / "rest").write_bytes(bytes(8192))
     tests = str(pathlib.Path(patterns.__file__).parent)
-    done = subprocess.run(
-      [
+
+    def train(*flags: str) -> subprocess.CompletedProcess:
+      command = [
         sys.executable,
         "-m",
         "glmjax",
         "train",
         f"--gin_file={tmp_path / 'p.gin'}",
         f"--workdir={run}",
-        "--gin.loop.Intervals.profile=(2, 3)",
-        "--gin.loop.train.total_samples=480",
-      ],
-      text=True,
-      check=False,
-      capture_output=True,
-      env=os.environ | {"PYTHONPATH": tests},
-      timeout=300,
-    )
+        *flags,
+      ]
+      environment = os.environ | {"PYTHONPATH": tests}
+      return subprocess.run(command, text=True, check=False, capture_output=True, env=environment, timeout=300)
+
+    assert train("--stop_at_step=1").returncode == 0  # makes the run's folder
+    shutil.rmtree(run / "tensorboard")
+    (run / "metrics.jsonl").unlink()
+    for name in ("tensorboard", "profile"):
+      (disk / name).mkdir()
+      (run / name).symlink_to(disk / name)
+    (run / "metrics.jsonl").symlink_to(disk / "metrics.jsonl")
+    (disk / "rest").write_bytes(bytes(8192))
+    done = train("--gin.loop.Intervals.profile=(2, 3)", "--gin.loop.train.total_samples=480")
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("metrics.jsonl: cannot be written: the disk is full") == 1
     assert "Traceback" not in done.stderr
