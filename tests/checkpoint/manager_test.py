@@ -190,6 +190,7 @@ def test_donating_right_after_save_does_not_reach_the_disk(tmp_path: pathlib.Pat
 
 def test_quiet(saved: pathlib.Path, capfd: pytest.CaptureFixture, caplog: pytest.LogCaptureFixture):
   process.begin()  # as a command: Orbax alone is not
+  process.quieten()
   saver = manager.Manager(saved)
   saver.restore(_state())
   saver.save(40, _state(), {})
@@ -297,6 +298,7 @@ def test_another_model_is_an_error(saved: pathlib.Path, change: Any, message: st
 def _forgives_orbax():
   """After a failed write Orbax drops coroutines that it never awaited; the rest is as in a command."""
   process.begin()
+  process.quieten()
   sys.unraisablehook = process._report_unraisable  # not pytest's
   yield
   with warnings.catch_warnings():
@@ -349,6 +351,7 @@ import sys, jax, jax.numpy as jnp
 from glmjax.checkpoint import manager
 from glmjax.cli import process
 process.begin()
+process.quieten()
 saver = manager.Manager(sys.argv[1], keep=2)
 state = {"w": [jnp.zeros((64, 64)) for _ in range(12)], "step": jnp.int32(0)}
 found = saver.restore(state)
