@@ -51,6 +51,14 @@ def show(plan: dict[str, Any]) -> None:
   if "candidates" in plan:
     _show_search(plan)
     return
+  rows = lines(plan)
+  width = max(len(name) for name, _ in rows)
+  for name, value in rows:
+    print(f"{name:{width}}  {value}")
+
+
+def lines(plan: dict[str, Any]) -> list[tuple[str, str]]:
+  """Returns what is said of a plan: names and figures."""
 
   def gib(size: float) -> str:
     return f"{size / GIB:,.2f} GiB"
@@ -97,9 +105,7 @@ def show(plan: dict[str, Any]) -> None:
   rows.append(("compiled in", f"{plan['compile_seconds']} s, {gib(plan['compile_host_bytes'])} of this machine"))
   if not plan["fits"]:
     rows += _advice(plan["advice"])
-  width = max(len(name) for name, _ in rows)
-  for name, value in rows:
-    print(f"{name:{width}}  {value}")
+  return rows
 
 
 def _advice(found: dict[str, Any]) -> list[tuple[str, str]]:

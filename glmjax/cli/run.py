@@ -61,7 +61,7 @@ def run(arguments: list[str]) -> int:
     for parameter, read in command.reads.items():
       given[parameter] = hosts.from_first(lambda read=read: read(options))
     with contextlib.redirect_stdout(sys.stderr) if options.json else contextlib.nullcontext():
-      result = _call(command, given)
+      result = call(command, given)
     if hosts.is_first():
       _print_result(command, result, options.json)
       if options.stages:
@@ -69,7 +69,7 @@ def run(arguments: list[str]) -> int:
   return command.status(result) if command.status else 0
 
 
-def _call(command: Command, given: dict[str, Any]) -> Any:
+def call(command: Command, given: dict[str, Any]) -> Any:
   """Calls the command's function and leaves the configuration in the folder that it wrote.
 
   A function that works for hours takes `on_start`, to be called once the folder is its own.

@@ -122,9 +122,11 @@ def submodules(module: Module) -> list[str]:
 
 
 @functools.cache
-def _names(path: pathlib.Path) -> tuple[dict[str, ast.AST], list[ast.ImportFrom]]:
-  """Returns top-level names of a source file with the statement that binds each, and its star imports."""
-  names, stars = {}, []
+def _names(path: pathlib.Path) -> tuple[dict[str, ast.AST], list[ast.ImportFrom], set[str]]:
+  """Returns top-level names of a source file with the statement that binds each, its star imports, and which names are
+  imported for type checkers alone.
+  """
+  names, stars, for_types = {}, [], set()
   try:
     waiting = list(reversed(ast.parse(path.read_bytes()).body))
   except (SyntaxError, ValueError) as error:  # ValueError: NUL characters, before Python 3.12
@@ -147,10 +149,12 @@ def _names(path: pathlib.Path) -> tuple[dict[str, ast.AST], list[ast.ImportFrom]
         for part in ast.walk(target):
           if isinstance(part, ast.Name):
             names[part.id] = node
+    if isinstance(node, ast.If) and dotted(node.test) in (("TYPE_CHECKING",), ("typing", "TYPE_CHECKING")):
+      for_types |= {a.asname or a.name for each in node.body if isinstance(each, ast.ImportFrom) for a in each.names}
     for block in ("finalbody", "orelse", "handlers", "body"):
       if isinstance(node, ast.If | ast.Try | ast.With | ast.For | ast.ExceptHandler):
         waiting.extend(reversed(getattr(node, block, [])))
-  return names, stars
+  return names, stars, for_types
 
 
 def resolve(module: Module, attributes: list[str]) -> Module | Signature | object:
@@ -165,12 +169,13 @@ def _resolve(module: Module, attributes: tuple[str, ...], seen: frozenset) -> Mo
     return OPAQUE
   seen = seen | {(module.name, attributes)}
   name, rest = attributes[0], attributes[1:]
-  names, stars = _names(module.path) if module.path else ({}, [])
+  names, stars, for_types = _names(module.path) if module.path else ({}, [], set())
   node = names.get(name)
-  if node is None:
+  if node is None or name in for_types:
     submodule = find_module(f"{module.name}.{name}")
     if submodule is not None:
       return _resolve(submodule, rest, seen)
+  if node is None:
     return _from_stars(module, attributes, names, stars, seen)
   if isinstance(node, ast.Import | ast.ImportFrom):
     return _imported(module, node, name, rest, seen)
@@ -196,7 +201,8 @@ def _from_stars(
       return _resolve(source, attributes, seen)
     except NameNotFound as error:
       candidates += error.candidates
-  if module.path is None and module.folders is None or "__getattr__" in names:
+  makes_names = "__getattr__" in names and module.name != "glmjax"  # ours makes nothing that gin binds
+  if module.path is None and module.folders is None or makes_names:
     return OPAQUE
   raise NameNotFound(attributes[0], module.name, module.path, [name for name in candidates if not name.startswith("_")])
 

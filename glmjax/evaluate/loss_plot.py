@@ -1,15 +1,14 @@
 """The picture of a run's loss, one line per objective."""
 
-import io
 from collections.abc import Sequence
 
 import numpy as np
 
+from glmjax import display
 from glmjax import errors
 
 _MOST_POINTS = 2000
 _COLOURS = ("#1f6fb4", "#d1701a", "#3a8f5c", "#8a5aa8")
-_INK, _FAINT = "#333333", "#c9c9c9"
 _DOT = {"linestyle": "none", "marker": "o", "markersize": 4.5}
 _NAMES = {
   "mask": "[MASK]: short blanks",
@@ -22,23 +21,17 @@ _NAMES = {
 Curve = tuple[np.ndarray, np.ndarray]  # steps, losses
 
 
-def draw(series: dict[str, Curve], held_out: dict[str, Curve], resumed_at: Sequence[int]) -> bytes:
-  """Draws a PNG of the curves.
+def draw(series: dict[str, Curve], held_out: dict[str, Curve], resumed_at: Sequence[int]) -> display.Picture:
+  """Draws the curves.
 
   Args:
     series: training loss of each objective, nats a token.
     held_out: the periodic evaluation's, of the objectives that it covers.
     resumed_at: steps at which the run was taken up again.
   """
-  try:
-    from matplotlib.backends import backend_agg
-    from matplotlib import figure as figure_lib
-  except ImportError as error:
-    raise errors.InputError("the loss picture needs matplotlib; pip install 'glmjax[report]'") from error
   if not series:
     raise errors.InputError("no training step has the loss of an objective: there is nothing to draw; train first")
-  figure = figure_lib.Figure(figsize=(8, 4.5), dpi=150, layout="constrained")
-  backend_agg.FigureCanvasAgg(figure)
+  figure = display.figure(8, 4.5, dpi=150)
   axes = figure.add_subplot()
   ends = []
   series = {name: _thin(*points) for name, points in series.items()}
@@ -54,7 +47,7 @@ def draw(series: dict[str, Curve], held_out: dict[str, Curve], resumed_at: Seque
   _frame(axes, first, last, np.concatenate([losses for _, losses in series.values()]))
   _label(axes, ends, last)
   for step in resumed_at:
-    axes.axvline(step, color=_INK, linewidth=1, linestyle=(0, (4, 3)))
+    axes.axvline(step, color=display.INK, linewidth=1, linestyle=(0, (4, 3)))
     label = f"stopped and\nresumed at {step:,}" if len(resumed_at) < 4 else ""
     axes.annotate(
       label,
@@ -62,16 +55,14 @@ def draw(series: dict[str, Curve], held_out: dict[str, Curve], resumed_at: Seque
       xycoords=("data", "axes fraction"),
       xytext=(5, 0),
       textcoords="offset points",
-      color=_INK,
+      color=display.INK,
       fontsize=9,
       va="top",
     )
   if held_out:
-    axes.plot([], [], **_DOT, color=_INK, label="on held-out text")
-    axes.legend(frameon=False, loc="lower left", fontsize=9, labelcolor=_INK, handletextpad=0.2)
-  picture = io.BytesIO()
-  figure.savefig(picture, format="png")
-  return picture.getvalue()
+    axes.plot([], [], **_DOT, color=display.INK, label="on held-out text")
+    axes.legend(frameon=False, loc="lower left", fontsize=9, labelcolor=display.INK, handletextpad=0.2)
+  return display.picture(figure)
 
 
 def _thin(steps: np.ndarray, losses: np.ndarray) -> Curve:
@@ -102,15 +93,10 @@ def _frame(axes: object, first: float, last: float, losses: np.ndarray) -> None:
   axes.yaxis.set_minor_locator(ticker.NullLocator())
   axes.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:,.0f}"))
   axes.set_xlim(first, max(last, first + 1))
-  axes.set_xlabel("step", color=_INK)
-  axes.set_ylabel("training loss, nats per token (log scale)", color=_INK)
-  axes.grid(axis="y", color=_FAINT, linewidth=0.6, alpha=0.6)
-  axes.set_axisbelow(True)
-  axes.tick_params(colors=_INK)
-  for side in ("top", "right"):
-    axes.spines[side].set_visible(False)
-  for side in ("left", "bottom"):
-    axes.spines[side].set_color(_FAINT)
+  axes.set_xlabel("step", color=display.INK)
+  axes.set_ylabel("training loss, nats per token (log scale)", color=display.INK)
+  axes.grid(axis="y", color=display.FAINT, linewidth=0.6, alpha=0.6)
+  display.plain(axes)
 
 
 def _label(axes: object, ends: list[tuple[float, str, str]], last: float) -> None:

@@ -17,6 +17,7 @@ from glmjax.io import paths
 from glmjax.io import publish
 from glmjax.io import user_json
 from glmjax.io import user_text
+from glmjax import display
 from glmjax import errors
 from glmjax import tokens as tokens_lib
 from glmjax.evaluate import loss_plot
@@ -70,11 +71,11 @@ def write(
     "samples": [] if samples is None else read_samples(folder / paths.local(samples, "samples")),
     "seconds": timings.read(folder / paths.local(stages, "stages")),
   }
-  picture = loss_plot.draw(loss_curves(lines, "loss_"), loss_curves(lines, "eval_loss_"), resumed_at(lines))
+  picture = loss_picture(lines)
   for name in ("loss.png", "report.md", "report.json"):
     folders.claim_file(folder / name, "the report")
   try:
-    for name, contents in (("loss.png", picture), ("report.md", markdown.render(report, folder.name).encode())):
+    for name, contents in (("loss.png", picture.png), ("report.md", markdown.render(report, folder.name).encode())):
       with publish.file(folder / name) as file:
         file.write(contents)
     publish.write_json(folder / "report.json", report)
@@ -142,6 +143,11 @@ def train_figures(lines: list[dict[str, Any]]) -> dict[str, Any]:
     "resumed_at": resumed[-1] if resumed else None,
     **{name: float(np.median([line[name] for line in lines])) for name in _SPEEDS},
   }
+
+
+def loss_picture(lines: list[dict[str, Any]]) -> display.Picture:
+  """Draws the loss of each objective over a run's steps."""
+  return loss_plot.draw(loss_curves(lines, "loss_"), loss_curves(lines, "eval_loss_"), resumed_at(lines))
 
 
 def loss_curves(lines: list[dict[str, Any]], prefix: str) -> dict[str, loss_plot.Curve]:

@@ -9,6 +9,7 @@ import dataclasses
 import re
 from collections.abc import Iterator, Sequence
 
+from glmjax import display
 from glmjax import errors
 from glmjax import rounds as rounds_lib
 from glmjax.infer import engine as engine_lib
@@ -138,6 +139,9 @@ class Session:
   def clear(self) -> None:
     """Forgets the conversation, so that the next query is its first."""
     self.rounds, self.first = [], 0
+
+  def _repr_html_(self) -> str:
+    return display.table(("question", "reply"), [(each.query, each.reply) for each in self.rounds])
 
   def ask(self, query: str) -> Iterator[str]:
     """Yields the reply, a piece for each token, many of them empty; closing keeps what came of it, if anything.

@@ -2,13 +2,13 @@
 
 import dataclasses
 import os
-import re
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 
+from glmjax import display
 from glmjax import errors
 from glmjax import ranges
 from glmjax.infer import beam as beam_lib
@@ -16,6 +16,7 @@ from glmjax.infer import constraints as constraints_lib
 from glmjax.infer import decode
 from glmjax.infer import placement as placement_lib
 from glmjax.infer import prompt as prompt_lib
+from glmjax.infer import reader
 from glmjax.infer import rows as rows_lib
 from glmjax.infer import runner as runner_lib
 from glmjax.infer import sampling as sampling_lib
@@ -25,7 +26,9 @@ from glmjax.io import progress
 from glmjax.models import config as config_lib
 from glmjax.parallel import mesh as mesh_lib
 
-_MASKS = re.compile(r"(\[[gs]?MASK\])")
+if TYPE_CHECKING:
+  from glmjax.infer import chat as chat_lib
+
 _STREAM_SLOTS = 128  # most empty cache slots that streaming starts with; they grow with the answer
 
 
@@ -35,6 +38,7 @@ class Filled:
 
   tokens: list[int]  # the whole row
   pieces: list[list[int]]  # what each blank took, in the order of filling; without stop tokens
+  starts: list[int]  # where in the row each piece begins
   finish_reason: str  # stop: every piece ended by itself; length: one was cut off, or a blank is left
 
 
@@ -46,6 +50,10 @@ class Generation:
   pieces: list[str]  # what was filled in, blank by blank
   tokens: list[list[int]]  # the same as ids
   finish_reason: str  # stop or length
+  places: Sequence[tuple[int, int]] = ()  # where each piece stands in the text, characters [first, end)
+
+  def _repr_html_(self) -> str:
+    return display.marked(self.text, self.places)
 
 
 class Engine:
@@ -79,6 +87,7 @@ class Engine:
     stops = (specials.eop, specials.eos, specials.eod) if stop_tokens is None else stop_tokens
     if suppressed_tokens is None:
       suppressed_tokens = vocabulary.not_text(tokenizer, vocab_size) - set(stops)
+    self._reader = reader.Reader(tokenizer, self.config)
     self._stops = frozenset(stops)
     self._stops_V, self._suppressed_V = (
       runner.placement.everywhere(vocabulary.mask(ids, vocab_size)) for ids in (stops, suppressed_tokens)
@@ -122,19 +131,7 @@ class Engine:
 
   def encode(self, text: str, literal: bool = False) -> list[int]:
     """Returns tokens of a prompt, framed as the model's family wants; masks written in it count unless `literal`."""
-    return self.config.position_kind.frame(self._ids(text, literal), self.tokenizer.specials)
-
-  def _ids(self, text: str, literal: bool = False) -> list[int]:
-    specials = self.tokenizer.specials
-    masks = {"[MASK]": specials.mask, "[gMASK]": specials.gmask, "[sMASK]": specials.smask}
-    parts = [text] if literal else _MASKS.split(text)
-    ids: list[int] = []
-    for part in parts:
-      if not literal and part in masks:
-        ids.append(masks[part])
-      elif part:
-        ids.extend(self.tokenizer.encode(part))
-    return ids
+    return self.config.position_kind.frame(self._reader.ids(text, literal), self.tokenizer.specials)
 
   def generate(
     self,
@@ -150,11 +147,45 @@ class Engine:
     the blank. Prompt i draws with seed + i, whatever else is in the batch. `literal` takes "[MASK]" in prompts as text.
     """
     rows = [self.encode(prompt, literal) for prompt in prompts]
-    filled = self.fill(rows, max_tokens, sampling, [seed + i for i in range(len(rows))])
-    text = self.tokenizer.decode
-    return [Generation(text(f.tokens), [text(piece) for piece in f.pieces], f.pieces, f.finish_reason) for f in filled]
+    return [
+      self._generation(each)
+      for each in self.fill_rows(rows, max_tokens, sampling, [seed + i for i in range(len(rows))])
+    ]
 
   def fill(
+    self,
+    text: str,
+    max_tokens: int = 128,
+    sampling: sampling_lib.Sampling | beam_lib.BeamSearch = sampling_lib.Sampling(),
+    seed: int = 0,
+  ) -> Generation:
+    """Fills the blanks of one text, from left to right: each [MASK], [sMASK] or [gMASK] written in it.
+
+    Raises:
+      errors.InputError: for a text without a blank.
+    """
+    if not reader.MASKS.search(text):
+      raise errors.InputError(f"there is no blank in {text[:60]!r}: write [MASK] where one is, or use generate")
+    [answer] = self.generate([text], max_tokens, sampling, seed)
+    return answer
+
+  def chat(self, **settings: Any) -> "chat_lib.Session":
+    """Begins a conversation, to be asked; `settings` are as `infer.chat.Session` takes them."""
+    from glmjax.infer import chat  # here, as it imports this module
+
+    return chat.Session(self, **settings)
+
+  def _generation(self, filled: Filled) -> Generation:
+    """Returns a filled row as text."""
+    text = self.tokenizer.decode
+    places = [
+      (len(text(filled.tokens[:start])), len(text(filled.tokens[: start + len(piece)])))
+      for start, piece in zip(filled.starts, filled.pieces)
+    ]
+    pieces = [text(piece) for piece in filled.pieces]
+    return Generation(text(filled.tokens), pieces, filled.pieces, filled.finish_reason, places)
+
+  def fill_rows(
     self,
     rows: Sequence[Sequence[int]],
     max_tokens: int,
@@ -170,7 +201,7 @@ class Engine:
       self.room(row)
       if settings.min_tokens > max_tokens:
         raise errors.InputError(f"min_tokens is {settings.min_tokens} and max_tokens {max_tokens}: give fewer, or more")
-    state = [Filled(list(row), [], "stop") for row in rows]
+    state = [Filled(list(row), [], [], "stop") for row in rows]
     blanks = [sum(token in specials.masks for token in row) for row in rows]
     size = max(1, self.max_batch // sampling.num_beams) if isinstance(sampling, beam_lib.BeamSearch) else self.max_batch
     for turn in range(max(blanks, default=0)):
@@ -247,13 +278,12 @@ class Engine:
     With `contexts`, of each text behind its context, which is seen from both sides; where that has a [MASK], of the
     text as its filling. Texts longer than the model are scored in windows that see the tokens before them.
     """
-    length = self.config.max_length
     windows = [
-      self._text_rows(text, context, length, stride)
+      self._reader.text_rows(text, context, stride)
       for text, context in zip(texts, contexts or [""] * len(texts), strict=True)
     ]
     scores = iter(self.score_rows([row for rows in windows for row in rows]))
-    return [score_lib.join([next(scores) for _ in rows]) for rows in windows]
+    return [self._read(score_lib.join([next(scores) for _ in rows]), rows) for rows in windows]
 
   def score_choices(
     self, contexts: Sequence[str], choices: Sequence[Sequence[str]], mask: str = "[MASK]"
@@ -263,17 +293,9 @@ class Engine:
     A context without a blank gets `mask` at its end ([MASK] or [gMASK]). Choices are scored without an end token, by
     the sum of their tokens. A context that is too long loses its oldest tokens.
     """
-    specials, kind = self.tokenizer.specials, self.config.position_kind
-    default = specials.gmask if mask == "[gMASK]" else specials.mask
-    rows, left_out = [], []
-    for context, some in zip(contexts, choices, strict=True):
-      ids, answers = self._context(context), [self._answer(choice) for choice in some]
-      kept = score_lib.room_for_choices(answers, self.config.max_length, kind.frame_size)
-      left_out.append(max(0, len(ids) - kept))
-      ids = score_lib.with_blank(ids[left_out[-1] :], default, specials, kind)
-      rows.append([score_lib.target_row(ids, answer, specials, kind) for answer in answers])
-    scores = iter(self.score_rows([row for some in rows for row in some]))
-    return [score_lib.Choices([next(scores) for _ in some], out) for some, out in zip(rows, left_out)]
+    read = [self._reader.choice_rows(context, some, mask) for context, some in zip(contexts, choices, strict=True)]
+    scores = iter(self.score_rows([row for rows, _ in read for row in rows]))
+    return [score_lib.Choices([self._read(next(scores), [row]) for row in rows], left_out) for rows, left_out in read]
 
   def score_rows(self, rows: Sequence[score_lib.Row], batch_tokens: int = 4096) -> list[score_lib.Score]:
     """Scores rows that `infer.score` built; a long run says how far it is."""
@@ -286,40 +308,10 @@ class Engine:
 
     return score_lib.score_rows(self.runner, rows, self.tokenizer.specials.pad, batch_tokens, add)
 
-  def _text_rows(self, text: str, context: str, length: int, stride: int | None) -> list[score_lib.Row]:
-    specials, kind = self.tokenizer.specials, self.config.position_kind
-    answer = self._answer(text)
-    if not context:
-      return score_lib.window_rows(answer, specials, kind, length, stride)
-    ids = self._context(context)
-    blank = prompt_lib.first_mask(ids, specials)
-    if blank is not None and ids[blank:] != [specials.gmask]:
-      ids = score_lib.with_blank(ids, specials.gmask, specials, kind)
-      if len(ids) + len(answer) > length:
-        raise errors.InputError(
-          f"a text takes {len(answer)} tokens and its context {len(ids)}, and the model has {length}: shorten them"
-        )
-      return [score_lib.target_row(ids, answer, specials, kind)]
-    ids = [*kind.beginning(specials), *ids[:blank]]
-    if len(ids) + 2 > length:
-      raise errors.InputError(
-        f"a context takes {len(ids)} tokens, and the model has {length} for it and the text: shorten it"
-      )
-    return score_lib.window_rows([*ids, *answer], specials, kind, length, stride, skip=len(ids))
-
-  def _context(self, text: str) -> list[int]:
-    """Returns a context's tokens, with one blank at most."""
-    ids, specials = self._ids(text), self.tokenizer.specials
-    blanks = sum(token in specials.masks for token in ids)
-    if blanks > 1:
-      raise errors.InputError(f"a context has {blanks} blanks ({text[:60]!r}): leave one, which is scored")
-    return ids
-
-  def _answer(self, text: str) -> list[int]:
-    ids = self.tokenizer.encode(text)
-    if not ids:
-      raise errors.InputError(f"a text to score is empty ({text[:60]!r}): give at least one character")
-    return ids
+  def _read(self, score: score_lib.Score, rows: Sequence[score_lib.Row]) -> score_lib.Score:
+    """Returns the score of these rows with what its targets read as."""
+    pieces = [self.tokenizer.decode([target]) for row in rows for target in row.targets]
+    return dataclasses.replace(score, pieces=pieces)
 
   def _continue(
     self,
@@ -370,6 +362,7 @@ class Engine:
     return Filled(
       [*filled.tokens[:at], *piece, *filled.tokens[at + 1 :]],
       [*filled.pieces, piece],
+      [*filled.starts, at],
       filled.finish_reason if stopped else "length",
     )
 

@@ -8,6 +8,7 @@ B batch, L length, S scored places, D model, V vocabulary.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from glmjax import display
 from glmjax import errors
 from glmjax import positions as positions_lib
 from glmjax import tokens as tokens_lib
@@ -29,6 +31,7 @@ from glmjax.models import config as config_lib
 from glmjax.models import glm
 from glmjax.parallel import partitioning
 
+_DARKEST = 16  # bits of a token that is shown as dark as can be
 _CHUNK_LOGITS = 1 << 23  # most logits that exist at a time
 
 
@@ -46,6 +49,7 @@ class Score:
 
   log_probs: np.ndarray  # float32 [n], natural logarithm, of each target
   correct: np.ndarray  # bool [n]: the target was the most probable of the tokens that may be guessed
+  pieces: Sequence[str] = ()  # what each target reads as; none where ids were scored
 
   @property
   def total(self) -> float:
@@ -56,6 +60,14 @@ class Score:
   def count(self) -> int:
     """The number of targets."""
     return len(self.log_probs)
+
+  def _repr_html_(self) -> str:
+    bits = [float(-each) / math.log(2) for each in self.log_probs]
+    notes = [f"{bit:.2f} bits{', the likeliest' if hit else ''}" for bit, hit in zip(bits, self.correct)]
+    pieces = self.pieces or [str(i) for i in range(self.count)]
+    shown = display.shaded(pieces, [bit / _DARKEST for bit in bits], notes)
+    summary = f"{self.total:.2f} nats over {self.count} tokens; the darker, the less expected (black: {_DARKEST} bits)"
+    return f"{shown}<div>{summary}</div>"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +81,13 @@ class Choices:
   def best(self) -> int:
     """The likeliest choice by the sum of its tokens, the first of equal ones."""
     return max(range(len(self.scores)), key=lambda i: self.scores[i].total)
+
+  def _repr_html_(self) -> str:
+    rows = [
+      ("".join(each.pieces) or f"choice {i}", f"{each.total:.2f}", each.count, "best" if i == self.best else "")
+      for i, each in enumerate(self.scores)
+    ]
+    return display.table(("choice", "nats", "tokens", ""), rows)
 
 
 def room_for_choices(answers: Sequence[Sequence[int]], length: int, framed: int) -> int:

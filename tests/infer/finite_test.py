@@ -110,7 +110,7 @@ def test_tokens_that_are_no_ids(token):
   good = engine.Engine(runner.Runner(config, params), Letters())
   message = f"token {token} is no id of the model's, which has 64"
   with pytest.raises(errors.InputError, match=message):
-    good.fill([[20, token, Letters.specials.mask]], 4, [sampling.Sampling()], [0])
+    good.fill_rows([[20, token, Letters.specials.mask]], 4, [sampling.Sampling()], [0])
   with pytest.raises(errors.InputError, match=message):
     list(good.stream([20, token, Letters.specials.mask], 4))
   prompt = prompt_lib.fill([20, 21, Letters.specials.gmask], Letters.specials, config.position_kind)
