@@ -12,10 +12,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PLAN := $(VENV)-plan
 PYTEST := $(BIN)/python -m pytest -n 2
-CODE := glmjax tasks tests benchmarks
+CODE := glmjax tasks tests benchmarks notebooks docs/make_api.py
 FAST := not slow and not gpu and not tpu
 
-.PHONY: install install-plan test test-all test-newest test-here lint lock quickstart results clean
+.PHONY: install install-plan test test-all test-newest test-here lint lock docs notebooks quickstart results clean
 
 install: $(VENV)/.installed
 
@@ -56,6 +56,12 @@ lint: install  ## style, formatting, types
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/pyrefly check --python-interpreter-path $(BIN)/python
+
+docs: install  ## what docs/api.md takes from docstrings
+	$(BIN)/python docs/make_api.py
+
+notebooks: install  ## runs them from start to end, and keeps what they show
+	$(BIN)/python notebooks/build.py
 
 lock: install  ## the exact versions in use, as tested
 	(head -2 requirements-lock.txt && $(BIN)/python -m pip freeze --exclude-editable) > requirements-lock.tmp

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
   from glmjax.infer import engine
   from glmjax.parallel import mesh as mesh_lib
 
-Bindings = str | Sequence[str]  # gin's "NAME = value" or "module.function.parameter = value", one or several
-
 
 def load(
   folder: str | os.PathLike,
@@ -71,7 +69,7 @@ class Training:
 
 
 def train(
-  *gin_files: str, bindings: Bindings = (), workdir: str | os.PathLike | None = None, **arguments: Any
+  *gin_files: str, bindings: str | Sequence[str] = (), workdir: str | os.PathLike | None = None, **arguments: Any
 ) -> Training:
   """Trains a model, or goes on with the run in its workdir, as `glmjax train` does.
 
@@ -81,7 +79,7 @@ def train(
   Args:
     *gin_files: searched in the working directory and then among glmjax's own, later ones over earlier; none is needed
       where `arguments` say everything.
-    bindings: as "TOTAL_SAMPLES = 640", over those of the files.
+    bindings: one or several, as "TOTAL_SAMPLES = 640", over those of the files.
     workdir: the run's folder, where no gin file says it.
     **arguments: Python objects in place of what gin would bind, by the names of `glmjax.train.loop.train`.
 
@@ -135,7 +133,10 @@ class Plan:
 
 
 def plan(
-  *gin_files: str, bindings: Bindings = (), target: str | None = None, python: str | os.PathLike | None = None
+  *gin_files: str,
+  bindings: str | Sequence[str] = (),
+  target: str | None = None,
+  python: str | os.PathLike | None = None,
 ) -> Plan:
   """Compiles a step for hardware that is elsewhere, and says what it takes, as `glmjax plan` does.
 
@@ -144,7 +145,7 @@ def plan(
 
   Args:
     *gin_files: the plan, searched in the working directory and then among glmjax's own.
-    bindings: as "TENSOR = 8", over those of the files.
+    bindings: one or several, as "TENSOR = 8", over those of the files.
     target: the devices, as "rtx3090:4" or "v5p:4x8x8", where the files' are not wanted.
     python: the interpreter of an environment that has the compilers (pip install 'glmjax[plan]') and this glmjax;
       None: the one that runs this.
@@ -164,5 +165,5 @@ def plan(
   return Plan(json.loads(done.stdout))
 
 
-def _bindings(given: Bindings) -> list[str]:
+def _bindings(given: str | Sequence[str]) -> list[str]:
   return [given] if isinstance(given, str) else list(given)

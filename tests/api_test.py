@@ -1,5 +1,6 @@
 """What people call: `import glmjax` is instant; load, train and plan do what the commands do, from Python."""
 
+import dataclasses
 import html.parser
 import json
 import os
@@ -179,7 +180,8 @@ def test_mistakes_are_the_command_lines(tmp_path, monkeypatch):
     glmjax.train("run.gin")
   assert "In call to configurable" not in str(caught.value)
   with pytest.raises(errors.InputError, match="max_length") as caught:  # raised within gin's call
-    glmjax.train("run.gin", bindings=["config.GLMConfig.max_length = 8"], workdir="run")
+    short = dataclasses.replace(objects()["model"], max_length=8)  # in place of the file's
+    glmjax.train("run.gin", model=short, workdir="run")
   assert type(caught.value) is errors.InputError and "In call to configurable" not in str(caught.value)
 
 

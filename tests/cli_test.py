@@ -382,7 +382,7 @@ def test_documented_commands_are_in_order(line, monkeypatch, capsys, tmp_path):
   monkeypatch.setattr(run_lib.gin_files, "parse", run_lib.gin_files.check)
   monkeypatch.setattr(commands.plans, "_shipped", run_lib.gin_files.find)  # which parses
   monkeypatch.setattr(run_lib.hosts, "_join", lambda options: None)
-  monkeypatch.setattr(run_lib, "_call", lambda command, given: {"problem": None})
+  monkeypatch.setattr(run_lib, "call", lambda command, given: {"problem": None})
   monkeypatch.setattr(commands.inputs, "_lines", lambda file, name: [(1, '{"prompt": "a", "text": "a"}')])
   monkeypatch.setattr(run_lib, "_print_result", lambda *arguments: None)
   arguments = [part for part in shlex.split(line, comments=True) if not part.startswith("--stages")]
@@ -395,7 +395,7 @@ def test_plan_of_sets_takes_models_and_lists(monkeypatch, capsys):
   given = {}
   monkeypatch.setattr(
     run_lib,
-    "_call",
+    "call",
     lambda command, values: (
       given.update(values)
       or [

@@ -1,7 +1,10 @@
 """What README, CONTRIBUTING and docs/ show works: gin blocks, commands' names, the example of one test."""
 
+import importlib.util
 import pathlib
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -13,6 +16,7 @@ TEXTS = {
   str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
   for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 }
+PYTHON = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 
 def gin_blocks():
@@ -38,3 +42,25 @@ def test_readme_shows_every_command():
 def test_the_example_of_one_test_names_one():
   file, name = re.search(r"-m pytest (\S+) -k (\w+)", TEXTS["CONTRIBUTING.md"]).groups()
   assert re.search(rf"^def test_\w*{name}", (ROOT / file).read_text(encoding="utf-8"), re.MULTILINE)
+
+
+def test_the_api_page_is_that_of_the_source():
+  spec = importlib.util.spec_from_file_location("make_api", ROOT / "docs" / "make_api.py")
+  make_api = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(make_api)
+  assert make_api.page() == TEXTS["docs/api.md"], "run `make docs`"
+
+
+def test_python_blocks_name_what_there_is():
+  """Of README and docs/api.md: they compile, and what they take of glmjax is there."""
+  blocks = [
+    block for name in ("README.md", "docs/api.md") for block in PYTHON.findall(TEXTS[name].partition("<!--")[0])
+  ]
+  assert len(blocks) >= 5
+  used = set()
+  for block in blocks:
+    compile(block, "a block", "exec")
+    used |= set(re.findall(r"\bglmjax\.(\w+)\(", block))
+  code = f"import glmjax\nfor name in {sorted(used)}: assert callable(getattr(glmjax, name))"
+  assert used >= {"load", "train", "plan"}
+  subprocess.run([sys.executable, "-c", code], check=True)

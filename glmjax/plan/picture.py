@@ -31,4 +31,4 @@ def draw(plan: Mapping[str, Any]) -> display.Picture:
   verdict = "fits" if plan["fits"] else "does not fit"
   axes.set_title(f"{plan['target']}: {verdict}", loc="left", color=display.INK, fontsize=11)
   display.plain(axes)
-  return display.picture(figure)
+  return display.grey_picture(figure)

@@ -1,0 +1,151 @@
+"""Pictures of what a model is trained on: tokens, samples, spans, and which places see which.
+
+Rows are those of docs/architecture.md, without the batch axis, as data/rows.py makes them. Readable in grey.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from glmjax import display
+from glmjax import tokens as tokens_lib
+
+Row = Mapping[str, np.ndarray]
+
+_BOTH_SIDES, _LEFT_SIDE, _UNSEEN = 0.25, 0.62, 1.0  # grey of what a place sees; 0 is black
+_LABELLED = 44  # most places whose tokens are written beside a matrix
+_CONTEXT, _MASK, _TARGET = "#f2f2f2", "#444444", "#bdbdbd"
+
+
+class Tokenizer(Protocol):
+  """What a picture needs of `glmjax.tokenizer.Tokenizer`."""
+
+  specials: tokens_lib.SpecialTokens
+
+  def decode(self, ids: Sequence[int], show_special: bool = False) -> str: ...
+
+
+def tokens(ids: Sequence[int], tokenizer: Tokenizer, across: int = 16) -> display.Picture:
+  """Draws tokens in their order, `across` in a line, with the id of each below."""
+  lines = -(-len(ids) // across)
+  figure = display.figure(10, 0.3 + 0.75 * lines)
+  axes = figure.add_subplot()
+  for i, (token, label) in enumerate(zip(ids, _labels(ids, tokenizer))):
+    x, y = i % across, i // across
+    _cell(axes, x, y, label, _MASK if token in tokenizer.specials.masks else _CONTEXT, height=0.55)
+    axes.text(x + 0.5, y + 0.75, str(token), ha="center", va="center", fontsize=7, color=display.INK)
+  _frame(axes, across, lines)
+  return display.grey_picture(figure)
+
+
+def row(row: Row, tokenizer: Tokenizer, across: int = 16) -> display.Picture:
+  """Draws a row place by place: the token that is read, its positions, and what is to be predicted there.
+
+  Context is light, blanks are dark, places that are predicted grey; padding at the end is left out.
+  """
+  length = _used(row)
+  read, wanted = (_labels(row[name][:length], tokenizer) for name in ("tokens", "targets"))
+  numbers = np.atleast_2d(row["positions"])[:, :length]
+  names = ["place", "token", *(["position", "block position"][: len(numbers)]), "predicts"]
+  block = len(names) + 0.6  # lines that a stretch of places takes, with room below
+  lines = -(-length // across)
+  figure = display.figure(10, 0.2 + 0.28 * block * lines)
+  axes = figure.add_subplot()
+  for i in range(length):
+    x, y = i % across, i // across * block
+    counted = row["loss_weights"][i] > 0
+    colour = _MASK if row["tokens"][i] in tokenizer.specials.masks else _TARGET if counted else _CONTEXT
+    axes.text(x + 0.5, y + 0.5, str(i), ha="center", va="center", fontsize=7, color=display.INK)
+    _cell(axes, x, y + 1, read[i], colour)
+    for k, number in enumerate(numbers[:, i], 2):
+      axes.text(x + 0.5, y + k + 0.5, str(number), ha="center", va="center", fontsize=8, color=display.INK)
+    if counted:
+      _cell(axes, x, y + len(names) - 1, wanted[i], "#ffffff")
+  for line in range(lines):
+    for k, name in enumerate(names):
+      axes.text(-0.15, line * block + k + 0.5, name, ha="right", va="center", fontsize=8, color=display.INK)
+  _frame(axes, across, lines * block, left=2.2)
+  return display.grey_picture(figure)
+
+
+def attention(row: Row, tokenizer: Tokenizer) -> display.Picture:
+  """Draws which places (across) each place (down) sees: dark what lies in a context, which is seen from both sides,
+  lighter what is predicted and seen from behind alone.
+  """
+  length = _used(row)
+  places = np.arange(length)
+  seen = (row["attend_start"][:length, None] <= places) & (places < row["attend_end"][:length, None])
+  is_context = row["loss_weights"][:length] == 0
+  grey = np.where(seen, np.where(is_context[None, :], _BOTH_SIDES, _LEFT_SIDE), _UNSEEN)
+  labelled = length <= _LABELLED
+  size = 1.6 + (0.2 * length if labelled else 4.8)
+  figure = display.figure(size + 0.4, size)
+  axes = figure.add_subplot()
+  axes.imshow(grey, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+  if labelled:
+    names = _labels(row["tokens"][:length], tokenizer)
+    axes.set_xticks(places, names, rotation=90, fontsize=7)
+    axes.set_yticks(places, names, fontsize=7)
+    axes.set_xticks(places[:-1] + 0.5, minor=True)
+    axes.set_yticks(places[:-1] + 0.5, minor=True)
+    axes.grid(which="minor", color="#ffffff", linewidth=0.6)
+    axes.tick_params(which="minor", length=0)
+  unit = "token" if labelled else "place in the row"
+  axes.set_xlabel(f"what is seen ({unit})", color=display.INK)
+  axes.set_ylabel(f"what sees ({unit})", color=display.INK)
+  return display.grey_picture(figure)
+
+
+def lengths(drawn: Sequence[int], expected: np.ndarray) -> display.Picture:
+  """Draws how long spans came out, as bars, beside the shares [n] that lengths 1, 2, ... n should have, as dots."""
+  longest = max(max(drawn), int(np.searchsorted(np.cumsum(expected), 0.999)) + 1)
+  counts = np.bincount(np.asarray(drawn), minlength=longest + 1)[1:]
+  figure = display.figure(7, 3)
+  axes = figure.add_subplot()
+  places = np.arange(1, longest + 1)
+  axes.bar(places, counts / len(drawn), color=_TARGET, width=0.7, label=f"{len(drawn):,} spans drawn")
+  shares = np.pad(expected, (0, longest))[:longest]
+  axes.plot(places, shares, linestyle="none", marker="o", markersize=4, color=display.INK, label="expected")
+  axes.set_xlabel("length of a span, tokens", color=display.INK)
+  axes.set_ylabel("share of the spans", color=display.INK)
+  axes.legend(frameon=False, labelcolor=display.INK)
+  display.plain(axes)
+  return display.grey_picture(figure)
+
+
+def _used(row: Row) -> int:
+  """Counts the places up to the last that is no padding: padding sees itself alone, and nothing else sees it."""
+  places = np.arange(len(row["tokens"]))
+  seen = np.bincount(row["attend_start"], minlength=len(places))
+  padding = (row["attend_start"] == places) & (row["attend_end"] == places + 1) & (seen == 1)
+  return int(places[~padding].max(initial=0)) + 1
+
+
+def _labels(ids: Sequence[int], tokenizer: Tokenizer) -> list[str]:
+  """Returns what tokens read as, spaces made visible; the number of one that has no glyphs in the pictures' font."""
+  from matplotlib import font_manager
+
+  font = font_manager.get_font(font_manager.findfont("DejaVu Sans"))
+  labels = []
+  for token in map(int, ids):
+    text = tokenizer.decode([token], show_special=True).replace(" ", "·").replace("\n", "⏎")
+    drawable = text and all(font.get_char_index(ord(character)) for character in text)
+    labels.append(text.replace("$", r"\$") if drawable else f"#{token}")
+  return labels
+
+
+def _cell(axes: Any, x: float, y: float, label: str, colour: str, height: float = 0.92) -> None:
+  """Draws a box with a token in it, which is written smaller the longer it is."""
+  from matplotlib import patches
+
+  axes.add_patch(patches.Rectangle((x + 0.03, y), 0.94, height, facecolor=colour, edgecolor="#888888", linewidth=0.6))
+  ink = "#ffffff" if colour == _MASK else "#000000"
+  size = min(9.0, 58 / max(len(label), 1))
+  axes.text(x + 0.5, y + height / 2, label, ha="center", va="center", fontsize=size, color=ink, clip_on=True)
+
+
+def _frame(axes: Any, across: float, down: float, left: float = 0.0) -> None:
+  axes.set_xlim(-left, across)
+  axes.set_ylim(down, 0)
+  axes.axis("off")

@@ -1,0 +1,69 @@
+"""Notebooks are their sources, run: the same cells, outputs with pictures, and each runs from start to end."""
+
+import importlib.util
+import json
+import pathlib
+
+import nbformat
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+SOURCES = sorted((ROOT / "notebooks").glob("[0-9]*.py"))
+SMALL = {"01_blank_infilling": {"ROWS": 40}}  # the parameters of a run that takes seconds
+PICTURES = {"01_blank_infilling": 11}
+
+
+def _build():
+  spec = importlib.util.spec_from_file_location("build_notebooks", ROOT / "notebooks" / "build.py")
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+build = _build()
+
+
+def outputs(notebook):
+  return [output for cell in notebook.cells for output in cell.get("outputs", [])]
+
+
+def pictures(notebook):
+  return [output for output in outputs(notebook) if "image/png" in output.get("data", {})]
+
+
+@pytest.fixture(params=SOURCES, ids=lambda source: source.stem)
+def source(request):
+  return request.param
+
+
+def test_what_is_committed_is_of_the_source_and_small(source):
+  path = source.with_suffix(".ipynb")
+  committed, wanted = nbformat.read(path, as_version=4), build.read(source)
+  nbformat.validate(committed)
+  cells = [[(cell.id, cell.cell_type, cell.source) for cell in each.cells] for each in (committed, wanted)]
+  assert cells[0] == cells[1], "run `make notebooks`"
+  assert not [o for o in outputs(committed) if o.output_type == "error" or o.get("name") == "stderr"]
+  counts = [cell.execution_count for cell in committed.cells if cell.cell_type == "code"]
+  assert counts == list(range(1, len(counts) + 1))
+  assert len(pictures(committed)) == PICTURES[source.stem] and path.stat().st_size < 300_000
+  assert not [place for place in (str(ROOT), str(pathlib.Path.home())) if place in json.dumps(outputs(committed))]
+
+
+def test_it_runs_without_a_warning(source, tmp_path):
+  """At a small size, in an empty folder, with glmjax installed; the asserts in it hold."""
+  notebook = build.read(source)
+  strict = nbformat.v4.new_code_cell("import warnings\nwarnings.simplefilter('error')")
+  notebook.cells.insert(0, strict)
+  build.execute(notebook, tmp_path, SMALL[source.stem])
+  assert not [o for o in outputs(notebook) if o.get("name") == "stderr"]
+  assert len(pictures(notebook)) == PICTURES[source.stem]
+  assert any(
+    f"{name} = {value}" in cell.source for cell in notebook.cells for name, value in SMALL[source.stem].items()
+  )
+  assert not list(tmp_path.iterdir())  # nothing is left behind
+
+
+def test_it_says_what_it_takes_and_what_is_next(source):
+  cells = build.read(source).cells
+  assert "*Takes*" in cells[0].source and "minute" in cells[0].source
+  assert cells[-1].source.startswith("## What to try next")
