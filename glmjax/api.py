@@ -29,7 +29,8 @@ def load(
   Args:
     folder: an export, an import, or a training run.
     mesh: the devices to split it over, as "tensor=4"; None: the first device alone.
-    offload_layers: how many layers, the last, keep their weights in the host's memory.
+    offload_layers: how many layers, the last, keep their weights in the host's memory. On a GPU, give XLA its
+      latency-hiding scheduler before JAX starts, as the command line does: XLA_FLAGS in docs/chat.md.
     dtype: to compute in, where it is not the model's own: "float32", "bfloat16", "float16".
 
   Raises:
@@ -45,7 +46,7 @@ class Training:
   """A training run that has come to its end, or to `stop_at_step`."""
 
   workdir: pathlib.Path
-  figures: dict[str, Any] = dataclasses.field(repr=False)  # of the last step
+  figures: dict[str, Any]  # of the last step
 
   @property
   def metrics(self) -> list[dict[str, Any]]:
@@ -112,7 +113,7 @@ def train(
 class Plan:
   """What a step takes on devices that are elsewhere; `figures` are those of `glmjax plan --json` (docs/hardware.md)."""
 
-  figures: dict[str, Any] = dataclasses.field(repr=False)
+  figures: dict[str, Any]
 
   @property
   def fits(self) -> bool:

@@ -3,15 +3,14 @@
 Rows are those of docs/architecture.md, without the batch axis, as data/rows.py makes them. Readable in grey.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
 from glmjax import display
 from glmjax import tokens as tokens_lib
-
-Row = Mapping[str, np.ndarray]
+from glmjax.data import rows as rows_lib
 
 _BOTH_SIDES, _LEFT_SIDE, _UNSEEN = 0.25, 0.62, 1.0  # grey of what a place sees; 0 is black
 _LABELLED = 44  # most places whose tokens are written beside a matrix
@@ -39,7 +38,7 @@ def tokens(ids: Sequence[int], tokenizer: Tokenizer, across: int = 16) -> displa
   return display.grey_picture(figure)
 
 
-def row(row: Row, tokenizer: Tokenizer, across: int = 16) -> display.Picture:
+def row(row: rows_lib.Row, tokenizer: Tokenizer, across: int = 16) -> display.Picture:
   """Draws a row place by place: the token that is read, its positions, and what is to be predicted there.
 
   Context is light, blanks are dark, places that are predicted grey; padding at the end is left out.
@@ -69,7 +68,7 @@ def row(row: Row, tokenizer: Tokenizer, across: int = 16) -> display.Picture:
   return display.grey_picture(figure)
 
 
-def attention(row: Row, tokenizer: Tokenizer) -> display.Picture:
+def attention(row: rows_lib.Row, tokenizer: Tokenizer) -> display.Picture:
   """Draws which places (across) each place (down) sees: dark what lies in a context, which is seen from both sides,
   lighter what is predicted and seen from behind alone.
   """
@@ -114,12 +113,9 @@ def lengths(drawn: Sequence[int], expected: np.ndarray) -> display.Picture:
   return display.grey_picture(figure)
 
 
-def _used(row: Row) -> int:
-  """Counts the places up to the last that is no padding: padding sees itself alone, and nothing else sees it."""
-  places = np.arange(len(row["tokens"]))
-  seen = np.bincount(row["attend_start"], minlength=len(places))
-  padding = (row["attend_start"] == places) & (row["attend_end"] == places + 1) & (seen == 1)
-  return int(places[~padding].max(initial=0)) + 1
+def _used(row: rows_lib.Row) -> int:
+  """Counts the places up to the last that is no padding."""
+  return int(np.flatnonzero(~rows_lib.padding(row)).max(initial=0)) + 1
 
 
 def _labels(ids: Sequence[int], tokenizer: Tokenizer) -> list[str]:

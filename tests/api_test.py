@@ -18,6 +18,7 @@ from glmjax import errors
 from glmjax import tokenizer
 from glmjax.checkpoint import folder as folder_lib
 from glmjax.checkpoint import manager
+from glmjax.cli import run
 from glmjax.io import tokenizer_folder
 from glmjax.models import config as config_lib
 from glmjax.models import glm
@@ -207,11 +208,11 @@ def test_a_plan_is_the_commands(monkeypatch):
   figures |= {name: 2.0 for name in ("hardware_flops", "tokens_per_second", "mfu", "hfu", "tokens_per_day")}
   asked = []
 
-  def run(command, **kwargs):
+  def answer(command, **kwargs):
     asked.append(command)
     return subprocess.CompletedProcess(command, 0, json.dumps(figures), "")
 
-  monkeypatch.setattr(subprocess, "run", run)
+  monkeypatch.setattr(subprocess, "run", answer)
   plan = glmjax.plan("plans/a.gin", bindings=["TENSOR = 4"], target="rtx3090:4", python="/other/python")
   assert asked == [
     ["/other/python", "-m", "glmjax", "plan", "--json", "--gin_file=plans/a.gin", "--gin.TENSOR = 4"]
@@ -227,3 +228,14 @@ def test_a_plan_that_cannot_be_made_is_one_line():
   with pytest.raises(errors.InputError, match="target 'abacus:4' is not known"):
     glmjax.plan("plans/chatglm_6b_int4_rtx2080ti_1.gin", target="abacus:4")
   assert dict(os.environ) == before
+
+
+def test_a_signal_is_an_interrupt_once_the_step_is_saved(monkeypatch):
+  """As train/stopping.py ends a run: nothing is lost, and a notebook goes on."""
+
+  def stopped(command, given):
+    raise SystemExit(130)
+
+  monkeypatch.setattr(run, "call", stopped)
+  with pytest.raises(KeyboardInterrupt, match="saved; the same call goes on"):
+    glmjax.train(workdir="nowhere", **objects())

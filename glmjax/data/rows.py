@@ -251,6 +251,12 @@ def _padding(kind: positions_lib.Positions, length: int, pad: int) -> Row:
   return row
 
 
+def padding(row: Row) -> np.ndarray:
+  """Tells which places of a row, bool [L], are padding: they begin at themselves, and no other place begins there."""
+  starts = row["attend_start"]
+  return (starts == np.arange(len(starts))) & (np.bincount(starts, minlength=len(starts)) == 1)
+
+
 def describe_row(row: Row, decode: Callable[[list[int]], str] | None = None) -> str:
   """Writes one line a place: index, token, target, loss weight, position(s), interval; padding is summed up."""
   name = (lambda token: f"{token} {decode([token])!r}") if decode else str
@@ -259,9 +265,8 @@ def describe_row(row: Row, decode: Callable[[list[int]], str] | None = None) -> 
     f"{int(np.count_nonzero(row['loss_weights']))} counted in the loss"
   ]
   lines.append(f"{'place':>5}  {'token':<20} {'target':<20} {'weight':>6}  {'position':<10} sees")
-  places, starts = np.arange(len(row["tokens"])), row["attend_start"]
-  padding = (starts == places) & (np.bincount(starts, minlength=len(places)) == 1)  # seen by no other place
-  for i in np.flatnonzero(~padding):
+  is_padding = padding(row)
+  for i in np.flatnonzero(~is_padding):
     weight = row["loss_weights"][i]
     target = name(int(row["targets"][i])) if weight else "."
     position = ",".join(str(p) for p in np.atleast_1d(row["positions"][..., i]))
@@ -269,6 +274,6 @@ def describe_row(row: Row, decode: Callable[[list[int]], str] | None = None) -> 
       f"{i:>5}  {name(int(row['tokens'][i])):<20} {target:<20} {weight:>6g}  {position:<10} "
       f"[{row['attend_start'][i]}, {row['attend_end'][i]})"
     )
-  if padding.any():
-    lines.append(f"{int(padding.sum())} places of padding")
+  if is_padding.any():
+    lines.append(f"{int(is_padding.sum())} places of padding")
   return "\n".join(lines)

@@ -1,0 +1,76 @@
+"""Pictures of rows: what is written in them, how far a row goes, and that odd text breaks nothing."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from glmjax import positions
+from glmjax import show
+from glmjax import tokens
+from glmjax.data import rows
+from glmjax.data import spans
+
+TEXT = "ab $_^{}\\%图\n"
+
+
+class Letters:
+  """A letter a token."""
+
+  specials = tokens.icetk(0, 20)
+
+  def decode(self, ids, show_special=False):
+    names = {self.specials.mask: "[MASK]", self.specials.sop: "<sop>", self.specials.eop: "<eop>"}
+    return "".join(TEXT[i] if i < len(TEXT) else names.get(i, "") * show_special for i in ids)
+
+
+LETTERS = Letters()
+
+
+def row(kind=positions.ROTARY, length=24):
+  """Two samples and padding."""
+  first = spans.corrupt(np.arange(8), np.array([[2, 4], [6, 7]]), LETTERS.specials.mask, LETTERS.specials)
+  second = spans.corrupt_suffix(np.arange(3), 2, LETTERS.specials.mask, LETTERS.specials)
+  return rows.pack([first, second], kind, positions.Counting.AT_MASK, length, LETTERS.specials.pad)
+
+
+def pixels(picture):
+  return np.asarray(Image.open(io.BytesIO(picture.png)).convert("L"))
+
+
+def test_labels_show_what_is_no_letter():
+  ids = [TEXT.index(character) for character in "a 图\n$"]
+  assert show._labels(ids, LETTERS) == ["a", "·", f"#{TEXT.index('图')}", "⏎", r"\$"]
+  assert show._labels([LETTERS.specials.mask, LETTERS.specials.enc], LETTERS) == ["[MASK]", f"#{LETTERS.specials.enc}"]
+
+
+def test_padding_is_left_out():
+  made = row()
+  used = show._used(made)
+  assert used == 16 and (rows.padding(made) == (np.arange(24) >= used)).all()
+  assert (pixels(show.attention(made, LETTERS)) == pixels(show.attention(row(length=60), LETTERS))).all()
+
+
+@pytest.mark.parametrize("kind", positions.KINDS.values(), ids=list(positions.KINDS))
+def test_every_kind_of_row_is_drawn_in_sixteen_greys(kind):
+  made = row(kind)
+  tall = pixels(show.row(made, LETTERS)).shape[0]
+  assert tall == pytest.approx(100 * (0.2 + 0.28 * (4.6 + (kind.axes == 2))), abs=2)
+  for picture in (show.row(made, LETTERS), show.attention(made, LETTERS), show.tokens(made["tokens"], LETTERS)):
+    assert len(np.unique(pixels(picture))) <= 16 and len(picture.png) < 30_000
+
+
+def test_a_matrix_has_the_greys_of_what_is_seen():
+  """Dark for the context, lighter for what is predicted, white for the rest, in their shares."""
+  made, length = row(), 16
+  is_context = made["loss_weights"][:length] == 0
+  places = np.arange(length)
+  seen = (made["attend_start"][:length, None] <= places) & (places < made["attend_end"][:length, None])
+  found = pixels(show.attention(made, LETTERS))
+  dark, light = (np.sum(abs(found.astype(int) - 255 * grey) < 8) for grey in (show._BOTH_SIDES, show._LEFT_SIDE))
+  assert dark / light == pytest.approx((seen & is_context).sum() / (seen & ~is_context).sum(), rel=0.05)
+
+
+def test_lengths_are_bars():
+  assert len(show.lengths([1, 2, 2, 7], spans.span_length_pmf()).png) > 1000
