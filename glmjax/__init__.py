@@ -5,11 +5,13 @@ import types
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+  from glmjax import errors, show
   from glmjax.api import Plan, Training, load, plan, train
 
 __version__ = "0.1.0"
-__all__ = ["Plan", "Training", "load", "plan", "train"]  # what people call (docs/api.md); loaded when first used
-_PACKAGES = ("plan", "train")  # functions of that name stand beside packages
+# What people call (docs/api.md); loaded when first used.
+__all__ = ["Plan", "Training", "errors", "load", "plan", "show", "train"]
+_MODULES = ("errors", "plan", "show", "train")  # plan and train are called as well
 
 
 class CallablePackage(types.ModuleType):
@@ -26,7 +28,7 @@ class CallablePackage(types.ModuleType):
 
 
 def __getattr__(name: str) -> Any:
-  if name in _PACKAGES:
+  if name in _MODULES:
     return importlib.import_module(f"glmjax.{name}")
   if name in __all__:
     return getattr(importlib.import_module("glmjax.api"), name)

@@ -38,6 +38,7 @@ if missing and not sources:
 if missing:
   had_jax = "jax" in sys.modules
   subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", f"{sources[0]}[report]"], check=True)
+  importlib.invalidate_caches()
   if had_jax:
     print("jax was imported before it was upgraded: restart the session, then run this cell again")
 

@@ -82,8 +82,8 @@ def model(folder):
 def test_importing_is_instant_and_says_what_there_is():
   code = """
 import sys, glmjax
-assert {"load", "train", "plan", "Training", "Plan"} == set(glmjax.__all__) <= set(dir(glmjax))
-assert callable(glmjax.load) and callable(glmjax.train) and callable(glmjax.plan)
+assert {"load", "train", "plan", "Training", "Plan", "errors", "show"} == set(glmjax.__all__) <= set(dir(glmjax))
+assert callable(glmjax.load) and callable(glmjax.train) and callable(glmjax.plan) and glmjax.errors.InputError
 assert not {"jax", "numpy", "gin", "tensorflow"} & set(sys.modules)
 assert not hasattr(glmjax, "trian")
 """

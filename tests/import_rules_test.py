@@ -103,7 +103,7 @@ def is_allowed(module, imported):
     return top not in THIRD_PARTY or part in THIRD_PARTY[top]
   target = part_of(imported)
   if part is None:  # the package itself
-    return target == "api"
+    return target in ("api", "errors", "show")
   return target in (None, part) or ALLOWED[part] is None or target in ALLOWED[part]
 
 
