@@ -52,10 +52,8 @@ def test_the_api_page_is_that_of_the_source():
 
 
 def test_python_blocks_name_what_there_is():
-  """Of README and docs/api.md: they compile, and what they take of glmjax is there."""
-  blocks = [
-    block for name in ("README.md", "docs/api.md") for block in PYTHON.findall(TEXTS[name].partition("<!--")[0])
-  ]
+  """They compile, and what they take of glmjax is there."""
+  blocks = [block for text in TEXTS.values() for block in PYTHON.findall(text.partition("<!-- What follows")[0])]
   assert len(blocks) >= 5
   used = set()
   for block in blocks:
