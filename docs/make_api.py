@@ -25,7 +25,7 @@ PARTS = {
   "How tokens are drawn": ("infer/sampling", "Sampling"),
   "Beam search": ("infer/beam", "BeamSearch"),
   "A conversation": ("infer/chat", "Session Session.__init__ Session.ask Session.clear Round"),
-  "Pictures of rows: glmjax.show": ("show", "tokens row attention lengths"),
+  "Pictures of rows": ("show", "tokens row attention lengths"),
   "A picture": ("display", "Picture Picture.save"),
 }
 
@@ -34,12 +34,14 @@ def page() -> str:
   """Returns the page as it should be: its head as it is, the rest anew."""
   head = PAGE.read_text(encoding="utf-8").partition(MARK)[0]
   lines = [line for heading, (module, names) in PARTS.items() for line in _part(heading, module, names.split())]
-  return head + MARK + "\n".join(lines)
+  return head + MARK + "\n" + "\n".join(lines)
 
 
 def _part(heading: str, module: str, names: list[str]) -> Iterator[str]:
   source = (FOLDER.parent / "glmjax" / f"{module}.py").read_text(encoding="utf-8")
-  yield f"\n## {heading}\n"
+  yield f"## {heading}\n"
+  if heading != "glmjax":
+    yield f"In `glmjax.{module.replace('/', '.')}`.\n"
   for name in names:
     node = _find(ast.parse(source), name.split("."))
     yield f"### `{name}`\n"
