@@ -148,7 +148,7 @@ def plan(
     *gin_files: the plan, searched in the working directory and then among glmjax's own.
     bindings: one or several, as "TENSOR = 8", over those of the files.
     target: the devices, as "rtx3090:4" or "v5p:4x8x8", where the files' are not wanted.
-    python: the interpreter of an environment that has the compilers (pip install 'glmjax[plan]') and this glmjax;
+    python: the interpreter of an environment that has the compilers (pip install '.[plan]') and this glmjax;
       None: the one that runs this.
 
   Raises:
