@@ -163,7 +163,12 @@ def plan(
     said = done.stderr.strip().splitlines() or ["it said nothing"]
     kind = errors.InputError if done.returncode == 2 else RuntimeError
     raise kind(said[-1].removeprefix("glmjax: "))
-  return Plan(json.loads(done.stdout))
+  figures = json.loads(done.stdout)
+  if "memory" not in figures:
+    raise errors.InputError(
+      "the gin files ask for a search of meshes: run `glmjax plan`, or bind planner.plan.search = False"
+    )
+  return Plan(figures)
 
 
 def _bindings(given: str | Sequence[str]) -> list[str]:

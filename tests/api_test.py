@@ -222,6 +222,13 @@ def test_a_plan_is_the_commands(monkeypatch):
   assert "<RTX>" in shown(plan).text and plan.plot()._repr_png_().startswith(PNG)
 
 
+def test_a_search_is_the_command_lines(monkeypatch):
+  done = subprocess.CompletedProcess([], 0, json.dumps({"plans": [], "left_out": {}}), "")
+  monkeypatch.setattr(subprocess, "run", lambda command, **kwargs: done)
+  with pytest.raises(errors.InputError, match="a search of meshes: run `glmjax plan`"):
+    glmjax.plan("searched.gin")
+
+
 def test_a_plan_that_cannot_be_made_is_one_line():
   """From the command itself, in the process of its own."""
   before = dict(os.environ)

@@ -75,7 +75,7 @@ def _read(source: source_lib.Source, wanted: Mapping[str, jax.ShapeDtypeStruct])
 
 
 def _parts(name: str, shape: tuple[int, ...]) -> Iterator[tuple[str, tuple[int, ...]]]:
-  """Returns the names of the arrays that a stored one is read as, and where each is in it: layers one by one."""
+  """Yields the names of the arrays that a stored one is read as, and where each is in it: layers one by one."""
   first, _, rest = name.partition("/")
   if first != params_lib.LAYERS:
     yield name, ()

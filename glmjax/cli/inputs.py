@@ -144,7 +144,7 @@ def _rows(file: str, expected: str) -> list[tuple[str | dict[str, Any], str]]:
       continue
     as_json = as_json or not rows and line.lstrip().startswith("{")
     where = f"{name}: line {number}"
-    rows.append((_object(line, where, expected) if as_json else line, where))
+    rows.append((user_json.parse(line, where, dict, f"expected {expected}") if as_json else line, where))
   if not rows:
     raise errors.InputError(f"{name}: empty; expected one text a line")
   return rows
@@ -166,10 +166,6 @@ def _piped_lines(file: str) -> Iterator[tuple[int, str]]:
     raise errors.InputError(f"cannot read {file}: {errors.reason(error)}") from None
   with stream:
     yield from user_text.lines_of(stream, file, LONGEST_LINE)
-
-
-def _object(line: str, where: str, expected: str) -> dict[str, Any]:
-  return user_json.parse(line, where, dict, f"expected {expected}")
 
 
 def _cut(value: Any) -> str:

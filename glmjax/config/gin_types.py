@@ -294,7 +294,7 @@ def _class_may_be(made: Class, wanted: Type) -> bool:
 
 
 def _ancestors(module: signatures.Module, node: ast.ClassDef) -> Iterator[Class | None]:
-  """Returns a class and all that it inherits from; None for one that source does not tell."""
+  """Yields a class and all that it inherits from; None for one that source does not tell."""
   yield module, node
   for base in node.bases:
     chain = signatures.dotted(base)

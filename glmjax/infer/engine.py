@@ -309,9 +309,9 @@ class Engine:
     return score_lib.score_rows(self.runner, rows, self.tokenizer.specials.pad, batch_tokens, add)
 
   def _read(self, score: score_lib.Score, rows: Sequence[score_lib.Row]) -> score_lib.Score:
-    """Returns the score of these rows with what its targets read as."""
-    pieces = [self.tokenizer.decode([target]) for row in rows for target in row.targets]
-    return dataclasses.replace(score, pieces=pieces)
+    """Returns the score of these rows, which knows what its targets read as."""
+    targets = [target for row in rows for target in row.targets]
+    return dataclasses.replace(score, read=lambda: [self.tokenizer.decode([target]) for target in targets])
 
   def _continue(
     self,

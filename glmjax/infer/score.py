@@ -49,7 +49,13 @@ class Score:
 
   log_probs: np.ndarray  # float32 [n], natural logarithm, of each target
   correct: np.ndarray  # bool [n]: the target was the most probable of the tokens that may be guessed
-  pieces: Sequence[str] = ()  # what each target reads as; none where ids were scored
+  # Decodes the targets, as texts; None: ids were scored.
+  read: Callable[[], list[str]] | None = dataclasses.field(default=None, repr=False, compare=False)
+
+  @property
+  def pieces(self) -> list[str]:
+    """What each target reads as, its number where ids were scored; decoded when asked, as few look."""
+    return [str(i) for i in range(self.count)] if self.read is None else self.read()
 
   @property
   def total(self) -> float:
@@ -64,8 +70,7 @@ class Score:
   def _repr_html_(self) -> str:
     bits = [float(-each) / math.log(2) for each in self.log_probs]
     notes = [f"{bit:.2f} bits{', the likeliest' if hit else ''}" for bit, hit in zip(bits, self.correct)]
-    pieces = self.pieces or [str(i) for i in range(self.count)]
-    shown = display.shaded(pieces, [bit / _DARKEST for bit in bits], notes)
+    shown = display.shaded(self.pieces, [bit / _DARKEST for bit in bits], notes)
     summary = f"{self.total:.2f} nats over {self.count} tokens; the darker, the less expected (black: {_DARKEST} bits)"
     return f"{shown}<div>{summary}</div>"
 
@@ -84,7 +89,12 @@ class Choices:
 
   def _repr_html_(self) -> str:
     rows = [
-      ("".join(each.pieces) or f"choice {i}", f"{each.total:.2f}", each.count, "best" if i == self.best else "")
+      (
+        "".join(each.pieces) if each.read else f"choice {i}",
+        f"{each.total:.2f}",
+        each.count,
+        "best" if i == self.best else "",
+      )
       for i, each in enumerate(self.scores)
     ]
     return display.table(("choice", "nats", "tokens", ""), rows)

@@ -167,7 +167,7 @@ def _prefix_item(both: Sequence[stored_weights.StoredWeight], content: export.Ex
 
 
 def by_layer(every: Sequence[layouts.Entry], num_layers: int) -> Iterator[tuple[layouts.Entry, int | None]]:
-  """Returns entries in the order of a state dict, those of a layer together."""
+  """Yields entries in the order of a state dict, those of a layer together."""
   stacked = [entry for entry in every if entry.stacked]
   for entry in every:
     if not entry.stacked:

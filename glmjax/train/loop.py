@@ -92,6 +92,7 @@ def train(
     errors.Diverged: when a loss, a gradient or the state is not finite; nothing of that is saved.
     SystemExit: 128 + the signal's number, after SIGTERM or Ctrl-C in any process: the step was finished and saved.
   """
+  given = dict(locals())  # of each process, to be compared
   # 1. What the settings tell by themselves, before anything is deleted.
   _check(model, data, loss_mean_of)
   _check_numbers(batches, total_samples, micro_batch, loss_chunk, seed, stop_at_step)
@@ -112,25 +113,7 @@ def train(
     objective = objective_lib.Objective(model, loss_chunk, loss_mean_of, flow)
     stages = stage_layout.make(model, tx, device_mesh, rules, flow)
     runtime = runtime_lib.Runtime(objective, layout, stages, peers)
-    _check_same(
-      {
-        "model": model,
-        "data": data.describe(),
-        "validation": validation.describe() if evaluates else None,
-        "mesh": mesh,
-        "strategy": strategy,
-        "micro_batch": micro_batch,
-        "batches": batches,
-        "total_samples": total_samples,
-        "recipe": recipe,
-        "objective": objective,
-        "intervals": intervals,
-        "seed": seed,
-        "weights": weights if weights is None else os.fspath(weights),
-        "stop_at_step": stop_at_step,
-        "overwrite": overwrite,
-      }
-    )
+    _check_same(given | {"validation": validation if evaluates else None})
     # 4. The first process locks the folder, and opens it, or deletes what is there; all see the same one.
     processes.on_first(lambda: _begin(stack, folder, model, data, overwrite, on_start))
     processes.check_same_filesystem(folder.seen, str(folder.root))
@@ -155,9 +138,19 @@ def train(
 
 
 def _check_same(settings: Mapping[str, Any]) -> None:
-  """Raises InputError, in all processes, where one of several was started with other settings than process 0."""
+  """Raises InputError, in all processes, where one of several was started with other settings than process 0.
+
+  The folder may have another name on each host, and `on_start` is no setting.
+  """
   address = re.compile(" at 0x[0-9a-f]+")  # of a function: where it lies in this process's memory
-  processes.check_same({f"loop.train, {name}": address.sub("", repr(value)) for name, value in settings.items()})
+  texts = {}
+  for name in settings.keys() - {"workdir", "on_start"}:
+    value = settings[name]
+    value = (
+      value.describe() if hasattr(value, "describe") else os.fspath(value) if name == "weights" and value else value
+    )
+    texts[f"loop.train, {name}"] = address.sub("", repr(value))
+  processes.check_same(dict(sorted(texts.items())))
 
 
 def _begin(
