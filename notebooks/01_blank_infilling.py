@@ -22,25 +22,29 @@
 # network, no TensorFlow.
 
 # %%
-# Installs what is missing: nothing in an environment that has glmjax; on Colab two minutes. There, upload glmjax's
-# wheel first (`pip wheel --no-deps .` in a checkout makes it).
+# Installs what is missing: nothing where glmjax is installed; on Colab two minutes. There, upload glmjax's wheel
+# first, to beside this notebook (`make dist` in a checkout makes it).
+import importlib.metadata
 import importlib.util
+import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
-here = pathlib.Path.cwd()
-checkouts = [str(folder) for folder in (here, here.parent) if (folder / "glmjax" / "show.py").is_file()]
-sources = checkouts + sorted(map(str, here.glob("glmjax-*.whl")), reverse=True)
-missing = [name for name in ("glmjax", "sentencepiece", "matplotlib") if importlib.util.find_spec(name) is None]
-if missing and not sources:
-  raise SystemExit(f"{', '.join(missing)} missing: put glmjax's wheel (glmjax-*.whl) beside this notebook")
-if missing:
-  had_jax = "jax" in sys.modules
-  subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", f"{sources[0]}[report]"], check=True)
+if missing := [name for name in ("glmjax", "sentencepiece", "matplotlib") if importlib.util.find_spec(name) is None]:
+  here = pathlib.Path.cwd()
+  checkouts = [str(folder) for folder in (here, here.parent) if (folder / "glmjax" / "show.py").is_file()]
+  sources = checkouts + sorted(map(str, here.glob("glmjax-*.whl")), reverse=True)
+  if not sources:
+    raise SystemExit(f"{', '.join(missing)} missing: put glmjax's wheel (glmjax-*.whl) beside this notebook")
+  has_tpu = any(name.startswith("TPU_") for name in os.environ) or pathlib.Path("/dev/accel0").exists()
+  jax = "jax[cuda12]" if shutil.which("nvidia-smi") else "jax[tpu]" if has_tpu else "jax"  # of this machine's devices
+  subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", f"{sources[0]}[report]", jax], check=True)
   importlib.invalidate_caches()
-  if had_jax:
-    print("jax was imported before it was upgraded: restart the session, then run this cell again")
+imported = getattr(sys.modules.get("jax"), "__version__", None)
+if imported not in (None, importlib.metadata.version("jax")):
+  raise SystemExit("jax was imported before it was upgraded: restart the session, then run all cells")
 
 # %% tags=["parameters"]
 SENTENCE = "The library has moved into the old bakery. It still smells of bread on wet mornings."

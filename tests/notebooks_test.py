@@ -67,3 +67,9 @@ def test_it_says_what_it_takes_and_what_is_next(source):
   cells = build.read(source).cells
   assert "*Takes*" in cells[0].source and "minute" in cells[0].source
   assert cells[-1].source.startswith("## What to try next")
+
+
+def test_all_begin_with_the_same_installation():
+  """Whoever opens any of them first gets the same environment."""
+  first = {next(cell.source for cell in build.read(source).cells if cell.cell_type == "code") for source in SOURCES}
+  assert len(first) == 1 and "jax[tpu]" in first.pop()
