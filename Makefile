@@ -15,7 +15,7 @@ PYTEST := $(BIN)/python -m pytest -n 2
 CODE := glmjax tasks tests benchmarks notebooks docs/make_api.py
 FAST := not slow and not gpu and not tpu
 
-.PHONY: install install-plan test test-all test-newest test-here lint lock docs notebooks quickstart results clean
+.PHONY: install install-plan test test-all test-newest test-here lint lock docs notebooks dist quickstart results clean
 
 install: $(VENV)/.installed
 
@@ -62,6 +62,12 @@ docs: install  ## what docs/api.md takes from docstrings
 
 notebooks: install  ## runs them from start to end, and keeps what they show
 	$(BIN)/python notebooks/build.py
+
+dist: install  ## sdist and wheel in dist/, checked, then installed and used far from here, on the oldest Python and the newest
+	rm -rf dist build
+	$(BIN)/python -m build --outdir dist .
+	$(BIN)/twine check --strict dist/*
+	GLMJAX_DIST=$(abspath dist) GLMJAX_PYTHONS="$(BIN)/python $(NEWEST)" $(BIN)/python -m pytest tests/packaging_test.py
 
 lock: install  ## the exact versions in use, as tested
 	(head -2 requirements-lock.txt && $(BIN)/python -m pip freeze --exclude-editable) > requirements-lock.tmp

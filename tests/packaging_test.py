@@ -1,47 +1,70 @@
 """The wheel holds every module, task and gin file, and works in an empty environment elsewhere."""
 
 import configparser
+import json
+import os
 import pathlib
 import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 
 import pytest
 
+import glmjax
+
 ROOT = pathlib.Path(__file__).parent.parent
+TREE = ("benchmarks", "docs", "gin", "glmjax", "launch", "notebooks", "tasks", "tests")
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-  """Built from a copy, so that no build/ of an earlier state gets into it."""
+def dist(tmp_path_factory):
+  """The folder of an sdist and the wheel that is made of it: the one that `make dist` names, or of this tree."""
+  if os.environ.get("GLMJAX_DIST"):
+    return pathlib.Path(os.environ["GLMJAX_DIST"])
   folder = tmp_path_factory.mktemp("source")
-  for name in ("glmjax", "tasks", "gin"):
-    shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-  for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
-    shutil.copy(ROOT / name, folder)
-  done = subprocess.run(
-    [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", "out", "."],
-    cwd=folder,
-    capture_output=True,
-    text=True,
-    check=False,
+  for path in ROOT.iterdir():  # a copy, so that no build/ of an earlier state gets into it
+    if path.is_dir() and path.name in TREE:
+      shutil.copytree(path, folder / path.name, ignore=shutil.ignore_patterns("__pycache__"))
+    elif path.is_file() and not path.name.startswith("."):
+      shutil.copy(path, folder)
+  subprocess.run(
+    [sys.executable, "-m", "build", "--no-isolation", "--outdir=dist", "."], cwd=folder, check=True, capture_output=True
   )
-  assert done.returncode == 0, done.stderr
-  [path] = (folder / "out").glob("*.whl")
+  return folder / "dist"
+
+
+def wheel_of(dist):
+  [path] = dist.glob("*.whl")
   return path
 
 
-def test_wheel_holds_everything(wheel):
-  names = set(zipfile.ZipFile(wheel).namelist())
+def test_wheel_holds_everything(dist):
+  names = set(zipfile.ZipFile(wheel_of(dist)).namelist())
   expected = {f"glmjax/{path.relative_to(ROOT / 'glmjax')}" for path in (ROOT / "glmjax").rglob("*.py")}
   expected |= {f"glmjax/tasks/{path.relative_to(ROOT / 'tasks')}" for path in (ROOT / "tasks").rglob("*.py")}
   gin = ROOT / "gin"
   expected |= {f"glmjax/gin_configs/{path.relative_to(gin)}" for path in gin.rglob("*.gin")}
+  expected |= {f"glmjax/launch_scripts/{path.name}" for path in (ROOT / "launch").iterdir()} | {"glmjax/py.typed"}
   assert expected <= names, expected - names
-  assert not any(name.startswith(("gin/", "tests/", "tasks/")) for name in names)
+  assert not any(name.startswith(("gin/", "tests/", "tasks/", "launch/")) for name in names)
   assert any(name.endswith("LICENSE") for name in names)
+
+
+def test_sdist_is_the_tree(dist):
+  """Tests and documents included, so that whoever packages it can run them."""
+  [path] = dist.glob("*.tar.gz")
+  names = {name.partition("/")[2] for name in tarfile.open(path).getnames()}
+  tree = {path for name in TREE for path in (ROOT / name).rglob("*") if path.is_file()} | set(ROOT.glob("[!.]*.*"))
+  expected = {str(path.relative_to(ROOT)) for path in tree if path.is_file() and path.suffix != ".pyc"}
+  assert expected <= names, expected - names
+
+
+def test_the_newest_entry_of_the_changes_is_of_this_version():
+  version = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.M)[1]
+  assert version == glmjax.__version__ and re.fullmatch(r"\d+\.\d+\.\d+", version)
 
 
 def test_every_package_is_listed():
@@ -49,7 +72,7 @@ def test_every_package_is_listed():
   setup.read(ROOT / "setup.cfg")
   listed = set(setup["options"]["packages"].split())
   found = {".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "glmjax").rglob("__init__.py")}
-  assert listed == found | {"glmjax.tasks", "glmjax.gin_configs"}
+  assert listed == found | {"glmjax.tasks", "glmjax.gin_configs", "glmjax.launch_scripts"}
 
 
 def test_ranges_are_not_pins():
@@ -76,36 +99,71 @@ def test_the_lock_file_has_every_package_of_the_tests():
   assert wanted - found <= {"setuptools", "glmjax"}, wanted - found  # which pip freeze leaves out
 
 
+@pytest.fixture(scope="module", params=os.environ.get("GLMJAX_PYTHONS", sys.executable).split())
+def installed(request, dist, tmp_path_factory):
+  """An environment of each Python with nothing but the wheel, and what pictures need, from the package index."""
+  folder = tmp_path_factory.mktemp("installed")
+  subprocess.run([request.param, "-m", "venv", folder / "env"], check=True)
+  wheel = f"{wheel_of(dist)}[report]"
+  subprocess.run([folder / "env" / "bin" / "python", "-m", "pip", "install", "--quiet", wheel], check=True)
+  return folder / "env"
+
+
+def used(environment, folder, *command):
+  """What a command of the environment prints, far from the checkout and its settings."""
+  bare = {name: os.environ[name] for name in ("HOME", "PATH") if name in os.environ}
+  program, *arguments = command
+  done = subprocess.run(
+    [environment / "bin" / program, *arguments], cwd=folder, env=bare, capture_output=True, text=True, check=False
+  )
+  assert done.returncode == 0, (command, done.stderr)
+  return done.stdout
+
+
 @pytest.mark.slow
-def test_wheel_in_an_empty_environment(wheel, tmp_path):
-  """Installs the core from the package index, far from the checkout, and finds gin files and tasks."""
-  subprocess.run([sys.executable, "-m", "venv", "env"], cwd=tmp_path, check=True)
-  python = tmp_path / "env" / "bin" / "python"
-  subprocess.run([python, "-m", "pip", "install", "--quiet", str(wheel)], cwd=tmp_path, check=True)
-  run = lambda *command: subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)  # noqa: E731
-  shown = run(tmp_path / "env" / "bin" / "glmjax", "--help")
-  assert shown.returncode == 0 and "generate" in shown.stdout, shown.stderr
+def test_an_installed_wheel_brings_its_files(installed, tmp_path):
   code = """
-import importlib.util, pathlib, sys
+import importlib.util
 import glmjax
 from glmjax.config import gin_files
 assert "site-packages" in glmjax.__file__, glmjax.__file__
 for path in gin_files.packaged_folder().rglob("*.gin"):
   assert gin_files.find(str(path.relative_to(gin_files.packaged_folder()))) == path
   print(path.name)
-assert importlib.util.find_spec("glmjax.tasks") is not None
-import gin
-assert gin.parse_config
-import glmjax.models.glm
-assert not {"tensorflow", "seqio"} & set(sys.modules)
 for name in ("tensorflow", "seqio", "torch"):
   assert importlib.util.find_spec(name) is None, name
 """
-  done = run(python, "-c", code)
-  assert done.returncode == 0, done.stderr
-  assert set(done.stdout.split()) == {path.name for path in (ROOT / "gin").rglob("*.gin")}
-  size = sum(path.stat().st_size for path in (tmp_path / "env").rglob("*") if path.is_file())
+  assert set(used(installed, tmp_path, "python", "-c", code).split()) == {p.name for p in (ROOT / "gin").rglob("*.gin")}
+  assert used(installed, tmp_path, "glmjax", "--version") == f"glmjax {glmjax.__version__}\n"
+  assert "jax" in used(installed, tmp_path, "glmjax", "doctor")
+  used(installed, tmp_path, "glmjax", "launch", "--out=launch")
+  assert {path.name for path in (tmp_path / "launch").iterdir()} == {path.name for path in (ROOT / "launch").iterdir()}
+  size = sum(path.stat().st_size for path in installed.rglob("*") if path.is_file())
   assert size < 1e9, size
+
+
+@pytest.mark.slow
+def test_an_installed_wheel_makes_a_model_of_text(installed, tmp_path):
+  """The quickstart's path in small, without TensorFlow."""
+  shutil.copy(ROOT / "tests" / "fixtures" / "en.txt", tmp_path)
+  shutil.copy(ROOT / "tests" / "fixtures" / "zh.jsonl", tmp_path)
+  (tmp_path / "mine.gin").write_text("""
+include "runs/quickstart.gin"
+TEXT_FILES = {"en": "en.txt", "zh": "zh.jsonl"}
+TOKENIZER = "tokenizer"
+CACHE = "cache"
+WORKDIR = "train"
+VOCAB_SIZE = 512
+TOTAL_SAMPLES = 48
+""")
+  gin = "--gin_file=mine.gin"
+  for command in ("tokenizer", "cache", "train"):
+    used(installed, tmp_path, "glmjax", command, gin)
+  used(installed, tmp_path, "glmjax", "export", gin, "--bits=4", "--out=int4")
+  said = used(installed, tmp_path, "glmjax", "generate", gin, "--checkpoint=int4", "--prompt=The [MASK] is", "--json")
+  assert json.loads(said)
+  used(installed, tmp_path, "glmjax", "report", gin, "--workdir=.")
+  assert (tmp_path / "report.md").exists()
 
 
 def test_wrong_python_says_so_in_one_line(tmp_path):

@@ -286,6 +286,14 @@ COMMANDS = {
       show=doctor.show,
     ),
     Command(
+      "launch",
+      "glmjax.launch.scripts",
+      "list the scripts that start training on many hosts, and copy them",
+      "glmjax launch --out=launch",
+      (Flag("--out", "folder to copy them to", Path),),
+      show=doctor.show_scripts,
+    ),
+    Command(
       "report",
       "glmjax.evaluate.report.write",
       "gather a run's results into report.md and report.json",

@@ -1,15 +1,24 @@
-"""What the doctor command prints."""
+"""What the doctor and launch commands print."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 
 def show(found: dict[str, Any]) -> None:
+  """Prints what glmjax.doctor found, a line for each fact."""
+  _print(list(_rows(found)))
+
+
+def show_scripts(scripts: Mapping[str, str]) -> None:
+  """Prints what each launch script does, by its path."""
+  _print(list(scripts.items()))
+
+
+def _print(facts: Sequence[tuple[str, str]]) -> None:
   """Prints a line for each fact, names in a column."""
-  rows = list(_rows(found))
-  width = max(len(name) for name, _ in rows)
-  for name, value in rows:
-    print(f"{name:{width}}  {value}".rstrip())
+  width = max(len(name) for name, _ in facts)
+  for name, fact in facts:
+    print(f"{name:{width}}  {fact}".rstrip())
 
 
 def _rows(found: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -10,6 +10,8 @@ import sys
 
 import pytest
 
+from glmjax import cli
+
 LAUNCH = pathlib.Path(__file__).parents[2] / "launch"
 SCRIPTS = ("tpu_pod.sh", "slurm.sbatch", "gke_xpk.sh")
 FLAGS = ["--gin_file=runs/pretrain.gin", "--gin.CACHE='/data/a cache'", "--workdir=/runs/mine"]
@@ -228,11 +230,21 @@ def test_skypilot_is_told_what_to_install(tmp_path):
   assert (tmp_path / "calls").read_text() == "pip install -q /runs/glmjax.whl jax[cuda12]\n"
 
 
-def test_the_image_holds_what_a_wheel_is_made_of():
-  """The packaging test builds a wheel of these."""
-  copied = re.findall(r"^COPY (.*) \S+$", (LAUNCH / "Dockerfile").read_text(), re.M)
-  names = {"glmjax", "tasks", "gin", "setup.cfg", "pyproject.toml", "README.md", "LICENSE"}
-  assert set(" ".join(copied).split()) == names
+def test_copies_are_the_scripts_and_replace_nothing_else(tmp_path, capsys):
+  assert cli.main(["launch", f"--out={tmp_path}/made/launch"]) == 0
+  copies = sorted((tmp_path / "made" / "launch").iterdir())
+  assert [copy.name for copy in copies] == sorted(path.name for path in LAUNCH.iterdir())
+  assert all(copy.read_bytes() == (LAUNCH / copy.name).read_bytes() for copy in copies)
+  assert all(os.access(tmp_path / "made" / "launch" / script, os.X_OK) for script in SCRIPTS)
+  shown = capsys.readouterr().out.splitlines()
+  assert [line.split()[0] for line in shown] == [str(copy) for copy in copies]
+  assert "Trains, or answers prompts, on the nodes of a SLURM job" in shown[3]
+
+  copies[-1].write_text("of the user's")
+  copies[0].unlink()
+  assert cli.main(["launch", f"--out={tmp_path}/made/launch"]) == 2
+  assert "another file of that name is there" in capsys.readouterr().err
+  assert copies[-1].read_text() == "of the user's" and not copies[0].exists()
 
 
 def test_nothing_is_installed_from_an_index_that_does_not_have_it():
