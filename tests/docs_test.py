@@ -35,6 +35,12 @@ def test_gin_blocks_are_whole_files(block, tmp_path):
   gin_files.check(["runs/quickstart.gin", str(file)], [], commands=commands.targets())
 
 
+@pytest.mark.parametrize("name", TEXTS)
+def test_lines_are_of_120_columns_at_most(name):
+  """Tables and code too: a cell that needs more is a sentence, and stands in the text or in a list."""
+  assert not [(number, len(line)) for number, line in enumerate(TEXTS[name].splitlines(), 1) if len(line) > 120]
+
+
 def test_readme_shows_every_command():
   assert not [name for name in commands.COMMANDS if f"glmjax {name}" not in TEXTS["README.md"]]
 

@@ -48,13 +48,10 @@ def table():
   """part -> the parts that docs/architecture.md lets it import (None: all); a part is the longest prefix of a name."""
   rows = {}
   text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").split("## Contracts")[0]
-  for line in text.splitlines():
-    if line.startswith("| `"):
-      parts, _, allowed = (re.sub(r"\(.*?\)", "", cell) for cell in line.strip("| ").split(" | "))
-      for part in parts.split(","):
-        rows[part.strip(" `/").replace("/", ".")] = (
-          None if "everything" in allowed else allowed.replace(" ", "").split(",")
-        )
+  for parts, allowed in re.findall(r"^- (`.*?): .*?\*May\s+import\*\s(.*?)\.$", text, re.DOTALL | re.MULTILINE):
+    parts, allowed = (re.sub(r"\(.*?\)|\s", "", cell) for cell in (parts, allowed))
+    for part in parts.split(","):
+      rows[part.strip("`/").replace("/", ".")] = None if "everything" in allowed else allowed.split(",")
   return {part: None if row is None else {*row, "ranges"} - {"nothing"} for part, row in rows.items()}
 
 
