@@ -15,7 +15,7 @@ PAGE = FOLDER / "api.md"
 MARK = "<!-- What follows is taken from the source: python docs/make_api.py -->\n"
 # heading -> module, and the names in it; "Class.method" for a method
 PARTS = {
-  "glmjax": ("api", "load train Training Training.metrics Training.plot plan Plan Plan.fits Plan.plot"),
+  "glmjax": ("api", "load train Training Training.metrics Training.plot run plan Plan Plan.fits Plan.plot"),
   "A loaded model": (
     "infer/engine",
     "Engine Engine.generate Engine.fill Engine.chat Engine.score Engine.score_choices",

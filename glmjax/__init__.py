@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
   from glmjax import errors, show
-  from glmjax.api import Plan, Training, load, plan, train
+  from glmjax.api import Plan, Training, load, plan, run, train
 
 __version__ = "0.1.0"
 # What people call (docs/api.md); loaded when first used.
-__all__ = ["Plan", "Training", "errors", "load", "plan", "show", "train"]
+__all__ = ["Plan", "Training", "errors", "load", "plan", "run", "show", "train"]
 _MODULES = ("errors", "plan", "show", "train")  # plan and train are called as well
 
 

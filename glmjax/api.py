@@ -1,12 +1,15 @@
-"""The API that people and notebooks call: `glmjax.load`, `glmjax.train`, `glmjax.plan` (docs/api.md)."""
+"""The API that people and notebooks call: `glmjax.load`, `train`, `run`, `plan` (docs/api.md)."""
 
+import argparse
 import dataclasses
+import importlib
+import inspect
 import json
 import os
 import pathlib
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from glmjax import errors
@@ -89,24 +92,76 @@ def train(
     errors.Diverged: when a loss, a gradient or the state is not finite; nothing of that is saved.
     KeyboardInterrupt: after Ctrl-C or the notebook's stop button, and after SIGTERM.
   """
-  from glmjax.cli import commands, run
   from glmjax.config import gin_files as gin_lib
 
-  command, bound = commands.COMMANDS["train"], _bindings(bindings)
-  if workdir is not None and (gin_files or bound):  # by gin, and so in WORKDIR/config.gin
-    bound.append(f"{command.target}.workdir = {os.fspath(workdir)!r}")
-  elif workdir is not None:
-    arguments["workdir"] = workdir
-  gin_lib.parse(gin_files, bound, command.target, arguments, commands.targets())
   try:
-    figures = run.call(command, arguments)
+    figures, function = _call("train", gin_files, bindings, {"workdir": workdir, **arguments})
   except SystemExit as stopped:
     raise KeyboardInterrupt("the run is saved; the same call goes on with it") from stopped
+  return Training(paths.local(gin_lib.binding(function, "workdir"), "workdir"), figures)
+
+
+def run(command: str, *gin_files: str, bindings: str | Sequence[str] = (), **arguments: Any) -> Any:
+  """Does what a command of glmjax does, in this process, and returns its result.
+
+  gin's own configuration of this process is replaced. What answers people has methods of a loaded model, training and
+  plans have functions of their own.
+
+  Args:
+    command: "text", "tokenizer", "cache", "evaluate", "export", "import", "inspect", "doctor" or "report".
+    *gin_files: searched in the working directory and then among glmjax's own, later ones over earlier.
+    bindings: one or several, as "VOCAB_SIZE = 4096", over those of the files.
+    **arguments: the command's flags by their names, without dashes; and Python objects in place of what gin would bind,
+      by the names of the command's function.
+
+  Returns:
+    What the command's function returns: a tokenizer, or figures, which a notebook shows as a table.
+
+  Raises:
+    errors.InputError: for what the user can mend.
+  """
+  if command in _ELSEWHERE:
+    raise errors.InputError(f'glmjax.run("{command}"): call {_ELSEWHERE[command]}(...) instead')
+  result, _ = _call(command, gin_files, bindings, arguments)
+  if not isinstance(result, dict):
+    return result
+  from glmjax import display
+
+  return display.Figures(result)
+
+
+_ELSEWHERE = {name: f"glmjax.load(folder).{name}" for name in ("generate", "score", "chat")} | {
+  name: f"glmjax.{name}" for name in ("train", "plan")
+}  # commands that are no business of `run` -> what to call
+
+
+def _call(
+  name: str, gin_files: Sequence[str], bindings: str | Sequence[str], arguments: Mapping[str, Any]
+) -> tuple[Any, Callable[..., Any]]:
+  """Calls a command's function as the command line does; returns its result, and itself as gin has configured it."""
+  from glmjax.cli import hosts
+  from glmjax.cli import run as run_lib
+  from glmjax.config import gin_files as gin_lib
+  from glmjax.config import signatures
+
+  command = run_lib.command_named(name)
+  module, _, function = command.target.rpartition(".")
+  flags = {flag.parameter: flag for flag in command.flags if flag not in hosts.FLAGS}
+  names = {*flags, *inspect.signature(getattr(importlib.import_module(module), function)).parameters}
+  if unknown := [argument for argument in arguments if argument not in names]:
+    close = signatures.nearest(unknown[0], names)
+    advice = f"did you mean {close}?" if close else f"there are {', '.join(sorted(names))}"
+    raise errors.InputError(f"glmjax {name} has no argument {unknown[0]}; {advice}")
+  given = {argument: value for argument, value in arguments.items() if argument not in flags}
+  options = argparse.Namespace(**{flag.parameter: None for flag in command.flags})
+  for parameter in flags.keys() & arguments.keys():
+    setattr(options, parameter, flags[parameter].read_value(arguments[parameter]))
+  given = run_lib.settle(command, options, gin_files, _listed(bindings), given)
+  try:
+    return run_lib.call(command, given), gin_lib.configured(command.target)
   except Exception as error:
     found = gin_lib.original(error)
     raise found from found.__cause__
-  folder = arguments.get("workdir") or gin_lib.binding(gin_lib.configured(command.target), "workdir")
-  return Training(paths.local(folder, "workdir"), figures)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,7 +210,7 @@ def plan(
     errors.InputError: for what the user can mend, a compiler that is not installed among it.
   """
   command = [os.fspath(python or sys.executable), "-m", "glmjax", "plan", "--json"]
-  command += [f"--gin_file={file}" for file in gin_files] + [f"--gin.{each}" for each in _bindings(bindings)]
+  command += [f"--gin_file={file}" for file in gin_files] + [f"--gin.{each}" for each in _listed(bindings)]
   if target is not None:
     command.append(f"--target={target}")
   done = subprocess.run(command, capture_output=True, encoding="utf-8", stdin=subprocess.DEVNULL, check=False)
@@ -171,5 +226,5 @@ def plan(
   return Plan(figures)
 
 
-def _bindings(given: str | Sequence[str]) -> list[str]:
+def _listed(given: str | Sequence[str]) -> list[str]:
   return [given] if isinstance(given, str) else list(given)

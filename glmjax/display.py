@@ -12,6 +12,7 @@ from glmjax.io import paths
 from glmjax.io import publish
 
 INK, FAINT = "#333333", "#c9c9c9"
+_LONGEST = 100  # characters of a table's cell
 _MARK = "background:#dddddd;color:#000000;border-bottom:2px solid #000000"
 _BOX = "display:inline-block;margin:1px;padding:1px 3px;border:1px solid #999999;white-space:pre;"
 
@@ -29,6 +30,16 @@ class Picture:
     """Writes the file, whole or not at all."""
     with publish.file(paths.local(path, "the picture")) as file:
       file.write(self.png)
+
+
+class Figures(dict):
+  """A dict of figures, by name or by what they are of and name; a notebook shows it as a table."""
+
+  def _repr_html_(self) -> str:
+    if self and all(isinstance(value, dict) for value in self.values()):
+      names = dict.fromkeys(name for value in self.values() for name in value)
+      return table(("", *self), ((name, *(_cell(value.get(name)) for value in self.values())) for name in names))
+    return table(("", ""), ((name, _cell(value)) for name, value in self.items()))
 
 
 def figure(width: float, height: float, dpi: int = 100) -> Any:
@@ -92,6 +103,18 @@ def shaded(pieces: Sequence[str], shares: Sequence[float], notes: Sequence[str])
     style = f"{_BOX}background:rgb({grey},{grey},{grey});color:{ink}"
     parts.append(f'<span style="{style}" title="{html.escape(note)}">{html.escape(piece)}</span>')
   return f"<div>{''.join(parts)}</div>"
+
+
+def _cell(value: Any) -> str:
+  """Writes a figure for a table: six digits of a number, nothing for None, the beginning of what is long."""
+  if value is None:
+    return ""
+  if isinstance(value, float):
+    return f"{value:,.6g}"
+  if isinstance(value, int) and not isinstance(value, bool):
+    return f"{value:,}"
+  text = str(value)
+  return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

@@ -82,7 +82,7 @@ def model(folder):
 def test_importing_is_instant_and_says_what_there_is():
   code = """
 import sys, glmjax
-assert {"load", "train", "plan", "Training", "Plan", "errors", "show"} == set(glmjax.__all__) <= set(dir(glmjax))
+assert {"load", "train", "run", "plan", "Training", "Plan", "errors", "show"} == set(glmjax.__all__) <= set(dir(glmjax))
 assert callable(glmjax.load) and callable(glmjax.train) and callable(glmjax.plan) and glmjax.errors.InputError
 assert not {"jax", "numpy", "gin", "tensorflow"} & set(sys.modules)
 assert not hasattr(glmjax, "trian")
@@ -184,6 +184,47 @@ def test_mistakes_are_the_command_lines(tmp_path, monkeypatch):
     short = dataclasses.replace(objects()["model"], max_length=8)  # in place of the file's
     glmjax.train("run.gin", model=short, workdir="run")
   assert type(caught.value) is errors.InputError and "In call to configurable" not in str(caught.value)
+
+
+def test_commands_run_in_this_process(folder, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  words = glmjax.run("tokenizer", documents=SENTENCES, folder=tmp_path / "words", vocab_size=400)
+  assert words.decode(words.encode(SENTENCES[0])) == SENTENCES[0] and words.vocab_size == 400
+  assert "vocab_size = 400" in (tmp_path / "words" / "config.gin").read_text(encoding="utf-8")
+  (tmp_path / "mine.gin").write_text(
+    "from __gin__ import dynamic_registration\nfrom glmjax.checkpoint import export\nexport.export.bits = 8\n",
+    encoding="utf-8",
+  )
+  int8 = glmjax.run("export", "mine.gin", checkpoint=folder, out="int8")
+  int4 = glmjax.run("export", "mine.gin", bindings="export.export.bits = 4", checkpoint=folder, out="int4")
+  assert int4["array_bytes"] < int8["array_bytes"]
+  assert f"{int4['array_bytes']:,}" in shown(int4).inside["td"]
+  assert (
+    glmjax.run("export", checkpoint=folder, out="int4", bits=8, overwrite=True)["array_bytes"] == int8["array_bytes"]
+  )
+  assert glmjax.run("inspect", path="int4")["bits"] == 8
+  with pytest.raises(errors.InputError, match="int4"):
+    glmjax.run("export", checkpoint=folder, out="int4")
+
+
+@pytest.mark.parametrize(
+  "arguments, named, said",
+  [
+    (["exprot"], {}, "no command exprot; did you mean export"),
+    (["chat"], {}, r"call glmjax.load\(folder\).chat"),
+    (["train"], {}, "call glmjax.train"),
+    (["export"], {"chekpoint": "run"}, "no argument chekpoint; did you mean checkpoint"),
+    (["export"], {"coordinator": "a:1"}, "no argument coordinator"),
+    (["export"], {"checkpoint": "run", "out": "out", "bits": 3}, "bits is 3: choose one of 8, 4"),
+    (["export", "no/such.gin"], {}, "no gin file no/such.gin"),
+    (["export"], {"checkpoint": "no/such", "out": "out"}, "no/such: no such folder"),
+  ],
+)
+def test_mistakes_in_commands_are_one_line(tmp_path, monkeypatch, arguments, named, said):
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(errors.InputError, match=said) as caught:
+    glmjax.run(*arguments, **named)
+  assert "\n" not in str(caught.value)
 
 
 def test_a_plan_is_the_commands(monkeypatch):

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import dataclasses
+import os
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -48,6 +49,12 @@ class Flag:
     if self.choices is not None and value not in self.choices:
       raise errors.InputError(f"{self.name} is {_cut(text)}: choose one of {', '.join(map(str, self.choices))}")
     return value
+
+  def read_value(self, value: Any) -> Any:
+    """Returns what a Python object gives: of plain ones what their text would, others as they are."""
+    if self.type is bool or not isinstance(value, (str, os.PathLike, int, float)):
+      return value
+    return self.read(os.fspath(value) if isinstance(value, os.PathLike) else str(value))
 
   def _number(self, text: str) -> int | float:
     try:

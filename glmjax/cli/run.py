@@ -9,7 +9,7 @@ import os
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import glmjax
@@ -39,18 +39,7 @@ def run(arguments: list[str]) -> int:
   if options is None:
     return 0
   command = options.command
-  given, files = command.prepare(options) if command.prepare else {}, list(options.gin_file)
-  overrides = [f"{command.target}.{name}=@{made}()" for name, made in command.groups.items()] + given_gin
-  for flag in command.flags:
-    value = getattr(options, flag.parameter)
-    if value is not None and flag.kind == "passed":
-      given[flag.parameter] = value
-    elif value is not None and flag.makes and value.endswith(".gin"):
-      files.append(value)
-      overrides.append(f"{flag.of or command.target}.{flag.parameter}=@{flag.makes}()")
-    elif value is not None and flag.kind == "bound":
-      overrides.append(f"{flag.of or command.target}.{flag.parameter}={value!r}")
-  gin_files.parse(files, overrides, command.target, [*given, *command.reads], commands.targets())
+  given = settle(command, options, options.gin_file, given_gin, {})
   process.quieten()
   if options.stages:
     from glmjax.evaluate import timings
@@ -69,6 +58,44 @@ def run(arguments: list[str]) -> int:
   return command.status(result) if command.status else 0
 
 
+def command_named(name: str) -> Command:
+  """Returns the command of that name, or raises InputError."""
+  if name not in commands.COMMANDS:
+    close = signatures.nearest(name, commands.COMMANDS)
+    advice = f"did you mean {close}?" if close else f"there are {', '.join(commands.COMMANDS)}"
+    raise errors.InputError(f"no command {name}; {advice}")
+  return commands.COMMANDS[name]
+
+
+def settle(
+  command: Command, options: argparse.Namespace, files: Sequence[str], bindings: Sequence[str], given: Mapping[str, Any]
+) -> dict[str, Any]:
+  """Has gin parse the files, with the bindings and flags over them; returns the arguments of the call.
+
+  Args:
+    options: the value of each of the command's flags, None where it was not given.
+    given: arguments that are no flags.
+
+  Raises:
+    errors.InputError: for a mistake in any of them.
+  """
+  given, files = {**given, **(command.prepare(options) if command.prepare else {})}, list(files)
+  overrides = [f"{command.target}.{name}=@{made}()" for name, made in command.groups.items()] + list(bindings)
+  for flag in command.flags:
+    value = getattr(options, flag.parameter)
+    if value is None or flag.kind == "prepared":
+      continue
+    if flag.makes and isinstance(value, str) and value.endswith(".gin"):
+      files.append(value)
+      overrides.append(f"{flag.of or command.target}.{flag.parameter}=@{flag.makes}()")
+    elif flag.kind == "bound" and isinstance(value, (str, int, float)):
+      overrides.append(f"{flag.of or command.target}.{flag.parameter}={value!r}")
+    else:
+      given[flag.parameter] = value
+  gin_files.parse(files, overrides, command.target, [*given, *command.reads], commands.targets())
+  return given
+
+
 def call(command: Command, given: dict[str, Any]) -> Any:
   """Calls the command's function and leaves the configuration in the folder that it wrote.
 
@@ -79,7 +106,7 @@ def call(command: Command, given: dict[str, Any]) -> Any:
     given = given | {"on_start": lambda: _write_config(command, function)}
   result = function(**given)  # one that fails leaves no configuration: the folder may be another run's
   _write_config(command, function)
-  return command.describe(result) if command.describe else result
+  return result
 
 
 def _write_config(command: Command, function: Callable[..., Any]) -> None:
@@ -105,14 +132,10 @@ def _parse_flags(arguments: list[str]) -> argparse.Namespace | None:
   parser.add_argument("--version", action="store_true", help="print the version")
   parser.add_argument("--help", "-h", action="store_true", help="print this")
   name = arguments[0] if arguments else "--help"
-  if name in commands.COMMANDS:
-    command = commands.COMMANDS[name]
+  if not name.startswith("-"):
+    command = command_named(name)
     mode = next((mode for mode in command.modes if mode.name.split()[1] in arguments), command)
     return _parse_command(mode, arguments[1:])
-  if not name.startswith("-"):
-    close = signatures.nearest(name, commands.COMMANDS)
-    advice = f"did you mean {close}?" if close else f"there are {', '.join(commands.COMMANDS)}"
-    raise errors.InputError(f"no command {name}; {advice}")
   if name == "--version":
     print(f"glmjax {glmjax.__version__}")
   elif name in ("--help", "-h"):
@@ -175,6 +198,7 @@ def _parse_command(command: Command, arguments: Sequence[str]) -> argparse.Names
 
 def _print_result(command: Command, result: Any, as_json: bool) -> None:
   """Prints JSON on standard output with --json; otherwise the command's own way, or nothing for None."""
+  result = command.describe(result) if command.describe else result
   ascii_only = not process.is_utf8(sys.stdout)  # JSON has its own spelling of what the stream lacks
   if as_json:
     print(json.dumps(result, ensure_ascii=ascii_only, default=_plain))
