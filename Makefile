@@ -12,10 +12,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PLAN := $(VENV)-plan
 PYTEST := $(BIN)/python -m pytest -n 2
-CODE := glmjax tasks tests benchmarks notebooks docs/make_api.py
+CODE := glmjax tasks tests benchmarks notebooks docs/make_api.py docs/conf.py
 FAST := not slow and not gpu and not tpu
 
-.PHONY: install install-plan test test-all test-newest test-here lint lock docs notebooks dist quickstart results clean
+.PHONY: install install-plan test test-all test-newest test-here lint lock docs site notebooks dist quickstart results clean
 
 install: $(VENV)/.installed
 
@@ -59,6 +59,9 @@ lint: install  ## style, formatting, types
 
 docs: install  ## what docs/api.md takes from docstrings
 	$(BIN)/python docs/make_api.py
+
+site: docs  ## these documents and the notebooks as a site, in build/site
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --nitpicky --quiet -c docs . build/site
 
 notebooks: install  ## runs them from start to end, and keeps what they show
 	$(BIN)/python notebooks/build.py
