@@ -15,6 +15,8 @@ root_doc = "docs/index"
 
 html_theme = "furo"
 html_title = "glmjax"
+html_static_path = ["site.css"]
+html_css_files = ["site.css"]
 html_copy_source = False
 html_show_sphinx = False
 highlight_language = "none"  # blocks without a language are gin files and what programs print

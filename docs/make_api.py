@@ -83,7 +83,9 @@ def _markdown(docstring: str) -> str:
 
 def _item(text: str) -> str:
   name, _, rest = " ".join(text.split()).partition(": ")
-  return textwrap.fill(f"- `{name}`: {rest}", 120, subsequent_indent="  ", break_long_words=False)
+  return textwrap.fill(
+    f"- `{name}`: {rest}", 120, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+  )
 
 
 if __name__ == "__main__":
