@@ -25,6 +25,7 @@ PARTS = {
   "How tokens are drawn": ("infer/sampling", "Sampling"),
   "Beam search": ("infer/beam", "BeamSearch"),
   "A conversation": ("infer/chat", "Session Session.__init__ Session.ask Session.clear Round"),
+  "Memory by arithmetic": ("plan/memory", "Memory Memory.total Memory.plot decoding training smallest"),
   "Pictures of rows": ("show", "tokens row attention lengths"),
   "A picture": ("display", "Picture Picture.save"),
 }

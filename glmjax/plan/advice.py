@@ -12,6 +12,7 @@ from typing import Any
 from glmjax.models import config as config_lib
 from glmjax.models import params as params_lib
 from glmjax.parallel import partitioning
+from glmjax.plan import memory as memory_lib
 from glmjax.plan import programs
 from glmjax.plan import targets
 
@@ -59,8 +60,8 @@ def _decoding(plan: _Plan, workload: programs.Decode) -> Iterator[tuple[str, flo
       if _splits(model, tensor=tensor * k)
     ),
   )
-  now = workload.bits or 8 * _itemsize(model)
-  share = model.num_layers * _kernels(model) / tensor / mesh["fsdp"]
+  now = workload.bits or 8 * memory_lib.itemsize(model)
+  share = model.num_layers * memory_lib.kernels(model) / tensor / mesh["fsdp"]
   yield from _first(
     plan, ((f"Decode.bits={bits}", plan.peak - share * (now - bits) / 8) for bits in (8, 4) if bits < now)
   )
@@ -81,7 +82,7 @@ def _offloads(plan: _Plan, workload: programs.Decode, size: float) -> Iterator[t
   """Counts layers into the host's memory, one after another; the first takes room for the largest kernel's copy too."""
   model, already = plan.model, workload.offload_layers
   parts = plan.mesh["tensor"] * plan.mesh["fsdp"]
-  layer = size * _kernels(model) / parts
+  layer = size * memory_lib.kernels(model) / parts
   copy = 0.0 if already else size * model.mlp_branches * model.embed_dim * model.mlp_dim / parts
   for layers in range(already + 1, model.num_layers + 1):
     yield f"programs.Decode.offload_layers={layers}", plan.peak + copy - (layers - already) * layer
@@ -91,15 +92,21 @@ def _training(plan: _Plan, workload: programs.Train) -> Iterator[tuple[str, floa
   model, mesh, memory = plan.model, plan.mesh, plan.memory
   held = memory["parameters"] + memory["optimizer"]
   micro = workload.micro_batch or workload.batch_size
-  ticks = _is_1f1b(workload, mesh)
-  whole = gathered(model, workload, mesh)
+  ticks = memory_lib.is_1f1b(workload, mesh)
+  whole = memory_lib.gathered(model, workload, mesh)
   sums = memory["parameters"] if (micro < workload.batch_size or ticks) and not whole else 0  # gradients, float32
   kept_now = max(0, memory["temporaries"] - sums - whole)
   other = plan.peak - held - sums - kept_now
   spared = min(
-    kept_now, activations(model, workload, mesh) - activations(dataclasses.replace(model, remat="full"), workload, mesh)
+    kept_now,
+    memory_lib.activations(model, workload, mesh)
+    - memory_lib.activations(dataclasses.replace(model, remat="full"), workload, mesh),
   )
-  ring = min(kept_now - spared, _ring(model, workload, mesh)) if ticks and not workload.pipeline.microbatches else None
+  ring = (
+    min(kept_now - spared, memory_lib.ring(model, workload, mesh))
+    if ticks and not workload.pipeline.microbatches
+    else None
+  )
 
   def peak(split: int = 1, rows: int = 1, less: float = 0.0) -> float:
     # Where the pipeline's micro-batches are one row each, fewer rows are fewer of them: only the ring is smaller.
@@ -153,81 +160,6 @@ def flows(workload: programs.Train, mesh: Mapping[str, int]) -> bool:
   rows, shards = workload.micro_batch or workload.batch_size, mesh["data"] * mesh["fsdp"]
   count = workload.pipeline.microbatches or rows // shards
   return mesh["stage"] == 1 or (count > 0 and count % mesh["stage"] == 0 and rows % (count * shards) == 0)
-
-
-def gathered(model: config_lib.GLMConfig, workload: programs.Train, mesh: Mapping[str, int]) -> float:
-  """Returns the bytes of ZeRO-1's copy of the weights and their float32 gradient, which data and fsdp do not split."""
-  if workload.strategy != "zero1" or mesh["data"] * mesh["fsdp"] == 1:
-    return 0.0
-  return (_itemsize(model) + 4) * params_lib.count(model) / (mesh["tensor"] * mesh["stage"])
-
-
-def activations(model: config_lib.GLMConfig, workload: programs.Train, mesh: Mapping[str, int]) -> float:
-  """Returns the bytes of a device that wait for backward, at least.
-
-  What `remat` keeps of all rows at a time; with 1F1B of a micro-batch of the pipeline, of the others their stage's
-  input, 2 S - 1 at a time, and the ring.
-  """
-  each = kept(model, workload.strategy, model.remat, mesh["tensor"])
-  if not _is_1f1b(workload, mesh):
-    return (
-      _row(model, workload, mesh)
-      * (workload.micro_batch or workload.batch_size)
-      * each
-      * (model.num_layers / mesh["stage"])
-    )
-  inputs = (2 * mesh["stage"] - 1) * kept(model, workload.strategy, "full", mesh["tensor"])
-  group = math.ceil(model.num_layers / mesh["stage"])
-  return _row(model, workload, mesh) * _pipelined(workload, mesh)[1] * (group * each + inputs) + _ring(
-    model, workload, mesh
-  )
-
-
-def kept(model: config_lib.GLMConfig, strategy: str, remat: str, tensor: int) -> float:
-  """Counts the numbers of a token that a layer keeps for backward: its input, and its products' results if not made
-  again.
-
-  With remat "none" at least so many. Strategy "sequence" splits what is as wide as the layer's input.
-  """
-  width = model.embed_dim / (tensor if strategy == "sequence" else 1)
-  if remat == "full":
-    return width
-  return 2 * width + (4 * model.embed_dim + model.mlp_branches * model.mlp_dim) / tensor
-
-
-def _is_1f1b(workload: programs.Train, mesh: Mapping[str, int]) -> bool:
-  return mesh["stage"] > 1 and workload.pipeline.kind == "1f1b"
-
-
-def _pipelined(workload: programs.Train, mesh: Mapping[str, int]) -> tuple[int, float]:
-  """Returns the pipeline's micro-batches, and the rows of each, over all devices."""
-  rows = workload.micro_batch or workload.batch_size
-  count = workload.pipeline.microbatches or max(1, rows // (mesh["data"] * mesh["fsdp"]))
-  return count, rows / count
-
-
-def _ring(model: config_lib.GLMConfig, workload: programs.Train, mesh: Mapping[str, int]) -> float:
-  """Returns the bytes of the rows that wait for 1F1B's first stage: a device's share of all of them."""
-  return (
-    _row(model, workload, mesh)
-    * (workload.micro_batch or workload.batch_size)
-    / mesh["stage"]
-    * kept(model, workload.strategy, "full", mesh["tensor"])
-  )
-
-
-def _row(model: config_lib.GLMConfig, workload: programs.Train, mesh: Mapping[str, int]) -> float:
-  """Returns a device's bytes of a number of each token of one row, of as many as all devices have."""
-  return _itemsize(model) * workload.length / (mesh["data"] * mesh["fsdp"] * mesh["context"])
-
-
-def _kernels(model: config_lib.GLMConfig) -> int:
-  """Returns the weights of a layer that are quantized or offloaded."""
-  return (params_lib.count_of_matmuls(model) - model.vocab_size * model.embed_dim) // model.num_layers
-
-
-def _itemsize(model: config_lib.GLMConfig) -> int:
-  return 4 if model.dtype == "float32" else 2
 
 
 def _first(plan: _Plan, found: Iterator[tuple[str, float]] | list[tuple[str, float]]) -> list[tuple[str, float]]:

@@ -15,19 +15,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import tqdm
 
 from glmjax import errors
 from glmjax import ranges
-from glmjax.infer import placement
 from glmjax.io import folders, user_text
 from glmjax.models import config as config_lib
-from glmjax.models import params as params_lib
 from glmjax.parallel import mesh as mesh_lib
-from glmjax.parallel import partitioning
 from glmjax.plan import devices as devices_lib
 from glmjax.plan import estimate
+from glmjax.plan import memory
 from glmjax.plan import programs
 from glmjax.plan import targets
 
@@ -90,7 +87,7 @@ def _of(
     if context > config.max_length:
       yield {"context": context, "count": None, "why": f"the model ends at {config.max_length} tokens"}
       continue
-    counts = [n for n in _counts(config) if held(config, work, n) <= targets.room(chip)]
+    counts = [n for n in memory.sets(config) if held(config, work, n) <= targets.room(chip)]
     if counts and counts[0] == longest["count"]:
       yield longest | {"context": context}
       continue
@@ -98,33 +95,13 @@ def _of(
     count, peak = next(fitting, (None, None))
     longest = {"count": count, "peak_bytes_per_device": peak, "compiled_context": context}
     if count is None:
-      longest = {"count": None, "why": f"{_counts(config)[-1]} do not hold it, and its heads do not split further"}
+      longest = {"count": None, "why": f"{memory.sets(config)[-1]} do not hold it, and its heads do not split further"}
     yield longest | {"context": context}
-
-
-def _counts(config: config_lib.GLMConfig) -> list[int]:
-  """Returns the sets that a model's heads, mlp and vocabulary split over."""
-  sizes = params_lib.sizes(config)
-  return [1 << i for i in range(7) if not partitioning.uneven(sizes, {"tensor": 1 << i})]
 
 
 def held(config: config_lib.GLMConfig, work: programs.Decode, count: int) -> int:
   """Returns the bytes of weights and cache on each of so many devices, exactly."""
-  cache = 2 * config.num_layers * work.batch * work.context * config.embed_dim * jnp.dtype(config.dtype).itemsize
-  return _weights(config, work.bits, count) + cache // count
-
-
-@functools.cache
-def _weights(config: config_lib.GLMConfig, bits: int | None, count: int) -> int:
-  """Returns the bytes of the weights; each layer adds the same."""
-  place = placement.Placement(_mesh(GPUS[0], count))  # any GPU will do
-  with place.scope():
-    config = placement.inference_config(config, place.target)
-    config_of = functools.partial(dataclasses.replace, config, param_dtype=config.dtype)
-    one, two = (
-      sum(map(estimate.shard_bytes, jax.tree.leaves(place.params(config_of(num_layers=n), bits)))) for n in (1, 2)
-    )
-  return one + (config.num_layers - 1) * (two - one)
+  return round(memory.decoding(config, work, mesh_lib.MeshConfig(data=1, tensor=count)).total)
 
 
 @functools.cache

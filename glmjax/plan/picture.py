@@ -1,4 +1,4 @@
-"""The picture of a plan's memory: a bar for each part, in grey, and what is usable of a device."""
+"""The picture of a device's memory: a bar for each part, in grey, and what is usable of it."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,9 +11,15 @@ _BAR = "#8c8c8c"
 
 def draw(plan: Mapping[str, Any]) -> display.Picture:
   """Draws what fills a device's memory at the program's peak, in GiB."""
-  sizes = {name.replace("_", " "): size / targets.GIB for name, size in plan["memory"].items()}
-  peak, usable = (plan[name] / targets.GIB for name in ("peak_bytes_per_device", "usable_memory_bytes"))
-  sizes["all of it"] = peak
+  verdict = "fits" if plan["fits"] else "does not fit"
+  title = f"{plan['target']}: {verdict}"
+  return bars(plan["memory"], plan["peak_bytes_per_device"], plan["usable_memory_bytes"], title)
+
+
+def bars(parts: Mapping[str, float], total: float, usable: float | None, title: str) -> display.Picture:
+  """Draws bytes by what they are for, in GiB, all of them, and, as a line, what is usable of the device."""
+  sizes = {name.replace("_", " "): size / targets.GIB for name, size in parts.items()}
+  sizes["all of it"] = total / targets.GIB
   figure = display.figure(8, 1.2 + 0.4 * len(sizes))
   axes = figure.add_subplot()
   names = list(sizes)
@@ -21,14 +27,15 @@ def draw(plan: Mapping[str, Any]) -> display.Picture:
   axes.barh(names, list(sizes.values()), color=colours, height=0.6)
   for i, size in enumerate(sizes.values()):
     axes.annotate(f"{size:,.2f}", (size, i), xytext=(4, 0), textcoords="offset points", va="center", fontsize=9)
-  axes.axvline(usable, color=display.INK, linestyle=(0, (4, 3)), linewidth=1)
-  axes.annotate(
-    f"usable: {usable:,.1f}", (usable, -0.5), xytext=(-4, 0), textcoords="offset points", ha="right", fontsize=9
-  )
+  if usable is not None:
+    room = usable / targets.GIB
+    axes.axvline(room, color=display.INK, linestyle=(0, (4, 3)), linewidth=1)
+    axes.annotate(
+      f"usable: {room:,.1f}", (room, -0.5), xytext=(-4, 0), textcoords="offset points", ha="right", fontsize=9
+    )
   axes.invert_yaxis()
-  axes.set_xlim(0, 1.12 * max(peak, usable))
+  axes.set_xlim(0, 1.12 * max(total, usable or 0) / targets.GIB)
   axes.set_xlabel("memory of a device, GiB", color=display.INK)
-  verdict = "fits" if plan["fits"] else "does not fit"
-  axes.set_title(f"{plan['target']}: {verdict}", loc="left", color=display.INK, fontsize=11)
+  axes.set_title(title, loc="left", color=display.INK, fontsize=11)
   display.plain(axes)
   return display.grey_picture(figure)

@@ -23,9 +23,9 @@ from glmjax.parallel import partitioning
 from glmjax.plan import advice
 from glmjax.plan import devices as devices_lib
 from glmjax.plan import estimate
+from glmjax.plan import memory
 from glmjax.plan import programs
 from glmjax.plan import targets
-from glmjax.train import optimizer as optimizer_lib
 
 _REMATS = ("none", "dots", "full")  # that which keeps most first
 _BIG = "hold more than one that was compiled and does not fit"
@@ -189,19 +189,14 @@ def _ruled_out(candidate: _Candidate, aim: targets.Target) -> str | None:
 
 
 def _bytes(candidate: _Candidate) -> tuple[float, float]:
-  """Returns the bytes that a device holds at least: weights and optimizer state; gradients and what layers keep for
-  backward.
+  """Returns the bytes that a device holds at least: weights, cache and optimizer state; gradients and what layers keep
+  for backward.
   """
   model, work, mesh = candidate.model, candidate.work, candidate.mesh
-  share = params_lib.count(model) / (mesh.fsdp * mesh.tensor * mesh.stage)
   if isinstance(work, programs.Decode):
-    return share * (work.bits or 16) / 8, 0.0
-  sizes, gradient = dataclasses.asdict(mesh), 4 * share
-  gathered = advice.gathered(model, work, sizes)
-  if work.strategy == "zero1":
-    share /= mesh.data
-  moments = 2 if isinstance(work.optimizer, optimizer_lib.AdamW) else 1
-  return 4 * share * (1 + moments), (gathered or gradient) + advice.activations(model, work, sizes)
+    return memory.decoding(model, work, mesh).total, 0.0
+  parts = memory.training(model, work, mesh).parts
+  return parts["weights"] + parts["optimizer"], parts["gradients"] + parts["activations"]
 
 
 def _seconds(candidate: _Candidate, aim: targets.Target) -> float:

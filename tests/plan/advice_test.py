@@ -9,6 +9,7 @@ import pytest
 from glmjax.models import params as params_lib
 from glmjax.parallel import mesh as mesh_lib
 from glmjax.plan import advice
+from glmjax.plan import memory
 from glmjax.plan import planner
 from glmjax.plan import programs
 from glmjax.plan import targets
@@ -44,14 +45,14 @@ def test_1f1b_is_not_offered_fewer_rows(tiny):
 def test_more_devices_leave_what_zero1_gathers(tiny, schedule):
   """Data splits the state, and what waits for backward, not the gathered weights and their gradient."""
   mesh, work = MESH | {"stage": 4}, programs.Train(64, 32, strategy="zero1", pipeline=schedule)
-  whole, waiting = advice.gathered(tiny, work, mesh), advice.activations(tiny, work, mesh)
+  whole, waiting = memory.gathered(tiny, work, mesh), memory.activations(tiny, work, mesh)
   assert whole == 8 * params_lib.count(tiny) / (2 * 4)  # both float32
   tiny = dataclasses.replace(tiny, remat="full")
   for temporaries in (whole, whole + waiting):
     found = changes(tiny, work, mesh, 6_000, temporaries=round(temporaries))
     ((change, saved),) = found.items()
     assert change == "MeshConfig.data=8 on a100-40:64"
-    fewer = advice.activations(tiny, work, mesh) - advice.activations(tiny, work, mesh | {"data": 8})
+    fewer = memory.activations(tiny, work, mesh) - memory.activations(tiny, work, mesh | {"data": 8})
     spread = (temporaries - whole) / 2 if schedule == FIXED else min(fewer, temporaries - whole)
     assert saved == pytest.approx(6_000 + spread, abs=1)
   assert not changes(tiny, work, mesh, 12_001 + round(waiting), temporaries=round(whole + waiting))
@@ -62,7 +63,7 @@ def test_1f1b_keeps_few_inputs(tiny):
   mesh = MESH | {"stage": 2, "tensor": 1}
 
   def of(count, remat):
-    return advice.activations(
+    return memory.activations(
       dataclasses.replace(tiny, remat=remat), programs.Train(4 * count, 32, pipeline=pipeline.PipelineConfig()), mesh
     )
 
@@ -78,9 +79,9 @@ def test_fsdp_is_offered_against_data(tiny, strategy):
 
 
 def test_sequence_splits_layer_inputs(tiny):
-  assert advice.kept(tiny, "sequence", "full", 4) == tiny.embed_dim / 4
-  assert advice.kept(tiny, "fsdp", "full", 4) == advice.kept(tiny, "zero1", "full", 4) == tiny.embed_dim
-  assert 4 * advice.kept(tiny, "sequence", "dots", 4) == advice.kept(tiny, "sequence", "dots", 1)
+  assert memory.kept(tiny, "sequence", "full", 4) == tiny.embed_dim / 4
+  assert memory.kept(tiny, "fsdp", "full", 4) == memory.kept(tiny, "zero1", "full", 4) == tiny.embed_dim
+  assert 4 * memory.kept(tiny, "sequence", "dots", 4) == memory.kept(tiny, "sequence", "dots", 1)
 
 
 def test_the_fewest_layers_are_offloaded(here, tiny, monkeypatch):

@@ -1,0 +1,99 @@
+"""Memory by arithmetic: weights and cache to the byte, sets of cards and training steps against compiled plans."""
+
+import dataclasses
+import pathlib
+import re
+
+import jax
+import pytest
+
+from glmjax import errors
+from glmjax.infer import placement
+from glmjax.models import config as config_lib
+from glmjax.parallel import mesh as mesh_lib
+from glmjax.plan import estimate
+from glmjax.plan import memory
+from glmjax.plan import programs
+from glmjax.plan import targets
+
+MODELS = {
+  "6b": config_lib.GLMConfig(130_528, 28, 4096, 32, 16_384, positions="rotary_2d", mlp="gelu_tanh", dtype="float16"),
+  "10b": config_lib.GLMConfig(
+    50_304, 48, 4096, 64, 16_384, 1024, positions="learned_2d", norm="pre", mlp="gelu_tanh", dtype="float16"
+  ),
+  "130b": config_lib.GLMConfig(150_528, 70, 12_288, 96, 32_768, dtype="float16"),
+}
+VARIANTS = [
+  {},
+  {"mlp": "gelu_tanh", "positions": "rotary_2d", "prefix_length": 4},
+  {"positions": "learned_2d", "norm": "sandwich", "embedding_norm": True, "tie_embeddings": False},
+]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("bits", [None, 8, 4])
+@pytest.mark.parametrize("mesh", [{}, {"tensor": 4}, {"fsdp": 2, "tensor": 2}, {"data": 2, "tensor": 2}])
+def test_weights_and_cache_are_exact(tiny, variant, bits, mesh):
+  """Of what inference is given on a mesh, without its head's copy, which the processors here alone have."""
+  model = dataclasses.replace(tiny, dtype="float16", param_dtype="float16", **variant)
+  mesh, work = mesh_lib.MeshConfig(**{"data": 1} | mesh), programs.Decode(4, 32, bits)
+  found = memory.decoding(model, work, mesh)
+  count = mesh.data * mesh.fsdp * mesh.tensor
+  place = placement.Placement(mesh_lib.make_mesh(mesh, jax.devices()[:count]))
+  weights = sum(map(estimate.shard_bytes, jax.tree.leaves(place.params(model, bits))))
+  cache = sum(map(estimate.shard_bytes, jax.tree.leaves(place.state(model, 4, 32, 32).cache)))
+  assert found.parts["KV cache"] == cache and found.total == weights + cache
+
+
+def test_offloaded_layers_are_left_out(tiny):
+  every, fewer = (
+    memory.decoding(tiny, programs.Decode(context=32, offload_layers=n)).parts for n in (0, tiny.num_layers)
+  )
+  assert every["embedding"] == fewer["embedding"] and fewer["mlp"] < 0.05 * every["mlp"]
+
+
+def compiled_sets():
+  """(model, bits, context, card, number of them, GiB) of the table in docs/hardware.md, which was compiled."""
+  text = (pathlib.Path(__file__).parents[2] / "docs" / "hardware.md").read_text(encoding="utf-8")
+  head, *lines = [line.strip("| ").split(" | ") for line in text.splitlines() if re.match(r"\| (model|\d+b) \| ", line)]
+  lines = [line for line in lines if len(line) == len(head)]
+  for name, bits, contexts, *cells in lines:
+    for context in {512, 1024, 2048} & {int(n.replace(",", "")) for n in re.findall(r"[\d,]+", contexts)}:
+      for card, cell in zip(head[3:], cells, strict=True):
+        count, gib = re.fullmatch(r"(\d+) \(([\d.]+)\)", cell).groups()
+        yield name, None if bits == "16" else int(bits), context, card, int(count), float(gib)
+
+
+def test_sets_of_cards_are_those_that_were_compiled():
+  """But for the one that fits by a hair; behind the longest context a program takes up to 1.4 GiB more, or a tenth."""
+  found, other = list(compiled_sets()), []
+  assert {name for name, *_ in found} == {*MODELS} and len(found) > 100
+  for name, bits, context, card, count, gib in found:
+    model, work = MODELS[name], programs.Decode(context=context, bits=bits)
+    if memory.smallest(model, work, card) != count:
+      other.append((name, bits, context, card))
+    if context == min(2048, model.max_length):
+      held = memory.decoding(model, work, mesh_lib.MeshConfig(data=1, tensor=count)).total / targets.GIB
+      assert held - 0.06 < gib < held + max(1.4, 0.1 * held), (name, bits, context, card)
+  assert set(other) <= {("10b", 8, 1024, "rtx2080ti")}
+
+
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_a_training_step_takes_at_least_this(here, tiny, remat):
+  """The state is the compiled program's to a hundredth; search_test.py has a bound of the rest for GLM-130B's steps."""
+  model = dataclasses.replace(tiny, vocab_size=1024, embed_dim=128, mlp_dim=512, max_length=256, remat=remat)
+  mesh, work = mesh_lib.MeshConfig(data=2, fsdp=2), programs.Train(16, 256)
+  found, plan = memory.training(model, work, mesh), estimate.step(model, work, targets.parse("a100-40:4"), mesh)
+  assert found.parts["weights"] == pytest.approx(plan["memory"]["parameters"], rel=0.01)
+  assert found.parts["optimizer"] == pytest.approx(plan["memory"]["optimizer"], rel=0.01)
+  assert found.total < plan["peak_bytes_per_device"]
+
+
+def test_it_is_drawn_and_told(tiny):
+  found = memory.decoding(tiny, programs.Decode(context=32))
+  assert found.plot()._repr_png_() != found.plot("rtx3090")._repr_png_()
+  assert "KV cache" in found._repr_html_()
+  with pytest.raises(errors.InputError, match="rtx3090"):
+    found.plot("rtx30")
+  with pytest.raises(errors.InputError, match="num_heads 4 does not divide over tensor=3"):
+    memory.decoding(tiny, mesh=mesh_lib.MeshConfig(tensor=3))
