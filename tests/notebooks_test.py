@@ -3,6 +3,8 @@
 import importlib.util
 import json
 import pathlib
+import sys
+import types
 
 import nbformat
 import pytest
@@ -73,3 +75,11 @@ def test_all_begin_with_the_same_installation():
   """Whoever opens any of them first gets the same environment."""
   first = {next(cell.source for cell in build.read(source).cells if cell.cell_type == "code") for source in SOURCES}
   assert len(first) == 1 and "jax[tpu]" in first.pop()
+
+
+def test_an_older_jax_that_was_imported_asks_for_a_restart(monkeypatch):
+  first = next(cell.source for cell in build.read(SOURCES[0]).cells if cell.cell_type == "code")
+  exec(first, {})  # all is installed here
+  monkeypatch.setitem(sys.modules, "jax", types.SimpleNamespace(__version__="0.7.2"))
+  with pytest.raises(SystemExit, match="restart the session"):
+    exec(first, {})
