@@ -1,6 +1,7 @@
 """What notebooks show: pictures in one style, readable in grey, and HTML in which all text is escaped."""
 
 import dataclasses
+import functools
 import html
 import io as io_lib
 import os
@@ -13,6 +14,12 @@ from glmjax.io import publish
 
 INK, FAINT = "#333333", "#c9c9c9"
 _LONGEST = 100  # characters of a table's cell
+# Fonts with Chinese characters: of Linux distributions, macOS and Windows.
+_CHINESE = (
+  *("Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans SC", "Source Han Sans SC", "WenQuanYi Micro Hei"),
+  *("WenQuanYi Zen Hei", "Droid Sans Fallback", "PingFang SC", "Hiragino Sans GB", "Heiti TC", "STHeiti"),
+  *("Arial Unicode MS", "Microsoft YaHei", "SimHei", "SimSun"),
+)
 _MARK = "background:#dddddd;color:#000000;border-bottom:2px solid #000000"
 _BOX = "display:inline-block;margin:1px;padding:1px 3px;border:1px solid #999999;white-space:pre;"
 
@@ -56,6 +63,15 @@ def figure(width: float, height: float, dpi: int = 100) -> Any:
   made = figure_lib.Figure(figsize=(width, height), dpi=dpi, layout="constrained")
   backend_agg.FigureCanvasAgg(made)
   return made
+
+
+@functools.cache
+def fonts() -> list[str]:
+  """Names the pictures' font and, behind it, an installed one that has Chinese characters, if there is any."""
+  from matplotlib import font_manager
+
+  installed = {font.name for font in font_manager.fontManager.ttflist}
+  return ["DejaVu Sans", *[name for name in _CHINESE if name in installed][:1]]
 
 
 def plain(axes: Any) -> None:

@@ -3,7 +3,8 @@
 Rows are those of docs/architecture.md, without the batch axis, as data/rows.py makes them. Readable in grey.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,6 +24,15 @@ class Tokenizer(Protocol):
   specials: tokens_lib.SpecialTokens
 
   def decode(self, ids: Sequence[int], show_special: bool = False) -> str: ...
+
+
+class Score(Protocol):
+  """What a picture needs of `glmjax.infer.score.Score`."""
+
+  log_probs: np.ndarray  # natural logarithms
+
+  @property
+  def pieces(self) -> list[str]: ...
 
 
 def tokens(ids: Sequence[int], tokenizer: Tokenizer, across: int = 16) -> display.Picture:
@@ -84,8 +94,8 @@ def attention(row: rows_lib.Row, tokenizer: Tokenizer) -> display.Picture:
   axes.imshow(grey, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
   if labelled:
     names = _labels(row["tokens"][:length], tokenizer)
-    axes.set_xticks(places, names, rotation=90, fontsize=7)
-    axes.set_yticks(places, names, fontsize=7)
+    axes.set_xticks(places, names, rotation=90, fontsize=7, fontfamily=display.fonts())
+    axes.set_yticks(places, names, fontsize=7, fontfamily=display.fonts())
     axes.set_xticks(places[:-1] + 0.5, minor=True)
     axes.set_yticks(places[:-1] + 0.5, minor=True)
     axes.grid(which="minor", color="#ffffff", linewidth=0.6)
@@ -93,6 +103,28 @@ def attention(row: rows_lib.Row, tokenizer: Tokenizer) -> display.Picture:
   unit = "token" if labelled else "place in the row"
   axes.set_xlabel(f"what is seen ({unit})", color=display.INK)
   axes.set_ylabel(f"what sees ({unit})", color=display.INK)
+  return display.grey_picture(figure)
+
+
+def scores(named: Mapping[str, Score]) -> display.Picture:
+  """Draws how unexpected each token of one text is, in bits, by each of several models, at most four."""
+  first = next(iter(named.values()))
+  places = np.arange(len(first.pieces))
+  figure = display.figure(1.5 + 0.38 * max(len(places), 12), 3.2)
+  axes = figure.add_subplot()
+  marks = (("o", display.INK), ("s", "#ffffff"), ("^", _TARGET), ("x", display.INK))
+  for i, ((name, score), (mark, colour)) in enumerate(zip(named.items(), marks)):
+    bits = -np.asarray(score.log_probs) / np.log(2)
+    look = {"markersize": 5 + 4 * (len(named) - i - 1), "markerfacecolor": colour, "markeredgecolor": display.INK}
+    axes.plot(places, bits, linestyle="none", marker=mark, label=name, zorder=i + 2, **look)
+  names = [piece if _is_drawable(piece) else "?" for piece in map(_visible, first.pieces)]
+  axes.set_xticks(places, names, rotation=60, fontsize=8, fontfamily=display.fonts())
+  axes.set_xlabel("token", color=display.INK)
+  axes.set_ylabel("unexpected by, bits", color=display.INK)
+  axes.set_ylim(bottom=0)
+  axes.margins(y=0.15)
+  axes.legend(frameon=False, labelcolor=display.INK)
+  display.plain(axes)
   return display.grey_picture(figure)
 
 
@@ -120,15 +152,34 @@ def _used(row: rows_lib.Row) -> int:
 
 def _labels(ids: Sequence[int], tokenizer: Tokenizer) -> list[str]:
   """Returns what tokens read as, spaces made visible; the number of one that has no glyphs in the pictures' font."""
-  from matplotlib import font_manager
-
-  font = font_manager.get_font(font_manager.findfont("DejaVu Sans"))
   labels = []
   for token in map(int, ids):
-    text = tokenizer.decode([token], show_special=True).replace(" ", "·").replace("\n", "⏎")
-    drawable = text and all(font.get_char_index(ord(character)) for character in text)
-    labels.append(text.replace("$", r"\$") if drawable else f"#{token}")
+    text = _visible(tokenizer.decode([token], show_special=True))
+    labels.append(text if text and _is_drawable(text) else f"#{token}")
   return labels
+
+
+def _visible(text: str) -> str:
+  """Returns a token's text with its spaces made visible, and nothing that matplotlib takes for a formula."""
+  return text.replace(" ", "·").replace("\n", "⏎").replace("$", r"\$")
+
+
+def _is_drawable(text: str) -> bool:
+  """Tells whether the pictures' fonts have a glyph for each character."""
+  return all(any(font.get_char_index(ord(character)) for font in _fonts()) for character in text)
+
+
+@functools.cache
+def _fonts() -> list[Any]:
+  from matplotlib import font_manager
+
+  return [font_manager.get_font(font_manager.findfont(name)) for name in display.fonts()]
+
+
+def _font() -> Any:
+  from matplotlib import font_manager
+
+  return font_manager.get_font(font_manager.findfont("DejaVu Sans"))
 
 
 def _cell(axes: Any, x: float, y: float, label: str, colour: str, height: float = 0.92) -> None:
@@ -138,7 +189,17 @@ def _cell(axes: Any, x: float, y: float, label: str, colour: str, height: float 
   axes.add_patch(patches.Rectangle((x + 0.03, y), 0.94, height, facecolor=colour, edgecolor="#888888", linewidth=0.6))
   ink = "#ffffff" if colour == _MASK else "#000000"
   size = min(9.0, 58 / max(len(label), 1))
-  axes.text(x + 0.5, y + height / 2, label, ha="center", va="center", fontsize=size, color=ink, clip_on=True)
+  axes.text(
+    x + 0.5,
+    y + height / 2,
+    label,
+    ha="center",
+    va="center",
+    fontsize=size,
+    color=ink,
+    fontfamily=display.fonts(),
+    clip_on=True,
+  )
 
 
 def _frame(axes: Any, across: float, down: float, left: float = 0.0) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from glmjax import display
 from glmjax import positions
 from glmjax import show
 from glmjax import tokens
@@ -39,7 +40,9 @@ def pixels(picture):
   return np.asarray(Image.open(io.BytesIO(picture.png)).convert("L"))
 
 
-def test_labels_show_what_is_no_letter():
+def test_labels_show_what_is_no_letter(monkeypatch):
+  monkeypatch.setattr(display, "fonts", lambda: ["DejaVu Sans"])  # whatever is installed here
+  show._fonts.cache_clear()
   ids = [TEXT.index(character) for character in "a 图\n$"]
   assert show._labels(ids, LETTERS) == ["a", "·", f"#{TEXT.index('图')}", "⏎", r"\$"]
   assert show._labels([LETTERS.specials.mask, LETTERS.specials.enc], LETTERS) == ["[MASK]", f"#{LETTERS.specials.enc}"]
@@ -74,3 +77,26 @@ def test_a_matrix_has_the_greys_of_what_is_seen():
 
 def test_lengths_are_bars():
   assert len(show.lengths([1, 2, 2, 7], spans.span_length_pmf()).png) > 1000
+
+
+def test_scores_of_several_models_are_drawn():
+  class Score:
+    log_probs, pieces = np.array([-0.1, -2.0, -9.0], np.float32), ["The", " cost", "$北"]
+
+  assert show.scores({"float": Score(), "INT4": Score()}).png != show.scores({"float": Score()}).png
+
+
+def test_chinese_is_written_where_a_font_has_it(monkeypatch):
+  """Here with fonts made up."""
+  monkeypatch.setattr(show, "_fonts", lambda: [Glyphs("ab"), Glyphs("图")])
+  assert show._labels([TEXT.index(character) for character in "a图%"], LETTERS) == ["a", "图", f"#{TEXT.index('%')}"]
+
+
+class Glyphs:
+  """A font that has these characters."""
+
+  def __init__(self, characters):
+    self._characters = characters
+
+  def get_char_index(self, code):
+    return self._characters.find(chr(code)) + 1

@@ -86,9 +86,11 @@ def _frame(axes: object, first: float, last: float, losses: np.ndarray) -> None:
   """Draws axes, grid and limits; the loss axis is logarithmic, as losses fall by ever smaller steps."""
   from matplotlib import ticker
 
+  low, high = np.quantile(losses, 0.002) * 0.97, losses.max() * 1.03
   axes.set_yscale("log")
-  axes.set_ylim(np.quantile(losses, 0.002) * 0.97, losses.max() * 1.03)
-  axes.yaxis.set_major_locator(ticker.LogLocator(base=10, subs=(1, 1.5, 2, 3, 4, 5, 6, 7, 8, 10)))
+  axes.set_ylim(low, high)
+  ticks = (1, 1.5, 2, 3, 4, 5, 6, 7, 8, 10) if high < 30 * low else (1, 2, 5)  # as many as have room
+  axes.yaxis.set_major_locator(ticker.LogLocator(base=10, subs=ticks))
   axes.yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
   axes.yaxis.set_minor_locator(ticker.NullLocator())
   axes.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:,.0f}"))
