@@ -30,10 +30,9 @@ from glmjax.io import publish
 
 CACHE = """
 import sys
-from glmjax.data import token_cache
-from glmjax.tasks import pretrain
+from glmjax.data import mixtures, token_cache
 folder, workers = sys.argv[1], int(sys.argv[2])
-mixture = pretrain.register({name: f"{folder}/{name}.jsonl" for name in ("en", "zh")}, f"{folder}/tokenizer")
+mixture = mixtures.pretraining({name: f"{folder}/{name}.jsonl" for name in ("en", "zh")}, f"{folder}/tokenizer")
 token_cache.cache_mixture(mixture, sys.argv[3], num_workers=workers)
 """
 

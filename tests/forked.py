@@ -1,6 +1,6 @@
 """Commands in processes of their own, without the seconds of their imports: a server that has imported, and forks.
 
-The server never starts JAX's or TensorFlow's threads, so that what it forks is as good as a process just started.
+The server never starts JAX's threads, so that what it forks is as good as a process just started.
 `python tests/forked.py MODULE ...` is the server; `Server` is used by tests. A call is a "module:function" with
 arguments that JSON can hold; what it returns is the process's exit status.
 """
@@ -23,6 +23,7 @@ TESTS = pathlib.Path(__file__).parent
 COMMANDS = (
   "glmjax.cli.commands",
   "glmjax.cli.inference",
+  "glmjax.data.token_cache",
   "glmjax.train.loop",
   "glmjax.infer.engine",
   "glmjax.thudm.load",
@@ -30,7 +31,6 @@ COMMANDS = (
   "glmjax.thudm.write",
   "glmjax.evaluate.heldout",
 )
-CACHING = ("glmjax.data.token_cache", "glmjax.tasks.pretrain")  # seqio and TensorFlow
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Server:
       "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)]),
       "OMP_NUM_THREADS": "1",
     }
-    with open(scratch / "server", "wb") as chatter:  # TensorFlow's
+    with open(scratch / "server", "wb") as chatter:
       self._process = subprocess.Popen(
         [sys.executable, "-W", "ignore", __file__, *modules],
         stdin=subprocess.PIPE,

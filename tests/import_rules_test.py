@@ -10,11 +10,7 @@ import tomllib
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
-SEQIO_HALF = (
-  "glmjax.data.token_cache",
-  "glmjax.data.tokenizing",
-  "glmjax.data.feature_converter",
-)  # of data; the rest is its numpy half
+SEQIO_HALF = ("glmjax.data.seqio_tasks", "glmjax.data.feature_converter")  # of data; the rest is its numpy half
 
 CLI = ("cli", "__main__")  # its modules
 # What only some parts may import.

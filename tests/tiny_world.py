@@ -25,11 +25,11 @@ from glmjax import tokenizer
 from glmjax.checkpoint import export
 from glmjax.cli import corpus
 from glmjax.cli import inference
+from glmjax.data import mixtures
 from glmjax.data import token_cache
 from glmjax.evaluate import heldout
 from glmjax.evaluate import report
 from glmjax.models import config
-from glmjax.tasks import pretrain
 from glmjax.train import loop
 
 TEXT_FILES = {"en": "text/en.txt", "zh": "text/zh.jsonl"}
@@ -51,12 +51,12 @@ tokenizer.train:
   documents = @corpus.training_documents()
   folder = %TOKENIZER
   vocab_size = %VOCAB_SIZE
-pretrain.register:
+mixtures.pretraining:
   files = %TEXT_FILES
   tokenizer = %TOKENIZER
   instructions = %INSTRUCTIONS
 token_cache.cache_mixture:
-  mixture_name = @pretrain.register()
+  mixture = @mixtures.pretraining()
   directory = %CACHE
   num_shards = 2
 config.GLMConfig:
@@ -121,7 +121,7 @@ def write_theirs(folder: str) -> int:
 
 
 def make(folder: pathlib.Path, server: forked.Server, *overrides: str) -> None:
-  """Makes all of it. The server has seqio imported."""
+  """Makes all of it."""
   write_text(folder)
   gin = ("--gin_file=world.gin", *overrides)
   for argv in (

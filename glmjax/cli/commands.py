@@ -71,7 +71,7 @@ COMMANDS = {
       "tokenize a mixture once into shards on disk",
       "glmjax cache --gin_file=runs/quickstart.gin --directory=runs/cache",
       (
-        Flag("--mixture_name", "name of the seqio mixture"),
+        Flag("--mixture", "name of a mixture of your own that is registered with seqio"),
         Flag("--directory", "where to put the shards", Path),
         Flag("--num_shards", "shards per task", int, least=1, most=100_000),
         Flag("--num_workers", "processes; 0: this one", int, least=0, most=10_000),

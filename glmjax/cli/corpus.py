@@ -8,7 +8,7 @@ from typing import Any
 def training_documents(
   files: Mapping[str, str | os.PathLike | Sequence[str | os.PathLike]], field: str = "text"
 ) -> Iterator[str]:
-  """Yields the documents of every language's training split; `files` is what glmjax.tasks.pretrain.register takes.
+  """Yields the documents of every language's training split; `files` is what data.mixtures.pretraining takes.
 
   Language by language, since held-out documents are counted within a language's files.
   """

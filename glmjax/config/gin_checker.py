@@ -103,7 +103,8 @@ def _check_used(reader: gin_reader.Reader, reached: list[Binding]) -> None:
   names = {binding.shown for binding in reached if binding.parameter}
   for binding in reader.bindings.values():
     if binding.parameter and binding.key not in used:
-      close = signatures.nearest(binding.shown, names - {binding.shown})
+      renamed = signatures.RENAMED.get(binding.shown)
+      close = renamed if renamed in names else signatures.nearest(binding.shown, names - {binding.shown})
       advice = signatures.advice(close, f"a value such as @{binding.shown} in what a command uses would")
       raise errors.InputError(f"{binding.where}: nothing uses {binding.shown}; {advice}")
 

@@ -186,7 +186,8 @@ class Reader:
     if first not in modules:
       known = {binding.shown.split("/")[-1] for binding in self.bindings.values() if binding.parameter}
       ending = next((name for name in known if name.endswith(f".{selector}")), None)
-      close = signatures.nearest(first, modules) or ending or signatures.nearest(selector, known)
+      renamed = signatures.RENAMED.get(selector)
+      close = renamed or signatures.nearest(first, modules) or ending or signatures.nearest(selector, known)
       advice = signatures.advice(close, "import its module in the file")
       raise errors.InputError(f"{where}: no import provides {first}; {advice}")
     used.add(first)

@@ -21,6 +21,10 @@ EXTRAS = {
   "matplotlib": "report",
   "tensorboardX": "report",
 }  # what a missing module's extra is called
+RENAMED = {
+  "pretrain.register": "mixtures.pretraining",
+  "instruct.register": "mixtures.instruction",
+}  # what gin files of before 28 November 2026 bound for the cache, and what its own files bind now
 OPAQUE = object()  # exists, or may exist; its parameters cannot be read from source
 
 

@@ -77,6 +77,10 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
     ["@glmjax.data.rows.BlankInfilling", "@glmjax.data.rows.BlankInfilling()"],
     [OF_CALLS, "'a'", "@glmjax.data.glm10b.BlockStrategy()"],
   ),
+  "str | mixtures.Mixture": (
+    ["'pretrain_bilingual'", "@glmjax.data.mixtures.pretraining()", "@glmjax.tasks.pretrain.register()"],
+    ["@glmjax.data.mixtures.pretraining", "3", "['a']", "None"],
+  ),
   "mesh_lib.MeshConfig | str | None": (
     ["@glmjax.parallel.mesh.MeshConfig()", "'tensor=4'", "None"],
     ["@glmjax.parallel.mesh.MeshConfig", "4", OF_CALLS],

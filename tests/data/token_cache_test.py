@@ -1,4 +1,4 @@
-"""Caching real seqio tasks: any number of processes, and kill -9, give the same bytes; mistakes one line.
+"""Caching text files and seqio's tasks: any number of processes, and kill -9, give the same bytes; mistakes one line.
 
 One process imports TensorFlow and forks the runs from it, as the command forks its workers.
 """
@@ -19,18 +19,18 @@ from glmjax.data import shards
 DRIVER = """
 import os, pathlib, signal, sys, time, traceback
 from glmjax import errors, tokenizer as tokenizer_lib
-from glmjax.data import token_cache
+from glmjax.data import mixtures, token_cache
 from glmjax.tasks import pretrain
+import seqio
 
 here = pathlib.Path(sys.argv[1])
 encode = tokenizer_lib.Tokenizer.encode_arrays
 
-def register(**kwargs):
-  pretrain.register({"en": str(here / "en.jsonl"), "zh": str(here / "zh.txt")}, here / "tokenizer",
-                    instructions={"qa": str(here / "qa.jsonl")}, **kwargs)
+FILES = {"en": str(here / "en.jsonl"), "zh": str(here / "zh.txt")}, here / "tokenizer", None, str(here / "qa.jsonl")
 
-def run(name, **kwargs):
-  print(token_cache.cache_mixture("pretrain_bilingual", here / name, num_shards=2, **kwargs))
+def run(name, mixture=None, **kwargs):
+  mixture = mixture or mixtures.pretraining(*FILES)
+  print(token_cache.cache_mixture(mixture, here / name, num_shards=2, **kwargs))
 
 def fork(function, *args, **kwargs):
   pid = os.fork()
@@ -64,7 +64,6 @@ def mistakes():
   except errors.InputError as error:
     print("unknown:", error)
   (here / "qa.jsonl").write_text('{"inputs": "a", "targets": "b"}\\n{"inputs": \\n')
-  register()
   try:
     run("bad", num_workers=1)
   except errors.InputError as error:
@@ -74,7 +73,6 @@ def mistakes():
   except errors.InputError as error:
     print("changed:", error)
 
-register()
 killed = fork(run_slowly, "killed")
 progress = here / "killed.partial" / "progress"
 while not list(progress.glob("*--train-*.json")):
@@ -90,6 +88,11 @@ finish(fork(run, "none", num_workers=0))
 finish(fork(run, "killed", num_workers=2))
 after = {stem: (here / "killed" / f"{stem}.tokens").stat().st_mtime_ns for stem in stems}
 assert kept and kept == after, (kept, after)
+pretrain.register(*FILES)
+finish(fork(run, "named", "pretrain_bilingual", num_workers=2))
+for task in seqio.get_subtasks(seqio.MixtureRegistry.get("pretrain_bilingual")):  # no longer what the cache knows
+  task.__dict__["preprocessors"] = [seqio.preprocessors.tokenize, *task.preprocessors[1:]]
+finish(fork(run, "through-tensorflow", "pretrain_bilingual", num_workers=2))
 finish(fork(mistakes))
 """
 
@@ -119,7 +122,7 @@ def contents(folder: pathlib.Path) -> dict[str, bytes]:
 def test_same_bytes_for_any_number_of_processes_and_after_kill_9(made: tuple[pathlib.Path, str]) -> None:
   here, _ = made
   expected = contents(here / "two")
-  for name in ("none", "killed"):
+  for name in ("none", "killed", "named", "through-tensorflow"):
     assert contents(here / name) == expected
   shards.TokenCache.open(here / "two").verify()
 

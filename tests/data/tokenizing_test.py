@@ -8,6 +8,9 @@ import pytest
 import seqio
 
 from glmjax import tokenizer as tokenizer_lib
+from glmjax.data import file_tasks
+from glmjax.data import mixtures
+from glmjax.data import seqio_tasks
 from glmjax.data import shards
 from glmjax.data import splits
 from glmjax.data import token_cache
@@ -34,8 +37,8 @@ def write_jsonl(path: pathlib.Path, records: list[dict]) -> str:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-  """A folder with odd corpora, a tokenizer, and the mixture `odd` registered over them."""
+def odd(tmp_path_factory: pytest.TempPathFactory) -> tuple[pathlib.Path, mixtures.Mixture]:
+  """A folder with odd corpora and a tokenizer, and the mixture `odd` of them, which is registered with seqio too."""
   here = tmp_path_factory.mktemp("odd")
   many = [text for i in range(12) for text in (*ODD, f"On day {i} the quick brown fox jumps over {i * i} dogs.")]
   (here / "parts").mkdir()
@@ -51,20 +54,27 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
   sets = {"pairs": write_jsonl(here / "pairs.jsonl", [{"inputs": "", "targets": "y"}, *pairs])}
   tokenizer_lib.train(many, here / "tokenizer", vocab_size=400)
   pretrain.register(files, here / "tokenizer", instructions=sets, max_examples=100, mixture="odd")
-  return here
+  return here, mixtures.pretraining(files, here / "tokenizer", instructions=sets, max_examples=100, name="odd")
+
+
+@pytest.fixture(scope="module")
+def folder(odd: tuple[pathlib.Path, mixtures.Mixture]) -> pathlib.Path:
+  return odd[0]
 
 
 @pytest.fixture
 def one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
   """The tasks as they were: seqio's own tokenize, and every document through TensorFlow."""
   for task in seqio.get_subtasks(seqio.MixtureRegistry.get("odd")):
-    steps = [seqio.preprocessors.tokenize if step is tokenizing.tokenize else step for step in task.preprocessors]
+    steps = [seqio.preprocessors.tokenize if step is seqio_tasks.tokenize else step for step in task.preprocessors]
     monkeypatch.setitem(task.__dict__, "preprocessors", steps)  # a cached property
-    assert not tokenizing.is_direct(task)
+  assert all(isinstance(task, seqio_tasks.SeqioTask) for task in seqio_tasks.mixture("odd").tasks)
 
 
-def cache(folder: pathlib.Path, name: str, num_shards: int) -> dict[str, bytes]:
-  token_cache.cache_mixture("odd", folder / name, num_shards=num_shards, num_workers=0)
+def cache(
+  folder: pathlib.Path, name: str, num_shards: int, mixture: str | mixtures.Mixture = "odd"
+) -> dict[str, bytes]:
+  token_cache.cache_mixture(mixture, folder / name, num_shards=num_shards, num_workers=0)
   shards.TokenCache.open(folder / name).verify()
   return {
     str(path.relative_to(folder / name)): path.read_bytes() for path in (folder / name).rglob("*") if path.is_file()
@@ -72,10 +82,17 @@ def cache(folder: pathlib.Path, name: str, num_shards: int) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module", params=[3, 7])
-def direct(request: pytest.FixtureRequest, folder: pathlib.Path) -> tuple[int, dict[str, bytes]]:
-  """A number of shards, and the files of the cache that has it."""
-  assert all(map(tokenizing.is_direct, seqio.get_subtasks(seqio.MixtureRegistry.get("odd"))))
-  return request.param, cache(folder, f"direct{request.param}", request.param)
+def direct(request: pytest.FixtureRequest, odd: tuple[pathlib.Path, mixtures.Mixture]) -> tuple[int, dict[str, bytes]]:
+  """A number of shards, and the files of the cache of the text files that has it."""
+  folder, mixture = odd
+  return request.param, cache(folder, f"direct{request.param}", request.param, mixture)
+
+
+def test_what_is_registered_is_cached_as_files(folder, direct):
+  """By its name in seqio: without TensorFlow, and with the same bytes."""
+  num_shards, found = direct
+  assert all(isinstance(task, file_tasks.FileTask) for task in seqio_tasks.mixture("odd").tasks)
+  assert cache(folder, f"named{num_shards}", num_shards) == found
 
 
 def test_shards_are_those_of_document_by_document(folder, direct, one_by_one):
@@ -83,13 +100,13 @@ def test_shards_are_those_of_document_by_document(folder, direct, one_by_one):
   assert cache(folder, f"one-by-one{num_shards}", num_shards) == found
 
 
-def test_groups_and_chunks_do_not_show(folder, direct, monkeypatch):
-  num_shards, found = direct
+def test_groups_and_chunks_do_not_show(odd, direct, monkeypatch):
+  (folder, mixture), (num_shards, found) = odd, direct
   monkeypatch.setattr(tokenizing, "_GROUP_CHARACTERS", 50)
   monkeypatch.setattr(encoding, "_CHUNK", 1000)
   monkeypatch.setattr(token_cache, "_READ_TOGETHER", 2)
   monkeypatch.setattr(encoding, "_TOGETHER", 100)
-  assert cache(folder, f"small{num_shards}", num_shards) == found
+  assert cache(folder, f"small{num_shards}", num_shards, mixture) == found
 
 
 def test_a_cache_of_before_is_known_as_the_same(folder, direct, one_by_one):
@@ -103,7 +120,7 @@ def test_the_preprocessor_gives_seqios_examples(folder, split):
   for task in seqio.get_subtasks(seqio.MixtureRegistry.get("odd")):
     dataset = task.source.get_dataset(split, shuffle=False)
     expected = seqio.preprocessors.tokenize(dataset, task.output_features).as_numpy_iterator()
-    found = tokenizing.tokenize(dataset, task.output_features).as_numpy_iterator()
+    found = seqio_tasks.tokenize(dataset, task.output_features).as_numpy_iterator()
     for ours, theirs in zip(found, expected, strict=True):
       assert ours.keys() == theirs.keys()
       for name, value in ours.items():

@@ -84,7 +84,7 @@ def run(
 ) -> tuple[str, list[str]]:
   """Damages a place `count` times; a table of what became of that, and what was wrong."""
   world, place, counts, wrong = folder / "world", PLACES[name], collections.Counter(), []
-  with ground.serve(folder, scratch, caching=False) as server:
+  with ground.serve(folder, scratch) as server:
     references = {command: _references(place, command, world, scratch / "case", server) for command in place.commands}
     for number in range(first, first + count):
       r = random.Random(f"{seed}/{name}/{number}")

@@ -20,10 +20,9 @@ HALF = ("train", GIN, "--stop_at_step=6")
 _ONCE = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
 
 
-def serve(folder: pathlib.Path, scratch: pathlib.Path, caching: bool = True) -> forked.Server:
+def serve(folder: pathlib.Path, scratch: pathlib.Path) -> forked.Server:
   """A server whose commands compile equal programs once."""
-  modules = forked.COMMANDS + (forked.CACHING if caching else ())
-  return forked.Server(scratch, modules, JAX_COMPILATION_CACHE_DIR=str(folder / "compiled"), **_ONCE)
+  return forked.Server(scratch, JAX_COMPILATION_CACHE_DIR=str(folder / "compiled"), **_ONCE)
 
 
 def make(folder: pathlib.Path) -> pathlib.Path:

@@ -237,7 +237,7 @@ def run(
 ) -> tuple[str, list[str]]:
   """Kills a command `count` times, in as many chains as it takes."""
   world, total, wrong, number = folder / "world", collections.Counter(), [], first
-  with ground.serve(folder, scratch, caching=name == "cache") as server:
+  with ground.serve(folder, scratch) as server:
     whole = unbroken(name, world, scratch / "case", server)
     while total["tries"] - total["had ended"] < count and total["had ended"] < 2 * count + 10:
       counts, problems = kill(name, seed, number, world, scratch / "case", server, whole)

@@ -17,7 +17,7 @@ def make_world(folder: pathlib.Path) -> pathlib.Path:
   world = folder / "world"
   if not (world / "ranks" / "tokenizer").is_dir():
     folder.mkdir(parents=True, exist_ok=True)
-    with forked.Server(folder, forked.COMMANDS + forked.CACHING) as server:
+    with forked.Server(folder) as server:
       tiny_world.make(world, server)
   return world
 

@@ -146,7 +146,7 @@ def test_instructions_of_glm_130b():
   given = ['CACHE="c"', 'TEXT_FILES={"en": "e"}', 'INSTRUCTIONS="i"', 'TOKENIZER="t"']
   gin_files.parse(["runs/glm_130b.gin"], given, "glmjax.data.token_cache.cache_mixture")
   for name in ("instruction_share", "max_examples"):
-    bindings[name] = gin.query_parameter(f"glmjax.tasks.pretrain.register.{name}")
+    bindings[name] = gin.query_parameter(f"glmjax.data.mixtures.pretraining.{name}")
   assert bindings["instruction_share"] == 0.05  # P T11: multitask_ratio
   assert sorted(bindings["max_examples"].values()) == [100_000, 200_000, 500_000, 500_000]  # P C.1
 

@@ -1,0 +1,227 @@
+"""Mixtures for the token cache, and those of text files: a task for each language and each instruction set.
+
+A mixture of text files needs neither seqio nor TensorFlow; glmjax.tasks registers the same with seqio.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+import dataclasses
+import functools
+import logging
+import math
+import os
+from typing import Protocol
+
+from glmjax import errors
+from glmjax import tokenizer as tokenizer_lib
+from glmjax.data import file_tasks
+from glmjax.data import instruction_sets
+from glmjax.data import instructions as instructions_lib
+from glmjax.data import shards
+from glmjax.data import splits as splits_lib
+from glmjax.data import text
+
+PRETRAINING = "pretrain_bilingual"  # names of the mixtures
+INSTRUCTION = "instruct"
+INSTRUCTION_SHARE = 0.05  # of the samples, where no rates are given; GLM-130B paper, section 2.2
+_log = logging.getLogger("glmjax")
+
+
+class Task(Protocol):
+  """What the cache asks of a task, be it of files (file_tasks.FileTask) or seqio's (seqio_tasks.SeqioTask)."""
+
+  @property
+  def name(self) -> str:
+    """Its name, and that of its folder in the cache."""
+
+  @property
+  def kind(self) -> str:
+    """A key of tokenizing.FEATURES."""
+
+  @property
+  def splits(self) -> Sequence[str]:
+    """Names of its splits."""
+
+  @property
+  def windows(self) -> splits_lib.Windows | None:
+    """How documents are cut, where whole ones would leave nothing held out."""
+
+  def files(self) -> list[str]:
+    """Returns the files that it reads."""
+
+  def file_hash(self, name: str) -> str:
+    """Returns the sha256 of one of them."""
+
+  def fingerprint(self, split: str, hashes: Mapping[str, str]) -> str:
+    """Hashes what the tokens of a split are made from; `hashes` stand for the contents of files."""
+
+  def deals_out(self, num_shards: int) -> bool:
+    """Tells whether one reading of `all_examples` serves several shards: example i of a split is in i modulo their
+    number.
+    """
+
+  def documents(
+    self, tokenizer: tokenizer_lib.Tokenizer, split: str, index: int, num_shards: int
+  ) -> Iterator[shards.Document]:
+    """Yields the documents of shard `index` of a split."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Mixture:
+  """Tasks, and the share of the samples that each gives, by its name."""
+
+  name: str
+  tokenizer: tokenizer_lib.Tokenizer
+  tasks: tuple[Task, ...]
+  rates: Mapping[str, float]
+
+  def task(self, name: str) -> Task:
+    """Returns the task of that name."""
+    return next(task for task in self.tasks if task.name == name)
+
+
+def pretraining(
+  files: Mapping[str, text.Patterns],
+  tokenizer: str | os.PathLike,
+  rates: Mapping[str, float] | None = None,
+  instructions: instruction_sets.Sets | None = None,
+  instruction_share: float = INSTRUCTION_SHARE,
+  max_examples: Mapping[str, int] | int = instruction_sets.MAX_EXAMPLES,
+  field: str = "text",
+  name: str = PRETRAINING,
+) -> Mixture:
+  """Returns the mixture of pretrain_<language> and instruct_<name> for every language and instruction set.
+
+  Args:
+    files: for each language ("en", "zh", ...) its .jsonl or .txt files, folders or globs.
+    tokenizer: tokenizer folder.
+    rates: shares of the samples by language and instruction set; or by language alone, of what the sets
+      leave; None: languages alike. They follow the files: a language without one has the mean of the others' rates,
+      and those of languages without files are left out, as are those of a rate of 0.
+    instructions: the instruction sets, as instruction_sets.named_sets takes them: by name, a list, or a folder.
+    instruction_share: of all samples, where `rates` have none for the sets: they share it by size.
+    max_examples: pairs taken of each instruction set, or that by name or pattern, the first that fits.
+    field: of a .jsonl record, where the text is.
+    name: the mixture's name.
+  """
+  text.check_corpora(files)
+  sets = instruction_sets.named_sets(instructions) if instructions else {}
+  _check(list(files), list(sets), rates, instruction_share)
+  loaded = tokenizer_lib.Tokenizer.load(tokenizer)
+  tasks = {language: _text_task(language, patterns, field) for language, patterns in files.items()}
+  pairs = _instruction_tasks(sets, max_examples, instructions_lib.FIELDS)
+  shares = _rates(list(files), {name: task.sizes["train"] for name, task in pairs.items()}, rates, instruction_share)
+  return _mixture(name, loaded, tasks | pairs, {key: share for key, share in shares.items() if share})
+
+
+def instruction(
+  files: instruction_sets.Sets,
+  tokenizer: str | os.PathLike,
+  rates: Mapping[str, float] | None = None,
+  max_examples: Mapping[str, int] | int = instruction_sets.MAX_EXAMPLES,
+  fields: Sequence[Sequence[str]] = instructions_lib.FIELDS,
+  name: str = INSTRUCTION,
+) -> Mixture:
+  """Returns the mixture of instruct_<name> for every instruction set.
+
+  Args:
+    files: the sets, as `instruction_sets.named_sets` takes them.
+    tokenizer: tokenizer folder.
+    rates: shares of the samples by name; None: by size, after the caps.
+    max_examples: pairs taken of each set, or that by name or pattern ("deepstruct_*"), the first that fits.
+    fields: (inputs field, targets field) pairs; the first that a record has is taken.
+    name: the mixture's name.
+  """
+  sets = instruction_sets.named_sets(files)
+  if rates is not None and set(rates) != set(sets):
+    raise errors.InputError(
+      f"mixtures.instruction: rates are given for {sorted(rates)}, and the files are for {sorted(sets)}; give one for "
+      "each"
+    )
+  loaded = tokenizer_lib.Tokenizer.load(tokenizer)
+  tasks = _instruction_tasks(sets, max_examples, fields)
+  shares = rates or {name: float(task.sizes["train"]) for name, task in tasks.items()}
+  return _mixture(name, loaded, tasks, shares)
+
+
+def _mixture(
+  name: str, tokenizer: tokenizer_lib.Tokenizer, tasks: Mapping[str, file_tasks.FileTask], rates: Mapping[str, float]
+) -> Mixture:
+  """Returns the mixture of those tasks that have rates; both by language and set."""
+  return Mixture(
+    name, tokenizer, tuple(tasks[key] for key in rates), {tasks[key].name: float(rate) for key, rate in rates.items()}
+  )
+
+
+def _text_task(language: str, patterns: text.Patterns, field: str) -> file_tasks.FileTask:
+  found = text.find_files(patterns)
+  return file_tasks.FileTask(f"pretrain_{language}", "text", found, text.reader(found, field))
+
+
+def _instruction_tasks(
+  sets: Mapping[str, text.Patterns], max_examples: Mapping[str, int] | int, fields: Sequence[Sequence[str]]
+) -> dict[str, file_tasks.FileTask]:
+  """Returns the tasks by their sets' names; none without pairs."""
+  if not sets:
+    return {}
+  most = instruction_sets.caps(list(sets), max_examples)
+  read = functools.partial(instructions_lib.file_instructions, fields=fields)
+  tasks = {}
+  for name, patterns in sets.items():
+    tasks[name] = task = file_tasks.FileTask(f"instruct_{name}", "instruction", patterns, read, most[name])
+    if not task.sizes["train"]:
+      raise errors.InputError(f"instruction set {name} ({task.paths[0]}) holds no pair; remove it, or fill it")
+  return tasks
+
+
+def _check(languages: list[str], sets: list[str], rates: Mapping[str, float] | None, share: float) -> None:
+  names = languages + sets
+  if len(set(names)) < len(names):
+    raise errors.InputError(f"mixtures.pretraining: {names}: no name twice, of languages and instruction sets")
+  if not 0 < share < 1:
+    raise errors.InputError(f"mixtures.pretraining: instruction_share is {share}: give a number between 0 and 1")
+  if rates is None:
+    return
+  if not isinstance(rates, Mapping) or not all(
+    isinstance(rate, (int, float)) and math.isfinite(rate) and rate >= 0 for rate in rates.values()
+  ):
+    raise errors.InputError(
+      f"mixtures.pretraining: rates {str(rates)[:100]}: give a number, 0 or more, for each language"
+    )
+
+
+def _rates(
+  languages: list[str], sizes: Mapping[str, int], rates: Mapping[str, float] | None, share: float
+) -> dict[str, float]:
+  """Returns shares by language and instruction set, whose numbers of pairs are `sizes`."""
+  given = {} if rates is None else dict(rates)
+  of_sets = {name: given[name] for name in sizes if name in given}
+  if of_sets and of_sets.keys() != sizes.keys():
+    raise errors.InputError(
+      f"mixtures.pretraining: rates are given for the instruction sets {sorted(of_sets)}, and the "
+      f"sets are {sorted(sizes)}; give one for each, or for languages alone"
+    )
+  known = [given[language] for language in languages if language in given]
+  of_languages = {language: given.get(language, sum(known) / len(known) if known else 1.0) for language in languages}
+  if not any((of_languages | of_sets).values()):
+    raise errors.InputError(f"mixtures.pretraining: rates {given}: one must be above 0")
+  _say_if_other(languages, given, of_languages, sizes)
+  if of_sets or given and not sizes:  # as they are given
+    return of_languages | of_sets
+  text_share = 1 - share if sizes else 1
+  total = sum(of_languages.values())
+  return {name: text_share * rate / total for name, rate in of_languages.items()} | {
+    name: share * size / sum(sizes.values()) for name, size in sizes.items()
+  }
+
+
+def _say_if_other(
+  languages: list[str], given: Mapping[str, float], used: Mapping[str, float], sizes: Mapping[str, int]
+) -> None:
+  """Tells which rates are used where those given are for other names: it may be a misspelling."""
+  if given and {*languages} != given.keys() - sizes.keys():
+    _log.warning(
+      "mixtures.pretraining: the rates are for %s and the text is %s; used are %s",
+      ", ".join(given),
+      ", ".join(languages),
+      ", ".join(f"{name} {rate:g}" for name, rate in used.items()),
+    )
