@@ -1,6 +1,7 @@
 """The API that people and notebooks call: `glmjax.load`, `train`, `run`, `plan` (docs/api.md)."""
 
 import argparse
+import contextlib
 import dataclasses
 import importlib
 import inspect
@@ -9,7 +10,7 @@ import os
 import pathlib
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from glmjax import errors
@@ -17,6 +18,7 @@ from glmjax.io import paths
 
 if TYPE_CHECKING:
   from glmjax import display
+  from glmjax.cli import flags as flags_lib
   from glmjax.infer import engine
   from glmjax.parallel import mesh as mesh_lib
 
@@ -73,7 +75,11 @@ class Training:
 
 
 def train(
-  *gin_files: str, bindings: str | Sequence[str] = (), workdir: str | os.PathLike | None = None, **arguments: Any
+  *gin_files: str,
+  bindings: str | Sequence[str] = (),
+  workdir: str | os.PathLike | None = None,
+  live: bool = False,
+  **arguments: Any,
 ) -> Training:
   """Trains a model, or goes on with the run in its workdir, as `glmjax train` does.
 
@@ -85,6 +91,7 @@ def train(
       where `arguments` say everything.
     bindings: one or several, as "TOTAL_SAMPLES = 640", over those of the files.
     workdir: the run's folder, where no gin file says it.
+    live: in a notebook, draw the loss so far every few seconds, as `Training.plot` does.
     **arguments: Python objects in place of what gin would bind, by the names of `glmjax.train.loop.train`.
 
   Raises:
@@ -93,12 +100,16 @@ def train(
     KeyboardInterrupt: after Ctrl-C or the notebook's stop button, and after SIGTERM.
   """
   from glmjax.config import gin_files as gin_lib
+  from glmjax.evaluate import live as live_lib
+  from glmjax.train import workdir as workdir_lib
 
+  command, given = _settled("train", gin_files, bindings, {"workdir": workdir, **arguments})
+  folder = paths.local(gin_lib.binding(gin_lib.configured(command.target), "workdir"), "workdir")
   try:
-    figures, function = _call("train", gin_files, bindings, {"workdir": workdir, **arguments})
+    with live_lib.curve(workdir_lib.Workdir(folder).metrics) if live else contextlib.nullcontext():
+      return Training(folder, _called(command, given))
   except SystemExit as stopped:
     raise KeyboardInterrupt("the run is saved; the same call goes on with it") from stopped
-  return Training(paths.local(gin_lib.binding(function, "workdir"), "workdir"), figures)
 
 
 def run(command: str, *gin_files: str, bindings: str | Sequence[str] = (), **arguments: Any) -> Any:
@@ -122,7 +133,7 @@ def run(command: str, *gin_files: str, bindings: str | Sequence[str] = (), **arg
   """
   if command in _ELSEWHERE:
     raise errors.InputError(f'glmjax.run("{command}"): call {_ELSEWHERE[command]}(...) instead')
-  result, _ = _call(command, gin_files, bindings, arguments)
+  result = _called(*_settled(command, gin_files, bindings, arguments))
   if not isinstance(result, dict):
     return result
   from glmjax import display
@@ -135,13 +146,12 @@ _ELSEWHERE = {name: f"glmjax.load(folder).{name}" for name in ("generate", "scor
 }  # commands that are no business of `run` -> what to call
 
 
-def _call(
+def _settled(
   name: str, gin_files: Sequence[str], bindings: str | Sequence[str], arguments: Mapping[str, Any]
-) -> tuple[Any, Callable[..., Any]]:
-  """Calls a command's function as the command line does; returns its result, and itself as gin has configured it."""
+) -> "tuple[flags_lib.Command, dict[str, Any]]":
+  """Has gin know what a command is to do, as the command line does; returns it, and the arguments of its call."""
   from glmjax.cli import hosts
   from glmjax.cli import run as run_lib
-  from glmjax.config import gin_files as gin_lib
   from glmjax.config import signatures
 
   command = run_lib.command_named(name)
@@ -152,13 +162,20 @@ def _call(
     close = signatures.nearest(unknown[0], names)
     advice = f"did you mean {close}?" if close else f"there are {', '.join(sorted(names))}"
     raise errors.InputError(f"glmjax {name} has no argument {unknown[0]}; {advice}")
-  given = {argument: value for argument, value in arguments.items() if argument not in flags}
   options = argparse.Namespace(**{flag.parameter: None for flag in command.flags})
   for parameter in flags.keys() & arguments.keys():
     setattr(options, parameter, flags[parameter].read_value(arguments[parameter]))
-  given = run_lib.settle(command, options, gin_files, _listed(bindings), given)
+  rest = {argument: value for argument, value in arguments.items() if argument not in flags}
+  return command, run_lib.settle(command, options, gin_files, _listed(bindings), rest)
+
+
+def _called(command: "flags_lib.Command", given: dict[str, Any]) -> Any:
+  """Calls a command's function; its errors are its own, without gin's words."""
+  from glmjax.cli import run as run_lib
+  from glmjax.config import gin_files as gin_lib
+
   try:
-    return run_lib.call(command, given), gin_lib.configured(command.target)
+    return run_lib.call(command, given)
   except Exception as error:
     found = gin_lib.original(error)
     raise found from found.__cause__

@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore
-import tqdm
 
 from glmjax import errors
 from glmjax.checkpoint import arrays
@@ -28,6 +27,7 @@ from glmjax.checkpoint import checksums
 from glmjax.checkpoint import files
 from glmjax.checkpoint import stored as stored_lib
 from glmjax.checkpoint import stored_weights
+from glmjax.io import progress
 from glmjax.io import publish
 from glmjax.models import params as params_lib
 
@@ -108,7 +108,7 @@ class Writer:
     """
     total = sum(weight.nbytes for weight in self._weights)
     with (
-      tqdm.tqdm(total=total, unit="B", unit_scale=True, desc=label, disable=None, mininterval=1) as bar,
+      progress.bar(total=total, unit="B", unit_scale=True, desc=label, disable=None, mininterval=1) as bar,
       concurrent.futures.ThreadPoolExecutor(_WORKERS) as pool,
     ):
 

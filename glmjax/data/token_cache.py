@@ -17,7 +17,6 @@ import types
 import warnings
 from collections.abc import Iterator, Mapping
 
-import tqdm
 
 from glmjax import errors
 from glmjax.data import builder
@@ -29,6 +28,7 @@ from glmjax.data import splits
 from glmjax.data import tokenizing
 from glmjax.data import workers
 from glmjax.io import folders
+from glmjax.io import progress
 
 _log = logging.getLogger("glmjax")
 
@@ -68,7 +68,7 @@ def cache_mixture(
   with _pool(num_workers, mixture) as pool:
     tasks_by_file = pool.submit(_files).result()
     hashing = pool.map(_file_hash, tasks_by_file.values(), tasks_by_file)
-    hashes = tqdm.tqdm(hashing, total=len(tasks_by_file), unit="file", desc="read", leave=False)
+    hashes = progress.bar(hashing, total=len(tasks_by_file), unit="file", desc="read", leave=False)
     plan = pool.submit(_make_plan, num_shards, dict(zip(tasks_by_file, hashes))).result()
     _say_what_is_cut(mixture)
     with builder.CacheBuilder(directory, plan, overwrite) as making:
@@ -135,12 +135,12 @@ def _say_what_is_empty(finished: shards.TokenCache) -> None:
 
 def _show_progress(jobs: list[concurrent.futures.Future], todo: int, total: int) -> None:
   """Waits for the jobs, which make `todo` of all shards, behind a progress bar; raises what one of them raised."""
-  with tqdm.tqdm(total=total, initial=total - todo, unit="shard", desc="cache") as progress:
+  with progress.bar(total=total, initial=total - todo, unit="shard", desc="cache") as bar:
     tokens = 0
     for job in concurrent.futures.as_completed(jobs):
       tokens += sum(record["tokens"] for record in job.result())
-      progress.set_postfix_str(f"{tokens / 1e6:.2f}M tokens", refresh=False)
-      progress.update(len(job.result()))
+      bar.set_postfix_str(f"{tokens / 1e6:.2f}M tokens", refresh=False)
+      bar.update(len(job.result()))
 
 
 def _through_tensorflow(mixture: mixtures.Mixture) -> bool:

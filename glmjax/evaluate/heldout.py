@@ -14,9 +14,9 @@ import tempfile
 from collections.abc import Sequence
 
 import numpy as np
-import tqdm
 
 from glmjax.io import folders
+from glmjax.io import progress
 from glmjax.io import publish
 from glmjax.io import user_json
 from glmjax import errors
@@ -177,9 +177,9 @@ def _score(model: runner.Runner, rows: list[score.Row], tokenizer: vocabulary.To
   """
   total = sum(len(row.prompt.tokens) for row in rows)
   silent = not distributed.is_first()
-  with tqdm.tqdm(total=total, unit=" tokens", unit_scale=True, desc="evaluate", disable=silent) as progress:
+  with progress.bar(total=total, unit=" tokens", unit_scale=True, desc="evaluate", disable=silent) as bar:
     unguessed = vocabulary.not_text(tokenizer, model.config.vocab_size)
-    return score.score_rows(model, rows, tokenizer.specials.pad, progress=progress.update, unguessed=unguessed)
+    return score.score_rows(model, rows, tokenizer.specials.pad, progress=bar.update, unguessed=unguessed)
 
 
 def text_tasks(cache: shards.TokenCache) -> dict[str, str]:

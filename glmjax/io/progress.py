@@ -1,9 +1,41 @@
-"""How far a long loop has come, said now and then."""
+"""How far a long loop has come: a bar, or a line now and then."""
 
+import importlib.util
 import logging
+import sys
 import time
+from collections.abc import Iterable
+from typing import Any, TextIO
+
+import tqdm
 
 _log = logging.getLogger("glmjax")
+
+
+def is_notebook() -> bool:
+  """Tells whether this program is a notebook's, so that what it shows lies below a cell."""
+  shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+  return hasattr(shell, "kernel")
+
+
+def stream() -> TextIO | None:
+  """Returns where news of progress go: standard error, but in a notebook the cell's output."""
+  return sys.stdout if is_notebook() else sys.stderr
+
+
+def bar(items: Iterable[Any] | None = None, **settings: Any) -> tqdm.tqdm:
+  """Makes tqdm's bar; in a notebook a widget, or text where ipywidgets is not installed.
+
+  `disable=None` shows it on terminals and in notebooks alone.
+  """
+  if not is_notebook():
+    return tqdm.tqdm(items, **settings)
+  settings |= {"disable": bool(settings.get("disable"))}
+  if importlib.util.find_spec("ipywidgets") is None:
+    return tqdm.tqdm(items, **(settings | {"file": stream(), "mininterval": 1}))
+  from tqdm import notebook
+
+  return notebook.tqdm(items, **settings)
 
 
 class Progress:

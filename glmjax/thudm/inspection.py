@@ -9,7 +9,6 @@ import re
 from typing import Any
 
 import numpy as np
-import tqdm
 
 from glmjax import errors
 from glmjax.checkpoint import arrays
@@ -20,6 +19,7 @@ from glmjax.checkpoint import source as ours_lib
 from glmjax.checkpoint import stored_weights
 from glmjax.io import paths
 from glmjax.io import printable
+from glmjax.io import progress
 from glmjax.io import user_json
 from glmjax.io import user_text
 from glmjax.models import config as config_lib
@@ -142,7 +142,7 @@ def _problem_of_metrics(path: pathlib.Path) -> str | None:
 def _verify(source: ours_lib.Source) -> None:
   """Reads all arrays, a part at a time, and compares their sums."""
   reader = blocks.Reader(source.arrays, source.records)
-  for name, record in tqdm.tqdm(source.records.items(), desc="verifying", disable=None):
+  for name, record in progress.bar(source.records.items(), desc="verifying", disable=None):
     each = max(1, stored_weights.ELEMENTS // max(1, math.prod(record["shape"][1:])))
     rest = [slice(0, n) for n in record["shape"][1:]]
     for start in range(0, record["shape"][0], each):
@@ -234,7 +234,7 @@ def _report(
 ) -> dict[str, Any]:
   described = [{"name": file.name, "bytes": file.stat().st_size} for file in files]
   if hashes:
-    for entry, file in zip(described, tqdm.tqdm(files, desc="hashing", disable=None)):
+    for entry, file in zip(described, progress.bar(files, desc="hashing", disable=None)):
       with open(file, "rb") as stream:
         entry["sha256"] = hashlib.file_digest(stream, "sha256").hexdigest()
       if file.suffix != ".safetensors" and (bad := zips.damaged_member(file)):

@@ -14,6 +14,7 @@ import tqdm
 
 from glmjax import errors
 from glmjax.checkpoint import arrays
+from glmjax.io import progress
 from glmjax.io import publish
 from glmjax.io import tokenizer_folder
 from glmjax.checkpoint import export
@@ -228,7 +229,7 @@ def _pieces(x: np.ndarray) -> Iterator[memoryview]:
 
 
 def _bar(items: Sequence[Item]) -> tqdm.tqdm:
-  return tqdm.tqdm(
+  return progress.bar(
     total=sum(item.nbytes for item in items), unit="B", unit_scale=True, desc="writing", disable=None, mininterval=1
   )
 

@@ -23,6 +23,7 @@ import tqdm
 
 from glmjax import errors
 from glmjax import tokens as tokens_lib
+from glmjax.io import progress
 
 Record = dict[str, Any]
 
@@ -250,13 +251,13 @@ class Console:
 
   def __init__(self, total_samples: int, samples: int, silent: bool = False):
     self._silent = silent or sys.stderr is None  # which printing would take for standard output
-    self._bar = tqdm.tqdm(
+    self._bar = progress.bar(
       total=total_samples,
       initial=min(samples, total_samples),
       unit=" samples",
       leave=False,
       dynamic_ncols=True,
-      disable=self._silent or not sys.stderr.isatty(),
+      disable=True if self._silent else None,
     )
     self._total = total_samples
     self._pace: float | None = None  # seconds per sample, smoothed
@@ -265,8 +266,8 @@ class Console:
     """Prints a line above the bar."""
     if not self._silent:
       with contextlib.suppress(OSError, ValueError):  # a closed or full stream of the program that calls us
-        tqdm.tqdm.write(line, file=sys.stderr)
-        sys.stderr.flush()
+        tqdm.tqdm.write(line, file=progress.stream())
+        progress.stream().flush()
 
   def step(self, record: Record, seconds: float, samples: int, show: bool) -> None:
     """Moves the bar on after a step of that many samples; `show` prints its line."""

@@ -1,0 +1,64 @@
+"""The curve of a run under way, drawn anew in a notebook's cell every few seconds."""
+
+import contextlib
+import pathlib
+import threading
+import time
+from collections.abc import Iterator
+
+from glmjax import display
+from glmjax import errors
+from glmjax.evaluate import report
+from glmjax.io import progress
+
+SECONDS = 3  # between two pictures, at least
+_SHARE = 0.05  # of the time that drawing may take
+
+
+@contextlib.contextmanager
+def curve(metrics: pathlib.Path) -> Iterator[None]:
+  """Shows report.loss_picture of what is written to a run's metrics.jsonl meanwhile; outside of notebooks nothing.
+
+  A thread reads the file, and training knows nothing of it.
+
+  Raises:
+    errors.InputError: where matplotlib is not installed.
+  """
+  if not progress.is_notebook():
+    yield
+    return
+  from IPython import display as ipython
+
+  display.figure(1, 1)  # where matplotlib is missing, that is said before the training
+  ended, shown = threading.Event(), ipython.display({"text/plain": "training ..."}, raw=True, display_id=True)
+  before = _state(metrics)
+
+  def draw() -> None:
+    with contextlib.suppress(errors.InputError, OSError):  # no step yet; or the folder is being made anew
+      if _state(metrics) != before:
+        shown.update(report.loss_picture(report.read_metrics(metrics)))
+
+  def keep_drawing() -> None:
+    took = 0.0
+    while not ended.wait(max(SECONDS, took / _SHARE)):
+      began = time.monotonic()
+      draw()
+      took = time.monotonic() - began
+
+  thread = threading.Thread(target=keep_drawing, daemon=True, name="live curve")
+  thread.start()
+  try:
+    yield
+  finally:
+    ended.set()
+    thread.join()
+    draw()
+
+
+def _state(path: pathlib.Path) -> tuple[int, int] | None:
+  """Returns what changes when a file is written to; None without one."""
+  try:
+    found = path.stat()
+  except OSError:
+    return None
+  return found.st_size, found.st_mtime_ns
