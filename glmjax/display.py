@@ -85,19 +85,30 @@ def plain(axes: Any) -> None:
 
 
 def picture(figure: Any) -> Picture:
-  """Returns what is drawn on a figure."""
-  written = io_lib.BytesIO()
-  figure.savefig(written, format="png")
-  return Picture(written.getvalue())
+  """Returns what is drawn on a figure, in 64 colours: less than half of the bytes, as notebooks carry their pictures."""
+  from PIL import Image  # comes with matplotlib
+
+  with Image.open(io_lib.BytesIO(_png(figure))) as drawn:
+    return _written(drawn.convert("RGB").quantize(64, dither=Image.Dither.NONE))
 
 
 def grey_picture(figure: Any) -> Picture:
-  """Returns what is drawn on a figure, in sixteen greys: a third of the bytes, as notebooks carry their pictures."""
-  from PIL import Image  # comes with matplotlib
+  """Returns what is drawn on a figure, in sixteen greys: a third of the bytes."""
+  from PIL import Image
 
+  with Image.open(io_lib.BytesIO(_png(figure))) as drawn:
+    return _written(drawn.convert("L").quantize(16))
+
+
+def _png(figure: Any) -> bytes:
   written = io_lib.BytesIO()
-  with Image.open(io_lib.BytesIO(picture(figure).png)) as drawn:
-    drawn.convert("L").quantize(16).save(written, format="png", optimize=True)
+  figure.savefig(written, format="png")
+  return written.getvalue()
+
+
+def _written(drawn: Any) -> Picture:
+  written = io_lib.BytesIO()
+  drawn.save(written, format="png", optimize=True)
   return Picture(written.getvalue())
 
 

@@ -14,6 +14,7 @@ from glmjax import tokens as tokens_lib
 from glmjax.data import rows as rows_lib
 
 _BOTH_SIDES, _LEFT_SIDE, _UNSEEN = 0.25, 0.62, 1.0  # grey of what a place sees; 0 is black
+_GREYS = ("#f2f2f2", "#bdbdbd", "#444444")
 _LABELLED = 44  # most places whose tokens are written beside a matrix
 _CONTEXT, _MASK, _TARGET = "#f2f2f2", "#444444", "#bdbdbd"
 
@@ -142,6 +143,46 @@ def lengths(drawn: Sequence[int], expected: np.ndarray) -> display.Picture:
   axes.set_ylabel("share of the spans", color=display.INK)
   axes.legend(frameon=False, labelcolor=display.INK)
   display.plain(axes)
+  return display.grey_picture(figure)
+
+
+def heldout(figures: Mapping[str, Mapping[str, float]]) -> display.Picture:
+  """Draws what `glmjax evaluate` found for each language: bits per byte (left; less is better) and the share of hidden
+  tokens that are guessed right (right; more is better), each beside what knows only how frequent tokens are.
+  """
+  bits = {"unigram_bits_per_byte": "frequencies alone", "bits_per_byte": "the model"}
+  shares = {
+    "unigram_accuracy": "frequencies alone",
+    "infill_accuracy_left_only": "the model, left side seen",
+    "infill_accuracy": "the model, both sides seen",
+  }
+  figure = display.figure(10, 0.9 + 0.75 * len(figures))
+  for place, (names, unit) in enumerate(((bits, "bits per byte"), (shares, "hidden tokens guessed right, %")), 1):
+    axes = figure.add_subplot(1, 2, place)
+    factor = 1 if names is bits else 100
+    for i, (name, label) in enumerate(names.items()):
+      colour = _GREYS[i + len(_GREYS) - len(names)]
+      values = [factor * found.get(name, 0.0) for found in figures.values()]
+      height = 0.8 / len(names)
+      bars = axes.barh(
+        [y + i * height for y in range(len(figures))], values, height, color=colour, edgecolor=display.INK, label=label
+      )
+      axes.bar_label(bars, fmt="%.2f" if names is bits else "%.1f", padding=3, fontsize=8, color=display.INK)
+    axes.set_yticks([y + 0.4 - height / 2 for y in range(len(figures))], list(figures))
+    axes.invert_yaxis()
+    axes.margins(x=0.15)
+    axes.set_xlabel(unit, color=display.INK)
+    axes.legend(
+      frameon=False,
+      fontsize=8,
+      labelcolor=display.INK,
+      loc="lower left",
+      bbox_to_anchor=(0, 1),
+      ncols=len(names),
+      handlelength=1,
+      columnspacing=1,
+    )
+    display.plain(axes)
   return display.grey_picture(figure)
 
 

@@ -36,7 +36,8 @@ def execute(notebook: nbformat.NotebookNode, folder: pathlib.Path, parameters: M
     if parameters and "parameters" in cell.metadata.get("tags", ()):
       cell.source = "\n".join([cell.source, *(f"{name} = {value!r}" for name, value in parameters.items())])
   resources = {"metadata": {"path": str(folder)}}
-  nbclient.NotebookClient(notebook, timeout=_SECONDS, resources=resources, record_timing=False).execute()
+  settings = {"timeout": _SECONDS, "record_timing": False, "coalesce_streams": True}  # of a bar its last state alone
+  nbclient.NotebookClient(notebook, resources=resources, **settings).execute()
   notebook.metadata["language_info"] = {"name": "python"}  # without the version of the Python that ran it
 
 

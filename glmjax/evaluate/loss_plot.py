@@ -31,7 +31,7 @@ def draw(series: dict[str, Curve], held_out: dict[str, Curve], resumed_at: Seque
   """
   if not series:
     raise errors.InputError("no training step has the loss of an objective: there is nothing to draw; train first")
-  figure = display.figure(8, 4.5, dpi=150)
+  figure = display.figure(8, 4.5, dpi=120)
   axes = figure.add_subplot()
   ends = []
   series = {name: _thin(*points) for name, points in series.items()}
