@@ -26,8 +26,8 @@ PARTS = {
   "Beam search": ("infer/beam", "BeamSearch"),
   "A conversation": ("infer/chat", "Session Session.__init__ Session.ask Session.clear Round"),
   "Memory by arithmetic": ("plan/memory", "Memory Memory.total Memory.plot decoding training smallest"),
-  "Pictures of rows": ("show", "tokens row attention lengths scores"),
-  "A picture": ("display", "Picture Picture.save figure plain grey_picture"),
+  "Pictures of rows": ("show", "tokens row attention lengths scores heldout"),
+  "Pictures and tables": ("display", "Picture Picture.save Figures figure plain grey_picture"),
 }
 
 

@@ -85,7 +85,7 @@ def plain(axes: Any) -> None:
 
 
 def picture(figure: Any) -> Picture:
-  """Returns what is drawn on a figure, in 64 colours: less than half of the bytes, as notebooks carry their pictures."""
+  """Returns what is drawn on a figure, in 64 colours: half of the bytes, as notebooks carry their pictures."""
   from PIL import Image  # comes with matplotlib
 
   with Image.open(io_lib.BytesIO(_png(figure))) as drawn:

@@ -86,6 +86,13 @@ def test_scores_of_several_models_are_drawn():
   assert show.scores({"float": Score(), "INT4": Score()}).png != show.scores({"float": Score()}).png
 
 
+def test_an_evaluation_is_drawn_with_and_without_blanks():
+  read = {"unigram_bits_per_byte": 2.0, "bits_per_byte": 1.5}
+  blanks = {"unigram_accuracy": 0.05, "infill_accuracy_left_only": 0.2, "infill_accuracy": 0.3}
+  with_blanks = show.heldout({"en": read | blanks, "zh": read | blanks})
+  assert with_blanks.png != show.heldout({"en": read, "zh": read}).png
+
+
 def test_chinese_is_written_where_a_font_has_it(monkeypatch):
   """Here with fonts made up."""
   monkeypatch.setattr(show, "_fonts", lambda: [Glyphs("ab"), Glyphs("图")])

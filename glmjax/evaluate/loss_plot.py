@@ -9,6 +9,7 @@ from glmjax import errors
 
 _MOST_POINTS = 2000
 _COLOURS = ("#1f6fb4", "#d1701a", "#3a8f5c", "#8a5aa8")
+_LINES = ("-", (0, (5, 1.5)), (0, (1, 1)), "-.")
 _DOT = {"linestyle": "none", "marker": "o", "markersize": 4.5}
 _NAMES = {
   "mask": "[MASK]: short blanks",
@@ -35,10 +36,10 @@ def draw(series: dict[str, Curve], held_out: dict[str, Curve], resumed_at: Seque
   axes = figure.add_subplot()
   ends = []
   series = {name: _thin(*points) for name, points in series.items()}
-  for (name, (steps, losses)), colour in zip(series.items(), _COLOURS):
+  for (name, (steps, losses)), colour, line in zip(series.items(), _COLOURS, _LINES):
     smooth = _smooth(losses)
     axes.plot(steps, losses, color=colour, alpha=0.18, linewidth=0.8)
-    axes.plot(steps, smooth, color=colour, linewidth=1.8)
+    axes.plot(steps, smooth, color=colour, linewidth=1.8, linestyle=line)
     if name in held_out:
       axes.plot(*_thin(*held_out[name]), **_DOT, color=colour, markeredgecolor="white", clip_on=False)
     ends.append((float(smooth[-1]), f"{_NAMES[name]}  {smooth[-1]:.2f}", colour))

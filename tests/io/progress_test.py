@@ -1,6 +1,11 @@
 """Progress is said now and then, and not where there is none to tell."""
 
+import importlib.util
 import logging
+import sys
+import types
+
+import pytest
 
 from glmjax.io import progress
 
@@ -22,3 +27,32 @@ def test_a_short_loop_says_nothing(caplog):
   for done in (1, 2, 3):
     told.at(done)
   assert not caplog.messages
+
+
+@pytest.fixture
+def notebook(monkeypatch):
+  """Makes this program a notebook's, in which ipywidgets is not installed."""
+  shell = types.SimpleNamespace(kernel=None)
+  monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=lambda: shell))
+  monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+
+
+@pytest.mark.parametrize("disable, shown", [(None, True), (False, True), (True, False)])
+def test_a_notebooks_bar_lies_below_its_cell(notebook, capsys, disable, shown):
+  assert progress.is_notebook() and progress.stream() is sys.stdout
+  assert list(progress.bar(range(3), desc="some", disable=disable)) == [0, 1, 2]
+  out, err = capsys.readouterr()
+  assert ("some: 100%" in out) is shown and not err
+
+
+@pytest.mark.parametrize("disable, shown", [(None, False), (False, True), (True, False)])
+def test_other_programs_bars_are_on_standard_error(capsys, disable, shown):
+  assert not progress.is_notebook() and progress.stream() is sys.stderr
+  assert list(progress.bar(range(3), desc="some", disable=disable)) == [0, 1, 2]
+  out, err = capsys.readouterr()
+  assert ("some: 100%" in err) is shown and not out
+
+
+def test_ipython_in_a_terminal_is_no_notebook(monkeypatch):
+  monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=lambda: object()))
+  assert not progress.is_notebook()
