@@ -17,7 +17,6 @@ import types
 import warnings
 from collections.abc import Iterator, Mapping
 
-
 from glmjax import errors
 from glmjax.data import builder
 from glmjax.data import file_tasks
