@@ -15,15 +15,20 @@ PYTEST := $(BIN)/python -m pytest -n 2
 CODE := glmjax tasks tests benchmarks notebooks docs/make_api.py docs/conf.py
 FAST := not slow and not gpu and not tpu
 
-.PHONY: install install-plan test test-all test-newest test-here lint lock docs site notebooks dist quickstart results clean
+.PHONY: install install-run install-plan test test-all test-newest test-here lint lock docs site notebooks dist quickstart results clean
 
-install: $(VENV)/.installed
+install: $(VENV)/.installed  ## all that tests and development take
 
-$(VENV)/.installed: setup.cfg pyproject.toml
+# What the quickstart takes is a quarter of that: neither seqio and TensorFlow nor the tools of the tests.
+install-run: $(VENV)/.runs
+
+$(VENV)/.installed: EXTRAS := all,test
+$(VENV)/.runs: EXTRAS := report
+$(VENV)/.installed $(VENV)/.runs: setup.cfg pyproject.toml
 	@test -n "$(PYTHON)" && $(PYTHON) $(FITS) || { \
 	  echo "this needs Python 3.11, 3.12 or 3.13: install one, or name it: make PYTHON=/path/to/python3.13 install" >&2; exit 1; }
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check -e '.[all,test]'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -e '.[$(EXTRAS)]'
 	@touch $@
 
 # An environment of its own: on a machine without GPUs every program beside JAX's CUDA plug-in prints that there are none.
@@ -83,7 +88,7 @@ QUICK := --gin_file=$(GIN) --stages=$(RUN)/stages.jsonl
 PROMPTS := --prompt="The government said the new [MASK] would help people in Britain." --prompt="The company said that its" \
   --prompt="中国政府[MASK]发展经济。" --prompt="这家酒店的服务"
 
-quickstart: install  ## text, tokenizer, cache, train in two halves, results
+quickstart: install-run  ## text, tokenizer, cache, train in two halves, results
 	rm -f $(RUN)/stages.jsonl $(RUN)/samples.jsonl
 	$(BIN)/glmjax text $(QUICK)
 	$(BIN)/glmjax tokenizer $(QUICK)
@@ -92,7 +97,7 @@ quickstart: install  ## text, tokenizer, cache, train in two halves, results
 	$(BIN)/glmjax train $(QUICK)
 	@$(MAKE) results
 
-results: install  ## of a trained run: export, evaluate, generate, report; of yours with GIN=mine.gin RUN=runs/mine
+results: install-run  ## of a trained run: export, evaluate, generate, report; of yours with GIN=mine.gin RUN=runs/mine
 	$(BIN)/glmjax export $(QUICK) --out=$(RUN)/float --overwrite
 	$(BIN)/glmjax export $(QUICK) --out=$(RUN)/int8 --bits=8 --overwrite
 	$(BIN)/glmjax export $(QUICK) --out=$(RUN)/int4 --bits=4 --overwrite

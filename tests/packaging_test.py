@@ -157,11 +157,13 @@ VOCAB_SIZE = 512
 TOTAL_SAMPLES = 48
 """)
   gin = "--gin_file=mine.gin"
-  for command in ("tokenizer", "cache", "train"):
+  for command in ("tokenizer", "cache"):
     used(installed, tmp_path, "glmjax", command, gin)
+  used(installed, tmp_path, "glmjax", "train", gin, "--gin.schedules.LearningRate.warmup_samples=24")
   used(installed, tmp_path, "glmjax", "export", gin, "--bits=4", "--out=int4")
   said = used(installed, tmp_path, "glmjax", "generate", gin, "--checkpoint=int4", "--prompt=The [MASK] is", "--json")
   assert json.loads(said)
+  used(installed, tmp_path, "glmjax", "evaluate", gin, "--checkpoint=train", "--out=heldout.json")
   used(installed, tmp_path, "glmjax", "report", gin, "--workdir=.")
   assert (tmp_path / "report.md").exists()
 
