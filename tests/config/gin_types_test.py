@@ -242,3 +242,30 @@ assert not {{"jax", "numpy", "tensorflow", "seqio"}} & set(sys.modules)
   assert len(lines) == len(wrong)
   for line, (_, parameter, _) in zip(lines, wrong):
     assert line.startswith(f"glmjax: --gin.glmjax.{parameter}: glmjax.{parameter} "), line
+
+
+def test_names_of_before_say_what_they_are_now(tmp_path, monkeypatch):
+  """Gin files that were written when the cache took what seqio had registered."""
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / "mine.gin").write_text(
+    'include "runs/quickstart.gin"\nfrom __gin__ import dynamic_registration\nfrom glmjax.tasks import pretrain\n'
+    'pretrain.register.instructions = "pairs/"\n'
+  )
+  (tmp_path / "old.gin").write_text(
+    "from __gin__ import dynamic_registration\nfrom glmjax.data import token_cache\nfrom glmjax.tasks import pretrain\n"
+    'pretrain.register:\n  files = {"en": "en.txt"}\n  tokenizer = "tokenizer"\n'
+    "token_cache.cache_mixture.mixture_name = @pretrain.register()\n"
+  )
+  override = "pretrain.register.instructions='pairs/'"
+  for files, overrides, said in (
+    (["mine.gin"], [], "mine.gin:4: nothing uses pretrain.register; did you mean mixtures.pretraining?"),
+    (
+      ["runs/quickstart.gin"],
+      [override],
+      f"--gin.{override.partition('=')[0]}: no import provides pretrain; did you mean",
+    ),
+    (["old.gin"], [], "old.gin:7: token_cache.cache_mixture has no parameter mixture_name; did you mean mixture?"),
+  ):
+    with pytest.raises(errors.InputError) as caught:
+      gin_files.check(files, overrides, "glmjax.data.token_cache.cache_mixture", (), commands.targets())
+    assert str(caught.value).startswith(said)
