@@ -26,7 +26,7 @@ nb_execution_mode = "off"  # what is stored in notebooks is shown; `make noteboo
 
 # What stands beside the pages. On GitHub the start page's own links do.
 _CONTENTS = {
-  "Begin": ["/README", "/notebooks/*"],
+  "Begin": ["/README", "tutorial", "/notebooks/*"],
   "Use": ["chat", "api", "import", "evaluation"],
   "Train": ["data", "cache", "recipe", "scaling", "launch", "reliability"],
   "Hardware": ["hardware", "gpu", "tpu", "kernels"],

@@ -378,6 +378,9 @@ def test_documented_commands_are_in_order(line, monkeypatch, capsys, tmp_path):
   readme = (pathlib.Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
   name, text = re.search(r"gin file, say `(\S+)`:\n\n```\n(.*?)```", readme, re.DOTALL).groups()
   (tmp_path / name).write_text(text, encoding="utf-8")
+  tutorial = (pathlib.Path(__file__).parent.parent / "docs" / "tutorial.md").read_text(encoding="utf-8")
+  for block in re.findall(r"^```\n(# \S+\.gin\n.*?)^```", tutorial, re.DOTALL | re.MULTILINE):
+    (tmp_path / block.split()[1]).write_text(block, encoding="utf-8")
   monkeypatch.chdir(tmp_path)
   monkeypatch.setattr(run_lib.gin_files, "parse", run_lib.gin_files.check)
   monkeypatch.setattr(commands.plans, "_shipped", run_lib.gin_files.find)  # which parses
