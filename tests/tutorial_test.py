@@ -29,7 +29,7 @@ ONE_DEVICE = ["tiny.gin", "text.gin", "model.gin", "schedule.gin", "intervals.gi
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
   """Commands on one device, in processes of their own."""
-  with forked.Server(tmp_path_factory.mktemp("server"), forked.COMMANDS + forked.CACHING) as server:
+  with forked.Server(tmp_path_factory.mktemp("server"), forked.COMMANDS) as server:
     yield server
 
 
