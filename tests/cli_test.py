@@ -6,7 +6,6 @@ import json
 import os
 import pathlib
 import re
-import shlex
 import signal
 import subprocess
 import sys
@@ -356,41 +355,6 @@ def test_tokenizer_trains_on_no_held_out_document(tmp_path):
   documents = [document.strip() for document in corpus.training_documents(files)]
   assert len(documents) == 2 * 118
   assert not {"en 50", "en 100", "zh 50", "zh 100"} & set(documents)
-
-
-def documented_commands():
-  """Every glmjax command line of make quickstart, the gin files' headers, the README and docs/."""
-  root = pathlib.Path(__file__).parent.parent
-  make = subprocess.run(["make", "-n", "quickstart"], cwd=root, capture_output=True, text=True, check=True)
-  texts = {"Makefile": make.stdout}
-  for file in [root / "README.md", *(root / "docs").glob("*.md"), *(root / "gin").rglob("*.gin")]:
-    texts[file.name] = file.read_text(encoding="utf-8")
-  for name, text in texts.items():
-    for line in re.sub(r"\\\n[#\s]*", " ", text).splitlines():
-      found = re.match(rf"[\s#$]*(?:\S*/)?glmjax ((?:{'|'.join(commands.COMMANDS)}) .*)", line)
-      if found and "..." not in line and "DIR" not in line:
-        yield pytest.param(found[1], id=f"{name}: {found[1][:60]}")
-
-
-@pytest.mark.parametrize("line", list(documented_commands()))
-def test_documented_commands_are_in_order(line, monkeypatch, capsys, tmp_path):
-  """Flags, gin files, macros and parameters of what we tell users to type."""
-  readme = (pathlib.Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
-  name, text = re.search(r"gin file, say `(\S+)`:\n\n```\n(.*?)```", readme, re.DOTALL).groups()
-  (tmp_path / name).write_text(text, encoding="utf-8")
-  tutorial = (pathlib.Path(__file__).parent.parent / "docs" / "tutorial.md").read_text(encoding="utf-8")
-  for block in re.findall(r"^```\n(# \S+\.gin\n.*?)^```", tutorial, re.DOTALL | re.MULTILINE):
-    (tmp_path / block.split()[1]).write_text(block, encoding="utf-8")
-  monkeypatch.chdir(tmp_path)
-  monkeypatch.setattr(run_lib.gin_files, "parse", run_lib.gin_files.check)
-  monkeypatch.setattr(commands.plans, "_shipped", run_lib.gin_files.find)  # which parses
-  monkeypatch.setattr(run_lib.hosts, "_join", lambda options: None)
-  monkeypatch.setattr(run_lib, "call", lambda command, given: {"problem": None})
-  monkeypatch.setattr(commands.inputs, "_lines", lambda file, name: [(1, '{"prompt": "a", "text": "a"}')])
-  monkeypatch.setattr(run_lib, "_print_result", lambda *arguments: None)
-  arguments = [part for part in shlex.split(line, comments=True) if not part.startswith("--stages")]
-  arguments = list(itertools.takewhile(lambda part: part not in ("|", "<", ">", "&&"), arguments))
-  assert cli.main(arguments) == 0, capsys.readouterr().err
 
 
 def test_plan_of_sets_takes_models_and_lists(monkeypatch, capsys):
