@@ -26,7 +26,9 @@ PARTS = {
   "Beam search": ("infer/beam", "BeamSearch"),
   "A conversation": ("infer/chat", "Session Session.__init__ Session.ask Session.clear Round"),
   "Memory by arithmetic": ("plan/memory", "Memory Memory.total Memory.plot decoding training smallest"),
-  "Pictures of rows": ("show", "tokens row attention lengths scores heldout"),
+  "Pictures of rows": ("show", "tokens row attention lengths scores heldout stacked shards timeline"),
+  "A step on devices that are here": ("plan/here", "step Step Step.sent Exchange"),
+  "A pipeline's schedule": ("train/pipeline/timeline", "of Turn"),
   "Pictures and tables": ("display", "Picture Picture.save Figures figure plain grey_picture"),
 }
 

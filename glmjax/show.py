@@ -4,6 +4,7 @@ Rows are those of docs/architecture.md, without the batch axis, as data/rows.py 
 """
 
 import functools
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -184,6 +185,114 @@ def heldout(figures: Mapping[str, Mapping[str, float]]) -> display.Picture:
     )
     display.plain(axes)
   return display.grey_picture(figure)
+
+
+def stacked(named: Mapping[str, Mapping[str, float]], unit: str) -> display.Picture:
+  """Draws a bar for each name, of parts that add up, as memory by what it is for; `unit` says what of, and in what."""
+  parts = list(dict.fromkeys(part for sizes in named.values() for part in sizes))
+  figure = display.figure(9, 1.3 + 0.38 * len(named))
+  axes = figure.add_subplot()
+  looks = itertools.cycle(itertools.product(("", "////", "...."), ("#f2f2f2", "#bdbdbd", "#777777", "#333333")))
+  begin = np.zeros(len(named))
+  for part, (hatch, colour) in zip(parts, looks):
+    sizes = np.array([each.get(part, 0.0) for each in named.values()])
+    look = {"color": colour, "edgecolor": display.INK if colour != "#333333" else "#999999", "linewidth": 0.6}
+    axes.barh(list(named), sizes, left=begin, height=0.65, hatch=hatch, label=part, **look)
+    begin += sizes
+  for i, total in enumerate(begin):
+    axes.annotate(f"{total:,.2f}", (total, i), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8)
+  axes.invert_yaxis()
+  axes.set_xlim(0, 1.12 * begin.max())
+  axes.set_xlabel(unit, color=display.INK)
+  axes.legend(frameon=False, fontsize=8, labelcolor=display.INK, loc="center left", bbox_to_anchor=(1, 0.5))
+  display.plain(axes)
+  return display.grey_picture(figure)
+
+
+def shards(array: Any) -> display.Picture:
+  """Draws which devices hold which part of an array: one panel for each entry of a third axis, if it has one.
+
+  Args:
+    array: a jax.Array, or a jax.ShapeDtypeStruct with a sharding, of two or three axes.
+  """
+  panels, down, across = (1, *array.shape) if len(array.shape) == 2 else array.shape
+  holders: dict[tuple[tuple[int, int], ...], list[int]] = {}
+  for device, index in array.sharding.devices_indices_map(array.shape).items():
+    part = tuple(each.indices(size)[:2] for each, size in zip(index, array.shape))
+    holders.setdefault(part, []).append(device.id)
+  figure = display.figure(1 + 2.2 * panels, 2.6)
+  for panel in range(panels):
+    axes = figure.add_subplot(1, panels, panel + 1)
+    for n, (part, devices) in enumerate(sorted(holders.items())):
+      (first, behind), (top, bottom), (left, right) = ((0, 1), *part) if len(part) == 2 else part
+      if first <= panel < behind:
+        grey = f"{0.95 - 0.35 * n / max(len(holders) - 1, 1):.3f}"
+        names = _devices(devices)
+        _box(axes, (left, top, right - left, bottom - top), grey, names, size=min(9, 70 / len(names)))
+    axes.set_xlim(0, across)
+    axes.set_ylim(down, 0)
+    axes.set_xticks([0, across])
+    axes.set_yticks([0, down])
+    axes.set_title(f"first axis: {panel}" if panels > 1 else "", fontsize=9, color=display.INK)
+    display.plain(axes)
+  figure.supxlabel("last axis, entries (in each part: the numbers of its devices)", fontsize=9, color=display.INK)
+  figure.supylabel("axis before it, entries", fontsize=9, color=display.INK)
+  return display.grey_picture(figure)
+
+
+def _devices(numbers: Sequence[int]) -> str:
+  """Writes numbers of devices, those that follow one another as 0-3."""
+  found: list[list[int]] = []
+  for number in sorted(numbers):
+    if found and found[-1][-1] == number - 1:
+      found[-1].append(number)
+    else:
+      found.append([number])
+  return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in found)
+
+
+class Turn(Protocol):
+  """What a picture needs of `glmjax.train.pipeline.timeline.Turn`."""
+
+  tick: int
+  stage: int
+  microbatch: int
+  backward: bool
+
+
+def timeline(turns: Sequence[Turn]) -> display.Picture:
+  """Draws a pipeline's schedule: stages down, ticks across, micro-batches as numbers; forward light, backward dark.
+
+  In a tick with both the forward one is drawn above the other.
+  """
+  ticks, stages = (max(getattr(turn, name) for turn in turns) + 1 for name in ("tick", "stage"))
+  both = len({(turn.tick, turn.stage) for turn in turns}) < len(turns)
+  figure = display.figure(1 + 9 * min(1.0, ticks / 24), 0.9 + (0.55 if both else 0.35) * stages)
+  axes = figure.add_subplot()
+  for turn in turns:
+    colour, half = (_MASK if turn.backward else _CONTEXT), (0.5 if both else 1.0)
+    top = turn.stage + (half if both and turn.backward else 0)
+    _box(axes, (turn.tick, top, 1, half), colour, str(turn.microbatch), size=8)
+  for stage in range(stages + 1):
+    axes.axhline(stage, color=display.INK, linewidth=0.8)
+  axes.set_xlim(0, ticks)
+  axes.set_ylim(stages, 0)
+  axes.set_xticks(np.arange(0, ticks, 2 if ticks > 16 else 1) + 0.5, range(0, ticks, 2 if ticks > 16 else 1))
+  axes.set_yticks(np.arange(stages) + 0.5, range(stages))
+  axes.set_xlabel("tick (number in a box: micro-batch; light: forward, dark: backward)", color=display.INK)
+  axes.set_ylabel("stage", color=display.INK)
+  display.plain(axes)
+  return display.grey_picture(figure)
+
+
+def _box(axes: Any, place: tuple[float, float, float, float], colour: str, label: str, size: float) -> None:
+  """Draws a box at (left, top, width, height) with a label in it."""
+  from matplotlib import patches
+
+  left, top, width, height = place
+  axes.add_patch(patches.Rectangle((left, top), width, height, facecolor=colour, edgecolor="#888888", linewidth=0.6))
+  ink = "#ffffff" if colour == _MASK else "#000000"
+  axes.text(left + width / 2, top + height / 2, label, ha="center", va="center", fontsize=size, color=ink)
 
 
 def _used(row: rows_lib.Row) -> int:

@@ -12,6 +12,8 @@ from glmjax import show
 from glmjax import tokens
 from glmjax.data import rows
 from glmjax.data import spans
+from glmjax.train import pipeline
+from glmjax.train.pipeline import timeline
 
 TEXT = "ab $_^{}\\%图\n"
 
@@ -91,6 +93,22 @@ def test_an_evaluation_is_drawn_with_and_without_blanks():
   blanks = {"unigram_accuracy": 0.05, "infill_accuracy_left_only": 0.2, "infill_accuracy": 0.3}
   with_blanks = show.heldout({"en": read | blanks, "zh": read | blanks})
   assert with_blanks.png != show.heldout({"en": read, "zh": read}).png
+
+
+def test_parts_are_stacked():
+  sizes = {"data 8": {"parameters": 1.0, "optimizer": 2.0}, "fsdp 8": {"parameters": 0.1}}
+  assert show.stacked(sizes, "memory, MB").png != show.stacked({"data 8": sizes["data 8"]}, "memory, MB").png
+
+
+@pytest.mark.parametrize("numbers, said", [([3, 0, 1, 2], "0-3"), ([0, 4], "0, 4"), ([0, 1, 5], "0-1, 5")])
+def test_devices_are_named_in_runs(numbers, said):
+  assert show._devices(numbers) == said
+
+
+@pytest.mark.parametrize("kind", ["1f1b", "gpipe"])
+def test_schedules_are_drawn(kind):
+  few, many = (timeline.of(pipeline.Pipeline(2, count, 1, 2, kind)) for count in (2, 4))
+  assert show.timeline(few).png != show.timeline(many).png
 
 
 def test_chinese_is_written_where_a_font_has_it(monkeypatch):

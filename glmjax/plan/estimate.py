@@ -152,19 +152,23 @@ def exchange_seconds(kind: str, sent: float, group: int, stride: int, aim: targe
   )
 
 
+def times(c: collectives.Collective, trips: Mapping[str, int]) -> int:
+  """Says how often a collective runs; `trips`: of the loops that the compiler cannot count, by their scopes."""
+  return c.times() * (math.prod(n for loop, n in trips.items() if loop in c.source) if None in c.loops else 1)
+
+
 def _describe(
   c: collectives.Collective, trips: Mapping[str, int], aim: targets.Target, mesh: Mapping[str, int]
 ) -> dict[str, Any]:
-  times = c.times() * (math.prod(n for loop, n in trips.items() if loop in c.source) if None in c.loops else 1)
-  names = tuple(mesh)
+  count, names = times(c, trips), tuple(mesh)
   behind = names[max(map(names.index, c.axes)) + 1 :] if c.axes else ()
   stride = math.prod(mesh[axis] for axis in behind)
   return {
     "kind": c.kind,
     "axes": list(c.axes),
-    "bytes": c.sent * times,
-    "times": times,
-    "seconds": times * exchange_seconds(c.kind, c.sent, c.group, stride, aim),
+    "bytes": c.sent * count,
+    "times": count,
+    "seconds": count * exchange_seconds(c.kind, c.sent, c.group, stride, aim),
   }
 
 
