@@ -2,6 +2,7 @@
 
 import pathlib
 import re
+import shlex
 import shutil
 
 import forked
@@ -83,6 +84,18 @@ def test_steps_on_one_device_train(name, folder, server):
   assert ended.status == 0, ended
   workdir = re.search(r'^WORKDIR = "(.*)"$', FILES[name], re.MULTILINE)[1]
   assert len((folder / workdir / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+@pytest.mark.slow
+def test_what_was_trained_is_exported_and_answers(folder, server):
+  """The commands of the last step, behind those of the GPU's."""
+  last = re.findall(r"^```sh\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)[-1]
+  (folder / "prompts.jsonl").write_text('{"prompt": "On day [MASK]"}\n', encoding="utf-8")
+  train = ["train", "--gin_file=gpu.gin", *(f"--gin.{binding}" for binding in SMALL), "--stop_at_step=2"]
+  for argv in [train, *(shlex.split(line)[1:] for line in last.splitlines())]:
+    ended = server.command(*argv, cwd=folder)
+    assert ended.status == 0, ended
+  assert len((folder / "answers.jsonl").read_text().splitlines()) == 1
 
 
 @pytest.mark.slow
