@@ -130,9 +130,10 @@ def place(tmp_path, monkeypatch):
 def check_glmjax(words: list[str], settings: dict[str, str]) -> None:
   """Flags, gin files, macros and parameters; only flags where values are left to the reader, or not given."""
   arguments = [word for word in words if not word.startswith("--stages")]
+  named = all(re.fullmatch(r"--[a-z_]+", word) for word in arguments[1:])  # as in "`glmjax plan --search` ranks ..."
   if len(arguments) == 1:
     assert arguments[0] in commands.COMMANDS
-  elif any("..." in word or "NAME" in word for word in arguments) or arguments[1:] == ["--json"]:
+  elif named or any("..." in word or "NAME" in word for word in arguments):
     run_lib._parse_flags([word for word in arguments if word != "..." and not word.startswith("--gin.")])
   else:
     assert cli.main(arguments) == 0
