@@ -8,7 +8,7 @@ import pathlib
 from sphinx.application import Sphinx
 
 project = "glmjax"
-copyright = "the authors of glmjax"  # noqa: A001
+copyright = "the authors of glmjax"
 extensions = ["myst_nb"]
 include_patterns = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/*.md", "notebooks/*.ipynb"]
 root_doc = "docs/index"

@@ -14,7 +14,12 @@ from glmjax.config import gin_files
 ROOT = pathlib.Path(__file__).parent.parent
 TEXTS = {
   str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
-  for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+  for path in [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "CHANGELOG.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+  ]
 }
 PYTHON = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
