@@ -1,1 +1,1 @@
-"""seqio tasks, mixtures and vocabularies; installed as glmjax.tasks. Only the CLI imports it."""
+"""What is seqio's: vocabulary, sources, registered tasks; installed as glmjax.tasks. Gin files and users import it."""
