@@ -226,9 +226,8 @@ def shards(array: Any) -> display.Picture:
     for n, (part, devices) in enumerate(sorted(holders.items())):
       (first, behind), (top, bottom), (left, right) = ((0, 1), *part) if len(part) == 2 else part
       if first <= panel < behind:
-        grey = f"{0.95 - 0.35 * n / max(len(holders) - 1, 1):.3f}"
-        names = _devices(devices)
-        _box(axes, (left, top, right - left, bottom - top), grey, names, size=min(9, 70 / len(names)))
+        colour, names = (_CONTEXT, _TARGET)[n % 2], _devices(devices)
+        _box(axes, (left, top, right - left, bottom - top), colour, names, size=min(9, 70 / len(names)))
     axes.set_xlim(0, across)
     axes.set_ylim(down, 0)
     axes.set_xticks([0, across])

@@ -11,8 +11,18 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 SOURCES = sorted((ROOT / "notebooks").glob("[0-9]*.py"))
-SMALL = {"01_blank_infilling": {"ROWS": 40}}  # the parameters of a run that takes seconds
-PICTURES = {"01_blank_infilling": 11}
+MESHES = {
+  "data 8": {"data": 8},
+  "fsdp 8": {"data": 1, "fsdp": 8},
+  "data 2, tensor 4": {"data": 2, "tensor": 4},
+  "data 2, stage 4": {"data": 2, "stage": 4},
+}
+SMALL = {  # the parameters of a run that takes seconds
+  "01_blank_infilling": {"ROWS": 40},
+  "02_train_small": {"SAMPLE": False, "VOCABULARY": 600, "LAYERS": 2, "WIDTH": 64, "STEPS": 100, "BLANKS": 200},
+  "05_scaling": {"STEPS": 2, "MESHES": MESHES},
+}
+PICTURES = {"01_blank_infilling": 11, "02_train_small": 4, "05_scaling": 8}
 
 
 def _build():
