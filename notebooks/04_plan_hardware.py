@@ -1,0 +1,371 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # What hardware does it take?
+#
+# How much memory does a model need, to answer and to be trained; which cards have it; what do four bits change, and
+# what does a longer context? Most of that is arithmetic on a handful of numbers, and arithmetic is instant. What it
+# leaves out, a **plan** finds: it compiles the very program that would run, for cards that are not here.
+#
+# *Takes* two minutes on two cores (one of them compiling) and 1 GB of memory, once things are installed; less than
+# ten seconds where the compilers of GPUs are not installed. No GPU, no network, no TensorFlow.
+
+# %%
+# Installs what is missing: nothing where glmjax is installed; on Colab two minutes. There, upload glmjax's wheel
+# first, to beside this notebook (`make dist` in a checkout makes it).
+import importlib.metadata
+import importlib.util
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+if missing := [name for name in ("glmjax", "sentencepiece", "matplotlib") if importlib.util.find_spec(name) is None]:
+  here = pathlib.Path.cwd()
+  checkouts = [str(folder) for folder in (here, here.parent) if (folder / "glmjax" / "show.py").is_file()]
+  sources = checkouts + sorted(map(str, here.glob("glmjax-*.whl")), reverse=True)
+  if not sources:
+    raise SystemExit(f"{', '.join(missing)} missing: put glmjax's wheel (glmjax-*.whl) beside this notebook")
+  has_tpu = any(name.startswith("TPU_") for name in os.environ) or pathlib.Path("/dev/accel0").exists()
+  jax = "jax[cuda12]" if shutil.which("nvidia-smi") else "jax[tpu]" if has_tpu else "jax"  # of this machine's devices
+  subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", f"{sources[0]}[report]", jax], check=True)
+  importlib.invalidate_caches()
+imported = getattr(sys.modules.get("jax"), "__version__", None)
+if imported not in (None, importlib.metadata.version("jax")):
+  raise SystemExit("jax was imported before it was upgraded: restart the session, then run all cells")
+
+# %% tags=["parameters"]
+# A model of your own: rows of its vocabulary, layers, width, heads, inner width of its networks, longest text.
+OWN = {"vocab_size": 50_304, "num_layers": 24, "embed_dim": 2_048, "num_heads": 16, "mlp_dim": 5_504}
+OWN["max_length"] = 2_048
+CONTEXT = 2_048  # tokens of question and answer together
+ROWS = 16  # texts that are trained on at a time
+LAYERS = None  # of the plans that are compiled; None: all of each model's
+PYTHON = os.environ.get("GLMJAX_PLAN_PYTHON")  # of an environment with the compilers; None: this one, if it has them
+
+# %% [markdown]
+# ## Three models
+#
+# Yours, and two that were published. The sizes are all that memory depends on.
+
+# %%
+import dataclasses
+
+from IPython.display import HTML, display
+from matplotlib import ticker
+
+import glmjax
+from glmjax import display as drawing
+from glmjax import errors
+from glmjax.models import params
+from glmjax.models.config import GLMConfig
+from glmjax.parallel.mesh import MeshConfig
+from glmjax.plan import memory, programs, targets
+
+MODELS = {
+  "your own": GLMConfig(**OWN, dtype="float16"),
+  "ChatGLM-6B": GLMConfig(130_528, 28, 4_096, 32, 16_384, positions="rotary_2d", mlp="gelu_tanh", dtype="float16"),
+  "GLM-130B": GLMConfig(150_528, 70, 12_288, 96, 32_768, dtype="float16"),
+}
+GIB = targets.GIB
+counts = {name: params.count(model) for name, model in MODELS.items()}
+assert counts["ChatGLM-6B"] == 6_173_286_400
+for name, count in counts.items():
+  print(f"{name:12} {count / 1e9:7.2f} billion parameters")
+
+# %% [markdown]
+# ## To answer: weights and cache
+#
+# A weight takes two bytes in 16 bits, one in INT8, half a byte in INT4. Only the large matrices of the layers are
+# quantized; the embedding table keeps its 16 bits, which is why a model with few layers gains less.
+#
+# Besides there is the **KV cache**: what each layer keeps of every token it has read, so as not to read it again. It
+# is in 16 bits whatever the weights are in. Here is one conversation of `CONTEXT` tokens:
+
+
+# %%
+GREYS = ("#333333", "#777777", "#b5b5b5", "#e3e3e3")
+
+
+def stacked(axes, names, memories, labels):
+  """Draws memories as bars beside each other; `labels` says which of their parts, summed, lie on top of each other."""
+  below = [0.0] * len(memories)
+  for grey, (label, parts) in zip(GREYS, labels.items(), strict=True):
+    sizes = [sum(each.parts.get(part, 0.0) for part in parts) / GIB for each in memories]
+    axes.bar(names, sizes, bottom=below, color=grey, edgecolor=drawing.INK, linewidth=0.6, width=0.6, label=label)
+    below = [low + size for low, size in zip(below, sizes)]
+  for name, total in zip(names, below):
+    axes.annotate(f"{total:,.1f}", (name, total), xytext=(0, 3), textcoords="offset points", ha="center", fontsize=9)
+  axes.margins(y=0.12)
+  drawing.plain(axes)
+
+
+def answering(model, bits, context=CONTEXT, cards=1):
+  """What a card holds while it answers."""
+  work = programs.Decode(context=context, bits=None if bits == 16 else bits)
+  return memory.decoding(model, work, MeshConfig(data=1, tensor=cards))
+
+
+figure = drawing.figure(10, 3.4)
+labels = {
+  "layers: mlp": ["mlp"],
+  "layers: attention": ["attention"],
+  "embedding, norms": ["embedding", "norms", "head"],
+  "KV cache": ["KV cache"],
+}
+for place, (name, model) in enumerate(MODELS.items(), 1):
+  axes = figure.add_subplot(1, len(MODELS), place)
+  stacked(axes, ["16 bits", "INT8", "INT4"], [answering(model, bits) for bits in (16, 8, 4)], labels)
+  axes.set_title(name, color=drawing.INK, fontsize=11)
+  axes.set_ylabel("memory, GiB" if place == 1 else "", color=drawing.INK)
+axes.legend(frameon=False, fontsize=8, labelcolor=drawing.INK)
+drawing.grey_picture(figure)
+
+# %% [markdown]
+# The same as numbers, for your own model in INT4:
+
+# %%
+answering(MODELS["your own"], 4)
+
+# %% [markdown]
+# ## The cards
+#
+# By their makers' figures. The memory says *whether* a model runs; the bandwidth says how fast it can answer at most,
+# since every token reads all weights once; the products (TFLOP/s) matter for training and for reading long prompts.
+
+# %%
+head = ("card", "memory, GiB", "usable", "bandwidth, GB/s", "TFLOP/s, 16 bits", "GB/s to its neighbours", "watts")
+HTML(
+  drawing.table(
+    head,
+    [
+      (
+        name,
+        f"{chip.memory_bytes / GIB:,.1f}",
+        f"{targets.room(chip) / GIB:,.1f}",
+        f"{chip.memory_bandwidth / 1e9:,.0f}",
+        f"{chip.peak_flops / 1e12:,.0f}",
+        f"{chip.inner_links / 1e9:,.0f}",
+        "" if chip.watts is None else f"{chip.watts:,.0f}",
+      )
+      for name, chip in targets.CHIPS.items()
+    ],
+  )
+)
+
+# %% [markdown]
+# ## Which card runs which model?
+#
+# How many of a card, of 1, 2, 4, ..., hold weights and cache of one conversation of `CONTEXT` tokens. **By
+# arithmetic**: what the program takes besides is left out (up to 1.4 GiB, or a tenth, in the programs that were
+# compiled), so that a card that is nearly full may be one too few. `glmjax plan --fits` compiles each cell; its
+# answers differed in one of 150 (docs/hardware.md).
+
+# %%
+CARDS = [name for name, chip in targets.CHIPS.items() if chip.platform == "cuda"]
+sets = {
+  (name, bits): [
+    memory.smallest(model, programs.Decode(context=CONTEXT, bits=None if bits == 16 else bits), card) for card in CARDS
+  ]
+  for name, model in MODELS.items()
+  for bits in (16, 8, 4)
+}
+assert sets["GLM-130B", 4][CARDS.index("rtx3090")] == 4  # as its authors ran it
+shown = [(name, bits, *(count or "-" for count in row)) for (name, bits), row in sets.items()]
+HTML(drawing.table(("model", "bits", *CARDS), shown))
+
+# %% [markdown]
+# ## A longer context
+#
+# Weights are there once, the cache grows with every token of every conversation. Each line is a model, read from left
+# to right; where it crosses a dashed line, that card is full. (What a model was trained for is another matter:
+# ChatGLM-6B and GLM-130B end at 2,048 tokens.)
+
+
+# %%
+def line(axes, card, along):
+  """Draws what is usable of a card as a dashed line across the axes "x" or "y", its name beyond the frame."""
+  room = targets.room(targets.CHIPS[card]) / GIB
+  draw = axes.axvline if along == "x" else axes.axhline
+  draw(room, color="#777777", linestyle=(0, (4, 3)), linewidth=0.9)
+  if along == "x":
+    axes.text(room, 1.02, card, transform=axes.get_xaxis_transform(), ha="center", fontsize=8)
+  else:
+    axes.text(1.01, room, card, transform=axes.get_yaxis_transform(), va="center", fontsize=8)
+
+
+def in_gib(axis):
+  """Counts an axis in powers of two."""
+  axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+  axis.set_major_locator(ticker.LogLocator(base=4))
+  axis.set_minor_locator(ticker.NullLocator())
+  axis.set_major_formatter(lambda gib, _: f"{gib:g}")
+
+
+contexts = [1 << i for i in range(9, 17)]
+figure = drawing.figure(10, 3.6)
+for place, bits in enumerate((16, 4), 1):
+  axes = figure.add_subplot(1, 2, place)
+  for mark, (name, model) in zip("so^", reversed(MODELS.items())):
+    sizes = [answering(model, bits, context).total / GIB for context in contexts]
+    axes.plot(contexts, sizes, color=drawing.INK, marker=mark, markersize=4, linewidth=1, label=name)
+  for card in ("rtx2080ti", "rtx3090", "a100-80"):
+    line(axes, card, "y")
+  axes.set_xscale("log", base=2)
+  axes.set_xticks(contexts, [f"{context:,}" for context in contexts], fontsize=7)
+  in_gib(axes.yaxis)
+  axes.set_ylim(0.5, 1_024)
+  axes.set_xlabel("context, tokens", color=drawing.INK)
+  axes.set_ylabel("weights and cache, GiB", color=drawing.INK)
+  axes.set_title("16 bits" if bits == 16 else f"INT{bits}", loc="left", color=drawing.INK, fontsize=11)
+  drawing.plain(axes)
+axes.legend(frameon=False, fontsize=8, labelcolor=drawing.INK, loc="upper left")
+drawing.grey_picture(figure)
+
+# %% [markdown]
+# With the sliders, any context and precision. Behind each bar: its size, and how many of two cards hold it.
+
+
+# %%
+def needs(context, bits):
+  """Draws what each model needs, and how many RTX 3090 or A100 hold it."""
+  figure = drawing.figure(9, 2.3)
+  axes = figure.add_subplot()
+  work = programs.Decode(context=context, bits=None if bits == 16 else bits)
+  for name, model in MODELS.items():
+    size = answering(model, bits, context).total / GIB
+    held = ", ".join(f"{memory.smallest(model, work, card) or 'no'} x {card}" for card in ("rtx3090", "a100-80"))
+    axes.barh(name, size, color="#b5b5b5", edgecolor=drawing.INK, linewidth=0.6, height=0.6)
+    axes.text(1.02, name, f"{size:,.1f} GiB: {held}", transform=axes.get_yaxis_transform(), va="center", fontsize=9)
+  for card in ("rtx3090", "a100-80"):
+    line(axes, card, "x")
+  in_gib(axes.xaxis)
+  axes.set_xlim(0.5, 1_024)
+  precision = "16 bits" if bits == 16 else f"INT{bits}"
+  axes.set_xlabel(f"memory for {context:,} tokens in {precision}, GiB", color=drawing.INK)
+  axes.invert_yaxis()
+  drawing.plain(axes)
+  return drawing.grey_picture(figure)
+
+
+display(needs(CONTEXT, 4))
+if importlib.util.find_spec("ipywidgets"):
+  import ipywidgets
+
+  lengths = ipywidgets.SelectionSlider(options=contexts, value=4_096, description="context")
+  ipywidgets.interact(needs, context=lengths, bits=ipywidgets.SelectionSlider(options=[4, 8, 16], description="bits"))
+else:
+  print("the sliders need ipywidgets (pip install ipywidgets); call needs(8_192, 16) meanwhile")
+
+# %% [markdown]
+# ## To train
+#
+# Training holds the weights in 32 bits, two moments of each for AdamW (Muon: one), a gradient of each, and of every
+# token what backward will need: its **activations**. Four ways to train your own model on `ROWS` rows of text:
+#
+# - all on one card;
+# - with `remat="full"`, where backward computes the layers again from their inputs, which is all that is kept;
+# - on eight cards that split the weights and all that goes with them (*FSDP*);
+# - with both.
+
+# %%
+work = programs.Train(ROWS, OWN["max_length"])
+kept, again = (dataclasses.replace(MODELS["your own"], remat=remat) for remat in ("dots", "full"))
+one, eight = MeshConfig(data=1), MeshConfig(data=1, fsdp=8)
+ways = {
+  "one card": memory.training(kept, work, one),
+  "remat": memory.training(again, work, one),
+  "8 cards": memory.training(kept, work, eight),
+  "8 cards, remat": memory.training(again, work, eight),
+}
+assert ways["8 cards, remat"].total == min(each.total for each in ways.values())
+figure = drawing.figure(8, 3.4)
+axes = figure.add_subplot()
+parts = {part: [part] for part in ("weights", "optimizer", "gradients", "activations")}
+stacked(axes, list(ways), list(ways.values()), parts)
+for card in ("rtx3090", "a100-80"):
+  line(axes, card, "y")
+axes.set_ylabel("memory of a card, GiB, at least", color=drawing.INK)
+axes.legend(frameon=False, fontsize=8, labelcolor=drawing.INK)
+drawing.grey_picture(figure)
+
+# %% [markdown]
+# *At least*: a step also needs room for what it is computing just now. GLM-130B's compiled steps took 1.2 to 2.1 times
+# as much (docs/hardware.md). So:
+#
+# ## Compile it
+#
+# A plan asks the real compiler, on this machine's processor, for a card that is elsewhere, and reads how much memory
+# the program takes, and how fast it can be at best. Plans are gin files; these come with glmjax. First ChatGLM-6B in
+# INT4 on one RTX 2080 Ti:
+
+
+# %%
+def planned(file, model, expected, card, **sizes):
+  """The compiled plan's picture; the arithmetic's, and a line, where there is no compiler."""
+  if LAYERS is not None:
+    sizes |= {"num_layers": LAYERS}
+  bindings = [f"config.GLMConfig.{name} = {value!r}" for name, value in sizes.items()]
+  model = dataclasses.replace(model, num_layers=LAYERS or model.num_layers)
+  try:
+    plan = glmjax.plan(file, bindings=bindings, python=PYTHON)
+  except errors.InputError as error:
+    if "pip install" not in str(error):
+      raise
+    print(f"not compiled, so this is arithmetic: {error}")
+    return expected(model).plot(card)
+  least, found = expected(model).total, plan.figures["peak_bytes_per_device"]
+  print(f"{found / GIB:.2f} GiB; {least / GIB:.2f} of it by arithmetic")
+  print(f"at best {plan.figures['tokens_per_second']:,.0f} tokens/s; compiled in {plan.figures['compile_seconds']:.0f} s")
+  assert least <= found * 1.001
+  return plan.plot()
+
+
+planned(
+  "plans/chatglm_6b_int4_rtx2080ti_1.gin", MODELS["ChatGLM-6B"], lambda model: answering(model, 4, 2_048), "rtx2080ti"
+)
+
+# %% [markdown]
+# GLM-130B in INT4 on four RTX 3090, each of which holds a quarter of every matrix:
+
+# %%
+planned(
+  "plans/glm_130b_int4_rtx3090_4.gin", MODELS["GLM-130B"], lambda model: answering(model, 4, 2_048, cards=4), "rtx3090"
+)
+
+# %% [markdown]
+# And your own model in training, 24 rows of 2,048 tokens on one H100. The plan's file is of another model; yours takes
+# its place by *bindings*:
+
+# %%
+own = dataclasses.replace(MODELS["your own"], dtype="bfloat16", remat="full")
+planned(
+  "plans/gpt_1b_train_h100_1.gin",
+  own,
+  lambda model: memory.training(model, programs.Train(24, 2_048)),
+  "h100",
+  **OWN,
+  remat="full",
+  scan_layers=True,
+)
+
+# %% [markdown]
+# ## What to try next
+#
+# - Change `OWN`, `CONTEXT` and `ROWS`, and run all cells again.
+# - `glmjax.plan(..., target="rtx3090:8", bindings=["TENSOR = 8"])` plans the same for other cards; `.figures` has the
+#   exchanges between them, the FLOPs, and what would help where it does not fit (docs/hardware.md).
+# - `glmjax plan --search` tries meshes, `glmjax plan --fits` compiles the table of cards.
+# - The compilers come with `pip install '.[plan]'` in a checkout, best into an environment of its own (`PYTHON` above).
+# - Notebook 03 runs ChatGLM's architecture here; docs/scaling.md says how meshes split a model.
