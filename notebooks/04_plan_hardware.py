@@ -327,7 +327,9 @@ def planned(file, model, expected, card, **sizes):
     return expected(model).plot(card)
   least, found = expected(model).total, plan.figures["peak_bytes_per_device"]
   print(f"{found / GIB:.2f} GiB; {least / GIB:.2f} of it by arithmetic")
-  print(f"at best {plan.figures['tokens_per_second']:,.0f} tokens/s; compiled in {plan.figures['compile_seconds']:.0f} s")
+  print(
+    f"at best {plan.figures['tokens_per_second']:,.0f} tokens/s; compiled in {plan.figures['compile_seconds']:.0f} s"
+  )
   assert least <= found * 1.001
   return plan.plot()
 

@@ -20,9 +20,11 @@ MESHES = {
 SMALL = {  # the parameters of a run that takes seconds
   "01_blank_infilling": {"ROWS": 40},
   "02_train_small": {"SAMPLE": False, "VOCABULARY": 600, "LAYERS": 2, "WIDTH": 64, "STEPS": 100, "BLANKS": 200},
+  "03_chatglm": {"STEPS": 100},
+  "04_plan_hardware": {"LAYERS": 2},
   "05_scaling": {"STEPS": 2, "MESHES": MESHES},
 }
-PICTURES = {"01_blank_infilling": 11, "02_train_small": 4, "05_scaling": 8}
+PICTURES = {"01_blank_infilling": 11, "02_train_small": 4, "03_chatglm": 3, "04_plan_hardware": 7, "05_scaling": 8}
 
 
 def _build():
