@@ -118,14 +118,14 @@ def scores(named: Mapping[str, Score]) -> display.Picture:
   for i, ((name, score), (mark, colour)) in enumerate(zip(named.items(), marks)):
     bits = -np.asarray(score.log_probs) / np.log(2)
     look = {"markersize": 5 + 4 * (len(named) - i - 1), "markerfacecolor": colour, "markeredgecolor": display.INK}
-    axes.plot(places, bits, linestyle="none", marker=mark, label=name, zorder=i + 2, **look)
+    axes.plot(places, bits, linestyle="none", marker=mark, label=name, zorder=i + 2, clip_on=False, **look)
   names = [piece if _is_drawable(piece) else "?" for piece in map(_visible, first.pieces)]
   axes.set_xticks(places, names, rotation=60, fontsize=8, fontfamily=display.fonts())
   axes.set_xlabel("token", color=display.INK)
   axes.set_ylabel("unexpected by, bits", color=display.INK)
   axes.set_ylim(bottom=0)
   axes.margins(y=0.15)
-  axes.legend(frameon=False, labelcolor=display.INK)
+  axes.legend(frameon=False, labelcolor=display.INK, loc="upper left", bbox_to_anchor=(1, 1))
   display.plain(axes)
   return display.grey_picture(figure)
 

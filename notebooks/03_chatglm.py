@@ -54,7 +54,7 @@ if imported not in (None, importlib.metadata.version("jax")):
 FOLDER = None  # of ChatGLM-6B's files, as `git clone https://huggingface.co/THUDM/chatglm-6b` gives; None: a stand-in
 COMPARE = True  # with the float weights; False where they are too large: ChatGLM-6B's take 12.5 GiB, and as much disk
 QUESTIONS = ["What is the capital of France?", "And of Italy?", "天空为什么是蓝色的？"]
-STEPS = 120  # that the stand-in is trained for
+STEPS = 150  # that the stand-in is trained for
 
 # %% [markdown]
 # ## A stand-in, where there is no folder
@@ -174,12 +174,12 @@ if is_stand_in:
     workdir=work / "run",
     batches=schedules.Batches(8),
     total_samples=samples,
-    learning_rate=schedules.PiecewiseLinear((0, samples // 10, samples), (0.0, 3e-3, 1e-4)),
+    learning_rate=schedules.PiecewiseLinear((0, samples // 10, samples * 3 // 4, samples), (0.0, 3e-3, 3e-3, 1e-4)),
     optimizer=optimizer.AdamW(weight_decay=0.0),
     intervals=loop.Intervals(save=0, log=STEPS // 4),
   )
   glmjax.run("export", checkpoint=work / "run", out=folder, dtype="float16", format="chatglm-hf")
-  assert run.figures["loss"] < 0.2
+  assert run.figures["loss"] < 0.05
   display(run.plot())
 
 # %% [markdown]

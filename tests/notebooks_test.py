@@ -20,7 +20,7 @@ MESHES = {
 SMALL = {  # the parameters of a run that takes seconds
   "01_blank_infilling": {"ROWS": 40},
   "02_train_small": {"SAMPLE": False, "VOCABULARY": 600, "LAYERS": 2, "WIDTH": 64, "STEPS": 100, "BLANKS": 200},
-  "03_chatglm": {"STEPS": 100},
+  "03_chatglm": {"STEPS": 120},
   "04_plan_hardware": {"LAYERS": 2},
   "05_scaling": {"STEPS": 2, "MESHES": MESHES},
 }
