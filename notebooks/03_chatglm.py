@@ -294,7 +294,8 @@ question = "What is the capital of France?"
 likely, unlikely = model.score(
   ["The capital of France is Paris.", "The capital of France is Rome."], contexts=[question, question]
 )
-assert likely.total > unlikely.total
+if is_stand_in:
+  assert likely.total > unlikely.total
 display(likely, unlikely)
 
 # %% [markdown]
@@ -303,7 +304,8 @@ display(likely, unlikely)
 # %%
 choices = ["Italy", "France", "bread"]
 [scored] = model.score_choices(["Paris is the capital of [MASK], and Rome is the capital of Italy."], [choices])
-assert choices[scored.best] == "France"
+if is_stand_in:
+  assert choices[scored.best] == "France"
 Figures({choice: score.total for choice, score in zip(choices, scored.scores)})  # natural logarithms
 
 # %% [markdown]

@@ -17,8 +17,8 @@
 # what does a longer context? Most of that is arithmetic on a handful of numbers, and arithmetic is instant. What it
 # leaves out, a **plan** finds: it compiles the very program that would run, for cards that are not here.
 #
-# *Takes* two minutes on two cores (one of them compiling) and 1 GB of memory, once things are installed; less than
-# ten seconds where the compilers of GPUs are not installed. No GPU, no network, no TensorFlow.
+# *Takes* two minutes on two cores (one of them compiling) and 1 GB of memory, once things are installed; about ten
+# seconds where the compilers of GPUs are not installed. No GPU, no network, no TensorFlow.
 
 # %%
 # Installs what is missing: nothing where glmjax is installed; on Colab two minutes. There, upload glmjax's wheel
