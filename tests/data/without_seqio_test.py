@@ -99,3 +99,16 @@ cli.main(["train", "--gin_file=runs/uncached.gin"])
     "cache text files by cache_mixture.mixture = @mixtures.pretraining(), which does without (docs/data.md)"
   )
   assert uncached == "glmjax: this needs seqio: pip install 'glmjax[data]'"
+
+
+def test_one_process_refuses_another_cache_in_one_line(folder: pathlib.Path) -> None:
+  done = run(
+    folder,
+    """
+for command in (["tokenizer"], ["cache", "--num_workers=0"], ["cache", "--num_workers=0", "--num_shards=3"]):
+  status = cli.main([*command, "--gin_file=mine.gin"])
+sys.exit(status)
+""",
+  )
+  assert done.returncode == 2, done.stderr
+  assert done.stderr.splitlines()[-1].startswith(f"glmjax: {folder / 'cache'}: already a cache of mixture pretrain_")
