@@ -15,6 +15,8 @@ PYTEST := $(BIN)/python -m pytest -n 2
 CODE := glmjax tasks tests benchmarks notebooks docs/make_api.py docs/conf.py
 FAST := not slow and not gpu and not tpu
 
+# Targets share environments.
+.NOTPARALLEL:
 .PHONY: install install-run install-plan test test-all test-newest test-here lint lock docs site notebooks dist quickstart results clean
 
 install: $(VENV)/.installed  ## all that tests and development take
@@ -29,7 +31,7 @@ $(VENV)/.installed $(VENV)/.runs: setup.cfg pyproject.toml
 	  echo "this needs Python 3.11, 3.12 or 3.13: install one, or name it: make PYTHON=/path/to/python3.13 install" >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check -e '.[$(EXTRAS)]'
-	@touch $@
+	@touch $@ $(VENV)/.runs
 
 # An environment of its own: on a machine without GPUs every program beside JAX's CUDA plug-in prints that there are none.
 install-plan: $(PLAN)/.installed  ## the compilers of TPU and GPU, for glmjax plan
@@ -71,8 +73,8 @@ site: docs  ## these documents and the notebooks as a site, in build/site
 notebooks: install  ## runs them from start to end, and keeps what they show
 	$(BIN)/python notebooks/build.py
 
-dist: install  ## sdist and wheel in dist/, checked, then installed and used far from here, on the oldest Python and the newest
-	rm -rf dist build
+dist: install  ## sdist and wheel in dist/, checked, then installed and used far from here, on this Python and the newest
+	rm -rf dist build/lib build/bdist*
 	$(BIN)/python -m build --outdir dist .
 	$(BIN)/twine check --strict dist/*
 	GLMJAX_DIST=$(abspath dist) GLMJAX_PYTHONS="$(BIN)/python $(NEWEST)" $(BIN)/python -m pytest tests/packaging_test.py

@@ -119,7 +119,8 @@ def run(command: str, *gin_files: str, bindings: str | Sequence[str] = (), **arg
   plans have functions of their own.
 
   Args:
-    command: "text", "tokenizer", "cache", "evaluate", "export", "import", "inspect", "doctor" or "report".
+    command: "text", "tokenizer", "cache", "evaluate", "export", "import", "inspect", "launch", "doctor" or
+      "report".
     *gin_files: searched in the working directory and then among glmjax's own, later ones over earlier.
     bindings: one or several, as "VOCAB_SIZE = 4096", over those of the files.
     **arguments: the command's flags by their names, without dashes; and Python objects in place of what gin would bind,
@@ -131,7 +132,7 @@ def run(command: str, *gin_files: str, bindings: str | Sequence[str] = (), **arg
   Raises:
     errors.InputError: for what the user can mend.
   """
-  if command in _ELSEWHERE:
+  if isinstance(command, str) and command in _ELSEWHERE:
     raise errors.InputError(f'glmjax.run("{command}"): call {_ELSEWHERE[command]}(...) instead')
   result = _called(*_settled(command, gin_files, bindings, arguments))
   if not isinstance(result, dict):
@@ -160,7 +161,7 @@ def _settled(
   names = {*flags, *inspect.signature(getattr(importlib.import_module(module), function)).parameters}
   if unknown := [argument for argument in arguments if argument not in names]:
     close = signatures.nearest(unknown[0], names)
-    advice = f"did you mean {close}?" if close else f"there are {', '.join(sorted(names))}"
+    advice = f"did you mean {close}?" if close else f"there are {', '.join(sorted(names)) or 'none'}"
     raise errors.InputError(f"glmjax {name} has no argument {unknown[0]}; {advice}")
   options = argparse.Namespace(**{flag.parameter: None for flag in command.flags})
   for parameter in flags.keys() & arguments.keys():
@@ -230,7 +231,10 @@ def plan(
   command += [f"--gin_file={file}" for file in gin_files] + [f"--gin.{each}" for each in _listed(bindings)]
   if target is not None:
     command.append(f"--target={target}")
-  done = subprocess.run(command, capture_output=True, encoding="utf-8", stdin=subprocess.DEVNULL, check=False)
+  try:
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", stdin=subprocess.DEVNULL, check=False)
+  except OSError as error:
+    raise errors.InputError(f"python: cannot start {command[0]}: {errors.reason(error)}") from error
   if done.returncode:
     said = done.stderr.strip().splitlines() or ["it said nothing"]
     kind = errors.InputError if done.returncode == 2 else RuntimeError
@@ -244,4 +248,7 @@ def plan(
 
 
 def _listed(given: str | Sequence[str]) -> list[str]:
-  return [given] if isinstance(given, str) else list(given)
+  listed = [given] if isinstance(given, str) else given
+  if not isinstance(listed, (list, tuple)) or not all(isinstance(each, str) for each in listed):
+    raise errors.InputError(f'bindings is {repr(given)[:60]}: give text, as "TOTAL_SAMPLES = 640", or a list of such')
+  return list(listed)

@@ -7,6 +7,8 @@ import re
 from glmjax import errors
 from glmjax.io import paths, publish
 
+_SCRIPTS = ("Dockerfile", "*.sh", "*.sbatch", "*.yaml")  # also in setup.cfg, for the wheel
+
 
 def packaged_folder() -> pathlib.Path:
   """Returns where the scripts are: inside the installed package, or beside it in a checkout."""
@@ -21,7 +23,7 @@ def scripts(out: str | os.PathLike | None = None) -> dict[str, str]:
   Raises:
     errors.InputError: where another file has a script's name in that folder; then nothing is copied.
   """
-  found = sorted(path for path in packaged_folder().iterdir() if path.is_file())
+  found = sorted(path for pattern in _SCRIPTS for path in packaged_folder().glob(pattern))
   if out is not None:
     found = _copy(found, paths.local(out, "--out"))
   return {str(path): _purpose(path.read_text(encoding="utf-8")) for path in found}

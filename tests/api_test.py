@@ -287,3 +287,27 @@ def test_a_signal_is_an_interrupt_once_the_step_is_saved(monkeypatch):
   monkeypatch.setattr(run, "call", stopped)
   with pytest.raises(KeyboardInterrupt, match="saved; the same call goes on"):
     glmjax.train(workdir="nowhere", **objects())
+
+
+@pytest.mark.parametrize(
+  "call, words",
+  [
+    (lambda: glmjax.run(None), "no command None"),
+    (lambda: glmjax.run(["text"]), "no command"),
+    (lambda: glmjax.run("doctor", x=1), "no argument x; there are none"),
+    (lambda: glmjax.run("inspect", path="here", hashes="no"), "--hashes is 'no': give True or False"),
+    (lambda: glmjax.run("export", checkpoint="c", out=True), "--out is True"),
+    (lambda: glmjax.run("launch", out=5), "--out is 5: give a path"),
+    (lambda: glmjax.run("export", checkpoint="c", out="o", bits=5), "--bits is 5: choose one of 8, 4"),
+    (lambda: glmjax.run("report", bindings=5), "bindings is 5: give text"),
+    (lambda: glmjax.train("runs/quickstart.gin", bindings=[5]), r"bindings is \[5\]: give text"),
+    (lambda: glmjax.train("runs/quickstart.gin", overwrite="no"), "--overwrite is 'no': give True or False"),
+    (lambda: glmjax.plan("plans/glm_130b_int4_rtx3090_4.gin", python="/no/such"), "python: cannot start /no/such"),
+  ],
+)
+def test_odd_arguments_are_told_in_a_line(call, words, tmp_path, monkeypatch):
+  """Nothing is written, and nothing that is there is replaced."""
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(errors.InputError, match=words):
+    call()
+  assert not list(tmp_path.iterdir())

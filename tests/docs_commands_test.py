@@ -48,8 +48,10 @@ def fenced(text: str, language: str) -> list[str]:
 
 def scripts():
   """(where, text) of everything in a shell's language."""
-  made = subprocess.run(["make", "-n", "quickstart"], cwd=ROOT, capture_output=True, text=True).stdout
-  for command in re.findall(r"^\S*/(glmjax .*)", made, re.MULTILINE):
+  made = subprocess.run(["make", "-n", "quickstart"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+  commands_made = re.findall(r"^\S*/(glmjax .*)", made, re.MULTILINE)
+  assert len(commands_made) > 10, made
+  for command in commands_made:
     yield "Makefile", command
   for path in sorted((ROOT / "gin").rglob("*.gin")):
     header = re.sub(r"^#", "", path.read_text(encoding="utf-8").partition("\nfrom ")[0], flags=re.MULTILINE)

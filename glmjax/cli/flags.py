@@ -45,14 +45,27 @@ class Flag:
     """
     if self.type is pathlib.Path:
       return text if text == "-" else str(paths.local(text, self.name))
-    value = self._number(text) if self.type in (int, float) else text
-    if self.choices is not None and value not in self.choices:
-      raise errors.InputError(f"{self.name} is {_cut(text)}: choose one of {', '.join(map(str, self.choices))}")
-    return value
+    if self.choices is not None:
+      if text not in map(str, self.choices):
+        raise errors.InputError(f"{self.name} is {_cut(text)}: choose one of {', '.join(map(str, self.choices))}")
+      return self.type(text)
+    return self._number(text) if self.type in (int, float) else text
 
   def read_value(self, value: Any) -> Any:
-    """Returns what a Python object gives: of plain ones what their text would, others as they are."""
-    if self.type is bool or not isinstance(value, (str, os.PathLike, int, float)):
+    """Returns what a Python object gives: of plain ones what their text would, others as they are.
+
+    Raises:
+      errors.InputError: as `read`; for a truth value where none is taken, and for another value in its place.
+    """
+    if value is None or self.type is bool and isinstance(value, bool):
+      return value
+    if self.type is bool:
+      raise errors.InputError(f"{self.name} is {_cut(repr(value))}: give True or False")
+    if isinstance(value, bool):
+      raise errors.InputError(f"{self.name} is {value}: it is no flag that is on or off")
+    if self.type is pathlib.Path and isinstance(value, (int, float)):
+      raise errors.InputError(f"{self.name} is {value}: give a path")
+    if not isinstance(value, (str, os.PathLike, int, float)):
       return value
     return self.read(os.fspath(value) if isinstance(value, os.PathLike) else str(value))
 

@@ -60,8 +60,8 @@ def run(arguments: list[str]) -> int:
 
 def command_named(name: str) -> Command:
   """Returns the command of that name, or raises InputError."""
-  if name not in commands.COMMANDS:
-    close = signatures.nearest(name, commands.COMMANDS)
+  if not isinstance(name, str) or name not in commands.COMMANDS:
+    close = signatures.nearest(str(name), commands.COMMANDS)
     advice = f"did you mean {close}?" if close else f"there are {', '.join(commands.COMMANDS)}"
     raise errors.InputError(f"no command {name}; {advice}")
   return commands.COMMANDS[name]
@@ -103,7 +103,14 @@ def call(command: Command, given: dict[str, Any]) -> Any:
   """
   function = gin_files.configured(command.target)
   if "on_start" in inspect.signature(function).parameters:
-    given = given | {"on_start": lambda: _write_config(command, function)}
+    users = given.get("on_start")
+
+    def on_start() -> None:
+      _write_config(command, function)
+      if users is not None:
+        users()
+
+    given = given | {"on_start": on_start}
   result = function(**given)  # one that fails leaves no configuration: the folder may be another run's
   _write_config(command, function)
   return result

@@ -213,11 +213,13 @@ def on_mesh(mesh: mesh_lib.MeshConfig | str | None) -> Placement:
   """Returns a placement on the first devices of a mesh's size, as "tensor=4"; None: on the first device.
 
   Raises:
-    errors.InputError: when there are not so many devices.
+    errors.InputError: when it is no mesh, or there are not so many devices.
   """
   if mesh is None:
     return one_device()
   config = mesh_lib.parse(mesh) if isinstance(mesh, str) else mesh
+  if not isinstance(config, mesh_lib.MeshConfig):
+    raise errors.InputError(f"mesh is {repr(mesh)[:60]}: give text, as 'tensor=4', or a MeshConfig")
   devices = jax.devices()
   sizes = [getattr(config, axis) for axis in mesh_lib.AXES]
   if -1 not in sizes and jax.process_count() == 1:

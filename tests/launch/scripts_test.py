@@ -247,6 +247,13 @@ def test_copies_are_the_scripts_and_replace_nothing_else(tmp_path, capsys):
   assert copies[-1].read_text() == "of the user's" and not copies[0].exists()
 
 
+def test_the_image_installs_the_wheel():
+  """It takes what is built beside it, and nothing of a checkout."""
+  made = (LAUNCH / "Dockerfile").read_text()
+  [(source, target)] = re.findall(r"^COPY (\S+) (\S+)$", made, re.M)
+  assert source == "glmjax-*.whl" and f"{target}{source}" in re.search(r"^RUN pip install (.*)$", made, re.M)[1]
+
+
 def test_nothing_is_installed_from_an_index_that_does_not_have_it():
   """glmjax is not on the package index: every installation names a path, a wheel or an address."""
   root = LAUNCH.parent
