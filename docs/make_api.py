@@ -44,7 +44,8 @@ def _part(heading: str, module: str, names: list[str]) -> Iterator[str]:
   source = (FOLDER.parent / "glmjax" / f"{module}.py").read_text(encoding="utf-8")
   yield f"## {heading}\n"
   if heading != "glmjax":
-    yield f"In `glmjax.{module.replace('/', '.')}`.\n"
+    package, _, name = f"glmjax/{module}".replace("/", ".").rpartition(".")
+    yield f"`from {package} import {name}`\n"
   for name in names:
     node = _find(ast.parse(source), name.split("."))
     yield f"### `{name}`\n"

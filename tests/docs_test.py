@@ -62,6 +62,10 @@ def test_the_api_page_is_that_of_the_source():
   make_api = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(make_api)
   assert make_api.page() == TEXTS["docs/api.md"], "run `make docs`"
+  imports = re.findall(r"^`(from glmjax\S* import \w+)`$", TEXTS["docs/api.md"], re.MULTILINE)
+  assert len(imports) == len(make_api.PARTS) - 1
+  for each in imports:
+    exec(each, {})
 
 
 def test_python_blocks_name_what_there_is():

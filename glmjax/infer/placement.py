@@ -215,11 +215,9 @@ def on_mesh(mesh: mesh_lib.MeshConfig | str | None) -> Placement:
   Raises:
     errors.InputError: when it is no mesh, or there are not so many devices.
   """
-  if mesh is None:
+  config = mesh_lib.given(mesh)
+  if config is None:
     return one_device()
-  config = mesh_lib.parse(mesh) if isinstance(mesh, str) else mesh
-  if not isinstance(config, mesh_lib.MeshConfig):
-    raise errors.InputError(f"mesh is {repr(mesh)[:60]}: give text, as 'tensor=4', or a MeshConfig")
   devices = jax.devices()
   sizes = [getattr(config, axis) for axis in mesh_lib.AXES]
   if -1 not in sizes and jax.process_count() == 1:

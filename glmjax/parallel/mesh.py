@@ -68,6 +68,19 @@ def parse(text: str) -> MeshConfig:
   return MeshConfig(**{"data": 1} | sizes)
 
 
+def given(mesh: MeshConfig | str | None) -> MeshConfig | None:
+  """Returns the mesh of what a caller gave: as it is, or a text as `parse` reads it.
+
+  Raises:
+    errors.InputError: when it is neither, nor None.
+  """
+  if isinstance(mesh, str):
+    return parse(mesh)
+  if mesh is not None and not isinstance(mesh, MeshConfig):
+    raise errors.InputError(f"mesh is {repr(mesh)[:60]}: give text, as 'tensor=4', or a MeshConfig")
+  return mesh
+
+
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
   """Makes a mesh over `devices` (all by default), with Auto axes: jit chooses what the rules leave open."""
   devices = jax.devices() if devices is None else list(devices)

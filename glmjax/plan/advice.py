@@ -61,7 +61,7 @@ def _decoding(plan: _Plan, workload: programs.Decode) -> Iterator[tuple[str, flo
     ),
   )
   now = workload.bits or 8 * memory_lib.itemsize(model)
-  share = model.num_layers * memory_lib.kernels(model) / tensor / mesh["fsdp"]
+  share = model.num_layers * memory_lib.count_of_kernels(model) / tensor / mesh["fsdp"]
   yield from _first(
     plan, ((f"Decode.bits={bits}", plan.peak - share * (now - bits) / 8) for bits in (8, 4) if bits < now)
   )
@@ -82,7 +82,7 @@ def _offloads(plan: _Plan, workload: programs.Decode, size: float) -> Iterator[t
   """Counts layers into the host's memory, one after another; the first takes room for the largest kernel's copy too."""
   model, already = plan.model, workload.offload_layers
   parts = plan.mesh["tensor"] * plan.mesh["fsdp"]
-  layer = size * memory_lib.kernels(model) / parts
+  layer = size * memory_lib.count_of_kernels(model) / parts
   copy = 0.0 if already else size * model.mlp_branches * model.embed_dim * model.mlp_dim / parts
   for layers in range(already + 1, model.num_layers + 1):
     yield f"programs.Decode.offload_layers={layers}", plan.peak + copy - (layers - already) * layer
@@ -113,28 +113,8 @@ def _training(plan: _Plan, workload: programs.Train) -> Iterator[tuple[str, floa
     scaled = (kept_now - less) / rows if ring is None else kept_now - less - ring * (1 - 1 / rows)
     return (held + sums) / split + scaled + other
 
-  shards = mesh["data"] * mesh["fsdp"]
   remats = [("", 0.0)] + ([("GLMConfig.remat=full", spared)] if spared > 0 else [])
-  fewer = [("", 1)] + [
-    (f"Train.micro_batch={micro // k}", k)
-    for k in _factors()
-    if micro % (shards * k) == 0 and not ticks and flows(dataclasses.replace(workload, micro_batch=micro // k), mesh)
-  ]
-  within = [("", 1)]
-  grown = "data" if workload.strategy == "zero1" else "fsdp"
-  if grown == "fsdp":
-    within += [
-      (f"MeshConfig.fsdp={mesh['fsdp'] * k}, MeshConfig.data={mesh['data'] // k}", k)
-      for k in _factors()
-      if mesh["data"] % k == 0 and _splits(model, fsdp=mesh["fsdp"] * k)
-    ]
-  beyond = [
-    (f"MeshConfig.{grown}={mesh[grown] * k}{_devices(plan, k)}", k)
-    for k in _factors()
-    if micro % (shards * k) == 0
-    and _splits(model, fsdp=shards * k)
-    and flows(workload, {**mesh, grown: mesh[grown] * k})
-  ]
+  fewer, within, beyond = _fewer_rows(mesh, workload), _within(plan, workload), _beyond(plan, workload)
   alone = []
   for some in (
     [(text, peak(less=less)) for text, less in remats[1:]],
@@ -149,6 +129,43 @@ def _training(plan: _Plan, workload: programs.Train) -> Iterator[tuple[str, floa
     or _first(plan, together)
     or _first(plan, ((_joined(r, b), peak(k, k, less)) for b, k in beyond for r, less in remats))
   )
+
+
+def _fewer_rows(mesh: Mapping[str, int], workload: programs.Train) -> list[tuple[str, int]]:
+  """Returns micro-batches, the present one first, each with how many times fewer its rows are."""
+  micro, shards = workload.micro_batch or workload.batch_size, mesh["data"] * mesh["fsdp"]
+  if memory_lib.is_1f1b(workload, mesh):
+    return [("", 1)]
+  return [("", 1)] + [
+    (f"Train.micro_batch={micro // k}", k)
+    for k in _factors()
+    if micro % (shards * k) == 0 and flows(dataclasses.replace(workload, micro_batch=micro // k), mesh)
+  ]
+
+
+def _within(plan: _Plan, workload: programs.Train) -> list[tuple[str, int]]:
+  """Returns meshes of as many devices, the present one first, each with how many times more it splits the state."""
+  mesh = plan.mesh
+  if workload.strategy == "zero1":
+    return [("", 1)]
+  return [("", 1)] + [
+    (f"MeshConfig.fsdp={mesh['fsdp'] * k}, MeshConfig.data={mesh['data'] // k}", k)
+    for k in _factors()
+    if mesh["data"] % k == 0 and _splits(plan.model, fsdp=mesh["fsdp"] * k)
+  ]
+
+
+def _beyond(plan: _Plan, workload: programs.Train) -> list[tuple[str, int]]:
+  """Returns meshes of more devices, each with how many times more they are, and split state and rows."""
+  mesh, grown = plan.mesh, "data" if workload.strategy == "zero1" else "fsdp"
+  micro, shards = workload.micro_batch or workload.batch_size, mesh["data"] * mesh["fsdp"]
+  return [
+    (f"MeshConfig.{grown}={mesh[grown] * k}{_devices(plan, k)}", k)
+    for k in _factors()
+    if micro % (shards * k) == 0
+    and _splits(plan.model, fsdp=shards * k)
+    and flows(workload, {**mesh, grown: mesh[grown] * k})
+  ]
 
 
 def _joined(*changes: str) -> str:

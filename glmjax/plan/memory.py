@@ -1,17 +1,22 @@
 """What memory a model takes, by arithmetic: of its sizes, the precision, the context, the mesh; nothing is compiled.
 
-Weights, cache and optimizer state are exact; activations are what layers keep for backward at least. What a program
-takes besides, a plan reads from the compiled one (estimate.py).
+Weights, cache and optimizer state are exact, but for Adam's counter of four bytes; gradients and activations are what
+a step holds at least. What a program takes besides, a plan reads from the compiled one (estimate.py).
 """
 
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
 
 from glmjax import display
 from glmjax import errors
+from glmjax import ranges
 from glmjax.infer import offload
+from glmjax.infer import placement as placement_lib
 from glmjax.models import config as config_lib
 from glmjax.models import params as params_lib
 from glmjax.parallel import mesh as mesh_lib
@@ -19,9 +24,9 @@ from glmjax.parallel import partitioning
 from glmjax.plan import picture
 from glmjax.plan import programs
 from glmjax.plan import targets
+from glmjax.train import feed
 from glmjax.train import optimizer as optimizer_lib
-
-_ONE = mesh_lib.MeshConfig(data=1)
+from glmjax.train import pipeline as pipeline_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,49 +54,64 @@ class Memory:
 
 
 def decoding(
-  model: config_lib.GLMConfig, work: programs.Decode = programs.Decode(), mesh: mesh_lib.MeshConfig = _ONE
+  model: config_lib.GLMConfig,
+  workload: programs.Decode = programs.Decode(),
+  mesh: mesh_lib.MeshConfig | str | None = None,
 ) -> Memory:
   """Returns what a device holds while a model answers: weights, in the model's `dtype` or quantized, and the KV cache.
 
+  Args:
+    mesh: as "tensor=4"; None: one device. data=-1, "all that are left", counts as 1: there are none here.
+
   Raises:
-    errors.InputError: for a model that does not divide over the mesh.
+    errors.InputError: for what inference would not split over the mesh.
   """
-  sizes = _sizes(mesh)
-  for name, size, axes in partitioning.uneven(params_lib.sizes(model), sizes):
-    raise errors.InputError(f"{name} {size} does not divide over {axes[0]}={sizes[axes[0]]}: choose another size")
-  rows = math.prod(sizes[axis] for axis in partitioning.ROW_AXES)
-  rows = work.batch // rows if work.batch % rows == 0 else work.batch  # of a device
-  cache = 2 * model.num_layers * rows * work.context * model.embed_dim * itemsize(model) // sizes["tensor"]
-  weights = _weights(model, work.bits, work.offload_layers, tuple(sizes.items()))
+  _check_kinds(model, workload, programs.Decode)
+  shape = _shape(mesh)
+  placement_lib.Placement(shape).check(model)
+  sizes = dict(shape.shape)
+  rows = partitioning.batch_shards(shape)
+  rows = workload.batch // rows if workload.batch % rows == 0 else workload.batch  # of a device
+  cache = 2 * model.num_layers * rows * workload.context * model.embed_dim * itemsize(model) // sizes["tensor"]
+  weights = _weights(model, workload.bits, workload.offload_layers, tuple(sizes.items()))
   return Memory({name: size for name, size in weights.items() if size} | {"KV cache": cache})
 
 
-def training(model: config_lib.GLMConfig, work: programs.Train, mesh: mesh_lib.MeshConfig = _ONE) -> Memory:
+def training(
+  model: config_lib.GLMConfig, workload: programs.Train, mesh: mesh_lib.MeshConfig | str | None = None
+) -> Memory:
   """Returns what a device holds at least in a training step: float32 weights and moments, a gradient (with ZeRO-1 of
   all weights, and their copy), and what layers keep for backward.
+
+  Args:
+    mesh: as "fsdp=8"; None: one device. data=-1, "all that are left", counts as 1: there are none here.
+
+  Raises:
+    errors.InputError: for what the trainer would not split over the mesh.
   """
-  sizes = _sizes(mesh)
-  share = params_lib.count(model) / (sizes["fsdp"] * sizes["tensor"] * sizes["stage"])
-  whole = gathered(model, work, sizes)
-  state = share / sizes["data"] if work.strategy == "zero1" else share
-  moments = 2 if isinstance(work.optimizer, optimizer_lib.AdamW) else 1
+  _check_kinds(model, workload, programs.Train)
+  shape = _shape(mesh)
+  _check_training(model, workload, shape)
+  sizes = dict(shape.shape)
+  weights, moments = _state(model, workload, sizes)
   return Memory(
     {
-      "weights": 4 * state,
-      "optimizer": 4 * moments * state,
-      "gradients": whole or 4 * share,
-      "activations": activations(model, work, sizes),
+      "weights": 4 * weights,
+      "optimizer": 4 * moments,
+      "gradients": gathered(model, workload, sizes) or 4 * weights,
+      "activations": activations(model, workload, sizes),
     }
   )
 
 
-def smallest(model: config_lib.GLMConfig, work: programs.Decode, card: str) -> int | None:
+def smallest(model: config_lib.GLMConfig, workload: programs.Decode, card: str) -> int | None:
   """Returns how many of a card, of 1, 2, 4, ... over which the model divides, hold weights and cache; None: none do.
 
   What a program takes besides is left out: `glmjax plan --fits` compiles, and now and then needs more.
   """
+  _check_kinds(model, workload, programs.Decode)
   room = targets.room(_chip(card))
-  counts = (n for n in sets(model) if decoding(model, work, mesh_lib.MeshConfig(data=1, tensor=n)).total <= room)
+  counts = (n for n in sets(model) if decoding(model, workload, mesh_lib.MeshConfig(data=1, tensor=n)).total <= room)
   return next(counts, None)
 
 
@@ -102,13 +122,55 @@ def sets(model: config_lib.GLMConfig) -> list[int]:
 
 
 def _chip(card: str) -> targets.Chip:
-  if card not in targets.CHIPS:
-    raise errors.InputError(f"card {card!r} is not known: there are {', '.join(targets.CHIPS)}")
+  ranges.choice("card", card, tuple(targets.CHIPS))
   return targets.CHIPS[card]
 
 
-def _sizes(mesh: mesh_lib.MeshConfig) -> dict[str, int]:
-  return {axis: max(1, size) for axis, size in dataclasses.asdict(mesh).items()}  # -1: of devices unknown here
+def _check_kinds(model: Any, workload: Any, kind: type[programs.Train] | type[programs.Decode]) -> None:
+  for name, value, wanted in (("model", model, config_lib.GLMConfig), ("workload", workload, kind)):
+    if not isinstance(value, wanted):
+      raise errors.InputError(f"{name} is of type {type(value).__name__}: give a {wanted.__module__}.{wanted.__name__}")
+
+
+def _shape(mesh: mesh_lib.MeshConfig | str | None) -> jax.sharding.AbstractMesh:
+  """Returns a mesh of no devices, which checks of sizes take as one of devices."""
+  config = mesh_lib.given(mesh) or mesh_lib.MeshConfig(data=1)
+  sizes = dataclasses.asdict(config) | ({"data": 1} if config.data == -1 else {})
+  for axis, size in sizes.items():
+    ranges.whole(f"MeshConfig.{axis}", size, 1)
+  return jax.sharding.AbstractMesh(tuple(sizes.values()), tuple(sizes))
+
+
+def _check_training(model: config_lib.GLMConfig, workload: programs.Train, mesh: jax.sharding.AbstractMesh) -> None:
+  """Raises InputError, by the trainer's own checks, where weights, rows or layers do not divide over the mesh."""
+  rules = partitioning.strategy(workload.strategy)
+  sizes = params_lib.sizes(model)
+  sizes.pop(params_lib.LAYERS)  # the stages may hold unlike numbers of them: the pipeline's check
+  partitioning.check_divisible(sizes, mesh, rules)
+  layout = feed.Layout.make(
+    mesh, rules, workload.batch_size, workload.micro_batch, workload.length, model.position_kind, model.vocab_size
+  )
+  pipeline_lib.make(workload.pipeline, model, mesh, layout.rows)
+
+
+def _state(model: config_lib.GLMConfig, workload: programs.Train, mesh: Mapping[str, int]) -> tuple[int, int]:
+  """Counts a device's weights, and the optimizer's moments of them: two of each, of the blocks' kernels one in Muon.
+
+  What lies outside of the layers every stage holds; of the layers as many as it has room for.
+  """
+  rules = dict(partitioning.strategy(workload.strategy))
+  rounds = workload.pipeline.rounds if mesh["stage"] > 1 else 1
+  group = math.ceil(model.num_layers / (mesh["stage"] * rounds))
+  muon = isinstance(workload.optimizer, optimizer_lib.Muon)
+  weights = moments = 0
+  for path, param in params_lib.table(model).items():
+    if not path.startswith(f"{params_lib.LAYERS}/"):
+      found = _elements(param.shape, param.axes, mesh, rules)
+      weights, moments = weights + found, moments + 2 * found
+  for param in params_lib.layer(model).values():
+    found = rounds * group * _elements(param.shape, param.axes, mesh, rules)
+    weights, moments = weights + found, moments + (1 if muon and param.matrix else 2) * found
+  return weights, moments
 
 
 @functools.lru_cache(maxsize=1024)
@@ -130,20 +192,27 @@ def _weights(
 def _stored(param: params_lib.Param, size: int, bits: int | None, mesh: Mapping[str, int]) -> int:
   """Returns a device's bytes of a parameter: `size` for each number, or codes and a float16 scale for each output."""
   rules = dict(partitioning.FSDP)
-
-  def elements(places: list[int]) -> int:
-    over = [rules.get(param.axes[i]) for i in places]
-    axes = [axis for each in over for axis in ((each,) if isinstance(each, str) else each or ())]
-    return math.prod(param.shape[i] for i in places) // math.prod(mesh[axis] for axis in axes)
-
-  every = list(range(len(param.shape)))
+  elements = _elements(param.shape, param.axes, mesh, rules)
   if bits is None:
-    return size * elements(every)
-  return elements(every) * bits // 8 + 2 * elements([i for i in every if i not in param.inputs])
+    return size * elements
+  outputs = [i for i in range(len(param.shape)) if i not in param.inputs]
+  scales = _elements([param.shape[i] for i in outputs], [param.axes[i] for i in outputs], mesh, rules)
+  return elements * bits // 8 + 2 * scales
+
+
+def _elements(
+  shape: Sequence[int], names: Sequence[str], mesh: Mapping[str, int], rules: Mapping[str, str | tuple[str, ...] | None]
+) -> int:
+  """Counts what a device holds of an array whose axes have these logical names."""
+  over = [rules.get(name) for name in names]
+  axes = [axis for each in over for axis in ((each,) if isinstance(each, str) else each or ())]
+  return math.prod(shape) // math.prod(mesh[axis] for axis in axes)
 
 
 def gathered(model: config_lib.GLMConfig, workload: programs.Train, mesh: Mapping[str, int]) -> float:
-  """Returns the bytes of ZeRO-1's copy of the weights and their float32 gradient, which data and fsdp do not split."""
+  """Returns the bytes of ZeRO-1's copy of the weights and their float32 gradient, which data and fsdp do not split; as
+  if stages split all of them, so at least.
+  """
   if workload.strategy != "zero1" or mesh["data"] * mesh["fsdp"] == 1:
     return 0.0
   return (itemsize(model) + 4) * params_lib.count(model) / (mesh["tensor"] * mesh["stage"])
@@ -209,8 +278,8 @@ def _row(model: config_lib.GLMConfig, workload: programs.Train, mesh: Mapping[st
   return itemsize(model) * workload.length / (mesh["data"] * mesh["fsdp"] * mesh["context"])
 
 
-def kernels(model: config_lib.GLMConfig) -> int:
-  """Returns the weights of a layer that are quantized or offloaded."""
+def count_of_kernels(model: config_lib.GLMConfig) -> int:
+  """Counts the weights of a layer that are quantized or offloaded."""
   return (params_lib.count_of_matmuls(model) - model.vocab_size * model.embed_dim) // model.num_layers
 
 

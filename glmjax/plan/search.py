@@ -184,7 +184,8 @@ def _ruled_out(candidate: _Candidate, aim: targets.Target) -> str | None:
     return "cut the rows unevenly into the pipeline's micro-batches"
   held, kept = _bytes(candidate)
   if held > targets.room(aim.chip):
-    return "hold weights and optimizer state that do not fit"
+    state = "optimizer state" if isinstance(work, programs.Train) else "a KV cache"
+    return f"hold weights and {state} that do not fit"
   return "keep more for backward than fits" if held + kept > targets.room(aim.chip) else None
 
 

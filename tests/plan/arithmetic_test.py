@@ -1,6 +1,7 @@
 """Memory by arithmetic: weights and cache to the byte, sets of cards and training steps against compiled plans."""
 
 import dataclasses
+import math
 import pathlib
 import re
 
@@ -11,10 +12,14 @@ from glmjax import errors
 from glmjax.infer import placement
 from glmjax.models import config as config_lib
 from glmjax.parallel import mesh as mesh_lib
+from glmjax.parallel import partitioning
 from glmjax.plan import estimate
 from glmjax.plan import memory
 from glmjax.plan import programs
 from glmjax.plan import targets
+from glmjax.train import optimizer
+from glmjax.train import pipeline
+from glmjax.train.pipeline import stage_layout
 
 MODELS = {
   "6b": config_lib.GLMConfig(130_528, 28, 4096, 32, 16_384, positions="rotary_2d", mlp="gelu_tanh", dtype="float16"),
@@ -87,6 +92,76 @@ def test_a_training_step_takes_at_least_this(here, tiny, remat):
   assert found.parts["weights"] == pytest.approx(plan["memory"]["parameters"], rel=0.01)
   assert found.parts["optimizer"] == pytest.approx(plan["memory"]["optimizer"], rel=0.01)
   assert found.total < plan["peak_bytes_per_device"]
+
+
+@pytest.mark.parametrize("layers", [4, 7])
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+  "mesh, workload",
+  [
+    ("data=1", programs.Train(8, 32)),
+    ("stage=4", programs.Train(8, 32)),
+    ("stage=4,tensor=2", programs.Train(8, 32, optimizer=optimizer.Muon())),
+    ("stage=2", programs.Train(8, 32, pipeline=pipeline.PipelineConfig(rounds=2, kind="gpipe"))),
+    ("data=2,fsdp=2,stage=2", programs.Train(8, 32, strategy="zero1")),
+    ("fsdp=2,tensor=4", programs.Train(8, 32, strategy="sequence", optimizer=optimizer.Muon())),
+  ],
+)
+def test_a_training_state_is_exact(tiny, layers, variant, mesh, workload):
+  """Of what a run holds, its layers in stages, but for Adam's counter; embeddings lie on every stage."""
+  model = dataclasses.replace(tiny, num_layers=layers, **variant)
+  found, config = memory.training(model, workload, mesh).parts, mesh_lib.parse(mesh)
+  devices = jax.devices()[: math.prod(dataclasses.astuple(config))]
+  device_mesh = mesh_lib.make_mesh(config, devices)
+  rules = partitioning.strategy(workload.strategy)
+  schedule = pipeline.make(workload.pipeline, model, device_mesh, workload.batch_size)
+  state = stage_layout.make(model, workload.optimizer.make(), device_mesh, rules, schedule).in_stages
+  held = [sum(map(estimate.shard_bytes, jax.tree.leaves(part))) for part in (state.params, state.opt_state)]
+  assert [found["weights"], found["optimizer"] + 4] == held
+
+
+@pytest.mark.parametrize(
+  "mesh, said",
+  [
+    ("tensor=5", "num_heads 4 does not divide over tensor=5"),
+    ("fsdp=7", "embed_dim 32 does not divide over fsdp=7"),
+    ({"fsdp": 0}, "MeshConfig.fsdp is 0"),
+    ({"tensor": -7}, "MeshConfig.tensor is -7"),
+    (3, "mesh is 3: give text, as 'tensor=4', or a MeshConfig"),
+    ("tensors=4", "mesh tensors=4: give sizes of data, fsdp"),
+  ],
+)
+def test_meshes_that_cannot_be_are_refused_alike(tiny, mesh, said):
+  mesh = mesh_lib.MeshConfig(**{"data": 1} | mesh) if isinstance(mesh, dict) else mesh
+  for ask, workload in ((memory.training, programs.Train(8, 32)), (memory.decoding, programs.Decode(context=32))):
+    with pytest.raises(errors.InputError, match=re.escape(said)):
+      ask(tiny, workload, mesh)
+
+
+def test_what_trainer_or_inference_refuses_is_refused(tiny):
+  for mesh, workload, said in (
+    ("data=16", programs.Train(8, 32), "batch size 8 does not divide"),
+    ("context=8", programs.Train(8, 36), "rows of 36 tokens do not divide"),
+    ("stage=3", programs.Train(8, 32), "pipeline micro-batches"),
+    ("stage=8", programs.Train(8, 32), "without a layer"),
+    (None, programs.Decode(), "workload is of type Decode: give a glmjax.plan.programs.Train"),
+  ):
+    with pytest.raises(errors.InputError, match=said):
+      memory.training(tiny, workload, mesh)
+  for axis in ("stage", "context"):
+    with pytest.raises(errors.InputError, match=f"{axis}=2 is for training"):
+      memory.decoding(tiny, mesh=f"{axis}=2")
+  with pytest.raises(errors.InputError, match="give a glmjax.plan.programs.Decode"):
+    memory.smallest(tiny, programs.Train(8, 32), "rtx3090")
+  with pytest.raises(errors.InputError, match="model is of type str"):
+    memory.decoding("tiny")
+  for card in (["rtx3090"], None):
+    with pytest.raises(errors.InputError, match="card is .*choose one of"):
+      memory.smallest(tiny, programs.Decode(), card)
+  assert (
+    memory.decoding(tiny, mesh="tensor=4").parts == memory.decoding(tiny, mesh=mesh_lib.MeshConfig(1, tensor=4)).parts
+  )
+  assert memory.decoding(tiny, mesh=None).parts == memory.decoding(tiny, mesh=mesh_lib.MeshConfig()).parts
 
 
 def test_it_is_drawn_and_told(tiny):
