@@ -8,6 +8,7 @@ import pathlib
 import re
 
 from glmjax import errors
+from glmjax import ranges
 from glmjax.data import text
 from glmjax.io import paths as paths_lib
 
@@ -68,7 +69,12 @@ def _is_set(path: pathlib.Path) -> bool:
 def caps(names: list[str], max_examples: Mapping[str, int] | int) -> dict[str, int]:
   """Returns how many examples of each set are taken at most, by a number for all or by name and pattern."""
   if not isinstance(max_examples, Mapping):
+    ranges.whole("max_examples", max_examples, 1)
     max_examples = {"*": max_examples}
+  for name, cap in max_examples.items():
+    if not isinstance(name, str):
+      raise errors.InputError(f"max_examples are given for {str(name)[:60]}: give names of sets, or patterns of names")
+    ranges.whole(f"max_examples of {name[:100]}", cap, 1)
   fits = {name: [cap for pattern, cap in max_examples.items() if fnmatch.fnmatchcase(name, pattern)] for name in names}
   without = [name for name, caps in fits.items() if not caps]
   unknown = [name for name in max_examples if name not in names and not glob.has_magic(name)]
@@ -77,6 +83,4 @@ def caps(names: list[str], max_examples: Mapping[str, int] | int) -> dict[str, i
     raise errors.InputError(
       f"max_examples are given for {sorted(max_examples)}, and {what}; the sets are {sorted(names)}"
     )
-  if any(cap < 1 for caps in fits.values() for cap in caps):
-    raise errors.InputError(f"max_examples {dict(max_examples)}: give 1 or more")
   return {name: caps[0] for name, caps in fits.items()}

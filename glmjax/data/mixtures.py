@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
 import functools
 import logging
-import math
 import os
 from typing import Protocol
 
 from glmjax import errors
+from glmjax import ranges
 from glmjax import tokenizer as tokenizer_lib
 from glmjax.data import file_tasks
 from glmjax.data import instruction_sets
@@ -106,11 +106,13 @@ def pretraining(
   text.check_corpora(files)
   sets = instruction_sets.named_sets(instructions) if instructions else {}
   _check(list(files), list(sets), rates, instruction_share)
+  if not isinstance(field, str):
+    raise errors.InputError(f"mixtures.pretraining: field is {str(field)[:60]}: give the name of a field")
   loaded = tokenizer_lib.Tokenizer.load(tokenizer)
   tasks = {language: _text_task(language, patterns, field) for language, patterns in files.items()}
   pairs = _instruction_tasks(sets, max_examples, instructions_lib.FIELDS)
   shares = _rates(list(files), {name: task.sizes["train"] for name, task in pairs.items()}, rates, instruction_share)
-  return _mixture(name, loaded, tasks | pairs, {key: share for key, share in shares.items() if share})
+  return _mixture(name, loaded, tasks | pairs, shares)
 
 
 def instruction(
@@ -126,17 +128,21 @@ def instruction(
   Args:
     files: the sets, as `instruction_sets.named_sets` takes them.
     tokenizer: tokenizer folder.
-    rates: shares of the samples by name; None: by size, after the caps.
+    rates: shares of the samples by name; None: by size, after the caps. Sets of a rate of 0 are left out.
     max_examples: pairs taken of each set, or that by name or pattern ("deepstruct_*"), the first that fits.
     fields: (inputs field, targets field) pairs; the first that a record has is taken.
     name: the mixture's name.
   """
   sets = instruction_sets.named_sets(files)
-  if rates is not None and set(rates) != set(sets):
-    raise errors.InputError(
-      f"mixtures.instruction: rates are given for {sorted(rates)}, and the files are for {sorted(sets)}; give one for "
-      "each"
-    )
+  if rates is not None:
+    _check_rates("mixtures.instruction", rates)
+    if set(rates) != set(sets):
+      raise errors.InputError(
+        f"mixtures.instruction: rates are given for {sorted(rates)}, and the files are for {sorted(sets)}; give one "
+        "for each"
+      )
+    _check_some("mixtures.instruction", rates)
+  _check_fields(fields)
   loaded = tokenizer_lib.Tokenizer.load(tokenizer)
   tasks = _instruction_tasks(sets, max_examples, fields)
   shares = rates or {name: float(task.sizes["train"]) for name, task in tasks.items()}
@@ -146,10 +152,11 @@ def instruction(
 def _mixture(
   name: str, tokenizer: tokenizer_lib.Tokenizer, tasks: Mapping[str, file_tasks.FileTask], rates: Mapping[str, float]
 ) -> Mixture:
-  """Returns the mixture of those tasks that have rates; both by language and set."""
-  return Mixture(
-    name, tokenizer, tuple(tasks[key] for key in rates), {tasks[key].name: float(rate) for key, rate in rates.items()}
-  )
+  """Returns the mixture of those tasks whose rates are above 0; both by language and set."""
+  if not isinstance(name, str) or not name:
+    raise errors.InputError(f"the mixture's name is {str(name)[:60]}: give a text")
+  taken = {tasks[key]: float(rate) for key, rate in rates.items() if rate}
+  return Mixture(name, tokenizer, tuple(taken), {task.name: rate for task, rate in taken.items()})
 
 
 def _text_task(language: str, patterns: text.Patterns, field: str) -> file_tasks.FileTask:
@@ -177,15 +184,30 @@ def _check(languages: list[str], sets: list[str], rates: Mapping[str, float] | N
   names = languages + sets
   if len(set(names)) < len(names):
     raise errors.InputError(f"mixtures.pretraining: {names}: no name twice, of languages and instruction sets")
-  if not 0 < share < 1:
-    raise errors.InputError(f"mixtures.pretraining: instruction_share is {share}: give a number between 0 and 1")
-  if rates is None:
-    return
-  if not isinstance(rates, Mapping) or not all(
-    isinstance(rate, (int, float)) and math.isfinite(rate) and rate >= 0 for rate in rates.values()
+  ranges.number("mixtures.pretraining: instruction_share", share, above=0, below=1)
+  if rates is not None:
+    _check_rates("mixtures.pretraining", rates)
+
+
+def _check_rates(mixture: str, rates: Mapping[str, float]) -> None:
+  if not isinstance(rates, Mapping) or not all(isinstance(name, str) for name in rates):
+    raise errors.InputError(f"{mixture}: rates are {str(rates)[:100]}: give a number, 0 or more, for each by its name")
+  for name, rate in rates.items():
+    ranges.number(f"{mixture}: the rate of {name[:100]}", rate, 0)
+
+
+def _check_some(mixture: str, rates: Mapping[str, float]) -> None:
+  if not any(rates.values()):
+    raise errors.InputError(f"{mixture}: rates {dict(rates)}: one must be above 0")
+
+
+def _check_fields(fields: Sequence[Sequence[str]]) -> None:
+  pairs = fields if isinstance(fields, (list, tuple)) else []
+  if not pairs or not all(
+    isinstance(pair, (list, tuple)) and len(pair) == 2 and all(isinstance(name, str) for name in pair) for pair in pairs
   ):
     raise errors.InputError(
-      f"mixtures.pretraining: rates {str(rates)[:100]}: give a number, 0 or more, for each language"
+      f'mixtures.instruction: fields are {str(fields)[:100]}: give pairs of names, as [("inputs", "targets")]'
     )
 
 
@@ -202,8 +224,7 @@ def _rates(
     )
   known = [given[language] for language in languages if language in given]
   of_languages = {language: given.get(language, sum(known) / len(known) if known else 1.0) for language in languages}
-  if not any((of_languages | of_sets).values()):
-    raise errors.InputError(f"mixtures.pretraining: rates {given}: one must be above 0")
+  _check_some("mixtures.pretraining", of_languages | of_sets)
   _say_if_other(languages, given, of_languages, sizes)
   if of_sets or given and not sizes:  # as they are given
     return of_languages | of_sets

@@ -19,6 +19,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 
 from glmjax import errors
+from glmjax import ranges
 from glmjax.data import builder
 from glmjax.data import file_tasks
 from glmjax.data import mixtures
@@ -59,11 +60,18 @@ def cache_mixture(
   Returns:
     Documents, tokens and UTF-8 bytes of each task's splits.
   """
-  if num_shards < 1:
-    raise errors.InputError(f"num_shards is {num_shards}; use 1 or more")
+  ranges.whole("num_shards", num_shards, 1, 100_000)
+  if num_workers is not None:
+    ranges.whole("num_workers", num_workers, 0, 10_000)
+  ranges.flag("overwrite", overwrite)
   folders.claim(directory, folders.Kind.CACHE, "directory", overwrite=overwrite)  # before the text is read
   if isinstance(mixture, str):
     mixture = _seqio_tasks(f"the mixture {mixture!r} is one of seqio's").mixture(mixture)
+  if not isinstance(mixture, mixtures.Mixture):
+    raise errors.InputError(
+      f"cache_mixture.mixture is {str(mixture)[:60]}: give what mixtures.pretraining(...) or mixtures.instruction(...) "
+      "returns (in a gin file with () at its end), or the name of a mixture that is registered with seqio"
+    )
   num_workers = _count_workers(num_workers, mixture)
   with _pool(num_workers, mixture) as pool:
     tasks_by_file = pool.submit(_files).result()
@@ -157,8 +165,6 @@ def _count_workers(num_workers: int | None, mixture: mixtures.Mixture) -> int:
     can_fork = not seqio_tasks.has_run()
   if num_workers is None:
     num_workers = len(os.sched_getaffinity(0)) if can_fork else 0
-  if num_workers < 0:
-    raise errors.InputError(f"num_workers is {num_workers}; use 0 or more")
   if num_workers and not can_fork:
     raise errors.InputError(
       f"num_workers is {num_workers}, but this process cannot be forked (it is not on "

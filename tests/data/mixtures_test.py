@@ -13,6 +13,7 @@ from glmjax.data import instruction_sets
 from glmjax.data import mixtures
 from glmjax.data import splits
 from glmjax.data import text
+from glmjax.data import token_cache
 
 FIXTURES = pathlib.Path(__file__).parents[1] / "fixtures"
 FILES = {"en": str(FIXTURES / "en.txt"), "zh": [str(FIXTURES / "zh.jsonl")]}
@@ -127,7 +128,7 @@ def test_mistaken_sets(folder, tmp_path):
   fails("use up to 100 letters, digits", {"a b": str(tmp_path / "a")})
   fails("there is no set 'xx'; the sets are .'x'.", {"x": str(tmp_path / "a")}, max_examples={"xx": 3, "*": 2})
   fails("none fits 'x'", {"x": str(tmp_path / "a")}, max_examples={"t0_*": 3})
-  fails("give 1 or more", {"x": str(tmp_path / "a")}, max_examples=0)
+  fails("max_examples is 0: give a whole number, 1 or more", {"x": str(tmp_path / "a")}, max_examples=0)
   with pytest.raises(errors.InputError, match="instruction_share is 1.5"):
     mixtures.pretraining(FILES, folder, instructions=PAIRS, instruction_share=1.5)
 
@@ -170,5 +171,48 @@ def test_mistakes(folder, tmp_path):
     fails("a language of the text files is", {name: FILES["en"]}, folder)
   for sets in (5, [5], {"a": 5}, {5: "a.jsonl"}, {"a b": "a.jsonl"}, {"": "a.jsonl"}):
     fails("instruction set", FILES, folder, instructions=sets)
-  with pytest.raises(errors.InputError, match="max_examples are given for .'y'."):
-    mixtures.instruction(PAIRS, folder, max_examples={"y": 5})
+  for value in ("x", None, [1], 0, 1):
+    fails("instruction_share is", FILES, folder, instructions=PAIRS, instruction_share=value)
+  for value in (5, None, ""):
+    fails("mixture's name is", FILES, folder, name=value)
+  fails("field is 5", FILES, folder, field=5)
+  fails("rates are .5: 1.: give a number", FILES, folder, {5: 1})
+
+
+def test_mistakes_of_instruction_sets(folder):
+  def fails(match, **options):
+    with pytest.raises(errors.InputError, match=match) as caught:
+      mixtures.instruction(PAIRS, folder, **options)
+    assert "\n" not in str(caught.value)
+
+  fails("max_examples are given for .'y'.", max_examples={"y": 5})
+  for value in ("5", None, 2.5, True, [5], {"small": "x"}, {"small": None}):
+    fails("give a whole number, 1 or more", max_examples=value)
+  fails("give names of sets", max_examples={5: 5})
+  for rate in (-1, float("nan"), "x", None, 10**400):
+    fails("mixtures.instruction: the rate of small is", rates={"small": rate})
+  for rates in (5, "x", [1], {5: 1}):
+    fails("mixtures.instruction: rates are", rates=rates)
+  fails("one must be above 0", rates={"small": 0})
+  for fields in (5, "x", [], ["a"], [["a"]], [[5, 6]]):
+    fails("give pairs of names", fields=fields)
+  two = {**PAIRS, "other": PAIRS["small"]}
+  assert mixtures.instruction(two, folder, {"small": 2, "other": 0}).rates == {"instruct_small": 2}
+
+
+def test_mistakes_of_a_caches_settings(folder, tmp_path):
+  mixture = mixtures.pretraining(FILES, folder)
+
+  def fails(match, mixture=mixture, **options):
+    with pytest.raises(errors.InputError, match=match) as caught:
+      token_cache.cache_mixture(mixture, tmp_path / "cache", **options)
+    assert "\n" not in str(caught.value)
+
+  for value in (5, None, tmp_path, mixtures.pretraining, [mixture]):
+    fails("cache_mixture.mixture is .*: give what mixtures.pretraining", value)
+  for value in ("2", 2.5, None, 0, True):
+    fails("num_shards is .*: give a whole number from 1", num_shards=value)
+  for value in ("2", 2.5, -1, True):
+    fails("num_workers is .*: give a whole number from 0", num_workers=value)
+  fails("overwrite is 'no'", overwrite="no")
+  assert not list(tmp_path.iterdir())
