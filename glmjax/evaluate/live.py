@@ -1,6 +1,7 @@
 """The curve of a run under way, drawn anew in a notebook's cell every few seconds."""
 
 import contextlib
+import logging
 import pathlib
 import threading
 import time
@@ -11,6 +12,7 @@ from glmjax import errors
 from glmjax.evaluate import report
 from glmjax.io import progress
 
+_log = logging.getLogger("glmjax")
 SECONDS = 3  # between two pictures, at least
 _SHARE = 0.05  # of the time that drawing may take
 
@@ -19,7 +21,7 @@ _SHARE = 0.05  # of the time that drawing may take
 def curve(metrics: pathlib.Path) -> Iterator[None]:
   """Shows report.loss_picture of what is written to a run's metrics.jsonl meanwhile; outside of notebooks nothing.
 
-  A thread reads the file, and training knows nothing of it.
+  A thread reads the file, and training knows nothing of it: where no picture can be drawn, that is told, and no more.
 
   Raises:
     errors.InputError: where matplotlib is not installed.
@@ -33,16 +35,25 @@ def curve(metrics: pathlib.Path) -> Iterator[None]:
   ended, shown = threading.Event(), ipython.display({"text/plain": "training ..."}, raw=True, display_id=True)
   before = _state(metrics)
 
-  def draw() -> None:
-    with contextlib.suppress(errors.InputError, OSError):  # no step yet; or the folder is being made anew
-      if _state(metrics) != before:
-        shown.update(report.loss_picture(report.read_metrics(metrics)))
+  def draw(last: bool = False) -> bool:
+    """Draws what there is, and tells whether to go on; damaged lines are told of with the last picture alone."""
+    try:
+      with contextlib.suppress(errors.InputError, OSError):  # no step yet; or the folder is being made anew
+        if _state(metrics) != before:
+          shown.update(report.loss_picture(report.read_metrics(metrics, tell=last)))
+          return True
+      if last:
+        shown.update({"text/plain": ""}, raw=True)
+    except Exception as error:  # whatever it is, the training's own result or error counts
+      _log.warning("the curve cannot be drawn: %s: %s", type(error).__name__, error)
+      return False
+    return True
 
   def keep_drawing() -> None:
-    took = 0.0
-    while not ended.wait(max(SECONDS, took / _SHARE)):
+    took, going = 0.0, True
+    while going and not ended.wait(max(SECONDS, took / _SHARE)):
       began = time.monotonic()
-      draw()
+      going = draw()
       took = time.monotonic() - began
 
   thread = threading.Thread(target=keep_drawing, daemon=True, name="live curve")
@@ -52,7 +63,7 @@ def curve(metrics: pathlib.Path) -> Iterator[None]:
   finally:
     ended.set()
     thread.join()
-    draw()
+    draw(last=True)
 
 
 def _state(path: pathlib.Path) -> tuple[int, int] | None:

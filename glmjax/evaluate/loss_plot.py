@@ -8,6 +8,7 @@ from glmjax import display
 from glmjax import errors
 
 _MOST_POINTS = 2000
+_LEAST = 1e-6  # nats: a log scale has no place for 0
 _COLOURS = ("#1f6fb4", "#d1701a", "#3a8f5c", "#8a5aa8")
 _LINES = ("-", (0, (5, 1.5)), (0, (1, 1)), "-.")
 _DOT = {"linestyle": "none", "marker": "o", "markersize": 4.5}
@@ -67,11 +68,11 @@ def draw(series: dict[str, Curve], held_out: dict[str, Curve], resumed_at: Seque
 
 
 def _thin(steps: np.ndarray, losses: np.ndarray) -> Curve:
-  """Returns at most _MOST_POINTS points: means over neighbours."""
+  """Returns at most _MOST_POINTS points: means over neighbours, those below _LEAST as that."""
   size = -(-len(steps) // _MOST_POINTS)
   starts = np.arange(0, len(steps), size)
   counts = np.diff(np.append(starts, len(steps)))
-  return np.add.reduceat(steps, starts) / counts, np.add.reduceat(losses, starts) / counts
+  return np.add.reduceat(steps, starts) / counts, np.maximum(np.add.reduceat(losses, starts) / counts, _LEAST)
 
 
 def _smooth(losses: np.ndarray) -> np.ndarray:

@@ -84,8 +84,8 @@ def write(
   return report
 
 
-def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
-  """Reads the run's steps that have a loss, in order; lines that are no steps are told, and left out."""
+def read_metrics(path: pathlib.Path, tell: bool = True) -> list[dict[str, Any]]:
+  """Reads the run's steps that have a loss, in order; lines that are no steps are told of, and left out."""
   _check_there(path, "glmjax train")
   user_text.check_regular(path)
   records, damaged = [], []
@@ -96,7 +96,7 @@ def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
         damaged.append(number)
       elif record is not None and record["loss"] is not None:
         records.append(record)
-  if damaged:
+  if damaged and tell:
     shown = ", ".join(map(str, damaged[:5])) + (f" and {len(damaged) - 5:,} more" if len(damaged) > 5 else "")
     _log.warning("%s: no training step in line %s: damaged, left out of the report", path, shown)
   if not records:
