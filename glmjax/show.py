@@ -14,10 +14,9 @@ from glmjax import display
 from glmjax import tokens as tokens_lib
 from glmjax.data import rows as rows_lib
 
-_BOTH_SIDES, _LEFT_SIDE, _UNSEEN = 0.25, 0.62, 1.0  # grey of what a place sees; 0 is black
 _GREYS = ("#f2f2f2", "#bdbdbd", "#444444")
 _LABELLED = 44  # most places whose tokens are written beside a matrix
-_CONTEXT, _MASK, _TARGET = "#f2f2f2", "#444444", "#bdbdbd"
+_CONTEXT, _MASK, _TARGET, _UNSEEN = "#e0e0e0", "#444444", "#a0a0a0", "#ffffff"  # the same in all pictures
 
 
 class Tokenizer(Protocol):
@@ -81,19 +80,21 @@ def row(row: rows_lib.Row, tokenizer: Tokenizer, across: int = 16) -> display.Pi
 
 
 def attention(row: rows_lib.Row, tokenizer: Tokenizer) -> display.Picture:
-  """Draws which places (across) each place (down) sees: dark what lies in a context, which is seen from both sides,
-  lighter what is predicted and seen from behind alone.
+  """Draws which places (across) each place (down) sees, in the greys of `row`: contexts, which are seen by all of their
+  sample, light; spans, which are seen by what comes after them, darker; white what is not seen.
   """
+  from matplotlib import colors, patches
+
   length = _used(row)
   places = np.arange(length)
   seen = (row["attend_start"][:length, None] <= places) & (places < row["attend_end"][:length, None])
   is_context = row["loss_weights"][:length] == 0
-  grey = np.where(seen, np.where(is_context[None, :], _BOTH_SIDES, _LEFT_SIDE), _UNSEEN)
+  kinds = np.where(seen, np.where(is_context[None, :], 0, 1), 2)
   labelled = length <= _LABELLED
   size = 1.6 + (0.2 * length if labelled else 4.8)
-  figure = display.figure(size + 0.4, size)
+  figure = display.figure(size + 0.4, size + 0.3)
   axes = figure.add_subplot()
-  axes.imshow(grey, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+  axes.imshow(kinds, cmap=colors.ListedColormap((_CONTEXT, _TARGET, _UNSEEN)), vmin=0, vmax=2, interpolation="nearest")
   if labelled:
     names = _labels(row["tokens"][:length], tokenizer)
     axes.set_xticks(places, names, rotation=90, fontsize=7, fontfamily=display.fonts())
@@ -105,6 +106,15 @@ def attention(row: rows_lib.Row, tokenizer: Tokenizer) -> display.Picture:
   unit = "token" if labelled else "place in the row"
   axes.set_xlabel(f"what is seen ({unit})", color=display.INK)
   axes.set_ylabel(f"what sees ({unit})", color=display.INK)
+  legend = {"context": _CONTEXT, "span": _TARGET, "not seen": _UNSEEN}
+  figure.legend(
+    handles=[patches.Patch(facecolor=grey, edgecolor="#888888", label=name) for name, grey in legend.items()],
+    frameon=False,
+    fontsize=8,
+    labelcolor=display.INK,
+    loc="outside upper center",
+    ncols=len(legend),
+  )
   return display.grey_picture(figure)
 
 
@@ -209,11 +219,12 @@ def stacked(named: Mapping[str, Mapping[str, float]], unit: str) -> display.Pict
   return display.grey_picture(figure)
 
 
-def shards(array: Any) -> display.Picture:
-  """Draws which devices hold which part of an array: one panel for each entry of a third axis, if it has one.
+def shards(array: Any, names: Sequence[str]) -> display.Picture:
+  """Draws which devices hold which part of an array: one panel for each entry of the first of three axes.
 
   Args:
     array: a jax.Array, or a jax.ShapeDtypeStruct with a sharding, of two or three axes.
+    names: of its axes.
   """
   panels, down, across = (1, *array.shape) if len(array.shape) == 2 else array.shape
   holders: dict[tuple[tuple[int, int], ...], list[int]] = {}
@@ -226,16 +237,16 @@ def shards(array: Any) -> display.Picture:
     for n, (part, devices) in enumerate(sorted(holders.items())):
       (first, behind), (top, bottom), (left, right) = ((0, 1), *part) if len(part) == 2 else part
       if first <= panel < behind:
-        colour, names = (_CONTEXT, _TARGET)[n % 2], _devices(devices)
-        _box(axes, (left, top, right - left, bottom - top), colour, names, size=min(9, 70 / len(names)))
+        colour, held_by = (_CONTEXT, _TARGET)[n % 2], _devices(devices)
+        _box(axes, (left, top, right - left, bottom - top), colour, held_by, size=min(9, 70 / len(held_by)))
     axes.set_xlim(0, across)
     axes.set_ylim(down, 0)
     axes.set_xticks([0, across])
     axes.set_yticks([0, down])
-    axes.set_title(f"first axis: {panel}" if panels > 1 else "", fontsize=9, color=display.INK)
+    axes.set_title(f"{names[0]} {panel}" if panels > 1 else "", fontsize=9, color=display.INK)
     display.plain(axes)
-  figure.supxlabel("last axis, entries (in each part: the numbers of its devices)", fontsize=9, color=display.INK)
-  figure.supylabel("axis before it, entries", fontsize=9, color=display.INK)
+  figure.supxlabel(f"{names[-1]} (in each part: the numbers of its devices)", fontsize=9, color=display.INK)
+  figure.supylabel(names[-2], fontsize=9, color=display.INK)
   return display.grey_picture(figure)
 
 

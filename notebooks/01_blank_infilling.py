@@ -18,10 +18,16 @@
 # one sentence and draws all that the model sees of it; each picture is of arrays made by the very functions that
 # training calls.
 #
+# A few words first. A **span** is a stretch of tokens that is hidden together. A **row** is what the model reads at a
+# time: so many **places**, a token in each. The **loss** is how surprised the model is by the tokens that were hidden;
+# training makes it smaller.
+#
 # *Takes* less than a minute (3 seconds on two cores) and 120 MB of memory, once things are installed; no GPU, no
-# network, no TensorFlow.
+# network, no TensorFlow. (docs/... are files of glmjax's checkout; where its wheel alone is installed, `glmjax --help`
+# names the commands.)
 
 # %%
+# @title Install {display-mode: "form"}
 # Installs what is missing: nothing where glmjax is installed; on Colab two minutes. There, upload glmjax's wheel
 # first, to beside this notebook (`make dist` in a checkout makes it).
 import importlib.metadata
@@ -90,7 +96,7 @@ show.tokens(ids, words)
 # piece), by which the model says that the blank is full.
 #
 # Line by line, for each place: its number; the token read there; its position; the token predicted there, if any.
-# Light: context. Dark: blanks. Grey: predicted, and counted in the loss.
+# Light: the context. Dark: its blanks. Grey: the spans; below each, what is predicted there, and counted in the loss.
 
 
 # %%
@@ -111,18 +117,21 @@ assert (by_hand["tokens"] == words.specials.mask).sum() == len(HIDDEN)
 show.row(by_hand, words)
 
 # %% [markdown]
-# The **position** is what tells the model where a token belongs. In a blank all have the position of their `[MASK]`:
-# what is predicted here stands *there*, between its neighbours, though it is written at the end.
+# A *place* is where a token is written in the row; its **position** tells the model where it belongs in the text. In
+# such a blank, a short one, all have the position of their `[MASK]`: what is predicted here stands *there*, between its
+# neighbours, though it is written at the end. So the context does not show how long a blank is. Nor does the position
+# tell the order within it; that follows from which place sees which alone: each sees one token more of the span than
+# the one before.
 #
 # ## Which place sees which
 #
-# One row of the picture is one place, and dark is what it sees.
+# One line of the picture is one place. What it sees is grey, in the same greys as above; white is what it does not see.
 #
-# - The **context** (dark) is seen by all, the context's own places included: a word left of a blank knows the words
+# - The **context** (light) is seen by all, the context's own places included: a word left of a blank knows the words
 #   to the right of it. That is why both sides are visible. Nothing of the context is predicted, so that nothing is
 #   given away.
-# - The **spans** (grey) are seen from behind alone: a place sees what was filled in before it, never what it is to
-#   predict. So the steps in the lower right corner.
+# - The **spans** (grey) are seen only by what comes after them: a place sees what was filled in before it, never what
+#   it is to predict. So the steps in the lower right corner.
 #
 # A GPT's picture would be steps from corner to corner: no place knows what is to the right of it.
 
@@ -142,17 +151,18 @@ assert (by_hand["attend_end"][context:] == np.arange(context, len(sample.tokens)
 # %% [markdown]
 # ## [MASK]: short blanks, drawn
 #
-# In training a random generator hides the spans, 15 % of the text, and `BlankInfilling` makes the rows. Row 12 of a
-# run is always the same: it follows from the seed and the number 12 alone, whatever machine asks for it. The spans
-# are predicted in a shuffled order, so that the model learns to fill any blank with any others filled already.
+# In training a random generator hides the spans, 15 % of the text, and `BlankInfilling` makes the rows. Row 19 of a
+# run is always the same: it follows from the seed and the number 19 alone, whatever machine asks for it. A row begins
+# anywhere in the text, also in the middle of a sentence. The spans are predicted in a shuffled order, so that the model
+# learns to fill any blank with any others filled already.
 
 # %%
 infilling = rows.BlankInfilling(
   seq_length=48, specials=words.specials, gmask_rate=0.0, samples_per_sequence=1, short_sequence_rate=0.0
 )
 text = np.array(words.encode(" ".join(TEXTS[:5])))[: infilling.window_length]
-masked = infilling.text_row(text, SEED, index=12)
-again = infilling.text_row(text, SEED, index=12)
+masked = infilling.text_row(text, SEED, index=19)
+again = infilling.text_row(text, SEED, index=19)
 assert all((masked[name] == again[name]).all() for name in masked)
 show.row(masked, words)
 
@@ -177,7 +187,8 @@ show.lengths(drawn, expected)
 #
 # 70 % of GLM-130B's rows have one blank only, from some place to the end of the text: `[gMASK]`. That is a GPT's task
 # with a context that is read from both sides, and it is how the model continues a text or answers. Positions go on
-# counting here, since the text does; there is no `<eop>`, as the text went on behind the window.
+# counting here, since the text does; there is no `<eop>`, as the text went on behind the *window*, the stretch of it
+# that the row is made of.
 
 # %%
 ends_open = rows.BlankInfilling(seq_length=48, specials=words.specials, gmask_rate=1.0, samples_per_sequence=1)
@@ -190,8 +201,10 @@ show.attention(continued, words)
 # %% [markdown]
 # ## Three kinds of positions
 #
-# GLM-130B has the one number that was shown (*rotary*). ChatGLM-6B and GLM-10B have **two**: the position is that of
-# the blank, and the *block position* counts 1, 2, 3, ... inside of it. The first sample again, as they see it:
+# GLM-130B has the one number that was shown; attention turns what it compares by an angle for each position, so that it
+# sees their distance (*rotary*). ChatGLM-6B has **two**, and turns by both: the position is that of the blank, and the
+# *block position* counts 1, 2, 3, ... inside of it. GLM-10B has the same two numbers, but does not turn: each has a
+# learned vector in a table, which is added to the token's. The first sample again, as those two see it:
 
 # %%
 two = rows.pack(
@@ -207,7 +220,7 @@ show.row(two, words)
 # their intervals keep them apart: the picture falls into four blocks, and each is the one that you know.
 
 # %%
-packing = rows.BlankInfilling(seq_length=192, specials=words.specials, gmask_rate=0.0, samples_per_sequence=4)
+packing = rows.BlankInfilling(seq_length=96, specials=words.specials, gmask_rate=0.0, samples_per_sequence=4)
 long_text = np.resize(text, packing.window_length)
 packed = packing.text_row(long_text, SEED, index=0)
 starts = sorted(set(packed["attend_start"][packed["loss_weights"] > 0].tolist()))
@@ -218,7 +231,9 @@ show.attention(packed, words)
 # ## Instructions
 #
 # A question and its answer are the same thing again: the question is the context, the answer is what stands in the
-# blank, `<eop>` included, since an answer ends. Here are two pairs in one row, each right behind the other.
+# blank. The answer's place is marked by `[MASK]` in GLM-130B's rows, by `[gMASK]` in ChatGLM-6B's. With either,
+# positions go on counting as behind `[gMASK]`, and `<eop>` is predicted, since an answer ends. Here are two pairs in
+# one row, each right behind the other.
 
 # %%
 teaching = rows.BlankInfilling(seq_length=64, specials=words.specials, packing="greedy", samples_per_sequence=2)
@@ -233,7 +248,8 @@ show.attention(asked, words)
 # %% [markdown]
 # ## The same as text
 #
-# `rows.describe_row` prints any row, in a terminal too, in whatever script it is written.
+# `rows.describe_row` prints any row, in a terminal too, in any writing system. `weight` is what a place counts in the
+# loss, 1 where something is predicted; `sees` is its interval.
 
 # %%
 chinese = np.array(words.encode(TEXTS[-1]))
@@ -244,6 +260,6 @@ print(rows.describe_row(ends_open.text_row(chinese, SEED, index=5), lambda some:
 #
 # - Change `SENTENCE`, `HIDDEN` and `SEED` above, and run all cells again.
 # - `samples_per_sequence`, `mean_span_length`, `packing` and the other fields of `rows.BlankInfilling` are what a gin
-#   file sets of it; docs/data.md says what they were for GLM-130B.
-# - `make quickstart` trains a model on such rows, and `glmjax.load("runs/quickstart/int4").fill("The [MASK] of
-#   Britain")` fills blanks with it (docs/api.md).
+#   file (a text file of settings) sets of it; docs/data.md says what they were for GLM-130B.
+# - Notebook 02 trains a model on such rows. So does `make quickstart` in a checkout, and then, from this folder,
+#   `glmjax.load("../runs/quickstart/int4").fill("The [MASK] of Britain")` fills blanks with it (docs/api.md).

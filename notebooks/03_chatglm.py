@@ -23,9 +23,12 @@
 # GPU, no network, no TensorFlow. With ChatGLM-6B itself, 13.4 GB of files: measured with random weights of its size on
 # two CPU cores (`benchmarks/results/import_drill.json`), import in 16 bits took 76 seconds and 1.2 GiB, the INT4 model
 # is 3.9 GB on the disk, and a first answer came after 78 seconds, in 10.8 GiB. On a GPU of Turing's kind INT4 takes 4.8
-# GiB by its plan (notebook 04). We have not run it on Colab.
+# GiB to write an answer and 5.3 to read a prompt of 2,048 tokens, by plans (docs/hardware.md). We have not run it on
+# Colab. (docs/... are files of glmjax's checkout; where its wheel alone is installed, `glmjax --help` names the
+# commands.)
 
 # %%
+# @title Install {display-mode: "form"}
 # Installs what is missing: nothing where glmjax is installed; on Colab two minutes. There, upload glmjax's wheel
 # first, to beside this notebook (`make dist` in a checkout makes it).
 import importlib.metadata
@@ -51,8 +54,11 @@ if imported not in (None, importlib.metadata.version("jax")):
   raise SystemExit("jax was imported before it was upgraded: restart the session, then run all cells")
 
 # %% tags=["parameters"]
-FOLDER = None  # of ChatGLM-6B's files, as `git clone https://huggingface.co/THUDM/chatglm-6b` gives; None: a stand-in
-COMPARE = True  # with the float weights; False where they are too large: ChatGLM-6B's take 12.5 GiB, and as much disk
+# Folder of ChatGLM-6B's files, as `git clone https://huggingface.co/THUDM/chatglm-6b` gives (git-lfs installed); None:
+# a stand-in.
+FOLDER = None
+COMPARE = True  # with the float weights; False where they are too large: ChatGLM-6B's take 11.5 GiB, and as much disk
+# The stand-in knows those of PAIRS below, and makes something up for others.
 QUESTIONS = ["What is the capital of France?", "And of Italy?", "天空为什么是蓝色的？"]
 STEPS = 150  # that the stand-in is trained for
 
@@ -109,8 +115,8 @@ if is_stand_in:
 # %% [markdown]
 # That is how ChatGLM reads a conversation: as a text whose rounds are numbered, with a `[gMASK]` where the next answer
 # belongs. So an answer is the filling of a blank, and training is blank infilling (notebook 01 shows it place by
-# place). A *data source* has three methods; row number `i` of this one is a few conversations and texts, drawn anew
-# for each `i`:
+# place). A *data source* is any object with `seq_length`, `describe` and `batches` (and `save_tokenizer`, so that the
+# run keeps a copy); row number `i` of this one is a few conversations and texts, drawn anew for each `i`:
 
 
 # %%
@@ -155,6 +161,10 @@ class Lessons:
       yield {name: np.stack([row[name] for row in made]) for name in made[0]}
 
 
+# %% [markdown]
+# A model of ChatGLM's architecture learns them, and is written as THUDM writes its files:
+
+# %%
 if is_stand_in:
   small = GLMConfig(
     vocab_size=words.vocab_size,
@@ -263,7 +273,7 @@ for question in QUESTIONS:
     print(piece, end="", flush=True)
   print()
 if is_stand_in:
-  assert [each.reply for each in talk.rounds] == [dict(PAIRS)[question] for question in QUESTIONS]
+  assert [each.reply for each in talk.rounds] == [dict(PAIRS).get(each.query, each.reply) for each in talk.rounds]
 
 # %%
 display(talk)
@@ -287,7 +297,8 @@ display(filled)
 # ## Score
 #
 # How likely is a text? Each token of an answer is shown as dark as it is unexpected behind its question (the pointer
-# shows the numbers): what the model would say itself is light.
+# shows the numbers): what the model would say itself is light. Probabilities are given by their natural logarithms,
+# *nats*: 0 is certain, and -0.7 is one half; pictures use bits, of which 1 is one half.
 
 # %%
 question = "What is the capital of France?"
@@ -306,7 +317,7 @@ choices = ["Italy", "France", "bread"]
 [scored] = model.score_choices(["Paris is the capital of [MASK], and Rome is the capital of Italy."], [choices])
 if is_stand_in:
   assert choices[scored.best] == "France"
-Figures({choice: score.total for choice, score in zip(choices, scored.scores)})  # natural logarithms
+Figures({"log-probability, nats": {choice: score.total for choice, score in zip(choices, scored.scores)}})
 
 # %% [markdown]
 # ## What four bits cost
@@ -321,7 +332,7 @@ by_model = {"INT4": model.score(texts, contexts)}
 if COMPARE:
   by_model["float"] = glmjax.load(work / "float").score(texts, contexts)
   unlike = [abs(a.total - b.total) / a.count for a, b in zip(*by_model.values())]
-  print(f"a token's log-probability differs by {max(unlike):.4f} at most, in the mean of an answer")
+  print(f"averaged over an answer's tokens, log-probabilities differ by at most {max(unlike):.4f} nats")
   if is_stand_in:
     assert max(unlike) < 0.3
 show.scores({name: scores[-1] for name, scores in by_model.items()})
@@ -333,7 +344,9 @@ scratch.cleanup()  # the imports too: to keep them, import to a folder of your o
 # ## What to try next
 #
 # - `FOLDER` above, with ChatGLM-6B's files; on Colab, keep them on Drive. Then ask it what you like, with
-#   `talk.ask(...)`. `glmjax chat --checkpoint=FOLDER` is the same in a terminal (docs/chat.md).
+#   `talk.ask(...)`.
+# - The same in a terminal (docs/chat.md): import once, `glmjax import chatglm-6b FOLDER runs/chatglm-6b-int4 --bits=4`,
+#   then `glmjax chat --checkpoint=runs/chatglm-6b-int4`.
 # - Other answers in `PAIRS`, or your own: a real fine-tuning of ChatGLM-6B is `gin/runs/chatglm_6b.gin`.
 # - `glmjax.run("export", ..., format="chatglm-hf")` gives a model back to THUDM's code, bit for bit
 #   (docs/import.md), as the stand-in was.

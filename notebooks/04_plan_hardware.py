@@ -18,9 +18,11 @@
 # leaves out, a **plan** finds: it compiles the very program that would run, for cards that are not here.
 #
 # *Takes* two minutes on two cores (one of them compiling) and 1 GB of memory, once things are installed; about ten
-# seconds where the compilers of GPUs are not installed. No GPU, no network, no TensorFlow.
+# seconds where the compilers of GPUs are not installed. No GPU, no network, no TensorFlow. (docs/... are files of
+# glmjax's checkout; where its wheel alone is installed, `glmjax --help` names the commands.)
 
 # %%
+# @title Install {display-mode: "form"}
 # Installs what is missing: nothing where glmjax is installed; on Colab two minutes. There, upload glmjax's wheel
 # first, to beside this notebook (`make dist` in a checkout makes it).
 import importlib.metadata
@@ -67,7 +69,7 @@ from matplotlib import ticker
 
 import glmjax
 from glmjax import display as drawing
-from glmjax import errors
+from glmjax import errors, show
 from glmjax.models import params
 from glmjax.models.config import GLMConfig
 from glmjax.parallel.mesh import MeshConfig
@@ -95,42 +97,21 @@ for name, count in counts.items():
 
 
 # %%
-GREYS = ("#333333", "#777777", "#b5b5b5", "#e3e3e3")
-
-
-def stacked(axes, names, memories, labels):
-  """Draws memories as bars beside each other; `labels` says which of their parts, summed, lie on top of each other."""
-  below = [0.0] * len(memories)
-  for grey, (label, parts) in zip(GREYS, labels.items(), strict=True):
-    sizes = [sum(each.parts.get(part, 0.0) for part in parts) / GIB for each in memories]
-    axes.bar(names, sizes, bottom=below, color=grey, edgecolor=drawing.INK, linewidth=0.6, width=0.6, label=label)
-    below = [low + size for low, size in zip(below, sizes)]
-  for name, total in zip(names, below):
-    axes.annotate(f"{total:,.1f}", (name, total), xytext=(0, 3), textcoords="offset points", ha="center", fontsize=9)
-  axes.margins(y=0.12)
-  drawing.plain(axes)
-
-
 def answering(model, bits, context=CONTEXT, cards=1):
   """What a card holds while it answers."""
   work = programs.Decode(context=context, bits=None if bits == 16 else bits)
   return memory.decoding(model, work, MeshConfig(data=1, tensor=cards))
 
 
-figure = drawing.figure(10, 3.4)
-labels = {
-  "layers: mlp": ["mlp"],
-  "layers: attention": ["attention"],
-  "embedding, norms": ["embedding", "norms", "head"],
-  "KV cache": ["KV cache"],
-}
-for place, (name, model) in enumerate(MODELS.items(), 1):
-  axes = figure.add_subplot(1, len(MODELS), place)
-  stacked(axes, ["16 bits", "INT8", "INT4"], [answering(model, bits) for bits in (16, 8, 4)], labels)
-  axes.set_title(name, color=drawing.INK, fontsize=11)
-  axes.set_ylabel("memory, GiB" if place == 1 else "", color=drawing.INK)
-axes.legend(frameon=False, fontsize=8, labelcolor=drawing.INK)
-drawing.grey_picture(figure)
+def gib(each):
+  """The parts of a memory, in GiB."""
+  return {part: size / GIB for part, size in each.parts.items()}
+
+
+PRECISIONS = {16: "16 bits", 8: "INT8", 4: "INT4"}
+for name, model in MODELS.items():
+  bars = {f"{name}, {label}": gib(answering(model, bits)) for bits, label in PRECISIONS.items()}
+  display(show.stacked(bars, "memory, GiB"))
 
 # %% [markdown]
 # The same as numbers, for your own model in INT4:
@@ -141,8 +122,10 @@ answering(MODELS["your own"], 4)
 # %% [markdown]
 # ## The cards
 #
-# By their makers' figures. The memory says *whether* a model runs; the bandwidth says how fast it can answer at most,
-# since every token reads all weights once; the products (TFLOP/s) matter for training and for reading long prompts.
+# By their makers' figures: GPUs, and from `v4` on Google's TPUs. The memory says *whether* a model runs; the bandwidth
+# says how fast it can answer at most, since every token reads all weights once; the products (TFLOP/s) matter for
+# training and for reading long prompts. Of a GPU's memory 6 % is set aside here (CUDA's own, fragments). Of a TPU's
+# nothing is, as its compiler lays out all of it beforehand; that is not verified on a TPU, so leave some room.
 
 # %%
 head = ("card", "memory, GiB", "usable", "bandwidth, GB/s", "TFLOP/s, 16 bits", "GB/s to its neighbours", "watts")
@@ -169,8 +152,8 @@ HTML(
 #
 # How many of a card, of 1, 2, 4, ..., hold weights and cache of one conversation of `CONTEXT` tokens. **By
 # arithmetic**: what the program takes besides is left out (up to 1.4 GiB, or a tenth, in the programs that were
-# compiled), so that a card that is nearly full may be one too few. `glmjax plan --fits` compiles each cell; its
-# answers differed in one of 150 (docs/hardware.md).
+# compiled), so that a card that is nearly full may be one too few. `glmjax plan --fits` compiles what arithmetic does
+# not rule out; of the sets in docs/hardware.md its answer differed for one, GLM-10B in INT8 on one RTX 2080 Ti.
 
 # %%
 CARDS = [name for name, chip in targets.CHIPS.items() if chip.platform == "cuda"]
@@ -179,7 +162,7 @@ sets = {
     memory.smallest(model, programs.Decode(context=CONTEXT, bits=None if bits == 16 else bits), card) for card in CARDS
   ]
   for name, model in MODELS.items()
-  for bits in (16, 8, 4)
+  for bits in PRECISIONS
 }
 assert sets["GLM-130B", 4][CARDS.index("rtx3090")] == 4  # as its authors ran it
 shown = [(name, bits, *(count or "-" for count in row)) for (name, bits), row in sets.items()]
@@ -228,13 +211,14 @@ for place, bits in enumerate((16, 4), 1):
   axes.set_ylim(0.5, 1_024)
   axes.set_xlabel("context, tokens", color=drawing.INK)
   axes.set_ylabel("weights and cache, GiB", color=drawing.INK)
-  axes.set_title("16 bits" if bits == 16 else f"INT{bits}", loc="left", color=drawing.INK, fontsize=11)
+  axes.set_title(PRECISIONS[bits], loc="left", color=drawing.INK, fontsize=11)
   drawing.plain(axes)
 axes.legend(frameon=False, fontsize=8, labelcolor=drawing.INK, loc="upper left")
 drawing.grey_picture(figure)
 
 # %% [markdown]
-# With the sliders, any context and precision. Behind each bar: its size, and how many of two cards hold it.
+# Any context and precision. Right of each point: its size, and how many of two cards hold it. Where ipywidgets is
+# installed, sliders choose.
 
 
 # %%
@@ -246,14 +230,15 @@ def needs(context, bits):
   for name, model in MODELS.items():
     size = answering(model, bits, context).total / GIB
     held = ", ".join(f"{memory.smallest(model, work, card) or 'no'} x {card}" for card in ("rtx3090", "a100-80"))
-    axes.barh(name, size, color="#b5b5b5", edgecolor=drawing.INK, linewidth=0.6, height=0.6)
+    axes.plot([size], [name], color=drawing.INK, marker="o", markersize=7)
     axes.text(1.02, name, f"{size:,.1f} GiB: {held}", transform=axes.get_yaxis_transform(), va="center", fontsize=9)
   for card in ("rtx3090", "a100-80"):
     line(axes, card, "x")
   in_gib(axes.xaxis)
   axes.set_xlim(0.5, 1_024)
-  precision = "16 bits" if bits == 16 else f"INT{bits}"
-  axes.set_xlabel(f"memory for {context:,} tokens in {precision}, GiB", color=drawing.INK)
+  axes.margins(y=0.3)
+  axes.grid(axis="y", color=drawing.FAINT, linewidth=0.6)
+  axes.set_xlabel(f"memory for {context:,} tokens in {PRECISIONS[bits]}, GiB", color=drawing.INK)
   axes.invert_yaxis()
   drawing.plain(axes)
   return drawing.grey_picture(figure)
@@ -271,11 +256,13 @@ else:
 # %% [markdown]
 # ## To train
 #
-# Training holds the weights in 32 bits, two moments of each for AdamW (Muon: one), a gradient of each, and of every
-# token what backward will need: its **activations**. Four ways to train your own model on `ROWS` rows of text:
+# Training holds the weights in 32 bits, two moments of each for the optimizer AdamW (one for Muon, another optimizer),
+# a gradient of each, and of every token what backward will need: its **activations**. Four ways to train your own
+# model on `ROWS` rows of text (an RTX 3090 has room for 22.3 GiB, an A100 of 80 GB for 74.4):
 #
 # - all on one card;
-# - with `remat="full"`, where backward computes the layers again from their inputs, which is all that is kept;
+# - with `remat="full"` (*rematerialization*), where backward computes the layers again from their inputs, which is all
+#   that is kept;
 # - on eight cards that split the weights and all that goes with them (*FSDP*);
 # - with both.
 
@@ -290,15 +277,7 @@ ways = {
   "8 cards, remat": memory.training(again, work, eight),
 }
 assert ways["8 cards, remat"].total == min(each.total for each in ways.values())
-figure = drawing.figure(8, 3.4)
-axes = figure.add_subplot()
-parts = {part: [part] for part in ("weights", "optimizer", "gradients", "activations")}
-stacked(axes, list(ways), list(ways.values()), parts)
-for card in ("rtx3090", "a100-80"):
-  line(axes, card, "y")
-axes.set_ylabel("memory of a card, GiB, at least", color=drawing.INK)
-axes.legend(frameon=False, fontsize=8, labelcolor=drawing.INK)
-drawing.grey_picture(figure)
+show.stacked({name: gib(each) for name, each in ways.items()}, "memory of a card, GiB, at least")
 
 # %% [markdown]
 # *At least*: a step also needs room for what it is computing just now. GLM-130B's compiled steps took 1.2 to 2.1 times
@@ -307,59 +286,67 @@ drawing.grey_picture(figure)
 # ## Compile it
 #
 # A plan asks the real compiler, on this machine's processor, for a card that is elsewhere, and reads how much memory
-# the program takes, and how fast it can be at best. Plans are gin files; these come with glmjax. First ChatGLM-6B in
-# INT4 on one RTX 2080 Ti:
+# the program takes, and how fast it can be at best. Plans are gin files, text files of settings; these come with
+# glmjax. First ChatGLM-6B in INT4 on one RTX 2080 Ti, behind `CONTEXT` tokens:
 
 
 # %%
-def planned(file, model, expected, card, **sizes):
-  """The compiled plan's picture; the arithmetic's, and a line, where there is no compiler."""
-  if LAYERS is not None:
-    sizes |= {"num_layers": LAYERS}
-  bindings = [f"config.GLMConfig.{name} = {value!r}" for name, value in sizes.items()]
-  model = dataclasses.replace(model, num_layers=LAYERS or model.num_layers)
+def planned(file, model, least, card, settings):
+  """The compiled plan's picture; the arithmetic's (`least`), and a line, where there is no compiler."""
+  settings = {"config.GLMConfig.num_layers": model.num_layers} | settings
   try:
-    plan = glmjax.plan(file, bindings=bindings, python=PYTHON)
+    plan = glmjax.plan(file, bindings=[f"{name} = {value!r}" for name, value in settings.items()], python=PYTHON)
   except errors.InputError as error:
     if "pip install" not in str(error):
       raise
     print(f"not compiled, so this is arithmetic: {error}")
-    return expected(model).plot(card)
-  least, found = expected(model).total, plan.figures["peak_bytes_per_device"]
-  print(f"{found / GIB:.2f} GiB; {least / GIB:.2f} of it by arithmetic")
+    return least.plot(card)
+  found = plan.figures["peak_bytes_per_device"]
+  print(f"{found / GIB:.2f} GiB; {least.total / GIB:.2f} of it by arithmetic")
   print(
     f"at best {plan.figures['tokens_per_second']:,.0f} tokens/s; compiled in {plan.figures['compile_seconds']:.0f} s"
   )
-  assert least <= found * 1.001
+  assert least.total <= found * 1.001
   return plan.plot()
 
 
+deep = {name: dataclasses.replace(model, num_layers=LAYERS or model.num_layers) for name, model in MODELS.items()}
+model = deep["ChatGLM-6B"]
 planned(
-  "plans/chatglm_6b_int4_rtx2080ti_1.gin", MODELS["ChatGLM-6B"], lambda model: answering(model, 4, 2_048), "rtx2080ti"
+  "plans/chatglm_6b_int4_rtx2080ti_1.gin", model, answering(model, 4), "rtx2080ti", {"programs.Decode.context": CONTEXT}
 )
 
 # %% [markdown]
-# GLM-130B in INT4 on four RTX 3090, each of which holds a quarter of every matrix:
+# *At best* is a bound of this program, not of the card: for cards of this kind glmjax has no kernel that multiplies
+# four-bit numbers, so that the program writes a float copy of each matrix and reads it back. The card's memory alone
+# would allow several times as much (docs/hardware.md).
+#
+# GLM-130B in INT4 on four RTX 3090, each of which holds a quarter of every matrix. For these there is such a kernel:
 
 # %%
+model = deep["GLM-130B"]
 planned(
-  "plans/glm_130b_int4_rtx3090_4.gin", MODELS["GLM-130B"], lambda model: answering(model, 4, 2_048, cards=4), "rtx3090"
+  "plans/glm_130b_int4_rtx3090_4.gin",
+  model,
+  answering(model, 4, cards=4),
+  "rtx3090",
+  {"programs.Decode.context": CONTEXT},
 )
 
 # %% [markdown]
-# And your own model in training, 24 rows of 2,048 tokens on one H100. The plan's file is of another model; yours takes
-# its place by *bindings*:
+# And your own model in training, `ROWS` rows a step on one H100. The plan's file is of another model; yours takes its
+# place by *bindings*, settings that are given beside the file:
 
 # %%
-own = dataclasses.replace(MODELS["your own"], dtype="bfloat16", remat="full")
+model = dataclasses.replace(deep["your own"], dtype="bfloat16", remat="full")
 planned(
   "plans/gpt_1b_train_h100_1.gin",
-  own,
-  lambda model: memory.training(model, programs.Train(24, 2_048)),
+  model,
+  memory.training(model, work),
   "h100",
-  **OWN,
-  remat="full",
-  scan_layers=True,
+  {"programs.Train.batch_size": work.batch_size, "programs.Train.length": work.length}
+  | {f"config.GLMConfig.{name}": value for name, value in OWN.items() if name != "num_layers"}
+  | {"config.GLMConfig.remat": "full", "config.GLMConfig.scan_layers": True},
 )
 
 # %% [markdown]

@@ -19,9 +19,11 @@
 # mesh, what lies on which device, what devices send one another, and how a pipeline fills and empties.
 #
 # *Takes* two minutes on two cores (145 seconds of processor time) and 1.4 GB of memory, once things are installed; no
-# GPU, no network, no TensorFlow.
+# GPU, no network, no TensorFlow. (docs/... are files of glmjax's checkout; where its wheel alone is installed, `glmjax
+# --help` names the commands.)
 
 # %%
+# @title Install {display-mode: "form"}
 # Installs what is missing: nothing where glmjax is installed; on Colab two minutes. There, upload glmjax's wheel
 # first, to beside this notebook (`make dist` in a checkout makes it).
 import importlib.metadata
@@ -67,9 +69,14 @@ MESHES = {  # name: sizes of axes; a product of eight
 # %%
 import jax
 
-jax.config.update("jax_platforms", "cpu")
-jax.config.update("jax_num_cpu_devices", 8)
-assert jax.device_count() == 8, "JAX has started already: restart the session, then run this notebook from its top"
+try:
+  jax.config.update("jax_platforms", "cpu")
+  jax.config.update("jax_num_cpu_devices", 8)
+  started = jax.device_count() != 8
+except RuntimeError:
+  started = True
+if started:
+  raise SystemExit("JAX has started already: restart the session, then run this notebook from its top")
 
 # %% [markdown]
 # ## Something to learn
@@ -138,9 +145,12 @@ ROWS = 16  # of a step
 # | `context` | the tokens of a row |
 #
 # The run is the same but for its mesh. Even dropout is, as what is dropped depends on the row and the layer, not on
-# who computes them. So a run may go on tomorrow on other devices than today's.
+# who computes them. So a run may go on tomorrow on other devices than today's. With `stage` the *strategy* is `zero1`,
+# as docs/scaling.md advises for a pipeline: weights and the optimizer's memory are split over `data` too, and gathered
+# once a step, not in every tick of the pipeline.
 
 # %%
+strategies = {name: "zero1" if "stage" in sizes else "fsdp" for name, sizes in MESHES.items()}
 runs = {}
 for name, sizes in MESHES.items():
   runs[name] = glmjax.train(
@@ -152,6 +162,7 @@ for name, sizes in MESHES.items():
     learning_rate=schedules.Constant(3e-3),
     intervals=loop.Intervals(log=0),
     mesh=mesh_lib.MeshConfig(**sizes),
+    strategy=strategies[name],
     pipeline=pipeline.PipelineConfig(microbatches=4),
   )
 
@@ -164,48 +175,52 @@ assert losses[first][-1] < losses[first][0]
 display.Figures({f"step {n + 1}": {name: f"{found[n]:.5f}" for name, found in losses.items()} for n in range(STEPS)})
 
 # %% [markdown]
-# They differ in the last digits, as sums of the same numbers in another order do: after one step by two in a hundred
-# thousand at most (docs/scaling.md), and a little more with each step that builds on them.
+# Where they differ at all it is in the last digits: sums of the same numbers in another order.
 #
 # ## What lies where
 #
-# `plan.here.step` compiles the step for a mesh without running it, and reads what came out. First the second kernel of
-# the mlp, [layers, mlp's width, model's width]: a panel for each layer, and in it the numbers of the devices that hold
-# the part. With `data` alone all devices hold all of it:
+# `plan.here.step` compiles the step for a mesh without running it, and reads what came out. First the second weight
+# matrix of the mlp, [layers, mlp's width, model's width]: a panel for each layer, and in it the numbers of the devices
+# that hold the part. With `data` alone all devices hold all of it:
 
 # %%
 from glmjax.plan import here, programs
 
-STEP = programs.Train(batch_size=ROWS, length=64, pipeline=pipeline.PipelineConfig(microbatches=4))
-steps = {name: here.step(MODEL, STEP, mesh_lib.MeshConfig(**sizes)) for name, sizes in MESHES.items()}
+steps = {}
+for name, sizes in MESHES.items():
+  four = pipeline.PipelineConfig(microbatches=4)
+  work = programs.Train(batch_size=ROWS, length=64, strategy=strategies[name], pipeline=four)
+  steps[name] = here.step(MODEL, work, mesh_lib.MeshConfig(**sizes))
 kernels = {name: step.parameters["layers"]["mlp"]["wo"]["kernel"] for name, step in steps.items()}
-show.shards(kernels["data 8"])
+AXES = ("layer", "mlp's width", "model's width")
+show.shards(kernels["data 8"], AXES)
 
 # %% [markdown]
 # With `fsdp` each holds an eighth of each layer, cut along the model's width. Nobody can compute a product with that;
 # the layer is gathered when its turn comes, and forgotten after.
 
 # %%
-show.shards(kernels["fsdp 8"])
+show.shards(kernels["fsdp 8"], AXES)
 
 # %% [markdown]
 # With `tensor` each holds a fourth along the mlp's width, and computes with it where it lies; `data` makes copies.
 
 # %%
-show.shards(kernels["data 2, tensor 4"])
+show.shards(kernels["data 2, tensor 4"], AXES)
 
 # %% [markdown]
-# With `stage` each holds a fourth of the layers.
+# With `stage` each holds a fourth of the layers. (And half of each, by `zero1`: the two devices of `data` share what
+# both would hold, until the step gathers it.)
 
 # %%
-show.shards(kernels["data 2, stage 4"])
+show.shards(kernels["data 2, stage 4"], AXES)
 
 # %% [markdown]
 # ## What a device needs
 #
 # `parameters` are the float32 weights, `optimizer` AdamW's two numbers for each of them, `temporaries` what the step
 # works with. Axes that split weights make the first two smaller; `data` and `context` leave them whole, and only share
-# out the work.
+# out the work (but for `data` with `zero1`, here beside `stage`).
 
 # %%
 show.stacked(
@@ -217,7 +232,8 @@ show.stacked(
 # ## What devices send
 #
 # Nothing is for nothing: what is split must be brought together. These are the *collectives* of the compiled program,
-# in MB that a device sends in one step, by the axes they go over.
+# in MB that a device sends in one step, by the axes they go over; `data x context` are those among all devices of the
+# two axes at once.
 
 # %%
 show.stacked(
@@ -259,19 +275,23 @@ assert [each for each in steps["fsdp 8"].exchanges if each.kind == "all-gather"]
 # %%
 from glmjax.train.pipeline import timeline
 
-gpipe, one_f_one_b = (pipeline.Pipeline(4, 8, 1, 4, kind) for kind in ("gpipe", "1f1b"))
+gpipe, one_f_one_b = (
+  pipeline.Pipeline(stages=4, microbatches=8, rounds=1, num_layers=4, kind=kind) for kind in ("gpipe", "1f1b")
+)
 show.timeline(timeline.of(gpipe))
 
 # %% [markdown]
 # In `1f1b` a micro-batch goes backward as soon as the last stage has it. A stage then does one forward and one backward
-# in a tick (upper and lower half), and keeps a few micro-batches only, however many follow. GLM-130B was trained so.
+# in a tick (upper and lower half), and keeps a few micro-batches only, at most 7 with four stages, however many follow.
+# GLM-130B was trained so.
 
 # %%
 show.timeline(timeline.of(one_f_one_b))
 
 
 # %% [markdown]
-# How much is lost is the same with both, and less the more micro-batches there are:
+# How much is lost is the same with both: in `1f1b` the first and last ticks, in which nothing goes backward or nothing
+# forward, are shorter, and counted by time both schedules lose 3 of 11. It is less the more micro-batches there are:
 
 
 # %%
@@ -282,7 +302,7 @@ def waiting(schedule: pipeline.Pipeline) -> float:
 
 
 for count in (4, 8, 16, 64, 176):
-  schedule = pipeline.Pipeline(4, count, 1, 4, "1f1b")
+  schedule = pipeline.Pipeline(stages=4, microbatches=count, rounds=1, num_layers=4, kind="1f1b")
   assert abs(waiting(schedule) - schedule.bubble) < 1e-9
   print(f"4 stages, {count:3} micro-batches: {schedule.bubble:.0%} of the time waiting")
 scratch.cleanup()
@@ -291,7 +311,8 @@ scratch.cleanup()
 # ## What to try next
 #
 # - Other sizes in `MESHES`, as `dict(data=1, tensor=8)`: it is told in one line that 4 heads do not divide by 8.
-# - Two times around with `gpipe`: `show.timeline(timeline.of(pipeline.Pipeline(4, 8, 2, 8, "gpipe")))`, and its bubble.
+# - Two times around with `gpipe`: `pipeline.Pipeline(stages=4, microbatches=8, rounds=2, num_layers=8, kind="gpipe")`,
+#   and its bubble.
 # - On real devices a mesh is a gin file: `glmjax train --gin_file=mine.gin --gin_file=meshes/fsdp.gin`
 #   (docs/scaling.md; on clusters docs/launch.md).
 # - Which mesh for 130 billion parameters, and how long a step takes: notebook 04, and `glmjax plan --search`.

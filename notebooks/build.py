@@ -5,6 +5,7 @@ python notebooks/build.py 01_blank_infilling
 """
 
 import pathlib
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -38,6 +39,10 @@ def execute(notebook: nbformat.NotebookNode, folder: pathlib.Path, parameters: M
   resources = {"metadata": {"path": str(folder)}}
   settings = {"timeout": _SECONDS, "record_timing": False, "coalesce_streams": True}  # of a bar its last state alone
   nbclient.NotebookClient(notebook, resources=resources, **settings).execute()
+  for cell in notebook.cells:
+    for output in cell.get("outputs", ()):
+      if output.output_type == "stream":
+        output.text = re.sub(r"[ \r]+\Z", "", output.text)  # of a bar that was wiped out
   notebook.metadata["language_info"] = {"name": "python"}  # without the version of the Python that ran it
 
 

@@ -24,7 +24,7 @@ SMALL = {  # the parameters of a run that takes seconds
   "04_plan_hardware": {"LAYERS": 2},
   "05_scaling": {"STEPS": 2, "MESHES": MESHES},
 }
-PICTURES = {"01_blank_infilling": 11, "02_train_small": 4, "03_chatglm": 3, "04_plan_hardware": 7, "05_scaling": 8}
+PICTURES = {"01_blank_infilling": 11, "02_train_small": 4, "03_chatglm": 3, "04_plan_hardware": 9, "05_scaling": 8}
 
 
 def _build():

@@ -67,14 +67,14 @@ def test_every_kind_of_row_is_drawn_in_sixteen_greys(kind):
 
 
 def test_a_matrix_has_the_greys_of_what_is_seen():
-  """Dark for the context, lighter for what is predicted, white for the rest, in their shares."""
+  """Those of `row`: light for the context, darker for what is predicted, white for the rest, in their shares."""
   made, length = row(), 16
   is_context = made["loss_weights"][:length] == 0
   places = np.arange(length)
   seen = (made["attend_start"][:length, None] <= places) & (places < made["attend_end"][:length, None])
   found = pixels(show.attention(made, LETTERS))
-  dark, light = (np.sum(abs(found.astype(int) - 255 * grey) < 8) for grey in (show._BOTH_SIDES, show._LEFT_SIDE))
-  assert dark / light == pytest.approx((seen & is_context).sum() / (seen & ~is_context).sum(), rel=0.05)
+  light, dark = (np.sum(abs(found.astype(int) - int(grey[1:3], 16)) < 8) for grey in (show._CONTEXT, show._TARGET))
+  assert light / dark == pytest.approx((seen & is_context).sum() / (seen & ~is_context).sum(), rel=0.05)
 
 
 def test_lengths_are_bars():

@@ -43,7 +43,7 @@ def draw(series: dict[str, Curve], held_out: dict[str, Curve], resumed_at: Seque
     axes.plot(steps, smooth, color=colour, linewidth=1.8, linestyle=line)
     if name in held_out:
       axes.plot(*_thin(*held_out[name]), **_DOT, color=colour, markeredgecolor="white", clip_on=False)
-    ends.append((float(smooth[-1]), f"{_NAMES[name]}  {smooth[-1]:.2f}", colour))
+    ends.append((float(smooth[-1]), f"{_NAMES[name]}  {smooth[-1]:#.3g}", colour))
   last = max(steps[-1] for steps, _ in series.values())
   first = min(steps[0] for steps, _ in series.values())
   _frame(axes, first, last, np.concatenate([losses for _, losses in series.values()]))

@@ -140,6 +140,9 @@ class Session:
     """Forgets the conversation, so that the next query is its first."""
     self.rounds, self.first = [], 0
 
+  def __repr__(self) -> str:
+    return f"Session({len(self.rounds)} rounds)"
+
   def _repr_html_(self) -> str:
     return display.table(("question", "reply"), [(each.query, each.reply) for each in self.rounds])
 

@@ -45,9 +45,10 @@ def test_what_is_sent(steps):
 
 def test_weights_are_drawn_where_they_lie(steps):
   kernels = [step.parameters["layers"]["mlp"]["wo"]["kernel"] for step in steps.values()]
-  assert show.shards(kernels[0]).png != show.shards(kernels[1]).png
+  first, second = (show.shards(kernel, ("layer", "inner width", "width")) for kernel in kernels[:2])
+  assert first.png != second.png
   whole = jax.device_put(jax.numpy.ones((4, 4)), jax.devices()[0])
-  assert show.shards(whole).png
+  assert show.shards(whole, ("down", "across")).png
 
 
 def test_too_many_devices_are_told():
