@@ -42,7 +42,9 @@ def check(reader: gin_reader.Reader, entry: str | None, given: Iterable[str], co
   _check_types(reader)
   _check_required(needed)
   if signature is not None:
-    _check_entry(entry, signature, needed, set(given))
+    given = set(given)
+    _check_entry(entry, signature, needed, given)
+    _check_called([b for b in reader.bindings.values() if not _is_given(b, signature, given)], signature)
   return _program(needed, reader.side_effects)
 
 
@@ -100,11 +102,12 @@ def _check_overridden_macros(reader: gin_reader.Reader) -> None:
 def _check_used(reader: gin_reader.Reader, reached: list[Binding]) -> None:
   """Checks that some command's work depends on every binding, or did until another was replaced."""
   used = {binding.key for binding in reached}
-  names = {binding.shown for binding in reached if binding.parameter}
+  now = {binding.selector: binding.shown for binding in reached if binding.parameter}
+  names = {*now.values()}
   for binding in reader.bindings.values():
     if binding.parameter and binding.key not in used:
-      renamed = signatures.RENAMED.get(binding.shown)
-      close = renamed if renamed in names else signatures.nearest(binding.shown, names - {binding.shown})
+      renamed = now.get(signatures.RENAMED.get(binding.selector, ""))
+      close = renamed or signatures.nearest(binding.shown, names - {binding.shown})
       advice = signatures.advice(close, f"a value such as @{binding.shown} in what a command uses would")
       raise errors.InputError(f"{binding.where}: nothing uses {binding.shown}; {advice}")
 
@@ -184,6 +187,39 @@ def _check_entry(entry: str, signature: signatures.Signature, needed: list[Bindi
       f"no value for {', '.join(missing)} of {entry}: add the --gin_file that binds "
       f"{them}, or --gin.{entry}.{missing[0]}=VALUE"
     )
+
+
+def _is_given(binding: Binding, signature: signatures.Signature, given: set[str]) -> bool:
+  """Tells whether the command's function gets another value than the binding's."""
+  return signature.identity in binding.identities[:1] and binding.parameter in given
+
+
+def _check_called(bindings: list[Binding], signature: signatures.Signature) -> None:
+  """Checks that what a value calls (@module.function()) gets all that it has no default for.
+
+  What is passed uncalled gets arguments from who calls it, and is left aside.
+  """
+  needed = _reach(bindings, [signature.identity])
+  for binding in needed:
+    for value in gin_reader.flatten(binding.value):
+      if not isinstance(value, Reference) or not value.evaluate or value.selector.startswith("gin."):
+        continue
+      called = _signature(value.selector)
+      bound = {b.parameter for b in needed if value.identity in b.identities[:1] and _applies(b.scope, value)}
+      if missing := [name for name in called.required if name not in bound] if called else []:
+        target = "/".join([*value.scopes, value.written])
+        raise errors.InputError(
+          f"{binding.where}: no value for {', '.join(missing)} of {target}: bind {target}.{missing[0]} in the file, or "
+          f"add --gin.{target}.{missing[0]}=VALUE"
+        )
+
+
+def _applies(scope: str, reference: Reference) -> bool:
+  """Tells whether a binding of that scope may count where the reference is called: without scopes of its own it is
+  called in those of whoever needs it.
+  """
+  entered = "/".join(reference.scopes)
+  return not scope or not entered or f"{entered}/".startswith(f"{scope}/")
 
 
 def _program(needed: list[Binding], side_effects: dict[str, str]) -> Program:

@@ -30,6 +30,7 @@ class Reference:
   selector: str  # full name, once read
   evaluate: bool
   identity: Identity = ""
+  written: str = ""  # the name that the file has for it, once read
 
   def __repr__(self) -> str:
     return f"@{'/'.join([*self.scopes, self.selector])}{'()' * self.evaluate}"
@@ -174,7 +175,7 @@ class Reader:
       return value
     self.scopes_used.update(value.scopes)
     selector, identities, _ = self._resolve(value.selector, modules, where, used)
-    return dataclasses.replace(value, selector=selector, identity=identities[0])
+    return dataclasses.replace(value, selector=selector, identity=identities[0], written=value.selector)
 
   def _resolve(
     self, selector: str, modules: dict[str, str], where: str, used: set[str]
@@ -184,12 +185,7 @@ class Reader:
     if first == "gin":
       return selector, (selector,), signatures.OPAQUE
     if first not in modules:
-      known = {binding.shown.split("/")[-1] for binding in self.bindings.values() if binding.parameter}
-      ending = next((name for name in known if name.endswith(f".{selector}")), None)
-      renamed = signatures.RENAMED.get(selector)
-      close = renamed or signatures.nearest(first, modules) or ending or signatures.nearest(selector, known)
-      advice = signatures.advice(close, "import its module in the file")
-      raise errors.InputError(f"{where}: no import provides {first}; {advice}")
+      raise errors.InputError(f"{where}: no import provides {first}; {self._advice(selector, modules)}")
     used.add(first)
     try:
       found = signatures.resolve(signatures.find_module(modules[first]), attributes)
@@ -205,6 +201,19 @@ class Reader:
     own = found.identity if isinstance(found, signatures.Signature) else full
     of_class = (owner.identity,) if isinstance(owner, signatures.Signature) else ()
     return full, (own, *of_class), found
+
+  def _advice(self, selector: str, modules: dict[str, str]) -> str:
+    """Says what to do about a name whose first part no import provides."""
+    bound = {b.selector: b.shown.split("/")[-1] for b in self.bindings.values() if b.parameter}
+    otherwise = "import its module in the file"
+    if selector in bound.values():  # in a file with the import
+      return otherwise
+    for old, now in signatures.RENAMED.items():
+      if f".{old}".endswith(f".{selector}") and now in bound:
+        return f"did you mean {bound[now]}? If not, {otherwise}"
+    ending = next((name for name in bound.values() if name.endswith(f".{selector}")), None)
+    close = signatures.nearest(selector.split(".")[0], modules) or ending
+    return signatures.advice(close or signatures.nearest(selector, bound.values()), otherwise)
 
 
 def flatten(value: Any) -> Iterator[Any]:

@@ -22,9 +22,20 @@ EXTRAS = {
   "tensorboardX": "report",
 }  # what a missing module's extra is called
 RENAMED = {
-  "pretrain.register": "mixtures.pretraining",
-  "instruct.register": "mixtures.instruction",
+  "glmjax.tasks.pretrain.register": "glmjax.data.mixtures.pretraining",
+  "glmjax.tasks.instruct.register": "glmjax.data.mixtures.instruction",
 }  # what gin files of before 28 November 2026 bound for the cache, and what its own files bind now
+# Decorators that leave parameters as they are; any other may give the function some of its arguments.
+_KEEP_PARAMETERS = (
+  "staticmethod",
+  "classmethod",
+  "override",
+  "final",
+  "cache",
+  "lru_cache",
+  "contextmanager",
+  "dataclass",
+)
 OPAQUE = object()  # exists, or may exist; its parameters cannot be read from source
 
 
@@ -280,8 +291,14 @@ def _function(node: ast.FunctionDef | ast.AsyncFunctionDef, module: Module, is_m
   without_default |= {a.arg for a, d in zip(node.args.kwonlyargs, node.args.kw_defaults) if d is None}
   arguments = [*positional, *node.args.kwonlyargs][int(is_method) :]
   parameters = {a.arg: Annotation(a.annotation, module) if a.annotation else None for a in arguments}
-  required = tuple(name for name in parameters if name in without_default)
+  required = tuple(name for name in parameters if name in without_default) if _keeps_parameters(node) else ()
   return Signature(node.name, parameters, required, node.args.kwarg is not None, module.path, node.lineno)
+
+
+def _keeps_parameters(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) -> bool:
+  """Tells whether calls need what the source says, whatever decorates it."""
+  names = (dotted(d.func if isinstance(d, ast.Call) else d) or ("",) for d in node.decorator_list)
+  return all(name[-1] in _KEEP_PARAMETERS for name in names)
 
 
 def _member(module: Module, node: ast.ClassDef, name: str, seen: frozenset) -> Signature | object:
@@ -299,7 +316,8 @@ def _class(module: Module, node: ast.ClassDef, seen: frozenset) -> Signature | o
   """Returns a class's constructor: its __init__, or its fields for a dataclass or NamedTuple, or what it inherits."""
   for method in node.body:
     if isinstance(method, ast.FunctionDef) and method.name in ("__init__", "__new__"):
-      return dataclasses.replace(_function(method, module, is_method=True), name=node.name, line=node.lineno)
+      made = dataclasses.replace(_function(method, module, is_method=True), name=node.name, line=node.lineno)
+      return made if _keeps_parameters(node) else dataclasses.replace(made, required=())
   inherited = []
   for base in node.bases:
     chain = dotted(base)
@@ -330,4 +348,5 @@ def _class(module: Module, node: ast.ClassDef, seen: frozenset) -> Signature | o
       if field.value is None or is_field_call and not {"default", "default_factory"} & set(options):
         required.append(name)
   takes_any = any(base.takes_any for base in inherited)
-  return Signature(node.name, parameters, tuple(required), takes_any, module.path, node.lineno)
+  needed = tuple(required) if _keeps_parameters(node) else ()
+  return Signature(node.name, parameters, needed, takes_any, module.path, node.lineno)

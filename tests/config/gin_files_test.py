@@ -338,6 +338,37 @@ def test_entry_needs_its_parameters():
   gin_files.check(["runs/train.gin"], [], entry="fakelib.loop.train")
 
 
+def test_what_is_called_gets_its_parameters():
+  command = dict(entry="fakelib.loop.train", commands=["fakelib.loop.train"])
+  text = HEAD + "loop.train.model = @loop.WideModel()\n"
+  assert message(text, **command) == (
+    "x.gin:3: no value for num_layers of loop.WideModel: bind loop.WideModel.num_layers in the file, or add "
+    "--gin.loop.WideModel.num_layers=VALUE"
+  )
+  gin_files.check(["x.gin"], ["loop.WideModel.num_layers=2"], **command)
+  gin_files.check(["x.gin"], given=["model"], **command)  # what is bound is never called
+  gin_files.check(["x.gin"], ["loop.train.model=1"], **command)
+  macro = HEAD + "MODEL = {'a': [@wide/loop.Model()]}\nloop.train.model = %MODEL\n"
+  assert message(macro, **command).startswith("x.gin:3: no value for num_layers of wide/loop.Model: bind wide/loop.Mo")
+  gin_files.check(["x.gin"], ["wide/loop.Model.num_layers=2"], **command)
+  gin_files.check(["x.gin"], ["loop.Model.num_layers=2"], **command)
+  other = macro + "loop.train.name = @flat/loop.Model()\nflat/loop.Model.num_layers = 2\n"
+  assert message(other, **command).startswith("x.gin:3: no value for num_layers of wide/loop.Model")
+  with open("x.gin", "w", encoding="utf-8") as file:  # a scope is entered for all that is called within
+    file.write(
+      HEAD + "loop.train.model = @wide/loop.Plain()\nloop.Plain.size = @loop.Model()\nwide/loop.Model.num_layers = 2\n"
+    )
+  gin_files.check(["x.gin"], **command)
+
+
+def test_what_is_passed_uncalled_gets_its_parameters_later(library):
+  (library / "fakelib" / "own.py").write_text("import fakelib\n@fakelib.fills\ndef grow(size):\n  return size\n")
+  for value in ("@loop.WideModel", "@fakelib.own.grow()"):
+    with open("x.gin", "w", encoding="utf-8") as file:
+      file.write(HEAD + f"import fakelib.own\nloop.train.model = {value}\n")
+    gin_files.check(["x.gin"], entry="fakelib.loop.train", commands=["fakelib.loop.train"])
+
+
 def test_not_utf8(library):
   (library / "bad.gin").write_bytes(b"A = '\xff'\n")
   assert message(files=["bad.gin"]) == ("bad.gin: not UTF-8 at byte 5 (line 1); convert it, say with iconv -t UTF-8")

@@ -256,6 +256,18 @@ def test_names_of_before_say_what_they_are_now(tmp_path, monkeypatch):
     'pretrain.register:\n  files = {"en": "en.txt"}\n  tokenizer = "tokenizer"\n'
     "token_cache.cache_mixture.mixture_name = @pretrain.register()\n"
   )
+  mine = (tmp_path / "mine.gin").read_text()
+  (tmp_path / "alias.gin").write_text(
+    mine.replace("import pretrain", "import pretrain as p").replace("pretrain.register", "p.register")
+  )
+  (tmp_path / "seqio.gin").write_text(
+    "from __gin__ import dynamic_registration\nfrom glmjax.data import token_cache\n"
+    "token_cache.cache_mixture.mixture = @pretrain.register()\n"
+  )
+  (tmp_path / "uncached.gin").write_text(
+    mine.replace("quickstart", "uncached").replace("from glmjax.tasks import pretrain", "")
+  )
+  full = "glmjax.tasks.pretrain.register.rates"
   override = "pretrain.register.instructions='pairs/'"
   for files, overrides, said in (
     (["mine.gin"], [], "mine.gin:4: nothing uses pretrain.register; did you mean mixtures.pretraining?"),
@@ -264,8 +276,30 @@ def test_names_of_before_say_what_they_are_now(tmp_path, monkeypatch):
       [override],
       f"--gin.{override.partition('=')[0]}: no import provides pretrain; did you mean",
     ),
+    (["alias.gin"], [], "alias.gin:4: nothing uses p.register; did you mean mixtures.pretraining?"),
+    (
+      ["runs/quickstart.gin"],
+      [f"{full}={{}}"],
+      f"--gin.{full}: nothing uses glmjax.tasks.pretrain.register; did you mean mixtures.pretraining?",
+    ),
+    (["seqio.gin"], [], "seqio.gin:3: no import provides pretrain; import its module in the file"),
+    (["uncached.gin"], [], "uncached.gin:4: no import provides pretrain; import its module in the file"),
     (["old.gin"], [], "old.gin:7: token_cache.cache_mixture has no parameter mixture_name; did you mean mixture?"),
   ):
     with pytest.raises(errors.InputError) as caught:
       gin_files.check(files, overrides, "glmjax.data.token_cache.cache_mixture", (), commands.targets())
     assert str(caught.value).startswith(said)
+
+
+def test_a_mixture_without_its_tokenizer(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / "mine.gin").write_text(
+    "from __gin__ import dynamic_registration\nfrom glmjax.data import mixtures\nfrom glmjax.data import token_cache\n"
+    'mixtures.pretraining.files = {"en": "en.txt"}\n'
+    "token_cache.cache_mixture:\n  mixture = @mixtures.pretraining()\n  directory = 'cache'\n"
+  )
+  target = "glmjax.data.token_cache.cache_mixture"
+  with pytest.raises(errors.InputError, match="^mine.gin:6: no value for tokenizer of mixtures.pretraining: bind "):
+    gin_files.check(["mine.gin"], (), target, (), commands.targets())
+  gin_files.check(["mine.gin"], ["mixtures.pretraining.tokenizer='folder'"], target, (), commands.targets())
+  gin_files.check(["mine.gin"], [f"{target}.mixture='of_seqio'"], target, (), [target])  # as --mixture does
