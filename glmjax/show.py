@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from glmjax import display
+from glmjax import errors
 from glmjax import tokens as tokens_lib
 from glmjax.data import rows as rows_lib
 
@@ -38,6 +39,7 @@ class Score(Protocol):
 
 def tokens(ids: Sequence[int], tokenizer: Tokenizer, across: int = 16) -> display.Picture:
   """Draws tokens in their order, `across` in a line, with the id of each below."""
+  _check("tokens", ids)
   lines = -(-len(ids) // across)
   figure = display.figure(10, 0.3 + 0.75 * lines)
   axes = figure.add_subplot()
@@ -120,11 +122,12 @@ def attention(row: rows_lib.Row, tokenizer: Tokenizer) -> display.Picture:
 
 def scores(named: Mapping[str, Score]) -> display.Picture:
   """Draws how unexpected each token of one text is, in bits, by each of several models, at most four."""
+  marks = (("o", display.INK), ("s", "#ffffff"), ("^", _TARGET), ("x", display.INK))
+  _check("scores", named, most=len(marks))
   first = next(iter(named.values()))
   places = np.arange(len(first.pieces))
   figure = display.figure(1.5 + 0.38 * max(len(places), 12), 3.2)
   axes = figure.add_subplot()
-  marks = (("o", display.INK), ("s", "#ffffff"), ("^", _TARGET), ("x", display.INK))
   for i, ((name, score), (mark, colour)) in enumerate(zip(named.items(), marks)):
     bits = -np.asarray(score.log_probs) / np.log(2)
     look = {"markersize": 5 + 4 * (len(named) - i - 1), "markerfacecolor": colour, "markeredgecolor": display.INK}
@@ -142,6 +145,7 @@ def scores(named: Mapping[str, Score]) -> display.Picture:
 
 def lengths(drawn: Sequence[int], expected: np.ndarray) -> display.Picture:
   """Draws how long spans came out, as bars, beside the shares [n] that lengths 1, 2, ... n should have, as dots."""
+  _check("lengths", drawn)
   longest = max(max(drawn), int(np.searchsorted(np.cumsum(expected), 0.999)) + 1)
   counts = np.bincount(np.asarray(drawn), minlength=longest + 1)[1:]
   figure = display.figure(7, 3)
@@ -157,9 +161,11 @@ def lengths(drawn: Sequence[int], expected: np.ndarray) -> display.Picture:
   return display.grey_picture(figure)
 
 
-def heldout(figures: Mapping[str, Mapping[str, float]]) -> display.Picture:
+def heldout(figures: Mapping[str, Mapping[str, float | None]]) -> display.Picture:
   """Draws what `glmjax evaluate` found for each language: bits per byte (left; less is better) and the share of hidden
   tokens that are guessed right (right; more is better), each beside what knows only how frequent tokens are.
+
+  What was not measured is left out.
   """
   bits = {"unigram_bits_per_byte": "frequencies alone", "bits_per_byte": "the model"}
   shares = {
@@ -167,18 +173,27 @@ def heldout(figures: Mapping[str, Mapping[str, float]]) -> display.Picture:
     "infill_accuracy_left_only": "the model, left side seen",
     "infill_accuracy": "the model, both sides seen",
   }
-  figure = display.figure(10, 0.9 + 0.75 * len(figures))
-  for place, (names, unit) in enumerate(((bits, "bits per byte"), (shares, "hidden tokens guessed right, %")), 1):
-    axes = figure.add_subplot(1, 2, place)
-    factor = 1 if names is bits else 100
-    for i, (name, label) in enumerate(names.items()):
-      colour = _GREYS[i + len(_GREYS) - len(names)]
-      values = [factor * found.get(name, 0.0) for found in figures.values()]
-      height = 0.8 / len(names)
-      bars = axes.barh(
-        [y + i * height for y in range(len(figures))], values, height, color=colour, edgecolor=display.INK, label=label
-      )
-      axes.bar_label(bars, fmt="%.2f" if names is bits else "%.1f", padding=3, fontsize=8, color=display.INK)
+  panels = [
+    (dict(zip(names, zip(names.values(), _GREYS[-len(names) :]))), unit, factor, digits)
+    for names, unit, factor, digits in (
+      (bits, "bits per byte", 1, "%.2f"),
+      (shares, "hidden tokens guessed right, %", 100, "%.1f"),
+    )
+    if any(found.get(name) is not None for found in figures.values() for name in names)
+  ]
+  _check("heldout", panels)
+  figure = display.figure(5 * len(panels), 0.9 + 0.75 * len(figures))
+  for place, (names, unit, factor, digits) in enumerate(panels, 1):
+    axes = figure.add_subplot(1, len(panels), place)
+    height = 0.8 / len(names)
+    for i, (name, (label, colour)) in enumerate(names.items()):
+      sizes = {y: found[name] for y, found in enumerate(figures.values()) if found.get(name) is not None}
+      if sizes:
+        values, places = [factor * size for size in sizes.values()], [y + i * height for y in sizes]
+        bars = axes.barh(places, values, height, color=colour, edgecolor=display.INK, label=label)
+        axes.bar_label(bars, fmt=digits, padding=3, fontsize=8, color=display.INK)
+    axes.update_datalim([(0, -height / 2), (0, len(figures) - 0.2 - height / 2)])  # those without a bar too
+    axes.autoscale_view(scalex=False)
     axes.set_yticks([y + 0.4 - height / 2 for y in range(len(figures))], list(figures))
     axes.invert_yaxis()
     axes.margins(x=0.15)
@@ -199,10 +214,11 @@ def heldout(figures: Mapping[str, Mapping[str, float]]) -> display.Picture:
 
 def stacked(named: Mapping[str, Mapping[str, float]], unit: str) -> display.Picture:
   """Draws a bar for each name, of parts that add up, as memory by what it is for; `unit` says what of, and in what."""
+  looks = list(itertools.product(("", "////", "....", "xxxx", "----"), ("#f2f2f2", "#bdbdbd", "#777777", "#333333")))
   parts = list(dict.fromkeys(part for sizes in named.values() for part in sizes))
-  figure = display.figure(9, 1.3 + 0.38 * len(named))
+  _check("stacked", parts, most=len(looks))
+  figure = display.figure(9, max(1.3 + 0.38 * len(named), 0.3 + 0.19 * len(parts)))
   axes = figure.add_subplot()
-  looks = itertools.cycle(itertools.product(("", "////", "...."), ("#f2f2f2", "#bdbdbd", "#777777", "#333333")))
   begin = np.zeros(len(named))
   for part, (hatch, colour) in zip(parts, looks):
     sizes = np.array([each.get(part, 0.0) for each in named.values()])
@@ -212,7 +228,7 @@ def stacked(named: Mapping[str, Mapping[str, float]], unit: str) -> display.Pict
   for i, total in enumerate(begin):
     axes.annotate(f"{total:,.2f}", (total, i), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8)
   axes.invert_yaxis()
-  axes.set_xlim(0, 1.12 * begin.max())
+  axes.set_xlim(0, 1.12 * begin.max() or 1)
   axes.set_xlabel(unit, color=display.INK)
   axes.legend(frameon=False, fontsize=8, labelcolor=display.INK, loc="center left", bbox_to_anchor=(1, 0.5))
   display.plain(axes)
@@ -226,6 +242,14 @@ def shards(array: Any, names: Sequence[str]) -> display.Picture:
     array: a jax.Array, or a jax.ShapeDtypeStruct with a sharding, of two or three axes.
     names: of its axes.
   """
+  shape = getattr(array, "shape", ())
+  if getattr(array, "sharding", None) is None or len(shape) not in (2, 3):
+    raise errors.InputError(
+      f"show.shards: {type(array).__name__} of shape {shape}: give an array of JAX, of two or three axes, that is on "
+      "devices"
+    )
+  if len(names) != len(shape):
+    raise errors.InputError(f"show.shards: names of the axes, {names}, are not {len(shape)}")
   panels, down, across = (1, *array.shape) if len(array.shape) == 2 else array.shape
   holders: dict[tuple[tuple[int, int], ...], list[int]] = {}
   for device, index in array.sharding.devices_indices_map(array.shape).items():
@@ -275,6 +299,7 @@ def timeline(turns: Sequence[Turn]) -> display.Picture:
 
   In a tick with both the forward one is drawn above the other.
   """
+  _check("timeline", turns)
   ticks, stages = (max(getattr(turn, name) for turn in turns) + 1 for name in ("tick", "stage"))
   both = len({(turn.tick, turn.stage) for turn in turns}) < len(turns)
   figure = display.figure(1 + 9 * min(1.0, ticks / 24), 0.9 + (0.55 if both else 0.35) * stages)
@@ -293,6 +318,14 @@ def timeline(turns: Sequence[Turn]) -> display.Picture:
   axes.set_ylabel("stage", color=display.INK)
   display.plain(axes)
   return display.grey_picture(figure)
+
+
+def _check(name: str, given: Any, most: int | None = None) -> None:
+  """Raises InputError where there is nothing to draw, or more than can be told apart."""
+  if len(given) == 0:
+    raise errors.InputError(f"show.{name}: there is nothing to draw: what was given is empty")
+  if most is not None and len(given) > most:
+    raise errors.InputError(f"show.{name}: {len(given)} are more than can be told apart: give {most} at most")
 
 
 def _box(axes: Any, place: tuple[float, float, float, float], colour: str, label: str, size: float) -> None:
@@ -334,12 +367,6 @@ def _fonts() -> list[Any]:
   from matplotlib import font_manager
 
   return [font_manager.get_font(font_manager.findfont(name)) for name in display.fonts()]
-
-
-def _font() -> Any:
-  from matplotlib import font_manager
-
-  return font_manager.get_font(font_manager.findfont("DejaVu Sans"))
 
 
 def _cell(axes: Any, x: float, y: float, label: str, colour: str, height: float = 0.92) -> None:
