@@ -21,7 +21,7 @@ from glmjax.cli import run as run_lib
 
 NUMBERS = itertools.count()
 FAKE = """
-import dataclasses, errno, os, sys, time
+import dataclasses, errno, os, pathlib, sys, time
 from glmjax import errors
 
 
@@ -42,7 +42,7 @@ def train(workdir, steps: int = 3, name: str = "a", mode: str = "ok", overwrite:
     raise OSError(errno.ENOSPC, "No space left on device", "runs/a/file")
   if mode == "extra":
     import seqio_missing
-  on_start()
+  on_start(pathlib.Path(workdir))
   if mode == "kill":
     os.kill(os.getpid(), 9)
   if mode == "sleep":

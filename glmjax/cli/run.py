@@ -9,7 +9,7 @@ import os
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import glmjax
@@ -99,29 +99,29 @@ def settle(
 def call(command: Command, given: dict[str, Any]) -> Any:
   """Calls the command's function and leaves the configuration in the folder that it wrote.
 
-  A function that works for hours takes `on_start`, to be called once the folder is its own.
+  A function that works for hours takes `on_start`, to be called with the folder once that is its own.
   """
   function = gin_files.configured(command.target)
   if "on_start" in inspect.signature(function).parameters:
     users = given.get("on_start")
 
-    def on_start() -> None:
-      _write_config(command, function)
+    def on_start(folder: pathlib.Path) -> None:
+      _write_config(folder)
       if users is not None:
-        users()
+        users(folder)
 
     given = given | {"on_start": on_start}
   result = function(**given)  # one that fails leaves no configuration: the folder may be another run's
-  _write_config(command, function)
+  folder = gin_files.binding(function, command.folder) if command.folder else None
+  if folder is not None:
+    _write_config(paths.local(folder))
   return result
 
 
-def _write_config(command: Command, function: Callable[..., Any]) -> None:
+def _write_config(folder: pathlib.Path) -> None:
   """Writes config.gin beside the result: every value used, defaults included."""
-  folder = gin_files.binding(function, command.folder) if command.folder else None
-  if folder is None or not paths.local(folder).is_dir() or not hosts.is_first():
-    return
-  publish.write_text(paths.local(folder) / "config.gin", gin_files.operative_config())
+  if folder.is_dir() and hosts.is_first():
+    publish.write_text(folder / "config.gin", gin_files.operative_config())
 
 
 def _parse_flags(arguments: list[str]) -> argparse.Namespace | None:

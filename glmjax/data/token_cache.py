@@ -16,7 +16,7 @@ import tempfile
 import threading
 import types
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from glmjax import errors
 from glmjax import ranges
@@ -44,6 +44,7 @@ def cache_mixture(
   num_shards: int = 8,
   num_workers: int | None = None,
   overwrite: bool = False,
+  on_start: Callable[[pathlib.Path], None] | None = None,
 ) -> dict:
   """Tokenizes every split of a mixture's tasks into DIRECTORY, or goes on where a killed run stopped.
 
@@ -56,6 +57,7 @@ def cache_mixture(
     num_workers: processes, forked so that they know the tasks that this one does; 0: this process alone; None: one a
       processor if forking is possible.
     overwrite: replace another cache in DIRECTORY.
+    on_start: called with the folder that will be the cache, before it gets its name; the command line writes there.
 
   Returns:
     Documents, tokens and UTF-8 bytes of each task's splits.
@@ -87,6 +89,8 @@ def cache_mixture(
         for group in _read_together(mixture, todo, num_shards, -(-len(todo) // max(num_workers, 1)))
       ]
       _show_progress(jobs, len(todo), total=len(builder.all_shards(plan)))
+      if on_start is not None:
+        on_start(making.directory if making.finished else making.partial)
       with tempfile.TemporaryDirectory() as scratch:
         mixture.tokenizer.save(pathlib.Path(scratch) / "tokenizer")
         finished = making.finish(pathlib.Path(scratch) / "tokenizer")

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import os
+import pathlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -82,7 +83,7 @@ def train(
   seed: int = 0,
   stop_at_step: int | None = None,  # save and return there, as if interrupted
   overwrite: bool = False,  # delete the run found in workdir and start anew
-  on_start: Callable[[], None] | None = None,  # called once workdir is this run's; the command line writes there
+  on_start: Callable[[pathlib.Path], None] | None = None,  # called with workdir once that is this run's
 ) -> dict[str, Any]:
   """Trains a model until it has seen `total_samples`, resuming the run found in `workdir`; returns the last step's
   figures.
@@ -159,12 +160,12 @@ def _begin(
   model: config_lib.GLMConfig,
   data: feed_lib.DataSource,
   overwrite: bool,
-  on_start: Callable[[], None] | None,
+  on_start: Callable[[pathlib.Path], None] | None,
 ) -> None:
   stack.enter_context(folder.locked())
   folder.open(model, data, overwrite)
   if on_start is not None:
-    on_start()
+    on_start(folder.root)
 
 
 def _check(model: config_lib.GLMConfig, data: feed_lib.DataSource, loss_mean_of: str) -> None:

@@ -13,8 +13,10 @@ import pytest
 
 from glmjax import tokenizer as tokenizer_lib
 from glmjax.data import loader
+from glmjax.data import mixtures
 from glmjax.data import rows
 from glmjax.data import shards
+from glmjax.data import token_cache
 
 DRIVER = """
 import os, pathlib, signal, sys, time, traceback
@@ -163,3 +165,19 @@ def test_mistakes_are_one_line(made: tuple[pathlib.Path, str]) -> None:
   assert "pretrain_bilingal" in said["unknown"]
   assert said["malformed"].startswith(f"{here / 'qa.jsonl'}:2: not JSON")
   assert said["changed"].startswith(f"{here / 'two'}: already a cache of mixture pretrain_bilingual")
+
+
+def test_its_configuration_is_there_when_it_gets_its_name(made: tuple[pathlib.Path, str], tmp_path) -> None:
+  """What on_start writes is published with the shards, so that a kill cannot come between them."""
+  here, _ = made
+  mixture = mixtures.pretraining({"en": str(here / "en.jsonl")}, here / "tokenizer")
+  seen = []
+
+  def on_start(folder: pathlib.Path) -> None:
+    seen.append((folder, (tmp_path / "cache").exists()))
+    (folder / "config.gin").write_text("# all settings")
+
+  for _ in range(2):  # the second finds it finished
+    token_cache.cache_mixture(mixture, tmp_path / "cache", num_shards=2, num_workers=0, on_start=on_start)
+    assert (tmp_path / "cache" / "config.gin").exists()
+  assert seen == [(tmp_path / "cache.partial", False), (tmp_path / "cache", True)]
