@@ -63,7 +63,7 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
     ["{'en': 5}", "[5]", "5"],
   ),
   "Sequence[str | Mapping[str, Any]]": (["['a', {'prompt': 'b'}]"], ["'a'", "[1]", "[['a']]", "{'prompt': 'b'}"]),
-  "Callable[[], None] | None": (["None", "@glmjax.train.loop.train"], ["3", "'a'", OF_CALLS]),
+  "Callable[[pathlib.Path], None] | None": (["None", "@glmjax.train.loop.train"], ["3", "'a'", OF_CALLS]),
   "Callable[[ExportSource, pathlib.Path], None] | None": (["None", "@glmjax.train.loop.train"], ["3", "'a'", OF_CALLS]),
   "Mapping[str, config_lib.GLMConfig]": (
     ["{'a': @glmjax.models.config.GLMConfig()}"],
