@@ -83,15 +83,15 @@ def _of(
   """
   longest: dict[str, Any] = {"count": None}
   for context in sorted(contexts, reverse=True):
-    work = programs.Decode(context=context, bits=bits)
+    workload = programs.Decode(context=context, bits=bits)
     if context > config.max_length:
       yield {"context": context, "count": None, "why": f"the model ends at {config.max_length} tokens"}
       continue
-    counts = [n for n in memory.sets(config) if held(config, work, n) <= targets.room(chip)]
+    counts = [n for n in memory.sets(config) if held(config, workload, n) <= targets.room(chip)]
     if counts and counts[0] == longest["count"]:
       yield longest | {"context": context}
       continue
-    fitting = ((n, peak) for n in counts if (peak := compiler.peak(config, work, gpu, n)) <= targets.room(chip))
+    fitting = ((n, peak) for n in counts if (peak := compiler.peak(config, workload, gpu, n)) <= targets.room(chip))
     count, peak = next(fitting, (None, None))
     longest = {"count": count, "peak_bytes_per_device": peak, "compiled_context": context}
     if count is None:
@@ -99,9 +99,9 @@ def _of(
     yield longest | {"context": context}
 
 
-def held(config: config_lib.GLMConfig, work: programs.Decode, count: int) -> int:
+def held(config: config_lib.GLMConfig, workload: programs.Decode, count: int) -> int:
   """Returns the bytes of weights and cache on each of so many devices, exactly."""
-  return round(memory.decoding(config, work, mesh_lib.MeshConfig(data=1, tensor=count)).total)
+  return round(memory.decoding(config, workload, mesh_lib.MeshConfig(data=1, tensor=count)).total)
 
 
 @functools.cache
@@ -124,31 +124,34 @@ class _Compiler:
           continue  # cut off as the run was stopped
         raise errors.InputError(f"{path} is not a file of --fits: name another with --out") from error
 
-  def peak(self, config: config_lib.GLMConfig, work: programs.Decode, gpu: str, count: int) -> int:
+  def peak(self, config: config_lib.GLMConfig, workload: programs.Decode, gpu: str, count: int) -> int:
     """Returns a device's bytes at most: while a prompt as long as the context is read, or while a token is added behind
     it.
     """
     room = targets.room(targets.CHIPS[gpu])
     layers = min(self._layers or config.num_layers, config.num_layers)
-    peak = self._of_layers(config, work, gpu, count, layers)
+    peak = self._of_layers(config, workload, gpu, count, layers)
     if abs(peak - room) < _DOUBT * room:
-      peak = self._of_layers(config, work, gpu, count, config.num_layers)
+      peak = self._of_layers(config, workload, gpu, count, config.num_layers)
     return peak
 
-  def _of_layers(self, config: config_lib.GLMConfig, work: programs.Decode, gpu: str, count: int, layers: int) -> int:
+  def _of_layers(
+    self, config: config_lib.GLMConfig, workload: programs.Decode, gpu: str, count: int, layers: int
+  ) -> int:
     """Returns a device's bytes at most with all layers, read from the programs of so many."""
-    key = (config, work, targets.CHIPS[gpu].compute_capability, count, layers)
+    key = (config, workload, targets.CHIPS[gpu].compute_capability, count, layers)
     if key not in self._peaks:
       fewer = dataclasses.replace(config, num_layers=layers)
       peak = max(
-        self._compile(fewer, program, gpu, count) for program in (work, dataclasses.replace(work, prompt=work.context))
+        self._compile(fewer, program, gpu, count)
+        for program in (workload, dataclasses.replace(workload, prompt=workload.context))
       )
-      self._peaks[key] = peak + held(config, work, count) - held(fewer, work, count)
+      self._peaks[key] = peak + held(config, workload, count) - held(fewer, workload, count)
     return self._peaks[key]
 
-  def _compile(self, config: config_lib.GLMConfig, work: programs.Decode, gpu: str, count: int) -> int:
+  def _compile(self, config: config_lib.GLMConfig, workload: programs.Decode, gpu: str, count: int) -> int:
     chip = targets.CHIPS[gpu]
-    program = work.program(config, _mesh(gpu, count))
+    program = workload.program(config, _mesh(gpu, count))
     lowered = program.traced.lower()
     what = f"{jax.__version__} {chip.compute_capability} {lowered.as_text()}"
     key = hashlib.sha256(what.encode()).hexdigest()
@@ -161,7 +164,7 @@ class _Compiler:
           "gpu": gpu,
           "count": count,
           "layers": config.num_layers,
-          "work": dataclasses.asdict(work),
+          "work": dataclasses.asdict(workload),
         }
       )
       self._known[key] = peak

@@ -36,7 +36,7 @@ class _Candidate:
   """One way to run a workload."""
 
   model: config_lib.GLMConfig
-  work: programs.Train | programs.Decode
+  workload: programs.Train | programs.Decode
   mesh: mesh_lib.MeshConfig
   seconds: float = 0.0  # estimated
 
@@ -44,8 +44,8 @@ class _Candidate:
   def name(self) -> str:
     """The candidate's name, of what it binds: axes of the mesh, micro-batch, remat."""
     sizes = [f"{axis}={size}" for axis in mesh_lib.AXES if (size := getattr(self.mesh, axis)) > 1]
-    if isinstance(self.work, programs.Train):
-      sizes += [f"micro_batch={self.work.micro_batch or self.work.batch_size}", f"remat={self.model.remat}"]
+    if isinstance(self.workload, programs.Train):
+      sizes += [f"micro_batch={self.workload.micro_batch or self.workload.batch_size}", f"remat={self.model.remat}"]
     return " ".join(sizes) or "one device"
 
   def holds_more_than(self, other: "_Candidate") -> bool:
@@ -54,8 +54,9 @@ class _Candidate:
     """
     return (
       self.mesh == other.mesh
-      and isinstance(self.work, programs.Train)
-      and (self.work.micro_batch or self.work.batch_size) >= (other.work.micro_batch or other.work.batch_size)
+      and isinstance(self.workload, programs.Train)
+      and (self.workload.micro_batch or self.workload.batch_size)
+      >= (other.workload.micro_batch or other.workload.batch_size)
       and _REMATS.index(self.model.remat) <= _REMATS.index(other.model.remat)
     )
 
@@ -132,10 +133,10 @@ def _compile(candidate: _Candidate, aim: targets.Target) -> dict[str, Any]:
     "name": candidate.name,
     "estimated_seconds": candidate.seconds,
     "remat": candidate.model.remat,
-    "micro_batch": getattr(candidate.work, "micro_batch", None),
+    "micro_batch": getattr(candidate.workload, "micro_batch", None),
   }
   try:
-    return about | estimate.step(candidate.model, candidate.work, aim, candidate.mesh)
+    return about | estimate.step(candidate.model, candidate.workload, aim, candidate.mesh)
   except (ValueError, jax.errors.JaxRuntimeError) as error:  # what only tracing or the compiler can tell
     return about | {"error": (str(error).strip() or type(error).__name__).splitlines()[0][:300]}
   finally:
@@ -143,7 +144,7 @@ def _compile(candidate: _Candidate, aim: targets.Target) -> dict[str, Any]:
 
 
 def _training(
-  model: config_lib.GLMConfig, work: programs.Train, aim: targets.Target, stage: int
+  model: config_lib.GLMConfig, workload: programs.Train, aim: targets.Target, stage: int
 ) -> Iterator[_Candidate]:
   for tensor, context in itertools.product((1, 2, 4, 8, 16, 32), (1, 2, 4, 8)):
     rows, left = divmod(aim.devices, stage * tensor * context)
@@ -151,18 +152,18 @@ def _training(
       continue
     for fsdp in _divisors(rows):
       mesh = mesh_lib.MeshConfig(rows // fsdp, fsdp, stage, tensor, context)
-      each = work.batch_size // rows if work.batch_size % rows == 0 else 1
+      each = workload.batch_size // rows if workload.batch_size % rows == 0 else 1
       for share, remat in itertools.product(_divisors(each), _REMATS):
         yield _Candidate(
           dataclasses.replace(model, remat=remat),
-          dataclasses.replace(work, micro_batch=None if share == each else share * rows),
+          dataclasses.replace(workload, micro_batch=None if share == each else share * rows),
           mesh,
         )
 
 
-def _decoding(model: config_lib.GLMConfig, work: programs.Decode, aim: targets.Target) -> Iterator[_Candidate]:
+def _decoding(model: config_lib.GLMConfig, workload: programs.Decode, aim: targets.Target) -> Iterator[_Candidate]:
   for tensor in _divisors(aim.devices):
-    yield _Candidate(model, work, mesh_lib.MeshConfig(aim.devices // tensor, tensor=tensor))
+    yield _Candidate(model, workload, mesh_lib.MeshConfig(aim.devices // tensor, tensor=tensor))
 
 
 def _divisors(number: int) -> list[int]:
@@ -171,20 +172,20 @@ def _divisors(number: int) -> list[int]:
 
 def _ruled_out(candidate: _Candidate, aim: targets.Target) -> str | None:
   """Says why arithmetic leaves it aside: exact divisions, and less than it will hold."""
-  model, work, mesh = candidate.model, candidate.work, candidate.mesh
-  rules = partitioning.strategy(work.strategy) if isinstance(work, programs.Train) else partitioning.FSDP
+  model, workload, mesh = candidate.model, candidate.workload, candidate.mesh
+  rules = partitioning.strategy(workload.strategy) if isinstance(workload, programs.Train) else partitioning.FSDP
   split = dataclasses.asdict(mesh) | {partitioning.STAGE_AXIS: 1}  # stages may hold unlike numbers of layers
   for name, size, axes in partitioning.uneven(params_lib.sizes(model), split, rules):
     return f"split {name} {size:,} unevenly over {' x '.join(axes)}"
-  if isinstance(work, programs.Train) and work.batch_size % (mesh.data * mesh.fsdp):
+  if isinstance(workload, programs.Train) and workload.batch_size % (mesh.data * mesh.fsdp):
     return "split the batch unevenly over data x fsdp"
-  if isinstance(work, programs.Train) and work.length % mesh.context:
+  if isinstance(workload, programs.Train) and workload.length % mesh.context:
     return "split the rows' tokens unevenly over context"
-  if isinstance(work, programs.Train) and not advice.flows(work, dataclasses.asdict(mesh)):
+  if isinstance(workload, programs.Train) and not advice.flows(workload, dataclasses.asdict(mesh)):
     return "cut the rows unevenly into the pipeline's micro-batches"
   held, kept = _bytes(candidate)
   if held > targets.room(aim.chip):
-    state = "optimizer state" if isinstance(work, programs.Train) else "a KV cache"
+    state = "optimizer state" if isinstance(workload, programs.Train) else "a KV cache"
     return f"hold weights and {state} that do not fit"
   return "keep more for backward than fits" if held + kept > targets.room(aim.chip) else None
 
@@ -193,10 +194,10 @@ def _bytes(candidate: _Candidate) -> tuple[float, float]:
   """Returns the bytes that a device holds at least: weights, cache and optimizer state; gradients and what layers keep
   for backward.
   """
-  model, work, mesh = candidate.model, candidate.work, candidate.mesh
-  if isinstance(work, programs.Decode):
-    return memory.decoding(model, work, mesh).total, 0.0
-  parts = memory.training(model, work, mesh).parts
+  model, workload, mesh = candidate.model, candidate.workload, candidate.mesh
+  if isinstance(workload, programs.Decode):
+    return memory.decoding(model, workload, mesh).total, 0.0
+  parts = memory.training(model, workload, mesh).parts
   return parts["weights"] + parts["optimizer"], parts["gradients"] + parts["activations"]
 
 
@@ -204,22 +205,23 @@ def _seconds(candidate: _Candidate, aim: targets.Target) -> float:
   """Estimates a step's seconds, by textbook formulas of what it computes, reads and exchanges; it orders candidates,
   nothing else.
   """
-  model, work, mesh, chip = candidate.model, candidate.work, candidate.mesh, aim.chip
+  model, workload, mesh, chip = candidate.model, candidate.workload, candidate.mesh, aim.chip
   weights = 2 * params_lib.count(model) / (mesh.tensor * mesh.stage)
 
   def exchange(kind: str, sent: float, group: int, stride: int) -> float:
     return 0.0 if group == 1 else estimate.exchange_seconds(kind, sent * (group - 1) / group, group, stride, aim)
 
-  if isinstance(work, programs.Decode):
-    read = weights * (work.bits or 16) / 16 / chip.memory_bandwidth
-    return read + 2 * model.num_layers * exchange("all-reduce", 4 * model.embed_dim * work.batch, mesh.tensor, 1)
+  if isinstance(workload, programs.Decode):
+    read = weights * (workload.bits or 16) / 16 / chip.memory_bandwidth
+    return read + 2 * model.num_layers * exchange("all-reduce", 4 * model.embed_dim * workload.batch, mesh.tensor, 1)
   again = {"full": 1, "dots": 0.1, "none": 0}[model.remat]  # times that forward runs besides
-  micro_batches = work.batch_size // (work.micro_batch or work.batch_size)
-  tokens = work.batch_size * work.length / (mesh.data * mesh.fsdp * mesh.context)  # of a device's rows, in a step
+  micro_batches = workload.batch_size // (workload.micro_batch or workload.batch_size)
+  shards = mesh.data * mesh.fsdp * mesh.context
+  tokens = workload.batch_size * workload.length / shards  # of a device's rows, in a step
   compute = (
     (1 + again / 3)
     * tokens
-    * params_lib.train_flops_per_token(model, work.length)
+    * params_lib.train_flops_per_token(model, workload.length)
     / (mesh.tensor * mesh.stage)
     / chip.peak_flops
   )

@@ -8,6 +8,7 @@ import re
 import jax
 import pytest
 
+from glmjax import display
 from glmjax import errors
 from glmjax.infer import placement
 from glmjax.models import config as config_lib
@@ -164,9 +165,17 @@ def test_what_trainer_or_inference_refuses_is_refused(tiny):
   assert memory.decoding(tiny, mesh=None).parts == memory.decoding(tiny, mesh=mesh_lib.MeshConfig()).parts
 
 
-def test_it_is_drawn_and_told(tiny):
+def test_it_is_drawn_and_told(tiny, monkeypatch):
+  """Each part and all of it in GiB, and what is usable of a card."""
+  figures, encode = [], display.grey_picture
+  monkeypatch.setattr(display, "grey_picture", lambda figure: figures.append(figure) or encode(figure))
   found = memory.decoding(tiny, programs.Decode(context=32))
-  assert found.plot()._repr_png_() != found.plot("rtx3090")._repr_png_()
+  assert found.plot()._repr_png_() and found.plot("rtx3090")._repr_png_()
+  alone, with_card = (figure.axes[0] for figure in figures)
+  sizes = [size / targets.GIB for size in (*found.parts.values(), found.total)]
+  assert [bar.get_width() for bar in alone.patches] == pytest.approx(sizes)
+  assert [label.get_text() for label in alone.get_yticklabels()] == [*found.parts, "all of it"]
+  assert "usable: 22.3" in [text.get_text() for text in with_card.texts] and len(alone.texts) == len(sizes)
   assert "KV cache" in found._repr_html_()
   with pytest.raises(errors.InputError, match="rtx3090"):
     found.plot("rtx30")

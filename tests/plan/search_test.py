@@ -122,10 +122,10 @@ def test_the_original_130b_is_not_ruled_out(remat, compiled_gib):
   assert search._ruled_out(candidate, aim) is None
   assert 0.5 < sum(search._bytes(candidate)) / targets.GIB / compiled_gib <= 1
   candidate = dataclasses.replace(
-    candidate, work=dataclasses.replace(work, pipeline=pipeline.PipelineConfig(microbatches=176, kind="gpipe"))
+    candidate, workload=dataclasses.replace(work, pipeline=pipeline.PipelineConfig(microbatches=176, kind="gpipe"))
   )
   assert search._ruled_out(candidate, aim) == "keep more for backward than fits"
-  candidate = dataclasses.replace(candidate, work=dataclasses.replace(work, micro_batch=96))
+  candidate = dataclasses.replace(candidate, workload=dataclasses.replace(work, micro_batch=96))
   assert "pipeline's micro-batches" in search._ruled_out(candidate, aim)
 
 
