@@ -242,8 +242,9 @@ show.stacked(
 )
 
 # %% [markdown]
-# And what they are: an `all-gather` puts parts together on all devices, an `all-reduce` sums over all, a
-# `collective-permute` hands on to the next, as from stage to stage.
+# And what they are, the three largest of each mesh: an `all-gather` puts parts together on all devices, an `all-reduce`
+# sums over all, an `all-to-all` deals out parts to all, a `collective-permute` hands on to the next, as from stage to
+# stage.
 
 # %%
 most = {f"{name}: {each.name}": each for name, step in steps.items() for each in step.exchanges[:3]}
@@ -313,6 +314,6 @@ scratch.cleanup()
 # - Other sizes in `MESHES`, as `dict(data=1, tensor=8)`: it is told in one line that 4 heads do not divide by 8.
 # - Two times around with `gpipe`: `pipeline.Pipeline(stages=4, microbatches=8, rounds=2, num_layers=8, kind="gpipe")`,
 #   and its bubble.
-# - On real devices a mesh is a gin file: `glmjax train --gin_file=mine.gin --gin_file=meshes/fsdp.gin`
-#   (docs/scaling.md; on clusters docs/launch.md).
+# - On real devices a mesh is a gin file, a text file of settings: `glmjax train --gin_file=mine.gin
+#   --gin_file=meshes/fsdp.gin` (docs/scaling.md; on clusters docs/launch.md).
 # - Which mesh for 130 billion parameters, and how long a step takes: notebook 04, and `glmjax plan --search`.
