@@ -29,18 +29,18 @@ import importlib.metadata
 import importlib.util
 import os
 import pathlib
-import shutil
 import subprocess
 import sys
 
 if missing := [name for name in ("glmjax", "sentencepiece", "matplotlib") if importlib.util.find_spec(name) is None]:
   here = pathlib.Path.cwd()
   checkouts = [str(folder) for folder in (here, here.parent) if (folder / "glmjax" / "show.py").is_file()]
-  sources = checkouts + sorted(map(str, here.glob("glmjax-*.whl")), reverse=True)
+  sources = checkouts + sorted(map(str, here.glob("glmjax-*.whl")), key=os.path.getmtime, reverse=True)
   if not sources:
     raise SystemExit(f"{', '.join(missing)} missing: put glmjax's wheel (glmjax-*.whl) beside this notebook")
+  has_gpu = pathlib.Path("/dev/nvidia0").exists()
   has_tpu = any(name.startswith("TPU_") for name in os.environ) or pathlib.Path("/dev/accel0").exists()
-  jax = "jax[cuda12]" if shutil.which("nvidia-smi") else "jax[tpu]" if has_tpu else "jax"  # of this machine's devices
+  jax = "jax[cuda12]" if has_gpu else "jax[tpu]" if has_tpu else "jax"
   subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", f"{sources[0]}[report]", jax], check=True)
   importlib.invalidate_caches()
 imported = getattr(sys.modules.get("jax"), "__version__", None)
@@ -52,7 +52,8 @@ FILES = {}  # text of your own by language, as {"en": "my/english/*.txt", "zh": 
 SAMPLE = True  # where FILES is empty: fetch English and Chinese text; False: sentences made up here
 FOLDER = ""  # where all of it is kept; "": a temporary folder, gone at the end
 VOCABULARY = 4096  # ids of the tokenizer; a small text bears fewer, and the tokenizer says so
-LAYERS, WIDTH = 4, 128  # of the model
+LAYERS = 4  # of the model
+WIDTH = 128
 STEPS = 400  # of training
 BLANKS = 500  # to fill in each language when the model is measured
 ASK = [  # what it is asked at the end: to fill a blank, or to go on
@@ -100,7 +101,8 @@ def make_up(language: str, number: int) -> str:
   return " ".join(PATTERNS[language].format(**words) for words in pairs)
 
 
-here, scratch = pathlib.Path.cwd(), tempfile.TemporaryDirectory()
+if "here" not in globals():  # running all cells again begins in the same folder
+  here, scratch = pathlib.Path.cwd(), tempfile.TemporaryDirectory()
 
 # %%
 folder = here / (FOLDER or scratch.name)
@@ -185,7 +187,7 @@ for some in ASK[-2:]:
 
 # %%
 cached = glmjax.run("cache", "mine.gin")
-assert all(splits["validation"]["tokens"] > 0 for splits in cached.values())
+assert all(splits["validation"]["tokens"] > 0 for splits in cached.values()), "too little text to hold any out"
 display.Figures({f"{task}, {split}": about for task, splits in cached.items() for split, about in splits.items()})
 
 # %% [markdown]
@@ -220,7 +222,7 @@ import numpy as np
 half = glmjax.train(*RUN, bindings=DTYPE, live=True, stop_at_step=STEPS // 2)
 blind, losses = math.log(VOCABULARY), [step["loss"] for step in half.metrics]
 now = np.mean(losses[-10:])  # of ten steps: one alone goes up and down with its rows
-assert len(losses) >= STEPS // 2 and now < blind < losses[0] + 0.5
+assert len(losses) >= STEPS // 2 and now < blind < losses[0] + 0.5, "it has learned too little; more STEPS"
 print(f"blind: {blind:.2f}   first step: {losses[0]:.2f}   last ten steps: {now:.2f}")
 
 # %% [markdown]
@@ -260,7 +262,8 @@ print("largest difference of a step's loss:", differences.max())
 
 # %%
 measured = glmjax.run("evaluate", *RUN, bindings=DTYPE, checkpoint=whole.workdir)
-assert all(found["bits_per_byte"] < found["unigram_bits_per_byte"] for found in measured.values())
+for language, found in measured.items():
+  assert found["bits_per_byte"] < found["unigram_bits_per_byte"], f"{language}: it has learned too little; more STEPS"
 show.heldout(measured)
 
 # %% [markdown]

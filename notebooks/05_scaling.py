@@ -30,18 +30,18 @@ import importlib.metadata
 import importlib.util
 import os
 import pathlib
-import shutil
 import subprocess
 import sys
 
 if missing := [name for name in ("glmjax", "sentencepiece", "matplotlib") if importlib.util.find_spec(name) is None]:
   here = pathlib.Path.cwd()
   checkouts = [str(folder) for folder in (here, here.parent) if (folder / "glmjax" / "show.py").is_file()]
-  sources = checkouts + sorted(map(str, here.glob("glmjax-*.whl")), reverse=True)
+  sources = checkouts + sorted(map(str, here.glob("glmjax-*.whl")), key=os.path.getmtime, reverse=True)
   if not sources:
     raise SystemExit(f"{', '.join(missing)} missing: put glmjax's wheel (glmjax-*.whl) beside this notebook")
+  has_gpu = pathlib.Path("/dev/nvidia0").exists()
   has_tpu = any(name.startswith("TPU_") for name in os.environ) or pathlib.Path("/dev/accel0").exists()
-  jax = "jax[cuda12]" if shutil.which("nvidia-smi") else "jax[tpu]" if has_tpu else "jax"  # of this machine's devices
+  jax = "jax[cuda12]" if has_gpu else "jax[tpu]" if has_tpu else "jax"
   subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", f"{sources[0]}[report]", jax], check=True)
   importlib.invalidate_caches()
 imported = getattr(sys.modules.get("jax"), "__version__", None)
