@@ -20,7 +20,7 @@ from glmjax.models import params as params_lib
 from glmjax.parallel import mesh as mesh_lib
 from glmjax.parallel import partitioning
 from glmjax.plan import advice
-from glmjax.plan import fits
+from glmjax.plan import memory
 from glmjax.train import optimizer as optimizer_lib
 from glmjax.train import state as state_lib
 
@@ -118,7 +118,7 @@ def test_sizes_that_do_not_divide_over_a_mesh(config):
   """Whoever asks hears the same: training's and inference's layout, and a plan's tables."""
   sizes = params_lib.sizes(config)
   assert (sizes["heads"], sizes["mlp"], sizes["vocab"], sizes["embed"], sizes["layers"]) == (4, 48, 80, 32, 3)
-  assert fits._counts(config) == [1, 2, 4]
+  assert memory.sets(config) == [1, 2, 4]
   for tensor, fsdp in itertools.product((1, 2, 3, 4, 8), (1, 2, 3)):
     if tensor * fsdp > 8:
       continue
