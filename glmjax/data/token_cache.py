@@ -67,13 +67,7 @@ def cache_mixture(
     ranges.whole("num_workers", num_workers, 0, 10_000)
   ranges.flag("overwrite", overwrite)
   folders.claim(directory, folders.Kind.CACHE, "directory", overwrite=overwrite)  # before the text is read
-  if isinstance(mixture, str):
-    mixture = _seqio_tasks(f"the mixture {mixture!r} is one of seqio's").mixture(mixture)
-  if not isinstance(mixture, mixtures.Mixture):
-    raise errors.InputError(
-      f"cache_mixture.mixture is {str(mixture)[:60]}: give what mixtures.pretraining(...) or mixtures.instruction(...) "
-      "returns (in a gin file with () at its end), or the name of a mixture that is registered with seqio"
-    )
+  mixture = _mixture(mixture)
   num_workers = _count_workers(num_workers, mixture)
   with _pool(num_workers, mixture) as pool:
     tasks_by_file = pool.submit(_files).result()
@@ -102,6 +96,22 @@ def cache_mixture(
     }
     for name, task in finished.tasks.items()
   }
+
+
+def _mixture(given: object) -> mixtures.Mixture:
+  """Returns the mixture that a user gave, or named.
+
+  Raises:
+    errors.InputError: when it is none.
+  """
+  if isinstance(given, str):
+    return _seqio_tasks(f"the mixture {given!r} is one of seqio's").mixture(given)
+  if not isinstance(given, mixtures.Mixture):
+    raise errors.InputError(
+      f"cache_mixture.mixture is {str(given)[:60]}: give what mixtures.pretraining(...) or mixtures.instruction(...) "
+      "returns (in a gin file with () at its end), or the name of a mixture that is registered with seqio"
+    )
+  return given
 
 
 def _seqio_tasks(why: str) -> types.ModuleType:
