@@ -134,7 +134,7 @@ def check_glmjax(words: list[str], settings: dict[str, str]) -> None:
   arguments = [word for word in words if not word.startswith("--stages")]
   named = all(re.fullmatch(r"--[a-z_]+", word) for word in arguments[1:])  # as in "`glmjax plan --search` ranks ..."
   if len(arguments) == 1:
-    assert arguments[0] in commands.COMMANDS
+    assert arguments[0] in (*commands.COMMANDS, "--help", "--version")
   elif named or any("..." in word or "NAME" in word for word in arguments):
     run_lib._parse_flags([word for word in arguments if word != "..." and not word.startswith("--gin.")])
   else:
