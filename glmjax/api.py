@@ -142,8 +142,12 @@ def run(command: str, *gin_files: str, bindings: str | Sequence[str] = (), **arg
   return display.Figures(result)
 
 
-_ELSEWHERE = {name: f"glmjax.load(folder).{name}" for name in ("generate", "score", "chat")} | {
-  name: f"glmjax.{name}" for name in ("train", "plan")
+_ELSEWHERE = {
+  "generate": "glmjax.load(folder).generate",
+  "score": "glmjax.load(folder).score",
+  "chat": "glmjax.load(folder).chat",
+  "train": "glmjax.train",
+  "plan": "glmjax.plan",
 }  # commands that are no business of `run` -> what to call
 
 

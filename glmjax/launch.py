@@ -10,20 +10,13 @@ from glmjax.io import paths, publish
 _SCRIPTS = ("Dockerfile", "*.sh", "*.sbatch", "*.yaml")  # also in setup.cfg, for the wheel
 
 
-def packaged_folder() -> pathlib.Path:
-  """Returns where the scripts are: inside the installed package, or beside it in a checkout."""
-  package = pathlib.Path(__file__).parent
-  installed = package / "launch_scripts"
-  return installed if installed.is_dir() else package.parent / "launch"
-
-
 def scripts(out: str | os.PathLike | None = None) -> dict[str, str]:
   """Tells what each launch script does, in its own first sentence, by its path; `out` names a folder for copies.
 
   Raises:
     errors.InputError: where another file has a script's name in that folder; then nothing is copied.
   """
-  found = sorted(path for pattern in _SCRIPTS for path in packaged_folder().glob(pattern))
+  found = sorted(path for pattern in _SCRIPTS for path in paths.shipped("launch_scripts", "launch").glob(pattern))
   if out is not None:
     found = _copy(found, paths.local(out, "--out"))
   return {str(path): _purpose(path.read_text(encoding="utf-8")) for path in found}
@@ -39,7 +32,7 @@ def _copy(sources: list[pathlib.Path], folder: pathlib.Path) -> list[pathlib.Pat
       with publish.file(copy) as file:
         file.write(source.read_bytes())
         if source.suffix in (".sh", ".sbatch"):
-          os.fchmod(file.fileno(), 0o755)  # a published file has none
+          os.fchmod(file.fileno(), 0o755)  # new files are made without it
   return copies
 
 

@@ -13,6 +13,7 @@ from glmjax import errors
 LARGEST = 3.4028235e38  # of float32
 SMALLEST = 1.1754944e-38  # above 0 that devices tell from 0
 MOST_SAMPLES = 2**32 - 1  # samples are counted in uint32
+MOST_SHARDS, MOST_WORKERS = 100_000, 10_000  # of a token cache: a mistake, not a wish, lies beyond
 _MOST_WHOLE = 2**31 - 1  # sizes and counts of steps are int32
 
 

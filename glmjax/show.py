@@ -15,9 +15,9 @@ from glmjax import errors
 from glmjax import tokens as tokens_lib
 from glmjax.data import rows as rows_lib
 
-_GREYS = ("#f2f2f2", "#bdbdbd", "#444444")
 _LABELLED = 44  # most places whose tokens are written beside a matrix
 _CONTEXT, _MASK, _TARGET, _UNSEEN = "#e0e0e0", "#444444", "#a0a0a0", "#ffffff"  # the same in all pictures
+_GREYS = (_CONTEXT, _TARGET, _MASK)  # from light to dark
 
 
 class Tokenizer(Protocol):
@@ -335,7 +335,17 @@ def _box(axes: Any, place: tuple[float, float, float, float], colour: str, label
   left, top, width, height = place
   axes.add_patch(patches.Rectangle((left, top), width, height, facecolor=colour, edgecolor="#888888", linewidth=0.6))
   ink = "#ffffff" if colour == _MASK else "#000000"
-  axes.text(left + width / 2, top + height / 2, label, ha="center", va="center", fontsize=size, color=ink)
+  axes.text(
+    left + width / 2,
+    top + height / 2,
+    label,
+    ha="center",
+    va="center",
+    fontsize=size,
+    color=ink,
+    fontfamily=display.fonts(),
+    clip_on=True,
+  )
 
 
 def _used(row: rows_lib.Row) -> int:
@@ -371,22 +381,7 @@ def _fonts() -> list[Any]:
 
 def _cell(axes: Any, x: float, y: float, label: str, colour: str, height: float = 0.92) -> None:
   """Draws a box with a token in it, which is written smaller the longer it is."""
-  from matplotlib import patches
-
-  axes.add_patch(patches.Rectangle((x + 0.03, y), 0.94, height, facecolor=colour, edgecolor="#888888", linewidth=0.6))
-  ink = "#ffffff" if colour == _MASK else "#000000"
-  size = min(9.0, 58 / max(len(label), 1))
-  axes.text(
-    x + 0.5,
-    y + height / 2,
-    label,
-    ha="center",
-    va="center",
-    fontsize=size,
-    color=ink,
-    fontfamily=display.fonts(),
-    clip_on=True,
-  )
+  _box(axes, (x + 0.03, y, 0.94, height), colour, label, size=min(9.0, 58 / max(len(label), 1)))
 
 
 def _frame(axes: Any, across: float, down: float, left: float = 0.0) -> None:

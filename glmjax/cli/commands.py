@@ -3,6 +3,7 @@
 import dataclasses
 from pathlib import Path
 
+from glmjax import ranges
 from glmjax.cli import corpus, doctor, hosts, inference, inputs, plans, weights
 from glmjax.cli.flags import Command, Flag
 
@@ -73,8 +74,8 @@ COMMANDS = {
       (
         Flag("--mixture", "name of a mixture of your own that is registered with seqio"),
         Flag("--directory", "where to put the shards", Path),
-        Flag("--num_shards", "shards per task", int, least=1, most=100_000),
-        Flag("--num_workers", "processes; 0: this one", int, least=0, most=10_000),
+        Flag("--num_shards", "shards per task", int, least=1, most=ranges.MOST_SHARDS),
+        Flag("--num_workers", "processes; 0: this one", int, least=0, most=ranges.MOST_WORKERS),
         Flag("--overwrite", "replace another cache there", bool, kind="passed"),
       ),
       folder="directory",

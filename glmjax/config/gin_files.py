@@ -22,9 +22,7 @@ from glmjax.io import paths
 
 def packaged_folder() -> pathlib.Path:
   """Returns where glmjax's own gin files are: inside the installed package, or beside it in a checkout."""
-  package = pathlib.Path(__file__).parent.parent
-  installed = package / "gin_configs"
-  return installed if installed.is_dir() else package.parent / "gin"
+  return paths.shipped("gin_configs", "gin")
 
 
 def find(name: str, where: str = "--gin_file") -> pathlib.Path:

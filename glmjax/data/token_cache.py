@@ -62,9 +62,9 @@ def cache_mixture(
   Returns:
     Documents, tokens and UTF-8 bytes of each task's splits.
   """
-  ranges.whole("num_shards", num_shards, 1, 100_000)
+  ranges.whole("num_shards", num_shards, 1, ranges.MOST_SHARDS)
   if num_workers is not None:
-    ranges.whole("num_workers", num_workers, 0, 10_000)
+    ranges.whole("num_workers", num_workers, 0, ranges.MOST_WORKERS)
   ranges.flag("overwrite", overwrite)
   folders.claim(directory, folders.Kind.CACHE, "directory", overwrite=overwrite)  # before the text is read
   mixture = _mixture(mixture)

@@ -1,4 +1,4 @@
-"""The one door for paths that users name: in flags, in gin files, in calls of the library."""
+"""The one door for paths that users name: in flags, in gin files, in calls of the library; and glmjax's own folders."""
 
 import os
 import pathlib
@@ -53,3 +53,10 @@ def local(path: str | os.PathLike, what: str = "the path") -> pathlib.Path:
     return pathlib.Path(text).expanduser()
   except RuntimeError:
     raise errors.InputError(f"{what} is {text}: there is no user {text.split('/')[0]}; write the folder out") from None
+
+
+def shipped(installed: str, checkout: str) -> pathlib.Path:
+  """Returns a folder that comes with glmjax: inside the installed package, or beside it in a checkout, by its names."""
+  package = pathlib.Path(__file__).parent.parent
+  inside = package / installed
+  return inside if inside.is_dir() else package.parent / checkout

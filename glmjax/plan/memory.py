@@ -7,7 +7,7 @@ a step holds at least. What a program takes besides, a plan reads from the compi
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -73,7 +73,7 @@ def decoding(
   rows = partitioning.batch_shards(shape)
   rows = workload.batch // rows if workload.batch % rows == 0 else workload.batch  # of a device
   cache = 2 * model.num_layers * rows * workload.context * model.embed_dim * itemsize(model) // sizes["tensor"]
-  weights = _weights(model, workload.bits, workload.offload_layers, tuple(sizes.items()))
+  weights = _weights(model, workload.bits, workload.offload_layers, shape)
   return Memory({name: size for name, size in weights.items() if size} | {"KV cache": cache})
 
 
@@ -93,7 +93,7 @@ def training(
   shape = _shape(mesh)
   _check_training(model, workload, shape)
   sizes = dict(shape.shape)
-  weights, moments = _state(model, workload, sizes)
+  weights, moments = _state(model, workload, shape)
   return Memory(
     {
       "weights": 4 * weights,
@@ -153,14 +153,14 @@ def _check_training(model: config_lib.GLMConfig, workload: programs.Train, mesh:
   pipeline_lib.make(workload.pipeline, model, mesh, layout.rows)
 
 
-def _state(model: config_lib.GLMConfig, workload: programs.Train, mesh: Mapping[str, int]) -> tuple[int, int]:
+def _state(model: config_lib.GLMConfig, workload: programs.Train, mesh: jax.sharding.AbstractMesh) -> tuple[int, int]:
   """Counts a device's weights, and the optimizer's moments of them: two of each, of the blocks' kernels one in Muon.
 
   What lies outside of the layers every stage holds; of the layers as many as it has room for.
   """
-  rules = dict(partitioning.strategy(workload.strategy))
-  rounds = workload.pipeline.rounds if mesh["stage"] > 1 else 1
-  group = math.ceil(model.num_layers / (mesh["stage"] * rounds))
+  rules, stages = partitioning.strategy(workload.strategy), mesh.shape[partitioning.STAGE_AXIS]
+  rounds = workload.pipeline.rounds if stages > 1 else 1
+  group = math.ceil(model.num_layers / (stages * rounds))
   muon = isinstance(workload.optimizer, optimizer_lib.Muon)
   weights = moments = 0
   for path, param in params_lib.table(model).items():
@@ -175,38 +175,38 @@ def _state(model: config_lib.GLMConfig, workload: programs.Train, mesh: Mapping[
 
 @functools.lru_cache(maxsize=1024)
 def _weights(
-  model: config_lib.GLMConfig, bits: int | None, offload_layers: int, mesh: tuple[tuple[str, int], ...]
+  model: config_lib.GLMConfig, bits: int | None, offload_layers: int, mesh: jax.sharding.AbstractMesh
 ) -> Mapping[str, int]:
   """Returns a device's bytes of each part of the model (params.PARTS)."""
   offload.check(model.num_layers, offload_layers)
   found = dict.fromkeys(params_lib.PARTS, 0)
   for path, param in params_lib.table(model).items():
     if not path.startswith(f"{params_lib.LAYERS}/"):
-      found[param.part] += _stored(param, itemsize(model), None, dict(mesh))
+      found[param.part] += _stored(param, itemsize(model), None, mesh)
   for param in params_lib.layer(model).values():
     here = model.num_layers - (offload_layers if param.quantizes else 0)
-    found[param.part] += here * _stored(param, itemsize(model), bits if param.quantizes else None, dict(mesh))
+    found[param.part] += here * _stored(param, itemsize(model), bits if param.quantizes else None, mesh)
   return found
 
 
-def _stored(param: params_lib.Param, size: int, bits: int | None, mesh: Mapping[str, int]) -> int:
+def _stored(param: params_lib.Param, size: int, bits: int | None, mesh: jax.sharding.AbstractMesh) -> int:
   """Returns a device's bytes of a parameter: `size` for each number, or codes and a float16 scale for each output."""
-  rules = dict(partitioning.FSDP)
-  elements = _elements(param.shape, param.axes, mesh, rules)
+  elements = _elements(param.shape, param.axes, mesh, partitioning.FSDP)
   if bits is None:
     return size * elements
   outputs = [i for i in range(len(param.shape)) if i not in param.inputs]
-  scales = _elements([param.shape[i] for i in outputs], [param.axes[i] for i in outputs], mesh, rules)
+  scales = _elements(
+    tuple(param.shape[i] for i in outputs), tuple(param.axes[i] for i in outputs), mesh, partitioning.FSDP
+  )
   return elements * bits // 8 + 2 * scales
 
 
+@functools.lru_cache(maxsize=4096)
 def _elements(
-  shape: Sequence[int], names: Sequence[str], mesh: Mapping[str, int], rules: Mapping[str, str | tuple[str, ...] | None]
+  shape: tuple[int, ...], names: tuple[str, ...], mesh: jax.sharding.AbstractMesh, rules: partitioning.Rules
 ) -> int:
   """Counts what a device holds of an array whose axes have these logical names."""
-  over = [rules.get(name) for name in names]
-  axes = [axis for each in over for axis in ((each,) if isinstance(each, str) else each or ())]
-  return math.prod(shape) // math.prod(mesh[axis] for axis in axes)
+  return math.prod(partitioning.named(mesh, rules, *names).shard_shape(shape))
 
 
 def gathered(model: config_lib.GLMConfig, workload: programs.Train, mesh: Mapping[str, int]) -> float:
