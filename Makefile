@@ -11,13 +11,14 @@ NEWEST := $(shell for p in python3.13 python3.12 $(HOME)/.pyenv/versions/3.1[2-9
 VENV ?= .venv
 BIN := $(VENV)/bin
 PLAN := $(VENV)-plan
+CLIENTS := $(VENV)-clients
 PYTEST := $(BIN)/python -m pytest -n 2
-CODE := glmjax tasks tests benchmarks notebooks docs/make_api.py docs/conf.py
+CODE := glmjax tasks tests benchmarks notebooks docs/make_api.py docs/make_page_picture.py docs/conf.py
 FAST := not slow and not gpu and not tpu
 
 # Targets share environments.
 .NOTPARALLEL:
-.PHONY: install install-run install-plan test test-all test-newest test-here lint lock docs site notebooks dist quickstart results clean
+.PHONY: install install-run install-plan install-clients test test-all test-newest test-here lint lock docs site notebooks dist quickstart results clean
 
 install: $(VENV)/.installed  ## all that tests and development take
 
@@ -41,6 +42,13 @@ $(PLAN)/.installed: setup.cfg pyproject.toml
 	$(PLAN)/bin/python -m pip install --disable-pip-version-check -e '.[plan]'
 	@touch $@
 
+install-clients: $(CLIENTS)/.installed  ## other people's clients, that test-all lets loose on the server
+
+$(CLIENTS)/.installed: Makefile
+	$(PYTHON) -m venv $(CLIENTS)
+	$(CLIENTS)/bin/python -m pip install --disable-pip-version-check 'lm_eval[api]==0.4.13' 'schemathesis>=4.32,<5'
+	@touch $@
+
 test: lint install-plan  ## the fast tests, here and on the newest Python with the newest jax and flax
 	GLMJAX_PLAN_PYTHON=$(abspath $(PLAN)/bin/python) $(PYTEST) -m '$(FAST)'
 	@$(MAKE) test-newest
@@ -53,10 +61,13 @@ test-newest:  ## the fast tests on the newest Python, without the compilers of T
 test-here: install
 	$(PYTEST) -m '$(FAST)'
 
-test-all: lint install-plan  ## the slow ones too
+test-all: lint install-plan install-clients  ## the slow ones too
 	@PATH="$$PATH:/usr/sbin" command -v slurmctld >/dev/null || \
 	  echo "no SLURM here: its test is left out (as root: apt-get install slurm-wlm munge)"
-	GLMJAX_PLAN_PYTHON=$(abspath $(PLAN)/bin/python) $(PYTEST) -m 'not gpu and not tpu'
+	@command -v chromium >/dev/null || \
+	  echo "no Chromium here: the chat page is not clicked through (as root: apt-get install chromium)"
+	GLMJAX_PLAN_PYTHON=$(abspath $(PLAN)/bin/python) GLMJAX_CLIENTS_PYTHON=$(abspath $(CLIENTS)/bin/python) \
+	  $(PYTEST) -m 'not gpu and not tpu'
 	@$(MAKE) test-newest
 
 lint: install  ## style, formatting, types

@@ -1,19 +1,29 @@
-"""From nothing to the first training step, and what importing costs: python benchmarks/startup.py --cache DIR
+"""How long a command takes to begin: python benchmarks/startup.py [--cache DIR] [--checkpoint FOLDER ...]
 
-Makes an empty virtual environment outside the checkout, installs glmjax without extras in it, and trains one
-step of gin/models/tiny.gin on a token cache, by the commands that a user types. Then imports each part in a
-fresh process, five times, beside numpy and jax alone. Writes benchmarks/results/startup.json.
+With --cache: makes an empty virtual environment outside the checkout, installs glmjax without extras in it, and trains
+one step of gin/models/tiny.gin on the token cache, by the commands that a user types. Then imports each part in a
+fresh process, five times, beside numpy and jax alone.
+
+With --checkpoint: one-line `glmjax generate`, each in a fresh process, in turn: with an empty folder of compiled
+programs, with the one that this has filled, and with none (GLMJAX_PROGRAMS=off); beside them a process that does
+nothing but import jax, and a folder that is no model. The least of `--repeats` is what the machine allows, the median
+what it gave.
+
+What was measured replaces its part of benchmarks/results/startup.json; the other part stays.
 """
 
 import argparse
 import datetime
 import json
+import os
 import pathlib
+import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from typing import Any, NamedTuple
 
 import loader
 
@@ -35,29 +45,90 @@ RUNS = 5
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--cache", required=True, help="token cache, as make quickstart leaves it")
-  parser.add_argument("--out", default=str(CHECKOUT / "benchmarks" / "results" / "startup.json"))
+  parser.add_argument("--cache", help="token cache, as make quickstart leaves it")
+  parser.add_argument("--checkpoint", action="append", default=[], help="model to be asked (repeatable)")
+  parser.add_argument("--repeats", type=int, default=RUNS, help="answers of each kind")
+  parser.add_argument("--out", type=pathlib.Path, default=CHECKOUT / "benchmarks" / "results" / "startup.json")
   options = parser.parse_args()
-  machine = loader.machine()
+  result = json.loads(options.out.read_text()) if options.out.exists() else {}
+  about = {
+    "machine": loader.machine(),
+    "date": datetime.datetime.now().isoformat(timespec="seconds"),
+    "command": " ".join(["python", "benchmarks/startup.py", *sys.argv[1:]]),
+  }
+  if options.cache:
+    result["install"] = about | install(options.cache)
+  if options.checkpoint:
+    result["answers"] = about | {
+      pathlib.Path(folder).name: answers(folder, options.repeats) for folder in options.checkpoint
+    }
+  options.out.write_text(json.dumps(result, indent=1) + "\n")
+  print(json.dumps(result, indent=1))
+
+
+def install(cache: str) -> dict[str, Any]:
+  """Goes from nothing to the first step, and imports."""
   with tempfile.TemporaryDirectory() as scratch:
     environment = pathlib.Path(scratch) / "venv"
     seconds = {
       "venv": timed([sys.executable, "-m", "venv", str(environment)]),
       "pip install .": timed([str(environment / "bin" / "pip"), "install", "-q", str(CHECKOUT)]),
-      "first step": timed(first_step(environment / "bin" / "glmjax", options.cache, pathlib.Path(scratch) / "run")),
+      "first step": timed(first_step(environment / "bin" / "glmjax", cache, pathlib.Path(scratch) / "run")),
     }
     size = int(subprocess.run(["du", "-sm", str(environment)], check=True, capture_output=True).stdout.split()[0])
-  result = {
-    "what": "install to first training step; imports",
-    "machine": machine,
-    "date": datetime.datetime.now().isoformat(timespec="seconds"),
-    "command": "python benchmarks/startup.py --cache runs/quickstart/cache",
+  return {
     "seconds": seconds,
     "environment_megabytes": size,
     "import_seconds": {part: importing(part) for part in PARTS},
   }
-  pathlib.Path(options.out).write_text(json.dumps(result, indent=1) + "\n")
-  print(json.dumps(result, indent=1))
+
+
+def answers(checkpoint: str, repeats: int) -> dict[str, dict[str, float]]:
+  """Asks a model in fresh processes, the kinds in turn."""
+  generate = [
+    sys.executable,
+    "-m",
+    "glmjax",
+    "generate",
+    "--prompt=The capital of France is [MASK].",
+    "--max_tokens=16",
+  ]
+  ask = [*generate, f"--checkpoint={checkpoint}"]
+  runs: dict[str, list[Run]] = {}
+  for _ in range(repeats):
+    with tempfile.TemporaryDirectory() as caches:
+      kept = {"XDG_CACHE_HOME": caches, "GLMJAX_PROGRAMS": ""}
+      for name, command, environment in (
+        ("import jax alone", [sys.executable, "-c", "import jax"], kept),
+        ("first, its programs compiled and kept", ask, kept),
+        ("second, its programs found", ask, kept),
+        ("without programs on disk", ask, {"GLMJAX_PROGRAMS": "off"}),
+        ("refused: no such folder", [*generate, f"--checkpoint={caches}/none"], kept),
+      ):
+        runs.setdefault(name, []).append(run(command, environment))
+  return {
+    name: {
+      "least_seconds": round(min(each.seconds for each in some), 2),
+      "median_seconds": round(statistics.median(each.seconds for each in some), 2),
+      "least_processor_seconds": round(min(each.processor_seconds for each in some), 2),
+    }
+    for name, some in runs.items()
+  }
+
+
+class Run(NamedTuple):
+  """A command that has ended."""
+
+  seconds: float
+  processor_seconds: float
+
+
+def run(command: list[str], environment: dict[str, str]) -> Run:
+  """Runs a command, whatever it returns."""
+  before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+  subprocess.run(command, env=os.environ | environment, check=False, capture_output=True)
+  seconds, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
+  return Run(seconds, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
 
 
 def first_step(command: pathlib.Path, cache: str, workdir: pathlib.Path) -> list[str]:

@@ -27,8 +27,8 @@ nb_execution_mode = "off"  # what is stored in notebooks is shown; `make noteboo
 # What stands beside the pages. On GitHub the start page's own links do.
 _CONTENTS = {
   "Begin": ["/README", "tutorial", "/notebooks/*"],
-  "Use": ["chat", "api", "import", "evaluation"],
-  "Train": ["data", "cache", "recipe", "scaling", "launch", "reliability"],
+  "Use": ["chat", "serving", "api", "import", "evaluation"],
+  "Train": ["data", "cache", "recipe", "scaling", "launch", "storage", "reliability"],
   "Hardware": ["hardware", "gpu", "tpu", "kernels"],
   "Develop": ["architecture", "sources", "/CONTRIBUTING", "/CHANGELOG"],
 }

@@ -7,7 +7,6 @@ import importlib
 import inspect
 import json
 import os
-import pathlib
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -50,7 +49,7 @@ def load(
 class Training:
   """A training run that has come to its end, or to `stop_at_step`."""
 
-  workdir: pathlib.Path
+  workdir: paths.Path
   figures: dict[str, Any]  # of the last step
 
   @property
@@ -104,7 +103,7 @@ def train(
   from glmjax.train import workdir as workdir_lib
 
   command, given = _settled("train", gin_files, bindings, {"workdir": workdir, **arguments})
-  folder = paths.local(gin_lib.binding(gin_lib.configured(command.target), "workdir"), "workdir")
+  folder = paths.named(gin_lib.binding(gin_lib.configured(command.target), "workdir"), "workdir")
   try:
     with live_lib.curve(workdir_lib.Workdir(folder).metrics) if live else contextlib.nullcontext():
       return Training(folder, _called(command, given))

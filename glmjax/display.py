@@ -35,7 +35,7 @@ class Picture:
 
   def save(self, path: str | os.PathLike) -> None:
     """Writes the file, whole or not at all."""
-    with publish.file(paths.local(path, "the picture")) as file:
+    with publish.file(paths.named(path, "the picture")) as file:
       file.write(self.png)
 
 

@@ -6,20 +6,32 @@ from typing import Any
 
 import jax
 
+from glmjax import programs
 from glmjax import target as target_lib
+from glmjax.io import bucket_check
+from glmjax.io import memory
 from glmjax.kernels import operations
 
 _PACKAGES = ("glmjax", "jax", "jaxlib", "flax")
 
 
-def examine() -> dict[str, Any]:
+def examine(bucket: str | None = None) -> dict[str, Any]:
   """Describes versions, devices, the host's memory, and for each operation the implementations that it may take.
 
   Where JAX can start no device, "devices" is empty and "problem" has its words.
+
+  Args:
+    bucket: a folder in a bucket to try in place of all that: what it gives of what glmjax needs, and how fast.
+
+  Raises:
+    errors.InputError: when the bucket does not give it.
   """
+  if bucket is not None:
+    return {"bucket": bucket_check.examine(bucket)}
   found = {
     "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
-    "host_memory": _memory(),
+    "host_memory": memory.of_host(),
+    "programs": programs.describe(),
     "devices": [],
     "compilers": {},
     "kernels": {},
@@ -42,13 +54,6 @@ def _version(package: str) -> str:
     return importlib.metadata.version(package)
   except importlib.metadata.PackageNotFoundError:
     return "not installed"
-
-
-def _memory() -> dict[str, int]:
-  """Returns the bytes of the host's memory, in all and available."""
-  with open("/proc/meminfo", encoding="ascii") as lines:
-    sizes = {name: int(rest.split()[0]) << 10 for name, rest in (line.split(":") for line in lines)}
-  return {"total": sizes["MemTotal"], "available": sizes["MemAvailable"]}
 
 
 def _describe(device: Any) -> dict[str, Any]:

@@ -23,13 +23,35 @@ _ADVICE = {
   errno.EISDIR: "it is a folder",
 }
 
+# What a network, a service, a disk or a crowded machine fails to do, and may do at the next try of the same. Buckets
+# that do not answer say EREMOTEIO.
+_PASSING = (
+  errno.EREMOTEIO,
+  errno.EIO,
+  errno.ESTALE,
+  errno.ENOMEM,
+  errno.ETIMEDOUT,
+  errno.ECONNREFUSED,
+  errno.ECONNRESET,
+  errno.ECONNABORTED,
+  errno.EHOSTDOWN,
+  errno.EHOSTUNREACH,
+  errno.ENETDOWN,
+  errno.ENETUNREACH,
+)
+
 
 class InputError(ValueError):
   """Bad input: one line that says what is wrong, where, and what to do about it.
 
-  The command line prints the message alone and exits with status 2; a library caller
-  meets an ordinary ValueError.
+  The command line prints the message alone and exits with status 2, or 1 where `may_pass`; a library caller
+  meets an ordinary ValueError. What is raised for an OSError is raised `from` it, so that this can be told.
   """
+
+  def __init__(self, message: str = "", *, passes: bool = False):
+    """Says `message`; `passes`: of another process, whose error's causes are not here, and whose own `may_pass`."""
+    super().__init__(message)
+    self.passes = passes
 
 
 class NotFiniteError(InputError):
@@ -48,6 +70,19 @@ class Diverged(Exception):
     """
     super().__init__(message)
     self.step, self.samples, self.part = step, samples, part
+
+
+def may_pass(error: BaseException | None) -> bool:
+  """Tells whether the same may go well at the next try, as behind an error there is what fails by itself for a time:
+  no mistake of the user's.
+  """
+  while error is not None:
+    if isinstance(error, OSError):
+      return error.errno in _PASSING
+    if isinstance(error, InputError) and error.passes:
+      return True
+    error = error.__cause__
+  return False
 
 
 def reason(error: OSError) -> str:

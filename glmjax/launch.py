@@ -7,7 +7,7 @@ import re
 from glmjax import errors
 from glmjax.io import paths, publish
 
-_SCRIPTS = ("Dockerfile", "*.sh", "*.sbatch", "*.yaml")  # also in setup.cfg, for the wheel
+_SCRIPTS = ("Dockerfile", "*.sh", "*.sbatch", "*.service", "*.yaml")  # also in setup.cfg, for the wheel
 
 
 def scripts(out: str | os.PathLike | None = None) -> dict[str, str]:

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Trains, or answers prompts, on a GKE cluster through xpk (a JobSet), which starts it again after preemptions and crashes.
 #
-#   CLUSTER=mine IMAGE=gcr.io/me/glmjax TPU_TYPE=v5p-512 launch/gke_xpk.sh --gin_file=... --workdir=/mnt/runs/mine
+#   CLUSTER=mine IMAGE=gcr.io/me/glmjax TPU_TYPE=v5p-512 launch/gke_xpk.sh --gin_file=... --workdir=gs://mine/run
 #   DRY_RUN=1 CLUSTER=... launch/gke_xpk.sh ...      prints what it would do, and does nothing
 #
 # Arguments go to `glmjax train` in every pod. TPU hosts find each other by what GKE tells them; GPU nodes by the flags

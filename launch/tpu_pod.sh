@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
 # Trains, or answers prompts, on all workers of a Cloud TPU VM slice, and starts again after preemptions and crashes.
 #
-#   TPU=my-slice ZONE=us-central2-b launch/tpu_pod.sh --gin_file=runs/pretrain.gin ... --workdir=/mnt/runs/mine
-#   COMMAND=generate TPU=... ZONE=... launch/tpu_pod.sh --checkpoint=/mnt/m --mesh=tensor=16 --file=p.jsonl --out=a.jsonl
+#   TPU=my-slice ZONE=us-central2-b launch/tpu_pod.sh --gin_file=runs/pretrain.gin ... --workdir=gs://mine/run
+#   COMMAND=generate TPU=... ZONE=... launch/tpu_pod.sh --checkpoint=gs://mine/m --mesh=tensor=16 --file=... --out=...
 #   DRY_RUN=1 TPU=... launch/tpu_pod.sh ...     prints what it would do, and does nothing
 #
 # Arguments go to `glmjax train` on every worker; the workers find each other by the slice's metadata.
 #   COMMAND            in place of train: generate, score or evaluate, with --mesh
 #   TPU, ZONE          the slice                        PROJECT      gcloud's project (as configured)
-#   SETUP              run on every worker before the first start, such as "pip install -q WHEEL 'jax[tpu]'": WHEEL is
-#                      one that the workers see, or git+https:// and where you keep glmjax (docs/launch.md)
+#   SETUP              run on every worker before the first start, such as "gcloud storage cp gs://mine/WHEEL /tmp &&
+#                      pip install -q '/tmp/WHEEL[gcs]' 'jax[tpu]'" (docs/launch.md)
 #   TPU_TYPE, RUNTIME  make the slice when it is missing or was preempted, e.g. v4-512 and tpu-ubuntu2204-base
 #   SPOT=1             of spot capacity                 GLMJAX       the command there (glmjax)
 #   MAX_RESTARTS       starts after the first (100)

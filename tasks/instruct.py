@@ -1,17 +1,17 @@
 """Instruction tasks in seqio: those of glmjax.data.mixtures.instruction."""
 
 from collections.abc import Mapping, Sequence
-import os
 
 from glmjax.data import instruction_sets
 from glmjax.data import instructions
 from glmjax.data import mixtures
+from glmjax.io import paths
 from glmjax.tasks import registration
 
 
 def register(
   files: instruction_sets.Sets,
-  tokenizer: str | os.PathLike,
+  tokenizer: paths.Named,
   rates: Mapping[str, float] | None = None,
   max_examples: Mapping[str, int] | int = instruction_sets.MAX_EXAMPLES,
   fields: Sequence[Sequence[str]] = instructions.FIELDS,

@@ -1,17 +1,17 @@
 """Pretraining tasks in seqio: those of glmjax.data.mixtures.pretraining."""
 
 from collections.abc import Mapping
-import os
 
 from glmjax.data import instruction_sets
 from glmjax.data import mixtures
 from glmjax.data import text
+from glmjax.io import paths
 from glmjax.tasks import registration
 
 
 def register(
   files: Mapping[str, text.Patterns],
-  tokenizer: str | os.PathLike,
+  tokenizer: paths.Named,
   rates: Mapping[str, float] | None = None,
   instructions: instruction_sets.Sets | None = None,
   instruction_share: float = mixtures.INSTRUCTION_SHARE,

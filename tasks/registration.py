@@ -1,17 +1,16 @@
 """Registers mixtures of text files with seqio."""
 
-import os
-
 import seqio
 
 from glmjax.data import mixtures
 from glmjax.data import seqio_tasks
+from glmjax.io import paths
 from glmjax.tasks import preprocessors
 from glmjax.tasks import sources
 from glmjax.tasks import vocabulary as vocabulary_lib
 
 
-def register(mixture: mixtures.Mixture, tokenizer: str | os.PathLike) -> str:
+def register(mixture: mixtures.Mixture, tokenizer: paths.Named) -> str:
   """Registers a mixture and its tasks, in place of any before of their names; returns the mixture's name.
 
   Args:

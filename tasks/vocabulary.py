@@ -7,6 +7,7 @@ import seqio
 import tensorflow as tf
 
 from glmjax import tokenizer as tokenizer_lib
+from glmjax.io import paths
 
 
 class GLMVocabulary(seqio.SentencePieceVocabulary):
@@ -17,8 +18,8 @@ class GLMVocabulary(seqio.SentencePieceVocabulary):
   tf.data pipelines and Beam workers do. The base class's `tokenizer` and `sp_model` are the bare pieces.
   """
 
-  def __init__(self, path: str | os.PathLike, num_image_tokens: int | None = None) -> None:
-    path = os.fspath(path)
+  def __init__(self, path: paths.Named, num_image_tokens: int | None = None) -> None:
+    path = os.fspath(paths.local(path, "the tokenizer of a seqio vocabulary"))  # TensorFlow opens it itself
     self.text_tokenizer = tokenizer_lib.Tokenizer.load(path, num_image_tokens)
     model = os.path.join(path, tokenizer_lib.MODEL_FILE) if os.path.isdir(path) else path
     super().__init__(model)

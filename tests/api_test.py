@@ -294,7 +294,7 @@ def test_a_signal_is_an_interrupt_once_the_step_is_saved(monkeypatch):
   [
     (lambda: glmjax.run(None), "no command None"),
     (lambda: glmjax.run(["text"]), "no command"),
-    (lambda: glmjax.run("doctor", x=1), "no argument x; there are none"),
+    (lambda: glmjax.run("doctor", x=1), "no argument x; there are bucket"),
     (lambda: glmjax.run("inspect", path="here", hashes="no"), "--hashes is 'no': give True or False"),
     (lambda: glmjax.run("export", checkpoint="c", out=True), "--out is True"),
     (lambda: glmjax.run("launch", out=5), "--out is 5: give a path"),

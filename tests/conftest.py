@@ -1,11 +1,15 @@
 """Eight virtual CPU devices, exact matmuls and no more threads than processors for every test; tables at the end."""
 
+import itertools
 import logging
 import os
 import signal
 import sys
 
+import bucket_server
 import pytest
+
+from glmjax.io import bucket
 
 # Optimization level 0: tests compile much and compute little; it halves their time.
 # XLA ends a process, all its threads dumped, where one of eight devices makes the others wait for 40 seconds, which
@@ -18,13 +22,20 @@ os.environ.setdefault(
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("GLMJAX_PROGRAMS", "off")  # nothing of a test is in the user's folder
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # test processes run side by side
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
+_tests = itertools.count(1)
+
+
 def pytest_collection_modifyitems(items) -> None:
-  """On a GPU, JAX says at each lowering of a Pallas Triton kernel that it will be removed (docs/kernels.md)."""
+  """Gives slow tests an hour; on a GPU, JAX says at each lowering of a Pallas Triton kernel that it will be removed
+  (docs/kernels.md)."""
   for item in items:
+    if item.get_closest_marker("slow"):
+      item.add_marker(pytest.mark.timeout(3600))
     if item.get_closest_marker("gpu"):
       item.add_marker(pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning"))
 
@@ -43,14 +54,15 @@ def _own_settings():
   logger.setLevel(level)
 
 
-@pytest.fixture(autouse=True, scope="module")
+@pytest.fixture(autouse=True)
 def _few_mappings():
   """Drops the programs that past tests compiled before their memory mappings, three each, reach Linux's 65,530.
 
-  Compiling then ends the process: it happened after 5,000 tests.
+  Compiling then ends the process: it happened after 5,000 tests, and within one file of many meshes. Counting takes
+  some 10 ms, so that not every test does.
   """
   yield
-  if "jax" in sys.modules and os.path.exists("/proc/self/maps"):
+  if next(_tests) % 20 == 0 and "jax" in sys.modules and os.path.exists("/proc/self/maps"):
     with open("/proc/self/maps", "rb") as maps:
       if sum(1 for _ in maps) > 25_000:
         sys.modules["jax"].clear_caches()
@@ -63,3 +75,15 @@ def pytest_terminal_summary(terminalreporter) -> None:
       for name, text in report.user_properties:
         if name == "table":
           terminalreporter.write_line(f"\n{text}")
+
+
+@pytest.fixture
+def server(monkeypatch):
+  """A server of one bucket called "bucket", to which both clouds' addresses lead, in subprocesses too."""
+  with bucket_server.Server("bucket") as server:
+    for name, value in server.environment().items():
+      monkeypatch.setenv(name, value)
+    monkeypatch.setenv(bucket.PATIENCE, "3")
+    bucket.named.cache_clear()
+    yield server
+    bucket.named.cache_clear()

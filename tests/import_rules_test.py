@@ -31,6 +31,7 @@ THIRD_PARTY = {
     "evaluate",
     "plan",
     "doctor",
+    "programs",
   ),
   "flax": ("parallel", "models"),
   "optax": ("train",),

@@ -24,8 +24,16 @@ SMALL = {  # the parameters of a run that takes seconds
   "03_chatglm": {"STEPS": 120},
   "04_plan_hardware": {"LAYERS": 2},
   "05_scaling": {"STEPS": 2, "MESHES": MESHES},
+  "06_serve": {"STEPS": 120, "CLIENTS": 4},
 }
-PICTURES = {"01_blank_infilling": 11, "02_train_small": 4, "03_chatglm": 3, "04_plan_hardware": 9, "05_scaling": 8}
+PICTURES = {
+  "01_blank_infilling": 11,
+  "02_train_small": 4,
+  "03_chatglm": 3,
+  "04_plan_hardware": 9,
+  "05_scaling": 8,
+  "06_serve": 1,
+}
 
 
 def _build():

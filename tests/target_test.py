@@ -118,4 +118,6 @@ def test_the_scope_is_read_where_traces_begin_and_nowhere_deeper():
     "train/pipeline/one_f_one_b.py",
     "train/losses.py",
     "infer/decode.py",
+    "infer/lanes.py",
+    "infer/prefill.py",
   }

@@ -31,14 +31,15 @@ def together(action: Callable[[], T]) -> T:
   except Exception as error:  # of any kind: the others must hear of it
     failure = error
   is_damage = isinstance(failure, files.DamagedError)
-  kind = "" if failure is None else "damaged" if is_damage else "failed"
+  kind = "" if failure is None else "damaged" if is_damage else "outage" if errors.may_pass(failure) else "failed"
   said = gather(f"{kind} {errors.one_line(failure)}" if failure else "")
-  for word, raised in (("failed", errors.InputError), ("damaged", files.DamagedError)):
+  for word in ("failed", "outage", "damaged"):
     if failure is not None and word == kind:
       raise failure
     for process, text in enumerate(said):
       if text.startswith(word):
-        raise raised(f"process {process}: {text.removeprefix(word + ' ')}")
+        message = f"process {process}: {text.removeprefix(word + ' ')}"
+        raise files.DamagedError(message) if word == "damaged" else errors.InputError(message, passes=word == "outage")
   return result
 
 

@@ -9,20 +9,23 @@ import functools
 import logging
 import math
 import pathlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 
 from glmjax import errors
 from glmjax.checkpoint import agreement
 from glmjax.checkpoint import checksums
 from glmjax.checkpoint import files
 from glmjax.checkpoint import stored as stored_lib
+from glmjax.io import paths
 from glmjax.models import params as params_lib
 
-_CHUNK_BYTES = 128 * 2**20  # largest file: parallel reading, and less to read for a part of an array
+if TYPE_CHECKING:
+  import orbax.checkpoint as ocp
+
+CHUNK_BYTES = 128 * 2**20  # largest file: parallel reading, and less to read for a part of an array
 _AHEAD_BYTES = 2**28  # of arrays that are read at the same time, unless one has more
 
 # name -> {"shape", "dtype", "sum", "version" of the sum (none: 1), and for PRNG keys "key": algorithm}
@@ -32,11 +35,14 @@ Records = dict[str, dict[str, Any]]
 DamagedError, zarr_dtype = files.DamagedError, stored_lib.zarr_dtype  # they live below us
 
 
-def handler() -> ocp.PyTreeCheckpointHandler:
+def handler(among: "ocp.options.MultiprocessingOptions | None" = None) -> "ocp.PyTreeCheckpointHandler":
   """Makes Orbax's handler for plain zarr, a folder per array: a damaged file is an array with a name. Float weights
-  hardly compress.
+  hardly compress. `among`: the processes that save together; None: all.
   """
-  made = ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_compression=False)
+  import orbax.checkpoint as ocp  # here, as reading needs none of it, and it takes long to load
+
+  among = among or ocp.options.MultiprocessingOptions()
+  made = ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_compression=False, multiprocessing_options=among)
   made.finalize = functools.partial(_finalize, made.finalize)  # no class of its own, whose name Orbax would record
   return made
 
@@ -73,8 +79,8 @@ def _storable(leaf: Any) -> jax.Array | np.ndarray:
   return leaf if isinstance(leaf, jax.Array) else np.array(leaf)  # a copy: the caller may write into its own
 
 
-def prepare(tree: Any) -> tuple[ocp.args.PyTreeSave, Records]:
-  """Returns what Orbax is to write, and the record of every array to write beside it."""
+def prepare(tree: Any) -> tuple[dict[str, jax.Array | np.ndarray], Records]:
+  """Returns the arrays that are to be written, by their names, and the record of every one to write beside them."""
   leaves = named_leaves(tree)
   stored = {name: _storable(leaf) for name, leaf in leaves.items()}
   sums = checksums.array_sums(stored)
@@ -85,8 +91,15 @@ def prepare(tree: Any) -> tuple[ocp.args.PyTreeSave, Records]:
   for name, leaf in leaves.items():
     if _is_key(leaf):
       records[name]["key"] = str(jax.random.key_impl(leaf))
-  save_args = {name: ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES) for name in stored}
-  return ocp.args.PyTreeSave(params_lib.nest(stored), save_args=params_lib.nest(save_args)), records
+  return stored, records
+
+
+def orbax_args(stored: Mapping[str, jax.Array | np.ndarray]) -> "ocp.args.PyTreeSave":
+  """Returns what has Orbax write the arrays."""
+  import orbax.checkpoint as ocp
+
+  save_args = {name: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES) for name in stored}
+  return ocp.args.PyTreeSave(params_lib.nest(stored), save_args=params_lib.nest(save_args))
 
 
 def _stored_form(target: Any) -> tuple[tuple[int, ...], jax.sharding.Sharding | None]:
@@ -96,7 +109,7 @@ def _stored_form(target: Any) -> tuple[tuple[int, ...], jax.sharding.Sharding | 
   return tuple(np.shape(target)), getattr(target, "sharding", None)
 
 
-def check_same_model(wanted: Mapping[str, Any], records: Records, where: pathlib.Path) -> None:
+def check_same_model(wanted: Mapping[str, Any], records: Records, where: paths.Path) -> None:
   """Compares names and shapes before anything is read.
 
   Raises:
@@ -122,7 +135,7 @@ def _check_divides(name: str, shape: tuple[int, ...], sharding: jax.sharding.Sha
     ) from error
 
 
-def read(folder: pathlib.Path, wanted: Mapping[str, Any], records: Records) -> dict[str, Any]:
+def read(folder: paths.Path, wanted: Mapping[str, Any], records: Records) -> dict[str, Any]:
   """Reads the named arrays, verifies each, and gives each the kind, dtype and sharding of its target.
 
   Every process of a run must call it, and it raises in all of them or in none.
@@ -197,21 +210,26 @@ def _begin(
   return lambda: jax.make_array_from_callback(x.shape, sharding, lambda region: waits[str(region)](), dtype=x.dtype)
 
 
-def check_files(folder: pathlib.Path, records: Records) -> dict[str, stored_lib.StoredArray]:
+def check_files(folder: paths.Path, records: Records) -> dict[str, stored_lib.StoredArray]:
   """Opens the arrays of `records`, whose headers and files must be what was written.
 
   Raises:
     DamagedError: naming files that are missing, of the wrong size or no files; a header that differs.
     errors.InputError, OSError: when the system refuses.
   """
-  opened, problems = {}, []
-  for name, record in records.items():
+  opened, problems = {}, {}
+
+  def open_one(name: str) -> None:
     try:
-      opened[name] = stored_lib.StoredArray(folder, name, record)
+      opened[name] = stored_lib.StoredArray(folder, name, records[name])
     except DamagedError as error:
-      problems.append(str(error))
-  _raise_problems(problems + _description_problems(folder, records))
-  return opened
+      problems[name] = str(error)
+
+  with stored_lib.reading() as reading:  # several at a time: in a bucket each takes two answers
+    for task in [reading.submit(open_one, name) for name in records]:
+      task.result()
+  _raise_problems([problems[name] for name in records if name in problems] + _description_problems(folder, records))
+  return {name: opened[name] for name in records}
 
 
 def _raise_problems(problems: list[str]) -> None:
@@ -219,7 +237,7 @@ def _raise_problems(problems: list[str]) -> None:
     raise DamagedError("; ".join(problems[:4]) + (f" and {len(problems) - 4} more" if len(problems) > 4 else ""))
 
 
-def _description_problems(folder: pathlib.Path, names: Iterable[str]) -> list[str]:
+def _description_problems(folder: paths.Path, names: Iterable[str]) -> list[str]:
   """Says what is wrong with Orbax's list of the arrays, which we do not need, and who reads them without us does."""
   shown = f"{folder.name}/_METADATA"
   try:

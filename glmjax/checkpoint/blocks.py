@@ -1,7 +1,7 @@
 """Parameters written and read block by block, so that no weight is ever whole in memory.
 
-A block of a stored array is one file: it is there whole or not at all, and a journal tells which ones are, with the
-share each has in its array's checksum.
+A block of a stored array is one file, or one object of a bucket. A journal tells which ones are there, with the share
+each has in its array's checksum: a file that a kill cut short is not in it.
 
 The arrays are plain zarr with Orbax's own description beside them: Orbax reads them without glmjax.
 """
@@ -13,26 +13,28 @@ import json
 import math
 import os
 import pathlib
-import shutil
 import threading
+import time
 from typing import Any
 
 import numpy as np
-import orbax.checkpoint as ocp
-import tensorstore
 
 from glmjax import errors
 from glmjax.checkpoint import arrays
 from glmjax.checkpoint import checksums
+from glmjax.checkpoint import described
 from glmjax.checkpoint import files
 from glmjax.checkpoint import stored as stored_lib
 from glmjax.checkpoint import stored_weights
+from glmjax.io import growing
+from glmjax.io import lease
+from glmjax.io import paths
 from glmjax.io import progress
 from glmjax.io import publish
-from glmjax.models import params as params_lib
 
 _WORKERS = 2  # blocks in work at the same time: one is read or written while another is converted
 JOURNAL = "journal.jsonl"  # there once a block is
+_PUT_EVERY = 5.0  # seconds between two puts of the journal into a bucket: what a kill loses
 _SMALL = 2**22  # elements of an array that is kept once it was read: biases and norms
 
 
@@ -52,42 +54,37 @@ class Writer:
   """Writes weights into a folder that may hold some of them already, from an earlier try.
 
   Args:
-    folder: made when missing; what is there must be from a Writer of the same weights.
+    folder: made when missing; what is there must be from a Writer of the same weights, of others only on a disk.
     weights: everything that will be in the folder.
     elements: of the largest block; None: stored_weights.ELEMENTS.
   """
 
-  def __init__(self, folder: pathlib.Path, weights: Sequence[stored_weights.StoredWeight], elements: int | None = None):
+  def __init__(self, folder: paths.Path, weights: Sequence[stored_weights.StoredWeight], elements: int | None = None):
     self._folder, self._weights, self._elements = folder, weights, elements
-    self._stores: dict[str, tensorstore.TensorStore] = {}
     self._shapes: dict[str, tuple[int, ...]] = {}
+    self._chunks: dict[str, tuple[tuple[int, ...], np.dtype]] = {}  # the shape of a file's part of an array; its dtype
     self._lock = threading.Lock()
     folder.mkdir(parents=True, exist_ok=True)
     for weight in weights:
       chunks = weight.stored([s.stop - s.start for s in next(weight.regions(elements))])
       for name, (shape, dtype) in weight.stored(weight.shape).items():
-        metadata = stored_lib.header(shape, dtype, chunks[name][0])
+        header = stored_lib.header(shape, dtype, chunks[name][0])
         path = stored_lib.array_folder(folder, name)
-        _remove_damaged(path, metadata)
-        self._shapes[name] = shape
-        self._stores[name] = tensorstore.open(
-          {
-            "driver": "zarr",
-            "kvstore": {"driver": "file", "path": str(path)},
-            "metadata": metadata,
-            "create": True,
-            "open": True,
-            "store_data_equal_to_fill_value": True,
-            "context": {"file_io_sync": False},
-          }
-        ).result()
+        if isinstance(path, pathlib.Path):
+          _remove_damaged(path, header)
+        path.mkdir(exist_ok=True)
+        with publish.file(path / ".zarray") as file:
+          file.write(json.dumps(header, sort_keys=True, separators=(",", ":")).encode())
+        self._shapes[name], self._chunks[name] = shape, (chunks[name][0], np.dtype(stored_lib.zarr_dtype(dtype)))
+    journal = folder / JOURNAL
+    if isinstance(journal, pathlib.Path) and os.path.lexists(journal) and not journal.is_file():
+      publish.remove(journal)
+    self._journal, self._put_at = growing.File(journal), time.monotonic()
     self._done = self._read_journal()
 
   def _read_journal(self) -> dict[str, Any]:
     """Reads the blocks written earlier, with their sums as they stand there; half a line counts for nothing."""
-    path, done = self._folder / JOURNAL, {}
-    if os.path.lexists(path) and not path.is_file():
-      publish.remove(path)
+    path, done = self._journal.local, {}
     if path.exists():
       for line in path.read_bytes().splitlines():
         try:
@@ -108,6 +105,7 @@ class Writer:
     """
     total = sum(weight.nbytes for weight in self._weights)
     with (
+      contextlib.closing(self._journal),
       progress.bar(total=total, unit="B", unit_scale=True, desc=label, disable=None, mininterval=1) as bar,
       concurrent.futures.ThreadPoolExecutor(_WORKERS) as pool,
     ):
@@ -133,27 +131,52 @@ class Writer:
     sums = self._done.get(_label(weight, region))
     if not isinstance(sums, dict) or sums.keys() != weight.stored(weight.shape).keys():  # none, or damaged
       return False
-    for name, expected in sums.items():
-      part = self._stores[name][weight.stored_region(name, region)]
-      try:
-        found = checksums.part_sum(np.asarray(part.read().result()), _start(region), self._shapes[name])
-      except ValueError:  # tensorstore's word for unreadable
-        return False
-      if found != expected:
-        return False
-    return True
+    try:
+      return all(
+        checksums.part_sum(self._read(name, weight.stored_region(name, region)), _start(region), self._shapes[name])
+        == expected
+        for name, expected in sums.items()
+      )
+    except (files.DamagedError, errors.InputError, OSError):  # whatever has become of it, it is written again
+      return False
+
+  def _file(self, name: str, region: stored_weights.Region) -> paths.Path:
+    """Returns the file of the one block that a region of a stored array is."""
+    place = (s.start // chunk for s, chunk in zip(region, self._chunks[name][0]))
+    return stored_lib.array_folder(self._folder, name) / (".".join(map(str, place)) or "0")
+
+  def _read(self, name: str, region: stored_weights.Region) -> np.ndarray:
+    path, (chunk, dtype) = self._file(name, region), self._chunks[name]
+    size = math.prod(chunk) * dtype.itemsize
+    if len(data := files.read(path, path.name, size)) != size:
+      raise files.DamagedError(f"{path.name} has {len(data)} bytes instead of {size}")
+    return np.frombuffer(data, dtype).reshape(chunk)[tuple(slice(s.stop - s.start) for s in region)]
+
+  def _bytes(self, name: str, x: np.ndarray) -> memoryview:
+    """Returns a block as its file has it: the last along an axis is filled up with zeros."""
+    chunk, dtype = self._chunks[name]
+    if x.shape == chunk:
+      whole = np.ascontiguousarray(x, dtype)
+    else:
+      whole = np.zeros(chunk, dtype)
+      whole[tuple(map(slice, x.shape))] = x
+    return whole.reshape(-1).view(np.uint8).data
 
   def _put(
     self, weight: stored_weights.StoredWeight, region: stored_weights.Region, block: Mapping[str, np.ndarray]
   ) -> None:
+    lease.check()
     sums = {}
     for name, x in block.items():
-      self._stores[name][weight.stored_region(name, region)].write(x).result()
+      self._file(name, weight.stored_region(name, region)).write_bytes(self._bytes(name, x))
       sums[name] = checksums.part_sum(x, _start(region), self._shapes[name])
     with self._lock:
       self._done[_label(weight, region)] = sums
-      with open(self._folder / JOURNAL, "a", encoding="utf-8") as journal:
+      with open(self._journal.local, "a", encoding="utf-8") as journal:
         journal.write(json.dumps({"block": _label(weight, region), "sums": sums}) + "\n")
+      if time.monotonic() - self._put_at > _PUT_EVERY:
+        self._put_at = time.monotonic()
+        self._journal.put_soon()
 
   def _finish(self) -> arrays.Records:
     """Returns records of all arrays; puts Orbax's description beside them."""
@@ -167,9 +190,10 @@ class Writer:
           "sum": checksums.total(b[name] for b in blocks),
           "version": checksums.VERSION,
         }
-    _describe_for_orbax(self._folder, list(records))
-    for path in self._folder.rglob("*"):  # once, here: until then the journal's sums tell what reached the disk
-      publish.sync(path)
+    described.write(self._folder, list(records))
+    if isinstance(self._folder, pathlib.Path):
+      for path in self._folder.rglob("*"):  # once, here: until then the journal's sums tell what reached the disk
+        publish.sync(path)
     return records
 
   def forget(self) -> None:
@@ -193,20 +217,6 @@ def _remove_damaged(array: pathlib.Path, header: Mapping[str, Any]) -> None:
       publish.remove(pathlib.Path(entry.path))
 
 
-def _describe_for_orbax(folder: pathlib.Path, names: Sequence[str]) -> None:
-  """Writes what Orbax itself writes beside arrays of these names; it is asked to save numbers under them."""
-  skeleton = folder.with_name(f"{folder.name}.skeleton")
-  shutil.rmtree(skeleton, ignore_errors=True)
-  tree_of_numbers = params_lib.nest({name: np.zeros((), np.int8) for name in names})
-  with ocp.Checkpointer(arrays.handler()) as checkpointer:
-    checkpointer.save(skeleton, args=ocp.args.PyTreeSave(tree_of_numbers))
-  for child in skeleton.iterdir():
-    if not (child / ".zarray").exists():
-      publish.remove(folder / child.name)
-      child.rename(folder / child.name)
-  shutil.rmtree(skeleton)
-
-
 def _label(weight: stored_weights.StoredWeight, region: stored_weights.Region) -> str:
   return f"{weight.name}[{','.join(f'{s.start}:{s.stop}' for s in region)}]"
 
@@ -221,7 +231,7 @@ class Reader:
   Several threads may read. Raises as `arrays.check_files`, and when it reads as `stored.StoredArray.read`.
   """
 
-  def __init__(self, folder: pathlib.Path, records: arrays.Records):
+  def __init__(self, folder: paths.Path, records: arrays.Records):
     self._arrays = arrays.check_files(folder, records)
     self._folder, self._records = folder, records
     self._sums: dict[str, dict[str, str]] = {name: {} for name in records}

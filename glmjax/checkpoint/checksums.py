@@ -10,7 +10,6 @@ fewer, and the block's number is mixed in as well (arrays with fewer words have 
 from collections.abc import Iterable, Mapping, Sequence
 import functools
 import math
-import pathlib
 from typing import Any
 
 import jax
@@ -19,6 +18,7 @@ import numpy as np
 
 from glmjax import errors
 from glmjax.checkpoint import files
+from glmjax.io import paths
 from glmjax.io import seal
 
 VERSION = 2  # 1 saw no difference between places of an array that are a multiple of 2^32 words apart
@@ -69,6 +69,7 @@ def _device_sum(
   else:
     words = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}")).astype(jnp.uint32)
   shape = shape or words.shape
+  words = _of_rank(words, len(shape))
 
   def places(axes: int, strides: Sequence[int]) -> jax.Array:
     index = jnp.zeros(words.shape, jnp.uint32)
@@ -129,13 +130,22 @@ def array_sums(
 
 
 def part_sum(x: np.ndarray | jax.Array, start: Sequence[int], shape: Sequence[int], version: int = VERSION) -> str:
-  """Returns the share that the part of an array beginning at `start` has in the sum of the whole, of that shape."""
+  """Returns the share that the part of an array beginning at `start` has in the sum of the whole, of that shape.
+
+  The part may lack the first axes, along each of which it is one place.
+  """
   here = isinstance(x, np.ndarray) or x.is_fully_addressable
   host = here and (x.nbytes < _SMALL or x.dtype.itemsize == 8)
   found = (
-    _host_sum(x, shape, start, version) if host else _device_sum(x, tuple(shape), np.array(start, np.uint32), version)
+    _host_sum(_of_rank(np.asarray(x), len(shape)), shape, start, version)
+    if host
+    else _device_sum(x, tuple(shape), np.array(start, np.uint32), version)
   )
   return _hexadecimal(np.asarray(found))
+
+
+def _of_rank(x: Any, rank: int) -> Any:
+  return x.reshape(*[1] * (rank - x.ndim), *x.shape)
 
 
 def total(parts: Iterable[str]) -> str:
@@ -146,7 +156,7 @@ def total(parts: Iterable[str]) -> str:
   return _hexadecimal(words)
 
 
-def read_sealed(path: pathlib.Path, shown: str, parts: Sequence[str]) -> dict[str, Any]:
+def read_sealed(path: paths.Path, shown: str, parts: Sequence[str]) -> dict[str, Any]:
   """Returns what a file holds that was sealed: an object of at least these parts, objects themselves.
 
   Raises:

@@ -1,6 +1,7 @@
 """Models for inference, written from a run's newest good step or from another export.
 
-  EXPORT/  config.json   tokenizer/   params/<array>/...   checksums.json   (appears by one rename)
+  EXPORT/  config.json   tokenizer/   params/<array>/...   checksums.json   (appears by one rename; in a bucket it is
+                                                                          whole once checksums.json is there)
 
 Parameters only, never the optimizer; one block at a time is read, converted and written.
 """
@@ -10,7 +11,6 @@ import contextlib
 import dataclasses
 import functools
 import logging
-import os
 import pathlib
 from typing import Any
 
@@ -30,6 +30,8 @@ from glmjax.io import tokenizer_folder
 from glmjax.models import config as config_lib
 from glmjax.quantize import qarray
 
+PLAN = "plan"  # in the note of an import that is unfinished: what it is of
+
 _log = logging.getLogger("glmjax")
 
 
@@ -38,7 +40,7 @@ class ExportSource:
   """What is to be written: everything but the place."""
 
   config: folder_lib.FolderConfig
-  tokenizer: pathlib.Path | None  # folder
+  tokenizer: paths.Path | None  # folder
   weights: Sequence[stored_weights.StoredWeight]
   read: Callable[[stored_weights.StoredWeight, stored_weights.Region], Mapping[str, Any]]  # stored arrays of a block
   verify: Callable[[], None]  # called when all was read, before it counts
@@ -46,12 +48,12 @@ class ExportSource:
 
 
 # Writes the content in another format into a folder that it makes.
-FormatWriter = Callable[[ExportSource, pathlib.Path], None]
+FormatWriter = Callable[[ExportSource, paths.Path], None]
 
 
 def export(
-  checkpoint: str | os.PathLike,
-  out: str | os.PathLike,
+  checkpoint: paths.Named,
+  out: paths.Named,
   bits: int | None = None,
   dtype: str | None = None,
   overwrite: bool = False,
@@ -74,7 +76,7 @@ def export(
   Raises:
     errors.InputError: when the source cannot be used or `out` is there already.
   """
-  checkpoint = paths.local(checkpoint, "checkpoint")
+  checkpoint = paths.named(checkpoint, "checkpoint")
   if bits not in (None, *qarray.BITS):
     raise errors.InputError(f"bits is {bits}: give 8 or 4, or leave it out for float")
   if dtype not in (None, *config_lib.DTYPES):
@@ -97,7 +99,8 @@ def export(
       )
       stored_weights.need_room(out, weights)
       try:
-        with publish.folder(out, overwrite) as folder:
+        last = source_lib.CHECKSUMS if write_format is None else None
+        with publish.folder(out, last, overwrite) as folder:
           (write_format or write_folder)(content, folder)
           described = describe(content, folder)
         return {"out": str(out)} | described
@@ -110,7 +113,7 @@ def export(
 
 
 @contextlib.contextmanager
-def claimed(out: str | os.PathLike, overwrite: bool, source: pathlib.Path) -> Iterator[pathlib.Path]:
+def claimed(out: paths.Named, overwrite: bool, source: paths.Path) -> Iterator[paths.Path]:
   """Yields the real path of an export that is to be written, and keeps other writers away from it.
 
   Raises:
@@ -119,20 +122,24 @@ def claimed(out: str | os.PathLike, overwrite: bool, source: pathlib.Path) -> It
   out = folders.claim(out, folders.Kind.EXPORT, "out", sources=[source])
   with publish.parent(out), lock.held(lock.beside(out), f"{out} is being written by another export or import"):
     publish.put_back(out)
-    publish.sweep(out)
-    if not (importing(out) / "export").exists():  # killed when all was done
-      publish.remove(importing(out))
+    if not is_importing(out):
+      publish.sweep(out)
     folders.claim(out, folders.Kind.EXPORT, "out", overwrite=overwrite)
-    if not overwrite and out.is_dir() and any(out.iterdir()):
+    if not overwrite and not is_importing(out) and out.is_dir() and any(out.iterdir()):
       raise errors.InputError(f"{out} is there already: choose another folder, or give --overwrite")
     for left in publish.left_elsewhere(out):
       _log.warning("%s is of an export on another machine: delete it if none is at work there", left)
     yield out
 
 
-def importing(out: pathlib.Path) -> pathlib.Path:
+def importing(out: paths.Path) -> paths.Path:
   """Returns the folder where thudm/load.py prepares an import to `out`: it outlives a kill, and is gone on with."""
-  return out.with_name(f".{out.name}.importing")
+  return out.with_name(f".{out.name}.importing") if isinstance(out, pathlib.Path) else out
+
+
+def is_importing(out: paths.Path) -> bool:
+  """Tells whether a folder in a bucket is an import that did not come to its end, and is gone on with there."""
+  return publish.in_work(out) and PLAN in publish.begun(out)
 
 
 def _read_finite(
@@ -168,18 +175,28 @@ def _exported(source: source_lib.Source, bits: int | None, dtype: str | None) ->
   return dataclasses.replace(source.config, model=model, export=exported)
 
 
-def describe(content: ExportSource, folder: pathlib.Path) -> dict[str, Any]:
+def describe(content: ExportSource, folder: paths.Path) -> dict[str, Any]:
   """Returns what `export` tells of the content that was written into a folder, all but the folder's name."""
-  disk_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+  disk_bytes = sum(_files(folder).values())
   described = {key: content.config.export[key] for key in ("bits", "dtype", "step")}
   return described | {"array_bytes": sum(weight.nbytes for weight in content.weights), "disk_bytes": disk_bytes}
 
 
-def write_folder(content: ExportSource, folder: pathlib.Path) -> None:
+def _files(folder: paths.Path) -> dict[str, int]:
+  """Returns the bytes of all files below a folder, by their paths in it; what notes that it is unfinished is none."""
+  if isinstance(folder, pathlib.Path):
+    found = {path: path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+  else:
+    found = folder.sizes()
+  sizes = {path.relative_to(folder).as_posix(): size for path, size in sorted(found.items())}
+  return {name: size for name, size in sizes.items() if name != publish.IN_WORK}
+
+
+def write_folder(content: ExportSource, folder: paths.Path) -> None:
   """Writes our own format into a folder; parameters that an earlier try has left there are checked and used."""
   for child in folder.iterdir():
-    if child.name != folder_lib.PARAMS:  # half a tokenizer, say: nothing unfinished is ever published
-      publish.remove(child)
+    if child.name not in (folder_lib.PARAMS, publish.IN_WORK):
+      publish.remove(child)  # half a tokenizer, say: nothing unfinished is ever published
   folder_lib.write_config(folder, content.config)
   if content.tokenizer is not None:
     tokenizer_folder.copy(content.tokenizer, folder / folder_lib.TOKENIZER)
@@ -187,13 +204,7 @@ def write_folder(content: ExportSource, folder: pathlib.Path) -> None:
     writer = blocks.Writer(folder / folder_lib.PARAMS, content.weights, content.elements)
     records = writer.write(content.read, "parameters")
   content.verify()
-  files = [
-    path.relative_to(folder)
-    for path in sorted(folder.rglob("*"))
-    if path.is_file() and folder_lib.PARAMS not in path.relative_to(folder).parts
-  ]
-  crcs = {
-    str(file): source_lib.file_crc(folder / file, str(file)) for file in files if str(file) != source_lib.CHECKSUMS
-  }
-  publish.write_json(folder / source_lib.CHECKSUMS, seal.seal({"arrays": records, "files": crcs}))
+  names = [name for name in _files(folder) if not name.startswith(f"{folder_lib.PARAMS}/")]
+  crcs = {name: source_lib.file_crc(folder / name, name) for name in names}
+  publish.finish(folder / source_lib.CHECKSUMS, seal.seal({"arrays": records, "files": crcs}))
   writer.forget()

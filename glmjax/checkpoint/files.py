@@ -5,7 +5,7 @@ permission, no more open files, no memory, a network file system that answers wi
 file: no step is passed over, set aside or deleted for it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 import contextlib
 import errno
 import json
@@ -16,9 +16,12 @@ import stat
 from typing import Any, NoReturn
 
 from glmjax import errors
+from glmjax.io import bucket_path
+from glmjax.io import paths
 
 LARGEST = 1 << 28  # bytes of a file that is read whole: descriptions, records, tokenizers
 
+_LARGEST_READ = 1 << 30  # bytes that one call asks for; the system gives less than 2 GiB
 _MISSING = (errno.ENOENT, errno.ENOTDIR)
 _NOT_REGULAR = (errno.EISDIR, errno.ELOOP, errno.ENXIO, errno.ENODEV)
 _KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe"}
@@ -40,46 +43,74 @@ class DamagedError(Exception):
 
 
 @contextlib.contextmanager
-def opened(path: pathlib.Path, shown: str) -> Iterator[tuple[int, int]]:
-  """Yields the descriptor of a regular file, and its bytes. Nothing else is waited for: a pipe would never answer.
-
-  Args:
-    path: of the file.
-    shown: its name in the error of a damaged one.
-
-  Raises:
-    DamagedError: when it is missing or no regular file.
-    errors.InputError, OSError: when the system refuses, also within the block.
-  """
+def _opened(path: pathlib.Path, shown: str) -> Iterator[tuple[int, int]]:
+  """Yields the descriptor of a regular file, and its bytes. Nothing else is waited for: a pipe would never answer."""
+  descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
   try:
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-      found = os.fstat(descriptor)
-      if not stat.S_ISREG(found.st_mode):
-        raise DamagedError(f"{shown} is {_KINDS.get(stat.S_IFMT(found.st_mode), 'no regular file')}")
-      yield descriptor, found.st_size
-    finally:
-      os.close(descriptor)
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode):
+      raise DamagedError(f"{shown} is {_KINDS.get(stat.S_IFMT(found.st_mode), 'no regular file')}")
+    yield descriptor, found.st_size
+  finally:
+    os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _refusals(path: paths.Path, shown: str) -> Iterator[None]:
+  try:
+    yield
   except OSError as error:
     raise_refusal(error, path, shown)
   except MemoryError as error:
     raise _out_of_memory(error, path) from error
 
 
-def read(path: pathlib.Path, shown: str, largest: int = LARGEST) -> bytes:
+def fill(path: paths.Path, shown: str, buffer: memoryview, offset: int) -> None:
+  """Fills a buffer with a file's bytes from `offset` on.
+
+  Args:
+    path: of the file.
+    shown: its name in the error of a damaged one.
+    buffer: bytes.
+    offset: place in the file.
+
+  Raises:
+    DamagedError: when it is missing, no regular file, or ends before.
+    errors.InputError, OSError: when the system refuses.
+  """
+  with _refusals(path, shown):
+    if isinstance(path, bucket_path.BucketPath):
+      left = len(buffer) - path.read_into(buffer, offset)
+    else:
+      left = len(buffer)
+      with _opened(path, shown) as (descriptor, _):
+        while left and (count := os.preadv(descriptor, [buffer[-left:][:_LARGEST_READ]], offset)):
+          left, offset = left - count, offset + count
+    if left:
+      raise DamagedError(f"{shown} has become shorter while it was read")
+
+
+def read(path: paths.Path, shown: str, largest: int = LARGEST) -> bytes:
   """Returns a file's bytes.
 
   Raises:
-    DamagedError: also when it has more than `largest` bytes.
+    DamagedError: when it is missing, no regular file, or has more than `largest` bytes.
+    errors.InputError, OSError: when the system refuses.
   """
-  with opened(path, shown) as (descriptor, size):
+  with _refusals(path, shown):
+    if isinstance(path, bucket_path.BucketPath):
+      data = path.read_range(0, largest + 1)
+      size = len(data)
+    else:
+      with _opened(path, shown) as (descriptor, size):
+        with open(descriptor, "rb", closefd=False) as stream:
+          data = stream.read(size) if size <= largest else b""
     if size > largest:
       raise DamagedError(f"{shown} has {size:,} bytes, where {largest:,} at most are expected")
-    with open(descriptor, "rb", closefd=False) as stream:
-      return stream.read(size)
+    return data
 
 
-def read_json(path: pathlib.Path, shown: str, largest: int = LARGEST) -> dict[str, Any]:
+def read_json(path: paths.Path, shown: str, largest: int = LARGEST) -> dict[str, Any]:
   """Returns the object in a file that glmjax or Orbax wrote.
 
   Raises:
@@ -95,12 +126,33 @@ def read_json(path: pathlib.Path, shown: str, largest: int = LARGEST) -> dict[st
   return content
 
 
-def size_problem(path: str | os.PathLike, shown: str, size: int) -> str | None:
-  """Says what is wrong with a file that must have `size` bytes, from what its folder knows of it; None: nothing.
+def size_problems(folder: paths.Path, shown: str, names: Iterable[str], size: int) -> Iterator[str]:
+  """Says what is wrong with files that must have `size` bytes, from what their folder knows of them.
+
+  Args:
+    folder: where they are.
+    shown: its name in what is said.
+    names: of the files.
+    size: of each.
 
   Raises:
     errors.InputError, OSError: when the system refuses.
   """
+  if isinstance(folder, bucket_path.BucketPath):
+    with _refusals(folder, shown):
+      there = {path.name: found for path, found in folder.sizes().items()}  # one request for all
+    for name in names:
+      if there.get(name) != size:
+        yield (
+          f"{shown}/{name} has {there[name]} bytes instead of {size}" if name in there else f"{shown}/{name} is missing"
+        )
+    return
+  for name in names:
+    if problem := _size_problem(folder / name, f"{shown}/{name}", size):
+      yield problem
+
+
+def _size_problem(path: pathlib.Path, shown: str, size: int) -> str | None:
   try:
     found = os.stat(path)
   except OSError as error:
@@ -113,7 +165,7 @@ def size_problem(path: str | os.PathLike, shown: str, size: int) -> str | None:
   return None if found.st_size == size else f"{shown} has {found.st_size} bytes instead of {size}"
 
 
-def raise_refusal(error: OSError, path: str | os.PathLike, shown: str) -> NoReturn:
+def raise_refusal(error: OSError, path: paths.Path, shown: str) -> NoReturn:
   """Raises what an OSError of reading `path` means.
 
   Raises:

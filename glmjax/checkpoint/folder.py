@@ -5,8 +5,6 @@ config.json: {"model": GLMConfig's fields, "data": the data's description, "toke
 """
 
 import dataclasses
-import os
-import pathlib
 from typing import Any
 
 from glmjax import errors
@@ -29,28 +27,28 @@ class FolderConfig:
   export: dict[str, Any] = dataclasses.field(default_factory=dict)  # of exports: bits, dtype, step
 
 
-def write_config(folder: str | os.PathLike, config: FolderConfig) -> None:
+def write_config(folder: paths.Named, config: FolderConfig) -> None:
   """Writes config.json, whole or not at all."""
   content = {name: value for name, value in dataclasses.asdict(config).items() if value or name != "export"}
-  publish.write_json(pathlib.Path(folder) / CONFIG, content)
+  publish.write_json(paths.named(folder) / CONFIG, content)
 
 
-def read_config(folder: str | os.PathLike) -> FolderConfig:
+def read_config(folder: paths.Named) -> FolderConfig:
   """Reads config.json.
 
   Raises:
     errors.InputError: when the folder is missing, is no model's, or its config.json cannot be used.
   """
-  folder = paths.local(folder, "the model's folder")
-  if not folder.is_dir():
+  folder = paths.named(folder, "the model's folder")
+  path = folder / CONFIG
+  if not (there := path.is_file()) and not folder.is_dir():
     if old := publish.interrupted(folder):
       raise errors.InputError(
         f"{folder} was being replaced when that was killed: rename {old.name} beside it back to "
         f"{folder.name}, or export again"
       )
     raise errors.InputError(f"{folder}: no such folder; give a training run's or an exported model's")
-  path = folder / CONFIG
-  if not path.is_file():
+  if not there:
     halves = [name for name in (CHECKPOINTS, PARAMS) if (folder / name).is_dir()]
     what = f"half-written: it has {halves[0]}/ but no {CONFIG}" if halves else f"no model's folder: it has no {CONFIG}"
     raise errors.InputError(f"{folder} is {what}; give a training run's or an exported model's")
@@ -76,13 +74,13 @@ def read_config(folder: str | os.PathLike) -> FolderConfig:
     raise errors.InputError(f"{path}: {str(error)[:400]}; restore a copy, or write the folder again") from error
 
 
-def check_tokenizer(folder: str | os.PathLike, config: FolderConfig) -> None:
+def check_tokenizer(folder: paths.Named, config: FolderConfig) -> None:
   """Checks that the folder's tokenizer is the one recorded, and fits the model; a folder may be without one.
 
   Raises:
     errors.InputError: when it is not.
   """
-  where = pathlib.Path(folder) / TOKENIZER
+  where = paths.named(folder) / TOKENIZER
   if not config.tokenizer and not config.data.get("tokenizer") and not where.exists():
     return  # weights that were imported without one: no text goes in or out
   found = tokenizer_folder.read(where)

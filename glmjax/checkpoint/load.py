@@ -2,8 +2,6 @@
 
 from collections.abc import Mapping
 import dataclasses
-import os
-import pathlib
 from typing import Any
 
 import jax
@@ -23,12 +21,12 @@ class LoadedModel:
 
   config: config_lib.GLMConfig
   params: Any
-  tokenizer_dir: pathlib.Path
+  tokenizer_dir: paths.Path
   bits: int | None  # None: float
   metadata: dict[str, Any]  # data, tokenizer and step, as recorded
 
 
-def load(folder: str | os.PathLike, dtype: str | None = None, shardings: Any = None) -> LoadedModel:
+def load(folder: paths.Named, dtype: str | None = None, shardings: Any = None) -> LoadedModel:
   """Reads a model for inference from an export or a training run, verifying every array.
 
   Args:
@@ -40,7 +38,7 @@ def load(folder: str | os.PathLike, dtype: str | None = None, shardings: Any = N
   Raises:
     errors.InputError: when the folder is no model's, half-written, damaged, or its tokenizer does not fit.
   """
-  folder = paths.local(folder, "checkpoint")
+  folder = paths.named(folder, "checkpoint")
   one = shardings is None or isinstance(shardings, jax.sharding.Sharding)
   flat = shardings if one else arrays.named_leaves(shardings)
 
@@ -56,9 +54,9 @@ def load(folder: str | os.PathLike, dtype: str | None = None, shardings: Any = N
   return source_lib.use(folder, read)
 
 
-def fingerprint(folder: str | os.PathLike) -> str:
+def fingerprint(folder: paths.Named) -> str:
   """Returns the fingerprint of what `load` would read, from its checksums alone (`source.Source.fingerprint`)."""
-  return source_lib.use(paths.local(folder, "checkpoint"), lambda source: source.fingerprint)
+  return source_lib.use(paths.named(folder, "checkpoint"), lambda source: source.fingerprint)
 
 
 def _cast(name: str, x: jax.Array, dtype: str) -> jax.Array:

@@ -1,8 +1,7 @@
 """Checkpoints of a training run: saved while training goes on, verified when read, never lost.
 
-A step's folder appears by one rename, when all of it is written, its checksums too; so a process killed at
-any moment leaves the last complete step. Reading recomputes every checksum, and a damaged step is passed
-over for the newest good one.
+A step appears at once, when all of it is written, its checksums too; so a process killed at any moment leaves the last
+complete step. Reading recomputes every checksum, and a damaged step is passed over for the newest good one.
 
   checkpoints/<step>/state/<array>/...   metadata/checksums.json   (Orbax: readable without glmjax)
               metrics.json   (what was measured of steps once they were saved)
@@ -13,68 +12,63 @@ import contextlib
 import json
 import logging
 import math
-import os
-import pathlib
-import re
-import time
 from typing import Any, TypeVar
 
 import jax
-import orbax.checkpoint as ocp
 
 from glmjax import errors
 from glmjax.checkpoint import agreement
 from glmjax.checkpoint import arrays
 from glmjax.checkpoint import checksums
 from glmjax.checkpoint import files
+from glmjax.checkpoint import in_bucket
+from glmjax.checkpoint import on_disk
+from glmjax.checkpoint import step_folder
+from glmjax.io import bucket
+from glmjax.io import bucket_path
+from glmjax.io import growing
+from glmjax.io import lease
+from glmjax.io import paths
 from glmjax.io import publish
 from glmjax.io import seal
-from glmjax.io import user_json
 from glmjax.parallel import processes
 
-STATE, _METADATA, _RECORD = "state", "metadata", "checksums.json"
+STATE = step_folder.STATE
 _NOTED = "metrics.json"  # {step: numbers that came to be known after it was saved}
-_ASIDE = "aside"  # suffix of steps that a run went back behind; kept for their owner to look at or delete
-_DELETING = "deleting"
-_STEP = re.compile("0|[1-9][0-9]{0,17}")
 
 _log = logging.getLogger("glmjax")
 
 T = TypeVar("T")
 
 
-def steps(directory: pathlib.Path) -> list[int]:
-  """Returns the steps in a checkpoints folder, oldest first; each appears there when it is complete.
+def steps(directory: paths.Path) -> list[int]:
+  """Returns the steps in a checkpoints folder, oldest first; each is there once it is complete.
 
   Raises:
     errors.InputError, OSError: when the folder is no folder, or the system refuses to list it.
   """
-  try:
-    names = os.listdir(directory)
-  except FileNotFoundError:
-    if not os.path.islink(directory):
-      return []
-    raise errors.InputError(
-      f"{directory} is a link to what is not there: mount or restore it, or remove the link"
-    ) from None
-  except NotADirectoryError:
-    raise errors.InputError(f"{directory} is no folder, and the checkpoints are kept there: move it away") from None
-  except OSError as error:
-    files.raise_refusal(error, directory, directory.name)
-  return sorted(int(name) for name in names if _STEP.fullmatch(name))
+  return in_bucket.steps(directory) if isinstance(directory, bucket_path.BucketPath) else on_disk.steps(directory)
 
 
-def read_record(folder: pathlib.Path) -> dict[str, Any]:
+def delete_all(directory: paths.Path) -> None:
+  """Deletes all steps in a checkpoints folder, those set aside too, the oldest first; none is half there meanwhile."""
+  if isinstance(directory, bucket_path.BucketPath):
+    in_bucket.delete_all(directory)
+  else:
+    on_disk.delete_all(directory)
+
+
+def read_record(folder: paths.Path) -> dict[str, Any]:
   """Reads a step's {"metadata": what the caller of `save` gave, "arrays": Records}.
 
   Raises:
     files.DamagedError: when it is missing or not what was written.
     errors.InputError, OSError: when the system refuses.
   """
-  return checksums.read_sealed(folder / _METADATA / _RECORD, f"{_METADATA}/{_RECORD}", ("metadata", "arrays"))
+  return checksums.read_sealed(folder / step_folder.MARK, step_folder.MARK, ("metadata", "arrays"))
 
 
-def newest_metadata(directory: pathlib.Path) -> dict[str, Any]:
+def newest_metadata(directory: paths.Path) -> dict[str, Any]:
   """Returns what the newest step with a good record was saved with; for one process alone. {} when there is no step.
 
   Raises:
@@ -91,7 +85,7 @@ def newest_metadata(directory: pathlib.Path) -> dict[str, Any]:
   return {}
 
 
-def read_step(folder: pathlib.Path, wanted: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def read_step(folder: paths.Path, wanted: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
   """Reads the arrays `wanted`, which must be all that the step has.
 
   Returns:
@@ -107,7 +101,7 @@ def read_step(folder: pathlib.Path, wanted: Mapping[str, Any]) -> tuple[dict[str
 
 
 def read_newest(
-  directory: pathlib.Path, read: Callable[[pathlib.Path], T], step: int | None = None, damaged: set[int] | None = None
+  directory: paths.Path, read: Callable[[paths.Path], T], step: int | None = None, damaged: set[int] | None = None
 ) -> tuple[int, T] | None:
   """Calls `read` with the newest step's folder, or with an older one's when that is damaged, saying so.
 
@@ -131,7 +125,7 @@ def read_newest(
     try:
       result = read(directory / word)
     except files.DamagedError as error:
-      tried[candidate] = str(error) if os.path.lexists(directory / word) or step is not None else None
+      tried[candidate] = str(error) if _is_there(directory / word) or step is not None else None
       continue
     problems = {bad: problem for bad, problem in tried.items() if problem is not None}
     for bad, problem in problems.items():
@@ -145,7 +139,14 @@ def read_newest(
   return None
 
 
-def _next_step(directory: pathlib.Path, step: int | None, tried: Mapping[int, Any]) -> str:
+def _is_there(folder: paths.Path) -> bool:
+  """Tells whether a step, which may be damaged, has not been deleted."""
+  if isinstance(folder, bucket_path.BucketPath):
+    return (folder / step_folder.MARK).is_file()
+  return folder.exists() or folder.is_symlink()
+
+
+def _next_step(directory: paths.Path, step: int | None, tried: Mapping[int, Any]) -> str:
   """Returns the newest step that was not tried, or the one that is wanted; "" when there is none."""
   there = steps(directory)
   if step is not None and step not in there:
@@ -154,7 +155,7 @@ def _next_step(directory: pathlib.Path, step: int | None, tried: Mapping[int, An
   return str(max(left)) if left else ""
 
 
-def _all_damaged(directory: pathlib.Path, problems: list[str]) -> errors.InputError:
+def _all_damaged(directory: paths.Path, problems: list[str]) -> errors.InputError:
   return errors.InputError(
     f"{directory}: no undamaged checkpoint; {'; '.join(problems)}; restore a copy, or start again"
   )
@@ -169,22 +170,24 @@ class Manager:
     keep_best: name of a number in metadata["metrics"]; the step where it is smallest stays as well.
   """
 
-  def __init__(self, directory: str | pathlib.Path, keep: int = 3, keep_best: str | None = None):
+  def __init__(self, directory: paths.Named, keep: int = 3, keep_best: str | None = None):
     if keep < 1:
       raise errors.InputError(f"keep is {keep}: at least one checkpoint must stay, so give 1 or more")
-    self._directory = pathlib.Path(directory).absolute()
+    self._directory = paths.named(directory).absolute()
     self._keep = keep
     self._keep_best = keep_best
     self._current: int | None = None  # the step that this run saved or restored last
     self._saving: int | None = None
     self._damaged: set[int] = set()
-    self._checkpointer = ocp.AsyncCheckpointer(
-      ocp.CompositeCheckpointHandler(
-        **{STATE: arrays.handler(), _METADATA: ocp.JsonCheckpointHandler(filename=_RECORD)}
-      )
+    self._steps = (
+      in_bucket.Steps(self._directory)
+      if isinstance(self._directory, bucket_path.BucketPath)
+      else on_disk.Steps(self._directory)
     )
 
-  def save(self, step: int, state: Any, metadata: Mapping[str, Any], force: bool = False) -> bool:
+  def save(
+    self, step: int, state: Any, metadata: Mapping[str, Any], force: bool = False, lines: growing.File | None = None
+  ) -> bool:
     """Starts saving; returns when the caller may change, donate or delete `state`.
 
     Steps at or after `step`, left by a run that went further and was taken back, are set aside.
@@ -194,6 +197,7 @@ class Manager:
       state: any tree of arrays, PRNG keys and numbers.
       metadata: JSON: data position, metrics, anything that must be read together with the state.
       force: save even if this step is the one saved or restored last, and replace it.
+      lines: a file that must be in the bucket before the step is.
 
     Returns:
       False when this step was there already, and nothing was written.
@@ -204,14 +208,12 @@ class Manager:
     self.wait()
     if step == self._current and not force:
       return False
-    tree, records = arrays.prepare(state)
+    stored, records = arrays.prepare(state)
     record = seal.seal({"metadata": json.loads(json.dumps(metadata)), "arrays": records})
     self._saving = step
-    folder = self._directory / str(step)
     try:
       processes.on_first(lambda: self._make_way(step))  # before any process looks whether the step is there
-      processes.check_same_filesystem(lambda: int(folder.exists()), str(folder))
-      self._checkpointer.save(folder, args=ocp.args.Composite(**{STATE: tree, _METADATA: ocp.args.JsonSave(record)}))
+      self._steps.save(step, stored, record, lines)
     except (OSError, ValueError) as error:
       self._failed(error)
     return True
@@ -219,18 +221,19 @@ class Manager:
   def note(self, step: int, metrics: Mapping[str, float]) -> None:
     """Remembers numbers, for `keep_best`, of a step whose saving has begun: those that were not known before."""
     if jax.process_index() == 0:
-      earlier = {str(each) for each in steps(self._directory) if each < step}
-      noted = {each: numbers for each, numbers in self._noted().items() if each in earlier}
       with contextlib.suppress(OSError, errors.InputError):  # the step then is one like the others
+        earlier = {str(each) for each in steps(self._directory) if each < step}
+        noted = {each: numbers for each, numbers in self._noted().items() if each in earlier}
+        lease.check()
         publish.write_json(self._directory / _NOTED, noted | {str(step): dict(metrics)})
 
   def _noted(self) -> dict[str, Any]:
-    """Reads what `note` has written; nothing where it cannot be read: the best step then counts as one of the
-    others.
+    """Reads what `note` has written; nothing where there is none, or it is damaged: the best step then counts as one
+    of the others. A refusal of the system is raised: nothing is deleted or written for it.
     """
     try:
-      return user_json.read(self._directory / _NOTED)
-    except errors.InputError:
+      return files.read_json(self._directory / _NOTED, _NOTED)
+    except files.DamagedError:
       return {}
 
   def restore(self, abstract_state: Any, step: int | None = None) -> tuple[Any, dict[str, Any]] | None:
@@ -265,8 +268,8 @@ class Manager:
     if self._saving is None:
       return
     try:
-      self._checkpointer.wait_until_finished()
-    except Exception as error:  # TensorStore, Orbax and the operating system each raise their own
+      self._steps.wait()
+    except Exception as error:  # TensorStore, Orbax, buckets and the system each raise their own
       self._failed(error)
     self._current, self._saving = self._saving, None
     if jax.process_index() == 0:
@@ -277,22 +280,23 @@ class Manager:
     try:
       self.wait()
     finally:
-      self._checkpointer.close()
+      self._steps.close()
 
   def _make_way(self, step: int) -> None:
     self._directory.mkdir(parents=True, exist_ok=True)
-    self._clean()
-    self._set_aside(step)
+    for old in self._steps.clean():
+      if old >= step or old in self._damaged:  # of a future that will not be, or damaged
+        name = self._steps.set_aside(old)
+        _log.warning("%s is set aside as %s", self._directory / str(old), name)
+    self._damaged.clear()
 
   def _failed(self, error: BaseException) -> None:
     step, self._saving = self._saving, None
     if jax.process_index() == 0:
-      for _ in range(10):  # other files of the failed save may still be on their way
-        time.sleep(0.1)
-        with contextlib.suppress(OSError):  # the next save tries again
-          self._clean()
+      self._steps.clean_failed()
     try:
-      last = self.latest_step()
+      with bucket.ending():
+        last = self.latest_step()
       kept = "there is no earlier one" if last is None else f"step {last} is still there"
     except (errors.InputError, OSError):
       kept = "the earlier ones are still there"
@@ -305,26 +309,8 @@ class Manager:
       else errors.one_line(error)
     )
     where = self._directory / str(step)
-    raise errors.InputError(f"checkpoint {where} could not be written ({advice}); {kept}") from error
-
-  def _clean(self) -> None:
-    """Removes what a killed or failed process left: unfinished saves and deletions."""
-    for child in self._directory.glob("*"):
-      if child.name.split(".")[0].isdecimal() and (
-        ".orbax-checkpoint-tmp" in child.name or child.suffix == f".{_DELETING}"
-      ):
-        publish.remove(child)
-
-  def _set_aside(self, step: int) -> None:
-    """Renames the steps that are damaged or belong to a future that will not be."""
-    for old in steps(self._directory):
-      if old >= step or old in self._damaged:
-        name = f"{old}.{_ASIDE}"
-        while os.path.lexists(self._directory / name):
-          name += "+"
-        (self._directory / str(old)).rename(self._directory / name)
-        _log.warning("%s is set aside as %s", self._directory / str(old), name)
-    self._damaged.clear()
+    cause = refused if isinstance(refused, OSError) else error
+    raise errors.InputError(f"checkpoint {where} could not be written ({advice}); {kept}") from cause
 
   def _prune(self) -> None:
     """Deletes steps; none while it cannot be read which is the best."""
@@ -337,13 +323,11 @@ class Manager:
     if metrics:
       kept.add(min(metrics, key=metrics.__getitem__))
     for step in set(there) - kept:
-      doomed = self._directory / f"{step}.{_DELETING}"  # renamed first: half a step never passes for one
       try:
-        (self._directory / str(step)).rename(doomed)
-      except OSError as error:  # what was to be saved is
-        _log.warning("%s stays for now: %s", self._directory / str(step), errors.reason(error))
-        continue
-      publish.remove(doomed)
+        self._steps.delete(step)
+      except (OSError, errors.InputError) as error:  # what was to be saved is
+        reason = errors.reason(error) if isinstance(error, OSError) else errors.one_line(error)
+        _log.warning("%s stays for now: %s", self._directory / str(step), reason)
 
   def _metric(self, step: int) -> float | None:
     if self._keep_best is None:

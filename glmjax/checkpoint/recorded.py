@@ -4,11 +4,11 @@ Each step is saved with the settings of its model (`of`); config.json, which not
 """
 
 import dataclasses
-import pathlib
 from typing import Any
 
 from glmjax import errors
 from glmjax.checkpoint import folder
+from glmjax.io import paths
 from glmjax.models import config as config_lib
 
 # What may change from one start of a run to the next: how it is computed, not what it is.
@@ -29,7 +29,7 @@ def difference(model: config_lib.GLMConfig, metadata: dict[str, Any]) -> str | N
   return None
 
 
-def checked(config: folder.FolderConfig, metadata: dict[str, Any], step: pathlib.Path) -> folder.FolderConfig:
+def checked(config: folder.FolderConfig, metadata: dict[str, Any], step: paths.Path) -> folder.FolderConfig:
   """Returns a run's config.json, compared with a step's record; what describes the data is the record's.
 
   Args:

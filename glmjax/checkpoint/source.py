@@ -5,8 +5,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
-import pathlib
 from typing import Any, TypeVar
 import zlib
 
@@ -24,6 +22,7 @@ from glmjax.checkpoint import folder as folder_lib
 from glmjax.checkpoint import manager
 from glmjax.checkpoint import recorded
 from glmjax.checkpoint import stored_weights
+from glmjax.io import paths
 from glmjax.models import params as params_lib
 
 CHECKSUMS = "checksums.json"
@@ -39,7 +38,7 @@ class Source:
 
   config: folder_lib.FolderConfig
   step: int | None
-  arrays: pathlib.Path  # Orbax's folder
+  arrays: paths.Path  # Orbax's folder
   prefix: str  # of the parameters' names in it
   records: arrays.Records  # of the parameters, by their names there
 
@@ -137,7 +136,7 @@ def _sharding(shardings: Mapping[str, Any], name: str) -> jax.sharding.Sharding:
   return NamedSharding(sharding.mesh, PartitionSpec(*spec))
 
 
-def use(folder: str | os.PathLike, function: Callable[[Source], T]) -> T:
+def use(folder: paths.Named, function: Callable[[Source], T]) -> T:
   """Applies `function` to the folder's parameters; to an older step's when a run's newest is damaged.
 
   Raises:
@@ -145,10 +144,10 @@ def use(folder: str | os.PathLike, function: Callable[[Source], T]) -> T:
     OSError: when the disk or the network fails.
   """
   with files.enough_memory(folder):
-    return _use(pathlib.Path(folder), function)
+    return _use(paths.named(folder, "the model's folder"), function)
 
 
-def _use(folder: pathlib.Path, function: Callable[[Source], T]) -> T:
+def _use(folder: paths.Path, function: Callable[[Source], T]) -> T:
   config = folder_lib.read_config(folder)
   folder_lib.check_tokenizer(folder, config)
   if _is_export(folder, config):
@@ -162,20 +161,24 @@ def _use(folder: pathlib.Path, function: Callable[[Source], T]) -> T:
   return found[1]
 
 
-def _is_export(folder: pathlib.Path, config: folder_lib.FolderConfig) -> bool:
+def _is_export(folder: paths.Path, config: folder_lib.FolderConfig) -> bool:
   """Tells whether it is an export, whatever it lacks: a run has none of these."""
-  return bool(config.export) or any(os.path.lexists(folder / name) for name in (folder_lib.PARAMS, CHECKSUMS))
+  return bool(config.export) or any(_is_there(folder / name) for name in (CHECKSUMS, folder_lib.PARAMS))
 
 
-def _from_step(step_folder: pathlib.Path, config: folder_lib.FolderConfig) -> Source:
+def _is_there(path: paths.Path) -> bool:
+  return path.is_symlink() or path.exists()
+
+
+def _from_step(step_folder: paths.Path, config: folder_lib.FolderConfig) -> Source:
   record = agreement.together(lambda: manager.read_record(step_folder))
   config = recorded.checked(config, record["metadata"], step_folder)
   params = {name: record for name, record in record["arrays"].items() if name.startswith(_STATE_PARAMS)}
   return Source(config, int(step_folder.name), step_folder / manager.STATE, _STATE_PARAMS, params)
 
 
-def _from_export(folder: pathlib.Path, config: folder_lib.FolderConfig) -> Source:
-  if not os.path.lexists(folder / CHECKSUMS):
+def _from_export(folder: paths.Path, config: folder_lib.FolderConfig) -> Source:
+  if not _is_there(folder / CHECKSUMS):
     raise errors.InputError(f"{folder} is half-written: it has no {CHECKSUMS}; export it again")
   content = checksums.read_sealed(folder / CHECKSUMS, CHECKSUMS, ("files", "arrays"))
   for name, crc in content["files"].items():
@@ -184,6 +187,6 @@ def _from_export(folder: pathlib.Path, config: folder_lib.FolderConfig) -> Sourc
   return Source(config, config.export.get("step"), folder / folder_lib.PARAMS, "", content["arrays"])
 
 
-def file_crc(path: pathlib.Path, shown: str) -> str:
+def file_crc(path: paths.Path, shown: str) -> str:
   """Returns the CRC-32 of a small file; raises as `files.read`."""
   return f"{zlib.crc32(files.read(path, shown)):08x}"

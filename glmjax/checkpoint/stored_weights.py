@@ -15,6 +15,7 @@ import numpy as np
 
 from glmjax import errors
 from glmjax.checkpoint import stored as stored_lib
+from glmjax.io import paths
 from glmjax.models import params as params_lib
 from glmjax.quantize import qarray
 
@@ -165,8 +166,10 @@ def _even(size: int, limit: int) -> int:
   return -(-size // -(-size // limit))
 
 
-def need_room(folder: pathlib.Path, weights: Sequence[StoredWeight], there: int = 0) -> None:
-  """Raises InputError when the disk cannot hold the weights beside the bytes that are there already."""
+def need_room(folder: paths.Path, weights: Sequence[StoredWeight], there: int = 0) -> None:
+  """Raises InputError when the disk cannot hold the weights beside the bytes that are there already; buckets can."""
+  if not isinstance(folder, pathlib.Path):
+    return
   while not folder.exists():
     folder = folder.parent
   needed, free = sum(weight.nbytes for weight in weights) - there, shutil.disk_usage(folder).free

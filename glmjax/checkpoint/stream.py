@@ -5,7 +5,6 @@ taken where the arrays have come to lie, so that what was verified is what will 
 """
 
 from collections.abc import Callable, Iterator, Mapping
-import os
 from typing import Any
 
 import jax
@@ -29,7 +28,7 @@ from glmjax.parallel import processes
 Targets = Callable[[config_lib.GLMConfig, int | None], Any]
 
 
-def stream(folder: str | os.PathLike, targets: Targets) -> load.LoadedModel:
+def stream(folder: paths.Named, targets: Targets) -> load.LoadedModel:
   """Reads a model from an export or a training run, verifying every array. Every process of a run must call it.
 
   Args:
@@ -39,7 +38,7 @@ def stream(folder: str | os.PathLike, targets: Targets) -> load.LoadedModel:
   Raises:
     errors.InputError: when the folder is no model's, half-written, damaged, or its tokenizer does not fit.
   """
-  folder = paths.local(folder, "checkpoint")
+  folder = paths.named(folder, "checkpoint")
 
   def read(source: source_lib.Source) -> load.LoadedModel:
     source.check_size()
@@ -64,9 +63,7 @@ def _read(source: source_lib.Source, wanted: Mapping[str, jax.ShapeDtypeStruct])
       target = _target(wanted, part, stored.shape[len(index) :])
       x = agreement.together(lambda stored=stored, index=index, target=target: _to_devices(stored, index, target))
       start = (*index, *[0] * x.ndim)
-      sums.append(
-        checksums.part_sum(x.reshape(*[1] * len(index), *x.shape), start, stored.shape, record.get("version", 1))
-      )
+      sums.append(checksums.part_sum(x, start, stored.shape, record.get("version", 1)))
       found[part] = jax.device_put(x.astype(target.dtype), target.sharding)  # some go on to the host's memory
     if checksums.total(sums) != record["sum"]:
       where = stored_lib.array_folder(source.arrays, stored_name).relative_to(source.arrays.parent)

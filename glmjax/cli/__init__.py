@@ -83,7 +83,7 @@ def _run(arguments: list[str]) -> int:
 def _describe(error: Exception) -> tuple[str, int]:
   """Returns one line for an error, and the exit status."""
   if isinstance(error, errors.InputError):
-    return _one_line(error), 2
+    return _one_line(error), 1 if errors.may_pass(error) else 2
   if isinstance(error, errors.Diverged):
     return _one_line(error), 3
   again = "run again with --debug for the traceback"

@@ -1,4 +1,9 @@
-"""JSON lines files that answers are added to, batch by batch; what a killed run left is gone on with."""
+"""JSON lines files that answers are added to, batch by batch; what a killed run left is gone on with.
+
+In a bucket such a file grows as io/growing.py has it: what a kill loses of it is answered again. The file of answers is
+what is gone on with. An answer is written as a sample once it is where it belongs, so that a kill leaves no sample of
+an answer that will be given again; the samples that are missing are added then.
+"""
 
 import collections
 import contextlib
@@ -6,7 +11,6 @@ import dataclasses
 import functools
 import json
 import os
-import pathlib
 import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,28 +18,48 @@ from typing import Any, BinaryIO
 
 from glmjax import errors
 from glmjax.cli import inputs
-from glmjax.io import folders, lock, publish, user_json
+from glmjax.io import bucket_path, folders, growing, lease, lock, paths, publish, user_json
 
 _LONGEST_LINE = 1 << 26  # bytes
 _OTHER = "choose another file, or --overwrite this one"
 
 
 @contextlib.contextmanager
-def appending(path: str | os.PathLike, what: str) -> Iterator[BinaryIO]:
-  """Yields the file, open to be added to; whether that is possible is known at once.
+def appending(path: paths.Named, what: str) -> Iterator[tuple[BinaryIO, growing.File]]:
+  """Yields the file, open to be added to, and what puts it where it belongs; whether that is possible is known at once.
+
+  One in a bucket is a local copy, which is put there again and again, and when the block ends.
 
   Raises:
-    errors.InputError: when it is not; `what` names the file, as "--out".
+    errors.InputError: when it is not; `what` names the file, as "--out". At the end, when it could not be put.
   """
   target = folders.claim_file(path, what, stream=True)
+  if isinstance(target, bucket_path.BucketPath):
+    yield from _growing(target)
+    return
   try:
     if not (parent := target.absolute().parent).is_dir():
       raise errors.InputError(f"cannot write {path}: no such folder as {parent}")
     file = open(target, "a+b", buffering=0)  # one write a batch, so that what other processes add stays whole
   except OSError as error:
-    raise errors.InputError(f"cannot write {path}: {errors.reason(error)}") from None
+    raise errors.InputError(f"cannot write {path}: {errors.reason(error)}") from error
   with file:
-    yield file
+    yield file, growing.File(target)
+
+
+def _growing(target: bucket_path.BucketPath) -> Iterator[tuple[BinaryIO, growing.File]]:
+  """Yields the local copy of a file in a bucket, which no other process adds to meanwhile."""
+  with lock.held(lock.beside(target), f"another process is writing {target}"):
+    copy = growing.File(target)
+    try:
+      with open(copy.local, "a+b", buffering=0) as file:
+        yield file, copy
+    finally:
+      whole = copy.close()
+    if not whole:
+      raise errors.InputError(
+        f"cannot write {target}: the last answers are not there; the same command goes on"
+      ) from copy.failure
 
 
 @dataclasses.dataclass
@@ -47,23 +71,44 @@ class Files:
   label: str  # what the model is called in samples
   done: int  # answers that are there already
   begin: Callable[[], None] | None  # to be called before the first is written; None: called, or not needed
+  place: growing.File | None = None  # of `out` in a bucket; None: what is written is there at once
+  _waiting: list[tuple[int, list[bytes]]] = dataclasses.field(default_factory=list)  # samples, and the end in `out`
 
   def write(self, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Appends answers to the file of answers, and to that of samples."""
+    """Appends answers to the file of answers, and to that of samples.
+
+    Raises:
+      errors.InputError: when a lock in a bucket was lost: what is written may meet another's.
+    """
+    lease.check()
     if self.begin is not None:
       self.begin()
       self.begin = None
     if self.out is not None:
       _write(self.out, map(_line, rows))
     if self.samples is not None:
+      end = os.fstat(self.out.fileno()).st_size if self.place is not None else 0
+      self._waiting.append((end, [_sample(self.label, row) for row in rows]))
+      self._write_samples()
+
+  def _write_samples(self) -> None:
+    """Writes the samples whose answers are where they belong."""
+    there = self.place.put_bytes if self.place is not None else 0
+    while self._waiting and self._waiting[0][0] <= there:
       _end_line(self.samples)
-      _write(self.samples, [_sample(self.label, row) for row in rows])
+      _write(self.samples, self._waiting.pop(0)[1])
+
+  def close(self) -> None:
+    """Puts the answers where they belong, and writes the samples that have waited for that."""
+    if self._waiting:
+      self.place.put()
+      self._write_samples()
 
 
 @contextlib.contextmanager
 def files(
-  out: str | os.PathLike | None,
-  samples: str | os.PathLike | None,
+  out: paths.Named | None,
+  samples: paths.Named | None,
   label: str,
   rows: Sequence[Mapping[str, Any]],
   settings: Mapping[str, Any],
@@ -81,64 +126,77 @@ def files(
     overwrite: whether answers that are there are dropped.
   """
   with contextlib.ExitStack() as stack:
-    out_file, samples_file, kept, begin = None, None, [], None
+    out_file, place, samples_file, kept, begin = None, None, None, [], None
     if out is not None:
-      out_file, kept, begin = stack.enter_context(_answering(out, rows, settings, overwrite))
+      out_file, place, kept, begin = stack.enter_context(_answering(out, rows, settings, overwrite))
     if samples is not None:
-      samples_file = stack.enter_context(appending(samples, "--samples"))
+      both = errors.InputError(f"--samples and --out are both {samples}: choose another file")
+      if out is not None and paths.named(samples, "--samples") == paths.named(out, "--out"):
+        raise both
+      samples_file, _ = stack.enter_context(appending(samples, "--samples"))
       if out not in (None, "-") and os.path.samestat(os.fstat(samples_file.fileno()), os.fstat(out_file.fileno())):
-        raise errors.InputError(f"--samples and --out are both {samples}: choose another file")
+        raise both
       _add_missing(samples_file, [_sample(label, row) for row in kept])
-    yield Files(out_file, samples_file, label, len(kept), begin)
+    with contextlib.closing(Files(out_file, samples_file, label, len(kept), begin, place)) as opened:
+      yield opened
 
 
 @contextlib.contextmanager
 def _answering(
-  path: str | os.PathLike, rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any], overwrite: bool
-) -> Iterator[tuple[BinaryIO, list[dict[str, Any]], Callable[[], None] | None]]:
-  """Yields the file for the answers to `rows` ("-": standard output), those that it holds, and what begins it.
+  path: paths.Named, rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any], overwrite: bool
+) -> Iterator[tuple[BinaryIO, growing.File | None, list[dict[str, Any]], Callable[[], None] | None]]:
+  """Yields as `appending` the file for the answers to `rows` ("-": standard output), those that it holds, and what
+  begins it.
 
   Its lines must answer the first of the rows, with the settings that `_begin` noted; half a line at its end, which a
-  kill leaves, counts for nothing. Until the last of the three is called nothing in the file is changed.
+  kill leaves, counts for nothing. Until what begins it is called nothing in the file is changed.
   """
   if path == "-":
     if sys.stdout is None:
       raise errors.InputError("standard output is closed: give --out=FILE")
     sys.stdout.flush()
-    yield sys.stdout.buffer, [], None
+    yield sys.stdout.buffer, None, [], None
     return
   target = folders.claim_file(path, "--out")  # a regular one, that can be gone on with
-  with appending(path, "--out") as file, lock.held(lock.beside(target), f"another process is writing {path}"):
+  with contextlib.ExitStack() as stack:
+    file, place = stack.enter_context(appending(path, "--out"))
+    if not isinstance(target, bucket_path.BucketPath):  # where it is held already
+      stack.enter_context(lock.held(lock.beside(target), f"another process is writing {path}"))
     kept, whole = [], 0
     if overwrite:
-      _check_are_answers(target)
-    elif target.stat().st_size:
+      _check_are_answers(file, target)
+    elif os.fstat(file.fileno()).st_size:
       kept, whole = _kept_answers(file, target, rows)
       _check_settings(target, settings)
-    yield file, kept, functools.partial(_begin, file, target, settings, whole)
+    copy = place if isinstance(target, bucket_path.BucketPath) else None
+    yield file, copy, kept, functools.partial(_begin, file, place, target, settings, whole)
 
 
-def _begin(file: BinaryIO, path: pathlib.Path, settings: Mapping[str, Any], whole: int) -> None:
+def _begin(file: BinaryIO, place: growing.File, path: paths.Path, settings: Mapping[str, Any], whole: int) -> None:
   """Cuts the file to the bytes of its whole answers; where there are none, notes beside it what will give them."""
   file.truncate(whole)  # first: settings never stand beside answers that they did not give
   if not whole:
     noted = _settings_path(path)
+    if not place.put():
+      raise errors.InputError(f"cannot write {path}: what was there before cannot be removed") from place.failure
     try:
       publish.write_json(noted, settings)
     except OSError as error:
-      raise errors.InputError(f"cannot write {noted}: {errors.reason(error)}") from None
+      raise errors.InputError(f"cannot write {noted}: {errors.reason(error)}") from error
 
 
-def _settings_path(path: pathlib.Path) -> pathlib.Path:
+def _settings_path(path: paths.Path) -> paths.Path:
   return path.with_name(f"{path.name}.settings.json")
 
 
-def _check_settings(path: pathlib.Path, settings: Mapping[str, Any]) -> None:
+def _check_settings(path: paths.Path, settings: Mapping[str, Any]) -> None:
   """Checks that the answers that are there come from the same model and sampling as those to come."""
   try:
     noted = user_json.read(_settings_path(path))
     different = [f"another model, then at {noted['checkpoint']}"] if noted["weights"] != settings["weights"] else []
-  except (errors.InputError, KeyError):
+  except (errors.InputError, KeyError) as error:
+    if errors.may_pass(error):
+      raise
     raise errors.InputError(
       f"{path} holds answers, and {_settings_path(path)} does not tell what gave them: {_OTHER}"
     ) from None
@@ -170,12 +228,11 @@ def _write(file: BinaryIO, lines: Iterable[bytes]) -> None:
   file.flush()
 
 
-def _check_are_answers(path: pathlib.Path) -> None:
+def _check_are_answers(file: BinaryIO, path: paths.Path) -> None:
   """Raises InputError where a file of another kind would be overwritten."""
   if _settings_path(path).exists():
     return
-  with open(path, "rb") as file:
-    line = file.readline(_LONGEST_LINE)
+  line = next(_lines(file), b"")
   try:
     found = user_json.parse(line, "a line") if line else {"output": ""}
   except errors.InputError:
@@ -192,7 +249,7 @@ def _lines(file: BinaryIO) -> Iterator[bytes]:
 
 
 def _kept_answers(
-  file: BinaryIO, path: pathlib.Path, rows: Sequence[Mapping[str, Any]]
+  file: BinaryIO, path: paths.Path, rows: Sequence[Mapping[str, Any]]
 ) -> tuple[list[dict[str, Any]], int]:
   """Returns the answers that the file holds and their bytes: all of it, but for half an answer at its end.
 

@@ -4,8 +4,6 @@ import codecs
 import contextlib
 import dataclasses
 import json
-import os
-import pathlib
 import signal
 import sys
 from collections.abc import Iterator
@@ -25,6 +23,7 @@ HELP = """\
 Ctrl-C stops an answer and keeps what is there of it; Ctrl-C or Ctrl-D at an empty prompt ends.
 Every other line is said to the model; put a space before one that starts with /."""
 LONGEST_LINE = 1 << 20  # bytes of a line of standard input; no model here reads as much
+_QUESTION = "你好"  # a short one: programs for such are compiled before the first is asked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,10 +39,11 @@ class Drawing:
 
 
 def chat(
-  checkpoint: str | os.PathLike,
+  checkpoint: paths.Named,
   max_length: int | None = None,
   answer_tokens: int | None = None,
   drawing: Drawing = Drawing(),
+  drafting: inference.Drafting = inference.Drafting(),
   devices: inference.Devices = inference.Devices(),
 ) -> list[dict[str, str]]:
   """Talks until its input ends; returns the rounds since the last /clear.
@@ -51,15 +51,18 @@ def chat(
   Prompt and answer take at most `max_length` tokens (None: as ChatGLM-6B's), or what the model has if less. The oldest
   rounds are left out where they would not leave `answer_tokens` of them (a quarter) to the answer.
   """
-  from glmjax.infer import chat as chat_lib  # here, as this module is looked at before a command is in order
+  checkpoint = inference.model_folder(checkpoint)
+  # here, as this module is looked at before a command is in order
+  from glmjax.infer import ahead, chat as chat_lib, scheduler
 
   given = {name: value for name, value in vars(drawing).items() if value is not None}
   seed = given.pop("seed")
   how = dataclasses.replace(chat_lib.SAMPLING, **given)
-  checkpoint = paths.local(checkpoint, "--checkpoint")
   hosts.check_same((drawing, max_length, answer_tokens), "how replies are drawn")
-  model = devices.load(checkpoint)
-  session = chat_lib.Session(model, how, chat_lib.MAX_LENGTH if max_length is None else max_length, answer_tokens, seed)
+  max_length = chat_lib.MAX_LENGTH if max_length is None else max_length
+  lanes = scheduler.Capacity(1 + drafting.count, drafts=drafting.count)
+  model = devices.load(checkpoint, drafting, ahead.First([_QUESTION], max(1, max_length), how, lanes))
+  session = chat_lib.Session(model, how, max_length, answer_tokens, seed)
   if not hosts.is_first():
     converse(session, _lines_of_first(None), contextlib.nullcontext)
   elif sys.stdin.isatty():
@@ -76,7 +79,7 @@ def converse(session: "chat_lib.Session", lines: Iterator[str], stoppable: Any) 
 
   Of several processes all come here with the same lines, and all but the first are silent.
   """
-  saved: set[pathlib.Path] = set()
+  saved: set[paths.Path] = set()
   for line in lines:
     try:
       if line.startswith("/"):
@@ -109,7 +112,7 @@ def _show(text: str) -> None:
     print(text, end="", flush=True)
 
 
-def _command(session: "chat_lib.Session", line: str, saved: set[pathlib.Path]) -> None:
+def _command(session: "chat_lib.Session", line: str, saved: set[paths.Path]) -> None:
   name, _, argument = line.partition(" ")
   if name == "/clear":
     session.clear()
@@ -120,8 +123,8 @@ def _command(session: "chat_lib.Session", line: str, saved: set[pathlib.Path]) -
     if not argument.strip():
       raise errors.InputError("/save needs a file: /save talk.json")
     folders.claim_file(argument.strip(), "/save")
-    path = paths.local(argument.strip(), "/save").absolute()
-    if path not in saved and os.path.lexists(path):
+    path = paths.named(argument.strip(), "/save").absolute()
+    if path not in saved and (path.is_symlink() or path.exists()):
       raise errors.InputError(f"{path} exists, and was not saved in this conversation: choose another name")
     _save(session, path)
     saved.add(path)
@@ -132,13 +135,13 @@ def _command(session: "chat_lib.Session", line: str, saved: set[pathlib.Path]) -
     raise errors.InputError(f"no command {name}; /help shows the commands")
 
 
-def _save(session: "chat_lib.Session", path: pathlib.Path) -> None:
+def _save(session: "chat_lib.Session", path: paths.Path) -> None:
   """Saves {"history": [[query, reply], ...]}, as ChatGLM's interfaces have it; whole or not at all."""
   text = json.dumps({"history": [[r.query, r.reply] for r in session.rounds]}, ensure_ascii=False, indent=1)
   try:
     publish.write_text(path, text + "\n")
   except OSError as error:
-    raise errors.InputError(f"cannot write {path}: {errors.reason(error)}") from None
+    raise errors.InputError(f"cannot write {path}: {errors.reason(error)}") from error
 
 
 def _lines_of_first(own: Iterator[str] | None) -> Iterator[str]:

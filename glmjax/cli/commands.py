@@ -11,9 +11,11 @@ _64_BITS = {"least": -(1 << 63), "most": (1 << 63) - 1}
 
 CHECKPOINT = Flag("--checkpoint", "a training run's or an exported model's folder", Path)
 DEVICES = "glmjax.cli.inference.Devices"
+DRAFTING = "glmjax.cli.inference.Drafting"
 DECODING = "glmjax.cli.inference.Decoding"
 OUTPUT = "glmjax.cli.inference.Output"
 DRAWING = "glmjax.cli.chat.Drawing"
+LIMITS = "glmjax.cli.serve.Limits"
 MESH = Flag(
   "--mesh",
   "devices to split the model over, as tensor=4 or data=2,tensor=4, or a gin file of a mesh (the first alone)",
@@ -36,14 +38,21 @@ def _of(group: str, *flags: Flag) -> tuple[Flag, ...]:
   return tuple(dataclasses.replace(flag, of=group) for flag in flags)
 
 
-SHARED = (
-  *_of(
-    DEVICES,
-    MESH,
-    Flag("--offload_layers", "layers, the last, whose weights stay in the host's memory (0)", int, least=0),
-  ),
-  *hosts.FLAGS,
+DEVICE_FLAGS = _of(
+  DEVICES, MESH, Flag("--offload_layers", "layers, the last, whose weights stay in the host's memory (0)", int, least=0)
 )
+DRAFTS = _of(
+  DRAFTING,
+  Flag(
+    "--drafts",
+    "tokens read ahead, as they followed the same ones before, which is faster (serve: 7; else 0)",
+    int,
+    least=0,
+    most=7,
+  ),
+  Flag("--draft_model", "folder of a small model of the same tokenizer, whose tokens are read ahead instead", Path),
+)
+SHARED = (*DEVICE_FLAGS, *hosts.FLAGS)
 COMMANDS = {
   command.name: command
   for command in (
@@ -108,7 +117,7 @@ COMMANDS = {
         *hosts.FLAGS,
       ),
       prepare=hosts.check_mesh,
-      within=hosts.sharing,
+      within=hosts.evaluating,
     ),
     Command(
       "export",
@@ -195,9 +204,10 @@ COMMANDS = {
           Flag("--samples", "JSON lines file to add prompts and outputs to", Path),
           Flag("--label", "what the model is called there (the folder's name)"),
         ),
+        *DRAFTS,
         *SHARED,
       ),
-      groups={"decoding": DECODING, "output": OUTPUT, "devices": DEVICES},
+      groups={"decoding": DECODING, "drafting": DRAFTING, "output": OUTPUT, "devices": DEVICES},
       prepare=inputs.check_prompts,
       reads={"prompts": inputs.prompts},
       within=hosts.sharing,
@@ -213,9 +223,10 @@ COMMANDS = {
         Flag("--max_length", "most tokens of prompt and answer together", int, least=4),
         Flag("--answer_tokens", "tokens that old rounds leave to the answer", int, least=1),
         *_of(DRAWING, *SAMPLING),
+        *DRAFTS,
         *SHARED,
       ),
-      groups={"drawing": DRAWING, "devices": DEVICES},
+      groups={"drawing": DRAWING, "drafting": DRAFTING, "devices": DEVICES},
       prepare=hosts.check_mesh,
       within=hosts.sharing,
       show=inference.show_nothing,
@@ -243,6 +254,33 @@ COMMANDS = {
       prepare=inputs.check_texts,
       reads={"texts": inputs.texts},
       within=hosts.sharing,
+    ),
+    Command(
+      "serve",
+      "glmjax.cli.serve.serve",
+      "serve a model over HTTP as OpenAI does, with a page to chat with it",
+      "glmjax serve --checkpoint=runs/mine-int4",
+      (
+        CHECKPOINT,
+        Flag("--host", "address to listen at (127.0.0.1: only this machine reaches it)"),
+        Flag("--port", "of it (8000); 0: any that is free", int, least=0, most=65535),
+        Flag("--name", "what requests call the model (the folder's name)"),
+        Flag("--api_keys", "file of keys, one a line, of which a request must send one", Path),
+        Flag("--log_prompts", "have what is asked in the log, not only how much", bool),
+        *_of(
+          LIMITS,
+          Flag("--lanes", "requests in one program (8)", int, least=1, most=1024),
+          Flag("--requests", "requests that are answered at the same time (64)", int, least=1, most=4096),
+          Flag("--queue", "requests that wait beside those (256)", int, least=1),
+          Flag("--cache_gib", "memory for the answers' caches, in GiB (half of what is free)", float, above=0),
+          Flag("--body_bytes", "most bytes of a request (1048576)", int, least=1),
+          Flag("--drain_seconds", "what running answers have once a signal has come (60)", float, least=0),
+        ),
+        *DRAFTS,
+        *DEVICE_FLAGS,
+      ),
+      groups={"limits": LIMITS, "drafting": DRAFTING, "devices": DEVICES},
+      show=inference.show_nothing,
     ),
     Command(
       "plan",
@@ -283,7 +321,7 @@ COMMANDS = {
       "glmjax.doctor.examine",
       "what is installed, on which devices, and which kernel computes what there",
       "glmjax doctor",
-      (),
+      (Flag("--bucket", "a folder in a bucket to try instead: gs://BUCKET/FOLDER or s3://BUCKET/FOLDER", Path),),
       show=doctor.show,
     ),
     Command(

@@ -22,9 +22,17 @@ def _print(facts: Sequence[tuple[str, str]]) -> None:
 
 
 def _rows(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
+  if "bucket" in found:
+    yield from found["bucket"].items()
+    return
   yield from found["versions"].items()
   memory = found["host_memory"]
-  yield "host memory", f"{memory['total'] / 2**30:.1f} GiB, {memory['available'] / 2**30:.1f} GiB available"
+  if memory:
+    yield "host memory", f"{memory['total'] / 2**30:.1f} GiB, {memory['available'] / 2**30:.1f} GiB available"
+  kept = found["programs"]
+  size = f"{kept['folder']}: {kept['programs']} of this machine's, {kept['bytes'] / 1e6:.1f} MB in all"
+  problem = f"none is kept: {kept['problem']}" if kept["problem"] else None
+  yield "programs", "; ".join(part for part in (size if kept["folder"] else None, problem) if part)
   for i, device in enumerate(found["devices"]):
     memory = f", {device['memory'] / 2**30:.1f} GiB" if device["memory"] else ""
     yield f"device {i}", f"{device['platform']}, {device['kind']}{memory}"

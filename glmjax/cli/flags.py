@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from glmjax import errors, ranges
-from glmjax.io import paths
+from glmjax.io import bucket_path, paths
 
 _LONGEST = 60  # characters of a value that is printed
 
@@ -44,7 +44,7 @@ class Flag:
       errors.InputError: in one line that names the flag and what it takes.
     """
     if self.type is pathlib.Path:
-      return text if text == "-" else str(paths.local(text, self.name))
+      return text if text == "-" else str(paths.named(text, self.name))
     if self.choices is not None:
       if text not in map(str, self.choices):
         raise errors.InputError(f"{self.name} is {_cut(text)}: choose one of {', '.join(map(str, self.choices))}")
@@ -65,7 +65,7 @@ class Flag:
       raise errors.InputError(f"{self.name} is {value}: it is no flag that is on or off")
     if self.type is pathlib.Path and isinstance(value, (int, float)):
       raise errors.InputError(f"{self.name} is {value}: give a path")
-    if not isinstance(value, (str, os.PathLike, int, float)):
+    if not isinstance(value, (str, os.PathLike, bucket_path.BucketPath, int, float)):
       return value
     return self.read(os.fspath(value) if isinstance(value, os.PathLike) else str(value))
 

@@ -63,6 +63,7 @@ def check_mesh(options: argparse.Namespace) -> dict[str, Any]:
 def training(options: argparse.Namespace) -> Iterator[None]:
   """Makes the process ready for training and joins the others, which loop.train watches."""
   process.prepare_training()
+  process.keep_programs()
   _join(options)
   yield
 
@@ -86,11 +87,20 @@ def sharing(options: argparse.Namespace) -> Iterator[None]:
     from_first(lambda: None)  # the others' end would hurry process 0, which may still be writing
 
 
+@contextlib.contextmanager
+def evaluating(options: argparse.Namespace) -> Iterator[None]:
+  """Does `sharing` for a command that compiles as soon as it begins."""
+  process.keep_programs()
+  with sharing(options):
+    yield
+
+
 def _join(options: argparse.Namespace) -> None:
   from glmjax.parallel import distributed  # loads JAX
 
   seconds = {} if options.connect_seconds is None else {"connect_seconds": options.connect_seconds}
-  distributed.join(options.coordinator, options.num_processes, options.process_id, **seconds)
+  if distributed.join(options.coordinator, options.num_processes, options.process_id, **seconds) > 1:
+    process.keep_output()
 
 
 def _several() -> bool:

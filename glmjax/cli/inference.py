@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import logging
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,13 +12,32 @@ from glmjax.cli import answers, hosts, inputs, process
 from glmjax.io import paths, progress
 
 if TYPE_CHECKING:
+  from glmjax.infer import ahead as ahead_lib
   from glmjax.infer import beam as beam_lib
   from glmjax.infer import engine as engine_lib
   from glmjax.infer import sampling as sampling_lib
   from glmjax.parallel import mesh as mesh_lib
 
+DRAFTS = 7  # tokens of a draft, where nobody says how many: it costs little to read one more
 Row = Mapping[str, Any]  # "prompt", "text" or "context" and "choices", and whatever else the user's line holds
 _log = logging.getLogger("glmjax")
+
+
+@dataclasses.dataclass(frozen=True)
+class Drafting:
+  """What is read ahead of texts (speculative decoding), which stay the same."""
+
+  drafts: int | None = None  # tokens of each text's draft; None: 7 where a model drafts, else none
+  draft_model: paths.Named | None = None  # a small model that drafts; None: what followed the same tokens before
+
+  def __post_init__(self) -> None:
+    if self.draft_model is not None and self.drafts == 0:
+      raise errors.InputError("--draft_model drafts nothing with --drafts=0: leave one of them out")
+
+  @property
+  def count(self) -> int:
+    """How many tokens a draft has."""
+    return (0 if self.draft_model is None else DRAFTS) if self.drafts is None else self.drafts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,13 +47,20 @@ class Devices:
   mesh: "mesh_lib.MeshConfig | str | None" = None  # devices to split it over, as "tensor=4"; None: the first alone
   offload_layers: int = 0  # layers, the last, whose weights stay in the host's memory
 
-  def load(self, checkpoint: str | os.PathLike) -> "engine_lib.Engine":
-    """Loads the model, ready to answer."""
+  def load(
+    self, checkpoint: paths.Named, drafting: Drafting = Drafting(), first: "ahead_lib.First | None" = None
+  ) -> "engine_lib.Engine":
+    """Loads the model, ready to answer, and the one that drafts for it; sooner where it is known what it will be asked
+    first.
+    """
     from glmjax.infer import engine  # here, as this module is looked at before a command is in order
 
     self.prepare()
-    hosts.check_same(self, "--mesh and --offload_layers")
-    return engine.Engine.load(checkpoint, mesh=self.mesh, offload_layers=self.offload_layers)
+    process.keep_programs()
+    hosts.check_same((self, drafting), "--mesh, --offload_layers, --drafts and --draft_model")
+    small = None if drafting.draft_model is None else engine.Engine.load(drafting.draft_model, mesh=self.mesh)
+    options = {"mesh": self.mesh, "offload_layers": self.offload_layers, "drafts": drafting.count, "first": first}
+    return engine.Engine.load(checkpoint, draft_model=small, **options)
 
   def prepare(self) -> None:
     """Gives XLA its options for offloaded weights, which it reads when JAX first looks for devices."""
@@ -43,6 +68,15 @@ class Devices:
       from glmjax.infer import offload
 
       process.add_xla_flags([f"--{name}={str(value).lower()}" for name, value in offload.GPU_OPTIONS.items()])
+
+
+def model_folder(checkpoint: paths.Named) -> paths.Path:
+  """Returns the folder of --checkpoint, once it is known to be a model's: before JAX is loaded, which takes longer."""
+  from glmjax.checkpoint import folder  # here, as this module is looked at before a command is in order
+
+  path = paths.named(checkpoint, "--checkpoint")
+  folder.read_config(path)
+  return path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,16 +132,17 @@ class Decoding:
 class Output:
   """Where answers go, besides to the screen."""
 
-  out: str | os.PathLike | None = None  # JSON lines file of the answers; "-": standard output
+  out: paths.Named | None = None  # JSON lines file of the answers; "-": standard output
   overwrite: bool = False  # replaces the answers there; without it they are gone on with
-  samples: str | os.PathLike | None = None  # JSON lines file that prompts and outputs are added to
+  samples: paths.Named | None = None  # JSON lines file that prompts and outputs are added to
   label: str | None = None  # what the model is called there; None: as the checkpoint's folder
 
 
 def generate(
-  checkpoint: str | os.PathLike,
+  checkpoint: paths.Named,
   prompts: Sequence[str | Row],
   decoding: Decoding = Decoding(),
+  drafting: Drafting = Drafting(),
   output: Output = Output(),
   devices: Devices = Devices(),
 ) -> list[dict[str, Any]] | dict[str, Any]:
@@ -123,11 +158,15 @@ def generate(
       cannot be written or gone on with (all before the model is loaded), a prompt that does not fit.
   """
   devices.prepare()
+  if decoding.num_beams > 1 and drafting.count:
+    raise errors.InputError(
+      f"num_beams is {decoding.num_beams}, and beam search reads nothing ahead: leave --drafts and --draft_model out"
+    )
   hosts.check_same(decoding, "how blanks are filled")
   rows = [inputs.prompt(prompt, f"prompt {i} of {len(prompts)}") for i, prompt in enumerate(prompts, 1)]
-  checkpoint, out, how = paths.local(checkpoint, "--checkpoint"), output.out, decoding.how()
+  checkpoint, out, how = model_folder(checkpoint), output.out, decoding.how()
   weights = "" if out in (None, "-") else _fingerprint(checkpoint)
-  settings = {"checkpoint": os.fspath(checkpoint), "weights": weights, **decoding.noted()}
+  settings = {"checkpoint": str(checkpoint), "weights": weights, **decoding.noted()}
   results: list[dict[str, Any]] = []
   with contextlib.ExitStack() as stack:  # what cannot be written is told before the model is loaded
     files = None
@@ -136,7 +175,7 @@ def generate(
       files = stack.enter_context(answers.files(out, output.samples, label, rows, settings, output.overwrite))
     done = hosts.from_first(lambda: files.done)
     if done < len(rows):
-      model = devices.load(checkpoint)
+      model = devices.load(checkpoint, drafting, _first(rows[done:], decoding.max_tokens, how, drafting.count))
       _check(model, rows, done)
       for batch in _generate(model, rows, done, decoding.max_tokens, how, decoding.seed):
         if files is not None:
@@ -146,11 +185,24 @@ def generate(
   return results if out is None else {"out": str(out), "answers": len(rows), "new": len(rows) - done}
 
 
-def _fingerprint(checkpoint: str | os.PathLike) -> str:
+def _fingerprint(checkpoint: paths.Named) -> str:
   """Returns the fingerprint of the weights that would be loaded."""
   from glmjax.checkpoint import load as load_lib
 
   return load_lib.fingerprint(checkpoint)
+
+
+def _first(
+  rows: Sequence[Row], max_tokens: int, how: "sampling_lib.Sampling | beam_lib.BeamSearch", drafts: int
+) -> "ahead_lib.First | None":
+  """Returns what the model will be asked first; None for beam search."""
+  from glmjax.infer import ahead, beam, engine, scheduler
+
+  if isinstance(how, beam.BeamSearch):
+    return None
+  prompts = [row["prompt"] for row in rows[: engine.MAX_BATCH]]
+  capacity = scheduler.Capacity(max(len(prompts), 1 + drafts), drafts=drafts)
+  return ahead.First(prompts, max_tokens, how, capacity)
 
 
 def _check(model: "engine_lib.Engine", rows: Sequence[Row], done: int) -> None:
@@ -182,9 +234,7 @@ def _generate(
     told.at(first + len(batch))
 
 
-def score(
-  checkpoint: str | os.PathLike, texts: Sequence[str | Row], devices: Devices = Devices()
-) -> list[dict[str, Any]]:
+def score(checkpoint: paths.Named, texts: Sequence[str | Row], devices: Devices = Devices()) -> list[dict[str, Any]]:
   """Scores how likely each text is: natural log-likelihood, tokens, bits per byte; objects keep their other fields.
 
   {"text"} is read from left to right; {"context", "text"} behind its context, or as the filling of its [MASK];
@@ -196,7 +246,7 @@ def score(
       loaded); for one that the model has no room for.
   """
   rows = [inputs.text(text, f"text {i} of {len(texts)}") for i, text in enumerate(texts, 1)]
-  model = devices.load(paths.local(checkpoint, "--checkpoint"))
+  model = devices.load(model_folder(checkpoint))
   plain, asked = ([i for i, row in enumerate(rows) if ("choices" in row) == asks] for asks in (False, True))
   results: dict[int, dict[str, Any]] = {}
   scores = model.score([rows[i]["text"] for i in plain], [rows[i].get("context", "") for i in plain])

@@ -3,13 +3,14 @@
 import argparse
 import json
 import os
+import pathlib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from glmjax import errors
 from glmjax.cli import hosts
-from glmjax.io import user_json, user_text
+from glmjax.io import paths, user_json, user_text
 
 LONGEST_LINE = 1 << 26  # characters, of JSON with the user's own fields; far beyond what a model reads
 GENERATED = ("output", "pieces", "finish_reason")  # fields that generate adds to a prompt's own
@@ -41,11 +42,17 @@ def prompts(options: argparse.Namespace) -> list[str | dict[str, Any]]:
   if options.file and options.file != "-":
     for name in ("out", "samples"):
       path = getattr(options, name, None)
-      if path and os.path.exists(path) and os.path.exists(options.file) and os.path.samefile(path, options.file):
+      if path and path != "-" and _same_file(paths.named(path, f"--{name}"), paths.named(options.file, "--file")):
         raise errors.InputError(f"--{name} and --file are both {path}: the prompts would be lost; choose another file")
   if not options.file:
     return options.prompt
   return [prompt(row, where) for row, where in _rows(options.file, '{"prompt": "..."}')]
+
+
+def _same_file(a: paths.Path, b: paths.Path) -> bool:
+  if isinstance(a, pathlib.Path) and isinstance(b, pathlib.Path):
+    return a.exists() and b.exists() and os.path.samefile(a, b)
+  return a == b
 
 
 def texts(options: argparse.Namespace) -> list[str | dict[str, Any]]:
@@ -163,7 +170,7 @@ def _piped_lines(file: str) -> Iterator[tuple[int, str]]:
   try:
     stream = open(file, "rb")
   except OSError as error:
-    raise errors.InputError(f"cannot read {file}: {errors.reason(error)}") from None
+    raise errors.InputError(f"cannot read {file}: {errors.reason(error)}") from error
   with stream:
     yield from user_text.lines_of(stream, file, LONGEST_LINE)
 

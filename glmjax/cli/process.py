@@ -255,14 +255,7 @@ def _open_streams() -> None:
     if getattr(sys, name) is None:  # so Python has it where the descriptor was closed
       setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))
   if sys.stdout is sys.__stdout__:  # else another program's
-    raw = _Output(1, "wb", closefd=False)
-    unbuffered = isinstance(sys.stdout.buffer, io.RawIOBase)
-    sys.stdout = io.TextIOWrapper(
-      raw if unbuffered else io.BufferedWriter(raw),
-      sys.stdout.encoding,
-      line_buffering=sys.stdout.line_buffering,
-      write_through=unbuffered,
-    )
+    _write_output_to(1)
   if sys.stderr is sys.__stderr__:
     # Without a buffer, which a signal between its write and its note of that would have write a line twice.
     sys.stderr = io.TextIOWrapper(_Forgiving(2, "wb", closefd=False), sys.stderr.encoding, line_buffering=True)
@@ -270,6 +263,28 @@ def _open_streams() -> None:
     if isinstance(stream, io.TextIOWrapper):
       own = stream is sys.stdin or stream.isatty() or os.environ.get("PYTHONIOENCODING", "").split(":")[0]
       stream.reconfigure(encoding=stream.encoding if own else "utf-8", errors=lacking)
+
+
+def _write_output_to(descriptor: int) -> None:
+  """Has standard output written to that descriptor, as it was set up otherwise."""
+  raw = _Output(descriptor, "wb", closefd=False)
+  unbuffered = isinstance(sys.stdout.buffer, io.RawIOBase)
+  sys.stdout = io.TextIOWrapper(
+    raw if unbuffered else io.BufferedWriter(raw),
+    sys.stdout.encoding,
+    sys.stdout.errors,
+    line_buffering=sys.stdout.line_buffering,
+    write_through=unbuffered,
+  )
+
+
+def keep_output() -> None:
+  """Keeps standard output for what Python writes; what libraries print past it, as Gloo does, becomes messages."""
+  buffer = getattr(sys.stdout, "buffer", None)
+  if isinstance(getattr(buffer, "raw", buffer), _Output):  # else another program's
+    sys.stdout.flush()
+    _write_output_to(os.dup(1))
+    os.dup2(2, 1)
 
 
 def output_fails() -> bool:
@@ -375,6 +390,14 @@ def prepare_training() -> None:
   from glmjax.parallel import host  # here, as few commands need it
 
   host.keep_freed_memory()
+
+
+def keep_programs() -> None:
+  """Has programs compiled by this process found again by the next; what XLA cannot load is compiled, without a word."""
+  from glmjax import programs  # here, as it loads JAX
+
+  warnings.filterwarnings("ignore", "Error reading persistent compilation cache entry", UserWarning)
+  programs.keep()
 
 
 def compile_only() -> None:

@@ -105,7 +105,7 @@ def call(command: Command, given: dict[str, Any]) -> Any:
   if "on_start" in inspect.signature(function).parameters:
     users = given.get("on_start")
 
-    def on_start(folder: pathlib.Path) -> None:
+    def on_start(folder: paths.Path) -> None:
       _write_config(folder)
       if users is not None:
         users(folder)
@@ -114,11 +114,11 @@ def call(command: Command, given: dict[str, Any]) -> Any:
   result = function(**given)  # one that fails leaves no configuration: the folder may be another run's
   folder = gin_files.binding(function, command.folder) if command.folder else None
   if folder is not None:
-    _write_config(paths.local(folder))
+    _write_config(paths.named(folder))
   return result
 
 
-def _write_config(folder: pathlib.Path) -> None:
+def _write_config(folder: paths.Path) -> None:
   """Writes config.gin beside the result: every value used, defaults included."""
   if folder.is_dir() and hosts.is_first():
     publish.write_text(folder / "config.gin", gin_files.operative_config())

@@ -1,10 +1,10 @@
 """The export command's other formats, and what the inspect command prints."""
 
 import argparse
-import pathlib
 from typing import Any
 
 from glmjax import errors
+from glmjax.io import paths
 
 
 def export_format(options: argparse.Namespace) -> dict[str, Any]:
@@ -14,7 +14,7 @@ def export_format(options: argparse.Namespace) -> dict[str, Any]:
       raise errors.InputError("--tensor_parallel is for --format=glm130b-sat; our own format loads on any mesh")
     return {}
 
-  def write(content: Any, folder: pathlib.Path) -> None:
+  def write(content: Any, folder: paths.Path) -> None:
     from glmjax.thudm import write as write_lib  # here, as flags are looked at before JAX is loaded
 
     write_lib.write_format(options.format, options.tensor_parallel)(content, folder)

@@ -29,11 +29,12 @@ def check(reader: gin_reader.Reader, entry: str | None, given: Iterable[str], co
   """Raises InputError for the first mistake; entry is the function to call, `commands` any command's."""
   _check_scopes(reader)
   _check_overridden_macros(reader)
-  roots = [_signature(command) for command in commands]
-  if roots and None not in roots:
-    everything = [*reader.bindings.values(), *reader.replaced]
-    _check_used(reader, _reach(everything, [root.identity for root in roots]))
   signature = _signature(entry) if entry else None
+  everything = [*reader.bindings.values(), *reader.replaced]
+  if signature is None or len(_reach(everything, [signature.identity])) < len(everything):
+    roots = [_signature(command) for command in commands]  # their modules are parsed, which takes a while
+    if roots and None not in roots:
+      _check_used(reader, _reach(everything, [root.identity for root in roots]))
   if signature is None:
     needed = list(reader.bindings.values())
   else:

@@ -17,7 +17,7 @@ import gin
 
 from glmjax import errors
 from glmjax.config import gin_checker, gin_reader, signatures
-from glmjax.io import paths
+from glmjax.io import bucket_path, paths
 
 
 def packaged_folder() -> pathlib.Path:
@@ -25,9 +25,12 @@ def packaged_folder() -> pathlib.Path:
   return paths.shipped("gin_configs", "gin")
 
 
-def find(name: str, where: str = "--gin_file") -> pathlib.Path:
-  """Finds the gin file of that name, in the working directory or else in the packaged folder."""
-  name = str(paths.local(name, where if where.startswith("--") else f"{where}: the file to include"))
+def find(name: str, where: str = "--gin_file") -> paths.Path:
+  """Finds the gin file of that name, in the working directory or else in the packaged folder, or in its bucket."""
+  path = paths.named(name, where if where.startswith("--") else f"{where}: the file to include")
+  if isinstance(path, bucket_path.BucketPath):
+    return path  # what is not there is said when it is read
+  name = str(path)
   for folder in (pathlib.Path.cwd(), packaged_folder()):
     if os.path.lexists(folder / name):  # what is there and no file is said when it is read
       return folder / name

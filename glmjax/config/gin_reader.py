@@ -15,7 +15,7 @@ from gin import config_parser
 
 from glmjax import errors
 from glmjax.config import signatures
-from glmjax.io import user_text
+from glmjax.io import paths, user_text
 
 _LARGEST_FILE = 1 << 20  # bytes
 _LONGEST_LINE = 100  # characters of a line that is printed
@@ -76,7 +76,7 @@ class Binding:
 class Reader:
   """Collects what gin files, and then overrides, say."""
 
-  def __init__(self, find: Callable[[str, str], pathlib.Path], packages: Iterable[str] = ("glmjax",)) -> None:
+  def __init__(self, find: Callable[[str, str], paths.Path], packages: Iterable[str] = ("glmjax",)) -> None:
     self.find = find  # the file of an include statement
     self.packages = {*packages}  # whose full names overrides may use without an import in a file
     self.bindings: dict[tuple, Binding] = {}
@@ -86,9 +86,9 @@ class Reader:
     self.side_effects: dict[str, str] = {}  # modules imported for what importing them does -> where
     self.modules: dict[str, str] = {}  # names that the files import -> module
     self.override_macros: dict[str, str] = {}  # macro -> where
-    self.open_files: list[pathlib.Path] = []
+    self.open_files: list[paths.Path] = []
 
-  def read_file(self, path: pathlib.Path) -> None:
+  def read_file(self, path: paths.Path) -> None:
     """Reads one file and what it includes; names mean what this file's own imports make them mean."""
     label = os.path.relpath(path) if path.is_relative_to(pathlib.Path.cwd()) else str(path)
     if path in self.open_files:

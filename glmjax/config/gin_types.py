@@ -117,7 +117,9 @@ def _union(nodes: tuple[ast.expr, ...], module: signatures.Module, depth: int) -
     part = _parse(node, module, depth + 1)
     parts += part.parts if part.kind == "union" else [part]
   if any(part.kind == "path" for part in parts):  # a text for a path is looked at as one
-    parts = [part for part in parts if part.name != "str"]
+    parts = [part for part in dict.fromkeys(parts) if part.name != "str"]
+  if len(parts) == 1:
+    return parts[0]
   return Type("union", " | ".join(part.shown for part in parts), tuple(parts))
 
 
@@ -164,7 +166,7 @@ def _named(chain: tuple[str, ...], text: str, module: signatures.Module, depth: 
     return Type("any", text)
   where, node = found
   if isinstance(node, ast.ClassDef):
-    return Type("class", text, definition=found)
+    return Type("path", "path") if name == "BucketPath" else Type("class", text, definition=found)
   if isinstance(node, ast.Assign | ast.AnnAssign) and not isinstance(node.value, ast.Call):  # an alias
     return _parse(node.value, where, depth + 1)
   return Type("any", text)
@@ -175,7 +177,7 @@ def _simple_mismatch(value: Any, wanted: Type) -> Mismatch | None:
     if not isinstance(value, str):
       return Mismatch(value, "a path")
     try:
-      paths.local(value, "it")
+      paths.named(value, "it")
     except errors.InputError as error:
       return Mismatch(value, "a path", str(error))
     return None
@@ -331,7 +333,7 @@ def check_path(value: Any, wanted: Type, what: str, lookup: Lookup) -> None:
     value, what = found[0], f"{found[1]}: {what.partition(': ')[2]}"
   kinds = wanted.parts if wanted.kind == "union" else (wanted,)
   if isinstance(value, str) and any(kind.kind == "path" for kind in kinds):
-    paths.local(value, what)
+    paths.named(value, what)
 
 
 def error_of(where: str, name: str, whole: Type, value: Any, found: Mismatch) -> errors.InputError:

@@ -20,6 +20,9 @@ EXTRAS = {
   "tensorflow_text": "data",
   "matplotlib": "report",
   "tensorboardX": "report",
+  "fastapi": "serve",
+  "uvicorn": "serve",
+  "prometheus_client": "serve",
 }  # what a missing module's extra is called
 RENAMED = {
   "glmjax.tasks.pretrain.register": "glmjax.data.mixtures.pretraining",

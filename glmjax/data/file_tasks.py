@@ -5,17 +5,18 @@ import collections
 import functools
 import hashlib
 import itertools
-import pathlib
 import random
 
+from glmjax import errors
 from glmjax import tokenizer as tokenizer_lib
 from glmjax.data import shards
 from glmjax.data import splits as splits_lib
 from glmjax.data import text
 from glmjax.data import tokenizing
+from glmjax.io import paths
 from glmjax.io import user_text
 
-Reader = Callable[[pathlib.Path, int], Iterator[tuple[str, str | tokenizing.Strings]]]  # yields (split, an example)
+Reader = Callable[[paths.Path, int], Iterator[tuple[str, str | tokenizing.Strings]]]  # yields (split, an example)
 
 # What stands before and behind the cache in seqio's task of each kind (tasks/registration.py); the names alone are
 # used here, for fingerprints.
@@ -76,8 +77,10 @@ class FileTask:
 
   def file_hash(self, name: str) -> str:
     """Returns the sha256 of one of the files."""
-    with open(name, "rb") as file:
-      return hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+      return shards.file_sha256(paths.named(name))
+    except OSError as error:
+      raise errors.InputError(f"cannot read {name}: {errors.reason(error)}") from error
 
   def fingerprint(self, split: str, hashes: Mapping[str, str]) -> str:
     """Hashes what the tokens of a split are made from: files, by `hashes` of their contents, and settings."""
@@ -96,7 +99,7 @@ class FileTask:
       "_num_input_examples": self.sizes,
       "_caching_permitted": True,
       "_performs_internal_shuffling": False,
-      "files": self.paths,
+      "files": ["PosixPath"] * len(self.paths),  # where they lie is no matter
       "_features": self.features,
       "_read": self.read,
       "_max_per_file": self._shares,
@@ -129,7 +132,7 @@ class FileTask:
     """Yields (split, example) of all splits by one reading, each split's in the order of `examples`."""
     return self._taken(list(enumerate(self.paths)))
 
-  def _taken(self, files: Sequence[tuple[int, pathlib.Path]]) -> Iterator[tuple[str, tokenizing.Strings]]:
+  def _taken(self, files: Sequence[tuple[int, paths.Path]]) -> Iterator[tuple[str, tokenizing.Strings]]:
     """Yields (split, example) of numbered files, without those that are too many."""
     for number, path in files:
       seen = collections.Counter[str]()
@@ -158,7 +161,7 @@ def _plain(value: object) -> object:
   return getattr(value, "__qualname__", type(value).__qualname__)
 
 
-def _count_lines(path: pathlib.Path) -> int:
+def _count_lines(path: paths.Path) -> int:
   """Counts the lines of a file that are not blank."""
   return sum(bool(line.strip()) for _, line in user_text.lines(path))
 

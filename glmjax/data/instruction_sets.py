@@ -3,13 +3,12 @@
 from collections.abc import Mapping
 import fnmatch
 import glob
-import os
-import pathlib
 import re
 
 from glmjax import errors
 from glmjax import ranges
 from glmjax.data import text
+from glmjax.io import globs
 from glmjax.io import paths as paths_lib
 
 # GLM-130B cut each T0 data set to so many samples (paper, appendix C.1); one set must not drown the others.
@@ -40,13 +39,13 @@ def named_sets(files: Sets) -> dict[str, text.Patterns]:
     return dict(files)
   if not text.are_patterns(files):
     raise errors.InputError(f"the instruction sets are {str(files)[:60]!r}: {advice}")
-  if isinstance(files, (str, os.PathLike)):
-    folder = paths_lib.local(files, "the folder of the instruction sets")
+  if isinstance(files, paths_lib.Named):
+    folder = paths_lib.named(files, "the folder of the instruction sets")
     files = [folder / "*"] if folder.is_dir() else [folder]
-  paths: list[pathlib.Path] = []
-  for pattern in (paths_lib.local(each, "the path of an instruction set") for each in files):
+  paths: list[paths_lib.Path] = []
+  for pattern in (paths_lib.named(each, "the path of an instruction set") for each in files):
     if glob.has_magic(str(pattern)):
-      paths += filter(_is_set, sorted(map(pathlib.Path, glob.glob(str(pattern)))))
+      paths += filter(_is_set, sorted(globs.matches(pattern)))
     elif pattern.exists() and _is_set(pattern):
       paths.append(pattern)
     else:
@@ -62,7 +61,7 @@ def named_sets(files: Sets) -> dict[str, text.Patterns]:
   return sets
 
 
-def _is_set(path: pathlib.Path) -> bool:
+def _is_set(path: paths_lib.Path) -> bool:
   return path.is_dir() or path.suffix == ".jsonl"
 
 

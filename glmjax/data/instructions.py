@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 import json
-import pathlib
 from typing import Any
 
+from glmjax.io import paths
 from glmjax.io import user_json
 from glmjax import errors
 from glmjax import rounds
@@ -64,7 +64,7 @@ IGNORED = frozenset(
 
 
 def file_instructions(
-  path: pathlib.Path, file_number: int, fields: Sequence[Sequence[str]] = FIELDS
+  path: paths.Path, file_number: int, fields: Sequence[Sequence[str]] = FIELDS
 ) -> Iterator[tuple[str, tuple[str, str]]]:
   """Yields (split, (inputs, targets)) of one JSONL file; the first pair of fields that a record has is taken."""
   if path.suffix != ".jsonl":

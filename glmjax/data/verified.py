@@ -3,12 +3,13 @@
 A shard has the CRC-32 of each block of 32 KiB. A read checks the blocks that it touches (8 µs each), so that no run
 waits until terabytes have been hashed, and what has changed since the file was opened, in place or by another file of
 its name, is an error and never data. Files of older caches have one SHA-256 alone: they are read whole at first use.
+
+Of a file in a bucket those blocks are fetched that are not on the local disk (`nearby`); what comes is verified alike.
 """
 
 import collections
 import hashlib
 import os
-import pathlib
 import resource
 import stat
 import threading
@@ -17,8 +18,13 @@ import zlib
 
 import numpy as np
 
+from glmjax.data import nearby
+from glmjax.io import bucket
+from glmjax.io import bucket_path
+from glmjax.io import paths
+
 BLOCK = 1 << 15  # bytes; every read takes whole blocks, every block costs 4 bytes of sums
-_CHUNK = 64 * BLOCK
+_CHUNK = 64 * BLOCK  # of a file on a disk that is read whole
 _MOST_OPEN = 256
 
 _lock = threading.Lock()
@@ -56,10 +62,21 @@ class Sums:
 class File:
   """One file that a record describes: "file" (its name), "bytes", "sha256"."""
 
-  def __init__(self, folder: pathlib.Path, record: dict[str, Any], sums: np.ndarray | None = None) -> None:
-    """Takes `sums`, those of its blocks; None: all of it is read at first, and compared with the SHA-256."""
+  def __init__(
+    self, folder: paths.Path, record: dict[str, Any], sums: np.ndarray | None = None, near: nearby.Folder | None = None
+  ) -> None:
+    """Takes the file's description.
+
+    Args:
+      folder: where it is.
+      record: of it.
+      sums: those of its blocks; None: all of it is read at first, and compared with the SHA-256.
+      near: where what is read of a file in a bucket is kept; None: nowhere.
+    """
     self.path = folder / record["file"]
     self._size, self._sha256, self._sums = record["bytes"], record["sha256"], sums
+    self._near = near if isinstance(self.path, bucket_path.BucketPath) else None
+    self._near_name = nearby.name_of(str(self.path), self._size, self._sha256)
 
   def blocks(self, first: int, last: int) -> bytes:
     """Reads blocks [first, last), the file's last one possibly short.
@@ -70,17 +87,43 @@ class File:
     """
     if self._sums is None:
       self._sums = self._read_whole()[1]
-    data = self._pread(first * BLOCK, min(last * BLOCK, self._size))
-    view = memoryview(data)
-    for i in range(first, last):
-      if zlib.crc32(view[(i - first) * BLOCK : (i - first + 1) * BLOCK]) != self._sums[i]:
-        end = min((i + 1) * BLOCK, self._size)
-        raise Damaged(f"{self.path}: bytes {i * BLOCK} to {end - 1} differ from their checksum")
+    if self._near is not None:
+      return self._nearby_blocks(self._near, first, last)
+    data = self._read(first * BLOCK, min(last * BLOCK, self._size))
+    self._check(data, first)
     return data
+
+  def _nearby_blocks(self, near: nearby.Folder, first: int, last: int) -> bytes:
+    """Reads blocks from the local disk, and fetches those that are not there: neighbours by one request."""
+    start = first * BLOCK
+    data = bytearray(near.read(self._near_name, start, min(last * BLOCK, self._size)))
+    lacking = [first + i for i in _wrong(data, self._sums[first:last])]
+    while lacking:
+      count = next((i for i, block in enumerate(lacking) if block != lacking[0] + i), len(lacking))
+      begin, end = lacking[0] * BLOCK, min((lacking[0] + count) * BLOCK, self._size)
+      fetched = self._read(begin, end)
+      self._check(fetched, lacking[0])
+      data[begin - start : end - start] = fetched
+      near.write(self._near_name, begin, fetched)
+      del lacking[:count]
+    return bytes(data)
+
+  def _check(self, data: bytes, first: int) -> None:
+    """Raises Damaged where blocks, read from block `first` on, are not what was written."""
+    for i in _wrong(data, self._sums[first : first - (-len(data) // BLOCK)]):
+      begin = (first + i) * BLOCK
+      end = min(begin + BLOCK, self._size)
+      raise Damaged(f"{self.path}: bytes {begin} to {end - 1} differ from their checksum")
 
   def whole(self) -> bytes:
     """Reads all of a small file, compared with its SHA-256."""
-    return b"".join(self._read_whole(keep=True)[0])
+    if self._near is None:
+      return b"".join(self._read_whole(keep=True)[0])
+    data = self._near.read(self._near_name, 0, self._size)
+    if hashlib.sha256(data).hexdigest() != self._sha256:
+      data = b"".join(self._read_whole(keep=True)[0])
+      self._near.write(self._near_name, 0, data)
+    return data
 
   def close(self) -> None:
     """Closes the file; the next read opens it again."""
@@ -90,8 +133,9 @@ class File:
 
   def _read_whole(self, keep: bool = False) -> tuple[list[bytes], np.ndarray]:
     sums, digest, chunks = Sums(), hashlib.sha256(), []
-    for start in range(0, self._size, _CHUNK):
-      data = self._pread(start, min(start + _CHUNK, self._size))
+    chunk = bucket.PART if isinstance(self.path, bucket_path.BucketPath) else _CHUNK
+    for start in range(0, self._size, chunk):
+      data = self._read(start, min(start + chunk, self._size))
       digest.update(data)
       sums.add(data)
       chunks += [data] if keep else []
@@ -99,14 +143,26 @@ class File:
       raise Damaged(f"{self.path}: contents differ from the checksum in the manifest")
     return chunks, sums.array()
 
+  def _read(self, start: int, stop: int) -> bytes:
+    """Reads bytes [start, stop) from where the file is; raises Damaged where it has not so many."""
+    if isinstance(self.path, bucket_path.BucketPath):  # by many threads at once
+      nearby.check_may_fetch()
+      try:
+        data = self.path.read_range(start, stop)
+      except FileNotFoundError:
+        raise Damaged(f"{self.path}: missing") from None
+    else:
+      data = self._pread(start, stop)
+    if len(data) < stop - start:
+      raise Damaged(f"{self.path}: ends too early")
+    return data
+
   def _pread(self, start: int, stop: int) -> bytes:
     with _lock:  # nobody closes it meanwhile
       descriptor = self._descriptor()
       data = os.pread(descriptor, stop - start, start)
       while len(data) < stop - start and (more := os.pread(descriptor, stop - start - len(data), start + len(data))):
         data += more
-    if len(data) < stop - start:
-      raise Damaged(f"{self.path}: ends too early")
     return data
 
   def _descriptor(self) -> int:
@@ -125,6 +181,12 @@ class File:
       raise Damaged(f"{self.path}: no regular file")
     _open[self] = descriptor
     return descriptor
+
+
+def _wrong(data: bytes | bytearray, sums: np.ndarray) -> list[int]:
+  """Returns the numbers of the blocks, of those that `data` is, that have other checksums than `sums`."""
+  view = memoryview(data)
+  return [i for i, wanted in enumerate(sums) if zlib.crc32(view[i * BLOCK : (i + 1) * BLOCK]) != wanted]
 
 
 def _most_open() -> int:

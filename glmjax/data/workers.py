@@ -26,6 +26,10 @@ class WorkerError(RuntimeError):
   """A helper process failed or died."""
 
 
+class WorkerDied(WorkerError):
+  """A helper process is gone, or does not answer."""
+
+
 class Worker:
   """A process that calls `make(*args)` once and then the result for every request, in order."""
 
@@ -57,7 +61,7 @@ class Worker:
     self._send(value)
 
   def result(self) -> object:
-    """Returns the next answer; raises what the handler raised, or WorkerError if the process is gone."""
+    """Returns the next answer; raises what the handler raised, or WorkerDied if the process is gone."""
     try:
       good, value, trace = self.connection.recv()
     except (EOFError, ConnectionError):
@@ -68,10 +72,14 @@ class Worker:
       value.add_note(f"In the {self.name} process:\n{trace}")
     raise value
 
+  def kill(self) -> None:
+    """Ends the process at once: a thread that waits for its answer gets WorkerDied."""
+    self._process.kill()
+
   def close(self) -> None:
     """Ends the process; what it was asked and has not answered is lost."""
     self.connection.close()
-    self._process.kill()
+    self.kill()
     self._process.wait()
 
   def _send(self, value: object) -> None:
@@ -80,14 +88,14 @@ class Worker:
     except (BrokenPipeError, ConnectionError):
       raise self._died() from None
 
-  def _died(self) -> WorkerError:
+  def _died(self) -> WorkerDied:
     try:
       status = self._process.wait(5)
     except subprocess.TimeoutExpired:
-      return WorkerError(f"the {self.name} process {self._process.pid} stopped answering")
+      return WorkerDied(f"the {self.name} process {self._process.pid} stopped answering")
     why = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
     hint = " (out of memory?)" if status == -signal.SIGKILL else ""
-    return WorkerError(f"the {self.name} process {self._process.pid} {why}{hint}")
+    return WorkerDied(f"the {self.name} process {self._process.pid} {why}{hint}")
 
 
 def serve(descriptor: int, parent: int) -> None:
@@ -129,8 +137,12 @@ class _Broken:
 def _picklable(error: Exception) -> Exception:
   """Returns the error if the other side will be able to rebuild it, else its text."""
   rebuilt = (errors.InputError, ValueError, TypeError, OSError, RuntimeError, AssertionError)
+  if isinstance(error, errors.InputError):
+    error.passes = errors.may_pass(error)  # its causes stay here
   if isinstance(error, rebuilt) and type(error).__module__ in ("builtins", "glmjax.errors"):
     return error
+  if isinstance(error, OSError) and error.errno is not None:  # one of a kind of our own
+    return OSError(error.errno, error.strerror, error.filename)
   return WorkerError(f"{type(error).__name__}: {error}")
 
 

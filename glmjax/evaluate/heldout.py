@@ -8,14 +8,14 @@ import itertools
 import json
 import logging
 import math
-import os
-import pathlib
 import tempfile
 from collections.abc import Sequence
 
 import numpy as np
 
+from glmjax.io import bucket_path
 from glmjax.io import folders
+from glmjax.io import paths
 from glmjax.io import progress
 from glmjax.io import publish
 from glmjax.io import user_json
@@ -73,9 +73,9 @@ class Questions:
 
 
 def evaluate(
-  checkpoint: str | os.PathLike,
-  cache: str | os.PathLike,
-  out: str | os.PathLike | None = None,
+  checkpoint: paths.Named,
+  cache: paths.Named,
+  out: paths.Named | None = None,
   *,
   seed: int = 0,
   max_tokens: int = 100_000,
@@ -115,16 +115,22 @@ def evaluate(
   return result
 
 
-def _check_out(out: pathlib.Path) -> None:
+def _check_out(out: paths.Path) -> None:
   """Finds out before the work whether its result can be written, and takes the place of such a result at most."""
   if out.exists() and out.stat().st_size:
     try:
       results = user_json.read(out).values()
-    except errors.InputError:
+    except errors.InputError as error:
+      if errors.may_pass(error):
+        raise
       results = [None]
     if not all(isinstance(result, dict) and "bits_per_byte" in result for result in results):
       raise errors.InputError(f"{out} holds other things than an evaluation, which would be lost: name another --out")
   try:
+    if isinstance(out, bucket_path.BucketPath):
+      (probe := out.with_name(f".{out.name}.probe")).write_bytes(b"")
+      probe.unlink()
+      return
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=out.parent):
       pass

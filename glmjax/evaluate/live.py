@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import pathlib
 import threading
 import time
 from collections.abc import Iterator
@@ -10,6 +9,7 @@ from collections.abc import Iterator
 from glmjax import display
 from glmjax import errors
 from glmjax.evaluate import report
+from glmjax.io import paths
 from glmjax.io import progress
 
 _log = logging.getLogger("glmjax")
@@ -18,7 +18,7 @@ _SHARE = 0.05  # of the time that drawing may take
 
 
 @contextlib.contextmanager
-def curve(metrics: pathlib.Path) -> Iterator[None]:
+def curve(metrics: paths.Path) -> Iterator[None]:
   """Shows report.loss_picture of what is written to a run's metrics.jsonl meanwhile; outside of notebooks nothing.
 
   A thread reads the file, and training knows nothing of it: where no picture can be drawn, that is told, and no more.
@@ -66,7 +66,7 @@ def curve(metrics: pathlib.Path) -> Iterator[None]:
     draw(last=True)
 
 
-def _state(path: pathlib.Path) -> tuple[int, int] | None:
+def _state(path: paths.Path) -> tuple[int, int] | None:
   """Returns what changes when a file is written to; None without one."""
   try:
     found = path.stat()

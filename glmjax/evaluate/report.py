@@ -5,13 +5,12 @@ Gathers files, computes nothing anew. Writes report.json for machines, report.md
 
 import logging
 import math
-import os
-import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
+from glmjax.io import bucket_path
 from glmjax.io import folders
 from glmjax.io import paths
 from glmjax.io import publish
@@ -32,7 +31,7 @@ EXPORTS = {"float": "float", "int8": "int8", "int4": "int4"}
 
 
 def write(
-  workdir: str | os.PathLike,
+  workdir: paths.Named,
   *,
   metrics: str = "train/metrics.jsonl",
   evaluations: Mapping[str, str] | None = None,
@@ -50,10 +49,10 @@ def write(
     samples: what glmjax generate wrote, one {"model", "prompt", "output"} a line; None for none.
     stages: seconds of the commands, one {"stage", "seconds"} a line; may be missing.
   """
-  folder = paths.local(workdir, "the report's folder")
-  lines = read_metrics(folder / paths.local(metrics, "metrics"))
+  folder = paths.named(workdir, "the report's folder")
+  lines = read_metrics(_inside(folder, metrics, "metrics"))
   heldout = {
-    name: read_evaluation(folder / paths.local(file, f"evaluations: {name}"))
+    name: read_evaluation(_inside(folder, file, f"evaluations: {name}"))
     for name, file in (EVALUATIONS if evaluations is None else evaluations).items()
   }
   if "float" not in heldout:
@@ -64,12 +63,12 @@ def write(
     "quantized": quantized_figures(
       heldout,
       {
-        name: folder / paths.local(path, f"exports: {name}")
+        name: _inside(folder, path, f"exports: {name}")
         for name, path in (EXPORTS if exports is None else exports).items()
       },
     ),
-    "samples": [] if samples is None else read_samples(folder / paths.local(samples, "samples")),
-    "seconds": timings.read(folder / paths.local(stages, "stages")),
+    "samples": [] if samples is None else read_samples(_inside(folder, samples, "samples")),
+    "seconds": timings.read(_inside(folder, stages, "stages")),
   }
   picture = loss_picture(lines)
   for name in ("loss.png", "report.md", "report.json"):
@@ -84,12 +83,19 @@ def write(
   return report
 
 
-def read_metrics(path: pathlib.Path, tell: bool = True) -> list[dict[str, Any]]:
+def _inside(folder: paths.Path, path: str, what: str) -> paths.Path:
+  """Returns a path that may be relative to the folder."""
+  found = paths.named(path, what)
+  is_whole = isinstance(found, bucket_path.BucketPath) or found.is_absolute()
+  return found if is_whole else folder / found
+
+
+def read_metrics(path: paths.Path, tell: bool = True) -> list[dict[str, Any]]:
   """Reads the run's steps that have a loss, in order; lines that are no steps are told of, and left out."""
   _check_there(path, "glmjax train")
   user_text.check_regular(path)
   records, damaged = [], []
-  with open(path, "rb") as file:  # by bytes: a line that is no text must not hide the others
+  with path.open("rb") as file:  # by bytes: a line that is no text must not hide the others
     for number, line in enumerate(file, 1):
       record = _step(line, f"{path}, line {number}")
       if record is None and line.endswith(b"\n"):  # else the run is writing it, or was killed then
@@ -163,7 +169,7 @@ def loss_curves(lines: list[dict[str, Any]], prefix: str) -> dict[str, loss_plot
   return curves
 
 
-def quantized_figures(heldout: Mapping[str, dict], exports: Mapping[str, pathlib.Path]) -> dict[str, dict]:
+def quantized_figures(heldout: Mapping[str, dict], exports: Mapping[str, paths.Path]) -> dict[str, dict]:
   """Returns size on disk and bits per byte of every model; the float one is there to compare with."""
   figures = {}
   for model, languages in heldout.items():
@@ -185,7 +191,7 @@ def quantized_figures(heldout: Mapping[str, dict], exports: Mapping[str, pathlib
   return figures
 
 
-def read_samples(path: pathlib.Path) -> list[dict[str, str]]:
+def read_samples(path: paths.Path) -> list[dict[str, str]]:
   """Reads what the models said, one {"model", "prompt", "output"} a line; the last where a prompt was put twice."""
   samples = {}
   for number, line in _lines(path, "glmjax generate"):
@@ -199,7 +205,7 @@ def read_samples(path: pathlib.Path) -> list[dict[str, str]]:
   return list(samples.values())
 
 
-def read_evaluation(path: pathlib.Path) -> dict[str, dict[str, float]]:
+def read_evaluation(path: paths.Path) -> dict[str, dict[str, float]]:
   """Reads what glmjax evaluate wrote of a model: its figures by language."""
   again = f"run glmjax evaluate --out={path} again"
   _check_there(path, f"glmjax evaluate --out={path}")
@@ -214,22 +220,26 @@ def read_evaluation(path: pathlib.Path) -> dict[str, dict[str, float]]:
   return languages
 
 
-def _size(folder: pathlib.Path) -> int:
+def _size(folder: paths.Path) -> int:
   """Counts the bytes of an export's parameters on disk."""
-  files = [path for path in (folder / "params").rglob("*") if path.is_file()]
-  if not files:
+  params = folder / "params"
+  if isinstance(params, bucket_path.BucketPath):
+    sizes = list(params.sizes().values())
+  else:
+    sizes = [path.stat().st_size for path in params.rglob("*") if path.is_file()]
+  if not sizes:
     raise errors.InputError(
       f"{folder}: no exported model here; run glmjax export --out={folder}, or leave it out of report.write's exports"
     )
-  return sum(path.stat().st_size for path in files)
+  return sum(sizes)
 
 
-def _lines(path: pathlib.Path, command: str) -> Iterator[tuple[int, str]]:
+def _lines(path: paths.Path, command: str) -> Iterator[tuple[int, str]]:
   """Yields the lines of a file that hold something, and their numbers."""
   _check_there(path, command)
   return ((number, line) for number, line in user_text.lines(path) if line.strip())
 
 
-def _check_there(path: pathlib.Path, command: str) -> None:
-  if not os.path.lexists(path):
+def _check_there(path: paths.Path, command: str) -> None:
+  if not path.exists() and not path.is_symlink():
     raise errors.InputError(f"{path}: missing; run {command} first, or leave it out of report.write's arguments")

@@ -4,7 +4,6 @@ Sources: `chat` and `process_response` of the Hub's modeling_chatglm.py (docs/so
 its users is decided here: rounds that no longer fit are left out, the oldest first and whole.
 """
 
-import codecs
 import dataclasses
 import re
 from collections.abc import Iterator, Sequence
@@ -13,6 +12,7 @@ from glmjax import display
 from glmjax import errors
 from glmjax import rounds as rounds_lib
 from glmjax.infer import engine as engine_lib
+from glmjax.infer import pieces
 from glmjax.infer import sampling as sampling_lib
 
 MAX_LENGTH = 2048  # tokens of prompt and answer together
@@ -58,7 +58,7 @@ class CleanStream:
   """
 
   def __init__(self) -> None:
-    self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    self._characters = pieces.Characters()
     self._shown: list[str] = []  # all that was returned
     self._before = ""  # the last character that was returned, as the model wrote it
     self._held = ""  # an undecided end
@@ -71,11 +71,11 @@ class CleanStream:
 
   def add(self, data: bytes) -> str:
     """Returns the new part of the clean text."""
-    return self._take(self._decoder.decode(data))
+    return self._take(self._characters.add(data))
 
   def end(self) -> str:
     """Returns what is left of the clean text: nothing follows that could change it."""
-    new = self._take(self._decoder.decode(b"", final=True))
+    new = self._take(self._characters.end())
     rest, self._held = self._held, ""
     return new + self._show(rest)
 
@@ -171,20 +171,14 @@ class Session:
 
   def _text(self, tokens: Iterator[int], stream: CleanStream) -> Iterator[str]:
     """Yields the clean text of the tokens; returns why they ended."""
-    decode = self._model.tokenizer.decode_bytes
-    recent: list[int] = []  # the last token that has bytes, on which those of the next depend, and what came after it
-    seen = 0
+    read = pieces.TokenBytes(self._model.tokenizer.decode_bytes)
     while True:
       try:
-        recent.append(next(tokens))
+        token = next(tokens)
       except StopIteration as end:
         yield stream.end()
         return end.value
-      data = decode(recent)[seen:]
-      if data:
-        del recent[:-1]
-        seen = len(decode(recent))
-      yield stream.add(data)
+      yield stream.add(read.add(token))
 
   def _row(self, query: str) -> tuple[list[int], int]:
     """Returns tokens of the prompt, and the first round in it: the earliest that leaves room for an answer."""

@@ -27,6 +27,7 @@ from glmjax.infer import sampling
 from glmjax.models import config as config_lib
 from glmjax.models import glm
 from glmjax.models import kv_cache
+from glmjax.models import params as params_lib
 from glmjax.parallel import partitioning
 
 UNUSED = -1  # in generated tokens: behind a row's end
@@ -56,6 +57,12 @@ class State:
   generated_BT: jax.Array  # int32; UNUSED behind a row's end
   done_B: jax.Array  # bool
   finite_B: jax.Array  # bool: all logits that the row's tokens were taken from
+  logits_BV: jax.Array  # float32: those that the last token was taken from, before constraints and temperature
+
+  @property
+  def slots(self) -> int:
+    """Places of the cache, for tokens of each row."""
+    return jax.tree.leaves(self.cache)[0].shape[-2]
 
 
 def make_rows(
@@ -71,15 +78,19 @@ def make_rows(
   batch = batch or rows_lib.bucket(len(prompts), 1)
   slots = slots or rows_lib.bucket(max(len(p.tokens) for p in prompts) - 1)
   heads = [dataclasses.replace(p, tokens=p.tokens[:-1], positions=p.positions[:, :-1]) for p in prompts]
+  return rows_lib.pad(heads, pad_id, batch, slots), known_rows(prompts, limits, pad_id, batch)
+
+
+def known_rows(prompts: Sequence[prompt_lib.Prompt], limits: Sequence[int], pad_id: int, batch: int) -> Rows:
+  """Makes what is known of `batch` rows that continue these prompts."""
   column = functools.partial(rows_lib.column, filling=batch - len(prompts))
-  rows = Rows(
-    length_B=column([len(p.tokens) for p in heads], fill=0),
+  return Rows(
+    length_B=column([len(p.tokens) - 1 for p in prompts], fill=0),
     last_B=column([p.tokens[-1] for p in prompts], fill=pad_id),
     position_B2=column([p.positions[:, -1] for p in prompts], fill=(0, 0)),
     stride_B2=column([p.stride for p in prompts], fill=(0, 0)),
     limit_B=column(limits, fill=0),
   )
-  return rows_lib.pad(heads, pad_id, batch, slots), rows
 
 
 @functools.partial(jax.jit, static_argnames=("config", "new_tokens", "all_slots"))
@@ -107,17 +118,29 @@ def prefill(
     method="hidden",
   )
   room = new_tokens if all_slots is None else all_slots - slots
+  return _begin(config, extend(cache, room), rows, new_tokens)
+
+
+def _begin(config: config_lib.GLMConfig, cache: glm.Cache, rows: Rows, new_tokens: int) -> State:
   return constrain(
     State(
-      cache=extend(cache, room),
+      cache=cache,
       length_B=rows.length_B,
       step_B=jnp.zeros_like(rows.length_B),
       last_B=rows.last_B,
-      generated_BT=jnp.full((batch, new_tokens), UNUSED, jnp.int32),
+      generated_BT=jnp.full((len(rows.last_B), new_tokens), UNUSED, jnp.int32),
       done_B=rows.limit_B <= 0,
-      finite_B=jnp.ones(batch, bool),
+      finite_B=jnp.ones(len(rows.last_B), bool),
+      logits_BV=jnp.zeros((len(rows.last_B), config.vocab_size), jnp.float32),
     )
   )
+
+
+@functools.partial(jax.jit, static_argnames=("config", "new_tokens"), donate_argnames=("cache",))
+def begin(config: config_lib.GLMConfig, params: Any, cache: glm.Cache, rows: Rows, new_tokens: int) -> State:
+  """Returns the state of rows whose prompts, all but their last tokens, are in a cache."""
+  del params
+  return _begin(config, cache, rows, new_tokens)
 
 
 def check_rows(prompts: rows_lib.Batch, rows: Rows | None = None) -> None:
@@ -132,22 +155,49 @@ def check_rows(prompts: rows_lib.Batch, rows: Rows | None = None) -> None:
     chex.assert_type(jax.tree.leaves(rows), jnp.int32)
 
 
-def next_logits(config: config_lib.GLMConfig, params: Any, rows: Rows, state: State) -> tuple[jax.Array, glm.Cache]:
-  """Returns logits [B, V] behind each row's last token, and the cache with that token in it."""
+def next_logits(
+  config: config_lib.GLMConfig, params: Any, rows: Rows, state: State, first_B: jax.Array | None = None
+) -> tuple[jax.Array, glm.Cache]:
+  """Returns logits [B, V] behind each row's last token, and the cache with that token in it.
+
+  It is written behind those that are there, or, with what the cache says is written along, from `first_B` on.
+  """
   positions_B21 = (rows.position_B2 + state.step_B[:, None] * rows.stride_B2)[..., None]
   end_B1 = state.length_B[:, None] + 1
   model, params = glm.GLM(config), offload.fetch(params)
-  x_B1D, cache = model.apply(
-    {"params": params},
-    state.last_B[:, None],
-    config.position_kind.of_model(positions_B21),
-    jnp.zeros_like(end_B1),
-    end_B1,
-    cache=state.cache,
-    lengths_B=state.length_B,
-    method="hidden",
-  )
+  positions = config.position_kind.of_model(positions_B21)
+  x_B1D, _ = model.apply({"params": params}, state.last_B[:, None], positions, method="embed")
+  places = positions, jnp.zeros_like(end_B1), end_B1, state.length_B if first_B is None else first_B
+  if config.scan_layers:
+    x_B1D, cache = _through(config, params, state.cache, x_B1D, *places)
+  else:
+    cache = {}
+    for i in range(config.num_layers):
+      name, one = f"{params_lib.LAYERS}_{i}", f"{params_lib.LAYERS}_0"
+      x_B1D, new = _through(config.one_layer, {one: params[name]}, {one: state.cache[name]}, x_B1D, *places)
+      cache[name] = new[one]
+  x_B1D = model.apply({"params": params}, x_B1D, method="finish")
   return model.apply({"params": params}, x_B1D, method="head")[:, 0], cache
+
+
+@functools.partial(jax.jit, static_argnames=("config",), inline=True)
+def _through(
+  config: config_lib.GLMConfig,
+  params: Any,
+  cache: glm.Cache,
+  x_B1D: jax.Array,
+  positions: jax.Array,
+  start_B1: jax.Array,
+  end_B1: jax.Array,
+  lengths_B: jax.Array,
+) -> tuple[jax.Array, glm.Cache]:
+  """Returns what a model's layers give, and their cache.
+
+  Under jit only so that layers, which are alike, are traced once; a program of its own would copy the cache.
+  """
+  return glm.GLM(config).apply(
+    {"params": params}, x_B1D, positions, start_B1, end_B1, cache=cache, lengths_B=lengths_B, method="through"
+  )
 
 
 @functools.partial(jax.jit, static_argnames=("config",), donate_argnames=("state",))
@@ -177,9 +227,10 @@ def decode(
   def add(carry: tuple[jax.Array, State]) -> tuple[jax.Array, State]:
     added, state = carry
     state = _change_cache(state, lambda layer: layer.unpack(len(state.last_B)))
-    logits_BV, cache = next_logits(config, params, rows, state)
+    raw_BV, cache = next_logits(config, params, rows, state)
+    logits_BV = raw_BV
     if constraints is not None:
-      logits_BV = constraints_lib.apply(constraints, logits_BV, state.generated_BT, state.step_B, stops_V)
+      logits_BV = constraints_lib.apply(constraints, raw_BV, state.generated_BT, state.step_B, stops_V)
     token_B = sampling.sample(logits_BV, suppressed_V, draws, state.step_B)
     goes_on_B = ~state.done_B
     step_B = state.step_B + goes_on_B
@@ -192,6 +243,7 @@ def decode(
       generated_BT=generated_BT,
       done_B=state.done_B | stops_V[token_B] | (step_B >= rows.limit_B),
       finite_B=state.finite_B & (state.done_B | jnp.isfinite(logits_BV).all(-1)),
+      logits_BV=raw_BV,
     )
     return added + 1, _change_cache(constrain(state), kv_cache.KVCache.pack)
 
@@ -220,11 +272,13 @@ def grow(config: config_lib.GLMConfig, params: Any, state: State, slots: int) ->
 
 
 def constrain(state: State) -> State:
-  """Lays the state on the mesh: the cache split by rows and heads, all else on every device."""
+  """Lays the state on the mesh: the cache split by rows and heads, logits by rows and vocabulary, all else whole."""
   cache = _each_layer(kv_cache.KVCache.constrain, state.cache)
-  rest = dataclasses.replace(state, cache=None)
+  rows = "batch" if len(state.last_B) % partitioning.parts("batch") == 0 else None
+  logits_BV = partitioning.constrain(state.logits_BV, rows, "act_vocab")
+  rest = dataclasses.replace(state, cache=None, logits_BV=None)
   rest = jax.tree.map(lambda x: partitioning.constrain(x, *[None] * x.ndim), rest)
-  return dataclasses.replace(rest, cache=cache)
+  return dataclasses.replace(rest, cache=cache, logits_BV=logits_BV)
 
 
 def take_state(state: State, index_B: jax.Array) -> State:

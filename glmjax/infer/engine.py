@@ -1,27 +1,28 @@
 """Engine: a loaded model that fills blanks, continues and scores text."""
 
 import dataclasses
-import os
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-import jax
 import numpy as np
 
 from glmjax import display
 from glmjax import errors
 from glmjax import ranges
+from glmjax.infer import ahead as ahead_lib
 from glmjax.infer import beam as beam_lib
-from glmjax.infer import constraints as constraints_lib
-from glmjax.infer import decode
+from glmjax.infer import drafts as drafts_lib
+from glmjax.infer import filling as filling_lib
+from glmjax.infer import lanes as lanes_lib
 from glmjax.infer import placement as placement_lib
 from glmjax.infer import prompt as prompt_lib
 from glmjax.infer import reader
-from glmjax.infer import rows as rows_lib
 from glmjax.infer import runner as runner_lib
 from glmjax.infer import sampling as sampling_lib
+from glmjax.infer import scheduler as scheduler_lib
 from glmjax.infer import score as score_lib
 from glmjax.infer import vocabulary
+from glmjax.io import paths
 from glmjax.io import progress
 from glmjax.models import config as config_lib
 from glmjax.parallel import mesh as mesh_lib
@@ -29,17 +30,8 @@ from glmjax.parallel import mesh as mesh_lib
 if TYPE_CHECKING:
   from glmjax.infer import chat as chat_lib
 
-_STREAM_SLOTS = 128  # most empty cache slots that streaming starts with; they grow with the answer
-
-
-@dataclasses.dataclass(frozen=True)
-class Filled:
-  """A row of tokens with its blanks filled."""
-
-  tokens: list[int]  # the whole row
-  pieces: list[list[int]]  # what each blank took, in the order of filling; without stop tokens
-  starts: list[int]  # where in the row each piece begins
-  finish_reason: str  # stop: every piece ended by itself; length: one was cut off, or a blank is left
+MAX_BATCH = 16  # prompts that are answered together
+_AT_ONCE = 16  # tokens that are decoded before somebody looks who has ended
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,16 +59,26 @@ class Engine:
     self,
     runner: runner_lib.Runner,
     tokenizer: vocabulary.Tokenizer,
-    max_batch: int = 16,
+    max_batch: int = MAX_BATCH,
     stop_tokens: Sequence[int] | None = None,
     suppressed_tokens: Sequence[int] | None = None,
+    drafts: int = 0,
+    draft_model: "Engine | None" = None,
   ):
     """Makes an engine that runs at most `max_batch` prompts together.
 
-    By default eop, eos and eod stop, and everything that is not text is never generated: the other special
-    tokens, image ids, and the rows that pad the vocabulary.
+    With `drafts`, up to so many tokens that a text may say next, since they followed the same ones before, are read
+    along with its last one (speculative decoding): the text stays as it is in a program of as many rows, and repetitive
+    ones come faster. With a `draft_model` these are what that model would say.
+
+    By default eop, eos and eod stop, and everything that is not text is never generated: the other special tokens,
+    image ids, and the rows that pad the vocabulary.
     """
     self.runner, self.tokenizer, self.max_batch = runner, tokenizer, max_batch
+    ranges.whole("drafts", drafts, 0, drafts_lib.MOST)
+    self.drafts, self._draft_model = drafts, draft_model
+    if draft_model is not None:
+      self._check_draft_model(draft_model)
     vocab_size = self.config.vocab_size
     if tokenizer.vocab_size > vocab_size:
       raise errors.InputError(
@@ -88,10 +90,9 @@ class Engine:
     if suppressed_tokens is None:
       suppressed_tokens = vocabulary.not_text(tokenizer, vocab_size) - set(stops)
     self._reader = reader.Reader(tokenizer, self.config)
-    self._stops = frozenset(stops)
-    self._stops_V, self._suppressed_V = (
-      runner.placement.everywhere(vocabulary.mask(ids, vocab_size)) for ids in (stops, suppressed_tokens)
-    )
+    self.stops = frozenset(stops)
+    masks = (runner.placement.everywhere(vocabulary.mask(ids, vocab_size)) for ids in (stops, suppressed_tokens))
+    self._vocabulary = lanes_lib.Vocabulary(*masks, specials.pad)
 
   @property
   def config(self) -> config_lib.GLMConfig:
@@ -101,10 +102,11 @@ class Engine:
   @classmethod
   def load(
     cls,
-    folder: str | os.PathLike,
+    folder: paths.Named,
     dtype: str | None = None,
     mesh: mesh_lib.MeshConfig | str | None = None,
     offload_layers: int = 0,
+    first: ahead_lib.First | None = None,
     **kwargs: Any,
   ) -> "Engine":
     """Reads a model from an exported or a training folder.
@@ -114,12 +116,14 @@ class Engine:
       dtype: to compute in, where it is not the model's own.
       mesh: the devices to split it over, as "tensor=4"; None: the first device alone.
       offload_layers: how many layers, the last, keep their kernels in the host's memory.
+      first: what it will be asked first, for which programs are compiled while the weights are being read.
       **kwargs: as `Engine` takes them.
     """
     from glmjax import tokenizer as tokenizer_lib  # here, so that in-memory engines need no SentencePiece
 
     placement = placement_lib.on_mesh(mesh)
-    loaded = runner_lib.read(folder, placement, dtype, offload_layers)
+    with ahead_lib.compiling(first, folder, placement, dtype, offload_layers):
+      loaded = runner_lib.read(folder, placement, dtype, offload_layers)
     if not loaded.tokenizer_dir.is_dir():
       raise errors.InputError(
         f"{folder} has no tokenizer, so that no text goes in or out of it: copy there, as "
@@ -128,6 +132,15 @@ class Engine:
     tokenizer = tokenizer_lib.Tokenizer.load(loaded.tokenizer_dir)
     tokenizer.check_fits(loaded.config.vocab_size)
     return cls(runner_lib.Runner(loaded.config, loaded.params, placement, offload_layers), tokenizer, **kwargs)
+
+  def _check_draft_model(self, other: "Engine") -> None:
+    """Raises InputError for a model that cannot draft what this one says."""
+    if not self.drafts:
+      raise errors.InputError(f"a draft model drafts nothing with drafts=0: give up to {drafts_lib.MOST}")
+    for name in ("vocab_size", "max_length"):
+      ours, its = getattr(self.config, name), getattr(other.config, name)
+      if its < ours or (name == "vocab_size" and its != ours):
+        raise errors.InputError(f"the draft model's {name} is {its} and the model's {ours}: take another")
 
   def encode(self, text: str, literal: bool = False) -> list[int]:
     """Returns tokens of a prompt, framed as the model's family wants; masks written in it count unless `literal`."""
@@ -148,8 +161,7 @@ class Engine:
     """
     rows = [self.encode(prompt, literal) for prompt in prompts]
     return [
-      self._generation(each)
-      for each in self.fill_rows(rows, max_tokens, sampling, [seed + i for i in range(len(rows))])
+      self.generation(each) for each in self.fill_rows(rows, max_tokens, sampling, [seed + i for i in range(len(rows))])
     ]
 
   def fill(
@@ -175,7 +187,7 @@ class Engine:
 
     return chat.Session(self, **settings)
 
-  def _generation(self, filled: Filled) -> Generation:
+  def generation(self, filled: filling_lib.Filled) -> Generation:
     """Returns a filled row as text."""
     text = self.tokenizer.decode
     places = [
@@ -191,70 +203,87 @@ class Engine:
     max_tokens: int,
     sampling: sampling_lib.Sampling | Sequence[sampling_lib.Sampling] | beam_lib.BeamSearch,
     seeds: Sequence[int],
-  ) -> list[Filled]:
+  ) -> list[filling_lib.Filled]:
     """Does what `generate` does on tokens: rows that hold masks, framed by `encode`."""
     ranges.whole("max_tokens", max_tokens, 1)
-    specials, kind = self.tokenizer.specials, self.config.position_kind
     one = isinstance(sampling, sampling_lib.Sampling | beam_lib.BeamSearch)
     how = [sampling] * len(rows) if one else list(sampling)
     for row, settings in zip(rows, how, strict=True):
       self.room(row)
-      if settings.min_tokens > max_tokens:
-        raise errors.InputError(f"min_tokens is {settings.min_tokens} and max_tokens {max_tokens}: give fewer, or more")
-    state = [Filled(list(row), [], [], "stop") for row in rows]
-    blanks = [sum(token in specials.masks for token in row) for row in rows]
-    size = max(1, self.max_batch // sampling.num_beams) if isinstance(sampling, beam_lib.BeamSearch) else self.max_batch
-    for turn in range(max(blanks, default=0)):
-      turns = []
-      for i, filled in enumerate(state):
-        room = self.config.max_length - len(filled.tokens) - 1
-        if turn < blanks[i] and room < 1:
-          state[i] = dataclasses.replace(filled, finish_reason="length")
-        elif turn < blanks[i]:
-          turns.append((i, prompt_lib.fill(filled.tokens, specials, kind), min(max_tokens, room)))
+      self.check(settings, max_tokens)
+    state = [self.filling(row, max_tokens) for row in rows]
+    if isinstance(sampling, beam_lib.BeamSearch):
+      self._fill_by_beams(state, sampling)
+    else:
+      self._fill_by_draws(state, how, seeds)
+    return [each.filled() for each in state]
+
+  def check(self, sampling: sampling_lib.Sampling | beam_lib.BeamSearch, max_tokens: int) -> None:
+    """Raises InputError for settings that do not go with so many tokens, or with the model."""
+    if sampling.min_tokens > max_tokens:
+      raise errors.InputError(f"min_tokens is {sampling.min_tokens} and max_tokens {max_tokens}: give fewer, or more")
+    if isinstance(sampling, sampling_lib.Sampling):
+      prompt_lib.check_ids([token for token, _ in sampling.logit_bias], self.config.vocab_size)
+
+  def filling(self, row: Sequence[int], max_tokens: int) -> filling_lib.Filling:
+    """Returns a row framed by `encode` on its way to be filled, with so many tokens for each blank."""
+    return filling_lib.Filling(row, max_tokens, self.config, self.tokenizer.specials, self.stops)
+
+  def _fill_by_draws(
+    self, state: Sequence[filling_lib.Filling], how: Sequence[sampling_lib.Sampling], seeds: Sequence[int]
+  ) -> None:
+    """Fills all blanks; a row's next one is begun when the one before is filled."""
+    scheduler = self.scheduler(max(min(len(state), self.max_batch), 1 + self.drafts))
+    asked: dict[scheduler_lib.Answer, int] = {}
+
+    def ask(i: int) -> None:
+      if (blank := state[i].blank()) is not None:
+        seed = filling_lib.turn_seed(seeds[i], state[i].turn)
+        asked[scheduler.submit(lanes_lib.Request(*blank, how[i], seed))] = i
+
+    for i in range(len(state)):
+      ask(i)
+    while scheduler.busy:
+      for answer, _ in scheduler.advance(_AT_ONCE, fill=True):
+        if answer.ended:
+          i = asked.pop(answer)
+          state[i].take(answer.tokens)
+          ask(i)
+
+  def _fill_by_beams(self, state: Sequence[filling_lib.Filling], settings: beam_lib.BeamSearch) -> None:
+    """Fills all blanks, each with its best beam."""
+    size = max(1, self.max_batch // settings.num_beams)
+    while turns := [(each, *blank) for each in state if (blank := each.blank()) is not None]:
       turns.sort(key=lambda x: len(x[1].tokens))  # like lengths together: less padding
       for first in range(0, len(turns), size):
         some = turns[first : first + size]
-        prompts, limits = [p for _, p, _ in some], [most for _, _, most in some]
-        if isinstance(sampling, beam_lib.BeamSearch):
-          new = self._search(prompts, limits, sampling)
-        else:
-          new = self._continue(
-            prompts, limits, [how[i] for i, _, _ in some], [_turn_seed(seeds[i], turn) for i, _, _ in some]
-          )
-        for (i, _, _), piece in zip(some, new, strict=True):
-          state[i] = self._splice(state[i], piece)
-    return [self._unframe(filled) for filled in state]
+        found = self._search([prompt for _, prompt, _ in some], [limit for _, _, limit in some], settings)
+        for (each, _, _), piece in zip(some, found, strict=True):
+          each.take(piece)
+
+  def scheduler(self, lanes: int, **capacity: Any) -> scheduler_lib.Scheduler:
+    """Returns a scheduler of this model, with its drafts; the rest is as `scheduler.Capacity` takes it."""
+    small = None if self._draft_model is None else self._draft_model.runner
+    how_much = scheduler_lib.Capacity(lanes, **{**capacity, "drafts": self.drafts})
+    return scheduler_lib.Scheduler(self.runner, self._vocabulary, how_much, small)
 
   def stream(
     self, row: Sequence[int], max_tokens: int, sampling: sampling_lib.Sampling = sampling_lib.Sampling(), seed: int = 0
   ) -> Iterator[int]:
     """Yields the tokens that fill the first blank of a row framed by `encode`, one by one, without the stop token.
 
-    The generator's own value is the reason why it ended, stop or length. Programs: one to read prompts for
-    each bucket of lengths, and one to decode for each size of the cache, which doubles as the answer grows.
+    The generator's own value is the reason why it ended, stop or length.
     """
     prompt = prompt_lib.fill(row, self.tokenizer.specials, self.config.position_kind)
-    limit = min(max_tokens, self.room(row))
-    batch, rows = decode.make_rows([prompt], [limit], self.tokenizer.specials.pad, self.runner.batch_size(1))
-    used, most = len(prompt.tokens) - 1, rows_lib.bucket(self.config.max_length)
-    size = _cache_size(batch.tokens.shape[1] + min(limit, _STREAM_SLOTS), most)
-    state = self.runner.run(decode.prefill, batch, rows, new_tokens=most, all_slots=size)
-    draws = self._draws([sampling], [seed], len(rows.limit_B))
-    constraints = constraints_lib.make([prompt], [sampling], len(rows.limit_B), self.config.vocab_size)
-    for i in range(limit):
-      if used + i == size:
-        size, before = _cache_size(2 * size, most), size
-        state = self.runner.run(decode.grow, state, slots=size - before)
-      state = self.runner.run(
-        decode.decode, rows, state, draws, self._suppressed_V, self._stops_V, np.int32(1), constraints
-      )
-      last_B, finite_B = jax.device_get((state.last_B, state.finite_B))
-      decode.check_finite(finite_B[:1])
-      token = int(last_B[0])
-      if token in self._stops:
-        return "stop"
-      yield token
+    scheduler = self.scheduler(1 + self.drafts)
+    answer = scheduler.submit(lanes_lib.Request(prompt, min(max_tokens, self.room(row)), sampling, seed))
+    while not answer.ended:
+      before = len(answer.tokens)
+      scheduler.advance()
+      for token in answer.tokens[before:]:
+        if token in self.stops:
+          return "stop"
+        yield token
     return "length"
 
   def room(self, row: Sequence[int]) -> int:
@@ -308,32 +337,21 @@ class Engine:
 
     return score_lib.score_rows(self.runner, rows, self.tokenizer.specials.pad, batch_tokens, add)
 
+  def score_tokens(self, tokens: Sequence[int], top: int) -> score_lib.Score:
+    """Returns the score of a text's tokens, as `score` has it, in one pass, and the `top` likeliest in each place.
+
+    Raises:
+      errors.InputError: where they do not fit into the model, or are no ids.
+    """
+    kind, specials = self.config.position_kind, self.tokenizer.specials
+    rows = score_lib.window_rows(tokens, specials, kind, max(len(tokens) + 1, 2))
+    scores = score_lib.score_rows(self.runner, rows, specials.pad, top=top)
+    return scores[0] if scores else score_lib.join([])
+
   def _read(self, score: score_lib.Score, rows: Sequence[score_lib.Row]) -> score_lib.Score:
     """Returns the score of these rows, which knows what its targets read as."""
     targets = [target for row in rows for target in row.targets]
     return dataclasses.replace(score, read=lambda: [self.tokenizer.decode([target]) for target in targets])
-
-  def _continue(
-    self,
-    prompts: Sequence[prompt_lib.Prompt],
-    limits: Sequence[int],
-    samplings: Sequence[sampling_lib.Sampling],
-    seeds: Sequence[int],
-  ) -> list[list[int]]:
-    """Returns new tokens of each prompt, stop token included."""
-    batch, rows = decode.make_rows(prompts, limits, self.tokenizer.specials.pad, self.runner.batch_size(len(prompts)))
-    draws = self._draws(samplings, seeds, len(rows.limit_B))
-    constraints = constraints_lib.make(prompts, samplings, len(rows.limit_B), self.config.vocab_size)
-    state = self.runner.run(decode.prefill, batch, rows, new_tokens=rows_lib.bucket(max(limits)))
-    state = self.runner.run(
-      decode.decode, rows, state, draws, self._suppressed_V, self._stops_V, np.int32(max(limits)), constraints
-    )
-    return decode.generated(state, len(prompts))
-
-  def _draws(self, samplings: Sequence[sampling_lib.Sampling], seeds: Sequence[int], rows: int) -> sampling_lib.Draws:
-    """Returns how each row of a batch draws; those that only fill it take the likeliest token."""
-    filling = rows - len(seeds)
-    return sampling_lib.draws([*samplings, *[sampling_lib.Sampling()] * filling], [*seeds, *[0] * filling])
 
   def _search(
     self, prompts: Sequence[prompt_lib.Prompt], limits: Sequence[int], settings: beam_lib.BeamSearch
@@ -347,37 +365,9 @@ class Engine:
         [prompts[i] for i in members],
         limit,
         settings,
-        sorted(self._stops),
+        sorted(self.stops),
         self.tokenizer.specials.pad,
-        np.asarray(self._suppressed_V),
+        np.asarray(self._vocabulary.suppressed_V),
       )
       found |= {i: best[0].tokens[len(prompts[i].tokens) :] for i, best in zip(members, beams, strict=True)}
     return [found[i] for i in range(len(prompts))]
-
-  def _splice(self, filled: Filled, piece: list[int]) -> Filled:
-    """Puts a piece in place of the blank it was made for."""
-    stopped = bool(piece) and piece[-1] in self._stops
-    piece = piece[:-1] if stopped else piece
-    at = prompt_lib.first_mask(filled.tokens, self.tokenizer.specials)
-    return Filled(
-      [*filled.tokens[:at], *piece, *filled.tokens[at + 1 :]],
-      [*filled.pieces, piece],
-      [*filled.starts, at],
-      filled.finish_reason if stopped else "length",
-    )
-
-  def _unframe(self, filled: Filled) -> Filled:
-    """Takes off the eos that `encode` put behind text."""
-    if filled.tokens[-1:] == [self.tokenizer.specials.eos]:
-      return dataclasses.replace(filled, tokens=filled.tokens[:-1])
-    return filled
-
-
-def _cache_size(slots: int, most: int) -> int:
-  """Returns the cache's size for at least `slots`: a power of two, or all that the longest row can take."""
-  return min(1 << (slots - 1).bit_length(), most)
-
-
-def _turn_seed(seed: int, turn: int) -> int:
-  """Makes a row's draws for one blank independent of those for the next."""
-  return int(np.random.SeedSequence([seed % 2**32, turn]).generate_state(1)[0])

@@ -59,6 +59,11 @@ class Placement:
     """The number of which a batch's rows are a multiple."""
     return partitioning.batch_shards(self.mesh)
 
+  def batch_size(self, rows: int) -> int:
+    """Returns the size of a batch of so many rows or more that programs are compiled for: it divides over the mesh."""
+    parts = self.row_parts
+    return rows_lib.bucket(-(-rows // parts), 1) * parts
+
   def check(self, config: config_lib.GLMConfig) -> None:
     """Raises InputError, naming the sizes that do, where the model does not divide over the mesh."""
     for axis in _UNUSED_AXES:
@@ -105,7 +110,7 @@ class Placement:
     weight = jax.ShapeDtypeStruct(param.shape, config.dtype if param.is_matrix else config.param_dtype)
     if bits is None:
       return _abstract(weight, sharding)
-    quantized = jax.eval_shape(functools.partial(qarray.quantize, bits=bits, axes=param.inputs), weight)
+    quantized = qarray.abstract(weight.shape, bits, param.inputs)
     return dataclasses.replace(
       quantized,
       values=_abstract(quantized.values, sharding),
@@ -156,7 +161,21 @@ class Placement:
       jax.eval_shape(lambda: kv_cache.empty(self.target, config, batch, slots)),
     )
     number = functools.partial(self._numbers, batch)
-    return decode.State(cache, number(), number(), number(), number(new_tokens), number(dtype=bool), number(dtype=bool))
+    return decode.State(
+      cache,
+      length_B=number(),
+      step_B=number(),
+      last_B=number(),
+      generated_BT=number(new_tokens),
+      done_B=number(dtype=bool),
+      finite_B=number(dtype=bool),
+      logits_BV=jax.ShapeDtypeStruct((batch, config.vocab_size), jnp.float32, sharding=self.logits(batch)),
+    )
+
+  def logits(self, batch: int) -> jax.sharding.NamedSharding:
+    """Returns the sharding of a batch's logits."""
+    rows = "batch" if batch % self.row_parts == 0 else None
+    return _of_result(partitioning.named(self.mesh, self.rules, rows, "act_vocab"))
 
   def draws(self, batch: int) -> sampling.Draws:
     """Returns abstract greedy draws."""

@@ -1,7 +1,7 @@
 """The runner: a model on its mesh, ready to run inference's programs. Arrays in, arrays out."""
 
+import copy
 import dataclasses
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -11,12 +11,15 @@ import numpy as np
 from glmjax.checkpoint import load
 from glmjax.checkpoint import stream
 from glmjax.infer import placement as placement_lib
-from glmjax.infer import rows as rows_lib
+from glmjax.io import memory
+from glmjax.io import paths
 from glmjax.models import config as config_lib
+from glmjax.models import params as params_lib
+from glmjax.parallel import partitioning
 
 
 def read(
-  folder: str | os.PathLike, placement: placement_lib.Placement, dtype: str | None = None, offload_layers: int = 0
+  folder: paths.Named, placement: placement_lib.Placement, dtype: str | None = None, offload_layers: int = 0
 ) -> load.LoadedModel:
   """Reads a model from an exported or a training folder, each array straight to the devices that own it.
 
@@ -65,14 +68,34 @@ class Runner:
 
   def run(self, program: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
     """Calls program(config, params, *arguments, **options); arrays of the host go to every device whole."""
-    arguments = jax.tree.map(self._on_devices, arguments)
+    arguments = self.on_devices(arguments)
     with self.placement.scope():
       return program(self.config, self.params, *arguments, **options)
 
+  def layer(self, i: int) -> "Runner":
+    """Returns a runner of one of the layers, alone; for programs that call no other part."""
+    layer = copy.copy(self)
+    layer.config = self.config.one_layer
+    layer.params = {f"{params_lib.LAYERS}_0": self.params[f"{params_lib.LAYERS}_{i}"]}
+    return layer
+
   def batch_size(self, rows: int) -> int:
     """Returns the size of a batch of so many rows or more that programs are compiled for: it divides over the mesh."""
-    parts = self.placement.row_parts
-    return rows_lib.bucket(-(-rows // parts), 1) * parts
+    return self.placement.batch_size(rows)
 
-  def _on_devices(self, x: Any) -> Any:
-    return self.placement.everywhere(x) if isinstance(x, np.ndarray | np.generic) else x
+  def free_bytes(self) -> int | None:
+    """Returns how many bytes a cache, split over the mesh, may take in all while memory lasts; None: unknown."""
+    on_devices = [device.memory_stats() or {} for device in self.placement.mesh.local_devices]
+    if not all("bytes_limit" in stats for stats in on_devices):
+      return memory.available()  # the CPU's devices share the host's
+    with self.placement.scope():
+      parts = partitioning.parts("batch") * partitioning.parts("act_heads")
+    return parts * min(stats["bytes_limit"] - stats["bytes_in_use"] for stats in on_devices)
+
+  def on_devices(self, arguments: Any) -> Any:
+    """Returns arguments with their arrays of the host on every device, whole."""
+
+    def put(x: Any) -> Any:
+      return self.placement.everywhere(x) if isinstance(x, np.ndarray | np.generic) else x
+
+    return jax.tree.map(put, arguments)

@@ -49,6 +49,8 @@ class Score:
 
   log_probs: np.ndarray  # float32 [n], natural logarithm, of each target
   correct: np.ndarray  # bool [n]: the target was the most probable of the tokens that may be guessed
+  # The likeliest tokens in each target's place with their log-probabilities, the likeliest first, where asked for.
+  likeliest: Sequence[list[tuple[int, float]]] = ()
   # Decodes the targets, as texts; None: ids were scored.
   read: Callable[[], list[str]] | None = dataclasses.field(default=None, repr=False, compare=False)
 
@@ -164,7 +166,7 @@ def window_rows(
   return rows
 
 
-@functools.partial(jax.jit, static_argnames=("config",))
+@functools.partial(jax.jit, static_argnames=("config", "top"))
 def log_probs(
   config: config_lib.GLMConfig,
   params: Any,
@@ -172,9 +174,10 @@ def log_probs(
   targets_BS: jax.Array,
   first_B: jax.Array,
   unguessed_V: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
+  top: int = 0,
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
   """Returns log-probabilities float32 and correctness bool, [B, S], of targets at S places of each row from
-  `first_B` on.
+  `first_B` on; then the `top` likeliest tokens there and their log-probabilities, [B, S, top].
   """
   decode.check_rows(batch)
   chex.assert_rank([targets_BS, first_B], [2, 1])
@@ -195,19 +198,22 @@ def log_probs(
   while chunk % 2 == 0 and rows * chunk * config.vocab_size > _CHUNK_LOGITS:
     chunk //= 2
 
-  def score(x_targets: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+  def score(x_targets: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     x_BCD, targets_BC = x_targets
     logits_BCV = model.apply({"params": params}, x_BCD, method="head")
     chosen_BC = jnp.take_along_axis(logits_BCV, targets_BC[..., None], axis=-1)[..., 0]
-    log_probs_BC = chosen_BC - jax.nn.logsumexp(logits_BCV, axis=-1)
+    sums_BC = jax.nn.logsumexp(logits_BCV, axis=-1)
     guesses_BC = jnp.argmax(jnp.where(unguessed_V, -jnp.inf, logits_BCV), axis=-1)
-    return log_probs_BC, guesses_BC == targets_BC
+    found_BCK, ids_BCK = jax.lax.top_k(logits_BCV, top)
+    return chosen_BC - sums_BC, guesses_BC == targets_BC, ids_BCK, found_BCK - sums_BC[..., None]
 
   def split(x: jax.Array) -> jax.Array:
     return jnp.moveaxis(x.reshape(rows, places // chunk, chunk, *x.shape[2:]), 1, 0)
 
   def join(x: jax.Array) -> jax.Array:  # whole on every device: the host of each process looks at them all
-    return partitioning.constrain(jnp.moveaxis(x, 0, 1).reshape(rows, places), None, None)
+    x = jnp.moveaxis(x, 0, 1)
+    x = x.reshape(rows, places, *x.shape[3:])
+    return partitioning.constrain(x, *[None] * x.ndim)
 
   return jax.tree.map(join, jax.lax.map(score, (split(x_BSD), split(targets_BS))))
 
@@ -219,12 +225,13 @@ def score_rows(
   batch_tokens: int = 4096,
   progress: Callable[[int], Any] | None = None,
   unguessed: Collection[int] = (),
+  top: int = 0,
 ) -> list[Score]:
   """Returns each row's score, in order; about `batch_tokens` tokens run at a time.
 
   Rows of like size share a batch, whose shape is one of few: programs compile once for each.
   `unguessed` ids are passed over when the most probable token is looked for; they keep their probability.
-  `progress` is told the number of tokens read after each batch.
+  `progress` is told the number of tokens read after each batch. `top`: how many of the likeliest tokens are told.
 
   Raises:
     errors.InputError: for a row that is too long, or holds no ids; NotFiniteError where the model's logits are none.
@@ -240,7 +247,8 @@ def score_rows(
         f"{config.max_length}: shorten it, or score it in windows"
       )
     prompt_lib.check_ids([*row.prompt.tokens, *row.targets], config.vocab_size)
-    shape = rows_lib.bucket(len(row.prompt.tokens)), rows_lib.bucket(len(row.targets))
+    # A text's targets are one fewer than what is read: with 1 more both have one size, at powers of two too.
+    shape = rows_lib.bucket(len(row.prompt.tokens)), rows_lib.bucket(len(row.targets) + 1)
     groups.setdefault(shape, []).append(i)
   scores: list[Score | None] = [None] * len(rows)
   for (length, places), members in sorted(groups.items()):
@@ -252,12 +260,13 @@ def score_rows(
       for at, i in enumerate(some):
         targets[at, : len(rows[i].targets)] = rows[i].targets
       starts = rows_lib.column([len(rows[i].prompt.tokens) - len(rows[i].targets) for i in some], size - len(some), 0)
-      found = runner.run(log_probs, batch, targets, starts, unguessed_V)
-      probs, correct = map(np.asarray, found)
+      found = runner.run(log_probs, batch, targets, starts, unguessed_V, top=min(top, config.vocab_size))
+      probs, correct, ids, top_probs = map(np.asarray, found)
       decode.check_finite([np.isfinite(probs[at, : len(rows[i].targets)]).all() for at, i in enumerate(some)])
       for at, i in enumerate(some):
         count = len(rows[i].targets)
-        scores[i] = Score(probs[at, :count], correct[at, :count])
+        places_top = zip(ids[at, :count].tolist(), top_probs[at, :count].tolist())
+        scores[i] = Score(probs[at, :count], correct[at, :count], [list(zip(*each)) for each in places_top])
       if progress is not None:
         progress(sum(len(rows[i].prompt.tokens) for i in some))
   return scores

@@ -16,11 +16,11 @@ class Tokenizer(Protocol):
   vocab_size: int
   num_image_tokens: int
 
-  def encode(self, text: str) -> list[int]: ...
+  def encode(self, text: str, allow_special: bool = False) -> list[int]: ...
 
   def decode(self, ids: Sequence[int]) -> str: ...
 
-  def decode_bytes(self, ids: Sequence[int]) -> bytes: ...  # for streaming
+  def decode_bytes(self, ids: Sequence[int], show_special: bool = False, dummy_prefix: bool = True) -> bytes: ...
 
 
 def not_text(tokenizer: Tokenizer, vocab_size: int) -> set[int]:

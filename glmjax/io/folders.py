@@ -7,6 +7,7 @@ in its folder, and leaves the others alone.
 
 from collections.abc import Callable, Iterable, Iterator
 import enum
+import fnmatch
 import itertools
 import json
 import os
@@ -15,8 +16,10 @@ import re
 from typing import Any
 
 from glmjax import errors
+from glmjax.io import globs
 from glmjax.io import paths
 from glmjax.io import publish
+from glmjax.io import together
 from glmjax.io import tokenizer_folder
 
 _LARGEST_MARK = 1 << 26  # bytes of a JSON file that is looked into
@@ -48,20 +51,22 @@ _FILES = {
   r"[^/]+/mp_rank_[^/]+\.pt)",
 }
 _REPLACED_WHOLE = (Kind.EXPORT, Kind.CACHE, Kind.TOKENIZER)
+_SWEPT = (Kind.EXPORT, Kind.TOKENIZER, Kind.WEIGHTS)  # of what killed writers leave in a bucket
 _OF_MODEL = {"vocab_size", "num_layers", "embed_dim"}  # in config.json, under "model"
 
 
-def real(path: str | os.PathLike, what: str) -> pathlib.Path:
+def real(path: paths.Named, what: str) -> paths.Path:
   """Returns the absolute path without links, so that a link's target is judged and written, not the link.
 
   Args:
     path: as the user wrote it.
     what: names it in the error, as "--workdir".
   """
-  return pathlib.Path(os.path.realpath(paths.local(path, what)))
+  path = paths.named(path, what)
+  return pathlib.Path(os.path.realpath(path)) if isinstance(path, pathlib.Path) else path
 
 
-def kinds(folder: pathlib.Path, among: Iterable[Kind] = Kind) -> list[Kind]:
+def kinds(folder: paths.Path, among: Iterable[Kind] = Kind) -> list[Kind]:
   """Returns all that a folder shows marks of; [] when it is missing, empty, or holds other things."""
   try:
     return [kind for kind in among if _MARKS[kind](folder)]
@@ -72,8 +77,8 @@ def kinds(folder: pathlib.Path, among: Iterable[Kind] = Kind) -> list[Kind]:
 
 
 def claim(
-  path: str | os.PathLike, kind: Kind, what: str, *, overwrite: bool = False, sources: Iterable[str | os.PathLike] = ()
-) -> pathlib.Path:
+  path: paths.Named, kind: Kind, what: str, *, overwrite: bool = False, sources: Iterable[paths.Named] = ()
+) -> paths.Path:
   """Returns the real path of a folder that may be written as `kind`; changes nothing.
 
   It may be missing, empty, or of this kind already. What is there is then for the caller to compare.
@@ -89,15 +94,20 @@ def claim(
     errors.InputError: when it is of another kind, lies in what is replaced as a whole, or holds a source.
   """
   folder = real(path, what)
+  if not isinstance(folder, pathlib.Path) and not folder.key:
+    raise errors.InputError(f"{what} is {folder}: name a folder in it")
   for source in sources:
     _check_apart(folder, kind, real(source, "the source"))
   _check_parents(folder)
   try:
-    there = sorted(os.listdir(folder))
+    there = sorted(child.name for child in folder.iterdir())
   except FileNotFoundError:
     return folder
   except OSError as error:
     raise errors.InputError(f"{folder} can be no folder: {errors.reason(error)}; choose another") from error
+  if publish.in_work(folder):
+    _check_may_sweep(folder, kind)
+    return folder
   found = kinds(folder)
   others = [other.value for other in found if other is not kind]
   if kind is Kind.RUN and kind in found:
@@ -114,7 +124,21 @@ def claim(
   return folder
 
 
-def claim_file(path: str | os.PathLike, what: str, stream: bool = False) -> pathlib.Path:
+def _check_may_sweep(folder: paths.Path, kind: Kind) -> None:
+  """Checks that what a writer left unfinished in a bucket is of a kind that the next writer removes, and all of it."""
+  if kind not in (Kind.EXPORT, Kind.TOKENIZER):
+    raise errors.InputError(f"{folder} holds what a writer has not finished: choose another folder for {kind.value}")
+  for path in _files_below(folder):
+    inside = path.relative_to(folder)
+    written = publish.is_unfinished(path.name) or any(_owns(each, inside) for each in _SWEPT)
+    if not written:
+      raise errors.InputError(
+        f"{folder} holds what a writer has not finished, and {inside}, which would be deleted with it: move that away, "
+        "or choose another folder"
+      )
+
+
+def claim_file(path: paths.Named, what: str, stream: bool = False) -> paths.Path:
   """Returns the path of a file that a result may be written to, without links; changes nothing.
 
   Args:
@@ -125,7 +149,7 @@ def claim_file(path: str | os.PathLike, what: str, stream: bool = False) -> path
   Raises:
     errors.InputError: when it is a folder, no regular file, or is a part of what a folder of any kind is made of.
   """
-  file = paths.local(path, what)
+  file = paths.named(path, what)
   try:
     if file.is_dir():
       raise errors.InputError(f"{what}: {file} is a folder; name a file")
@@ -136,44 +160,61 @@ def claim_file(path: str | os.PathLike, what: str, stream: bool = False) -> path
   except OSError as error:
     raise errors.InputError(f"{what}: cannot write {file}: {errors.reason(error)}") from error
   file = real(file, what)
-  for parent in file.parents:
-    for kind in kinds(parent, _FILES):
-      if _owns(kind, file.relative_to(parent)):
-        raise errors.InputError(f"{what}: {file} belongs to {kind.value}; choose another file")
+  owners = [(parent, kind) for parent in file.parents for kind in _FILES if _owns(kind, file.relative_to(parent))]
+  for _, kind in _shown(owners):
+    raise errors.InputError(f"{what}: {file} belongs to {kind.value}; choose another file")
   return file
 
 
-def strangers(folder: pathlib.Path, kind: Kind) -> Iterator[str]:
+def strangers(folder: paths.Path, kind: Kind) -> Iterator[str]:
   """Yields the files in a folder that are not of this kind; unfinished ones and links to folders are nobody's."""
+  for path in _files_below(folder):
+    inside = path.relative_to(folder)
+    if not publish.is_unfinished(path.name) and not _owns(kind, inside):
+      yield str(inside)
+
+
+def _files_below(folder: paths.Path) -> Iterator[paths.Path]:
+  """Yields all that is no folder, links that lead nowhere as well, as it is found."""
+  if not isinstance(folder, pathlib.Path):
+    yield from folder.rglob("*")
+    return
   for parent, _, files in os.walk(folder):
-    inside = pathlib.Path(parent).relative_to(folder)
-    yield from (
-      str(inside / name) for name in sorted(files) if not publish.is_unfinished(name) and not _owns(kind, inside / name)
-    )
+    yield from (pathlib.Path(parent) / name for name in sorted(files))
 
 
 def _owns(kind: Kind, inside: pathlib.PurePath) -> bool:
   return re.fullmatch(_FILES[kind], inside.as_posix(), re.DOTALL) is not None
 
 
-def _check_apart(folder: pathlib.Path, kind: Kind, source: pathlib.Path) -> None:
+def _check_apart(folder: paths.Path, kind: Kind, source: paths.Path) -> None:
   """Checks that what is read is not what is written, nor lies in what may be deleted for it."""
-  if source == folder or source.exists() and folder.exists() and os.path.samefile(source, folder):
+  on_disk = isinstance(source, pathlib.Path) and isinstance(folder, pathlib.Path)
+  if source == folder or on_disk and source.exists() and folder.exists() and os.path.samefile(source, folder):
     raise errors.InputError(f"{folder} is the source itself: choose another folder for {kind.value}")
   if folder in source.parents and (kind is not Kind.RUN or _owns(kind, source.relative_to(folder))):
     raise errors.InputError(f"{folder} holds the source {source}: choose another folder for {kind.value}")
 
 
-def _check_parents(folder: pathlib.Path) -> None:
-  for parent in folder.parents:
-    for kind in kinds(parent, (Kind.RUN, *_REPLACED_WHOLE)):
-      if kind is not Kind.RUN or _owns(kind, folder.relative_to(parent)):
-        raise errors.InputError(
-          f"{folder} lies in {kind.value}, {parent}, and would be deleted with it: choose another folder"
-        )
+def _check_parents(folder: paths.Path) -> None:
+  owners = [
+    (parent, kind)
+    for parent in folder.parents
+    for kind in (Kind.RUN, *_REPLACED_WHOLE)
+    if kind is not Kind.RUN or _owns(kind, folder.relative_to(parent))
+  ]
+  for parent, kind in _shown(owners):
+    raise errors.InputError(
+      f"{folder} lies in {kind.value}, {parent}, and would be deleted with it: choose another folder"
+    )
 
 
-def _check_free(folder: pathlib.Path, kind: Kind, there: list[str]) -> None:
+def _shown(owners: list[tuple[paths.Path, Kind]]) -> list[tuple[paths.Path, Kind]]:
+  """Returns those of some folders and kinds where the folder shows the marks of the kind."""
+  return [each for each, found in zip(owners, together.each(lambda each: kinds(each[0], each[1:]), owners)) if found]
+
+
+def _check_free(folder: paths.Path, kind: Kind, there: list[str]) -> None:
   """Checks that a folder that is not of this kind yet is empty; a run may begin beside files that are none of its own.
 
   The sample text may go anywhere: it writes only what is not there.
@@ -187,18 +228,20 @@ def _check_free(folder: pathlib.Path, kind: Kind, there: list[str]) -> None:
     raise errors.InputError(f"{folder} holds other things ({listed}) and is not {kind.value}: choose another folder")
 
 
-def _json(path: pathlib.Path, largest: int = _LARGEST_MARK) -> dict[str, Any] | None:
+def _json(path: paths.Path, largest: int = _LARGEST_MARK) -> dict[str, Any] | None:
   """Reads the object in a small file; {} for one that is damaged, None for none."""
   try:
     if not path.is_file():
       return None
     content = json.loads(path.read_bytes()) if path.stat().st_size <= largest else {}
-  except (OSError, ValueError, RecursionError):
+  except (OSError, ValueError, RecursionError) as error:
+    if errors.may_pass(error):  # what cannot be read just now may be anything
+      raise
     return {}
   return content if isinstance(content, dict) else {}
 
 
-def _is_run(folder: pathlib.Path) -> bool:
+def _is_run(folder: paths.Path) -> bool:
   config = _json(folder / "config.json") or {}
   if isinstance(model := config.get("model"), dict) and _OF_MODEL <= set(model) and "export" not in config:
     return True
@@ -208,44 +251,43 @@ def _is_run(folder: pathlib.Path) -> bool:
   )
 
 
-def _is_export(folder: pathlib.Path) -> bool:
+def _is_export(folder: paths.Path) -> bool:
   if not (folder / "params").is_dir():
     return False
   config = _json(folder / "config.json") or {}
   return (folder / "checksums.json").exists() or "export" in config
 
 
-def _is_cache(folder: pathlib.Path) -> bool:
+def _is_cache(folder: paths.Path) -> bool:
   manifest = _json(folder / "manifest.json")
   if manifest is None and not (folder / "progress").is_dir():
     return False
   if manifest and "tasks" in manifest and "mixture" in manifest or (folder / "progress" / "plan.json").is_file():
     return True
-  return any(folder.glob("*/*-?????-of-?????.tokens"))  # the manifest is damaged
+  return any(globs.inside(folder, "*/*-?????-of-?????.tokens"))  # the manifest is damaged
 
 
-def _is_tokenizer(folder: pathlib.Path) -> bool:
+def _is_tokenizer(folder: paths.Path) -> bool:
   layout = folder / tokenizer_folder.LAYOUT
   return (folder / tokenizer_folder.MODEL).is_file() and layout.is_file() and layout.stat().st_size <= _LARGEST_LAYOUT
 
 
-def _is_text(folder: pathlib.Path) -> bool:
+def _is_text(folder: paths.Path) -> bool:
   return (folder / "en.jsonl").is_file() and (folder / "zh.jsonl").is_file()
 
 
-def _is_weights(folder: pathlib.Path) -> bool:
+def _is_weights(folder: paths.Path) -> bool:
   config = _json(folder / "config.json") or {}
   if "model_type" in config or "architectures" in config or (folder / "ice_text.model").is_file():
     return True
+  names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
   patterns = ("*.safetensors", "pytorch_model*.bin", "mp_rank_*.pt", "*.index.json")
-  return folder.is_dir() and (
-    any(any(folder.glob(pattern)) for pattern in patterns)
-    or (folder / "latest").is_file()
-    and any(folder.glob("*/mp_rank_*.pt"))
-  )
+  if any(fnmatch.filter(names, pattern) for pattern in patterns):
+    return True
+  return "latest" in names and any(globs.inside(folder, "*/mp_rank_*.pt"))
 
 
-_MARKS: dict[Kind, Callable[[pathlib.Path], bool]] = {
+_MARKS: dict[Kind, Callable[[paths.Path], bool]] = {
   Kind.RUN: _is_run,
   Kind.EXPORT: _is_export,
   Kind.CACHE: _is_cache,

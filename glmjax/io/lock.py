@@ -1,4 +1,4 @@
-"""Locks between processes and machines: a lock file that names its holder.
+"""Locks between processes and machines: a lock file that names its holder; in buckets as lease.py has it.
 
 A file, opened for writing, because NFS gives flock to such files and not to folders. The kernel frees the lock of a
 process that dies; the file is removed by who releases it.
@@ -13,14 +13,17 @@ import os
 import pathlib
 
 from glmjax import errors
-from glmjax.io import publish
+from glmjax.io import bucket_path
+from glmjax.io import lease
+from glmjax.io import owner
+from glmjax.io import paths
 
 # What flock says on file systems without locks (buckets, some network file systems): nothing can be held there.
 _NO_LOCKS = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK, errno.EINVAL)
 
 
 @contextlib.contextmanager
-def held(path: str | os.PathLike, taken: str) -> Iterator[None]:
+def held(path: str | paths.Path, taken: str) -> Iterator[None]:
   """Holds the lock file at `path`, in a folder that is there.
 
   Args:
@@ -31,6 +34,10 @@ def held(path: str | os.PathLike, taken: str) -> Iterator[None]:
   Raises:
     errors.InputError: when another process holds it, or the file cannot be written.
   """
+  if isinstance(path, bucket_path.BucketPath):
+    with lease.held(path, taken):
+      yield
+    return
   path = pathlib.Path(path)
   try:
     descriptor = _acquire(path, taken)
@@ -44,7 +51,7 @@ def held(path: str | os.PathLike, taken: str) -> Iterator[None]:
     os.close(descriptor)
 
 
-def beside(path: pathlib.Path) -> pathlib.Path:
+def beside(path: paths.Path) -> paths.Path:
   """Returns the lock file for a file or folder that will be replaced: beside it."""
   return path.with_name(f".{path.name}.lock")
 
@@ -56,7 +63,7 @@ def _acquire(path: pathlib.Path, taken: str) -> int:
       fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
       if _is_at(descriptor, path):
         os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps({"host": publish.host(), "process": os.getpid()}).encode(), 0)
+        os.pwrite(descriptor, json.dumps(owner.here()).encode(), 0)
         return descriptor
     except BlockingIOError:
       holder = _holder(descriptor)

@@ -6,12 +6,10 @@ It holds `tokenizer.model`, a SentencePiece model, and `tokenizer.json`, the lay
 from collections.abc import Mapping
 import hashlib
 import json
-import os
-import pathlib
-import shutil
 from typing import Any
 
 from glmjax import errors
+from glmjax.io import paths
 from glmjax.io import publish
 from glmjax.io import user_json
 
@@ -24,13 +22,13 @@ def fingerprint(layout: Mapping[str, Any]) -> str:
   return hashlib.sha256(json.dumps(layout, sort_keys=True).encode()).hexdigest()
 
 
-def read(folder: str | os.PathLike) -> dict[str, Any]:
+def read(folder: paths.Named) -> dict[str, Any]:
   """Returns the "fingerprint" and the "vocab_size" of the tokenizer in a folder.
 
   Raises:
     errors.InputError: when files are missing or do not belong together.
   """
-  folder = pathlib.Path(folder)
+  folder = paths.named(folder)
   for file in (folder / LAYOUT, folder / MODEL):
     if not file.is_file():
       raise errors.InputError(f"{file}: missing; copy the tokenizer that the model was trained with to {folder}")
@@ -49,33 +47,33 @@ def read(folder: str | os.PathLike) -> dict[str, Any]:
   return {"fingerprint": fingerprint(layout), "vocab_size": vocab_size}
 
 
-def _model_hash(path: pathlib.Path) -> str:
+def _model_hash(path: paths.Path) -> str:
   try:
-    with open(path, "rb") as file:
-      if (size := os.fstat(file.fileno()).st_size) > LARGEST:
-        raise errors.InputError(
-          f"{path} has {size:,} bytes, where {LARGEST:,} at most are expected: no tokenizer; copy it from the token "
-          "cache or the run"
-        )
-      return hashlib.file_digest(file, "sha256").hexdigest()
+    if (size := path.stat().st_size) > LARGEST:
+      raise errors.InputError(
+        f"{path} has {size:,} bytes, where {LARGEST:,} at most are expected: no tokenizer; copy it from the token "
+        "cache or the run"
+      )
+    return hashlib.sha256(path.read_bytes()).hexdigest()
   except OSError as error:
     raise errors.InputError(f"cannot read {path}: {errors.reason(error)}") from error
 
 
-def copy(source: str | os.PathLike, target: str | os.PathLike) -> dict[str, Any]:
+def copy(source: paths.Named, target: paths.Named) -> dict[str, Any]:
   """Copies a tokenizer's two files to the folder `target`, whole or not at all; returns `read` of it.
 
   Raises:
     errors.InputError: when the source is no tokenizer, or another one is there already.
   """
-  found, target = read(source), pathlib.Path(target)
+  found, source, target = read(source), paths.named(source), paths.named(target)
   if target.exists():
     if read(target) != found:
       raise errors.InputError(f"{target} is another tokenizer than {source}; choose another folder")
     return found
-  with publish.folder(target) as temporary:
-    for name in (LAYOUT, MODEL):
-      shutil.copyfile(pathlib.Path(source) / name, temporary / name)
+  with publish.folder(target, LAYOUT) as temporary:
+    with publish.file(temporary / MODEL) as file:
+      file.write((source / MODEL).read_bytes())
+    publish.finish(temporary / LAYOUT, user_json.read(source / LAYOUT))
     if read(temporary) != found:
       raise errors.InputError(f"{source} was changed while it was copied: try again")
   return found

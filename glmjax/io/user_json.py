@@ -1,12 +1,12 @@
 """The one door for JSON that users, or programs of others, wrote."""
 
 import json
-import os
-import pathlib
+import stat
 from typing import Any
 
 from glmjax import errors
 from glmjax.io import downloads
+from glmjax.io import paths
 
 DEEPEST = 100  # levels of lists and objects: far beyond any config, far within Python's recursion limit
 LARGEST = 1 << 28  # bytes of a JSON file; Python's objects may take 25 times as many
@@ -42,21 +42,22 @@ def parse(text: str | bytes, where: str, kind: type | None = dict, expected: str
   return content
 
 
-def read(path: str | os.PathLike, kind: type | None = dict, expected: str = "", largest: int = LARGEST) -> Any:
+def read(path: paths.Named, kind: type | None = dict, expected: str = "", largest: int = LARGEST) -> Any:
   """Returns what a JSON file of at most `largest` bytes holds (`parse`).
 
   Raises:
     errors.InputError: also when the file is missing, no regular file, too large or cannot be read.
   """
-  path = pathlib.Path(path)
+  path = paths.named(path)
   try:
-    if not path.exists():
-      raise errors.InputError(f"{path}: no such file{f'; {expected}' if expected else ''}")
-    if not path.is_file():  # a FIFO would wait for ever
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):  # a FIFO would wait for ever
       raise errors.InputError(f"{path} is no regular file{f'; {expected}' if expected else ''}")
-    if (size := path.stat().st_size) > largest:
-      raise errors.InputError(f"{path} has {size:,} bytes; a JSON file here has {largest:,} at most")
+    if found.st_size > largest:
+      raise errors.InputError(f"{path} has {found.st_size:,} bytes; a JSON file here has {largest:,} at most")
     text = path.read_bytes()
+  except (FileNotFoundError, NotADirectoryError):
+    raise errors.InputError(f"{path}: no such file{f'; {expected}' if expected else ''}") from None
   except OSError as error:
     raise errors.InputError(f"cannot read {path}: {errors.reason(error)}") from error
   return parse(text, str(path), kind, expected)

@@ -4,18 +4,17 @@ import codecs
 from collections.abc import Iterator
 import functools
 import io
-import os
-import pathlib
 from typing import BinaryIO
 
 from glmjax import errors
 from glmjax.io import downloads
+from glmjax.io import paths
 
 LONGEST = 1 << 30  # characters of a line: of a corpus, say; they are in memory
 _BLOCK = 1 << 20
 
 
-def lines(path: str | os.PathLike, longest: int = LONGEST) -> Iterator[tuple[int, str]]:
+def lines(path: paths.Named, longest: int = LONGEST) -> Iterator[tuple[int, str]]:
   """Yields (line number from 1, line without its end); LF, CR LF and CR end a line.
 
   One line at a time is in memory. A byte order mark is passed over.
@@ -24,10 +23,10 @@ def lines(path: str | os.PathLike, longest: int = LONGEST) -> Iterator[tuple[int
     errors.InputError: naming byte and line where the file is not UTF-8 text; for a line of more than `longest`
       characters; when it cannot be read.
   """
-  path = pathlib.Path(path)
+  path = paths.named(path)
   check_regular(path)
   try:
-    with open(path, "rb") as stream:
+    with path.open("rb") as stream:
       yield from _lines(stream, str(path), longest)
   except UnicodeDecodeError:
     raise errors.InputError(_not_utf8(path)) from None
@@ -69,13 +68,13 @@ def _lines(stream: BinaryIO, where: str, longest: int) -> Iterator[tuple[int, st
     text.detach()
 
 
-def read(path: str | os.PathLike, largest: int = 1 << 24) -> str:
+def read(path: paths.Named, largest: int = 1 << 24) -> str:
   """Returns a text file of at most `largest` bytes, its line ends as LF.
 
   Raises:
     errors.InputError: as `lines`, and when it is larger.
   """
-  path = pathlib.Path(path)
+  path = paths.named(path)
   check_regular(path)
   if (size := path.stat().st_size) > largest:
     raise errors.InputError(
@@ -84,22 +83,22 @@ def read(path: str | os.PathLike, largest: int = 1 << 24) -> str:
   return "".join(f"{line}\n" for _, line in lines(path))
 
 
-def check_regular(path: pathlib.Path) -> None:
+def check_regular(path: paths.Path) -> None:
   """Raises InputError unless `path` is a file: a folder cannot be read, and a FIFO would wait for ever."""
   try:
     if path.is_file():
       return
     reason = "it is no regular file" if path.exists() else "it does not exist"
   except OSError as error:
-    reason = errors.reason(error)
+    raise errors.InputError(f"cannot read {path}: {errors.reason(error)}") from error
   raise errors.InputError(f"cannot read {path}: {reason}")
 
 
-def _not_utf8(path: pathlib.Path) -> str:
+def _not_utf8(path: paths.Path) -> str:
   """Says where, by a second reading: text mode counts from the beginning of its buffer."""
   decoder = codecs.getincrementaldecoder("utf-8")()
   read, line = 0, 1
-  with open(path, "rb") as stream:
+  with path.open("rb") as stream:
     while block := stream.read(_BLOCK):
       if not read and block.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return f"{path}: UTF-16, not UTF-8; convert it, say with iconv -f UTF-16 -t UTF-8"

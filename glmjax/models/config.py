@@ -106,6 +106,12 @@ class GLMConfig:
     return math.sqrt(2 * self.num_layers) if self.residual_alpha is None else self.residual_alpha
 
   @property
+  def one_layer(self) -> "GLMConfig":
+    """The model of any one of its layers, alone."""
+    alpha = self.alpha if self.norm == "deepnorm" else None
+    return dataclasses.replace(self, num_layers=1, residual_alpha=alpha)
+
+  @property
   def beta(self) -> float:
     """DeepNorm's gain on the initial mlp, value and output projections (GLM-130B paper 2.1)."""
     return 1.0 / math.sqrt(2 * self.num_layers)

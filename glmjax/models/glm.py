@@ -281,26 +281,38 @@ class GLM(nn.Module):
     slot, and the one that comes back has L. With it the cache holds so many tokens of each row already: these are
     written behind them, and see the slots before `end_BL`. `rows_B`: as in `embed`.
     """
-    config = self.config
     chex.assert_shape([start_BL, end_BL], tokens_BL.shape)
     chex.assert_type([start_BL, end_BL], int)
+    x_BLD, keys_B = self.embed(tokens_BL, positions, gradient_alpha, rows_B)
+    x_BLD, cache = self.through(x_BLD, positions, start_BL, end_BL, keys_B, cache, lengths_B)
+    return self.finish(x_BLD), cache
+
+  def through(
+    self,
+    x_BLD: jax.Array,
+    positions: jax.Array,
+    start_BL: jax.Array,
+    end_BL: jax.Array,
+    keys_B: jax.Array | None = None,
+    cache: Cache | None = None,
+    lengths_B: jax.Array | None = None,
+  ) -> tuple[jax.Array, Cache | None]:
+    """Returns what the last layer gives of what the first one reads, [B, L, D]; all else is as in `hidden`."""
+    config = self.config
     if lengths_B is None:
       end_BL = cut_causal(config, end_BL)
-    x_BLD, keys_B = self.embed(tokens_BL, positions, gradient_alpha, rows_B)
     cos_sin = rotary.tables(config, positions)
     layer_keys = functools.partial(layers.fold_in, keys_B)
     if config.scan_layers:
       keys_NB = jax.vmap(layer_keys)(jnp.arange(config.num_layers))
-      x_BLD, cache = self.layers(x_BLD, cos_sin, start_BL, end_BL, keys_NB, cache, lengths_B)
-    else:
-      new = {}
-      for i, layer in enumerate(self.layers):
-        name = f"layers_{i}"
-        x_BLD, new[name] = layer(
-          x_BLD, cos_sin, start_BL, end_BL, layer_keys(i), None if cache is None else cache[name], lengths_B
-        )
-      cache = None if cache is None else new
-    return self.finish(x_BLD), cache
+      return self.layers(x_BLD, cos_sin, start_BL, end_BL, keys_NB, cache, lengths_B)
+    new = {}
+    for i, layer in enumerate(self.layers):
+      name = f"layers_{i}"
+      x_BLD, new[name] = layer(
+        x_BLD, cos_sin, start_BL, end_BL, layer_keys(i), None if cache is None else cache[name], lengths_B
+      )
+    return x_BLD, None if cache is None else new
 
   def embed(
     self,

@@ -27,6 +27,7 @@ class KVCache:
 
   key: jax.Array
   value: jax.Array
+  rows_BJ: jax.Array | None = None  # int32, while `append` gives each row, for its own token, those of these rows
 
   @property
   def slots(self) -> int:
@@ -34,12 +35,18 @@ class KVCache:
     return self.key.shape[-2]
 
   def append(self, k_BLHK: jax.Array, v_BLHK: jax.Array, first_B: jax.Array) -> "KVCache":
-    """Returns one layer's cache with L tokens of each row written from the row's slot `first_B` on."""
+    """Returns one layer's cache with L tokens of each row written from the row's slot `first_B` on.
+
+    With `rows_BJ` L is 1, and each row is given the tokens of J rows, zeros for rows that there are not. All slots that
+    are written must be there.
+    """
     chex.assert_equal_shape([k_BLHK, v_BLHK])
     chex.assert_shape([self.key, self.value], (len(k_BLHK), k_BLHK.shape[2], self.slots, k_BLHK.shape[3]))
     chex.assert_shape(first_B, (len(k_BLHK),))
 
     def write(slots_BHMK: jax.Array, new_BLHK: jax.Array) -> jax.Array:
+      if self.rows_BJ is not None:
+        new_BLHK = jnp.take(new_BLHK[:, 0], self.rows_BJ, axis=0, mode="fill", fill_value=0)
       new_BHLK = _stored(jnp.swapaxes(new_BLHK, 1, 2), slots_BHMK.dtype)
       if len(slots_BHMK) == 1:  # written without its axis, as `pack` says
         return _write_row(slots_BHMK[0], new_BHLK[0], first_B[0])[None]

@@ -17,7 +17,8 @@ from glmjax.parallel import distributed
 _FIRST = "glmjax/first/"  # of the coordination service's keys: what process 0 tells the others
 _PIECE = 1 << 20  # bytes of a message to the service
 _WAIT_MS = 2000  # within which a process that waits hears that the service has gone
-_SAME = "glmjax/same/"  # ... and of what all tell, to be compared
+_SAME = "glmjax/same/"  # ... of what all tell, to be compared
+_TOLD = "glmjax/told/"  # ... and of what each tells the others of its work in the background
 _numbers = itertools.count()  # of what was told and compared, the same in every process
 
 
@@ -27,16 +28,19 @@ def on_first(action: Callable[[], None]) -> None:
   Raises:
     errors.InputError: in the other processes, when process 0 raised anything.
   """
-  failure = None
-  if jax.process_index() == 0:
+  failure, first = None, jax.process_index() == 0  # which starts JAX in all
+  if first:
     try:
       action()
     except Exception as error:  # the others must hear of it before it goes on
       failure = error
-  if jax.process_count() > 1:
-    failed = multihost_utils.broadcast_one_to_all(np.int32(failure is not None))
-    if failed and failure is None:
-      raise errors.InputError("process 0 could not begin: its own message says why")
+  if distributed.joined():  # by the coordination service: it may take longer than collectives wait, as a lock's lease
+    where, client = f"{_FIRST}{next(_numbers)}", distributed.client()
+    if first:
+      said = "done" if failure is None else "failed" if not errors.may_pass(failure) else "failed for now"
+      client.key_value_set_bytes(where, said.encode())
+    elif (said := _wait(client, where).decode()) != "done":
+      raise errors.InputError("process 0 could not begin: its own message says why", passes=said != "failed")
   if failure is not None:
     raise failure
 
@@ -81,6 +85,23 @@ def check_same(texts: Mapping[str, str]) -> None:
     wrong = json.loads(_wait(client, where))
   if wrong:
     raise errors.InputError(f"{wrong[0]} has another one than process 0: give all the same")
+
+
+def tell(name: str, text: str) -> None:
+  """Leaves a text for the other processes, one of a name; from any thread."""
+  distributed.client().key_value_set_bytes(f"{_TOLD}{name}/{distributed.process_id()}", text.encode())
+
+
+def told(name: str, process: int, seconds: float) -> str | None:
+  """Returns the text that a process has left, waiting for it; None: there is none in time. From any thread."""
+  until = time.monotonic() + seconds
+  while time.monotonic() < until:
+    try:
+      return distributed.client().blocking_key_value_get_bytes(f"{_TOLD}{name}/{process}", _WAIT_MS).decode()
+    except jax.errors.JaxRuntimeError as error:
+      if "DEADLINE_EXCEEDED" not in str(error):
+        raise
+  return None
 
 
 def _wait(client: Any, key: str) -> bytes:

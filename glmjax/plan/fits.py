@@ -10,7 +10,6 @@ import functools
 import hashlib
 import json
 import os
-import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -19,7 +18,7 @@ import tqdm
 
 from glmjax import errors
 from glmjax import ranges
-from glmjax.io import folders, user_text
+from glmjax.io import bucket_path, folders, paths, user_text
 from glmjax.models import config as config_lib
 from glmjax.parallel import mesh as mesh_lib
 from glmjax.plan import devices as devices_lib
@@ -38,7 +37,7 @@ def smallest(
   contexts: Sequence[int] = (512, 1024, 2048),
   gpus: Sequence[str] = GPUS,
   layers: int = 8,
-  out: str | os.PathLike | None = None,
+  out: paths.Named | None = None,
 ) -> list[dict[str, Any]]:
   """Finds for each model, precision, context and GPU how many, of 1, 2, 4, ..., hold one row of so many tokens.
 
@@ -112,7 +111,7 @@ def _mesh(gpu: str, count: int) -> jax.sharding.Mesh:
 class _Compiler:
   """Compiles programs, each once for all cards of one architecture, and remembers their peaks in a file."""
 
-  def __init__(self, layers: int, path: pathlib.Path | None) -> None:
+  def __init__(self, layers: int, path: paths.Path | None) -> None:
     self._layers, self._path, self._peaks = layers, path, {}
     self._known: dict[str, int] = {}
     for _, line in user_text.lines(path) if path and path.exists() else ():
@@ -174,10 +173,14 @@ class _Compiler:
   def _note(self, program: Mapping[str, Any]) -> None:
     if self._path is None:
       return
+    line = json.dumps(program).encode() + b"\n"
+    if isinstance(self._path, bucket_path.BucketPath):
+      self._path.append(line)
+      return
     with open(self._path, "a+b") as file:
       size = file.seek(0, os.SEEK_END)
       file.seek(max(0, size - 1))
       cut = file.read(1) not in (b"", b"\n")  # a line, as an earlier run was stopped
-      file.write(b"\n" * cut + json.dumps(program).encode() + b"\n")
+      file.write(b"\n" * cut + line)
       file.flush()
       os.fsync(file.fileno())

@@ -119,14 +119,7 @@ def quantize(x: jax.Array, bits: int, axes: Sequence[int], scale_dtype: Any = jn
   Raises:
     errors.InputError: for other bits, or an odd number of inputs to pack.
   """
-  if bits not in BITS:
-    raise errors.InputError(f"bits is {bits}: quantization knows 8 and 4")
-  axes = [axis % x.ndim - x.ndim for axis in axes]
-  if bits == 4 and x.shape[axes[-1]] % 2:
-    raise errors.InputError(
-      f"INT4 packs two inputs in a byte, and shape {tuple(x.shape)} has an odd number "
-      f"of them in axis {x.ndim + axes[-1]}: use 8 bits or an even size"
-    )
+  axes = _from_end(x.shape, bits, axes)
   limit = 2 ** (bits - 1) - 1
   w = x.astype(jnp.float32)
   scale = _divide(jnp.abs(w).max(axes, keepdims=True), limit).astype(scale_dtype)
@@ -136,6 +129,30 @@ def quantize(x: jax.Array, bits: int, axes: Sequence[int], scale_dtype: Any = jn
     quotient = _round_half(quotient)  # the original divides in the weight's own precision
   codes = jnp.clip(jnp.where(scale > 0, jnp.round(quotient), 0), -limit, limit).astype(jnp.int8)
   return QuantizedArray(_pack(codes, axes[-1]) if bits == 4 else codes, scale, bits, axes[-1])
+
+
+def abstract(shape: Sequence[int], bits: int, axes: Sequence[int]) -> QuantizedArray:
+  """Returns the shapes and dtypes of what `quantize` makes of a weight of this shape; raises as it does."""
+  axes = _from_end(shape, bits, axes)
+  values, scale = list(shape), list(shape)
+  values[axes[-1]] //= 8 // bits
+  for axis in axes:
+    scale[axis] = 1
+  make = jax.ShapeDtypeStruct
+  return QuantizedArray(make(values, jnp.int8), make(scale, jnp.float16), bits, axes[-1])
+
+
+def _from_end(shape: Sequence[int], bits: int, axes: Sequence[int]) -> list[int]:
+  """Returns the axes counted from the end, once it is known that such a weight can be quantized."""
+  if bits not in BITS:
+    raise errors.InputError(f"bits is {bits}: quantization knows 8 and 4")
+  axes = [axis % len(shape) - len(shape) for axis in axes]
+  if bits == 4 and shape[axes[-1]] % 2:
+    raise errors.InputError(
+      f"INT4 packs two inputs in a byte, and shape {tuple(shape)} has an odd number "
+      f"of them in axis {len(shape) + axes[-1]}: use 8 bits or an even size"
+    )
+  return axes
 
 
 def _pack(codes: jax.Array, axis: int) -> jax.Array:

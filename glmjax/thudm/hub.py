@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping
 import math
-import pathlib
 from typing import Any
 
 from glmjax import errors
 from glmjax import ranges
+from glmjax.io import paths
 from glmjax.models import config as config_lib
 
 CONFIG = "config.json"
@@ -20,7 +20,7 @@ _SIZES = (
 _IDS = ("bos_token_id", "eos_token_id", "mask_token_id", "gmask_token_id", "pad_token_id")
 
 
-def check(hub: Mapping[str, Any], path: pathlib.Path) -> None:
+def check(hub: Mapping[str, Any], path: paths.Path) -> None:
   """Checks the types and ranges of all fields that are used.
 
   Raises:
@@ -48,7 +48,7 @@ def check(hub: Mapping[str, Any], path: pathlib.Path) -> None:
     raise errors.InputError(f"{path}: position_encoding_2d is false; only ChatGLM-6B's two-dimensional one is known")
 
 
-def model(hub: Mapping[str, Any], path: pathlib.Path) -> config_lib.GLMConfig:
+def model(hub: Mapping[str, Any], path: paths.Path) -> config_lib.GLMConfig:
   """Returns the model of a checked configuration; its head is tied unless the configuration says otherwise."""
   sizes = {ours: hub[theirs] for ours, theirs in _SIZES}
   # The original's blocks are never told how many layers there are: alpha is that of 28 at any depth.

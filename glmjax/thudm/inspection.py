@@ -1,6 +1,7 @@
 """What a folder or file of weights holds: ours (runs, exports) and theirs (the Hub's, ranks, single files)."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+import contextlib
 import hashlib
 import math
 import os
@@ -17,6 +18,8 @@ from glmjax.checkpoint import folder as folder_lib
 from glmjax.checkpoint import manager
 from glmjax.checkpoint import source as ours_lib
 from glmjax.checkpoint import stored_weights
+from glmjax.io import bucket_path
+from glmjax.io import globs
 from glmjax.io import paths
 from glmjax.io import printable
 from glmjax.io import progress
@@ -32,7 +35,7 @@ _FAMILY_SIGN = "transformer.position_embeddings.weight"  # a key that only the G
 _LAYER = re.compile(r"(?<=layers[./])\d+(?=[./])")
 
 
-def inspect(path: str | os.PathLike, hashes: bool = False) -> dict[str, Any]:
+def inspect(path: paths.Named, hashes: bool = False) -> dict[str, Any]:
   """Describes a run, an export, a model in THUDM's files, or one file of tensors.
 
   Args:
@@ -47,14 +50,14 @@ def inspect(path: str | os.PathLike, hashes: bool = False) -> dict[str, Any]:
   Raises:
     errors.InputError: when it is nothing that glmjax knows.
   """
-  path = paths.local(path, "the path")
+  path = paths.named(path, "the path")
   try:
     return _inspect(path, hashes)
   except OSError as error:
     raise errors.InputError(f"cannot read {error.filename or path}: {errors.reason(error)}") from error
 
 
-def _inspect(path: pathlib.Path, hashes: bool) -> dict[str, Any]:
+def _inspect(path: paths.Path, hashes: bool) -> dict[str, Any]:
   if path.is_file():
     opened = shards_lib.open_file(path)
     return _report(path, "file", {}, None, _table(opened.items()), [path], hashes, None)
@@ -66,10 +69,10 @@ def _inspect(path: pathlib.Path, hashes: bool) -> dict[str, Any]:
   return _inspect_theirs(path, hashes)
 
 
-def _inspect_ours(path: pathlib.Path, hashes: bool) -> dict[str, Any]:
+def _inspect_ours(path: paths.Path, hashes: bool) -> dict[str, Any]:
   config = folder_lib.read_config(path)
   kind = "export" if (path / folder_lib.PARAMS).is_dir() else "run"
-  steps = manager.steps(path / folder_lib.CHECKPOINTS)
+  steps = manager.steps(path / folder_lib.CHECKPOINTS) if kind == "run" else []
   source, problem = _newest(path, hashes)
   rows = (
     []
@@ -100,7 +103,7 @@ def _inspect_ours(path: pathlib.Path, hashes: bool) -> dict[str, Any]:
   return report
 
 
-def _newest(path: pathlib.Path, hashes: bool) -> tuple[ours_lib.Source | None, str | None]:
+def _newest(path: paths.Path, hashes: bool) -> tuple[ours_lib.Source | None, str | None]:
   """Returns the parameters that loading would take, and what is wrong with them; steps that a run deletes are left."""
   tries = 3
   while True:
@@ -113,6 +116,8 @@ def _newest(path: pathlib.Path, hashes: bool) -> tuple[ours_lib.Source | None, s
         _verify(source)
       return source, None
     except (errors.InputError, arrays.DamagedError, FileNotFoundError) as error:
+      if errors.may_pass(error):
+        raise
       if not tries or source is None or source.arrays.exists():
         return source, printable.line(error)
 
@@ -121,7 +126,7 @@ def _itself(source: ours_lib.Source) -> ours_lib.Source:
   return source
 
 
-def _problem_of_metrics(path: pathlib.Path) -> str | None:
+def _problem_of_metrics(path: paths.Path) -> str | None:
   """Says what is wrong with a run's metrics; its last line may be half-written."""
   if not path.is_file():
     return None
@@ -135,6 +140,8 @@ def _problem_of_metrics(path: pathlib.Path) -> str | None:
       except errors.InputError as error:
         bad = str(error)
   except errors.InputError as error:
+    if errors.may_pass(error):
+      raise
     return str(error)
   return None
 
@@ -150,26 +157,31 @@ def _verify(source: ours_lib.Source) -> None:
     reader.verify([name])
 
 
-def _by_folder(path: pathlib.Path) -> list[dict[str, Any]]:
+def _by_folder(path: paths.Path) -> list[dict[str, Any]]:
   """Counts the bytes of the folder's own files and of each folder in it; what a run deletes meanwhile is passed
   over.
   """
   sizes: dict[str, int] = {}
-  for parent, folders, files in os.walk(path):
-    folders.sort()
-    for file in sorted(files):
-      place = pathlib.Path(parent, file)
-      parts = place.relative_to(path).parts
-      name = parts[0] + ("/" if len(parts) > 1 else "")
-      try:
-        sizes[name] = sizes.get(name, 0) + place.stat().st_size
-      except FileNotFoundError:
-        continue
+  for file, size in _sizes(path):
+    parts = file.relative_to(path).parts
+    name = parts[0] + ("/" if len(parts) > 1 else "")
+    sizes[name] = sizes.get(name, 0) + size
   return [{"name": name, "bytes": size} for name, size in sorted(sizes.items())]
 
 
-def _inspect_theirs(path: pathlib.Path, hashes: bool) -> dict[str, Any]:
-  is_ranks = any((path / name).is_file() for name in shards_lib.LATEST) or any(path.glob("mp_rank_*"))
+def _sizes(path: paths.Path) -> Iterator[tuple[paths.Path, int]]:
+  """Yields all files below a folder, and their bytes."""
+  if isinstance(path, bucket_path.BucketPath):
+    yield from path.sizes().items()
+    return
+  for parent, _, files in os.walk(path):
+    for file in files:
+      with contextlib.suppress(FileNotFoundError):
+        yield (place := pathlib.Path(parent, file)), place.stat().st_size
+
+
+def _inspect_theirs(path: paths.Path, hashes: bool) -> dict[str, Any]:
+  is_ranks = any((path / name).is_file() for name in shards_lib.LATEST) or any(globs.inside(path, "mp_rank_*"))
   opened = shards_lib.open_ranks(path) if is_ranks else shards_lib.open_hub(path)
   rows = _table(item for rank in opened.ranks for item in rank.items())
   kind = f"{len(opened.ranks)} tensor-parallel ranks" if is_ranks else "Hub"
@@ -185,6 +197,8 @@ def _inspect_theirs(path: pathlib.Path, hashes: bool) -> dict[str, Any]:
     found = source_lib.open_source(family, path, None if has_tokenizer else "none")
     model, bits, note = vars(found.config), found.bits, found.note
   except errors.InputError as error:
+    if errors.may_pass(error):
+      raise
     problem = str(error)
   report = _report(path, kind, model, bits, rows, files, hashes, problem)
   return report | {
@@ -195,11 +209,13 @@ def _inspect_theirs(path: pathlib.Path, hashes: bool) -> dict[str, Any]:
   }
 
 
-def _our_config(path: pathlib.Path) -> folder_lib.FolderConfig | None:
+def _our_config(path: paths.Path) -> folder_lib.FolderConfig | None:
   """Reads the config.json that `export --format=safetensors` has written; None: it is another's, or missing."""
   try:
     is_ours = isinstance(shards_lib.read_json(path / folder_lib.CONFIG).get("model"), Mapping)
-  except errors.InputError:
+  except errors.InputError as error:
+    if errors.may_pass(error):
+      raise
     return None
   return folder_lib.read_config(path) if is_ours else None
 
@@ -223,19 +239,19 @@ def _nbytes(shape: Sequence[int], dtype: str) -> int:
 
 
 def _report(
-  path: pathlib.Path,
+  path: paths.Path,
   kind: str,
   model: dict[str, Any],
   bits: int | None,
   rows: list[dict[str, Any]],
-  files: Sequence[pathlib.Path],
+  files: Sequence[paths.Path],
   hashes: bool,
   problem: str | None,
 ) -> dict[str, Any]:
   described = [{"name": file.name, "bytes": file.stat().st_size} for file in files]
   if hashes:
     for entry, file in zip(described, progress.bar(files, desc="hashing", disable=None)):
-      with open(file, "rb") as stream:
+      with file.open("rb") as stream:
         entry["sha256"] = hashlib.file_digest(stream, "sha256").hexdigest()
       if file.suffix != ".safetensors" and (bad := zips.damaged_member(file)):
         problem = problem or (f"{file} is damaged: {printable.line(bad, 80)} is not what its CRC says; copy it again")

@@ -1,4 +1,8 @@
-"""Import: a THUDM model's files to our export folder, block by block, going on where a killed import stopped."""
+"""Import: a THUDM model's files to our export folder, block by block, going on where a killed import stopped.
+
+On a disk it is prepared in a folder beside its place, and put there by a rename; in a bucket in its place. Until it is
+whole `.unfinished` in that folder notes by which plan.
+"""
 
 from collections.abc import Mapping
 import dataclasses
@@ -8,6 +12,7 @@ import json
 import logging
 import os
 import pathlib
+import tempfile
 from typing import Any
 
 import numpy as np
@@ -16,7 +21,11 @@ from glmjax import errors
 from glmjax.checkpoint import blocks
 from glmjax.checkpoint import export
 from glmjax.checkpoint import folder as folder_lib
+from glmjax.checkpoint import source as ours_lib
 from glmjax.checkpoint import stored_weights
+from glmjax.io import bucket_path
+from glmjax.io import folders
+from glmjax.io import lease
 from glmjax.io import paths
 from glmjax.io import publish
 from glmjax.models import config as config_lib
@@ -24,22 +33,21 @@ from glmjax.models import params as params_lib
 from glmjax.quantize import qarray
 from glmjax.thudm import source as source_lib
 
-_PLAN, _EXPORT, _TOKENIZER = "plan.json", "export", "source-tokenizer"
-_FORMAT = 1  # of what an unfinished import leaves
+_FORMAT = 2  # of what an unfinished import leaves
 
 _log = logging.getLogger("glmjax")
 
 
 def import_model(
   family: str,
-  source: str | os.PathLike,
-  out: str | os.PathLike,
+  source: paths.Named,
+  out: paths.Named,
   dtype: str | None = None,
   bits: int | None = None,
-  tokenizer: str | os.PathLike | None = None,
+  tokenizer: paths.Named | None = None,
   num_heads: int | None = None,
   rotary_rounding: str = "half_table",
-  prefix: str | os.PathLike | None = None,
+  prefix: paths.Named | None = None,
   memory_limit_gib: float | None = None,
   overwrite: bool = False,
 ) -> dict[str, Any]:
@@ -70,7 +78,7 @@ def import_model(
     raise errors.InputError(f"bits is {bits}: give 8 or 4, or leave it out")
   if dtype not in (None, *config_lib.DTYPES):
     raise errors.InputError(f"dtype is {dtype!r}: choose one of {', '.join(config_lib.DTYPES)}")
-  source = paths.local(source, "the source folder")
+  source = paths.named(source, "the source folder")
   with export.claimed(out, overwrite, source) as out:
     opened = source_lib.open_source(family, source, tokenizer, num_heads, rotary_rounding, prefix)
     if opened.bits is not None and bits not in (None, opened.bits):
@@ -80,41 +88,74 @@ def import_model(
       )
     if opened.note:
       _log.warning("%s", opened.note)
-    content = _content(opened, bits, dtype, export.importing(out) / _TOKENIZER)
+    content = _content(opened, bits, dtype)
     if memory_limit_gib is not None:
       elements = stored_weights.elements_within(memory_limit_gib, content.weights)
       content = dataclasses.replace(content, elements=elements)
-    described = _write(opened, content, out, overwrite)
+    try:
+      described = _write(opened, content, out, overwrite)
+    except OSError as error:
+      raise errors.InputError(
+        f"{out} could not be written ({errors.reason(error)}): the same command goes on from here"
+      ) from error
   about = {"family": family, "source_bytes": opened.nbytes, "note": opened.note}
   return {"out": str(out)} | described | about | {"parameters": params_lib.count(content.config.model)}
 
 
-def _write(
-  opened: source_lib.Source, content: export.ExportSource, out: pathlib.Path, overwrite: bool
-) -> dict[str, Any]:
-  """Writes the export beside its place and puts it there; returns what it holds."""
+def _write(opened: source_lib.Source, content: export.ExportSource, out: paths.Path, overwrite: bool) -> dict[str, Any]:
+  """Writes the export where it is prepared, and puts it in its place; returns what it holds."""
   work = export.importing(out)
+  _begin(work, _plan(opened, content), content, overwrite)
   try:
-    _begin(work, _plan(opened, content), content, overwrite)
-    if opened.tokenizer is not None:
-      opened.tokenizer.save(work / _TOKENIZER)
-    export.write_folder(content, work / _EXPORT)
-    described = export.describe(content, work / _EXPORT)
-    publish.put_in_place(work / _EXPORT, out, overwrite)
+    with tempfile.TemporaryDirectory() as scratch:
+      if opened.tokenizer is not None:
+        opened.tokenizer.save(pathlib.Path(scratch) / folder_lib.TOKENIZER)
+        content = dataclasses.replace(content, tokenizer=pathlib.Path(scratch) / folder_lib.TOKENIZER)
+      export.write_folder(content, work)
   except errors.NotFiniteError:  # nothing there is to be gone on with
+    lease.check()
     publish.remove(work)
     raise
-  except OSError as error:
-    raise errors.InputError(
-      f"{out} could not be written ({errors.reason(error)}): the same command goes on from here"
-    ) from error
-  publish.remove(work)
-  return described
+  publish.end(work)
+  if work != out:
+    publish.put_in_place(work, out, overwrite)
+  return export.describe(content, out)
 
 
-def _content(
-  opened: source_lib.Source, bits: int | None, dtype: str | None, tokenizer: pathlib.Path
-) -> export.ExportSource:
+def _begin(work: paths.Path, plan: str, content: export.ExportSource, overwrite: bool) -> None:
+  """Makes the working folder, or keeps what an import that stopped has left there by the same plan.
+
+  Raises:
+    errors.InputError: when that was by another plan, and is not to be overwritten.
+  """
+  there, begun = 0, publish.begun(work).get(export.PLAN)
+  if begun == plan and not (work / ours_lib.CHECKSUMS).is_file():
+    there = _bytes_of(work)
+    _log.info("going on with the import that stopped after %.0f MB", there / 1e6)
+  elif begun is not None and begun != plan and not overwrite and (work / folder_lib.PARAMS / blocks.JOURNAL).is_file():
+    raise _of_another_plan(work)
+  stored_weights.need_room(work.parent, content.weights, there)
+  if not there:
+    if strange := next(folders.strangers(work, folders.Kind.EXPORT), None):
+      raise errors.InputError(f"{work} holds {strange}, which no import wrote: move it away")
+    publish.restart(work, ours_lib.CHECKSUMS, **{export.PLAN: plan})
+
+
+def _bytes_of(folder: paths.Path) -> int:
+  """Returns the bytes that are taken by what is in a folder."""
+  if isinstance(folder, bucket_path.BucketPath):
+    return sum(folder.sizes().values())
+  return sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())
+
+
+def _of_another_plan(work: paths.Path) -> errors.InputError:
+  return errors.InputError(
+    f"{work} holds an import of other files or options that stopped: give the same again to go on with it, or "
+    "--overwrite to begin anew"
+  )
+
+
+def _content(opened: source_lib.Source, bits: int | None, dtype: str | None) -> export.ExportSource:
   bits = opened.bits or bits
   kind = dtype or opened.config.param_dtype
   fields = {"param_dtype": kind} | ({"dtype": "float32" if kind == "float32" else "bfloat16"} if dtype else {})
@@ -128,7 +169,7 @@ def _content(
   config = folder_lib.FolderConfig(model, {}, known, described)
   return export.ExportSource(
     config,
-    None if opened.tokenizer is None else tokenizer,
+    None,  # it comes into a folder when that is there
     opened.weights(bits, dtype),
     functools.partial(_read_finite, opened),
     lambda: None,
@@ -151,43 +192,11 @@ def _read_finite(
 
 def _plan(opened: source_lib.Source, content: export.ExportSource) -> str:
   """Returns a hash of all that decides what will be written."""
-  files = [(os.path.realpath(path), path.stat().st_size, path.stat().st_mtime_ns) for path in opened.files]
+  files = [(_real(path), (found := path.stat()).st_size, found.st_mtime_ns) for path in opened.files]
   weights = [repr(weight) for weight in content.weights]
   plan = [_FORMAT, content.elements or stored_weights.ELEMENTS, files, repr(content.config), weights]
   return hashlib.sha256(json.dumps(plan).encode()).hexdigest()
 
 
-def _begin(work: pathlib.Path, plan: str, content: export.ExportSource, overwrite: bool) -> None:
-  """Makes the working folder, or keeps what an import that stopped has left there by the same plan.
-
-  Raises:
-    errors.InputError: when that was by another plan, and is not to be overwritten.
-  """
-  there = 0
-  if work.exists() and _read_plan(work) != plan:
-    if not overwrite and (work / _EXPORT / folder_lib.PARAMS / blocks.JOURNAL).exists():
-      raise errors.InputError(
-        f"{work} holds an import of other files or options that stopped: give the same again to go on with it, or "
-        "--overwrite to begin anew"
-      )
-  elif work.exists():
-    there = sum(path.stat().st_blocks * 512 for path in (work / _EXPORT).rglob("*") if path.is_file())
-    _log.info("going on with the import that stopped after %.0f MB", there / 1e6)
-  stored_weights.need_room(work.parent, content.weights, there)
-  if work.exists() and not there:
-    if (
-      strange := set(os.listdir(work))
-      - {_PLAN, _EXPORT, _TOKENIZER, "lock"}
-      - set(filter(publish.is_unfinished, os.listdir(work)))
-    ):
-      raise errors.InputError(f"{work} holds {min(strange)}, which no import wrote: move it away")
-    publish.remove(work)
-  (work / _EXPORT).mkdir(parents=True, exist_ok=True)
-  publish.write_json(work / _PLAN, {"plan": plan})
-
-
-def _read_plan(work: pathlib.Path) -> str | None:
-  try:
-    return json.loads((work / _PLAN).read_bytes())["plan"]
-  except (OSError, ValueError, KeyError, TypeError):
-    return None
+def _real(path: paths.Path) -> str:
+  return os.path.realpath(path) if isinstance(path, pathlib.Path) else str(path)

@@ -8,8 +8,6 @@ it (linear, tanh, linear); it is evaluated here, since nothing but the large one
 from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
-import os
-import pathlib
 
 import numpy as np
 
@@ -34,7 +32,7 @@ class Prefix:
   """A prefix in its files, checked against the model."""
 
   tensors: Mapping[str, tensors_lib.Tensor]  # by keys without ENCODER
-  files: tuple[pathlib.Path, ...]
+  files: tuple[paths.Path, ...]
   embed_dim: int
   num_heads: int
 
@@ -97,13 +95,13 @@ def weights(prefix: Prefix, config: config_lib.GLMConfig, dtype: str | None) -> 
   return [stored_weights.StoredWeight(name, shape, dtype or prefix.dtype) for name in NAMES]
 
 
-def open_prefix(path: str | os.PathLike, config: config_lib.GLMConfig) -> Prefix:
+def open_prefix(path: paths.Named, config: config_lib.GLMConfig) -> Prefix:
   """Opens what P-Tuning left: its folder (config.json is read where there is one), or the file of tensors.
 
   Raises:
     errors.InputError: when there is no prefix, or it is another model's.
   """
-  path = paths.local(path, "--prefix")
+  path = paths.named(path, "--prefix")
   if path.is_dir():
     opened = shards_lib.open_hub(path)
     said = shards_lib.read_json(path / "config.json") if (path / "config.json").exists() else {}
@@ -119,10 +117,10 @@ def open_prefix(path: str | os.PathLike, config: config_lib.GLMConfig) -> Prefix
 
 def checked(
   found: Mapping[str, tensors_lib.Tensor],
-  files: Sequence[pathlib.Path],
+  files: Sequence[paths.Path],
   said: Mapping[str, object],
   config: config_lib.GLMConfig,
-  where: pathlib.Path,
+  where: paths.Path,
 ) -> Prefix:
   """Returns a prefix of tensors under their full keys; `said`: the config.json beside them.
 

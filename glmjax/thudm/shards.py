@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 import dataclasses
 import os
-import pathlib
 import re
 from typing import Any
 
 from glmjax import errors
+from glmjax.io import globs
+from glmjax.io import paths
 from glmjax.io import printable
+from glmjax.io import publish
 from glmjax.io import user_json
 from glmjax.io import user_text
 from glmjax.thudm import tensors
@@ -27,7 +29,7 @@ class Shards:
   """The tensors of each tensor-parallel rank, by their keys, and where they came from."""
 
   ranks: tuple[dict[str, tensors.Tensor], ...]
-  files: tuple[pathlib.Path, ...]
+  files: tuple[paths.Path, ...]
   iteration: str | None = None  # of the training, as the folder's `latest` has it
 
   @property
@@ -36,25 +38,26 @@ class Shards:
     return sum(tensor.nbytes for rank in self.ranks for tensor in rank.values())
 
 
-def open_file(path: pathlib.Path) -> dict[str, tensors.Tensor]:
+def open_file(path: paths.Path) -> dict[str, tensors.Tensor]:
   """Opens the weights in one file."""
   if path.suffix == ".safetensors":
     return tensors.open_safetensors(path)
   return torch_files.open_state_dict(path)
 
 
-def open_hub(folder: pathlib.Path) -> Shards:
+def open_hub(folder: paths.Path) -> Shards:
   """Opens a folder as the Hugging Face Hub has it: safetensors or pytorch_model.bin, in one file or several.
 
   Raises:
     errors.InputError: when a file is missing or damaged, or holds other tensors than the index says.
   """
+  _check_finished(folder)
   for index, single in _HUB:
     if (folder / index).is_file():
       return _open_indexed(folder, index)
     if (folder / single).is_file():
       return Shards((open_file(folder / single),), (folder / single,))
-  numbered = sorted(path.name for path in folder.glob("*-of-*.*") if path.suffix in (".bin", ".safetensors"))
+  numbered = sorted(path.name for path in globs.inside(folder, "*-of-*.*") if path.suffix in (".bin", ".safetensors"))
   if numbered:
     raise errors.InputError(f"{folder} has {numbered[0]} but no index: copy {_HUB[0][0]} or {_HUB[1][0]} there, too")
   raise errors.InputError(
@@ -62,7 +65,12 @@ def open_hub(folder: pathlib.Path) -> Shards:
   )
 
 
-def _open_indexed(folder: pathlib.Path, index: str) -> Shards:
+def _check_finished(folder: paths.Path) -> None:
+  if publish.in_work(folder):
+    raise errors.InputError(f"{folder} is half-written, as its {publish.IN_WORK} says: wait, or write it again")
+
+
+def _open_indexed(folder: paths.Path, index: str) -> Shards:
   listed = _listed(folder / index)
   missing = [name for name in sorted(listed) if not (folder / name).is_file()]
   if missing:
@@ -86,7 +94,7 @@ def _open_indexed(folder: pathlib.Path, index: str) -> Shards:
   return Shards((found,), tuple(folder / name for name in sorted(listed)))
 
 
-def _listed(index: pathlib.Path) -> dict[str, set[str]]:
+def _listed(index: paths.Path) -> dict[str, set[str]]:
   """Returns the keys that an index says are in each file."""
   weight_map = read_json(index).get("weight_map")
   if not isinstance(weight_map, dict) or not weight_map:
@@ -115,7 +123,7 @@ def _is_name(name: str) -> bool:
   return name not in ("", ".", "..") and not set(name) & {"/", "\\", "\0"} and len(encoded) <= 255
 
 
-def open_ranks(folder: pathlib.Path) -> Shards:
+def open_ranks(folder: paths.Path) -> Shards:
   """Opens a training checkpoint: `latest` and <iteration>/mp_rank_XX_model_states.pt.
 
   `latest_checkpointed_iteration.txt` is `latest`'s other name; the folder with the mp_rank files will do, too.
@@ -123,6 +131,7 @@ def open_ranks(folder: pathlib.Path) -> Shards:
   Raises:
     errors.InputError: when a rank's file is missing or damaged, or the ranks do not hold the same keys.
   """
+  _check_finished(folder)
   iteration, where = None, folder
   for name in LATEST:
     if (folder / name).is_file():
@@ -135,7 +144,7 @@ def open_ranks(folder: pathlib.Path) -> Shards:
         )
       break
   found = {int(match[1]): path for path in where.iterdir() if (match := _RANK.fullmatch(path.name))}
-  if not found and any(folder.glob("*.tar.part_*")):
+  if not found and any(globs.inside(folder, "*.tar.part_*")):
     raise errors.InputError(
       f"{folder} holds the parts of the archive: unpack them first, cat {folder}/*.tar.part_* | tar x"
     )
@@ -169,7 +178,7 @@ def _without_prefix(opened: dict[str, tensors.Tensor]) -> dict[str, tensors.Tens
   return opened
 
 
-def check_keys(shards: Shards, wanted: Sequence[str], optional: Sequence[str], where: pathlib.Path) -> None:
+def check_keys(shards: Shards, wanted: Sequence[str], optional: Sequence[str], where: paths.Path) -> None:
   """Raises InputError when keys are missing, or there are any that are neither wanted nor optional."""
   found = shards.ranks[0]
   for keys, what in (
@@ -184,7 +193,7 @@ def check_keys(shards: Shards, wanted: Sequence[str], optional: Sequence[str], w
       )
 
 
-def read_json(path: pathlib.Path) -> dict[str, Any]:
+def read_json(path: paths.Path) -> dict[str, Any]:
   """Reads a JSON object.
 
   Raises:

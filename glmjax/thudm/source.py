@@ -3,8 +3,6 @@
 from collections.abc import Mapping
 import dataclasses
 import math
-import os
-import pathlib
 from typing import Any
 
 import ml_dtypes
@@ -42,7 +40,7 @@ class Source:
   note: str | None = None  # what to tell whoever imports it, in a line
 
   @property
-  def files(self) -> tuple[pathlib.Path, ...]:
+  def files(self) -> tuple[paths.Path, ...]:
     """All files that are read."""
     return self.shards.files + (() if self.prefix is None else self.prefix.files)
 
@@ -102,11 +100,11 @@ def _stack(layers: list[np.ndarray]) -> np.ndarray:
 
 def open_source(
   family: str,
-  folder: str | os.PathLike,
-  tokenizer: str | os.PathLike | None = None,
+  folder: paths.Named,
+  tokenizer: paths.Named | None = None,
   num_heads: int | None = None,
   rotary_rounding: str = "half_table",
-  prefix: str | os.PathLike | None = None,
+  prefix: paths.Named | None = None,
 ) -> Source:
   """Opens a folder of THUDM's files and checks all that can be checked without reading the weights.
 
@@ -125,7 +123,7 @@ def open_source(
     raise errors.InputError(f"no family {family}: choose one of {', '.join(layouts.FAMILIES)}")
   if prefix is not None and family != "chatglm-6b":
     raise errors.InputError(f"--prefix is for chatglm-6b: the prefixes of {family} are not known")
-  folder = paths.local(folder, "the source folder")
+  folder = paths.named(folder, "the source folder")
   try:
     if not folder.is_dir():
       raise errors.InputError(f"{folder}: no such folder; give the one that holds {family}'s files")
@@ -145,7 +143,7 @@ def open_source(
 
 
 def _open_chatglm(
-  folder: pathlib.Path, hub: Mapping[str, Any], prefix: str | os.PathLike | None, num_heads: int | None
+  folder: paths.Path, hub: Mapping[str, Any], prefix: paths.Named | None, num_heads: int | None
 ) -> Source:
   path = folder / hub_lib.CONFIG
   shards = shards_lib.open_hub(folder)
@@ -169,7 +167,7 @@ def _open_chatglm(
   return Source("chatglm-6b", config, bits, shards, tensors, None, found_prefix, note)
 
 
-def _open_ranks(family: str, folder: pathlib.Path, num_heads: int | None) -> Source:
+def _open_ranks(family: str, folder: paths.Path, num_heads: int | None) -> Source:
   shards = shards_lib.open_ranks(folder)
   _check_degree(shards, folder)
   config, bits = _config_of_shapes(family, shards, num_heads, folder), _bits_of_shapes(shards)
@@ -177,7 +175,7 @@ def _open_ranks(family: str, folder: pathlib.Path, num_heads: int | None) -> Sou
 
 
 def _with_head(
-  config: config_lib.GLMConfig, bits: int | None, shards: shards_lib.Shards, folder: pathlib.Path, is_said: bool
+  config: config_lib.GLMConfig, bits: int | None, shards: shards_lib.Shards, folder: paths.Path, is_said: bool
 ) -> tuple[config_lib.GLMConfig, dict[str, merged.Merged], str | None]:
   """Returns the model with the head that transformers would give it, its tensors, a note where the file has another.
 
@@ -215,10 +213,10 @@ def _with_head(
 
 def _take_prefix(
   shards: shards_lib.Shards,
-  given: str | os.PathLike | None,
+  given: paths.Named | None,
   hub: Mapping[str, Any],
   config: config_lib.GLMConfig,
-  folder: pathlib.Path,
+  folder: paths.Path,
 ) -> tuple[shards_lib.Shards, prefix_lib.Prefix | None]:
   """Returns the model's own tensors, and the prefix among them or the one given."""
   [rank] = shards.ranks
@@ -239,7 +237,7 @@ def _take_prefix(
   return shards, None if given is None else prefix_lib.open_prefix(given, config)
 
 
-def _shape(shards: shards_lib.Shards, key: str, folder: pathlib.Path, ndim: int = 2) -> tuple[int, ...]:
+def _shape(shards: shards_lib.Shards, key: str, folder: paths.Path, ndim: int = 2) -> tuple[int, ...]:
   if key not in shards.ranks[0]:
     raise errors.InputError(f"{folder}: {key} is missing: this is not the model that it was taken for")
   shape = shards.ranks[0][key].shape
@@ -248,7 +246,7 @@ def _shape(shards: shards_lib.Shards, key: str, folder: pathlib.Path, ndim: int 
   return shape
 
 
-def _check_degree(shards: shards_lib.Shards, folder: pathlib.Path) -> None:
+def _check_degree(shards: shards_lib.Shards, folder: paths.Path) -> None:
   """Checks that the files are as many as the ranks that the tensors were divided among."""
   at = "transformer.layers.0."
   ours = _shape(shards, at + "mlp.dense_h_to_4h.weight", folder)[0]
@@ -274,7 +272,7 @@ def _bits_of_shapes(shards: shards_lib.Shards) -> int | None:
 
 
 def _config_of_shapes(
-  family: str, shards: shards_lib.Shards, num_heads: int | None, folder: pathlib.Path
+  family: str, shards: shards_lib.Shards, num_heads: int | None, folder: paths.Path
 ) -> config_lib.GLMConfig:
   """Infers the sizes of a checkpoint without a configuration file from its tensors' shapes."""
   first, count = shards.ranks[0], len(shards.ranks)
@@ -308,7 +306,7 @@ def _config_of_shapes(
 
 
 def _merge(
-  family: str, config: config_lib.GLMConfig, bits: int | None, shards: shards_lib.Shards, folder: pathlib.Path
+  family: str, config: config_lib.GLMConfig, bits: int | None, shards: shards_lib.Shards, folder: paths.Path
 ) -> dict[str, merged.Merged]:
   """Merges every tensor by its key; keys, shapes and dtypes are as the configuration asks."""
   found_by_key, wanted = shards.ranks[0], []

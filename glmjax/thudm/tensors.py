@@ -7,15 +7,15 @@ from collections.abc import Mapping
 import dataclasses
 import json
 import math
-import os
-import pathlib
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
 from glmjax import errors
+from glmjax.io import bucket_path
 from glmjax.io import downloads
+from glmjax.io import paths
 from glmjax.io import printable
 from glmjax.io import user_json
 from glmjax.io import user_text
@@ -48,7 +48,7 @@ class Damaged(ValueError):
 class Tensor:
   """A tensor of a file, not read yet."""
 
-  path: pathlib.Path
+  path: paths.Path
   offset: int  # bytes from the start of the file to the first element
   dtype: np.dtype
   shape: tuple[int, ...]
@@ -100,25 +100,29 @@ def contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
   return tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
 
 
-def read_bytes(path: pathlib.Path, offset: int, size: int) -> np.ndarray:
+def read_bytes(path: paths.Path, offset: int, size: int) -> np.ndarray:
   """Reads so many bytes, uint8 [size].
 
   Raises:
     errors.InputError: when the file ends before.
   """
   try:
-    found = np.fromfile(path, np.uint8, size, offset=offset)
+    if isinstance(path, bucket_path.BucketPath):
+      found = np.empty(size, np.uint8)
+      found = found[: path.read_into(found.data, offset)]
+    else:
+      found = np.fromfile(path, np.uint8, size, offset=offset)
   except OSError as error:
     raise errors.InputError(f"cannot read {path}: {errors.reason(error)}") from error
   if found.size != size:
     raise errors.InputError(
-      f"{path} is truncated: it ends at byte {os.path.getsize(path)}, and a tensor reaches to "
+      f"{path} is truncated: it ends at byte {path.stat().st_size}, and a tensor reaches to "
       f"{offset + size}; copy it again"
     )
   return found
 
 
-def open_safetensors(path: pathlib.Path) -> dict[str, Tensor]:
+def open_safetensors(path: paths.Path) -> dict[str, Tensor]:
   """Returns the tensors of a safetensors file.
 
   Raises:
@@ -127,7 +131,7 @@ def open_safetensors(path: pathlib.Path) -> dict[str, Tensor]:
   user_text.check_regular(path)
   try:
     size = path.stat().st_size
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
       start = file.read(downloads.HEAD)
       downloads.check(start, str(path))
       length = int.from_bytes(start[:8], "little")
@@ -154,7 +158,7 @@ def open_safetensors(path: pathlib.Path) -> dict[str, Tensor]:
     ) from error
 
 
-def _tensor(path: pathlib.Path, start: int, name: str, entry: Any) -> Tensor:
+def _tensor(path: paths.Path, start: int, name: str, entry: Any) -> Tensor:
   fields = [entry.get(field) for field in ("dtype", "shape", "data_offsets")] if isinstance(entry, dict) else [None] * 3
   kind, shape, place = fields
   if (
@@ -174,7 +178,7 @@ def _are_sizes(numbers: Any) -> bool:
   return isinstance(numbers, list) and all(type(n) is int and 0 <= n <= _LARGEST_NUMBER for n in numbers)
 
 
-def _check_places(path: pathlib.Path, start: int, size: int, found: Mapping[str, Tensor]) -> None:
+def _check_places(path: paths.Path, start: int, size: int, found: Mapping[str, Tensor]) -> None:
   """Checks that the tensors fill the file, each byte being in one of them, as the format asks."""
   free = start
   for name, tensor in sorted(found.items(), key=_place):
@@ -183,7 +187,7 @@ def _check_places(path: pathlib.Path, start: int, size: int, found: Mapping[str,
     if tensor.offset > free:
       raise ValueError(f"{tensor.offset - free} bytes in front of {printable.line(name, 60)!r} are no tensor's")
     free = tensor.offset + tensor.nbytes
-  check_inside(path, free)
+  check_inside(path, size, free)
   if free < size:
     raise ValueError(f"{size - free} bytes behind the last tensor")
 
@@ -192,9 +196,8 @@ def _place(named: tuple[str, Tensor]) -> tuple[int, int]:
   return named[1].offset, named[1].nbytes
 
 
-def check_inside(path: pathlib.Path, end: int) -> None:
-  """Raises InputError when the file ends before byte `end`."""
-  size = path.stat().st_size
+def check_inside(path: paths.Path, size: int, end: int) -> None:
+  """Raises InputError when the file, of so many bytes, ends before byte `end`."""
   if size < end:
     raise errors.InputError(f"{path} is truncated: it has {size} bytes, and its tensors take {end}; copy it again")
 

@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Mapping, Sequence
 import contextlib
 import math
-import pathlib
 import struct
 from typing import Any
 import zipfile
@@ -12,6 +11,7 @@ import numpy as np
 
 from glmjax import errors
 from glmjax.io import downloads
+from glmjax.io import paths
 from glmjax.io import printable
 from glmjax.io import user_text
 from glmjax.thudm import pickle_values
@@ -27,7 +27,7 @@ _MOST_SHARED = 2  # times that the file's bytes may be in its tensors: a table m
 Entry = tuple[np.dtype, tuple[int, ...]]
 
 
-def open_state_dict(path: pathlib.Path) -> dict[str, tensors.Tensor]:
+def open_state_dict(path: paths.Path) -> dict[str, tensors.Tensor]:
   """Returns the weights of a file: its "module" or "state_dict", or the file itself where that is a dict of tensors.
 
   Raises:
@@ -52,11 +52,11 @@ def open_state_dict(path: pathlib.Path) -> dict[str, tensors.Tensor]:
   return found
 
 
-def _opened(path: pathlib.Path) -> tuple[Any, dict[str, tuple[int, int]]]:
+def _opened(path: paths.Path) -> tuple[Any, dict[str, tuple[int, int]]]:
   """Returns what torch.save was given, and the first byte and the size of each storage in bytes."""
   user_text.check_regular(path)
   try:
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
       start = file.read(downloads.HEAD)
     downloads.check(start, str(path))
     if start.startswith(_LEGACY):
@@ -78,7 +78,7 @@ def _opened(path: pathlib.Path) -> tuple[Any, dict[str, tuple[int, int]]]:
     ) from error
 
 
-def _open_zip(path: pathlib.Path, members: Mapping[str, zips.Member]) -> tuple[Any, dict[str, tuple[int, int]]]:
+def _open_zip(path: paths.Path, members: Mapping[str, zips.Member]) -> tuple[Any, dict[str, tuple[int, int]]]:
   pickled = [name for name in members if name.rpartition("/")[2] == "data.pkl"]
   if len(pickled) != 1:
     raise tensors.Damaged(f"a zip file with {len(pickled)} data.pkl")
@@ -93,35 +93,34 @@ def _open_zip(path: pathlib.Path, members: Mapping[str, zips.Member]) -> tuple[A
   }
 
 
-def _open_legacy(path: pathlib.Path) -> tuple[Any, dict[str, tuple[int, int]]]:
+def _open_legacy(path: paths.Path) -> tuple[Any, dict[str, tuple[int, int]]]:
   """Opens a file from before torch 1.6: pickles of magic number, protocol, machine, content and storage keys, then
   the storages.
   """
-  with open(path, "rb") as file:
+  end = path.stat().st_size
+  with path.open("rb") as file:
     reader = pickles.Reader(file.read(pickles.LARGEST), str(path))
-    _, protocol, machine = (reader.read() for _ in range(3))
-    if type(protocol) is not int or protocol != _LEGACY_PROTOCOL:
-      raise tensors.Damaged("a protocol that is not torch's")
-    if not isinstance(machine, pickle_values.Dict) or machine.items.get("little_endian") is not True:
-      raise tensors.Damaged("a machine that is not little-endian")
-    content, keys = reader.read(), reader.read()
-    if type(keys) is not list:
-      raise tensors.Damaged("no list of storages")
-    starts, place = {}, reader.place
-    for key in keys:
-      storage = reader.storages.get(key) if type(key) is str else None
-      if storage is None or key in starts:
-        raise tensors.Damaged("a storage without tensor")
-      file.seek(place)
-      size = int.from_bytes(file.read(8), "little") * storage.dtype.itemsize
-      starts[key], place = (place + 8, size), place + 8 + size
-      tensors.check_inside(path, place)
+  _, protocol, machine = (reader.read() for _ in range(3))
+  if type(protocol) is not int or protocol != _LEGACY_PROTOCOL:
+    raise tensors.Damaged("a protocol that is not torch's")
+  if not isinstance(machine, pickle_values.Dict) or machine.items.get("little_endian") is not True:
+    raise tensors.Damaged("a machine that is not little-endian")
+  content, keys = reader.read(), reader.read()
+  if type(keys) is not list:
+    raise tensors.Damaged("no list of storages")
+  starts, place = {}, reader.place
+  for key in keys:
+    storage = reader.storages.get(key) if type(key) is str else None
+    if storage is None or key in starts:
+      raise tensors.Damaged("a storage without tensor")
+    tensors.check_inside(path, end, place + 8)
+    size = int.from_bytes(tensors.read_bytes(path, place, 8).tobytes(), "little") * storage.dtype.itemsize
+    starts[key], place = (place + 8, size), place + 8 + size
+    tensors.check_inside(path, end, place)
   return content, starts
 
 
-def _located(
-  tensor: pickle_values.Pending, path: pathlib.Path, starts: Mapping[str, tuple[int, int]]
-) -> tensors.Tensor:
+def _located(tensor: pickle_values.Pending, path: paths.Path, starts: Mapping[str, tuple[int, int]]) -> tensors.Tensor:
   storage = tensor.storage
   if storage.key not in starts:
     raise errors.InputError(f"{path} is damaged: storage {printable.line(storage.key, 40)} is missing; copy it again")
@@ -142,8 +141,9 @@ class TorchWriter:
     inside: the state dict is the value of this key of a dict; None: it is the content itself.
   """
 
-  def __init__(self, path: pathlib.Path, entries: Mapping[str, Entry], inside: str | None = None):
-    self._archive = zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True)
+  def __init__(self, path: paths.Path, entries: Mapping[str, Entry], inside: str | None = None):
+    self._stream = path.open("wb")
+    self._archive = zipfile.ZipFile(self._stream, "w", zipfile.ZIP_STORED, allowZip64=True)
     self._folder, self._count = path.stem, 0
     with contextlib.ExitStack() as stack:
       stack.push(self)  # closes the file where its beginning cannot be written
@@ -159,17 +159,22 @@ class TorchWriter:
   def __enter__(self) -> "TorchWriter":
     return self
 
-  def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+  def __exit__(self, kind: type[BaseException] | None, *rest: Any) -> None:
     if kind is None:
       self.close()
       return
-    with contextlib.suppress(OSError):  # zipfile writes its directory now, or else when it is collected
-      self._archive.close()
+    self._archive.fp = None  # it would write its directory when it is collected
+    with contextlib.suppress(OSError):
+      self._stream.__exit__(kind, *rest)
 
   def close(self) -> None:
     """Completes the file."""
-    self._put("version", [b"3\n"])
-    self._archive.close()
+    with self._stream:
+      try:
+        self._put("version", [b"3\n"])
+        self._archive.close()
+      finally:
+        self._archive.fp = None
 
   def _put(self, name: str, pieces: Iterable[bytes | memoryview]) -> None:
     info = zipfile.ZipInfo(f"{self._folder}/{name}")

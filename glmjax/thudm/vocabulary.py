@@ -1,8 +1,6 @@
 """The tokenizer that goes with a model's files: found, told its number of image ids, held against the weights."""
 
 from collections.abc import Mapping
-import os
-import pathlib
 from typing import Any
 
 from glmjax import errors
@@ -18,11 +16,7 @@ _TOKENIZERS = {150_528: 150_344, 130_528: 130_344}
 
 
 def read(
-  family: str,
-  folder: pathlib.Path,
-  path: str | os.PathLike | None,
-  hub: Mapping[str, Any],
-  config: config_lib.GLMConfig,
+  family: str, folder: paths.Path, path: paths.Named | None, hub: Mapping[str, Any], config: config_lib.GLMConfig
 ) -> tokenizer_lib.Tokenizer | None:
   """Returns the tokenizer at `path`, or the one in the folder; None where there is to be none.
 
@@ -43,7 +37,7 @@ def read(
 
 
 def _read(
-  family: str, folder: pathlib.Path, path: str | os.PathLike | None, hub: Mapping[str, Any]
+  family: str, folder: paths.Path, path: paths.Named | None, hub: Mapping[str, Any]
 ) -> tokenizer_lib.Tokenizer | None:
   if path == "none":
     return None
@@ -57,7 +51,7 @@ def _read(
         "--tokenizer=none for weights alone"
       )
     path = places[0]
-  path = paths.local(path, "--tokenizer")
+  path = paths.named(path, "--tokenizer")
   if path.is_dir():
     return tokenizer_lib.Tokenizer.load(path)
   images = tokenizer_lib.IMAGE_TOKENS if family == "glm-130b" else 0
@@ -78,7 +72,7 @@ def _read(
 
 
 def _check(
-  tokenizer: tokenizer_lib.Tokenizer, config: config_lib.GLMConfig, hub: Mapping[str, Any], folder: pathlib.Path
+  tokenizer: tokenizer_lib.Tokenizer, config: config_lib.GLMConfig, hub: Mapping[str, Any], folder: paths.Path
 ) -> None:
   """Checks that the vocabulary is the one that the weights were trained with."""
   expected = _TOKENIZERS.get(config.vocab_size)

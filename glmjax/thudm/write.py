@@ -6,14 +6,14 @@ import dataclasses
 import functools
 import json
 import math
-import os
-import pathlib
 
 import numpy as np
 import tqdm
 
 from glmjax import errors
 from glmjax.checkpoint import arrays
+from glmjax.io import paths
+from glmjax.io import lease
 from glmjax.io import progress
 from glmjax.io import publish
 from glmjax.io import tokenizer_folder
@@ -74,7 +74,7 @@ def write_format(name: str, tensor_parallel: int | None = None) -> export.Format
   return lambda content, folder: _write_glm_130b(content, folder, tensor_parallel or 8)
 
 
-def _write_safetensors(content: export.ExportSource, folder: pathlib.Path) -> None:
+def _write_safetensors(content: export.ExportSource, folder: paths.Path) -> None:
   """Writes our own names and shapes; codes and scales of quantized kernels beside each other."""
   items = []
   for weight in content.weights:
@@ -98,7 +98,7 @@ def _read_each(
   return (content.read(weight, region)[name] for region in regions)
 
 
-def _write_chatglm(content: export.ExportSource, folder: pathlib.Path) -> None:
+def _write_chatglm(content: export.ExportSource, folder: paths.Path) -> None:
   """Writes a folder for the Hub's modeling_chatglm.py, which is not ours to give: copy its *.py files there."""
   model = content.config.model
   _check_model(model, "chatglm-hf", positions="rotary_2d", mlp="gelu_tanh", norm="deepnorm", alpha=math.sqrt(56))
@@ -108,7 +108,7 @@ def _write_chatglm(content: export.ExportSource, folder: pathlib.Path) -> None:
   write_hub_configs(folder, model, content.config.export.get("bits"), tokenizer)
 
 
-def _write_glm_130b(content: export.ExportSource, folder: pathlib.Path, degree: int) -> None:
+def _write_glm_130b(content: export.ExportSource, folder: paths.Path, degree: int) -> None:
   model = content.config.model
   _check_model(
     model,
@@ -248,7 +248,7 @@ def _one_rank(items: Sequence[Item]) -> list[Item]:
   return found
 
 
-def write_safetensors(folder: pathlib.Path, items: Sequence[Item], shard_bytes: int = _SHARD_BYTES) -> None:
+def write_safetensors(folder: paths.Path, items: Sequence[Item], shard_bytes: int = _SHARD_BYTES) -> None:
   """Writes model.safetensors, or shards of it with an index."""
   items = _one_rank(items)
   folder.mkdir(parents=True, exist_ok=True)
@@ -256,15 +256,14 @@ def write_safetensors(folder: pathlib.Path, items: Sequence[Item], shard_bytes: 
   names = _shard_names("model", ".safetensors", len(groups))
   with _bar(items) as bar:
     for name, group in zip(names, groups):
-      with open(folder / name, "wb") as file:
+      with (folder / name).open("wb") as file:
         file.write(tensors.safetensors_header({item.key: (item.dtype, item.shape) for item in group}))
         for item in group:
+          lease.check()
           for part in item.parts():
             for piece in _pieces(part):
               file.write(piece)
           bar.update(item.nbytes)
-        file.flush()
-        os.fsync(file.fileno())
   _write_index(folder, "model.safetensors.index.json", names, groups)
 
 
@@ -283,14 +282,14 @@ def _shard_names(stem: str, suffix: str, count: int) -> list[str]:
   return [f"{stem}-{i + 1:05d}-of-{count:05d}{suffix}" for i in range(count)]
 
 
-def _write_index(folder: pathlib.Path, index: str, names: Sequence[str], groups: Sequence[Sequence[Item]]) -> None:
+def _write_index(folder: paths.Path, index: str, names: Sequence[str], groups: Sequence[Sequence[Item]]) -> None:
   if len(names) > 1:
     total = sum(item.nbytes for group in groups for item in group)
     weight_map = {item.key: name for name, group in zip(names, groups) for item in group}
     publish.write_json(folder / index, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
-def write_ranks(folder: pathlib.Path, items: Sequence[Item], degree: int, iteration: str) -> None:
+def write_ranks(folder: paths.Path, items: Sequence[Item], degree: int, iteration: str) -> None:
   """Writes `latest` and <iteration>/mp_rank_XX_model_states.pt.
 
   Raises:
@@ -309,9 +308,10 @@ def write_ranks(folder: pathlib.Path, items: Sequence[Item], degree: int, iterat
   (folder / iteration).mkdir(parents=True, exist_ok=True)
   shapes = {item.key: (item.dtype, merged.part_shape(item.shape, item.split, degree)) for item in items}
   with _bar(items) as bar, contextlib.ExitStack() as stack:
-    paths = [folder / iteration / f"mp_rank_{rank:02d}_model_states.pt" for rank in range(degree)]
-    writers = [stack.enter_context(torch_files.TorchWriter(path, shapes, "module")) for path in paths]
+    files = [folder / iteration / f"mp_rank_{rank:02d}_model_states.pt" for rank in range(degree)]
+    writers = [stack.enter_context(torch_files.TorchWriter(path, shapes, "module")) for path in files]
     for item in items:
+      lease.check()
       whole = item.whole()
       for rank, writer in enumerate(writers):
         writer.write(_pieces(merged.part(whole, item.split, item.groups, rank, degree)))
@@ -320,7 +320,7 @@ def write_ranks(folder: pathlib.Path, items: Sequence[Item], degree: int, iterat
 
 
 def write_hub_configs(
-  folder: pathlib.Path, model: config_lib.GLMConfig, bits: int | None, tokenizer: tokenizer_lib.Tokenizer | None
+  folder: paths.Path, model: config_lib.GLMConfig, bits: int | None, tokenizer: tokenizer_lib.Tokenizer | None
 ) -> None:
   """Writes config.json, and the tokenizer's two files."""
   config = {

@@ -5,13 +5,15 @@ the directory, or that is larger than the file cannot be torch's, and the sizes 
 those that the disk holds.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+import concurrent.futures
 import dataclasses
-import pathlib
 import struct
 from typing import BinaryIO
 import zlib
 
+from glmjax.io import bucket_path
+from glmjax.io import paths
 from glmjax.io import printable
 from glmjax.thudm import tensors
 
@@ -20,6 +22,8 @@ _LARGEST_DIRECTORY = 1 << 25  # bytes
 _END, _END_64, _LOCATOR_64, _DIRECTORY, _LOCAL = b"PK\5\6", b"PK\6\6", b"PK\6\7", b"PK\1\2", b"PK\3\4"
 _COMMENT = 65_535  # bytes at most, behind the end record of 22
 _WIDE = 0xFFFFFFFF  # "see the extra field"
+_HEADER = 30  # bytes of a local header, before the name
+_AT_ONCE = 16  # requests for headers
 _PIECE = 1 << 22
 
 
@@ -33,7 +37,7 @@ class Member:
   crc: int
 
 
-def members(path: pathlib.Path) -> dict[str, Member] | None:
+def members(path: paths.Path) -> dict[str, Member] | None:
   """Returns the members of a zip file by name, in the order of their places; None when it is no zip file.
 
   Raises:
@@ -41,7 +45,7 @@ def members(path: pathlib.Path) -> dict[str, Member] | None:
     OSError: when the file cannot be read.
   """
   size = path.stat().st_size
-  with open(path, "rb") as file:
+  with path.open("rb") as file:
     found = _end(file, size)
     if found is None:
       return None
@@ -52,14 +56,15 @@ def members(path: pathlib.Path) -> dict[str, Member] | None:
     listed = sorted(_listed(file.read(length)), key=_place)
     if len(listed) != count:
       raise tensors.Damaged(f"a zip file of {count:,} members that lists {len(listed):,}")
-    found, free = {}, 0
-    for name, at, member_size, crc in listed:
-      data = _data(file, name, at)
-      if at < free or data + member_size > start:
-        raise tensors.Damaged(f"the member {printable.line(name, 80)} lies in another or in the directory")
-      if name in found:
-        raise tensors.Damaged(f"two members {printable.line(name, 80)}")
-      found[name], free = Member(name, data, member_size, crc), data + member_size
+    headers = _headers(path, file, [at for _, at, _, _ in listed])
+  found, free = {}, 0
+  for (name, at, member_size, crc), header in zip(listed, headers, strict=True):
+    data = _data(header, name, at)
+    if at < free or data + member_size > start:
+      raise tensors.Damaged(f"the member {printable.line(name, 80)} lies in another or in the directory")
+    if name in found:
+      raise tensors.Damaged(f"two members {printable.line(name, 80)}")
+    found[name], free = Member(name, data, member_size, crc), data + member_size
   return found
 
 
@@ -131,33 +136,42 @@ def _wide(extra: bytes, numbers: list[int]) -> list[int]:
   return numbers
 
 
-def _data(file: BinaryIO, name: str, at: int) -> int:
-  """Returns the first byte of a member's data, behind its local header."""
-  header = _read(file, at, 30)
+def _headers(path: paths.Path, file: BinaryIO, places: Sequence[int]) -> list[bytes]:
+  """Reads the local headers at these places; from a bucket many at a time, and no more than them."""
+  if not isinstance(path, bucket_path.BucketPath):
+    return [_read(file, at, _HEADER) for at in places]
+  with concurrent.futures.ThreadPoolExecutor(_AT_ONCE) as pool:
+    return list(pool.map(lambda at: path.read_range(at, at + _HEADER), places))
+
+
+def _data(header: bytes, name: str, at: int) -> int:
+  """Returns the first byte of a member's data, behind its local header at `at`."""
+  if len(header) != _HEADER:
+    raise tensors.Damaged("a zip file that ends within a record")
   if not header.startswith(_LOCAL):
     raise tensors.Damaged(f"the member {printable.line(name, 80)} is not where the directory says")
   name_length, extra_length = struct.unpack("<HH", header[26:30])
-  return at + 30 + name_length + extra_length
+  return at + _HEADER + name_length + extra_length
 
 
-def read(path: pathlib.Path, member: Member, largest: int) -> bytes:
+def read(path: paths.Path, member: Member, largest: int) -> bytes:
   """Reads all bytes of a member of at most `largest` bytes."""
   if member.size > largest:
     raise tensors.Damaged(
       f"{printable.line(member.name, 80)} has {member.size:,} bytes, {largest:,} at most being expected"
     )
-  with open(path, "rb") as file:
+  with path.open("rb") as file:
     return _read(file, member.start, member.size)
 
 
-def damaged_member(path: pathlib.Path) -> str | None:
+def damaged_member(path: paths.Path) -> str | None:
   """Returns the first member whose bytes are not those of its CRC; all are read, unless torch was told to leave CRCs
   out.
   """
   found = (members(path) or {}).values()
   if not any(member.crc for member in found):
     return None
-  with open(path, "rb") as file:
+  with path.open("rb") as file:
     for member in found:
       file.seek(member.start)
       left, crc = member.size, 0

@@ -1,11 +1,10 @@
 """Text to ids and back, and the folder of a tokenizer."""
 
 from collections.abc import Iterable, Iterator, Sequence
+import contextlib
 import functools
 import hashlib
-import json
 import os
-import pathlib
 import re
 
 import numpy as np
@@ -13,8 +12,10 @@ import sentencepiece
 
 from glmjax import errors
 from glmjax import tokens
+from glmjax.io import bucket_path
 from glmjax.io import downloads
 from glmjax.io import folders
+from glmjax.io import lock
 from glmjax.io import paths
 from glmjax.io import publish
 from glmjax.io import tokenizer_folder
@@ -56,13 +57,13 @@ class Tokenizer:
     self.fingerprint = tokenizer_folder.fingerprint(self._layout())
 
   @classmethod
-  def load(cls, path: str | os.PathLike, num_image_tokens: int | None = None) -> "Tokenizer":
+  def load(cls, path: paths.Named, num_image_tokens: int | None = None) -> "Tokenizer":
     """Loads a tokenizer folder, or a bare SentencePiece model such as the user's own ice_text.model.
 
     A folder knows its number of image ids; a bare model has none unless the caller says so
     (20000 for GLM-130B and the first ChatGLM-6B, 0 for ChatGLM-6B since April 2023).
     """
-    path = paths.local(path, "the tokenizer")
+    path = paths.named(path, "the tokenizer")
     if not path.is_dir():
       return cls(_read_bytes(path), num_image_tokens or 0, str(path))
     model = _read_bytes(path / MODEL_FILE)
@@ -96,18 +97,26 @@ class Tokenizer:
       )
     return cls(model, saved_images, str(path / MODEL_FILE))
 
-  def save(self, folder: str | os.PathLike) -> None:
+  def save(self, folder: paths.Named) -> None:
     """Writes the tokenizer folder whole or not at all; one that is there already must be the same.
 
     Raises:
       errors.InputError: when another tokenizer is there, or the folder cannot be written.
     """
     folder = folders.real(folder, "folder")
+    in_bucket = isinstance(folder, bucket_path.BucketPath)
+    taken = f"{folder}: another process is writing this tokenizer"
+    with lock.held(lock.beside(folder), taken) if in_bucket else contextlib.nullcontext():
+      self._save(folder)
+
+  def _save(self, folder: paths.Path) -> None:
+    if publish.in_work(folder):
+      publish.sweep(folder)
     if not folder.is_dir() or not any(folder.iterdir()):
       try:
-        with publish.folder(folder) as temporary:
+        with publish.folder(folder, LAYOUT_FILE) as temporary:
           (temporary / MODEL_FILE).write_bytes(self.model)
-          (temporary / LAYOUT_FILE).write_text(json.dumps(self._layout(), indent=2, sort_keys=True) + "\n")
+          publish.finish(temporary / LAYOUT_FILE, self._layout())
         return
       except OSError as error:
         raise errors.InputError(f"cannot write the tokenizer {folder}: {errors.reason(error)}") from error
@@ -286,7 +295,7 @@ def _bounded(segments: Iterator[_Segment]) -> Iterator[list[_Segment]]:
     yield together
 
 
-def _read_bytes(path: pathlib.Path) -> bytes:
+def _read_bytes(path: paths.Path) -> bytes:
   try:
     if path.exists() and not path.is_file():  # a FIFO would wait for ever
       raise errors.InputError(

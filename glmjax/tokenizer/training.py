@@ -4,7 +4,6 @@ import collections
 from collections.abc import Iterable, Iterator
 import io
 import itertools
-import os
 import random
 import re
 
@@ -13,6 +12,8 @@ import sentencepiece
 from glmjax import errors
 from glmjax import ranges
 from glmjax.io import folders
+from glmjax.io import paths
+from glmjax.io import publish
 from glmjax.tokenizer import encoding
 from glmjax.tokenizer import layout
 
@@ -46,7 +47,7 @@ _LOSSLESS = {
 
 def train(
   documents: Iterable[str],
-  folder: str | os.PathLike,
+  folder: paths.Named,
   vocab_size: int,
   model_type: str = "bpe",
   character_coverage: float = 0.998,
@@ -70,7 +71,7 @@ def train(
   ranges.whole("tokenizer.train.sample_bytes", sample_bytes, 1 << 20)
   ranges.number("tokenizer.train.character_coverage", character_coverage, _LEAST_COVERAGE, 1.0)
   folder = folders.claim(folder, folders.Kind.TOKENIZER, "the tokenizer's folder")  # before the work
-  if folder.is_dir() and any(folder.iterdir()):
+  if not publish.in_work(folder) and folder.is_dir() and any(folder.iterdir()):
     found = encoding.Tokenizer.load(folder).vocab_size
     if found != vocab_size:
       raise errors.InputError(

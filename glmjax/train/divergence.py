@@ -1,7 +1,6 @@
 """What is said of a run whose numbers are not finite: where, since when, how to go back, and what to change."""
 
 from collections.abc import Callable, Sequence
-import pathlib
 from typing import Any
 
 import jax
@@ -9,6 +8,7 @@ import numpy as np
 
 from glmjax import errors
 from glmjax.checkpoint import manager as manager_lib
+from glmjax.io import paths
 from glmjax.train import diagnose
 from glmjax.train import feed as feed_lib
 from glmjax.train import runtime as runtime_lib
@@ -19,7 +19,7 @@ _RATE = "lower the learning rate"
 
 
 def of_step(
-  step: int, first: int, size: int, metrics: step_lib.Metrics, finding: diagnose.Finding, checkpoints: pathlib.Path
+  step: int, first: int, size: int, metrics: step_lib.Metrics, finding: diagnose.Finding, checkpoints: paths.Path
 ) -> errors.Diverged:
   """Returns the end of a run at a step that could not be done; the state is what it was before.
 
@@ -51,7 +51,7 @@ def of_step(
 
 
 def of_state(
-  step: int, samples: tuple[int, int], part: str, learning_rate: float, checkpoints: pathlib.Path
+  step: int, samples: tuple[int, int], part: str, learning_rate: float, checkpoints: paths.Path
 ) -> errors.Diverged:
   """Returns the end of a run whose state a step has made not finite, found before it was saved."""
   return errors.Diverged(
@@ -63,7 +63,7 @@ def of_state(
   )
 
 
-def of_checkpoint(step: int, samples: int, part: str, checkpoints: pathlib.Path) -> errors.Diverged:
+def of_checkpoint(step: int, samples: int, part: str, checkpoints: paths.Path) -> errors.Diverged:
   """Returns the end of a run that would have begun with a state saved while it was not finite, by an earlier
   version.
   """
@@ -82,7 +82,7 @@ def of_checkpoint(step: int, samples: int, part: str, checkpoints: pathlib.Path)
   )
 
 
-def going_back(checkpoints: pathlib.Path) -> str:
+def going_back(checkpoints: paths.Path) -> str:
   """Says from where the same command goes on, and how to begin further back."""
   steps = manager_lib.steps(checkpoints)
   if not steps:
@@ -94,7 +94,7 @@ def going_back(checkpoints: pathlib.Path) -> str:
   return text
 
 
-def _aside(checkpoints: pathlib.Path, step: int) -> str:
+def _aside(checkpoints: paths.Path, step: int) -> str:
   """Returns a name, not taken yet, under which a step counts no more."""
   name = f"{step}.aside"
   while (checkpoints / name).exists():

@@ -1,7 +1,6 @@
 """The state that a new run begins with: random weights, or those of a model that is there already."""
 
 import dataclasses
-import os
 from typing import Any
 
 import jax
@@ -11,6 +10,7 @@ from glmjax import errors
 from glmjax.checkpoint import folder as folder_lib
 from glmjax.checkpoint import load
 from glmjax.checkpoint import recorded
+from glmjax.io import paths
 from glmjax.models import config as config_lib
 from glmjax.train import state as state_lib
 
@@ -19,7 +19,7 @@ from glmjax.train import state as state_lib
 _FREE = (*recorded.FREE, "param_dtype", "init_std", "rotary_rounding")
 
 
-def check(weights: str | os.PathLike, model: config_lib.GLMConfig, data: dict[str, Any]) -> None:
+def check(weights: paths.Named, model: config_lib.GLMConfig, data: dict[str, Any]) -> None:
   """Raises InputError where the folder's model or tokenizer is not the run's; reads its config.json alone.
 
   Args:
@@ -49,7 +49,7 @@ def create(
   tx: optax.GradientTransformation,
   seed: int,
   abstract: state_lib.TrainState,
-  weights: str | os.PathLike | None,
+  weights: paths.Named | None,
   data: dict[str, Any],
   loss_scale: state_lib.DynamicLossScale = state_lib.DynamicLossScale(),
 ) -> state_lib.TrainState:

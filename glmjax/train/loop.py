@@ -2,8 +2,6 @@
 
 import contextlib
 import dataclasses
-import os
-import pathlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -13,6 +11,7 @@ import jax
 from glmjax import errors
 from glmjax import ranges
 from glmjax.checkpoint import manager as manager_lib
+from glmjax.io import paths
 from glmjax.models import config as config_lib
 from glmjax.parallel import mesh as mesh_lib
 from glmjax.parallel import partitioning
@@ -63,7 +62,7 @@ class Intervals:
 def train(
   model: config_lib.GLMConfig,
   data: feed_lib.DataSource,
-  workdir: str | os.PathLike,
+  workdir: paths.Named,
   batches: schedules.Batches,  # rows of a step, as a function of samples seen
   total_samples: int,
   learning_rate: schedules.Schedule,
@@ -79,11 +78,11 @@ def train(
   loss_chunk: int = 1024,  # tokens of a batch shard whose logits exist at a time
   loss_mean_of: str = "tokens",  # what weighs the same in the loss, one of objective.MEANS
   watch: peers_lib.Watch = peers_lib.Watch(),  # how long a process may be silent, or a step take, among several
-  weights: str | os.PathLike | None = None,  # an export, import or run that a new run begins with; None: random
+  weights: paths.Named | None = None,  # an export, import or run that a new run begins with; None: random
   seed: int = 0,
   stop_at_step: int | None = None,  # save and return there, as if interrupted
   overwrite: bool = False,  # delete the run found in workdir and start anew
-  on_start: Callable[[pathlib.Path], None] | None = None,  # called with workdir once that is this run's
+  on_start: Callable[[paths.Path], None] | None = None,  # called with workdir once that is this run's
 ) -> dict[str, Any]:
   """Trains a model until it has seen `total_samples`, resuming the run found in `workdir`; returns the last step's
   figures.
@@ -117,7 +116,7 @@ def train(
     _check_same(given | {"validation": validation if evaluates else None})
     # 4. The first process locks the folder, and opens it, or deletes what is there; all see the same one.
     processes.on_first(lambda: _begin(stack, folder, model, data, overwrite, on_start))
-    processes.check_same_filesystem(folder.seen, str(folder.root))
+    folder.check_shared()
     manager = manager_lib.Manager(folder.checkpoints, intervals.keep, keep_best="eval_loss" if evaluated else None)
     stack.callback(manager.close)
     # 5. The newest undamaged checkpoint, or a new state: in the model's order, then in the stages' order.
@@ -147,9 +146,7 @@ def _check_same(settings: Mapping[str, Any]) -> None:
   texts = {}
   for name in settings.keys() - {"workdir", "on_start"}:
     value = settings[name]
-    value = (
-      value.describe() if hasattr(value, "describe") else os.fspath(value) if name == "weights" and value else value
-    )
+    value = value.describe() if hasattr(value, "describe") else str(value) if name == "weights" and value else value
     texts[f"loop.train, {name}"] = address.sub("", repr(value))
   processes.check_same(dict(sorted(texts.items())))
 
@@ -160,7 +157,7 @@ def _begin(
   model: config_lib.GLMConfig,
   data: feed_lib.DataSource,
   overwrite: bool,
-  on_start: Callable[[pathlib.Path], None] | None,
+  on_start: Callable[[paths.Path], None] | None,
 ) -> None:
   stack.enter_context(folder.locked())
   folder.open(model, data, overwrite)
@@ -229,18 +226,20 @@ def _hooks(
 ) -> run_lib.Hooks:
   """Makes what the run does besides its steps; the first process alone writes and prints."""
   first = jax.process_index() == 0
+  writer = metrics_lib.Writer(folder.metrics, folder.tensorboard, start.step) if first else None
+  lines, saved = writer and writer.lines, start.step if start.resumed else None
   return run_lib.Hooks(
-    saving_lib.Saving(runtime, manager, folder, samples.data, intervals.save, start.step if start.resumed else None),
+    saving_lib.Saving(runtime, manager, folder, samples.data, lines, intervals.save, saved),
     evaluation.Evaluation(runtime, evaluated, intervals.evaluate),
     profile.Trace(intervals.profile, folder.root / "profile"),
     metrics_lib.Console(samples.total, start.samples_seen, silent=not first),
     intervals.log,
-    metrics_lib.Writer(folder.metrics, folder.tensorboard, start.step) if first else None,
+    writer,
   )
 
 
 def _check_start(
-  runtime: runtime_lib.Runtime, start: run_lib.Start, folder: workdir_lib.Workdir, weights: str | os.PathLike | None
+  runtime: runtime_lib.Runtime, start: run_lib.Start, folder: workdir_lib.Workdir, weights: paths.Named | None
 ) -> None:
   """Raises an error where what the run begins with is not finite; `weights`: what a new one was given."""
   part = runtime.bad_part(start.state)

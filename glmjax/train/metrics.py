@@ -23,6 +23,8 @@ import tqdm
 
 from glmjax import errors
 from glmjax import tokens as tokens_lib
+from glmjax.io import growing
+from glmjax.io import paths
 from glmjax.io import progress
 
 Record = dict[str, Any]
@@ -53,8 +55,8 @@ def objective_losses(losses: np.ndarray, weights: np.ndarray, prefix: str = "los
   }
 
 
-def truncate_after(path: pathlib.Path, step: int) -> None:
-  """Removes the lines behind `step` from a metrics file, and a half-written last one; says which are lacking before.
+def truncate_after(path: pathlib.Path, step: int, shown: paths.Path) -> None:
+  """Removes the lines behind `step` from a metrics file, and a half-written last one; says which `shown` lacks before.
 
   Reads from the end, so that a long file costs no more than what is removed.
   """
@@ -72,7 +74,7 @@ def truncate_after(path: pathlib.Path, step: int) -> None:
       file.truncate(start + end)
   if last < step:
     _log.warning(
-      "%s: the lines of steps %d to %d are missing or damaged; training goes on without them", path, last + 1, step
+      "%s: the lines of steps %d to %d are missing or damaged; training goes on without them", shown, last + 1, step
     )
 
 
@@ -113,16 +115,26 @@ def _open(path: pathlib.Path, mode: str) -> BinaryIO:
 class Writer:
   """metrics.jsonl and TensorBoard events."""
 
-  def __init__(self, path: pathlib.Path, tensorboard: pathlib.Path, step: int = 0):
-    """Opens the files of a run that goes on from `step`: lines behind it are removed from the file."""
-    self._lines = _Appended(path, lambda: truncate_after(path, step))
+  def __init__(self, path: paths.Path, tensorboard: paths.Path, step: int = 0):
+    """Opens the files of a run that goes on from `step`: lines behind it are removed from the file.
+
+    Raises:
+      errors.InputError: when what a bucket has of the lines cannot be read.
+    """
+    self.lines = growing.File(path)
+    self._lines = _Appended(self.lines, lambda local: truncate_after(local, step, path), path)
     self._board = _Board(tensorboard)
 
-  def write(self, record: Record) -> None:
-    """Writes one step; the line is with the operating system when this returns, if there is room for it."""
+  def write(self, record: Record, is_saved: bool = False) -> None:
+    """Writes one step; the line is with the operating system when this returns, if there is room for it.
+
+    In a bucket it is within half a minute, and at once where the step is being saved.
+    """
     # JSON has no NaN: what is not finite becomes null.
     clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
     self._lines.write((json.dumps(clean) + "\n").encode())
+    if is_saved:
+      self.lines.put_soon()
     self._board.write(record)
 
   def close(self) -> None:
@@ -134,9 +146,9 @@ class Writer:
 class _Appended:
   """A file of whole records. What it does not take waits, and a part that a full disk took is taken back."""
 
-  def __init__(self, path: pathlib.Path, prepare: Callable[[], None]):
+  def __init__(self, file: growing.File, prepare: Callable[[pathlib.Path], object], shown: paths.Path):
     """Takes `prepare`, which is called before the file is opened for the first time; it may raise OSError."""
-    self._path, self._prepare = path, prepare
+    self._place, self._prepare, self._path = file, prepare, shown
     self._file: BinaryIO | None = None
     self._end: int | None = None  # where the last whole record ends; None: the file was not opened yet
     self._waiting: collections.deque[bytes] = collections.deque(maxlen=_MOST_WAITING)
@@ -154,6 +166,7 @@ class _Appended:
     if self._waiting:
       _log.warning("%s: the last %d records are lost", self._path, len(self._waiting))
     self._drop()
+    self._place.close()
 
   def _put(self) -> None:
     """Writes what waits, as far as possible."""
@@ -181,8 +194,8 @@ class _Appended:
   def _opened(self) -> BinaryIO:
     if self._file is None:
       if self._end is None:
-        self._prepare()
-      self._file = _open(self._path, "ab")
+        self._prepare(self._place.local)
+      self._file = _open(self._place.local, "ab")
       if self._end is None:
         self._end = os.fstat(self._file.fileno()).st_size
     return self._file
@@ -203,7 +216,7 @@ class _Board:
   Written here: tensorboardX's own thread dies at the first error, and then its queue holds up whoever writes.
   """
 
-  def __init__(self, folder: pathlib.Path):
+  def __init__(self, folder: paths.Path):
     self._folder = folder
     self._file: _Appended | None = None
     self._off = False
@@ -214,8 +227,10 @@ class _Board:
       return
     try:
       if self._file is None:
-        name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}"
-        self._file = _Appended(self._folder / name, lambda: self._folder.mkdir(parents=True, exist_ok=True))
+        path = self._folder / f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}"
+        self._file = _Appended(
+          growing.File(path, fresh=True), lambda local: local.parent.mkdir(parents=True, exist_ok=True), path
+        )
         self._file.write(_event(file_version="brain.Event:2"))
       self._file.write(
         _event(step=record["step"], scalars={name: value for name, value in record.items() if isinstance(value, float)})

@@ -64,6 +64,7 @@ class Hooks:
   def close(self) -> None:
     """Ends the trace and closes the files."""
     self.stop_trace()
+    self.trace.close()
     self.console.close()
     if self.writer is not None:
       self.writer.close()
@@ -208,7 +209,7 @@ class Run:
         record |= self._evaluate()
     finally:
       if hooks.writer is not None:
-        hooks.writer.write(record)
+        hooks.writer.write(record, is_saved=hooks.saving.is_saved(self._step))
     shown = bool(hooks.log_every) and self._step % hooks.log_every == 0 or "eval_loss" in record
     hooks.console.step(record, seconds, item.size, show=shown)
     if "eval_loss" in record or hooks.saving.is_saved(self._step):

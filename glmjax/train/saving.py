@@ -5,6 +5,7 @@ import contextlib
 from glmjax import errors
 from glmjax.checkpoint import manager as manager_lib
 from glmjax.checkpoint import recorded
+from glmjax.io import growing
 from glmjax.train import divergence
 from glmjax.train import feed as feed_lib
 from glmjax.train import metrics as metrics_lib
@@ -22,14 +23,15 @@ class Saving:
     manager: manager_lib.Manager,
     folder: workdir_lib.Workdir,
     data: feed_lib.DataSource,
+    lines: growing.File | None,
     every: int,
     saved_step: int | None,
   ):
-    """Saves `every` so many steps (0: at the end alone); `saved_step`: that of the checkpoint from which the run
-    goes on.
+    """Saves `every` so many steps (0: at the end alone), the `lines` of metrics before; `saved_step`: that of the
+    checkpoint from which the run goes on.
     """
     self._runtime, self._manager, self._folder, self._data = runtime, manager, folder, data
-    self._every, self._saved_step = every, saved_step
+    self._lines, self._every, self._saved_step = lines, every, saved_step
 
   def is_due(self, step: int) -> bool:
     """Tells whether this step is to be saved, whatever becomes of the run."""
@@ -62,7 +64,7 @@ class Saving:
       **recorded.of(self._runtime.objective.config),
     }
     with self._runtime.peers.patient():
-      self._manager.save(step, self._runtime.stages.put_back(state).trained(), metadata)
+      self._manager.save(step, self._runtime.stages.put_back(state).trained(), metadata, lines=self._lines)
     self._saved_step = step
 
   def note(self, step: int, record: metrics_lib.Record) -> None:

@@ -9,21 +9,23 @@ from collections.abc import Iterator
 import contextlib
 import dataclasses
 import json
-import os
-import pathlib
 import tempfile
 from typing import Any
 import zlib
 
 from glmjax import errors
 from glmjax.checkpoint import folder
+from glmjax.checkpoint import in_bucket
 from glmjax.checkpoint import manager as manager_lib
 from glmjax.checkpoint import recorded
+from glmjax.io import bucket_path
 from glmjax.io import folders
 from glmjax.io import lock
+from glmjax.io import paths
 from glmjax.io import publish
 from glmjax.io import tokenizer_folder
 from glmjax.models import config as config_lib
+from glmjax.parallel import processes
 from glmjax.train import feed
 
 
@@ -31,10 +33,10 @@ from glmjax.train import feed
 class Workdir:
   """Paths of a run's folder."""
 
-  root: pathlib.Path
+  root: paths.Path
 
   @classmethod
-  def named(cls, path: str | os.PathLike, weights: str | os.PathLike | None = None) -> "Workdir":
+  def named(cls, path: paths.Named, weights: paths.Named | None = None) -> "Workdir":
     """Returns the folder that the user named; changes nothing.
 
     Args:
@@ -48,19 +50,19 @@ class Workdir:
     return cls(folders.claim(path, folders.Kind.RUN, "workdir", sources=sources))
 
   @property
-  def config(self) -> pathlib.Path:
+  def config(self) -> paths.Path:
     return self.root / folder.CONFIG
 
   @property
-  def metrics(self) -> pathlib.Path:
+  def metrics(self) -> paths.Path:
     return self.root / "metrics.jsonl"
 
   @property
-  def checkpoints(self) -> pathlib.Path:
+  def checkpoints(self) -> paths.Path:
     return self.root / folder.CHECKPOINTS
 
   @property
-  def tensorboard(self) -> pathlib.Path:
+  def tensorboard(self) -> paths.Path:
     return self.root / "tensorboard"
 
   @contextlib.contextmanager
@@ -97,24 +99,33 @@ class Workdir:
           self._clear(tokenizer)
         elif manager_lib.steps(self.checkpoints):  # without: killed before its first checkpoint, nothing to lose
           self._check_same(config)
+        publish.sweep(self.root / folder.TOKENIZER)
         if tokenizer and (self.root / folder.TOKENIZER).exists():
           tokenizer_folder.copy(scratch, self.root / folder.TOKENIZER)  # copies nothing: raises where it is another one
         self.root.mkdir(parents=True, exist_ok=True)
+        if isinstance(self.checkpoints, bucket_path.BucketPath):  # what is unfinished there is paid for
+          in_bucket.clean(self.checkpoints)
         # config.json first: it makes the folder a run's, wherever this is killed.
         folder.write_config(self.root, dataclasses.replace(config, tokenizer=tokenizer))
-        publish.sweep(self.root / folder.TOKENIZER)
         if tokenizer:
           tokenizer_folder.copy(scratch, self.root / folder.TOKENIZER)
     except OSError as error:
       raise errors.InputError(f"{self.root} cannot be written: {errors.reason(error)}") from error
 
-  def seen(self) -> int:
+  def check_shared(self) -> None:
+    """Raises InputError, in all processes, unless they all see the folder that the first has opened."""
+    if isinstance(self.root, bucket_path.BucketPath):  # which is the same one to all who name it so
+      processes.check_same({"workdir": str(self.root)})
+    else:
+      processes.check_same_filesystem(self._seen, str(self.root))
+
+  def _seen(self) -> int:
     """Returns a sum of what a run begins with: config.json and the names of the checkpoints."""
     text = self.config.read_bytes() if self.config.exists() else b""
     return zlib.crc32(text + repr(manager_lib.steps(self.checkpoints)).encode())
 
   def _clear(self, tokenizer: dict[str, Any]) -> None:
-    """Deletes a run's checkpoints, the oldest first and each by one rename (none is half there), and its records.
+    """Deletes a run's checkpoints, the oldest first (none is half there), and its records.
 
     config.json stays until it is replaced, and a tokenizer that is the next run's stays. A folder that holds no run
     keeps what it has.
@@ -122,12 +133,7 @@ class Workdir:
     if not self.config.exists() and not manager_lib.steps(self.checkpoints):
       return
     publish.remove(self.root / "checkpoints.deleting")  # of earlier versions
-    if self.checkpoints.is_dir():
-      ours = [child for child in self.checkpoints.iterdir() if child.name.split(".")[0].isdecimal()]
-      for child in sorted(ours, key=_step_of):
-        doomed = child.with_name(f"{child.name}.deleting")
-        child.rename(doomed)
-        publish.remove(doomed)
+    manager_lib.delete_all(self.checkpoints)
     for name in ("metrics.jsonl", "tensorboard", "profile"):
       publish.remove(self.root / name)
     if not self._has(tokenizer):
@@ -136,14 +142,16 @@ class Workdir:
   def _has(self, tokenizer: dict[str, Any]) -> bool:
     try:
       return tokenizer_folder.read(self.root / folder.TOKENIZER) == tokenizer
-    except errors.InputError:
+    except errors.InputError as error:
+      if errors.may_pass(error):
+        raise
       return False
 
   def _check_same(self, config: folder.FolderConfig) -> None:
     """Compares the run with what config.json and the checkpoints say; these alone where config.json is gone."""
     advice = "choose another workdir, or --overwrite to delete that run"
     metadata = manager_lib.newest_metadata(self.checkpoints)
-    if "model" in metadata and not os.path.lexists(self.config):
+    if "model" in metadata and not (self.config.exists() or self.config.is_symlink()):
       model, data = metadata["model"], metadata["data"]
     else:
       found = self._read_config("remove it, and it is written anew" if "model" in metadata else advice)
@@ -166,10 +174,6 @@ class Workdir:
       raise errors.InputError(
         f"{self.root} holds checkpoints of a run that cannot be told: {error}; {advice}"
       ) from error
-
-
-def _step_of(checkpoint: pathlib.Path) -> int:
-  return int(checkpoint.name.split(".")[0])
 
 
 def _before(data: dict[str, Any], samples: int) -> dict[str, Any]:

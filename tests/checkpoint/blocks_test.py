@@ -113,8 +113,6 @@ def test_reading_renames_nothing(tmp_path, name):
   with pytest.raises(errors.InputError, match=f"out was being replaced when that was killed: rename {name} beside it"):
     load.load(tmp_path / "out")
   assert [path.name for path in tmp_path.iterdir()] == [name]
-  with pytest.raises(errors.InputError, match="gs://bucket/run: glmjax reads and writes local paths only"):
-    load.load("gs://bucket/run")
 
 
 def test_odd_sizes_have_no_int4():

@@ -19,6 +19,7 @@ import pytest
 
 from glmjax import errors
 from glmjax.checkpoint import arrays
+from glmjax.io import owner
 from glmjax.io import publish
 from glmjax.checkpoint import export
 from glmjax.checkpoint import load
@@ -338,7 +339,7 @@ def test_what_killed_exports_left_is_removed(
   run: pathlib.Path, tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
 ):
   """Of this name, and of processes of this machine that are gone; what may live elsewhere is told."""
-  here = publish.host()
+  here = owner.host()
   gone = (f".out.{here}.999999999.tmp", f".out.{here}.999999998.tmp")
   kept = (
     f".out.{here}.1.tmp",

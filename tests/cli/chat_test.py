@@ -276,7 +276,8 @@ def test_mistakes_come_before_the_model(capsys):
 def test_what_no_flag_says_is_the_originals(flags, how, length, monkeypatch):
   made = []
   monkeypatch.setattr(chat_lib, "Session", lambda *given: made.append(given) or types.SimpleNamespace(rounds=[]))
-  monkeypatch.setattr(inference.Devices, "load", lambda devices, folder: "model")
+  monkeypatch.setattr(inference, "model_folder", pathlib.Path)
+  monkeypatch.setattr(inference.Devices, "load", lambda devices, folder, *options: "model")
   monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
   assert cli.main(["chat", "--checkpoint=c", *flags]) == 0
   assert made == [("model", how, length, None, 0)]

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import bucket_server
 import pytest
 
 from glmjax import cli
@@ -26,7 +27,7 @@ def test_tells_versions_devices_and_kernels(capsys):
 def test_json(capsys):
   assert cli.main(["doctor", "--json"]) == 0
   found = json.loads(capsys.readouterr().out)
-  assert set(found) == {"versions", "host_memory", "devices", "compilers", "kernels"}
+  assert set(found) == {"versions", "host_memory", "programs", "devices", "compilers", "kernels"}
   assert found["host_memory"]["total"] > found["host_memory"]["available"] > 0
   assert set(found["kernels"]) == {operation.computes for operation in operations.ALL}
 
@@ -40,3 +41,30 @@ def test_no_device_that_starts_is_told_of(platforms: str):
   assert done.returncode == 0, done.stderr
   (line,) = [line for line in done.stdout.splitlines() if line.startswith("devices")]
   assert "none:" in line and platforms in line
+
+
+@pytest.mark.parametrize("scheme", ["gs", "s3"])
+def test_tries_a_bucket_and_leaves_nothing_there(server, scheme, capsys):
+  server.put("kept", b"")
+  assert cli.main(["doctor", f"--bucket={scheme}://bucket/folder"]) == 0
+  lines = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines())
+  assert lines["conditions on writes"].strip() == "hold" and "MB/s" in lines["reads"] and server.keys() == ["kept"]
+  assert "ms" in lines["copies"] and "16,777,217 bytes in" in lines["writes in parts"] and not server.uploads()
+
+
+def test_says_what_a_bucket_lacks(server, capsys):
+  server.honors_conditions = set()
+  for bucket, words in (("s3://bucket", "s3://bucket ignores conditions"), ("s3://elsewhere", "there is no bucket")):
+    assert cli.main(["doctor", f"--bucket={bucket}"]) == 2
+    assert words in capsys.readouterr().err and server.keys() == []
+  server.honors_conditions = {"create", "replace"}
+  refused = bucket_server.Fault(status=403, code="AccessDenied")
+  for faults in (
+    lambda method, path: True,
+    lambda method, path: path.endswith("/copy"),
+    lambda method, path: path.endswith("/parts"),
+    lambda method, path: method == "DELETE" and path.endswith("/given_up"),
+  ):
+    server.fault = lambda method, path, faults=faults: refused if faults(method, path) else None
+    assert cli.main(["doctor", "--bucket=gs://bucket/x"]) == 2
+    assert "permission denied" in capsys.readouterr().err

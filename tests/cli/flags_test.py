@@ -75,8 +75,9 @@ def test_numbers(command, flag, capsys):
 def test_paths(command, flag, capsys, monkeypatch, tmp_path):
   monkeypatch.setenv("HOME", str(tmp_path))
   for text, expected in (
-    ("gs://b/x", "local paths only"),
-    ("s3://b/x", "local paths only"),
+    ("gs://b/x", "a bucket is named as"),
+    ("s3://bucket/a//x", "no empty parts"),
+    ("hdfs://bucket/x", "glmjax knows"),
     ("", "is empty"),
     (" ", "is empty"),
     ("a\0b", "NUL"),
@@ -86,7 +87,12 @@ def test_paths(command, flag, capsys, monkeypatch, tmp_path):
     assert cli.main(line(command, flag, text)) == 2, text[:40]
     message = capsys.readouterr().err
     assert message.startswith(f"glmjax: {flag.name} ") and expected in message and message.count("\n") == 1, message
-  for text, read in (("~/x", str(tmp_path / "x")), ("a/~/x", "a/~/x"), ("~", str(tmp_path))):
+  for text, read in (
+    ("~/x", str(tmp_path / "x")),
+    ("a/~/x", "a/~/x"),
+    ("~", str(tmp_path)),
+    ("s3://bucket/x/", "s3://bucket/x"),
+  ):
     assert getattr(run._parse_flags(line(command, flag, text)), flag.parameter) == read
   assert not list(tmp_path.iterdir())
 

@@ -47,7 +47,8 @@ class Model:
 @pytest.fixture(autouse=True)
 def model(monkeypatch, tmp_path):
   monkeypatch.chdir(tmp_path)
-  monkeypatch.setattr(engine.Engine, "load", lambda checkpoint, mesh, offload_layers: Model())
+  monkeypatch.setattr(engine.Engine, "load", lambda checkpoint, **options: Model())
+  monkeypatch.setattr(inference, "model_folder", pathlib.Path)
   monkeypatch.setattr(inference, "_fingerprint", str)
 
 
@@ -551,7 +552,7 @@ def test_a_mesh_by_its_sizes_or_its_gin_file(monkeypatch, given, sizes):
     "mesh.MeshConfig.data = 1\nmesh.MeshConfig.tensor = 4\n"
   )
   meshes = []
-  monkeypatch.setattr(engine.Engine, "load", lambda checkpoint, mesh, offload_layers: meshes.append(mesh) or Model())
+  monkeypatch.setattr(engine.Engine, "load", lambda checkpoint, mesh, **options: meshes.append(mesh) or Model())
   assert cli.main(["generate", "--checkpoint=c", "--prompt=a", f"--mesh={given}"]) == 0
   assert meshes == [sizes if isinstance(sizes, str) else mesh_lib.MeshConfig(**sizes)]
 

@@ -37,9 +37,11 @@ def test_calls(name, monkeypatch, tmp_path):
     folder.mkdir()
   monkeypatch.setenv("HOME", str(home))
   monkeypatch.chdir(here)
+  if name == "generate, out":
+    monkeypatch.setattr(inference, "model_folder", pathlib.Path)  # the model is there
   for path, expected in (
     ("~/missing", f"{home}/missing"),
-    ("gs://b/x", "local paths only"),
+    ("gs://b/x", "a bucket is named as|a local path"),
     ("", "is empty"),
     ("a\0b", "NUL"),
   ):

@@ -228,6 +228,12 @@ def streams(code: str, **options) -> subprocess.CompletedProcess:
   return subprocess.run([sys.executable, "-c", begin + code], capture_output=True, check=False, **options)
 
 
+def test_what_libraries_print_is_no_output():
+  """As Gloo does, from C++, in the middle of the answers of several processes."""
+  done = streams("print('one'); process.keep_output(); os.write(1, b'[Gloo] 1\\n'); print('two')")
+  assert done.stdout == b"one\ntwo\n" and done.stderr == b"[Gloo] 1\n"
+
+
 ASCII = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
 
 

@@ -394,7 +394,8 @@ def test_paths_of_files(library, monkeypatch):
     ("folder.gin", "no regular file"),
     ("pipe.gin", "no regular file"),
     ("", "is empty"),
-    ("gs://b/x.gin", "local paths only"),
+    ("gs://b/x.gin", "a bucket is named as"),
+    ("hdfs://b/x.gin", "glmjax knows"),
     ("a\0b", "NUL"),
   ):
     assert expected in message(files=[name])
@@ -474,3 +475,12 @@ def test_every_run_trains_on_every_mesh(run, mesh):
     commands=commands.targets(),
     given=["workdir"],
   )
+
+
+def test_files_in_buckets(library, server):
+  text = b"from __gin__ import dynamic_registration\nfrom glmjax.plan import fits\n"
+  server.put("conf/inner.gin", text + b"fits.smallest.layers = 4\n")
+  server.put("conf/outer.gin", text + b"include 'gs://bucket/conf/inner.gin'\nfits.smallest.layers = -\n")
+  gin_files.check(["s3://bucket/conf/inner.gin"], given=["models"], entry="glmjax.plan.fits.smallest")
+  assert "gs://bucket/conf/outer.gin:4" in message(files=["gs://bucket/conf/outer.gin"])
+  assert "gs://bucket/none.gin: it does not exist" in message(files=["gs://bucket/none.gin"])

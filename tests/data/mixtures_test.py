@@ -165,7 +165,7 @@ def test_mistakes(folder, tmp_path):
   for value in (5, None, {}, [5], [None], {"a": "b"}, b"en.txt"):
     fails("the text files of en are", {"en": value}, folder)
   fails("the path of a text file is empty", {"en": ""}, folder)
-  fails("local paths only", {"en": "gs://bucket/en.txt"}, folder)
+  fails("glmjax knows local paths, gs://", {"en": "hdfs://bucket/en.txt"}, folder)
   fails("no text files are named", {"en": []}, folder)
   for name in ("", "a/b", "..//x", "a b", "*", "a|b", "x" * 41, 5, None, "a\n"):
     fails("a language of the text files is", {name: FILES["en"]}, folder)

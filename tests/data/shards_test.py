@@ -19,7 +19,7 @@ from glmjax import tokens
 from glmjax.data import builder
 from glmjax.data import shards
 from glmjax.data import verified
-from glmjax.io import publish
+from glmjax.io import owner
 
 SPECIALS = tokens.icetk(0, 1000)
 
@@ -397,7 +397,7 @@ def test_death_between_manifest_and_swap_loses_nothing(tmp_path: pathlib.Path, r
     with pytest.raises(AssertionError):
       assert making.finish().manifest["mixture"] == "other"
   if renamed:
-    directory.rename(tmp_path / f".cache.{publish.host()}.999999999.old")
+    directory.rename(tmp_path / f".cache.{owner.host()}.999999999.old")
     with pytest.raises(errors.InputError, match="was being replaced when that was killed: rename .cache"):
       shards.TokenCache.open(directory)
     with pytest.raises(errors.InputError, match="already a cache of mixture m"):
@@ -417,7 +417,7 @@ def test_full_disk_is_one_line_and_harms_nothing(tmp_path: pathlib.Path, monkeyp
     todo = making.missing()
     builder.write_shard(making.partial, todo[0], shard_documents(todo[0]), 1008)
     with monkeypatch.context() as patch:
-      patch.setattr(shards.os, "fsync", full)
+      patch.setattr(os, "fsync", full)
       with pytest.raises(errors.InputError, match="the disk is full") as caught:
         builder.write_shard(making.partial, todo[1], shard_documents(todo[1]), 1008)
       assert "\n" not in str(caught.value)

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 
+import bucket_server
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +14,9 @@ from glmjax import errors
 from glmjax import positions as positions_lib
 from glmjax import tokenizer as tokenizer_lib
 from glmjax import tokens
+from glmjax.data import nearby
 from glmjax.data import rows
+from glmjax.data import shards
 from glmjax.data import spans
 from glmjax.evaluate import heldout
 from glmjax.evaluate import windows
@@ -58,6 +61,15 @@ def test_every_language_gets_every_figure(model, cache) -> None:
   json.dumps(result)
 
 
+def test_a_cache_in_a_bucket_gives_the_same(model, cache, server, tmp_path, monkeypatch) -> None:
+  monkeypatch.setenv(nearby.FOLDER, str(tmp_path))
+  for path in cache.directory.rglob("*"):
+    if path.is_file():
+      server.put(f"cache/{path.relative_to(cache.directory)}", path.read_bytes())
+  there = shards.TokenCache.open("gs://bucket/cache")
+  assert heldout.evaluate_model(model, there) == heldout.evaluate_model(model, cache)
+
+
 def test_guesses_are_text(model, cache, tokenizer, monkeypatch) -> None:
   """No special token, image id or row that pads the vocabulary: what the engine never generates, but for its stops."""
   seen, exact = [], score.score_rows
@@ -69,7 +81,7 @@ def test_guesses_are_text(model, cache, tokenizer, monkeypatch) -> None:
   monkeypatch.setattr(heldout.score, "score_rows", look)
   heldout.evaluate_model(model, cache, heldout.Settings(max_tokens=200, max_fills=2))
   answering = engine.Engine(runner.Runner(model.config, model.params), tokenizer)
-  assert seen == [{*np.flatnonzero(answering._suppressed_V | answering._stops_V).tolist()}]
+  assert seen == [{*np.flatnonzero(answering._vocabulary.suppressed_V | answering._vocabulary.stops_V).tolist()}]
   assert {*range(tokenizer.vocab_size, 640), *dataclasses.astuple(tokenizer.specials)} == seen[0]
   images = tokenizer_lib.Tokenizer(tokenizer.model, num_image_tokens=20)
   assert {*range(20)} <= vocabulary.not_text(images, 640) and 20 + 130 not in vocabulary.not_text(images, 640)
@@ -185,6 +197,19 @@ def test_result_is_written_whole(model, cache, tmp_path, monkeypatch) -> None:
   result = heldout.evaluate("run", cache.directory, out, max_tokens=50, max_fills=2)
   assert json.loads(out.read_text()) == result
   assert [path.name for path in out.parent.iterdir()] == ["heldout.json"]
+
+
+def test_result_in_a_bucket(model, cache, tmp_path, server, monkeypatch) -> None:
+  monkeypatch.setattr(runner, "read", lambda folder, place: model)
+  result = heldout.evaluate("run", cache.directory, "gs://bucket/x/heldout.json", max_tokens=50, max_fills=2)
+  heldout.evaluate("run", cache.directory, tmp_path / "heldout.json", max_tokens=50, max_fills=2)
+  assert server.keys() == ["x/heldout.json"] and json.loads(server.data("x/heldout.json")) == result
+  assert server.data("x/heldout.json") == (tmp_path / "heldout.json").read_bytes()
+  server.put("x/thesis.tex", b"mine")
+  server.fault = lambda method, path: bucket_server.Fault(status=403) if method == "PUT" else None
+  for name, message in (("thesis.tex", "holds other things"), ("other.json", "cannot be written: permission denied")):
+    with pytest.raises(errors.InputError, match=message):
+      heldout.evaluate("no checkpoint", cache.directory, f"gs://bucket/x/{name}")
 
 
 def test_a_place_that_cannot_be_written_is_named_before_the_work(cache, tmp_path) -> None:

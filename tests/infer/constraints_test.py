@@ -26,7 +26,7 @@ def expected(logits: np.ndarray, prompt_tokens: list[int], new: list[int], how: 
 
 def test_constraints_of_a_batch():
   rng = np.random.default_rng(0)
-  hows = [
+  few = [
     sampling.Sampling(),
     sampling.Sampling(no_repeat_ngram=2),
     sampling.Sampling(no_repeat_ngram=4),
@@ -34,8 +34,9 @@ def test_constraints_of_a_batch():
     sampling.Sampling(repetition_penalty=1.7),
     sampling.Sampling(min_tokens=3, no_repeat_ngram=3, repetition_penalty=0.6),
   ]
+  longer = [*few[:-1], sampling.Sampling(no_repeat_ngram=9)]
   banned = 0
-  for _ in range(60):
+  for hows in [few, few, longer] * 20:
     prompts = [rng.integers(0, 4, rng.integers(1, 9)).tolist() for _ in hows]
     made = constraints.make([prompt.Prompt(tokens, None, 0, (0, 0)) for tokens in prompts], hows, 8, VOCAB)
     step = int(rng.integers(0, PLACES))
@@ -65,4 +66,4 @@ def test_none_where_nothing_is_asked_for():
 
 def test_the_last_tokens_of_a_prompt_that_is_shorter_than_the_n_gram():
   made = constraints.make([prompt.Prompt([4, 5, 6], None, 0, (0, 0))], [sampling.Sampling(no_repeat_ngram=5)], 1, VOCAB)
-  np.testing.assert_array_equal(made.tail_BN, [[-1, 4, 5, 6]])
+  np.testing.assert_array_equal(made.tail_BN, [[-1] * 60 + [4, 5, 6]])

@@ -96,8 +96,9 @@ def test_rows_that_only_fill_a_batch_do_not_count():
   good = engine.Engine(runner.Runner(config, params), Letters())
   assert len(good.generate(["ab", "cd", "ef"], max_tokens=3)) == 3
   none = jnp.zeros(4, jnp.int32)
+  finite_B = jnp.array([True, True, True, False])
   state = decode.State(
-    {}, none, none, none, jnp.zeros((4, 1), jnp.int32), jnp.ones(4, bool), jnp.array([True, True, True, False])
+    {}, none, none, none, jnp.zeros((4, 1), jnp.int32), jnp.ones(4, bool), finite_B, jnp.zeros((4, 8))
   )
   decode.generated(state, 3)
   with pytest.raises(errors.NotFiniteError):

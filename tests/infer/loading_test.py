@@ -16,10 +16,12 @@ from glmjax.checkpoint import folder as folder_lib
 from glmjax.checkpoint import load
 from glmjax.checkpoint import manager
 from glmjax.checkpoint import stored
+from glmjax.infer import ahead
 from glmjax.infer import engine
 from glmjax.infer import offload
 from glmjax.infer import placement
 from glmjax.infer import runner
+from glmjax.infer import sampling
 from glmjax.io import tokenizer_folder
 from glmjax.models import config as config_lib
 from glmjax.models import glm
@@ -39,6 +41,16 @@ class Letters:
 
   def check_fits(self, size: int) -> None:
     assert size == self.vocab_size
+
+
+class Numbers(Letters):
+  """Tokenizer whose texts are ids, one a word."""
+
+  def encode(self, text: str) -> list[int]:
+    return [int(word) for word in text.split()]
+
+  def decode(self, ids: list[int]) -> str:
+    return " ".join(map(str, ids))
 
 
 @pytest.fixture(scope="module")
@@ -115,3 +127,32 @@ def test_mistakes_are_told_before_anything_is_read(folders, monkeypatch):
   ):
     with pytest.raises(errors.InputError, match=words):
       engine.Engine.load(folders[4], **options)
+
+
+@pytest.mark.parametrize("bits, mesh", [(None, None), (4, None), (4, "data=2,tensor=2")])
+def test_what_is_asked_first_is_compiled_while_weights_are_read(folders, monkeypatch, bits, mesh):
+  """Nothing is left to be compiled when it is asked, and the answers are the same."""
+  monkeypatch.setattr("glmjax.tokenizer.Tokenizer", Numbers)
+  prompts, how = ["5 6 [MASK] 7", "8 9"], sampling.Sampling(1.0, top_k=5)
+  late = engine.Engine.load(folders[bits], mesh=mesh).generate(prompts, 6, how)
+  jax.clear_caches()
+  early = engine.Engine.load(folders[bits], mesh=mesh, first=ahead.First(prompts, 6, how))
+  compiled: list[str] = []
+
+  def note(event: str, _: float, **about: str) -> None:
+    if event.endswith("backend_compile_duration"):
+      compiled.append(about.get("fun_name", event))
+
+  jax.monitoring.register_event_duration_secs_listener(note)
+  try:
+    assert early.generate(prompts, 6, how) == late
+  finally:
+    jax.monitoring.unregister_event_duration_listener(note)
+  assert not compiled
+
+
+def test_what_cannot_be_asked_first_is_told_when_it_is_asked(folders, monkeypatch):
+  monkeypatch.setattr("glmjax.tokenizer.Tokenizer", Numbers)
+  model = engine.Engine.load(folders[4], first=ahead.First(["5 " * 70], 6))
+  with pytest.raises(errors.InputError, match="shorten the prompt"):
+    model.generate(["5 " * 70], 6)

@@ -130,3 +130,31 @@ def test_frequencies_follow_the_filtered_distribution():
 def test_values_out_of_range(wrong: dict):
   with pytest.raises(errors.InputError, match=next(iter(wrong))):
     sampling.Sampling(**wrong)
+
+
+@pytest.mark.parametrize("vocab", [5, 128, 300, 1000])
+def test_drawn_as_often_as_they_are_likely(vocab: int):
+  """And those that are ruled out never, wherever they stand."""
+  r = np.random.default_rng(vocab)
+  odds = r.dirichlet(np.full(vocab, 0.3)) * (r.random(vocab) < 0.7)
+  logits_BV = jnp.where(odds > 0, jnp.log(odds), sampling.FILTERED)[None]
+  count = 50_000
+  draws = sampling.draws([sampling.Sampling(1.0)] * count, range(count))
+  drawn = jax.jit(sampling.sample)(jnp.repeat(logits_BV, count, 0), jnp.zeros(vocab, bool), draws, jnp.full(count, 3))
+  found, expected = np.bincount(drawn, minlength=vocab), odds / odds.sum() * count
+  assert not found[odds == 0].any()
+  often = expected > 5
+  squares = ((found - expected)[often] ** 2 / expected[often]).sum()
+  assert squares < often.sum() + 5 * np.sqrt(2 * often.sum())  # chi-squared, five standard deviations
+
+
+@pytest.mark.parametrize("temperature", [1e-39, 1e-30, 1e-6])
+@pytest.mark.parametrize("offset", [0.0, -40.0])
+def test_next_to_no_temperature_is_greedy(temperature: float, offset: float):
+  """Neither what is ruled out nor what is behind the vocabulary comes out where all others are all but impossible."""
+  logits_BV = jax.random.normal(jax.random.key(0), (8, 300)) * 5 + offset
+  suppressed_V = jnp.arange(300) % 3 == 0
+  expected = jnp.where(suppressed_V, -jnp.inf, logits_BV).argmax(-1)
+  for filters in ({}, {"top_k": 9}, {"top_p": 0.8}):
+    draws = sampling.draws([sampling.Sampling(temperature, **filters)] * 8, range(8))
+    np.testing.assert_array_equal(sampling.sample(logits_BV, suppressed_V, draws, jnp.zeros(8, jnp.int32)), expected)

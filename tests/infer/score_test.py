@@ -4,6 +4,7 @@ import functools
 
 import jax
 import numpy as np
+import engine_models
 import pytest
 
 from glmjax import errors
@@ -19,21 +20,8 @@ from glmjax.models import glm
 SPECIALS = tokens.icetk(0, 80)
 
 
-@functools.cache
 def model(positions: str) -> tuple[config_lib.GLMConfig, dict]:
-  norm = "pre" if positions == "learned_2d" else "deepnorm"
-  config = config_lib.GLMConfig(
-    vocab_size=96,
-    num_layers=2,
-    embed_dim=16,
-    num_heads=2,
-    mlp_dim=24,
-    max_length=64,
-    positions=positions,
-    norm=norm,
-    init_std=0.5,
-  )
-  return config, glm.init_params(config, jax.random.key(3))
+  return engine_models.model(positions, vocab_size=96)
 
 
 def text(n: int, seed: int = 0) -> list[int]:

@@ -17,7 +17,7 @@ from glmjax.models import glm
 from infer.mesh_test import Numbers
 
 CONFIG = config_lib.GLMConfig(vocab_size=96, num_layers=1, embed_dim=16, num_heads=2, mlp_dim=24, max_length=64)
-STATIC = {"prefill": ("new_tokens", "all_slots"), "grow": ("slots",)}
+STATIC = {"prefill": ("new_tokens", "all_slots"), "grow": ("slots",), "log_probs": ("top",)}
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 
 from glmjax import errors
 from glmjax.io import folders
-from glmjax.io import publish
+from glmjax.io import owner
 
 Kind = folders.Kind
 MODEL = {"vocab_size": 8, "num_layers": 1, "embed_dim": 4}
@@ -115,7 +115,11 @@ def test_free_places(made, kind):
     folders.claim(made / "mine", kind, "x")
   with pytest.raises(errors.InputError, match="can be no folder: a part of the path is a file"):
     folders.claim(made / "file", kind, "x")
-  for path, message in (("", "x is empty"), ("gs://b/run", "local paths only"), ("file:///x", "local paths only")):
+  for path, message in (
+    ("", "x is empty"),
+    ("gs://b/run", "a bucket is named as"),
+    ("file:///x", "glmjax knows local paths"),
+  ):
     with pytest.raises(errors.InputError, match=message):
       folders.claim(path, kind, "x")
   with pytest.raises(errors.InputError, match="holds other things"):
@@ -126,7 +130,7 @@ def test_free_places(made, kind):
 def test_only_what_is_wholly_of_the_kind_is_replaced(made, kind):
   """A note or a run in it is not lost with it; what a killed process left there is."""
   folder = made / kind.name
-  write(folder, {f".x.{publish.host()}.99999999.tmp": ""})
+  write(folder, {f".x.{owner.host()}.99999999.tmp": ""})
   folders.claim(folder, kind, "x", overwrite=True)
   for stranger in ("notes.txt", "run/config.json", "tokenizer/deep/x", "params/notes.txt", "en/notes"):
     write(folder, {stranger: ""})
@@ -190,3 +194,15 @@ def test_files(made):
   (made / "link").symlink_to(made / "RUN" / "config.json")
   with pytest.raises(errors.InputError, match="belongs to a training run"):
     folders.claim_file(made / "link", "--out")
+
+
+def test_what_is_unfinished_in_a_bucket_is_the_next_writer_s_of_its_kind(server):
+  server.put("out/.unfinished", b'{"last": "checksums.json"}')
+  server.put("out/config.json", b"{}")
+  assert folders.claim("gs://bucket/out", folders.Kind.EXPORT, "--out")
+  for kind in (folders.Kind.RUN, folders.Kind.CACHE, folders.Kind.TEXT):
+    with pytest.raises(errors.InputError, match="holds what a writer has not finished: choose another folder"):
+      folders.claim("gs://bucket/out", kind, "--out")
+  server.put("out/notes.txt", b"")
+  with pytest.raises(errors.InputError, match="and notes.txt, which would be deleted with it"):
+    folders.claim("gs://bucket/out", folders.Kind.EXPORT, "--out")

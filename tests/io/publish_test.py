@@ -5,9 +5,11 @@ import os
 import subprocess
 import sys
 
+import bucket_server
 import pytest
 
 from glmjax import errors
+from glmjax.io import paths
 from glmjax.io import publish
 
 
@@ -105,3 +107,52 @@ def test_folder_killed_between_two_renames(tmp_path):
     with publish.folder(out, overwrite=True):
       raise ZeroDivisionError
   assert os.listdir(out) == ["old"] and os.listdir(tmp_path) == ["out"] and publish.interrupted(out) is None
+
+
+def test_a_folder_in_a_bucket_appears_with_its_last_file(server):
+  out = paths.named("gs://bucket/out")
+  with publish.folder(out, "last.json") as folder:
+    (folder / "a" / "b").write_text("1")
+    assert publish.in_work(out)
+    publish.finish(folder / "last.json", {})
+  assert server.keys() == ["out/a/b", "out/last.json"] and not publish.in_work(out)
+  with pytest.raises(errors.InputError, match="come to be there"):
+    with publish.folder(out, "last.json"):
+      pass
+  with pytest.raises(ZeroDivisionError):
+    with publish.folder(out, "last.json", overwrite=True) as folder:
+      (folder / "c").write_text("2")
+      raise ZeroDivisionError
+  assert server.keys() == []
+
+
+def test_who_comes_late_in_a_bucket_leaves_the_other_s_folder(server):
+  out = paths.named("gs://bucket/out")
+  with pytest.raises(errors.InputError, match="was written by another process"):
+    with publish.folder(out, "last.json") as folder:
+      (folder / "mine").write_text("1")
+      server.put("out/last.json", b"{}")
+      publish.finish(folder / "last.json", {})
+  assert "out/last.json" in server.keys()
+
+
+@pytest.mark.parametrize("killed_after", range(5))
+def test_a_kill_while_a_folder_in_a_bucket_is_emptied(server, killed_after):
+  """Whatever was deleted: the note stays to the last, and the next writer goes on."""
+  for name in ("a", "b", "last.json"):
+    server.put(f"out/{name}", b"{}")
+  left = iter(range(killed_after))
+
+  def fault(method, path):
+    refused = method in ("DELETE", "PUT") and next(left, None) is None
+    return bucket_server.Fault(status=403) if refused else None
+
+  server.fault = fault
+  with pytest.raises((OSError, errors.InputError)):
+    with publish.folder(paths.named("gs://bucket/out"), "last.json", overwrite=True):
+      raise OSError("nothing more comes through")
+  server.fault = lambda method, path: None
+  whole = "out/last.json" in server.keys()
+  assert whole or "out/.unfinished" in server.keys() or server.keys() == []
+  publish.sweep(paths.named("gs://bucket/out"))
+  assert whole == (server.keys() != [])

@@ -13,14 +13,18 @@ import sys
 import time
 from collections.abc import Iterator
 
+import bucket_server
 import numpy as np
 import patterns
 import pytest
 
+from glmjax.checkpoint import arrays
 from glmjax.checkpoint import manager as manager_lib
+from glmjax.io import paths
 from glmjax.parallel import peers
 
 SLOW = ("--gin.patterns.Source.seconds=0.5",)
+SPLIT = [f"--gin.mesh.MeshConfig.{size}" for size in ("data=1", "fsdp=2", "tensor=2")]  # each process has its part
 MAIN = [sys.executable, "-c", "import sys; from glmjax import cli; sys.exit(cli.main())"]
 
 
@@ -71,7 +75,7 @@ class Started:
     results = []
     for process in self.processes:
       out, err = process.communicate(timeout=max(ends - time.monotonic(), 1))
-      results.append((process.returncode, own_lines(out), own_lines(err)))
+      results.append((process.returncode, out, own_lines(err)))
     return results
 
   def wait_for_step(self, step: int, seconds: float = 180) -> None:
@@ -110,8 +114,9 @@ def losses(workdir: pathlib.Path) -> list[float]:
 
 
 def own_lines(text: str) -> str:
-  """Without what Gloo, which writes from several threads at once, and XLA's plugins say of themselves."""
-  foreign = re.compile(r"\[Gloo\]|peer ranks|^[IWE]\d{4} |^WARNING: All log messages before absl")
+  """Messages without what XLA's plugins say of themselves and what Gloo does, from several threads at once: a line
+  of its may be cut anywhere, and end with another's number alone."""
+  foreign = re.compile(r"\[Gloo\]|peer ranks|^\s*\d*$|^[IWE]\d{4} |^WARNING: All log messages before absl")
   return "".join(line for line in text.splitlines(True) if not foreign.search(line))
 
 
@@ -344,3 +349,65 @@ def test_batch_ramp_is_checked_against_the_hosts(start, tmp_path):
   ramp = [f"--gin.schedules.Batches.{name}" for name in ("ramp_start=4", "ramp_increment=3", "ramp_samples=64")]
   for status, _, err in start(tmp_path, 2, 1, *ramp).results():
     assert status == 2 and "batch size 7 does not divide over the 2 parts that 2 hosts read of it" in err, err
+
+
+@pytest.mark.slow
+def test_in_a_bucket_two_write_and_one_goes_on(server, start, tmp_path):
+  """One of two is killed while they save; the other ends, and one process with as many devices goes on."""
+  one, run = tmp_path / "one", paths.named("gs://bucket/runs/two")
+  two = start(run, 2, 2, *SPLIT, *SLOW)
+  ends = time.monotonic() + 180
+  while not server.keys(prefix="runs/two/checkpoints/6/state/"):
+    assert time.monotonic() < ends and all(process.poll() is None for process in two.processes), two.kill()
+    time.sleep(0.01)
+  two.processes[1].kill()
+  (status, _, err), _ = two.results(90)
+  assert status not in (0, None) and "goes on from the last checkpoint" in err, err
+  assert manager_lib.steps(run / "checkpoints")[0] == 3
+  [(status, _, err)] = start(one, 1, 4, *SPLIT).results()
+  assert status == 0, err
+  [(status, _, err)] = start(run, 1, 4, *SPLIT).results()
+  assert status == 0 and "resumed at step" in err, err
+  np.testing.assert_allclose(losses(run), losses(one), rtol=1e-5)
+  [(status, _, err)] = start(run, 1, 4, *SPLIT).results()
+  assert status == 0 and "nothing to do: the run is at step 10" in err, err
+
+
+@pytest.mark.slow
+def test_in_a_bucket_two_save_what_one_does(server, start, tmp_path):
+  """Each puts its own shards; the step that process 0 publishes has all of them."""
+  run = paths.named("s3://bucket/run")
+  for status, _, err in start(run, 2, 2, *SPLIT, "--stop_at_step=3").results():
+    assert status == 0, err
+  [(status, _, err)] = start(tmp_path / "one", 1, 4, *SPLIT, "--stop_at_step=3").results()
+  assert status == 0, err
+  np.testing.assert_allclose(losses(run), losses(tmp_path / "one"), rtol=1e-5)
+  for step in (run / "checkpoints" / "3", tmp_path / "one" / "checkpoints" / "3"):
+    records = manager_lib.read_record(step)["arrays"]
+    opened = arrays.check_files(step / "state", records)  # nothing lacks
+    assert sum(np.prod(x.shape) for x in opened.values()) > 10_000
+  [(status, _, err)] = start(run, 1, 2, "--stop_at_step=4").results()  # which verifies every array
+  assert status == 0 and "resumed at step 3" in err, err
+
+
+@pytest.mark.slow
+def test_in_a_bucket_what_one_cannot_write_ends_all(server, start):
+  """The second process's part is refused: both say so, and the step is none."""
+  run = paths.named("gs://bucket/run")
+  server.fault = lambda method, path: (
+    bucket_server.Fault(status=403, code="AccessDenied")
+    if method == "PUT" and re.search(r"checkpoints/3/state/params.*/[0.]*1[0.]*$", path)
+    else None
+  )
+  for status, _, err in start(
+    run, 2, 1, *[flag for flag in SPLIT if "tensor" not in flag], "--stop_at_step=4"
+  ).results():
+    assert status != 0 and "could not be written" in err and "permission denied" in err, err
+  assert manager_lib.steps(run / "checkpoints") == []
+
+
+def test_workdirs_in_two_buckets(server, start):
+  where = [f"--coordinator=localhost:{free_port()}", "--num_processes=2"]
+  join = [[*where, f"--process_id={i}", f"--workdir=gs://bucket/{i}"] for i in range(2)]
+  for status, _, err in start("unused", 2, 1, join=join).results():
+    assert status == 2 and "workdir: process 1 has another one than process 0: give all the same" in err, err

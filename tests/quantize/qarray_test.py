@@ -115,3 +115,10 @@ def test_quotients_of_a_device_that_rounds_wrongly_are_mended(off: int):
   y = np.abs(rng.standard_normal(200_000)).astype(np.float32) + np.float32(1e-3)
   wrong = ((x / y).view(np.int32) + off).view(np.float32)
   np.testing.assert_array_equal(jax.jit(qarray._mended)(wrong, x, y), x / y)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("shape, axes", [((6, 4), (0,)), ((3, 4, 8), (0, 1)), ((2, 6, 4, 8), (1,)), ((4, 8), (-1,))])
+def test_abstract_is_what_quantize_gives(bits: int, shape: tuple[int, ...], axes: tuple[int, ...]):
+  made = jax.eval_shape(lambda x: qarray.quantize(x, bits, axes), jax.ShapeDtypeStruct(shape, jnp.float32))
+  assert qarray.abstract(shape, bits, axes) == made

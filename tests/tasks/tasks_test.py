@@ -10,10 +10,12 @@ import pytest
 import seqio
 import tensorflow as tf
 
+from glmjax import errors
 from glmjax import tokenizer as tokenizer_lib
 from glmjax.data import file_tasks
 from glmjax.data import splits
 from glmjax.data import text
+from glmjax.data import token_cache
 from glmjax.tasks import instruct
 from glmjax.tasks import pretrain
 from glmjax.tasks import sources
@@ -161,3 +163,31 @@ def test_files_are_shuffled_by_seed(tmp_path):
 
   assert order(shuffle=False) == [str(i).encode() for i in range(9)]
   assert order(seed=1) == order(seed=1) != order(seed=2)
+
+
+def test_text_and_caches_in_buckets(folder, server, tmp_path, monkeypatch):
+  """Tasks that go through TensorFlow have the text read for them, and one process writes."""
+  for language, files in FILES.items():
+    path = pathlib.Path(files if isinstance(files, str) else files[0])
+    server.put(f"text/{language}{path.suffix}", path.read_bytes())
+  there = {"en": "gs://bucket/text/en.*", "zh": "gs://bucket/text/zh.*"}
+  name = pretrain.register(there, folder, mixture="from_a_bucket")
+  token_cache.cache_mixture(name, "gs://bucket/ours", num_shards=2, num_workers=0)
+  for task in seqio.get_subtasks(seqio.MixtureRegistry.get(name)):  # no longer what the cache knows
+    monkeypatch.setitem(task.__dict__, "preprocessors", [seqio.preprocessors.tokenize, *task.preprocessors[1:]])
+  for out in ("gs://bucket/theirs", tmp_path / "theirs"):
+    with pytest.raises(errors.InputError, match="one process alone caches seqio's own tasks"):
+      token_cache.cache_mixture(name, out, num_workers=1)
+    token_cache.cache_mixture(name, out, num_shards=2)
+  ours, theirs = (
+    {key.partition("/")[2]: server.data(key) for key in server.keys(prefix=at)} for at in ("ours/", "theirs/")
+  )
+  assert (
+    ours
+    == theirs
+    == {
+      path.relative_to(tmp_path / "theirs").as_posix(): path.read_bytes()
+      for path in (tmp_path / "theirs").rglob("*")
+      if path.is_file()
+    }
+  )

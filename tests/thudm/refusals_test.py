@@ -379,12 +379,12 @@ def test_what_is_no_file(hub, tmp_path):
   for path, words in (
     (tmp_path / "fifo", "no regular file"),
     ("", "is empty"),
-    ("gs://bucket/x", "local paths only"),
+    ("gs://b/x", "a bucket is named as"),
     (tmp_path / "a\0b", "NUL"),
   ):
     with pytest.raises(errors.InputError, match=words):
       inspection.inspect(path)
-  for path, words in (("", "is empty"), ("gs://bucket/x", "local paths only")):
+  for path, words in (("", "is empty"), ("gs://b/x", "a bucket is named as")):
     for option in ({"prefix": path}, {"tokenizer": path}):
       assert words in refused("chatglm-6b", hub, **option)
     with pytest.raises(errors.InputError, match=words):

@@ -10,6 +10,7 @@ import time
 
 import chex
 import numpy as np
+import killed_imports
 import pytest
 
 from glmjax import errors
@@ -22,29 +23,11 @@ from glmjax.thudm import load
 from glmjax.thudm import source as source_lib
 
 
-class Killed(BaseException):
-  """Stands for a kill: nobody catches it."""
-
-
 @pytest.fixture(name="few")
 def _few(monkeypatch):
   """Blocks small enough for a tiny model to have many, one at a time."""
   monkeypatch.setattr(stored_weights, "ELEMENTS", 4096)
   monkeypatch.setattr(blocks, "_WORKERS", 1)
-
-
-def stop_after(monkeypatch, count: int) -> list[str]:
-  """The import dies when it has read so many blocks; the names of what is read."""
-  names, read = [], source_lib.Source.read
-
-  def counted(self, weight, region):
-    if len(names) >= count:
-      raise Killed
-    names.append(weight.name)
-    return read(self, weight, region)
-
-  monkeypatch.setattr(source_lib.Source, "read", counted)
-  return names
 
 
 @pytest.fixture(name="limit_files")
@@ -77,21 +60,21 @@ def test_goes_on(make, tmp_path, monkeypatch, few, caplog, family, bits):
   folder = make(tmp_path / "source", family)
   load.import_model(family, folder, tmp_path / "whole", bits=bits)
   with monkeypatch.context() as patch:
-    total = len(stop_after(patch, 10**9)) or None
+    total = len(killed_imports.stop_after(patch, 10**9)) or None
     load.import_model(family, folder, tmp_path / "counted", bits=bits)
   done = 0
   for count in (5, 7):
     with monkeypatch.context() as patch:
-      names = stop_after(patch, count)
-      with pytest.raises(Killed):
+      names = killed_imports.stop_after(patch, count)
+      with pytest.raises(killed_imports.Killed):
         load.import_model(family, folder, tmp_path / "out", bits=bits)
       done += len(names)
     assert not (tmp_path / "out").exists()
-    assert load._read_plan(tmp_path / ".out.importing")
-  with open(tmp_path / ".out.importing/export/params/journal.jsonl", "ab") as file:
+    assert publish.begun(tmp_path / ".out.importing")[export.PLAN]
+  with open(tmp_path / ".out.importing/params/journal.jsonl", "ab") as file:
     file.write(b'{"block": "layers/ml')  # cut off by the kill
   with monkeypatch.context() as patch:
-    names = stop_after(patch, 10**9)
+    names = killed_imports.stop_after(patch, 10**9)
     load.import_model(family, folder, tmp_path / "out", bits=bits)
   assert "going on with the import that stopped" in caplog.text
   assert total is None and len(names) + done == sum(
@@ -104,10 +87,10 @@ def test_goes_on(make, tmp_path, monkeypatch, few, caplog, family, bits):
 def test_what_is_there_is_verified(make, tmp_path, monkeypatch, few):
   folder = make(tmp_path / "source", "chatglm-6b")
   with monkeypatch.context() as patch:
-    stop_after(patch, 6)
-    with pytest.raises(Killed):
+    killed_imports.stop_after(patch, 6)
+    with pytest.raises(killed_imports.Killed):
       load.import_model("chatglm-6b", folder, tmp_path / "out")
-  params = tmp_path / ".out.importing/export/params"
+  params = tmp_path / ".out.importing/params"
   damaged = params / "embedding.table" / "0.0"
   damaged.write_bytes(bytes(damaged.stat().st_size))
   (params / "embedding.table" / "1.0").unlink()
@@ -124,8 +107,8 @@ def test_the_same_files_by_another_name(make, tmp_path, monkeypatch, few, caplog
   monkeypatch.chdir(tmp_path)
   for source in (pathlib.Path("source"), tmp_path / "source", pathlib.Path("link")):
     with monkeypatch.context() as patch:
-      stop_after(patch, 6)
-      with pytest.raises(Killed):
+      killed_imports.stop_after(patch, 6)
+      with pytest.raises(killed_imports.Killed):
         load.import_model("chatglm-6b", source, tmp_path / "out")
   assert caplog.text.count("going on with the import that stopped") == 2
 
@@ -134,10 +117,10 @@ def test_other_files_or_options_start_anew(make, tmp_path, monkeypatch, few, cap
   caplog.set_level("INFO", "glmjax")
   folder = make(tmp_path / "source", "chatglm-6b")
   with monkeypatch.context() as patch:
-    stop_after(patch, 6)
-    with pytest.raises(Killed):
+    killed_imports.stop_after(patch, 6)
+    with pytest.raises(killed_imports.Killed):
       load.import_model("chatglm-6b", folder, tmp_path / "out")
-  journal = tmp_path / ".out.importing/export/params/journal.jsonl"
+  journal = tmp_path / ".out.importing/params/journal.jsonl"
   before = journal.read_bytes()
   with pytest.raises(errors.InputError, match="other files or options that stopped: give the same again"):
     load.import_model("chatglm-6b", folder, tmp_path / "out", bits=8)
@@ -152,8 +135,8 @@ def test_killed_just_before_the_end(make, tmp_path, monkeypatch, few):
   """All arrays are there, the folder's checksums are not."""
   folder = make(tmp_path / "source", "chatglm-6b")
   with monkeypatch.context() as patch:
-    patch.setattr(publish, "put_in_place", lambda *_: (_ for _ in ()).throw(Killed))
-    with pytest.raises(Killed):
+    patch.setattr(publish, "put_in_place", lambda *_: (_ for _ in ()).throw(killed_imports.Killed))
+    with pytest.raises(killed_imports.Killed):
       load.import_model("chatglm-6b", folder, tmp_path / "out")
   load.import_model("chatglm-6b", folder, tmp_path / "out")
   assert load_lib.load(tmp_path / "out").params
@@ -180,7 +163,7 @@ def test_kill_for_real(make, tmp_path, few):
     [sys.executable, "-c", code, str(folder), str(tmp_path / "out")], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
   )
   process.stdout.readline()
-  journal = tmp_path / ".out.importing/export/params/journal.jsonl"
+  journal = tmp_path / ".out.importing/params/journal.jsonl"
   deadline = time.time() + 60
   while time.time() < deadline and not (journal.exists() and journal.stat().st_size > 2000):
     time.sleep(0.005)

@@ -113,7 +113,7 @@ def test_a_run_takes_over_no_other_folder(tmp_path, tiny):
     ("cache/run", "lies in a token cache"),
     ("mine", r"holds other things \(tokenizer\)"),
     ("", "workdir is empty"),
-    ("gs://bucket/run", "local paths only"),
+    ("ftp://bucket/run", "knows local paths, gs://BUCKET"),
   ):
     with pytest.raises(errors.InputError, match=message):
       workdir_lib.Workdir.named(tmp_path / name if name and ":" not in name else name)

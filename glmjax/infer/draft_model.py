@@ -1,0 +1,59 @@
+"""A small model that drafts what a larger one may say next.
+
+It draws as the larger one does, with the same seeds at the same steps, so that both draw the same where they find the
+same tokens likely.
+"""
+
+from collections.abc import Sequence
+
+from glmjax.infer import decode
+from glmjax.infer import lanes as lanes_lib
+from glmjax.infer import prefill as prefill_lib
+from glmjax.infer import prompt as prompt_lib
+from glmjax.infer import runner as runner_lib
+
+
+class DraftModel:
+  """The small model's own lanes, one beside each of the larger one's."""
+
+  def __init__(
+    self, runner: runner_lib.Runner, vocabulary: lanes_lib.Vocabulary, lanes: int, few_programs: bool = False
+  ) -> None:
+    """Begins with so many free lanes; the vocabulary is the larger model's, `few_programs` as its lanes have it."""
+    self._runner, self._pad = runner, vocabulary.pad
+    self._lanes = lanes_lib.Lanes(runner, vocabulary, lanes, few_programs=few_programs)
+    self._said: dict[int, list[int]] = {}  # of each lane
+    self._read: dict[int, int] = {}  # how many tokens of that are in the cache
+
+  def begin(self, lane: int, request: lanes_lib.Request) -> None:
+    """Reads a request's prompt."""
+    self._said[lane] = []
+    self._catch_up(lane, request)
+
+  def add(self, lane: int, tokens: Sequence[int]) -> None:
+    """Notes what it has said."""
+    self._said[lane] += tokens
+
+  def end(self, lane: int) -> None:
+    """Forgets a lane's request, and frees its lane here."""
+    del self._said[lane], self._read[lane]
+    self._lanes.leave(lane)
+
+  def draft(self, state: decode.State, most: int) -> dict[int, list[int]]:
+    """Returns so many next tokens of each lane, fewer where one ends its text."""
+    for lane, said in self._said.items():
+      if len(said) > self._read[lane]:  # others had all lanes meanwhile
+        self._catch_up(lane, self._lanes.requests[lane])
+    # One more is drawn than is drafted, so that the last one's keys and values are there if it is right.
+    drafted = self._lanes.follow(state, most + 1)
+    self._read = {lane: len(self._said[lane]) + len(tokens) for lane, tokens in drafted.items()}
+    return {lane: tokens[:most] for lane, tokens in drafted.items()}
+
+  def _catch_up(self, lane: int, request: lanes_lib.Request) -> None:
+    """Reads a request's prompt and what it has said."""
+    text = prompt_lib.extend(request.prompt, self._said[lane])
+    reading = prefill_lib.Prefill(self._runner, text, self._pad, self._lanes.new_tokens)
+    while not reading.done:
+      reading.advance()
+    self._lanes.join(lane, request, reading.state())
+    self._read[lane] = len(self._said[lane])

@@ -1,0 +1,50 @@
+"""A small model whose tokens are letters, for tests of the engine."""
+
+import functools
+
+import jax
+
+from glmjax import tokens
+from glmjax.infer import engine
+from glmjax.infer import runner
+from glmjax.models import config as config_lib
+from glmjax.models import glm
+
+TEXT = "abcdefghijklmnopqrstuvwxyz []MASKg."
+
+
+class Letters:
+  """A letter a token, in the icetk layout with image ids before them."""
+
+  num_image_tokens = 6
+  specials = tokens.icetk(6, 4 + len(TEXT))
+  vocab_size = specials.dblock + 1
+
+  def encode(self, text: str) -> list[int]:
+    return [10 + TEXT.index(letter) for letter in text]
+
+  def decode(self, ids: list[int]) -> str:
+    return "".join(TEXT[i - 10] for i in ids if 0 <= i - 10 < len(TEXT))
+
+
+@functools.cache
+def model(positions: str = "rotary", vocab_size: int = 64) -> tuple[config_lib.GLMConfig, dict]:
+  norm = "pre" if positions == "learned_2d" else "deepnorm"
+  config = config_lib.GLMConfig(
+    vocab_size=vocab_size,
+    num_layers=2,
+    embed_dim=16,
+    num_heads=2,
+    mlp_dim=24,
+    max_length=64,
+    positions=positions,
+    norm=norm,
+    init_std=0.5,
+    tie_embeddings=positions != "rotary_2d",
+  )
+  return config, glm.init_params(config, jax.random.key(3))
+
+
+@functools.cache
+def make(positions: str = "rotary", **kwargs) -> engine.Engine:
+  return engine.Engine(runner.Runner(*model(positions)), Letters(), **kwargs)
