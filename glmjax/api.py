@@ -27,6 +27,7 @@ def load(
   mesh: "mesh_lib.MeshConfig | str | None" = None,
   offload_layers: int = 0,
   dtype: str | None = None,
+  kv_cache_dtype: str | None = None,
 ) -> "engine.Engine":
   """Reads a model, ready to fill blanks, to continue, chat and score.
 
@@ -36,13 +37,15 @@ def load(
     offload_layers: how many layers, the last, keep their weights in the host's memory. On a GPU, give XLA its
       latency-hiding scheduler before JAX starts, as the command line does: XLA_FLAGS in docs/chat.md.
     dtype: to compute in, where it is not the model's own: "float32", "bfloat16", "float16".
+    kv_cache_dtype: of the keys and values that decoding keeps: "int8", which takes half of bfloat16's memory; None: as
+      what is computed.
 
   Raises:
     errors.InputError: for a folder that holds no model, or a damaged one; for devices that it cannot be split over.
   """
-  from glmjax.infer import engine
+  from glmjax.infer import engine, placement
 
-  return engine.Engine.load(folder, dtype, mesh, offload_layers)
+  return engine.Engine.load(folder, placement.Precision(dtype, kv_cache_dtype), mesh, offload_layers)
 
 
 @dataclasses.dataclass(frozen=True)

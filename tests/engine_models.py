@@ -1,5 +1,6 @@
 """A small model whose tokens are letters, for tests of the engine."""
 
+import dataclasses
 import functools
 
 import jax
@@ -46,5 +47,7 @@ def model(positions: str = "rotary", vocab_size: int = 64) -> tuple[config_lib.G
 
 
 @functools.cache
-def make(positions: str = "rotary", **kwargs) -> engine.Engine:
-  return engine.Engine(runner.Runner(*model(positions)), Letters(), **kwargs)
+def make(positions: str = "rotary", kv_cache_dtype: str | None = None, **kwargs) -> engine.Engine:
+  config, params = model(positions)
+  config = dataclasses.replace(config, kv_cache_dtype=kv_cache_dtype)
+  return engine.Engine(runner.Runner(config, params), Letters(), **kwargs)

@@ -6,6 +6,7 @@ from pathlib import Path
 from glmjax import ranges
 from glmjax.cli import corpus, doctor, hosts, inference, inputs, plans, weights
 from glmjax.cli.flags import Command, Flag
+from glmjax.models import config as config_lib
 
 _64_BITS = {"least": -(1 << 63), "most": (1 << 63) - 1}
 
@@ -53,6 +54,14 @@ DRAFTS = _of(
   Flag("--draft_model", "folder of a small model of the same tokenizer, whose tokens are read ahead instead", Path),
 )
 SHARED = (*DEVICE_FLAGS, *hosts.FLAGS)
+KV_CACHE = _of(
+  DEVICES,
+  Flag(
+    "--kv_cache_dtype",
+    "int8 keeps the keys and values of what is answered in half the memory of bfloat16 (as they are computed)",
+    choices=config_lib.KV_CACHE_DTYPES,
+  ),
+)
 COMMANDS = {
   command.name: command
   for command in (
@@ -205,6 +214,7 @@ COMMANDS = {
           Flag("--label", "what the model is called there (the folder's name)"),
         ),
         *DRAFTS,
+        *KV_CACHE,
         *SHARED,
       ),
       groups={"decoding": DECODING, "drafting": DRAFTING, "output": OUTPUT, "devices": DEVICES},
@@ -224,6 +234,7 @@ COMMANDS = {
         Flag("--answer_tokens", "tokens that old rounds leave to the answer", int, least=1),
         *_of(DRAWING, *SAMPLING),
         *DRAFTS,
+        *KV_CACHE,
         *SHARED,
       ),
       groups={"drawing": DRAWING, "drafting": DRAFTING, "devices": DEVICES},
@@ -277,6 +288,7 @@ COMMANDS = {
           Flag("--drain_seconds", "what running answers have once a signal has come (60)", float, least=0),
         ),
         *DRAFTS,
+        *KV_CACHE,
         *DEVICE_FLAGS,
       ),
       groups={"limits": LIMITS, "drafting": DRAFTING, "devices": DEVICES},

@@ -7,9 +7,10 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from glmjax import errors
+from glmjax import errors, ranges
 from glmjax.cli import answers, hosts, inputs, process
 from glmjax.io import paths, progress
+from glmjax.models import config as config_lib
 
 if TYPE_CHECKING:
   from glmjax.infer import ahead as ahead_lib
@@ -46,6 +47,15 @@ class Devices:
 
   mesh: "mesh_lib.MeshConfig | str | None" = None  # devices to split it over, as "tensor=4"; None: the first alone
   offload_layers: int = 0  # layers, the last, whose weights stay in the host's memory
+  kv_cache_dtype: str | None = None  # int8: keys and values in half of bfloat16's memory; None: as what is computed
+
+  def __post_init__(self) -> None:
+    if self.kv_cache_dtype is not None:
+      ranges.choice("--kv_cache_dtype", self.kv_cache_dtype, config_lib.KV_CACHE_DTYPES)
+
+  def noted(self) -> dict[str, Any]:
+    """Returns what is noted beside answers: what changes them."""
+    return {} if self.kv_cache_dtype is None else {"kv_cache_dtype": self.kv_cache_dtype}
 
   def load(
     self, checkpoint: paths.Named, drafting: Drafting = Drafting(), first: "ahead_lib.First | None" = None
@@ -53,14 +63,15 @@ class Devices:
     """Loads the model, ready to answer, and the one that drafts for it; sooner where it is known what it will be asked
     first.
     """
-    from glmjax.infer import engine  # here, as this module is looked at before a command is in order
+    from glmjax.infer import engine, placement  # here, as this module is looked at before a command is in order
 
     self.prepare()
     process.keep_programs()
-    hosts.check_same((self, drafting), "--mesh, --offload_layers, --drafts and --draft_model")
+    hosts.check_same((self, drafting), "--mesh, --offload_layers, --kv_cache_dtype, --drafts and --draft_model")
     small = None if drafting.draft_model is None else engine.Engine.load(drafting.draft_model, mesh=self.mesh)
     options = {"mesh": self.mesh, "offload_layers": self.offload_layers, "drafts": drafting.count, "first": first}
-    return engine.Engine.load(checkpoint, draft_model=small, **options)
+    precision = placement.Precision(kv_cache_dtype=self.kv_cache_dtype)
+    return engine.Engine.load(checkpoint, precision=precision, draft_model=small, **options)
 
   def prepare(self) -> None:
     """Gives XLA its options for offloaded weights, which it reads when JAX first looks for devices."""
@@ -166,7 +177,7 @@ def generate(
   rows = [inputs.prompt(prompt, f"prompt {i} of {len(prompts)}") for i, prompt in enumerate(prompts, 1)]
   checkpoint, out, how = model_folder(checkpoint), output.out, decoding.how()
   weights = "" if out in (None, "-") else _fingerprint(checkpoint)
-  settings = {"checkpoint": str(checkpoint), "weights": weights, **decoding.noted()}
+  settings = {"checkpoint": str(checkpoint), "weights": weights, **decoding.noted(), **devices.noted()}
   results: list[dict[str, Any]] = []
   with contextlib.ExitStack() as stack:  # what cannot be written is told before the model is loaded
     files = None

@@ -44,7 +44,7 @@ def compiling(
   first: First | None,
   folder: paths.Named,
   placement: placement_lib.Placement,
-  dtype: str | None = None,
+  precision: placement_lib.Precision = placement_lib.Precision(),
   offload_layers: int = 0,
 ) -> Iterator[None]:
   """Compiles, while its block reads the model of a folder, what answering `first` will call; None: nothing.
@@ -54,7 +54,7 @@ def compiling(
   programs = None
   if first is not None:
     with contextlib.suppress(errors.InputError, OSError):
-      programs = _programs(first, folder, placement, dtype, offload_layers)
+      programs = _programs(first, folder, placement, precision, offload_layers)
   if programs is None:
     yield
     return
@@ -65,14 +65,17 @@ def compiling(
 
 
 def _programs(
-  first: First, folder: paths.Named, placement: placement_lib.Placement, dtype: str | None, offload_layers: int
+  first: First,
+  folder: paths.Named,
+  placement: placement_lib.Placement,
+  precision: placement_lib.Precision,
+  offload_layers: int,
 ) -> "_Programs | None":
   from glmjax import tokenizer as tokenizer_lib  # here, so that in-memory engines need no SentencePiece
 
   found = folder_lib.read_config(folder)
   tokenizer = tokenizer_lib.Tokenizer.load(paths.named(folder) / folder_lib.TOKENIZER)
-  model = found.model if dtype is None else dataclasses.replace(found.model, dtype=dtype)
-  config = placement_lib.inference_config(model, placement.target)
+  config = placement_lib.inference_config(precision.of(found.model), placement.target)
   texts = reader.Reader(tokenizer, config)
   rows = [config.position_kind.frame(texts.ids(prompt), tokenizer.specials) for prompt in first.prompts]
   blanks = [filling.Filling(row, first.max_tokens, config, tokenizer.specials, frozenset()).blank() for row in rows]

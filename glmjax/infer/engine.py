@@ -103,7 +103,7 @@ class Engine:
   def load(
     cls,
     folder: paths.Named,
-    dtype: str | None = None,
+    precision: placement_lib.Precision = placement_lib.Precision(),
     mesh: mesh_lib.MeshConfig | str | None = None,
     offload_layers: int = 0,
     first: ahead_lib.First | None = None,
@@ -113,7 +113,7 @@ class Engine:
 
     Args:
       folder: either kind.
-      dtype: to compute in, where it is not the model's own.
+      precision: in what to compute, and keep the cache.
       mesh: the devices to split it over, as "tensor=4"; None: the first device alone.
       offload_layers: how many layers, the last, keep their kernels in the host's memory.
       first: what it will be asked first, for which programs are compiled while the weights are being read.
@@ -122,8 +122,8 @@ class Engine:
     from glmjax import tokenizer as tokenizer_lib  # here, so that in-memory engines need no SentencePiece
 
     placement = placement_lib.on_mesh(mesh)
-    with ahead_lib.compiling(first, folder, placement, dtype, offload_layers):
-      loaded = runner_lib.read(folder, placement, dtype, offload_layers)
+    with ahead_lib.compiling(first, folder, placement, precision, offload_layers):
+      loaded = runner_lib.read(folder, placement, precision, offload_layers)
     if not loaded.tokenizer_dir.is_dir():
       raise errors.InputError(
         f"{folder} has no tokenizer, so that no text goes in or out of it: copy there, as "

@@ -31,6 +31,22 @@ _UNUSED_AXES = ("stage", "context")  # of the mesh: inference cuts neither layer
 
 
 @dataclasses.dataclass(frozen=True)
+class Precision:
+  """In what a model computes, where it is not in what it says itself."""
+
+  dtype: str | None = None  # of activations and float weights
+  kv_cache_dtype: str | None = None  # of the keys and values that decoding keeps: int8
+
+  def of(self, config: config_lib.GLMConfig) -> config_lib.GLMConfig:
+    """Returns a model's configuration with what is said here.
+
+    Raises:
+      errors.InputError: for a dtype that there is not.
+    """
+    return dataclasses.replace(config, **{name: x for name, x in dataclasses.asdict(self).items() if x is not None})
+
+
+@dataclasses.dataclass(frozen=True)
 class Placement:
   """A mesh, and the rules by which arrays are split over it: tensor over heads, mlp and vocabulary; fsdp over width
   and rows; data over rows."""

@@ -19,25 +19,25 @@ from glmjax.parallel import partitioning
 
 
 def read(
-  folder: paths.Named, placement: placement_lib.Placement, dtype: str | None = None, offload_layers: int = 0
+  folder: paths.Named,
+  placement: placement_lib.Placement,
+  precision: placement_lib.Precision = placement_lib.Precision(),
+  offload_layers: int = 0,
 ) -> load.LoadedModel:
   """Reads a model from an exported or a training folder, each array straight to the devices that own it.
 
   Args:
     folder: either kind.
     placement: the mesh.
-    dtype: to compute in, where it is not the model's own.
+    precision: in what to compute.
     offload_layers: how many layers, the last, keep their kernels in the host's memory.
   """
 
-  def in_dtype(config: config_lib.GLMConfig) -> config_lib.GLMConfig:
-    return config if dtype is None else dataclasses.replace(config, dtype=dtype)
-
   def targets(config: config_lib.GLMConfig, bits: int | None) -> Any:
-    return placement.params(in_dtype(config), bits, offload_layers)
+    return placement.params(precision.of(config), bits, offload_layers)
 
   found = stream.stream(folder, targets)
-  return dataclasses.replace(found, config=in_dtype(found.config))
+  return dataclasses.replace(found, config=precision.of(found.config))
 
 
 class Runner:

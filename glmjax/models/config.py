@@ -12,6 +12,7 @@ MLPS = ("geglu", "gelu", "gelu_tanh")
 ROTARY_ROUNDINGS = ("none", "half_frequencies", "half_table")
 REMATS = ("none", "dots", "full")
 DTYPES = ("float32", "bfloat16", "float16")
+KV_CACHE_DTYPES = ("int8",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +45,7 @@ class GLMConfig:
   init_std: float = 0.02  # of the pre, sandwich and learned_2d models; DeepNorm uses Xavier
   dtype: str = "float32"  # of activations and matmuls; softmax, norms and loss stay float32
   param_dtype: str = "float32"  # of parameters as they are created
+  kv_cache_dtype: str | None = None  # of the keys and values that decoding keeps: int8, or None for dtype
   scan_layers: bool = True  # one compiled block for all layers; False: unrolled
   remat: str = "none"  # backward keeps all (none), the kernels' outputs (dots), or block inputs (full)
 
@@ -76,6 +78,8 @@ class GLMConfig:
       ("param_dtype", DTYPES),
     ):
       ranges.choice(f"GLMConfig.{name}", getattr(self, name), choices)
+    if self.kv_cache_dtype is not None:
+      ranges.choice("GLMConfig.kv_cache_dtype", self.kv_cache_dtype, KV_CACHE_DTYPES)
     if self.embed_dim % self.num_heads:
       raise errors.InputError(
         f"GLMConfig: embed_dim {self.embed_dim} is not divisible by num_heads "

@@ -104,7 +104,7 @@ class SelfAttention(nn.Module):
           config.attention_dropout, layers.fold_in(keys_B, _ATTENTION_WEIGHTS), config.num_heads, x_BLD.shape[1]
         )
       out_BLHK = attention.attend(self.target, q_BLHK, k_BLHK, v_BLHK, start_BL, end_BL, dropout, prefix)
-      cache = None if cache is None else kv_cache.of_prompt(self.target, k_BLHK, v_BLHK)
+      cache = None if cache is None else kv_cache.of_prompt(self.target, config, k_BLHK, v_BLHK)
     return _keep(_einsum(config, self.target, "attention/out", "BLHK,HKD->BLD")(out_BLHK)), cache
 
   def _prefix(self) -> tuple[jax.Array, jax.Array] | None:

@@ -4,6 +4,9 @@ Slot m of a row holds the row's m-th token, whatever the other rows hold, so tha
 and each is the same alone or among others. Heads come before slots, so that a step's products with the cache need no
 transposed copy of it.
 
+As int8 (GLMConfig.kv_cache_dtype) a slot's K numbers of each head have one scale, the largest of them / 127, so that a
+token is kept alike whatever else is there.
+
 B batch, L new tokens, M slots, N layers, H heads, K head dimension.
 """
 
@@ -22,17 +25,46 @@ from glmjax.parallel import partitioning
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class KVCache:
-  """One layer's [B, H, M, K], or a stack of all layers' [N, B, H, M, K]."""
+class Slots:
+  """Keys, or values, as they are kept: one layer's [B, H, M, K], or a stack of all layers' [N, B, H, M, K]."""
 
-  key: jax.Array
-  value: jax.Array
+  kept: jax.Array
+  scale: jax.Array | None = None  # of int8: float32 [..., H, M, 1]
+
+  @classmethod
+  def keep(cls, x: jax.Array, dtype: jnp.dtype) -> "Slots":
+    """Returns slots that hold these numbers, as `storage_dtype` says."""
+    if dtype == jnp.uint16:
+      return cls(jax.lax.bitcast_convert_type(x, dtype))
+    if dtype != jnp.int8:
+      return cls(x.astype(dtype))
+    x = x.astype(jnp.float32)
+    scale = jnp.abs(x).max(-1, keepdims=True) / 127
+    codes = jnp.round(x / jnp.maximum(scale, jnp.finfo(jnp.float32).tiny))  # zeros have the scale 0
+    return cls(codes.astype(jnp.int8), scale)
+
+  def computed(self, dtype: jnp.dtype) -> jax.Array:
+    """Returns the numbers in `dtype`."""
+    if self.kept.dtype == jnp.uint16:
+      return jax.lax.bitcast_convert_type(self.kept, dtype)
+    if self.scale is None:
+      return self.kept.astype(dtype)
+    return (self.kept.astype(jnp.float32) * self.scale).astype(dtype)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class KVCache:
+  """The cache of one layer, or of all layers, stacked."""
+
+  key: Slots
+  value: Slots
   rows_BJ: jax.Array | None = None  # int32, while `append` gives each row, for its own token, those of these rows
 
   @property
   def slots(self) -> int:
     """M, how many tokens of a row there is room for."""
-    return self.key.shape[-2]
+    return self.key.kept.shape[-2]
 
   def append(self, k_BLHK: jax.Array, v_BLHK: jax.Array, first_B: jax.Array) -> "KVCache":
     """Returns one layer's cache with L tokens of each row written from the row's slot `first_B` on.
@@ -41,24 +73,27 @@ class KVCache:
     are written must be there.
     """
     chex.assert_equal_shape([k_BLHK, v_BLHK])
-    chex.assert_shape([self.key, self.value], (len(k_BLHK), k_BLHK.shape[2], self.slots, k_BLHK.shape[3]))
+    shape = len(k_BLHK), k_BLHK.shape[2], self.slots, k_BLHK.shape[3]
+    chex.assert_shape([self.key.kept, self.value.kept], shape)
     chex.assert_shape(first_B, (len(k_BLHK),))
 
-    def write(slots_BHMK: jax.Array, new_BLHK: jax.Array) -> jax.Array:
+    def write(x_BHMK: jax.Array, new_BHLK: jax.Array) -> jax.Array:
+      if len(x_BHMK) == 1:  # written without its axis, as `pack` says
+        return _write_row(x_BHMK[0], new_BHLK[0], first_B[0])[None]
+      return jax.vmap(_write_row)(x_BHMK, new_BHLK, first_B)
+
+    def add(slots: Slots, new_BLHK: jax.Array) -> Slots:
       if self.rows_BJ is not None:
         new_BLHK = jnp.take(new_BLHK[:, 0], self.rows_BJ, axis=0, mode="fill", fill_value=0)
-      new_BHLK = _stored(jnp.swapaxes(new_BLHK, 1, 2), slots_BHMK.dtype)
-      if len(slots_BHMK) == 1:  # written without its axis, as `pack` says
-        return _write_row(slots_BHMK[0], new_BHLK[0], first_B[0])[None]
-      return jax.vmap(_write_row)(slots_BHMK, new_BHLK, first_B)
+      return jax.tree.map(write, slots, Slots.keep(jnp.swapaxes(new_BLHK, 1, 2), slots.kept.dtype))
 
-    return KVCache(write(self.key, k_BLHK), write(self.value, v_BLHK))
+    return KVCache(add(self.key, k_BLHK), add(self.value, v_BLHK))
 
   def attend(
     self, target: target_lib.Target, q_BLHK: jax.Array, end_BL: jax.Array, prefix: tuple[jax.Array, jax.Array] | None
   ) -> jax.Array:
     """Returns what queries that see their row's slots before `end_BL` read from one layer's cache, [B, L, H, K]."""
-    k_BMHK, v_BMHK = (jnp.swapaxes(_computed(x, q_BLHK.dtype), 1, 2) for x in (self.key, self.value))
+    k_BMHK, v_BMHK = (jnp.swapaxes(slots.computed(q_BLHK.dtype), 1, 2) for slots in (self.key, self.value))
     return attention.attend(target, q_BLHK, k_BMHK, v_BMHK, jnp.zeros_like(end_BL), end_BL, prefix=prefix)
 
   def extend(self, slots: int) -> "KVCache":
@@ -86,15 +121,18 @@ class KVCache:
 
   def constrain(self) -> "KVCache":
     """Splits the cache's rows and heads over the mesh as the rules say; rows that do not divide are not split."""
-    rows = "batch" if self.key.shape[-4] % partitioning.parts("batch") == 0 else None
+    rows = "batch" if self.key.kept.shape[-4] % partitioning.parts("batch") == 0 else None
     return jax.tree.map(
       lambda x: partitioning.constrain(x, *[None] * (x.ndim - 4), rows, "act_heads", None, None), self
     )
 
 
-def of_prompt(target: target_lib.Target, k_BLHK: jax.Array, v_BLHK: jax.Array) -> KVCache:
+def of_prompt(
+  target: target_lib.Target, config: config_lib.GLMConfig, k_BLHK: jax.Array, v_BLHK: jax.Array
+) -> KVCache:
   """Returns one layer's cache that holds the L first tokens of every row and has no slot more."""
-  return KVCache(*(_stored(jnp.swapaxes(x, 1, 2), storage_dtype(target, x.dtype)) for x in (k_BLHK, v_BLHK)))
+  dtype = storage_dtype(target, config)
+  return KVCache(*(Slots.keep(jnp.swapaxes(x, 1, 2), dtype) for x in (k_BLHK, v_BLHK)))
 
 
 def empty(target: target_lib.Target, config: config_lib.GLMConfig, batch: int, slots: int) -> Any:
@@ -104,29 +142,22 @@ def empty(target: target_lib.Target, config: config_lib.GLMConfig, batch: int, s
   shape = (batch, config.num_heads, slots, config.head_dim)
 
   def zeros(*leading: int) -> KVCache:
-    return KVCache(*(jnp.zeros((*leading, *shape), storage_dtype(target, config.dtype)) for _ in range(2)))
+    x = jnp.zeros((*leading, *shape), config.dtype)
+    return KVCache(*(Slots.keep(x, storage_dtype(target, config)) for _ in range(2)))
 
   if config.scan_layers:
     return zeros(config.num_layers)
   return {f"layers_{i}": zeros() for i in range(config.num_layers)}
 
 
-def storage_dtype(target: target_lib.Target, dtype: Any) -> jnp.dtype:
-  """Says as what keys and values computed in `dtype` are kept: on the CPU half-precision ones as their bits.
+def storage_dtype(target: target_lib.Target, config: config_lib.GLMConfig) -> jnp.dtype:
+  """Says as what keys and values are kept: on the CPU half-precision ones as their bits.
 
   XLA's CPU (jax 0.10) copies a whole bfloat16 array to change one row of it: 95 ms where integers take 0.01 (33 MB).
   """
-  dtype = jnp.dtype(dtype)
+  dtype = jnp.dtype(config.kv_cache_dtype or config.dtype)
   return jnp.dtype(jnp.uint16) if dtype.itemsize == 2 and target.platform == "cpu" else dtype
 
 
 def _write_row(slots_HMK: jax.Array, new_HLK: jax.Array, first: jax.Array) -> jax.Array:
   return jax.lax.dynamic_update_slice(slots_HMK, new_HLK, (0, first, 0))
-
-
-def _stored(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
-  return jax.lax.bitcast_convert_type(x, dtype) if x.dtype.itemsize == 2 and dtype == jnp.uint16 else x.astype(dtype)
-
-
-def _computed(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
-  return jax.lax.bitcast_convert_type(x, dtype) if x.dtype == jnp.uint16 else x.astype(dtype)

@@ -107,8 +107,22 @@ def run(
 def test_cached_decode_is_the_full_forward(positions: str, scan: bool, prefix: int):
   """A padded batch of unlike prompts: every step's logits as from one pass over the row alone."""
   config, params = model(positions, scan_layers=scan, prefix_length=prefix)
-  params = params if scan else glm.unstack_layers(params)
-  some = prompts(positions)
+  got, expected = cached_and_full(config, params if scan else glm.unstack_layers(params))
+  for row, whole in enumerate(expected):
+    np.testing.assert_allclose(got[:, row], whole, atol=2e-4)
+
+
+@pytest.mark.parametrize("positions", FAMILIES)
+def test_decode_with_a_cache_of_int8_is_near_the_full_forward(positions: str):
+  got, expected = cached_and_full(*model(positions, kv_cache_dtype="int8"))
+  for row, whole in enumerate(expected):
+    off = np.abs(got[:, row] - whole).max() / whole.std()
+    assert 1e-5 < off < 0.1
+
+
+def cached_and_full(config: config_lib.GLMConfig, params: dict) -> tuple[np.ndarray, list[np.ndarray]]:
+  """Logits of six steps [6, B, V], with a cache and from one pass over each row alone."""
+  some = prompts(config.positions)
   batch, rows = decode.make_rows(some, [6] * len(some), SPECIALS.pad)
   state = decode.prefill(config, params, batch, rows, 8)
   new = np.random.default_rng(1).integers(4, 80, (len(rows.limit_B), 6)).astype(np.int32)
@@ -120,8 +134,7 @@ def test_cached_decode_is_the_full_forward(positions: str, scan: bool, prefix: i
     state = dataclasses.replace(
       state, cache=cache, length_B=state.length_B + 1, step_B=state.step_B + 1, last_B=jnp.array(new[:, i])
     )
-  for row, expected in enumerate(full_logits(config, params, some, new[:, :5])):
-    np.testing.assert_allclose(np.stack(got)[:, row], expected, atol=2e-4)
+  return np.stack(got), full_logits(config, params, some, new[:, :5])
 
 
 @pytest.mark.parametrize("positions, prefix", [*((positions, 0) for positions in FAMILIES), ("rotary_2d", 5)])
@@ -180,10 +193,10 @@ def test_stops_limits_and_filling_rows():
   assert stop not in sum(decode.generated(suppressed, 4), [])
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype, kv_cache_dtype", [("float32", None), ("bfloat16", None), ("bfloat16", "int8")])
 @pytest.mark.parametrize("batch", [1, 3])
-def test_a_step_copies_no_cache(batch: int, dtype: str):
-  config, params = model("rotary", dtype=dtype, scan_layers=False)
+def test_a_step_copies_no_cache(batch: int, dtype: str, kv_cache_dtype: str | None):
+  config, params = model("rotary", dtype=dtype, kv_cache_dtype=kv_cache_dtype, scan_layers=False)
   params = glm.unstack_layers(params)
   batch_of_prompts, rows = decode.make_rows(prompts("rotary")[:batch], [16] * batch, SPECIALS.pad, batch)
   draws = sampling.draws([sampling.Sampling()] * batch, [0] * batch)

@@ -102,7 +102,7 @@ def test_parameters_are_those_of_the_folder(folders, monkeypatch, bits, mesh, of
 
 def test_in_another_dtype(folders, monkeypatch):
   monkeypatch.setattr("glmjax.tokenizer.Tokenizer", Letters)
-  found = engine.Engine.load(folders[None], dtype="bfloat16").runner
+  found = engine.Engine.load(folders[None], placement.Precision("bfloat16")).runner
   assert found.config.dtype == "bfloat16" and found.params["layers_0"]["mlp"]["wi"]["kernel"].dtype == jnp.bfloat16
 
 

@@ -32,6 +32,7 @@ FAMILIES = {
   "rotary_2d": dict(positions="rotary_2d", mlp="gelu_tanh", tie_embeddings=False),
   "learned_2d": dict(positions="learned_2d", mlp="gelu_tanh", norm="pre", init_std=0.3),
   "prefix": dict(positions="rotary_2d", mlp="gelu_tanh", tie_embeddings=False, prefix_length=5),
+  "int8_cache": dict(positions="rotary_2d", mlp="gelu_tanh", tie_embeddings=False, kv_cache_dtype="int8"),
 }
 MESHES = ["tensor=2", "tensor=4", "tensor=8", "data=2,tensor=4", "fsdp=2,tensor=2"]
 
@@ -88,6 +89,7 @@ def answers(family: str, bits: int | None, mesh: str | None, offload_layers: int
     ("rotary", 8, "data=2,tensor=2", 0),
     ("rotary_2d", 4, "tensor=2", 0),
     ("learned_2d", None, "data=2,tensor=2", 0),
+    ("int8_cache", None, "data=2,tensor=4", 0),
     pytest.param("rotary", 8, "fsdp=2", 1, marks=pytest.mark.slow),
     pytest.param("rotary_2d", 4, "fsdp=2,tensor=2", 1, marks=pytest.mark.slow),
     pytest.param("prefix", None, "data=2,tensor=2", 2, marks=pytest.mark.slow),

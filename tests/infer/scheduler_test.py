@@ -30,8 +30,8 @@ SETTINGS = (
 
 
 @functools.cache
-def model(drafts: int = 0) -> engine.Engine:
-  return engine_models.make("rotary_2d", drafts=drafts)
+def model(drafts: int = 0, kv_cache_dtype: str | None = None) -> engine.Engine:
+  return engine_models.make("rotary_2d", kv_cache_dtype, drafts=drafts)
 
 
 def make_requests(count: int, seed: int) -> list[lanes.Request]:
@@ -48,8 +48,8 @@ def make_requests(count: int, seed: int) -> list[lanes.Request]:
   return requests
 
 
-def alone(request: lanes.Request) -> list[int]:
-  return finish(model().scheduler(LANES), [request])[0]
+def alone(request: lanes.Request, kv_cache_dtype: str | None = None) -> list[int]:
+  return finish(model(0, kv_cache_dtype).scheduler(LANES), [request])[0]
 
 
 def finish(rows: scheduler.Scheduler, requests: list[lanes.Request]) -> list[list[int]]:
@@ -60,16 +60,16 @@ def finish(rows: scheduler.Scheduler, requests: list[lanes.Request]) -> list[lis
 
 
 @functools.cache
-def expected() -> tuple[list[lanes.Request], list[list[int]]]:
+def expected(kv_cache_dtype: str | None = None) -> tuple[list[lanes.Request], list[list[int]]]:
   requests = make_requests(40, 0)
-  return requests, [alone(request) for request in requests]
+  return requests, [alone(request, kv_cache_dtype) for request in requests]
 
 
-def run_schedule(seed: int, drafts: int = 0) -> None:
+def run_schedule(seed: int, drafts: int = 0, kv_cache_dtype: str | None = None) -> None:
   """Submits a random choice of requests at random rounds, cancels some, and compares all that the others say."""
   r = np.random.default_rng(seed)
-  requests, texts = expected()
-  rows = model(drafts).scheduler(LANES, most=LANES * int(r.integers(1, 4)), few_programs=True)
+  requests, texts = expected(kv_cache_dtype)
+  rows = model(drafts, kv_cache_dtype).scheduler(LANES, most=LANES * int(r.integers(1, 4)), few_programs=True)
   waiting = list(r.integers(0, len(requests), size=r.integers(1, 30)))
   answers: list[tuple[int, scheduler.Answer]] = []
   cancelled: set[int] = set()
@@ -88,10 +88,10 @@ def run_schedule(seed: int, drafts: int = 0) -> None:
     assert answer.tokens == (whole[: len(answer.tokens)] if i in cancelled else whole), (seed, i)
 
 
-@pytest.mark.parametrize("drafts", [0, LANES - 1])
-def test_joining_and_leaving_changes_no_text(drafts: int):
+@pytest.mark.parametrize("drafts, kv_cache_dtype", [(0, None), (LANES - 1, None), (LANES - 1, "int8")])
+def test_joining_and_leaving_changes_no_text(drafts: int, kv_cache_dtype: str | None):
   for seed in range(20):
-    run_schedule(seed, drafts)
+    run_schedule(seed, drafts, kv_cache_dtype)
 
 
 @pytest.mark.slow
@@ -237,7 +237,7 @@ def test_why_a_beginning_is_not_shared():
   kind, specials = ask.config.position_kind, ask.tokenizer.specials
   first, second = (read(prompt_lib.fill(ask.encode(text), specials, kind)) for text in ("abcdefgh x", "abcdefgh y"))
   below, above = (
-    [np.asarray(state.cache[layer].key)[0, :, :8] for state in (first, second)] for layer in ("layers_0", "layers_1")
+    [np.asarray(state.cache[layer].key.kept)[0, :, :8] for state in (first, second)] for layer in ("layers_0", "layers_1")
   )
   np.testing.assert_array_equal(*below)
   assert np.abs(above[0] - above[1]).max() > 1e-3
