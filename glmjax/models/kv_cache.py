@@ -127,9 +127,7 @@ class KVCache:
     )
 
 
-def of_prompt(
-  target: target_lib.Target, config: config_lib.GLMConfig, k_BLHK: jax.Array, v_BLHK: jax.Array
-) -> KVCache:
+def of_prompt(target: target_lib.Target, config: config_lib.GLMConfig, k_BLHK: jax.Array, v_BLHK: jax.Array) -> KVCache:
   """Returns one layer's cache that holds the L first tokens of every row and has no slot more."""
   dtype = storage_dtype(target, config)
   return KVCache(*(Slots.keep(jnp.swapaxes(x, 1, 2), dtype) for x in (k_BLHK, v_BLHK)))

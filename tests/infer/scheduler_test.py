@@ -237,7 +237,8 @@ def test_why_a_beginning_is_not_shared():
   kind, specials = ask.config.position_kind, ask.tokenizer.specials
   first, second = (read(prompt_lib.fill(ask.encode(text), specials, kind)) for text in ("abcdefgh x", "abcdefgh y"))
   below, above = (
-    [np.asarray(state.cache[layer].key.kept)[0, :, :8] for state in (first, second)] for layer in ("layers_0", "layers_1")
+    [np.asarray(state.cache[layer].key.kept)[0, :, :8] for state in (first, second)]
+    for layer in ("layers_0", "layers_1")
   )
   np.testing.assert_array_equal(*below)
   assert np.abs(above[0] - above[1]).max() > 1e-3

@@ -1,0 +1,117 @@
+"""What int8 keys and values cost: bits per byte, and how fast and how large a decoding step is.
+
+  python benchmarks/kv_cache.py --checkpoint=runs/quickstart/float --text=held_out.txt
+
+Windows of a text are read as a context that is seen whole and a continuation, token by token through the cache, as
+decoding goes; the bits are those of the continuation's bytes. Both kinds of cache read the same windows and take
+turns. Writes benchmarks/results/kv_cache.json.
+"""
+
+import argparse
+import dataclasses
+import datetime
+import functools
+import json
+import math
+import pathlib
+import statistics
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import loader
+import numpy as np
+
+import glmjax
+from glmjax.infer import decode
+from glmjax.infer import engine as engine_lib
+from glmjax.infer import prompt as prompt_lib
+from glmjax.models import config as config_lib
+
+CONTEXT, WINDOW, ROWS = 64, 320, 16  # tokens, tokens, windows at a time
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--checkpoint", required=True, help="folder of a model")
+  parser.add_argument("--text", required=True, help="a file of text that it was not trained on")
+  parser.add_argument("--windows", type=int, default=64, help=f"of {WINDOW} tokens, from the text's beginning on")
+  parser.add_argument("--out", default=str(pathlib.Path(__file__).parent / "results" / "kv_cache.json"))
+  options = parser.parse_args()
+  models = {name: glmjax.load(options.checkpoint, kv_cache_dtype=name) for name in (None, "int8")}
+  text = pathlib.Path(options.text).read_text(encoding="utf-8")
+  bits: dict[str | None, list[np.ndarray]] = {name: [] for name in models}
+  seconds: dict[str | None, list[float]] = {name: [] for name in models}
+  num_bytes: list[int] = []
+  for rows in batches(models[None], text, options.windows):
+    num_bytes += [len(models[None].tokenizer.decode(row[CONTEXT:]).encode()) for row in rows]
+    for name, model in models.items():
+      found, took = read(model, rows)
+      bits[name].append(found)
+      seconds[name].append(took)
+  per_byte = {name: np.concatenate(found) / np.array(num_bytes) for name, found in bits.items()}
+  difference = per_byte["int8"] - per_byte[None]
+  result = {
+    "what": f"{len(num_bytes)} windows of {CONTEXT} + {WINDOW - CONTEXT} tokens, {ROWS} at a time",
+    "date": datetime.datetime.now().isoformat(timespec="seconds"),
+    "machine": loader.machine(),
+    "command": "python benchmarks/kv_cache.py --checkpoint=... --text=...",
+    "jax": jax.__version__,
+    "computes_in": models[None].config.dtype,
+    "bits_per_byte": {name or "as computed": round(float(x.mean()), 5) for name, x in per_byte.items()},
+    "int8_adds_percent": round(100 * float(difference.mean() / per_byte[None].mean()), 4),
+    "its_standard_error": round(100 * float(difference.std() / math.sqrt(len(difference)) / per_byte[None].mean()), 4),
+    "step_ms": {name or "as computed": round(1000 * statistics.median(x[1:]), 3) for name, x in seconds.items()},
+    "cache_bytes_per_token": {name or "as computed": slot_bytes(model) for name, model in models.items()},
+  }
+  pathlib.Path(options.out).write_text(json.dumps(result, indent=1) + "\n")
+  print(json.dumps(result, indent=1))
+
+
+def batches(model: engine_lib.Engine, text: str, windows: int) -> list[list[list[int]]]:
+  """Returns batches of windows, ids each."""
+  ids = model.tokenizer.encode(text[: windows * WINDOW * 8])
+  rows = [ids[first : first + WINDOW] for first in range(0, len(ids) - WINDOW + 1, WINDOW)][:windows]
+  return [rows[first : first + ROWS] for first in range(0, len(rows) - ROWS + 1, ROWS)]
+
+
+def read(model: engine_lib.Engine, rows: list[list[int]]) -> tuple[np.ndarray, float]:
+  """Returns each row's bits behind its context, and the seconds of a step."""
+  specials, kind = model.tokenizer.specials, model.config.position_kind
+  prompts = [prompt_lib.fill(kind.frame([*row[:CONTEXT], specials.gmask], specials), specials, kind) for row in rows]
+  given, known = decode.make_rows(prompts, [WINDOW] * len(rows), specials.pad)
+  state = model.runner.run(decode.prefill, given, known, new_tokens=WINDOW)
+  new_BT = np.array([row[CONTEXT:] for row in rows], np.int32)
+  jax.block_until_ready(state)
+  begin = time.perf_counter()
+  bits_B = np.asarray(model.runner.run(through, known, state, new_BT))
+  return bits_B, (time.perf_counter() - begin) / new_BT.shape[1]
+
+
+@functools.partial(jax.jit, static_argnames=("config",), donate_argnames=("state",))
+def through(
+  config: config_lib.GLMConfig, params: Any, rows: decode.Rows, state: decode.State, new_BT: jax.Array
+) -> jax.Array:
+  """Returns how many bits each row's new tokens take, [B]."""
+
+  def step(state: decode.State, token_B: jax.Array) -> tuple[decode.State, jax.Array]:
+    logits_BV, cache = decode.next_logits(config, params, rows, state)
+    logprob_B = jnp.take_along_axis(jax.nn.log_softmax(logits_BV), token_B[:, None], 1)[:, 0]
+    state = dataclasses.replace(
+      state, cache=cache, length_B=state.length_B + 1, step_B=state.step_B + 1, last_B=token_B
+    )
+    return state, -logprob_B / math.log(2)
+
+  return jax.lax.scan(step, state, new_BT.T)[1].sum(0)
+
+
+def slot_bytes(model: engine_lib.Engine) -> int:
+  """Returns the bytes of one token's keys and values."""
+  from glmjax.infer import lanes
+
+  return lanes.slot_bytes(model.runner, 1)
+
+
+if __name__ == "__main__":
+  main()
