@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 PLAN := $(VENV)-plan
 CLIENTS := $(VENV)-clients
 PYTEST := $(BIN)/python -m pytest -n 2
-CODE := glmjax tasks tests benchmarks notebooks docs/make_api.py docs/make_page_picture.py docs/conf.py
+CODE := setup.py glmjax tasks tests benchmarks notebooks docs/make_api.py docs/make_page_picture.py docs/conf.py
 FAST := not slow and not gpu and not tpu
 
 # Targets share environments.
@@ -27,7 +27,7 @@ install-run: $(VENV)/.runs
 
 $(VENV)/.installed: EXTRAS := all,test
 $(VENV)/.runs: EXTRAS := report
-$(VENV)/.installed $(VENV)/.runs: setup.cfg pyproject.toml
+$(VENV)/.installed $(VENV)/.runs: setup.cfg setup.py pyproject.toml $(wildcard glmjax/kernels/cpu/src/*)
 	@test -n "$(PYTHON)" && $(PYTHON) $(FITS) || { \
 	  echo "this needs Python 3.11, 3.12 or 3.13: install one, or name it: make PYTHON=/path/to/python3.13 install" >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -17,7 +17,7 @@ import glmjax
 
 ROOT = pathlib.Path(__file__).parent.parent
 TREE = ("benchmarks", "docs", "gin", "glmjax", "launch", "notebooks", "tasks", "tests")
-FILES = "CHANGELOG.md CONTRIBUTING.md LICENSE MANIFEST.in Makefile README.md pyproject.toml setup.cfg".split()
+FILES = "CHANGELOG.md CONTRIBUTING.md LICENSE MANIFEST.in Makefile README.md pyproject.toml setup.cfg setup.py".split()
 FILES.append("requirements-lock.txt")
 
 
@@ -28,13 +28,16 @@ def dist(tmp_path_factory):
     return pathlib.Path(os.environ["GLMJAX_DIST"])
   folder = tmp_path_factory.mktemp("source")
   for name in TREE:  # a copy, so that no build/ of an earlier state gets into it
-    shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
   for name in FILES:
     shutil.copy(ROOT / name, folder)
   subprocess.run(
     [sys.executable, "-m", "build", "--no-isolation", "--outdir=dist", "."], cwd=folder, check=True, capture_output=True
   )
   return folder / "dist"
+
+
+LIBRARY = "glmjax/kernels/cpu/libglmjax_cpu.so"
 
 
 def wheel_of(dist):
@@ -55,12 +58,33 @@ def test_wheel_holds_everything(dist):
   assert any(name.endswith("LICENSE") for name in names)
 
 
+def test_wheel_carries_the_library_of_this_machine(dist):
+  """One file for all Pythons, where there is a compiler; a wheel with it is not any platform's."""
+  path = wheel_of(dist)
+  built = LIBRARY in zipfile.ZipFile(path).namelist()
+  assert built == bool(shutil.which("g++")), "was it built?"
+  assert re.search(r"-py3-none-linux_\w+\.whl$" if built else "-py3-none-any.whl$", path.name)
+
+
+def test_a_wheel_is_built_without_a_compiler(tmp_path):
+  for name in ("glmjax", "gin", "launch", "tasks"):
+    shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
+  for name in FILES:
+    shutil.copy(ROOT / name, tmp_path)
+  command = [sys.executable, "-m", "build", "--no-isolation", "--wheel", "--outdir=dist", "."]
+  environment = {**os.environ, "CXX": "no-such-compiler"}
+  done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+  assert "for want of a C++ compiler (no-such-compiler)" in done.stdout + done.stderr
+  path = wheel_of(tmp_path / "dist")
+  assert path.name.endswith("-py3-none-any.whl") and LIBRARY not in zipfile.ZipFile(path).namelist()
+
+
 def test_sdist_is_the_tree(dist):
   """Tests and documents included, so that whoever packages it can run them."""
   [path] = dist.glob("*.tar.gz")
   names = {name.partition("/")[2] for name in tarfile.open(path).getnames()}
-  tree = {path for name in TREE for path in (ROOT / name).rglob("*") if path.is_file() and path.suffix != ".pyc"}
-  expected = {str(path.relative_to(ROOT)) for path in tree} | set(FILES)
+  tree = {path for name in TREE for path in (ROOT / name).rglob("*") if path.suffix not in (".pyc", ".so")}
+  expected = {str(path.relative_to(ROOT)) for path in tree if path.is_file()} | set(FILES)
   assert expected <= names, expected - names
 
 
@@ -171,7 +195,7 @@ TOTAL_SAMPLES = 48
 
 def test_wrong_python_says_so_in_one_line(tmp_path):
   """make names the versions that fit; nothing is created."""
-  for name in ("Makefile", "setup.cfg", "pyproject.toml"):
+  for name in ("Makefile", "setup.cfg", "setup.py", "pyproject.toml"):
     shutil.copy(ROOT / name, tmp_path)
   old = tmp_path / "python3.9"
   old.write_text("#!/bin/sh\nexit 1\n")  # answers as a Python that is too old

@@ -1,0 +1,1 @@
+"""Products with quantized and half-precision weights on CPUs, by a small library of C++ called through jax.ffi."""

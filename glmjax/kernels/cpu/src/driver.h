@@ -1,0 +1,142 @@
+// Runs a product on a pool of threads: XLA's, or a test's.
+//
+// Work is claimed in chunks by an atomic counter, the caller works too, and nobody waits for a task that has not
+// started: where all of the pool's threads are busy with such calls, or wait themselves, the caller does all alone. Tasks
+// that start after the last chunk was claimed find nothing, in state that they own a share of.
+
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <thread>
+
+#if defined(__x86_64__)
+#include <xmmintrin.h>
+#endif
+
+#include "product.h"
+
+namespace glmjax::cpu {
+
+constexpr int64_t kAloneBytes = 65536;     // weights (times quarters of rows) below which the caller works alone
+constexpr int64_t kChunkBytes = 131072;    // of packed weights that one claim takes, few rows
+constexpr int64_t kScratchBytes = 262144;  // of unpacked weights, many rows: within the second cache
+
+// While it lives, denormals count as zeros and rounding is to the nearest, on whatever thread; as XLA has it.
+class FloatMode {
+ public:
+#if defined(__x86_64__)
+  FloatMode() : before_(_mm_getcsr()) { _mm_setcsr(0x9fc0); }
+  ~FloatMode() { _mm_setcsr(before_); }
+
+ private:
+  unsigned before_;
+#elif defined(__aarch64__)
+  FloatMode() {
+    asm volatile("mrs %0, fpcr" : "=r"(before_));
+    asm volatile("msr fpcr, %0" : : "r"(uint64_t{1} << 24));
+  }
+  ~FloatMode() { asm volatile("msr fpcr, %0" : : "r"(before_)); }
+
+ private:
+  uint64_t before_;
+#endif
+};
+
+class Call {
+ public:
+  Call(const Product& product, int64_t threads) : product_(product) {
+    const Kernel& kernel = *product.kernel;
+    few_ = product.rows <= kMostFewRows;
+    padded_rows_ = few_ ? product.rows : (product.rows + kTileRows - 1) / kTileRows * kTileRows;
+    const int64_t unpacked = product.groups * product.steps() * kernel.unpacked_bytes;  // of an output
+    const int64_t fitting = few_ ? kChunkBytes / std::max<int64_t>(product.row_bytes, 1) : kScratchBytes / unpacked;
+    const int64_t shared = product.outputs / (4 * threads);  // so that the threads end at about the same time
+    outputs_ = std::max<int64_t>(std::min(fitting, shared) / kTileOutputs, 1) * kTileOutputs;
+    chunks_ = (product.outputs + outputs_ - 1) / outputs_;
+    rows_ = std::max<int64_t>(1, padded_rows_ / (4 * threads));
+    row_chunks_ = (padded_rows_ + rows_ - 1) / rows_;
+  }
+
+  int64_t chunks() const { return chunks_; }
+
+  // Packs rows, then multiplies, as long as there are chunks to claim.
+  void work() {
+    const FloatMode mode;
+    for (int64_t c; (c = claimed_rows_.fetch_add(1)) < row_chunks_;) {
+      product_.kernel->pack(product_, c * rows_, std::min((c + 1) * rows_, padded_rows_));
+      packed_rows_.fetch_add(1, std::memory_order_release);
+    }
+    wait(packed_rows_, row_chunks_);
+    for (int64_t c; (c = claimed_.fetch_add(1)) < chunks_;) {
+      const int64_t first = c * outputs_, last = std::min(first + outputs_, product_.outputs);
+      (few_ ? product_.kernel->few : product_.kernel->many)(product_, first, last);
+      done_.fetch_add(1, std::memory_order_release);
+    }
+  }
+
+  // Waits for the chunks that others have claimed and are working on.
+  void finish() { wait(done_, chunks_); }
+
+ private:
+  static void wait(const std::atomic<int64_t>& count, int64_t enough) {
+    for (int tries = 0; count.load(std::memory_order_acquire) < enough; ++tries) {
+      if (tries > 256) {
+        std::this_thread::yield();
+      } else {
+#if defined(__x86_64__)
+        _mm_pause();
+#endif
+      }
+    }
+  }
+
+  const Product product_;
+  bool few_;
+  int64_t padded_rows_, outputs_, chunks_, rows_, row_chunks_;
+  std::atomic<int64_t> claimed_rows_{0}, packed_rows_{0}, claimed_{0}, done_{0};
+};
+
+// Computes a product of up to kPanelRows rows. Pool has num_threads() and Schedule(f&&).
+template <typename Pool>
+void run_panel(const Product& product, Pool& pool) {
+  const bool alone = product.outputs * product.row_bytes * std::max<int64_t>(product.rows / 4, 1) < kAloneBytes;
+  const int64_t threads = alone ? 1 : std::max<int64_t>(pool.num_threads(), 1);
+  const auto call = std::make_shared<Call>(product, threads);
+  for (int64_t t = 1; t < std::min(threads, call->chunks()); ++t) pool.Schedule([call] { call->work(); });
+  call->work();
+  call->finish();
+}
+
+// Computes a product of any number of rows, a panel after another in the same scratch.
+template <typename Pool>
+void run(const Product& product, Pool& pool) {
+  const int64_t x_bytes = product.inputs * (product.x_is_bfloat16 ? 2 : 4);
+  for (int64_t first = 0; first < product.rows; first += kPanelRows) {
+    Product panel = product;
+    panel.rows = std::min(kPanelRows, product.rows - first);
+    panel.x = static_cast<const uint8_t*>(product.x) + first * x_bytes;
+    panel.out = product.out + first * product.outputs;
+    run_panel(panel, pool);
+  }
+}
+
+// Returns the bytes of scratch that a product needs, whichever kernel computes it: rows of up to four bytes an input,
+// groups padded to whole steps, their scales and sums, and what aligns them.
+inline int64_t scratch_bytes(int64_t rows, int64_t inputs, int64_t groups, bool fast) {
+  const int64_t padded = (std::min(rows, kPanelRows) + kTileRows - 1) / kTileRows * kTileRows;
+  const int64_t steps = (inputs / groups + kMostStepInputs - 1) / kMostStepInputs;
+  return 64 + padded * (groups * steps * kMostStepInputs * (fast ? 1 : 4) + 4 + 4 * groups);
+}
+
+// Lays the packed rows, their scales and their sums into the scratch.
+inline void place_scratch(Product& product, uint8_t* scratch) {
+  const int64_t padded = (std::min(product.rows, kPanelRows) + kTileRows - 1) / kTileRows * kTileRows;
+  product.activations = scratch + (64 - reinterpret_cast<uintptr_t>(scratch) % 64) % 64;
+  product.row_scales = reinterpret_cast<float*>(product.activations + padded * product.packed_bytes());
+  product.sums = reinterpret_cast<int32_t*>(product.row_scales + padded);
+}
+
+}  // namespace glmjax::cpu

@@ -1,0 +1,223 @@
+// Runs the library's products without XLA, on a pool of its own, for sanitizers and other machines' emulators:
+// every instruction set that the machine has, against sums in double; rows alone and together; calls at once.
+// Prints the sets, and ends with 0 where all agree.
+
+#include <cmath>
+#include <condition_variable>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <deque>
+#include <functional>
+#include <mutex>
+#include <random>
+#include <thread>
+#include <vector>
+
+#include "driver.h"
+#include "numbers.h"
+#include "product.h"
+
+namespace {
+
+using namespace glmjax::cpu;
+
+class Pool {
+ public:
+  explicit Pool(int count) {
+    for (int i = 0; i < count; ++i) threads_.emplace_back([this] { work(); });
+  }
+  ~Pool() {
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      ended_ = true;
+    }
+    ready_.notify_all();
+    for (std::thread& thread : threads_) thread.join();
+  }
+  int64_t num_threads() const { return static_cast<int64_t>(threads_.size()); }
+  void Schedule(std::function<void()> task) {
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      tasks_.push_back(std::move(task));
+    }
+    ready_.notify_one();
+  }
+
+ private:
+  void work() {
+    for (;;) {
+      std::function<void()> task;
+      {
+        std::unique_lock<std::mutex> lock(mutex_);
+        ready_.wait(lock, [this] { return ended_ || !tasks_.empty(); });
+        if (tasks_.empty()) return;
+        task = std::move(tasks_.front());
+        tasks_.pop_front();
+      }
+      task();
+    }
+  }
+
+  std::mutex mutex_;
+  std::condition_variable ready_;
+  std::deque<std::function<void()>> tasks_;
+  bool ended_ = false;
+  std::vector<std::thread> threads_;
+};
+
+struct Case {
+  WeightKind kind;
+  bool bfloats, fast;
+  int64_t rows, inputs, outputs, groups;
+};
+
+constexpr int64_t kBits[] = {4, 8, 16, 32};
+
+uint16_t half_of(float value) { return static_cast<uint16_t>(to_bits(value) >> 16); }
+
+// The arrays of a product, each of exactly its size, so that a read behind an end is seen.
+struct Arrays {
+  std::vector<float> x;
+  std::vector<uint16_t> halves;
+  std::vector<uint8_t> weights;
+  std::vector<float> scale;
+
+  Arrays(const Case& c, std::mt19937& random) : x(c.rows * c.inputs), weights(c.outputs * c.inputs * kBits[c.kind] / 8) {
+    std::normal_distribution<float> normal;
+    for (float& value : x) value = from_bits(to_bits(normal(random)) & 0xffff0000);
+    for (const float value : x) halves.push_back(half_of(value));
+    for (uint8_t& byte : weights) byte = static_cast<uint8_t>(random());
+    if (c.kind == kFloat32) {
+      for (int64_t i = 0; i < c.outputs * c.inputs; ++i) {
+        const float value = normal(random);
+        std::memcpy(weights.data() + 4 * i, &value, 4);
+      }
+    } else if (c.kind == kBfloat16) {
+      for (int64_t i = 0; i < c.outputs * c.inputs; ++i) {
+        const uint16_t value = half_of(normal(random));
+        std::memcpy(weights.data() + 2 * i, &value, 2);
+      }
+    }
+    for (int64_t i = 0; i < c.groups * c.outputs; ++i) scale.push_back(0.5f + 1e-3f * static_cast<float>(random() % 997));
+  }
+
+  double weight(const Case& c, int64_t output, int64_t input) const {
+    const int64_t at = output * c.inputs + input;
+    if (c.kind == kInt8) return static_cast<int8_t>(weights[at]);
+    if (c.kind == kInt4) {
+      const int byte = weights[at / 2], code = input % 2 ? byte & 15 : byte >> 4;
+      return code < 8 ? code : code - 16;
+    }
+    if (c.kind == kBfloat16) {
+      uint16_t value;
+      std::memcpy(&value, weights.data() + 2 * at, 2);
+      return bfloat16_to_float(value);
+    }
+    float value;
+    std::memcpy(&value, weights.data() + 4 * at, 4);
+    return value;
+  }
+};
+
+// Multiplies rows [first, first + rows) by the named set; empty where the set has no such kernel.
+std::vector<float> multiply(const char* isa, const Case& c, const Arrays& arrays, int64_t first, int64_t rows,
+                            Pool& pool) {
+  Product p{};
+  p.rows = rows, p.inputs = c.inputs, p.outputs = c.outputs, p.groups = c.groups;
+  p.x_is_bfloat16 = c.bfloats;
+  p.x = c.bfloats ? static_cast<const void*>(arrays.halves.data() + first * c.inputs)
+                  : static_cast<const void*>(arrays.x.data() + first * c.inputs);
+  p.weights = arrays.weights.data();
+  p.row_bytes = c.inputs * kBits[c.kind] / 8;
+  p.scale = arrays.scale.data();
+  std::vector<float> out(rows * c.outputs, NAN);
+  p.out = out.data();
+  p.kernel = choose(isa, c.kind, c.bfloats, c.fast);
+  std::vector<uint8_t> scratch(scratch_bytes(rows, c.inputs, c.groups, c.fast));
+  place_scratch(p, scratch.data());
+  run(p, pool);
+  return out;
+}
+
+bool agrees(const char* isa, const Case& c, const Arrays& arrays, const std::vector<float>& out) {
+  for (int64_t r = 0; r < c.rows; ++r) {
+    float largest = 0;
+    for (int64_t i = 0; i < c.inputs; ++i) largest = std::fmax(largest, std::fabs(arrays.x[r * c.inputs + i]));
+    for (int64_t o = 0; o < c.outputs; ++o) {
+      double sum = 0, size = 0;
+      for (int64_t i = 0; i < c.inputs; ++i) {
+        float x = arrays.x[r * c.inputs + i];
+        if (c.fast) x = std::nearbyint(x * (127 / largest)) * (largest / 127);
+        const double scale = arrays.scale[i / (c.inputs / c.groups) * c.outputs + o];
+        const double product = x * arrays.weight(c, o, i) * scale;
+        sum += product, size += std::fabs(product);
+      }
+      if (!(std::fabs(sum - out[r * c.outputs + o]) <= 1e-6 * size)) {
+        std::printf("%s kind %d bfloats %d fast %d: %ld x %ld x %ld in %ld: out[%ld, %ld] is %g, not %g\n", isa, c.kind,
+                    c.bfloats, c.fast, static_cast<long>(c.rows), static_cast<long>(c.inputs),
+                    static_cast<long>(c.outputs), static_cast<long>(c.groups), static_cast<long>(r),
+                    static_cast<long>(o), out[r * c.outputs + o], sum);
+        return false;
+      }
+    }
+  }
+  return true;
+}
+
+bool check(const char* isa, const Case& c, std::mt19937& random, Pool& pool) {
+  const Arrays arrays(c, random);
+  const std::vector<float> together = multiply(isa, c, arrays, 0, c.rows, pool);
+  if (!agrees(isa, c, arrays, together)) return false;
+  for (int64_t r = 0; r < c.rows; r += 3) {
+    const std::vector<float> alone = multiply(isa, c, arrays, r, 1, pool);
+    if (std::memcmp(alone.data(), together.data() + r * c.outputs, alone.size() * sizeof(float))) {
+      std::printf("%s kind %d fast %d: row %ld alone is another\n", isa, c.kind, c.fast, static_cast<long>(r));
+      return false;
+    }
+  }
+  return true;
+}
+
+// Two threads multiply again and again on one pool of two.
+bool check_at_once(const char* isa, std::mt19937& random, Pool& pool) {
+  const Case c{kInt4, false, true, 2, 1024, 515, 1};
+  const Arrays arrays(c, random);
+  const std::vector<float> once = multiply(isa, c, arrays, 0, c.rows, pool);
+  std::atomic<int> wrong{0};
+  const auto repeat = [&] {
+    for (int i = 0; i < 50; ++i) wrong += multiply(isa, c, arrays, 0, c.rows, pool) != once;
+  };
+  std::thread other(repeat);
+  repeat();
+  other.join();
+  if (wrong) std::printf("%s: %d calls at once are wrong\n", isa, wrong.load());
+  return !wrong;
+}
+
+}  // namespace
+
+int main() {
+  std::mt19937 random(7);
+  Pool pool(2);
+  bool right = true;
+  for (const char* const* isa = sets(); *isa; ++isa) {
+    for (const int64_t rows : {1, 2, 3, 4, 7, 8, 9, 14}) {
+      for (const auto& [inputs, outputs, groups] : {std::tuple<int64_t, int64_t, int64_t>{128, 4, 1}, {62, 9, 1},
+                                                    {1036, 67, 2}, {6, 1, 3}, {516, 262, 1}}) {
+        for (const bool bfloats : {false, true}) {
+          for (int kind = 0; kind < kWeightKinds; ++kind) {
+            const WeightKind weights = static_cast<WeightKind>(kind);
+            right &= check(*isa, {weights, bfloats, false, rows, inputs, outputs, groups}, random, pool);
+            if (kind <= kInt8) right &= check(*isa, {weights, bfloats, true, rows, inputs, outputs, groups}, random, pool);
+          }
+          right &= check(*isa, {kInt8, bfloats, true, rows, inputs + groups, outputs, groups}, random, pool);
+        }
+      }
+    }
+    right &= check(*isa, {kInt8, true, false, 515, 33, 5, 1}, random, pool);  // more than a panel
+    right &= check_at_once(*isa, random, pool);
+    std::printf("%s %s\n", *isa, right ? "agrees" : "DIFFERS");
+  }
+  return right ? 0 : 1;
+}
