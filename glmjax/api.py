@@ -28,6 +28,7 @@ def load(
   offload_layers: int = 0,
   dtype: str | None = None,
   kv_cache_dtype: str | None = None,
+  activation_bits: int | None = None,
 ) -> "engine.Engine":
   """Reads a model, ready to fill blanks, to continue, chat and score.
 
@@ -39,13 +40,15 @@ def load(
     dtype: to compute in, where it is not the model's own: "float32", "bfloat16", "float16".
     kv_cache_dtype: of the keys and values that decoding keeps: "int8", which takes half of bfloat16's memory; None: as
       what is computed.
+    activation_bits: 8 rounds what INT4 and INT8 weights are multiplied with, a scale for each token, which is faster on
+      CPUs; None: it stays as computed.
 
   Raises:
     errors.InputError: for a folder that holds no model, or a damaged one; for devices that it cannot be split over.
   """
   from glmjax.infer import engine, placement
 
-  return engine.Engine.load(folder, placement.Precision(dtype, kv_cache_dtype), mesh, offload_layers)
+  return engine.Engine.load(folder, placement.Precision(dtype, kv_cache_dtype, activation_bits), mesh, offload_layers)
 
 
 @dataclasses.dataclass(frozen=True)

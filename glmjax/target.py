@@ -14,6 +14,8 @@ from typing import Any
 
 import jax
 
+from glmjax.kernels.cpu import library
+
 
 def _backend(name: str) -> ModuleType | None:
   try:
@@ -36,7 +38,7 @@ COMPILERS = {
 }
 
 PLATFORMS = ("cpu", "gpu", "tpu")
-FEATURES = (*PLATFORMS, "triton", "mosaic", "large_shared_memory")
+FEATURES = (*PLATFORMS, "triton", "mosaic", "large_shared_memory", "cpu_library")
 
 # Parts of JAX's device kinds: NVIDIA GPUs before Ampere, for which Triton has no tensor cores or no code at all (Tesla,
 # Quadro and GTX were names of none since), and AMD's, on which the kernels were never tried.
@@ -98,6 +100,9 @@ def _lacks(feature: str, platform: str, kind: str) -> str | None:
       return "is for TPUs from v4 on"
     if MOSAIC is None:
       return f"JAX {jax.__version__} has no Pallas for TPUs: XLA's own is used"
+  if feature == "cpu_library":
+    found = library.status()
+    return "is for CPUs" if platform != "cpu" else None if found.available else found.words
   if feature == "large_shared_memory" and not _LARGE_SHARED_MEMORY.search(kind):
     return "is for GPUs whose blocks may take more than 99 KiB of shared memory"
   return None

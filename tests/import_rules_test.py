@@ -22,6 +22,7 @@ THIRD_PARTY = {
   "jax": (
     "target",
     "kernels",
+    "kernels.cpu",
     "quantize",
     "parallel",
     "models",

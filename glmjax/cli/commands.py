@@ -40,7 +40,15 @@ def _of(group: str, *flags: Flag) -> tuple[Flag, ...]:
 
 
 DEVICE_FLAGS = _of(
-  DEVICES, MESH, Flag("--offload_layers", "layers, the last, whose weights stay in the host's memory (0)", int, least=0)
+  DEVICES,
+  MESH,
+  Flag("--offload_layers", "layers, the last, whose weights stay in the host's memory (0)", int, least=0),
+  Flag(
+    "--activation_bits",
+    "8 rounds what INT4 and INT8 weights are multiplied with, which is faster on CPUs (floats as they are)",
+    int,
+    choices=(8,),
+  ),
 )
 DRAFTS = _of(
   DRAFTING,

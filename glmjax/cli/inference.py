@@ -48,14 +48,18 @@ class Devices:
   mesh: "mesh_lib.MeshConfig | str | None" = None  # devices to split it over, as "tensor=4"; None: the first alone
   offload_layers: int = 0  # layers, the last, whose weights stay in the host's memory
   kv_cache_dtype: str | None = None  # int8: keys and values in half of bfloat16's memory; None: as what is computed
+  activation_bits: int | None = None  # 8: rounds what quantized weights are multiplied with, on CPUs
 
   def __post_init__(self) -> None:
+    if self.activation_bits not in (None, 8):
+      raise errors.InputError(f"--activation_bits is {self.activation_bits!r}: give 8, or leave it out")
     if self.kv_cache_dtype is not None:
       ranges.choice("--kv_cache_dtype", self.kv_cache_dtype, config_lib.KV_CACHE_DTYPES)
 
   def noted(self) -> dict[str, Any]:
     """Returns what is noted beside answers: what changes them."""
-    return {} if self.kv_cache_dtype is None else {"kv_cache_dtype": self.kv_cache_dtype}
+    said = {"kv_cache_dtype": self.kv_cache_dtype, "activation_bits": self.activation_bits}
+    return {name: value for name, value in said.items() if value is not None}
 
   def load(
     self, checkpoint: paths.Named, drafting: Drafting = Drafting(), first: "ahead_lib.First | None" = None
@@ -67,10 +71,12 @@ class Devices:
 
     self.prepare()
     process.keep_programs()
-    hosts.check_same((self, drafting), "--mesh, --offload_layers, --kv_cache_dtype, --drafts and --draft_model")
+    hosts.check_same(
+      (self, drafting), "--mesh, --offload_layers, --kv_cache_dtype, --activation_bits, --drafts and --draft_model"
+    )
     small = None if drafting.draft_model is None else engine.Engine.load(drafting.draft_model, mesh=self.mesh)
     options = {"mesh": self.mesh, "offload_layers": self.offload_layers, "drafts": drafting.count, "first": first}
-    precision = placement.Precision(kv_cache_dtype=self.kv_cache_dtype)
+    precision = placement.Precision(None, self.kv_cache_dtype, self.activation_bits)
     return engine.Engine.load(checkpoint, precision=precision, draft_model=small, **options)
 
   def prepare(self) -> None:

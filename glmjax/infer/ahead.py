@@ -80,7 +80,7 @@ def _programs(
   rows = [config.position_kind.frame(texts.ids(prompt), tokenizer.specials) for prompt in first.prompts]
   blanks = [filling.Filling(row, first.max_tokens, config, tokenizer.specials, frozenset()).blank() for row in rows]
   requests = [lanes_lib.Request(*blank, first.sampling) for blank in blanks if blank is not None]
-  params = placement.params(config, found.export.get("bits"), offload_layers)
+  params = placement.laid_out(config, found.export.get("bits"), offload_layers)
   capacity = first.capacity or scheduler.Capacity(len(requests))
   return _Programs(placement, config, params, tokenizer.specials.pad, requests, capacity) if requests else None
 

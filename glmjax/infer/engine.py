@@ -131,7 +131,8 @@ class Engine:
       )
     tokenizer = tokenizer_lib.Tokenizer.load(loaded.tokenizer_dir)
     tokenizer.check_fits(loaded.config.vocab_size)
-    return cls(runner_lib.Runner(loaded.config, loaded.params, placement, offload_layers), tokenizer, **kwargs)
+    runner = runner_lib.Runner(loaded.config, loaded.params, placement, offload_layers, given_away=True)
+    return cls(runner, tokenizer, **kwargs)
 
   def _check_draft_model(self, other: "Engine") -> None:
     """Raises InputError for a model that cannot draft what this one says."""

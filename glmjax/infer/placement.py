@@ -22,11 +22,13 @@ from glmjax.infer import rows as rows_lib
 from glmjax.infer import sampling
 from glmjax.models import config as config_lib
 from glmjax.models import kv_cache
+from glmjax.models import output_rows
 from glmjax.models import params as params_lib
 from glmjax.parallel import mesh as mesh_lib
 from glmjax.parallel import partitioning
 from glmjax.quantize import qarray
 
+_TABLE = "embedding/table"
 _UNUSED_AXES = ("stage", "context")  # of the mesh: inference cuts neither layers nor rows in pieces
 
 
@@ -36,6 +38,7 @@ class Precision:
 
   dtype: str | None = None  # of activations and float weights
   kv_cache_dtype: str | None = None  # of the keys and values that decoding keeps: int8
+  activation_bits: int | None = None  # 8: rounds what quantized weights are multiplied with, on CPUs
 
   def of(self, config: config_lib.GLMConfig) -> config_lib.GLMConfig:
     """Returns a model's configuration with what is said here.
@@ -133,23 +136,76 @@ class Placement:
       scale=_abstract(quantized.scale, scale_sharding(sharding, param)),
     )
 
-  def place(self, config: config_lib.GLMConfig, params: Any, offload_layers: int = 0) -> Any:
-    """Lays out a model's parameters, stacked or apart, float or quantized, wherever they are, as `params` says.
+  def place(self, config: config_lib.GLMConfig, params: Any, offload_layers: int = 0, given_away: bool = False) -> Any:
+    """Lays out a model's parameters, stacked or apart, float or quantized, wherever they are, as `laid_out` says.
 
-    `config` is what `inference_config` gives. On the CPU a tied head gets a table of its own there, transposed once,
-    where XLA would transpose it at every token.
+    `config` is what `inference_config` gives. With `given_away` arrays that are laid out anew are deleted, so that
+    there is none twice.
     """
     flat = dict(_apart(params_lib.flatten(params)))
-    if "head/kernel" not in flat and not config.tie_embeddings:
+    as_rows = self._as_rows(config, offload_layers)
+    tied = "head/kernel" not in flat and not config.tie_embeddings
+    if tied and not as_rows:
       flat["head/kernel"] = flat["embedding/table"].T
     if offload_layers:
       offload.check(config.num_layers, offload_layers)
       offload.check_memory(self.mesh.local_devices[0])
     bits = qarray.bits_of(flat.values())
     targets = params_lib.flatten(self.params(config, bits, offload_layers))
+    if tied and as_rows:
+      del targets["head/kernel"]
     if unknown := sorted({*flat} ^ {*targets}):
       raise errors.InputError(f"{unknown[0]}: the parameters are not those of this model")
-    return params_lib.nest({path: jax.tree.map(_put, flat[path], wanted) for path, wanted in targets.items()})
+    found = {}
+    for path, wanted in targets.items():
+      found[path] = jax.tree.map(_put, flat[path], wanted)
+      if path in as_rows:
+        rows = output_rows.of(found[path], as_rows[path], config.activation_bits == 8)
+        found[path] = jax.device_put(rows, self.replicated)
+        if given_away:
+          jax.block_until_ready(found[path].values)
+          jax.tree.leaves(flat[path])[0].delete()  # the values; scales may be the same arrays as before
+      if path == _TABLE and self._keeps_bits(config):
+        found[path] = _bits(found[path])
+        if given_away:
+          jax.block_until_ready(found[path])
+          flat[path].delete()
+    if tied and as_rows:
+      found["head/kernel"] = jax.device_put(output_rows.of_table(found[_TABLE]), self.replicated)  # no copy
+    return params_lib.nest(found)
+
+  def laid_out(self, config: config_lib.GLMConfig, bits: int | None = None, offload_layers: int = 0) -> Any:
+    """Returns abstract parameters as programs take them: those of `params`, but where the C++ library of products on
+    CPUs is there, kernels and head as rows for it.
+    """
+    as_rows = self._as_rows(config, offload_layers)
+    fast = config.activation_bits == 8
+
+    def of(path: str, x: Any) -> Any:
+      if path == _TABLE and self._keeps_bits(config):
+        return jax.ShapeDtypeStruct(x.shape, jnp.uint16, sharding=x.sharding)
+      if path not in as_rows:
+        return x
+      rows = jax.eval_shape(lambda x: output_rows.of(x, as_rows[path], fast), x)
+      return jax.tree.map(functools.partial(_abstract, sharding=self.replicated), rows)
+
+    flat = params_lib.flatten(self.params(config, bits, offload_layers))
+    return params_lib.nest({path: of(path, x) for path, x in flat.items()})
+
+  def _keeps_bits(self, config: config_lib.GLMConfig) -> bool:
+    """Tells whether half-precision tables are kept as their bits: XLA's CPU makes floats of all rows to look one up."""
+    return self.target.platform == "cpu" and self.target.devices == 1 and jnp.dtype(config.dtype).itemsize == 2
+
+  def _as_rows(self, config: config_lib.GLMConfig, offload_layers: int) -> dict[str, int]:
+    """Returns the weights that the C++ library of products multiplies with, and how many input axes each has."""
+    target = self.target
+    there = output_rows.FEATURE in target.features and target.devices == 1 and config.dtype in output_rows.DTYPES
+    if config.activation_bits is not None and (not there or offload_layers):
+      why = target.lacks(output_rows.FEATURE) or "it is for one device, float32 or bfloat16, and no offloaded layers"
+      raise errors.InputError(f"activation_bits needs the C++ library of products on CPUs: {why}")
+    if not there or offload_layers:
+      return {}
+    return {path: len(param.inputs) for path, param in params_lib.apart(config) if param.inputs}
 
   def everywhere(self, x: np.ndarray) -> jax.Array:
     """Puts an array of the host on all devices; every process of several gives the same.
@@ -208,6 +264,11 @@ class Placement:
 
   def _numbers(self, *shape: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, dtype, sharding=self.replicated)
+
+
+@jax.jit
+def _bits(x: jax.Array) -> jax.Array:
+  return jax.lax.bitcast_convert_type(x, jnp.uint16)
 
 
 def scale_sharding(sharding: jax.sharding.NamedSharding, param: params_lib.Param) -> jax.sharding.NamedSharding:

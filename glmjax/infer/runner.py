@@ -53,6 +53,7 @@ class Runner:
     params: Any,
     placement: placement_lib.Placement | None = None,
     offload_layers: int = 0,
+    given_away: bool = False,
   ) -> None:
     """Lays out parameters as they were trained, exported or quantized.
 
@@ -61,10 +62,11 @@ class Runner:
       params: stacked or layers apart, on the host or on devices.
       placement: the mesh; None: the first device.
       offload_layers: how many layers, the last, keep their kernels in the host's memory.
+      given_away: whether parameters that are laid out anew may be deleted, so that there is none twice.
     """
     self.placement = placement or placement_lib.one_device()
     self.config = placement_lib.inference_config(config, self.placement.target)
-    self.params = self.placement.place(self.config, params, offload_layers)
+    self.params = self.placement.place(self.config, params, offload_layers, given_away)
 
   def run(self, program: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
     """Calls program(config, params, *arguments, **options); arrays of the host go to every device whole."""

@@ -165,9 +165,12 @@ def rows_of(dtype: str, axis: str, table: jax.Array, index: jax.Array) -> jax.Ar
   """Returns table[index] in `dtype`, for a table [`axis`, "embed"]; the gradients of equal indices are summed in
   float32.
 
-  An index outside of the table has no row: zeros, and no gradient, on one device as on many.
+  An index outside of the table has no row: zeros, and no gradient, on one device as on many. A table may be the bits of
+  one in `dtype`, uint16 (infer/placement.py).
   Where the table is split over the mesh, the step gathers it along embed, in `dtype`, as the head does.
   """
+  if table.dtype == jnp.uint16:
+    return jax.lax.bitcast_convert_type(_rows(table, index), dtype)
   if not partitioning.is_split():
     return _rows(table, index).astype(dtype)
   if index.size > 1:  # else decoding, which gathers nothing
@@ -276,7 +279,10 @@ class Head(nn.Module):
     self.kernel = declare(self, "kernel", params_lib.table(self.config)["head/kernel"], self.config.param_dtype)
 
   def __call__(self, x_BLD: jax.Array) -> jax.Array:
-    return _logits(self.target, "BLD,DV->BLV", x_BLD.astype(self.config.dtype), self.kernel.astype(self.config.dtype))
+    x_BLD, spec = x_BLD.astype(self.config.dtype), "BLD,DV->BLV"
+    if isinstance(self.kernel, weights.Weight):
+      return self.kernel.product(self.target, spec, x_BLD, dtype=jnp.float32)
+    return _logits(self.target, spec, x_BLD, self.kernel.astype(self.config.dtype))
 
 
 def constrain_logits(logits_BLV: jax.Array) -> jax.Array:

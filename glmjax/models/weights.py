@@ -17,8 +17,11 @@ Axes = tuple[str | None, ...]  # a weight's logical axes
 class Weight(Protocol):
   """A pytree that stands in a layer's parameters for the kernel of an einsum."""
 
-  def product(self, target: target_lib.Target, spec: str, x: jax.Array, axes: Axes | None = None) -> jax.Array:
-    """Computes jnp.einsum(spec, x, weight) in x's dtype, sums in float32; linear in x, differentiable in what trains.
+  def product(
+    self, target: target_lib.Target, spec: str, x: jax.Array, axes: Axes | None = None, dtype: Any = None
+  ) -> jax.Array:
+    """Computes jnp.einsum(spec, x, weight) in `dtype` (x's), sums in float32; linear in x, differentiable in what
+    trains.
 
     `axes`: the weight's logical axes, where a mesh may split it.
     """
@@ -39,10 +42,12 @@ class Float:
 
   array: jax.Array
 
-  def product(self, target: target_lib.Target, spec: str, x: jax.Array, axes: Axes | None = None) -> jax.Array:
+  def product(
+    self, target: target_lib.Target, spec: str, x: jax.Array, axes: Axes | None = None, dtype: Any = None
+  ) -> jax.Array:
     """Multiplies operands in x's dtype; the array's gradient is in its own: float32 for a master weight."""
     del axes
-    return matmul.matmul(target, spec, x, self.array)
+    return matmul.matmul(target, spec, x, self.array, dtype)
 
   def input_gradient(self, target: target_lib.Target, spec: str, g: jax.Array, dtype: Any) -> jax.Array:
     """Returns x's gradient, computed of operands in x's dtype."""

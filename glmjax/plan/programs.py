@@ -124,7 +124,7 @@ class Decode:
     place = placement_lib.Placement(mesh)
     with place.scope():
       config = placement_lib.inference_config(dataclasses.replace(config, param_dtype=config.dtype), place.target)
-      params = place.params(config, self.bits, self.offload_layers)
+      params = place.laid_out(config, self.bits, self.offload_layers)
       reads = self.prompt > 1  # a prompt: without logits, each token against the prompt
       weights = params_lib.count_of_matmuls(config) - reads * config.vocab_size * config.embed_dim
       seen = self.prompt if reads else self.context

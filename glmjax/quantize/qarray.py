@@ -45,19 +45,19 @@ class QuantizedArray:
     return self.values.nbytes + self.scale.nbytes
 
   def product(
-    self, target: target_lib.Target, spec: str, x: jax.Array, axes: quantized.Axes | None = None
+    self, target: target_lib.Target, spec: str, x: jax.Array, axes: quantized.Axes | None = None, dtype: Any = None
   ) -> jax.Array:
-    """Computes jnp.einsum(spec, x, weight) in x's dtype, as models.weights.Weight has it; the input axes come first.
+    """Computes jnp.einsum(spec, x, weight) in `dtype` (x's), as models.weights.Weight has it; input axes come first.
 
     The scale meets the sum: it is one per output. x has a gradient, codes and scales have none.
     """
     whole = x, self.values, self.scale
     groups = self.scale.shape[0]
     if groups == 1:
-      return _product(target, spec, self.bits, self.axis, axes, *whole).astype(x.dtype)
+      return _product(target, spec, self.bits, self.axis, axes, *whole).astype(dtype or x.dtype)
     first = spec.index(spec.split(",")[1][0])  # each part of the first input axis has scales of its own
     parts = zip(*(jnp.split(y, groups, at) for y, at in zip(whole, (first, 0, 0))))
-    return sum(_product(target, spec, self.bits, self.axis, None, *part) for part in parts).astype(x.dtype)
+    return sum(_product(target, spec, self.bits, self.axis, None, *part) for part in parts).astype(dtype or x.dtype)
 
   def input_gradient(self, target: target_lib.Target, spec: str, g: jax.Array, dtype: Any) -> jax.Array:
     """Returns the gradient of the product's x, which has this dtype, for the product's gradient g."""

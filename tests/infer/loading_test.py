@@ -103,7 +103,8 @@ def test_parameters_are_those_of_the_folder(folders, monkeypatch, bits, mesh, of
 def test_in_another_dtype(folders, monkeypatch):
   monkeypatch.setattr("glmjax.tokenizer.Tokenizer", Letters)
   found = engine.Engine.load(folders[None], placement.Precision("bfloat16")).runner
-  assert found.config.dtype == "bfloat16" and found.params["layers_0"]["mlp"]["wi"]["kernel"].dtype == jnp.bfloat16
+  assert found.config.dtype == "bfloat16" and found.params["layers_0"]["mlp_norm"]["scale"].dtype == jnp.float32
+  assert found.params["layers_0"]["mlp"]["wi"]["kernel"].nbytes == 2 * 32 * 2 * 48
 
 
 def test_damage_is_told(folders, monkeypatch, tmp_path):

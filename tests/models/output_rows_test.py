@@ -1,0 +1,153 @@
+"""Weights as rows of inputs, for the C++ library of products on CPUs."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from glmjax import errors
+from glmjax import tokens
+from glmjax.infer import decode
+from glmjax.infer import placement
+from glmjax.infer import prompt
+from glmjax.infer import runner
+from glmjax.infer import sampling
+from glmjax.kernels.cpu import library
+from glmjax.models import config as config_lib
+from glmjax.models import glm
+from glmjax.models import output_rows
+from glmjax.models import weights
+from glmjax.parallel import partitioning
+from glmjax.quantize import qarray
+
+pytestmark = pytest.mark.skipif(not library.status().available, reason=library.status().words)
+SPECIALS = tokens.icetk(0, 80)
+CONFIG = config_lib.GLMConfig(vocab_size=96, num_layers=2, embed_dim=64, num_heads=4, mlp_dim=80, max_length=64)
+KINDS = [(None, None), (8, None), (8, 8), (4, None), (4, 8)]  # bits of weights and of activations
+
+
+def parameters(config: config_lib.GLMConfig, bits: int | None) -> dict:
+  found = glm.init_params(config, jax.random.key(1))
+  return found if bits is None else weights.quantize(found, bits)
+
+
+def logits(model: runner.Runner, rows: int = 3) -> np.ndarray:
+  """Logits behind prompts of the same tokens, [rows, V]."""
+  some = [
+    prompt.fill([5, 6, 7, SPECIALS.gmask, *range(8, 8 + i)], SPECIALS, model.config.position_kind) for i in (3, 0, 9)
+  ]
+  batch, known = decode.make_rows(some[:rows], [4] * rows, SPECIALS.pad, rows, 16)
+  state = model.run(decode.prefill, batch, known, new_tokens=8)
+  return np.asarray(model.run(jax.jit(decode.next_logits, static_argnums=0), known, state)[0])
+
+
+@pytest.mark.parametrize(
+  "spec, x_shape, shape, num_inputs",
+  [
+    ("BLD,DTHK->BLTHK", (2, 3, 24), (24, 3, 5, 4), 1),
+    ("BLHK,HKD->BLD", (2, 3, 6, 4), (6, 4, 20), 2),
+    ("BLF,FD->BLD", (1, 1, 24), (24, 20), 1),
+  ],
+)
+@pytest.mark.parametrize("bits", [None, 8, 4])
+@pytest.mark.parametrize("groups", [1, 3])
+def test_products_are_einsums(spec, x_shape, shape, num_inputs, bits, groups):
+  r = np.random.default_rng(0)
+  x, weight = (jnp.asarray(r.normal(size=size), jnp.float32) for size in (x_shape, shape))
+  if bits is not None:
+    parts = [qarray.quantize(part, bits, range(num_inputs)) for part in jnp.split(weight, groups)]
+    values, scale = (jnp.concatenate([getattr(part, name) for part in parts]) for name in ("values", "scale"))
+    weight = dataclasses.replace(parts[0], values=values, scale=scale)
+  target = partitioning.target()
+  found = output_rows.of(weight, num_inputs, False).product(target, spec, x)
+  expected = jnp.einsum(spec, x, weight if bits is None else qarray.dequantize(weight), precision="highest")
+  np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+  rounded = output_rows.of(weight, num_inputs, True).product(target, spec, x, dtype=jnp.bfloat16)
+  assert rounded.dtype == jnp.bfloat16
+  assert np.abs(rounded.astype(jnp.float32) - expected).max() < 0.03 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("bits, activation_bits", KINDS)
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_model_says_the_same_with_the_library_and_without(monkeypatch, bits, activation_bits, tied):
+  config = dataclasses.replace(CONFIG, activation_bits=activation_bits, tie_embeddings=tied)
+  params = parameters(config, bits)
+  model = runner.Runner(config, params)
+  assert isinstance(model.params["layers_0"]["mlp"]["wi"]["kernel"], output_rows.OutputRows)
+  found = logits(model)
+  monkeypatch.setenv(library.ISA, "none")
+  plain = runner.Runner(dataclasses.replace(config, activation_bits=None), params)
+  assert not isinstance(plain.params["head"]["kernel"], output_rows.OutputRows)
+  expected = logits(plain)
+  off = np.abs(found - expected).max() / expected.std()
+  assert off < (1e-4 if activation_bits is None else 0.1)
+  assert (off > 1e-3) == (activation_bits is not None)
+
+
+@pytest.mark.parametrize("bits, activation_bits", KINDS)
+def test_a_row_is_the_same_alone_and_among_others(bits, activation_bits):
+  """Of the products, that is: XLA sums some of attention otherwise for one row."""
+  r = np.random.default_rng(0)
+  weight = jnp.asarray(r.normal(size=(64, 48)), jnp.float32)
+  weight = weight if bits is None else qarray.quantize(weight, bits, (0,))
+  rows, x = output_rows.of(weight, 1, activation_bits == 8), jnp.asarray(r.normal(size=(9, 1, 64)), jnp.float32)
+
+  def product(x: jax.Array) -> np.ndarray:
+    return np.asarray(rows.product(partitioning.target(), "BLF,FD->BLD", x))
+
+  together = product(x)
+  for i in range(9):
+    np.testing.assert_array_equal(product(x[i : i + 1])[0], together[i])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_tied_head_is_the_table_itself(dtype):
+  model = runner.Runner(dataclasses.replace(CONFIG, dtype=dtype), parameters(CONFIG, None))
+  head, table = model.params["head"]["kernel"].values, model.params["embedding"]["table"]
+  assert head.unsafe_buffer_pointer() == table.unsafe_buffer_pointer()
+  assert table.dtype == (jnp.uint16 if dtype == "bfloat16" else jnp.float32)
+
+
+@pytest.mark.parametrize("bits", [None, 8, 4])
+def test_a_step_in_half_precision_makes_no_floats_of_weights(bits):
+  config = dataclasses.replace(CONFIG, vocab_size=2048, embed_dim=128, mlp_dim=256, dtype="bfloat16")
+  model = runner.Runner(config, parameters(config, bits))
+  arguments = (
+    model.placement.rows(1),
+    model.placement.state(model.config, 1, 16, 16),
+    sampling.draws([sampling.Sampling()], [0]),
+    np.zeros(2048, bool),
+    np.zeros(2048, bool),
+    np.int32(4),
+  )
+  with model.placement.scope():
+    compiled = decode.decode.lower(model.config, model.params, *arguments).compile()
+  assert compiled.memory_analysis().temp_size_in_bytes < 2048 * 128  # a byte for each of the table
+
+
+def test_what_is_read_ahead_of_programs_is_what_is_placed():
+  for bits in (None, 8, 4):
+    for dtype in ("float32", "bfloat16", "float16"):
+      config = dataclasses.replace(CONFIG, dtype=dtype)
+      model = runner.Runner(config, parameters(config, bits))
+      abstract = model.placement.laid_out(model.config, bits)
+      assert jax.tree.structure(abstract) == jax.tree.structure(model.params)
+      for x, y in zip(jax.tree.leaves(abstract), jax.tree.leaves(model.params)):
+        assert (x.shape, x.dtype, x.sharding) == (y.shape, y.dtype, y.sharding)
+
+
+def test_rounded_activations_need_the_library(monkeypatch):
+  config = dataclasses.replace(CONFIG, activation_bits=8)
+  with pytest.raises(
+    errors.InputError, match="activation_bits needs the C.. library of products on CPUs: it is for one"
+  ):
+    runner.Runner(config, parameters(config, None), placement.on_mesh("tensor=2"))
+  monkeypatch.setenv(library.ISA, "none")
+  with pytest.raises(
+    errors.InputError, match="activation_bits needs the C.. library .* switched off by GLMJAX_CPU_ISA"
+  ):
+    runner.Runner(config, parameters(config, None))
+  with pytest.raises(errors.InputError, match="GLMConfig.activation_bits is 4: give 8, or None"):
+    dataclasses.replace(CONFIG, activation_bits=4)
