@@ -162,6 +162,9 @@ for name in ("tensorflow", "seqio", "torch"):
   assert set(used(installed, tmp_path, "python", "-c", code).split()) == {p.name for p in (ROOT / "gin").rglob("*.gin")}
   assert used(installed, tmp_path, "glmjax", "--version") == f"glmjax {glmjax.__version__}\n"
   assert "jax" in used(installed, tmp_path, "glmjax", "doctor")
+  if shutil.which("g++"):
+    code = "from glmjax.kernels.cpu import library; print(library.status().words)"
+    assert "generic" in used(installed, tmp_path, "python", "-c", code)
   used(installed, tmp_path, "glmjax", "launch", "--out=launch")
   assert {path.name for path in (tmp_path / "launch").iterdir()} == {path.name for path in (ROOT / "launch").iterdir()}
   size = sum(path.stat().st_size for path in installed.rglob("*") if path.is_file())

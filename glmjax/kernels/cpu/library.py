@@ -5,15 +5,19 @@ It is a plain shared library without Python's interface, built when glmjax is in
 first product; where it is missing or does not fit, everything else works, and `status()` says why.
 """
 
+import concurrent.futures
 import ctypes
 import dataclasses
 import functools
 import os
 import pathlib
 import re
+import statistics
+import time
 
 import jax
 import jaxlib
+import numpy as np
 
 from glmjax import errors
 
@@ -38,6 +42,7 @@ class Status:
 class _Loaded:
   sets: tuple[str, ...]
   lacks: str  # in words, what keeps it from being used; "" where nothing does
+  library: ctypes.CDLL | None = None
 
 
 def status() -> Status:
@@ -70,28 +75,57 @@ def forced() -> str:
   return name
 
 
+def read_bandwidth(num_bytes: int = 2**30, turns: int = 5) -> float:
+  """Returns the bytes per second at which this process's processors read memory together: the median of some turns.
+
+  Args:
+    num_bytes: what is read in a turn; many times the size of the caches.
+    turns: how often.
+
+  Raises:
+    errors.InputError: where the library is not there.
+  """
+  now = status()
+  if not now.available:
+    raise errors.InputError(f"the library of products on CPUs is not there: {now.words}")
+  add = _load().library.glmjax_cpu_sum_words
+  add.restype, add.argtypes = ctypes.c_uint64, (ctypes.c_void_p, ctypes.c_int64)
+  parts = len(os.sched_getaffinity(0))
+  words = np.ones(num_bytes // 8 // parts * parts, np.uint64)  # ones: pages that were never written share one
+  size, start = words.size // parts, words.ctypes.data
+  times = []
+  with concurrent.futures.ThreadPoolExecutor(parts) as pool:
+    for _ in range(turns):
+      began = time.perf_counter()
+      sums = list(pool.map(lambda part: add(start + part * size * 8, size), range(parts)))
+      times.append(time.perf_counter() - began)
+      assert sum(sums) == words.size
+  return words.nbytes / statistics.median(times)
+
+
 @functools.cache
 def _load() -> _Loaded:
   """Loads the library and registers its handler, once in a process."""
   if not FILE.exists():
-    return _Loaded((), "not built: glmjax was installed without a C++ compiler, or is not installed (pip install .)")
+    return _Loaded(
+      (), "not built: glmjax was installed without a C++ compiler or jaxlib's headers (pip install . says)"
+    )
   try:
     library = ctypes.CDLL(str(FILE))
   except OSError as error:
     return _Loaded((), f"built for another machine: {error}")
   library.glmjax_cpu_sets.restype = ctypes.POINTER(ctypes.c_char_p)
-  names = library.glmjax_cpu_sets()
-  sets = tuple(iter_until_null(names))
+  sets = tuple(_strings(library.glmjax_cpu_sets()))
   lacks = _mismatch((library.glmjax_cpu_ffi_major(), library.glmjax_cpu_ffi_minor()), runtime_version())
   if not lacks:
     try:
       jax.ffi.register_ffi_target(TARGET, jax.ffi.pycapsule(getattr(library, TARGET)), platform="cpu")
     except Exception as error:  # whatever a later JAX says: products without the library are slow, not wrong
       lacks = f"refused by jax {jax.__version__}: {error}"
-  return _Loaded(sets, lacks)
+  return _Loaded(sets, lacks, library)
 
 
-def iter_until_null(names: "ctypes._Pointer[ctypes.c_char_p]") -> list[str]:
+def _strings(names: "ctypes._Pointer[ctypes.c_char_p]") -> list[str]:
   """Returns the strings of a C array that ends with a null pointer."""
   found: list[str] = []
   while (name := names[len(found)]) is not None:

@@ -72,6 +72,9 @@ EXPORT int glmjax_cpu_ffi_minor() { return XLA_FFI_API_MINOR; }
 // The instruction sets of this machine, the best first; null at the end.
 EXPORT const char* const* glmjax_cpu_sets() { return glmjax::cpu::sets(); }
 
-EXPORT int64_t glmjax_cpu_scratch_bytes(int64_t rows, int64_t inputs, int64_t groups, int fast) {
-  return glmjax::cpu::scratch_bytes(rows, inputs, groups, fast);
+// The sum of so many words: what reading memory takes.
+EXPORT uint64_t glmjax_cpu_sum_words(const uint64_t* words, int64_t count) {
+  uint64_t sum = 0;
+  for (int64_t i = 0; i < count; ++i) sum += words[i];
+  return sum;
 }

@@ -1,0 +1,168 @@
+"""The CPU library's products beside the speed of memory and XLA's own way, on ChatGLM-6B's shapes.
+
+  python benchmarks/cpu_products.py --out benchmarks/results/cpu_products.json
+
+A layer's four kernels and the head in one program, each product's rows taken from the one before; above 16 rows without
+the head, which prefill needs for one row. The weights are many times the caches. Gigabytes of weights a second, and
+thousand millions of operations (two for each weight and row): medians of turns that the library and XLA take one after
+the other. XLA's way with codes is glmjax.kernels.quantized's, which the library stands in for; with floats, einsum. The
+speed of memory is that of summing a gigabyte by as many threads, measured before each kind.
+"""
+
+import argparse
+import datetime
+import functools
+import json
+import os
+import pathlib
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
+
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import loader  # noqa: E402
+import numpy as np  # noqa: E402
+
+from glmjax import target as target_lib  # noqa: E402
+from glmjax.kernels import quantized  # noqa: E402
+from glmjax.kernels.cpu import library  # noqa: E402
+from glmjax.kernels.cpu import product as product_lib  # noqa: E402
+
+HERE = target_lib.Target.of(jax.devices("cpu")[0])
+LAYER = ((12_288, 4_096), (4_096, 4_096), (16_384, 4_096), (4_096, 16_384))  # outputs, inputs
+HEAD = (130_528, 4_096)
+MOST_ROWS_WITH_HEAD = 16
+# Kind: bits of a weight, dtype of the rows, whether these become bytes.
+KINDS = {
+  "int4_fast": (4, jnp.float32, True),
+  "int4_bfloat16": (4, jnp.bfloat16, False),
+  "int4_float32": (4, jnp.float32, False),
+  "int8_fast": (8, jnp.float32, True),
+  "int8_bfloat16": (8, jnp.bfloat16, False),
+  "int8_float32": (8, jnp.float32, False),
+  "bfloat16": (16, jnp.bfloat16, False),
+  "float32": (32, jnp.float32, False),
+}
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--out", help="JSON file to write")
+  parser.add_argument("--rows", type=int, nargs="+", default=[1, 4, 16, 64, 512])
+  parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
+  parser.add_argument("--turns", type=int, default=5)
+  options = parser.parse_args()
+  status = library.status()
+  if not status.available:
+    sys.exit(f"the library is not there: {status.words}")
+  result: dict[str, Any] = {
+    "what": "products of ChatGLM-6B's shapes: GB/s of weights (one row: decoding), GOP/s, by kind and rows",
+    "date": datetime.datetime.now().isoformat(timespec="seconds"),
+    "machine": loader.machine(),
+    "command": " ".join(["python", "benchmarks/cpu_products.py", *map(os.path.basename, sys.argv[1:])]),
+    "jax": jax.__version__,
+    "instruction_set": status.isa,
+    "kinds": {},
+  }
+  for kind in options.kinds:
+    result["kinds"][kind] = found = measure(kind, options.rows, options.turns)
+    print(kind, json.dumps(found), flush=True)
+  if options.out:
+    pathlib.Path(options.out).write_text(json.dumps(result, indent=1) + "\n")
+
+
+def measure(kind: str, rows: list[int], turns: int) -> dict[str, Any]:
+  """Measures one kind at each number of rows, the library and XLA in turns."""
+  bits, dtype, fast = KINDS[kind]
+  memory = library.read_bandwidth()
+  found: dict[str, Any] = {"memory_gb_per_second": round(memory / 1e9, 1)}
+  ways = {"library": library_weights(bits), "xla": xla_weights(bits)}
+  runs = {"library": functools.partial(by_library, bits, fast), "xla": functools.partial(by_xla, bits)}
+  for count in rows:
+    shapes = shapes_of(count)
+    x = jax.random.normal(jax.random.key(0), (count, LAYER[0][1]), dtype)
+    programs = {}
+    for way, weights in ways.items():
+      programs[way] = functools.partial(jax.jit(functools.partial(chain, runs[way])), x, weights[: len(shapes)])
+    seconds = in_turns(programs, turns)
+    num_weights = sum(outputs * inputs for outputs, inputs in shapes)
+    found[f"{count}_rows"] = {
+      way: {
+        "gb_per_second": round(num_weights * bits / 8 / taken / 1e9, 2),
+        "gop_per_second": round(2 * num_weights * count / taken / 1e9, 1),
+      }
+      for way, taken in seconds.items()
+    }
+  if 1 in rows:
+    found["share_of_memory"] = round(found["1_rows"]["library"]["gb_per_second"] * 1e9 / memory, 3)
+  return found
+
+
+def in_turns(programs: dict[str, Callable[[], jax.Array]], turns: int) -> dict[str, float]:
+  """Returns the median seconds of each program, which take turns."""
+  times: dict[str, list[float]] = {name: [] for name in programs}
+  for run in programs.values():
+    run().block_until_ready()
+  for _ in range(turns):
+    for name, run in programs.items():
+      began = time.perf_counter()
+      run().block_until_ready()
+      times[name].append(time.perf_counter() - began)
+  return {name: statistics.median(taken) for name, taken in times.items()}
+
+
+def shapes_of(rows: int) -> tuple[tuple[int, int], ...]:
+  return LAYER + (HEAD,) * (rows <= MOST_ROWS_WITH_HEAD)
+
+
+def chain(run: Callable[..., jax.Array], x: jax.Array, weights: list[Any]) -> jax.Array:
+  """Multiplies by one weight after another: each takes as many outputs of the one before as it has inputs."""
+  inputs = [shape[1] for shape in shapes_of(x.shape[0])]
+  y = x
+  for number, weight in zip(inputs, weights):
+    y = run(y[:, :number].astype(x.dtype), weight)
+  return y
+
+
+def library_weights(bits: int) -> list[Any]:
+  """Makes weights [outputs, inputs] whose products keep the rows' size; codes come with their scales."""
+  return [random_weight(bits, outputs, inputs, (outputs, inputs * bits // 8)) for outputs, inputs in (*LAYER, HEAD)]
+
+
+def xla_weights(bits: int) -> list[Any]:
+  """Makes the same as quantized.py takes them: codes [inputs, outputs]; floats stay as they are."""
+  if bits > 8:
+    return library_weights(bits)
+  return [random_weight(bits, outputs, inputs, (inputs * bits // 8, outputs)) for outputs, inputs in (*LAYER, HEAD)]
+
+
+def random_weight(bits: int, outputs: int, inputs: int, stored: tuple[int, int]) -> Any:
+  rng = np.random.default_rng(0)
+  if bits > 8:
+    weight = rng.standard_normal((outputs, inputs), np.float32) / np.sqrt(inputs)
+    return jnp.asarray(weight, jnp.float32 if bits == 32 else jnp.bfloat16)
+  codes = rng.integers(-128, 128, stored, np.int8)
+  spread = 4.6 if bits == 4 else 74  # of codes that are all alike likely
+  return jnp.asarray(codes), jnp.full((1, outputs), 1 / (spread * np.sqrt(inputs)), jnp.float16)
+
+
+def by_library(bits: int, fast: bool, x: jax.Array, weight: Any) -> jax.Array:
+  if bits > 8:
+    return product_lib.float_product(x, weight)
+  return product_lib.product(x, *weight, bits, fast)
+
+
+def by_xla(bits: int, x: jax.Array, weight: Any) -> jax.Array:
+  if bits > 8:
+    return jnp.einsum("RI,OI->RO", x, weight, preferred_element_type=jnp.float32)
+  codes, scale = weight
+  return quantized.PRODUCT.run(HERE, "RI,IO->RO", x, codes, bits, 1, None) * scale.astype(jnp.float32)
+
+
+if __name__ == "__main__":
+  main()
