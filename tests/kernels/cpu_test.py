@@ -21,7 +21,9 @@ STATUS = library.status()
 needs_library = pytest.mark.skipif(not STATUS.available, reason=f"no library: {STATUS.words}")
 
 # (rows, inputs, outputs, groups): one vector and less, whole steps and parts of them, outputs that no tile divides.
+# The longer ones are summed in several segments.
 SIZES = [(1, 128, 4, 1), (3, 62, 9, 1), (8, 1036, 67, 2), (9, 30, 5, 3), (14, 516, 130, 1), (2, 4096, 36, 1)]
+SIZES += [(1, 9002, 5, 1), (33, 9002, 6, 1)]
 MODES = [(4, "float32"), (4, "bfloat16"), (4, "fast"), (8, "float32"), (8, "bfloat16"), (8, "fast")]
 
 
@@ -148,7 +150,7 @@ def test_a_row_is_the_same_whatever_is_computed_with_it(isa, bits, mode):
   if mode == "fast" and bits > 8:
     return
   rng = np.random.default_rng(0)
-  inputs, outputs, groups = 774, 37, 3 if bits == 8 else 1
+  inputs, outputs, groups = (774, 37, 3) if bits == 8 else (4226, 6, 1)
   x = rows_of(rng, 600, inputs, mode)
   if bits <= 8:
     _, weight = codes_of(rng, bits, outputs, inputs)

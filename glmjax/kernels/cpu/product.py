@@ -14,9 +14,9 @@ import numpy as np
 from glmjax import errors
 from glmjax.kernels.cpu import library
 
-# src/product.h: kinds of weights; rows packed at a time; what they and their inputs are padded to.
+# src/product.h: kinds of weights; rows packed at a time; what the inputs of a group are padded to, at most.
 _KINDS = {4: 0, 8: 1, "bfloat16": 2, "float32": 3}
-_PANEL_ROWS, _TILE_ROWS, _STEP_INPUTS = 512, 4, 128
+_PANEL_ROWS, _STEP_INPUTS = 512, 128
 _MOST_FAST_INPUTS = 2**17  # of a group: 127 x 128 x 2^17 is the largest sum of bytes below 2^31
 
 
@@ -102,6 +102,5 @@ def _call(x_RI: jax.Array, weight: jax.Array, scale: jax.Array, kind: int, group
 
 def _scratch_bytes(rows: int, inputs: int, groups: int, fast: bool) -> int:
   """Returns the bytes that XLA sets aside for the rows as the library packs them (src/driver.h counts the same)."""
-  padded = -(-min(rows, _PANEL_ROWS) // _TILE_ROWS) * _TILE_ROWS
   steps = -(-(inputs // groups) // _STEP_INPUTS)
-  return 64 + padded * (groups * steps * _STEP_INPUTS * (1 if fast else 4) + 4 + 4 * groups)
+  return 64 + min(rows, _PANEL_ROWS) * (groups * steps * (_STEP_INPUTS * (1 if fast else 4) + 4) + 4)

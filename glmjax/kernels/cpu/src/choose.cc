@@ -1,7 +1,6 @@
 // Which instruction sets this machine has, and which of them computes a product.
 
 #include <cstring>
-#include <new>
 
 #include "product.h"
 
@@ -81,22 +80,6 @@ const Kernel* choose(const char* isa, WeightKind weights, bool x_is_bfloat16, bo
     if (table[kFloats][weights]) return table[kFloats][weights];
   }
   return nullptr;
-}
-
-uint8_t* thread_scratch(int64_t bytes) {
-  struct Buffer {
-    uint8_t* start = nullptr;
-    int64_t bytes = 0;
-    ~Buffer() { ::operator delete(start, std::align_val_t{64}); }
-  };
-  thread_local Buffer buffer;
-  if (buffer.bytes < bytes) {
-    ::operator delete(buffer.start, std::align_val_t{64});
-    buffer.start = nullptr, buffer.bytes = 0;
-    buffer.start = static_cast<uint8_t*>(::operator new(bytes, std::align_val_t{64}));
-    buffer.bytes = bytes;
-  }
-  return buffer.start;
 }
 
 }  // namespace glmjax::cpu

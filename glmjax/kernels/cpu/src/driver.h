@@ -1,8 +1,8 @@
 // Runs a product on a pool of threads: XLA's, or a test's.
 //
 // Work is claimed in chunks by an atomic counter, the caller works too, and nobody waits for a task that has not
-// started: where all of the pool's threads are busy with such calls, or wait themselves, the caller does all alone. Tasks
-// that start after the last chunk was claimed find nothing, in state that they own a share of.
+// started: where all of the pool's threads are busy with such calls, or wait themselves, the caller does all alone.
+// Tasks that start after the last chunk was claimed find nothing, in state that they own a share of.
 
 #pragma once
 
@@ -20,9 +20,9 @@
 
 namespace glmjax::cpu {
 
-constexpr int64_t kAloneBytes = 65536;     // weights (times quarters of rows) below which the caller works alone
-constexpr int64_t kChunkBytes = 131072;    // of packed weights that one claim takes, few rows
-constexpr int64_t kScratchBytes = 262144;  // of unpacked weights, many rows: within the second cache
+constexpr int64_t kAloneBytes = 65536;   // weights (times quarters of rows) below which the caller works alone
+constexpr int64_t kChunkBytes = 131072;  // of weights that one claim takes; of one segment, where rows are many
+constexpr int64_t kFewRows = 8;
 
 // While it lives, denormals count as zeros and rounding is to the nearest, on whatever thread; as XLA has it.
 class FloatMode {
@@ -48,16 +48,13 @@ class FloatMode {
 class Call {
  public:
   Call(const Product& product, int64_t threads) : product_(product) {
-    const Kernel& kernel = *product.kernel;
-    few_ = product.rows <= kMostFewRows;
-    padded_rows_ = few_ ? product.rows : (product.rows + kTileRows - 1) / kTileRows * kTileRows;
-    const int64_t unpacked = product.groups * product.steps() * kernel.unpacked_bytes;  // of an output
-    const int64_t fitting = few_ ? kChunkBytes / std::max<int64_t>(product.row_bytes, 1) : kScratchBytes / unpacked;
     const int64_t shared = product.outputs / (4 * threads);  // so that the threads end at about the same time
-    outputs_ = std::max<int64_t>(std::min(fitting, shared) / kTileOutputs, 1) * kTileOutputs;
+    const int64_t bytes = product.rows > kFewRows ? std::min(product.row_bytes, kSegmentBytes) : product.row_bytes;
+    const int64_t outputs = std::min(kChunkBytes / bytes, shared);
+    outputs_ = std::max<int64_t>(outputs / kTileOutputs, 1) * kTileOutputs;
     chunks_ = (product.outputs + outputs_ - 1) / outputs_;
-    rows_ = std::max<int64_t>(1, padded_rows_ / (4 * threads));
-    row_chunks_ = (padded_rows_ + rows_ - 1) / rows_;
+    rows_ = std::max<int64_t>(1, product.rows / (4 * threads));
+    row_chunks_ = (product.rows + rows_ - 1) / rows_;
   }
 
   int64_t chunks() const { return chunks_; }
@@ -66,13 +63,12 @@ class Call {
   void work() {
     const FloatMode mode;
     for (int64_t c; (c = claimed_rows_.fetch_add(1)) < row_chunks_;) {
-      product_.kernel->pack(product_, c * rows_, std::min((c + 1) * rows_, padded_rows_));
+      product_.kernel->pack(product_, c * rows_, std::min((c + 1) * rows_, product_.rows));
       packed_rows_.fetch_add(1, std::memory_order_release);
     }
     wait(packed_rows_, row_chunks_);
     for (int64_t c; (c = claimed_.fetch_add(1)) < chunks_;) {
-      const int64_t first = c * outputs_, last = std::min(first + outputs_, product_.outputs);
-      (few_ ? product_.kernel->few : product_.kernel->many)(product_, first, last);
+      product_.kernel->multiply(product_, c * outputs_, std::min((c + 1) * outputs_, product_.outputs));
       done_.fetch_add(1, std::memory_order_release);
     }
   }
@@ -94,8 +90,7 @@ class Call {
   }
 
   const Product product_;
-  bool few_;
-  int64_t padded_rows_, outputs_, chunks_, rows_, row_chunks_;
+  int64_t outputs_, chunks_, rows_, row_chunks_;
   std::atomic<int64_t> claimed_rows_{0}, packed_rows_{0}, claimed_{0}, done_{0};
 };
 
@@ -126,17 +121,16 @@ void run(const Product& product, Pool& pool) {
 // Returns the bytes of scratch that a product needs, whichever kernel computes it: rows of up to four bytes an input,
 // groups padded to whole steps, their scales and sums, and what aligns them.
 inline int64_t scratch_bytes(int64_t rows, int64_t inputs, int64_t groups, bool fast) {
-  const int64_t padded = (std::min(rows, kPanelRows) + kTileRows - 1) / kTileRows * kTileRows;
   const int64_t steps = (inputs / groups + kMostStepInputs - 1) / kMostStepInputs;
-  return 64 + padded * (groups * steps * kMostStepInputs * (fast ? 1 : 4) + 4 + 4 * groups);
+  return 64 + std::min(rows, kPanelRows) * (groups * steps * (kMostStepInputs * (fast ? 1 : 4) + 4) + 4);
 }
 
 // Lays the packed rows, their scales and their sums into the scratch.
 inline void place_scratch(Product& product, uint8_t* scratch) {
-  const int64_t padded = (std::min(product.rows, kPanelRows) + kTileRows - 1) / kTileRows * kTileRows;
+  const int64_t rows = std::min(product.rows, kPanelRows);
   product.activations = scratch + (64 - reinterpret_cast<uintptr_t>(scratch) % 64) % 64;
-  product.row_scales = reinterpret_cast<float*>(product.activations + padded * product.packed_bytes());
-  product.sums = reinterpret_cast<int32_t*>(product.row_scales + padded);
+  product.row_scales = reinterpret_cast<float*>(product.activations + rows * product.packed_bytes());
+  product.sums = reinterpret_cast<int32_t*>(product.row_scales + rows);
 }
 
 }  // namespace glmjax::cpu

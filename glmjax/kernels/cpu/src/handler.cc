@@ -36,7 +36,8 @@ ffi::Error multiply(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer weigh
   product.out = out->typed_data();
   product.kernel = choose(std::string(isa).c_str(), weight_kind, product.x_is_bfloat16, fast);
   if (!product.kernel) {
-    return ffi::Error(ffi::ErrorCode::kInvalidArgument, "this machine does not have GLMJAX_CPU_ISA=" + std::string(isa));
+    const std::string words = "this machine does not have GLMJAX_CPU_ISA=" + std::string(isa);
+    return ffi::Error(ffi::ErrorCode::kInvalidArgument, words);
   }
   if (static_cast<int64_t>(scratch->size_bytes()) <
       scratch_bytes(product.rows, product.inputs, product.groups, fast)) {

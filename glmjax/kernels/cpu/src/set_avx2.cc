@@ -19,7 +19,7 @@ struct FloatRows {
   using Accumulator = __m256;
   using Element = float;
   using Sum = float;
-  static constexpr int kWeightBytes = 32, kOffset = 0, kOutputs = 2;
+  static constexpr int kWeightBytes = 32, kOffset = 0, kRows = 4;
   static Accumulator zero() { return _mm256_setzero_ps(); }
   static Accumulator add(Accumulator a, Vector weight, Vector x) { return _mm256_fmadd_ps(weight, x, a); }
   static void sum(const Accumulator a[4], Sum sums[4]) {
@@ -77,7 +77,7 @@ struct ByteRows {
   using Accumulator = __m256i;
   using Element = int8_t;
   using Sum = int32_t;
-  static constexpr int kWeightBytes = 32, kOutputs = 2;
+  static constexpr int kWeightBytes = 32, kRows = 4;
   static Accumulator zero() { return _mm256_setzero_si256(); }
   static void sum(const Accumulator a[4], Sum sums[4]) {
     const __m256i all = _mm256_hadd_epi32(_mm256_hadd_epi32(a[0], a[1]), _mm256_hadd_epi32(a[2], a[3]));

@@ -1,5 +1,5 @@
-// Kernels for x86 with AVX-512 F, BW, VL and DQ (Skylake-X and later): rows of floats. Sums of bytes are AVX2's, or need
-// VNNI (set_avx512_vnni.cc).
+// Kernels for x86 with AVX-512 F, BW, VL and DQ (Skylake-X and later): rows of floats. Sums of bytes are AVX2's, or
+// need VNNI (set_avx512_vnni.cc).
 
 #if defined(__x86_64__)
 
@@ -21,7 +21,7 @@ struct FloatRows {
   using Accumulator = __m512;
   using Element = float;
   using Sum = float;
-  static constexpr int kWeightBytes = 64, kOffset = 0, kOutputs = 4;
+  static constexpr int kWeightBytes = 64, kOffset = 0, kRows = 6;
   static Accumulator zero() { return _mm512_setzero_ps(); }
   static Accumulator add(Accumulator a, Vector weight, Vector x) { return _mm512_fmadd_ps(weight, x, a); }
   static void sum(const Accumulator a[4], Sum sums[4]) { _mm_storeu_ps(sums, sum_floats(a)); }

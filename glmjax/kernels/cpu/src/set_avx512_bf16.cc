@@ -21,7 +21,7 @@ struct BfloatRows {
   using Accumulator = __m512;
   using Element = uint16_t;
   using Sum = float;
-  static constexpr int kWeightBytes = 64, kOffset = 0, kOutputs = 4;
+  static constexpr int kWeightBytes = 64, kOffset = 0, kRows = 6;
   static Accumulator zero() { return _mm512_setzero_ps(); }
   // As an instruction, for GCC 12 makes copies of the accumulator around the intrinsic.
   static Accumulator add(Accumulator a, Vector weight, Vector x) {

@@ -21,7 +21,7 @@ struct ByteRows {
   using Accumulator = __m512i;
   using Element = int8_t;
   using Sum = int32_t;
-  static constexpr int kWeightBytes = 64, kOutputs = 4;
+  static constexpr int kWeightBytes = 64, kRows = 4;
   static Accumulator zero() { return _mm512_setzero_si512(); }
   // As an instruction, for GCC 12 makes copies of the accumulator around the intrinsic: a quarter of the speed.
   static Accumulator add(Accumulator a, Vector weight, Vector x) {

@@ -28,7 +28,7 @@ struct FloatRows {
   using Accumulator = Floats;
   using Element = float;
   using Sum = float;
-  static constexpr int kWeightBytes = 16, kOffset = 0, kOutputs = 2;
+  static constexpr int kWeightBytes = 16, kOffset = 0, kRows = 4;
   static Accumulator zero() { return Floats{}; }
   static Accumulator add(Accumulator a, Vector weight, Vector x) { return a + weight * x; }
   static void sum(const Accumulator a[4], Sum sums[4]) { add_lanes(a, sums); }
@@ -84,7 +84,7 @@ struct ByteRows {
   using Accumulator = Words;
   using Element = int8_t;
   using Sum = int32_t;
-  static constexpr int kWeightBytes = 16, kOffset = 0, kOutputs = 2;
+  static constexpr int kWeightBytes = 16, kOffset = 0, kRows = 4;
   static Accumulator zero() { return Words{}; }
   static Accumulator add(Accumulator a, Vector weight, Vector x) {
     const Shorts low = ((weight << 8) >> 8) * ((x << 8) >> 8), high = (weight >> 8) * (x >> 8);

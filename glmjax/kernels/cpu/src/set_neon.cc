@@ -18,7 +18,7 @@ struct FloatRows {
   using Accumulator = float32x4_t;
   using Element = float;
   using Sum = float;
-  static constexpr int kWeightBytes = 16, kOffset = 0, kOutputs = 4;
+  static constexpr int kWeightBytes = 16, kOffset = 0, kRows = 4;
   static Accumulator zero() { return vdupq_n_f32(0); }
   static Accumulator add(Accumulator a, Vector weight, Vector x) { return vfmaq_f32(a, weight, x); }
   static void sum(const Accumulator a[4], Sum sums[4]) {
@@ -73,7 +73,7 @@ struct ByteRows {
   using Accumulator = int32x4_t;
   using Element = int8_t;
   using Sum = int32_t;
-  static constexpr int kWeightBytes = 16, kOffset = 0, kOutputs = 4;
+  static constexpr int kWeightBytes = 16, kOffset = 0, kRows = 4;
   static Accumulator zero() { return vdupq_n_s32(0); }
   static Accumulator add(Accumulator a, Vector weight, Vector x) { return vdotq_s32(a, weight, x); }
   static void sum(const Accumulator a[4], Sum sums[4]) {
