@@ -13,12 +13,15 @@ from serve import running as running_lib
 from glmjax import cli
 
 
-def ask(address: str, **body) -> tuple[int, dict]:
-  request = urllib.request.Request(
+def post(address: str, **body) -> urllib.request.Request:
+  return urllib.request.Request(
     f"{address}/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
   )
+
+
+def ask(address: str, **body) -> tuple[int, dict]:
   try:
-    with urllib.request.urlopen(request, timeout=60) as answer:
+    with urllib.request.urlopen(post(address, **body), timeout=60) as answer:
       return answer.status, json.loads(answer.read())
   except urllib.error.HTTPError as error:
     return error.code, json.loads(error.read())
@@ -27,15 +30,14 @@ def ask(address: str, **body) -> tuple[int, dict]:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_serves_until_a_signal_and_lets_answers_end(folder, number):
   with running_lib.started(folder, "--lanes=2", "--requests=2") as (process, address, said):
-    answers = []
-    whole = {"prompt": "On day 7", "max_tokens": 200, "min_tokens": 200, "seed": 1}
-    thread = threading.Thread(target=lambda: answers.append(ask(address, **whole)))
-    thread.start()
     status, short = ask(address, prompt="On", max_tokens=2)
     assert status == 200 and short["model"] == "run"
-    process.send_signal(number)
-    thread.join(60)
-    assert answers[0][0] == 200 and answers[0][1]["usage"]["completion_tokens"] == 200
+    long = {"max_tokens": 200, "min_tokens": 200, "seed": 1, "stream": True, "stream_options": {"include_usage": True}}
+    with urllib.request.urlopen(post(address, prompt="On day 7", **long), timeout=60) as answer:
+      assert answer.readline().startswith(b"data: ")  # it has begun
+      process.send_signal(number)
+      events = [line.removeprefix(b"data: ").strip() for line in answer if line.startswith(b"data: ")]
+    assert events[-1] == b"[DONE]" and json.loads(events[-2])["usage"]["completion_tokens"] == 200
     assert process.wait(60) == 0 and "Traceback" not in "".join(said), said
 
 
@@ -44,11 +46,12 @@ def test_ends_though_an_answer_does_not(folder):
   with running_lib.started(folder, "--lanes=2", "--requests=2", "--drain_seconds=0") as (process, address, said):
     whole = {"prompt": "On day 7", "max_tokens": 200, "min_tokens": 200}
 
-    def give_up() -> None:
+    def ask_again_and_again() -> None:  # eight at once, so that some wait whenever the signal comes
       with contextlib.suppress(OSError):
-        ask(address, **whole)
+        while ask(address, **whole)[0] == 200:
+          pass
 
-    threads = [threading.Thread(target=give_up) for _ in range(8)]
+    threads = [threading.Thread(target=ask_again_and_again) for _ in range(8)]
     for thread in threads:
       thread.start()
     assert ask(address, prompt="On", max_tokens=1)[0] == 200
