@@ -20,7 +20,8 @@ using glmjax::cpu::Kernel;
 using glmjax::cpu::kTileOutputs;
 using glmjax::cpu::Product;
 
-constexpr int64_t kPanelBytes = 262144;   // of packed rows, which stay in the second cache while weights pass by
+constexpr int64_t kPanelBytes = 262144;  // of packed rows, which stay in the second cache while weights pass by
+constexpr int64_t kPageBytes = 4096, kPagesAhead = 32768;
 
 // Four outputs' weights of a segment stay in the first cache while rows pass by; of INT4 as many as of INT8.
 template <typename K>
@@ -68,9 +69,9 @@ inline uint32_t largest_bits(const uint16_t* x, int64_t count) {
 
 // What is summed at a time.
 struct Segment {
-  int64_t index;          // among all of a row
+  int64_t index;              // among all of a row
   int64_t group;
-  int64_t start, inputs;  // its first input of a row, and how many there are
+  int64_t start, inputs;      // its first input of a row, and how many there are
   int64_t first_step, steps;  // likewise in a packed row, which has whole steps
 };
 
@@ -187,7 +188,7 @@ inline void dot(const uint8_t* const weights[kTileOutputs], const uint8_t* const
     if (ahead) {
 #pragma GCC unroll 4
       for (int64_t line = 0; line < kTileOutputs * K::kWeightBytes; line += 64) {
-        __builtin_prefetch(ahead + s * kTileOutputs * K::kWeightBytes + line);
+        __builtin_prefetch(ahead + s * kTileOutputs * K::kWeightBytes + line, 0, 2);
       }
     }
   }
@@ -224,6 +225,9 @@ void add_tile(const Product& p, const Segment& segment, int64_t row, int64_t out
   const bool begins = segment.index == 0, ends = segment.index == p.segments() - 1;
   const int64_t bytes = segment.inputs * K::kWeightBytes / K::kInputs;
   const uint8_t* ahead = p.weights + (output + kTileOutputs) * p.row_bytes + start * kTileOutputs;
+  if (prefetch) {  // lines of pages further on, so that the translation of their addresses is there in time
+    for (int64_t at = 0; at < kTileOutputs * bytes; at += kPageBytes) __builtin_prefetch(ahead + kPagesAhead + at, 0, 2);
+  }
   typename K::Sum sums[ROWS][kTileOutputs];
   dot<K, ROWS>(weights, x, bytes, prefetch ? ahead : nullptr, sums);
   for (int64_t o = 0; o < there; ++o) {
