@@ -283,6 +283,12 @@ def test_a_library_that_is_missing_or_not_of_this_machine_says_so(monkeypatch, t
   assert "another machine" in library._load.__wrapped__().lacks
 
 
+@needs_library
+def test_a_library_of_other_sources_is_not_used(monkeypatch):
+  monkeypatch.setattr(library, "_INTERFACE", library._INTERFACE + 1)
+  assert "other sources" in library._load.__wrapped__().lacks
+
+
 def test_a_library_newer_than_this_jaxlib_is_not_registered():
   assert library.runtime_version() is not None
   assert not library._mismatch((0, 3), (0, 3)) and not library._mismatch((0, 3), (0, 5))

@@ -24,6 +24,7 @@ from glmjax import errors
 TARGET = "glmjax_cpu_product"  # XLA's name of the handler, and the library's of its function
 ISA = "GLMJAX_CPU_ISA"  # names the instruction set to use in place of the machine's best; "none": not the library
 FILE = pathlib.Path(__file__).parent / "libglmjax_cpu.so"
+_INTERFACE = 1  # what the handler takes (src/handler.cc): a library of other sources has another number
 # All that the library has, of every machine, the best first (src/choose.cc).
 _SETS = ("avx512_bf16", "avx512_vnni", "avx512", "avx2", "neon", "generic")
 
@@ -107,22 +108,21 @@ def read_bandwidth(num_bytes: int = 2**30, turns: int = 5) -> float:
 def _load() -> _Loaded:
   """Loads the library and registers its handler, once in a process."""
   if not FILE.exists():
-    return _Loaded(
-      (), "not built: glmjax was installed without a C++ compiler or jaxlib's headers (pip install . says)"
-    )
+    return _Loaded((), "not built: glmjax was installed without a C++ compiler, or without jaxlib's headers")
   try:
     library = ctypes.CDLL(str(FILE))
   except OSError as error:
     return _Loaded((), f"built for another machine: {error}")
-  library.glmjax_cpu_sets.restype = ctypes.POINTER(ctypes.c_char_p)
-  sets = tuple(_strings(library.glmjax_cpu_sets()))
+  if not hasattr(library, "glmjax_cpu_interface") or library.glmjax_cpu_interface() != _INTERFACE:
+    return _Loaded((), "built of other sources than this glmjax: build it again (make install)")
   lacks = _mismatch((library.glmjax_cpu_ffi_major(), library.glmjax_cpu_ffi_minor()), runtime_version())
   if not lacks:
     try:
       jax.ffi.register_ffi_target(TARGET, jax.ffi.pycapsule(getattr(library, TARGET)), platform="cpu")
     except Exception as error:  # whatever a later JAX says: products without the library are slow, not wrong
       lacks = f"refused by jax {jax.__version__}: {error}"
-  return _Loaded(sets, lacks, library)
+  library.glmjax_cpu_sets.restype = ctypes.POINTER(ctypes.c_char_p)
+  return _Loaded(tuple(_strings(library.glmjax_cpu_sets())), lacks, library)
 
 
 def _strings(names: "ctypes._Pointer[ctypes.c_char_p]") -> list[str]:

@@ -66,6 +66,9 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(glmjax_cpu_product, glmjax::cpu::multiply,
                                   .Attr<bool>("fast")
                                   .Attr<std::string_view>("isa"));
 
+// The number of what the handler takes; library.py has the same. Another one with every change of arguments.
+EXPORT int glmjax_cpu_interface() { return 1; }
+
 // The version of XLA's interface that the library was built for.
 EXPORT int glmjax_cpu_ffi_major() { return XLA_FFI_API_MAJOR; }
 EXPORT int glmjax_cpu_ffi_minor() { return XLA_FFI_API_MINOR; }

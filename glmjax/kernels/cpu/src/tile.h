@@ -226,7 +226,8 @@ void add_tile(const Product& p, const Segment& segment, int64_t row, int64_t out
   const int64_t bytes = segment.inputs * K::kWeightBytes / K::kInputs;
   const uint8_t* ahead = p.weights + (output + kTileOutputs) * p.row_bytes + start * kTileOutputs;
   if (prefetch) {  // lines of pages further on, so that the translation of their addresses is there in time
-    for (int64_t at = 0; at < kTileOutputs * bytes; at += kPageBytes) __builtin_prefetch(ahead + kPagesAhead + at, 0, 2);
+    const uint8_t* pages = ahead + kPagesAhead;
+    for (int64_t at = 0; at < kTileOutputs * bytes; at += kPageBytes) __builtin_prefetch(pages + at, 0, 2);
   }
   typename K::Sum sums[ROWS][kTileOutputs];
   dot<K, ROWS>(weights, x, bytes, prefetch ? ahead : nullptr, sums);
