@@ -19,6 +19,7 @@ import jax.numpy as jnp
 
 from glmjax import target as target_lib
 from glmjax.kernels import attention
+from glmjax.kernels.cpu import attention as cpu_attention
 from glmjax.models import config as config_lib
 from glmjax.parallel import partitioning
 
@@ -93,8 +94,16 @@ class KVCache:
     self, target: target_lib.Target, q_BLHK: jax.Array, end_BL: jax.Array, prefix: tuple[jax.Array, jax.Array] | None
   ) -> jax.Array:
     """Returns what queries that see their row's slots before `end_BL` read from one layer's cache, [B, L, H, K]."""
+    if prefix is None and self._reads_as_kept(target, q_BLHK):
+      scales = [slots.scale[..., 0] for slots in (self.key, self.value) if slots.scale is not None]
+      return cpu_attention.attend(q_BLHK[:, 0], self.key.kept, self.value.kept, end_BL[:, 0], *scales)[:, None]
     k_BMHK, v_BMHK = (jnp.swapaxes(slots.computed(q_BLHK.dtype), 1, 2) for slots in (self.key, self.value))
     return attention.attend(target, q_BLHK, k_BMHK, v_BMHK, jnp.zeros_like(end_BL), end_BL, prefix=prefix)
+
+  def _reads_as_kept(self, target: target_lib.Target, q_BLHK: jax.Array) -> bool:
+    """Tells whether the C++ library of CPUs reads the cache: of one query a row, on one device."""
+    takes = q_BLHK.dtype in (jnp.float32, jnp.bfloat16) and self.key.kept.dtype in (jnp.float32, jnp.uint16, jnp.int8)
+    return takes and q_BLHK.shape[1] == 1 and target.devices == 1 and "cpu_library" in target.features
 
   def extend(self, slots: int) -> "KVCache":
     """Returns the cache with `slots` empty ones behind those it has."""

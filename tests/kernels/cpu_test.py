@@ -299,7 +299,12 @@ def test_a_library_newer_than_this_jaxlib_is_not_registered():
 
 def built(folder, *options, compiler="g++"):
   """The library's own test, compiled so."""
-  sources = [*sorted(SOURCES.glob("set_*.cc")), SOURCES / "choose.cc", pathlib.Path(__file__).parent / "cpu_driver.cc"]
+  sources = [
+    *sorted(SOURCES.glob("set_*.cc")),
+    *sorted(SOURCES.glob("attend_*.cc")),
+    SOURCES / "choose.cc",
+    pathlib.Path(__file__).parent / "cpu_driver.cc",
+  ]
   program = folder / "driver"
   command = [compiler, "-std=c++17", "-ffp-contract=off", "-w", *options, f"-I{SOURCES}", *sources, "-pthread"]
   subprocess.run([*command, "-o", program], check=True)

@@ -21,10 +21,10 @@ import numpy as np
 
 from glmjax import errors
 
-TARGET = "glmjax_cpu_product"  # XLA's name of the handler, and the library's of its function
+PRODUCT, ATTENTION = "glmjax_cpu_product", "glmjax_cpu_attention"  # XLA's and the library's names of its handlers
 ISA = "GLMJAX_CPU_ISA"  # names the instruction set to use in place of the machine's best; "none": not the library
 FILE = pathlib.Path(__file__).parent / "libglmjax_cpu.so"
-_INTERFACE = 1  # what the handler takes (src/handler.cc): a library of other sources has another number
+_INTERFACE = 2  # what the handler takes (src/handler.cc): a library of other sources has another number
 # All that the library has, of every machine, the best first (src/choose.cc).
 _SETS = ("avx512_bf16", "avx512_vnni", "avx512", "avx2", "neon", "generic")
 
@@ -118,7 +118,8 @@ def _load() -> _Loaded:
   lacks = _mismatch((library.glmjax_cpu_ffi_major(), library.glmjax_cpu_ffi_minor()), runtime_version())
   if not lacks:
     try:
-      jax.ffi.register_ffi_target(TARGET, jax.ffi.pycapsule(getattr(library, TARGET)), platform="cpu")
+      for name in (PRODUCT, ATTENTION):
+        jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
     except Exception as error:  # whatever a later JAX says: products without the library are slow, not wrong
       lacks = f"refused by jax {jax.__version__}: {error}"
   library.glmjax_cpu_sets.restype = ctypes.POINTER(ctypes.c_char_p)

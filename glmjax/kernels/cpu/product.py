@@ -96,7 +96,7 @@ def _call(x_RI: jax.Array, weight: jax.Array, scale: jax.Array, kind: int, group
     jax.ShapeDtypeStruct((rows, outputs), jnp.float32),
     jax.ShapeDtypeStruct((_scratch_bytes(rows, x_RI.shape[1], groups, fast),), jnp.uint8),
   )
-  call = jax.ffi.ffi_call(library.TARGET, results, vmap_method=None)
+  call = jax.ffi.ffi_call(library.PRODUCT, results, vmap_method=None)
   return call(x_RI, weight, scale, kind=np.int64(kind), fast=np.bool_(fast), isa=library.forced())[0]
 
 

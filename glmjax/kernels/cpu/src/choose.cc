@@ -2,6 +2,7 @@
 
 #include <cstring>
 
+#include "attention.h"
 #include "product.h"
 
 #if defined(__aarch64__)
@@ -80,6 +81,17 @@ const Kernel* choose(const char* isa, WeightKind weights, bool x_is_bfloat16, bo
     if (table[kFloats][weights]) return table[kFloats][weights];
   }
   return nullptr;
+}
+
+AttendHead choose_attention(const char* isa) {
+  const char* name = *isa ? isa : sets()[0];
+#if defined(__x86_64__)
+  if (!std::strncmp(name, "avx512", 6)) return attend_avx512;
+  if (!std::strcmp(name, "avx2")) return attend_avx2;
+#else
+  (void)name;
+#endif
+  return attend_generic;
 }
 
 }  // namespace glmjax::cpu

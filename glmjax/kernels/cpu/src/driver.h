@@ -16,6 +16,7 @@
 #include <xmmintrin.h>
 #endif
 
+#include "attention.h"
 #include "product.h"
 
 namespace glmjax::cpu {
@@ -44,6 +45,19 @@ class FloatMode {
   uint64_t before_;
 #endif
 };
+
+// Waits until so many are counted.
+inline void wait(const std::atomic<int64_t>& count, int64_t enough) {
+  for (int tries = 0; count.load(std::memory_order_acquire) < enough; ++tries) {
+    if (tries > 256) {
+      std::this_thread::yield();
+    } else {
+#if defined(__x86_64__)
+      _mm_pause();
+#endif
+    }
+  }
+}
 
 class Call {
  public:
@@ -77,18 +91,6 @@ class Call {
   void finish() { wait(done_, chunks_); }
 
  private:
-  static void wait(const std::atomic<int64_t>& count, int64_t enough) {
-    for (int tries = 0; count.load(std::memory_order_acquire) < enough; ++tries) {
-      if (tries > 256) {
-        std::this_thread::yield();
-      } else {
-#if defined(__x86_64__)
-        _mm_pause();
-#endif
-      }
-    }
-  }
-
   const Product product_;
   int64_t outputs_, chunks_, rows_, row_chunks_;
   std::atomic<int64_t> claimed_rows_{0}, packed_rows_{0}, claimed_{0}, done_{0};
@@ -100,6 +102,46 @@ void run_panel(const Product& product, Pool& pool) {
   const bool alone = product.outputs * product.row_bytes * std::max<int64_t>(product.rows / 4, 1) < kAloneBytes;
   const int64_t threads = alone ? 1 : std::max<int64_t>(pool.num_threads(), 1);
   const auto call = std::make_shared<Call>(product, threads);
+  for (int64_t t = 1; t < std::min(threads, call->chunks()); ++t) pool.Schedule([call] { call->work(); });
+  call->work();
+  call->finish();
+}
+
+// Attention (attention.h): heads of rows are claimed.
+class AttentionCall {
+ public:
+  AttentionCall(const Attention& attention, AttendHead attend)
+      : attention_(attention), attend_(attend), chunks_(attention.rows * attention.heads) {}
+
+  int64_t chunks() const { return chunks_; }
+
+  void work() {
+    const FloatMode mode;
+    std::unique_ptr<float[]> room;
+    const int64_t scores = attention_.slots + 32;
+    for (int64_t c; (c = claimed_.fetch_add(1)) < chunks_;) {
+      if (!room) room.reset(new float[scores + 2 * attention_.width + 64]);
+      attend_(attention_, c / attention_.heads, c % attention_.heads, room.get(), room.get() + scores);
+      done_.fetch_add(1, std::memory_order_release);
+    }
+  }
+
+  void finish() { wait(done_, chunks_); }
+
+ private:
+  const Attention attention_;
+  const AttendHead attend_;
+  const int64_t chunks_;
+  std::atomic<int64_t> claimed_{0}, done_{0};
+};
+
+template <typename Pool>
+void run(const Attention& attention, AttendHead attend, Pool& pool) {
+  int64_t seen = 0;
+  for (int64_t row = 0; row < attention.rows; ++row) seen += std::max(attention.end[row], 0);
+  const bool alone = seen * attention.heads * attention.width < kAloneBytes;
+  const int64_t threads = alone ? 1 : std::max<int64_t>(pool.num_threads(), 1);
+  const auto call = std::make_shared<AttentionCall>(attention, attend);
   for (int64_t t = 1; t < std::min(threads, call->chunks()); ++t) pool.Schedule([call] { call->work(); });
   call->work();
   call->finish();

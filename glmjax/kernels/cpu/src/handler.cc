@@ -4,6 +4,7 @@
 #include <string>
 #include <string_view>
 
+#include "attention.h"
 #include "driver.h"
 #include "product.h"
 #include "xla/ffi/api/c_api.h"
@@ -48,6 +49,30 @@ ffi::Error multiply(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer weigh
   return ffi::Error::Success();
 }
 
+// Computes a step of attention over a cache, its shapes having been checked by attention.py. Scales are empty where the
+// slots are floats.
+ffi::Error attend(ffi::ThreadPool pool, ffi::AnyBuffer q, ffi::AnyBuffer key, ffi::AnyBuffer value,
+                  ffi::Buffer<ffi::F32> key_scale, ffi::Buffer<ffi::F32> value_scale, ffi::Buffer<ffi::S32> end,
+                  ffi::Result<ffi::AnyBuffer> out, std::string_view isa) {
+  Attention attention{};
+  attention.rows = q.dimensions()[0];
+  attention.heads = q.dimensions()[1];
+  attention.width = q.dimensions()[2];
+  attention.slots = key.dimensions()[key.dimensions().size() - 2];  // one row's cache may be without the axis of rows
+  attention.q = q.untyped_data();
+  attention.q_is_bfloat16 = q.element_type() == ffi::BF16;
+  attention.key = key.untyped_data();
+  attention.value = value.untyped_data();
+  const bool bytes = key.element_type() == ffi::S8;
+  attention.key_scale = bytes ? key_scale.typed_data() : nullptr;
+  attention.value_scale = bytes ? value_scale.typed_data() : nullptr;
+  attention.kind = bytes ? kSlotBytes : key.element_type() == ffi::F32 ? kSlotFloats : kSlotBfloats;
+  attention.end = end.typed_data();
+  attention.out = out->untyped_data();
+  run(attention, choose_attention(std::string(isa).c_str()), pool);
+  return ffi::Error::Success();
+}
+
 }  // namespace
 }  // namespace glmjax::cpu
 
@@ -66,8 +91,21 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(glmjax_cpu_product, glmjax::cpu::multiply,
                                   .Attr<bool>("fast")
                                   .Attr<std::string_view>("isa"));
 
+EXPORT XLA_FFI_Error* glmjax_cpu_attention(XLA_FFI_CallFrame* call_frame);
+XLA_FFI_DEFINE_HANDLER_SYMBOL(glmjax_cpu_attention, glmjax::cpu::attend,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
+                                  .Ret<ffi::AnyBuffer>()
+                                  .Attr<std::string_view>("isa"));
+
 // The number of what the handler takes; library.py has the same. Another one with every change of arguments.
-EXPORT int glmjax_cpu_interface() { return 1; }
+EXPORT int glmjax_cpu_interface() { return 2; }
 
 // The version of XLA's interface that the library was built for.
 EXPORT int glmjax_cpu_ffi_major() { return XLA_FFI_API_MAJOR; }

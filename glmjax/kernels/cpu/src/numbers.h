@@ -21,6 +21,13 @@ static inline uint32_t to_bits(float value) {
 
 static inline float bfloat16_to_float(uint16_t half) { return from_bits(static_cast<uint32_t>(half) << 16); }
 
+// Returns the nearest bfloat16, the even one of two; a NaN stays one.
+static inline uint16_t float_to_bfloat16(float value) {
+  const uint32_t bits = to_bits(value);
+  if ((bits & 0x7fffffff) > 0x7f800000) return static_cast<uint16_t>(bits >> 16 | 0x40);
+  return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
 // Returns the value of a float16, subnormal ones, infinities and NaNs too.
 static inline float float16_to_float(uint16_t half) {
   const uint32_t sign = static_cast<uint32_t>(half & 0x8000) << 16;
