@@ -1,6 +1,7 @@
 """What is installed, what it runs on, and which kernel computes what there."""
 
 import importlib.metadata
+import os
 import platform
 from typing import Any
 
@@ -11,7 +12,9 @@ from glmjax import target as target_lib
 from glmjax.io import bucket_check
 from glmjax.io import memory
 from glmjax.kernels import operations
+from glmjax.kernels.cpu import library
 
+ON_CPU = "products and cached attention of inference on one CPU"
 _PACKAGES = ("glmjax", "jax", "jaxlib", "flax")
 
 
@@ -46,7 +49,23 @@ def examine(bucket: str | None = None) -> dict[str, Any]:
   found["devices"] = [_describe(device) for device in devices]
   target = target_lib.Target.of(devices[0])
   found["kernels"] = {operation.computes: dict(operation.explain(target)) for operation in operations.ALL}
+  if target.platform == "cpu":
+    found["cpu"], found["kernels"][ON_CPU] = _of_cpu()
   return found
+
+
+def _of_cpu() -> tuple[dict[str, Any], dict[str, str]]:
+  """Describes the processor: its cores and the speed at which they read memory, bytes a second (None: not measured);
+  and the ways that inference takes on it.
+  """
+  now = library.status()
+  ways = {
+    "C++ library": f"chosen: takes float32 and bfloat16; {now.words}" if now.available else now.words,
+    "XLA": f"{'for the rest' if now.available else 'chosen'}: takes all",
+  }
+  size = min(2**30, (memory.available() or 2**32) // 4)
+  speed = library.read_bandwidth(size) if now.available else None
+  return {"cores": len(os.sched_getaffinity(0)), "read_bandwidth": speed}, ways
 
 
 def _version(package: str) -> str:

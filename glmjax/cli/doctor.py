@@ -36,6 +36,9 @@ def _rows(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
   for i, device in enumerate(found["devices"]):
     memory = f", {device['memory'] / 2**30:.1f} GiB" if device["memory"] else ""
     yield f"device {i}", f"{device['platform']}, {device['kind']}{memory}"
+  if cpu := found.get("cpu"):
+    speed = f", {cpu['read_bandwidth'] / 1e9:.0f} GB/s when they read memory" if cpu["read_bandwidth"] else ""
+    yield "processor", f"{cpu['cores']} cores{speed}"
   if "problem" in found:
     yield "devices", f"none: {found['problem']}"
   yield from found["compilers"].items()

@@ -9,7 +9,9 @@ import bucket_server
 import pytest
 
 from glmjax import cli
+from glmjax import doctor
 from glmjax.kernels import operations
+from glmjax.kernels.cpu import library
 
 
 def test_tells_versions_devices_and_kernels(capsys):
@@ -27,9 +29,22 @@ def test_tells_versions_devices_and_kernels(capsys):
 def test_json(capsys):
   assert cli.main(["doctor", "--json"]) == 0
   found = json.loads(capsys.readouterr().out)
-  assert set(found) == {"versions", "host_memory", "programs", "devices", "compilers", "kernels"}
+  assert set(found) == {"versions", "host_memory", "programs", "devices", "compilers", "kernels", "cpu"}
   assert found["host_memory"]["total"] > found["host_memory"]["available"] > 0
-  assert set(found["kernels"]) == {operation.computes for operation in operations.ALL}
+  assert set(found["kernels"]) == {operation.computes for operation in operations.ALL} | {doctor.ON_CPU}
+  assert found["cpu"]["cores"] >= 1
+
+
+@pytest.mark.parametrize("isa", ["none", "generic"])
+def test_tells_whether_products_on_cpus_are_fast(monkeypatch, capsys, isa):
+  monkeypatch.setenv(library.ISA, isa)
+  assert cli.main(["doctor"]) == 0
+  lines = capsys.readouterr().out.splitlines()
+  ways = [line.split("  ")[-1].strip() for line in lines[lines.index(doctor.ON_CPU) + 1 :]]
+  there = library.status().available
+  assert ways[0].startswith("chosen: takes float32 and bfloat16; generic" if there else library.status().words)
+  assert ways[1] == ("for the rest: takes all" if there else "chosen: takes all")
+  assert any("GB/s when they read memory" in line for line in lines) == there
 
 
 @pytest.mark.parametrize("platforms", ["cuda", "nonsense"])
