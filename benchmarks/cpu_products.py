@@ -5,8 +5,8 @@
 A layer's four kernels and the head in one program, each product's rows taken from the one before; above 16 rows without
 the head, which prefill needs for one row. The weights are many times the caches. Gigabytes of weights a second, and
 thousand millions of operations (two for each weight and row): medians of turns that the library and XLA take one after
-the other. XLA's way with codes is glmjax.kernels.quantized's, which the library stands in for; with floats, einsum. The
-speed of memory is that of summing a gigabyte by as many threads, measured before each kind.
+the other, of quiet ones where there are any (decode.py). XLA's way with codes is glmjax.kernels.quantized's, which the
+library stands in for; with floats, einsum. The speed of memory is that of summing a gigabyte by as many threads.
 """
 
 import argparse
@@ -23,6 +23,7 @@ from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
+import decode  # noqa: E402
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import loader  # noqa: E402
@@ -77,43 +78,67 @@ def main() -> None:
 
 
 def measure(kind: str, rows: list[int], turns: int) -> dict[str, Any]:
-  """Measures one kind at each number of rows, the library and XLA in turns."""
+  """Measures one kind at each number of rows, the library, XLA and memory in turns."""
   bits, dtype, fast = KINDS[kind]
-  memory = library.read_bandwidth()
-  found: dict[str, Any] = {"memory_gb_per_second": round(memory / 1e9, 1)}
-  ways = {"library": library_weights(bits), "xla": xla_weights(bits)}
+  weights = {"library": library_weights(bits)}
+  weights["xla"] = weights["library"] if bits > 8 else xla_weights(bits)
   runs = {"library": functools.partial(by_library, bits, fast), "xla": functools.partial(by_xla, bits)}
+  found: dict[str, Any] = {}
   for count in rows:
     shapes = shapes_of(count)
     x = jax.random.normal(jax.random.key(0), (count, LAYER[0][1]), dtype)
-    programs = {}
-    for way, weights in ways.items():
-      programs[way] = functools.partial(jax.jit(functools.partial(chain, runs[way])), x, weights[: len(shapes)])
-    seconds = in_turns(programs, turns)
+    ways = {
+      way: functools.partial(seconds_of, jax.jit(functools.partial(chain, run)), x, weights[way][: len(shapes)])
+      for way, run in runs.items()
+    }
+    if count == 1:
+      ways["memory"] = lambda: 1 / library.read_bandwidth(turns=1)  # of a byte
+    seconds, quiet = in_turns(ways, turns)
     num_weights = sum(outputs * inputs for outputs, inputs in shapes)
     found[f"{count}_rows"] = {
       way: {
-        "gb_per_second": round(num_weights * bits / 8 / taken / 1e9, 2),
-        "gop_per_second": round(2 * num_weights * count / taken / 1e9, 1),
+        "gb_per_second": round(num_weights * bits / 8 / seconds[way] / 1e9, 2),
+        "gop_per_second": round(2 * num_weights * count / seconds[way] / 1e9, 1),
+        "quiet_turns": quiet[way],
       }
-      for way, taken in seconds.items()
+      for way in runs
     }
-  if 1 in rows:
-    found["share_of_memory"] = round(found["1_rows"]["library"]["gb_per_second"] * 1e9 / memory, 3)
+    if count == 1:
+      found["memory_gb_per_second"] = round(1e-9 / seconds["memory"], 1)
+      found["share_of_memory"] = round(num_weights * bits / 8 / seconds["library"] * seconds["memory"], 3)
   return found
 
 
-def in_turns(programs: dict[str, Callable[[], jax.Array]], turns: int) -> dict[str, float]:
-  """Returns the median seconds of each program, which take turns."""
-  times: dict[str, list[float]] = {name: [] for name in programs}
-  for run in programs.values():
-    run().block_until_ready()
-  for _ in range(turns):
-    for name, run in programs.items():
-      began = time.perf_counter()
-      run().block_until_ready()
-      times[name].append(time.perf_counter() - began)
-  return {name: statistics.median(taken) for name, taken in times.items()}
+def seconds_of(run: Callable[..., jax.Array], *arguments: Any) -> float:
+  """Returns the seconds of a call, of as many calls as take a third of a second: the system counts in hundredths."""
+  began, calls = time.perf_counter(), 0
+  while time.perf_counter() - began < 1 / 3:
+    run(*arguments).block_until_ready()
+    calls += 1
+  return (time.perf_counter() - began) / calls
+
+
+def in_turns(ways: dict[str, Callable[[], float]], turns: int) -> tuple[dict[str, float], dict[str, int]]:
+  """Returns the median seconds of each way, which take turns, and how many of them were quiet: of those alone where
+  there are any. Up to three times as many turns are tried.
+  """
+  all_turns: dict[str, list[float]] = {name: [] for name in ways}
+  quiet: dict[str, list[float]] = {name: [] for name in ways}
+  for measured in ways.values():
+    measured()  # compiles
+  for turn in range(3 * turns):
+    if turn >= turns and min(map(len, quiet.values())) >= turns:
+      break
+    for name, measured in ways.items():
+      others, began = decode.busy_seconds() - time.process_time(), time.perf_counter()
+      all_turns[name].append(measured())
+      others = decode.busy_seconds() - time.process_time() - others
+      if others <= decode.BUSY * (time.perf_counter() - began):
+        quiet[name].append(all_turns[name][-1])
+  return (
+    {name: statistics.median(quiet[name] or all_turns[name]) for name in ways},
+    {name: len(quiet[name]) for name in ways},
+  )
 
 
 def shapes_of(rows: int) -> tuple[tuple[int, int], ...]:
@@ -135,9 +160,7 @@ def library_weights(bits: int) -> list[Any]:
 
 
 def xla_weights(bits: int) -> list[Any]:
-  """Makes the same as quantized.py takes them: codes [inputs, outputs]; floats stay as they are."""
-  if bits > 8:
-    return library_weights(bits)
+  """Makes codes as quantized.py takes them, [inputs, outputs]."""
   return [random_weight(bits, outputs, inputs, (inputs * bits // 8, outputs)) for outputs, inputs in (*LAYER, HEAD)]
 
 
