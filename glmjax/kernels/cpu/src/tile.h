@@ -22,6 +22,7 @@ using glmjax::cpu::Product;
 
 constexpr int64_t kPanelBytes = 262144;  // of packed rows, which stay in the second cache while weights pass by
 constexpr int64_t kPageBytes = 4096, kPagesAhead = 32768;
+constexpr int64_t kLongRowBytes = 8192;  // of weights: rows that the processor's own prefetching follows better
 
 // Four outputs' weights of a segment stay in the first cache while rows pass by; of INT4 as many as of INT8.
 template <typename K>
@@ -139,13 +140,27 @@ void pack(const Product& p, int64_t first, int64_t last) {
   }
 }
 
-// Unpacks a step of weights of which `bytes` are there; the rest is zeros.
+// Unpacks a whole step of an output's weights.
 template <typename K>
-__attribute__((noinline)) void load_part(const uint8_t* weights, int64_t bytes, typename K::Vector* to) {
-  alignas(64) uint8_t part[K::kWeightBytes] = {};
-  for (int64_t i = 0; i < bytes; ++i) part[i] = weights[i];
-  K::load(part, to);
-}
+struct Whole {
+  const uint8_t* const* weights;
+  int64_t at;
+
+  inline void operator()(int output, typename K::Vector* to) const { K::load(weights[output] + at, to); }
+};
+
+// Unpacks a step of which `bytes` are there; the rest is zeros.
+template <typename K>
+struct Part {
+  const uint8_t* const* weights;
+  int64_t at, bytes;
+
+  __attribute__((noinline)) void operator()(int output, typename K::Vector* to) const {
+    alignas(64) uint8_t part[K::kWeightBytes] = {};
+    for (int64_t i = 0; i < bytes; ++i) part[i] = weights[output][at + i];
+    K::load(part, to);
+  }
+};
 
 inline float scale_of(const Product& p, int64_t group, int64_t output) {
   if (!p.scale) return 1;
@@ -161,30 +176,49 @@ inline float corrected(int32_t sum, int64_t offset, const Product& p, int64_t ro
   return static_cast<float>(static_cast<int32_t>(static_cast<uint32_t>(sum) - more));
 }
 
+// Adds a step of four outputs' weights times ROWS rows to the accumulators. `load(o, w)` unpacks the weights of one.
+// Where they are one vector, those of all four are there first, so that each vector of a row is read once.
+template <typename K, int ROWS, typename Load>
+inline void add_step(Load load, const uint8_t* const x[ROWS], int64_t step,
+                     typename K::Accumulator accumulators[ROWS][kTileOutputs]) {
+  using Vector = typename K::Vector;
+  Vector w[K::kVectors == 1 ? kTileOutputs : K::kVectors];
+  if constexpr (K::kVectors == 1) {
+#pragma GCC unroll 4
+    for (int o = 0; o < kTileOutputs; ++o) load(o, w + o);
+#pragma GCC unroll 6
+    for (int r = 0; r < ROWS; ++r) {
+      const Vector row = reinterpret_cast<const Vector*>(x[r])[step];
+#pragma GCC unroll 4
+      for (int o = 0; o < kTileOutputs; ++o) accumulators[r][o] = K::add(accumulators[r][o], w[o], row);
+    }
+  } else {
+#pragma GCC unroll 4
+    for (int o = 0; o < kTileOutputs; ++o) {
+      load(o, w);
+#pragma GCC unroll 8
+      for (int v = 0; v < K::kVectors; ++v) {
+#pragma GCC unroll 6
+        for (int r = 0; r < ROWS; ++r) {
+          const Vector* at = reinterpret_cast<const Vector*>(x[r]) + step * K::kVectors + v;
+          accumulators[r][o] = K::add(accumulators[r][o], w[v], *at);
+        }
+      }
+    }
+  }
+}
+
 // Computes ROWS rows of four outputs over a segment: sums[r, o]. Lines at `ahead` are prefetched, as many as are read.
 template <typename K, int ROWS>
 inline void dot(const uint8_t* const weights[kTileOutputs], const uint8_t* const x[ROWS], int64_t bytes,
                 const uint8_t* ahead, typename K::Sum sums[ROWS][kTileOutputs]) {
-  using Vector = typename K::Vector;
   typename K::Accumulator accumulators[ROWS][kTileOutputs];
   for (int r = 0; r < ROWS; ++r) {
     for (int o = 0; o < kTileOutputs; ++o) accumulators[r][o] = K::zero();
   }
   const int64_t steps = bytes / K::kWeightBytes, rest = bytes % K::kWeightBytes;
   for (int64_t s = 0; s < steps; ++s) {
-#pragma GCC unroll 4
-    for (int o = 0; o < kTileOutputs; ++o) {
-      Vector w[K::kVectors];
-      K::load(weights[o] + s * K::kWeightBytes, w);
-#pragma GCC unroll 8
-      for (int v = 0; v < K::kVectors; ++v) {
-#pragma GCC unroll 6
-        for (int r = 0; r < ROWS; ++r) {
-          const Vector* at = reinterpret_cast<const Vector*>(x[r]) + s * K::kVectors + v;
-          accumulators[r][o] = K::add(accumulators[r][o], w[v], *at);
-        }
-      }
-    }
+    add_step<K, ROWS>(Whole<K>{weights, s * K::kWeightBytes}, x, s, accumulators);
     if (ahead) {
 #pragma GCC unroll 4
       for (int64_t line = 0; line < kTileOutputs * K::kWeightBytes; line += 64) {
@@ -192,21 +226,7 @@ inline void dot(const uint8_t* const weights[kTileOutputs], const uint8_t* const
       }
     }
   }
-  if (rest) {
-#pragma GCC unroll 4
-    for (int o = 0; o < kTileOutputs; ++o) {
-      Vector w[K::kVectors];
-      load_part<K>(weights[o] + steps * K::kWeightBytes, rest, w);
-#pragma GCC unroll 1
-      for (int v = 0; v < K::kVectors; ++v) {
-#pragma GCC unroll 6
-        for (int r = 0; r < ROWS; ++r) {
-          const Vector* at = reinterpret_cast<const Vector*>(x[r]) + steps * K::kVectors + v;
-          accumulators[r][o] = K::add(accumulators[r][o], w[v], *at);
-        }
-      }
-    }
-  }
+  if (rest) add_step<K, ROWS>(Part<K>{weights, steps * K::kWeightBytes, rest}, x, steps, accumulators);
 #pragma GCC unroll 6
   for (int r = 0; r < ROWS; ++r) K::sum(accumulators[r], sums[r]);
 }
@@ -230,7 +250,7 @@ void add_tile(const Product& p, const Segment& segment, int64_t row, int64_t out
     for (int64_t at = 0; at < kTileOutputs * bytes; at += kPageBytes) __builtin_prefetch(pages + at, 0, 2);
   }
   typename K::Sum sums[ROWS][kTileOutputs];
-  dot<K, ROWS>(weights, x, bytes, prefetch ? ahead : nullptr, sums);
+  dot<K, ROWS>(weights, x, bytes, prefetch && p.row_bytes < kLongRowBytes ? ahead : nullptr, sums);
   for (int64_t o = 0; o < there; ++o) {
     const float scale = scale_of(p, segment.group, output + o);
     for (int64_t r = 0; r < ROWS; ++r) {
