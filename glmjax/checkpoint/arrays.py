@@ -18,6 +18,7 @@ from glmjax import errors
 from glmjax.checkpoint import agreement
 from glmjax.checkpoint import checksums
 from glmjax.checkpoint import files
+from glmjax.checkpoint import mapped
 from glmjax.checkpoint import stored as stored_lib
 from glmjax.io import paths
 from glmjax.models import params as params_lib
@@ -30,6 +31,7 @@ _AHEAD_BYTES = 2**28  # of arrays that are read at the same time, unless one has
 
 # name -> {"shape", "dtype", "sum", "version" of the sum (none: 1), and for PRNG keys "key": algorithm}
 Records = dict[str, dict[str, Any]]
+StoredArray = stored_lib.StoredArray | mapped.MappedArray
 
 
 DamagedError, zarr_dtype = files.DamagedError, stored_lib.zarr_dtype  # they live below us
@@ -158,19 +160,13 @@ def read(folder: paths.Path, wanted: Mapping[str, Any], records: Records) -> dic
     sums = checksums.array_sums(stored, {name: records[name].get("version", 1) for name in wanted})
     agreement.together(
       lambda: _raise_problems(
-        [
-          f"{name} (checksum differs: {stored_lib.array_folder(folder, name).relative_to(folder.parent)})"
-          for name in wanted
-          if sums[name] != records[name]["sum"]
-        ]
+        [f"{name} (checksum differs: {opened[name].shown})" for name in wanted if sums[name] != records[name]["sum"]]
       )
     )
     return {name: _as_target(stored.pop(name), target, records[name]) for name, target in wanted.items()}
 
 
-def _read_all(
-  opened: Mapping[str, stored_lib.StoredArray], wanted: Mapping[str, Any]
-) -> dict[str, np.ndarray | jax.Array]:
+def _read_all(opened: Mapping[str, StoredArray], wanted: Mapping[str, Any]) -> dict[str, np.ndarray | jax.Array]:
   """Reads the arrays to the devices of their targets; elements of eight bytes stay on the host.
 
   The next ones are read while one goes to its devices, as long as all that is under way is not too much.
@@ -190,18 +186,18 @@ def _read_all(
     return found | {name: finish() for name, (_, finish) in under_way.items()}
 
 
-def _parts(x: stored_lib.StoredArray, sharding: jax.sharding.Sharding) -> dict[str, tuple[slice, ...]]:
+def _parts(x: StoredArray, sharding: jax.sharding.Sharding) -> dict[str, tuple[slice, ...]]:
   """Returns the parts that this process's devices hold, each once."""
   return {str(region): region for region in sharding.addressable_devices_indices_map(x.shape).values()}
 
 
-def _bytes_here(x: stored_lib.StoredArray, sharding: jax.sharding.Sharding | None) -> int:
+def _bytes_here(x: StoredArray, sharding: jax.sharding.Sharding | None) -> int:
   shape = x.shape if sharding is None else sharding.shard_shape(x.shape)
   return math.prod(shape) * x.dtype.itemsize * (1 if sharding is None else len(_parts(x, sharding)))
 
 
 def _begin(
-  x: stored_lib.StoredArray, sharding: jax.sharding.Sharding | None, reading: stored_lib.Reading
+  x: StoredArray, sharding: jax.sharding.Sharding | None, reading: stored_lib.Reading
 ) -> Callable[[], np.ndarray | jax.Array]:
   """Begins to read an array; returns a function that waits for it and puts it where it belongs."""
   if sharding is None:
@@ -210,7 +206,7 @@ def _begin(
   return lambda: jax.make_array_from_callback(x.shape, sharding, lambda region: waits[str(region)](), dtype=x.dtype)
 
 
-def check_files(folder: paths.Path, records: Records) -> dict[str, stored_lib.StoredArray]:
+def check_files(folder: paths.Path, records: Records) -> dict[str, StoredArray]:
   """Opens the arrays of `records`, whose headers and files must be what was written.
 
   Raises:
@@ -221,14 +217,17 @@ def check_files(folder: paths.Path, records: Records) -> dict[str, stored_lib.St
 
   def open_one(name: str) -> None:
     try:
-      opened[name] = stored_lib.StoredArray(folder, name, records[name])
+      kind = mapped.MappedArray if mapped.OFFSETS in records[name] else stored_lib.StoredArray
+      opened[name] = kind(folder, name, records[name])
     except DamagedError as error:
       problems[name] = str(error)
 
   with stored_lib.reading() as reading:  # several at a time: in a bucket each takes two answers
     for task in [reading.submit(open_one, name) for name in records]:
       task.result()
-  _raise_problems([problems[name] for name in records if name in problems] + _description_problems(folder, records))
+  by_orbax = not any(mapped.OFFSETS in record for record in records.values())
+  described = _description_problems(folder, records) if by_orbax else []
+  _raise_problems([problems[name] for name in records if name in problems] + described)
   return {name: opened[name] for name in records}
 
 

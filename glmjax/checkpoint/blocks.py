@@ -271,5 +271,4 @@ class Reader:
     """Raises DamagedError unless what was read, region by region, is what was written."""
     for name in self._records if names is None else names:
       if checksums.total(self._sums[name].values()) != self._records[name]["sum"]:
-        where = stored_lib.array_folder(self._folder, name).name
-        raise arrays.DamagedError(f"{name} (checksum differs: {self._folder.name}/{where})")
+        raise arrays.DamagedError(f"{name} (checksum differs: {self._arrays[name].shown})")

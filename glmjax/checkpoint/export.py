@@ -19,6 +19,8 @@ import numpy as np
 from glmjax import errors
 from glmjax.checkpoint import blocks
 from glmjax.checkpoint import folder as folder_lib
+from glmjax.checkpoint import mapped
+from glmjax.checkpoint import mapped_write
 from glmjax.checkpoint import source as source_lib
 from glmjax.checkpoint import stored_weights
 from glmjax.io import folders
@@ -58,6 +60,7 @@ def export(
   dtype: str | None = None,
   overwrite: bool = False,
   write_format: FormatWriter | None = None,
+  layout: str | None = None,
 ) -> dict[str, Any]:
   """Writes an inference model from a training run's newest good step, or from another export.
 
@@ -66,9 +69,12 @@ def export(
     out: folder to write.
     bits: 8 or 4 quantizes the blocks' kernels; None leaves them as they are.
     dtype: of the float parameters: embeddings, norms, biases and unquantized kernels; None: float16 beside
-      kernels that are quantized here, as in the original's files, else as they are.
+      kernels that are quantized here, as in the original's files, else as they are. Of the layout "cpu": float32 or
+      bfloat16, of embeddings and unquantized kernels, and what the model computes in; None: what it does; norms and
+      biases are as they are.
     overwrite: replace an export that is there.
     write_format: writes another format than ours.
+    layout: of our format; "cpu": one file that CPUs map into memory (mapped.py), None: an array a folder.
 
   Returns:
     {"out", "step", "bits", "dtype", "array_bytes", "disk_bytes"}; disk_bytes counts all files of the folder.
@@ -81,14 +87,14 @@ def export(
     raise errors.InputError(f"bits is {bits}: give 8 or 4, or leave it out for float")
   if dtype not in (None, *config_lib.DTYPES):
     raise errors.InputError(f"dtype is {dtype!r}: choose one of {', '.join(config_lib.DTYPES)}")
-  dtype = dtype or (None if bits is None else "float16")
+  if layout is not None:
+    _check_layout(layout, dtype, out)
   with claimed(out, overwrite, checkpoint) as out:
 
     def write(source: source_lib.Source) -> dict[str, Any]:
-      config = _exported(source, bits, dtype)
+      config, weights = _exported(source, bits, dtype, layout)
       source.check_size()
       reader = blocks.Reader(source.arrays, source.records)
-      weights = source.weights(bits, dtype)
       tokenizer = checkpoint / folder_lib.TOKENIZER
       content = ExportSource(
         config,
@@ -164,15 +170,39 @@ def _read_finite(
     raise errors.NotFiniteError(f"{source.arrays}{step}: {error}{advice}") from error
 
 
-def _exported(source: source_lib.Source, bits: int | None, dtype: str | None) -> folder_lib.FolderConfig:
+def _check_layout(layout: str, dtype: str | None, out: paths.Named) -> None:
+  if layout != mapped.LAYOUT:
+    raise errors.InputError(f"layout is {layout!r}: {mapped.LAYOUT} is known")
+  if dtype not in (None, *mapped.DTYPES):
+    raise errors.InputError(f"dtype is {dtype!r}: CPUs compute in {' or '.join(mapped.DTYPES)}, and so is this layout")
+  if not isinstance(paths.named(out, "out"), pathlib.Path):
+    raise errors.InputError(f"{out}: the layout {layout} is for files that are mapped: export to a disk, and copy it")
+
+
+def _exported(
+  source: source_lib.Source, bits: int | None, dtype: str | None, layout: str | None
+) -> tuple[folder_lib.FolderConfig, list[stored_weights.StoredWeight]]:
+  """Returns what an export says of itself, and its weights."""
   if source.bits is not None and bits is not None:
     raise errors.InputError(
       f"{source.arrays.parent} is an INT{source.bits} model: export from the training run or a float export"
     )
-  dtype = dtype or source.config.model.param_dtype
-  model = dataclasses.replace(source.config.model, param_dtype=dtype)
-  exported = source.config.export | {"bits": bits or source.bits, "dtype": dtype, "step": source.step}
-  return dataclasses.replace(source.config, model=model, export=exported)
+  model, exported = source.config.model, dict(source.config.export)
+  exported.pop("layout", None)
+  if layout is None:
+    dtype = dtype or (None if bits is None else "float16")
+    weights = source.weights(bits, dtype)
+    model = dataclasses.replace(model, param_dtype=dtype or model.param_dtype)
+    dtype = dtype or exported.get("dtype") or model.param_dtype
+  else:
+    dtype = dtype or model.dtype
+    if dtype not in mapped.DTYPES:
+      raise errors.InputError(f"{source.arrays.parent} computes in {dtype}, and CPUs do not: give --dtype=bfloat16")
+    weights = mapped_write.weights(source.weights(bits), dtype)
+    model = dataclasses.replace(model, dtype=dtype)
+    exported["layout"] = layout
+  exported |= {"bits": bits or source.bits, "dtype": dtype, "step": source.step}
+  return dataclasses.replace(source.config, model=model, export=exported), weights
 
 
 def describe(content: ExportSource, folder: paths.Path) -> dict[str, Any]:
@@ -200,11 +230,16 @@ def write_folder(content: ExportSource, folder: paths.Path) -> None:
   folder_lib.write_config(folder, content.config)
   if content.tokenizer is not None:
     tokenizer_folder.copy(content.tokenizer, folder / folder_lib.TOKENIZER)
+  params, writer = folder / folder_lib.PARAMS, None
   with blocks.as_os_errors():
-    writer = blocks.Writer(folder / folder_lib.PARAMS, content.weights, content.elements)
-    records = writer.write(content.read, "parameters")
+    if content.config.export.get("layout") is None:
+      writer = blocks.Writer(params, content.weights, content.elements)
+      written = {"arrays": writer.write(content.read, "parameters")}
+    else:
+      written = mapped_write.write(params, content.weights, content.read, content.elements)
   content.verify()
   names = [name for name in _files(folder) if not name.startswith(f"{folder_lib.PARAMS}/")]
   crcs = {name: source_lib.file_crc(folder / name, name) for name in names}
-  publish.finish(folder / source_lib.CHECKSUMS, seal.seal({"arrays": records, "files": crcs}))
-  writer.forget()
+  publish.finish(folder / source_lib.CHECKSUMS, seal.seal(written | {"files": crcs}))
+  if writer is not None:
+    writer.forget()

@@ -1,7 +1,7 @@
 """What run folders and exported folders say about themselves: config.json and tokenizer/.
 
 config.json: {"model": GLMConfig's fields, "data": the data's description, "tokenizer": {"fingerprint",
-"vocab_size"}}; in an export also "export": {"bits", "dtype", "step"}.
+"vocab_size"}}; in an export also "export": {"bits", "dtype", "step"; "layout" of what is mapped}.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ class FolderConfig:
   model: config_lib.GLMConfig
   data: dict[str, Any] = dataclasses.field(default_factory=dict)
   tokenizer: dict[str, Any] = dataclasses.field(default_factory=dict)  # fingerprint, vocab_size
-  export: dict[str, Any] = dataclasses.field(default_factory=dict)  # of exports: bits, dtype, step
+  export: dict[str, Any] = dataclasses.field(default_factory=dict)  # of exports: bits, dtype, step; layout
 
 
 def write_config(folder: paths.Named, config: FolderConfig) -> None:

@@ -20,6 +20,7 @@ from glmjax.checkpoint import checksums
 from glmjax.checkpoint import files
 from glmjax.checkpoint import folder as folder_lib
 from glmjax.checkpoint import manager
+from glmjax.checkpoint import mapped
 from glmjax.checkpoint import recorded
 from glmjax.checkpoint import stored_weights
 from glmjax.io import paths
@@ -41,6 +42,7 @@ class Source:
   arrays: paths.Path  # Orbax's folder
   prefix: str  # of the parameters' names in it
   records: arrays.Records  # of the parameters, by their names there
+  mapped: Mapping[str, Any] | None = None  # of the file that has all of them (mapped.py), as `mapped.check` takes it
 
   @property
   def bits(self) -> int | None:
@@ -184,7 +186,10 @@ def _from_export(folder: paths.Path, config: folder_lib.FolderConfig) -> Source:
   for name, crc in content["files"].items():
     if file_crc(folder / name, name) != crc:
       raise files.DamagedError(f"{name} (checksum differs)")
-  return Source(config, config.export.get("step"), folder / folder_lib.PARAMS, "", content["arrays"])
+  params = folder / folder_lib.PARAMS
+  if "mapped" in content:
+    mapped.check(params, content["mapped"])
+  return Source(config, config.export.get("step"), params, "", content["arrays"], content.get("mapped"))
 
 
 def file_crc(path: paths.Path, shown: str) -> str:

@@ -71,7 +71,7 @@ class Reading:
     concurrent.futures.wait(self._tasks)
 
 
-def _aligned(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
+def aligned(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
   """Returns an array of anything, where XLA's CPU takes it without a copy: at a multiple of 64 bytes."""
   size = math.prod(shape) * dtype.itemsize
   memory = np.empty(size + _ALIGNED, np.uint8)
@@ -117,7 +117,7 @@ class StoredArray:
 
   def __init__(self, folder: paths.Path, name: str, record: Mapping[str, Any]):
     self.shape, self.dtype = tuple(record["shape"]), np.dtype(zarr_dtype(record["dtype"]))
-    self._where, self._shown = array_folder(folder, name), f"{folder.name}/{name.replace('/', '.')}"
+    self._where, self.shown = array_folder(folder, name), f"{folder.name}/{name.replace('/', '.')}"
     self.chunks = self._read_header(name, record["dtype"])
     self._chunk_bytes = math.prod(self.chunks) * self.dtype.itemsize
     problems = list(itertools.islice(self._problems(), 5))
@@ -126,7 +126,7 @@ class StoredArray:
       raise files.DamagedError("; ".join(f"{name} ({problem})" for problem in problems[:4]) + more)
 
   def _read_header(self, name: str, dtype: str) -> tuple[int, ...]:
-    shown = f"{self._shown}/.zarray"
+    shown = f"{self.shown}/.zarray"
     try:
       found = files.read_json(self._where / ".zarray", shown, _LARGEST_HEADER)
     except files.DamagedError as error:
@@ -146,7 +146,7 @@ class StoredArray:
 
   def _problems(self) -> Iterator[str]:
     names = map(self._chunk_name, np.ndindex(*self._grid(0)))
-    yield from files.size_problems(self._where, self._shown, names, self._chunk_bytes)
+    yield from files.size_problems(self._where, self.shown, names, self._chunk_bytes)
 
   def _grid(self, first: int) -> list[int]:
     """Counts the chunks along each axis from `first` on."""
@@ -166,7 +166,7 @@ class StoredArray:
       MemoryError: when there is none for the part.
     """
     bounds = [s.indices(n)[:2] for s, n in zip(region, self.shape)]
-    out = _aligned([stop - start for start, stop in bounds], self.dtype)
+    out = aligned([stop - start for start, stop in bounds], self.dtype)
     places = itertools.product(*(range(start // c, -(-stop // c)) for (start, stop), c in zip(bounds, self.chunks)))
     tasks = [under_way.submit(self._read_chunk, place, bounds, out) for place in places] if out.size else []
 
@@ -203,4 +203,4 @@ class StoredArray:
   def _read_bytes(self, name: str, offset: int, buffer: np.ndarray) -> None:
     view = memoryview(buffer.reshape(-1).view(np.uint8))
     if len(view):
-      files.fill(self._where / name, f"{self._shown}/{name}", view, offset)
+      files.fill(self._where / name, f"{self.shown}/{name}", view, offset)

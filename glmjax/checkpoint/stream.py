@@ -5,6 +5,7 @@ taken where the arrays have come to lie, so that what was verified is what will 
 """
 
 from collections.abc import Callable, Iterator, Mapping
+import pathlib
 from typing import Any
 
 import jax
@@ -16,8 +17,8 @@ from glmjax.checkpoint import arrays
 from glmjax.checkpoint import checksums
 from glmjax.checkpoint import folder as folder_lib
 from glmjax.checkpoint import load
+from glmjax.checkpoint import mapped
 from glmjax.checkpoint import source as source_lib
-from glmjax.checkpoint import stored as stored_lib
 from glmjax.io import paths
 from glmjax.models import config as config_lib
 from glmjax.models import params as params_lib
@@ -28,12 +29,14 @@ from glmjax.parallel import processes
 Targets = Callable[[config_lib.GLMConfig, int | None], Any]
 
 
-def stream(folder: paths.Named, targets: Targets) -> load.LoadedModel:
+def stream(folder: paths.Named, targets: Targets, rows: Targets | None = None) -> load.LoadedModel:
   """Reads a model from an export or a training run, verifying every array. Every process of a run must call it.
 
   Args:
     folder: either kind.
     targets: where everything goes; floats are cast to the dtype wanted there.
+    rows: the parameters as programs take them where they read the layout "cpu", else None: a file of it on a disk is
+      mapped then, and its arrays are those of the file.
 
   Raises:
     errors.InputError: when the folder is no model's, half-written, damaged, or its tokenizer does not fit.
@@ -43,9 +46,16 @@ def stream(folder: paths.Named, targets: Targets) -> load.LoadedModel:
   def read(source: source_lib.Source) -> load.LoadedModel:
     source.check_size()
     processes.check_same({f"the model in {folder}": source.fingerprint})
-    tree = targets(source.config.model, source.bits)
-    wanted = arrays.named_leaves(tree)
-    found = _read(source, wanted)
+    model, tree = (source.config.model, source.bits), None
+    if rows is not None and source.mapped is not None and isinstance(folder, pathlib.Path):
+      tree = rows(*model)
+    if tree is not None:
+      wanted = arrays.named_leaves(tree)
+      found = mapped.read(source.arrays, source.records, source.mapped, wanted)
+    else:
+      tree = targets(*model)
+      wanted = arrays.named_leaves(tree)
+      found = _read(source, wanted)
     params = jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(tree), [found[name] for name in wanted])
     metadata = {"data": source.config.data, "tokenizer": source.config.tokenizer, "step": source.step}
     return load.LoadedModel(source.config.model, params, folder / folder_lib.TOKENIZER, source.bits, metadata)
@@ -66,8 +76,7 @@ def _read(source: source_lib.Source, wanted: Mapping[str, jax.ShapeDtypeStruct])
       sums.append(checksums.part_sum(x, start, stored.shape, record.get("version", 1)))
       found[part] = jax.device_put(x.astype(target.dtype), target.sharding)  # some go on to the host's memory
     if checksums.total(sums) != record["sum"]:
-      where = stored_lib.array_folder(source.arrays, stored_name).relative_to(source.arrays.parent)
-      raise arrays.DamagedError(f"{name} (checksum differs: {where})")
+      raise arrays.DamagedError(f"{name} (checksum differs: {stored.shown})")
   return found
 
 
@@ -91,7 +100,7 @@ def _target(wanted: Mapping[str, jax.ShapeDtypeStruct], name: str, shape: tuple[
   return target
 
 
-def _to_devices(stored: stored_lib.StoredArray, index: tuple[int, ...], target: jax.ShapeDtypeStruct) -> jax.Array:
+def _to_devices(stored: arrays.StoredArray, index: tuple[int, ...], target: jax.ShapeDtypeStruct) -> jax.Array:
   """Puts a part of a stored array on its devices; what several of them have is read once."""
   read: dict[str, np.ndarray] = {}
 

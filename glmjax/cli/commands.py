@@ -148,9 +148,9 @@ COMMANDS = {
         Flag("--dtype", "of the float parameters: float32, bfloat16 or float16"),
         Flag(
           "--format",
-          "whose layout (orbax: ours)",
+          "whose layout (orbax: ours; cpu: ours, to be mapped into memory by CPUs)",
           kind="prepared",
-          choices=("orbax", "safetensors", "chatglm-hf", "glm130b-sat"),
+          choices=("orbax", "cpu", "safetensors", "chatglm-hf", "glm130b-sat"),
         ),
         Flag("--tensor_parallel", "ranks of glm130b-sat (8)", int, kind="prepared", least=1, most=4096),
         Flag("--overwrite", "replace an export there", bool, kind="passed"),

@@ -8,11 +8,11 @@ from glmjax.io import paths
 
 
 def export_format(options: argparse.Namespace) -> dict[str, Any]:
-  """Returns export's `write_format`; none for our own format."""
-  if options.format in (None, "orbax"):
+  """Returns export's `write_format`; of our own format its layout, where it is another than Orbax's."""
+  if options.format in (None, "orbax", "cpu"):
     if options.tensor_parallel is not None:
       raise errors.InputError("--tensor_parallel is for --format=glm130b-sat; our own format loads on any mesh")
-    return {}
+    return {"layout": "cpu"} if options.format == "cpu" else {}
 
   def write(content: Any, folder: paths.Path) -> None:
     from glmjax.thudm import write as write_lib  # here, as flags are looked at before JAX is loaded

@@ -137,12 +137,15 @@ class Placement:
     )
 
   def place(self, config: config_lib.GLMConfig, params: Any, offload_layers: int = 0, given_away: bool = False) -> Any:
-    """Lays out a model's parameters, stacked or apart, float or quantized, wherever they are, as `laid_out` says.
+    """Lays out a model's parameters, stacked or apart, float or quantized, wherever they are, as `laid_out` says; what
+    was mapped lies so already.
 
     `config` is what `inference_config` gives. With `given_away` arrays that are laid out anew are deleted, so that
     there is none twice.
     """
     flat = dict(_apart(params_lib.flatten(params)))
+    if any(isinstance(x, output_rows.OutputRows) for x in flat.values()):
+      return params_lib.nest(self._with_head(flat))
     as_rows = self._as_rows(config, offload_layers)
     tied = "head/kernel" not in flat and not config.tie_embeddings
     if tied and not as_rows:
@@ -170,9 +173,13 @@ class Placement:
         if given_away:
           jax.block_until_ready(found[path])
           flat[path].delete()
-    if tied and as_rows:
-      found["head/kernel"] = jax.device_put(output_rows.of_table(found[_TABLE]), self.replicated)  # no copy
-    return params_lib.nest(found)
+    return params_lib.nest(self._with_head(found) if as_rows else found)
+
+  def _with_head(self, flat: dict[str, Any]) -> dict[str, Any]:
+    """Returns parameters that are rows, with the head: a tied one is the table, no copy."""
+    if "head/kernel" in flat:
+      return flat
+    return flat | {"head/kernel": jax.device_put(output_rows.of_table(flat[_TABLE]), self.replicated)}
 
   def laid_out(self, config: config_lib.GLMConfig, bits: int | None = None, offload_layers: int = 0) -> Any:
     """Returns abstract parameters as programs take them: those of `params`, but where the C++ library of products on
@@ -191,6 +198,10 @@ class Placement:
 
     flat = params_lib.flatten(self.params(config, bits, offload_layers))
     return params_lib.nest({path: of(path, x) for path, x in flat.items()})
+
+  def takes_rows(self, config: config_lib.GLMConfig, offload_layers: int = 0) -> bool:
+    """Tells whether `laid_out` has rows for the C++ library of products."""
+    return bool(self._as_rows(config, offload_layers))
 
   def _keeps_bits(self, config: config_lib.GLMConfig) -> bool:
     """Tells whether half-precision tables are kept as their bits: XLA's CPU makes floats of all rows to look one up."""

@@ -26,6 +26,8 @@ def read(
 ) -> load.LoadedModel:
   """Reads a model from an exported or a training folder, each array straight to the devices that own it.
 
+  What was exported for CPUs is mapped where the C++ library of products is there, its parameters as programs take them.
+
   Args:
     folder: either kind.
     placement: the mesh.
@@ -36,7 +38,11 @@ def read(
   def targets(config: config_lib.GLMConfig, bits: int | None) -> Any:
     return placement.params(precision.of(config), bits, offload_layers)
 
-  found = stream.stream(folder, targets)
+  def rows(config: config_lib.GLMConfig, bits: int | None) -> Any:
+    config = precision.of(config)
+    return placement.laid_out(config, bits, offload_layers) if placement.takes_rows(config, offload_layers) else None
+
+  found = stream.stream(folder, targets, rows)
   return dataclasses.replace(found, config=precision.of(found.config))
 
 

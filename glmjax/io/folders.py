@@ -42,7 +42,7 @@ _FILES = {
   Kind.RUN: r"(config\.json|config\.gin|metrics\.jsonl|\.lock|(checkpoints|checkpoints\.deleting|tokenizer|"
   r"tensorboard|profile)(/.*)?)",
   Kind.EXPORT: r"(config\.json|checksums\.json|tokenizer/tokenizer\.(json|model)|params/(_\w+|commit_success\.txt|"
-  r"\w+\.jsonl?|[^/]+/(\.zarray|[\d.]+(\.__lock)?|process_\d+)))",
+  r"\w+\.jsonl?|weights\.safetensors|[^/]+/(\.zarray|[\d.]+(\.__lock)?|process_\d+)))",
   Kind.CACHE: r"(manifest\.json|config\.gin|tokenizer/[^/]+|progress/[^/]+\.json|"
   r"[^/]+/[^/]+-\d{5}-of-\d{5}\.\w+)",
   Kind.TOKENIZER: r"(tokenizer\.model|tokenizer\.json|config\.gin)",

@@ -16,6 +16,7 @@ from glmjax.checkpoint import arrays
 from glmjax.checkpoint import blocks
 from glmjax.checkpoint import folder as folder_lib
 from glmjax.checkpoint import manager
+from glmjax.checkpoint import mapped
 from glmjax.checkpoint import source as ours_lib
 from glmjax.checkpoint import stored_weights
 from glmjax.io import bucket_path
@@ -94,7 +95,7 @@ def _inspect_ours(path: paths.Path, hashes: bool) -> dict[str, Any]:
   if kind == "run":
     problem = problem or _problem_of_metrics(path / "metrics.jsonl")
   report = _report(path, kind, vars(config.model), config.export.get("bits"), rows, [], False, problem)
-  report |= {"files": _by_folder(path), "verified": hashes and problem is None}
+  report |= {"files": _by_folder(path), "verified": hashes and problem is None, "layout": config.export.get("layout")}
   report["file_bytes"] = sum(entry["bytes"] for entry in report["files"])
   if kind == "run":
     report["steps"] = steps
@@ -147,7 +148,9 @@ def _problem_of_metrics(path: paths.Path) -> str | None:
 
 
 def _verify(source: ours_lib.Source) -> None:
-  """Reads all arrays, a part at a time, and compares their sums."""
+  """Reads all arrays, a part at a time, and compares their sums; of a file that is mapped its own sums first."""
+  if source.mapped is not None and isinstance(source.arrays, pathlib.Path):
+    mapped.open_file(source.arrays, source.mapped)
   reader = blocks.Reader(source.arrays, source.records)
   for name, record in progress.bar(source.records.items(), desc="verifying", disable=None):
     each = max(1, stored_weights.ELEMENTS // max(1, math.prod(record["shape"][1:])))
@@ -271,7 +274,8 @@ def _report(
 
 def show(report: Mapping[str, Any]) -> None:
   """Prints a report for people."""
-  kind = report["kind"] + "".join(f", {word}" for word in (report.get("family"),) if word)
+  layout = f"layout {report['layout']}" if report.get("layout") else None
+  kind = report["kind"] + "".join(f", {word}" for word in (report.get("family"), layout) if word)
   bits = f", INT{report['bits']} kernels" if report["bits"] else ""
   print(f"{printable.line(report['path'])}: {kind}{bits}")
   if report["parameters"]:

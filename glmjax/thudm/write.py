@@ -62,7 +62,7 @@ def write_format(name: str, tensor_parallel: int | None = None) -> export.Format
     errors.InputError: for an unknown name, or a degree where there are no ranks.
   """
   if name not in FORMATS:
-    raise errors.InputError(f"no format {name}: choose one of orbax, {', '.join(FORMATS)}")
+    raise errors.InputError(f"no format {name}: choose one of orbax, cpu, {', '.join(FORMATS)}")
   if tensor_parallel is not None and name != "glm130b-sat":
     raise errors.InputError(f"tensor_parallel is for glm130b-sat; {name} has no ranks")
   if tensor_parallel not in (None, *layouts.DEGREES):

@@ -125,3 +125,20 @@ def test_description_is_read_by_orbax_after_a_copy_to_a_disk(server, run, tmp_pa
     path.write_bytes(server.data(key))
   found = ocp.PyTreeCheckpointer().restore(tmp_path / "out" / "params")
   chex.assert_trees_all_equal(found, load.load("gs://bucket/out").params)
+
+
+def test_what_was_exported_for_cpus(server, run, tmp_path):
+  """Copied to a bucket it is read in parts, as from a mesh; written it can be to a disk alone."""
+  for bits in (None, 4):
+    export.export(run, folder := tmp_path / f"cpu{bits}", bits, layout="cpu")
+    upload(server, folder, folder.name)
+    url = f"gs://bucket/{folder.name}"
+    chex.assert_trees_all_equal(load.load(url).params, load.load(folder).params)
+    there, here = (
+      runner.Runner(found.config, found.params).params
+      for found in (runner.read(each, placement.one_device()) for each in (url, folder))
+    )
+    chex.assert_trees_all_equal(there, here)
+    assert inspection.inspect(url, hashes=True) == inspection.inspect(folder, hashes=True) | {"path": url}
+  with pytest.raises(errors.InputError, match="the layout cpu is for files that are mapped: export to a disk"):
+    export.export(run, "gs://bucket/out", layout="cpu")
