@@ -29,6 +29,7 @@ def load(
   dtype: str | None = None,
   kv_cache_dtype: str | None = None,
   activation_bits: int | None = None,
+  head_bits: int | None = None,
 ) -> "engine.Engine":
   """Reads a model, ready to fill blanks, to continue, chat and score.
 
@@ -42,13 +43,16 @@ def load(
       what is computed.
     activation_bits: 8 rounds what INT4 and INT8 weights are multiplied with, a scale for each token, which is faster on
       CPUs; None: it stays as computed.
+    head_bits: 8 or 4 quantizes the head as it is loaded, which is faster on CPUs; None: it stays as it is.
 
   Raises:
     errors.InputError: for a folder that holds no model, or a damaged one; for devices that it cannot be split over.
   """
   from glmjax.infer import engine, placement
 
-  return engine.Engine.load(folder, placement.Precision(dtype, kv_cache_dtype, activation_bits), mesh, offload_layers)
+  return engine.Engine.load(
+    folder, placement.Precision(dtype, kv_cache_dtype, activation_bits, head_bits), mesh, offload_layers
+  )
 
 
 @dataclasses.dataclass(frozen=True)

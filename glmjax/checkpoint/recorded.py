@@ -12,7 +12,16 @@ from glmjax.io import paths
 from glmjax.models import config as config_lib
 
 # What may change from one start of a run to the next: how it is computed, not what it is.
-FREE = ("dtype", "kv_cache_dtype", "activation_bits", "scan_layers", "remat", "hidden_dropout", "attention_dropout")
+FREE = (
+  "dtype",
+  "kv_cache_dtype",
+  "activation_bits",
+  "head_bits",
+  "scan_layers",
+  "remat",
+  "hidden_dropout",
+  "attention_dropout",
+)
 
 
 def of(model: config_lib.GLMConfig) -> dict[str, Any]:

@@ -49,6 +49,7 @@ DEVICE_FLAGS = _of(
     int,
     choices=(8,),
   ),
+  Flag("--head_bits", "quantizes the head as it is loaded, which is faster on CPUs (as it is)", int, choices=(8, 4)),
 )
 DRAFTS = _of(
   DRAFTING,

@@ -49,16 +49,19 @@ class Devices:
   offload_layers: int = 0  # layers, the last, whose weights stay in the host's memory
   kv_cache_dtype: str | None = None  # int8: keys and values in half of bfloat16's memory; None: as what is computed
   activation_bits: int | None = None  # 8: rounds what quantized weights are multiplied with, on CPUs
+  head_bits: int | None = None  # 8 or 4: quantizes the head as it is loaded, on CPUs
 
   def __post_init__(self) -> None:
     if self.activation_bits not in (None, 8):
       raise errors.InputError(f"--activation_bits is {self.activation_bits!r}: give 8, or leave it out")
+    if self.head_bits not in (None, 8, 4):
+      raise errors.InputError(f"--head_bits is {self.head_bits!r}: give 8 or 4, or leave it out")
     if self.kv_cache_dtype is not None:
       ranges.choice("--kv_cache_dtype", self.kv_cache_dtype, config_lib.KV_CACHE_DTYPES)
 
   def noted(self) -> dict[str, Any]:
     """Returns what is noted beside answers: what changes them."""
-    said = {"kv_cache_dtype": self.kv_cache_dtype, "activation_bits": self.activation_bits}
+    said = {name: getattr(self, name) for name in ("kv_cache_dtype", "activation_bits", "head_bits")}
     return {name: value for name, value in said.items() if value is not None}
 
   def load(
@@ -71,12 +74,10 @@ class Devices:
 
     self.prepare()
     process.keep_programs()
-    hosts.check_same(
-      (self, drafting), "--mesh, --offload_layers, --kv_cache_dtype, --activation_bits, --drafts and --draft_model"
-    )
+    hosts.check_same((self, drafting), "--mesh, --offload_layers, how numbers are kept, --drafts and --draft_model")
     small = None if drafting.draft_model is None else engine.Engine.load(drafting.draft_model, mesh=self.mesh)
     options = {"mesh": self.mesh, "offload_layers": self.offload_layers, "drafts": drafting.count, "first": first}
-    precision = placement.Precision(None, self.kv_cache_dtype, self.activation_bits)
+    precision = placement.Precision(None, self.kv_cache_dtype, self.activation_bits, self.head_bits)
     return engine.Engine.load(checkpoint, precision=precision, draft_model=small, **options)
 
   def prepare(self) -> None:

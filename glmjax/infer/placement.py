@@ -28,7 +28,7 @@ from glmjax.parallel import mesh as mesh_lib
 from glmjax.parallel import partitioning
 from glmjax.quantize import qarray
 
-_TABLE = "embedding/table"
+_TABLE, _HEAD = "embedding/table", "head/kernel"
 _UNUSED_AXES = ("stage", "context")  # of the mesh: inference cuts neither layers nor rows in pieces
 
 
@@ -39,6 +39,7 @@ class Precision:
   dtype: str | None = None  # of activations and float weights
   kv_cache_dtype: str | None = None  # of the keys and values that decoding keeps: int8
   activation_bits: int | None = None  # 8: rounds what quantized weights are multiplied with, on CPUs
+  head_bits: int | None = None  # 8 or 4: quantizes the head as it is loaded, on CPUs
 
   def of(self, config: config_lib.GLMConfig) -> config_lib.GLMConfig:
     """Returns a model's configuration with what is said here.
@@ -145,18 +146,18 @@ class Placement:
     """
     flat = dict(_apart(params_lib.flatten(params)))
     if any(isinstance(x, output_rows.OutputRows) for x in flat.values()):
-      return params_lib.nest(self._with_head(flat))
+      return params_lib.nest(self._with_head(config, flat))
     as_rows = self._as_rows(config, offload_layers)
-    tied = "head/kernel" not in flat and not config.tie_embeddings
+    tied = _HEAD not in flat and not config.tie_embeddings
     if tied and not as_rows:
-      flat["head/kernel"] = flat["embedding/table"].T
+      flat[_HEAD] = flat["embedding/table"].T
     if offload_layers:
       offload.check(config.num_layers, offload_layers)
       offload.check_memory(self.mesh.local_devices[0])
     bits = qarray.bits_of(flat.values())
     targets = params_lib.flatten(self.params(config, bits, offload_layers))
     if tied and as_rows:
-      del targets["head/kernel"]
+      del targets[_HEAD]
     if unknown := sorted({*flat} ^ {*targets}):
       raise errors.InputError(f"{unknown[0]}: the parameters are not those of this model")
     found = {}
@@ -173,13 +174,14 @@ class Placement:
         if given_away:
           jax.block_until_ready(found[path])
           flat[path].delete()
-    return params_lib.nest(self._with_head(found) if as_rows else found)
+    return params_lib.nest(self._with_head(config, found) if as_rows else found)
 
-  def _with_head(self, flat: dict[str, Any]) -> dict[str, Any]:
-    """Returns parameters that are rows, with the head: a tied one is the table, no copy."""
-    if "head/kernel" in flat:
-      return flat
-    return flat | {"head/kernel": jax.device_put(output_rows.of_table(flat[_TABLE]), self.replicated)}
+  def _with_head(self, config: config_lib.GLMConfig, flat: dict[str, Any]) -> dict[str, Any]:
+    """Returns parameters that are rows, with the head: a tied one is the table, no copy, unless it is quantized here."""
+    head = flat[_HEAD] if _HEAD in flat else output_rows.of_table(flat[_TABLE])
+    if config.head_bits is not None:
+      head = output_rows.quantized(head, config.head_bits, config.activation_bits == 8)
+    return flat | {_HEAD: jax.device_put(head, self.replicated)}
 
   def laid_out(self, config: config_lib.GLMConfig, bits: int | None = None, offload_layers: int = 0) -> Any:
     """Returns abstract parameters as programs take them: those of `params`, but where the C++ library of products on
@@ -194,6 +196,8 @@ class Placement:
       if path not in as_rows:
         return x
       rows = jax.eval_shape(lambda x: output_rows.of(x, as_rows[path], fast), x)
+      if path == _HEAD and config.head_bits is not None:
+        rows = jax.eval_shape(lambda rows: output_rows.quantized(rows, config.head_bits, fast), rows)
       return jax.tree.map(functools.partial(_abstract, sharding=self.replicated), rows)
 
     flat = params_lib.flatten(self.params(config, bits, offload_layers))
@@ -211,9 +215,10 @@ class Placement:
     """Returns the weights that the C++ library of products multiplies with, and how many input axes each has."""
     target = self.target
     there = output_rows.FEATURE in target.features and target.devices == 1 and config.dtype in output_rows.DTYPES
-    if config.activation_bits is not None and (not there or offload_layers):
-      why = target.lacks(output_rows.FEATURE) or "it is for one device, float32 or bfloat16, and no offloaded layers"
-      raise errors.InputError(f"activation_bits needs the C++ library of products on CPUs: {why}")
+    for name in ("activation_bits", "head_bits"):
+      if getattr(config, name) is not None and (not there or offload_layers):
+        why = target.lacks(output_rows.FEATURE) or "it is for one device, float32 or bfloat16, and no offloaded layers"
+        raise errors.InputError(f"{name} needs the C++ library of products on CPUs: {why}")
     if not there or offload_layers:
       return {}
     return {path: len(param.inputs) for path, param in params_lib.apart(config) if param.inputs}

@@ -47,6 +47,7 @@ class GLMConfig:
   param_dtype: str = "float32"  # of parameters as they are created
   kv_cache_dtype: str | None = None  # of the keys and values that decoding keeps: int8, or None for dtype
   activation_bits: int | None = None  # 8: rounds what quantized weights are multiplied with, on CPUs in inference
+  head_bits: int | None = None  # 8 or 4: quantizes the head as it is loaded, on CPUs in inference
   scan_layers: bool = True  # one compiled block for all layers; False: unrolled
   remat: str = "none"  # backward keeps all (none), the kernels' outputs (dots), or block inputs (full)
 
@@ -83,6 +84,8 @@ class GLMConfig:
       ranges.choice("GLMConfig.kv_cache_dtype", self.kv_cache_dtype, KV_CACHE_DTYPES)
     if self.activation_bits not in (None, 8):
       raise errors.InputError(f"GLMConfig.activation_bits is {self.activation_bits!r}: give 8, or None")
+    if self.head_bits not in (None, 8, 4):
+      raise errors.InputError(f"GLMConfig.head_bits is {self.head_bits!r}: give 8 or 4, or None")
     if self.embed_dim % self.num_heads:
       raise errors.InputError(
         f"GLMConfig: embed_dim {self.embed_dim} is not divisible by num_heads "

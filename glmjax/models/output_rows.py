@@ -20,6 +20,7 @@ from glmjax.quantize import qarray
 
 FEATURE = "cpu_library"  # of the target: the library that multiplies with them
 DTYPES = ("float32", "bfloat16")  # that it computes in
+_AT_ONCE = 2**25  # floats that are quantized at a time
 
 
 @jax.tree_util.register_dataclass
@@ -76,6 +77,23 @@ def of(weight: jax.Array | qarray.QuantizedArray, num_inputs: int, fast: bool) -
 def of_table(table_VD: jax.Array) -> OutputRows:
   """Returns the head that is tied to an embedding table: the same array."""
   return OutputRows(table_VD, None, None, table_VD.shape[:1], False)
+
+
+def quantized(rows: OutputRows, bits: int, fast: bool) -> OutputRows:
+  """Returns a float weight's rows as codes and scales (qarray.quantize), some rows at a time."""
+  size = max(1, _AT_ONCE // rows.values.shape[1])
+  firsts = range(0, rows.values.shape[0], size)
+  parts = [_quantized(rows.values[first : first + size], bits) for first in firsts]
+  values, scale_GO = jnp.concatenate([x for x, _ in parts]), jnp.concatenate([x for _, x in parts], 1)
+  return OutputRows(values, scale_GO, bits, rows.outputs, fast)
+
+
+@functools.partial(jax.jit, static_argnames=("bits",))
+def _quantized(values_OI: jax.Array, bits: int) -> tuple[jax.Array, jax.Array]:
+  if values_OI.dtype == jnp.uint16:
+    values_OI = jax.lax.bitcast_convert_type(values_OI, jnp.bfloat16)
+  found = qarray.quantize(values_OI, bits, (1,))
+  return found.values, found.scale.T
 
 
 @functools.partial(jax.jit, static_argnames=("num_inputs",))

@@ -69,8 +69,7 @@ def test_products_are_einsums(spec, x_shape, shape, num_inputs, bits, groups):
   assert np.abs(rounded.astype(jnp.float32) - expected).max() < 0.03 * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("bits, activation_bits", KINDS)
-@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("bits, activation_bits, tied", [(*kind, i % 2 == 0) for i, kind in enumerate(KINDS)])
 def test_a_model_says_the_same_with_the_library_and_without(monkeypatch, bits, activation_bits, tied):
   config = dataclasses.replace(CONFIG, activation_bits=activation_bits, tie_embeddings=tied)
   params = parameters(config, bits)
@@ -129,8 +128,8 @@ def test_a_step_in_half_precision_makes_no_floats_of_weights(bits):
 
 def test_what_is_read_ahead_of_programs_is_what_is_placed():
   for bits in (None, 8, 4):
-    for dtype in ("float32", "bfloat16", "float16"):
-      config = dataclasses.replace(CONFIG, dtype=dtype)
+    for dtype, head_bits in (("float32", None), ("bfloat16", 4), ("bfloat16", None), ("float16", None)):
+      config = dataclasses.replace(CONFIG, dtype=dtype, head_bits=head_bits)
       model = runner.Runner(config, parameters(config, bits))
       abstract = model.placement.laid_out(model.config, bits)
       assert jax.tree.structure(abstract) == jax.tree.structure(model.params)
@@ -138,16 +137,29 @@ def test_what_is_read_ahead_of_programs_is_what_is_placed():
         assert (x.shape, x.dtype, x.sharding) == (y.shape, y.dtype, y.sharding)
 
 
-def test_rounded_activations_need_the_library(monkeypatch):
-  config = dataclasses.replace(CONFIG, activation_bits=8)
+@pytest.mark.parametrize("name, wrong", [("activation_bits", 4), ("head_bits", 2)])
+def test_what_needs_the_library_is_told(monkeypatch, name, wrong):
+  config = dataclasses.replace(CONFIG, **{name: 8})
   with pytest.raises(
-    errors.InputError, match="activation_bits needs the C.. library of products on CPUs: it is for one"
+    errors.InputError, match=f"{name} needs the C.. library of products on CPUs: it is for one device"
   ):
     runner.Runner(config, parameters(config, None), placement.on_mesh("tensor=2"))
   monkeypatch.setenv(library.ISA, "none")
-  with pytest.raises(
-    errors.InputError, match="activation_bits needs the C.. library .* switched off by GLMJAX_CPU_ISA"
-  ):
+  with pytest.raises(errors.InputError, match=f"{name} needs the C.. library .* switched off by GLMJAX_CPU_ISA"):
     runner.Runner(config, parameters(config, None))
-  with pytest.raises(errors.InputError, match="GLMConfig.activation_bits is 4: give 8, or None"):
-    dataclasses.replace(CONFIG, activation_bits=4)
+  with pytest.raises(errors.InputError, match=f"GLMConfig.{name} is {wrong}: give 8"):
+    dataclasses.replace(CONFIG, **{name: wrong})
+
+
+@pytest.mark.parametrize("dtype, bits, tied", [("float32", 8, True), ("bfloat16", 4, True), ("bfloat16", 8, False)])
+def test_a_quantized_head_is_the_head_of_its_codes(monkeypatch, dtype, bits, tied):
+  """Made some rows at a time, as quantize makes them of the whole."""
+  monkeypatch.setattr(output_rows, "_AT_ONCE", 7 * CONFIG.embed_dim)
+  config = dataclasses.replace(CONFIG, head_bits=bits, tie_embeddings=tied, dtype=dtype)
+  params = parameters(config, None)
+  model = runner.Runner(config, params)
+  kernel_DV = params["embedding"]["table"].T if tied else params["head"]["kernel"]
+  expected = output_rows.of(qarray.quantize(kernel_DV.astype(dtype), bits, (0,)), 1, False)
+  jax.tree.map(np.testing.assert_array_equal, model.params["head"]["kernel"], expected)
+  found, whole = logits(model), logits(runner.Runner(dataclasses.replace(config, head_bits=None), params))
+  assert 1e-4 < np.abs(found - whole).max() / whole.std() < (0.1 if bits == 8 else 1)
