@@ -39,7 +39,7 @@ def read(
     return placement.params(precision.of(config), bits, offload_layers)
 
   def rows(config: config_lib.GLMConfig, bits: int | None) -> Any:
-    config = precision.of(config)
+    config = dataclasses.replace(precision.of(config), head_bits=None)  # the head is quantized when it is there
     return placement.laid_out(config, bits, offload_layers) if placement.takes_rows(config, offload_layers) else None
 
   found = stream.stream(folder, targets, rows)
