@@ -177,7 +177,7 @@ class Placement:
     return params_lib.nest(self._with_head(config, found) if as_rows else found)
 
   def _with_head(self, config: config_lib.GLMConfig, flat: dict[str, Any]) -> dict[str, Any]:
-    """Returns parameters that are rows, with the head: a tied one is the table, no copy, unless it is quantized here."""
+    """Returns parameters that are rows, with the head: a tied one is the table itself, or its codes."""
     head = flat[_HEAD] if _HEAD in flat else output_rows.of_table(flat[_TABLE])
     if config.head_bits is not None:
       head = output_rows.quantized(head, config.head_bits, config.activation_bits == 8)

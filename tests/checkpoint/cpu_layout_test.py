@@ -101,7 +101,9 @@ def test_it_is_the_same_model(folders, kind):
 
 
 @NEEDS_LIBRARY
-@pytest.mark.parametrize("precision", [{"activation_bits": 8, "head_bits": 4}, {"dtype": "bfloat16"}, {"dtype": "float32"}])
+@pytest.mark.parametrize(
+  "precision", [{"activation_bits": 8, "head_bits": 4}, {"dtype": "bfloat16"}, {"dtype": "float32"}]
+)
 @pytest.mark.parametrize("kind", [("tied", 4), ("tied", None)])
 def test_in_another_precision(folders, kind, precision):
   plain, cpu = folders[kind]
