@@ -27,6 +27,7 @@ from glmjax.infer import sampling
 from glmjax.models import config as config_lib
 from glmjax.models import glm
 from glmjax.models import kv_cache
+from glmjax.models import output_rows
 from glmjax.models import params as params_lib
 from glmjax.parallel import partitioning
 
@@ -158,13 +159,14 @@ def check_rows(prompts: rows_lib.Batch, rows: Rows | None = None) -> None:
 def next_logits(
   config: config_lib.GLMConfig, params: Any, rows: Rows, state: State, first_B: jax.Array | None = None
 ) -> tuple[jax.Array, glm.Cache]:
-  """Returns logits [B, V] behind each row's last token, and the cache with that token in it.
+  """Returns logits [B, V] behind each row's last token, and the cache with that token in it; of rows that are done,
+  whatever costs least.
 
   It is written behind those that are there, or, with what the cache says is written along, from `first_B` on.
   """
   positions_B21 = (rows.position_B2 + state.step_B[:, None] * rows.stride_B2)[..., None]
-  end_B1 = state.length_B[:, None] + 1
-  model, params = glm.GLM(config), offload.fetch(params)
+  end_B1 = jnp.where(state.done_B, 0, state.length_B + 1)[:, None]
+  model, params = glm.GLM(config), output_rows.for_rows(offload.fetch(params), ~state.done_B)
   positions = config.position_kind.of_model(positions_B21)
   x_B1D, _ = model.apply({"params": params}, state.last_B[:, None], positions, method="embed")
   places = positions, jnp.zeros_like(end_B1), end_B1, state.length_B if first_B is None else first_B

@@ -104,6 +104,7 @@ def _seen(state: decode.State, drafts: Drafts, generated: bool) -> decode.State:
     ),
     length_B=state.length_B[owner_B] + ahead_B,
     step_B=step_B + ahead_B,
+    done_B=state.done_B[owner_B],
     last_B=jnp.where(ahead_B > 0, drafts.token_B, state.last_B),
     generated_BT=generated_BT,
   )

@@ -33,6 +33,7 @@ class OutputRows:
   bits: int | None = dataclasses.field(metadata={"static": True})  # None: floats
   outputs: tuple[int, ...] = dataclasses.field(metadata={"static": True})  # the sizes of the axes that make O
   fast: bool = dataclasses.field(metadata={"static": True})  # codes are multiplied with rows of x rounded to 8 bits
+  needed_B: jax.Array | None = None  # bool, for a product of which some rows of x are not needed: these give zeros
 
   @property
   def nbytes(self) -> int:
@@ -51,6 +52,8 @@ class OutputRows:
     del target, axes
     inputs = len(spec.split("->")[0].split(",")[1]) - len(self.outputs)
     leading = x.shape[: x.ndim - inputs]
+    if self.needed_B is not None:  # rows of zeros cost nothing
+      x = jnp.where(self.needed_B.reshape(-1, *[1] * (x.ndim - 1)), x, 0)
     x_RI = x.reshape(math.prod(leading), -1)
     if self.scale_GO is None:
       sums_RO = product_lib.float_product(x_RI, self.values)
@@ -63,6 +66,15 @@ class OutputRows:
     raise NotImplementedError("OutputRows is for inference: train with QuantizedArray or Float")
 
   gradient = input_gradient
+
+
+def for_rows(params: Any, needed_B: jax.Array) -> Any:
+  """Returns parameters whose OutputRows compute no other rows than those that are needed."""
+  return jax.tree.map(
+    lambda x: dataclasses.replace(x, needed_B=needed_B) if isinstance(x, OutputRows) else x,
+    params,
+    is_leaf=lambda x: isinstance(x, OutputRows),
+  )
 
 
 def of(weight: jax.Array | qarray.QuantizedArray, num_inputs: int, fast: bool) -> OutputRows:

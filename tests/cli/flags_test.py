@@ -114,7 +114,7 @@ def test_choices(command, flag, capsys):
 def test_choices_are_those_of_their_owners():
   """The command line names them without importing what knows them."""
   owners = {
-    ("export", "--format"): ("orbax", *write.FORMATS),
+    ("export", "--format"): ("orbax", "cpu", *write.FORMATS),
     ("import", "family"): layouts.FAMILIES,
     ("export", "--bits"): qarray.BITS,
     ("import", "--bits"): qarray.BITS,

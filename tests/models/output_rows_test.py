@@ -163,3 +163,17 @@ def test_a_quantized_head_is_the_head_of_its_codes(monkeypatch, dtype, bits, tie
   jax.tree.map(np.testing.assert_array_equal, model.params["head"]["kernel"], expected)
   found, whole = logits(model), logits(runner.Runner(dataclasses.replace(config, head_bits=None), params))
   assert 1e-4 < np.abs(found - whole).max() / whole.std() < (0.1 if bits == 8 else 1)
+
+
+@pytest.mark.parametrize("bits, activation_bits", KINDS)
+def test_rows_that_are_not_needed_give_zeros_and_change_no_other(bits, activation_bits):
+  r = np.random.default_rng(0)
+  weight = jnp.asarray(r.normal(size=(64, 48)), jnp.float32)
+  weight = weight if bits is None else qarray.quantize(weight, bits, (0,))
+  rows, x = output_rows.of(weight, 1, activation_bits == 8), jnp.asarray(r.normal(size=(9, 1, 64)), jnp.float32)
+  needed = jnp.asarray(r.random(9) < 0.5)
+  whole, some = (
+    np.asarray(each.product(partitioning.target(), "BLF,FD->BLD", x))
+    for each in (rows, output_rows.for_rows({"w": rows}, needed)["w"])
+  )
+  np.testing.assert_array_equal(some, np.where(np.asarray(needed)[:, None, None], whole, 0))

@@ -24,7 +24,7 @@ from glmjax import errors
 PRODUCT, ATTENTION = "glmjax_cpu_product", "glmjax_cpu_attention"  # XLA's and the library's names of its handlers
 ISA = "GLMJAX_CPU_ISA"  # names the instruction set to use in place of the machine's best; "none": not the library
 FILE = pathlib.Path(__file__).parent / "libglmjax_cpu.so"
-_INTERFACE = 2  # what the handler takes (src/handler.cc): a library of other sources has another number
+_INTERFACE = 3  # what the handler takes (src/handler.cc): a library of other sources has another number
 # All that the library has, of every machine, the best first (src/choose.cc).
 _SETS = ("avx512_bf16", "avx512_vnni", "avx512", "avx2", "neon", "generic")
 

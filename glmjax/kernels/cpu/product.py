@@ -103,4 +103,4 @@ def _call(x_RI: jax.Array, weight: jax.Array, scale: jax.Array, kind: int, group
 def _scratch_bytes(rows: int, inputs: int, groups: int, fast: bool) -> int:
   """Returns the bytes that XLA sets aside for the rows as the library packs them (src/driver.h counts the same)."""
   steps = -(-(inputs // groups) // _STEP_INPUTS)
-  return 64 + min(rows, _PANEL_ROWS) * (groups * steps * (_STEP_INPUTS * (1 if fast else 4) + 4) + 4)
+  return 64 + min(rows, _PANEL_ROWS) * (groups * steps * (_STEP_INPUTS * (1 if fast else 4) + 4) + 8)

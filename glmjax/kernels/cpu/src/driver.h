@@ -147,16 +147,34 @@ void run(const Attention& attention, AttendHead attend, Pool& pool) {
   call->finish();
 }
 
-// Computes a product of any number of rows, a panel after another in the same scratch.
+template <typename Word>
+inline bool is_zeros(const void* x, int64_t count) {
+  const Word* words = static_cast<const Word*>(x);
+  Word all = 0;
+  for (int64_t i = 0; i < count; ++i) all |= words[i];
+  return static_cast<Word>(all << 1) == 0;  // of either sign
+}
+
+// Computes a product of any number of rows, a panel after another in the same scratch. What rows of zeros give, zeros, is
+// written at once: so those that nobody needs cost nothing.
 template <typename Pool>
 void run(const Product& product, Pool& pool) {
-  const int64_t x_bytes = product.inputs * (product.x_is_bfloat16 ? 2 : 4);
+  int32_t* index = const_cast<int32_t*>(product.row_index);
   for (int64_t first = 0; first < product.rows; first += kPanelRows) {
     Product panel = product;
-    panel.rows = std::min(kPanelRows, product.rows - first);
-    panel.x = static_cast<const uint8_t*>(product.x) + first * x_bytes;
-    panel.out = product.out + first * product.outputs;
-    run_panel(panel, pool);
+    panel.rows = 0;
+    for (int64_t row = first; row < std::min(first + kPanelRows, product.rows); ++row) {
+      const bool zeros =
+          product.x_is_bfloat16
+              ? is_zeros<uint16_t>(static_cast<const uint16_t*>(product.x) + row * product.inputs, product.inputs)
+              : is_zeros<uint32_t>(static_cast<const uint32_t*>(product.x) + row * product.inputs, product.inputs);
+      if (zeros) {
+        std::fill_n(product.out + row * product.outputs, product.outputs, 0.0f);
+      } else {
+        index[panel.rows++] = static_cast<int32_t>(row);
+      }
+    }
+    if (panel.rows) run_panel(panel, pool);
   }
 }
 
@@ -164,15 +182,16 @@ void run(const Product& product, Pool& pool) {
 // groups padded to whole steps, their scales and sums, and what aligns them.
 inline int64_t scratch_bytes(int64_t rows, int64_t inputs, int64_t groups, bool fast) {
   const int64_t steps = (inputs / groups + kMostStepInputs - 1) / kMostStepInputs;
-  return 64 + std::min(rows, kPanelRows) * (groups * steps * (kMostStepInputs * (fast ? 1 : 4) + 4) + 4);
+  return 64 + std::min(rows, kPanelRows) * (groups * steps * (kMostStepInputs * (fast ? 1 : 4) + 4) + 8);
 }
 
-// Lays the packed rows, their scales and their sums into the scratch.
+// Lays the packed rows, their places, scales and sums into the scratch.
 inline void place_scratch(Product& product, uint8_t* scratch) {
   const int64_t rows = std::min(product.rows, kPanelRows);
   product.activations = scratch + (64 - reinterpret_cast<uintptr_t>(scratch) % 64) % 64;
   product.row_scales = reinterpret_cast<float*>(product.activations + rows * product.packed_bytes());
-  product.sums = reinterpret_cast<int32_t*>(product.row_scales + rows);
+  product.row_index = reinterpret_cast<int32_t*>(product.row_scales + rows);
+  product.sums = const_cast<int32_t*>(product.row_index) + rows;
 }
 
 }  // namespace glmjax::cpu

@@ -105,7 +105,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(glmjax_cpu_attention, glmjax::cpu::attend,
                                   .Attr<std::string_view>("isa"));
 
 // The number of what the handler takes; library.py has the same. Another one with every change of arguments.
-EXPORT int glmjax_cpu_interface() { return 2; }
+EXPORT int glmjax_cpu_interface() { return 3; }
 
 // The version of XLA's interface that the library was built for.
 EXPORT int glmjax_cpu_ffi_major() { return XLA_FFI_API_MAJOR; }

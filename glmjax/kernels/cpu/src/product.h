@@ -28,13 +28,14 @@ struct Kernel;
 // One product of up to kPanelRows rows.
 struct Product {
   int64_t rows, inputs, outputs, groups;
-  const void* x;           // [rows, inputs], float32 or bfloat16
+  const int32_t* row_index;  // [rows], where each is in x and out: rows of zeros are left out
+  const void* x;           // [..., inputs], float32 or bfloat16
   bool x_is_bfloat16;
   const uint8_t* weights;  // [outputs, row_bytes]
   int64_t row_bytes;
   const void* scale;       // [groups, outputs], float32 or float16; null: all are 1
   bool scale_is_half;
-  float* out;              // [rows, outputs]
+  float* out;              // [..., outputs]
 
   // Rows as the kernel reads them: [segments, rows, steps, kernel->step_bytes], zeros behind a group's end.
   uint8_t* activations;

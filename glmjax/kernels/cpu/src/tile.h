@@ -97,7 +97,7 @@ inline Segment behind(const Product& p, Segment segment) {
 template <typename K, typename X>
 void pack_row(const Product& p, int64_t row) {
   using Element = typename K::Element;
-  const X* x = static_cast<const X*>(p.x) + row * p.inputs;
+  const X* x = static_cast<const X*>(p.x) + p.row_index[row] * p.inputs;
   float inverse = 0;
   if (sizeof(Element) == 1) {
     const uint32_t bits = largest_bits(x, p.inputs);
@@ -254,7 +254,7 @@ void add_tile(const Product& p, const Segment& segment, int64_t row, int64_t out
   for (int64_t o = 0; o < there; ++o) {
     const float scale = scale_of(p, segment.group, output + o);
     for (int64_t r = 0; r < ROWS; ++r) {
-      float* out = p.out + (row + r) * p.outputs + output + o;
+      float* out = p.out + p.row_index[row + r] * p.outputs + output + o;
       float total = corrected(sums[r][o], K::kOffset, p, row + r, segment.index) * scale;
       if (!begins) total += *out;
       if (sizeof(typename K::Element) == 1 && ends) total *= p.row_scales[row + r];
