@@ -167,7 +167,7 @@ def test_hidden_states_and_cache(group: str, case: str):
       (layer["mlp"]["__call__"][0], at_layer + "mlp_out"),
       (layer["__call__"][0][0], at_layer + ("output" if group == "glm130b_tiny" else "layer_out")),
     ]
-    key, value = (np.swapaxes(getattr(cache[f"layers_{i}"], name), 1, 2) for name in ("key", "value"))
+    key, value = (np.swapaxes(getattr(cache[f"layers_{i}"], name).kept, 1, 2) for name in ("key", "value"))
     if group == "glm130b_tiny":
       pairs.append((np.concatenate([x.reshape(*x.shape[:2], -1) for x in (key, value)], -1), at_layer + "mem_kv"))
     if group == "chatglm6b_tiny":
