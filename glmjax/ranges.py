@@ -61,6 +61,16 @@ def whole(name: str, value: Any, least: int = 0, most: int = _MOST_WHOLE) -> Non
     raise errors.InputError(f"{name} is {_shown(value)}: give {_described('a whole number', least, most)}")
 
 
+def one_of(name: str, value: Any, choices: Sequence[int]) -> None:
+  """Checks that a setting is one of some whole numbers.
+
+  Raises:
+    errors.InputError: in one line that lists them.
+  """
+  if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value not in choices:
+    raise errors.InputError(f"{name} is {_shown(value)}: give {' or '.join(map(str, choices))}, or None")
+
+
 def flag(name: str, value: Any) -> None:
   """Checks that a setting is True or False: any other word would count as True.
 

@@ -105,6 +105,8 @@ SETTINGS = [
   ],
   field(config_lib.GLMConfig, "layer_norm_epsilon", (1e-5,), (2,), **MODEL),
   field(config_lib.GLMConfig, "residual_alpha", (1, 7.5), (0,), optional=True, **MODEL),
+  field(config_lib.GLMConfig, "activation_bits", (8,), (4, 0), whole=True, optional=True, **MODEL),
+  field(config_lib.GLMConfig, "head_bits", (8, 4), (2, 0), whole=True, optional=True, **MODEL),
 ]
 
 

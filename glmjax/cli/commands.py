@@ -47,7 +47,7 @@ DEVICE_FLAGS = _of(
     "--activation_bits",
     "8 rounds what INT4 and INT8 weights are multiplied with, which is faster on CPUs (floats as they are)",
     int,
-    choices=(8,),
+    choices=config_lib.BITS["activation_bits"],
   ),
   Flag("--head_bits", "quantizes the head as it is loaded, which is faster on CPUs (as it is)", int, choices=(8, 4)),
 )

@@ -52,10 +52,9 @@ class Devices:
   head_bits: int | None = None  # 8 or 4: quantizes the head as it is loaded, on CPUs
 
   def __post_init__(self) -> None:
-    if self.activation_bits not in (None, 8):
-      raise errors.InputError(f"--activation_bits is {self.activation_bits!r}: give 8, or leave it out")
-    if self.head_bits not in (None, 8, 4):
-      raise errors.InputError(f"--head_bits is {self.head_bits!r}: give 8 or 4, or leave it out")
+    for name, choices in config_lib.BITS.items():
+      if (value := getattr(self, name)) is not None:
+        ranges.one_of(f"--{name}", value, choices)
     if self.kv_cache_dtype is not None:
       ranges.choice("--kv_cache_dtype", self.kv_cache_dtype, config_lib.KV_CACHE_DTYPES)
 

@@ -13,6 +13,7 @@ ROTARY_ROUNDINGS = ("none", "half_frequencies", "half_table")
 REMATS = ("none", "dots", "full")
 DTYPES = ("float32", "bfloat16", "float16")
 KV_CACHE_DTYPES = ("int8",)
+BITS = {"activation_bits": (8,), "head_bits": (8, 4)}  # of what inference may round on CPUs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,10 +83,9 @@ class GLMConfig:
       ranges.choice(f"GLMConfig.{name}", getattr(self, name), choices)
     if self.kv_cache_dtype is not None:
       ranges.choice("GLMConfig.kv_cache_dtype", self.kv_cache_dtype, KV_CACHE_DTYPES)
-    if self.activation_bits not in (None, 8):
-      raise errors.InputError(f"GLMConfig.activation_bits is {self.activation_bits!r}: give 8, or None")
-    if self.head_bits not in (None, 8, 4):
-      raise errors.InputError(f"GLMConfig.head_bits is {self.head_bits!r}: give 8 or 4, or None")
+    for name, choices in BITS.items():
+      if (value := getattr(self, name)) is not None:
+        ranges.one_of(f"GLMConfig.{name}", value, choices)
     if self.embed_dim % self.num_heads:
       raise errors.InputError(
         f"GLMConfig: embed_dim {self.embed_dim} is not divisible by num_heads "

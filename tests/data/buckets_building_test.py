@@ -379,15 +379,18 @@ def test_a_build_that_was_suspended_until_another_has_the_lock_writes_nothing(
   """Stopped with its workers while they read the text of shards."""
   (tmp_path / "sitecustomize.py").write_text("from glmjax.io import lease\nlease.LEASE, lease._RENEW = 3.0, 0.2\n")
   monkeypatch.setenv("PYTHONPATH", str(tmp_path))  # of workers too
-  stopped = threading.Event()
+  stopped, first = threading.Event(), threading.Semaphore()
   planned: list[str] = []
 
   def fault(method: str, path: str) -> bucket_server.Fault | None:
     if path == "bucket/out/progress/plan.json" and method == "PUT":
       planned.append(path)
-    elif planned and path.startswith("bucket/corpus/text/") and not stopped.is_set():
-      os.killpg(build.pid, signal.SIGSTOP)
-      stopped.set()
+    elif planned and path.startswith("bucket/corpus/") and not stopped.is_set():
+      if first.acquire(blocking=False):
+        time.sleep(2)  # until all who work wait for text, none of them within a request that writes
+        os.killpg(build.pid, signal.SIGSTOP)
+        stopped.set()
+      stopped.wait(30)
     return None
 
   sources.fault = fault
