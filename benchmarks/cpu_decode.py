@@ -14,6 +14,7 @@ import datetime
 import json
 import pathlib
 import resource
+import shlex
 import statistics
 import subprocess
 import sys
@@ -76,7 +77,7 @@ def main() -> None:
     "what": "ChatGLM-6B's shape, random weights, tokens/s; peak memory in GiB, the making of the weights included",
     "date": datetime.datetime.now().isoformat(timespec="seconds"),
     "machine": loader.machine(),
-    "command": "python benchmarks/cpu_decode.py" + (" --peer=... --peer_q4=... --peer_q8=..." if options.peer else ""),
+    "command": shlex.join(["python", "benchmarks/cpu_decode.py", *sys.argv[1:]]),
     "jax": jax.__version__,
     "library": library.status().words,
     "read_gb_per_second": round(library.read_bandwidth() / 1e9, 1),
