@@ -92,7 +92,7 @@ def measure(kind: str, rows: list[int], turns: int) -> dict[str, Any]:
       for way, run in runs.items()
     }
     if count == 1:
-      ways["memory"] = lambda: 1 / library.read_bandwidth(turns=1)  # of a byte
+      ways["memory"] = seconds_of_a_byte
     seconds, quiet = in_turns(ways, turns)
     num_weights = sum(outputs * inputs for outputs, inputs in shapes)
     found[f"{count}_rows"] = {
@@ -116,6 +116,10 @@ def seconds_of(run: Callable[..., jax.Array], *arguments: Any) -> float:
     run(*arguments).block_until_ready()
     calls += 1
   return (time.perf_counter() - began) / calls
+
+
+def seconds_of_a_byte() -> float:
+  return 1 / library.read_bandwidth(turns=1)
 
 
 def in_turns(ways: dict[str, Callable[[], float]], turns: int) -> tuple[dict[str, float], dict[str, int]]:

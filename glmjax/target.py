@@ -74,6 +74,11 @@ class Target:
     features = frozenset(name for name in FEATURES if _lacks(name, platform, kind) is None)
     return cls(platform, kind, features, devices, tuple(sorted((parts or {}).items())))
 
+  @property
+  def is_one_cpu(self) -> bool:
+    """Whether it is one CPU device, with the C++ library of products."""
+    return self.devices == 1 and "cpu_library" in self.features
+
   def split(self, axis: str) -> int:
     """Says into how many parts the mesh splits a logical axis."""
     return dict(self.parts).get(axis, 1)

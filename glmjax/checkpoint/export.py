@@ -173,8 +173,10 @@ def _read_finite(
 def _check_layout(layout: str, dtype: str | None, out: paths.Named) -> None:
   if layout != mapped.LAYOUT:
     raise errors.InputError(f"layout is {layout!r}: {mapped.LAYOUT} is known")
-  if dtype not in (None, *mapped.DTYPES):
-    raise errors.InputError(f"dtype is {dtype!r}: CPUs compute in {' or '.join(mapped.DTYPES)}, and so is this layout")
+  if dtype not in (None, *config_lib.CPU_DTYPES):
+    raise errors.InputError(
+      f"dtype is {dtype!r}: CPUs compute in {' or '.join(config_lib.CPU_DTYPES)}, and so is this layout"
+    )
   if not isinstance(paths.named(out, "out"), pathlib.Path):
     raise errors.InputError(f"{out}: the layout {layout} is for files that are mapped: export to a disk, and copy it")
 
@@ -196,7 +198,7 @@ def _exported(
     dtype = dtype or exported.get("dtype") or model.param_dtype
   else:
     dtype = dtype or model.dtype
-    if dtype not in mapped.DTYPES:
+    if dtype not in config_lib.CPU_DTYPES:
       raise errors.InputError(f"{source.arrays.parent} computes in {dtype}, and CPUs do not: give --dtype=bfloat16")
     weights = mapped_write.weights(source.weights(bits), dtype)
     model = dataclasses.replace(model, dtype=dtype)

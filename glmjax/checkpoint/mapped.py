@@ -31,7 +31,6 @@ from glmjax.io import paths
 from glmjax.models import params as params_lib
 
 LAYOUT, FILE = "cpu", "weights.safetensors"
-DTYPES = ("float32", "bfloat16")  # that the library computes in
 OFFSETS = "offsets"  # in an array's record: the byte of the file where each layer's begins, or the whole one's
 PIECE = 2**24  # 32-bit words that are summed at a time: one program for all but the last
 _VALUES, _SCALE = "/values", "/scale"

@@ -49,7 +49,12 @@ DEVICE_FLAGS = _of(
     int,
     choices=config_lib.BITS["activation_bits"],
   ),
-  Flag("--head_bits", "quantizes the head as it is loaded, which is faster on CPUs (as it is)", int, choices=(8, 4)),
+  Flag(
+    "--head_bits",
+    "quantizes the head as it is loaded, which is faster on CPUs (as it is)",
+    int,
+    choices=config_lib.BITS["head_bits"],
+  ),
 )
 DRAFTS = _of(
   DRAFTING,

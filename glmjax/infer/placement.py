@@ -214,10 +214,10 @@ class Placement:
   def _as_rows(self, config: config_lib.GLMConfig, offload_layers: int) -> dict[str, int]:
     """Returns the weights that the C++ library of products multiplies with, and how many input axes each has."""
     target = self.target
-    there = output_rows.FEATURE in target.features and target.devices == 1 and config.dtype in output_rows.DTYPES
+    there = target.is_one_cpu and config.dtype in config_lib.CPU_DTYPES
     for name in ("activation_bits", "head_bits"):
       if getattr(config, name) is not None and (not there or offload_layers):
-        why = target.lacks(output_rows.FEATURE) or "it is for one device, float32 or bfloat16, and no offloaded layers"
+        why = target.lacks("cpu_library") or "it is for one device, float32 or bfloat16, and no offloaded layers"
         raise errors.InputError(f"{name} needs the C++ library of products on CPUs: {why}")
     if not there or offload_layers:
       return {}

@@ -18,8 +18,6 @@ from glmjax import target as target_lib
 from glmjax.kernels.cpu import product as product_lib
 from glmjax.quantize import qarray
 
-FEATURE = "cpu_library"  # of the target: the library that multiplies with them
-DTYPES = ("float32", "bfloat16")  # that it computes in
 _AT_ONCE = 2**25  # floats that are quantized at a time
 
 

@@ -1,10 +1,10 @@
-"""What int8 keys and values cost: bits per byte, and how fast and how large a decoding step is.
+"""What inference loses by rounding: int8 keys and values, activations of 8 bits, a quantized head, in bits per byte.
 
-  python benchmarks/kv_cache.py --checkpoint=runs/quickstart/float --text=held_out.txt
+  python benchmarks/rounding.py --checkpoint=runs/quickstart/int4 --text=held_out.txt
 
 Windows of a text are read as a context that is seen whole and a continuation, token by token through the cache, as
-decoding goes; the bits are those of the continuation's bytes. Both kinds of cache read the same windows and take
-turns. Writes benchmarks/results/kv_cache.json.
+decoding goes; the bits are those of the continuation's bytes. All ways read the same windows and take turns. Writes
+benchmarks/results/rounding.json.
 """
 
 import argparse
@@ -14,7 +14,9 @@ import functools
 import json
 import math
 import pathlib
+import shlex
 import statistics
+import sys
 import time
 from typing import Any
 
@@ -26,9 +28,18 @@ import numpy as np
 import glmjax
 from glmjax.infer import decode
 from glmjax.infer import engine as engine_lib
+from glmjax.infer import lanes
 from glmjax.infer import prompt as prompt_lib
 from glmjax.models import config as config_lib
 
+PLAIN = "as computed"
+WAYS = {
+  PLAIN: {},
+  "keys and values int8": {"kv_cache_dtype": "int8"},
+  "activations 8 bits": {"activation_bits": 8},
+  "head 8 bits": {"head_bits": 8},
+  "head 4 bits": {"head_bits": 4},
+}
 CONTEXT, WINDOW, ROWS = 64, 320, 16  # tokens, tokens, windows at a time
 
 
@@ -37,34 +48,39 @@ def main() -> None:
   parser.add_argument("--checkpoint", required=True, help="folder of a model")
   parser.add_argument("--text", required=True, help="a file of text that it was not trained on")
   parser.add_argument("--windows", type=int, default=64, help=f"of {WINDOW} tokens, from the text's beginning on")
-  parser.add_argument("--out", default=str(pathlib.Path(__file__).parent / "results" / "kv_cache.json"))
+  parser.add_argument("--out", default=str(pathlib.Path(__file__).parent / "results" / "rounding.json"))
   options = parser.parse_args()
-  models = {name: glmjax.load(options.checkpoint, kv_cache_dtype=name) for name in (None, "int8")}
+  models = {way: glmjax.load(options.checkpoint, **how) for way, how in WAYS.items()}
   text = pathlib.Path(options.text).read_text(encoding="utf-8")
-  bits: dict[str | None, list[np.ndarray]] = {name: [] for name in models}
-  seconds: dict[str | None, list[float]] = {name: [] for name in models}
+  bits: dict[str, list[np.ndarray]] = {way: [] for way in models}
+  seconds: dict[str, list[float]] = {way: [] for way in models}
   num_bytes: list[int] = []
-  for rows in batches(models[None], text, options.windows):
-    num_bytes += [len(models[None].tokenizer.decode(row[CONTEXT:]).encode()) for row in rows]
-    for name, model in models.items():
+  for rows in batches(models[PLAIN], text, options.windows):
+    num_bytes += [len(models[PLAIN].tokenizer.decode(row[CONTEXT:]).encode()) for row in rows]
+    for way, model in models.items():
       found, took = read(model, rows)
-      bits[name].append(found)
-      seconds[name].append(took)
-  per_byte = {name: np.concatenate(found) / np.array(num_bytes) for name, found in bits.items()}
-  difference = per_byte["int8"] - per_byte[None]
+      bits[way].append(found)
+      seconds[way].append(took)
   result = {
     "what": f"{len(num_bytes)} windows of {CONTEXT} + {WINDOW - CONTEXT} tokens, {ROWS} at a time",
     "date": datetime.datetime.now().isoformat(timespec="seconds"),
     "machine": loader.machine(),
-    "command": "python benchmarks/kv_cache.py --checkpoint=... --text=...",
+    "command": shlex.join(["python", "benchmarks/rounding.py", *sys.argv[1:]]),
     "jax": jax.__version__,
-    "computes_in": models[None].config.dtype,
-    "bits_per_byte": {name or "as computed": round(float(x.mean()), 5) for name, x in per_byte.items()},
-    "int8_adds_percent": round(100 * float(difference.mean() / per_byte[None].mean()), 4),
-    "its_standard_error": round(100 * float(difference.std() / math.sqrt(len(difference)) / per_byte[None].mean()), 4),
-    "step_ms": {name or "as computed": round(1000 * statistics.median(x[1:]), 3) for name, x in seconds.items()},
-    "cache_bytes_per_token": {name or "as computed": slot_bytes(model) for name, model in models.items()},
+    "computes_in": models[PLAIN].config.dtype,
+    "ways": {},
   }
+  plain = np.concatenate(bits[PLAIN]) / np.array(num_bytes)
+  for way, model in models.items():
+    per_byte = np.concatenate(bits[way]) / np.array(num_bytes)
+    adds = 100 * (per_byte - plain) / plain.mean()
+    result["ways"][way] = {
+      "bits_per_byte": round(float(per_byte.mean()), 5),
+      "adds_percent": round(float(adds.mean()), 4),
+      "its_standard_error": round(float(adds.std() / math.sqrt(len(adds))), 4),
+      "step_ms": round(1000 * statistics.median(seconds[way][1:]), 3),
+      "cache_bytes_per_token": lanes.slot_bytes(model.runner, 1),
+    }
   pathlib.Path(options.out).write_text(json.dumps(result, indent=1) + "\n")
   print(json.dumps(result, indent=1))
 
@@ -104,13 +120,6 @@ def through(
     return state, -logprob_B / math.log(2)
 
   return jax.lax.scan(step, state, new_BT.T)[1].sum(0)
-
-
-def slot_bytes(model: engine_lib.Engine) -> int:
-  """Returns the bytes of one token's keys and values."""
-  from glmjax.infer import lanes
-
-  return lanes.slot_bytes(model.runner, 1)
 
 
 if __name__ == "__main__":
