@@ -40,14 +40,14 @@ WAYS = {
   "head 8 bits": {"head_bits": 8},
   "head 4 bits": {"head_bits": 4},
 }
-CONTEXT, WINDOW, ROWS = 64, 320, 16  # tokens, tokens, windows at a time
+MOST, ROWS = 320, 16  # tokens of a window, a fifth of them its context; windows at a time
 
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--checkpoint", required=True, help="folder of a model")
   parser.add_argument("--text", required=True, help="a file of text that it was not trained on")
-  parser.add_argument("--windows", type=int, default=64, help=f"of {WINDOW} tokens, from the text's beginning on")
+  parser.add_argument("--windows", type=int, default=64, help="from the text's beginning on")
   parser.add_argument("--out", default=str(pathlib.Path(__file__).parent / "results" / "rounding.json"))
   options = parser.parse_args()
   models = {way: glmjax.load(options.checkpoint, **how) for way, how in WAYS.items()}
@@ -55,14 +55,16 @@ def main() -> None:
   bits: dict[str, list[np.ndarray]] = {way: [] for way in models}
   seconds: dict[str, list[float]] = {way: [] for way in models}
   num_bytes: list[int] = []
-  for rows in batches(models[PLAIN], text, options.windows):
-    num_bytes += [len(models[PLAIN].tokenizer.decode(row[CONTEXT:]).encode()) for row in rows]
+  window = min(MOST, models[PLAIN].config.max_length - 2)  # its mask and sop take a place each
+  context = window // 5
+  for rows in batches(models[PLAIN], text, options.windows, window):
+    num_bytes += [len(models[PLAIN].tokenizer.decode(row[context:]).encode()) for row in rows]
     for way, model in models.items():
-      found, took = read(model, rows)
+      found, took = read(model, rows, context)
       bits[way].append(found)
       seconds[way].append(took)
   result = {
-    "what": f"{len(num_bytes)} windows of {CONTEXT} + {WINDOW - CONTEXT} tokens, {ROWS} at a time",
+    "what": f"{len(num_bytes)} windows of {context} + {window - context} tokens, {ROWS} at a time",
     "date": datetime.datetime.now().isoformat(timespec="seconds"),
     "machine": loader.machine(),
     "command": shlex.join(["python", "benchmarks/rounding.py", *sys.argv[1:]]),
@@ -85,27 +87,27 @@ def main() -> None:
   print(json.dumps(result, indent=1))
 
 
-def batches(model: engine_lib.Engine, text: str, windows: int) -> list[list[list[int]]]:
-  """Returns batches of windows, ids each."""
-  ids = model.tokenizer.encode(text[: windows * WINDOW * 8])
-  rows = [ids[first : first + WINDOW] for first in range(0, len(ids) - WINDOW + 1, WINDOW)][:windows]
+def batches(model: engine_lib.Engine, text: str, windows: int, window: int) -> list[list[list[int]]]:
+  """Returns batches of windows of so many ids each."""
+  ids = model.tokenizer.encode(text[: windows * window * 8])
+  rows = [ids[first : first + window] for first in range(0, len(ids) - window + 1, window)][:windows]
   return [rows[first : first + ROWS] for first in range(0, len(rows) - ROWS + 1, ROWS)]
 
 
-def read(model: engine_lib.Engine, rows: list[list[int]]) -> tuple[np.ndarray, float]:
+def read(model: engine_lib.Engine, rows: list[list[int]], context: int) -> tuple[np.ndarray, float]:
   """Returns each row's bits behind its context, and the seconds of a step."""
   specials, kind = model.tokenizer.specials, model.config.position_kind
-  prompts = [prompt_lib.fill(kind.frame([*row[:CONTEXT], specials.gmask], specials), specials, kind) for row in rows]
-  given, known = decode.make_rows(prompts, [WINDOW] * len(rows), specials.pad)
-  state = model.runner.run(decode.prefill, given, known, new_tokens=WINDOW)
-  new_BT = np.array([row[CONTEXT:] for row in rows], np.int32)
+  prompts = [prompt_lib.fill(kind.frame([*row[:context], specials.gmask], specials), specials, kind) for row in rows]
+  new_BT = np.array([row[context:] for row in rows], np.int32)
+  given, known = decode.make_rows(prompts, [new_BT.shape[1]] * len(rows), specials.pad)
+  state = model.runner.run(decode.prefill, given, known, new_tokens=new_BT.shape[1])
   jax.block_until_ready(state)
   begin = time.perf_counter()
   bits_B = np.asarray(model.runner.run(through, known, state, new_BT))
   return bits_B, (time.perf_counter() - begin) / new_BT.shape[1]
 
 
-@functools.partial(jax.jit, static_argnames=("config",), donate_argnames=("state",))
+@functools.partial(jax.jit, static_argnames=("config",))
 def through(
   config: config_lib.GLMConfig, params: Any, rows: decode.Rows, state: decode.State, new_BT: jax.Array
 ) -> jax.Array:
