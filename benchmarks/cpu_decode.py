@@ -12,6 +12,7 @@ import argparse
 import dataclasses
 import datetime
 import json
+import os
 import pathlib
 import resource
 import shlex
@@ -47,6 +48,7 @@ CONFIG = config_lib.GLMConfig(
   dtype="bfloat16",
   param_dtype="bfloat16",
 )
+ALONE = ", XLA alone"  # of ways without the C++ library
 # Bits of the kernels, of activations and of the head (None: bfloat16).
 WAYS = {
   "int4": (4, None, None),
@@ -56,6 +58,7 @@ WAYS = {
   "int8, activations 8, head 8": (8, 8, 8),
   "bfloat16": (None, None, None),
 }
+WAYS |= {way + ALONE: bits for way, bits in WAYS.items()}
 CONTEXTS, TOGETHER, NEW, RUNS = (32, 512), (4, 16), 16, 5  # tokens, rows, tokens of a run, runs
 
 
@@ -88,7 +91,8 @@ def main() -> None:
   for turn in range(options.turns):
     for way in options.ways:
       command = [sys.executable, __file__, f"--child={way}", f"--layers={options.layers}"]
-      done = subprocess.run(command, capture_output=True, text=True, check=True)
+      environment = os.environ | ({library.ISA: "none"} if way.endswith(ALONE) else {})
+      done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
       result["glmjax"][way].append(json.loads(done.stdout.splitlines()[-1]))
       print(f"turn {turn + 1}, {way}: {result['glmjax'][way][-1]}", flush=True)
     for name, model in (("q4", options.peer_q4), ("q8", options.peer_q8)):

@@ -14,7 +14,7 @@ from glmjax.io import memory
 from glmjax.kernels import operations
 from glmjax.kernels.cpu import library
 
-ON_CPU = "products and cached attention of inference on one CPU"
+CACHED = "attention over the cache as it is kept, on one CPU"
 _PACKAGES = ("glmjax", "jax", "jaxlib", "flax")
 
 
@@ -50,22 +50,22 @@ def examine(bucket: str | None = None) -> dict[str, Any]:
   target = target_lib.Target.of(devices[0])
   found["kernels"] = {operation.computes: dict(operation.explain(target)) for operation in operations.ALL}
   if target.platform == "cpu":
-    found["cpu"], found["kernels"][ON_CPU] = _of_cpu()
+    found["cpu"], found["kernels"][CACHED] = _of_cpu()
   return found
 
 
 def _of_cpu() -> tuple[dict[str, Any], dict[str, str]]:
-  """Describes the processor: its cores and the speed at which they read memory, bytes a second (None: not measured);
-  and the ways that inference takes on it.
+  """Describes the processor: its cores, the speed at which they read memory, bytes a second (None: not measured), what
+  there is of the C++ library; and the ways that attention over a cache takes.
   """
   now = library.status()
   ways = {
-    "C++ library": f"chosen: takes float32 and bfloat16; {now.words}" if now.available else now.words,
-    "XLA": f"{'for the rest' if now.available else 'chosen'}: takes all",
+    "C++ library": "chosen: takes one query, float32 and bfloat16" if now.available else now.words,
+    "XLA, dense": f"{'for the rest' if now.available else 'chosen'}: takes all",
   }
   size = min(2**30, (memory.available() or 2**32) // 4)
   speed = library.read_bandwidth(size) if now.available else None
-  return {"cores": len(os.sched_getaffinity(0)), "read_bandwidth": speed}, ways
+  return {"cores": len(os.sched_getaffinity(0)), "read_bandwidth": speed, "library": now.words}, ways
 
 
 def _version(package: str) -> str:

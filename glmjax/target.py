@@ -76,8 +76,8 @@ class Target:
 
   @property
   def is_one_cpu(self) -> bool:
-    """Whether it is one CPU device, with the C++ library of products."""
-    return self.devices == 1 and "cpu_library" in self.features
+    """Whether it is one CPU device, for which weights lie as rows (models/output_rows.py)."""
+    return self.devices == 1 and self.platform == "cpu"
 
   def split(self, axis: str) -> int:
     """Says into how many parts the mesh splits a logical axis."""

@@ -38,7 +38,7 @@ def _rows(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield f"device {i}", f"{device['platform']}, {device['kind']}{memory}"
   if cpu := found.get("cpu"):
     speed = f", {cpu['read_bandwidth'] / 1e9:.0f} GB/s when they read memory" if cpu["read_bandwidth"] else ""
-    yield "processor", f"{cpu['cores']} cores{speed}"
+    yield "processor", f"{cpu['cores']} cores{speed}; C++ library: {cpu['library']}"
   if "problem" in found:
     yield "devices", f"none: {found['problem']}"
   yield from found["compilers"].items()

@@ -184,9 +184,7 @@ class Placement:
     return flat | {_HEAD: jax.device_put(head, self.replicated)}
 
   def laid_out(self, config: config_lib.GLMConfig, bits: int | None = None, offload_layers: int = 0) -> Any:
-    """Returns abstract parameters as programs take them: those of `params`, but where the C++ library of products on
-    CPUs is there, kernels and head as rows for it.
-    """
+    """Returns abstract parameters as programs take them: those of `params`, but on one CPU kernels and head as rows."""
     as_rows = self._as_rows(config, offload_layers)
     fast = config.activation_bits == 8
 
@@ -204,7 +202,7 @@ class Placement:
     return params_lib.nest({path: of(path, x) for path, x in flat.items()})
 
   def takes_rows(self, config: config_lib.GLMConfig, offload_layers: int = 0) -> bool:
-    """Tells whether `laid_out` has rows for the C++ library of products."""
+    """Tells whether `laid_out` has rows (models/output_rows.py)."""
     return bool(self._as_rows(config, offload_layers))
 
   def _keeps_bits(self, config: config_lib.GLMConfig) -> bool:
@@ -212,13 +210,14 @@ class Placement:
     return self.target.platform == "cpu" and self.target.devices == 1 and jnp.dtype(config.dtype).itemsize == 2
 
   def _as_rows(self, config: config_lib.GLMConfig, offload_layers: int) -> dict[str, int]:
-    """Returns the weights that the C++ library of products multiplies with, and how many input axes each has."""
+    """Returns the weights that lie as rows, and how many input axes each has."""
     target = self.target
     there = target.is_one_cpu and config.dtype in config_lib.CPU_DTYPES
     for name in ("activation_bits", "head_bits"):
       if getattr(config, name) is not None and (not there or offload_layers):
-        why = target.lacks("cpu_library") or "it is for one device, float32 or bfloat16, and no offloaded layers"
-        raise errors.InputError(f"{name} needs the C++ library of products on CPUs: {why}")
+        raise errors.InputError(
+          f"{name} is for one CPU, in {' or '.join(config_lib.CPU_DTYPES)}, without offloaded layers"
+        )
     if not there or offload_layers:
       return {}
     return {path: len(param.inputs) for path, param in params_lib.apart(config) if param.inputs}

@@ -103,7 +103,7 @@ class KVCache:
   def _reads_as_kept(self, target: target_lib.Target, q_BLHK: jax.Array) -> bool:
     """Tells whether the C++ library of CPUs reads the cache: of one query a row, on one device."""
     takes = q_BLHK.dtype in (jnp.float32, jnp.bfloat16) and self.key.kept.dtype in (jnp.float32, jnp.uint16, jnp.int8)
-    return takes and q_BLHK.shape[1] == 1 and target.is_one_cpu
+    return takes and q_BLHK.shape[1] == 1 and target.is_one_cpu and not target.lacks("cpu_library")
 
   def extend(self, slots: int) -> "KVCache":
     """Returns the cache with `slots` empty ones behind those it has."""

@@ -1,7 +1,7 @@
 """Weights as CPUs read them: a row of inputs for each output, side by side in memory.
 
-Of one layer alone, for inference on one device. The result of a row of x is the same, bit for bit, whatever rows are
-multiplied with it (kernels/cpu/product.py).
+Of one layer alone, for inference on one device. With the C++ library the result of a row of x is the same, bit for bit,
+whatever rows are multiplied with it (kernels/cpu/product.py).
 
 I inputs, O outputs, G groups of inputs that have scales of their own.
 """
@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from glmjax import target as target_lib
-from glmjax.kernels.cpu import product as product_lib
+from glmjax.kernels import rows as rows_lib
 from glmjax.quantize import qarray
 
 _AT_ONCE = 2**25  # floats that are quantized at a time
@@ -47,16 +47,13 @@ class OutputRows:
     dtype: Any = None,
   ) -> jax.Array:
     """Computes jnp.einsum(spec, x, weight) in `dtype` (x's); the weight's axes are x's last ones and the result's."""
-    del target, axes
+    del axes
     inputs = len(spec.split("->")[0].split(",")[1]) - len(self.outputs)
     leading = x.shape[: x.ndim - inputs]
     if self.needed_B is not None:  # rows of zeros cost nothing
       x = jnp.where(self.needed_B.reshape(-1, *[1] * (x.ndim - 1)), x, 0)
     x_RI = x.reshape(math.prod(leading), -1)
-    if self.scale_GO is None:
-      sums_RO = product_lib.float_product(x_RI, self.values)
-    else:
-      sums_RO = product_lib.product(x_RI, self.values, self.scale_GO, self.bits, self.fast)
+    sums_RO = rows_lib.PRODUCT.run(target, x_RI, self.values, self.scale_GO, self.bits, self.fast)
     return sums_RO.reshape(*leading, *self.outputs).astype(dtype or x.dtype)
 
   def input_gradient(self, target: target_lib.Target, spec: str, g: jax.Array, dtype: Any) -> jax.Array:

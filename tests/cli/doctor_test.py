@@ -11,6 +11,7 @@ import pytest
 from glmjax import cli
 from glmjax import doctor
 from glmjax.kernels import operations
+from glmjax.kernels import rows
 from glmjax.kernels.cpu import library
 
 
@@ -31,7 +32,7 @@ def test_json(capsys):
   found = json.loads(capsys.readouterr().out)
   assert set(found) == {"versions", "host_memory", "programs", "devices", "compilers", "kernels", "cpu"}
   assert found["host_memory"]["total"] > found["host_memory"]["available"] > 0
-  assert set(found["kernels"]) == {operation.computes for operation in operations.ALL} | {doctor.ON_CPU}
+  assert set(found["kernels"]) == {operation.computes for operation in operations.ALL} | {doctor.CACHED}
   assert found["cpu"]["cores"] >= 1
 
 
@@ -40,10 +41,15 @@ def test_tells_whether_products_on_cpus_are_fast(monkeypatch, capsys, isa):
   monkeypatch.setenv(library.ISA, isa)
   assert cli.main(["doctor"]) == 0
   lines = capsys.readouterr().out.splitlines()
-  ways = [line.split("  ")[-1].strip() for line in lines[lines.index(doctor.ON_CPU) + 1 :]]
-  there = library.status().available
-  assert ways[0].startswith("chosen: takes float32 and bfloat16; generic" if there else library.status().words)
-  assert ways[1] == ("for the rest: takes all" if there else "chosen: takes all")
+  now = library.status()
+  there = now.available
+  (processor,) = [line for line in lines if line.startswith("processor")]
+  assert processor.endswith(f"C++ library: {now.words}") and now.words.startswith("generic, of" if there else "")
+  for operation, takes in ((rows.PRODUCT.computes, "float32 and bfloat16"), (doctor.CACHED, "one query, float32")):
+    at = lines.index(operation)
+    ways = [line.split("  ")[-1].strip() for line in lines[at + 1 : at + 3]]
+    assert ways[0].startswith(f"chosen: takes {takes}" if there else now.words)
+    assert ways[1] == ("for the rest: takes all" if there else "chosen: takes all")
   assert any("GB/s when they read memory" in line for line in lines) == there
 
 

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import threading
 
+import cpu_rows
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -20,38 +21,11 @@ SOURCES = pathlib.Path(library.__file__).parent / "src"
 STATUS = library.status()
 needs_library = pytest.mark.skipif(not STATUS.available, reason=f"no library: {STATUS.words}")
 
-# (rows, inputs, outputs, groups): one vector and less, whole steps and parts of them, outputs that no tile divides.
-# The longer ones are summed in several segments.
-SIZES = [(1, 128, 4, 1), (3, 62, 9, 1), (8, 1036, 67, 2), (9, 30, 5, 3), (14, 516, 130, 1), (2, 4096, 36, 1)]
-SIZES += [(1, 9002, 5, 1), (33, 9002, 6, 1)]
-MODES = [(4, "float32"), (4, "bfloat16"), (4, "fast"), (8, "float32"), (8, "bfloat16"), (8, "fast")]
-
 
 @pytest.fixture(params=STATUS.sets)
 def isa(request, monkeypatch):
   monkeypatch.setenv(library.ISA, request.param)
   return request.param
-
-
-def codes_of(rng, bits, outputs, inputs):
-  """Codes, and as they are stored."""
-  codes = rng.integers(-(2 ** (bits - 1)), 2 ** (bits - 1), (outputs, inputs)).astype(np.int8)
-  return codes, packed(codes) if bits == 4 else codes
-
-
-def packed(codes):
-  return ((codes[:, 0::2] << 4) | (codes[:, 1::2] & 15)).astype(np.int8)
-
-
-def rows_of(rng, rows, inputs, mode):
-  x = rng.normal(size=(rows, inputs)).astype(np.float32)
-  return x.astype(ml_dtypes.bfloat16) if mode == "bfloat16" else x
-
-
-def as_bytes(x):
-  """The rows that the fast mode multiplies in place of x."""
-  largest = np.abs(x).max(1, keepdims=True)
-  return np.rint(x * (np.float32(127) / largest)).astype(np.float64) * (largest / np.float32(127))
 
 
 def multiplied(x, stored, scale, bits, mode):
@@ -61,21 +35,21 @@ def multiplied(x, stored, scale, bits, mode):
 
 def check(got, x, weight, mode="float32"):
   """Each is within rounding of the sum of its products."""
-  exact = as_bytes(x) if mode == "fast" else x.astype(np.float64)
+  exact = cpu_rows.as_bytes(x) if mode == "fast" else x.astype(np.float64)
   bound = 2e-6 * (np.abs(exact) @ np.abs(weight).T)
   assert (np.abs(got - exact @ weight.T) <= bound).all()
 
 
 @needs_library
-@pytest.mark.parametrize("bits, mode", MODES)
+@pytest.mark.parametrize("bits, mode", cpu_rows.MODES)
 def test_codes_of_all_sizes(isa, bits, mode):
   rng = np.random.default_rng(bits)
-  for (rows, inputs, outputs, groups), dtype in zip(SIZES, itertools.cycle((np.float16, np.float32))):
+  for (rows, inputs, outputs, groups), dtype in zip(cpu_rows.SIZES, itertools.cycle((np.float16, np.float32))):
     if bits == 8:
       inputs += groups  # odd
-    codes, stored = codes_of(rng, bits, outputs, inputs)
+    codes, stored = cpu_rows.codes_of(rng, bits, outputs, inputs)
     scale = rng.uniform(0.5, 2, (groups, outputs)).astype(dtype)
-    x = rows_of(rng, rows, inputs, mode)
+    x = cpu_rows.rows_of(rng, rows, inputs, mode)
     weight = codes * np.repeat(scale.astype(np.float64), inputs // groups, 0).T
     check(multiplied(x, stored, scale, bits, mode), x, weight, mode)
 
@@ -84,18 +58,18 @@ def test_codes_of_all_sizes(isa, bits, mode):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "uint16"])
 def test_floats_of_all_sizes(isa, dtype):
   rng = np.random.default_rng(0)
-  for (rows, inputs, outputs, _), mode in zip(SIZES, itertools.cycle(("float32", "bfloat16"))):
+  for (rows, inputs, outputs, _), mode in zip(cpu_rows.SIZES, itertools.cycle(("float32", "bfloat16"))):
     inputs += 1
     weight = rng.normal(size=(outputs, inputs)).astype(np.float32)
     if dtype != "float32":
       weight = weight.astype(ml_dtypes.bfloat16)
-    x = rows_of(rng, rows, inputs, mode)
+    x = cpu_rows.rows_of(rng, rows, inputs, mode)
     stored = weight.view(np.uint16) if dtype == "uint16" else weight
     check(np.asarray(jax.jit(product_lib.float_product)(x, stored)), x, weight.astype(np.float64))
 
 
 @needs_library
-@pytest.mark.parametrize("bits, mode", MODES)
+@pytest.mark.parametrize("bits, mode", cpu_rows.MODES)
 def test_extreme_codes_and_scales(isa, bits, mode):
   """All codes the least or the greatest, rows at their largest, scales from float16's smallest to its largest."""
   least, most = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
@@ -105,20 +79,20 @@ def test_extreme_codes_and_scales(isa, bits, mode):
   x = x.astype(ml_dtypes.bfloat16) if mode == "bfloat16" else x
   for rows in (1, 3, 12):
     x_rows = np.tile(x, (4, 1))[:rows]
-    got = multiplied(x_rows, packed(codes) if bits == 4 else codes, scale, bits, mode)
+    got = multiplied(x_rows, cpu_rows.packed(codes) if bits == 4 else codes, scale, bits, mode)
     check(got, x_rows, codes * scale.astype(np.float64).T, mode)
 
 
 @needs_library
-@pytest.mark.parametrize("bits, mode", MODES)
+@pytest.mark.parametrize("bits, mode", cpu_rows.MODES)
 def test_rows_that_are_not_finite_spoil_no_other(isa, bits, mode):
   rng = np.random.default_rng(0)
-  codes, stored = codes_of(rng, bits, 9, 260)
+  codes, stored = cpu_rows.codes_of(rng, bits, 9, 260)
   codes[codes == 0] = 1
-  stored = packed(codes) if bits == 4 else codes
+  stored = cpu_rows.packed(codes) if bits == 4 else codes
   scale = np.ones((1, 9), np.float16)
   for rows in (4, 12):
-    x = rows_of(rng, rows, 260, mode)
+    x = cpu_rows.rows_of(rng, rows, 260, mode)
     whole = multiplied(x, stored, scale, bits, mode)
     x[1, 7], x[2, 259], x[3] = np.nan, np.inf, 0
     got = multiplied(x, stored, scale, bits, mode)
@@ -128,16 +102,16 @@ def test_rows_that_are_not_finite_spoil_no_other(isa, bits, mode):
 
 
 @needs_library
-@pytest.mark.parametrize("bits, mode", MODES)
+@pytest.mark.parametrize("bits, mode", cpu_rows.MODES)
 def test_denormals_count_as_zeros_or_as_they_are(isa, bits, mode):
   """In rows; scales that are denormal in float16 are not in float32."""
   rng = np.random.default_rng(0)
-  codes, stored = codes_of(rng, bits, 5, 128)
+  codes, stored = cpu_rows.codes_of(rng, bits, 5, 128)
   scale = np.full((1, 5), 6e-8, np.float16)
   x = np.full((9, 128), 1e-40, np.float32)
   x = x.astype(ml_dtypes.bfloat16) if mode == "bfloat16" else x
   assert (np.abs(multiplied(x, stored, scale, bits, mode)) <= 128 * 128 * 1e-40).all()
-  x = rows_of(rng, 9, 128, mode)
+  x = cpu_rows.rows_of(rng, 9, 128, mode)
   x[:, 5] = 1e-39
   check(multiplied(x, stored, scale, bits, mode), x, codes * scale.astype(np.float64).T, mode)
 
@@ -151,9 +125,9 @@ def test_a_row_is_the_same_whatever_is_computed_with_it(isa, bits, mode):
     return
   rng = np.random.default_rng(0)
   inputs, outputs, groups = (774, 37, 3) if bits == 8 else (4226, 6, 1)
-  x = rows_of(rng, 600, inputs, mode)
+  x = cpu_rows.rows_of(rng, 600, inputs, mode)
   if bits <= 8:
-    _, weight = codes_of(rng, bits, outputs, inputs)
+    _, weight = cpu_rows.codes_of(rng, bits, outputs, inputs)
     scale = rng.uniform(0.5, 2, (groups, outputs)).astype(np.float32)
   else:
     weight = rng.normal(size=(outputs, inputs)).astype(np.float32 if bits == 32 else ml_dtypes.bfloat16)
@@ -177,14 +151,14 @@ LARGE = 1024, 515  # inputs and outputs, of which threads share the work
 def test_calls_at_once_do_not_wait_for_each_other():
   """From two threads, each program with calls that do not depend on one another."""
   rng = np.random.default_rng(0)
-  _, stored = codes_of(rng, 8, LARGE[1], LARGE[0])
+  _, stored = cpu_rows.codes_of(rng, 8, LARGE[1], LARGE[0])
   scale = np.ones((1, LARGE[1]), np.float32)
 
   @jax.jit
   def run(x):
     return [product_lib.product(x * k, stored, scale, 8, fast=bool(k % 2)) for k in range(1, 9)]
 
-  x = rows_of(rng, 12, LARGE[0], "float32")
+  x = cpu_rows.rows_of(rng, 12, LARGE[0], "float32")
   want, found = jax.device_get(run(x)), {}
 
   def repeat(name):
@@ -205,9 +179,9 @@ def test_in_loops_and_with_donation():
   """Scan over layers, while_loop, and an argument whose memory the result may take."""
   rng = np.random.default_rng(0)
   size, layers = 96, 4
-  stored = np.stack([codes_of(rng, 4, size, size)[1] for _ in range(layers)])
+  stored = np.stack([cpu_rows.codes_of(rng, 4, size, size)[1] for _ in range(layers)])
   scale = rng.uniform(0.01, 0.02, (layers, 1, size)).astype(np.float16)
-  x = rows_of(rng, 2, size, "float32")
+  x = cpu_rows.rows_of(rng, 2, size, "float32")
 
   def layer(x, weights):
     return product_lib.product(x, *weights, 4), None
