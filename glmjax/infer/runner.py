@@ -26,7 +26,7 @@ def read(
 ) -> load.LoadedModel:
   """Reads a model from an exported or a training folder, each array straight to the devices that own it.
 
-  What was exported for CPUs is mapped where the C++ library of products is there, its parameters as programs take them.
+  What was exported for CPUs is mapped for one CPU, its parameters as programs take them.
 
   Args:
     folder: either kind.

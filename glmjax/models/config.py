@@ -13,7 +13,7 @@ ROTARY_ROUNDINGS = ("none", "half_frequencies", "half_table")
 REMATS = ("none", "dots", "full")
 DTYPES = ("float32", "bfloat16", "float16")
 KV_CACHE_DTYPES = ("int8",)
-CPU_DTYPES = ("float32", "bfloat16")  # that the C++ library of products on CPUs computes in
+CPU_DTYPES = ("float32", "bfloat16")  # that inference on one CPU computes in, weights as rows (models/output_rows.py)
 BITS = {"activation_bits": (8,), "head_bits": (8, 4)}  # of what inference may round on CPUs
 
 

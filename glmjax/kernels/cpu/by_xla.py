@@ -108,7 +108,7 @@ def _digits(
 
   # Two ways, so that digits are numbers in memory: XLA would compute them again for each output.
   digits = jax.lax.cond(is_finite_R.all(), of, of_finite, x_RI, largest_R)
-  unit_R = jnp.where(largest_R < _LEAST, 0, largest_R / most)
+  unit_R = jnp.where(largest_R < _LEAST, 0, largest_R * np.float32(1 / most))
   return digits, jnp.where(is_finite_R, unit_R, jnp.nan)
 
 
