@@ -7,6 +7,7 @@ left padding. B batch, L query length, M key length, H heads, K head dimension.
 import functools
 
 import jax
+from jax.experimental import layout
 import jax.numpy as jnp
 
 from glmjax import target as target_lib
@@ -99,6 +100,22 @@ def _dense(target: target_lib.Target, inputs: flash.Inputs) -> jax.Array:
   return dense(target, *inputs)
 
 
+def _dense_in_place(target: target_lib.Target, inputs: flash.Inputs) -> jax.Array:
+  """Computes `dense` of keys and values with slots behind heads, as a cache has them.
+
+  XLA's GPU compilers may choose another layout for a cache while a program adds tokens, and copy all of it before and
+  after; it depends on what else is in the program.
+  """
+
+  def with_slots_behind_heads(*arrays: jax.Array) -> tuple[jax.Array, ...]:
+    return tuple(layout.with_layout_constraint(x_BMHK, layout.Layout((0, 2, 1, 3))) for x_BMHK in arrays)
+
+  axes = ("batch", None, "act_heads", None)
+  run = partitioning.on_each_device(with_slots_behind_heads, (axes, axes), [axes, axes])
+  k_BMHK, v_BMHK = run(inputs.k_BMHK, inputs.v_BMHK)
+  return dense(target, *inputs._replace(k_BMHK=k_BMHK, v_BMHK=v_BMHK))
+
+
 _DENSE = registry.Implementation("XLA, dense", "all", _dense)
 _HALF_64_128 = "bfloat16 or float16, heads 64 or 128 wide"
 
@@ -133,6 +150,13 @@ DECODE = registry.Operation(
       flash.decode,
       needs=("triton",),
       fits=flash.fits_decode,
+    ),
+    registry.Implementation(
+      "XLA, dense, the cache in its own layout",
+      "rows and heads that divide over the mesh",
+      _dense_in_place,
+      needs=("gpu",),
+      fits=flash.divides_over_mesh,
     ),
     _DENSE,
   ),

@@ -49,7 +49,7 @@ def fits_decode(target: target_lib.Target, inputs: Inputs) -> bool:
   """Tells whether the GPU's kernel for one query a row takes these: as `fits_gpu`, with a cache of whole blocks, no
   dropout.
   """
-  whole = inputs.k_BMHK.shape[1] % flash_gpu.DECODE_BLOCK == 0 and _divides_over_mesh(target, inputs)
+  whole = inputs.k_BMHK.shape[1] % flash_gpu.DECODE_BLOCK == 0 and divides_over_mesh(target, inputs)
   return inputs.dropout is None and _half_64_128(inputs) and whole
 
 
@@ -61,10 +61,11 @@ def _half_64_128(inputs: Inputs) -> bool:
 def _divides(target: target_lib.Target, block: int, inputs: Inputs) -> bool:
   """Tells whether each device has whole blocks of queries, and keys are whole blocks."""
   whole_queries = inputs.q_BLHK.shape[1] % (target.split("length") * block) == 0
-  return inputs.k_BMHK.shape[1] % block == 0 and whole_queries and _divides_over_mesh(target, inputs)
+  return inputs.k_BMHK.shape[1] % block == 0 and whole_queries and divides_over_mesh(target, inputs)
 
 
-def _divides_over_mesh(target: target_lib.Target, inputs: Inputs) -> bool:
+def divides_over_mesh(target: target_lib.Target, inputs: Inputs) -> bool:
+  """Tells whether each device has as many rows and heads as the others."""
   rows, _, heads, _ = inputs.q_BLHK.shape
   return rows % target.split("batch") == 0 and heads % target.split("act_heads") == 0
 

@@ -7,13 +7,18 @@ XLA's CPU makes a float copy of all the weights of a product. Taking a block of 
 copy in the cache: at 4096 x 4096 and one row INT8 takes 3 ms instead of 94 on two cores; at 128 rows it is no
 slower than float.
 
+XLA's GPU compilers write such a copy for each product too, of one row in float32. For few rows a sum over multiplied
+elements takes its place, a loop over the codes in which they become floats in registers.
+
 Codes are int8 [inputs, outputs], in any number of axes each, in INT4 two in a byte along the last input axis.
 """
 
 import functools
 import math
+from collections.abc import Callable
 
 import jax
+from jax.experimental import layout
 import jax.numpy as jnp
 
 from glmjax import target as target_lib
@@ -23,6 +28,12 @@ from glmjax.kernels import registry
 from glmjax.parallel import partitioning
 
 _BLOCK = 128  # inputs (INT4: bytes) at a time on a CPU; 64 to 256 are much alike
+# Rows of a product that are summed on a GPU. Two share a loop: by the bytes that compiled steps of ChatGLM-6B and
+# GLM-130B move, eight read the codes less often than a float copy costs, ten in INT8 more often (docs/hardware.md).
+_MOST_SUMMED = 8
+# What sums are split for: so many of them at a time, each of so many rows of codes at least. With fewer, XLA takes
+# multiplying into memory and summing from there to be faster.
+_SUMS, _LEAST_ROWS = 2**16, 64
 
 Axes = tuple[str | None, ...]  # the logical axes of a weight
 
@@ -32,26 +43,26 @@ def halves(codes: jax.Array) -> tuple[jax.Array, jax.Array]:
   return codes >> 4, (codes << 4) >> 4
 
 
-def _few_rows_fit(
-  target: target_lib.Target, spec: str, x: jax.Array, codes: jax.Array, bits: int, num_inputs: int, axes: Axes | None
-) -> bool:
-  """Tells whether the kernel for few rows fits: half precision, sizes that divide, and a mesh that splits nothing but
-  the weights, each device its own part.
-  """
-  del spec
-  parts = [target.split(axis) for axis in axes] if axes else [1] * codes.ndim
-  if x.dtype not in (jnp.bfloat16, jnp.float16) or target.split("batch") > 1 or math.prod(parts) != target.devices:
-    return False
-  sizes = [size // part for size, part in zip(codes.shape, parts)]
-  rows = math.prod(x.shape[: x.ndim - num_inputs])
-  return matmul_gpu.fits(rows, math.prod(sizes[:num_inputs]), math.prod(sizes[num_inputs:]), bits)
+def _splits_weights_alone(target: target_lib.Target, codes: jax.Array, axes: Axes | None) -> bool:
+  """Tells whether each device has its own part of the weights, and all rows."""
+  return target.split("batch") == 1 and math.prod(_parts(target, codes, axes)) == target.devices
 
 
-def _few_rows(
-  target: target_lib.Target, spec: str, x: jax.Array, codes: jax.Array, bits: int, num_inputs: int, axes: Axes | None
+def _parts(target: target_lib.Target, codes: jax.Array, axes: Axes | None) -> list[int]:
+  """Says into how many parts the mesh splits each axis of the codes."""
+  return [target.split(axis) if axis else 1 for axis in axes] if axes else [1] * codes.ndim
+
+
+def _on_parts(
+  product: Callable[[jax.Array, jax.Array, int], jax.Array],
+  target: target_lib.Target,
+  x: jax.Array,
+  codes: jax.Array,
+  bits: int,
+  num_inputs: int,
+  axes: Axes | None,
 ) -> jax.Array:
-  """Multiplies by the GPU's kernel, each device its part of the weights."""
-  del spec
+  """Computes x_RI @ codes by `product`, of (x_RI, values, bits), each device with its part of the weights."""
   leading = x.ndim - num_inputs
   axes = axes or (None,) * codes.ndim
   split_inputs = [axis for axis in axes[:num_inputs] if axis and target.split(axis) > 1]
@@ -59,7 +70,7 @@ def _few_rows(
   def run(x: jax.Array, codes: jax.Array) -> jax.Array:
     outputs = codes.shape[num_inputs:]
     flat = codes.reshape(-1, math.prod(outputs))
-    sums = matmul_gpu.product(x.reshape(-1, flat.shape[0] * 8 // bits), flat, bits)
+    sums = product(x.reshape(-1, flat.shape[0] * 8 // bits), flat, bits)
     sums = sums.reshape(*x.shape[:leading], *outputs)
     for axis in split_inputs:
       sums = jax.lax.psum(sums, partitioning.mesh_axes(axis))
@@ -68,6 +79,67 @@ def _few_rows(
   rows = (None,) * leading
   inputs = (*rows, *axes[:num_inputs]), axes
   return partitioning.on_each_device(run, inputs, (*rows, *axes[num_inputs:]))(x, codes)
+
+
+def _kernel_fits(
+  target: target_lib.Target, spec: str, x: jax.Array, codes: jax.Array, bits: int, num_inputs: int, axes: Axes | None
+) -> bool:
+  """Tells whether the kernel for few rows fits: half precision, sizes that divide, and a mesh that splits nothing but
+  the weights.
+  """
+  del spec
+  if x.dtype not in (jnp.bfloat16, jnp.float16) or not _splits_weights_alone(target, codes, axes):
+    return False
+  sizes = [size // part for size, part in zip(codes.shape, _parts(target, codes, axes))]
+  rows = math.prod(x.shape[: x.ndim - num_inputs])
+  return matmul_gpu.fits(rows, math.prod(sizes[:num_inputs]), math.prod(sizes[num_inputs:]), bits)
+
+
+def _by_kernel(
+  target: target_lib.Target, spec: str, x: jax.Array, codes: jax.Array, bits: int, num_inputs: int, axes: Axes | None
+) -> jax.Array:
+  """Multiplies by the GPU's kernel."""
+  del spec
+  return _on_parts(matmul_gpu.product, target, x, codes, bits, num_inputs, axes)
+
+
+def _sums_fit(
+  target: target_lib.Target, spec: str, x: jax.Array, codes: jax.Array, bits: int, num_inputs: int, axes: Axes | None
+) -> bool:
+  """Tells whether sums of multiplied elements move less than a product with a float copy."""
+  del spec, bits
+  rows = math.prod(x.shape[: x.ndim - num_inputs])
+  return rows <= _MOST_SUMMED and _splits_weights_alone(target, codes, axes)
+
+
+def _as_sums(
+  target: target_lib.Target, spec: str, x: jax.Array, codes: jax.Array, bits: int, num_inputs: int, axes: Axes | None
+) -> jax.Array:
+  """Sums multiplied elements."""
+  del spec
+  return _on_parts(_summed, target, x, codes, bits, num_inputs, axes)
+
+
+def _summed(x_RI: jax.Array, values: jax.Array, bits: int) -> jax.Array:
+  """Returns x @ codes, float32 [R, O], by sums over parts of the inputs; values are int8 [I, O], or INT4 pairs along I.
+
+  Layouts are given: XLA may sum over the last axis instead, and keep a transposed copy of the values for that; and it
+  would make one sum of a part's and the parts'.
+  """
+  rows, outputs = values.shape
+  parts = 1
+  while parts * outputs < _SUMS and rows % (2 * parts * _LEAST_ROWS) == 0:
+    parts *= 2
+  values_SIO = _in_order(values.reshape(parts, -1, outputs))
+  codes = [code.astype(jnp.float32) for code in ((values_SIO,) if bits == 8 else halves(values_SIO))]
+  x_RSIP = x_RI.astype(jnp.float32).reshape(len(x_RI), parts, -1, len(codes))
+  sums_SO = [sum(x_SIP[..., p, None] * code for p, code in enumerate(codes)).sum(1) for x_SIP in x_RSIP]
+  return jnp.stack([_in_order(x_SO).sum(0) for x_SO in sums_SO])
+
+
+def _in_order(x: jax.Array) -> jax.Array:
+  """Returns x, the last axis side by side in memory."""
+  return layout.with_layout_constraint(x, layout.Layout(tuple(range(x.ndim))))
 
 
 def _even_odd(x: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
@@ -134,9 +206,16 @@ PRODUCT = registry.Operation(
     registry.Implementation(
       "Pallas Triton, codes to floats in registers",
       f"up to {matmul_gpu.MOST_ROWS} rows of bfloat16 or float16, whole blocks, a mesh that splits weights alone",
-      _few_rows,
+      _by_kernel,
       needs=("triton",),
-      fits=_few_rows_fit,
+      fits=_kernel_fits,
+    ),
+    registry.Implementation(
+      "XLA, sums of multiplied elements",
+      f"up to {_MOST_SUMMED} rows, a mesh that splits weights alone",
+      _as_sums,
+      needs=("gpu",),
+      fits=_sums_fit,
     ),
     registry.Implementation(
       "XLA, a block of inputs at a time", "inputs that divide", _by_blocks, needs=("cpu",), fits=_fit_blocks

@@ -155,6 +155,27 @@ def test_one_query_over_the_cache(keys):
   np.testing.assert_allclose(got, attention.dense(HERE, q, k, v, start, end), atol=1e-5)
 
 
+@pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 devices")
+def test_one_query_over_the_cache_in_its_own_layout():
+  """Without the kernel, on a mesh: dense attention, of which no device needs another's keys."""
+  q, k, v, _ = draw(2, 1, 32, 4, 16)
+  start, end = jnp.zeros((2, 1), jnp.int32), jnp.array([[7], [32]], jnp.int32)
+  mesh = mesh_lib.make_mesh(mesh_lib.MeshConfig(data=2, tensor=4))
+  with partitioning.use(mesh):
+    target = dataclasses.replace(partitioning.target(), platform="gpu", features=frozenset({"gpu"}))
+    way = attention.DECODE.choose(target, flash.Inputs(q, k, v, start, end))
+    assert way.needs == ("gpu",)
+    split = jax.NamedSharding(mesh, jax.P("data", None, "tensor", None))
+    compiled = (
+      jax.jit(lambda *x: way.run(target, flash.Inputs(*x)), out_shardings=split)
+      .lower(*(jax.device_put(x, split) for x in (q, k, v)), start, end)
+      .compile()
+    )
+    got = compiled(*(jax.device_put(x, split) for x in (q, k, v)), start, end)
+  np.testing.assert_allclose(got, attention.dense(HERE, q, k, v, start, end), atol=1e-5)
+  assert not collectives.of(hlo.read(compiled.as_text()), mesh)
+
+
 @pytest.mark.parametrize("kernels", [flash_gpu, flash_tpu])
 def test_blocks_that_no_query_sees_are_not_read(monkeypatch, kernels: ModuleType):
   """A key of NaN behind the diagonal changes nothing, and its gradient is zero."""

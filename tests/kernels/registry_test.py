@@ -1,5 +1,6 @@
 """How an implementation is chosen for a target."""
 
+import dataclasses
 import types
 
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ KINDS = {
   "cpu": ("cpu", "cpu"),
   "h100": ("gpu", "NVIDIA H100 80GB HBM3"),
   "v100": ("gpu", "Tesla V100-SXM2-16GB"),
+  "rtx2080ti": ("gpu", "NVIDIA GeForce RTX 2080 Ti"),
   "v5e": ("tpu", "TPU v5 lite"),
   "v3": ("tpu", "TPU v3"),
 }
@@ -88,7 +90,9 @@ def test_a_prefix_is_dense_and_one_query_has_a_kernel_of_its_own():
   arguments = heads(1, 256, 64, "bfloat16")
   prefix = (jnp.zeros((4, 3, 64)),) * 2
   assert chosen(attention.DECODE, target("h100"), arguments) == ("triton",)
-  assert chosen(attention.DECODE, target("h100"), arguments._replace(prefix=prefix)) == ()
+  assert chosen(attention.DECODE, target("h100"), arguments._replace(prefix=prefix)) == ("gpu",)
+  assert chosen(attention.DECODE, target("v100"), arguments) == ("gpu",)
+  assert chosen(attention.DECODE, target("v100", act_heads=8), arguments) == ()
   assert chosen(attention.ATTENTION, target("h100"), heads(256, 256, 64, "bfloat16")._replace(prefix=prefix)) == ()
 
 
@@ -96,10 +100,30 @@ def test_quantized_products():
   x, codes = jnp.zeros((2, 1, 256), "bfloat16"), jnp.zeros((256, 128), jnp.int8)
   arguments = ("BLF,FD->BLD", x, codes, 8, 1, None)
   assert chosen(quantized.PRODUCT, target("h100"), *arguments) == ("triton",)
-  assert chosen(quantized.PRODUCT, target("v100"), *arguments) == ()
   assert chosen(quantized.PRODUCT, target("cpu"), *arguments) == ("cpu",)
   many = ("BLF,FD->BLD", jnp.zeros((2, 9, 256), "bfloat16"), codes, 8, 1, None)
   assert chosen(quantized.PRODUCT, target("h100"), *many) == ()
+
+
+@pytest.mark.parametrize("name", ["v100", "rtx2080ti"])
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_quantized_products_without_triton(name: str, dtype: str):
+  """Few rows, as decoding has, are sums; a prompt's rows, and rows that the mesh splits, are XLA's products."""
+  codes, axes = jnp.zeros((256, 128), jnp.int8), ("mlp", "embed")
+
+  def needs(rows: tuple[int, int], **parts: int) -> tuple[str, ...]:
+    x, devices = jnp.zeros((*rows, 256), dtype), dataclasses.replace(target(name, **parts), devices=4 if parts else 1)
+    return chosen(quantized.PRODUCT, devices, "BLF,FD->BLD", x, codes, 8, 1, axes if parts else None)
+
+  assert needs((1, 1)) == needs((8, 1)) == needs((2, 4)) == ("gpu",)
+  assert needs((9, 1)) == needs((1, 2048)) == ()
+  assert needs((1, 1), mlp=4) == needs((1, 1), embed=4) == ("gpu",)
+  assert needs((4, 1), batch=4) == needs((4, 1), heads=4) == ()
+
+
+def test_what_the_kernel_does_not_take_is_summed():
+  x, codes = jnp.zeros((2, 1, 256), "float32"), jnp.zeros((256, 128), jnp.int8)
+  assert chosen(quantized.PRODUCT, target("h100"), "BLF,FD->BLD", x, codes, 8, 1, None) == ("gpu",)
 
 
 def test_without_the_compiler_there_is_still_a_way(monkeypatch):

@@ -48,6 +48,25 @@ def test_gpus():
   assert found["tokens_per_second"] > 0 and found["memory"]["kv_cache"] == 2 * 2 * 2048 * 256 * 2 // 4
 
 
+@pytest.mark.parametrize("bits, target, devices", [(8, "v100-32", 1), (4, "rtx2080ti", 1), (4, "rtx2080ti", 8)])
+def test_gpus_without_triton_decode_without_copies(bits: int, target: str, devices: int):
+  """Neither of weights, in floats or with another layout, nor of the cache: besides XLA's workspace for the head's
+  product, of 4 MiB, temporaries are smaller than any of these.
+  """
+  needs("jax_plugins")
+  found = plan(
+    "glm_130b_int4_rtx2080ti_8",
+    f"--target={target}:{devices}",
+    f"--gin.TENSOR={devices}",
+    f"--gin.glmjax.plan.programs.Decode.bits={bits}",
+    "--gin.glmjax.models.config.GLMConfig.embed_dim=4096",
+    "--gin.glmjax.models.config.GLMConfig.mlp_dim=4096",
+  )
+  codes, values = 4096 * 4096 * bits // 8 // devices, 2048 * 4096 * 2 // devices
+  assert found["memory"]["temporaries"] - 2**22 < min(codes, values), found["memory"]
+  assert found["memory_seconds"] * 616e9 < 3 * (found["memory"]["parameters"] + found["memory"]["kv_cache"])
+
+
 def test_tpus():
   needs("libtpu")
   found = plan(

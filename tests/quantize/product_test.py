@@ -165,14 +165,66 @@ def test_gpu_kernel_for_few_rows(bits: int, inputs: int, outputs: int, rows: int
   np.testing.assert_array_equal(got, np.asarray(x) @ np.asarray(qarray.codes(q), np.float32))
 
 
-@pytest.mark.skipif(jax.device_count() < 4, reason="needs four devices")
-@pytest.mark.parametrize(
+_GPU = frozenset({"gpu"})  # features of one that Triton does not serve
+
+
+@pytest.mark.parametrize("spec, shape, axes", _KERNELS)
+@pytest.mark.parametrize("rows", [(1, 1), (4, 2)])
+@pytest.mark.parametrize("bits", qarray.BITS)
+def test_sums_are_the_products(
+  bits: int, rows: tuple[int, int], spec: str, shape: tuple[int, ...], axes: tuple[int, ...]
+):
+  """Of whole numbers, whose sums are exact in any order."""
+  q = qarray.quantize(jax.random.normal(jax.random.key(1), shape), bits, axes)
+  x = jnp.round(8 * jax.random.normal(jax.random.key(0), (*rows, *shape[: len(axes)]))).astype(jnp.float16)
+  target = dataclasses.replace(partitioning.target(), platform="gpu", features=_GPU)
+  way = quantized.PRODUCT.choose(target, spec, x, q.values, bits, len(axes), None)
+  assert way.needs == ("gpu",)
+  got = jax.jit(lambda x, codes: way.run(target, spec, x, codes, bits, len(axes), None))(x, q.values)
+  want = jnp.einsum(spec, x, qarray.codes(q), preferred_element_type=jnp.float32)
+  assert got.dtype == jnp.float32
+  np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("bits", qarray.BITS)
+def test_sums_of_a_stack_of_layers(bits: int):
+  x, w = jax.random.normal(jax.random.key(0), (1, 3, 64)), jax.random.normal(jax.random.key(1), (5, 64, 12))
+  stacked = jax.vmap(lambda w: qarray.quantize(w, bits, (0,)))(w)
+  target = dataclasses.replace(partitioning.target(), platform="gpu", features=_GPU)
+  mapped = jax.vmap(lambda q: q.product(target, "BLF,FD->BLD", x))(stacked)
+  _, scanned = jax.jit(lambda: jax.lax.scan(lambda _, q: (None, q.product(target, "BLF,FD->BLD", x)), None, stacked))()
+  for got in (mapped, scanned):
+    np.testing.assert_allclose(got, jnp.einsum("BLF,NFD->NBLD", x, qarray.dequantize(stacked)), atol=1e-4)
+
+
+_SPLIT = pytest.mark.parametrize(
   "spec, shape, axes, names",
   [
     ("BLD,DTHK->BLTHK", (256, 3, 8, 64), (0,), ("embed", "qkv", "heads", "kv")),  # outputs split
     ("BLHK,HKD->BLD", (8, 128, 256), (0, 1), ("heads", "kv", "embed")),
   ],
 )  # inputs split: the devices' sums are added
+
+
+@pytest.mark.skipif(jax.device_count() < 4, reason="needs four devices")
+@_SPLIT
+@pytest.mark.parametrize("bits", qarray.BITS)
+def test_sums_on_a_mesh(bits: int, spec: str, shape: tuple[int, ...], axes: tuple[int, ...], names: tuple[str, ...]):
+  rng = np.random.default_rng(0)
+  q = qarray.quantize(jnp.asarray(rng.standard_normal(shape), jnp.float32), bits, axes)
+  x = jnp.asarray(rng.integers(-8, 8, (3, 1, *shape[: len(axes)])), jnp.float16)
+  mesh = mesh_lib.make_mesh(mesh_lib.MeshConfig(data=1, tensor=4), jax.devices()[:4])
+  with partitioning.use(mesh):
+    target = dataclasses.replace(partitioning.target(), platform="gpu", features=_GPU)
+    way = quantized.PRODUCT.choose(target, spec, x, q.values, bits, len(axes), names)
+    assert way.needs == ("gpu",)
+    got = jax.jit(lambda x, codes: way.run(target, spec, x, codes, bits, len(axes), names))(x, q.values)
+  want = jnp.einsum(spec, x, qarray.codes(q), preferred_element_type=jnp.float32)
+  np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.skipif(jax.device_count() < 4, reason="needs four devices")
+@_SPLIT
 @pytest.mark.parametrize("bits", qarray.BITS)
 def test_few_rows_on_a_mesh(
   monkeypatch, bits: int, spec: str, shape: tuple[int, ...], axes: tuple[int, ...], names: tuple[str, ...]
