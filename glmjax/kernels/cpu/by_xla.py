@@ -63,7 +63,7 @@ def float_product(x_RI: jax.Array, weight_OI: jax.Array) -> jax.Array:
   def of(block: jax.Array) -> jax.Array:
     return _dot(_two(x_RI), _floats(block, dtype))
 
-  return _by_blocks(of, weight_OI, weight_OI.shape[1])[: len(x_RI)]
+  return _by_blocks(of, x_RI, weight_OI, weight_OI.shape[1])[: len(x_RI)]
 
 
 def _floats(weight: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
@@ -167,7 +167,7 @@ def _sums_of_codes(parts: tuple[jax.Array, ...], weight: jax.Array, groups: int,
     sums = [sum(_dot(x[:, g], c[:, g]) for x, c in zip(grouped, codes)) for g in range(groups)]
     return jnp.stack(sums, 1)
 
-  found = _by_blocks(of, weight, weight.shape[1] * 8 // bits)
+  found = _by_blocks(of, rows[0], weight, weight.shape[1] * 8 // bits)
   return found[: math.prod(leading)].reshape(*leading, groups, len(weight))
 
 
@@ -176,8 +176,8 @@ def _scaled(sums_RGO: jax.Array, scale_GO: jax.Array) -> jax.Array:
   return sum(sums_RGO[:, g] * scale_GO[g].astype(jnp.float32) for g in range(len(scale_GO)))
 
 
-def _by_blocks(of: Callable[[jax.Array], jax.Array], weight: jax.Array, inputs: int) -> jax.Array:
-  """Returns of(weight) for a function of rows of the weight that gives [..., O], computed of some at a time.
+def _by_blocks(of: Callable[[jax.Array], jax.Array], x: jax.Array, weight: jax.Array, inputs: int) -> jax.Array:
+  """Returns of(weight) for a function of x and of rows of the weight that gives [..., O], computed of some at a time.
 
   The last of them are computed with some of those before, so that all blocks are alike.
   """
@@ -191,4 +191,6 @@ def _by_blocks(of: Callable[[jax.Array], jax.Array], weight: jax.Array, inputs: 
     block = of(jax.lax.dynamic_slice_in_dim(weight, first, size))
     return jax.lax.dynamic_update_slice_in_dim(found, block, first, found.ndim - 1)
 
-  return jax.lax.fori_loop(0, -(-outputs // size), add, jnp.zeros((*like.shape[:-1], outputs), like.dtype))
+  # Any number will do, but one of x: XLA would make all layers' constants first, and keep them.
+  begin = jnp.full((*like.shape[:-1], outputs), x.ravel()[0].astype(like.dtype))
+  return jax.lax.fori_loop(0, -(-outputs // size), add, begin)
