@@ -76,7 +76,7 @@ class Target:
 
   @property
   def is_one_cpu(self) -> bool:
-    """Whether it is one CPU device, for which weights lie as rows (models/output_rows.py)."""
+    """Whether it is one CPU device, for which weights of inference lie as rows (models/output_rows.py)."""
     return self.devices == 1 and self.platform == "cpu"
 
   def split(self, axis: str) -> int:
