@@ -1,12 +1,12 @@
-"""The CPU library's products beside the speed of memory and XLA's own way, on ChatGLM-6B's shapes.
+"""The CPU library's products beside the speed of memory and what XLA alone makes of them, on ChatGLM-6B's shapes.
 
   python benchmarks/cpu_products.py --out benchmarks/results/cpu_products.json
 
 A layer's four kernels and the head in one program, each product's rows taken from the one before; above 16 rows without
 the head, which prefill needs for one row. The weights are many times the caches. Gigabytes of weights a second, and
 thousand millions of operations (two for each weight and row): medians of turns that the library and XLA take one after
-the other, of quiet ones where there are any (decode.py). XLA's way with codes is glmjax.kernels.quantized's, which the
-library stands in for; with floats, einsum. The speed of memory is that of summing a gigabyte by as many threads.
+the other, of quiet ones where there are any (decode.py). XLA's way is that of an installation without the library. The
+speed of memory is that of summing a gigabyte by as many threads.
 """
 
 import argparse
@@ -19,6 +19,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
@@ -29,12 +30,11 @@ import jax.numpy as jnp  # noqa: E402
 import loader  # noqa: E402
 import numpy as np  # noqa: E402
 
-from glmjax import target as target_lib  # noqa: E402
-from glmjax.kernels import quantized  # noqa: E402
+from glmjax.kernels.cpu import by_xla  # noqa: E402
 from glmjax.kernels.cpu import library  # noqa: E402
 from glmjax.kernels.cpu import product as product_lib  # noqa: E402
 
-HERE = target_lib.Target.of(jax.devices("cpu")[0])
+WAYS = {"library": product_lib, "xla": by_xla}
 LAYER = ((12_288, 4_096), (4_096, 4_096), (16_384, 4_096), (4_096, 16_384))  # outputs, inputs
 HEAD = (130_528, 4_096)
 MOST_ROWS_WITH_HEAD = 16
@@ -80,15 +80,14 @@ def main() -> None:
 def measure(kind: str, rows: list[int], turns: int) -> dict[str, Any]:
   """Measures one kind at each number of rows, the library, XLA and memory in turns."""
   bits, dtype, fast = KINDS[kind]
-  weights = {"library": library_weights(bits)}
-  weights["xla"] = weights["library"] if bits > 8 else xla_weights(bits)
-  runs = {"library": functools.partial(by_library, bits, fast), "xla": functools.partial(by_xla, bits)}
+  weights = [random_weight(bits, outputs, inputs) for outputs, inputs in (*LAYER, HEAD)]
+  runs = {name: functools.partial(multiplied, way, bits, fast) for name, way in WAYS.items()}
   found: dict[str, Any] = {}
   for count in rows:
     shapes = shapes_of(count)
     x = jax.random.normal(jax.random.key(0), (count, LAYER[0][1]), dtype)
     ways = {
-      way: functools.partial(seconds_of, jax.jit(functools.partial(chain, run)), x, weights[way][: len(shapes)])
+      way: functools.partial(seconds_of, jax.jit(functools.partial(chain, run)), x, weights[: len(shapes)])
       for way, run in runs.items()
     }
     if count == 1:
@@ -150,45 +149,29 @@ def shapes_of(rows: int) -> tuple[tuple[int, int], ...]:
 
 
 def chain(run: Callable[..., jax.Array], x: jax.Array, weights: list[Any]) -> jax.Array:
-  """Multiplies by one weight after another: each takes as many outputs of the one before as it has inputs."""
+  """Multiplies by one weight after another: each takes as many outputs of the one before as it has inputs; all are
+  computed.
+  """
   inputs = [shape[1] for shape in shapes_of(x.shape[0])]
   y = x
   for number, weight in zip(inputs, weights):
-    y = run(y[:, :number].astype(x.dtype), weight)
+    y = jax.lax.optimization_barrier(run(y[:, :number].astype(x.dtype), weight))
   return y
 
 
-def library_weights(bits: int) -> list[Any]:
-  """Makes weights [outputs, inputs] whose products keep the rows' size; codes come with their scales."""
-  return [random_weight(bits, outputs, inputs, (outputs, inputs * bits // 8)) for outputs, inputs in (*LAYER, HEAD)]
-
-
-def xla_weights(bits: int) -> list[Any]:
-  """Makes codes as quantized.py takes them, [inputs, outputs]."""
-  return [random_weight(bits, outputs, inputs, (inputs * bits // 8, outputs)) for outputs, inputs in (*LAYER, HEAD)]
-
-
-def random_weight(bits: int, outputs: int, inputs: int, stored: tuple[int, int]) -> Any:
+def random_weight(bits: int, outputs: int, inputs: int) -> tuple[jax.Array, ...]:
+  """Makes a weight whose product keeps the rows' size: floats, bfloat16 as its bits, or codes and their scales."""
   rng = np.random.default_rng(0)
   if bits > 8:
     weight = rng.standard_normal((outputs, inputs), np.float32) / np.sqrt(inputs)
-    return jnp.asarray(weight, jnp.float32 if bits == 32 else jnp.bfloat16)
-  codes = rng.integers(-128, 128, stored, np.int8)
+    return (jnp.asarray(weight if bits == 32 else weight.astype(jnp.bfloat16).view(np.uint16)),)
+  codes = rng.integers(-128, 128, (outputs, inputs * bits // 8), np.int8)
   spread = 4.6 if bits == 4 else 74  # of codes that are all alike likely
   return jnp.asarray(codes), jnp.full((1, outputs), 1 / (spread * np.sqrt(inputs)), jnp.float16)
 
 
-def by_library(bits: int, fast: bool, x: jax.Array, weight: Any) -> jax.Array:
-  if bits > 8:
-    return product_lib.float_product(x, weight)
-  return product_lib.product(x, *weight, bits, fast)
-
-
-def by_xla(bits: int, x: jax.Array, weight: Any) -> jax.Array:
-  if bits > 8:
-    return jnp.einsum("RI,OI->RO", x, weight, preferred_element_type=jnp.float32)
-  codes, scale = weight
-  return quantized.PRODUCT.run(HERE, "RI,IO->RO", x, codes, bits, 1, None) * scale.astype(jnp.float32)
+def multiplied(way: ModuleType, bits: int, fast: bool, x: jax.Array, weight: tuple[jax.Array, ...]) -> jax.Array:
+  return way.float_product(x, *weight) if bits > 8 else way.product(x, *weight, bits, fast)
 
 
 if __name__ == "__main__":

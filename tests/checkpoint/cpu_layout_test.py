@@ -112,9 +112,11 @@ def test_in_another_precision(folders, kind, precision):
 def test_without_the_library_and_on_a_mesh(folders, kind, monkeypatch):
   plain, cpu = folders[kind]
   monkeypatch.setenv(library.ISA, "none")
+  jax.clear_caches()  # of programs that go on with the library
   np.testing.assert_array_equal(logits(cpu), logits(plain))
   if kind[0] == "tied":
     np.testing.assert_array_equal(logits(cpu, "tensor=2"), logits(plain, "tensor=2"))
+  jax.clear_caches()
 
 
 @pytest.mark.parametrize("kind", KINDS)

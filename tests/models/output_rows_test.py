@@ -1,5 +1,6 @@
 """Weights as rows of inputs, for the C++ library of products on CPUs and for XLA alone."""
 
+from collections.abc import Iterator
 import copy
 import dataclasses
 
@@ -15,6 +16,7 @@ from glmjax.infer import placement
 from glmjax.infer import prompt
 from glmjax.infer import runner
 from glmjax.infer import sampling
+from glmjax.kernels.cpu import by_xla
 from glmjax.kernels.cpu import library
 from glmjax.models import config as config_lib
 from glmjax.models import glm
@@ -29,13 +31,21 @@ CONFIG = config_lib.GLMConfig(vocab_size=96, num_layers=2, embed_dim=64, num_hea
 KINDS = [(None, None), (8, None), (8, 8), (4, None), (4, 8)]  # bits of weights and of activations
 
 
-@pytest.fixture(params=["library", "XLA alone"])
-def way(request, monkeypatch) -> str:
-  if request.param == "XLA alone":
-    monkeypatch.setenv(library.ISA, "none")
-  elif not THERE:
-    pytest.skip(library.status().words)
-  return request.param
+@pytest.fixture(params=["library", "XLA alone"], scope="module")
+def way(request) -> Iterator[str]:
+  with pytest.MonkeyPatch.context() as monkeypatch:
+    if request.param == "XLA alone":
+      alone(monkeypatch)
+    elif not THERE:
+      pytest.skip(library.status().words)
+    yield request.param
+  jax.clear_caches()
+
+
+def alone(monkeypatch) -> None:
+  """Does without the library from here on; programs of before would go on with it."""
+  monkeypatch.setenv(library.ISA, "none")
+  jax.clear_caches()
 
 
 def parameters(config: config_lib.GLMConfig, bits: int | None) -> dict:
@@ -87,12 +97,13 @@ def test_a_model_says_the_same_with_the_library_and_without(monkeypatch, bits, a
   model = runner.Runner(config, params)
   assert isinstance(model.params["layers_0"]["mlp"]["wi"]["kernel"], output_rows.OutputRows)
   found = logits(model)
-  monkeypatch.setenv(library.ISA, "none")
+  alone(monkeypatch)
   expected = logits(model)
   assert np.abs(found - expected).max() < (1e-4 if activation_bits is None else 0.02) * expected.std()
   if activation_bits is not None:
     exact = logits(runner.Runner(dataclasses.replace(config, activation_bits=None), params))
     assert 1e-3 < np.abs(found - exact).max() / exact.std() < 0.1
+  jax.clear_caches()
 
 
 @pytest.mark.parametrize("bits", [None, 8, 4])
@@ -132,7 +143,8 @@ def test_a_tied_head_is_the_table_itself(way, dtype):
 
 
 @pytest.mark.parametrize("bits", [None, 8, 4])
-def test_a_step_in_half_precision_makes_no_floats_of_weights(way, bits):
+def test_a_step_in_half_precision_makes_no_floats_of_weights(monkeypatch, way, bits):
+  monkeypatch.setattr(by_xla, "_BLOCK", 2**12)
   config = dataclasses.replace(CONFIG, vocab_size=2048, embed_dim=128, mlp_dim=256, dtype="bfloat16")
   model = runner.Runner(config, parameters(config, bits))
   arguments = (
