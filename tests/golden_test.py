@@ -21,6 +21,7 @@ from glmjax.infer import engine
 from glmjax.infer import prompt
 from glmjax.infer import sampling
 from glmjax.infer import score
+from glmjax.infer import scoring
 from glmjax.models import glm
 from glmjax.models import kv_cache
 from glmjax.parallel import partitioning
@@ -389,7 +390,7 @@ def test_multiple_choice_scores(mesh: str | None):
       answer = get(f"choice_{question}_{choice}").tolist()
       rows.append(score.target_row(context, answer, specials, positions_lib.ROTARY))
       expected.append(log_prob)
-  scores = score.score_rows(golden_models.runner("glm130b_tiny", mesh), rows, pad=0)
+  scores = scoring.score_rows(golden_models.runner("glm130b_tiny", mesh), rows, pad=0)
   golden_models.close("glm130b_tiny", "scores of choices", [s.total for s in scores], expected, TOLERANCE)
 
 
@@ -438,7 +439,7 @@ def test_language_model_scores(mesh: str | None):
       [row.prompt.tokens, row.prompt.positions[0].tolist(), list(row.targets)],
       [tokens.tolist(), positions.tolist(), targets[-count:].tolist()],
     )
-  scores = score.score_rows(golden_models.runner("glm130b_tiny", mesh), rows, pad=0)
+  scores = scoring.score_rows(golden_models.runner("glm130b_tiny", mesh), rows, pad=0)
   golden_models.close(
     "glm130b_tiny", "scores of text", [-s.total for s in scores[: len(counts)]], get("calculate_loss"), rtol=1e-5
   )
@@ -495,7 +496,9 @@ def test_beam_search_of_the_table_model():
       kw.get("min_gen_length", 0),
       kw["consider_end"],
     )
-    searches = [beam_lib.Search(settings, context, case["end_tokens"], suppressed) for context in case["context"]]
+    searches = [
+      beam_lib.Search(settings, context, beam_lib.Ids(case["end_tokens"], 0, suppressed)) for context in case["context"]
+    ]
     for step in case["steps"]:
       for i, search in enumerate(searches):
         search.advance(np.stack([arrays["T"][beam[-1]] + arrays["P"][len(beam) - 1] for beam in search.live]))
@@ -533,8 +536,7 @@ def test_beam_generation_glm130b(case: str, mesh: str | None):
     prompts,
     expected.shape[2],
     beam_lib.BeamSearch(expected.shape[1], no_repeat_ngram=2),
-    (specials.eop, specials.eos),
-    pad=0,
+    beam_lib.Ids((specials.eop, specials.eos), pad=0),
   )
   for row, (found, prompt_) in enumerate(zip(beams, prompts)):
     for beam, tokens in zip(found, expected[row], strict=True):

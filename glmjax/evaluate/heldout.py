@@ -29,6 +29,7 @@ from glmjax.evaluate import windows
 from glmjax.infer import placement
 from glmjax.infer import runner
 from glmjax.infer import score
+from glmjax.infer import scoring
 from glmjax.infer import vocabulary
 from glmjax.parallel import distributed
 from glmjax.parallel import mesh as mesh_lib
@@ -185,7 +186,7 @@ def _score(model: runner.Runner, rows: list[score.Row], tokenizer: vocabulary.To
   silent = not distributed.is_first()
   with progress.bar(total=total, unit=" tokens", unit_scale=True, desc="evaluate", disable=silent) as bar:
     unguessed = vocabulary.not_text(tokenizer, model.config.vocab_size)
-    return score.score_rows(model, rows, tokenizer.specials.pad, progress=bar.update, unguessed=unguessed)
+    return scoring.score_rows(model, rows, tokenizer.specials.pad, progress=bar.update, unguessed=unguessed)
 
 
 def text_tasks(cache: shards.TokenCache) -> dict[str, str]:

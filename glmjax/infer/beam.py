@@ -51,19 +51,27 @@ class Beam:
   score: float
 
 
+@dataclasses.dataclass(frozen=True)
+class Ids:
+  """What some ids of the vocabulary mean to a search."""
+
+  stops: Sequence[int]  # end an answer
+  pad: int  # fills rows up
+  suppressed_V: np.ndarray | None = None  # bool: never come out
+  banned_beginnings: Sequence[Sequence[int]] = ()  # with none of these an answer begins
+
+
 class Search:
   """One prompt's beams: `advance` with the model's logits, best first in `result`."""
 
-  def __init__(
-    self, settings: BeamSearch, prompt: Sequence[int], stops: Sequence[int], suppressed_V: np.ndarray | None = None
-  ):
+  def __init__(self, settings: BeamSearch, prompt: Sequence[int], ids: Ids):
     self.settings = settings
     self.live = [list(prompt)]  # one at first: all beams would be the same
     self.scores = np.zeros(1, np.float32)
     self.ended: list[Beam] = []
     self.done = False
-    self._stops = list(stops)
-    self._suppressed_V = suppressed_V
+    self._stops = list(ids.stops)
+    self._ids = ids
     self._prompt_length = len(prompt)
     self._bans: list[dict[tuple[int, ...], list[int]]] = [{}]
 
@@ -114,8 +122,12 @@ class Search:
         logits_BV[row, said] = np.where(
           of_said > 0, of_said / settings.repetition_penalty, of_said * settings.repetition_penalty
         )
-    if self._suppressed_V is not None:
-      logits_BV[:, self._suppressed_V] = sampling.FILTERED
+    if self._ids.suppressed_V is not None:
+      logits_BV[:, self._ids.suppressed_V] = sampling.FILTERED
+    for banned in self._ids.banned_beginnings:
+      for row, tokens in enumerate(self.live):
+        if tokens[self._prompt_length :] == list(banned[:-1]):
+          logits_BV[row, banned[-1]] = sampling.FILTERED
     if len(self.live[0]) - self._prompt_length < settings.min_tokens:
       logits_BV[:, self._stops] = sampling.FILTERED
     if settings.no_repeat_ngram and len(self.live[0]) > settings.no_repeat_ngram:
@@ -175,18 +187,21 @@ def search(
   prompts: Sequence[prompt_lib.Prompt],
   max_tokens: int,
   settings: BeamSearch,
-  stops: Sequence[int],
-  pad: int,
-  suppressed_V: np.ndarray | None = None,
+  ids: Ids,
+  counted: Sequence[Sequence[int]] | None = None,
 ) -> list[list[Beam]]:
-  """Returns each prompt's best beams, of up to `max_tokens` new tokens, stop token included."""
+  """Returns each prompt's best beams, of up to `max_tokens` new tokens, stop token included.
+
+  `counted`: what stands in a prompt's place where its length and its n-grams count, and in its beams: the prompt as a
+  program of fixed shapes had it, with padding; None: the prompt itself.
+  """
   n = settings.num_beams
-  batch, rows = decode.make_rows(prompts, [max_tokens] * len(prompts), pad, runner.batch_size(len(prompts)))
+  batch, rows = decode.make_rows(prompts, [max_tokens] * len(prompts), ids.pad, runner.batch_size(len(prompts)))
   state = runner.run(decode.prefill, batch, rows, new_tokens=rows_lib.bucket(max_tokens))
   num_rows = len(rows.limit_B)
   rows = jax.tree.map(lambda x: np.repeat(x, n, axis=0), rows)
   state = runner.run(repeat, state, times=n)
-  searches = [Search(settings, p.tokens, stops, suppressed_V) for p in prompts]
+  searches = [Search(settings, tokens, ids) for tokens in counted or [p.tokens for p in prompts]]
   parents, tokens = np.arange(num_rows * n, dtype=np.int32), rows.last_B.copy()
   for _ in range(max_tokens):
     if all(s.done for s in searches):

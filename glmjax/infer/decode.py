@@ -266,6 +266,11 @@ def extend(cache: glm.Cache, slots: int) -> glm.Cache:
   return _each_layer(lambda layer: layer.extend(slots), cache)
 
 
+def take_rows(cache: glm.Cache, index_B: jax.Array) -> glm.Cache:
+  """Returns the cache of the rows with these numbers, in this order."""
+  return _each_layer(lambda layer: layer.rows(index_B), cache)
+
+
 @functools.partial(jax.jit, static_argnames=("config", "slots"))
 def grow(config: config_lib.GLMConfig, params: Any, state: State, slots: int) -> State:
   """Returns the state with a cache of `slots` more."""
@@ -285,7 +290,7 @@ def constrain(state: State) -> State:
 
 def take_state(state: State, index_B: jax.Array) -> State:
   """Returns the state of the rows with these numbers, in this order."""
-  cache = _each_layer(lambda layer: layer.rows(index_B), state.cache)
+  cache = take_rows(state.cache, index_B)
   rest = jax.tree.map(lambda x: x[index_B], dataclasses.replace(state, cache=None))
   return constrain(dataclasses.replace(rest, cache=cache))
 

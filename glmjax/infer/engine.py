@@ -21,6 +21,7 @@ from glmjax.infer import runner as runner_lib
 from glmjax.infer import sampling as sampling_lib
 from glmjax.infer import scheduler as scheduler_lib
 from glmjax.infer import score as score_lib
+from glmjax.infer import scoring
 from glmjax.infer import vocabulary
 from glmjax.io import paths
 from glmjax.io import progress
@@ -336,7 +337,7 @@ class Engine:
       read += tokens
       told.at(read)
 
-    return score_lib.score_rows(self.runner, rows, self.tokenizer.specials.pad, batch_tokens, add)
+    return scoring.score_rows(self.runner, rows, self.tokenizer.specials.pad, batch_tokens, add)
 
   def score_tokens(self, tokens: Sequence[int], top: int) -> score_lib.Score:
     """Returns the score of a text's tokens, as `score` has it, in one pass, and the `top` likeliest in each place.
@@ -346,7 +347,7 @@ class Engine:
     """
     kind, specials = self.config.position_kind, self.tokenizer.specials
     rows = score_lib.window_rows(tokens, specials, kind, max(len(tokens) + 1, 2))
-    scores = score_lib.score_rows(self.runner, rows, specials.pad, top=top)
+    scores = scoring.score_rows(self.runner, rows, specials.pad, top=top)
     return scores[0] if scores else score_lib.join([])
 
   def _read(self, score: score_lib.Score, rows: Sequence[score_lib.Row]) -> score_lib.Score:
@@ -366,9 +367,7 @@ class Engine:
         [prompts[i] for i in members],
         limit,
         settings,
-        sorted(self.stops),
-        self.tokenizer.specials.pad,
-        np.asarray(self._vocabulary.suppressed_V),
+        beam_lib.Ids(sorted(self.stops), self.tokenizer.specials.pad, np.asarray(self._vocabulary.suppressed_V)),
       )
       found |= {i: best[0].tokens[len(prompts[i].tokens) :] for i, best in zip(members, beams, strict=True)}
     return [found[i] for i in range(len(prompts))]

@@ -49,7 +49,7 @@ def read(
 class Runner:
   """A model whose parameters lie as inference wants them.
 
-  Every program of infer/ (decode.prefill, decode.decode, score.log_probs, beam.step) takes the configuration and the
+  Every program of infer/ (decode.prefill, decode.decode, scoring.log_probs, beam.step) takes the configuration and the
   parameters first: `run` calls it with them, on the mesh.
   """
 

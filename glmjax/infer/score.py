@@ -1,38 +1,21 @@
-"""Log-likelihood of given tokens, in large fixed batches.
+"""Texts as rows that are scored, and what came of them.
 
-A row reads its tokens and is scored on the last of them, one target each. Logits are made for those places only, and
-chunk by chunk.
-
-B batch, L length, S scored places, D model, V vocabulary.
+A row reads its tokens and is scored on the last of them, one target each (infer/scoring.py).
 """
 
 import dataclasses
-import functools
 import math
-from collections.abc import Callable, Collection, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
-import chex
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from glmjax import display
 from glmjax import errors
 from glmjax import positions as positions_lib
 from glmjax import tokens as tokens_lib
-from glmjax.infer import decode
-from glmjax.infer import offload
 from glmjax.infer import prompt as prompt_lib
-from glmjax.infer import rows as rows_lib
-from glmjax.infer import runner as runner_lib
-from glmjax.infer import vocabulary
-from glmjax.models import config as config_lib
-from glmjax.models import glm
-from glmjax.parallel import partitioning
 
 _DARKEST = 16  # bits of a token that is shown as dark as can be
-_CHUNK_LOGITS = 1 << 23  # most logits that exist at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,112 +147,6 @@ def window_rows(
     rows.append(Row(prompt, text))
     begin = end
   return rows
-
-
-@functools.partial(jax.jit, static_argnames=("config", "top"))
-def log_probs(
-  config: config_lib.GLMConfig,
-  params: Any,
-  batch: rows_lib.Batch,
-  targets_BS: jax.Array,
-  first_B: jax.Array,
-  unguessed_V: jax.Array,
-  top: int = 0,
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-  """Returns log-probabilities float32 and correctness bool, [B, S], of targets at S places of each row from
-  `first_B` on; then the `top` likeliest tokens there and their log-probabilities, [B, S, top].
-  """
-  decode.check_rows(batch)
-  chex.assert_rank([targets_BS, first_B], [2, 1])
-  chex.assert_equal_shape_prefix([batch.tokens, targets_BS, first_B], 1)
-  model, params = glm.GLM(config), offload.fetch(params)
-  x_BLD, _ = model.apply(
-    {"params": params},
-    batch.tokens,
-    config.position_kind.of_model(batch.positions),
-    batch.start,
-    batch.end,
-    method="hidden",
-  )
-  rows, places = targets_BS.shape
-  at_BS = jnp.minimum(first_B[:, None] + jnp.arange(places), x_BLD.shape[1] - 1)
-  x_BSD = jnp.take_along_axis(x_BLD, at_BS[..., None], axis=1)
-  chunk = places
-  while chunk % 2 == 0 and rows * chunk * config.vocab_size > _CHUNK_LOGITS:
-    chunk //= 2
-
-  def score(x_targets: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    x_BCD, targets_BC = x_targets
-    logits_BCV = model.apply({"params": params}, x_BCD, method="head")
-    chosen_BC = jnp.take_along_axis(logits_BCV, targets_BC[..., None], axis=-1)[..., 0]
-    sums_BC = jax.nn.logsumexp(logits_BCV, axis=-1)
-    guesses_BC = jnp.argmax(jnp.where(unguessed_V, -jnp.inf, logits_BCV), axis=-1)
-    found_BCK, ids_BCK = jax.lax.top_k(logits_BCV, top)
-    return chosen_BC - sums_BC, guesses_BC == targets_BC, ids_BCK, found_BCK - sums_BC[..., None]
-
-  def split(x: jax.Array) -> jax.Array:
-    return jnp.moveaxis(x.reshape(rows, places // chunk, chunk, *x.shape[2:]), 1, 0)
-
-  def join(x: jax.Array) -> jax.Array:  # whole on every device: the host of each process looks at them all
-    x = jnp.moveaxis(x, 0, 1)
-    x = x.reshape(rows, places, *x.shape[3:])
-    return partitioning.constrain(x, *[None] * x.ndim)
-
-  return jax.tree.map(join, jax.lax.map(score, (split(x_BSD), split(targets_BS))))
-
-
-def score_rows(
-  runner: runner_lib.Runner,
-  rows: Sequence[Row],
-  pad: int,
-  batch_tokens: int = 4096,
-  progress: Callable[[int], Any] | None = None,
-  unguessed: Collection[int] = (),
-  top: int = 0,
-) -> list[Score]:
-  """Returns each row's score, in order; about `batch_tokens` tokens run at a time.
-
-  Rows of like size share a batch, whose shape is one of few: programs compile once for each.
-  `unguessed` ids are passed over when the most probable token is looked for; they keep their probability.
-  `progress` is told the number of tokens read after each batch. `top`: how many of the likeliest tokens are told.
-
-  Raises:
-    errors.InputError: for a row that is too long, or holds no ids; NotFiniteError where the model's logits are none.
-  """
-  config = runner.config
-  unguessed_V = vocabulary.mask(unguessed, config.vocab_size)
-  groups: dict[tuple[int, int], list[int]] = {}
-  for i, row in enumerate(rows):
-    assert 0 < len(row.targets) <= len(row.prompt.tokens), (len(row.targets), len(row.prompt.tokens))
-    if len(row.prompt.tokens) > config.max_length:
-      raise errors.InputError(
-        f"a text to score takes {len(row.prompt.tokens)} places, and the model has "
-        f"{config.max_length}: shorten it, or score it in windows"
-      )
-    prompt_lib.check_ids([*row.prompt.tokens, *row.targets], config.vocab_size)
-    # A text's targets are one fewer than what is read: with 1 more both have one size, at powers of two too.
-    shape = rows_lib.bucket(len(row.prompt.tokens)), rows_lib.bucket(len(row.targets) + 1)
-    groups.setdefault(shape, []).append(i)
-  scores: list[Score | None] = [None] * len(rows)
-  for (length, places), members in sorted(groups.items()):
-    size = runner.batch_size(min(len(members), 1 << max(0, (batch_tokens // length).bit_length() - 1)))
-    for first in range(0, len(members), size):
-      some = members[first : first + size]
-      batch = rows_lib.pad([rows[i].prompt for i in some], pad, size, length)
-      targets = np.zeros((size, places), np.int32)
-      for at, i in enumerate(some):
-        targets[at, : len(rows[i].targets)] = rows[i].targets
-      starts = rows_lib.column([len(rows[i].prompt.tokens) - len(rows[i].targets) for i in some], size - len(some), 0)
-      found = runner.run(log_probs, batch, targets, starts, unguessed_V, top=min(top, config.vocab_size))
-      probs, correct, ids, top_probs = map(np.asarray, found)
-      decode.check_finite([np.isfinite(probs[at, : len(rows[i].targets)]).all() for at, i in enumerate(some)])
-      for at, i in enumerate(some):
-        count = len(rows[i].targets)
-        places_top = zip(ids[at, :count].tolist(), top_probs[at, :count].tolist())
-        scores[i] = Score(probs[at, :count], correct[at, :count], [list(zip(*each)) for each in places_top])
-      if progress is not None:
-        progress(sum(len(rows[i].prompt.tokens) for i in some))
-  return scores
 
 
 def join(scores: Sequence[Score]) -> Score:

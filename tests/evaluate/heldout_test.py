@@ -23,6 +23,7 @@ from glmjax.evaluate import windows
 from glmjax.infer import engine
 from glmjax.infer import runner
 from glmjax.infer import score
+from glmjax.infer import scoring
 from glmjax.infer import vocabulary
 from glmjax.models import glm
 from glmjax.models import weights
@@ -72,13 +73,13 @@ def test_a_cache_in_a_bucket_gives_the_same(model, cache, server, tmp_path, monk
 
 def test_guesses_are_text(model, cache, tokenizer, monkeypatch) -> None:
   """No special token, image id or row that pads the vocabulary: what the engine never generates, but for its stops."""
-  seen, exact = [], score.score_rows
+  seen, exact = [], scoring.score_rows
 
   def look(*arguments, unguessed, **more):
     seen.append({*unguessed})
     return exact(*arguments, unguessed=unguessed, **more)
 
-  monkeypatch.setattr(heldout.score, "score_rows", look)
+  monkeypatch.setattr(heldout.scoring, "score_rows", look)
   heldout.evaluate_model(model, cache, heldout.Settings(max_tokens=200, max_fills=2))
   answering = engine.Engine(runner.Runner(model.config, model.params), tokenizer)
   assert seen == [{*np.flatnonzero(answering._vocabulary.suppressed_V | answering._vocabulary.stops_V).tolist()}]
@@ -156,7 +157,7 @@ def test_no_token_sees_its_future(model, tokenizer) -> None:
   for document in (ids, changed):
     held_out = windows.HeldOut([document], b"", 1, None)
     rows_asked = heldout.ask(held_out, model, tokenizer.specials, heldout.Settings(max_fills=0)).rows
-    scores = score.score_rows(runner.Runner(model.config, model.params), rows_asked, tokenizer.specials.pad)
+    scores = scoring.score_rows(runner.Runner(model.config, model.params), rows_asked, tokenizer.specials.pad)
     bits.append(score.join(scores).log_probs)
   np.testing.assert_allclose(bits[0][:70], bits[1][:70], rtol=1e-5)
   assert np.abs(bits[0][70:] - bits[1][70:]).min() > 1e-6

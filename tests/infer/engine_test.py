@@ -190,15 +190,8 @@ def test_beam_search_fills_every_blank_with_its_best_beam():
   assert [len(answer.pieces) for answer in found] == [2, 1]
   assert found[0].text == f"ab{found[0].pieces[0]}cd{found[0].pieces[1]}"
   prompt = prompt_lib.fill(answering.encode("hello"), specials, answering.config.position_kind)
-  best = beam.search(
-    answering.runner,
-    [prompt],
-    5,
-    settings,
-    sorted(answering.stops),
-    specials.pad,
-    np.asarray(answering._vocabulary.suppressed_V),
-  )[0][0]
+  ids = beam.Ids(sorted(answering.stops), specials.pad, np.asarray(answering._vocabulary.suppressed_V))
+  best = beam.search(answering.runner, [prompt], 5, settings, ids)[0][0]
   new = best.tokens[len(prompt.tokens) :]
   assert found[1].tokens[0] == (new[:-1] if new[-1] in answering.stops else new)
 

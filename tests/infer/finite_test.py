@@ -86,8 +86,9 @@ def test_stream_and_chat(sick, capsys):
 
 def test_beam_search(sick):
   prompt = prompt_lib.fill(sick.encode("ab[MASK]cd."), Letters.specials, positions_lib.ROTARY)
+  ids = beam.Ids([Letters.specials.eop], Letters.specials.pad)
   with pytest.raises(errors.NotFiniteError, match=MESSAGE):
-    beam.search(sick.runner, [prompt], 4, beam.BeamSearch(num_beams=2), [Letters.specials.eop], Letters.specials.pad)
+    beam.search(sick.runner, [prompt], 4, beam.BeamSearch(num_beams=2), ids)
 
 
 def test_rows_that_only_fill_a_batch_do_not_count():

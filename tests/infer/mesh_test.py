@@ -17,6 +17,7 @@ from glmjax.infer import prompt
 from glmjax.infer import runner
 from glmjax.infer import sampling
 from glmjax.infer import score
+from glmjax.infer import scoring
 from glmjax.models import config as config_lib
 from glmjax.models import glm
 from glmjax.parallel import collectives
@@ -69,9 +70,9 @@ def answers(family: str, bits: int | None, mesh: str | None, offload_layers: int
   sampled = asked.generate(texts, 6, sampling.Sampling(1.0, top_k=20, top_p=0.9), seed=3)
   streamed = list(asked.stream(asked.encode(texts[1]), 8))
   prompts = [prompt.fill(asked.encode(text), SPECIALS, model.config.position_kind) for text in texts]
-  beams = beam.search(model, prompts, 6, beam.BeamSearch(3, no_repeat_ngram=2), (SPECIALS.eop,), SPECIALS.pad)
+  beams = beam.search(model, prompts, 6, beam.BeamSearch(3, no_repeat_ngram=2), beam.Ids((SPECIALS.eop,), SPECIALS.pad))
   rows = score.window_rows(list(range(4, 60)), SPECIALS, model.config.position_kind, CONFIG.max_length, 20)
-  scores = np.concatenate([s.log_probs for s in score.score_rows(model, rows, SPECIALS.pad)])
+  scores = np.concatenate([s.log_probs for s in scoring.score_rows(model, rows, SPECIALS.pad)])
   return {
     "tokens": [[g.tokens for g in some] for some in (greedy, sampled)],
     "streamed": streamed,
@@ -110,7 +111,7 @@ def brief(family: str, bits: int | None, mesh: str | None, offload_layers: int) 
   model = runner.Runner(config_of(family), params(family, bits), placement.on_mesh(mesh), offload_layers)
   found = engine.Engine(model, Numbers()).generate(["5 6 7 [MASK] 8 9 [MASK] 10", "11 12 13"], 4)
   rows = score.window_rows(list(range(4, 40)), SPECIALS, model.config.position_kind, CONFIG.max_length, 20)
-  scores = np.concatenate([s.log_probs for s in score.score_rows(model, rows, SPECIALS.pad)])
+  scores = np.concatenate([s.log_probs for s in scoring.score_rows(model, rows, SPECIALS.pad)])
   return [g.tokens for g in found], scores
 
 

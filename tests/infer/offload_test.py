@@ -16,6 +16,7 @@ from glmjax.infer import prompt
 from glmjax.infer import runner
 from glmjax.infer import sampling
 from glmjax.infer import score
+from glmjax.infer import scoring
 from glmjax.models import config as config_lib
 from glmjax.models import glm
 from glmjax.models import weights
@@ -76,7 +77,7 @@ def test_tokens_are_the_same(bits, mesh):
 def test_scores_are_the_same():
   """Within rounding: on one CPU weights lie otherwise (models/output_rows.py), if they are not elsewhere."""
   rows = score.window_rows([5, 6, 7, 8, 9], SPECIALS, positions_lib.ROTARY, CONFIG.max_length)
-  wanted, found = (score.score_rows(runner_of(None, layers), rows, SPECIALS.pad)[0].log_probs for layers in (0, 2))
+  wanted, found = (scoring.score_rows(runner_of(None, layers), rows, SPECIALS.pad)[0].log_probs for layers in (0, 2))
   np.testing.assert_allclose(found, wanted, rtol=1e-5)
 
 

@@ -14,6 +14,7 @@ from glmjax.infer import prompt
 from glmjax.infer import rows as rows_lib
 from glmjax.infer import runner
 from glmjax.infer import score
+from glmjax.infer import scoring
 from glmjax.models import config as config_lib
 from glmjax.models import glm
 
@@ -55,9 +56,9 @@ def test_batched_is_alone(positions: str, monkeypatch: pytest.MonkeyPatch):
     *score.window_rows(text(50), SPECIALS, kind, 48, 20),
   ]
   config, params = model(positions)
-  monkeypatch.setattr(score, "_CHUNK_LOGITS", 96 * 40)  # several chunks of logits
+  monkeypatch.setattr(scoring, "_CHUNK_LOGITS", 96 * 40)  # several chunks of logits
   told = []
-  scores = score.score_rows(runner.Runner(config, params), rows, SPECIALS.pad, batch_tokens=100, progress=told.append)
+  scores = scoring.score_rows(runner.Runner(config, params), rows, SPECIALS.pad, batch_tokens=100, progress=told.append)
   for row, s in zip(rows, scores, strict=True):
     log_probs, correct = alone(positions, row)
     np.testing.assert_allclose(s.log_probs, log_probs, atol=2e-4)
@@ -88,4 +89,4 @@ def test_mistakes():
     score.window_rows(text(40), SPECIALS, positions_lib.ROTARY, 16, 16)
   long = prompt.fill([*text(70), SPECIALS.gmask], SPECIALS, positions_lib.ROTARY)
   with pytest.raises(errors.InputError, match="takes 72 places, and the model has 64"):
-    score.score_rows(runner.Runner(*model("rotary")), [score.Row(long, [5])], SPECIALS.pad)
+    scoring.score_rows(runner.Runner(*model("rotary")), [score.Row(long, [5])], SPECIALS.pad)

@@ -11,13 +11,18 @@ from glmjax.infer import decode
 from glmjax.infer import engine
 from glmjax.infer import runner
 from glmjax.infer import sampling
-from glmjax.infer import score
+from glmjax.infer import scoring
 from glmjax.models import config as config_lib
 from glmjax.models import glm
 from infer.mesh_test import Numbers
 
 CONFIG = config_lib.GLMConfig(vocab_size=96, num_layers=1, embed_dim=16, num_heads=2, mlp_dim=24, max_length=64)
-STATIC = {"prefill": ("new_tokens", "all_slots"), "grow": ("slots",), "log_probs": ("top",)}
+STATIC = {
+  "prefill": ("new_tokens", "all_slots"),
+  "grow": ("slots",),
+  "log_probs": ("top",),
+  "log_probs_behind": ("top",),
+}
 
 
 @pytest.fixture
@@ -57,7 +62,7 @@ def test_streams(limit, model):
 
 
 def test_scores_and_beams(limit, model):
-  limit(score, "log_probs", 1)
+  limit(scoring, "log_probs", 1)
   limit(beam, "step", 1)
   limit(decode, "prefill", 1)
   for text in ("5 6 7 8", "9 10 11 12 13 14"):
