@@ -60,8 +60,11 @@ def folder() -> pathlib.Path:
 @functools.cache
 def load(name: str) -> tuple[dict[str, Any], Arrays]:
   """A group's description and arrays."""
-  with np.load(folder() / f"{name}.npz") as arrays:
-    return json.loads((folder() / f"{name}.json").read_text()), dict(arrays)
+  path = folder() / name
+  if name == "evaluation":
+    path = pathlib.Path(os.environ.get("GLMJAX_EVALUATION_DIR") or folder().parent / "evaluation" / "cases") / "model"
+  with np.load(f"{path}.npz") as arrays:
+    return json.loads(pathlib.Path(f"{path}.json").read_text()), dict(arrays)
 
 
 FAMILIES = {
@@ -71,6 +74,7 @@ FAMILIES = {
   ),
   "glm10b_tiny": dict(positions="learned_2d", mlp="gelu_tanh", norm="pre"),
 }
+FAMILIES["evaluation"] = FAMILIES["glm130b_tiny"]  # the model of the evaluation harness's cases (evaluation_cases)
 
 
 def config(name: str, **changes: Any) -> config_lib.GLMConfig:

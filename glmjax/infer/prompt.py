@@ -48,10 +48,17 @@ def fill(tokens: Sequence[int], specials: tokens_lib.SpecialTokens, kind: positi
   """Makes a prompt that fills the first blank of `tokens`, which must hold one."""
   mask = first_mask(tokens, specials)
   assert mask is not None, "no mask in the tokens"
+  return fill_at(tokens, mask, specials, kind, runs_on=tokens[mask] == specials.gmask)
+
+
+def fill_at(
+  tokens: Sequence[int], mask: int, specials: tokens_lib.SpecialTokens, kind: positions_lib.Positions, runs_on: bool
+) -> Prompt:
+  """Makes a prompt that fills the blank at index `mask`; `runs_on`: as in `Positions.blank`."""
   n = len(tokens)
   numbers = np.zeros((2, n + 1), np.int32)
   numbers[0] = np.arange(n + 1)
-  numbers[:, n], stride = kind.blank(mask, n, runs_on=tokens[mask] == specials.gmask)
+  numbers[:, n], stride = kind.blank(mask, n, runs_on)
   return Prompt([*tokens, specials.sop], numbers, n, stride)
 
 

@@ -92,12 +92,12 @@ def room_for_choices(answers: Sequence[Sequence[int]], length: int, framed: int)
   `framed` places are left to what the family puts around the context.
   """
   taken = 1 if all(len(answer) == 1 for answer in answers) else sum(map(len, answers))
-  if taken + 2 + framed > length:
+  if taken + framed >= length:
     raise errors.InputError(
       f"{len(answers)} choices take {taken} tokens together, and the model has {length} places: "
       "give fewer, or shorter ones"
     )
-  return length - taken - 2 - framed
+  return max(0, length - taken - 2 - framed)
 
 
 def with_blank(

@@ -1,0 +1,166 @@
+"""Puts items to a model: all that waits at the same time goes through it together, whichever task it comes from."""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import hashlib
+from typing import Any
+
+import numpy as np
+
+from glmjax.harness import items as items_lib
+from glmjax.harness import lambada
+from glmjax.harness import layouts
+from glmjax.harness import metrics
+from glmjax.harness import task as task_lib
+from glmjax.infer import beam as beam_lib
+from glmjax.infer import engine as engine_lib
+from glmjax.infer import lanes as lanes_lib
+from glmjax.infer import sampling as sampling_lib
+from glmjax.infer import score as score_lib
+
+_DECODED_AT_ONCE = 16  # tokens, before somebody looks who has ended
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+  """An item, and where it stands."""
+
+  task: task_lib.Task
+  group: str
+  file: str  # its name behind the task's path
+  number: int  # from 0, in the file
+  item: items_lib.Item
+  padded: Sequence[int] = ()  # its prompt as the original's beam search counts it
+
+  @property
+  def key(self) -> tuple[str, str, int]:
+    """What tells it from all others of a run."""
+    return self.task.name, self.file, self.number
+
+
+class Asker:
+  """A model that items are put to.
+
+  As in the original eop and eos end answers, and nothing else is kept from coming out.
+  """
+
+  def __init__(self, engine: engine_lib.Engine, lambada_ids: Mapping[int, int] | None = None) -> None:
+    """Takes a model; `lambada_ids` as lambada.marks takes them."""
+    specials = engine.tokenizer.specials
+    stops = (specials.eop, specials.eos)
+    self._engine = engine_lib.Engine(engine.runner, engine.tokenizer, engine.max_batch, stops, suppressed_tokens=())
+    self._lambada_ids = lambada_ids
+
+  def layout(self, task: task_lib.Task) -> layouts.Layout:
+    """Returns how a task's items become rows of the model."""
+    return layouts.Layout(task, self._engine.config, self._engine.tokenizer.specials)
+
+  def ask(self, asked: Sequence[Asked]) -> list[dict[str, Any]]:
+    """Returns the record of each item, in order."""
+    found: dict[int, dict[str, Any]] = {}
+    scored = [i for i, each in enumerate(asked) if not isinstance(each.item, items_lib.Blank)]
+    rows = [self._rows(asked[i]) for i in scored]
+    scores = iter(self._engine.score_rows([row for some in rows for row in some]))
+    for i, some in zip(scored, rows, strict=True):
+      found[i] = self._scored(asked[i], some, [next(scores) for _ in some])
+    for task in {each.task.name: each.task for each in asked if isinstance(each.item, items_lib.Blank)}.values():
+      members = [i for i, each in enumerate(asked) if each.task is task]
+      answers = (self._search if task.searches else self._greedy)(task, [asked[i] for i in members])
+      for i, answer in zip(members, answers, strict=True):
+        found[i] = self._answered(asked[i], answer)
+    return [found[i] for i in range(len(asked))]
+
+  def _rows(self, asked: Asked) -> list[score_lib.Row]:
+    layout = self.layout(asked.task)
+    if isinstance(asked.item, items_lib.Window):
+      return [layout.window(asked.item)]
+    return layout.question(asked.item)
+
+  def _scored(self, asked: Asked, rows: Sequence[score_lib.Row], scores: Sequence[score_lib.Score]) -> dict[str, Any]:
+    record = _begun(asked, rows[0].prompt.tokens)
+    if isinstance(asked.item, items_lib.Window):
+      return record | {"loss": -scores[0].total, "tokens": scores[0].count}
+    totals, counts = [score.total for score in scores], [score.count for score in scores]
+    compared = [total / count for total, count in zip(totals, counts)] if asked.task.kind.by_length else totals
+    prediction = int(np.argmax(compared))
+    return record | {
+      "scores": totals,
+      "tokens": counts,
+      "prediction": prediction,
+      "target": asked.item.label,
+      "values": {"Accuracy": float(prediction == asked.item.label)},
+    }
+
+  def _greedy(self, task: task_lib.Task, asked: Sequence[Asked]) -> list[list[beam_lib.Beam]]:
+    """Returns of each item the one answer that the likeliest tokens make."""
+    sampling = sampling_lib.Sampling(min_tokens=task.min_gen_length)
+    scheduler = self._engine.scheduler(min(len(asked), self._engine.max_batch))
+    layout = self.layout(task)
+    answers = [
+      scheduler.submit(lanes_lib.Request(layout.blank(each.item), task.max_gen_length, sampling)) for each in asked
+    ]
+    while scheduler.busy:
+      scheduler.advance(_DECODED_AT_ONCE, fill=True)
+    return [[beam_lib.Beam(answer.tokens, 0.0)] for answer in answers]
+
+  def _search(self, task: task_lib.Task, asked: Sequence[Asked]) -> list[list[beam_lib.Beam]]:
+    """Returns of each item its beams, the best first, without the prompt."""
+    settings = beam_lib.BeamSearch(task.num_beams, task.length_penalty, task.no_repeat_ngram_size, task.min_gen_length)
+    specials, suppressed_V, beginnings = self._engine.tokenizer.specials, None, []
+    if task.kind.first_word:
+      never, beginnings = lambada.marks(self._engine.tokenizer, self._lambada_ids)
+      suppressed_V = np.isin(np.arange(self._engine.config.vocab_size), [*never])
+    ids = beam_lib.Ids(sorted(self._engine.stops), specials.pad, suppressed_V, beginnings)
+    layout, size = self.layout(task), max(1, self._engine.max_batch // task.num_beams)
+    found = []
+    for first in range(0, len(asked), size):
+      some = asked[first : first + size]
+      prompts = [layout.blank(each.item) for each in some]
+      counted = [each.padded for each in some]
+      beams = beam_lib.search(self._engine.runner, prompts, task.max_gen_length, settings, ids, counted)
+      for own, row in zip(beams, counted):
+        found.append([dataclasses.replace(each, tokens=each.tokens[len(row) :]) for each in own])
+    return found
+
+  def _answered(self, asked: Asked, beams: Sequence[beam_lib.Beam]) -> dict[str, Any]:
+    tokenizer, item, task = self._engine.tokenizer, asked.item, asked.task
+    answers = [self._without_stop(beam.tokens) for beam in beams]
+    texts = [tokenizer.decode(answer) for answer in answers]
+    chosen = lambada.choose(texts) if task.kind.first_word else 0
+    prediction, text = answers[chosen], texts[chosen]
+    if task.kind.first_word:
+      prediction = tokenizer.encode(lambada.first_word(text))
+      text = tokenizer.decode(prediction)
+      values = {"Accuracy": float(any(text.strip() == target.strip() for target in item.targets))}
+    else:
+      values = {name: metrics.OF_ANSWER[name](text, item.targets) for name in task.metrics}
+    record = _begun(asked, self.layout(task).blank(item).tokens)
+    if task.searches:
+      record["beams"] = [{"tokens": beam.tokens, "score": beam.score} for beam in beams]
+    return record | {
+      "answer": answers[chosen],
+      "prediction": prediction,
+      "prediction_text": text,
+      "targets": item.targets,
+      "values": values,
+    }
+
+  def _without_stop(self, tokens: Sequence[int]) -> list[int]:
+    return list(tokens[:-1] if tokens and tokens[-1] in self._engine.stops else tokens)
+
+
+def _begun(asked: Asked, prompt: Sequence[int]) -> dict[str, Any]:
+  """Returns what a record says of its item, with a fingerprint of what the model read first."""
+  fingerprint = hashlib.sha256(np.array(prompt, "<i8").tobytes()).hexdigest()[:16]
+  place = {"task": asked.task.name, "group": asked.group, "file": asked.file, "item": asked.number}
+  return {**asked.item.fields, **place, "prompt": fingerprint}
+
+
+def placed(
+  task: task_lib.Task, group: str, file: str, items: Sequence[items_lib.Item], layout: layouts.Layout
+) -> list[Asked]:
+  """Returns a file's items, each with its place."""
+  rows: Sequence[Sequence[int]] = [()] * len(items)
+  if task.searches and task.type == task_lib.GENERATION:
+    rows = layouts.padded([layout.blank(item) for item in items], task.micro_batch_size)
+  return [Asked(task, group, file, i, item, row) for i, (item, row) in enumerate(zip(items, rows, strict=True))]

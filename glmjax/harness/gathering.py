@@ -1,0 +1,34 @@
+"""All items of the tasks that are named, from the files that the user has."""
+
+from collections.abc import Sequence
+import pathlib
+
+from glmjax.harness import asking
+from glmjax.harness import items
+from glmjax.harness import task as task_lib
+from glmjax.infer import vocabulary
+
+
+def gather(
+  asker: asking.Asker,
+  tokenizer: vocabulary.Tokenizer,
+  tasks: Sequence[task_lib.Task],
+  data: pathlib.Path,
+  limit: int | None = None,
+  skip_missing: bool = False,
+) -> list[asking.Asked]:
+  """Returns the items of all files of all tasks; with `limit`, the first so many of each file.
+
+  A file that belongs to two groups is asked once for each. `skip_missing`: what has no file is left out, and said.
+
+  Raises:
+    errors.InputError: for a group without a file, and files that are no such task's.
+  """
+  found = []
+  for task in tasks:
+    layout, folder = asker.layout(task), data / task.path
+    for group, paths in task.files(data, skip_missing).items():
+      for path in paths:
+        read = items.read(task, path, tokenizer)
+        found += asking.placed(task, group, path.relative_to(folder).as_posix(), read, layout)[:limit]
+  return found

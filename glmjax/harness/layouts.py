@@ -1,0 +1,107 @@
+"""Items as the rows that a model reads, laid out as GLM-130B's evaluation lays them out (evaluation/dataset.py there).
+
+A context that is too long loses its oldest tokens, as many as the original would take away, which put all choices of a
+question into one row.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+
+import numpy as np
+
+from glmjax import errors
+from glmjax import positions as positions_lib
+from glmjax import tokens as tokens_lib
+from glmjax.harness import items as items_lib
+from glmjax.harness import task as task_lib
+from glmjax.infer import prompt as prompt_lib
+from glmjax.infer import score as score_lib
+from glmjax.models import config as config_lib
+
+_STEP = 32  # places: the original pads batches to multiples of it
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+  """How one task's items become rows of one model."""
+
+  task: task_lib.Task
+  config: config_lib.GLMConfig
+  specials: tokens_lib.SpecialTokens
+
+  @property
+  def kind(self) -> positions_lib.Positions:
+    """The model's kind of positions."""
+    return self.config.position_kind
+
+  @property
+  def length(self) -> int:
+    """The most places of a row."""
+    return min(self.task.max_seq_length, self.config.max_length)
+
+  @property
+  def mask(self) -> int:
+    """The mask that stands at a context's end, or for which one within is looked."""
+    return self.specials.gmask if self.task.use_task_mask else self.specials.mask
+
+  def question(self, item: items_lib.Question) -> list[score_lib.Row]:
+    """Returns a row for each choice."""
+    room = score_lib.room_for_choices(item.choices, self.length, self.kind.frame_size)
+    tokens = item.context[max(0, len(item.context) - room) :]
+    inner = self.mask in tokens
+    if not inner:
+      tokens = [*tokens, self.mask]
+    tokens = self._framed(tokens)
+    prompt = self._prompt(tokens, tokens.index(self.mask), self.task.use_task_mask)
+    if self.task.use_multitask_encoding and self.kind.axes == 1 and not self.task.use_task_mask and not inner:
+      prompt = dataclasses.replace(prompt, stride=(1, 0))
+    return [score_lib.Row(prompt_lib.extend(prompt, choice[:-1]), choice) for choice in item.choices]
+
+  def blank(self, item: items_lib.Blank) -> prompt_lib.Prompt:
+    """Returns the prompt whose continuation fills the blank.
+
+    Raises:
+      errors.InputError: where there is a [gMASK] in the context already, or the limit leaves no place for it.
+    """
+    room = self.length - self.task.max_gen_length - 2 - self.kind.frame_size
+    if room < 0:
+      raise errors.InputError(
+        f"task {self.task.name}: max_gen_length {self.task.max_gen_length} does not fit into {self.length} places"
+      )
+    tokens = item.context[max(0, len(item.context) - room) :]
+    if self.task.use_task_mask and self.specials.gmask in tokens:
+      raise errors.InputError(f"task {self.task.name}: a context holds [gMASK] already: leave use_task_mask out")
+    if self.task.unidirectional:
+      prompt = self._prompt([self.mask], 0, runs_on=True)
+      return dataclasses.replace(prompt_lib.extend(prompt, tokens), context_length=0)
+    if self.mask not in tokens:
+      tokens = [*tokens, self.mask]
+    tokens = self._framed(tokens)
+    return self._prompt(tokens, tokens.index(self.mask), self.task.use_task_mask)
+
+  def window(self, item: items_lib.Window) -> score_lib.Row:
+    """Returns the row that scores a window's text."""
+    tokens = [*item.before, self.mask]
+    # Places go on whatever the mask is, where a token has one: as in the original.
+    prompt = self._prompt(tokens, len(item.before), runs_on=True)
+    return score_lib.Row(prompt_lib.extend(prompt, item.text[:-1]), item.text)
+
+  def _framed(self, tokens: list[int]) -> list[int]:
+    return self.kind.frame(tokens, self.specials) if self.kind.frame_size else tokens
+
+  def _prompt(self, tokens: Sequence[int], mask: int, runs_on: bool) -> prompt_lib.Prompt:
+    return prompt_lib.fill_at(tokens, mask, self.specials, self.kind, runs_on)
+
+
+def padded(prompts: Sequence[prompt_lib.Prompt], batch: int) -> list[list[int]]:
+  """Returns prompts' tokens as the original had them in batches of so many, filled up with zeros.
+
+  Beam search there counts the filling, too: in lengths, and in n-grams.
+  """
+  found = []
+  for first in range(0, len(prompts), batch):
+    some = prompts[first : first + batch]
+    longest = max(len(prompt.tokens) for prompt in some)
+    size = -(-longest // _STEP) * _STEP
+    found += [np.pad(prompt.tokens, (0, size - len(prompt.tokens))).tolist() for prompt in some]
+  return found

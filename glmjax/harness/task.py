@@ -1,0 +1,224 @@
+"""Tasks: what is asked of a model, and how it is scored, as GLM-130B's evaluation writes it down in YAML.
+
+Keys may be written with underscores or hyphens; those that are not known are left out, and said. `module` may name one
+of the original's own classes. A task's files are those that its patterns match, in groups that are reported apart.
+"""
+
+import dataclasses
+import logging
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from glmjax import errors
+from glmjax.io import paths
+
+_LARGEST = 1 << 20  # bytes of a task's file
+_log = logging.getLogger("glmjax")
+
+CHOICES, GENERATION, LANGUAGE_MODEL = "mul", "gen", "lm"
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+  """What a type or a module of the original's means."""
+
+  type: str
+  metrics: tuple[str, ...]  # unless the task names others
+  own_metrics: bool = False  # whatever the task names
+  by_length: bool = False  # the best choice is that of the best mean over its tokens (StereoSet)
+  overall: bool = False  # all files together are reported, too (MMLU)
+  first_word: bool = False  # what is generated counts up to its first word's end (LAMBADA)
+  by_record: bool = False  # a text is a record of a JSON lines file, not a whole file (Pile)
+
+
+KINDS = {
+  CHOICES: Kind(CHOICES, ("Accuracy",)),
+  GENERATION: Kind(GENERATION, ("EM", "F1")),
+  LANGUAGE_MODEL: Kind(LANGUAGE_MODEL, ("PPL",)),
+  "tasks.mmlu.task.MMLU": Kind(CHOICES, ("Accuracy",), overall=True),
+  "tasks.ethnic.stereoset.tasks.StereoSetTask": Kind(CHOICES, ("SS_ICAT",), own_metrics=True, by_length=True),
+  "tasks.ethnic.crows-pair.tasks.CrowsPairTask": Kind(CHOICES, ("CP",), own_metrics=True),
+  "tasks.lambada.task.LAMBADA": Kind(GENERATION, ("Accuracy",), own_metrics=True, first_word=True),
+  "tasks.language-modeling.pile.Pile": Kind(LANGUAGE_MODEL, ("BPB",), own_metrics=True, by_record=True),
+}
+METRICS = {
+  CHOICES: ("Accuracy", "F1_mul", "Precision", "Recall"),
+  GENERATION: ("EM", "F1"),
+  LANGUAGE_MODEL: ("PPL",),
+}  # those that a task may name; a module's own are its own
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+  """One task. Defaults are the original's (evaluation/configs.py)."""
+
+  name: str
+  type: str
+  path: str
+  module: str | None = None
+  metrics: tuple[str, ...] = ()
+  use_task_mask: bool = False  # [gMASK] in place of [MASK]
+  use_multitask_encoding: bool = False
+  unidirectional: bool = False
+  max_seq_length: int = 2048
+  file_pattern: str | Mapping[str, str] = "**/*.json*"
+  micro_batch_size: int = 1  # what its beams' lengths depend on
+  sampling_strategy: str = "BaseStrategy"
+  num_beams: int = 4
+  length_penalty: float = 1.0
+  no_repeat_ngram_size: int = 3
+  min_gen_length: int = 0
+  max_gen_length: int = 128
+  generation_length: int = 256
+  version: int | str = 0  # of prompts and data, for the record
+
+  def __post_init__(self) -> None:
+    _check(self)
+
+  @property
+  def kind(self) -> Kind:
+    """What the task's type or module means."""
+    return KINDS[self.module or self.type]
+
+  @property
+  def searches(self) -> bool:
+    """Whether answers are found by beam search."""
+    return self.sampling_strategy == "BeamSearchStrategy"
+
+  @property
+  def patterns(self) -> dict[str, str]:
+    """The pattern of each group."""
+    return {"all": self.file_pattern} if isinstance(self.file_pattern, str) else dict(self.file_pattern)
+
+  def files(self, data: pathlib.Path, skip_missing: bool = False) -> dict[str, list[pathlib.Path]]:
+    """Returns the files of each group, in the order of their names; `skip_missing`: groups without one are left out.
+
+    Raises:
+      errors.InputError: for a folder or a group that has none, unless they are to be left out.
+    """
+    folder, found, missing = data / self.path, {}, []
+    for group, pattern in self.patterns.items():
+      if files := sorted(path for path in folder.glob(pattern) if path.is_file()):
+        found[group] = files
+      else:
+        missing.append(f"nothing in {folder} is called {pattern} (group {group})")
+    if not folder.is_dir():
+      missing = [f"there is no folder {folder}: give --data the folder that holds it"]
+    for each in missing:
+      if not skip_missing:
+        raise errors.InputError(f"task {self.name}: {each}")
+      _log.warning("task %s: left out: %s", self.name, each)
+    return found
+
+
+def read(path: paths.Named) -> Task:
+  """Reads a task's file.
+
+  Raises:
+    errors.InputError: for a file that is no task.
+  """
+  path = pathlib.Path(path)
+  try:
+    if path.stat().st_size > _LARGEST:
+      raise errors.InputError(f"{path} has {path.stat().st_size:,} bytes; a task has {_LARGEST:,} at most")
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+  except OSError as error:
+    raise errors.InputError(f"cannot read the task {path}: {errors.reason(error)}") from error
+  except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    raise errors.InputError(f"{path}: not YAML ({errors.one_line(error)})") from None
+  if not isinstance(content, dict):
+    raise errors.InputError(f"{path}: a task is a table of keys and values, as name: lambada")
+  return of(content, str(path))
+
+
+def of(content: Mapping[Any, Any], where: str) -> Task:
+  """Returns the task that a YAML file's content describes; `where` begins errors.
+
+  Raises:
+    errors.InputError: for a key that is missing, and values of other types or out of range.
+  """
+  values = {str(key).replace("-", "_"): value for key, value in content.items()}
+  known = {field.name: field for field in dataclasses.fields(Task)}
+  if unknown := sorted({*values} - {*known}):
+    _log.warning("%s: no key of a task: %s; left out", where, ", ".join(unknown)[:200])
+  for name in ("name", "type", "path"):
+    if name not in values:
+      raise errors.InputError(f"{where}: the key {name} is missing")
+  metrics = values.get("metrics")
+  if metrics is not None:
+    values["metrics"] = tuple(metrics) if isinstance(metrics, list) else metrics
+  try:
+    return Task(**{name: value for name, value in values.items() if name in known and value is not None})
+  except errors.InputError as error:
+    raise errors.InputError(f"{where}: {error}") from None
+
+
+def _check(task: Task) -> None:
+  """Raises InputError for values of other types, or that go with no task."""
+  for field in dataclasses.fields(Task):
+    value = getattr(task, field.name)
+    wanted = _TYPES.get(field.type)
+    if wanted and (not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted)):
+      raise errors.InputError(f"{field.name} is {value!r}: {field.type} is needed")
+  if task.type not in METRICS:
+    raise errors.InputError(f"type is {task.type!r}: one of {', '.join(METRICS)} is needed")
+  if task.module is not None and task.module not in KINDS:
+    raise errors.InputError(f"module {task.module!r} is none of the original's: {', '.join(_modules())}")
+  if task.kind.type != task.type:
+    raise errors.InputError(f"type is {task.type} and module {task.module} one of {task.kind.type}")
+  if task.kind.own_metrics or not task.metrics:
+    object.__setattr__(task, "metrics", task.kind.metrics)
+  if unknown := [name for name in task.metrics if not task.kind.own_metrics and name not in METRICS[task.type]]:
+    raise errors.InputError(f"no metric of type {task.type}: {unknown[0]!r}; there are {', '.join(METRICS[task.type])}")
+  if task.unidirectional and not task.use_task_mask:
+    raise errors.InputError("unidirectional goes with [gMASK] alone: add use_task_mask: true")
+  if task.sampling_strategy not in ("BaseStrategy", "BeamSearchStrategy"):
+    raise errors.InputError(f"sampling_strategy is {task.sampling_strategy!r}: BaseStrategy or BeamSearchStrategy")
+  for name in ("max_seq_length", "micro_batch_size", "num_beams", "max_gen_length", "generation_length"):
+    if getattr(task, name) < 1:
+      raise errors.InputError(f"{name} is {getattr(task, name)}: 1 or more is needed")
+  if not isinstance(task.file_pattern, str) and not all(
+    isinstance(text, str) for item in task.file_pattern.items() for text in item
+  ):
+    raise errors.InputError("file_pattern is a pattern, or a table of groups and their patterns")
+
+
+_TYPES = {
+  str: (str,),
+  int: (int,),
+  float: (int, float),
+  bool: (bool,),
+  tuple[str, ...]: (tuple,),
+  str | None: (str, type(None)),
+  str | Mapping[str, str]: (str, Mapping),
+}
+
+
+def _modules() -> Sequence[str]:
+  return [name for name in KINDS if "." in name]
+
+
+def find(named: Sequence[paths.Named]) -> list[Task]:
+  """Returns the tasks of files, and of folders with all below them, in the order of their names; each once.
+
+  Raises:
+    errors.InputError: for a name that is neither, a folder without a task, and two tasks of one name.
+  """
+  files: dict[pathlib.Path, None] = {}
+  for each in map(pathlib.Path, named):
+    if each.is_dir():
+      inside = sorted(path for path in each.rglob("*") if path.suffix in (".yaml", ".yml"))
+      if not inside:
+        raise errors.InputError(f"there is no task (*.yaml) in {each}")
+      files |= dict.fromkeys(inside)
+    else:
+      files[each] = None
+  tasks = [read(path) for path in files]
+  names = [task.name for task in tasks]
+  for path, name in zip(files, names):
+    if names.count(name) > 1:
+      raise errors.InputError(f"{path}: there is another task called {name}: rename one")
+  return tasks
