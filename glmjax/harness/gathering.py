@@ -29,6 +29,6 @@ def gather(
     layout, folder = asker.layout(task), data / task.path
     for group, paths in task.files(data, skip_missing).items():
       for path in paths:
-        read = items.read(task, path, tokenizer)
+        read = items.read(task, path, folder, tokenizer)
         found += asking.placed(task, group, path.relative_to(folder).as_posix(), read, layout)[:limit]
   return found

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from glmjax import errors
+from glmjax.harness import questions
 from glmjax.harness import task as task_lib
 from glmjax.infer import vocabulary
 from glmjax.io import user_json
@@ -55,16 +56,16 @@ class Window:
 Item = Question | Blank | Window
 
 
-def read(task: task_lib.Task, path: pathlib.Path, tokenizer: vocabulary.Tokenizer) -> list[Item]:
-  """Returns a file's items.
+def read(task: task_lib.Task, path: pathlib.Path, folder: pathlib.Path, tokenizer: vocabulary.Tokenizer) -> list[Item]:
+  """Returns the items of a file in the task's folder.
 
   Raises:
     errors.InputError: for a file without any, and records that are none.
   """
   if task.type == task_lib.LANGUAGE_MODEL:
-    return [window for text in _texts(task, path, tokenizer) for window in _windows(task, *text)]
+    return [window for text in _texts(task, path, folder, tokenizer) for window in _windows(task, *text)]
   make = _question if task.type == task_lib.CHOICES else _blank
-  found = [make(record, where, tokenizer) for record, where in _records(path)]
+  found = [make(record, where, tokenizer) for record, where in questions.read(task, path, folder)]
   if task.type == task_lib.GENERATION:
     return found
   if wrong := sum(not 0 <= item.label < len(item.choices) for item in found):
@@ -73,18 +74,6 @@ def read(task: task_lib.Task, path: pathlib.Path, tokenizer: vocabulary.Tokenize
     if task.kind.own_metrics:
       raise errors.InputError(f"{path}: all choices have one token, and {task.metrics[0]} compares texts")
   return found
-
-
-def _records(path: pathlib.Path) -> Iterator[tuple[dict[str, Any], str]]:
-  """Yields a JSON lines file's records, each with its place."""
-  number = 0
-  for number, line in user_text.lines(path):
-    where = f"{path}, line {number}"
-    if not line.strip():
-      raise errors.InputError(f"{where}: empty: every line is one record in JSON")
-    yield user_json.parse(line, where), where
-  if not number:
-    raise errors.InputError(f"{path} is empty: there is nothing to ask")
 
 
 def _ids(record: Mapping[str, Any], name: str, where: str, tokenizer: vocabulary.Tokenizer) -> list[int]:
@@ -134,7 +123,7 @@ def _blank(record: Mapping[str, Any], where: str, tokenizer: vocabulary.Tokenize
 
 
 def _texts(
-  task: task_lib.Task, path: pathlib.Path, tokenizer: vocabulary.Tokenizer
+  task: task_lib.Task, path: pathlib.Path, folder: pathlib.Path, tokenizer: vocabulary.Tokenizer
 ) -> Iterator[tuple[list[int], dict[str, Any]]]:
   """Yields the texts of a file, each with its number, words and bytes, and where records say so its set."""
   if not task.kind.by_record:
@@ -146,7 +135,7 @@ def _texts(
     # The original's words are what single spaces divide: newlines do not (docs/evaluation.md).
     yield ids, {"text": 0, "words": len(text.strip().split(" ")), "bytes": len(text.encode())}
     return
-  for number, (record, where) in enumerate(_records(path)):
+  for number, (record, where) in enumerate(questions.read(task, path, folder)):
     ids = _checked_ids(record["text"], "text", where) if isinstance(record.get("text"), list) else None
     text = user_json.string(dict(record), "text" if ids is None else "text_pretokenized", where)
     if ids := tokenizer.encode(text) if ids is None else ids:

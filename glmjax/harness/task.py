@@ -13,6 +13,8 @@ from typing import Any
 import yaml
 
 from glmjax import errors
+from glmjax.harness import reading
+from glmjax.harness import template
 from glmjax.io import paths
 
 _LARGEST = 1 << 20  # bytes of a task's file
@@ -74,6 +76,12 @@ class Task:
   max_gen_length: int = 128
   generation_length: int = 256
   version: int | str = 0  # of prompts and data, for the record
+  reader: str | Mapping[str, Any] = "jsonl"  # harness/reading.py
+  prompt: Mapping[str, Any] | None = None  # harness/template.py; None: records are questions already
+  num_shots: int = 0  # examples with their answers before each question
+  shots_pattern: str | None = None  # the files that they are drawn from; None: the question's own
+  shots_seed: int = 0
+  shots_separator: str = "\n\n"
 
   def __post_init__(self) -> None:
     _check(self)
@@ -180,6 +188,11 @@ def _check(task: Task) -> None:
   for name in ("max_seq_length", "micro_batch_size", "num_beams", "max_gen_length", "generation_length"):
     if getattr(task, name) < 1:
       raise errors.InputError(f"{name} is {getattr(task, name)}: 1 or more is needed")
+  if task.num_shots < 0:
+    raise errors.InputError(f"num_shots is {task.num_shots}: 0 or more is needed")
+  reading.Reader.of(task.reader)
+  if task.prompt is not None:
+    template.Prompt.of(task.prompt)
   if not isinstance(task.file_pattern, str) and not all(
     isinstance(text, str) for item in task.file_pattern.items() for text in item
   ):
@@ -194,6 +207,8 @@ _TYPES = {
   tuple[str, ...]: (tuple,),
   str | None: (str, type(None)),
   str | Mapping[str, str]: (str, Mapping),
+  str | Mapping[str, Any]: (str, Mapping),
+  Mapping[str, Any] | None: (Mapping, type(None)),
 }
 
 

@@ -1,0 +1,62 @@
+"""The records of a task's files as questions in words, with worked examples before them where the task wants some."""
+
+from collections.abc import Iterator, Mapping, Sequence
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from glmjax import errors
+from glmjax.harness import reading
+from glmjax.harness import task as task_lib
+from glmjax.harness import template
+from glmjax.io import user_json
+
+Question = tuple[dict[str, Any], str]  # a record, and where it is
+
+
+def read(task: task_lib.Task, path: pathlib.Path, folder: pathlib.Path) -> Iterator[Question]:
+  """Yields a file's questions; `folder` is the task's.
+
+  Examples are drawn once, with the task's own seed, so that they are the same for all questions of a file; one that is
+  the question itself is passed over. A question's `shots` says which they were.
+
+  Raises:
+    errors.InputError: where there are fewer examples than the task wants, or they are ids.
+  """
+  if not task.num_shots:
+    yield from _plain(task, path)
+    return
+  examples = _examples(task, path, folder)
+  for record, where in _plain(task, path):
+    chosen = [(text, place) for text, place in examples if place != where][: task.num_shots]
+    texts = [*(text for text, _ in chosen), user_json.string(record, "inputs_pretokenized", where)]
+    inputs = task.shots_separator.join(texts)
+    yield record | {"inputs_pretokenized": inputs, "shots": [place for _, place in chosen]}, where
+
+
+def _plain(task: task_lib.Task, path: pathlib.Path) -> Iterator[Question]:
+  prompt = None if task.prompt is None else template.Prompt.of(task.prompt)
+  for record, where in reading.Reader.of(task.reader).read(path):
+    yield (record if prompt is None else prompt.fill(record, where)), where
+
+
+def _examples(task: task_lib.Task, path: pathlib.Path, folder: pathlib.Path) -> Sequence[tuple[str, str]]:
+  """Returns one example more than the task wants, with their answers, and where each is."""
+  paths = [path] if task.shots_pattern is None else sorted(folder.glob(task.shots_pattern))
+  pool = [question for each in paths for question in _plain(task, each)]
+  if len(pool) < task.num_shots + (task.shots_pattern is None):
+    raise errors.InputError(f"task {task.name}: {task.num_shots} examples, and there are {len(pool)} for {path}")
+  order = np.random.default_rng(task.shots_seed).permutation(len(pool))[: task.num_shots + 1]
+  return [(_worked(*pool[i]), pool[i][1]) for i in order]
+
+
+def _worked(record: Mapping[str, Any], where: str) -> str:
+  """Returns an example with its answer."""
+  inputs = user_json.string(dict(record), "inputs_pretokenized", where)
+  answers = record.get("choices_pretokenized") or record.get("targets_pretokenized")
+  number = record.get("label", 0) if "choices_pretokenized" in record else 0
+  if not isinstance(answers, list) or not isinstance(number, int) or not 0 <= number < len(answers):
+    raise errors.InputError(f"{where}: no example: it has no right answer")
+  separated = inputs.endswith((" ", "\n", "(")) or not inputs.isascii()
+  return f"{inputs}{'' if separated else ' '}{answers[number]}"
