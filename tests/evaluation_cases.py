@@ -75,8 +75,9 @@ def asker(rounding: str) -> asking.Asker:
   return asking.Asker(engine.Engine(runner, tokenizer()), ids)
 
 
-def check_inputs(asked: asking.Asked, found: dict[str, np.ndarray], layout: layouts.Layout) -> None:
+def check_inputs(asked: asking.Asked, found: dict[str, np.ndarray]) -> None:
   """Asserts that an item's rows read what the original's row did: tokens, places, and what each token sees."""
+  layout = layouts.Layout(asked.task, golden_models.config("evaluation"), tokenizer().specials)
   if isinstance(asked.item, items_lib.Question):
     rows = layout.question(asked.item)
     context = len(rows[0].prompt.tokens) - len(rows[0].targets)

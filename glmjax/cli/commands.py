@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 
 from glmjax import ranges
-from glmjax.cli import corpus, doctor, hosts, inference, inputs, plans, weights
+from glmjax.cli import corpus, doctor, evaluation, hosts, inference, inputs, plans, weights
 from glmjax.cli.flags import Command, Flag
 from glmjax.models import config as config_lib
 
@@ -16,6 +16,7 @@ DRAFTING = "glmjax.cli.inference.Drafting"
 DECODING = "glmjax.cli.inference.Decoding"
 OUTPUT = "glmjax.cli.inference.Output"
 DRAWING = "glmjax.cli.chat.Drawing"
+ITEMS = "glmjax.cli.evaluation.Items"
 LIMITS = "glmjax.cli.serve.Limits"
 MESH = Flag(
   "--mesh",
@@ -141,6 +142,39 @@ COMMANDS = {
       ),
       prepare=hosts.check_mesh,
       within=hosts.evaluating,
+      modes=(
+        Command(
+          "evaluate --tasks",
+          "glmjax.cli.evaluation.evaluate",
+          "put tasks to a model: questions with choices, texts to fill or go on with, texts to score",
+          "glmjax evaluate --checkpoint=runs/mine --tasks=tasks/lambada.yaml --data=data --out=runs/mine-evaluated",
+          (
+            CHECKPOINT,
+            Flag("--tasks", "a task's YAML file, or a folder of such (repeatable)", Path, repeatable=True),
+            Flag("--data", "folder in which the tasks' paths are", Path),
+            Flag("--out", "folder for each item's record and the report. A stopped run goes on", Path),
+            Flag("--overwrite", "replace the records there", bool, kind="passed"),
+            *_of(
+              ITEMS,
+              Flag("--limit", "only the first so many items of each file", int, least=1),
+              Flag("--skip_missing", "leave out what has no file", bool),
+            ),
+            *SHARED,
+          ),
+          groups={"items": ITEMS, "devices": DEVICES},
+          prepare=hosts.check_mesh,
+          within=hosts.evaluating,
+          show=evaluation.show,
+        ),
+      ),
+    ),
+    Command(
+      "compare",
+      "glmjax.harness.compare.compare",
+      "compare what tasks made of two models or more",
+      "glmjax compare runs/float-evaluated runs/int8-evaluated runs/int4-evaluated",
+      (Flag("runs", "folders that evaluate --tasks wrote", Path, repeatable=True),),
+      show=evaluation.show_comparison,
     ),
     Command(
       "export",

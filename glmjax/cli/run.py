@@ -141,7 +141,8 @@ def _parse_flags(arguments: list[str]) -> argparse.Namespace | None:
   name = arguments[0] if arguments else "--help"
   if not name.startswith("-"):
     command = command_named(name)
-    mode = next((mode for mode in command.modes if mode.name.split()[1] in arguments), command)
+    given = {argument.split("=")[0] for argument in arguments}
+    mode = next((mode for mode in command.modes if mode.name.split()[1] in given), command)
     return _parse_command(mode, arguments[1:])
   if name == "--version":
     print(f"glmjax {glmjax.__version__}")
@@ -165,6 +166,8 @@ def _parse_command(command: Command, arguments: Sequence[str]) -> argparse.Names
     settings = (
       {"action": "store_true", "default": None}
       if flag.type is bool
+      else {"nargs": "+"}
+      if flag.repeatable and not flag.name.startswith("-")
       else {"action": "append" if flag.repeatable else "store"}
     )
     if flag.choices:
@@ -173,7 +176,8 @@ def _parse_command(command: Command, arguments: Sequence[str]) -> argparse.Names
   for mode in command.modes:
     parser.add_argument(mode.name.split()[1], action="store_true", help=f"{mode.help}; see glmjax {mode.name} --help")
   for flag in command.name.split()[1:]:
-    parser.add_argument(flag, action="store_true", help="this")
+    if flag not in [each.name for each in command.flags]:
+      parser.add_argument(flag, action="store_true", help="this")
   parser.add_argument("--gin_file", action="append", default=[], help=GIN_HELP)
   parser.add_argument(
     "--gin.NAME=VALUE",

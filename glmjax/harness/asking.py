@@ -30,12 +30,13 @@ class Asked:
   file: str  # its name behind the task's path
   number: int  # from 0, in the file
   item: items_lib.Item
+  tokens: int  # that the model reads for it
   padded: Sequence[int] = ()  # its prompt as the original's beam search counts it
 
   @property
-  def key(self) -> tuple[str, str, int]:
+  def key(self) -> tuple[str, str, str, int]:
     """What tells it from all others of a run."""
-    return self.task.name, self.file, self.number
+    return self.task.name, self.group, self.file, self.number
 
 
 class Asker:
@@ -51,8 +52,7 @@ class Asker:
     self._engine = engine_lib.Engine(engine.runner, engine.tokenizer, engine.max_batch, stops, suppressed_tokens=())
     self._lambada_ids = lambada_ids
 
-  def layout(self, task: task_lib.Task) -> layouts.Layout:
-    """Returns how a task's items become rows of the model."""
+  def _layout(self, task: task_lib.Task) -> layouts.Layout:
     return layouts.Layout(task, self._engine.config, self._engine.tokenizer.specials)
 
   def ask(self, asked: Sequence[Asked]) -> list[dict[str, Any]]:
@@ -71,7 +71,7 @@ class Asker:
     return [found[i] for i in range(len(asked))]
 
   def _rows(self, asked: Asked) -> list[score_lib.Row]:
-    layout = self.layout(asked.task)
+    layout = self._layout(asked.task)
     if isinstance(asked.item, items_lib.Window):
       return [layout.window(asked.item)]
     return layout.question(asked.item)
@@ -88,14 +88,14 @@ class Asker:
       "tokens": counts,
       "prediction": prediction,
       "target": asked.item.label,
-      "values": {"Accuracy": float(prediction == asked.item.label)},
+      "values": {} if asked.task.kind.own_metrics else {"Accuracy": float(prediction == asked.item.label)},
     }
 
   def _greedy(self, task: task_lib.Task, asked: Sequence[Asked]) -> list[list[beam_lib.Beam]]:
     """Returns of each item the one answer that the likeliest tokens make."""
     sampling = sampling_lib.Sampling(min_tokens=task.min_gen_length)
     scheduler = self._engine.scheduler(min(len(asked), self._engine.max_batch))
-    layout = self.layout(task)
+    layout = self._layout(task)
     answers = [
       scheduler.submit(lanes_lib.Request(layout.blank(each.item), task.max_gen_length, sampling)) for each in asked
     ]
@@ -111,7 +111,7 @@ class Asker:
       never, beginnings = lambada.marks(self._engine.tokenizer, self._lambada_ids)
       suppressed_V = np.isin(np.arange(self._engine.config.vocab_size), [*never])
     ids = beam_lib.Ids(sorted(self._engine.stops), specials.pad, suppressed_V, beginnings)
-    layout, size = self.layout(task), max(1, self._engine.max_batch // task.num_beams)
+    layout, size = self._layout(task), max(1, self._engine.max_batch // task.num_beams)
     found = []
     for first in range(0, len(asked), size):
       some = asked[first : first + size]
@@ -134,7 +134,7 @@ class Asker:
       values = {"Accuracy": float(any(text.strip() == target.strip() for target in item.targets))}
     else:
       values = {name: metrics.OF_ANSWER[name](text, item.targets) for name in task.metrics}
-    record = _begun(asked, self.layout(task).blank(item).tokens)
+    record = _begun(asked, self._layout(task).blank(item).tokens)
     if task.searches:
       record["beams"] = [{"tokens": beam.tokens, "score": beam.score} for beam in beams]
     return record | {
@@ -160,7 +160,8 @@ def placed(
   task: task_lib.Task, group: str, file: str, items: Sequence[items_lib.Item], layout: layouts.Layout
 ) -> list[Asked]:
   """Returns a file's items, each with its place."""
+  sizes = [layout.tokens(item) for item in items]
   rows: Sequence[Sequence[int]] = [()] * len(items)
   if task.searches and task.type == task_lib.GENERATION:
     rows = layouts.padded([layout.blank(item) for item in items], task.micro_batch_size)
-  return [Asked(task, group, file, i, item, row) for i, (item, row) in enumerate(zip(items, rows, strict=True))]
+  return [Asked(task, group, file, i, *each) for i, each in enumerate(zip(items, sizes, rows, strict=True))]

@@ -5,19 +5,22 @@ import pathlib
 
 from glmjax.harness import asking
 from glmjax.harness import items
+from glmjax.harness import layouts
 from glmjax.harness import task as task_lib
 from glmjax.infer import vocabulary
+from glmjax.models import config as config_lib
 
 
 def gather(
-  asker: asking.Asker,
+  config: config_lib.GLMConfig,
   tokenizer: vocabulary.Tokenizer,
   tasks: Sequence[task_lib.Task],
   data: pathlib.Path,
   limit: int | None = None,
   skip_missing: bool = False,
 ) -> list[asking.Asked]:
-  """Returns the items of all files of all tasks; with `limit`, the first so many of each file.
+  """Returns the items of all files of all tasks, for a model of this configuration; with `limit`, the first so many of
+  each file.
 
   A file that belongs to two groups is asked once for each. `skip_missing`: what has no file is left out, and said.
 
@@ -26,7 +29,7 @@ def gather(
   """
   found = []
   for task in tasks:
-    layout, folder = asker.layout(task), data / task.path
+    layout, folder = layouts.Layout(task, config, tokenizer.specials), data / task.path
     for group, paths in task.files(data, skip_missing).items():
       for path in paths:
         read = items.read(task, path, folder, tokenizer)

@@ -86,6 +86,16 @@ class Layout:
     prompt = self._prompt(tokens, len(item.before), runs_on=True)
     return score_lib.Row(prompt_lib.extend(prompt, item.text[:-1]), item.text)
 
+  def tokens(self, item: items_lib.Item) -> int:
+    """Returns how many tokens the model reads for an item, once what does not fit is taken away.
+
+    Raises:
+      errors.InputError: for one that does not fit whatever is taken away.
+    """
+    if isinstance(item, items_lib.Question):
+      return sum(len(row.prompt.tokens) for row in self.question(item))
+    return len((self.window(item).prompt if isinstance(item, items_lib.Window) else self.blank(item)).tokens)
+
   def _framed(self, tokens: list[int]) -> list[int]:
     return self.kind.frame(tokens, self.specials) if self.kind.frame_size else tokens
 

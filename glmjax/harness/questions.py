@@ -32,7 +32,10 @@ def read(task: task_lib.Task, path: pathlib.Path, folder: pathlib.Path) -> Itera
     chosen = [(text, place) for text, place in examples if place != where][: task.num_shots]
     texts = [*(text for text, _ in chosen), user_json.string(record, "inputs_pretokenized", where)]
     inputs = task.shots_separator.join(texts)
-    yield record | {"inputs_pretokenized": inputs, "shots": [place.removeprefix(f"{folder}/") for _, place in chosen]}, where
+    yield (
+      record | {"inputs_pretokenized": inputs, "shots": [place.removeprefix(f"{folder}/") for _, place in chosen]},
+      where,
+    )
 
 
 def _plain(task: task_lib.Task, path: pathlib.Path) -> Iterator[Question]:

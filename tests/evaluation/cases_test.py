@@ -10,6 +10,7 @@ import re
 from typing import Any
 
 import evaluation_cases as cases
+import golden_models
 import numpy as np
 import pytest
 
@@ -40,7 +41,9 @@ def tasks() -> list[task_lib.Task]:
 def answered(results: str) -> tuple[list[asking.Asked], list[dict[str, Any]]]:
   """All items of all tasks but for the empty ones, put to the model together."""
   asker = cases.asker(ROUNDINGS[results])
-  asked = gathering.gather(asker, cases.tokenizer(), tasks(), cases.folder() / "data", skip_missing=True)
+  asked = gathering.gather(
+    golden_models.config("evaluation"), cases.tokenizer(), tasks(), cases.folder() / "data", skip_missing=True
+  )
   return asked, asker.ask(asked)
 
 
@@ -108,7 +111,7 @@ def test_inputs() -> None:
     item = wanted[each.task.name]["files"][each.file]["items"][each.number]
     batch = f"{each.task.name}/{each.file}/batch{item['batch']}"
     given = {name: arrays[f"{batch}/{name}"][item["row"]] for name in ("tokens", "position_ids", "attention_mask")}
-    cases.check_inputs(each, given, cases.asker(ROUNDINGS["results"]).layout(each.task))
+    cases.check_inputs(each, given)
 
 
 @each_rounding
@@ -171,7 +174,9 @@ def test_edge_cases(name: str) -> None:
 
   def ask() -> tuple[task_lib.Task, list[asking.Asked], list[dict[str, Any]]]:
     task = task_lib.read(cases.folder() / "edge" / "tasks" / f"{name}.yaml")
-    asked = gathering.gather(asker, cases.tokenizer(), [task], cases.folder() / "edge" / "data")
+    asked = gathering.gather(
+      golden_models.config("evaluation"), cases.tokenizer(), [task], cases.folder() / "edge" / "data"
+    )
     return task, asked, asker.ask(asked)
 
   if name in REFUSED or (case["outcome"] == "raises" and name not in TAKEN):

@@ -4,36 +4,17 @@ import contextlib
 import pathlib
 import shutil
 
-import jax
-import jax.numpy as jnp
 import pytest
 from serve import fake_server
+import untrained_run
 
-from glmjax import tokenizer as tokenizer_lib
-from glmjax.checkpoint import folder as folder_lib
-from glmjax.checkpoint import manager
 from glmjax.infer import engine
-from glmjax.io import tokenizer_folder
-from glmjax.models import config as config_lib
-from glmjax.models import glm
-
-_CONFIG = config_lib.GLMConfig(
-  vocab_size=440, num_layers=2, embed_dim=32, num_heads=4, mlp_dim=48, max_length=256, init_std=0.3
-)
-_TEXT = [f"On day {i} the quick brown fox jumps over {i} lazy dogs. 第{i}天，小河边的柳树发芽了。" for i in range(60)]
 
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory) -> pathlib.Path:
   """A run of an untrained model of 256 places."""
-  run, tokenizer = tmp_path_factory.mktemp("model") / "run", tmp_path_factory.mktemp("tokenizer") / "tokenizer"
-  tokenizer_lib.train(_TEXT, tokenizer, vocab_size=_CONFIG.vocab_size)
-  described = tokenizer_folder.copy(tokenizer, run / folder_lib.TOKENIZER)
-  folder_lib.write_config(run, folder_lib.FolderConfig(_CONFIG, {}, described))
-  saver = manager.Manager(run / "checkpoints")
-  saver.save(1, {"params": glm.init_params(_CONFIG, jax.random.key(1)), "step": jnp.int32(1)}, {"samples_seen": 1})
-  saver.close()
-  return run
+  return untrained_run.write(tmp_path_factory.mktemp("model") / "run")
 
 
 @pytest.fixture(scope="session")

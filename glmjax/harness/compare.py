@@ -1,0 +1,112 @@
+"""Models side by side, on the same items."""
+
+from collections.abc import Mapping, Sequence
+import math
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from glmjax import errors
+from glmjax.harness import report
+from glmjax.harness import results
+from glmjax.harness import statistics
+
+Record = Mapping[str, Any]
+
+
+def compare(runs: Sequence[pathlib.Path | str]) -> dict[str, Any]:
+  """Compares runs of `glmjax evaluate --tasks`, each with the first, on the items that all have.
+
+  Args:
+    runs: their folders.
+
+  Returns:
+    {"models": names, "tasks": {task: {metric: [a figure for each model]}}}; a figure has `value`, `low`, `high` and
+    `items`, and from the second model on `difference` to the first with its interval (paired bootstrap) and, where
+    items are right or wrong, `p`, McNemar's.
+
+  Raises:
+    errors.InputError: for fewer than two runs, runs without a common item, and items that are not the same.
+  """
+  if len(runs) < 2:
+    raise errors.InputError("one run is not compared with itself: name two folders or more")
+  read = [results.read(pathlib.Path(run)) for run in runs]
+  records = [{results.key(record): record for record in own} for _, own in read]
+  common = [key for key in records[0] if all(key in own for own in records[1:])]
+  if not common:
+    raise errors.InputError(f"{runs[0]} and the others have no item in common: evaluate them with the same --tasks")
+  for key in common:
+    _check_same(runs, [own[key] for own in records])
+  tasks = {}
+  for task in dict.fromkeys(key[0] for key in common):
+    own = [[each[key] for key in common if key[0] == task] for each in records]
+    tasks[task] = _texts(own) if "loss" in own[0][0] else _values(own)
+  return {"models": _names([run for run, _ in read], runs), "items": len(common), "tasks": tasks}
+
+
+def _check_same(runs: Sequence[pathlib.Path | str], records: Sequence[Record]) -> None:
+  """Raises InputError where one item is another question for the other model; prompts may be other tokens."""
+  for name in ("target", "targets", "bytes"):
+    if any(record.get(name) != records[0].get(name) for record in records):
+      first = records[0]
+      place = f"{first['task']}, {first['file']}, item {first['item']}"
+      raise errors.InputError(f"{place}: {name} is not the same in {', '.join(map(str, runs))}: their data differ")
+
+
+def _names(about: Sequence[Mapping[str, Any]], runs: Sequence[pathlib.Path | str]) -> list[str]:
+  names = [str(run.get("model")) for run in about]
+  return names if len({*names}) == len(names) else [str(run) for run in runs]
+
+
+def _values(records: Sequence[Sequence[Record]]) -> dict[str, list[dict[str, Any]]]:
+  found = {}
+  for name in records[0][0]["values"]:
+    values = [np.array([record["values"][name] for record in own]) for own in records]
+    figures = []
+    for own in values:
+      low, high = statistics.of_mean(own.tolist())
+      figure = {"value": 100 * own.mean(), "low": 100 * low, "high": 100 * high, "items": len(own)}
+      if figures:
+        low, high = statistics.bootstrap(own - values[0], np.ones(len(own)))
+        figure["difference"] = [100 * x for x in (float((own - values[0]).mean()), low, high)]
+        if {*own.tolist(), *values[0].tolist()} <= {0.0, 1.0}:
+          figure["p"] = statistics.mcnemar(own.tolist(), values[0].tolist())
+      figures.append({key: float(x) if isinstance(x, np.floating) else x for key, x in figure.items()})
+    found[name] = figures
+  return found
+
+
+def _texts(records: Sequence[Sequence[Record]]) -> dict[str, list[dict[str, Any]]]:
+  figures, first = [], None
+  for own in records:
+    nats, sizes = report.by_text(own)
+    bits = nats / math.log(2)
+    low, high = statistics.bootstrap(bits, sizes)
+    figure = {"value": float(bits.sum() / sizes.sum()), "low": low, "high": high, "items": len(bits)}
+    if first is None:
+      first = bits
+    else:
+      low, high = statistics.bootstrap(bits - first, sizes)
+      figure["difference"] = [float((bits - first).sum() / sizes.sum()), low, high]
+    figures.append(figure)
+  return {"bits_per_byte": figures}
+
+
+def markdown(found: Mapping[str, Any]) -> str:
+  """Returns a comparison as a table: a line for each task and metric, a column for each model."""
+  models = found["models"]
+  lines = ["| task | metric | items | " + " | ".join(models) + " |", "|---|---|---|" + "---|" * len(models)]
+  for task, metrics in found["tasks"].items():
+    for metric, figures in metrics.items():
+      cells = [_cell(figure) for figure in figures]
+      lines.append(f"| {task} | {metric} | {figures[0]['items']:,} | " + " | ".join(cells) + " |")
+  return "\n".join(lines)
+
+
+def _cell(figure: Mapping[str, Any]) -> str:
+  text = f"{figure['value']:.2f} ({figure['low']:.2f} to {figure['high']:.2f})"
+  if "difference" in figure:
+    value, low, high = figure["difference"]
+    text += f"; {value:+.2f} ({low:+.2f} to {high:+.2f})"
+  return text + (f", p {figure['p']:.2f}" if "p" in figure else "")

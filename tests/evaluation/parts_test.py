@@ -1,0 +1,155 @@
+"""Readers, prompts, examples, intervals: each by itself."""
+
+import json
+import pathlib
+
+import engine_models
+import numpy as np
+import pytest
+
+from glmjax import errors
+from glmjax.harness import items
+from glmjax.harness import questions
+from glmjax.harness import reading
+from glmjax.harness import statistics
+from glmjax.harness import task as task_lib
+from glmjax.harness import template
+
+FILES = {
+  "list.json": ('{"data": {"rows": [{"a": "1"}, {"a": "2"}]}}', {"format": "json", "records": "data.rows"}),
+  "head.csv": ('a,b\n1,"x, y"\n2,z\n', "csv"),
+  "bare.csv": ("1,x\n2,z\n", {"format": "csv", "columns": ["a", "b"]}),
+  "head.tsv": ("a\tb\n1\tx\n2\tz\n", "tsv"),
+  "lines.jsonl": ('{"a": "1"}\n{"a": "2"}\n', "jsonl"),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_readers(name: str, tmp_path: pathlib.Path) -> None:
+  content, reader = FILES[name]
+  (tmp_path / name).write_text(content)
+  found = list(reading.Reader.of(reader).read(tmp_path / name))
+  assert [record["a"] for record, _ in found] == ["1", "2"]
+  assert len({where for _, where in found}) == 2 and all(where.startswith(str(tmp_path / name)) for _, where in found)
+
+
+@pytest.mark.parametrize(
+  "name, content, reader, message",
+  [
+    ("a.csv", "a,b\n1\n", "csv", "line 2: 1 columns, and there are 2 names"),
+    ("a.json", '{"rows": 1}', {"format": "json", "records": "rows"}, "no list rows"),
+    ("a.json", "[1]", "json", "record 1: no object"),
+    ("a.csv", "a,b\n", "csv", "is empty"),
+    ("a.jsonl", "\n", "jsonl", "line 1: empty"),
+  ],
+)
+def test_files_that_are_none(name: str, content: str, reader, message: str, tmp_path: pathlib.Path) -> None:
+  (tmp_path / name).write_text(content)
+  with pytest.raises(errors.InputError, match=message):
+    list(reading.Reader.of(reader).read(tmp_path / name))
+
+
+def test_a_reader_that_there_is_not() -> None:
+  with pytest.raises(errors.InputError, match="one of jsonl, json, csv, tsv"):
+    reading.Reader.of("parquet")
+  with pytest.raises(errors.InputError, match="no key 'colums'"):
+    reading.Reader.of({"format": "csv", "colums": ["a"]})
+
+
+@pytest.mark.parametrize(
+  "label, more, number",
+  [("yes", {}, 1), ("1", {}, 1), (1, {}, 1), ("B", {}, 1), ("b", {}, 1), ("ja", {"labels": ["nein", "ja"]}, 1)],
+)
+def test_labels(label, more, number: int) -> None:
+  prompt = template.Prompt.of({"inputs": "{q.0.text}?", "choices": ["no", "{w}"], "label": "{l}", **more})
+  found = prompt.fill({"q": [{"text": "so"}], "w": "yes", "l": label}, "here")
+  assert found["inputs_pretokenized"] == "so?" and found["choices_pretokenized"] == ["no", "yes"]
+  assert found["label"] == number
+
+
+def test_lists_and_targets() -> None:
+  prompt = template.Prompt.of({"inputs": "{q}", "choices": "{options}", "targets": "{answers.text}"})
+  found = prompt.fill({"q": "q", "options": ["a", 2], "answers": {"text": ["x"]}}, "here")
+  assert found["choices_pretokenized"] == ["a", "2"] and found["targets_pretokenized"] == ["x"]
+
+
+@pytest.mark.parametrize(
+  "record, message",
+  [
+    ({"l": "no"}, "no field 'q'"),
+    ({"q": "q", "l": "maybe"}, "the label 'maybe' is none of"),
+    ({"q": {}}, "no field 'l'"),
+  ],
+)
+def test_records_that_do_not_fit(record, message: str) -> None:
+  prompt = template.Prompt.of({"inputs": "{q}", "choices": ["no", "yes"], "label": "{l}"})
+  with pytest.raises(errors.InputError, match=f"^here: {message}"):
+    prompt.fill(record, "here")
+
+
+def test_a_template_reaches_no_attribute() -> None:
+  with pytest.raises(errors.InputError, match="no field '__class__'"):
+    template.Prompt.of({"inputs": "{__class__}"}).fill({"q": "q"}, "here")
+  with pytest.raises(errors.InputError, match="no field 'q.__class__'"):
+    template.Prompt.of({"inputs": "{q.__class__}"}).fill({"q": "q"}, "here")
+
+
+def _questions(folder: pathlib.Path, **more) -> list[dict]:
+  records = [{"inputs_pretokenized": f"q{i}", "choices_pretokenized": ["n", "y"], "label": i % 2} for i in range(6)]
+  (folder / "a.jsonl").write_text("".join(f"{json.dumps(record)}\n" for record in records))
+  task = task_lib.Task("t", "mul", ".", **more)
+  return [record for record, _ in questions.read(task, folder / "a.jsonl", folder)]
+
+
+def test_examples(tmp_path: pathlib.Path) -> None:
+  """The same for all questions, never the question itself, with their answers, of a fixed seed."""
+  found = _questions(tmp_path, num_shots=2, shots_separator="|")
+  assert found == _questions(tmp_path, num_shots=2, shots_separator="|")
+  for i, record in enumerate(found):
+    *shots, own = record["inputs_pretokenized"].split("|")
+    assert own == f"q{i}" and len(shots) == 2
+    numbers = [int(shot[1]) for shot in shots]
+    assert i not in numbers and shots == [f"q{n} {'ny'[n % 2]}" for n in numbers]
+    assert record["shots"] == [f"a.jsonl, line {n + 1}" for n in numbers]
+  others = [_questions(tmp_path, num_shots=2, shots_seed=seed)[0]["shots"] for seed in range(8)]
+  assert len({tuple(each) for each in others}) > 1
+  with pytest.raises(errors.InputError, match="6 examples, and there are 6"):
+    _questions(tmp_path, num_shots=6)
+
+
+def test_texts_as_items(tmp_path: pathlib.Path) -> None:
+  """Every token is scored once, whatever the windows; bytes and words are the whole text's."""
+  tokenizer = engine_models.Letters()
+  text = "abcde fghij " * 9
+  (tmp_path / "a.txt").write_text(text)
+  task = task_lib.Task("t", "lm", ".", max_seq_length=32, generation_length=10, use_task_mask=True)
+  found = items.read(task, tmp_path / "a.txt", tmp_path, tokenizer)
+  assert [token for window in found for token in window.text] == tokenizer.encode(text)
+  assert {window.fields["bytes"] for window in found} == {len(text)}
+
+
+def test_wilson() -> None:
+  """Newcombe (1998), table I: 81 of 263, 15 of 148, 0 of 20, 1 of 29."""
+  for hits, count, low, high in (
+    (81, 263, 0.2553, 0.3662),
+    (15, 148, 0.0624, 0.1605),
+    (0, 20, 0, 0.1611),
+    (1, 29, 0.0061, 0.1718),
+  ):
+    assert statistics.wilson(hits, count) == pytest.approx((low, high), abs=1e-4)
+
+
+def test_mcnemar() -> None:
+  """Both tails of a fair coin."""
+  first, second = [1] * 8 + [0] * 2 + [1] * 5, [0] * 8 + [1] * 2 + [1] * 5
+  assert statistics.mcnemar(first, second) == pytest.approx(2 * sum((1, 10, 45)) / 1024)
+  assert statistics.mcnemar(first, first) == 1
+
+
+def test_bootstrap() -> None:
+  """Covers the mean of normal values as the normal interval does, and is the same each time."""
+  values = np.random.default_rng(0).normal(3, 2, 400)
+  low, high = statistics.bootstrap(values, np.ones(400))
+  assert (low, high) == statistics.bootstrap(values, np.ones(400))
+  spread = 1.96 * values.std() / 20
+  assert (low, high) == pytest.approx((values.mean() - spread, values.mean() + spread), abs=0.03)
