@@ -114,7 +114,8 @@ COMMANDS = {command.name: command for top in commands.COMMANDS.values() for comm
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_has_an_example(name, capsys):
   assert cli.main([*name.split(), "--help"]) == 0
-  assert f"glmjax {name} --" in f"{capsys.readouterr().out.split('example:')[1].rstrip()} --"
+  example = f"{capsys.readouterr().out.split('example:')[1].rstrip()} --"
+  assert f"glmjax {name} --" in example or f"glmjax {name}=" in example  # a mode that takes a value
 
 
 @pytest.mark.parametrize("name", COMMANDS)

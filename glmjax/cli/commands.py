@@ -147,7 +147,7 @@ COMMANDS = {
           "evaluate --tasks",
           "glmjax.cli.evaluation.evaluate",
           "put tasks to a model: questions with choices, texts to fill or go on with, texts to score",
-          "glmjax evaluate --checkpoint=runs/mine --tasks=tasks/lambada.yaml --data=data --out=runs/mine-evaluated",
+          "glmjax evaluate --tasks=tasks/lambada.yaml --data=data --checkpoint=runs/mine --out=runs/mine-evaluated",
           (
             CHECKPOINT,
             Flag("--tasks", "a task's YAML file, or a folder of such (repeatable)", Path, repeatable=True),
@@ -172,7 +172,7 @@ COMMANDS = {
       "compare",
       "glmjax.harness.compare.compare",
       "compare what tasks made of two models or more",
-      "glmjax compare runs/float-evaluated runs/int8-evaluated runs/int4-evaluated",
+      "glmjax compare --json runs/float-evaluated runs/int8-evaluated runs/int4-evaluated",
       (Flag("runs", "folders that evaluate --tasks wrote", Path, repeatable=True),),
       show=evaluation.show_comparison,
     ),

@@ -41,7 +41,10 @@ def line(command: str, flag, text: str) -> list[str]:
         given.append(text if other is flag else (other.choices or ["x"])[0])
   elif any(not other.name.startswith("-") for other in COMMANDS[command].flags):
     given += [(other.choices or ["x"])[0] for other in COMMANDS[command].flags if not other.name.startswith("-")]
-  return [*command.split(), *given]
+  words = command.split()
+  if any(word == each.name for word in words[1:] for each in COMMANDS[command].flags):  # a mode that takes a value
+    words[1] += "=x"
+  return [*words, *given]
 
 
 @pytest.mark.parametrize(
@@ -93,7 +96,8 @@ def test_paths(command, flag, capsys, monkeypatch, tmp_path):
     ("~", str(tmp_path)),
     ("s3://bucket/x/", "s3://bucket/x"),
   ):
-    assert getattr(run._parse_flags(line(command, flag, text)), flag.parameter) == read
+    found = getattr(run._parse_flags(line(command, flag, text)), flag.parameter)
+    assert (found[-1] if flag.repeatable else found) == read
   assert not list(tmp_path.iterdir())
 
 
