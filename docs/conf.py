@@ -27,7 +27,7 @@ nb_execution_mode = "off"  # what is stored in notebooks is shown; `make noteboo
 # What stands beside the pages. On GitHub the start page's own links do.
 _CONTENTS = {
   "Begin": ["/README", "tutorial", "/notebooks/*"],
-  "Use": ["chat", "serving", "api", "import", "evaluation"],
+  "Use": ["chat", "serving", "api", "import", "evaluation", "evaluation_tasks"],
   "Train": ["data", "cache", "recipe", "scaling", "launch", "storage", "reliability"],
   "Hardware": ["hardware", "gpu", "tpu", "kernels"],
   "Develop": ["architecture", "sources", "/CONTRIBUTING", "/CHANGELOG"],

@@ -49,6 +49,7 @@ def test_wheel_holds_everything(dist):
   names = set(zipfile.ZipFile(wheel_of(dist)).namelist())
   expected = {f"glmjax/{path.relative_to(ROOT / 'glmjax')}" for path in (ROOT / "glmjax").rglob("*.py")}
   expected |= {f"glmjax/tasks/{path.relative_to(ROOT / 'tasks')}" for path in (ROOT / "tasks").rglob("*.py")}
+  expected |= {f"glmjax/tasks/evaluation/{path.name}" for path in (ROOT / "tasks" / "evaluation").iterdir()}
   gin = ROOT / "gin"
   expected |= {f"glmjax/gin_configs/{path.relative_to(gin)}" for path in gin.rglob("*.gin")}
   expected |= {f"glmjax/launch_scripts/{path.name}" for path in (ROOT / "launch").iterdir()} | {"glmjax/py.typed"}

@@ -1,8 +1,8 @@
 """Items: the questions of a task's files, as tokens.
 
 A record is an object in a line of JSON. Its `inputs`, `choices` and `targets` are ids; where they are not there
-`inputs_pretokenized`, `choices_pretokenized` and `targets_pretokenized` are texts, which become ids here. What else it
-holds goes along, for the metrics.
+`inputs_pretokenized`, `choices_pretokenized` and `targets_pretokenized` are texts, which become ids here. Two texts as
+`inputs_pretokenized` are those before and behind the blank. What else a record holds goes along, for the metrics.
 """
 
 import dataclasses
@@ -65,7 +65,10 @@ def read(task: task_lib.Task, path: pathlib.Path, folder: pathlib.Path, tokenize
   if task.type == task_lib.LANGUAGE_MODEL:
     return [window for text in _texts(task, path, folder, tokenizer) for window in _windows(task, *text)]
   make = _question if task.type == task_lib.CHOICES else _blank
-  found = [make(record, where, tokenizer) for record, where in questions.read(task, path, folder)]
+  found = []
+  for record, where in questions.read(task, path, folder):
+    context = _context(task, record, where, tokenizer)
+    found.append(make(context, record, where, tokenizer))
   if task.type == task_lib.GENERATION:
     return found
   if wrong := sum(not 0 <= item.label < len(item.choices) for item in found):
@@ -76,11 +79,18 @@ def read(task: task_lib.Task, path: pathlib.Path, folder: pathlib.Path, tokenize
   return found
 
 
-def _ids(record: Mapping[str, Any], name: str, where: str, tokenizer: vocabulary.Tokenizer) -> list[int]:
-  """Returns the ids of a field that holds one text."""
-  if name in record:
-    return _checked_ids(record[name], name, where)
-  return tokenizer.encode(user_json.string(dict(record), f"{name}_pretokenized", where))
+def _context(task: task_lib.Task, record: Mapping[str, Any], where: str, tokenizer: vocabulary.Tokenizer) -> list[int]:
+  """Returns the ids of a record's inputs; of two texts each by itself, as GLM-130B has them, and a mask between."""
+  if "inputs" in record:
+    return _checked_ids(record["inputs"], "inputs", where)
+  inputs = record.get("inputs_pretokenized")
+  if not isinstance(inputs, list):
+    return tokenizer.encode(user_json.string(dict(record), "inputs_pretokenized", where))
+  if not 1 <= len(inputs) <= 2:
+    raise errors.InputError(f"{where}: inputs_pretokenized has {len(inputs)} texts: before the blank, and behind it")
+  texts = [tokenizer.encode(user_json.string({"inputs": text}, "inputs", where)) for text in inputs]
+  mask = tokenizer.specials.gmask if task.use_task_mask else tokenizer.specials.mask
+  return texts[0] if len(texts) == 1 else [*texts[0], mask, *texts[1]]
 
 
 def _checked_ids(value: Any, name: str, where: str) -> list[int]:
@@ -108,18 +118,18 @@ def _along(record: Mapping[str, Any]) -> dict[str, Any]:
   return {name: value for name, value in kept.items() if len(str(value)) <= _LONGEST}
 
 
-def _question(record: Mapping[str, Any], where: str, tokenizer: vocabulary.Tokenizer) -> Question:
+def _question(context: list[int], record: Mapping[str, Any], where: str, tokenizer: vocabulary.Tokenizer) -> Question:
   choices, label = _lists(record, "choices", where, tokenizer), record.get("label")
   if not choices or not all(choices):
     raise errors.InputError(f"{where}: there is no choice, or an empty one: each has a token at least")
   if not isinstance(label, int) or isinstance(label, bool):
     raise errors.InputError(f"{where}: the label is {label!r}: the number of the right choice is needed, from 0")
-  return Question(_ids(record, "inputs", where, tokenizer), choices, label, _along(record))
+  return Question(context, choices, label, _along(record))
 
 
-def _blank(record: Mapping[str, Any], where: str, tokenizer: vocabulary.Tokenizer) -> Blank:
+def _blank(context: list[int], record: Mapping[str, Any], where: str, tokenizer: vocabulary.Tokenizer) -> Blank:
   targets = [tokenizer.decode(ids) for ids in _lists(record, "targets", where, tokenizer)]
-  return Blank(_ids(record, "inputs", where, tokenizer), targets, _along(record))
+  return Blank(context, targets, _along(record))
 
 
 def _texts(

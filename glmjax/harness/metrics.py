@@ -5,10 +5,13 @@ A record has `values`: of each metric that is a mean, what its item adds. The ot
 
 from collections.abc import Callable, Mapping, Sequence
 import collections
+import functools
 import math
 import re
 import string
 from typing import Any
+
+from glmjax.harness import rouge
 
 Record = Mapping[str, Any]
 _LARGEST_NATS = 20.0  # the original's perplexity is never more than e^20
@@ -36,7 +39,13 @@ def _f1(answer: list[str], target: list[str]) -> float:
   return 0.0 if common == 0 else 2 * common / (len(answer) + len(target))
 
 
-OF_ANSWER: dict[str, Callable[[str, Sequence[str]], float]] = {"EM": exact, "F1": f1}  # of a text and its targets
+OF_ANSWER: dict[str, Callable[[str, Sequence[str]], float]] = {  # of a text and its targets
+  "EM": exact,
+  "F1": f1,
+  "ROUGE-1": functools.partial(rouge.of_runs, size=1),
+  "ROUGE-2": functools.partial(rouge.of_runs, size=2),
+  "ROUGE-L": rouge.of_order,
+}
 
 
 def of_file(name: str, records: Sequence[Record]) -> Any:

@@ -2,19 +2,19 @@
 
 A task's `reader` says how: `jsonl` (the default), `csv` or `tsv`, `json`, or the name of one of the layouts in
 glmjax/harness/datasets.py. As a table it says more: {format: csv, columns: [question, A, B, answer]} for files without
-a head line, {format: json, records: data.examples} for a list within.
+a head line, {format: json, records: data.examples} for a list within, {format: jsonl, without: {label: "-"}} for
+records that nobody could answer.
 """
 
-from collections.abc import Iterator, Mapping
-import csv
+from collections.abc import Mapping
 import dataclasses
 import pathlib
 from typing import Any
 
 from glmjax import errors
 from glmjax.harness import datasets
+from glmjax.harness import files
 from glmjax.io import user_json
-from glmjax.io import user_text
 
 _DELIMITERS = {"csv": ",", "tsv": "\t"}
 FORMATS = ("jsonl", "json", *_DELIMITERS)
@@ -27,6 +27,7 @@ class Reader:
   format: str = "jsonl"
   columns: tuple[str, ...] | None = None  # of csv and tsv; None: the file's first line names them
   records: str = ""  # of json: the keys that lead to the list, with dots between; "": the file is the list
+  without: Mapping[str, str] = dataclasses.field(default_factory=dict)  # fields, and what leaves their records out
 
   def __post_init__(self) -> None:
     if self.format not in (*FORMATS, *datasets.LAYOUTS):
@@ -39,49 +40,37 @@ class Reader:
     if isinstance(value, str):
       return cls(value)
     if unknown := sorted({*value} - {field.name for field in dataclasses.fields(cls)}):
-      raise errors.InputError(f"reader has no key {unknown[0]!r}: format, columns, records")
+      known = ", ".join(field.name for field in dataclasses.fields(cls))
+      raise errors.InputError(f"reader has no key {unknown[0]!r}: {known}")
     columns = value.get("columns")
     return cls(**{**value, "columns": None if columns is None else tuple(map(str, columns))})
 
-  def read(self, path: pathlib.Path) -> Iterator[tuple[dict[str, Any], str]]:
+  def read(self, path: pathlib.Path) -> files.Records:
     """Yields a file's records, each with its place.
 
     Raises:
       errors.InputError: for a file without any, and what is no record.
     """
     if self.format in _DELIMITERS:
-      found = self._table(path)
+      found = files.table(path, _DELIMITERS[self.format], self.columns)
     elif self.format == "jsonl":
-      found = _lines(path)
+      found = files.lines(path)
+    elif self.format in datasets.OF_FILE:
+      found = datasets.OF_FILE[self.format](path)
     else:
-      content = user_json.read(path, None) if path.suffix == ".json" else path
+      content = user_json.read(path, None)
       found = (
-        self._listed(content, path) if self.format == "json" else datasets.LAYOUTS[self.format](content, str(path))
+        self._listed(content, path) if self.format == "json" else datasets.OF_JSON[self.format](content, str(path))
       )
     empty = True
     for record, where in found:
       empty = False
-      yield record, where
+      if not any(str(record.get(name)) == value for name, value in self.without.items()):
+        yield record, where
     if empty:
       raise errors.InputError(f"{path} is empty: there is nothing to ask")
 
-  def _table(self, path: pathlib.Path) -> Iterator[tuple[dict[str, Any], str]]:
-    lines = (f"{line}\n" for _, line in user_text.lines(path))
-    rows = csv.reader(lines, delimiter=_DELIMITERS[self.format])
-    columns = self.columns
-    try:
-      for row in rows:
-        where = f"{path}, line {rows.line_num}"
-        if columns is None:
-          columns = tuple(row)
-        elif len(row) != len(columns):
-          raise errors.InputError(f"{where}: {len(row)} columns, and there are {len(columns)} names")
-        else:
-          yield dict(zip(columns, row)), where
-    except csv.Error as error:
-      raise errors.InputError(f"{path}, line {rows.line_num}: {error}") from None
-
-  def _listed(self, content: Any, path: pathlib.Path) -> Iterator[tuple[dict[str, Any], str]]:
+  def _listed(self, content: Any, path: pathlib.Path) -> files.Records:
     for key in filter(None, self.records.split(".")):
       content = content.get(key) if isinstance(content, dict) else None
     if not isinstance(content, list):
@@ -90,11 +79,3 @@ class Reader:
       if not isinstance(record, dict):
         raise errors.InputError(f"{path}, record {number}: no object")
       yield record, f"{path}, record {number}"
-
-
-def _lines(path: pathlib.Path) -> Iterator[tuple[dict[str, Any], str]]:
-  for number, line in user_text.lines(path):
-    where = f"{path}, line {number}"
-    if not line.strip():
-      raise errors.InputError(f"{where}: empty: every line is one record in JSON")
-    yield user_json.parse(line, where), where

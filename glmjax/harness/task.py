@@ -5,6 +5,7 @@ of the original's own classes. A task's files are those that its patterns match,
 """
 
 import dataclasses
+import difflib
 import logging
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ from glmjax.harness import template
 from glmjax.io import paths
 
 _LARGEST = 1 << 20  # bytes of a task's file
+_SUFFIXES = (".yaml", ".yml")
 _log = logging.getLogger("glmjax")
 
 CHOICES, GENERATION, LANGUAGE_MODEL = "mul", "gen", "lm"
@@ -48,7 +50,7 @@ KINDS = {
 }
 METRICS = {
   CHOICES: ("Accuracy", "F1_mul", "Precision", "Recall"),
-  GENERATION: ("EM", "F1"),
+  GENERATION: ("EM", "F1", "ROUGE-1", "ROUGE-2", "ROUGE-L"),
   LANGUAGE_MODEL: ("PPL",),
 }  # those that a task may name; a module's own are its own
 
@@ -66,7 +68,7 @@ class Task:
   use_multitask_encoding: bool = False
   unidirectional: bool = False
   max_seq_length: int = 2048
-  file_pattern: str | Mapping[str, str] = "**/*.json*"
+  file_pattern: str | Mapping[str, str | Sequence[str]] = "**/*.json*"
   micro_batch_size: int = 1  # what its beams' lengths depend on
   sampling_strategy: str = "BaseStrategy"
   num_beams: int = 4
@@ -79,7 +81,8 @@ class Task:
   reader: str | Mapping[str, Any] = "jsonl"  # harness/reading.py
   prompt: Mapping[str, Any] | None = None  # harness/template.py; None: records are questions already
   num_shots: int = 0  # examples with their answers before each question
-  shots_pattern: str | None = None  # the files that they are drawn from; None: the question's own
+  # The files that they are drawn from; None: the question's own. A table: what to replace in the name of that.
+  shots_pattern: str | Mapping[str, str] | None = None
   shots_seed: int = 0
   shots_separator: str = "\n\n"
 
@@ -97,9 +100,10 @@ class Task:
     return self.sampling_strategy == "BeamSearchStrategy"
 
   @property
-  def patterns(self) -> dict[str, str]:
-    """The pattern of each group."""
-    return {"all": self.file_pattern} if isinstance(self.file_pattern, str) else dict(self.file_pattern)
+  def patterns(self) -> dict[str, list[str]]:
+    """The patterns of each group."""
+    groups = {"all": self.file_pattern} if isinstance(self.file_pattern, str) else self.file_pattern
+    return {name: list(own) if isinstance(own, list | tuple) else [own] for name, own in groups.items()}
 
   def files(self, data: pathlib.Path, skip_missing: bool = False) -> dict[str, list[pathlib.Path]]:
     """Returns the files of each group, in the order of their names; `skip_missing`: groups without one are left out.
@@ -108,11 +112,15 @@ class Task:
       errors.InputError: for a folder or a group that has none, unless they are to be left out.
     """
     folder, found, missing = data / self.path, {}, []
-    for group, pattern in self.patterns.items():
-      if files := sorted(path for path in folder.glob(pattern) if path.is_file()):
-        found[group] = files
-      else:
-        missing.append(f"nothing in {folder} is called {pattern} (group {group})")
+    for group, patterns in self.patterns.items():
+      files: set[pathlib.Path] = set()
+      for pattern in patterns:
+        matches = {path for path in folder.glob(pattern) if path.is_file()}
+        if not matches:
+          missing.append(f"nothing in {folder} is called {pattern} (group {group})")
+        files |= matches
+      if files:
+        found[group] = sorted(files)
     if not folder.is_dir():
       missing = [f"there is no folder {folder}: give --data the folder that holds it"]
     for each in missing:
@@ -193,9 +201,7 @@ def _check(task: Task) -> None:
   reading.Reader.of(task.reader)
   if task.prompt is not None:
     template.Prompt.of(task.prompt)
-  if not isinstance(task.file_pattern, str) and not all(
-    isinstance(text, str) for item in task.file_pattern.items() for text in item
-  ):
+  if not all(isinstance(text, str) for group in task.patterns.items() for text in (group[0], *group[1])):
     raise errors.InputError("file_pattern is a pattern, or a table of groups and their patterns")
 
 
@@ -206,7 +212,8 @@ _TYPES = {
   bool: (bool,),
   tuple[str, ...]: (tuple,),
   str | None: (str, type(None)),
-  str | Mapping[str, str]: (str, Mapping),
+  str | Mapping[str, str | Sequence[str]]: (str, Mapping),
+  str | Mapping[str, str] | None: (str, Mapping, type(None)),
   str | Mapping[str, Any]: (str, Mapping),
   Mapping[str, Any] | None: (Mapping, type(None)),
 }
@@ -216,19 +223,44 @@ def _modules() -> Sequence[str]:
   return [name for name in KINDS if "." in name]
 
 
-def find(named: Sequence[paths.Named]) -> list[Task]:
-  """Returns the tasks of files, and of folders with all below them, in the order of their names; each once.
+def shipped() -> dict[str, pathlib.Path]:
+  """Returns the files of the tasks that come with glmjax, by their names."""
+  folder = paths.shipped("tasks", "tasks") / "evaluation"
+  return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def _shipped(name: str) -> list[pathlib.Path]:
+  """Returns the file of a name, or those whose names begin with it: clue_en_afqmc of clue and of clue_en.
 
   Raises:
-    errors.InputError: for a name that is neither, a folder without a task, and two tasks of one name.
+    errors.InputError: where there is none.
+  """
+  known = shipped()
+  if found := [known[name]] if name in known else [known[each] for each in known if each.startswith(f"{name}_")]:
+    return found
+  groups = {"_".join(parts[:i]) for parts in (each.split("_") for each in known) for i in range(1, len(parts) + 1)}
+  near = difflib.get_close_matches(name, groups, 3) or sorted({each.split("_")[0] for each in known})
+  raise errors.InputError(f"no task, file or folder {name}; of tasks there are {', '.join(near)}")
+
+
+def find(named: Sequence[paths.Named]) -> list[Task]:
+  """Returns the tasks that are named, in the order of their names; each once.
+
+  A name is a file's, a folder's, for all tasks below it, or that of a task that comes with glmjax, or the beginning of
+  several's, as clue.
+
+  Raises:
+    errors.InputError: for a name that is none of these, and two tasks of one name.
   """
   files: dict[pathlib.Path, None] = {}
   for each in map(pathlib.Path, named):
-    if each.is_dir():
-      inside = sorted(path for path in each.rglob("*") if path.suffix in (".yaml", ".yml"))
-      if not inside:
-        raise errors.InputError(f"there is no task (*.yaml) in {each}")
+    inside = sorted(path for path in each.rglob("*") if path.suffix in _SUFFIXES) if each.is_dir() else []
+    if inside:
       files |= dict.fromkeys(inside)
+    elif len(each.parts) == 1 and not each.is_file() and each.suffix not in _SUFFIXES:
+      files |= dict.fromkeys(_shipped(each.name))
+    elif each.is_dir():
+      raise errors.InputError(f"there is no task (*.yaml) in {each}")
     else:
       files[each] = None
   tasks = [read(path) for path in files]

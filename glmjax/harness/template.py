@@ -1,14 +1,16 @@
 """Prompts: how a data set's record becomes a question, as a task's YAML writes it.
 
   prompt:
+    head: "Questions about {subject}.\\n\\n"  # once, before all examples
     inputs: "{passage}\\nQuestion: {question}?\\nAnswer:"
     choices: ["No", "Yes"]      # or "{options}", a field that holds a list
     label: "{label}"            # the number of the right one, its letter, its text, or one of `labels`
     labels: ["false", "true"]   # what the field holds for each choice, in their order
     targets: ["{answer}"]       # of tasks that generate; or "{answers}"
 
-A field may lie within others ({answers.text}, {options.0}). What a prompt takes from a record is all that a template
-can reach: no attribute, no call.
+[MASK] in `inputs` is the blank to fill where that is not the end, once at most; in a data set's own text it is text. A
+field may lie within others ({answers.text}, {options.0}). What a prompt takes from a record is all that a template can
+reach: no attribute, no call.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,6 +23,8 @@ from glmjax import errors
 
 _FIELD = re.compile(r"\{([^{}]*)\}")
 _WHOLE = re.compile(r"\{([^{}]+)\}")
+BLANK = "[MASK]"
+_IDS = ("inputs", "choices", "targets")  # what these names mean in a question; a data set may have texts by them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +36,7 @@ class Prompt:
   label: str | None = None
   labels: tuple[str, ...] | None = None
   targets: str | tuple[str, ...] | None = None
+  head: str = ""
 
   @classmethod
   def of(cls, value: Mapping[str, Any]) -> "Prompt":
@@ -45,15 +50,21 @@ class Prompt:
       raise errors.InputError(f"prompt has no key {unknown[0]!r}: {', '.join(names)}")
     if not isinstance(value.get("inputs"), str):
       raise errors.InputError("prompt has no text inputs")
+    if value["inputs"].count(BLANK) > 1:
+      raise errors.InputError(f"prompt has more than one {BLANK} in inputs: one is filled")
     return cls(**{name: tuple(map(str, each)) if isinstance(each, list) else each for name, each in value.items()})
 
   def fill(self, record: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Returns a record as the harness asks it: inputs, and choices with the right one's number, or targets.
 
+    Inputs are a text, or where the template has a blank two, before it and behind it.
+
     Raises:
       errors.InputError: for a field that the record lacks, and a label that is none of the choices'.
     """
-    found = {**record, "inputs_pretokenized": _filled(self.inputs, record, where)}
+    inputs = [_filled(text, record, where) for text in self.inputs.split(BLANK)]
+    found: dict[str, Any] = {name: value for name, value in record.items() if name not in _IDS}
+    found["inputs_pretokenized"] = inputs if len(inputs) > 1 else inputs[0]
     for name in ("choices", "targets"):
       if (template := getattr(self, name)) is not None:
         found[f"{name}_pretokenized"] = _listed(template, record, where)
@@ -62,8 +73,18 @@ class Prompt:
       found["label"] = self._number(_value(self.label, record, where), choices, where)
     return found
 
+  def head_of(self, record: Mapping[str, Any], where: str) -> str:
+    """Returns what stands before a question and its examples.
+
+    Raises:
+      errors.InputError: for a field that the record lacks.
+    """
+    return _filled(self.head, record, where)
+
   def _number(self, value: Any, choices: Sequence[str], where: str) -> int:
     """Returns the number of the right choice."""
+    if isinstance(value, int) and not isinstance(value, bool) and self.labels is None:
+      return value
     text = str(value).strip()
     if self.labels is not None:
       if text in self.labels:
