@@ -150,7 +150,12 @@ COMMANDS = {
           "glmjax evaluate --tasks=tasks/lambada.yaml --data=data --checkpoint=runs/mine --out=runs/mine-evaluated",
           (
             CHECKPOINT,
-            Flag("--tasks", "a task's YAML file, or a folder of such (repeatable)", Path, repeatable=True),
+            Flag(
+              "--tasks",
+              "name of a task (docs/evaluation_tasks.md), YAML file, or folder of such",
+              Path,
+              repeatable=True,
+            ),
             Flag("--data", "folder in which the tasks' paths are", Path),
             Flag("--out", "folder for each item's record and the report. A stopped run goes on", Path),
             Flag("--overwrite", "replace the records there", bool, kind="passed"),

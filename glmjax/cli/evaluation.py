@@ -44,7 +44,7 @@ def evaluate(
 
   Args:
     checkpoint: a training run's or an exported model's folder.
-    tasks: YAML files of tasks, and folders of such.
+    tasks: names of tasks that come with glmjax, YAML files of tasks, and folders of such.
     data: folder in which the tasks' paths are.
     out: folder for items.jsonl, run.json, report.json and report.md. One that a stopped run left is gone on with.
     overwrite: whether the records there are dropped.
