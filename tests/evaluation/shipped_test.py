@@ -8,13 +8,16 @@ import re
 import engine_models
 import evaluation_data as data
 import pytest
+import untrained_run
 import yaml
 
 from glmjax import errors
 from glmjax import tokens as tokens_lib
+from glmjax.cli import evaluation
 from glmjax.harness import asking
 from glmjax.harness import items as items_lib
 from glmjax.harness import layouts
+from glmjax.harness import results
 from glmjax.harness import task as task_lib
 
 NAMES = list(task_lib.shipped())
@@ -96,6 +99,21 @@ def test_names_and_groups() -> None:
   assert len(task_lib.find(["clue"])) == 14 and len(task_lib.find(["bigbench"])) == 2
   assert [task.name for task in task_lib.find(["lambada"])] == ["lambada"]
   assert sum(len(task.patterns) for task in task_lib.find(["bigbench"])) == 24
+
+
+def test_put_to_a_model(folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
+  """By their names, with the blank within, behind examples, at the end; choices, pairs of sentences, answers."""
+  named = ["fewclue_zh_chid", "stereoset", "crows_pairs", "packages_lambada_zh", "ethos_one"]
+  run = untrained_run.write(tmp_path / "run")
+  found = evaluation.evaluate(run, named, folder, tmp_path / "out")["tasks"]
+  assert found.keys() == {*named[:1], "stereoset_inter", "stereoset_intra", *named[2:]}
+  _, records = results.read(tmp_path / "out")
+  assert len(records) == 2 + 1 + 1 + 4 + 1 + 12
+  for record in records:
+    assert ("prediction_text" in record) == (record["task"] == "packages_lambada_zh")
+    if record["task"] == "ethos_one":
+      [shot] = record["shots"]
+      assert shot.startswith("Ethos_Dataset_Binary.csv, line ")
 
 
 def test_names_that_there_are_not() -> None:
