@@ -160,7 +160,7 @@ def lay_out_news(texts: Mapping[str, str], data: pathlib.Path) -> None:
   write(folder / "lambada_en.jsonl", spread([{"text": text} for text in map(english, paragraphs) if text], MOST))
   articles = [(name.split("/")[0], " ".join(text.split())) for name, text in texts.items()]
   shown = [[{"text": text[:800], "topic": own} for own, text in articles if own == topic] for topic in BBC_TOPICS]
-  write(folder / "topics.jsonl", [record for own in shown for record in spread(own, MOST // len(BBC_TOPICS))])
+  write(folder / "topics.jsonl", alternating([spread(own, MOST // len(BBC_TOPICS)) for own in shown]))
 
 
 def english(paragraph: str) -> str:
@@ -179,8 +179,8 @@ def lay_out_chinese(texts: Mapping[str, str], data: pathlib.Path) -> None:
   reviews = []
   for label, name in enumerate(("sentiment/neg", "sentiment/pos")):
     lines = [line.strip() for line in texts[name].splitlines() if 10 <= len(line.strip()) <= LONGEST // 3]
-    reviews += spread([{"text": line, "label": label} for line in lines], MOST)
-  write(folder / "sentiment.jsonl", reviews)
+    reviews.append(spread([{"text": line, "label": label} for line in lines], MOST))
+  write(folder / "sentiment.jsonl", alternating(reviews))
 
 
 def chinese(paragraph: str) -> Record | None:
@@ -203,6 +203,11 @@ def characters(text: str) -> Iterator[Record]:
       label = i % 2
       first, second = (right[i], wrong[i]) if label == 0 else (wrong[i], right[i])
       yield {"before": right[:i], "behind": right[i + 1 :], "first": first, "second": second, "label": label}
+
+
+def alternating(kinds: Sequence[Sequence[Record]]) -> list[Record]:
+  """Returns records of as many kinds in turn, so that the first so many are of all."""
+  return [record for together in zip(*kinds, strict=True) for record in together]
 
 
 def spread(records: Sequence[Record], count: int) -> list[Record]:
