@@ -318,8 +318,8 @@ planned(
 
 # %% [markdown]
 # *At best* is a bound: a program that reads every four-bit number once, as fast as the card's memory gives them. For
-# cards of this kind glmjax has no kernel that multiplies them; a product of few rows is a sum, which XLA compiles into a
-# loop without a float copy of the matrix (docs/hardware.md).
+# cards of this kind glmjax has no kernel that multiplies them; a product of few rows is a sum, which XLA compiles into
+# a loop without a float copy of the matrix (docs/hardware.md).
 #
 # GLM-130B in INT4 on four RTX 3090, each of which holds a quarter of every matrix. For these there is a kernel:
 
