@@ -3,7 +3,7 @@
   python benchmarks/serving.py --checkpoint=runs/quickstart/int4 --peer=LLAMA_CPP_BUILD/bin/llama-server
 
 Two models: a trained one, the quickstart's say, and one of 29 million parameters in float32 with random weights
-(benchmarks/decode.py has its shape), made here; the peer serves one of equal size and shape (serving_peer.py says how
+(benchmarks/decode.py has its shape), made here; the peer serves one of equal size and shape (llama_cpp.py says how
 to build it). 1, 4, 16 and 64 clients in a process of their own (serving_client.py) ask for 64 tokens behind 32 random
 ones, again and again; the servers take turns. Tokens are drawn at temperature 1 from the whole vocabulary: the
 likeliest ones of random weights repeat themselves, so that every draft would be right. Gaps: four streams, while
@@ -34,7 +34,7 @@ import decode
 import jax
 import jax.numpy as jnp
 import loader
-import serving_peer
+import llama_cpp
 
 from glmjax import tokenizer as tokenizer_lib
 from glmjax.checkpoint import folder as folder_lib
@@ -196,10 +196,10 @@ def make(scratch: pathlib.Path, options: argparse.Namespace) -> dict[str, Served
     ids = tokenizer_lib.Tokenizer.load(checkpoint / folder_lib.TOKENIZER).specials.mask
     served["quickstart"] = ours(checkpoint, ids)
   if options.peer:
-    serving_peer.write_gguf(file, CONFIG)
+    llama_cpp.write_gguf(file, CONFIG)
     body = {"ignore_eos": True, "cache_prompt": False, "top_k": 0, "top_p": 1, "min_p": 0}
     served["29M, llama.cpp"] = Served(
-      lambda port: serving_peer.command(options.peer, file, port, max(CLIENTS), SLOTS, threads),
+      lambda port: llama_cpp.command(options.peer, file, port, max(CLIENTS), SLOTS, threads),
       "/health",
       CONFIG.vocab_size,
       body,
