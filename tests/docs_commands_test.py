@@ -25,7 +25,22 @@ TYPED = re.compile(
   r"(?:\./|\S*/)?(?:glmjax|make|pip|python3?|pytest|sbatch|srun|sky|mpirun|git|docker)(?![\w.:])|launch/\S"
 )
 # Programs of others, of which nothing is looked at; `.` and `cd` are the shell's.
-OTHERS = {"curl", "git", "gcloud", "apt-get", "dpkg", "echo", "jq", "seqio_cache_tasks", "lm_eval", ".", "cd"}
+OTHERS = {
+  "curl",
+  "git",
+  "gcloud",
+  "apt-get",
+  "dpkg",
+  "echo",
+  "jq",
+  "seqio_cache_tasks",
+  "lm_eval",
+  ".",
+  "cd",
+  "mkdir",
+  "cat",
+  "printf",
+}
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 EXTRAS = configparser.ConfigParser()
 EXTRAS.read(ROOT / "setup.cfg", encoding="utf-8")
