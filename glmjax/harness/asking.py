@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from glmjax import errors
 from glmjax.harness import items as items_lib
 from glmjax.harness import lambada
 from glmjax.harness import layouts
@@ -159,8 +160,17 @@ def _begun(asked: Asked, prompt: Sequence[int]) -> dict[str, Any]:
 def placed(
   task: task_lib.Task, group: str, file: str, items: Sequence[items_lib.Item], layout: layouts.Layout
 ) -> list[Asked]:
-  """Returns a file's items, each with its place."""
-  sizes = [layout.tokens(item) for item in items]
+  """Returns a file's items, each with its place.
+
+  Raises:
+    errors.InputError: for one that does not fit into the model.
+  """
+  sizes = []
+  for i, item in enumerate(items):
+    try:
+      sizes.append(layout.tokens(item))
+    except errors.InputError as error:
+      raise errors.InputError(f"task {task.name}, {file}, item {i}: {error}") from None
   rows: Sequence[Sequence[int]] = [()] * len(items)
   if task.searches and task.type == task_lib.GENERATION:
     rows = layouts.padded([layout.blank(item) for item in items], task.micro_batch_size)

@@ -1,7 +1,8 @@
 """Items as the rows that a model reads, laid out as GLM-130B's evaluation lays them out (evaluation/dataset.py there).
 
 A context that is too long loses its oldest tokens, as many as the original would take away, which put all choices of a
-question into one row.
+question into one row. A task with a prompt has data sets' own records, which the original does not read: there the
+longest choice alone takes room, and a blank within is kept.
 """
 
 from collections.abc import Sequence
@@ -46,8 +47,8 @@ class Layout:
 
   def question(self, item: items_lib.Question) -> list[score_lib.Row]:
     """Returns a row for each choice."""
-    room = score_lib.room_for_choices(item.choices, self.length, self.kind.frame_size)
-    tokens = item.context[max(0, len(item.context) - room) :]
+    taking = item.choices if self.task.prompt is None else [max(item.choices, key=len)]
+    tokens = self._kept(item.context, score_lib.room_for_choices(taking, self.length, self.kind.frame_size))
     inner = self.mask in tokens
     if not inner:
       tokens = [*tokens, self.mask]
@@ -68,7 +69,7 @@ class Layout:
       raise errors.InputError(
         f"task {self.task.name}: max_gen_length {self.task.max_gen_length} does not fit into {self.length} places"
       )
-    tokens = item.context[max(0, len(item.context) - room) :]
+    tokens = self._kept(item.context, room)
     if self.task.use_task_mask and self.specials.gmask in tokens:
       raise errors.InputError(f"task {self.task.name}: a context holds [gMASK] already: leave use_task_mask out")
     if self.task.unidirectional:
@@ -95,6 +96,13 @@ class Layout:
     if isinstance(item, items_lib.Question):
       return sum(len(row.prompt.tokens) for row in self.question(item))
     return len((self.window(item).prompt if isinstance(item, items_lib.Window) else self.blank(item)).tokens)
+
+  def _kept(self, context: list[int], room: int) -> list[int]:
+    """Returns what of a context there is room for."""
+    first = max(0, len(context) - room)
+    if self.task.prompt is not None and self.mask in context[:first]:
+      first = max(0, context.index(self.mask) - room // 2)
+    return context[first : first + room]
 
   def _framed(self, tokens: list[int]) -> list[int]:
     return self.kind.frame(tokens, self.specials) if self.kind.frame_size else tokens

@@ -101,6 +101,25 @@ def test_names_and_groups() -> None:
   assert sum(len(task.patterns) for task in task_lib.find(["bigbench"])) == 24
 
 
+def test_what_does_not_fit() -> None:
+  """A blank within stays, each choice is given room by itself, and what is too long is named."""
+  [task] = task_lib.find(["fewclue_zh_chid"])
+  config, _ = engine_models.model()
+  specials = Characters.specials
+  layout = layouts.Layout(task, dataclasses.replace(config, vocab_size=1 << 17, max_length=20), specials)
+  text = Characters().encode("abcdefghijklmnop")
+  for place in range(len(text) + 1):
+    context = [*text[:place], specials.mask, *text[place:]]
+    rows = layout.question(items_lib.Question(context, [[11] * 10, [12]], 0, {}))
+    kept = rows[0].prompt.tokens[: -len(rows[0].targets)]
+    assert specials.mask in kept and len(rows[0].prompt.tokens) <= 20
+    start = context.index(kept[0])
+    assert kept == context[start : start + len(kept)]
+  with pytest.raises(errors.InputError, match="^task fewclue_zh_chid, a.json, item 1: "):
+    items = [items_lib.Question(text, [[11] * size], 0, {}) for size in (3, 30)]
+    asking.placed(task, "all", "a.json", items, layout)
+
+
 def test_put_to_a_model(folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
   """By their names, with the blank within, behind examples, at the end; choices, pairs of sentences, answers."""
   named = ["fewclue_zh_chid", "stereoset", "crows_pairs", "packages_lambada_zh", "ethos_one"]
