@@ -179,4 +179,4 @@ def test_prompts_of_two_languages(folder: pathlib.Path) -> None:
     ["True", "False", "Neither"],
     2,
   )
-  assert chinese == ("船九点开。\n问题：船开了。对，错，还是不一定？\n答案：", ["对", "错", "不一定"], 2)
+  assert chinese == ("船九点开。\n问题：“船开了。”对，错，还是不一定？\n答案：", ["对", "错", "不一定"], 2)
