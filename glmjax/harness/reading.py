@@ -42,8 +42,11 @@ class Reader:
     if unknown := sorted({*value} - {field.name for field in dataclasses.fields(cls)}):
       known = ", ".join(field.name for field in dataclasses.fields(cls))
       raise errors.InputError(f"reader has no key {unknown[0]!r}: {known}")
-    columns = value.get("columns")
-    return cls(**{**value, "columns": None if columns is None else tuple(map(str, columns))})
+    columns, without = value.get("columns"), value.get("without", {})
+    if not isinstance(without, Mapping):
+      raise errors.InputError("reader's without is a table of fields, and what leaves their records out")
+    named = {"columns": None if columns is None else tuple(map(str, columns))}
+    return cls(**{**value, **named, "without": {str(name): str(text) for name, text in without.items()}})
 
   def read(self, path: pathlib.Path) -> files.Records:
     """Yields a file's records, each with its place.

@@ -198,6 +198,10 @@ def _check(task: Task) -> None:
       raise errors.InputError(f"{name} is {getattr(task, name)}: 1 or more is needed")
   if task.num_shots < 0:
     raise errors.InputError(f"num_shots is {task.num_shots}: 0 or more is needed")
+  if isinstance(task.shots_pattern, Mapping) and not all(
+    isinstance(text, str) for item in task.shots_pattern.items() for text in item
+  ):
+    raise errors.InputError("shots_pattern is a pattern, or a table of what to replace in a file's name, and by what")
   reading.Reader.of(task.reader)
   if task.prompt is not None:
     template.Prompt.of(task.prompt)

@@ -50,6 +50,8 @@ class Prompt:
       raise errors.InputError(f"prompt has no key {unknown[0]!r}: {', '.join(names)}")
     if not isinstance(value.get("inputs"), str):
       raise errors.InputError("prompt has no text inputs")
+    if not isinstance(value.get("head", ""), str):
+      raise errors.InputError("prompt's head is no text")
     if value["inputs"].count(BLANK) > 1:
       raise errors.InputError(f"prompt has more than one {BLANK} in inputs: one is filled")
     return cls(**{name: tuple(map(str, each)) if isinstance(each, list) else each for name, each in value.items()})

@@ -9,6 +9,7 @@ import pytest
 
 from glmjax import errors
 from glmjax.harness import reading
+from glmjax.harness import task as task_lib
 
 
 @pytest.fixture(scope="module")
@@ -163,6 +164,21 @@ def test_records_that_are_left_out(folder: pathlib.Path) -> None:
   reader = {"format": "jsonl", "without": {"label": "-"}}
   found = records(reader, folder / "clue" / "cmnli" / "dev.json")
   assert [each["label"] for each in found] == ["neutral", "entailment"]
+
+
+@pytest.mark.parametrize(
+  "more, message",
+  [
+    ({"reader": {"format": "jsonl", "without": "-"}}, "without is a table"),
+    ({"shots_pattern": {"test": 5}}, "shots_pattern is a pattern, or a table"),
+    ({"prompt": {"inputs": "{q}", "head": 5}}, "head is no text"),
+    ({"prompt": {"inputs": "[MASK] and [MASK]"}}, "more than one"),
+    ({"file_pattern": {"dev": 5}}, "file_pattern is a pattern, or a table"),
+  ],
+)
+def test_tasks_that_are_none(more: dict[str, Any], message: str) -> None:
+  with pytest.raises(errors.InputError, match=message):
+    task_lib.of({"name": "a", "type": "mul", "path": "a", **more}, "here")
 
 
 WRONG = {
