@@ -120,4 +120,5 @@ def test_the_scope_is_read_where_traces_begin_and_nowhere_deeper():
     "infer/decode.py",
     "infer/lanes.py",
     "infer/prefill.py",
+    "infer/scoring.py",
   }
