@@ -13,6 +13,7 @@ from glmjax.io import bucket_check
 from glmjax.io import memory
 from glmjax.kernels import operations
 from glmjax.kernels.cpu import library
+from glmjax.kernels.cpu import product
 
 CACHED = "attention over the cache as it is kept, on one CPU"
 _PACKAGES = ("glmjax", "jax", "jaxlib", "flax")
@@ -55,8 +56,9 @@ def examine(bucket: str | None = None) -> dict[str, Any]:
 
 
 def _of_cpu() -> tuple[dict[str, Any], dict[str, str]]:
-  """Describes the processor: its cores, the speed at which they read memory, bytes a second (None: not measured), what
-  there is of the C++ library; and the ways that attention over a cache takes.
+  """Describes the processor: its cores, what there is of the C++ library, the bytes that they read in a second from
+  memory and those of INT4 weights in products with one row (None: not measured); and the ways that attention over a
+  cache takes.
   """
   now = library.status()
   ways = {
@@ -64,8 +66,10 @@ def _of_cpu() -> tuple[dict[str, Any], dict[str, str]]:
     "XLA, dense": f"{'for the rest' if now.available else 'chosen'}: takes all",
   }
   size = min(2**30, (memory.available() or 2**32) // 4)
-  speed = library.read_bandwidth(size) if now.available else None
-  return {"cores": len(os.sched_getaffinity(0)), "read_bandwidth": speed, "library": now.words}, ways
+  found = {"cores": len(os.sched_getaffinity(0)), "library": now.words, "read_bandwidth": None, "product_speed": None}
+  if now.available:
+    found |= {"read_bandwidth": library.read_bandwidth(size), "product_speed": product.read_speed(size // 4)}
+  return found, ways
 
 
 def _version(package: str) -> str:

@@ -39,6 +39,9 @@ def _rows(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
   if cpu := found.get("cpu"):
     speed = f", {cpu['read_bandwidth'] / 1e9:.0f} GB/s when they read memory" if cpu["read_bandwidth"] else ""
     yield "processor", f"{cpu['cores']} cores{speed}; C++ library: {cpu['library']}"
+    if cpu["product_speed"]:
+      share = cpu["product_speed"] / cpu["read_bandwidth"]
+      yield "decoding INT4", f"products read {cpu['product_speed'] / 1e9:.0f} GB/s of weights, {share:.0%} of that"
   if "problem" in found:
     yield "devices", f"none: {found['problem']}"
   yield from found["compilers"].items()

@@ -46,6 +46,9 @@ def read(
   return dataclasses.replace(found, config=precision.of(found.config))
 
 
+_LARGE = 1 << 22  # bytes of an array that is worth huge pages, of 2 MiB each
+
+
 class Runner:
   """A model whose parameters lie as inference wants them.
 
@@ -73,6 +76,8 @@ class Runner:
     self.placement = placement or placement_lib.one_device()
     self.config = placement_lib.inference_config(config, self.placement.target)
     self.params = self.placement.place(self.config, params, offload_layers, given_away)
+    if self.placement.target.is_one_cpu:
+      _join_pages(self.params)
 
   def run(self, program: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
     """Calls program(config, params, *arguments, **options); arrays of the host go to every device whole."""
@@ -107,3 +112,11 @@ class Runner:
       return self.placement.everywhere(x) if isinstance(x, np.ndarray | np.generic) else x
 
     return jax.tree.map(put, arguments)
+
+
+def _join_pages(params: Any) -> None:
+  """Has a CPU's large arrays lie in huge pages, where the system gives them: decoding reads them all for each token."""
+  for x in jax.tree.leaves(params):
+    if isinstance(x, jax.Array) and x.nbytes >= _LARGE:
+      jax.block_until_ready(x)
+      memory.join_pages(x.unsafe_buffer_pointer(), x.nbytes)

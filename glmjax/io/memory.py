@@ -1,8 +1,11 @@
 """The host's memory, as Linux tells it."""
 
+import ctypes
+import mmap
 import pathlib
 
 _HOST = pathlib.Path("/proc/meminfo")
+_COLLAPSE = 25  # MADV_COLLAPSE of Linux 6.1
 _CONTAINER = pathlib.Path("/sys/fs/cgroup")  # of this process, where it is in a container
 
 
@@ -14,6 +17,25 @@ def of_host() -> dict[str, int]:
     return {}
   sizes = {name: int(rest.split()[0]) << 10 for name, rest in (line.split(":") for line in lines)}
   return {"total": sizes["MemTotal"], "available": sizes["MemAvailable"]}
+
+
+def join_pages(address: int, size: int) -> bool:
+  """Has Linux move `size` bytes of this process's memory into huge pages, as far as whole ones lie in it.
+
+  They are read faster: fewer addresses are to be looked up. Where the system has none, or the memory is a file's,
+  nothing changes.
+
+  Returns:
+    whether it did.
+  """
+  first = -(-address // mmap.PAGESIZE) * mmap.PAGESIZE
+  length = (address + size - first) // mmap.PAGESIZE * mmap.PAGESIZE
+  try:
+    advise = ctypes.CDLL(None).madvise
+  except (OSError, AttributeError):  # no such system
+    return False
+  advise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+  return length > 0 and advise(first, length, _COLLAPSE) == 0
 
 
 def available() -> int | None:

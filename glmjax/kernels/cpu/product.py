@@ -7,6 +7,10 @@ bits.
 R rows, I inputs, O outputs, G groups of inputs that have scales of their own.
 """
 
+import functools
+import statistics
+import time
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +21,7 @@ from glmjax.kernels.cpu import library
 # src/product.h: kinds of weights; rows packed at a time; what the inputs of a group are padded to, at most.
 _KINDS = {4: 0, 8: 1, "bfloat16": 2, "float32": 3}
 _PANEL_ROWS, _STEP_INPUTS = 512, 128
+_TIMED_BYTES = 2**11  # of a row of weights whose products are timed: ChatGLM-6B's width in INT4
 _MOST_FAST_INPUTS = 2**17  # of a group: 127 x 128 x 2^17 is the largest sum of bytes below 2^31
 
 
@@ -52,6 +57,29 @@ def product(x_RI: jax.Array, weight: jax.Array, scale_GO: jax.Array, bits: int, 
   if fast and inputs // groups > _MOST_FAST_INPUTS:
     raise errors.InputError(f"{inputs // groups} inputs in a group: the fast mode sums up to {_MOST_FAST_INPUTS}")
   return _call(x_RI, weight, scale_GO, _KINDS[bits], groups, fast)
+
+
+def read_speed(num_bytes: int = 2**28, turns: int = 5) -> float:
+  """Returns the bytes of INT4 weights that products with one row, rounded, read in a second: the median of some turns.
+
+  That is what decoding one text does but for its attention.
+
+  Args:
+    num_bytes: of weights, many times the size of the caches.
+    turns: how often.
+
+  Raises:
+    errors.InputError: where the library is not there.
+  """
+  codes = jnp.zeros((num_bytes // _TIMED_BYTES, _TIMED_BYTES), jnp.int8) + 17
+  scale, x = jnp.ones((1, len(codes)), jnp.float32), jnp.ones((1, 2 * _TIMED_BYTES), jnp.float32)
+  run = jax.jit(functools.partial(product, bits=4, fast=True))
+  times = []
+  for _ in range(turns + 1):  # the first compiles
+    began = time.perf_counter()
+    jax.block_until_ready(run(x, codes, scale))
+    times.append(time.perf_counter() - began)
+  return codes.nbytes / statistics.median(times[1:])
 
 
 def float_product(x_RI: jax.Array, weight_OI: jax.Array) -> jax.Array:
