@@ -1,15 +1,18 @@
-"""lm_eval against a running server: log-likelihoods, rolling ones and generated texts are those of the engine."""
+"""lm_eval against a running server, and in one process with a model: log-likelihoods, rolling ones and generated texts
+are those of the engine."""
 
 import json
 import os
 import pathlib
 import subprocess
+import sysconfig
 
 import numpy as np
 import pytest
 from serve import clients
 from serve import running as running_lib
 
+import glmjax
 from glmjax.infer import sampling
 
 QUESTIONS = [
@@ -51,25 +54,36 @@ TASKS = {
 }
 
 
-@pytest.fixture(scope="module")
-def evaluated(untrained, tmp_path_factory):
-  """The server's engine, and of each task's documents what lm_eval was answered."""
+ROOT = pathlib.Path(glmjax.__file__).parent.parent
+
+
+@pytest.fixture(scope="module", params=["server", "in process"])
+def evaluated(request, untrained, folder, tmp_path_factory):
+  """The model's engine, and of each task's documents what lm_eval was answered."""
   clients.needs("lm_eval")
+  model = folder
   folder = tmp_path_factory.mktemp("lm_eval")
   for name, (rows, settings) in TASKS.items():
     data = folder / f"{name}.json"
     data.write_text(json.dumps(rows), encoding="utf-8")
     files = {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(data)}}, "test_split": "test"}
     (folder / f"{name}.yaml").write_text(json.dumps({"task": name, **files, **settings}), encoding="utf-8")
-  with running_lib.Running(untrained) as running:
-    arguments = f"model=letters,base_url={running.address}/v1/completions,num_concurrent=4,max_length={LENGTH}"
-    command = [clients.PYTHON, "-m", "lm_eval", "--model", "local-completions", "--tasks", ",".join(TASKS)]
-    command += ["--model_args", f"{arguments},tokenizer_backend=remote", "--include_path", folder]
+
+  def run(module: str, *arguments: str) -> None:
+    command = [clients.PYTHON, "-m", module, *arguments, "--tasks", ",".join(TASKS), "--include_path", folder]
     command += ["--output_path", folder / "out", "--log_samples"]
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "home")}
+    env["PYTHONPATH"] = os.pathsep.join([str(ROOT), sysconfig.get_path("purelib")])  # glmjax and JAX are there
     done = subprocess.run(list(map(str, command)), env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    running.idle()
+
+  if request.param == "in process":
+    run("glmjax.harness.lm_eval", "--model", "glmjax", "--model_args", f"checkpoint={model}")
+  else:
+    with running_lib.Running(untrained) as running:
+      arguments = f"model=letters,base_url={running.address}/v1/completions,num_concurrent=4,max_length={LENGTH}"
+      run("lm_eval", "--model", "local-completions", "--model_args", f"{arguments},tokenizer_backend=remote")
+      running.idle()
   return untrained, {name: answers(folder / "out", name) for name in TASKS}
 
 
