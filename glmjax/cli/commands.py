@@ -162,7 +162,7 @@ COMMANDS = {
             *_of(
               ITEMS,
               Flag("--limit", "only the first so many items of each file", int, least=1),
-              Flag("--skip_missing", "leave out what has no file", bool),
+              Flag("--skip", "leave out what has no file, and items that the model has no room for", bool),
             ),
             *SHARED,
           ),

@@ -24,7 +24,7 @@ class Items:
   """Which items are asked."""
 
   limit: int | None = None  # the first so many of each file
-  skip_missing: bool = False  # what has no file is left out, and said; else it is a mistake
+  skip: bool = False  # what has no file, or no room in the model, is left out, and said; else it is a mistake
 
   def __post_init__(self) -> None:
     if self.limit is not None:
@@ -63,7 +63,7 @@ def evaluate(
   folder, target = inference.model_folder(checkpoint), _local(out)
   found = task_lib.find(tasks)
   config, tokenizer = _read(folder)
-  asked = gathering.gather(config, tokenizer, found, _local(data), items.limit, items.skip_missing)
+  asked = gathering.gather(config, tokenizer, found, _local(data), items.limit, items.skip)
   hosts.check_same([each.key for each in asked], "the tasks and their data")
   run = _run(folder, found, items, devices)
   with contextlib.ExitStack() as stack:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 import dataclasses
 import hashlib
+import logging
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from glmjax.infer import lanes as lanes_lib
 from glmjax.infer import sampling as sampling_lib
 from glmjax.infer import score as score_lib
 
+_log = logging.getLogger("glmjax")
 _DECODED_AT_ONCE = 16  # tokens, before somebody looks who has ended
 
 
@@ -158,20 +160,25 @@ def _begun(asked: Asked, prompt: Sequence[int]) -> dict[str, Any]:
 
 
 def placed(
-  task: task_lib.Task, group: str, file: str, items: Sequence[items_lib.Item], layout: layouts.Layout
+  group: str, file: str, items: Sequence[items_lib.Item], layout: layouts.Layout, skip: bool = False
 ) -> list[Asked]:
-  """Returns a file's items, each with its place.
+  """Returns a file's items, each with its place; `skip`: without those that do not fit into the model, which is said.
 
   Raises:
-    errors.InputError: for one that does not fit into the model.
+    errors.InputError: for one that does not fit, unless they are left out.
   """
-  sizes = []
+  task, fits, sizes, unfit = layout.task, [], [], []
   for i, item in enumerate(items):
     try:
       sizes.append(layout.tokens(item))
+      fits.append(i)
     except errors.InputError as error:
-      raise errors.InputError(f"task {task.name}, {file}, item {i}: {error}") from None
-  rows: Sequence[Sequence[int]] = [()] * len(items)
+      unfit.append(f"item {i}: {error}")
+      if not skip:
+        raise errors.InputError(f"task {task.name}, {file}, {unfit[0]}") from None
+  if unfit:
+    _log.warning("task %s, %s: left out: %d items, first %s", task.name, file, len(unfit), unfit[0])
+  rows: Sequence[Sequence[int]] = [()] * len(fits)
   if task.searches and task.type == task_lib.GENERATION:
-    rows = layouts.padded([layout.blank(item) for item in items], task.micro_batch_size)
-  return [Asked(task, group, file, i, *each) for i, each in enumerate(zip(items, sizes, rows, strict=True))]
+    rows = layouts.padded([layout.blank(items[i]) for i in fits], task.micro_batch_size)
+  return [Asked(task, group, file, i, items[i], *each) for i, *each in zip(fits, sizes, rows, strict=True)]

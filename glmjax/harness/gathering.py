@@ -17,21 +17,22 @@ def gather(
   tasks: Sequence[task_lib.Task],
   data: pathlib.Path,
   limit: int | None = None,
-  skip_missing: bool = False,
+  skip: bool = False,
 ) -> list[asking.Asked]:
   """Returns the items of all files of all tasks, for a model of this configuration; with `limit`, the first so many of
   each file.
 
-  A file that belongs to two groups is asked once for each. `skip_missing`: what has no file is left out, and said.
+  A file that belongs to two groups is asked once for each. `skip`: what has no file, and items that the model has no
+  room for, are left out, and said.
 
   Raises:
-    errors.InputError: for a group without a file, and files that are no such task's.
+    errors.InputError: for a group without a file, files that are no such task's, and items that do not fit.
   """
   found = []
   for task in tasks:
     layout, folder = layouts.Layout(task, config, tokenizer.specials), data / task.path
-    for group, paths in task.files(data, skip_missing).items():
+    for group, paths in task.files(data, skip).items():
       for path in paths:
         read = items.read(task, path, folder, tokenizer)
-        found += asking.placed(task, group, path.relative_to(folder).as_posix(), read, layout)[:limit]
+        found += asking.placed(group, path.relative_to(folder).as_posix(), read, layout, skip)[:limit]
   return found

@@ -105,8 +105,8 @@ class Task:
     groups = {"all": self.file_pattern} if isinstance(self.file_pattern, str) else self.file_pattern
     return {name: list(own) if isinstance(own, list | tuple) else [own] for name, own in groups.items()}
 
-  def files(self, data: pathlib.Path, skip_missing: bool = False) -> dict[str, list[pathlib.Path]]:
-    """Returns the files of each group, in the order of their names; `skip_missing`: groups without one are left out.
+  def files(self, data: pathlib.Path, skip: bool = False) -> dict[str, list[pathlib.Path]]:
+    """Returns the files of each group, in the order of their names; `skip`: groups without one are left out.
 
     Raises:
       errors.InputError: for a folder or a group that has none, unless they are to be left out.
@@ -124,7 +124,7 @@ class Task:
     if not folder.is_dir():
       missing = [f"there is no folder {folder}: give --data the folder that holds it"]
     for each in missing:
-      if not skip_missing:
+      if not skip:
         raise errors.InputError(f"task {self.name}: {each}")
       _log.warning("task %s: left out: %s", self.name, each)
     return found

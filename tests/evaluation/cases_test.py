@@ -42,7 +42,7 @@ def answered(results: str) -> tuple[list[asking.Asked], list[dict[str, Any]]]:
   """All items of all tasks but for the empty ones, put to the model together."""
   asker = cases.asker(ROUNDINGS[results])
   asked = gathering.gather(
-    golden_models.config("evaluation"), cases.tokenizer(), tasks(), cases.folder() / "data", skip_missing=True
+    golden_models.config("evaluation"), cases.tokenizer(), tasks(), cases.folder() / "data", skip=True
   )
   return asked, asker.ask(asked)
 

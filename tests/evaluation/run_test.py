@@ -124,8 +124,19 @@ def test_what_has_no_file_is_an_error_unless_it_is_to_be_left_out(model, files, 
   (data / "choices" / "test.jsonl").unlink()
   with pytest.raises(errors.InputError, match="task choices: nothing in"):
     evaluation.evaluate(model, tasks, data, tmp_path / "out")
-  found = evaluation.evaluate(model, tasks, data, tmp_path / "out", items=evaluation.Items(skip_missing=True))
+  found = evaluation.evaluate(model, tasks, data, tmp_path / "out", items=evaluation.Items(skip=True))
   assert "choices" not in found["tasks"] and "text" in found["tasks"]
+
+
+def test_an_item_without_room_is_an_error_unless_it_is_to_be_left_out(model, files, tmp_path) -> None:
+  tasks, data = files
+  one, file = [tasks[0] / "choices.yaml"], data / "choices" / "test.jsonl"
+  long = {"inputs_pretokenized": "on", "choices_pretokenized": ["day " * 400, "fox"], "label": 0}
+  file.write_text(f"{json.dumps(long)}\n{file.read_text()}")
+  with pytest.raises(errors.InputError, match="task choices, test.jsonl, item 0: 2 choices take"):
+    evaluation.evaluate(model, one, data, tmp_path / "out")
+  found = evaluation.evaluate(model, one, data, tmp_path / "out", items=evaluation.Items(skip=True))
+  assert found["tasks"]["choices"]["figures"]["Accuracy"]["items"] == 12
 
 
 def test_models_side_by_side(model, files, tmp_path, tmp_path_factory) -> None:
