@@ -16,7 +16,6 @@ if TYPE_CHECKING:
   from glmjax.harness import task as task_lib
 
 _TOKENS = 1 << 16  # of the items that are put to the model before their records are written
-_REPORT = "report"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,14 +63,14 @@ def evaluate(
   found = task_lib.find(tasks)
   config, tokenizer = _read(folder)
   asked = gathering.gather(config, tokenizer, found, _local(data), items.limit, items.skip)
-  hosts.check_same([each.key for each in asked], "the tasks and their data")
-  run = _run(folder, found, items, devices)
+  data_fingerprint = gathering.fingerprint(asked)
+  hosts.check_same(data_fingerprint, "the tasks and their data")
+  run = {**_run(folder, found, items, devices), "data": data_fingerprint}
   with contextlib.ExitStack() as stack:
     writer = stack.enter_context(_Writer.opened(target, run, overwrite)) if hosts.is_first() else None
-    done = hosts.from_first(lambda: set(writer.records))
-    if left := [each for each in asked if each.key not in done]:
+    if left := hosts.from_first(lambda: [i for i, each in enumerate(asked) if each.key not in writer.records]):
       model = devices.load(folder)
-      _ask(asking.Asker(model), left, writer)
+      _ask(asking.Asker(model), [asked[i] for i in left], writer)
     return hosts.from_first(lambda: writer.report(found, asked))
 
 
@@ -157,7 +156,8 @@ class _Writer:
     """Yields the writer of a folder that no other process writes."""
     from glmjax.harness import results
 
-    with lock.held(lock.beside(folder), f"another process is writing {folder}"):
+    folder = folder.absolute()
+    with publish.parent(folder), lock.held(lock.beside(folder), f"another process is writing {folder}"):
       records = results.begin(folder, run, overwrite)
       with (folder / results.ITEMS).open("ab", buffering=0) as file:
         yield cls(folder, run, records, file)
@@ -176,13 +176,13 @@ class _Writer:
 
   def report(self, tasks: "Sequence[task_lib.Task]", asked: "Sequence[asking.Asked]") -> dict[str, Any]:
     """Writes the report of all items, and returns it."""
-    from glmjax.harness import report
+    from glmjax.harness import report, results
 
     found = report.make(tasks, [self.records[each.key] for each in asked])
     whole = {"run": {**self._run, "items": len(asked)}, "tasks": found}
-    publish.write_json(self._folder / f"{_REPORT}.json", whole)
+    publish.write_json(self._folder / results.REPORT, whole)
     page = report.markdown({name: x for name, x in whole["run"].items() if name != "tasks"}, found, tasks)
-    publish.write_text(self._folder / f"{_REPORT}.md", page)
+    publish.write_text(self._folder / results.PAGE, page)
     return whole
 
 

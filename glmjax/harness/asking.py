@@ -108,7 +108,7 @@ class Asker:
 
   def _search(self, task: task_lib.Task, asked: Sequence[Asked]) -> list[list[beam_lib.Beam]]:
     """Returns of each item its beams, the best first, without the prompt."""
-    settings = beam_lib.BeamSearch(task.num_beams, task.length_penalty, task.no_repeat_ngram_size, task.min_gen_length)
+    settings = search(task)
     specials, suppressed_V, beginnings = self._engine.tokenizer.specials, None, []
     if task.kind.first_word:
       never, beginnings = lambada.marks(self._engine.tokenizer, self._lambada_ids)
@@ -157,6 +157,15 @@ def _begun(asked: Asked, prompt: Sequence[int]) -> dict[str, Any]:
   fingerprint = hashlib.sha256(np.array(prompt, "<i8").tobytes()).hexdigest()[:16]
   place = {"task": asked.task.name, "group": asked.group, "file": asked.file, "item": asked.number}
   return {**asked.item.fields, **place, "prompt": fingerprint}
+
+
+def search(task: task_lib.Task) -> beam_lib.BeamSearch:
+  """Returns how a task's answers are searched for.
+
+  Raises:
+    errors.InputError: for a setting that is out of range.
+  """
+  return beam_lib.BeamSearch(task.num_beams, task.length_penalty, task.no_repeat_ngram_size, task.min_gen_length)
 
 
 def placed(

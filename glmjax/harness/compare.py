@@ -33,7 +33,9 @@ def compare(runs: Sequence[pathlib.Path | str]) -> dict[str, Any]:
     raise errors.InputError("one run is not compared with itself: name two folders or more")
   read = [results.read(pathlib.Path(run)) for run in runs]
   records = [{results.key(record): record for record in own} for _, own in read]
-  common = [key for key in records[0] if all(key in own for own in records[1:])]
+  # A file that is in two groups has its records twice: its items count once, as in a report.
+  places = {(task, file, item): (task, group, file, item) for task, group, file, item in records[0]}
+  common = [key for key in places.values() if all(key in own for own in records[1:])]
   if not common:
     raise errors.InputError(f"{runs[0]} and the others have no item in common: evaluate them with the same --tasks")
   for key in common:
@@ -41,7 +43,7 @@ def compare(runs: Sequence[pathlib.Path | str]) -> dict[str, Any]:
   tasks = {}
   for task in dict.fromkeys(key[0] for key in common):
     own = [[each[key] for key in common if key[0] == task] for each in records]
-    tasks[task] = _texts(own) if "loss" in own[0][0] else _values(own)
+    tasks[task] = _values(own) if "values" in own[0][0] else _texts(own)
   return {"models": _names([run for run, _ in read], runs), "items": len(common), "tasks": tasks}
 
 
@@ -62,6 +64,8 @@ def _names(about: Sequence[Mapping[str, Any]], runs: Sequence[pathlib.Path | str
 def _values(records: Sequence[Sequence[Record]]) -> dict[str, list[dict[str, Any]]]:
   found = {}
   for name in records[0][0]["values"]:
+    if not all(name in own[0]["values"] for own in records):  # a run that was asked for other metrics
+      continue
     values = [np.array([record["values"][name] for record in own]) for own in records]
     figures = []
     for own in values:

@@ -1,6 +1,8 @@
 """All items of the tasks that are named, from the files that the user has."""
 
 from collections.abc import Sequence
+import dataclasses
+import hashlib
 import pathlib
 
 from glmjax.harness import asking
@@ -26,13 +28,25 @@ def gather(
   room for, are left out, and said.
 
   Raises:
-    errors.InputError: for a group without a file, files that are no such task's, and items that do not fit.
+    errors.InputError: for a group without a file, files that are no such task's, items that do not fit, and searches
+      that there are not.
   """
   found = []
   for task in tasks:
+    if task.searches:
+      asking.search(task)  # what is out of range is said before the model is loaded
+    task = dataclasses.replace(task, max_seq_length=min(task.max_seq_length, config.max_length))
     layout, folder = layouts.Layout(task, config, tokenizer.specials), data / task.path
     for group, paths in task.files(data, skip).items():
       for path in paths:
         read = items.read(task, path, folder, tokenizer)
         found += asking.placed(group, path.relative_to(folder).as_posix(), read, layout, skip)[:limit]
   return found
+
+
+def fingerprint(asked: Sequence[asking.Asked]) -> str:
+  """Returns a checksum of items and their places: records of others are no records of these."""
+  digest = hashlib.sha256()
+  for each in asked:
+    digest.update(repr((each.key, each.item, each.padded)).encode())
+  return digest.hexdigest()

@@ -68,7 +68,9 @@ def read(task: task_lib.Task, path: pathlib.Path, folder: pathlib.Path, tokenize
   found = []
   for record, where in questions.read(task, path, folder):
     context = _context(task, record, where, tokenizer)
-    found.append(make(context, record, where, tokenizer))
+    item = make(context, record, where, tokenizer)
+    _check_fields(task, item, where)
+    found.append(item)
   if task.type == task_lib.GENERATION:
     return found
   if wrong := sum(not 0 <= item.label < len(item.choices) for item in found):
@@ -116,6 +118,17 @@ def _along(record: Mapping[str, Any]) -> dict[str, Any]:
   """Returns what else a record holds, but for long things."""
   kept = {name: value for name, value in record.items() if name not in _OWN}
   return {name: value for name, value in kept.items() if len(str(value)) <= _LONGEST}
+
+
+def _check_fields(task: task_lib.Task, item: Question | Blank, where: str) -> None:
+  """Raises InputError where an item lacks what its task's metric will read."""
+  for name in task.kind.needs:
+    value = item.fields.get(name)
+    if name == "goal_label":
+      if not isinstance(value, list) or len(value) != len(item.choices) or not {*map(type, value)} <= {str}:
+        raise errors.InputError(f"{where}: goal_label is no list of texts, one for each choice")
+    elif not isinstance(value, str | int):
+      raise errors.InputError(f"{where}: no text or number {name!r} of {_LONGEST} characters at most")
 
 
 def _question(context: list[int], record: Mapping[str, Any], where: str, tokenizer: vocabulary.Tokenizer) -> Question:

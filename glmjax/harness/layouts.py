@@ -24,7 +24,7 @@ _STEP = 32  # places: the original pads batches to multiples of it
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-  """How one task's items become rows of one model."""
+  """How one task's items become rows of one model, which has room for the task's max_seq_length."""
 
   task: task_lib.Task
   config: config_lib.GLMConfig
@@ -36,11 +36,6 @@ class Layout:
     return self.config.position_kind
 
   @property
-  def length(self) -> int:
-    """The most places of a row."""
-    return min(self.task.max_seq_length, self.config.max_length)
-
-  @property
   def mask(self) -> int:
     """The mask that stands at a context's end, or for which one within is looked."""
     return self.specials.gmask if self.task.use_task_mask else self.specials.mask
@@ -48,7 +43,8 @@ class Layout:
   def question(self, item: items_lib.Question) -> list[score_lib.Row]:
     """Returns a row for each choice."""
     taking = item.choices if self.task.prompt is None else [max(item.choices, key=len)]
-    tokens = self._kept(item.context, score_lib.room_for_choices(taking, self.length, self.kind.frame_size))
+    room = score_lib.room_for_choices(taking, self.task.max_seq_length, self.kind.frame_size)
+    tokens = self._kept(item.context, room)
     inner = self.mask in tokens
     if not inner:
       tokens = [*tokens, self.mask]
@@ -64,10 +60,11 @@ class Layout:
     Raises:
       errors.InputError: where there is a [gMASK] in the context already, or the limit leaves no place for it.
     """
-    room = self.length - self.task.max_gen_length - 2 - self.kind.frame_size
+    room = self.task.max_seq_length - self.task.max_gen_length - 2 - self.kind.frame_size
     if room < 0:
       raise errors.InputError(
-        f"task {self.task.name}: max_gen_length {self.task.max_gen_length} does not fit into {self.length} places"
+        f"task {self.task.name}: max_gen_length {self.task.max_gen_length} does not fit into "
+        f"{self.task.max_seq_length} places"
       )
     tokens = self._kept(item.context, room)
     if self.task.use_task_mask and self.specials.gmask in tokens:

@@ -39,12 +39,14 @@ class Reader:
     """Returns what a task's `reader` says."""
     if isinstance(value, str):
       return cls(value)
-    if unknown := sorted({*value} - {field.name for field in dataclasses.fields(cls)}):
+    if unknown := sorted({*map(str, value)} - {field.name for field in dataclasses.fields(cls)}):
       known = ", ".join(field.name for field in dataclasses.fields(cls))
       raise errors.InputError(f"reader has no key {unknown[0]!r}: {known}")
     columns, without = value.get("columns"), value.get("without", {})
     if not isinstance(without, Mapping):
       raise errors.InputError("reader's without is a table of fields, and what leaves their records out")
+    if not isinstance(columns, list | None) or not isinstance(value.get("records", ""), str):
+      raise errors.InputError("reader's columns are a list of names, and its records is keys with dots between")
     named = {"columns": None if columns is None else tuple(map(str, columns))}
     return cls(**{**value, **named, "without": {str(name): str(text) for name, text in without.items()}})
 

@@ -4,7 +4,7 @@ A run that was stopped is gone on with: items whose records are there are not as
 counts for nothing.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 import json
 import pathlib
 from typing import Any, BinaryIO
@@ -13,7 +13,7 @@ from glmjax import errors
 from glmjax.io import publish
 from glmjax.io import user_json
 
-ITEMS, RUN = "items.jsonl", "run.json"
+ITEMS, RUN, REPORT, PAGE = "items.jsonl", "run.json", "report.json", "report.md"
 _LONGEST_LINE = 1 << 26  # bytes
 Key = tuple[str, str, str, int]
 
@@ -33,7 +33,8 @@ def begin(folder: pathlib.Path, run: Mapping[str, Any], overwrite: bool) -> dict
   try:
     folder.mkdir(parents=True, exist_ok=True)
     if overwrite:
-      items.unlink(missing_ok=True)
+      for name in (REPORT, PAGE, ITEMS):
+        (folder / name).unlink(missing_ok=True)
     elif noted.exists():
       _check_same(noted, run)
     elif any(folder.iterdir()):
@@ -94,13 +95,14 @@ def read(folder: pathlib.Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 
 def append(file: BinaryIO, records: Iterable[Mapping[str, Any]]) -> None:
   """Adds records to an open file, all or, where the process dies, some of them whole."""
-  text = "".join(f"{json.dumps(record, ensure_ascii=False)}\n" for record in records).encode()
-  left = memoryview(text)
+  left = memoryview(b"".join(map(_line, records)))
   while left:
     left = left[file.write(left) :]
   file.flush()
 
 
-def ordered(records: Mapping[Key, Mapping[str, Any]], keys: Sequence[Key]) -> list[Mapping[str, Any]]:
-  """Returns the records of these items, in their order."""
-  return [records[each] for each in keys]
+def _line(record: Mapping[str, Any]) -> bytes:
+  try:
+    return f"{json.dumps(record, ensure_ascii=False)}\n".encode()
+  except UnicodeEncodeError:  # a data set's own field holds half a surrogate pair, which JSON can escape
+    return f"{json.dumps(record)}\n".encode()

@@ -6,6 +6,7 @@ of the original's own classes. A task's files are those that its patterns match,
 
 import dataclasses
 import difflib
+import json
 import logging
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ from typing import Any
 import yaml
 
 from glmjax import errors
+from glmjax import ranges
 from glmjax.harness import reading
 from glmjax.harness import template
 from glmjax.io import paths
@@ -36,6 +38,7 @@ class Kind:
   overall: bool = False  # all files together are reported, too (MMLU)
   first_word: bool = False  # what is generated counts up to its first word's end (LAMBADA)
   by_record: bool = False  # a text is a record of a JSON lines file, not a whole file (Pile)
+  needs: tuple[str, ...] = ()  # fields of each record that its metric reads
 
 
 KINDS = {
@@ -43,8 +46,12 @@ KINDS = {
   GENERATION: Kind(GENERATION, ("EM", "F1")),
   LANGUAGE_MODEL: Kind(LANGUAGE_MODEL, ("PPL",)),
   "tasks.mmlu.task.MMLU": Kind(CHOICES, ("Accuracy",), overall=True),
-  "tasks.ethnic.stereoset.tasks.StereoSetTask": Kind(CHOICES, ("SS_ICAT",), own_metrics=True, by_length=True),
-  "tasks.ethnic.crows-pair.tasks.CrowsPairTask": Kind(CHOICES, ("CP",), own_metrics=True),
+  "tasks.ethnic.stereoset.tasks.StereoSetTask": Kind(
+    CHOICES, ("SS_ICAT",), own_metrics=True, by_length=True, needs=("bias_type", "goal_label")
+  ),
+  "tasks.ethnic.crows-pair.tasks.CrowsPairTask": Kind(
+    CHOICES, ("CP",), own_metrics=True, needs=("bias_type", "pair_ID", "sent_ID")
+  ),
   "tasks.lambada.task.LAMBADA": Kind(GENERATION, ("Accuracy",), own_metrics=True, first_word=True),
   "tasks.language-modeling.pile.Pile": Kind(LANGUAGE_MODEL, ("BPB",), own_metrics=True, by_record=True),
 }
@@ -115,7 +122,10 @@ class Task:
     for group, patterns in self.patterns.items():
       files: set[pathlib.Path] = set()
       for pattern in patterns:
-        matches = {path for path in folder.glob(pattern) if path.is_file()}
+        try:
+          matches = {path for path in folder.glob(pattern) if path.is_file()}
+        except (ValueError, NotImplementedError) as error:
+          raise errors.InputError(f"task {self.name}: file_pattern {pattern!r}: {errors.one_line(error)}") from None
         if not matches:
           missing.append(f"nothing in {folder} is called {pattern} (group {group})")
         files |= matches
@@ -140,7 +150,10 @@ def read(path: paths.Named) -> Task:
   try:
     if path.stat().st_size > _LARGEST:
       raise errors.InputError(f"{path} has {path.stat().st_size:,} bytes; a task has {_LARGEST:,} at most")
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    text = path.read_text(encoding="utf-8")
+    if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):  # a few lines of them can mean gigabytes
+      raise errors.InputError(f"{path}: aliases (*name) are not read: write out what they stand for")
+    content = yaml.safe_load(text)
   except OSError as error:
     raise errors.InputError(f"cannot read the task {path}: {errors.reason(error)}") from error
   except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
@@ -166,8 +179,13 @@ def of(content: Mapping[Any, Any], where: str) -> Task:
   metrics = values.get("metrics")
   if metrics is not None:
     values["metrics"] = tuple(metrics) if isinstance(metrics, list) else metrics
+  own = {name: value for name, value in values.items() if name in known and value is not None}
   try:
-    return Task(**{name: value for name, value in values.items() if name in known and value is not None})
+    json.dumps(own, allow_nan=False)
+  except (TypeError, ValueError) as error:
+    raise errors.InputError(f"{where}: what JSON cannot say: {errors.one_line(error)}; put dates in quotes") from None
+  try:
+    return Task(**own)
   except errors.InputError as error:
     raise errors.InputError(f"{where}: {error}") from None
 
@@ -193,11 +211,9 @@ def _check(task: Task) -> None:
     raise errors.InputError("unidirectional goes with [gMASK] alone: add use_task_mask: true")
   if task.sampling_strategy not in ("BaseStrategy", "BeamSearchStrategy"):
     raise errors.InputError(f"sampling_strategy is {task.sampling_strategy!r}: BaseStrategy or BeamSearchStrategy")
-  for name in ("max_seq_length", "micro_batch_size", "num_beams", "max_gen_length", "generation_length"):
-    if getattr(task, name) < 1:
-      raise errors.InputError(f"{name} is {getattr(task, name)}: 1 or more is needed")
-  if task.num_shots < 0:
-    raise errors.InputError(f"num_shots is {task.num_shots}: 0 or more is needed")
+  for names, least in (_FROM_ONE, 1), (_FROM_ZERO, 0):
+    for name in names:
+      ranges.whole(name, getattr(task, name), least)
   if isinstance(task.shots_pattern, Mapping) and not all(
     isinstance(text, str) for item in task.shots_pattern.items() for text in item
   ):
@@ -205,13 +221,17 @@ def _check(task: Task) -> None:
   reading.Reader.of(task.reader)
   if task.prompt is not None:
     template.Prompt.of(task.prompt)
-  if not all(isinstance(text, str) for group in task.patterns.items() for text in (group[0], *group[1])):
+  patterns = [text for group, own in task.patterns.items() for text in (group, *own)]
+  if not patterns or not all(isinstance(text, str) for text in patterns):
     raise errors.InputError("file_pattern is a pattern, or a table of groups and their patterns")
 
 
+_FROM_ONE = ("max_seq_length", "micro_batch_size", "num_beams", "max_gen_length", "generation_length")
+_FROM_ZERO = ("num_shots", "shots_seed", "min_gen_length", "no_repeat_ngram_size")
 _TYPES = {
   str: (str,),
   int: (int,),
+  int | str: (int, str),
   float: (int, float),
   bool: (bool,),
   tuple[str, ...]: (tuple,),

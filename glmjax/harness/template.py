@@ -24,6 +24,14 @@ from glmjax import errors
 _FIELD = re.compile(r"\{([^{}]*)\}")
 _WHOLE = re.compile(r"\{([^{}]+)\}")
 BLANK = "[MASK]"
+_KINDS = {  # of what YAML holds for each
+  "head": (str,),
+  "inputs": (str,),
+  "choices": (str, list),
+  "label": (str,),
+  "labels": (list,),
+  "targets": (str, list),
+}
 _IDS = ("inputs", "choices", "targets")  # what these names mean in a question; a data set may have texts by them
 
 
@@ -48,10 +56,13 @@ class Prompt:
     names = [field.name for field in dataclasses.fields(cls)]
     if unknown := sorted({*map(str, value)} - {*names}):
       raise errors.InputError(f"prompt has no key {unknown[0]!r}: {', '.join(names)}")
-    if not isinstance(value.get("inputs"), str):
-      raise errors.InputError("prompt has no text inputs")
-    if not isinstance(value.get("head", ""), str):
-      raise errors.InputError("prompt's head is no text")
+    value = {str(name): each for name, each in value.items() if each is not None}
+    if "inputs" not in value:
+      raise errors.InputError("prompt has no inputs")
+    for name, each in value.items():
+      if not isinstance(each, _KINDS[name]):
+        kinds = " and no ".join({str: "text", list: "list"}[kind] for kind in _KINDS[name])
+        raise errors.InputError(f"prompt's {name} is no {kinds}")
     if value["inputs"].count(BLANK) > 1:
       raise errors.InputError(f"prompt has more than one {BLANK} in inputs: one is filled")
     return cls(**{name: tuple(map(str, each)) if isinstance(each, list) else each for name, each in value.items()})
@@ -71,8 +82,10 @@ class Prompt:
       if (template := getattr(self, name)) is not None:
         found[f"{name}_pretokenized"] = _listed(template, record, where)
     if self.label is not None:
-      choices = found["choices_pretokenized"]
-      found["label"] = self._number(_value(self.label, record, where), choices, where)
+      choices = found.get("choices_pretokenized")
+      if not isinstance(choices, list):
+        raise errors.InputError(f"{where}: a label, and no list of choices")
+      found["label"] = self._number(_value(self.label, record, where), [str(each) for each in choices], where)
     return found
 
   def head_of(self, record: Mapping[str, Any], where: str) -> str:

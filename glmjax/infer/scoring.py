@@ -30,6 +30,7 @@ from glmjax.models import config as config_lib
 from glmjax.models import glm
 from glmjax.models import kv_cache
 from glmjax.parallel import partitioning
+from glmjax.parallel import processes
 
 _CHUNK_LOGITS = 1 << 23  # most logits that exist at a time
 _CONTINUATIONS = 4  # of a batch, for each of its contexts
@@ -228,6 +229,7 @@ def _behind(
   runner: runner_lib.Runner, rows: Sequence[score.Row], families: Sequence[list[int]], pad: int, batch_tokens: int
 ) -> Iterator[_Batch]:
   """Yields the batches of rows that are read behind contexts, which they have in common."""
+  free = processes.from_first(runner.free_bytes) if families else None  # all run batches of one shape
   groups: dict[tuple[int, int], list[list[int]]] = {}
   for members in families:
     length = rows_lib.bucket(_context(rows[members[0]]))
@@ -235,7 +237,7 @@ def _behind(
     groups.setdefault((length, places), []).append(members)
   for (length, places), group in sorted(groups.items()):
     most = batch_tokens // length
-    if (free := runner.free_bytes()) is not None:
+    if free is not None:
       most = min(most, free // (_CACHE_SHARE * lanes_lib.slot_bytes(runner, _CONTINUATIONS) * (length + places)))
     size = runner.batch_size(min(len(group), 1 << max(0, most.bit_length() - 1)))
     for some in _packed(group, size):

@@ -1,5 +1,6 @@
 """Layouts in which data sets are released, each read exactly from a tiny invented file."""
 
+import datetime
 import json
 import pathlib
 from typing import Any
@@ -174,11 +175,34 @@ def test_records_that_are_left_out(folder: pathlib.Path) -> None:
     ({"prompt": {"inputs": "{q}", "head": 5}}, "head is no text"),
     ({"prompt": {"inputs": "[MASK] and [MASK]"}}, "more than one"),
     ({"file_pattern": {"dev": 5}}, "file_pattern is a pattern, or a table"),
+    ({"file_pattern": {}}, "file_pattern is a pattern, or a table"),
+    ({"prompt": {"inputs": "{q}", "label": 0}}, "label is no text"),
+    ({"prompt": {"inputs": "{q}", "choices": 5}}, "choices is no text and no list"),
+    ({"reader": {"columns": 5}}, "columns are a list"),
+    ({"reader": {"format": "json", "records": 5}}, "records is keys"),
+    ({"shots_seed": -1}, "shots_seed is -1"),
+    ({"min_gen_length": -1}, "min_gen_length is -1"),
+    ({"version": datetime.date(2024, 1, 1)}, "what JSON cannot say"),
+    ({"length_penalty": float("nan")}, "what JSON cannot say"),
   ],
 )
 def test_tasks_that_are_none(more: dict[str, Any], message: str) -> None:
   with pytest.raises(errors.InputError, match=message):
     task_lib.of({"name": "a", "type": "mul", "path": "a", **more}, "here")
+
+
+def test_yaml_that_grows_is_refused(tmp_path: pathlib.Path) -> None:
+  path = tmp_path / "a.yaml"
+  path.write_text("name: a\ntype: mul\npath: a\nprompt: {inputs: &a x, head: *a}\n")
+  with pytest.raises(errors.InputError, match="aliases"):
+    task_lib.read(path)
+
+
+@pytest.mark.parametrize("pattern", ["", "/data/*.json"])
+def test_patterns_that_are_none(pattern: str, tmp_path: pathlib.Path) -> None:
+  (tmp_path / "a").mkdir()
+  with pytest.raises(errors.InputError, match="task a: file_pattern"):
+    task_lib.Task("a", "mul", "a", file_pattern=pattern).files(tmp_path)
 
 
 WRONG = {

@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 
 from glmjax import errors
+from glmjax.harness import compare
+from glmjax.harness import gathering
 from glmjax.harness import items
 from glmjax.harness import questions
 from glmjax.harness import reading
+from glmjax.harness import results
 from glmjax.harness import statistics
 from glmjax.harness import task as task_lib
 from glmjax.harness import template
@@ -126,6 +129,55 @@ def test_texts_as_items(tmp_path: pathlib.Path) -> None:
   found = items.read(task, tmp_path / "a.txt", tmp_path, tokenizer)
   assert [token for window in found for token in window.text] == tokenizer.encode(text)
   assert {window.fields["bytes"] for window in found} == {len(text)}
+
+
+@pytest.mark.parametrize(
+  "module, more, message",
+  [
+    ("crows-pair.tasks.CrowsPairTask", {"bias_type": "age", "sent_ID": 1}, "no text or number 'pair_ID'"),
+    ("stereoset.tasks.StereoSetTask", {"bias_type": "age"}, "goal_label is no list of texts"),
+    ("stereoset.tasks.StereoSetTask", {"bias_type": "age", "goal_label": ["stereotype"]}, "one for each choice"),
+  ],
+)
+def test_what_a_metric_reads_is_there(module: str, more: dict, message: str, tmp_path: pathlib.Path) -> None:
+  """It is looked for before a model is asked, not when the report is made."""
+  record = {"inputs_pretokenized": "ab", "choices_pretokenized": ["c", "de"], "label": 0, **more}
+  (tmp_path / "a.jsonl").write_text(json.dumps(record))
+  task = task_lib.Task("t", "mul", ".", f"tasks.ethnic.{module}")
+  with pytest.raises(errors.InputError, match=f"a.jsonl, line 1: .*{message}"):
+    items.read(task, tmp_path / "a.jsonl", tmp_path, engine_models.Letters())
+
+
+def test_records_of_any_text_are_read_again(tmp_path: pathlib.Path) -> None:
+  """Half a surrogate pair, which a data set's own field may hold, is no UTF-8."""
+  records = [{"task": "t", "group": "all", "file": "a", "item": i, "x": x} for i, x in enumerate(("北京", "\ud800"))]
+  results.begin(tmp_path / "run", {}, False)
+  with (tmp_path / "run" / results.ITEMS).open("ab", buffering=0) as file:
+    results.append(file, records)
+  assert results.read(tmp_path / "run") == ({}, records)
+
+
+def test_searches_that_there_are_not(tmp_path: pathlib.Path) -> None:
+  task = task_lib.Task("t", "gen", ".", sampling_strategy="BeamSearchStrategy", num_beams=1000)
+  config, _ = engine_models.model()
+  with pytest.raises(errors.InputError, match="num_beams is 1000"):
+    gathering.gather(config, engine_models.Letters(), [task], tmp_path)
+
+
+def test_a_file_in_two_groups_is_compared_once(tmp_path: pathlib.Path) -> None:
+  place = {"task": "t", "file": "a", "target": 0}
+  runs = [tmp_path / name for name in ("one", "other")]
+  for run in runs:
+    results.begin(run, {"model": run.name}, False)
+    records = [
+      {**place, "group": group, "item": i, "loss": "the data set's", "values": {"Accuracy": float(i == 0)}}
+      for group in ("a", "b")
+      for i in range(2)
+    ]
+    with (run / results.ITEMS).open("ab", buffering=0) as file:
+      results.append(file, records)
+  found = compare.compare(runs)
+  assert found["items"] == 2 and found["tasks"]["t"]["Accuracy"][1]["items"] == 2
 
 
 def test_wilson() -> None:

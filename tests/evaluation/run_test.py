@@ -109,14 +109,28 @@ def test_settings_must_be_those_of_the_records(model, files, tmp_path) -> None:
   tasks, data = files
   one = [tasks[0] / "choices.yaml"]
   evaluation.evaluate(model, one, data, tmp_path / "out", items=evaluation.Items(limit=2))
-  with pytest.raises(errors.InputError, match="records of other settings \\(limit: 2 there, 3 now\\)"):
+  with pytest.raises(errors.InputError, match="records of other settings \\(limit: 2 there, 3 now; data"):
     evaluation.evaluate(model, one, data, tmp_path / "out", items=evaluation.Items(limit=3))
   found = evaluation.evaluate(model, one, data, tmp_path / "out", True, evaluation.Items(limit=3))
+  questions = data / "choices" / "test.jsonl"
+  questions.write_text(questions.read_text().replace('"label": 0', '"label": 1'))
+  with pytest.raises(errors.InputError, match="records of other settings \\(data: "):
+    evaluation.evaluate(model, one, data, tmp_path / "out", items=evaluation.Items(limit=3))
   assert found["tasks"]["choices"]["figures"]["Accuracy"]["items"] == 3
   (tmp_path / "other").mkdir()
   (tmp_path / "other" / "letter.txt").write_text("dear")
   with pytest.raises(errors.InputError, match="holds other things"):
     evaluation.evaluate(model, one, data, tmp_path / "other")
+
+
+def test_texts_longer_than_the_model(model, files, tmp_path) -> None:
+  """A task's windows are no longer than the model's rows."""
+  tasks, data = files
+  text = tasks[0] / "text.yaml"
+  text.write_text(text.read_text().replace("max_seq_length: 64", "max_seq_length: 2048"))
+  (data / "text" / "0.txt").write_text((data / "text" / "0.txt").read_text() * 20)
+  found = evaluation.evaluate(model, [text], data, tmp_path / "new" / "out")
+  assert found["tasks"]["text"]["figures"]["bits_per_byte"]["items"] == 3
 
 
 def test_what_has_no_file_is_an_error_unless_it_is_to_be_left_out(model, files, tmp_path) -> None:

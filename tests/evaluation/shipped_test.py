@@ -70,7 +70,7 @@ def test_every_task_asks(name: str, folder: pathlib.Path) -> None:
   specials = Characters.specials
   config, _ = engine_models.model()
   layout = layouts.Layout(task, dataclasses.replace(config, vocab_size=1 << 17, max_length=2048), specials)
-  asked = asking.placed(task, "all", "file", items, layout)
+  asked = asking.placed("all", "file", items, layout)
   for each in asked:
     if isinstance(each.item, items_lib.Question):
       rows = layout.question(each.item)
@@ -106,7 +106,8 @@ def test_what_does_not_fit() -> None:
   [task] = task_lib.find(["fewclue_zh_chid"])
   config, _ = engine_models.model()
   specials = Characters.specials
-  layout = layouts.Layout(task, dataclasses.replace(config, vocab_size=1 << 17, max_length=20), specials)
+  task = dataclasses.replace(task, max_seq_length=20)
+  layout = layouts.Layout(task, dataclasses.replace(config, vocab_size=1 << 17), specials)
   text = Characters().encode("abcdefghijklmnop")
   for place in range(len(text) + 1):
     context = [*text[:place], specials.mask, *text[place:]]
@@ -117,7 +118,7 @@ def test_what_does_not_fit() -> None:
     assert kept == context[start : start + len(kept)]
   with pytest.raises(errors.InputError, match="^task fewclue_zh_chid, a.json, item 1: "):
     items = [items_lib.Question(text, [[11] * size], 0, {}) for size in (3, 30)]
-    asking.placed(task, "all", "a.json", items, layout)
+    asking.placed("all", "a.json", items, layout)
 
 
 def test_put_to_a_model(folder: pathlib.Path, tmp_path: pathlib.Path) -> None:

@@ -18,9 +18,11 @@ import pytest
 from glmjax import tokenizer as tokenizer_lib
 from glmjax.checkpoint import folder as folder_lib
 from glmjax.checkpoint import manager
+from glmjax.cli import evaluation
 from glmjax.data import builder
 from glmjax.data import shards
 from glmjax.evaluate import heldout
+from glmjax.harness import results
 from glmjax.infer import beam
 from glmjax.infer import chat
 from glmjax.infer import engine
@@ -177,6 +179,35 @@ def test_evaluation_is_that_of_one_process(folder, tmp_path):
   assert other == (0, "", "")
   alone = heldout.evaluate(folder, cache.directory, max_fills=20)["en"]
   assert json.loads(out.read_text())["en"] == pytest.approx(alone, abs=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", ["tensor=2", "data=2"])
+def test_tasks_are_put_as_in_one_process(folder, tmp_path, mesh):
+  """Choices share the reading of their contexts; the first alone has the records, of which some are there already."""
+  questions = [
+    {"inputs_pretokenized": text[:20], "choices_pretokenized": ["7", "dogs", "柳树"], "label": i % 3}
+    for i, text in enumerate(TEXT[:9])
+  ]
+  (tmp_path / "data").mkdir()
+  (tmp_path / "data" / "a.jsonl").write_text("".join(f"{json.dumps(question)}\n" for question in questions))
+  task, out = tmp_path / "task.yaml", tmp_path / "out"
+  task.write_text("name: a\ntype: mul\npath: .\n")
+  flags = [f"--checkpoint={folder}", f"--tasks={task}", f"--data={tmp_path / 'data'}"]
+  alone = evaluation.evaluate(folder, [task], tmp_path / "data", tmp_path / "alone")
+  wanted = {results.key(record): record["scores"] for record in results.read(tmp_path / "alone")[1]}
+  for _ in range(2):
+    with Two("evaluate", *flags, f"--out={out}", f"--mesh={mesh}", "--json") as two:
+      (status, said, err), other = two.results()
+    assert status == 0, err
+    assert other == (0, "", "")
+    assert json.loads(said)["tasks"]["a"]["figures"] == alone["tasks"]["a"]["figures"]
+    found = {results.key(record): record["scores"] for record in results.read(out)[1]}
+    assert found.keys() == wanted.keys()
+    for key, scores in wanted.items():
+      assert found[key] == pytest.approx(scores, abs=1e-3)
+    lines = (out / results.ITEMS).read_bytes().splitlines(True)
+    (out / results.ITEMS).write_bytes(b"".join(lines[:4]))
 
 
 def test_a_mistake_of_the_first_ends_both(folder):
