@@ -113,4 +113,4 @@ def _cell(figure: Mapping[str, Any]) -> str:
   if "difference" in figure:
     value, low, high = figure["difference"]
     text += f"; {value:+.2f} ({low:+.2f} to {high:+.2f})"
-  return text + (f", p {figure['p']:.2f}" if "p" in figure else "")
+  return text + (f", p {figure['p']:.2g}" if "p" in figure else "")

@@ -92,6 +92,12 @@ class Runner:
     layer.params = {f"{params_lib.LAYERS}_0": self.params[f"{params_lib.LAYERS}_{i}"]}
     return layer
 
+  def with_exact_caches(self) -> "Runner":
+    """Returns a runner of the same parameters whose caches keep keys and values as they are computed."""
+    runner = copy.copy(self)
+    runner.config = dataclasses.replace(self.config, kv_cache_dtype=None)
+    return runner
+
   def batch_size(self, rows: int) -> int:
     """Returns the size of a batch of so many rows or more that programs are compiled for: it divides over the mesh."""
     return self.placement.batch_size(rows)

@@ -155,6 +155,7 @@ def score_rows(
   Raises:
     errors.InputError: for a row that is too long, or holds no ids; NotFiniteError where the model's logits are none.
   """
+  runner = runner.with_exact_caches()  # a row has one score, with others of its context and alone
   for row in rows:
     _check(row, runner.config)
   unguessed_V = vocabulary.mask(unguessed, runner.config.vocab_size)

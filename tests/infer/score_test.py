@@ -1,5 +1,6 @@
 """Log-likelihoods: rows, windows of long texts, batches."""
 
+import dataclasses
 import functools
 
 import jax
@@ -65,6 +66,34 @@ def test_batched_is_alone(positions: str, monkeypatch: pytest.MonkeyPatch):
     np.testing.assert_array_equal(s.correct, correct)
     assert s.count == len(row.targets) and abs(s.total - log_probs.sum()) < 1e-2
   assert sum(told) == sum(len(row.prompt.tokens) for row in rows)
+
+
+@pytest.mark.parametrize("kept", [None, "int8"])
+@pytest.mark.parametrize("free", [0, None])
+def test_choices_behind_one_context_are_alone(kept: str | None, free: int | None, monkeypatch: pytest.MonkeyPatch):
+  """However a cache is kept, and however little memory is left for contexts."""
+  kind = positions_lib.KINDS["rotary_2d"]
+  contexts = [[*text(n, n), SPECIALS.mask, *text(3)] for n in (20, 22, 30)]
+  rows = [
+    score.target_row(context, text(1 + i % 4, i), SPECIALS, kind)
+    for context, count in zip(contexts, (3, 9, 2), strict=True)
+    for i in range(count)
+  ]
+  config, params = model("rotary_2d")
+  one = runner.Runner(dataclasses.replace(config, kv_cache_dtype=kept), params)
+  ran, run = [], runner.Runner.run
+  monkeypatch.setattr(runner.Runner, "free_bytes", lambda self: free)
+  monkeypatch.setattr(
+    runner.Runner,
+    "run",
+    lambda self, program, *more, **options: ran.append(program) or run(self, program, *more, **options),
+  )
+  scores = scoring.score_rows(one, rows, SPECIALS.pad)
+  assert {*ran} == {scoring.log_probs_behind}
+  for row, s in zip(rows, scores, strict=True):
+    log_probs, correct = alone("rotary_2d", row)
+    np.testing.assert_allclose(s.log_probs, log_probs, atol=2e-4)
+    np.testing.assert_array_equal(s.correct, correct)
 
 
 @pytest.mark.parametrize("num_tokens", [0, 1, 15, 16, 17, 40, 100])
