@@ -72,12 +72,14 @@ def _kept(path: pathlib.Path) -> tuple[dict[Key, dict[str, Any]], int]:
     return found, 0
   with path.open("rb") as file:
     while line := file.readline(_LONGEST_LINE):
+      if len(line) == _LONGEST_LINE:  # no kill's doing: what follows is not to be cut off
+        raise errors.InputError(f"{path}, byte {whole}: no record of an item: --overwrite it")
       if not line.endswith(b"\n"):
         break
       record = user_json.parse(line, f"{path}, byte {whole}", expected="name another --out, or --overwrite this one")
       try:
         found[key(record)] = record
-      except KeyError:
+      except (KeyError, TypeError):
         raise errors.InputError(f"{path}, byte {whole}: no record of an item: --overwrite it") from None
       whole += len(line)
   return found, whole

@@ -157,6 +157,17 @@ def test_records_of_any_text_are_read_again(tmp_path: pathlib.Path) -> None:
   assert results.read(tmp_path / "run") == ({}, records)
 
 
+@pytest.mark.parametrize("line", ['{"task": "t"}', '{"task": [], "group": "", "file": "", "item": 0}', "x" * 2000])
+def test_lines_that_are_no_records_are_kept(line: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+  """Only half a line at the end is cut off."""
+  monkeypatch.setattr(results, "_LONGEST_LINE", 1000)
+  results.begin(tmp_path, {}, False)
+  (tmp_path / results.ITEMS).write_text(f"{line}\n")
+  with pytest.raises(errors.InputError, match="byte 0: no record of an item"):
+    results.begin(tmp_path, {}, False)
+  assert (tmp_path / results.ITEMS).read_text() == f"{line}\n"
+
+
 def test_searches_that_there_are_not(tmp_path: pathlib.Path) -> None:
   task = task_lib.Task("t", "gen", ".", sampling_strategy="BeamSearchStrategy", num_beams=1000)
   config, _ = engine_models.model()
