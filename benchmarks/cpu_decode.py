@@ -203,8 +203,9 @@ def speed(model: runner.Runner, rows: decode.Rows, state: decode.State, count: i
 
 def ask_peer(program: str, model: str) -> dict[str, float]:
   """Returns the same figures of llama-bench, as far as it has them."""
-  command = [program, "-m", model, "-t", "2", "-r", "3", "-o", "json", "-p", "512", "-n", str(NEW), "-d", "0,32,512"]
-  runs = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+  command, runs = [program, "-m", model, "-t", "2", "-r", "3", "-o", "json"], []
+  for asked in (["-p", "512", "-n", "0"], ["-p", "0", "-n", str(NEW), "-d", ",".join(map(str, CONTEXTS))]):
+    runs += json.loads(subprocess.run([*command, *asked], capture_output=True, text=True, check=True).stdout)
   found = {}
   for run in runs:
     if run["n_gen"] and run["n_depth"]:
