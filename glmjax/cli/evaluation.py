@@ -156,16 +156,8 @@ class _Writer:
     """Yields the writer of a folder that no other process writes."""
     from glmjax.harness import results
 
-<<<<<<< HEAD
     folder = folder.absolute()
     with publish.parent(folder), lock.held(lock.beside(folder), f"another process is writing {folder}"):
-=======
-    try:
-      folder.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-      raise errors.InputError(f"cannot write {folder}: {errors.reason(error)}; write --out elsewhere") from error
-    with lock.held(lock.beside(folder), f"another process is writing {folder}"):
->>>>>>> f7966a2a (evaluate --tasks: the folders above --out are made)
       records = results.begin(folder, run, overwrite)
       with (folder / results.ITEMS).open("ab", buffering=0) as file:
         yield cls(folder, run, records, file)

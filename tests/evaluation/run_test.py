@@ -57,18 +57,17 @@ def files(tmp_path) -> tuple[list[pathlib.Path], pathlib.Path]:
 
 def test_a_report(model, files, tmp_path, capsys) -> None:
   tasks, data = files
-  out = tmp_path / "new" / "out"
-  found = evaluation.evaluate(model, tasks, data, out)
-  assert found == json.loads((out / "report.json").read_text())
+  found = evaluation.evaluate(model, tasks, data, tmp_path / "out")
+  assert found == json.loads((tmp_path / "out" / "report.json").read_text())
   assert found["tasks"].keys() == TASKS.keys()
   figure = found["tasks"]["choices"]["figures"]["Accuracy"]
   assert figure["items"] == 12 and figure["low"] <= figure["value"] <= figure["high"]
   assert found["tasks"]["text"]["figures"]["bits_per_byte"]["items"] == 3
-  page = (out / "report.md").read_text()
+  page = (tmp_path / "out" / "report.md").read_text()
   assert "| choices | Accuracy |" in page and "Evaluation results of task beams:" in page
   evaluation.show(found)
   assert "choices" in capsys.readouterr().out
-  run, records = results.read(out)
+  run, records = results.read(tmp_path / "out")
   assert run["tasks"]["choices"]["type"] == "mul" and len(run["weights"]) == 64
   assert len(records) == found["run"]["items"]
   assert len(records) > 12 + 4 + 4 + 3  # texts have several windows
