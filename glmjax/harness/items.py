@@ -161,6 +161,8 @@ def _texts(
   for number, (record, where) in enumerate(questions.read(task, path, folder)):
     ids = _checked_ids(record["text"], "text", where) if isinstance(record.get("text"), list) else None
     text = user_json.string(dict(record), "text" if ids is None else "text_pretokenized", where)
+    if ids and not text:
+      raise errors.InputError(f"{where}: the field 'text_pretokenized' is empty, and 'text' is not: bits are per byte")
     if ids := tokenizer.encode(text) if ids is None else ids:
       meta = record.get("meta")
       about = meta if isinstance(meta, dict) else {}

@@ -79,13 +79,22 @@ class GLM(model_lib.LM):
     found = [""] * len(requests)
     for members in alike.values():
       settings = requests[members[0]].args[1]
-      contexts = [requests[i].args[0] for i in members]
-      limit = settings.get("max_gen_toks", _NEW_TOKENS)
-      answers = self._engine.generate(contexts, limit, _sampling(settings), literal=True)
+      limit = min(settings.get("max_gen_toks", _NEW_TOKENS), self._engine.config.max_length // 2)
+      rows = [self._context(requests[i].args[0], limit) for i in members]
+      answers = self._engine.fill_rows(rows, limit, _sampling(settings), range(len(rows)))
       stops = settings.get("until") or []
       for i, answer in zip(members, answers, strict=True):
-        found[i] = _cut(answer.pieces[0], [stops] if isinstance(stops, str) else stops)
+        text = self._engine.tokenizer.decode(answer.pieces[0])
+        found[i] = _cut(text, [stops] if isinstance(stops, str) else stops)
     return found
+
+  def _context(self, text: str, limit: int) -> list[int]:
+    """Returns a context as the model's family wants it, without its oldest tokens where there is no room for them."""
+    engine = self._engine
+    kind, specials = engine.config.position_kind, engine.tokenizer.specials
+    framed = len(kind.frame([], specials)) + 1  # sop
+    ids = engine.tokenizer.encode(text)
+    return kind.frame(ids[max(0, len(ids) + framed + limit - engine.config.max_length) :], specials)
 
 
 def _sampling(settings: Mapping[str, Any]) -> sampling_lib.Sampling:

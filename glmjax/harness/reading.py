@@ -69,11 +69,11 @@ class Reader:
       )
     empty = True
     for record, where in found:
-      empty = False
       if not any(str(record.get(name)) == value for name, value in self.without.items()):
+        empty = False
         yield record, where
     if empty:
-      raise errors.InputError(f"{path} is empty: there is nothing to ask")
+      raise errors.InputError(f"{path}: there is nothing to ask: it is empty, or `without` leaves all of it out")
 
   def _listed(self, content: Any, path: pathlib.Path) -> files.Records:
     for key in filter(None, self.records.split(".")):

@@ -237,10 +237,13 @@ def _behind(
     places = rows_lib.bucket(max(len(rows[i].targets) for i in members), 1)
     groups.setdefault((length, places), []).append(members)
   for (length, places), group in sorted(groups.items()):
-    most = batch_tokens // length
+    most = max(1, batch_tokens // length)
     if free is not None:
       most = min(most, free // (_CACHE_SHARE * lanes_lib.slot_bytes(runner, _CONTINUATIONS) * (length + places)))
-    size = runner.batch_size(min(len(group), 1 << max(0, most.bit_length() - 1)))
+    if most < 1:  # no memory for caches: each row reads its context itself
+      yield from _alone(runner, rows, [i for members in group for i in members], pad, batch_tokens)
+      continue
+    size = runner.batch_size(min(len(group), 1 << most.bit_length() - 1))
     for some in _packed(group, size):
       numbers = [i for members in some for i in members]
       contexts = [_head(rows[members[0]]) for members in some]

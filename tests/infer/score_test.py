@@ -89,7 +89,7 @@ def test_choices_behind_one_context_are_alone(kept: str | None, free: int | None
     lambda self, program, *more, **options: ran.append(program) or run(self, program, *more, **options),
   )
   scores = scoring.score_rows(one, rows, SPECIALS.pad)
-  assert {*ran} == {scoring.log_probs_behind}
+  assert {*ran} == {scoring.log_probs_behind if free is None else scoring.log_probs}
   for row, s in zip(rows, scores, strict=True):
     log_probs, correct = alone("rotary_2d", row)
     np.testing.assert_allclose(s.log_probs, log_probs, atol=2e-4)
