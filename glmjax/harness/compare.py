@@ -11,11 +11,12 @@ from glmjax import errors
 from glmjax.harness import report
 from glmjax.harness import results
 from glmjax.harness import statistics
+from glmjax.io import paths
 
 Record = Mapping[str, Any]
 
 
-def compare(runs: Sequence[pathlib.Path | str]) -> dict[str, Any]:
+def compare(runs: Sequence[paths.Named]) -> dict[str, Any]:
   """Compares runs of `glmjax evaluate --tasks`, each with the first, on the items that all have.
 
   Args:
@@ -47,7 +48,7 @@ def compare(runs: Sequence[pathlib.Path | str]) -> dict[str, Any]:
   return {"models": _names([run for run, _ in read], runs), "items": len(common), "tasks": tasks}
 
 
-def _check_same(runs: Sequence[pathlib.Path | str], records: Sequence[Record]) -> None:
+def _check_same(runs: Sequence[paths.Named], records: Sequence[Record]) -> None:
   """Raises InputError where one item is another question for the other model; prompts may be other tokens."""
   for name in ("target", "targets", "bytes"):
     if any(record.get(name) != records[0].get(name) for record in records):
@@ -56,7 +57,7 @@ def _check_same(runs: Sequence[pathlib.Path | str], records: Sequence[Record]) -
       raise errors.InputError(f"{place}: {name} is not the same in {', '.join(map(str, runs))}: their data differ")
 
 
-def _names(about: Sequence[Mapping[str, Any]], runs: Sequence[pathlib.Path | str]) -> list[str]:
+def _names(about: Sequence[Mapping[str, Any]], runs: Sequence[paths.Named]) -> list[str]:
   names = [str(run.get("model")) for run in about]
   return names if len({*names}) == len(names) else [str(run) for run in runs]
 

@@ -33,6 +33,7 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
   "tuple[int, ...]": (["()", "(1, 2)"], ["3", "(1.5,)", "('1',)", "'12'"]),
   "Sequence[float]": (["[]", "(1, 0.5)"], ["0.5", "['1']", "[None]", "[1e999]", "[True]", "'12'"]),
   "Sequence[str]": (["['a']", "()"], ["'a'", "[1]", "[None]", "{'a': 'b'}"]),
+  "Sequence[path]": (["['a', 'gs://bucket/x']", "()"], ["'a'", "[1]", "['']", "[None]", "['gs://b/x']"]),
   "Iterable[str]": (["['a']", "@glmjax.cli.corpus.training_documents()"], ["'a'", "[1]"]),
   "Sequence[Sequence[str]]": (["[['a', 'b']]", "[]"], ["['ab']", "'ab'", "[['a', 1]]", "[None]"]),
   "Sequence[tuple[int, int]]": (["[(1, 2)]", "[]"], ["(1, 2)", "[(1, 2, 3)]", "[(1,)]", "[(1, 2.5)]", "['ab']", "[3]"]),
@@ -123,6 +124,7 @@ MADE = {
   "Drafting": "cli.inference.Drafting",
   "inference.Drafting": "cli.inference.Drafting",
   "Drawing": "cli.chat.Drawing",
+  "Items": "cli.evaluation.Items",
   "Limits": "cli.serve.Limits",
 }
 
