@@ -81,7 +81,7 @@ def members(path: pathlib.Path, pattern: re.Pattern[str]) -> Iterator[tuple[str,
 
 
 def save(path: pathlib.Path, text: str) -> None:
-  """Writes a text."""
+  """Writes a text file, and makes the folders above it."""
   path.parent.mkdir(parents=True, exist_ok=True)
   path.write_text(text, encoding="utf-8")
 

@@ -29,3 +29,21 @@ def as_bytes(x):
   """The rows that the fast mode multiplies in place of x."""
   largest = np.abs(x).max(1, keepdims=True)
   return np.rint(x * (np.float32(127) / largest)).astype(np.float64) * (largest / np.float32(127))
+
+
+def check_rows_that_are_not_finite(multiplied, rows, inputs, bits, mode):
+  """Asserts that rows of a NaN, an infinity and zeros spoil no other; returns all rows, and what they were multiplied
+  with.
+  """
+  rng = np.random.default_rng(0)
+  codes, _ = codes_of(rng, bits, 9, inputs)
+  codes[codes == 0] = 1
+  stored, scale = packed(codes) if bits == 4 else codes, np.ones((1, 9), np.float16)
+  x = rows_of(rng, rows, inputs, mode)
+  whole = multiplied(x, stored, scale, bits, mode)
+  x[1, 7], x[2, 259], x[3] = np.nan, np.inf, 0
+  got = multiplied(x, stored, scale, bits, mode)
+  assert np.isnan(got[1]).all() and not np.isfinite(got[2]).any() and (got[3] == 0).all()
+  rest = [r for r in range(rows) if r not in (1, 2, 3)]
+  np.testing.assert_array_equal(got[rest], whole[rest])
+  return x, stored, scale

@@ -12,6 +12,8 @@ from glmjax.cli import hosts, inference
 from glmjax.io import lock, paths, progress, publish
 
 if TYPE_CHECKING:
+  from glmjax import tokenizer as tokenizer_lib
+  from glmjax.checkpoint import folder as folder_lib
   from glmjax.harness import asking
   from glmjax.harness import task as task_lib
 
@@ -56,16 +58,29 @@ def evaluate(
   Raises:
     errors.InputError: for what is wrong with tasks, data or `out`, before the model is loaded.
   """
+  from glmjax.checkpoint import load
   from glmjax.harness import asking, gathering, task as task_lib
 
   devices.prepare()
   folder, target = inference.model_folder(checkpoint), _local(out)
   found = task_lib.find(tasks)
   config, tokenizer = _read(folder)
-  asked = gathering.gather(config, tokenizer, found, _local(data), items.limit, items.skip)
+  asked = gathering.gather(config.model, tokenizer, found, _local(data), items.limit, items.skip)
   data_fingerprint = gathering.fingerprint(asked)
   hosts.check_same(data_fingerprint, "the tasks and their data")
-  run = {**_run(folder, found, items, devices), "data": data_fingerprint}
+  run = {
+    "model": folder.name,
+    "checkpoint": str(folder),
+    "weights": load.fingerprint(folder),
+    "tokenizer": tokenizer.fingerprint,
+    "dtype": config.model.dtype,
+    "bits": config.export.get("bits"),
+    **devices.noted(),
+    "glmjax": glmjax.__version__,
+    "limit": items.limit,
+    "tasks": {task.name: dataclasses.asdict(task) | {"metrics": list(task.metrics)} for task in found},
+    "data": data_fingerprint,
+  }  # so that a number can be made again
   with contextlib.ExitStack() as stack:
     writer = stack.enter_context(_Writer.opened(target, run, overwrite)) if hosts.is_first() else None
     if left := hosts.from_first(lambda: [i for i, each in enumerate(asked) if each.key not in writer.records]):
@@ -86,8 +101,8 @@ def _local(path: paths.Named) -> pathlib.Path:
   return found
 
 
-def _read(folder: paths.Path) -> tuple[Any, Any]:
-  """Returns a model's configuration and tokenizer, without its weights."""
+def _read(folder: paths.Path) -> "tuple[folder_lib.FolderConfig, tokenizer_lib.Tokenizer]":
+  """Returns what a model's folder says of it, and its tokenizer; without its weights."""
   from glmjax import tokenizer as tokenizer_lib
   from glmjax.checkpoint import folder as folder_lib
 
@@ -95,29 +110,7 @@ def _read(folder: paths.Path) -> tuple[Any, Any]:
   folder_lib.check_tokenizer(folder, config)
   if not (folder / folder_lib.TOKENIZER).is_dir():
     raise errors.InputError(f"{folder} has no tokenizer: copy there, as tokenizer/, the one that it was trained with")
-  return config.model, tokenizer_lib.Tokenizer.load(folder / folder_lib.TOKENIZER)
-
-
-def _run(
-  folder: paths.Path, tasks: "Sequence[task_lib.Task]", items: Items, devices: inference.Devices
-) -> dict[str, Any]:
-  """Returns what gives a run's records, so that a number can be made again."""
-  from glmjax.checkpoint import folder as folder_lib, load
-  from glmjax.io import tokenizer_folder
-
-  config = folder_lib.read_config(folder)
-  return {
-    "model": folder.name,
-    "checkpoint": str(folder),
-    "weights": load.fingerprint(folder),
-    "tokenizer": tokenizer_folder.read(folder / folder_lib.TOKENIZER)["fingerprint"],
-    "dtype": config.model.dtype,
-    "bits": config.export.get("bits"),
-    **devices.noted(),
-    "glmjax": glmjax.__version__,
-    "limit": items.limit,
-    "tasks": {task.name: dataclasses.asdict(task) | {"metrics": list(task.metrics)} for task in tasks},
-  }
+  return config, tokenizer_lib.Tokenizer.load(folder / folder_lib.TOKENIZER)
 
 
 def _ask(asker: "asking.Asker", left: "Sequence[asking.Asked]", writer: "_Writer | None") -> None:
@@ -163,7 +156,11 @@ class _Writer:
         yield cls(folder, run, records, file)
 
   def write(self, records: Sequence[dict[str, Any]]) -> None:
-    """Adds records."""
+    """Adds records to the run's file.
+
+    Raises:
+      errors.InputError: when it cannot be written; the records before stay.
+    """
     from glmjax.harness import results
 
     try:
@@ -181,8 +178,7 @@ class _Writer:
     found = report.make(tasks, [self.records[each.key] for each in asked])
     whole = {"run": {**self._run, "items": len(asked)}, "tasks": found}
     publish.write_json(self._folder / results.REPORT, whole)
-    page = report.markdown({name: x for name, x in whole["run"].items() if name != "tasks"}, found, tasks)
-    publish.write_text(self._folder / results.PAGE, page)
+    publish.write_text(self._folder / results.PAGE, report.markdown(whole["run"], found, tasks))
     return whole
 
 

@@ -75,9 +75,8 @@ def read(task: task_lib.Task, path: pathlib.Path, folder: pathlib.Path, tokenize
     return found
   if wrong := sum(not 0 <= item.label < len(item.choices) for item in found):
     _log.warning("%s: %d labels are no choice's number: they count as wrong answers", path, wrong)
-  if task.module and all(len(choice) == 1 for item in found for choice in item.choices):
-    if task.kind.own_metrics:
-      raise errors.InputError(f"{path}: all choices have one token, and {task.metrics[0]} compares texts")
+  if task.kind.own_metrics and all(len(choice) == 1 for item in found for choice in item.choices):
+    raise errors.InputError(f"{path}: all choices have one token, and {task.metrics[0]} compares texts")
   return found
 
 

@@ -1,6 +1,6 @@
 """A run's report: figures of each task with their intervals, for machines and for people."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import math
 from typing import Any
 
@@ -42,7 +42,7 @@ def _figure(value: float, low: float, high: float, items: int) -> dict[str, Any]
   return {"value": value, "low": low, "high": high, "items": items}
 
 
-def by_text(records: Any) -> tuple[np.ndarray, np.ndarray]:
+def by_text(records: Iterable[Record]) -> tuple[np.ndarray, np.ndarray]:
   """Returns nats and bytes of each text of a task of language modelling."""
   nats: dict[Any, float] = {}
   sizes: dict[Any, int] = {}

@@ -285,12 +285,9 @@ def _continuations(rows: Sequence[score.Row], pad: int, size: int, places: int) 
         prompt, tokens=prompt.tokens[context:], positions=prompt.positions[:, context:], context_length=0
       )
     )
-  batch = rows_lib.pad(tails, pad, size, places)
-  ends = batch.end + rows_lib.column([_context(row) for row in rows], size - len(rows), 0)[:, None]
-  # Padding sees what is before it, too: none of it is looked at.
-  return batch._replace(
-    start=np.zeros_like(ends), end=np.tile(ends[:, :1], (1, places)) + np.arange(places, dtype=np.int32)
-  )
+  firsts = rows_lib.column([_context(row) for row in rows], size - len(rows), 0)[:, None]
+  ends = firsts + np.arange(1, places + 1, dtype=np.int32)  # padding sees what is before it, too: nobody looks at it
+  return rows_lib.pad(tails, pad, size, places)._replace(start=np.zeros_like(ends), end=ends)
 
 
 def _context(row: score.Row) -> int:
