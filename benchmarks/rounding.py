@@ -124,7 +124,7 @@ def blanks(checkpoint: str, cache: str, how: dict[str, Any]) -> dict[str, float]
   """Returns of each language the share of blanks' tokens that are guessed, and its standard error."""
   place = placement.on_mesh(None)
   model = runner_lib.read(checkpoint, place, placement.Precision(**how))
-  settings = heldout.Settings(max_tokens=1, max_fills=2_000)
+  settings = heldout.Settings(max_fills=2_000)
   found = heldout.evaluate_model(model, shards.TokenCache.open(cache), settings, place)
   names = ("infill_accuracy", "infill_accuracy_se")
   return {f"{language}_{name}": round(own[name], 4) for language, own in found.items() for name in names}
@@ -132,8 +132,8 @@ def blanks(checkpoint: str, cache: str, how: dict[str, Any]) -> dict[str, float]
 
 def layer_error() -> dict[str, float]:
   """Returns how far the output of a layer with activations of 8 bits is from that with floats, as a part of it."""
-  config = dataclasses.replace(cpu_decode.CONFIG, num_layers=1, vocab_size=512, scan_layers=False)
-  params = weights.quantize(glm.unstack_layers(glm.init_params(config, jax.random.key(0))), 4)
+  config = dataclasses.replace(cpu_decode.CONFIG, num_layers=1, vocab_size=512)
+  params = weights.quantize(glm.init_params(config, jax.random.key(0)), 4)
   tokens = np.random.default_rng(0).integers(0, 512, (1, 64)).tolist()
   prompts = [prompt_lib.Prompt(row, np.tile(np.arange(64, dtype=np.int32), (2, 1)), 64, (0, 1)) for row in tokens]
   batch = rows_lib.pad(prompts, 0, 1, 64)
