@@ -4,11 +4,13 @@
 
 Random questions of lengths as MMLU's have without and with examples before them, and four choices: letters (one token)
 or texts (eight). The original's way is one forward for each question, its choices in one row, filled up to whole 32
-places; ours is what `glmjax evaluate --tasks` does. Both are timed once all their programs are compiled, and take
-turns. Writes benchmarks/results/evaluation.json.
+places, and the log-probabilities of all tokens in all places; of INT4 it makes floats first, each time. Ours is what
+`glmjax evaluate --tasks` does; of INT4 with `--activation_bits=8`. Both are timed once all their programs are compiled,
+and take turns. Writes benchmarks/results/evaluation.json.
 """
 
 import argparse
+import dataclasses
 import datetime
 import functools
 import json
@@ -32,6 +34,8 @@ from glmjax.infer import score
 from glmjax.infer import scoring
 from glmjax.models import config as config_lib
 from glmjax.models import glm
+from glmjax.models import weights
+from glmjax.quantize import qarray
 
 CHOICES, TEXT = 4, 8  # of a question; tokens of a choice that is a text
 LENGTHS = {"short": (40, 160), "with examples": (300, 480)}  # tokens of a context: least and most
@@ -44,8 +48,7 @@ def main() -> None:
   parser.add_argument("--turns", type=int, default=3)
   parser.add_argument("--out", default=str(pathlib.Path(__file__).parent / "results" / "evaluation.json"))
   options = parser.parse_args()
-  config = decode_benchmark.CONFIG
-  runner = runner_lib.Runner(config, glm.init_params(config, jax.random.key(0)))
+  config = dataclasses.replace(decode_benchmark.CONFIG, mlp_dim=1366)  # INT4 packs pairs of inputs
   result: dict[str, Any] = {
     "what": "questions of four choices a second",
     "date": datetime.datetime.now().isoformat(timespec="seconds"),
@@ -53,20 +56,38 @@ def main() -> None:
     "command": shlex.join(["python", "benchmarks/evaluation.py", *sys.argv[1:]]),
     "jax": jax.__version__,
   }
+  params = glm.init_params(config, jax.random.key(0))
+  models = {
+    "float32": (params, runner_lib.Runner(config, params)),
+    "int4": (
+      weights.quantize(params, 4),
+      runner_lib.Runner(dataclasses.replace(config, activation_bits=8), weights.quantize(params, 4)),
+    ),
+  }
   for name, lengths in LENGTHS.items():
     for kind, size in (("letters", 1), ("texts", TEXT)):
       asked = questions(config, options.questions, lengths, size)
-      seconds = {"ours": [], "the original's": []}
-      for turn in range(options.turns + 1):
-        for way, ask in (("ours", together), ("the original's", one_by_one)):
-          began = time.perf_counter()
-          ask(runner, asked)
-          if turn:  # the first compiles
-            seconds[way].append(time.perf_counter() - began)
-      rates = {way: round(len(asked) / statistics.median(each), 2) for way, each in seconds.items()}
-      result[f"{name}, {kind}"] = rates | {"ratio": round(rates["ours"] / rates["the original's"], 2)}
-      print(f"{name}, {kind}: {result[f'{name}, {kind}']}", flush=True)
+      for precision, (plain, runner) in models.items():
+        rates = compare(config, plain, runner, asked, options.turns)
+        result[f"{precision}, {name}, {kind}"] = rates
+        print(f"{precision}, {name}, {kind}: {rates}", flush=True)
   pathlib.Path(options.out).write_text(json.dumps(result, indent=1) + "\n")
+
+
+def compare(
+  config: config_lib.GLMConfig, params: Any, runner: runner_lib.Runner, asked: list[list[score.Row]], turns: int
+) -> dict[str, float]:
+  """Returns the questions a second of both ways, medians of `turns`, and their ratio."""
+  ways = {"ours": lambda: together(runner, asked), "the original's": lambda: one_by_one(config, params, asked)}
+  seconds: dict[str, list[float]] = {way: [] for way in ways}
+  for turn in range(turns + 1):
+    for way, ask in ways.items():
+      began = time.perf_counter()
+      ask()
+      if turn:  # the first compiles
+        seconds[way].append(time.perf_counter() - began)
+  rates = {way: round(len(asked) / statistics.median(each), 2) for way, each in seconds.items()}
+  return rates | {"ratio": round(rates["ours"] / rates["the original's"], 2)}
 
 
 def questions(config: config_lib.GLMConfig, count: int, lengths: tuple[int, int], size: int) -> list[list[score.Row]]:
@@ -85,7 +106,7 @@ def together(runner: runner_lib.Runner, asked: list[list[score.Row]]) -> None:
   scoring.score_rows(runner, [row for rows in asked for row in rows], pad=0)
 
 
-def one_by_one(runner: runner_lib.Runner, asked: list[list[score.Row]]) -> None:
+def one_by_one(config: config_lib.GLMConfig, params: Any, asked: list[list[score.Row]]) -> None:
   """Computes what the original does, question by question: the log-probabilities of all that a row holds.
 
   A choice sees the others before it here, as the model's intervals have it: the work is the same.
@@ -97,12 +118,17 @@ def one_by_one(runner: runner_lib.Runner, asked: list[list[score.Row]]) -> None:
     whole = prompt_lib.extend(first.prompt, more)
     length = -(-len(whole.tokens) // _STEP) * _STEP
     batch = rows_lib.pad([whole], 0, 1, length)
-    jax.block_until_ready(runner.run(log_probs, batch))
+    jax.block_until_ready(log_probs(config, params, batch))
 
 
 @functools.partial(jax.jit, static_argnames=("config",))
 def log_probs(config: config_lib.GLMConfig, params: Any, batch: rows_lib.Batch) -> jax.Array:
   """Returns log-probabilities of all tokens in all places, as the original takes them."""
+
+  def floats(x: Any) -> jax.Array:
+    return qarray.dequantize(x) if isinstance(x, qarray.QuantizedArray) else x
+
+  params = jax.tree.map(floats, params, is_leaf=lambda x: isinstance(x, qarray.QuantizedArray))
   positions = config.position_kind.of_model(batch.positions)
   logits_BLV = glm.GLM(config).apply({"params": params}, batch.tokens, positions, batch.start, batch.end)
   return jax.nn.log_softmax(logits_BLV)

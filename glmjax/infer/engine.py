@@ -328,7 +328,7 @@ class Engine:
     scores = iter(self.score_rows([row for rows, _ in read for row in rows]))
     return [score_lib.Choices([self._read(next(scores), [row]) for row in rows], left_out) for rows, left_out in read]
 
-  def score_rows(self, rows: Sequence[score_lib.Row], batch_tokens: int = 4096) -> list[score_lib.Score]:
+  def score_rows(self, rows: Sequence[score_lib.Row]) -> list[score_lib.Score]:
     """Scores rows that `infer.score` built; a long run says how far it is."""
     told, read = progress.Progress(sum(len(row.prompt.tokens) for row in rows), "tokens scored"), 0
 
@@ -337,7 +337,7 @@ class Engine:
       read += tokens
       told.at(read)
 
-    return scoring.score_rows(self.runner, rows, self.tokenizer.specials.pad, batch_tokens, add)
+    return scoring.score_rows(self.runner, rows, self.tokenizer.specials.pad, progress=add)
 
   def score_tokens(self, tokens: Sequence[int], top: int) -> score_lib.Score:
     """Returns the score of a text's tokens, as `score` has it, in one pass, and the `top` likeliest in each place.

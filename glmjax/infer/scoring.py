@@ -1,16 +1,16 @@
-"""The programs that score rows, in large fixed batches.
+"""The programs that score rows, in batches of few shapes.
 
-Logits are made for the scored places only, and chunk by chunk. What several rows have in view from both sides, as the
-choices of one question have their context, is read once: each then reads its own tokens behind the cache of that.
+Logits are made for the scored places only, and chunk by chunk. Equal prompts are read once. What several rows have in
+view from both sides, as the choices of one question have their context, is read once: each then reads its own tokens
+behind the cache of that.
 
-B batch, L length, N continuations, S scored places, D model, V vocabulary.
+B batch, C continuations of each context, N = B C, L length, S scored places of a row, D model, V vocabulary.
 """
 
 import dataclasses
 import functools
-import itertools
-from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import chex
 import jax
@@ -22,6 +22,7 @@ from glmjax.infer import decode
 from glmjax.infer import lanes as lanes_lib
 from glmjax.infer import offload
 from glmjax.infer import prompt as prompt_lib
+from glmjax.infer import readings as readings_lib
 from glmjax.infer import rows as rows_lib
 from glmjax.infer import runner as runner_lib
 from glmjax.infer import score
@@ -33,33 +34,36 @@ from glmjax.parallel import partitioning
 from glmjax.parallel import processes
 
 _CHUNK_LOGITS = 1 << 23  # most logits that exist at a time
-_CONTINUATIONS = 4  # of a batch, for each of its contexts
+_TOKENS = 4096  # of a batch
+_CPU_TOKENS = 1024  # a CPU's caches hold what is between the layers: 10 % less time a token than with 4,096
+_BLOCK, _CPU_BLOCK = 128, 32  # places: those of the flash kernels and of a TPU's matrices; a CPU's products take any
+_ENTRIES = 8  # fewest that programs have for a row: one logit more costs less than one program more
+_CONTINUATIONS = 16  # most of one context in one batch
 _CACHE_SHARE = 4  # caches of contexts take one part of so many of the memory that is free
 
-_Scored = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
+_Item = TypeVar("_Item")
+# Log-probabilities float32 and correctness bool [B, S]; the likeliest tokens and their log-probabilities [B, S, top].
+Figures = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
+
+
+class Scored(NamedTuple):
+  """What is scored in each row; int32 [B, S]."""
+
+  places: np.ndarray
+  targets: np.ndarray
 
 
 @functools.partial(jax.jit, static_argnames=("config", "top"))
 def log_probs(
-  config: config_lib.GLMConfig,
-  params: Any,
-  batch: rows_lib.Batch,
-  targets_BS: jax.Array,
-  first_B: jax.Array,
-  unguessed_V: jax.Array,
-  top: int = 0,
-) -> _Scored:
-  """Returns log-probabilities float32 and correctness bool, [B, S], of targets at S places of each row from
-  `first_B` on; then the `top` likeliest tokens there and their log-probabilities, [B, S, top].
-  """
+  config: config_lib.GLMConfig, params: Any, batch: rows_lib.Batch, scored: Scored, unguessed_V: jax.Array, top: int = 0
+) -> Figures:
+  """Returns the figures of what is scored in each row, [B, S] and [B, S, top]."""
   decode.check_rows(batch)
-  chex.assert_rank([targets_BS, first_B], [2, 1])
-  chex.assert_equal_shape_prefix([batch.tokens, targets_BS, first_B], 1)
+  chex.assert_equal_shape_prefix([batch.tokens, scored.targets], 1)
   model, params = glm.GLM(config), offload.fetch(params)
   positions = config.position_kind.of_model(batch.positions)
   x_BLD, _ = model.apply({"params": params}, batch.tokens, positions, batch.start, batch.end, method="hidden")
-  at_BS = jnp.minimum(first_B[:, None] + jnp.arange(targets_BS.shape[1]), x_BLD.shape[1] - 1)
-  return _score(config, params, jnp.take_along_axis(x_BLD, at_BS[..., None], axis=1), targets_BS, unguessed_V, top)
+  return _score(config, params, x_BLD, scored, unguessed_V, top)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "top"))
@@ -67,21 +71,18 @@ def log_probs_behind(
   config: config_lib.GLMConfig,
   params: Any,
   contexts: rows_lib.Batch,
-  context_N: jax.Array,
   continuations: rows_lib.Batch,
-  targets_NS: jax.Array,
+  scored: Scored,
   unguessed_V: jax.Array,
   top: int = 0,
-) -> _Scored:
-  """Returns what `log_probs` does, [N, S] and [N, S, top], of continuations that are scored on each of their tokens.
+) -> Figures:
+  """Returns the figures of what is scored in continuations, [N, S] and [N, S, top], of which each context has C.
 
-  Continuation n is read behind the context `context_N[n]` of the batch; what `continuations` says of the interval that
-  its tokens see counts from the context's beginning.
+  What `continuations` says of the interval that its tokens see counts from the context's beginning.
   """
   for batch in (contexts, continuations):
     decode.check_rows(batch)
-  chex.assert_equal_shape([continuations.tokens, targets_NS])
-  chex.assert_equal_shape_prefix([continuations.tokens, context_N], 1)
+  chex.assert_equal_shape_prefix([continuations.tokens, scored.targets], 1)
   model, params = glm.GLM(config), offload.fetch(params)
   of_model = config.position_kind.of_model
   _, cache = model.apply(
@@ -93,30 +94,32 @@ def log_probs_behind(
     cache=kv_cache.empty(partitioning.target(), config, len(contexts.tokens), 0),
     method="hidden",
   )
-  cache = decode.extend(decode.take_rows(cache, context_N), targets_NS.shape[1])
-  x_NSD, _ = model.apply(
+  rows, places = continuations.tokens.shape
+  context_N = jnp.arange(rows) // (rows // len(contexts.tokens))
+  x_NLD, _ = model.apply(
     {"params": params},
     continuations.tokens,
     of_model(continuations.positions),
     continuations.start,
     continuations.end,
-    cache=cache,
+    cache=decode.extend(decode.take_rows(cache, context_N), places),
     lengths_B=continuations.end[:, 0] - 1,
     method="hidden",
   )
-  return _score(config, params, x_NSD, targets_NS, unguessed_V, top)
+  return _score(config, params, x_NLD, scored, unguessed_V, top)
 
 
 def _score(
-  config: config_lib.GLMConfig, params: Any, x_BSD: jax.Array, targets_BS: jax.Array, unguessed_V: jax.Array, top: int
-) -> _Scored:
-  """Returns the figures of targets from what the head reads in their places."""
-  rows, places = targets_BS.shape
+  config: config_lib.GLMConfig, params: Any, x_BLD: jax.Array, scored: Scored, unguessed_V: jax.Array, top: int
+) -> Figures:
+  """Returns the figures of targets from what a model's head reads."""
+  rows, places = scored.targets.shape
+  x_BSD = jnp.take_along_axis(x_BLD, scored.places[..., None], axis=1)
   chunk = places
   while chunk % 2 == 0 and rows * chunk * config.vocab_size > _CHUNK_LOGITS:
     chunk //= 2
 
-  def of_chunk(x_targets: tuple[jax.Array, jax.Array]) -> _Scored:
+  def of_chunk(x_targets: tuple[jax.Array, jax.Array]) -> Figures:
     x_BCD, targets_BC = x_targets
     logits_BCV = glm.GLM(config).apply({"params": params}, x_BCD, method="head")
     chosen_BC = jnp.take_along_axis(logits_BCV, targets_BC[..., None], axis=-1)[..., 0]
@@ -133,54 +136,49 @@ def _score(
     x = x.reshape(rows, places, *x.shape[3:])
     return partitioning.constrain(x, *[None] * x.ndim)
 
-  return jax.tree.map(join, jax.lax.map(of_chunk, (split(x_BSD), split(targets_BS))))
+  return jax.tree.map(join, jax.lax.map(of_chunk, (split(x_BSD), split(scored.targets))))
 
 
 def score_rows(
   runner: runner_lib.Runner,
   rows: Sequence[score.Row],
   pad: int,
-  batch_tokens: int = 4096,
+  batch_tokens: int | None = None,
   progress: Callable[[int], Any] | None = None,
   unguessed: Collection[int] = (),
   top: int = 0,
 ) -> list[score.Score]:
-  """Returns each row's score, in order; about `batch_tokens` tokens run at a time.
+  """Returns each row's score, in order.
 
-  Rows of like size share a batch, whose shape is one of few: programs compile once for each. Rows of one context share
-  its reading.
-  `unguessed` ids are passed over when the most probable token is looked for; they keep their probability.
-  `progress` is told the number of tokens done after each batch. `top`: how many of the likeliest tokens are told.
+  Args:
+    runner: the model; its caches are exact here, so that a row has one score, with others of its context and alone.
+    rows: what is scored; those of like length share a batch, those of one prompt or context its reading.
+    pad: an id that fills rows up.
+    batch_tokens: about how many tokens run at a time; None: as many as the platform does well with.
+    progress: is told the number of tokens done after each batch.
+    unguessed: ids that are passed over when the most probable token is looked for; they keep their probability.
+    top: how many of the likeliest tokens are told.
 
   Raises:
     errors.InputError: for a row that is too long, or holds no ids; NotFiniteError where the model's logits are none.
   """
-  runner = runner.with_exact_caches()  # a row has one score, with others of its context and alone
+  runner = runner.with_exact_caches()
   for row in rows:
     _check(row, runner.config)
   unguessed_V = vocabulary.mask(unguessed, runner.config.vocab_size)
-  families = _families(rows)
-  related = {i for members in families for i in members}
-  alone = [i for i in range(len(rows)) if i not in related]
   scores: list[score.Score | None] = [None] * len(rows)
-  batches = itertools.chain(
-    _alone(runner, rows, alone, pad, batch_tokens), _behind(runner, rows, families, pad, batch_tokens)
-  )
-  for program, arguments, members in batches:
+  batch_tokens = batch_tokens or (_CPU_TOKENS if _on_cpu(runner) else _TOKENS)
+  for program, arguments, read in _Batches(runner, pad, batch_tokens).of(rows):
     found = runner.run(program, *arguments, unguessed_V, top=min(top, runner.config.vocab_size))
     probs, correct, ids, top_probs = map(np.asarray, found)
-    counts = [len(rows[i].targets) for i in members]
-    decode.check_finite([np.isfinite(probs[at, :count]).all() for at, count in enumerate(counts)])
-    for at, (i, count) in enumerate(zip(members, counts, strict=True)):
-      places_top = zip(ids[at, :count].tolist(), top_probs[at, :count].tolist())
-      scores[i] = score.Score(probs[at, :count], correct[at, :count], [list(zip(*each)) for each in places_top])
+    decode.check_finite([np.isfinite(probs[at, : each.scored]).all() for at, each in read.items()])
+    for at, each in read.items():
+      for (i, _), (_, of) in zip(each.rows, each.targets(), strict=True):
+        places_top = zip(ids[at, of].tolist(), top_probs[at, of].tolist())
+        scores[i] = score.Score(probs[at, of], correct[at, of], [list(zip(*pair)) for pair in places_top])
     if progress is not None:
-      progress(sum(len(rows[i].prompt.tokens) for i in members))
+      progress(sum(len(rows[i].prompt.tokens) for each in read.values() for i, _ in each.rows))
   return scores
-
-
-# A program, its arguments but for the last, and the numbers of the rows that it scores, in their places.
-_Batch = tuple[Callable[..., _Scored], tuple[Any, ...], Sequence[int]]
 
 
 def _check(row: score.Row, config: config_lib.GLMConfig) -> None:
@@ -194,109 +192,113 @@ def _check(row: score.Row, config: config_lib.GLMConfig) -> None:
   prompt_lib.check_ids([*row.prompt.tokens, *row.targets], config.vocab_size)
 
 
-def _families(rows: Sequence[score.Row]) -> list[list[int]]:
-  """Returns the numbers of the rows that have a context in common, two or more each, where it is long enough to pay.
-
-  Only a whole context is shared: of what is seen from both sides every token depends on all the others.
-  """
-  families: dict[bytes, list[int]] = {}
-  for i, row in enumerate(rows):
-    prompt, context = row.prompt, _context(row)
-    if len(row.targets) <= context == prompt.context_length:
-      key = np.array(prompt.tokens[:context], np.int64).tobytes() + prompt.positions[:, :context].tobytes()
-      families.setdefault(key, []).append(i)
-  return [members for members in families.values() if len(members) > 1]
+# A program, its arguments but for the last, and what is read in rows of the batch, by their numbers; others fill it up.
+_Batch = tuple[Callable[..., Figures], tuple[Any, ...], dict[int, readings_lib.Reading]]
 
 
-def _alone(
-  runner: runner_lib.Runner, rows: Sequence[score.Row], numbers: Sequence[int], pad: int, batch_tokens: int
-) -> Iterator[_Batch]:
-  """Yields the batches of the rows with these numbers, each of which is read from its beginning."""
-  groups: dict[tuple[int, int], list[int]] = {}
-  for i in numbers:
-    # A text's targets are one fewer than what is read: with 1 more both have one size, at powers of two too.
-    shape = rows_lib.bucket(len(rows[i].prompt.tokens)), rows_lib.bucket(len(rows[i].targets) + 1)
-    groups.setdefault(shape, []).append(i)
-  for (length, places), members in sorted(groups.items()):
-    size = runner.batch_size(min(len(members), 1 << max(0, (batch_tokens // length).bit_length() - 1)))
-    for first in range(0, len(members), size):
-      some = members[first : first + size]
-      batch = rows_lib.pad([rows[i].prompt for i in some], pad, size, length)
-      starts = rows_lib.column([_context(rows[i]) for i in some], size - len(some), 0)
-      yield log_probs, (batch, _targets([rows[i] for i in some], size, places), starts), some
+@dataclasses.dataclass(frozen=True)
+class _Batches:
+  """Makes the batches of readings: about `tokens` tokens each, filled up with `pad`."""
+
+  runner: runner_lib.Runner
+  pad: int
+  tokens: int
+
+  def of(self, rows: Sequence[score.Row]) -> Iterator[_Batch]:
+    """Yields the batches in which rows are scored."""
+    alone, families = readings_lib.of(rows)
+    groups: dict[tuple[int, int], list[list[readings_lib.Reading]]] = {}
+    for members in families:
+      for first in range(0, len(members), _CONTINUATIONS):
+        some = members[first : first + _CONTINUATIONS]
+        shape = rows_lib.bucket(max(each.answer for each in some), 1), rows_lib.bucket(len(some), 1)
+        groups.setdefault(shape, []).append(some)
+    free = processes.from_first(self.runner.free_bytes) if groups else None  # all run batches of one shape
+    for (places, continuations), group in sorted(groups.items()):
+      slots = self.tokens
+      if free is not None:
+        slots = min(slots, free // (_CACHE_SHARE * lanes_lib.slot_bytes(self.runner, continuations)))
+      fits = [some for some in group if self._length(some[0].context) + places <= slots]
+      alone += [each for some in group if some not in fits for each in some]
+      yield from self._behind(fits, places, continuations, slots)
+    yield from self._alone(alone)
+
+  def _alone(self, readings: Sequence[readings_lib.Reading]) -> Iterator[_Batch]:
+    """Yields the batches of prompts that are read from their beginnings."""
+    groups: dict[int, list[readings_lib.Reading]] = {}
+    for each in readings:
+      groups.setdefault(rows_lib.bucket(each.scored, _ENTRIES), []).append(each)
+    for entries, group in sorted(groups.items()):
+      for length, size, some in self._cut(group, lambda each: each.length, 0, self.tokens):
+        read = dict(enumerate(some))
+        batch = rows_lib.pad([each.prompt for each in some], self.pad, size, length)
+        yield log_probs, (batch, _scored(read, size, entries)), read
+
+  def _behind(
+    self, families: Sequence[list[readings_lib.Reading]], places: int, continuations: int, slots: int
+  ) -> Iterator[_Batch]:
+    """Yields the batches of prompts that are read behind contexts which they have in common."""
+    for length, size, some in self._cut(families, lambda members: members[0].context, places, slots):
+      read = {i * continuations + j: each for i, members in enumerate(some) for j, each in enumerate(members)}
+      contexts = rows_lib.pad([members[0].head for members in some], self.pad, size, length)
+      batch = _continuations(read, self.pad, size * continuations, places)
+      entries = rows_lib.bucket(max(each.scored for each in read.values()), _ENTRIES)
+      yield log_probs_behind, (contexts, batch, _scored(read, size * continuations, entries, behind=True)), read
+
+  def _cut(
+    self, items: Sequence[_Item], length_of: Callable[[_Item], int], more: int, most: int
+  ) -> Iterator[tuple[int, int, Sequence[_Item]]]:
+    """Yields batches, the longest first: a length, a size, and what they hold; only the last may have room.
+
+    Args:
+      items: what is read.
+      length_of: how many tokens of one are read together.
+      more: how many are added behind them.
+      most: about how many tokens a batch has.
+    """
+    waiting, first = sorted(items, key=length_of, reverse=True), 0
+    while first < len(waiting):
+      length = self._length(length_of(waiting[first]))
+      size = max(1, most // (length + more))
+      size = self.runner.batch_size(min(len(waiting) - first, 1 << size.bit_length() - 1))
+      yield length, size, waiting[first : first + size]
+      first += size
+
+  def _length(self, size: int) -> int:
+    """Returns the next length that there are programs for, with mostly an eighth of padding or less.
+
+    Batches of long prompts cost more than programs to compile: lengths are finer than those of rows that decode.
+    """
+    block = _CPU_BLOCK if _on_cpu(self.runner) else _BLOCK
+    if size <= block:
+      return rows_lib.bucket(size)
+    step = max(block, 1 << (size - 1).bit_length() - 3)
+    return -(-size // step) * step
 
 
-def _behind(
-  runner: runner_lib.Runner, rows: Sequence[score.Row], families: Sequence[list[int]], pad: int, batch_tokens: int
-) -> Iterator[_Batch]:
-  """Yields the batches of rows that are read behind contexts, which they have in common."""
-  free = processes.from_first(runner.free_bytes) if families else None  # all run batches of one shape
-  groups: dict[tuple[int, int], list[list[int]]] = {}
-  for members in families:
-    length = rows_lib.bucket(_context(rows[members[0]]))
-    places = rows_lib.bucket(max(len(rows[i].targets) for i in members), 1)
-    groups.setdefault((length, places), []).append(members)
-  for (length, places), group in sorted(groups.items()):
-    most = max(1, batch_tokens // length)
-    if free is not None:
-      most = min(most, free // (_CACHE_SHARE * lanes_lib.slot_bytes(runner, _CONTINUATIONS) * (length + places)))
-    if most < 1:  # no memory for caches: each row reads its context itself
-      yield from _alone(runner, rows, [i for members in group for i in members], pad, batch_tokens)
-      continue
-    size = runner.batch_size(min(len(group), 1 << most.bit_length() - 1))
-    for some in _packed(group, size):
-      numbers = [i for members in some for i in members]
-      contexts = [_head(rows[members[0]]) for members in some]
-      of = [at for at, members in enumerate(some) for _ in members]
-      batch = _continuations([rows[i] for i in numbers], pad, size * _CONTINUATIONS, places)
-      targets = _targets([rows[i] for i in numbers], size * _CONTINUATIONS, places)
-      context = rows_lib.column(of, size * _CONTINUATIONS - len(of), 0)
-      yield log_probs_behind, (rows_lib.pad(contexts, pad, size, length), context, batch, targets), numbers
-
-
-def _packed(families: Sequence[list[int]], size: int) -> Iterator[list[list[int]]]:
-  """Yields families, larger ones in pieces, that make a batch together: up to `size`, of as many rows as it takes."""
-  room = size * _CONTINUATIONS
-  some: list[list[int]] = []
-  for members in families:
-    for first in range(0, len(members), room):
-      piece = members[first : first + room]
-      if len(some) == size or sum(map(len, some)) + len(piece) > room:
-        yield some
-        some = []
-      some.append(piece)
-  if some:
-    yield some
-
-
-def _head(row: score.Row) -> prompt_lib.Prompt:
-  """Returns a row's context."""
-  context, prompt = _context(row), row.prompt
-  return dataclasses.replace(prompt, tokens=prompt.tokens[:context], positions=prompt.positions[:, :context])
-
-
-def _continuations(rows: Sequence[score.Row], pad: int, size: int, places: int) -> rows_lib.Batch:
-  """Makes `size` rows of `places` tokens behind their contexts."""
-  tails = []
-  for row in rows:
-    context, prompt = _context(row), row.prompt
-    tails.append(
-      dataclasses.replace(
-        prompt, tokens=prompt.tokens[context:], positions=prompt.positions[:, context:], context_length=0
-      )
-    )
-  firsts = rows_lib.column([_context(row) for row in rows], size - len(rows), 0)[:, None]
+def _continuations(read: Mapping[int, readings_lib.Reading], pad: int, size: int, places: int) -> rows_lib.Batch:
+  """Makes `size` rows of `places` tokens behind their contexts; those that only fill the batch read padding."""
+  tokens = np.full((size, places), pad, np.int32)
+  positions = np.zeros((size, 2, places), np.int32)
+  firsts = np.zeros((size, 1), np.int32)
+  for at, each in read.items():
+    tokens[at, : each.answer] = each.prompt.tokens[each.context :]
+    positions[at, :, : each.answer] = each.prompt.positions[:, each.context :]
+    firsts[at] = each.context
   ends = firsts + np.arange(1, places + 1, dtype=np.int32)  # padding sees what is before it, too: nobody looks at it
-  return rows_lib.pad(tails, pad, size, places)._replace(start=np.zeros_like(ends), end=ends)
+  return rows_lib.Batch(tokens, positions, np.zeros_like(ends), ends)
 
 
-def _context(row: score.Row) -> int:
-  """Returns how many of a row's tokens come before those that are scored."""
-  return len(row.prompt.tokens) - len(row.targets)
+def _scored(read: Mapping[int, readings_lib.Reading], size: int, entries: int, behind: bool = False) -> Scored:
+  """Makes `size` rows of what is scored, in places that count from the prompt's beginning, or `behind` its context."""
+  scored = Scored(np.zeros((size, entries), np.int32), np.zeros((size, entries), np.int32))
+  for at, each in read.items():
+    for targets, of in each.targets():
+      first = each.length - len(targets) - (each.context if behind else 0)
+      scored.places[at, of] = first + np.arange(len(targets))
+      scored.targets[at, of] = targets
+  return scored
 
 
-def _targets(rows: Sequence[score.Row], size: int, places: int) -> np.ndarray:
-  targets = np.zeros((size, places), np.int32)
-  for at, row in enumerate(rows):
-    targets[at, : len(row.targets)] = row.targets
-  return targets
+def _on_cpu(runner: runner_lib.Runner) -> bool:
+  return runner.placement.target.platform == "cpu"

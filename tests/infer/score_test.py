@@ -53,6 +53,7 @@ def test_batched_is_alone(positions: str, monkeypatch: pytest.MonkeyPatch):
   rows = [
     score.target_row([*text(9), SPECIALS.mask, *text(5)], text(4), SPECIALS, kind),
     score.target_row([*text(30), SPECIALS.gmask], text(1), SPECIALS, kind),
+    score.target_row([*text(30), SPECIALS.gmask], text(1, 1), SPECIALS, kind),  # of the same prompt
     *score.window_rows(text(90), SPECIALS, kind, 48, 20),
     *score.window_rows(text(50), SPECIALS, kind, 48, 20),
   ]
