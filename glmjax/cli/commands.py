@@ -354,7 +354,7 @@ COMMANDS = {
       "glmjax plan --gin_file=plans/glm_130b_int4_rtx3090_4.gin --target=rtx3090:8 --gin.TENSOR=8",
       (
         Flag("--target", "devices, as a100-40:768 or v5p:4x8x8"),
-        Flag("--token_budget", "tokens of the whole training, for days and energy", int, least=1, most=1 << 60),
+        Flag("--token_budget", "tokens of a whole training or evaluation: days, energy", int, least=1, most=1 << 60),
         Flag("--search", "rank meshes, micro-batches and remats for the target", bool, kind="passed"),
         Flag("--tries", "most programs to compile in a search (8)", int, least=1, kind="passed"),
       ),

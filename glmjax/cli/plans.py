@@ -101,7 +101,10 @@ def lines(plan: dict[str, Any]) -> list[tuple[str, str]]:
   ]
   if "days" in plan:
     energy = plan["megawatt_hours"]
-    rows.append(("the whole training", f"{plan['days']:.1f} days" + (f", {energy:,.0f} MWh" if energy else "")))
+    took = f"{plan['days']:.1f} days" if plan["days"] >= 2 else f"{24 * plan['days']:.3g} hours"
+    if energy is not None:
+      took += f", {energy:,.0f} MWh" if energy >= 1 else f", {1000 * energy:,.0f} kWh"
+    rows.append(("the whole budget", took))
   rows.append(("compiled in", f"{plan['compile_seconds']} s, {gib(plan['compile_host_bytes'])} of this machine"))
   if not plan["fits"]:
     rows += _advice(plan["advice"])

@@ -27,9 +27,9 @@ def plan(
   """Compiles a step for devices that are not there, and says what it takes (docs/hardware.md explains each field).
 
   Args:
-    workload: a training step, a token of decoding, or the reading of a prompt.
+    workload: a training step, a token of decoding, the reading of a prompt, or the scoring of rows.
     target: the devices, as "a100-40:768" or "v5p:4x8x8".
-    token_budget: tokens of the whole training; gives days and energy.
+    token_budget: tokens of a whole training or evaluation; gives days and energy.
     search: compiles, instead of `mesh`, up to `tries` meshes, micro-batches and remats, and ranks them.
 
   Raises:

@@ -1,4 +1,4 @@
-"""What is compiled: the trainer's own step, and inference's own prefill and decoding."""
+"""What is compiled: the trainer's own step, and inference's own prefill, scoring and decoding."""
 
 import dataclasses
 import math
@@ -12,6 +12,7 @@ from glmjax import ranges
 from glmjax.infer import decode as decode_lib
 from glmjax.infer import offload
 from glmjax.infer import placement as placement_lib
+from glmjax.infer import scoring
 from glmjax.models import config as config_lib
 from glmjax.models import params as params_lib
 from glmjax.parallel import partitioning
@@ -103,6 +104,8 @@ class Decode:
     context: tokens of prompt and answer; the KV cache has a slot for each.
     bits: 8 or 4 for quantized weights.
     prompt: tokens of it that are read at once; more than one makes this a prefill of so many.
+    scored: of the prompt's tokens, how many have their log-probabilities taken, as those of choices; the prompt is then
+      read for them alone.
     offload_layers: how many layers, the last, have their kernels in the host's memory.
   """
 
@@ -110,6 +113,7 @@ class Decode:
   context: int = 2048
   bits: int | None = None
   prompt: int = 1
+  scored: int = 0
   offload_layers: int = 0
 
   def __post_init__(self) -> None:
@@ -117,20 +121,32 @@ class Decode:
       ranges.whole(f"Decode.{name}", getattr(self, name), 1)
     if self.bits not in (None, 8, 4):
       raise errors.InputError(f"Decode.bits is {self.bits}: give 8, 4 or None")
+    ranges.whole("Decode.scored", self.scored, most=self.prompt)
     ranges.whole("Decode.offload_layers", self.offload_layers)
 
   def program(self, config: config_lib.GLMConfig, mesh: jax.sharding.Mesh) -> Program:
-    """Lowers inference's own loop (or prefill), its layers unrolled as the engine has them."""
+    """Lowers inference's own loop (or prefill, or scoring), its layers unrolled as the engine has them."""
     place = placement_lib.Placement(mesh)
     with place.scope():
       config = placement_lib.inference_config(dataclasses.replace(config, param_dtype=config.dtype), place.target)
       params = place.laid_out(config, self.bits, self.offload_layers)
-      reads = self.prompt > 1  # a prompt: without logits, each token against the prompt
-      weights = params_lib.count_of_matmuls(config) - reads * config.vocab_size * config.embed_dim
+      reads = self.prompt > 1  # a prompt: logits in scored places alone, each token against the prompt
+      head = config.vocab_size * config.embed_dim
+      weights = params_lib.count_of_matmuls(config) - reads * head
       seen = self.prompt if reads else self.context
       options = offload.GPU_OPTIONS if self.offload_layers else {}
       flops = self.batch * self.prompt * (2.0 * weights + 4.0 * config.num_layers * config.embed_dim * seen)
+      flops += 2.0 * self.batch * self.scored * head
       rows = place.rows(self.batch)
+      if self.scored:
+        traced = scoring.log_probs.trace(
+          config,
+          params,
+          place.prompts(self.batch, self.prompt),
+          *place.scored(self.batch, self.scored),
+          place.ids_mask(config),
+        )
+        return Program(traced, {"parameters": params}, self.batch * self.prompt, flops, {}, options)
       if reads:
         traced = decode_lib.prefill.trace(
           config, params, place.prompts(self.batch, self.prompt), rows, new_tokens=1, all_slots=self.context

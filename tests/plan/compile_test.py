@@ -48,6 +48,13 @@ def test_gpus():
   assert found["tokens_per_second"] > 0 and found["memory"]["kv_cache"] == 2 * 2 * 2048 * 256 * 2 // 4
 
 
+def test_an_evaluation():
+  needs("jax_plugins")
+  found = plan("glm_130b_int4_rtx3090_4_mmlu")
+  assert found["fits"] and "kv_cache" not in found["memory"]
+  assert found["days"] * 86_400 == pytest.approx(14_042 / 4 * found["step_seconds"])
+
+
 @pytest.mark.parametrize("bits, target, devices", [(8, "v100-32", 1), (4, "rtx2080ti", 1), (4, "rtx2080ti", 8)])
 def test_gpus_without_triton_decode_without_copies(bits: int, target: str, devices: int):
   """Neither of weights, in floats or with another layout, nor of the cache: besides XLA's workspace for the head's

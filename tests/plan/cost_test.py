@@ -146,7 +146,14 @@ def test_what_decoding_reads_is_split_over_tensor():
   assert "256,32]" not in text.replace("f32[64,32]", ""), "the table is gathered"
 
 
-@pytest.mark.parametrize("work", [programs.Decode(context=64, prompt=32), programs.Decode(context=64)])
+@pytest.mark.parametrize(
+  "work",
+  [
+    programs.Decode(context=64, prompt=32),
+    programs.Decode(context=64),
+    programs.Decode(batch=2, context=32, prompt=32, scored=4),
+  ],
+)
 def test_flops_of_inference(work: programs.Decode):
   program = work.program(TINY, mesh_lib.make_mesh(mesh_lib.MeshConfig(data=1, tensor=4), jax.devices()[:4]))
   assert program.model_flops == cost.flops(program.traced.jaxpr.jaxpr, program.trips)
