@@ -78,6 +78,7 @@ def evaluate(
     **devices.noted(),
     "glmjax": glmjax.__version__,
     "limit": items.limit,
+    "skip": items.skip,
     "tasks": {task.name: dataclasses.asdict(task) | {"metrics": list(task.metrics)} for task in found},
     "data": data_fingerprint,
   }  # so that a number can be made again
@@ -114,13 +115,21 @@ def _read(folder: paths.Path) -> "tuple[folder_lib.FolderConfig, tokenizer_lib.T
 
 
 def _ask(asker: "asking.Asker", left: "Sequence[asking.Asked]", writer: "_Writer | None") -> None:
-  """Puts items to the model, those of like length together, and writes their records as they come."""
+  """Puts items to the model, those of like length together, and writes their records as they come.
+
+  How far it is a bar says, or where that is not shown a line a minute.
+  """
+  told, tokens = progress.Progress(len(left), "items asked", seconds=60), sum(each.tokens for each in left)
+  done = read = 0
   with progress.bar(total=len(left), desc="evaluate", unit=" items", disable=None) as bar:
     for some in _portions(left):
       records = asker.ask(some)
       if writer is not None:
         writer.write(records)
       bar.update(len(some))
+      done, read = done + len(some), read + sum(each.tokens for each in some)
+      if bar.disable and writer is not None:
+        told.at(done, read / tokens)
 
 
 def _portions(asked: "Sequence[asking.Asked]") -> "Iterator[list[asking.Asked]]":

@@ -1,15 +1,13 @@
 """Models side by side, on the same items."""
 
 from collections.abc import Mapping, Sequence
-import math
 import pathlib
 from typing import Any
-
-import numpy as np
 
 from glmjax import errors
 from glmjax.harness import report
 from glmjax.harness import results
+from glmjax.harness import samples
 from glmjax.harness import statistics
 from glmjax.io import paths
 
@@ -24,8 +22,8 @@ def compare(runs: Sequence[paths.Named]) -> dict[str, Any]:
 
   Returns:
     {"models": names, "tasks": {task: {metric: [a figure for each model]}}}; a figure has `value`, `low`, `high` and
-    `items`, and from the second model on `difference` to the first with its interval (paired bootstrap) and, where
-    items are right or wrong, `p`, McNemar's.
+    `items` (texts, or pairs of sentences, where these are what counts), and from the second model on `difference` to
+    the first with its interval (paired bootstrap) and, where items are right or wrong, `p`, McNemar's.
 
   Raises:
     errors.InputError: for fewer than two runs, runs without a common item, and items that are not the same.
@@ -44,7 +42,7 @@ def compare(runs: Sequence[paths.Named]) -> dict[str, Any]:
   tasks = {}
   for task in dict.fromkeys(key[0] for key in common):
     own = [[each[key] for key in common if key[0] == task] for each in records]
-    tasks[task] = _values(own) if "values" in own[0][0] else _texts(own)
+    tasks[task] = _figures(own)
   return {"models": _names([run for run, _ in read], runs), "items": len(common), "tasks": tasks}
 
 
@@ -62,40 +60,20 @@ def _names(about: Sequence[Mapping[str, Any]], runs: Sequence[paths.Named]) -> l
   return names if len({*names}) == len(names) else [str(run) for run in runs]
 
 
-def _values(records: Sequence[Sequence[Record]]) -> dict[str, list[dict[str, Any]]]:
+def _figures(records: Sequence[Sequence[Record]]) -> dict[str, list[dict[str, Any]]]:
+  """Returns the figures of each model's records, those that all have: a run may have been asked for other metrics."""
+  of_models = [samples.of(own) for own in records]
   found = {}
-  for name in records[0][0]["values"]:
-    if not all(name in own[0]["values"] for own in records):  # a run that was asked for other metrics
+  for name, first in of_models[0].items():
+    if not all(name in own for own in of_models):
       continue
-    values = [np.array([record["values"][name] for record in own]) for own in records]
-    figures = []
-    for own in values:
-      low, high = statistics.of_mean(own.tolist())
-      figure = {"value": 100 * own.mean(), "low": 100 * low, "high": 100 * high, "items": len(own)}
-      if figures:
-        low, high = statistics.bootstrap(own - values[0], np.ones(len(own)))
-        figure["difference"] = [100 * x for x in (float((own - values[0]).mean()), low, high)]
-        if {*own.tolist(), *values[0].tolist()} <= {0.0, 1.0}:
-          figure["p"] = statistics.mcnemar(own.tolist(), values[0].tolist())
-      figures.append({key: float(x) if isinstance(x, np.floating) else x for key, x in figure.items()})
-    found[name] = figures
+    found[name] = [report.figure(first)]
+    for sample in (own[name] for own in of_models[1:]):
+      figure = report.figure(sample) | {"difference": [*statistics.difference(sample, first)]}
+      if sample.is_share and first.is_share:
+        figure["p"] = statistics.mcnemar(sample.units_UK[:, 0], first.units_UK[:, 0])
+      found[name].append(figure)
   return found
-
-
-def _texts(records: Sequence[Sequence[Record]]) -> dict[str, list[dict[str, Any]]]:
-  figures, first = [], None
-  for own in records:
-    nats, sizes = report.by_text(own)
-    bits = nats / math.log(2)
-    low, high = statistics.bootstrap(bits, sizes)
-    figure = {"value": float(bits.sum() / sizes.sum()), "low": low, "high": high, "items": len(bits)}
-    if first is None:
-      first = bits
-    else:
-      low, high = statistics.bootstrap(bits - first, sizes)
-      figure["difference"] = [float((bits - first).sum() / sizes.sum()), low, high]
-    figures.append(figure)
-  return {"bits_per_byte": figures}
 
 
 def markdown(found: Mapping[str, Any]) -> str:

@@ -1,11 +1,9 @@
 """A run's report: figures of each task with their intervals, for machines and for people."""
 
-from collections.abc import Iterable, Mapping, Sequence
-import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
+from glmjax.harness import samples
 from glmjax.harness import statistics
 from glmjax.harness import summary
 from glmjax.harness import task as task_lib
@@ -18,39 +16,20 @@ def make(tasks: Sequence[task_lib.Task], records: Sequence[Record]) -> dict[str,
   found = {}
   for task in tasks:
     if own := [record for record in records if record["task"] == task.name]:
-      found[task.name] = {"figures": figures(task, own), **summary.summarize(task, own)}
+      found[task.name] = {"figures": figures(own), **summary.summarize(task, own)}
   return found
 
 
-def figures(task: task_lib.Task, records: Sequence[Record]) -> dict[str, dict[str, Any]]:
-  """Returns of each mean over items its value and interval; of texts their bits per byte."""
+def figures(records: Sequence[Record]) -> dict[str, dict[str, Any]]:
+  """Returns of each figure over a task's items its value, interval and number of units."""
   once = {(record["file"], record["item"]): record for record in records}.values()  # a file may be in two groups
-  if task.type == task_lib.LANGUAGE_MODEL:
-    nats, sizes = by_text(once)
-    low, high = statistics.bootstrap(nats, sizes)
-    bits = float(nats.sum() / sizes.sum()) / math.log(2)
-    return {"bits_per_byte": _figure(bits, low / math.log(2), high / math.log(2), len(nats))}
-  found = {}
-  for name in next(iter(once))["values"]:
-    values = [record["values"][name] for record in once]
-    low, high = statistics.of_mean(values)
-    found[name] = _figure(*(100 * x for x in (float(np.mean(values)), low, high)), len(values))
-  return found
+  return {name: figure(sample) for name, sample in samples.of([*once]).items()}
 
 
-def _figure(value: float, low: float, high: float, items: int) -> dict[str, Any]:
-  return {"value": value, "low": low, "high": high, "items": items}
-
-
-def by_text(records: Iterable[Record]) -> tuple[np.ndarray, np.ndarray]:
-  """Returns nats and bytes of each text of a task of language modelling."""
-  nats: dict[Any, float] = {}
-  sizes: dict[Any, int] = {}
-  for record in records:
-    text = record["file"], record["text"]
-    nats[text] = nats.get(text, 0.0) + record["loss"]
-    sizes[text] = record["bytes"]
-  return np.array([*nats.values()]), np.array([*sizes.values()], np.float64)
+def figure(sample: statistics.Sample) -> dict[str, Any]:
+  """Returns a figure as reports and comparisons have it."""
+  low, high = statistics.interval(sample)
+  return {"value": sample.value, "low": low, "high": high, "items": len(sample.units_UK)}
 
 
 def markdown(run: Mapping[str, Any], report: Mapping[str, Any], tasks: Sequence[task_lib.Task]) -> str:

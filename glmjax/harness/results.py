@@ -51,11 +51,11 @@ def begin(folder: pathlib.Path, run: Mapping[str, Any], overwrite: bool) -> dict
 
 
 def _check_same(noted: pathlib.Path, run: Mapping[str, Any]) -> None:
-  """Raises InputError where the records that are there come from another model, or other tasks."""
+  """Raises InputError where the records that are there come from another model, other tasks or other items."""
   before = user_json.read(noted)
   plain = json.loads(json.dumps(run))
   different = [name for name in {**before, **plain} if before.get(name) != plain.get(name) and name != "checkpoint"]
-  if different:
+  if {*different} - {"skip"}:  # what was left out shows in the data
     told = "; ".join(
       f"{name}: {str(before.get(name))[:60]} there, {str(plain.get(name))[:60]} now" for name in different
     )

@@ -39,16 +39,29 @@ def bar(items: Iterable[Any] | None = None, **settings: Any) -> tqdm.tqdm:
 
 
 class Progress:
-  """Says "3,000 of 10,000 texts scored" every `seconds`, through the logger "glmjax"; a short loop stays silent."""
+  """Says "3,000 of 10,000 texts scored, ETA 1:10" every `seconds`, through the logger "glmjax"; a short loop stays
+  silent.
+  """
 
   def __init__(self, total: int, what: str, seconds: float = 10):
     """Counts `what` up to `total`: "texts scored", "tokens scored"."""
     self._total, self._what, self._seconds = total, what, seconds
-    self._told = time.monotonic()
+    self._began = self._told = time.monotonic()
 
-  def at(self, done: int) -> None:
-    """Says how many are done, if it is time; cheap enough to be called for each."""
+  def at(self, done: int, share: float | None = None) -> None:
+    """Says how many are done, if it is time; cheap enough to be called for each. `share`: of the work, where some take
+    longer than others; None: done / total.
+    """
     now = time.monotonic()
     if now - self._told >= self._seconds:
       self._told = now
-      _log.info("%s of %s %s", f"{done:,}", f"{self._total:,}", self._what)
+      share = done / self._total if share is None else share
+      left = f", ETA {duration((now - self._began) * (1 - share) / share)}" if share > 0 else ""
+      _log.info("%s of %s %s%s", f"{done:,}", f"{self._total:,}", self._what, left)
+
+
+def duration(seconds: float) -> str:
+  """Writes seconds like 1:02:03, or 4:05."""
+  minutes, seconds = divmod(round(seconds), 60)
+  hours, minutes = divmod(minutes, 60)
+  return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

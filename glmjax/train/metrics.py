@@ -299,16 +299,9 @@ class Console:
       self.say(
         f"step {record['step']:,}  loss {record['loss']:.4f} ({parts}){evaluated}  "
         f"grad {record['grad_norm']:.2f}  lr {record['learning_rate']:.2e}  "
-        f"{record['tokens_per_second']:,.0f} tokens/s  ETA {duration(left)}"
+        f"{record['tokens_per_second']:,.0f} tokens/s  ETA {progress.duration(left)}"
       )
 
   def close(self) -> None:
     """Takes the bar away."""
     self._bar.close()
-
-
-def duration(seconds: float) -> str:
-  """Writes seconds like 1:02:03, or 4:05."""
-  minutes, seconds = divmod(round(seconds), 60)
-  hours, minutes = divmod(minutes, 60)
-  return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+from typing import Any
 
 import engine_models
 import numpy as np
@@ -11,9 +12,11 @@ from glmjax import errors
 from glmjax.harness import compare
 from glmjax.harness import gathering
 from glmjax.harness import items
+from glmjax.harness import metrics
 from glmjax.harness import questions
 from glmjax.harness import reading
 from glmjax.harness import results
+from glmjax.harness import samples
 from glmjax.harness import statistics
 from glmjax.harness import task as task_lib
 from glmjax.harness import template
@@ -191,6 +194,55 @@ def test_a_file_in_two_groups_is_compared_once(tmp_path: pathlib.Path) -> None:
   assert found["items"] == 2 and found["tasks"]["t"]["Accuracy"][1]["items"] == 2
 
 
+LABELS = ["stereotype", "anti-stereotype", "unrelated"]
+
+
+def stereotypes(seed: int) -> list[dict[str, Any]]:
+  """Records of StereoSet's items from a model that prefers this and that."""
+  draw = np.random.default_rng(seed)
+  chosen = draw.choice(3, 60, p=[0.5, 0.3, 0.2]).tolist()
+  fields = {"values": {}, "bias_type": "age", "goal_label": LABELS, "target": 0}
+  return [{"file": "a", "item": i, "prediction": each, **fields} for i, each in enumerate(chosen)]
+
+
+def pairs(seed: int) -> list[dict[str, Any]]:
+  """Records of the two sentences of each of CrowS-Pairs' pairs."""
+  scores = np.random.default_rng(seed).normal(-40, 3, 60).tolist()
+  fields = {"values": {}, "bias_type": "age", "target": 0}
+  return [
+    {"file": "a", "item": i, "pair_ID": i // 2, "sent_ID": 1 + i % 2, "scores": [score], **fields}
+    for i, score in enumerate(scores)
+  ]
+
+
+def test_figures_of_stereotypes_are_those_of_the_original() -> None:
+  languages, scores, together = metrics.of_file("SS_ICAT", stereotypes(0))
+  found = {name: sample.value for name, sample in samples.of(stereotypes(0)).items()}
+  assert found == pytest.approx({"LMS": languages["overall"], "SS": scores["overall"], "ICAT": together["overall"]})
+  [pair] = samples.of(pairs(0)).values()
+  assert pair.value == pytest.approx(100 * metrics.of_file("CP", pairs(0))["age"]) and len(pair.units_UK) == 30
+  nothing = [record | {"prediction": 2} for record in stereotypes(0)]
+  assert [sample.value for sample in samples.of(nothing).values()] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("make, right", [(stereotypes, {"LMS"}), (pairs, {"CP"})])
+def test_stereotypes_of_two_models_are_compared_item_by_item(
+  make: Any, right: set[str], tmp_path: pathlib.Path
+) -> None:
+  runs = [tmp_path / str(seed) for seed in range(2)]
+  for seed, run in enumerate(runs):
+    results.begin(run, {"model": run.name}, False)
+    with (run / results.ITEMS).open("ab", buffering=0) as file:
+      results.append(file, [record | {"task": "t", "group": "all"} for record in make(seed)])
+  found = compare.compare([runs[0], runs[0], runs[1]])["tasks"]["t"]
+  assert {name for name, figures in found.items() if "p" in figures[1]} == right
+  for first, same, other in found.values():
+    assert first["low"] < first["value"] < first["high"]
+    assert same["difference"] == [0, 0, 0] and same.get("p", 1) == 1
+    value, low, high = other["difference"]
+    assert value == pytest.approx(other["value"] - first["value"]) and low < value < high
+
+
 def test_wilson() -> None:
   """Newcombe (1998), table I: 81 of 263, 15 of 148, 0 of 20, 1 of 29."""
   for hits, count, low, high in (
@@ -204,15 +256,27 @@ def test_wilson() -> None:
 
 def test_mcnemar() -> None:
   """Both tails of a fair coin."""
-  first, second = [1] * 8 + [0] * 2 + [1] * 5, [0] * 8 + [1] * 2 + [1] * 5
+  first, second = np.array([1] * 8 + [0] * 2 + [1] * 5), np.array([0] * 8 + [1] * 2 + [1] * 5)
   assert statistics.mcnemar(first, second) == pytest.approx(2 * sum((1, 10, 45)) / 1024)
   assert statistics.mcnemar(first, first) == 1
 
 
-def test_bootstrap() -> None:
+@pytest.mark.parametrize("count", [400, 5_000, 50_000])  # the last two: in parts, of few units and of many
+def test_bootstrap(count: int) -> None:
   """Covers the mean of normal values as the normal interval does, and is the same each time."""
-  values = np.random.default_rng(0).normal(3, 2, 400)
-  low, high = statistics.bootstrap(values, np.ones(400))
-  assert (low, high) == statistics.bootstrap(values, np.ones(400))
-  spread = 1.96 * values.std() / 20
-  assert (low, high) == pytest.approx((values.mean() - spread, values.mean() + spread), abs=0.03)
+  values = np.random.default_rng(0).normal(3, 2, count)
+  sample = statistics.mean(values / 100)
+  low, high = statistics.bootstrap(sample)
+  assert (low, high) == statistics.bootstrap(sample)
+  spread = 1.96 * values.std() / count**0.5
+  assert (low, high) == pytest.approx((values.mean() - spread, values.mean() + spread), abs=0.15 * spread)
+
+
+def test_a_difference_is_that_of_the_same_items() -> None:
+  """What two models have in common leaves the interval of their difference; a figure may be no mean."""
+  draw = np.random.default_rng(1)
+  common, own = draw.normal(0, 10, 1_000), draw.normal(0, 0.1, 1_000)
+  first, second = statistics.mean(common), statistics.mean(common + own + 0.02)
+  value, low, high = statistics.difference(second, first)
+  assert value == pytest.approx(second.value - first.value) and 0.5 < low < value < high < 3.5
+  assert statistics.difference(first, first) == (0, 0, 0)

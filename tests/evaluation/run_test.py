@@ -1,8 +1,11 @@
 """`glmjax evaluate --tasks` and `glmjax compare`: from files to a report, stopped and gone on with."""
 
+import itertools
 import json
+import logging
 import pathlib
 import random
+import re
 
 import pytest
 import untrained_run
@@ -135,11 +138,33 @@ def test_texts_longer_than_the_model(model, files, tmp_path) -> None:
 
 def test_what_has_no_file_is_an_error_unless_it_is_to_be_left_out(model, files, tmp_path) -> None:
   tasks, data = files
-  (data / "choices" / "test.jsonl").unlink()
+  questions = data / "choices" / "test.jsonl"
+  kept = questions.rename(tmp_path / "kept")
   with pytest.raises(errors.InputError, match="task choices: nothing in"):
     evaluation.evaluate(model, tasks, data, tmp_path / "out")
   found = evaluation.evaluate(model, tasks, data, tmp_path / "out", items=evaluation.Items(skip=True))
   assert "choices" not in found["tasks"] and "text" in found["tasks"]
+  kept.rename(questions)
+  with pytest.raises(errors.InputError, match=r"records of other settings \(skip: True there, False now; data: "):
+    evaluation.evaluate(model, tasks, data, tmp_path / "out")
+
+
+def test_a_run_goes_on_with_or_without_skip_where_nothing_was_left_out(model, files, tmp_path) -> None:
+  tasks, data = files
+  one, out = [tasks[0] / "choices.yaml"], tmp_path / "out"
+  found = evaluation.evaluate(model, one, data, out)
+  assert evaluation.evaluate(model, one, data, out, items=evaluation.Items(skip=True))["tasks"] == found["tasks"]
+
+
+def test_how_far_it_is_without_a_terminal(model, files, tmp_path, monkeypatch, caplog) -> None:
+  tasks, data = files
+  monkeypatch.setattr(evaluation, "_TOKENS", 200)
+  now = itertools.count(0, 61)
+  monkeypatch.setattr(evaluation.progress.time, "monotonic", lambda: next(now))
+  caplog.set_level(logging.INFO, "glmjax")
+  evaluation.evaluate(model, [tasks[0] / "choices.yaml"], data, tmp_path / "out")
+  told = [line for line in caplog.messages if "items asked" in line]
+  assert len(told) > 1 and all(re.fullmatch(r"\d+ of 12 items asked, ETA [\d:]+", line) for line in told)
 
 
 def test_an_item_without_room_is_an_error_unless_it_is_to_be_left_out(model, files, tmp_path) -> None:

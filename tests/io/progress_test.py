@@ -18,7 +18,17 @@ def test_says_how_far_it_is(caplog, monkeypatch):
   for done in range(1, 12_001):
     now[0] += 1
     told.at(done)
-  assert caplog.messages == ["5,000 of 12,000 texts scored", "10,000 of 12,000 texts scored"]
+  assert caplog.messages == ["5,000 of 12,000 texts scored, ETA 1:56:40", "10,000 of 12,000 texts scored, ETA 33:20"]
+
+
+def test_says_how_long_it_takes_where_some_take_longer(caplog, monkeypatch):
+  now = [0]
+  monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+  caplog.set_level(logging.INFO, "glmjax")
+  told = progress.Progress(10, "texts scored")
+  now[0] = 60
+  told.at(2, share=0.75)
+  assert caplog.messages == ["2 of 10 texts scored, ETA 0:20"]
 
 
 def test_a_short_loop_says_nothing(caplog):
