@@ -178,7 +178,7 @@ class _Writer:
       raise errors.InputError(
         f"cannot write {self._file.name}: {errors.reason(error)}; the same command goes on"
       ) from error
-    self.records |= {results.key(record): record for record in records}
+    self.records |= {results.key(record): results.counted(record) for record in records}
 
   def report(self, tasks: "Sequence[task_lib.Task]", asked: "Sequence[asking.Asked]") -> dict[str, Any]:
     """Writes the report of all items, and returns it."""

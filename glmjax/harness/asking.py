@@ -1,9 +1,10 @@
 """Puts items to a model: all that waits at the same time goes through it together, whichever task it comes from."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 import hashlib
 import logging
+import pickle
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ _log = logging.getLogger("glmjax")
 _DECODED_AT_ONCE = 16  # tokens, before somebody looks who has ended
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Asked:
   """An item, and where it stands."""
 
@@ -32,9 +33,14 @@ class Asked:
   group: str
   file: str  # its name behind the task's path
   number: int  # from 0, in the file
-  item: items_lib.Item
+  packed: bytes  # the item, in a tenth of the memory that its lists of tokens take
   tokens: int  # that the model reads for it
   padded: Sequence[int] = ()  # its prompt as the original's beam search counts it
+
+  @property
+  def item(self) -> items_lib.Item:
+    """The item, made anew."""
+    return pickle.loads(self.packed)
 
   @property
   def key(self) -> tuple[str, str, str, int]:
@@ -169,25 +175,48 @@ def search(task: task_lib.Task) -> beam_lib.BeamSearch:
 
 
 def placed(
-  group: str, file: str, items: Sequence[items_lib.Item], layout: layouts.Layout, skip: bool = False
+  group: str,
+  file: str,
+  items: Iterable[items_lib.Item],
+  layout: layouts.Layout,
+  limit: int | None = None,
+  skip: bool = False,
 ) -> list[Asked]:
-  """Returns a file's items, each with its place; `skip`: without those that do not fit into the model, which is said.
+  """Returns a file's items, each with its place, the first `limit` of them; `skip`: without those that do not fit into
+  the model, which is said.
 
   Raises:
-    errors.InputError: for one that does not fit, unless they are left out.
+    errors.InputError: for one that does not fit, unless they are left out, and choices that the task's metric does not
+      compare.
   """
-  task, fits, sizes, unfit = layout.task, [], [], []
+  task, found, unfit, wrong, texts = layout.task, [], [], 0, False
+  searches = task.searches and task.type == task_lib.GENERATION
+  batch, prompts = task.micro_batch_size if searches else 1, []
+  most = None if limit is None else -(-limit // batch) * batch  # whole batches, whose longest prompt counts
   for i, item in enumerate(items):
     try:
-      sizes.append(layout.tokens(item))
-      fits.append(i)
+      found.append(Asked(task, group, file, i, pickle.dumps(item), layout.tokens(item)))
     except errors.InputError as error:
       unfit.append(f"item {i}: {error}")
       if not skip:
         raise errors.InputError(f"task {task.name}, {file}, {unfit[0]}") from None
+      continue
+    if searches:
+      prompts.append(layout.blank(item))
+    elif isinstance(item, items_lib.Question):
+      wrong += not 0 <= item.label < len(item.choices)
+      texts |= any(len(choice) > 1 for choice in item.choices)
+    if len(found) == most:
+      break
   if unfit:
     _log.warning("task %s, %s: left out: %d items, first %s", task.name, file, len(unfit), unfit[0])
-  rows: Sequence[Sequence[int]] = [()] * len(fits)
-  if task.searches and task.type == task_lib.GENERATION:
-    rows = layouts.padded([layout.blank(items[i]) for i in fits], task.micro_batch_size)
-  return [Asked(task, group, file, i, items[i], *each) for i, *each in zip(fits, sizes, rows, strict=True)]
+  if wrong:
+    _log.warning("task %s, %s: %d labels are no choice's number: they count as wrong answers", task.name, file, wrong)
+  if task.type == task_lib.CHOICES and task.kind.own_metrics and found and not texts:
+    raise errors.InputError(
+      f"task {task.name}, {file}: all choices have one token, and {task.metrics[0]} compares texts"
+    )
+  if searches:
+    padded = layouts.padded(prompts, batch)
+    found = [dataclasses.replace(each, padded=row) for each, row in zip(found, padded, strict=True)]
+  return found[:limit]

@@ -30,7 +30,7 @@ def compare(runs: Sequence[paths.Named]) -> dict[str, Any]:
   """
   if len(runs) < 2:
     raise errors.InputError("one run is not compared with itself: name two folders or more")
-  read = [results.read(pathlib.Path(run)) for run in runs]
+  read = [results.read(pathlib.Path(run), only_counted=True) for run in runs]
   records = [{results.key(record): record for record in own} for _, own in read]
   # A file that is in two groups has its records twice: its items count once, as in a report.
   places = {(task, file, item): (task, group, file, item) for task, group, file, item in records[0]}
@@ -40,9 +40,11 @@ def compare(runs: Sequence[paths.Named]) -> dict[str, Any]:
   for key in common:
     _check_same(runs, [own[key] for own in records])
   tasks = {}
-  for task in dict.fromkeys(key[0] for key in common):
-    own = [[each[key] for key in common if key[0] == task] for each in records]
-    tasks[task] = _figures(own)
+  of_tasks: dict[str, list[results.Key]] = {}
+  for key in common:
+    of_tasks.setdefault(key[0], []).append(key)
+  for task, keys in of_tasks.items():
+    tasks[task] = _figures([[each[key] for key in keys] for each in records])
   return {"models": _names([run for run, _ in read], runs), "items": len(common), "tasks": tasks}
 
 

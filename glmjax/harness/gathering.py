@@ -22,7 +22,7 @@ def gather(
   skip: bool = False,
 ) -> list[asking.Asked]:
   """Returns the items of all files of all tasks, for a model of this configuration; with `limit`, the first so many of
-  each file.
+  each file, which is then read no further.
 
   A file that belongs to two groups is asked once for each. `skip`: what has no file, and items that the model has no
   room for, are left out, and said.
@@ -40,7 +40,7 @@ def gather(
     for group, paths in task.files(data, skip).items():
       for path in paths:
         read = items.read(task, path, folder, tokenizer)
-        found += asking.placed(group, path.relative_to(folder).as_posix(), read, layout, skip)[:limit]
+        found += asking.placed(group, path.relative_to(folder).as_posix(), read, layout, limit, skip)
   return found
 
 

@@ -6,7 +6,6 @@ A record is an object in a line of JSON. Its `inputs`, `choices` and `targets` a
 """
 
 import dataclasses
-import logging
 import math
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,8 +17,6 @@ from glmjax.harness import task as task_lib
 from glmjax.infer import vocabulary
 from glmjax.io import user_json
 from glmjax.io import user_text
-
-_log = logging.getLogger("glmjax")
 
 _OWN = ("inputs", "inputs_pretokenized", "choices", "choices_pretokenized", "targets", "targets_pretokenized")
 _LONGEST = 200  # characters of a text or list in what goes along
@@ -56,28 +53,24 @@ class Window:
 Item = Question | Blank | Window
 
 
-def read(task: task_lib.Task, path: pathlib.Path, folder: pathlib.Path, tokenizer: vocabulary.Tokenizer) -> list[Item]:
-  """Returns the items of a file in the task's folder.
+def read(
+  task: task_lib.Task, path: pathlib.Path, folder: pathlib.Path, tokenizer: vocabulary.Tokenizer
+) -> Iterator[Item]:
+  """Yields the items of a file in the task's folder.
 
   Raises:
     errors.InputError: for a file without any, and records that are none.
   """
   if task.type == task_lib.LANGUAGE_MODEL:
-    return [window for text in _texts(task, path, folder, tokenizer) for window in _windows(task, *text)]
+    for text in _texts(task, path, folder, tokenizer):
+      yield from _windows(task, *text)
+    return
   make = _question if task.type == task_lib.CHOICES else _blank
-  found = []
   for record, where in questions.read(task, path, folder):
     context = _context(task, record, where, tokenizer)
     item = make(context, record, where, tokenizer)
     _check_fields(task, item, where)
-    found.append(item)
-  if task.type == task_lib.GENERATION:
-    return found
-  if wrong := sum(not 0 <= item.label < len(item.choices) for item in found):
-    _log.warning("%s: %d labels are no choice's number: they count as wrong answers", path, wrong)
-  if task.kind.own_metrics and all(len(choice) == 1 for item in found for choice in item.choices):
-    raise errors.InputError(f"{path}: all choices have one token, and {task.metrics[0]} compares texts")
-  return found
+    yield item
 
 
 def _context(task: task_lib.Task, record: Mapping[str, Any], where: str, tokenizer: vocabulary.Tokenizer) -> list[int]:

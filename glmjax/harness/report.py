@@ -1,6 +1,6 @@
 """A run's report: figures of each task with their intervals, for machines and for people."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from glmjax.harness import samples
@@ -11,11 +11,13 @@ from glmjax.harness import task as task_lib
 Record = Mapping[str, Any]
 
 
-def make(tasks: Sequence[task_lib.Task], records: Sequence[Record]) -> dict[str, Any]:
+def make(tasks: Sequence[task_lib.Task], records: Iterable[Record]) -> dict[str, Any]:
   """Returns of each task its summary, and its figures over all items with their 95 % intervals."""
-  found = {}
+  found, of_tasks = {}, {}
+  for record in records:
+    of_tasks.setdefault(record["task"], []).append(record)
   for task in tasks:
-    if own := [record for record in records if record["task"] == task.name]:
+    if own := of_tasks.get(task.name):
       found[task.name] = {"figures": figures(own), **summary.summarize(task, own)}
   return found
 

@@ -4,9 +4,10 @@ A run that was stopped is gone on with: items whose records are there are not as
 counts for nothing.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 import json
 import pathlib
+import sys
 from typing import Any, BinaryIO
 
 from glmjax import errors
@@ -15,6 +16,11 @@ from glmjax.io import user_json
 
 ITEMS, RUN, REPORT, PAGE = "items.jsonl", "run.json", "report.json", "report.md"
 _LONGEST_LINE = 1 << 26  # bytes
+_PLACE = ("task", "group", "file")
+# What figures are made of (summary.py, samples.py), and what compare looks at; of stereotypes, whose figures are no
+# means of values, more.
+_COUNTED = (*_PLACE, "item", "values", "target", "targets", "loss", "text", "words", "bytes", "set")
+_OF_STEREOTYPES = ("prediction", "scores", "goal_label", "bias_type", "pair_ID", "sent_ID")
 Key = tuple[str, str, str, int]
 
 
@@ -23,8 +29,15 @@ def key(record: Mapping[str, Any]) -> Key:
   return record["task"], record["group"], record["file"], record["item"]
 
 
+def counted(record: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns what counts of a record: a million of them are kept in memory."""
+  names = _COUNTED if record.get("values") != {} else (*_COUNTED, *_OF_STEREOTYPES)
+  found = {name: record[name] for name in names if name in record}
+  return found | {name: sys.intern(found[name]) for name in _PLACE}
+
+
 def begin(folder: pathlib.Path, run: Mapping[str, Any], overwrite: bool) -> dict[Key, dict[str, Any]]:
-  """Makes the folder ready for a run's records, and returns those that it has already.
+  """Makes the folder ready for a run's records, and returns what counts of those that it has already.
 
   Raises:
     errors.InputError: where the folder holds another run's records, or other things.
@@ -39,7 +52,7 @@ def begin(folder: pathlib.Path, run: Mapping[str, Any], overwrite: bool) -> dict
       _check_same(noted, run)
     elif any(folder.iterdir()):
       raise errors.InputError(f"{folder} holds other things than an evaluation: name another --out")
-    found, whole = _kept(items)
+    found, whole = _kept(items, counted)
     if not found:
       publish.write_json(noted, dict(run))
     if items.exists():
@@ -64,8 +77,10 @@ def _check_same(noted: pathlib.Path, run: Mapping[str, Any]) -> None:
     )
 
 
-def _kept(path: pathlib.Path) -> tuple[dict[Key, dict[str, Any]], int]:
-  """Returns the records of a file, and the bytes of its whole lines."""
+def _kept(
+  path: pathlib.Path, kept: Callable[[dict[str, Any]], dict[str, Any]] = dict
+) -> tuple[dict[Key, dict[str, Any]], int]:
+  """Returns what is kept of the records of a file, and the bytes of its whole lines."""
   found: dict[Key, dict[str, Any]] = {}
   whole = 0
   if not path.exists():
@@ -78,6 +93,7 @@ def _kept(path: pathlib.Path) -> tuple[dict[Key, dict[str, Any]], int]:
         break
       record = user_json.parse(line, f"{path}, byte {whole}", expected="name another --out, or --overwrite this one")
       try:
+        record = kept(record)
         found[key(record)] = record
       except (KeyError, TypeError):
         raise errors.InputError(f"{path}, byte {whole}: no record of an item: --overwrite it") from None
@@ -85,14 +101,14 @@ def _kept(path: pathlib.Path) -> tuple[dict[Key, dict[str, Any]], int]:
   return found, whole
 
 
-def read(folder: pathlib.Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-  """Returns what a run's folder says of itself, and its records.
+def read(folder: pathlib.Path, only_counted: bool = False) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+  """Returns what a run's folder says of itself, and its records, or what counts of them.
 
   Raises:
     errors.InputError: for a folder of anything else.
   """
   run = user_json.read(folder / RUN, expected=f"{folder} is no folder that glmjax evaluate --tasks wrote")
-  return run, list(_kept(folder / ITEMS)[0].values())
+  return run, list(_kept(folder / ITEMS, counted if only_counted else dict)[0].values())
 
 
 def append(file: BinaryIO, records: Iterable[Mapping[str, Any]]) -> None:

@@ -57,7 +57,7 @@ def interval(sample: Sample) -> Interval:
   """Returns a figure's 95 % interval: Wilson's of a share, else the bootstrap's."""
   if not sample.is_share:
     return bootstrap(sample)
-  low, high = wilson(sample.units_UK[:, 0].sum(), len(sample.units_UK))
+  low, high = wilson(float(sample.units_UK[:, 0].sum()), len(sample.units_UK))
   return 100 * low, 100 * high
 
 

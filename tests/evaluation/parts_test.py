@@ -129,7 +129,7 @@ def test_texts_as_items(tmp_path: pathlib.Path) -> None:
   text = "abcde fghij " * 9
   (tmp_path / "a.txt").write_text(text)
   task = task_lib.Task("t", "lm", ".", max_seq_length=32, generation_length=10, use_task_mask=True)
-  found = items.read(task, tmp_path / "a.txt", tmp_path, tokenizer)
+  found = list(items.read(task, tmp_path / "a.txt", tmp_path, tokenizer))
   assert [token for window in found for token in window.text] == tokenizer.encode(text)
   assert {window.fields["bytes"] for window in found} == {len(text)}
 
@@ -148,7 +148,7 @@ def test_what_a_metric_reads_is_there(module: str, more: dict, message: str, tmp
   (tmp_path / "a.jsonl").write_text(json.dumps(record))
   task = task_lib.Task("t", "mul", ".", f"tasks.ethnic.{module}")
   with pytest.raises(errors.InputError, match=f"a.jsonl, line 1: .*{message}"):
-    items.read(task, tmp_path / "a.jsonl", tmp_path, engine_models.Letters())
+    list(items.read(task, tmp_path / "a.jsonl", tmp_path, engine_models.Letters()))
 
 
 def test_records_of_any_text_are_read_again(tmp_path: pathlib.Path) -> None:
