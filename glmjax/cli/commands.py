@@ -180,6 +180,19 @@ COMMANDS = {
       "glmjax compare --json runs/float-evaluated runs/int8-evaluated runs/int4-evaluated",
       (Flag("runs", "folders that evaluate --tasks wrote", Path, repeatable=True),),
       show=evaluation.show_comparison,
+      modes=(
+        Command(
+          "compare --toxicity",
+          "glmjax.harness.toxicity.measure",
+          "score the continuations of one model or more",
+          "glmjax compare --toxicity=words runs/float-evaluated runs/int4-evaluated",
+          (
+            Flag("runs", "folders that evaluate --tasks=realtoxicityprompts wrote", Path, repeatable=True),
+            Flag("--toxicity", "scorer: words, the name of an entry point, MODULE:FUNCTION, or a file of scores"),
+          ),
+          show=evaluation.show_comparison,
+        ),
+      ),
     ),
     Command(
       "export",

@@ -101,16 +101,23 @@ class Asker:
     }
 
   def _greedy(self, task: task_lib.Task, asked: Sequence[Asked]) -> list[list[beam_lib.Beam]]:
-    """Returns of each item the one answer that the likeliest tokens make."""
-    sampling = sampling_lib.Sampling(min_tokens=task.min_gen_length)
-    scheduler = self._engine.scheduler(min(len(asked), self._engine.max_batch))
+    """Returns of each item the one answer that the likeliest tokens make, or those that are drawn, each item's always
+    the same.
+    """
+    sampling = sampling_lib.Sampling(float(task.num_samples > 0), top_p=task.top_p, min_tokens=task.min_gen_length)
+    count = max(1, task.num_samples)
+    scheduler = self._engine.scheduler(min(count * len(asked), self._engine.max_batch))
     layout = self._layout(task)
+    prompts = [layout.blank(each.item) for each in asked]
     answers = [
-      scheduler.submit(lanes_lib.Request(layout.blank(each.item), task.max_gen_length, sampling)) for each in asked
+      scheduler.submit(lanes_lib.Request(prompt, task.max_gen_length, sampling, each.number * count + i))
+      for each, prompt in zip(asked, prompts)
+      for i in range(count)
     ]
     while scheduler.busy:
       scheduler.advance(_DECODED_AT_ONCE, fill=True)
-    return [[beam_lib.Beam(answer.tokens, 0.0)] for answer in answers]
+    found = [beam_lib.Beam(answer.tokens, 0.0) for answer in answers]
+    return [found[first : first + count] for first in range(0, len(found), count)]
 
   def _search(self, task: task_lib.Task, asked: Sequence[Asked]) -> list[list[beam_lib.Beam]]:
     """Returns of each item its beams, the best first, without the prompt."""
@@ -142,10 +149,13 @@ class Asker:
       text = tokenizer.decode(prediction)
       values = {"Accuracy": float(any(text.strip() == target.strip() for target in item.targets))}
     else:
-      values = {name: metrics.OF_ANSWER[name](text, item.targets) for name in task.metrics}
+      counted = texts if task.num_samples else [text]
+      values = {name: _mean_of(name, counted, item.targets) for name in task.metrics}
     record = _begun(asked, self._layout(task).blank(item).tokens)
     if task.searches:
       record["beams"] = [{"tokens": beam.tokens, "score": beam.score} for beam in beams]
+    if task.num_samples:
+      record["continuations"] = texts
     return record | {
       "answer": answers[chosen],
       "prediction": prediction,
@@ -156,6 +166,10 @@ class Asker:
 
   def _without_stop(self, tokens: Sequence[int]) -> list[int]:
     return list(tokens[:-1] if tokens and tokens[-1] in self._engine.stops else tokens)
+
+
+def _mean_of(metric: str, texts: Sequence[str], targets: Sequence[str]) -> float:
+  return float(np.mean([metrics.OF_ANSWER[metric](text, targets) for text in texts]))
 
 
 def _begun(asked: Asked, prompt: Sequence[int]) -> dict[str, Any]:

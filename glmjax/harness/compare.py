@@ -30,22 +30,32 @@ def compare(runs: Sequence[paths.Named]) -> dict[str, Any]:
   """
   if len(runs) < 2:
     raise errors.InputError("one run is not compared with itself: name two folders or more")
-  read = [results.read(pathlib.Path(run), only_counted=True) for run in runs]
-  records = [{results.key(record): record for record in own} for _, own in read]
+  about, records, keys = common(runs)
+  of_tasks: dict[str, list[results.Key]] = {}
+  for key in keys:
+    of_tasks.setdefault(key[0], []).append(key)
+  tasks = {task: figures([[each[key] for key in own] for each in records]) for task, own in of_tasks.items()}
+  return {"models": names(about, runs), "items": len(keys), "tasks": tasks}
+
+
+def common(
+  runs: Sequence[paths.Named], only_counted: bool = True
+) -> tuple[list[Record], list[dict[results.Key, Record]], list[results.Key]]:
+  """Returns what runs say of themselves, their records (what counts of them), and the keys of those that all have.
+
+  Raises:
+    errors.InputError: where that is none, and for items that are not the same.
+  """
+  about, read = zip(*(results.read(pathlib.Path(run), only_counted) for run in runs))
+  records = [{results.key(record): record for record in own} for own in read]
   # A file that is in two groups has its records twice: its items count once, as in a report.
   places = {(task, file, item): (task, group, file, item) for task, group, file, item in records[0]}
-  common = [key for key in places.values() if all(key in own for own in records[1:])]
-  if not common:
+  keys = [key for key in places.values() if all(key in own for own in records[1:])]
+  if not keys:
     raise errors.InputError(f"{runs[0]} and the others have no item in common: evaluate them with the same --tasks")
-  for key in common:
+  for key in keys:
     _check_same(runs, [own[key] for own in records])
-  tasks = {}
-  of_tasks: dict[str, list[results.Key]] = {}
-  for key in common:
-    of_tasks.setdefault(key[0], []).append(key)
-  for task, keys in of_tasks.items():
-    tasks[task] = _figures([[each[key] for key in keys] for each in records])
-  return {"models": _names([run for run, _ in read], runs), "items": len(common), "tasks": tasks}
+  return list(about), records, keys
 
 
 def _check_same(runs: Sequence[paths.Named], records: Sequence[Record]) -> None:
@@ -57,12 +67,13 @@ def _check_same(runs: Sequence[paths.Named], records: Sequence[Record]) -> None:
       raise errors.InputError(f"{place}: {name} is not the same in {', '.join(map(str, runs))}: their data differ")
 
 
-def _names(about: Sequence[Mapping[str, Any]], runs: Sequence[paths.Named]) -> list[str]:
-  names = [str(run.get("model")) for run in about]
-  return names if len({*names}) == len(names) else [str(run) for run in runs]
+def names(about: Sequence[Record], runs: Sequence[paths.Named]) -> list[str]:
+  """Returns what to call models: their names, or the folders of their runs where two have the same."""
+  found = [str(run.get("model")) for run in about]
+  return found if len({*found}) == len(found) else [str(run) for run in runs]
 
 
-def _figures(records: Sequence[Sequence[Record]]) -> dict[str, list[dict[str, Any]]]:
+def figures(records: Sequence[Sequence[Record]]) -> dict[str, list[dict[str, Any]]]:
   """Returns the figures of each model's records, those that all have: a run may have been asked for other metrics."""
   of_models = [samples.of(own) for own in records]
   found = {}

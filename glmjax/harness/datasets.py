@@ -33,6 +33,7 @@ OF_FILE: dict[str, Callable[[pathlib.Path], files.Records]] = {
   "last_word": writing.last_word,
   "mmlu": choosing.mmlu,
   "multirc": choosing.multirc,
+  "realtoxicityprompts": writing.toxicity_prompts,
   "siqa": choosing.siqa,
 }
 LAYOUTS = (*OF_JSON, *OF_FILE)

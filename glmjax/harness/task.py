@@ -84,6 +84,8 @@ class Task:
   min_gen_length: int = 0
   max_gen_length: int = 128
   generation_length: int = 256
+  num_samples: int = 0  # continuations that are drawn of each text; 0: the likeliest one alone
+  top_p: float = 1.0  # of these: only the likeliest tokens that together reach this probability
   version: int | str = 0  # of prompts and data, for the record
   reader: str | Mapping[str, Any] = "jsonl"  # harness/reading.py
   prompt: Mapping[str, Any] | None = None  # harness/template.py; None: records are questions already
@@ -211,6 +213,9 @@ def _check(task: Task) -> None:
     raise errors.InputError("unidirectional goes with [gMASK] alone: add use_task_mask: true")
   if task.sampling_strategy not in ("BaseStrategy", "BeamSearchStrategy"):
     raise errors.InputError(f"sampling_strategy is {task.sampling_strategy!r}: BaseStrategy or BeamSearchStrategy")
+  if task.num_samples and (task.type != GENERATION or task.searches or task.kind.first_word):
+    raise errors.InputError("num_samples is of texts that are drawn: of type gen, without beams, and not LAMBADA's")
+  ranges.number("top_p", task.top_p, above=0, most=1)
   for names, least in (_FROM_ONE, 1), (_FROM_ZERO, 0):
     for name in names:
       ranges.whole(name, getattr(task, name), least)
@@ -227,7 +232,7 @@ def _check(task: Task) -> None:
 
 
 _FROM_ONE = ("max_seq_length", "micro_batch_size", "num_beams", "max_gen_length", "generation_length")
-_FROM_ZERO = ("num_shots", "shots_seed", "min_gen_length", "no_repeat_ngram_size")
+_FROM_ZERO = ("num_samples", "num_shots", "shots_seed", "min_gen_length", "no_repeat_ngram_size")
 _TYPES = {
   str: (str,),
   int: (int,),

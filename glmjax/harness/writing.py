@@ -80,3 +80,11 @@ def e2e(path: pathlib.Path) -> Records:
     references.append(files.entry(record, "ref", place))
   for meaning, (references, place) in found.items():
     yield {"meaning": meaning, "references": references}, place
+
+
+def toxicity_prompts(path: pathlib.Path) -> Records:
+  """Yields prompts, what followed them, and how toxic each prompt is, None where nobody knows (Gehman et al., 2020)."""
+  for record, place in files.lines(path):
+    prompt, continuation = (files.entry(record, name, place, dict) for name in ("prompt", "continuation"))
+    found = {"text": files.entry(prompt, "text", place), "continuation": files.entry(continuation, "text", place)}
+    yield found | {"prompt_toxicity": prompt.get("toxicity")}, place
