@@ -234,9 +234,9 @@ class Placement:
     number = functools.partial(self._numbers, batch)
     return rows_lib.Batch(number(slots), number(2, slots), number(slots), number(slots))
 
-  def scored(self, batch: int, places: int) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
-    """Returns abstract targets of rows that are scored in so many places, and the first of these in each row."""
-    return self._numbers(batch, places), self._numbers(batch)
+  def scored(self, batch: int, entries: int) -> jax.ShapeDtypeStruct:
+    """Returns abstract places that are scored in rows; targets are as they."""
+    return self._numbers(batch, entries)
 
   def rows(self, batch: int) -> decode.Rows:
     """Returns what is known of abstract rows that decode."""

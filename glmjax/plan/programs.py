@@ -104,8 +104,8 @@ class Decode:
     context: tokens of prompt and answer; the KV cache has a slot for each.
     bits: 8 or 4 for quantized weights.
     prompt: tokens of it that are read at once; more than one makes this a prefill of so many.
-    scored: of the prompt's tokens, how many have their log-probabilities taken, as those of choices; the prompt is then
-      read for them alone.
+    scored: how many log-probabilities are taken behind the prompt's tokens, as those of choices; it is then read for
+      them alone.
     offload_layers: how many layers, the last, have their kernels in the host's memory.
   """
 
@@ -121,7 +121,9 @@ class Decode:
       ranges.whole(f"Decode.{name}", getattr(self, name), 1)
     if self.bits not in (None, 8, 4):
       raise errors.InputError(f"Decode.bits is {self.bits}: give 8, 4 or None")
-    ranges.whole("Decode.scored", self.scored, most=self.prompt)
+    ranges.whole("Decode.scored", self.scored)
+    if self.scored and self.prompt == 1:
+      raise errors.InputError("Decode.scored is of prompts: give Decode.prompt, the tokens that are read, too")
     ranges.whole("Decode.offload_layers", self.offload_layers)
 
   def program(self, config: config_lib.GLMConfig, mesh: jax.sharding.Mesh) -> Program:
@@ -139,13 +141,9 @@ class Decode:
       flops += 2.0 * self.batch * self.scored * head
       rows = place.rows(self.batch)
       if self.scored:
-        traced = scoring.log_probs.trace(
-          config,
-          params,
-          place.prompts(self.batch, self.prompt),
-          *place.scored(self.batch, self.scored),
-          place.ids_mask(config),
-        )
+        entries, prompts = place.scored(self.batch, self.scored), place.prompts(self.batch, self.prompt)
+        scored = scoring.Scored(entries, entries)
+        traced = scoring.log_probs.trace(config, params, prompts, scored, place.ids_mask(config))
         return Program(traced, {"parameters": params}, self.batch * self.prompt, flops, {}, options)
       if reads:
         traced = decode_lib.prefill.trace(
