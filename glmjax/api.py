@@ -128,8 +128,8 @@ def run(command: str, *gin_files: str, bindings: str | Sequence[str] = (), **arg
   plans have functions of their own.
 
   Args:
-    command: "text", "tokenizer", "cache", "evaluate", "export", "import", "inspect", "launch", "doctor" or
-      "report".
+    command: "text", "tokenizer", "cache", "evaluate" (with `tasks` what `glmjax evaluate --tasks` does), "compare",
+      "export", "import", "inspect", "launch", "doctor" or "report".
     *gin_files: searched in the working directory and then among glmjax's own, later ones over earlier.
     bindings: one or several, as "VOCAB_SIZE = 4096", over those of the files.
     **arguments: the command's flags by their names, without dashes; and Python objects in place of what gin would bind,
@@ -169,6 +169,7 @@ def _settled(
   from glmjax.config import signatures
 
   command = run_lib.command_named(name)
+  command = next((mode for mode in command.modes if mode.name.partition("--")[2] in arguments), command)
   module, _, function = command.target.rpartition(".")
   flags = {flag.parameter: flag for flag in command.flags if flag not in hosts.FLAGS}
   names = {*flags, *inspect.signature(getattr(importlib.import_module(module), function)).parameters}

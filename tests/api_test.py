@@ -207,6 +207,21 @@ def test_commands_run_in_this_process(folder, tmp_path, monkeypatch):
     glmjax.run("export", checkpoint=folder, out="int4")
 
 
+def test_tasks_are_put_to_a_model_and_compared(folder, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  pathlib.Path("t.yaml").write_text("name: t\ntype: mul\npath: ''\n", encoding="utf-8")
+  record = {"inputs_pretokenized": "On day", "choices_pretokenized": ["1", "2"], "label": 0}
+  pathlib.Path("data").mkdir()
+  pathlib.Path("data", "t.jsonl").write_text(f"{json.dumps(record)}\n" * 3, encoding="utf-8")
+  made = [
+    glmjax.run("evaluate", checkpoint=folder, tasks=tasks, data="data", out=out, limit=2)
+    for tasks, out in (("t.yaml", "a"), (["t.yaml"], "b"))
+  ]
+  assert made[0]["tasks"] == made[1]["tasks"] and made[0]["tasks"]["t"]["figures"]["Accuracy"]["items"] == 2
+  found = glmjax.run("compare", runs=["a", "b"])
+  assert found["tasks"]["t"]["Accuracy"][1]["difference"] == [0, 0, 0]
+
+
 @pytest.mark.parametrize(
   "arguments, named, said",
   [

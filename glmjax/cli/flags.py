@@ -52,7 +52,8 @@ class Flag:
     return self._number(text) if self.type in (int, float) else text
 
   def read_value(self, value: Any) -> Any:
-    """Returns what a Python object gives: of plain ones what their text would, others as they are.
+    """Returns what a Python object gives: of plain ones what their text would, others as they are; a list of the one
+    text where there may be several.
 
     Raises:
       errors.InputError: as `read`; for a truth value where none is taken, and for another value in its place.
@@ -67,7 +68,8 @@ class Flag:
       raise errors.InputError(f"{self.name} is {value}: give a path")
     if not isinstance(value, (str, os.PathLike, bucket_path.BucketPath, int, float)):
       return value
-    return self.read(os.fspath(value) if isinstance(value, os.PathLike) else str(value))
+    read = self.read(os.fspath(value) if isinstance(value, os.PathLike) else str(value))
+    return [read] if self.repeatable else read
 
   def _number(self, text: str) -> int | float:
     try:

@@ -213,7 +213,10 @@ def _nothing_held_out(cache: shards.TokenCache, task: str) -> errors.InputError:
 def ask(
   held_out: windows.HeldOut, model: load.LoadedModel, specials: tokens_lib.SpecialTokens, settings: Settings
 ) -> Questions:
-  """Makes windows and blanks of the lengths that the model was trained on."""
+  """Makes windows and blanks of the lengths that the model was trained on.
+
+  A causal model sees of a blank the left side alone, both times.
+  """
   trained = {
     "seq_length": model.config.max_length,
     "samples_per_sequence": 4,
@@ -232,7 +235,12 @@ def ask(
     trained["mean_span_length"],
     trained["max_span_length"],
   )
-  return Questions(held_out, windows.left_to_right(held_out, length, specials, positions), fills)
+  rows = windows.left_to_right(held_out, length, specials, positions)
+  if model.config.causal:
+    rows = [windows.causal(row, specials, positions) for row in rows]
+    left_only = [windows.causal(fill.left_only, specials, positions) for fill in fills]
+    fills = [windows.Fill(row, row) for row in left_only]
+  return Questions(held_out, rows, fills)
 
 
 def baseline_figures(questions: Questions, unigram: baselines.Unigram) -> dict[str, float]:

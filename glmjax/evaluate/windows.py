@@ -13,6 +13,7 @@ from glmjax import tokens as tokens_lib
 from glmjax.data import sampler
 from glmjax.data import shards
 from glmjax.data import spans
+from glmjax.infer import prompt as prompt_lib
 from glmjax.infer import score
 
 _SHORTEST_FILL = 12  # text of fewer tokens has no middle worth filling
@@ -69,6 +70,14 @@ def left_to_right(
   for ids in held_out.documents:
     rows += score.window_rows([*before, *ids.tolist()], specials, positions, length, skip=len(before))
   return rows
+
+
+def causal(row: score.Row, specials: tokens_lib.SpecialTokens, positions: positions_lib.Positions) -> score.Row:
+  """Returns a row whose context ends in [gMASK] as a causal model reads it: [gMASK] first, then all from left to
+  right.
+  """
+  context = row.prompt.tokens[: row.prompt.context_length - 1]
+  return score.Row(prompt_lib.left_to_right([*context, *row.targets[:-1]], specials, positions), row.targets)
 
 
 @dataclasses.dataclass(frozen=True)

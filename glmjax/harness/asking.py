@@ -142,6 +142,8 @@ class Asker:
     tokenizer, item, task = self._engine.tokenizer, asked.item, asked.task
     answers = [self._without_stop(beam.tokens) for beam in beams]
     texts = [tokenizer.decode(answer) for answer in answers]
+    if end := tokenizer.decode(self._layout(task).end(item)):
+      texts = [text.partition(end)[0] for text in texts]
     chosen = lambada.choose(texts) if task.kind.first_word else 0
     prediction, text = answers[chosen], texts[chosen]
     if task.kind.first_word:

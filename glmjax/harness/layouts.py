@@ -3,6 +3,10 @@
 A context that is too long loses its oldest tokens, as many as the original would take away, which put all choices of a
 question into one row. A task with a prompt has data sets' own records, which the original does not read: there the
 longest choice alone takes room, and a blank within is kept.
+
+A causal model (GLMConfig.causal), which the original does not know, reads everything from left to right behind a
+[gMASK]. Choices are compared with what follows the blank: a sentence with one against the same with another. An answer
+is written from what is before the blank alone.
 """
 
 from collections.abc import Sequence
@@ -45,6 +49,9 @@ class Layout:
     taking = item.choices if self.task.prompt is None else [max(item.choices, key=len)]
     room = score_lib.room_for_choices(taking, self.task.max_seq_length, self.kind.frame_size)
     tokens = self._kept(item.context, room)
+    if self.config.causal:
+      before, behind = self._parted(tokens)
+      return [self._left_to_right(before, [*choice, *behind]) for choice in item.choices]
     inner = self.mask in tokens
     if not inner:
       tokens = [*tokens, self.mask]
@@ -69,16 +76,21 @@ class Layout:
     tokens = self._kept(item.context, room)
     if self.task.use_task_mask and self.specials.gmask in tokens:
       raise errors.InputError(f"task {self.task.name}: a context holds [gMASK] already: leave use_task_mask out")
-    if self.task.unidirectional:
-      prompt = self._prompt([self.mask], 0, runs_on=True)
-      return dataclasses.replace(prompt_lib.extend(prompt, tokens), context_length=0)
+    if self.config.causal or self.task.unidirectional:
+      return prompt_lib.left_to_right(self._parted(tokens)[0], self.specials, self.kind)
     if self.mask not in tokens:
       tokens = [*tokens, self.mask]
     tokens = self._framed(tokens)
     return self._prompt(tokens, tokens.index(self.mask), self.task.use_task_mask)
 
+  def end(self, item: items_lib.Blank) -> list[int]:
+    """Returns the tokens at which an answer ends: what is behind the blank, where the model does not see that."""
+    return self._parted(item.context)[1] if self.config.causal else []
+
   def window(self, item: items_lib.Window) -> score_lib.Row:
     """Returns the row that scores a window's text."""
+    if self.config.causal:
+      return self._left_to_right(item.before, item.text)
     tokens = [*item.before, self.mask]
     # Places go on whatever the mask is, where a token has one: as in the original.
     prompt = self._prompt(tokens, len(item.before), runs_on=True)
@@ -100,6 +112,15 @@ class Layout:
     if self.task.prompt is not None and self.mask in context[:first]:
       first = max(0, context.index(self.mask) - room // 2)
     return context[first : first + room]
+
+  def _parted(self, tokens: list[int]) -> tuple[list[int], list[int]]:
+    """Returns what is before the blank, and behind it."""
+    blank = tokens.index(self.mask) if self.mask in tokens else len(tokens)
+    return tokens[:blank], tokens[blank + 1 :]
+
+  def _left_to_right(self, before: Sequence[int], text: list[int]) -> score_lib.Row:
+    """Returns the row that scores a text behind another as a causal model reads it."""
+    return score_lib.Row(prompt_lib.left_to_right([*before, *text[:-1]], self.specials, self.kind), text)
 
   def _framed(self, tokens: list[int]) -> list[int]:
     return self.kind.frame(tokens, self.specials) if self.kind.frame_size else tokens

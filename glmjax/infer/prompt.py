@@ -62,6 +62,13 @@ def fill_at(
   return Prompt([*tokens, specials.sop], numbers, n, stride)
 
 
+def left_to_right(tokens: Sequence[int], specials: tokens_lib.SpecialTokens, kind: positions_lib.Positions) -> Prompt:
+  """Makes a prompt of tokens that fill a [gMASK] at the beginning, so that none sees a later one: all that a causal
+  model is trained on.
+  """
+  return extend(fill_at([specials.gmask], 0, specials, kind, runs_on=True), tokens)
+
+
 def extend(prompt: Prompt, tokens: Sequence[int]) -> Prompt:
   """Returns the prompt with tokens that continue it, as if it had generated them."""
   steps = np.arange(1, len(tokens) + 1, dtype=np.int32)

@@ -458,6 +458,7 @@ def packaged(pattern):
 MODELS = {"runs/pretrain.gin": ["models/tiny.gin"], "runs/pretrain_glm10b.gin": ["models/glm_110m.gin"]}
 SETTINGS = {run: REQUIRED for run in MODELS} | {
   "runs/quickstart.gin": [],
+  "runs/quickstart_causal.gin": [],
   "runs/uncached.gin": [],
   "runs/chatglm_6b.gin": ['CACHE="cache"', 'WEIGHTS="imported"'],
 }

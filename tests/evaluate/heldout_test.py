@@ -163,6 +163,22 @@ def test_no_token_sees_its_future(model, tokenizer) -> None:
   assert np.abs(bits[0][70:] - bits[1][70:]).min() > 1e-6
 
 
+def test_a_causal_model_is_asked_as_it_was_trained(model, tokenizer) -> None:
+  """Every row begins with its one [gMASK], later windows too, and nothing that is right of a blank is shown."""
+  causal = dataclasses.replace(model, config=dataclasses.replace(model.config, causal=True))
+  held_out = windows.HeldOut([np.arange(10, 250, dtype=np.int32)], b"", 1, tokenizer.specials.eos)
+  asked = heldout.ask(held_out, causal, tokenizer.specials, heldout.Settings(max_fills=8))
+  glm_asked = heldout.ask(held_out, model, tokenizer.specials, heldout.Settings(max_fills=8))
+  assert asked.fills and [row.targets for row in asked.rows] == [row.targets for row in glm_asked.rows]
+  for row in asked.rows:
+    first, sop, *text = row.prompt.tokens
+    assert (first, sop) == (tokenizer.specials.gmask, tokenizer.specials.sop) and row.prompt.context_length == 1
+    text = [*text, row.targets[-1]]
+    text = text[1:] if text[0] == tokenizer.specials.eos else text
+    assert text == list(range(text[0], text[0] + len(text)))
+  assert all(fill.both_sides == fill.left_only for fill in asked.fills)
+
+
 def test_a_model_that_knows_one_token_gets_the_unigram_accuracy(model, cache, tokenizer) -> None:
   frequent = heldout.baselines.count_unigrams(
     cache.split("pretrain_zh", "train"), tokenizer.vocab_size, tokenizer.specials.eos
