@@ -25,6 +25,7 @@ SMALL = {  # the parameters of a run that takes seconds
   "04_plan_hardware": {"LAYERS": 2},
   "05_scaling": {"STEPS": 2, "MESHES": MESHES},
   "06_serve": {"STEPS": 120, "CLIENTS": 4},
+  "07_evaluate": {"STEPS": 40},
 }
 PICTURES = {
   "01_blank_infilling": 11,
@@ -33,6 +34,7 @@ PICTURES = {
   "04_plan_hardware": 9,
   "05_scaling": 8,
   "06_serve": 1,
+  "07_evaluate": 2,
 }
 
 
