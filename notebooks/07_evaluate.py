@@ -172,7 +172,7 @@ print(f"INT4: {int4['disk_bytes']:,} bytes")
 # A task is a YAML file, and its questions are lines of JSON. `prompt` makes a question of a record: `inputs` with a
 # `[MASK]` where the blank is, at its end without one. `type: mul` compares choices, by the sum of their tokens'
 # log-probabilities in the blank; `type: gen` has the answer written, and compares it as a text. These are the two ways
-# in which language models are examined, and the first is by far the easier one.
+# in which language models are examined; the first shows the model the right answer, among others.
 
 # %%
 CHOICES = """
@@ -282,9 +282,9 @@ for number, (model, mark, ink) in enumerate((("float", "o", "#333333"), ("INT4",
 scores.axvline(100 / len(WORDS["town"]), color=pictures.FAINT, linestyle="--", zorder=0)
 scores.text(100 / len(WORDS["town"]) + 1, places[0] + 0.42, "chance, of choices", color=pictures.INK, fontsize=8)
 scores.set_yticks(places, asked)
-scores.set_xlim(0, 100)
+scores.set_xlim(-2, 100)
 scores.set_xlabel("% right, 95 % intervals")
-scores.legend(frameon=False, loc="lower right")
+scores.legend(frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1, 1))
 gaps = np.array([pair[1]["difference"] for pair in pairs])
 errors = np.abs(gaps[:, 1:].T - gaps[:, 0])
 differences.errorbar(gaps[:, 0], places, xerr=errors, fmt="D", color="#333333", capsize=3)
