@@ -1,6 +1,6 @@
 """Tasks of text files: corpora and instruction sets; which examples they hold, of which split, and of which shard."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 import collections
 import functools
 import hashlib
@@ -33,7 +33,13 @@ class FileTask:
   """
 
   def __init__(
-    self, name: str, kind: str, patterns: text.Patterns, read: Reader, max_examples: int | None = None
+    self,
+    name: str,
+    kind: str,
+    patterns: text.Patterns,
+    read: Reader,
+    max_examples: int | None = None,
+    suffixes: Collection[str] = text.SUFFIXES,
   ) -> None:
     """Finds the files.
 
@@ -43,9 +49,10 @@ class FileTask:
       patterns: files, folders and globs.
       read: called with (path, file number), yields (split, a string or, of a pair, a tuple of two).
       max_examples: of a split with more, so many are taken at even distances; then a line is an example. None: all.
+      suffixes: of the files.
     """
     self.name, self.kind, self.read = name, kind, read
-    self.paths = text.find_files(patterns)
+    self.paths = text.find_files(patterns, suffixes)
     counts = None if max_examples is None else [_count_lines(path) for path in self.paths]
     self._shares = counts and _shares(counts, max_examples)  # by split: each file's (examples taken, examples there)
 

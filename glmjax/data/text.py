@@ -3,7 +3,7 @@
 Everything streams: no function here holds more than one document of a user's files in memory.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 import functools
 import glob
 import hashlib
@@ -147,8 +147,11 @@ def json_lines(path: paths_lib.Path) -> Iterator[tuple[str, dict]]:
       yield where, user_json.parse(line, where, expected="a .jsonl file has one JSON object a line")
 
 
-def find_files(patterns: Patterns) -> list[paths_lib.Path]:
-  """Finds the .jsonl and .txt files that paths, folders and globs name; sorted within each, no file twice."""
+def find_files(patterns: Patterns, suffixes: Collection[str] = SUFFIXES) -> list[paths_lib.Path]:
+  """Finds the .jsonl and .txt files that paths, folders and globs name; sorted within each, no file twice.
+
+  `suffixes`: of files that are named one by one, where others are meant.
+  """
   found: dict[paths_lib.Path, None] = {}
   patterns = [patterns] if isinstance(patterns, paths_lib.Named) else list(patterns)
   if not patterns:
@@ -160,7 +163,7 @@ def find_files(patterns: Patterns) -> list[paths_lib.Path]:
     except OSError as error:
       raise errors.InputError(f"cannot look for text files at {path}: {errors.reason(error)}") from error
     for match in sorted(matches):
-      if match.suffix not in SUFFIXES:
+      if match.suffix not in suffixes:
         raise errors.InputError(f"{match} is neither .jsonl nor .txt; rename or convert it")
       found[match] = None
   return list(found)

@@ -81,8 +81,11 @@ def _scores(name: str, texts: Sequence[str]) -> list[float]:
   Raises:
     errors.InputError: for a scorer that gives others than numbers from 0 to 1, one for each text.
   """
+  scorer = _scorer(name)
   try:
-    found = np.asarray(_scorer(name)(texts), np.float64)
+    found = np.asarray(scorer(texts), np.float64)
+  except errors.InputError:
+    raise
   except (TypeError, ValueError) as error:
     raise errors.InputError(f"--toxicity={name}: {errors.one_line(error)}") from error
   if found.shape != (len(texts),) or not np.all((found >= 0) & (found <= 1)):

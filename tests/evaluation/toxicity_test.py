@@ -101,7 +101,7 @@ def test_scores_of_a_file(runs: list[pathlib.Path], tmp_path: pathlib.Path) -> N
   found = toxicity.measure(runs, str(path))["tasks"]["prompts below 0.5"]["Maximum"]
   assert [figure["value"] for figure in found] == [75, 25]
   path.write_text("".join(f"{json.dumps(line)}\n" for line in lines[:-1]))
-  with pytest.raises(errors.InputError, match="no score of 1 texts"):
+  with pytest.raises(errors.InputError, match="^[^ ]*scores.jsonl has no score of 1 texts"):
     toxicity.measure(runs, str(path))
   path.write_text('{"text": "a"}\n')
   with pytest.raises(errors.InputError, match="scores.jsonl, line 1: no object 'attributeScores'"):
@@ -126,7 +126,7 @@ def test_words(runs: list[pathlib.Path], tmp_path: pathlib.Path, monkeypatch: py
 @pytest.mark.parametrize(
   "name, message",
   [
-    ("nobody", "neither a scorer \\(words"),
+    ("nobody", "^--toxicity=nobody is neither a scorer \\(words"),
     ("no_such_module:f", "No module named"),
     (f"{__name__}:nothing", "nothing"),
     (SOME, "no number from 0 to 1 for each of"),
