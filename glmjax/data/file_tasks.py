@@ -48,7 +48,8 @@ class FileTask:
       kind: a key of tokenizing.FEATURES: text or instruction.
       patterns: files, folders and globs.
       read: called with (path, file number), yields (split, a string or, of a pair, a tuple of two).
-      max_examples: of a split with more, so many are taken at even distances; then a line is an example. None: all.
+      max_examples: of a split with more lines, so many are taken at even distances; of lines that hold several
+        examples (conversations), the same part of the examples. None: all.
       suffixes: of the files.
     """
     self.name, self.kind, self.read = name, kind, read
@@ -68,7 +69,7 @@ class FileTask:
 
   @property
   def sizes(self) -> dict[str, int] | None:
-    """How many examples each split has; None where only reading tells."""
+    """How many lines with examples each split has; None where only reading tells."""
     if self._shares is None:
       return None
     return {split: sum(taken for taken, _ in of_files) for split, of_files in self._shares.items()}

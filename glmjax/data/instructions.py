@@ -8,6 +8,7 @@ from glmjax.io import paths
 from glmjax.io import user_json
 from glmjax import errors
 from glmjax import rounds
+from glmjax.data import conversations
 from glmjax.data import splits
 from glmjax.data import text
 
@@ -64,49 +65,69 @@ IGNORED = frozenset(
 
 
 def file_instructions(
-  path: paths.Path, file_number: int, fields: Sequence[Sequence[str]] = FIELDS
+  path: paths.Path, file_number: int, fields: Sequence[Sequence[str]] = FIELDS, history: str = HISTORY
 ) -> Iterator[tuple[str, tuple[str, str]]]:
-  """Yields (split, (inputs, targets)) of one JSONL file; the first pair of fields that a record has is taken."""
+  """Yields (split, (inputs, targets)) of one JSONL file; the pairs of a conversation are in one split.
+
+  The first pair of fields that a record has is taken; one that has none is a conversation, in the field "messages".
+  `history` is the field of the rounds before.
+  """
   if path.suffix != ".jsonl":
     raise errors.InputError(f"{path}: instructions are read from .jsonl files, one JSON object a line")
   number = -1
   for number, (where, record) in enumerate(text.json_lines(path)):
-    yield splits.split_of(file_number + number), _pair(record, fields, where)
+    split = splits.split_of(file_number + number)
+    yield from ((split, pair) for pair in _pairs(record, fields, history, where))
   if number < 0:
     raise errors.InputError(f"{path} holds no text; remove it or fill it")
 
 
-def _pair(record: Mapping[str, Any], fields: Sequence[Sequence[str]], where: str) -> tuple[str, str]:
+def _pairs(
+  record: Mapping[str, Any], fields: Sequence[Sequence[str]], history: str, where: str
+) -> Iterator[tuple[str, str]]:
   names = next((names for names in fields if all(name in record for name in names)), None)
-  if names is None:
+  if names is not None:
+    yield _pair(record, names, history, where)
+  elif conversations.MESSAGES in record:
+    _check_others(record, (conversations.MESSAGES,), f"one of the {conversations.MESSAGES}", where)
+    yield from conversations.pairs(record, where)
+  else:
     wanted = " or ".join(" and ".join(names) for names in fields)
     raise errors.InputError(
       f"{where}: no fields {wanted}; the record has {', '.join(record)[:200] or 'none'}: rename "
-      'its fields, with the whole question in the first and earlier rounds in "history"'
+      f'its fields, with the whole question in the first and earlier rounds in "{history}", or write "messages"'
     )
+
+
+def _pair(record: Mapping[str, Any], names: Sequence[str], history: str, where: str) -> tuple[str, str]:
   inputs, targets = (user_json.string(record, name, where) for name in names)
   if not targets:
     raise errors.InputError(f"{where}: the field {names[1]!r} is empty; there is nothing to learn")
-  for name, value in record.items():
-    if name not in (*names, HISTORY) and name.lower() not in IGNORED and value not in (None, "", [], {}):
-      raise errors.InputError(
-        f"{where}: the field {name[:40]!r} is not read, and might belong to the sample: write it into {names[0]!r}, "
-        'remove it, or move it into a field "metadata", which is passed over'
-      )
-  earlier = [] if HISTORY in names else _history(record.get(HISTORY), where)
+  _check_others(record, (*names, history), repr(names[0]), where)
+  earlier = [] if history in names else _history(record.get(history), history, where)
   return rounds.prompt(earlier, inputs), targets
 
 
-def _history(value: Any, where: str) -> list[tuple[str, str]]:
-  """Returns the rounds before, from [[question, answer], ...]."""
+def _check_others(record: Mapping[str, Any], names: Sequence[str], place: str, where: str) -> None:
+  """Raises InputError for a field that is not read and holds something; `place` says where to write it instead."""
+  for name, value in record.items():
+    if name not in names and name.lower() not in IGNORED and value not in (None, "", [], {}):
+      raise errors.InputError(
+        f"{where}: the field {name[:40]!r} is not read, and might belong to the sample: write it into {place}, "
+        'remove it, or move it into a field "metadata", which is passed over'
+      )
+
+
+def _history(value: Any, name: str, where: str) -> list[tuple[str, str]]:
+  """Returns the rounds before, from [[question, answer], ...] in the field `name`."""
   earlier = [] if value is None or value == "" else value
   if not isinstance(earlier, list) or not all(
     isinstance(each, list) and len(each) == 2 and all(isinstance(said, str) for said in each) for each in earlier
   ):
     raise errors.InputError(
-      f'{where}: the field "history" is {json.dumps(value)[:40]}, not a list of [question, answer] pairs'
+      f'{where}: the field "{name}" is {json.dumps(value)[:40]}, not a list of [question, answer] pairs'
     )
   return [
-    (user_json.string({HISTORY: asked}, HISTORY, where), user_json.string({HISTORY: answered}, HISTORY, where))
+    (user_json.string({name: asked}, name, where), user_json.string({name: answered}, name, where))
     for asked, answered in earlier
   ]

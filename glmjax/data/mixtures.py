@@ -114,7 +114,7 @@ def pretraining(
     raise errors.InputError(f"mixtures.pretraining: field is {str(field)[:60]}: give the name of a field")
   loaded = tokenizer_lib.Tokenizer.load(tokenizer)
   tasks = {language: _text_task(language, patterns, field) for language, patterns in files.items()}
-  pairs = _instruction_tasks(sets, max_examples, instructions_lib.FIELDS)
+  pairs = _instruction_tasks(sets, max_examples, instructions_lib.FIELDS, instructions_lib.HISTORY)
   shares = _rates(list(files), {name: task.sizes["train"] for name, task in pairs.items()}, rates, instruction_share)
   return _mixture(name, loaded, tasks | pairs, shares)
 
@@ -126,6 +126,7 @@ def instruction(
   max_examples: Mapping[str, int] | int = instruction_sets.MAX_EXAMPLES,
   fields: Sequence[Sequence[str]] = instructions_lib.FIELDS,
   name: str = INSTRUCTION,
+  history: str = instructions_lib.HISTORY,
 ) -> Mixture:
   """Returns the mixture of instruct_<name> for every instruction set.
 
@@ -133,9 +134,10 @@ def instruction(
     files: the sets, as `instruction_sets.named_sets` takes them.
     tokenizer: tokenizer folder.
     rates: shares of the samples by name; None: by size, after the caps. Sets of a rate of 0 are left out.
-    max_examples: pairs taken of each set, or that by name or pattern ("deepstruct_*"), the first that fits.
-    fields: (inputs field, targets field) pairs; the first that a record has is taken.
+    max_examples: records taken of each set, or that by name or pattern ("deepstruct_*"), the first that fits.
+    fields: (inputs field, targets field) pairs; the first that a record has is taken, else its "messages".
     name: the mixture's name.
+    history: field of the rounds before, [[question, answer], ...]; a record may do without.
   """
   sets = instruction_sets.named_sets(files)
   if rates is not None:
@@ -147,8 +149,10 @@ def instruction(
       )
     _check_some("mixtures.instruction", rates)
   _check_fields(fields)
+  if not isinstance(history, str):
+    raise errors.InputError(f"mixtures.instruction: history is {str(history)[:60]}: give the name of a field")
   loaded = tokenizer_lib.Tokenizer.load(tokenizer)
-  tasks = _instruction_tasks(sets, max_examples, fields)
+  tasks = _instruction_tasks(sets, max_examples, fields, history)
   shares = rates or {name: float(task.sizes["train"]) for name, task in tasks.items()}
   return _mixture(name, loaded, tasks, shares)
 
@@ -169,13 +173,17 @@ def _text_task(language: str, patterns: text.Patterns, field: str) -> file_tasks
 
 
 def _instruction_tasks(
-  sets: Mapping[str, text.Patterns], max_examples: Mapping[str, int] | int, fields: Sequence[Sequence[str]]
+  sets: Mapping[str, text.Patterns],
+  max_examples: Mapping[str, int] | int,
+  fields: Sequence[Sequence[str]],
+  history: str,
 ) -> dict[str, file_tasks.FileTask]:
   """Returns the tasks by their sets' names; none without pairs."""
   if not sets:
     return {}
   most = instruction_sets.caps(list(sets), max_examples)
-  read = functools.partial(instructions_lib.file_instructions, fields=fields)
+  other = {} if history == instructions_lib.HISTORY else {"history": history}  # caches of before knew no other
+  read = functools.partial(instructions_lib.file_instructions, fields=fields, **other)
   tasks = {}
   for name, patterns in sets.items():
     tasks[name] = task = file_tasks.FileTask(f"instruct_{name}", "instruction", patterns, read, most[name])

@@ -13,17 +13,8 @@ def conversation(messages: Sequence[wire.Message]) -> str:
   """Returns the prompt of a conversation, as ChatGLM has it: what the system says stands before the first question."""
   if messages[-1].role != "user":
     raise errors.InputError("messages: the last one must be the user's")
-  past: list[tuple[str, str]] = []
-  asked: list[str] = []
-  for message in messages:
-    if message.role != "assistant":
-      asked.append(message.text)
-    elif not asked:
-      raise errors.InputError("messages: the assistant's answer follows no question")
-    else:
-      past.append(("\n".join(asked), message.text))
-      asked = []
-  return rounds.prompt(past, "\n".join(asked))
+  past, query = rounds.of_messages((message.role, message.text) for message in messages)
+  return rounds.prompt(past, query)
 
 
 class Prompt(NamedTuple):

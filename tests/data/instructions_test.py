@@ -63,6 +63,14 @@ def test_history_of_another_shape_is_refused(path, history):
   )
 
 
+def test_history_in_a_field_of_another_name(path):
+  record = {"content": "c", "summary": "d", "past": [["a", "b"]]}
+  fields = [("content", "summary")]
+  assert read(path, record, fields=fields, history="past") == [("[Round 0]\n问：a\n答：b\n[Round 1]\n问：c\n答：", "d")]
+  fails("the field 'past' is not read", path, record, fields=fields)
+  fails('the field "past" is 5, not a list', path, record | {"past": 5}, fields=fields, history="past")
+
+
 def test_half_a_surrogate_in_history_is_refused(path):
   path.write_text('{"prompt": "a", "response": "b", "history": [["\\ud800", "c"]]}')
   with pytest.raises(errors.InputError, match="surrogate"):
@@ -101,7 +109,7 @@ def test_fields_that_describe_a_pair_are_passed_over(path):
 
 
 @pytest.mark.parametrize(
-  "record", [{"instruction": "a", "input": "", "output": "b"}, {"messages": [{"role": "user", "content": "a"}]}, {}]
+  "record", [{"instruction": "a", "input": "", "output": "b"}, {"conversations": [{"from": "human", "value": "a"}]}, {}]
 )
 def test_records_of_other_formats_are_told_what_to_do(path, record):
   fails("no fields inputs and targets or prompt and response; the record has .*: rename its fields", path, record)

@@ -82,6 +82,16 @@ def test_caps_take_at_even_distances_whatever_the_files(folder, tmp_path):
     assert sorted(inputs for shard in shards for inputs, _ in shard) == sorted(found)
 
 
+def test_of_conversations_a_cap_takes_the_same_part_of_the_answers(folder, tmp_path):
+  messages = [{"role": role, "content": "x"} for role in ("user", "assistant")] * 5
+  (tmp_path / "set").mkdir()
+  (tmp_path / "set" / "a.jsonl").write_text((json.dumps({"messages": messages}) + "\n") * 100)
+  assert of_sets(folder, tmp_path, 98).sizes == {"train": 98, "validation": 2}
+  for cap, count in ((49, 245), (98, 490), (1000, 490)):
+    assert len(taken(folder, tmp_path, cap, "train")) == count
+  assert len(taken(folder, tmp_path, 1, "validation")) == 5
+
+
 def test_many_sets_share_by_size_after_their_caps(folder, tmp_path):
   sizes = {f"t0_{i}": 20 + 3 * i for i in range(70)} | {"deepstruct_a": 110, "deepstruct_kelm": 120}
   for name, size in sizes.items():

@@ -121,10 +121,14 @@ def instructions(r: random.Random, world: pathlib.Path) -> Case:
         {**good, "prompt": 5},
         {"Inputs": "a", "targets": "b"},
         {"inputs": "\ud800", "targets": "b"},
+        {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": odd.value(r)}]},
+        {"messages": [{"role": odd.value(r), "content": "a"}, {"role": "assistant", "content": "b"}]},
+        {"messages": [odd.value(r), {"role": "assistant", "content": "b"}]},
+        {"messages": odd.value(r)},
       )
     )
     about, verdict = f"record {str(record)[:60]}", odd.EITHER
-    if not isinstance(record.get("inputs", record.get("prompt")), str):
+    if "messages" not in record and not isinstance(record.get("inputs", record.get("prompt")), str):
       verdict = odd.BAD
     content = json.dumps(good).encode() + b"\n" + json.dumps(record).encode() + b"\n"
   return Case(about, ("@instructions", "bad.jsonl"), ("bad.jsonl",), verdict, {"bad.jsonl": content})
