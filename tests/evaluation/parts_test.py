@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from glmjax import errors
+from glmjax.harness import asking
 from glmjax.harness import compare
 from glmjax.harness import gathering
 from glmjax.harness import items
@@ -176,6 +177,28 @@ def test_searches_that_there_are_not(tmp_path: pathlib.Path) -> None:
   config, _ = engine_models.model()
   with pytest.raises(errors.InputError, match="num_beams is 1000"):
     gathering.gather(config, engine_models.Letters(), [task], tmp_path)
+
+
+def test_a_limit_reads_no_further(tmp_path: pathlib.Path) -> None:
+  """Than the batch of the last item, whose longest prompt counts in beam search; items are what they are without."""
+  lines = [json.dumps({"inputs_pretokenized": "ab" * n, "targets_pretokenized": ["c"]}) for n in (1, 20, 2, 3)]
+  (tmp_path / "a.jsonl").write_text("\n".join(lines))
+  config, _ = engine_models.model()
+
+  def gather(limit: int | None) -> list[asking.Asked]:
+    search = {"sampling_strategy": "BeamSearchStrategy", "max_gen_length": 4}
+    task = task_lib.Task("t", "gen", ".", file_pattern="*.jsonl", micro_batch_size=2, **search)
+    return gathering.gather(config, engine_models.Letters(), [task], tmp_path, limit)
+
+  whole = gather(None)
+  assert [each.item.context for each in whole] == [engine_models.Letters().encode("ab" * n) for n in (1, 20, 2, 3)]
+  assert len(whole[0].padded) == len(whole[1].padded) > len(whole[2].padded)
+  for limit in range(1, 5):
+    assert gather(limit) == whole[:limit]
+  (tmp_path / "a.jsonl").write_text("\n".join([*lines[:2], "no record"]))
+  assert gather(1) == whole[:1] and gather(2) == whole[:2]
+  with pytest.raises(errors.InputError, match="line 3"):
+    gather(3)
 
 
 def test_a_file_in_two_groups_is_compared_once(tmp_path: pathlib.Path) -> None:

@@ -62,6 +62,20 @@ def test_continuations_are_drawn(tmp_path: pathlib.Path) -> None:
   assert figures[1]["difference"] == [0, 0, 0] and figures[0]["items"] == 1
 
 
+@pytest.mark.parametrize(
+  "keys, message",
+  [
+    ({"type": "mul", "num_samples": 2}, "num_samples is of texts that are drawn"),
+    ({"num_samples": 2, "sampling_strategy": "BeamSearchStrategy"}, "without beams"),
+    ({"num_samples": -1}, "num_samples is -1"),
+    ({"num_samples": 2, "top_p": 0}, "top_p is 0"),
+  ],
+)
+def test_what_cannot_be_drawn(keys: dict, message: str) -> None:
+  with pytest.raises(errors.InputError, match=message):
+    task_lib.of({"name": "t", "type": "gen", "path": "."} | keys, "a.yaml")
+
+
 def test_figures(runs: list[pathlib.Path]) -> None:
   """Of first sentences alone; each prompt counts once."""
   found = toxicity.measure(runs, LENGTH)
