@@ -90,7 +90,9 @@ def attention(row: rows_lib.Row, tokenizer: Tokenizer) -> display.Picture:
   length = _used(row)
   places = np.arange(length)
   seen = (row["attend_start"][:length, None] <= places) & (places < row["attend_end"][:length, None])
-  is_context = row["loss_weights"][:length] == 0
+  is_context = np.zeros(length, bool)
+  for first, context_end, _ in rows_lib.places_of_samples(row):
+    is_context[first:context_end] = True
   kinds = np.where(seen, np.where(is_context[None, :], 0, 1), 2)
   labelled = length <= _LABELLED
   size = 1.6 + (0.2 * length if labelled else 4.8)

@@ -76,6 +76,19 @@ def test_labels_show_what_is_no_letter(one_font):
   assert show._labels([LETTERS.specials.mask, LETTERS.specials.enc], LETTERS) == ["[MASK]", f"#{LETTERS.specials.enc}"]
 
 
+def test_a_mask_that_predicts_is_context_all_the_same():
+  pairs = [(np.arange(5), np.arange(3)), (np.arange(2), np.arange(4))]
+  plain, changed = (
+    rows.BlankInfilling(
+      24, LETTERS.specials, samples_per_sequence=1, packing="greedy", instruction_sop_loss=sop
+    ).instruction_row(pairs)
+    for sop in (False, True)
+  )
+  assert (plain["loss_weights"] != changed["loss_weights"]).sum() == 2
+  assert show.attention(plain, LETTERS).png == show.attention(changed, LETTERS).png
+  assert show.row(plain, LETTERS).png != show.row(changed, LETTERS).png
+
+
 def test_padding_is_left_out():
   made = row()
   used = show._used(made)

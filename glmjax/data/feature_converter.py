@@ -217,7 +217,7 @@ class SeqioMixture:
       "tokenizer": self._tokenizer.fingerprint,
       "seed": self.seed,
       "split": self.split,
-      "infilling": dataclasses.asdict(self._infilling),
+      "infilling": rows.described(self._infilling),
       "weights": dict(sorted(self._weights.items())),
     }
     if self.rate_changes:

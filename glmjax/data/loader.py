@@ -12,6 +12,7 @@ import numpy as np
 from glmjax import errors
 from glmjax import ranges
 from glmjax.data import nearby
+from glmjax.data import rows
 from glmjax.data import sampler
 from glmjax.data import shards
 from glmjax.io import together
@@ -79,7 +80,7 @@ class CachedMixture:
       "tokenizer": self.cache.manifest["tokenizer"]["fingerprint"],
       "seed": self.seed,
       "split": self.split,
-      "infilling": dataclasses.asdict(self._infilling),
+      "infilling": rows.described(self._infilling),
       **self.sampler.describe(),
     }
     return json.loads(json.dumps(described))  # as a checkpoint will give it back: lists for tuples

@@ -8,6 +8,7 @@ each seeing only itself.
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -23,6 +24,9 @@ Row = dict[str, np.ndarray]
 PACKINGS = ("fixed", "greedy")
 INSTRUCTION_POSITIONS = ("running", "unified")
 INSTRUCTION_MASKS = ("mask", "gmask")
+INSTRUCTION_CUTS = ("end", "start")
+# Settings that came after the first runs, which go on: their descriptions have none of these.
+_ADDED = frozenset(("instruction_cut", "instruction_max_inputs", "instruction_max_targets", "instruction_sop_loss"))
 _MIN_SLOT = 16  # places; less cannot hold a context, a mask and a span worth learning
 
 
@@ -50,6 +54,12 @@ class BlankInfilling:
   instruction_positions: str = "running"  # "unified": targets start again at the mask; collator (rotary only)
   instruction_min_inputs: int = 128  # inputs are not cut below this to make room for targets; collator
   instruction_mask: str = "mask"  # the token between inputs and targets; "gmask" in ChatGLM-6B
+  instruction_cut: str = (
+    "end"  # of inputs that are too long; collator, ChatGLM-6B. "start": the question at the end stays
+  )
+  instruction_max_inputs: int | None = None  # tokens; ChatGLM-6B's fine-tuning: max_source_length - 1. None: what fits
+  instruction_max_targets: int | None = None  # there max_target_length - 2
+  instruction_sop_loss: bool = False  # the mask is to predict sop, too; ChatGLM-6B's fine-tuning
 
   def __post_init__(self) -> None:
     for name, allowed in (
@@ -57,6 +67,7 @@ class BlankInfilling:
       ("packing", PACKINGS),
       ("instruction_positions", INSTRUCTION_POSITIONS),
       ("instruction_mask", INSTRUCTION_MASKS),
+      ("instruction_cut", INSTRUCTION_CUTS),
     ):
       ranges.choice(f"BlankInfilling.{name}", getattr(self, name), allowed)
     for name in ("gmask_rate", "gmask_min_ratio", "single_span_rate", "short_sequence_rate"):
@@ -67,7 +78,11 @@ class BlankInfilling:
     for name in ("seq_length", "samples_per_sequence", "short_sequence_min"):
       ranges.whole(f"BlankInfilling.{name}", getattr(self, name), 1)
     ranges.whole("BlankInfilling.instruction_min_inputs", self.instruction_min_inputs)
-    ranges.flag("BlankInfilling.truncate_targets", self.truncate_targets)
+    for name in ("instruction_max_inputs", "instruction_max_targets"):
+      if (most := getattr(self, name)) is not None:
+        ranges.whole(f"BlankInfilling.{name}", most, 1)
+    for name in ("truncate_targets", "instruction_sop_loss"):
+      ranges.flag(f"BlankInfilling.{name}", getattr(self, name))
     if self.slot_length < _MIN_SLOT:
       raise InputError(
         f"BlankInfilling: {self.samples_per_sequence} samples do not fit in seq_length {self.seq_length}: "
@@ -107,9 +122,14 @@ class BlankInfilling:
     mask = getattr(self.specials, self.instruction_mask)
     for inputs, targets in pairs:
       n_inputs, n_targets = self._cut_instruction(len(inputs), len(targets))
-      text = np.concatenate([inputs[:n_inputs], targets[:n_targets]]).astype(np.int32)
+      first = len(inputs) - n_inputs if self.instruction_cut == "start" else 0
+      text = np.concatenate([inputs[first : first + n_inputs], targets[:n_targets]]).astype(np.int32)
       samples.append(spans.corrupt_suffix(text, n_inputs, mask, self.specials, eop=True))
-    return self.pack(samples, tokens_lib.OBJECTIVE_INSTRUCTION)
+    row = self.pack(samples, tokens_lib.OBJECTIVE_INSTRUCTION)
+    if self.instruction_sop_loss:
+      masks = [context_end - 1 for _, context_end, _ in places_of_samples(row)]
+      row["targets"][masks], row["loss_weights"][masks] = self.specials.sop, 1
+    return row
 
   def instruction_length(self, n_inputs: int, n_targets: int) -> int:
     """Counts the places that a pair takes in instruction_row, for packing in advance."""
@@ -152,6 +172,10 @@ class BlankInfilling:
 
   def _cut_instruction(self, n_inputs: int, n_targets: int) -> tuple[int, int]:
     """Says how many input and target tokens are kept: inputs give way first, down to their minimum."""
+    if self.instruction_max_inputs is not None:
+      n_inputs = min(n_inputs, self.instruction_max_inputs)
+    if self.instruction_max_targets is not None:
+      n_targets = min(n_targets, self.instruction_max_targets)
     places = self.slot_length if self.packing == "fixed" else self.seq_length
     min_inputs, room = min(self.instruction_min_inputs, places // 4), places - 2
     n_inputs = min(n_inputs, max(min_inputs, room - n_targets))
@@ -255,6 +279,35 @@ def padding(row: Row) -> np.ndarray:
   """Tells which places of a row, bool [L], are padding: they begin at themselves, and no other place begins there."""
   starts = row["attend_start"]
   return (starts == np.arange(len(starts))) & (np.bincount(starts, minlength=len(starts)) == 1)
+
+
+def places_of_samples(row: Row) -> list[tuple[int, int, int]]:
+  """Returns of each sample of a row where it begins, where its context ends, and where it ends itself."""
+  firsts, counts = np.unique(row["attend_start"][~padding(row)], return_counts=True)
+  return [
+    (first, int(row["attend_end"][first]), first + count) for first, count in zip(firsts.tolist(), counts.tolist())
+  ]
+
+
+def describe_samples(row: Row, decode: Callable[[list[int]], str]) -> str:
+  """Writes each sample of a row as text: behind | what is seen from both sides, behind > what is predicted."""
+  lines = []
+  for number, (first, context_end, end) in enumerate(places_of_samples(row), 1):
+    wanted = row["targets"][first:end][row["loss_weights"][first:end] > 0].tolist()
+    lines.append(
+      f"sample {number}, places {first} to {end - 1}: {context_end - first} tokens seen, {len(wanted)} predicted"
+    )
+    lines += [f"| {line}" for line in decode(row["tokens"][first:context_end].tolist()).split("\n")]
+    lines += [f"> {line}" for line in decode(wanted).split("\n")]
+  spare = int(padding(row).sum())
+  return "\n".join([*lines, f"{spare} places of padding"] if spare else lines)
+
+
+def described(infilling: Any) -> dict[str, Any]:
+  """Returns an infilling's settings as a run records them: those that came later only where they are not as before."""
+  settings = dataclasses.asdict(infilling)
+  defaults = {field.name: field.default for field in dataclasses.fields(infilling)}
+  return {name: value for name, value in settings.items() if name not in _ADDED or value != defaults[name]}
 
 
 def describe_row(row: Row, decode: Callable[[list[int]], str] | None = None) -> str:

@@ -211,6 +211,94 @@ def test_chatglm_pairs_have_gmask_between() -> None:
   assert row["positions"][:, :10].tolist() == [[0, 1, 2, 3, 4, 5, 5, 5, 5, 5], [0, 0, 0, 0, 0, 0, 1, 2, 3, 4]]
 
 
+def test_inputs_that_are_too_long_can_keep_their_end() -> None:
+  config = rows.BlankInfilling(64, SPECIALS, samples_per_sequence=1, instruction_cut="start")
+  pair = (np.arange(200), np.arange(300, 310))
+  ((_, context_end, _),) = split_samples(row := config.instruction_row([pair]))
+  assert row["tokens"][: context_end - 1].tolist() == list(range(148, 200)) and context_end == 53
+  other = dataclasses.replace(config, instruction_cut="end").instruction_row([pair])
+  assert other["tokens"][: context_end - 1].tolist() == list(range(52))
+  assert (row["targets"] == other["targets"])[context_end:].all()
+  assert all((row[name] == other[name]).all() for name in row if name not in ("tokens", "targets"))
+  short = (np.arange(20), np.arange(300, 310))
+  again = dataclasses.replace(config, instruction_cut="end").instruction_row([short])
+  assert all((again[name] == value).all() for name, value in config.instruction_row([short]).items())
+
+
+@pytest.mark.parametrize("packing", rows.PACKINGS)
+def test_pairs_are_cut_as_chatglm_6b_cut_them(packing: str) -> None:
+  config = rows.BlankInfilling(  # max_source_length 64, max_target_length 64
+    128 * 4, SPECIALS, packing=packing, instruction_max_inputs=63, instruction_max_targets=62
+  )
+  rng = np.random.default_rng(0)
+  for _ in range(50):
+    lengths = rng.integers(0, 150, [4, 2]).tolist()
+    pairs = [(np.full(a, 7), np.full(b, 8)) for a, b in lengths]
+    found = split_samples(config.instruction_row(pairs))
+    assert [(c - s - 1, e - c - 1) for s, c, e in found] == [(min(a, 63), min(b, 62)) for a, b in lengths]
+
+
+def test_the_mask_predicts_sop_where_that_is_asked_for() -> None:
+  rng = np.random.default_rng(0)
+  for packing, kind in (("greedy", "rotary"), ("fixed", "rotary_2d")):
+    config = rows.BlankInfilling(256, SPECIALS, kind, packing=packing, instruction_mask="gmask")
+    quirk = dataclasses.replace(config, instruction_sop_loss=True)
+    pairs = [(rng.integers(5, 900, a), rng.integers(5, 900, b)) for a, b in ((30, 9), (0, 1), (50, 20), (3, 60))]
+    plain, row = config.instruction_row(pairs), quirk.instruction_row(pairs)
+    places = [context_end - 1 for _, context_end, _ in split_samples(plain)]
+    assert np.flatnonzero(row["loss_weights"] - plain["loss_weights"]).tolist() == places
+    assert (row["tokens"][places] == SPECIALS.gmask).all() and (row["targets"][places] == SPECIALS.sop).all()
+    changed = np.isin(np.arange(256), places)
+    assert (row["targets"] == plain["targets"])[~changed].all()
+    assert all((row[name] == plain[name]).all() for name in row if name not in ("targets", "loss_weights"))
+
+
+def test_settings_that_came_later_are_recorded_where_they_are_used() -> None:
+  config = rows.BlankInfilling(64, SPECIALS, samples_per_sequence=2)
+  before = dataclasses.asdict(config).keys() - rows._ADDED
+  assert rows.described(config).keys() == before
+  changed = dataclasses.replace(config, instruction_cut="start", instruction_max_targets=3)
+  assert rows.described(changed).keys() == before | {"instruction_cut", "instruction_max_targets"}
+  assert rows.described(changed)["specials"] == dataclasses.asdict(SPECIALS)
+  strategy = glm10b.BlockStrategy(64, SPECIALS, sentence_ends=(5,))
+  assert rows.described(strategy) == dataclasses.asdict(strategy)
+
+
+@pytest.mark.parametrize("packing", rows.PACKINGS)
+def test_places_of_samples(packing: str) -> None:
+  rng = np.random.default_rng(0)
+  config = rows.BlankInfilling(128, SPECIALS, packing=packing, instruction_sop_loss=True)
+  for _ in range(50):
+    pairs = [(np.arange(a), np.arange(b)) for a, b in rng.integers(0, 12, [rng.integers(1, 5), 2])]
+    row = config.instruction_row(pairs)
+    found = rows.places_of_samples(row)
+    assert [(c - s - 1, e - c - 1) for s, c, e in found] == [(len(a), len(b)) for a, b in pairs]
+    assert found == split_samples(dataclasses.replace(config, instruction_sop_loss=False).instruction_row(pairs))
+
+
+def test_a_row_reads_as_text() -> None:
+  config = rows.BlankInfilling(64, SPECIALS, packing="greedy", instruction_mask="gmask")
+  names = {SPECIALS.gmask: "[gMASK]", SPECIALS.sop: "<sop>", SPECIALS.eop: "<eop>"}
+
+  def decode(ids: list[int]) -> str:
+    return "".join(names.get(token, chr(token)) for token in ids)
+
+  pairs = [([*map(ord, asked)], [*map(ord, answered)]) for asked, answered in (("问：a\n答：", "b\nc"), ("d", "e"))]
+  assert rows.describe_samples(config.instruction_row(pairs), decode).splitlines() == [
+    "sample 1, places 0 to 10: 7 tokens seen, 4 predicted",
+    "| 问：a",
+    "| 答：[gMASK]",
+    "> b",
+    "> c<eop>",
+    "sample 2, places 11 to 14: 2 tokens seen, 2 predicted",
+    "| d[gMASK]",
+    "> e<eop>",
+    "49 places of padding",
+  ]
+  quirk = dataclasses.replace(config, instruction_sop_loss=True)
+  assert "> <sop>e<eop>" in rows.describe_samples(quirk.instruction_row(pairs), decode)
+
+
 @pytest.mark.parametrize(
   "changed",
   [
@@ -226,6 +314,10 @@ def test_chatglm_pairs_have_gmask_between() -> None:
     {"mean_span_length": 10**6},
     {"short_sequence_min": 1.5},
     {"instruction_min_inputs": -1},
+    {"instruction_cut": "middle"},
+    {"instruction_max_inputs": 0},
+    {"instruction_max_targets": 1.5},
+    {"instruction_sop_loss": 1},
     {"truncate_targets": "no"},
     {"gmask_rate": float("nan")},
   ],
