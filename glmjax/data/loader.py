@@ -99,7 +99,7 @@ class CachedMixture:
 
   def batches(self, plan: Iterable[tuple[int, int]], process_index: int = 0, process_count: int = 1) -> Iterator[Batch]:
     """Yields batches of this host's rows, one for each (first sample index, batch size) of the plan."""
-    local = (_local_rows(first, size, process_index, process_count) for first, size in plan)
+    local = (local_rows(first, size, process_index, process_count) for first, size in plan)
     if self.num_workers == 0:
       return map(_batch_maker(self, self.cache), local)
     return self._prefetched(local)
@@ -126,7 +126,7 @@ class CachedMixture:
         worker.close()
 
 
-def _local_rows(first: int, size: int, process_index: int, process_count: int) -> tuple[int, int]:
+def local_rows(first: int, size: int, process_index: int, process_count: int) -> tuple[int, int]:
   """Returns this host's (first sample index, count): its own contiguous rows of the batch."""
   if size % process_count:
     raise errors.InputError(f"a batch of {size} rows does not divide over {process_count} hosts; change the batch size")
@@ -139,10 +139,10 @@ def _batch_maker(settings: CachedMixture, cache: shards.TokenCache) -> Callable[
   replaced.
   """
   settings.__dict__["cache"] = cache
-  return functools.partial(_make_batch, settings.sampler, isinstance(cache.directory, bucket_path.BucketPath))
+  return functools.partial(make_batch, settings.sampler, isinstance(cache.directory, bucket_path.BucketPath))
 
 
-def _make_batch(source: sampler.MixtureSampler, in_bucket: bool, asked: tuple[int, int]) -> Batch:
+def make_batch(source: sampler.MixtureSampler, in_bucket: bool, asked: tuple[int, int]) -> Batch:
   """Stacks rows [first, first + count); those whose text has to be fetched are made side by side, and wait once."""
   first, count = asked
   indices, made = range(first, first + count), {}

@@ -22,6 +22,7 @@ from glmjax.io import paths
 
 PRETRAINING = "pretrain_bilingual"  # names of the mixtures
 INSTRUCTION = "instruct"
+JOINED = "joined"
 INSTRUCTION_SHARE = 0.05  # of the samples, where no rates are given; GLM-130B paper, section 2.2
 _log = logging.getLogger("glmjax")
 
@@ -157,10 +158,43 @@ def instruction(
   return _mixture(name, loaded, tasks, shares)
 
 
+def joined(parts: Sequence[Mixture], shares: Sequence[float], name: str = JOINED) -> Mixture:
+  """Returns one mixture of several: what is to be learned, and some of what is not to be forgotten.
+
+  Args:
+    parts: mixtures of one tokenizer, whose tasks have different names.
+    shares: of the samples, for each part; within it, its tasks share as they did.
+    name: the mixture's name.
+  """
+  if not isinstance(parts, (list, tuple)) or not parts or not all(isinstance(part, Mixture) for part in parts):
+    raise errors.InputError(
+      f"mixtures.joined: parts are {str(parts)[:100]}: give a list of what mixtures.instruction(...) and "
+      "mixtures.pretraining(...) return (in a gin file with () at their ends)"
+    )
+  if not isinstance(shares, (list, tuple)) or len(shares) != len(parts):
+    raise errors.InputError(
+      f"mixtures.joined: shares are {str(shares)[:100]}: give a number for each of {len(parts)} parts"
+    )
+  for part, share in zip(parts, shares):
+    ranges.number(f"mixtures.joined: the share of {part.name}", share, 0)
+    if part.tokenizer != parts[0].tokenizer:
+      raise errors.InputError(f"mixtures.joined: {parts[0].name} and {part.name} have different tokenizers")
+  tasks, rates = [], {}
+  for part, share in zip(parts, shares):
+    total = sum(part.rates.values())
+    for task in part.tasks:
+      if task.name in rates:
+        raise errors.InputError(f"mixtures.joined: two tasks are named {task.name}: give one's files another name")
+      rates[task.name] = share * part.rates[task.name] / total
+      tasks.append(task)
+  _check_some("mixtures.joined", rates)
+  return _mixture(name, parts[0].tokenizer, {task.name: task for task in tasks}, rates)
+
+
 def _mixture(
-  name: str, tokenizer: tokenizer_lib.Tokenizer, tasks: Mapping[str, file_tasks.FileTask], rates: Mapping[str, float]
+  name: str, tokenizer: tokenizer_lib.Tokenizer, tasks: Mapping[str, Task], rates: Mapping[str, float]
 ) -> Mixture:
-  """Returns the mixture of those tasks whose rates are above 0; both by language and set."""
+  """Returns the mixture of those tasks whose rates are above 0; both by the same names."""
   if not isinstance(name, str) or not name:
     raise errors.InputError(f"the mixture's name is {str(name)[:60]}: give a text")
   taken = {tasks[key]: float(rate) for key, rate in rates.items() if rate}

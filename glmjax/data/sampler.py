@@ -22,7 +22,7 @@ from glmjax import errors
 from glmjax import ranges
 from glmjax.data import glm10b
 from glmjax.data import rows
-from glmjax.data import shards
+from glmjax.data import tokenized
 
 Infilling = rows.BlankInfilling | glm10b.BlockStrategy
 
@@ -206,7 +206,7 @@ def permute(index: int, size: int, *key: int | str) -> int:
 class TextRows:
   """Rows of a text task: fixed-size windows over its documents laid end to end as a circle."""
 
-  def __init__(self, reader: shards.SplitReader, infilling: Infilling, seed: int, task: str) -> None:
+  def __init__(self, reader: tokenized.Split, infilling: Infilling, seed: int, task: str) -> None:
     self._reader, self._infilling = reader, infilling
     self._seed, self._task = seed, task
     self._length = infilling.window_length
@@ -229,7 +229,7 @@ class TextRows:
 class InstructionRows:
   """Rows of an instruction task: consecutive pairs, as many as fit."""
 
-  def __init__(self, reader: shards.SplitReader, infilling: Infilling) -> None:
+  def __init__(self, reader: tokenized.Split, infilling: Infilling) -> None:
     self._reader, self._infilling = reader, infilling
     self._starts = pack_pairs(reader.document_lengths(), infilling)
     self.num_rows = len(self._starts) - 1
@@ -262,11 +262,11 @@ def pack_pairs(lengths: np.ndarray, infilling: Infilling) -> list[int]:
 
 
 class MixtureSampler:
-  """The rows of one split of a cached mixture, by number."""
+  """The rows of one split of a mixture that is tokenized, by number."""
 
   def __init__(
     self,
-    cache: shards.TokenCache,
+    cache: tokenized.Mixture,
     infilling: Infilling,
     seed: int,
     split: str = "train",
@@ -319,7 +319,7 @@ class MixtureSampler:
 
 
 def _task_rows(
-  cache: shards.TokenCache, name: str, split: str, infilling: Infilling, seed: int
+  cache: tokenized.Mixture, name: str, split: str, infilling: Infilling, seed: int
 ) -> TextRows | InstructionRows:
   reader = cache.split(name, split)
   if cache.tasks[name]["kind"] == "text":
@@ -337,7 +337,7 @@ def _task_rows(
   return source
 
 
-def task_rates(cache: shards.TokenCache, split: str, rates: Mapping[str, float] | None) -> dict[str, float]:
+def task_rates(cache: tokenized.Mixture, split: str, rates: Mapping[str, float] | None) -> dict[str, float]:
   """Returns each task's rate, as given or as cached (None).
 
   A name in `rates` may have wildcards, and be several joined by "|": what it is given is then shared out
@@ -363,7 +363,7 @@ def task_rates(cache: shards.TokenCache, split: str, rates: Mapping[str, float] 
   return shared
 
 
-def nothing_held_out(cache: shards.TokenCache, split: str, tasks: Iterable[str]) -> errors.InputError:
+def nothing_held_out(cache: tokenized.Mixture, split: str, tasks: Iterable[str]) -> errors.InputError:
   """Returns the error of a split in which none of the tasks has a document."""
   return errors.InputError(
     f"{cache.directory}: of {', '.join(sorted(tasks))} nothing is in the split {split!r}: make the cache again "

@@ -14,6 +14,7 @@ from glmjax.io import publish
 from glmjax.io import user_json
 
 MODEL, LAYOUT = "tokenizer.model", "tokenizer.json"
+FOLDER = "tokenizer"  # its name in the folder of a model, a run or a cache
 LARGEST = 1 << 28  # bytes of the model; ice_text.model has 2.7 MB
 
 

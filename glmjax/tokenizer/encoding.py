@@ -58,7 +58,8 @@ class Tokenizer:
 
   @classmethod
   def load(cls, path: paths.Named, num_image_tokens: int | None = None) -> "Tokenizer":
-    """Loads a tokenizer folder, or a bare SentencePiece model such as the user's own ice_text.model.
+    """Loads a tokenizer folder, that of a model's folder, or a bare SentencePiece model such as the user's own
+    ice_text.model.
 
     A folder knows its number of image ids; a bare model has none unless the caller says so
     (20000 for GLM-130B and the first ChatGLM-6B, 0 for ChatGLM-6B since April 2023).
@@ -66,6 +67,8 @@ class Tokenizer:
     path = paths.named(path, "the tokenizer")
     if not path.is_dir():
       return cls(_read_bytes(path), num_image_tokens or 0, str(path))
+    if not (path / LAYOUT_FILE).exists() and (inside := path / tokenizer_folder.FOLDER).is_dir():
+      path = inside
     model = _read_bytes(path / MODEL_FILE)
     layout_path = path / LAYOUT_FILE
     saved = user_json.parse(

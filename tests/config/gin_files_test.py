@@ -478,6 +478,20 @@ def test_every_run_trains_on_every_mesh(run, mesh):
   )
 
 
+@pytest.mark.parametrize("files", [["data/pairs.gin"], ["data/pairs.gin", "data/replay.gin"]])
+def test_data_takes_the_place_of_a_runs(files):
+  from glmjax.cli import commands
+
+  given = [*REQUIRED, 'DATA=["pairs.jsonl"]', 'TOKENIZER="model"']
+  files = ["runs/pretrain.gin", "models/tiny.gin", "meshes/cpu.gin", *files]
+  common = dict(entry="glmjax.train.loop.train", commands=commands.targets(), given=["workdir"])
+  if "data/replay.gin" in files:
+    with pytest.raises(errors.InputError, match="REPLAY"):
+      gin_files.check(files, given, **common)
+    given.append('REPLAY={"en": "en.txt"}')
+  gin_files.check(files, given, **common)
+
+
 def test_files_in_buckets(library, server):
   text = b"from __gin__ import dynamic_registration\nfrom glmjax.plan import fits\n"
   server.put("conf/inner.gin", text + b"fits.smallest.layers = 4\n")

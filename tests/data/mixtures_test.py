@@ -226,3 +226,33 @@ def test_mistakes_of_a_caches_settings(folder, tmp_path):
     fails("num_workers is .*: give a whole number from 0", num_workers=value)
   fails("overwrite is 'no'", overwrite="no")
   assert not list(tmp_path.iterdir())
+
+
+def test_joined_mixtures_share_as_they_are_told(folder, tmp_path):
+  write_pairs(tmp_path / "a.jsonl", 30)
+  pairs, texts = (
+    mixtures.instruction([tmp_path / "a.jsonl"], folder),
+    mixtures.pretraining(FILES, folder, {"en": 3, "zh": 1}),
+  )
+  both = mixtures.joined([pairs, texts], [8, 2], "mine")
+  assert both.name == "mine" and both.rates == {"instruct_a": 8, "pretrain_en": 1.5, "pretrain_zh": 0.5}
+  assert [task.name for task in both.tasks] == list(both.rates) and both.tokenizer == pairs.tokenizer
+  assert mixtures.joined([pairs, texts], [1, 0]).rates == {"instruct_a": 1}
+  assert mixtures.joined([both, mixtures.instruction(PAIRS, folder)], [0.5, 0.5]).rates == pytest.approx(
+    {"instruct_a": 0.4, "pretrain_en": 0.075, "pretrain_zh": 0.025, "instruct_small": 0.5}
+  )
+  other = tmp_path / "other"
+  tokenizer_lib.train(["a b c d e f"] * 50, other, vocab_size=360)
+  for parts, shares, match in (
+    ([], [], "parts are"),
+    ("instruct", [1], "parts are"),
+    ([pairs, "pretrain"], [1, 1], "parts are"),
+    ([pairs, texts], [1], "a number for each of 2 parts"),
+    ([pairs, texts], 0.5, "a number for each of 2 parts"),
+    ([pairs, texts], [1, -1], "the share of pretrain_bilingual"),
+    ([pairs, texts], [0, 0], "one must be above 0"),
+    ([pairs, pairs], [1, 1], "two tasks are named instruct_a"),
+    ([pairs, mixtures.instruction(PAIRS, other)], [1, 1], "different tokenizers"),
+  ):
+    with pytest.raises(errors.InputError, match=match):
+      mixtures.joined(parts, shares)

@@ -85,6 +85,29 @@ assert not [name for name in sys.modules if name.split(".")[0] in {HEAVY} and sy
   assert steps[-1]["step"] == 2
 
 
+def test_pairs_to_training_without_a_cache(folder: pathlib.Path) -> None:
+  done = run(
+    folder,
+    f"""
+assert cli.main(["tokenizer", "--gin_file=mine.gin"]) == 0
+settings = dict(
+  DATA=["qa.jsonl"], TOKENIZER="tokenizer", REPLAY={{"en": "book.txt"}}, REPLAY_SHARES=[0.5, 0.5], VOCAB_SIZE=512,
+  SEQ_LENGTH=64, BATCH_SIZE=4, TOTAL_SAMPLES=8, PEAK_LEARNING_RATE=1e-3, MIN_LEARNING_RATE=1e-4, WARMUP_SAMPLES=4,
+)
+files = ["runs/pretrain.gin", "models/quickstart.gin", "data/pairs.gin", "data/replay.gin"]
+given = [f"--gin.{{name}}={{value!r}}" for name, value in settings.items()]
+sizes = ["num_layers=1", "embed_dim=16", "num_heads=2", "mlp_dim=24"]
+given += [f"--gin.config.GLMConfig.{{size}}" for size in sizes] + ["--gin.loop.Intervals.evaluate=1"]
+assert cli.main(["train", "--workdir=pairs", *(f"--gin_file={{file}}" for file in files), *given]) == 0
+assert not [name for name in sys.modules if name.split(".")[0] in {HEAVY} and sys.modules[name] is not None]
+""",
+  )
+  assert done.returncode == 0, done.stderr[-3000:]
+  steps = [json.loads(line) for line in (folder / "pairs" / "metrics.jsonl").read_text("utf-8").splitlines()]
+  assert len(steps) == 2 and all(step["loss_instruction"] > 0 and step["eval_loss_instruction"] > 0 for step in steps)
+  assert {name for step in steps for name in step} & {"loss_mask", "loss_gmask"}
+
+
 def test_what_needs_seqio_says_so_in_one_line(folder: pathlib.Path) -> None:
   done = run(
     folder,
