@@ -21,7 +21,7 @@ from glmjax.errors import InputError
 
 Row = dict[str, np.ndarray]
 
-PACKINGS = ("fixed", "greedy")
+PACKINGS = ("fixed", "greedy", "best_fit")
 INSTRUCTION_POSITIONS = ("running", "unified")
 INSTRUCTION_MASKS = ("mask", "gmask")
 INSTRUCTION_CUTS = ("end", "start")
@@ -49,7 +49,9 @@ class BlankInfilling:
   short_sequence_rate: float = 0.02  # share of [MASK] samples cut to a random length; table 11
   short_sequence_min: int = 32  # shortest such length; collator
   samples_per_sequence: int = 4  # [MASK] and instruction samples in a row; section 2.3
-  packing: str = "fixed"  # "fixed": equal slots, as trained; "greedy": each sample right after the last
+  # "fixed": equal slots, as trained; "greedy": each sample right after the last; "best_fit": so, and pairs that fill a
+  # row best share it, where all are known (not from seqio).
+  packing: str = "fixed"
   truncate_targets: bool = False  # True: fixed text length, targets beyond the slot are lost, as trained
   instruction_positions: str = "running"  # "unified": targets start again at the mask; collator (rotary only)
   instruction_min_inputs: int = 128  # inputs are not cut below this to make room for targets; collator
@@ -194,7 +196,7 @@ class BlankInfilling:
     while (
       len(tokens) - begin >= 2
       and room >= _MIN_SLOT
-      and (self.packing == "greedy" or len(pieces) < self.samples_per_sequence)
+      and (self.packing != "fixed" or len(pieces) < self.samples_per_sequence)
     ):
       slot = min(self.slot_length, room)
       text_length, piece_spans = self._draw_piece(slot, len(tokens) - begin, rng)

@@ -21,6 +21,7 @@ import numpy as np
 from glmjax import errors
 from glmjax import ranges
 from glmjax.data import glm10b
+from glmjax.data import packing
 from glmjax.data import rows
 from glmjax.data import tokenized
 
@@ -227,38 +228,19 @@ class TextRows:
 
 
 class InstructionRows:
-  """Rows of an instruction task: consecutive pairs, as many as fit."""
+  """Rows of an instruction task, each of as many pairs as fit."""
 
   def __init__(self, reader: tokenized.Split, infilling: Infilling) -> None:
     self._reader, self._infilling = reader, infilling
-    self._starts = pack_pairs(reader.document_lengths(), infilling)
-    self.num_rows = len(self._starts) - 1
+    self._pairs = packing.pack_pairs(reader.document_lengths(), infilling)
+    self.num_rows = len(self._pairs)
 
   def row(self, epoch: int, number: int, index: int) -> rows.Row:
     del epoch, index  # nothing in these rows is drawn
-    documents = self._reader.documents_between(self._starts[number], self._starts[number + 1])
+    documents = [d for first, last in self._pairs.runs(number) for d in self._reader.documents_between(first, last)]
     return self._infilling.instruction_row(
       [(d.tokens[: d.input_length], d.tokens[d.input_length :]) for d in documents]
     )
-
-
-def pack_pairs(lengths: np.ndarray, infilling: Infilling) -> list[int]:
-  """Returns the number of each row's first pair, and the number of pairs last: rows are filled in order.
-
-  Args:
-    lengths: int64 [pairs, 2], tokens of inputs and targets.
-    infilling: gives a pair's length in a row.
-  """
-  distinct, which = np.unique(lengths, axis=0, return_inverse=True)
-  lengths_in_row = [infilling.instruction_length(int(a), int(b)) for a, b in distinct]
-  places = np.array(lengths_in_row, np.int64)[which.ravel()]
-  ends = np.concatenate([[0], np.cumsum(places)])
-  # For every pair at once, the first one that no longer fits into a row begun with it; then follow the chain.
-  following = (np.searchsorted(ends, ends[:-1] + infilling.seq_length, side="right") - 1).tolist()
-  starts = [0]
-  while starts[-1] < len(places):
-    starts.append(following[starts[-1]])
-  return starts
 
 
 class MixtureSampler:

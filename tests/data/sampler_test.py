@@ -272,21 +272,18 @@ def test_far_index_costs_no_more(cache: shards.TokenCache) -> None:
   assert time.perf_counter() - start < 2
 
 
-@pytest.mark.parametrize("packing", ["fixed", "greedy"])
-def test_packed_pairs_fit_and_none_is_lost(cache: shards.TokenCache, packing: str) -> None:
+@pytest.mark.parametrize("packing", rows.PACKINGS)
+def test_rows_of_pairs_are_each_visited_once(cache: shards.TokenCache, packing: str) -> None:
   infilling = dataclasses.replace(INFILLING, packing=packing)
-  lengths = cache.split("qa", "train").document_lengths()
-  starts = sampler.pack_pairs(lengths, infilling)
-  assert starts[0] == 0 and starts[-1] == len(lengths) and (np.diff(starts) > 0).all()
-  places = [infilling.instruction_length(int(a), int(b)) for a, b in lengths]
-  for begin, end in zip(starts, starts[1:]):
-    assert sum(places[begin:end]) <= infilling.seq_length
-    assert end == len(places) or sum(places[begin : end + 1]) > infilling.seq_length
   source = sampler.MixtureSampler(cache, infilling, seed=0, rates={"qa": 1})
-  numbers = [source.locate(i)[2] for i in range(len(starts) - 1)]
-  assert sorted(numbers) == list(range(len(starts) - 1))
-  for i in range(len(numbers)):
-    assert (source.row(i)["objective"] == tokens.OBJECTIVE_INSTRUCTION).all()
+  count = source.describe()["rows_per_epoch"]["qa"]
+  assert sorted(source.locate(i)[2] for i in range(count)) == list(range(count))
+  kept = 0
+  for i in range(count):
+    row = source.row(i)
+    assert (row["objective"] == tokens.OBJECTIVE_INSTRUCTION).all()
+    kept += len(rows.places_of_samples(row))
+  assert kept == len(cache.split("qa", "train").document_lengths())
 
 
 def test_what_is_missing_is_named(cache: shards.TokenCache) -> None:
