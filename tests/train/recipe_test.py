@@ -364,6 +364,11 @@ def test_chatglm_6b_is_as_published():  # CG6 ds_train_finetune.sh, and the Trai
     "model.max_length": 2_048,
     "infilling.positions": "rotary_2d",
     "infilling.instruction_mask": "gmask",
+    "infilling.instruction_cut": "end",
+    "infilling.instruction_max_inputs": 64 - 1,
+    "infilling.instruction_max_targets": 64 - 2,
+    "infilling.instruction_sop_loss": True,
+    "loss_mean_of": "tokens",
     "weights": "imported",
   }
   assert {path: value_of(found, path) for path in wanted} == wanted
