@@ -16,6 +16,8 @@ def register(
   max_examples: Mapping[str, int] | int = instruction_sets.MAX_EXAMPLES,
   fields: Sequence[Sequence[str]] = instructions.FIELDS,
   mixture: str = mixtures.INSTRUCTION,
+  history: str = instructions.HISTORY,
 ) -> str:
   """Registers what `mixtures.instruction` makes of these arguments, and returns the mixture's name, `mixture`."""
-  return registration.register(mixtures.instruction(files, tokenizer, rates, max_examples, fields, mixture), tokenizer)
+  made = mixtures.instruction(files, tokenizer, rates, max_examples, fields, mixture, history)
+  return registration.register(made, tokenizer)

@@ -161,7 +161,24 @@ class InMemoryMixture:
     made = sampler.MixtureSampler(self._tokens, self._infilling, self.seed, self.split)
     sizes = ", ".join(f"{name} {size:,}" for name, size in made.describe()["rows_per_epoch"].items())
     _log.info("%s, %s: %s; rows of an epoch: %s", self.mixture.name, self.split, self._tokens, sizes)
+    self._say_what_is_cut()
     return made
+
+  def _say_what_is_cut(self) -> None:
+    """Tells how many pairs lose tokens, for want of room in a row."""
+    if not isinstance(self._infilling, rows.BlankInfilling):
+      return
+    for name in (name for name, task in self._tokens.tasks.items() if task["kind"] == "instruction"):
+      lengths = self._tokens.split(name, self.split).document_lengths()
+      distinct, counts = np.unique(lengths, axis=0, return_counts=True)
+      cut = sum(n for pair, n in zip(distinct.tolist(), counts.tolist()) if not self._infilling.keeps_whole(*pair))
+      if cut:
+        _log.warning(
+          "task %s, %s: %s of %s pairs are longer than a row of %s places has room for: their questions are cut at the "
+          "%s, their answers at the end (BlankInfilling.seq_length, instruction_cut)",
+          *(name, self.split, f"{cut:,}", f"{len(lengths):,}", f"{self.seq_length:,}"),
+          self._infilling.instruction_cut,
+        )
 
   def describe(self) -> dict[str, Any]:
     """Describes all that decides the rows: a run resumed with another description would see other data."""

@@ -139,6 +139,10 @@ class BlankInfilling:
       return self.slot_length
     return sum(self._cut_instruction(n_inputs, n_targets)) + 2  # mask, and sop or eop
 
+  def keeps_whole(self, n_inputs: int, n_targets: int) -> bool:
+    """Tells whether a pair of so many tokens loses none of them in instruction_row."""
+    return self._cut_instruction(n_inputs, n_targets) == (n_inputs, n_targets)
+
   def pack(self, samples: Sequence[spans.Sample], objective: int) -> Row:
     """Lays samples side by side, each seeing itself alone; the rest of the row is padding."""
     slot = self.slot_length if self.packing == "fixed" and len(samples) > 1 else 0

@@ -166,6 +166,20 @@ def test_a_long_pair_keeps_its_question_and_a_row_its_length(folder, tmp_path):
   assert mixture.tokenizer.decode(row["tokens"][: context_end - 1].tolist()).endswith("How many?")
 
 
+def test_pairs_that_lose_tokens_are_told(folder, caplog):
+  source = in_memory.InMemoryMixture(pairs_of(folder), functools.partial(INFILLING, instruction_cut="start"))
+  lengths = {name: source._tokens.split(name, "train").document_lengths() for name in source._tokens.tasks}
+  longer = {name: int((pairs.sum(1) + 2 > 96).sum()) for name, pairs in lengths.items()}
+  source.check()
+  told = [message for message in caplog.messages if "their questions are cut at the start" in message]
+  wanted = [(name, count) for name, count in longer.items() if count]
+  assert wanted and len(told) == len(wanted)
+  for message, (name, count) in zip(told, wanted):
+    assert message.startswith(
+      f"task {name}, train: {count:,} of {len(lengths[name])} pairs are longer than a row of 96"
+    )
+
+
 def test_mistakes(folder, tmp_path, monkeypatch):
   path = tmp_path / "few.jsonl"
   path.write_text('{"inputs": "a", "targets": "b"}\n' * 49)
