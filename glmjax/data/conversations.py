@@ -10,9 +10,9 @@ from glmjax.io import user_json
 
 MESSAGES = "messages"  # the field of a record
 ROLES = ("system", "developer", "user", rounds.ASSISTANT)
-# Characters of the rounds before an answer: 2,048 tokens, as many as the models read, have about 9,000 of English. So
-# the pairs of a long conversation are together no more than a multiple of it.
-HISTORY_CHARACTERS = 1 << 14
+# Characters of the rounds before an answer: about 2,048 tokens of English, more than twice that of Chinese; models read
+# 2,048. So the pairs of a long conversation are together no more than a multiple of it.
+HISTORY_CHARACTERS = 1 << 13
 _READ = ("role", "content", "weight", "name")  # keys of a message; a name is passed over, as the server does
 
 
