@@ -49,7 +49,7 @@ def named_sets(files: Sets) -> dict[str, text.Patterns]:
     elif pattern.exists() and _is_set(pattern):
       paths.append(pattern)
     else:
-      wrong = "is neither" if pattern.exists() else "does not exist"
+      wrong = "is neither (rename it to .jsonl if it is that)" if pattern.exists() else "does not exist"
       raise errors.InputError(f"instruction set {pattern} {wrong}: {advice}")
   if not paths:
     raise errors.InputError(f"no instruction set among {', '.join(map(str, files))[:200] or 'no files'}: {advice}")
