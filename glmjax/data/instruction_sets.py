@@ -27,7 +27,7 @@ def named_sets(files: Sets) -> dict[str, text.Patterns]:
   Raises:
     errors.InputError: when there is none, or two of one name; when one that is named (no glob's match) is not there.
   """
-  advice = "give .jsonl files, one JSON object a line, or folders of them"
+  advice = "give .jsonl files, one JSON object a line (a .json file that is that: rename it), or folders of them"
   if isinstance(files, Mapping):
     for name, patterns in files.items():
       if not isinstance(name, str) or not re.fullmatch(r"[\w.]{1,100}", name):
@@ -49,7 +49,7 @@ def named_sets(files: Sets) -> dict[str, text.Patterns]:
     elif pattern.exists() and _is_set(pattern):
       paths.append(pattern)
     else:
-      wrong = "is neither (rename it to .jsonl if it is that)" if pattern.exists() else "does not exist"
+      wrong = "is neither" if pattern.exists() else "does not exist"
       raise errors.InputError(f"instruction set {pattern} {wrong}: {advice}")
   if not paths:
     raise errors.InputError(f"no instruction set among {', '.join(map(str, files))[:200] or 'no files'}: {advice}")
