@@ -21,6 +21,8 @@ FREE = (
   "remat",
   "hidden_dropout",
   "attention_dropout",
+  "prefix_dropout",
+  "lora_dropout",
 )
 
 

@@ -309,7 +309,14 @@ def inference_config(config: config_lib.GLMConfig, target: target_lib.Target) ->
   """
   tied = config.tie_embeddings and target.platform != "cpu"
   return dataclasses.replace(
-    config, scan_layers=False, remat="none", hidden_dropout=0.0, attention_dropout=0.0, tie_embeddings=tied
+    config,
+    scan_layers=False,
+    remat="none",
+    hidden_dropout=0.0,
+    attention_dropout=0.0,
+    prefix_dropout=0.0,
+    lora_dropout=0.0,
+    tie_embeddings=tied,
   )
 
 

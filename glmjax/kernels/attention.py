@@ -62,7 +62,7 @@ def dense(
 
   A query that sees nothing gets zeros, and gives no gradient.
 
-  `prefix`: keys and values [H, P, K] that every query sees as well (P-Tuning v2). They share the softmax with the
+  `prefix`: keys and values [H, P, K], or of each row [B, H, P, K], that every query sees as well (P-Tuning v2). They share the softmax with the
   others and are multiplied apart, so that no cache is copied for them.
 
   Scores accumulate and normalise in float32, which is what made GLM-130B's fp16 run converge (paper,
@@ -78,21 +78,22 @@ def dense(
   mask_BLM = interval_mask(start_BL, end_BL, k_BMHK.shape[1])
   scores_BHLM = jnp.where(mask_BLM[:, None], scores_BHLM, HIDDEN)
   if prefix is not None:
-    prefix_key_HPK, prefix_value_HPK = (x.astype(q_BLHK.dtype) for x in prefix)
-    prefix_scores_BHLP = jnp.einsum("BLHK,HPK->BHLP", q_BLHK, prefix_key_HPK, preferred_element_type=jnp.float32)
+    prefix_key, prefix_value = (x.astype(q_BLHK.dtype) for x in prefix)
+    axes = "BHPK"[-prefix_key.ndim :]
+    prefix_scores_BHLP = jnp.einsum(f"BLHK,{axes}->BHLP", q_BLHK, prefix_key, preferred_element_type=jnp.float32)
     scores_BHLM = jnp.concatenate([prefix_scores_BHLP, scores_BHLM], -1)
   weights_BHLM = jax.nn.softmax(scores_BHLM, axis=-1)
   if dropout is not None:
     weights_BHLM = dropout_lib.apply(dropout, weights_BHLM)
   weights_BHLM = weights_BHLM.astype(v_BMHK.dtype)
   if prefix is not None:
-    weights_BHLP, weights_BHLM = jnp.split(weights_BHLM, [prefix_key_HPK.shape[1]], -1)
+    weights_BHLP, weights_BHLM = jnp.split(weights_BHLM, [prefix_key.shape[-2]], -1)
   out_BHLK = matmul_lib.matmul(target, "BHLM,BMHK->BHLK", weights_BHLM, v_BMHK)
   if prefix is None:
     sees_BL = jnp.maximum(start_BL, 0) < jnp.minimum(end_BL, k_BMHK.shape[1])
     out_BHLK = jnp.where(sees_BL[:, None, :, None], out_BHLK, 0)
   else:
-    out_BHLK += jnp.einsum("BHLP,HPK->BHLK", weights_BHLP, prefix_value_HPK)
+    out_BHLK += jnp.einsum(f"BHLP,{axes}->BHLK", weights_BHLP, prefix_value)
   return jnp.swapaxes(out_BHLK, 1, 2)
 
 

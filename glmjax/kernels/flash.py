@@ -30,7 +30,7 @@ class Inputs(NamedTuple):
   start_BL: jax.Array  # int32: query i sees the keys in [start[i], end[i])
   end_BL: jax.Array
   dropout: dropout_lib.Dropout | None = None
-  prefix: tuple[jax.Array, jax.Array] | None = None  # keys and values [H, P, K] that every query sees as well
+  prefix: tuple[jax.Array, jax.Array] | None = None  # keys and values [(B,) H, P, K] that every query sees as well
 
 
 def fits_gpu(target: target_lib.Target, inputs: Inputs) -> bool:

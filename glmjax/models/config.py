@@ -1,5 +1,6 @@
 """GLMConfig: the sizes and variants of one model. What it counts to is in models/params.py."""
 
+from collections.abc import Sequence
 import dataclasses
 import math
 
@@ -12,6 +13,8 @@ MLPS = ("geglu", "gelu", "gelu_tanh")
 ROTARY_ROUNDINGS = ("none", "half_frequencies", "half_table")
 REMATS = ("none", "dots", "full")
 DTYPES = ("float32", "bfloat16", "float16")
+KERNELS = ("attention/qkv", "attention/out", "mlp/wi", "mlp/wo")  # of a block
+_DROPOUTS = ("hidden_dropout", "attention_dropout", "prefix_dropout", "lora_dropout")
 KV_CACHE_DTYPES = ("int8",)
 CPU_DTYPES = ("float32", "bfloat16")  # that inference on one CPU computes in, weights as rows (models/output_rows.py)
 BITS = {"activation_bits": (8,), "head_bits": (8, 4)}  # of what inference may round on CPUs
@@ -42,6 +45,12 @@ class GLMConfig:
   rotary_base: float = 10_000.0
   rotary_rounding: str = "none"  # what the original rounded to fp16: none, half_frequencies, half_table
   prefix_length: int = 0  # P, trained keys and values in front of every layer's (P-Tuning v2); 0: none
+  prefix_hidden: int = 0  # E, of the perceptron that makes these (models/prefix.py); 0: they train themselves
+  prefix_dropout: float = 0.0  # on them, in training
+  lora_rank: int = 0  # R, of the adapters beside kernels (models/lowrank.py); 0: none
+  lora_kernels: Sequence[str] = ()  # which have one, of KERNELS
+  lora_scale: float = 1.0  # what their products are multiplied with
+  lora_dropout: float = 0.0  # on what they read
   hidden_dropout: float = 0.0  # after the embedding and after each sublayer
   attention_dropout: float = 0.0  # on the attention weights
   init_std: float = 0.02  # of the pre, sandwich and learned_2d models; DeepNorm uses Xavier
@@ -62,14 +71,17 @@ class GLMConfig:
       ("mlp_dim", 1),
       ("max_length", 1),
       ("prefix_length", 0),
+      ("prefix_hidden", 0),
+      ("lora_rank", 0),
     ):
       ranges.whole(f"GLMConfig.{name}", getattr(self, name), least)
     for name in ("causal", "tie_embeddings", "embedding_norm", "scan_layers"):
       ranges.flag(f"GLMConfig.{name}", getattr(self, name))
-    for name in ("hidden_dropout", "attention_dropout"):
+    for name in _DROPOUTS:
       ranges.number(f"GLMConfig.{name}", getattr(self, name), 0, below=1)
     for name, most in (("layer_norm_epsilon", 1), ("rotary_base", ranges.LARGEST), ("init_std", ranges.LARGEST)):
       ranges.number(f"GLMConfig.{name}", getattr(self, name), most=most, above=0)
+    self._check_adapters()
     if self.residual_alpha is not None:
       ranges.number("GLMConfig.residual_alpha", self.residual_alpha, above=0)
     for name, choices in (
@@ -98,6 +110,23 @@ class GLMConfig:
         f"GLMConfig: head dimension {self.head_dim} (embed_dim / num_heads) must be a "
         f"multiple of {multiple} for {self.positions} positions"
       )
+
+  def _check_adapters(self) -> None:
+    object.__setattr__(self, "lora_kernels", tuple(self.lora_kernels))  # static under jit, a list in config.json
+    for name in self.lora_kernels:
+      ranges.choice("GLMConfig.lora_kernels", name, KERNELS)
+    ranges.number("GLMConfig.lora_scale", self.lora_scale, most=ranges.LARGEST, above=0)
+    if bool(self.lora_rank) != bool(self.lora_kernels):
+      raise errors.InputError(
+        f"GLMConfig: lora_rank is {self.lora_rank} and lora_kernels {self.lora_kernels}: give both, or neither"
+      )
+    if self.prefix_hidden and not self.prefix_length:
+      raise errors.InputError("GLMConfig: prefix_hidden makes a prefix of no length: give prefix_length as well")
+
+  @property
+  def drops(self) -> bool:
+    """Whether training drops anything."""
+    return any(getattr(self, name) for name in _DROPOUTS)
 
   @property
   def position_kind(self) -> positions_lib.Positions:

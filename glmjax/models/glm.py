@@ -30,6 +30,7 @@ from glmjax.models import geglu
 from glmjax.models import kv_cache
 from glmjax.models import layers
 from glmjax.models import params as params_lib
+from glmjax.models import prefix as prefix_lib
 from glmjax.models import rotary
 from glmjax.parallel import partitioning
 
@@ -37,7 +38,7 @@ from glmjax.parallel import partitioning
 Cache = kv_cache.KVCache | dict[str, kv_cache.KVCache]
 
 # The places of a block, and of the model, where dropout draws; `layers` of the model: one key for each.
-_ATTENTION_WEIGHTS, _ATTENTION, _MLP = range(3)
+_ATTENTION_WEIGHTS, _ATTENTION, _MLP, _QKV, _OUT, _WI, _WO, _PREFIX_KEYS, _PREFIX_VALUES = range(9)
 _EMBEDDING, _LAYERS = range(2)
 
 KEPT = ("kept", *flash.NAMES)  # by remat="dots": all that backward needs of the kernels' and attention's outputs
@@ -49,7 +50,10 @@ def _keep(x: jax.Array) -> jax.Array:
 
 def _einsum(config: config_lib.GLMConfig, target: target_lib.Target, path: str, spec: str) -> layers.Einsum:
   """Returns the product with a block's kernel."""
-  table = params_lib.layer(config)
+  table, adapter = params_lib.layer(config), None
+  if path in config.lora_kernels:
+    factors = (table[f"{path}/{name}"] for name in ("lora_a", "lora_b"))
+    adapter = layers.Adapter(*factors, config.lora_scale, config.lora_dropout)
   return layers.Einsum(
     spec,
     table[f"{path}/kernel"],
@@ -57,6 +61,7 @@ def _einsum(config: config_lib.GLMConfig, target: target_lib.Target, path: str, 
     config.dtype,
     config.param_dtype,
     target,
+    adapter,
     name=path.split("/")[-1],
   )
 
@@ -83,9 +88,10 @@ class SelfAttention(nn.Module):
     keys_B: jax.Array | None,
     cache: kv_cache.KVCache | None,
     lengths_B: jax.Array | None,
+    prefix: jax.Array | None,
   ) -> tuple[jax.Array, kv_cache.KVCache | None]:
     config = self.config
-    qkv = _einsum(config, self.target, "attention/qkv", "BLD,DTHK->BLTHK")(x_BLD)
+    qkv = _einsum(config, self.target, "attention/qkv", "BLD,DTHK->BLTHK")(x_BLD, keys_B=layers.fold_in(keys_B, _QKV))
     q_BLHK, k_BLHK, v_BLHK = (
       partitioning.constrain(part, "batch", "length", "act_heads", None) for part in layers.unstack(qkv, 2)
     )
@@ -93,7 +99,7 @@ class SelfAttention(nn.Module):
     q_BLHK, k_BLHK, v_BLHK = map(
       _keep, (rotary.rotate(q_BLHK, cos_sin, parts), rotary.rotate(k_BLHK, cos_sin, parts), v_BLHK)
     )
-    prefix = self._prefix()
+    prefix = self._prefix(prefix, keys_B)
     if cache is not None and cache.slots:
       cache = cache.append(k_BLHK, v_BLHK, lengths_B)
       out_BLHK = cache.attend(self.target, q_BLHK, end_BL, prefix)
@@ -105,16 +111,28 @@ class SelfAttention(nn.Module):
         )
       out_BLHK = attention.attend(self.target, q_BLHK, k_BLHK, v_BLHK, start_BL, end_BL, dropout, prefix)
       cache = None if cache is None else kv_cache.of_prompt(self.target, config, k_BLHK, v_BLHK)
-    return _keep(_einsum(config, self.target, "attention/out", "BLHK,HKD->BLD")(out_BLHK)), cache
+    out = _einsum(config, self.target, "attention/out", "BLHK,HKD->BLD")
+    return _keep(out(out_BLHK, keys_B=layers.fold_in(keys_B, _OUT))), cache
 
-  def _prefix(self) -> tuple[jax.Array, jax.Array] | None:
-    """Returns the trained keys and values that every query sees as well (P-Tuning v2)."""
-    if not self.config.prefix_length:
+  def _prefix(self, made: jax.Array | None, keys_B: jax.Array | None) -> tuple[jax.Array, jax.Array] | None:
+    """Returns the keys and values that every query sees as well (P-Tuning v2): those made, [2, H, P, K], or trained
+    themselves; with dropout each row has its own, [B, H, P, K].
+    """
+    config = self.config
+    if not config.prefix_length:
       return None
-    table, dtype = params_lib.layer(self.config), self.config.param_dtype
-    return tuple(
-      layers.declare(self, name, table[f"attention/{name}"], dtype) for name in ("prefix_key", "prefix_value")
-    )
+    names, table = ("prefix_key", "prefix_value"), params_lib.layer(config)
+    if made is None:
+      found = [layers.declare(self, name, table[f"attention/{name}"], config.param_dtype) for name in names]
+    else:
+      found = layers.unstack(made, 0)
+    if keys_B is not None and config.prefix_dropout:
+      keys = (layers.fold_in(keys_B, place) for place in (_PREFIX_KEYS, _PREFIX_VALUES))
+      sizes = config.num_heads, config.prefix_length
+      found = [
+        dropout_lib.apply(dropout_lib.make(config.prefix_dropout, key, *sizes), x) for key, x in zip(keys, found)
+      ]
+    return tuple(found)
 
 
 class Mlp(nn.Module):
@@ -124,18 +142,20 @@ class Mlp(nn.Module):
   target: target_lib.Target
 
   @nn.compact
-  def __call__(self, x_BLD: jax.Array) -> jax.Array:
+  def __call__(self, x_BLD: jax.Array, keys_B: jax.Array | None) -> jax.Array:
     config = self.config
+    wi_keys_B, wo_keys_B = layers.fold_in(keys_B, _WI), layers.fold_in(keys_B, _WO)
     wi, wo = (
       _einsum(config, self.target, "mlp/wi", "BLD,DTF->BLTF"),
       _einsum(config, self.target, "mlp/wo", "BLF,FD->BLD"),
     )
     if config.mlp == "geglu":
-      hidden_BL2F, bias_2F = wi(x_BLD, bias_apart=True)
-      return wo(_keep(hidden_BL2F), functools.partial(geglu.product, self.target, bias_2F))
-    hidden_BLF = _keep(wi(x_BLD))[:, :, 0]
+      hidden_BL2F, bias_2F = wi(x_BLD, bias_apart=True, keys_B=wi_keys_B)
+      return wo(_keep(hidden_BL2F), functools.partial(geglu.product, self.target, bias_2F), keys_B=wo_keys_B)
+    hidden_BLF = _keep(wi(x_BLD, keys_B=wi_keys_B))[:, :, 0]
     gelu = jax.nn.gelu if config.mlp == "gelu_tanh" else geglu.gelu
-    return wo(partitioning.constrain(gelu(hidden_BLF), "batch", "length", "act_mlp"))
+    act_BLF = partitioning.constrain(gelu(hidden_BLF), "batch", "length", "act_mlp")
+    return wo(act_BLF, keys_B=wo_keys_B)
 
 
 class Block(nn.Module):
@@ -154,16 +174,19 @@ class Block(nn.Module):
     keys_B: jax.Array | None = None,
     cache: kv_cache.KVCache | None = None,
     lengths_B: jax.Array | None = None,
+    prefix: jax.Array | None = None,
   ) -> tuple[jax.Array, kv_cache.KVCache | None]:
     attention_sublayer, mlp = (
       SelfAttention(self.config, self.target, name="attention"),
       Mlp(self.config, self.target, name="mlp"),
     )
     y_BLD = _norm(self.config, self.target, "attention_norm")(x_BLD)
-    out_BLD, cache = attention_sublayer(_gather_tokens(y_BLD), cos_sin, start_BL, end_BL, keys_B, cache, lengths_B)
+    out_BLD, cache = attention_sublayer(
+      _gather_tokens(y_BLD), cos_sin, start_BL, end_BL, keys_B, cache, lengths_B, prefix
+    )
     x_BLD = self._residual("attention", x_BLD, y_BLD, out_BLD, layers.fold_in(keys_B, _ATTENTION))
     y_BLD = _norm(self.config, self.target, "mlp_norm")(x_BLD)
-    x_BLD = self._residual("mlp", x_BLD, y_BLD, mlp(_gather_tokens(y_BLD)), layers.fold_in(keys_B, _MLP))
+    x_BLD = self._residual("mlp", x_BLD, y_BLD, mlp(_gather_tokens(y_BLD), keys_B), layers.fold_in(keys_B, _MLP))
     return partitioning.constrain(x_BLD, "batch", "norm_length", "act_embed"), cache
 
   def _residual(
@@ -240,7 +263,7 @@ class GLM(nn.Module):
         block,
         variable_axes={"params": 0},
         split_rngs={"params": True},
-        in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0, 0, nn.broadcast),
+        in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0, 0, nn.broadcast, 0),
         out_axes=0,
         length=config.num_layers,
         metadata_params={nn.PARTITION_NAME: "layers"},
@@ -248,6 +271,8 @@ class GLM(nn.Module):
       self.layers = scanned(config, target)
     else:
       self.layers = [block(config, target) for _ in range(config.num_layers)]
+    if config.prefix_hidden:
+      self.prefix_encoder = prefix_lib.Encoder(config)
     self.final_norm = _norm(config, target)
     if not config.tie_embeddings:
       self.untied_head = layers.Head(config, target, name="head")
@@ -303,15 +328,16 @@ class GLM(nn.Module):
       end_BL = cut_causal(config, end_BL)
     cos_sin = rotary.tables(config, positions)
     layer_keys = functools.partial(layers.fold_in, keys_B)
+    prefixes = self.prefix_encoder() if config.prefix_hidden else None
     if config.scan_layers:
       keys_NB = jax.vmap(layer_keys)(jnp.arange(config.num_layers))
-      return self.layers(x_BLD, cos_sin, start_BL, end_BL, keys_NB, cache, lengths_B)
+      return self.layers(x_BLD, cos_sin, start_BL, end_BL, keys_NB, cache, lengths_B, prefixes)
     new = {}
     for i, layer in enumerate(self.layers):
       name = f"layers_{i}"
-      x_BLD, new[name] = layer(
-        x_BLD, cos_sin, start_BL, end_BL, layer_keys(i), None if cache is None else cache[name], lengths_B
-      )
+      own = None if cache is None else cache[name]
+      prefix = None if prefixes is None else prefixes[i]
+      x_BLD, new[name] = layer(x_BLD, cos_sin, start_BL, end_BL, layer_keys(i), own, lengths_B, prefix)
     return x_BLD, None if cache is None else new
 
   def embed(
@@ -334,7 +360,7 @@ class GLM(nn.Module):
     if config.embedding_norm:
       x_BLD = self.embedding_norm(x_BLD)
     keys_B = None
-    if not self.deterministic and (config.hidden_dropout or config.attention_dropout):
+    if not self.deterministic and config.drops:
       rows_B = jnp.arange(tokens_BL.shape[0]) if rows_B is None else rows_B
       keys_B = jax.vmap(jax.random.fold_in, (None, 0))(self.make_rng("dropout"), rows_B)
       x_BLD = layers.dropout(config.hidden_dropout, layers.fold_in(keys_B, _EMBEDDING), x_BLD)

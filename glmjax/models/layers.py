@@ -5,7 +5,7 @@ B batch, L length, D model, V vocabulary.
 
 from collections.abc import Callable, Sequence
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import chex
 from flax import linen as nn
@@ -16,6 +16,7 @@ from glmjax import target as target_lib
 from glmjax.kernels import dropout as dropout_lib
 from glmjax.kernels import layer_norm
 from glmjax.models import config as config_lib
+from glmjax.models import lowrank
 from glmjax.models import params as params_lib
 from glmjax.models import weights
 from glmjax.parallel import partitioning
@@ -103,6 +104,15 @@ def _add_bias_backward(bias: jax.Array, g: jax.Array) -> tuple[jax.Array, jax.Ar
 add_bias.defvjp(_add_bias_forward, _add_bias_backward)
 
 
+class Adapter(NamedTuple):
+  """What stands beside a kernel (models/lowrank.py)."""
+
+  a: params_lib.Param
+  b: params_lib.Param
+  scale: float
+  dropout: float  # the rate
+
+
 class Einsum(nn.Module):
   """einsum(spec, x, kernel) + bias, the kernel declared in its final shape."""
 
@@ -112,19 +122,38 @@ class Einsum(nn.Module):
   dtype: str
   param_dtype: str
   target: target_lib.Target
+  adapter: Adapter | None = None  # beside the kernel
 
   @nn.compact
   def __call__(
-    self, x: jax.Array, product: Callable[..., jax.Array] | None = None, bias_apart: bool = False
+    self,
+    x: jax.Array,
+    product: Callable[..., jax.Array] | None = None,
+    bias_apart: bool = False,
+    keys_B: jax.Array | None = None,
   ) -> "jax.Array | tuple[jax.Array, jax.Array]":
     """Adds the bias to the product. `product`: of x and the kernel, in place of the einsum. `bias_apart`: returns
-    (product, bias), not their sum.
+    (product, bias), not their sum. `keys_B`: of dropout in the adapter.
     """
     kernel = weights.of(declare(self, "kernel", self.kernel, self.param_dtype))
+    if self.adapter is not None:
+      kernel = self._adapted(kernel, self.adapter, x, keys_B)
     bias = declare(self, "bias", self.bias, self.param_dtype)
     x = x.astype(self.dtype)
     out = product(x, kernel) if product else kernel.product(self.target, self.spec, x, self.kernel.axes)
     return (out, bias) if bias_apart else add_bias(out, bias)
+
+  def _adapted(
+    self, kernel: weights.Weight, adapter: Adapter, x: jax.Array, keys_B: jax.Array | None
+  ) -> lowrank.LowRank:
+    a, b = (
+      declare(self, name, param, self.param_dtype) for name, param in (("lora_a", adapter.a), ("lora_b", adapter.b))
+    )
+    seeds = None
+    if keys_B is not None and adapter.dropout:
+      tokens, heads = x.shape[1], adapter.a.shape[:-2]  # of what the product reads, axes but the last
+      seeds = dropout_lib.make(adapter.dropout, keys_B, tokens, *heads).seeds
+    return lowrank.LowRank(kernel, a, b, adapter.scale, adapter.dropout, seeds)
 
 
 class LayerNorm(nn.Module):

@@ -8,14 +8,17 @@
 | layers/attention_norm/{scale,bias}, layers/mlp_norm/{scale,bias} | [N, D] | all |
 | layers/attention_output_norm/..., layers/mlp_output_norm/... | [N, D] | sandwich |
 | layers/attention/qkv/{kernel,bias} | [N, D, 3, H, K], [N, 3, H, K] | all |
-| layers/attention/{prefix_key,prefix_value} | [N, H, P, K] | prefix_length |
+| layers/attention/{prefix_key,prefix_value} | [N, H, P, K] | prefix_length, without prefix_hidden |
+| prefix_encoder/{table,hidden_kernel,hidden_bias} | [P, D], [D, E], [E] | prefix_hidden |
+| prefix_encoder/{out_kernel,out_bias} | [E, N, 2, H, K], [N, 2, H, K] | prefix_hidden |
+| layers/<kernel>/lora_a, layers/<kernel>/lora_b | [N, inputs, R], [N, R, outputs] of the kernel | lora_kernels |
 | layers/attention/out/{kernel,bias} | [N, H, K, D], [N, D] | all |
 | layers/mlp/wi/{kernel,bias} | [N, D, T, F], [N, T, F] | all |
 | layers/mlp/wo/{kernel,bias} | [N, F, D], [N, D] | all |
 | final_norm/{scale,bias} | [D] | all |
 | head/kernel | [D, V] | untied models |
 
-D model, H heads, K head dimension, F mlp, V vocabulary, P prefix, T branches of the mlp (2 for GeGLU).
+D model, H heads, K head dimension, F mlp, V vocabulary, P prefix, E hidden in front of it, R rank, T branches of the mlp (2 for GeGLU).
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -31,7 +34,18 @@ PARTS = ("embedding", "attention", "mlp", "norms", "head")
 LAYERS = "layers"  # path of the stacked layers; apart they are layers_0, layers_1, ...
 # A model, of no use, that has every parameter there is.
 _ALL = config_lib.GLMConfig(
-  8, 1, 8, 2, 8, positions="learned_2d", norm="sandwich", tie_embeddings=False, embedding_norm=True, prefix_length=1
+  8,
+  1,
+  8,
+  2,
+  8,
+  positions="learned_2d",
+  norm="sandwich",
+  tie_embeddings=False,
+  embedding_norm=True,
+  prefix_length=1,
+  lora_rank=1,
+  lora_kernels=config_lib.KERNELS,
 )
 
 
@@ -61,8 +75,8 @@ class Param:
 
   @property
   def is_weight(self) -> bool:
-    """Whether a step reads it in the compute dtype: kernels, embeddings, prefixes; biases and norms are float32."""
-    return self.init == "normal"
+    """Whether a step reads it in the compute dtype: kernels, embeddings, adapters; biases and norms are float32."""
+    return self.decays
 
   @property
   def is_matrix(self) -> bool:
@@ -99,7 +113,7 @@ def layer(config: config_lib.GLMConfig) -> Mapping[str, Param]:
   wi_std = xavier_std(d, f, config.beta) if deepnorm else config.init_std
   found = dict(_norm("attention_norm", config))
   found |= _kernel("attention/qkv", (d, 3, h, k), ("embed", "qkv", "heads", "kv"), 1, qkv_std, cut=2, gains=gains)
-  if config.prefix_length:  # normal(1): as the original's torch.nn.Embedding starts
+  if config.prefix_length and not config.prefix_hidden:  # normal(1): as the original's torch.nn.Embedding starts
     for name in ("prefix_key", "prefix_value"):
       found[f"attention/{name}"] = Param((h, config.prefix_length, k), ("heads", "prefix", "kv"), "attention", std=1.0)
   found |= _kernel("attention/out", (h, k, d), ("heads", "kv", "embed"), 2, _output_std(config, d), cut=2)
@@ -110,6 +124,8 @@ def layer(config: config_lib.GLMConfig) -> Mapping[str, Param]:
   found |= _kernel("mlp/wo", (f, d), ("mlp", "embed"), 1, _output_std(config, f), cut=1)
   if config.norm == "sandwich":
     found |= _norm("mlp_output_norm", config)
+  for path in config.lora_kernels:
+    found |= _adapter(path, found[f"{path}/kernel"], config.lora_rank)
   return found
 
 
@@ -127,11 +143,28 @@ def table(config: config_lib.GLMConfig) -> Mapping[str, Param]:
       )
   if config.embedding_norm:
     found |= _norm("embedding_norm", config)
+  found |= {f"prefix_encoder/{name}": param for name, param in prefix_encoder(config).items()}
   found |= {f"{LAYERS}/{path}": _stacked(param, config.num_layers) for path, param in layer(config).items()}
   found |= _norm("final_norm", config)
   if not config.tie_embeddings:
     found["head/kernel"] = Param((d, v), ("embed", "vocab"), "head", std=xavier_std(d, v), inputs=(0,), cut=1)
   return found
+
+
+def prefix_encoder(config: config_lib.GLMConfig) -> dict[str, Param]:
+  """Returns the parameters of the perceptron that makes prefixes (models/prefix.py), as torch's layers begin in spread."""
+  if not config.prefix_hidden:
+    return {}
+  d, e, outputs = config.embed_dim, config.prefix_hidden, (config.num_layers, 2, config.num_heads, config.head_dim)
+  axes = ("prefix_layers", "qkv", "heads", "kv")
+  make = functools.partial(Param, part="attention")
+  return {
+    "table": make((config.prefix_length, d), ("prefix", "embed"), std=1.0),
+    "hidden_kernel": make((d, e), ("embed", "prefix_hidden"), std=(3 * d) ** -0.5, inputs=(0,)),
+    "hidden_bias": make((e,), ("prefix_hidden",), init="zeros", decays=False),
+    "out_kernel": make((e, *outputs), ("prefix_hidden", *axes), std=(3 * e) ** -0.5, inputs=(0,)),
+    "out_bias": make(outputs, axes, init="zeros", decays=False),
+  }
 
 
 def sizes(config: config_lib.GLMConfig) -> dict[str, int]:
@@ -148,7 +181,10 @@ def known(path: str) -> Param:
   """
   first, _, rest = path.partition("/")
   number = first.removeprefix(f"{LAYERS}_")
-  found = layer(_ALL).get(rest) if first != number and number.isdecimal() else table(_ALL).get(path)
+  if first != number and number.isdecimal():
+    found = layer(_ALL).get(rest)
+  else:
+    found = table(_ALL).get(path) or table(dataclasses.replace(_ALL, prefix_hidden=1)).get(path)
   if found is None:
     raise errors.InputError(f"{path} is no parameter of any model: glmjax/models/params.py has their table")
   return found
@@ -284,6 +320,24 @@ def _kernel(
     ),
     f"{path}/bias": Param(shape[num_inputs:], axes[num_inputs:], part, "zeros", decays=False),
   }
+
+
+def _adapter(path: str, kernel: Param, rank: int) -> dict[str, Param]:
+  """Returns the two factors beside a kernel: the first begins as PEFT's does in spread, the second with zeros."""
+  n = len(kernel.inputs)
+  inputs, outputs = kernel.shape[:n], kernel.shape[n:]
+  std = (3 * math.prod(inputs)) ** -0.5  # of PEFT's uniform distribution over +-inputs^-0.5
+  a = Param((*inputs, rank), (*kernel.axes[:n], "rank"), kernel.part, std=std, inputs=kernel.inputs)
+  b = Param((rank, *outputs), ("rank", *kernel.axes[n:]), kernel.part, "zeros", inputs=(0,))
+  return {f"{path}/lora_a": a, f"{path}/lora_b": b}
+
+
+def is_adapter(path: str, param: Param) -> bool:
+  """Tells whether a parameter belongs to an adapter (LoRA, P-Tuning v2), not to the model that it adapts."""
+  del param
+  return path.rsplit("/", 1)[-1] in ("lora_a", "lora_b", "prefix_key", "prefix_value") or path.startswith(
+    "prefix_encoder/"
+  )
 
 
 def _stacked(param: Param, num_layers: int) -> Param:

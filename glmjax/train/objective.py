@@ -59,7 +59,7 @@ class Objective:
 
     Parameters are stacked here and in checkpoints, whether the model scans its layers or not. No pipeline.
     """
-    dropout = rng is not None and bool(self.config.hidden_dropout or self.config.attention_dropout)
+    dropout = rng is not None and self.config.drops
     model = glm.GLM(self.config, deterministic=not dropout)
     params = params if self.config.scan_layers else glm.unstack_layers(params)
     out, more = model.apply(

@@ -63,7 +63,29 @@ class AdamW:
 
   def make(self) -> optax.GradientTransformation:
     """Makes the transformation of gradients to a direction, before the learning rate."""
-    return optax.chain(optax.scale_by_adam(self.b1, self.b2, self.epsilon), add_decay(self.weight_decay))
+    return optax.chain(_adam(self), add_decay(self.weight_decay))
+
+
+def _adam(config: AdamW) -> optax.GradientTransformation:
+  """Returns optax.scale_by_adam with the bias of its moments corrected to float32's last digit.
+
+  1 - b ** count leaves five digits of a first step's 0.001, and every parameter's step is off alike: thirty steps of
+  P-Tuning v2 end 2e-4 from torch's loss, not 3e-6.
+  """
+
+  def bias(b: float, count: jax.Array) -> jax.Array:
+    return -jnp.expm1(count * math.log(b)) if b else jnp.float32(1.0)
+
+  def update(grads: Any, state: optax.ScaleByAdamState, params: Any = None) -> tuple[Any, optax.ScaleByAdamState]:
+    del params
+    b1, b2, count = config.b1, config.b2, optax.safe_increment(state.count)
+    mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, grads)
+    nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * jnp.square(g), state.nu, grads)
+    first, second = bias(b1, count), bias(b2, count)
+    direction = jax.tree.map(lambda m, v: (m / first) / (jnp.sqrt(v / second) + config.epsilon), mu, nu)
+    return direction, optax.ScaleByAdamState(count, mu, nu)
+
+  return optax.GradientTransformation(optax.scale_by_adam(config.b1, config.b2, config.epsilon).init, update)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,8 +115,8 @@ class Muon:
 
   def make(self) -> optax.GradientTransformation:
     """Makes the transformation of gradients to a direction, before the learning rate."""
-    adam = optax.scale_by_adam(self.adam.b1, self.adam.b2, self.adam.epsilon)
-    return optax.chain(optax.partition({"muon": _muon(self), "adam": adam}, _labels), add_decay(self.adam.weight_decay))
+    kinds = {"muon": _muon(self), "adam": _adam(self.adam)}
+    return optax.chain(optax.partition(kinds, _labels), add_decay(self.adam.weight_decay))
 
 
 def _labels(params: Any) -> Any:
