@@ -26,6 +26,7 @@ from glmjax.train import optimizer as optimizer_lib
 from glmjax.train import schedules
 from glmjax.train import state as state_lib
 from glmjax.train import step as step_lib
+from glmjax.train import trainable as trainable_lib
 
 BASE = "chatglm6b_tiny"
 IGNORED = -100  # of labels
@@ -33,8 +34,8 @@ ATOL, RTOL, FINAL = 1e-4, 1e-3, 1e-3  # the JSONs' tolerances
 MESHES = {"one_device": {}, "mesh": dict(data=2, tensor=2)}
 
 
-def model(**changes: Any) -> config_lib.GLMConfig:
-  return golden_models.config(BASE, residual_alpha=math.sqrt(56), **changes)
+def model() -> config_lib.GLMConfig:
+  return golden_models.config(BASE, residual_alpha=math.sqrt(56))
 
 
 def host_batch(config: config_lib.GLMConfig, ids: np.ndarray, labels: np.ndarray) -> feed.HostBatch:
@@ -63,6 +64,7 @@ def host_batch(config: config_lib.GLMConfig, ids: np.ndarray, labels: np.ndarray
 class Tuning:
   """What one case trains, and what came of it."""
 
+  trainable: trainable_lib.Trainable
   config: config_lib.GLMConfig
   start: dict[str, Any]  # trained parameters
   arrays: golden_models.Arrays  # by names without the case's
@@ -82,9 +84,9 @@ class Tuning:
     config, losses = self.config, []
     layout = feed.Layout.make(mesh, partitioning.FSDP, rows, rows, length, config.position_kind, config.vocab_size)
     with partitioning.use(mesh, partitioning.FSDP):
-      abstract = state_lib.abstract(config, tx, mesh, is_trained=params_lib.is_adapter)
+      abstract = state_lib.abstract(config, tx, mesh, is_trained=self.trainable.is_trained)
       shardings = jax.tree.map(lambda x: x.sharding, abstract)
-      state = state_lib.create(config, tx, 0, abstract, is_trained=params_lib.is_adapter)
+      state = state_lib.create(config, tx, 0, abstract, is_trained=self.trainable.is_trained)
       frozen = jax.device_put(golden_models.params(BASE), shardings.frozen)
       state = dataclasses.replace(state, params=jax.device_put(self.start, shardings.params), frozen=frozen)
       step = step_lib.compile_train_step(objective_lib.Objective(config), recipe, tx, shardings)
@@ -127,12 +129,10 @@ KERNELS = {
 @functools.cache
 def lora() -> tuple[dict[str, Any], Tuning]:
   described, arrays = golden_models.load("lora")
-  config = model(
-    lora_rank=described["r"],
-    lora_scale=described["lora_alpha"] / described["r"],
-    lora_kernels=[KERNELS[name] for name in described["target_modules"]],
-  )
-  return described, Tuning(config, factors(config, arrays, "start/"), arrays)
+  kernels = [KERNELS[name] for name in described["target_modules"]]
+  trainable = trainable_lib.LoRA(described["r"], described["lora_alpha"], described["lora_dropout"], kernels)
+  config = trainable.adapt(model())
+  return described, Tuning(trainable, config, factors(config, arrays, "start/"), arrays)
 
 
 def factors(config: config_lib.GLMConfig, arrays: golden_models.Arrays, prefix: str) -> dict[str, Any]:
@@ -170,9 +170,9 @@ def p_tuning(case: str) -> tuple[dict[str, Any], Tuning]:
   described, arrays = golden_models.load("p_tuning")
   arrays = {key.removeprefix(f"{case}/"): x for key, x in arrays.items() if key.startswith(f"{case}/")}
   settings = described["cases"][case]
-  hidden = arrays["start/trans.0.bias"].shape[0] if settings["prefix_projection"] else 0
-  config = model(prefix_length=settings["prefix_length"], prefix_hidden=hidden)
-  return described, Tuning(config, encoder(config, arrays, "start/"), arrays)
+  trainable = trainable_lib.PTuning(settings["prefix_length"], settings["prefix_projection"], dropout=0.0)
+  config = trainable.adapt(model())
+  return described, Tuning(trainable, config, encoder(config, arrays, "start/"), arrays)
 
 
 def encoder(config: config_lib.GLMConfig, arrays: golden_models.Arrays, prefix: str) -> dict[str, Any]:

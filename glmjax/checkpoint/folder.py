@@ -1,7 +1,8 @@
 """What run folders and exported folders say about themselves: config.json and tokenizer/.
 
 config.json: {"model": GLMConfig's fields, "data": the data's description, "tokenizer": {"fingerprint",
-"vocab_size"}}; in an export also "export": {"bits", "dtype", "step"; "layout" of what is mapped}.
+"vocab_size"}}; in an export also "export": {"bits", "dtype", "step"; "layout" of what is mapped}; in a run that trains
+an adapter also "base": {"folder", "fingerprint", "bits"} of the model that it adapts.
 """
 
 import dataclasses
@@ -25,11 +26,14 @@ class FolderConfig:
   data: dict[str, Any] = dataclasses.field(default_factory=dict)
   tokenizer: dict[str, Any] = dataclasses.field(default_factory=dict)  # fingerprint, vocab_size
   export: dict[str, Any] = dataclasses.field(default_factory=dict)  # of exports: bits, dtype, step; layout
+  base: dict[str, Any] = dataclasses.field(default_factory=dict)  # of adapters: folder, fingerprint, bits
 
 
 def write_config(folder: paths.Named, config: FolderConfig) -> None:
   """Writes config.json, whole or not at all."""
-  content = {name: value for name, value in dataclasses.asdict(config).items() if value or name != "export"}
+  content = {
+    name: value for name, value in dataclasses.asdict(config).items() if value or name not in ("export", "base")
+  }
   publish.write_json(paths.named(folder) / CONFIG, content)
 
 
@@ -61,7 +65,7 @@ def read_config(folder: paths.Named) -> FolderConfig:
       raise errors.InputError(
         f"{path}: GLMConfig has no {', '.join(unknown)}; a newer glmjax wrote it: update this one"
       )
-    others = [dict(content.get(name) or {}) for name in ("data", "tokenizer", "export")]
+    others = [dict(content.get(name) or {}) for name in ("data", "tokenizer", "export", "base")]
   except errors.InputError:
     raise
   except (ValueError, KeyError, TypeError) as error:

@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 import zlib
 
 import jax
-from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 
 from glmjax import errors
@@ -25,6 +24,7 @@ from glmjax.checkpoint import recorded
 from glmjax.checkpoint import stored_weights
 from glmjax.io import paths
 from glmjax.models import params as params_lib
+from glmjax.parallel import partitioning
 
 CHECKSUMS = "checksums.json"
 _STATE_PARAMS = "params/"  # where a TrainState has them
@@ -129,13 +129,8 @@ def _sharding(shardings: Mapping[str, Any], name: str) -> jax.sharding.Sharding:
   if name in shardings:
     return shardings[name]
   weight, part = name.rsplit("/", 1)
-  param, sharding = params_lib.known(weight), shardings[weight]
-  spec = list(sharding.spec)
-  if part == "scale":
-    spec += [None] * (len(param.shape) - len(spec))
-    for axis in param.inputs:
-      spec[axis] = None
-  return NamedSharding(sharding.mesh, PartitionSpec(*spec))
+  param = params_lib.known(weight)
+  return partitioning.unsplit(shardings[weight], param.inputs if part == "scale" else (), len(param.shape))
 
 
 def use(folder: paths.Named, function: Callable[[Source], T]) -> T:

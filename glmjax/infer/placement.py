@@ -134,7 +134,7 @@ class Placement:
     return dataclasses.replace(
       quantized,
       values=_abstract(quantized.values, sharding),
-      scale=_abstract(quantized.scale, scale_sharding(sharding, param)),
+      scale=_abstract(quantized.scale, partitioning.unsplit(sharding, param.inputs, len(param.shape))),
     )
 
   def place(self, config: config_lib.GLMConfig, params: Any, offload_layers: int = 0, given_away: bool = False) -> Any:
@@ -288,15 +288,6 @@ class Placement:
 @jax.jit
 def _bits(x: jax.Array) -> jax.Array:
   return jax.lax.bitcast_convert_type(x, jnp.uint16)
-
-
-def scale_sharding(sharding: jax.sharding.NamedSharding, param: params_lib.Param) -> jax.sharding.NamedSharding:
-  """Returns the sharding of a quantized kernel's scales: split as the kernel's outputs are; there is one for all
-  inputs, or a few.
-  """
-  spec = (*sharding.spec, *[None] * (len(param.shape) - len(sharding.spec)))
-  outputs = jax.sharding.PartitionSpec(*(None if i in param.inputs else axis for i, axis in enumerate(spec)))
-  return jax.sharding.NamedSharding(sharding.mesh, outputs, memory_kind=sharding.memory_kind)
 
 
 def _put(x: Any, wanted: jax.ShapeDtypeStruct) -> jax.Array:

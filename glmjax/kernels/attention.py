@@ -62,8 +62,8 @@ def dense(
 
   A query that sees nothing gets zeros, and gives no gradient.
 
-  `prefix`: keys and values [H, P, K], or of each row [B, H, P, K], that every query sees as well (P-Tuning v2). They share the softmax with the
-  others and are multiplied apart, so that no cache is copied for them.
+  `prefix`: keys and values [H, P, K], or of each row [B, H, P, K], that every query sees as well (P-Tuning v2). They
+  share the softmax with the others and are multiplied apart, so that no cache is copied for them.
 
   Scores accumulate and normalise in float32, which is what made GLM-130B's fp16 run converge (paper,
   appendix F) and leaves its query-key layer scaling without a purpose.

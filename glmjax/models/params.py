@@ -18,7 +18,8 @@
 | final_norm/{scale,bias} | [D] | all |
 | head/kernel | [D, V] | untied models |
 
-D model, H heads, K head dimension, F mlp, V vocabulary, P prefix, E hidden in front of it, R rank, T branches of the mlp (2 for GeGLU).
+D model, H heads, K head dimension, F mlp, V vocabulary, P prefix, E hidden in front of it, R rank, T branches of the mlp
+(2 for GeGLU).
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -152,7 +153,7 @@ def table(config: config_lib.GLMConfig) -> Mapping[str, Param]:
 
 
 def prefix_encoder(config: config_lib.GLMConfig) -> dict[str, Param]:
-  """Returns the parameters of the perceptron that makes prefixes (models/prefix.py), as torch's layers begin in spread."""
+  """Returns the parameters of the perceptron that makes prefixes (models/prefix.py), spread as torch's layers begin."""
   if not config.prefix_hidden:
     return {}
   d, e, outputs = config.embed_dim, config.prefix_hidden, (config.num_layers, 2, config.num_heads, config.head_dim)
@@ -330,14 +331,6 @@ def _adapter(path: str, kernel: Param, rank: int) -> dict[str, Param]:
   a = Param((*inputs, rank), (*kernel.axes[:n], "rank"), kernel.part, std=std, inputs=kernel.inputs)
   b = Param((rank, *outputs), ("rank", *kernel.axes[n:]), kernel.part, "zeros", inputs=(0,))
   return {f"{path}/lora_a": a, f"{path}/lora_b": b}
-
-
-def is_adapter(path: str, param: Param) -> bool:
-  """Tells whether a parameter belongs to an adapter (LoRA, P-Tuning v2), not to the model that it adapts."""
-  del param
-  return path.rsplit("/", 1)[-1] in ("lora_a", "lora_b", "prefix_key", "prefix_value") or path.startswith(
-    "prefix_encoder/"
-  )
 
 
 def _stacked(param: Param, num_layers: int) -> Param:

@@ -18,7 +18,7 @@ model.
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from flax import linen as nn
@@ -197,6 +197,15 @@ def _are_rows_apart() -> bool:
 def shardings(boxed: Any, mesh: jax.sharding.Mesh, rules: Rules = FSDP) -> Any:
   """Returns NamedShardings for a tree whose leaves carry logical names (Linen boxes); others are replicated."""
   return nn.logical_to_mesh_sharding(nn.get_partition_spec(boxed), mesh, rules)
+
+
+def unsplit(sharding: jax.sharding.NamedSharding, axes: Collection[int], rank: int) -> jax.sharding.NamedSharding:
+  """Returns a sharding of arrays of this rank that leaves some axes whole: of scales, which have a place or a few for
+  all inputs of a kernel.
+  """
+  spec = (*sharding.spec, *[None] * (rank - len(sharding.spec)))
+  split = jax.sharding.PartitionSpec(*(None if i in axes else axis for i, axis in enumerate(spec)))
+  return jax.sharding.NamedSharding(sharding.mesh, split, memory_kind=sharding.memory_kind)
 
 
 def unbox(boxed: Any) -> Any:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import optax
 
 from glmjax import errors
 from glmjax import ranges
@@ -33,6 +34,7 @@ from glmjax.train import schedules
 from glmjax.train import state as state_lib
 from glmjax.train import step as step_lib
 from glmjax.train import stopping
+from glmjax.train import trainable as trainable_lib
 from glmjax.train import workdir as workdir_lib
 from glmjax.train.pipeline import stage_layout
 
@@ -79,6 +81,7 @@ def train(
   loss_mean_of: str = "tokens",  # what weighs the same in the loss, one of objective.MEANS
   watch: peers_lib.Watch = peers_lib.Watch(),  # how long a process may be silent, or a step take, among several
   weights: paths.Named | None = None,  # an export, import or run that a new run begins with; None: random
+  trainable: trainable_lib.Trainable | None = None,  # an adapter of `weights`, which stay as they are; None: all trains
   seed: int = 0,
   stop_at_step: int | None = None,  # save and return there, as if interrupted
   overwrite: bool = False,  # delete the run found in workdir and start anew
@@ -97,7 +100,10 @@ def train(
   _check(model, data, loss_mean_of)
   _check_numbers(batches, total_samples, micro_batch, loss_chunk, seed, stop_at_step)
   folder = workdir_lib.Workdir.named(workdir, weights)
-  if weights is not None and overwrite:
+  base = initial.Base.of(trainable, weights, model, data.describe())
+  if base is not None:
+    model = base.trainable.adapt(model)
+  elif weights is not None and overwrite:
     initial.check(weights, model, data.describe())
   # 2. The processes meet, before JAX looks for devices: it asks all of them.
   with watch.on() as peers, contextlib.ExitStack() as stack:
@@ -111,11 +117,11 @@ def train(
     recipe = step_lib.Recipe(optimizer, learning_rate, embedding_alpha, loss_scale)
     flow = pipeline_lib.make(pipeline, model, device_mesh, layout.rows)
     objective = objective_lib.Objective(model, loss_chunk, loss_mean_of, flow)
-    stages = stage_layout.make(model, tx, device_mesh, rules, flow)
+    stages = _stages(model, tx, device_mesh, rules, flow, base)
     runtime = runtime_lib.Runtime(objective, layout, stages, peers)
     _check_same(given | {"validation": validation if evaluates else None})
     # 4. The first process locks the folder, and opens it, or deletes what is there; all see the same one.
-    processes.on_first(lambda: _begin(stack, folder, model, data, overwrite, on_start))
+    processes.on_first(lambda: _begin(stack, folder, model, data, overwrite, on_start, base))
     folder.check_shared()
     manager = manager_lib.Manager(folder.checkpoints, intervals.keep, keep_best="eval_loss" if evaluated else None)
     stack.callback(manager.close)
@@ -123,7 +129,9 @@ def train(
     if restored := manager.restore(stages.as_checkpointed.trained()):
       state = restored[0]
     else:
-      state = initial.create(model, tx, seed, stages.as_checkpointed, weights, data.describe(), loss_scale)
+      state = initial.create(model, tx, seed, stages.as_checkpointed, weights, data.describe(), loss_scale, base)
+    if base is not None:
+      state = dataclasses.replace(state, frozen=base.read(stages.as_checkpointed.frozen))
     start = run_lib.Start(stages.put_in_stages(state), resumed=restored is not None)
     samples = run_lib.Samples(data, batches, total_samples, stop_at_step)
     hooks = _hooks(runtime, manager, folder, intervals, samples, evaluated, start)
@@ -158,11 +166,26 @@ def _begin(
   data: feed_lib.DataSource,
   overwrite: bool,
   on_start: Callable[[paths.Path], None] | None,
+  base: initial.Base | None,
 ) -> None:
   stack.enter_context(folder.locked())
-  folder.open(model, data, overwrite)
+  folder.open(model, data, overwrite, base and base.describe())
   if on_start is not None:
     on_start(folder.root)
+
+
+def _stages(
+  model: config_lib.GLMConfig,
+  tx: optax.GradientTransformation,
+  mesh: jax.sharding.Mesh,
+  rules: partitioning.Rules,
+  flow: pipeline_lib.Pipeline | None,
+  base: initial.Base | None,
+) -> stage_layout.StageLayout:
+  """Lays the state out, with what is frozen of it."""
+  if base is None:
+    return stage_layout.make(model, tx, mesh, rules, flow)
+  return stage_layout.make(model, tx, mesh, rules, flow, base.trainable.is_trained, base.bits)
 
 
 def _check(model: config_lib.GLMConfig, data: feed_lib.DataSource, loss_mean_of: str) -> None:

@@ -24,6 +24,7 @@ from glmjax.models import config as config_lib
 from glmjax.models import glm
 from glmjax.models import params as params_lib
 from glmjax.parallel import partitioning
+from glmjax.quantize import qarray
 from glmjax.train import optimizer as optimizer_lib
 
 
@@ -129,8 +130,12 @@ def abstract(
   mesh: jax.sharding.Mesh,
   rules: partitioning.Rules = partitioning.FSDP,
   is_trained: params_lib.Predicate = params_lib.always,
+  frozen_bits: int | None = None,
 ) -> TrainState:
-  """Returns shapes, dtypes and shardings of the state, without allocating any of it."""
+  """Returns shapes, dtypes and shardings of the state, without allocating any of it.
+
+  What is frozen lies as inference has it: matrices in the compute dtype, or kernels quantized to `frozen_bits`.
+  """
   boxed = jax.eval_shape(lambda: init(config, tx, 0, is_trained=is_trained))
   partitioning.check_divisible(params_lib.sizes(config), mesh, rules)
   replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
@@ -144,15 +149,34 @@ def abstract(
     matches = (by_path[names[i:]] for i in range(len(names)) if names[i:] in by_path)
     return next(matches, replicated) if leaf.ndim else replicated
 
-  shapes = partitioning.unbox(boxed)
+  shapes = dataclasses.replace(partitioning.unbox(boxed), frozen={})
   shardings = jax.tree.map(lambda _: replicated, dataclasses.replace(shapes, params=None, opt_state=None, frozen=None))
   shardings = dataclasses.replace(
     shardings,
     params=param_shardings,
-    frozen=partitioning.shardings(boxed.frozen, mesh, rules),
+    frozen={},
     opt_state=jax.tree_util.tree_map_with_path(opt_sharding, shapes.opt_state),
   )
-  return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+  trained = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+  of_frozen = partitioning.shardings(boxed.frozen, mesh, rules)
+  return dataclasses.replace(trained, frozen=_frozen(config, partitioning.unbox(boxed.frozen), of_frozen, frozen_bits))
+
+
+def _frozen(config: config_lib.GLMConfig, shapes: Any, shardings: Any, bits: int | None) -> Any:
+  """Returns the frozen parameters as they lie, of those of a float model."""
+  found, shardings = {}, params_lib.flatten(shardings)
+  for path, x in params_lib.flatten(shapes).items():
+    param, sharding = params_lib.known(path), shardings[path]
+    if param.quantizes and bits:
+      like = qarray.abstract(x.shape, bits, param.inputs)
+      scale_sharding = partitioning.unsplit(sharding, param.inputs, x.ndim)
+      values = jax.ShapeDtypeStruct(like.values.shape, like.values.dtype, sharding=sharding)
+      scale = jax.ShapeDtypeStruct(like.scale.shape, like.scale.dtype, sharding=scale_sharding)
+      found[path] = dataclasses.replace(like, values=values, scale=scale)
+    else:
+      dtype = config.dtype if param.is_matrix else config.param_dtype
+      found[path] = jax.ShapeDtypeStruct(x.shape, dtype, sharding=sharding)
+  return params_lib.nest(found)
 
 
 def create(
@@ -163,7 +187,14 @@ def create(
   loss_scale: DynamicLossScale = DynamicLossScale(),
   is_trained: params_lib.Predicate = params_lib.always,
 ) -> TrainState:
-  """Makes a new run's state, each array made where `abstract_state` wants it."""
+  """Makes a new run's state, each array made where `abstract_state` wants it; nothing frozen where that has none."""
   shardings = jax.tree.map(lambda x: x.sharding, abstract_state)
-  make = jax.jit(lambda: partitioning.unbox(init(config, tx, seed, loss_scale, is_trained)), out_shardings=shardings)
-  return make()
+
+  def make() -> TrainState:
+    state = partitioning.unbox(init(config, tx, seed, loss_scale, is_trained))
+    if not abstract_state.frozen:
+      return state.trained()
+    frozen = jax.tree.map(lambda x, like: x.astype(like.dtype), state.frozen, abstract_state.frozen)
+    return dataclasses.replace(state, frozen=frozen)
+
+  return jax.jit(make, out_shardings=shardings)()

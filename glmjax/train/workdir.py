@@ -5,7 +5,7 @@
 io/folders.py knows these names: all else in the folder is the user's, and stays.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 import contextlib
 import dataclasses
 import json
@@ -77,13 +77,16 @@ class Workdir:
       with lock.held(self.root / ".lock", f"{self.root} is in use: another process is training there"):
         yield
 
-  def open(self, model: config_lib.GLMConfig, data: feed.DataSource, overwrite: bool) -> None:
-    """Makes the folder this run's own: writes config.json, or finds that it is this run's already.
+  def open(
+    self, model: config_lib.GLMConfig, data: feed.DataSource, overwrite: bool, base: Mapping[str, Any] | None = None
+  ) -> None:
+    """Makes the folder this run's own: writes config.json, or finds that it is this run's already; `base`: what
+    config.json says of the model that an adapter adapts.
 
     Raises:
       errors.InputError: when another run's checkpoints are there and overwrite is False, or it cannot be written.
     """
-    config = folder.FolderConfig(model, json.loads(json.dumps(data.describe())))
+    config = folder.FolderConfig(model, json.loads(json.dumps(data.describe())), base=dict(base or {}))
     try:
       with tempfile.TemporaryDirectory() as scratch:
         tokenizer = {}
@@ -150,19 +153,23 @@ class Workdir:
   def _check_same(self, config: folder.FolderConfig) -> None:
     """Compares the run with what config.json and the checkpoints say; these alone where config.json is gone."""
     advice = "choose another workdir, or --overwrite to delete that run"
-    metadata = manager_lib.newest_metadata(self.checkpoints)
+    metadata, base = manager_lib.newest_metadata(self.checkpoints), config.base
     if "model" in metadata and not (self.config.exists() or self.config.is_symlink()):
-      model, data = metadata["model"], metadata["data"]
+      model, data = metadata["model"], metadata["data"]  # and what it adapts is not known
     else:
       found = self._read_config("remove it, and it is written anew" if "model" in metadata else advice)
       if changed := recorded.difference(found.model, metadata):
         raise errors.InputError(f"{self.config} is not the one of this run: {changed}: set it back, or restore a copy")
       model, data = dataclasses.asdict(found.model), metadata.get("data", found.data)
+      base = found.base
     ours = dataclasses.asdict(config.model)
     theirs = {name: model.get(name, ours[name]) for name in ours} | {name: ours[name] for name in recorded.FREE}
     seen = metadata.get("samples_seen", 0)
-    difference = _difference(theirs, ours, "model") or _difference(
-      _before(data, seen), _before(config.data, seen), "data"
+    fingerprints = ({"fingerprint": each.get("fingerprint")} for each in (base, config.base))
+    difference = (
+      _difference(*fingerprints, "base")
+      or _difference(theirs, ours, "model")
+      or _difference(_before(data, seen), _before(config.data, seen), "data")
     )
     if difference:
       raise errors.InputError(f"{self.root} holds another run: {difference}; {advice}")

@@ -112,6 +112,11 @@ def make(schedule: PipelineConfig, config: config_lib.GLMConfig, mesh: jax.shard
   stages, shards = mesh.shape[partitioning.STAGE_AXIS], partitioning.batch_shards(mesh)
   if stages == 1:
     return None
+  if config.prefix_hidden:
+    raise errors.InputError(
+      f"a prefix that is made by projection does not go through pipelines: train it on a mesh without stage={stages}, "
+      "or without projection"
+    )
   count = schedule.microbatches or rows // shards
   if count % stages or rows % (count * shards):
     raise errors.InputError(

@@ -66,14 +66,15 @@ def make(
   rules: partitioning.Rules,
   pipeline: pipeline_lib.Pipeline | None,
   is_trained: params_lib.Predicate = params_lib.always,
+  frozen_bits: int | None = None,
 ) -> StageLayout:
   """Returns both orders of a run's state."""
   order = None if pipeline is None else tuple(pipeline.order())
   if order is None or order == tuple(range(config.num_layers)):
-    abstract = state_lib.abstract(config, tx, mesh, rules, is_trained)
+    abstract = state_lib.abstract(config, tx, mesh, rules, is_trained, frozen_bits)
     return StageLayout(abstract, abstract, None)
   whole = tuple((name, None if name == "layers" else axes) for name, axes in rules)
-  plain = state_lib.abstract(config, tx, mesh, whole, is_trained)
+  plain = state_lib.abstract(config, tx, mesh, whole, is_trained, frozen_bits)
 
   def staged(path: tuple[Any, ...], x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
     if not _is_layers(path, x):
