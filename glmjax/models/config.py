@@ -1,6 +1,5 @@
 """GLMConfig: the sizes and variants of one model. What it counts to is in models/params.py."""
 
-from collections.abc import Sequence
 import dataclasses
 import math
 
@@ -48,7 +47,7 @@ class GLMConfig:
   prefix_hidden: int = 0  # E, of the perceptron that makes these (models/prefix.py); 0: they train themselves
   prefix_dropout: float = 0.0  # on them, in training
   lora_rank: int = 0  # R, of the adapters beside kernels (models/lowrank.py); 0: none
-  lora_kernels: Sequence[str] = ()  # which have one, of KERNELS
+  lora_kernels: str = ""  # which have one: names of KERNELS with commas between
   lora_scale: float = 1.0  # what their products are multiplied with
   lora_dropout: float = 0.0  # on what they read
   hidden_dropout: float = 0.0  # after the embedding and after each sublayer
@@ -112,16 +111,20 @@ class GLMConfig:
       )
 
   def _check_adapters(self) -> None:
-    object.__setattr__(self, "lora_kernels", tuple(self.lora_kernels))  # static under jit, a list in config.json
-    for name in self.lora_kernels:
+    for name in self.adapted:
       ranges.choice("GLMConfig.lora_kernels", name, KERNELS)
     ranges.number("GLMConfig.lora_scale", self.lora_scale, most=ranges.LARGEST, above=0)
     if bool(self.lora_rank) != bool(self.lora_kernels):
       raise errors.InputError(
-        f"GLMConfig: lora_rank is {self.lora_rank} and lora_kernels {self.lora_kernels}: give both, or neither"
+        f"GLMConfig: lora_rank is {self.lora_rank} and lora_kernels {self.lora_kernels!r}: give both, or neither"
       )
     if self.prefix_hidden and not self.prefix_length:
       raise errors.InputError("GLMConfig: prefix_hidden makes a prefix of no length: give prefix_length as well")
+
+  @property
+  def adapted(self) -> tuple[str, ...]:
+    """The kernels that have factors beside them."""
+    return tuple(filter(None, self.lora_kernels.split(",")))
 
   @property
   def drops(self) -> bool:

@@ -51,7 +51,7 @@ def _keep(x: jax.Array) -> jax.Array:
 def _einsum(config: config_lib.GLMConfig, target: target_lib.Target, path: str, spec: str) -> layers.Einsum:
   """Returns the product with a block's kernel."""
   table, adapter = params_lib.layer(config), None
-  if path in config.lora_kernels:
+  if path in config.adapted:
     factors = (table[f"{path}/{name}"] for name in ("lora_a", "lora_b"))
     adapter = layers.Adapter(*factors, config.lora_scale, config.lora_dropout)
   return layers.Einsum(

@@ -18,8 +18,8 @@
 | final_norm/{scale,bias} | [D] | all |
 | head/kernel | [D, V] | untied models |
 
-D model, H heads, K head dimension, F mlp, V vocabulary, P prefix, E hidden in front of it, R rank, T branches of the mlp
-(2 for GeGLU).
+D model, H heads, K head dimension, F mlp, V vocabulary, P prefix, E hidden in front of it, R rank, T branches of the
+mlp (2 for GeGLU).
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -46,7 +46,7 @@ _ALL = config_lib.GLMConfig(
   embedding_norm=True,
   prefix_length=1,
   lora_rank=1,
-  lora_kernels=config_lib.KERNELS,
+  lora_kernels=",".join(config_lib.KERNELS),
 )
 
 
@@ -125,7 +125,7 @@ def layer(config: config_lib.GLMConfig) -> Mapping[str, Param]:
   found |= _kernel("mlp/wo", (f, d), ("mlp", "embed"), 1, _output_std(config, f), cut=1)
   if config.norm == "sandwich":
     found |= _norm("mlp_output_norm", config)
-  for path in config.lora_kernels:
+  for path in config.adapted:
     found |= _adapter(path, found[f"{path}/kernel"], config.lora_rank)
   return found
 

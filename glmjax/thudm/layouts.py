@@ -152,7 +152,7 @@ _KERNELS = {
 def adapters(family: str, config: config_lib.GLMConfig) -> list[Entry]:
   """Returns the factors beside a model's kernels, as PEFT names them for the original's code."""
   found = []
-  for path in config.lora_kernels:
+  for path in config.adapted:
     key, name = f"transformer.layers.{{}}.{_KERNELS[path]}.", f"{params_lib.LAYERS}/{path}/"
     order = (1, 0, 2) if path == "attention/qkv" and family != "glm-10b" else ()
     found += [

@@ -31,7 +31,7 @@ class LoRA:
     """Returns the model with these factors."""
     scale = self.alpha / (self.rank**0.5 if self.rank_stabilized else self.rank)
     return dataclasses.replace(
-      model, lora_rank=self.rank, lora_kernels=tuple(self.kernels), lora_scale=scale, lora_dropout=self.dropout
+      model, lora_rank=self.rank, lora_kernels=",".join(self.kernels), lora_scale=scale, lora_dropout=self.dropout
     )
 
   def is_trained(self, path: str, param: params_lib.Param) -> bool:
