@@ -113,6 +113,10 @@ class Source:
 
   def check_size(self) -> None:
     """Checks that config.json is about these parameters."""
+    if base := self.config.base:
+      raise errors.InputError(
+        f"{self.arrays} holds an adapter of {base.get('folder')}: give that as --checkpoint, and the run as --adapter"
+      )
     count = sum(math.prod(weight.shape) for weight in self.weights())
     expected = params_lib.count(self.config.model)
     if count != expected:

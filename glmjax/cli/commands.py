@@ -44,6 +44,7 @@ DEVICE_FLAGS = _of(
   DEVICES,
   MESH,
   Flag("--offload_layers", "layers, the last, whose weights stay in the host's memory (0)", int, least=0),
+  Flag("--adapter", "a run that trained an adapter of the model: LoRA, P-Tuning v2 (the model alone)", Path),
   Flag(
     "--activation_bits",
     "8 rounds what INT4 and INT8 weights are multiplied with, which is faster on CPUs (floats as they are)",

@@ -50,6 +50,7 @@ class Devices:
   kv_cache_dtype: str | None = None  # int8: keys and values in half of bfloat16's memory; None: as what is computed
   activation_bits: int | None = None  # 8: rounds what quantized weights are multiplied with, on CPUs
   head_bits: int | None = None  # 8 or 4: quantizes the head as it is loaded, on CPUs
+  adapter: paths.Named | None = None  # a run that trained one beside the model; None: the model alone
 
   def __post_init__(self) -> None:
     for name, choices in config_lib.BITS.items():
@@ -61,6 +62,10 @@ class Devices:
   def noted(self) -> dict[str, Any]:
     """Returns what is noted beside answers: what changes them."""
     said = {name: getattr(self, name) for name in ("kv_cache_dtype", "activation_bits", "head_bits")}
+    if self.adapter is not None:
+      from glmjax.checkpoint import load  # here, as this module is looked at before a command is in order
+
+      said["adapter"] = load.fingerprint(self.adapter)
     return {name: value for name, value in said.items() if value is not None}
 
   def load(
@@ -76,6 +81,7 @@ class Devices:
     hosts.check_same((self, drafting), "--mesh, --offload_layers, how numbers are kept, --drafts and --draft_model")
     small = None if drafting.draft_model is None else engine.Engine.load(drafting.draft_model, mesh=self.mesh)
     options = {"mesh": self.mesh, "offload_layers": self.offload_layers, "drafts": drafting.count, "first": first}
+    options["adapter"] = self.adapter
     precision = placement.Precision(None, self.kv_cache_dtype, self.activation_bits, self.head_bits)
     return engine.Engine.load(checkpoint, precision=precision, draft_model=small, **options)
 

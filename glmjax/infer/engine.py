@@ -9,6 +9,7 @@ import numpy as np
 from glmjax import display
 from glmjax import errors
 from glmjax import ranges
+from glmjax.infer import adapters
 from glmjax.infer import ahead as ahead_lib
 from glmjax.infer import beam as beam_lib
 from glmjax.infer import drafts as drafts_lib
@@ -108,6 +109,7 @@ class Engine:
     mesh: mesh_lib.MeshConfig | str | None = None,
     offload_layers: int = 0,
     first: ahead_lib.First | None = None,
+    adapter: paths.Named | None = None,
     **kwargs: Any,
   ) -> "Engine":
     """Reads a model from an exported or a training folder.
@@ -118,11 +120,15 @@ class Engine:
       mesh: the devices to split it over, as "tensor=4"; None: the first device alone.
       offload_layers: how many layers, the last, keep their kernels in the host's memory.
       first: what it will be asked first, for which programs are compiled while the weights are being read.
+      adapter: a run that trained one beside this model; None: the model alone.
       **kwargs: as `Engine` takes them.
     """
     from glmjax import tokenizer as tokenizer_lib  # here, so that in-memory engines need no SentencePiece
 
     placement = placement_lib.on_mesh(mesh)
+    beside = None if adapter is None else adapters.Adapter.read(adapter)
+    if beside is not None:
+      first = None  # its programs are others
     with ahead_lib.compiling(first, folder, placement, precision, offload_layers):
       loaded = runner_lib.read(folder, placement, precision, offload_layers)
     if not loaded.tokenizer_dir.is_dir():
@@ -130,6 +136,8 @@ class Engine:
         f"{folder} has no tokenizer, so that no text goes in or out of it: copy there, as "
         f"{loaded.tokenizer_dir.name}/, the one that the model was trained with"
       )
+    if beside is not None:
+      loaded = beside.beside(loaded, folder, placement)
     tokenizer = tokenizer_lib.Tokenizer.load(loaded.tokenizer_dir)
     tokenizer.check_fits(loaded.config.vocab_size)
     runner = runner_lib.Runner(loaded.config, loaded.params, placement, offload_layers, given_away=True)

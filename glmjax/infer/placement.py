@@ -3,7 +3,7 @@
 The engine and glmjax.plan build their programs from what is said here, so that what a plan compiles is what runs.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 import contextlib
 import dataclasses
 import functools
@@ -144,7 +144,7 @@ class Placement:
     `config` is what `inference_config` gives. With `given_away` arrays that are laid out anew are deleted, so that
     there is none twice.
     """
-    flat = dict(_apart(params_lib.flatten(params)))
+    flat = dict(apart(params_lib.flatten(params)))
     if any(isinstance(x, output_rows.OutputRows) for x in flat.values()):
       return params_lib.nest(self._with_head(config, flat))
     as_rows = self._as_rows(config, offload_layers)
@@ -220,7 +220,7 @@ class Placement:
         )
     if not there or offload_layers:
       return {}
-    return {path: len(param.inputs) for path, param in params_lib.apart(config) if param.inputs}
+    return {path: len(param.inputs) for path, param in params_lib.apart(config) if param.quantizes or path == _HEAD}
 
   def everywhere(self, x: np.ndarray) -> jax.Array:
     """Puts an array of the host on all devices; every process of several gives the same.
@@ -311,7 +311,7 @@ def inference_config(config: config_lib.GLMConfig, target: target_lib.Target) ->
   )
 
 
-def _apart(flat: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+def apart(flat: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
   """Yields parameters by path, stacked layers one by one."""
   for path, x in flat.items():
     first, _, rest = path.partition("/")

@@ -13,6 +13,7 @@ ROTARY_ROUNDINGS = ("none", "half_frequencies", "half_table")
 REMATS = ("none", "dots", "full")
 DTYPES = ("float32", "bfloat16", "float16")
 KERNELS = ("attention/qkv", "attention/out", "mlp/wi", "mlp/wo")  # of a block
+ADAPTER_FIELDS = ("prefix_length", "prefix_hidden", "lora_rank", "lora_kernels", "lora_scale")
 _DROPOUTS = ("hidden_dropout", "attention_dropout", "prefix_dropout", "lora_dropout")
 KV_CACHE_DTYPES = ("int8",)
 CPU_DTYPES = ("float32", "bfloat16")  # that inference on one CPU computes in, weights as rows (models/output_rows.py)

@@ -5,6 +5,7 @@ P prefix, D model, E hidden, N layers, H heads, K head dimension.
 """
 
 from collections.abc import Mapping
+import dataclasses
 from typing import Any
 
 from flax import linen as nn
@@ -36,3 +37,18 @@ class Encoder(nn.Module):
     for name, param in params_lib.prefix_encoder(self.config).items():
       declared[name] = layers.declare(self, name, param, self.config.param_dtype)
     return project(declared)
+
+
+def made(
+  config: config_lib.GLMConfig, flat: Mapping[str, jax.Array]
+) -> tuple[config_lib.GLMConfig, dict[str, jax.Array]]:
+  """Returns a model and its parameters by path, layers stacked, with the prefix that its perceptron makes in place of
+  the perceptron.
+  """
+  start = "prefix_encoder/"
+  key, value = layers.unstack(
+    project({path.removeprefix(start): x for path, x in flat.items() if path.startswith(start)}), 1
+  )
+  rest = {path: x for path, x in flat.items() if not path.startswith(start)}
+  at = f"{params_lib.LAYERS}/attention/prefix_"
+  return dataclasses.replace(config, prefix_hidden=0), rest | {f"{at}key": key, f"{at}value": value}
