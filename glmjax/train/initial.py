@@ -6,97 +6,12 @@ from typing import Any
 import jax
 import optax
 
-from glmjax import errors
-from glmjax.checkpoint import arrays
-from glmjax.checkpoint import folder as folder_lib
 from glmjax.checkpoint import load
-from glmjax.checkpoint import recorded
 from glmjax.io import paths
 from glmjax.models import config as config_lib
 from glmjax.models import params as params_lib
+from glmjax.train import base as base_lib
 from glmjax.train import state as state_lib
-from glmjax.train import trainable as trainable_lib
-
-# What a new run may have other than the model it begins with: how it is computed, as at any start, and what says how
-# that model was made: in which dtype and spread, and how far its cosines were rounded where it was deployed.
-_FREE = (*recorded.FREE, "param_dtype", "init_std", "rotary_rounding")
-
-
-def check(
-  weights: paths.Named, model: config_lib.GLMConfig, data: dict[str, Any], quantized: bool = False
-) -> folder_lib.FolderConfig:
-  """Returns the config.json of a folder to begin with, once it is known to be of this model.
-
-  Args:
-    weights: the folder.
-    model: the run's, without an adapter.
-    data: what the data source says of itself.
-    quantized: whether its kernels may be.
-
-  Raises:
-    errors.InputError: where the folder's model or tokenizer is not the run's.
-  """
-  found = folder_lib.read_config(weights)
-  if found.base:
-    raise errors.InputError(f"{weights} holds an adapter of {found.base.get('folder')}: give the model itself")
-  if found.export.get("bits") and not quantized:
-    raise errors.InputError(
-      f"{weights} is quantized to {found.export['bits']} bits: give float weights, or train an adapter "
-      "(loop.train.trainable)"
-    )
-  free = _FREE if not model.position_kind.rotary_parts else (*_FREE, "max_length")  # a table has so many places
-  for field in dataclasses.fields(model):
-    there, here = getattr(found.model, field.name), getattr(model, field.name)
-    if field.name not in free and there != here:
-      raise errors.InputError(
-        f"{weights} is another model: {field.name} is {there} there and {here} here; "
-        "give the gin file of the model that it is"
-      )
-  ours, theirs = data.get("tokenizer"), found.tokenizer.get("fingerprint")
-  if ours and theirs and ours != theirs:
-    raise errors.InputError(
-      f"{weights} has another tokenizer than the data ({theirs[:8]}, not {ours[:8]}): "
-      "make the cache with the tokenizer in that folder"
-    )
-  return found
-
-
-@dataclasses.dataclass(frozen=True)
-class Base:
-  """The model that an adapter adapts, and what trains of both."""
-
-  weights: paths.Named
-  trainable: trainable_lib.Trainable
-  bits: int | None  # of its kernels; None: floats
-
-  @classmethod
-  def of(
-    cls,
-    trainable: trainable_lib.Trainable | None,
-    weights: paths.Named | None,
-    model: config_lib.GLMConfig,
-    data: dict[str, Any],
-  ) -> "Base | None":
-    """Returns the base of what is trained; None where all parameters are.
-
-    Raises:
-      errors.InputError: where it is not given, or not of this model.
-    """
-    if trainable is None:
-      return None
-    if weights is None:
-      raise errors.InputError("loop.train.trainable adapts a model: give its folder as loop.train.weights")
-    return cls(weights, trainable, check(weights, model, data, quantized=True).export.get("bits"))
-
-  def describe(self) -> dict[str, Any]:
-    """Returns what config.json says of it."""
-    return {"folder": str(self.weights), "fingerprint": load.fingerprint(self.weights), "bits": self.bits}
-
-  def read(self, wanted: Any) -> Any:
-    """Reads its parameters, each as `wanted`, a tree of shapes, dtypes and shardings."""
-    flat = arrays.named_leaves(jax.tree.map(lambda x: x.sharding, wanted))
-    loaded = load.load(self.weights, None, flat)
-    return jax.tree.map(lambda x, like: x.astype(like.dtype), loaded.params, wanted)
 
 
 def create(
@@ -107,7 +22,7 @@ def create(
   weights: paths.Named | None,
   data: dict[str, Any],
   loss_scale: state_lib.DynamicLossScale = state_lib.DynamicLossScale(),
-  base: Base | None = None,
+  base: base_lib.Base | None = None,
 ) -> state_lib.TrainState:
   """Makes a new run's trained state, each array where `abstract` wants it: with the parameters in `weights`, random
   ones (None), or those of a new adapter beside `base`.
@@ -116,7 +31,7 @@ def create(
   state = state_lib.create(model, tx, seed, abstract.trained(), loss_scale, is_trained)
   if weights is None or base is not None:
     return state
-  check(weights, model, data)
+  base_lib.check(weights, model, data)
   state = dataclasses.replace(state, params=None)  # room for the others
   loaded = load.load(weights, "float32", jax.tree.map(lambda x: x.sharding, abstract.params))
   return dataclasses.replace(state, params=loaded.params)

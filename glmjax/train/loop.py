@@ -18,6 +18,7 @@ from glmjax.parallel import mesh as mesh_lib
 from glmjax.parallel import partitioning
 from glmjax.parallel import peers as peers_lib
 from glmjax.parallel import processes
+from glmjax.train import base as base_lib
 from glmjax.train import divergence
 from glmjax.train import evaluation
 from glmjax.train import feed as feed_lib
@@ -100,11 +101,11 @@ def train(
   _check(model, data, loss_mean_of)
   _check_numbers(batches, total_samples, micro_batch, loss_chunk, seed, stop_at_step)
   folder = workdir_lib.Workdir.named(workdir, weights)
-  base = initial.Base.of(trainable, weights, model, data.describe())
+  base = base_lib.Base.of(trainable, weights, model, data.describe())
   if base is not None:
     model = base.trainable.adapt(model)
   elif weights is not None and overwrite:
-    initial.check(weights, model, data.describe())
+    base_lib.check(weights, model, data.describe())
   # 2. The processes meet, before JAX looks for devices: it asks all of them.
   with watch.on() as peers, contextlib.ExitStack() as stack:
     device_mesh, rules = mesh_lib.make_mesh(mesh), partitioning.strategy(strategy)
@@ -166,7 +167,7 @@ def _begin(
   data: feed_lib.DataSource,
   overwrite: bool,
   on_start: Callable[[paths.Path], None] | None,
-  base: initial.Base | None,
+  base: base_lib.Base | None,
 ) -> None:
   stack.enter_context(folder.locked())
   folder.open(model, data, overwrite, base and base.describe())
@@ -180,7 +181,7 @@ def _stages(
   mesh: jax.sharding.Mesh,
   rules: partitioning.Rules,
   flow: pipeline_lib.Pipeline | None,
-  base: initial.Base | None,
+  base: base_lib.Base | None,
 ) -> stage_layout.StageLayout:
   """Lays the state out, with what is frozen of it."""
   if base is None:

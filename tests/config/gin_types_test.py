@@ -64,6 +64,10 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
     ["{'en': 5}", "[5]", "5"],
   ),
   "Sequence[str | Mapping[str, Any]]": (["['a', {'prompt': 'b'}]"], ["'a'", "[1]", "[['a']]", "{'prompt': 'b'}"]),
+  "trainable_lib.Trainable | None": (
+    ["@glmjax.train.trainable.LoRA()", "@glmjax.train.trainable.PTuning()", "None"],
+    ["@glmjax.train.trainable.LoRA", "'lora'", "@glmjax.train.schedules.Batches()"],
+  ),
   "Callable[[paths.Path], None] | None": (["None", "@glmjax.train.loop.train"], ["3", "'a'", OF_CALLS]),
   "Callable[[ExportSource, paths.Path], None] | None": (["None", "@glmjax.train.loop.train"], ["3", "'a'", OF_CALLS]),
   "Mapping[str, config_lib.GLMConfig]": (

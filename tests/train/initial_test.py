@@ -10,7 +10,7 @@ from glmjax import errors
 from glmjax.checkpoint import export
 from glmjax.checkpoint import load
 from glmjax.parallel import mesh as mesh_lib
-from glmjax.train import initial
+from glmjax.train import base
 from glmjax.train import loop
 from glmjax.train import schedules
 
@@ -43,7 +43,7 @@ def test_begins_where_the_other_ended(trained, tmp_path, tiny, source):
 
 def test_other_models_and_tokenizers_are_refused(trained, tmp_path, tiny):
   export.export(trained, tmp_path / "int8", bits=8)
-  initial.check(trained, dataclasses.replace(tiny, dtype="float16", hidden_dropout=0.1, max_length=64), {})
+  base.check(trained, dataclasses.replace(tiny, dtype="float16", hidden_dropout=0.1, max_length=64), {})
   for folder, config, message in (
     (tmp_path / "int8", tiny, "quantized to 8 bits"),
     (trained, dataclasses.replace(tiny, num_layers=3), "num_layers is 2 there and 3 here"),
@@ -51,15 +51,15 @@ def test_other_models_and_tokenizers_are_refused(trained, tmp_path, tiny):
     (tmp_path, tiny, str(tmp_path)),
   ):
     with pytest.raises(errors.InputError, match=message) as caught:
-      initial.check(folder, config, {})
+      base.check(folder, config, {})
     assert "\n" not in str(caught.value)
   copied = tmp_path / "copied"
   copied.mkdir()
   config = json.loads((trained / "config.json").read_text())
   (copied / "config.json").write_text(json.dumps(config | {"tokenizer": {"fingerprint": "a" * 64}}))
-  initial.check(copied, tiny, {"tokenizer": "a" * 64})
+  base.check(copied, tiny, {"tokenizer": "a" * 64})
   with pytest.raises(errors.InputError, match="another tokenizer than the data .aaaaaaaa, not bbbbbbbb."):
-    initial.check(copied, tiny, {"tokenizer": "b" * 64})
+    base.check(copied, tiny, {"tokenizer": "b" * 64})
 
 
 def test_nothing_is_deleted_for_weights_that_do_not_fit(trained, tmp_path, tiny, source):
