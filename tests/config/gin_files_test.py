@@ -462,6 +462,7 @@ SETTINGS = {run: REQUIRED for run in MODELS} | {
   "runs/uncached.gin": [],
   "runs/chatglm_6b.gin": ['CACHE="cache"', 'WEIGHTS="imported"'],
 }
+SETTINGS |= {run: ['BASE="model"', 'DATA=["pairs.jsonl"]'] for run in packaged("runs/finetune*.gin")}
 
 
 @pytest.mark.parametrize("mesh", packaged("meshes/*.gin"))

@@ -64,7 +64,7 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
     ["{'en': 5}", "[5]", "5"],
   ),
   "Sequence[str | Mapping[str, Any]]": (["['a', {'prompt': 'b'}]"], ["'a'", "[1]", "[['a']]", "{'prompt': 'b'}"]),
-  "trainable_lib.Trainable | None": (
+  "LoRA | PTuning | None": (
     ["@glmjax.train.trainable.LoRA()", "@glmjax.train.trainable.PTuning()", "None"],
     ["@glmjax.train.trainable.LoRA", "'lora'", "@glmjax.train.schedules.Batches()"],
   ),
