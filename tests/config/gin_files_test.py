@@ -1,5 +1,6 @@
 """Every mistake in a gin file or override gets one line with the place and the nearest right name."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -470,13 +471,15 @@ SETTINGS |= {run: ['BASE="model"', 'DATA=["pairs.jsonl"]'] for run in packaged("
 def test_every_run_trains_on_every_mesh(run, mesh):
   from glmjax.cli import commands  # the command line's own list
 
-  gin_files.check(
-    [run, *MODELS.get(run, []), mesh],
-    SETTINGS.get(run, ['CACHE="cache"']),
-    entry="glmjax.train.loop.train",
-    commands=commands.targets(),
-    given=["workdir"],
-  )
+  refused = "finetune" in run and "130b" in mesh  # GLM-130B's mesh says how its model computes, and these read theirs
+  with pytest.raises(errors.InputError, match="nothing uses config.GLMConfig") if refused else contextlib.nullcontext():
+    gin_files.check(
+      [run, *MODELS.get(run, []), mesh],
+      SETTINGS.get(run, ['CACHE="cache"']),
+      entry="glmjax.train.loop.train",
+      commands=commands.targets(),
+      given=["workdir"],
+    )
 
 
 @pytest.mark.parametrize("files", [["data/pairs.gin"], ["data/pairs.gin", "data/replay.gin"]])

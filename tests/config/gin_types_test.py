@@ -86,6 +86,14 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
     ["'pretrain_bilingual'", "@glmjax.data.mixtures.pretraining()", "@glmjax.tasks.pretrain.register()"],
     ["@glmjax.data.mixtures.pretraining", "3", "['a']", "None"],
   ),
+  "mixtures.Mixture": (
+    ["@glmjax.data.mixtures.pretraining()", "@glmjax.data.mixtures.instruction()"],
+    ["@glmjax.data.mixtures.pretraining", "'pretrain_bilingual'", "3", "None"],
+  ),
+  "Sequence[Mixture]": (
+    ["[@glmjax.data.mixtures.pretraining(), @glmjax.data.mixtures.instruction()]"],
+    ["@glmjax.data.mixtures.pretraining()", "['a']", "3", "None"],
+  ),
   "mesh_lib.MeshConfig | str | None": (
     ["@glmjax.parallel.mesh.MeshConfig()", "'tensor=4'", "None"],
     ["@glmjax.parallel.mesh.MeshConfig", "4", OF_CALLS],
