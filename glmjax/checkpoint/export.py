@@ -93,7 +93,8 @@ def export(
 
     def write(source: source_lib.Source) -> dict[str, Any]:
       config, weights = _exported(source, bits, dtype, layout)
-      source.check_size()
+      if not config.base:
+        source.check_size()
       reader = blocks.Reader(source.arrays, source.records)
       tokenizer = checkpoint / folder_lib.TOKENIZER
       content = ExportSource(
@@ -189,6 +190,8 @@ def _exported(
     raise errors.InputError(
       f"{source.arrays.parent} is an INT{source.bits} model: export from the training run or a float export"
     )
+  if source.config.base and (bits is not None or layout is not None):
+    raise errors.InputError(f"{source.arrays} holds an adapter, which is float: leave --bits and --format=cpu out")
   model, exported = source.config.model, dict(source.config.export)
   exported.pop("layout", None)
   if layout is None:

@@ -141,7 +141,7 @@ def entries(family: str, config: config_lib.GLMConfig) -> list[Entry]:
   return found
 
 
-_KERNELS = {
+KERNELS = {
   "attention/qkv": "attention.query_key_value",
   "attention/out": "attention.dense",
   "mlp/wi": "mlp.dense_h_to_4h",
@@ -153,7 +153,7 @@ def adapters(family: str, config: config_lib.GLMConfig) -> list[Entry]:
   """Returns the factors beside a model's kernels, as PEFT names them for the original's code."""
   found = []
   for path in config.adapted:
-    key, name = f"transformer.layers.{{}}.{_KERNELS[path]}.", f"{params_lib.LAYERS}/{path}/"
+    key, name = f"transformer.layers.{{}}.{KERNELS[path]}.", f"{params_lib.LAYERS}/{path}/"
     order = (1, 0, 2) if path == "attention/qkv" and family != "glm-10b" else ()
     found += [
       _entry(config, f"{key}lora_A.weight", f"{name}lora_a"),

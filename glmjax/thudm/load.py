@@ -10,6 +10,7 @@ import functools
 import hashlib
 import json
 import logging
+import math
 import os
 import pathlib
 import tempfile
@@ -31,6 +32,7 @@ from glmjax.io import publish
 from glmjax.models import config as config_lib
 from glmjax.models import params as params_lib
 from glmjax.quantize import qarray
+from glmjax.thudm import peft
 from glmjax.thudm import source as source_lib
 
 _FORMAT = 2  # of what an unfinished import leaves
@@ -48,6 +50,7 @@ def import_model(
   num_heads: int | None = None,
   rotary_rounding: str = "half_table",
   prefix: paths.Named | None = None,
+  base: paths.Named | None = None,
   memory_limit_gib: float | None = None,
   overwrite: bool = False,
 ) -> dict[str, Any]:
@@ -56,7 +59,8 @@ def import_model(
   What a killed import left beside `out` is checked and used when it is of the same files and options.
 
   Args:
-    family: glm-130b, glm-10b (and the smaller GLMs) or chatglm-6b.
+    family: glm-130b, glm-10b (and the smaller GLMs) or chatglm-6b; peft: a LoRA adapter, without other options than
+      base and overwrite.
     source: folder of the files.
     out: folder to write.
     dtype: of the float parameters; None: as in the files.
@@ -65,6 +69,7 @@ def import_model(
     num_heads: of glm-10b's family where heads are not 64 wide.
     rotary_rounding: none, half_frequencies or half_table, as the published models are run.
     prefix: folder or file of a P-Tuning v2 prefix for chatglm-6b; one in `source` itself is found there.
+    base: of peft: the folder of the model that was adapted.
     memory_limit_gib: most memory to take; None: what full-sized blocks take, about 1.2 GiB.
     overwrite: replace an export that is there, and what an import of other files or options has left beside it.
 
@@ -79,6 +84,10 @@ def import_model(
   if dtype not in (None, *config_lib.DTYPES):
     raise errors.InputError(f"dtype is {dtype!r}: choose one of {', '.join(config_lib.DTYPES)}")
   source = paths.named(source, "the source folder")
+  if (base is None) == (family == peft.NAME):
+    raise errors.InputError("--base names the model that an adapter of PEFT's adapts: give both, or neither")
+  if base is not None:
+    return _import_adapter(source, paths.named(base, "base"), out, overwrite)
   with export.claimed(out, overwrite, source) as out:
     opened = source_lib.open_source(family, source, tokenizer, num_heads, rotary_rounding, prefix)
     if opened.bits is not None and bits not in (None, opened.bits):
@@ -100,6 +109,20 @@ def import_model(
       ) from error
   about = {"family": family, "source_bytes": opened.nbytes, "note": opened.note}
   return {"out": str(out)} | described | about | {"parameters": params_lib.count(content.config.model)}
+
+
+def _import_adapter(source: paths.Path, base: paths.Path, out: paths.Named, overwrite: bool) -> dict[str, Any]:
+  with export.claimed(out, overwrite, source) as out:
+    content = peft.read(source, base)
+    stored_weights.need_room(out, content.weights)
+    try:
+      with publish.folder(out, ours_lib.CHECKSUMS, overwrite) as folder:
+        export.write_folder(content, folder)
+        described = export.describe(content, folder)
+    except OSError as error:
+      raise errors.InputError(f"{out} could not be written ({errors.reason(error)}): nothing was left there") from error
+  about = {"family": peft.NAME, "source_bytes": sum(weight.nbytes for weight in content.weights), "note": None}
+  return {"out": str(out)} | described | about | {"parameters": sum(math.prod(x.shape) for x in content.weights)}
 
 
 def _write(opened: source_lib.Source, content: export.ExportSource, out: paths.Path, overwrite: bool) -> dict[str, Any]:

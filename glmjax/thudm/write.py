@@ -22,13 +22,14 @@ from glmjax.checkpoint import folder as folder_lib
 from glmjax.models import config as config_lib
 from glmjax.thudm import layouts
 from glmjax.thudm import merged
+from glmjax.thudm import peft
 from glmjax.thudm import prefix as prefix_lib
 from glmjax.thudm import tensors
 from glmjax.thudm import torch_files
 from glmjax import tokenizer as tokenizer_lib
 from glmjax.checkpoint import stored_weights
 
-FORMATS = ("safetensors", "chatglm-hf", "glm130b-sat")
+FORMATS = ("safetensors", "chatglm-hf", "glm130b-sat", peft.NAME)
 _SHARD_BYTES = 2 * 10**9  # of a Hub shard; ChatGLM-6B's own are up to 1.9 GB
 _PIECE = 2**24  # bytes written at a time
 _ITERATION = "49300"  # of the released GLM-130B; `latest` must name one
@@ -71,6 +72,8 @@ def write_format(name: str, tensor_parallel: int | None = None) -> export.Format
     return _write_safetensors
   if name == "chatglm-hf":
     return _write_chatglm
+  if name == peft.NAME:
+    return peft.write
   return lambda content, folder: _write_glm_130b(content, folder, tensor_parallel or 8)
 
 

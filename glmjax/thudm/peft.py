@@ -1,0 +1,134 @@
+"""LoRA adapters in PEFT's layout, whose modules are those of the original's code: query_key_value stays fused.
+
+adapter_config.json   adapter_model.safetensors
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import json
+from typing import Any
+
+import numpy as np
+
+from glmjax import errors
+from glmjax.checkpoint import export
+from glmjax.checkpoint import folder as folder_lib
+from glmjax.checkpoint import load as load_lib
+from glmjax.checkpoint import stored_weights
+from glmjax.io import paths
+from glmjax.io import publish
+from glmjax.io import user_json
+from glmjax.models import config as config_lib
+from glmjax.thudm import layouts
+from glmjax.thudm import tensors
+
+NAME = "peft"  # of the format
+_CONFIG, _TENSORS = "adapter_config.json", "adapter_model.safetensors"
+_PREFIX = "base_model.model."  # PEFT's, of all keys
+_MODULES = {module.split(".")[-1]: path for path, module in layouts.KERNELS.items()}
+# What PEFT can say that stands for something else than LoRA as it is here; its values that do not.
+_PLAIN = {"peft_type": ("LORA",), "bias": ("none",), "fan_in_fan_out": (False,), "use_dora": (False,)} | {
+  name: (None, [], {}) for name in ("modules_to_save", "layers_to_transform", "rank_pattern", "alpha_pattern")
+}
+
+
+def write(content: export.ExportSource, folder: paths.Path) -> None:
+  """Writes an adapter.
+
+  Raises:
+    errors.InputError: for what is no LoRA adapter.
+  """
+  model = content.config.model
+  if not content.config.base or not model.lora_rank:
+    raise errors.InputError(f"the format {NAME} is for LoRA adapters: give the run that trained one")
+  weights = {weight.name: weight for weight in content.weights}
+  arrays: dict[str, np.ndarray] = {}
+  for entry in layouts.adapters(_family(model), model):
+    weight = weights[entry.name]
+    found = content.read(weight, tuple(slice(0, n) for n in weight.shape))[entry.name]
+    for key, x in zip(entry.keys(model.num_layers), found, strict=True):
+      arrays[_PREFIX + key] = np.ascontiguousarray(entry.to_theirs(np.asarray(x, np.float32)))
+  content.verify()
+  folder.mkdir(parents=True, exist_ok=True)
+  with (folder / _TENSORS).open("wb") as file:
+    file.write(tensors.safetensors_header({key: (x.dtype, x.shape) for key, x in arrays.items()}))
+    for x in arrays.values():
+      file.write(x.tobytes())
+  modules = {path: module for module, path in _MODULES.items()}
+  publish.write_json(
+    folder / _CONFIG,
+    {
+      "peft_type": "LORA",
+      "task_type": "CAUSAL_LM",
+      "base_model_name_or_path": content.config.base["folder"],
+      "inference_mode": True,
+      "r": model.lora_rank,
+      "lora_alpha": model.lora_scale * model.lora_rank,
+      "lora_dropout": model.lora_dropout,
+      "target_modules": [modules[path] for path in model.adapted],
+      "bias": "none",
+      "fan_in_fan_out": False,
+    },
+  )
+
+
+def read(folder: paths.Path, base: paths.Path) -> export.ExportSource:
+  """Reads an adapter that PEFT wrote, of the model in the folder `base`.
+
+  Raises:
+    errors.InputError: where it is of another model, damaged, or does what LoRA here does not.
+  """
+  found = folder_lib.read_config(base)
+  model = _settings(folder / _CONFIG, found.model)
+  there = tensors.open_safetensors(folder / _TENSORS)
+  arrays: dict[str, np.ndarray] = {}
+  for entry in layouts.adapters(_family(model), model):
+    layers = []
+    for key in entry.keys(model.num_layers):
+      tensor, shape = there.pop(_PREFIX + key, None), entry.their_shape()
+      if tensor is None or tensor.shape != shape:
+        has = "is missing" if tensor is None else f"has {list(tensor.shape)}"
+        raise errors.InputError(f"{folder / _TENSORS}: {key} {has}, and {base} takes {list(shape)}: another model's?")
+      layers.append(entry.to_ours(tensor.whole().astype(np.float32), [slice(0, size) for size in entry.rows]))
+    arrays[entry.name] = np.stack(layers)
+    if not np.isfinite(arrays[entry.name]).all():
+      raise errors.NotFiniteError(f"{folder / _TENSORS}: {entry.name} is not finite: train it anew")
+  if there:
+    raise errors.InputError(f"{folder / _TENSORS}: {min(there)} is of no kernel that {base} has")
+  described = {"folder": str(base), "fingerprint": load_lib.fingerprint(base), "bits": found.export.get("bits")}
+  exported = {"bits": None, "dtype": "float32", "step": None}
+  config = dataclasses.replace(found, model=model, data={}, export=exported, base=described)
+  tokenizer = base / folder_lib.TOKENIZER
+
+  def block(weight: stored_weights.StoredWeight, region: stored_weights.Region) -> Mapping[str, Any]:
+    return {weight.name: arrays[weight.name][region]}
+
+  weights = [stored_weights.StoredWeight(name, x.shape, "float32") for name, x in arrays.items()]
+  return export.ExportSource(config, tokenizer if tokenizer.is_dir() else None, weights, block, lambda: None)
+
+
+def _settings(path: paths.Path, model: config_lib.GLMConfig) -> config_lib.GLMConfig:
+  """Returns the model with the adapter that PEFT's adapter_config.json describes."""
+  content = user_json.read(path, expected="give the folder that PEFT wrote")
+  for name, plain in _PLAIN.items():
+    if name in content and content[name] not in plain:
+      raise errors.InputError(f"{path}: {name} is {json.dumps(content[name])}, which LoRA here does not know")
+  try:
+    modules, rank = content["target_modules"], content["r"]
+    kernels = [_MODULES[str(module).split(".")[-1]] for module in modules]
+    root = rank**0.5 if content.get("use_rslora") else rank
+    return dataclasses.replace(
+      model,
+      lora_rank=rank,
+      lora_kernels=",".join(path for path in config_lib.KERNELS if path in kernels),
+      lora_scale=content["lora_alpha"] / root,
+    )
+  except (KeyError, TypeError, ZeroDivisionError) as error:
+    raise errors.InputError(
+      f"{path}: no LoRA adapter of a GLM ({type(error).__name__}: {str(error)[:100]}); it takes r, lora_alpha and "
+      f"target_modules of {', '.join(_MODULES)}"
+    ) from error
+
+
+def _family(model: config_lib.GLMConfig) -> str:
+  return "chatglm-6b" if model.position_kind.rotary_parts else "glm-10b"

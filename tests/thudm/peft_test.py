@@ -1,0 +1,127 @@
+"""LoRA adapters in PEFT's files: those that PEFT wrote, ours given back bit for bit, wrong ones refused."""
+
+import json
+import math
+import pathlib
+import shutil
+
+import golden_models
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import trained_adapters
+
+from glmjax import errors
+from glmjax.checkpoint import export
+from glmjax.checkpoint import folder as folder_lib
+from glmjax.checkpoint import stored_weights
+from glmjax.infer import adapters
+from glmjax.models import glm
+from glmjax.models import params as params_lib
+from glmjax.thudm import layouts
+from glmjax.thudm import load as load_lib
+from glmjax.thudm import tensors
+from glmjax.thudm import write as write_lib
+
+PEFT = golden_models.folder() / "lora_peft"
+
+
+def exported(folder: pathlib.Path) -> pathlib.Path:
+  """The golden model as an export of ours."""
+  config = golden_models.config("chatglm6b_tiny", residual_alpha=math.sqrt(56))
+  flat = params_lib.flatten(golden_models.params("chatglm6b_tiny"))
+  weights = [stored_weights.StoredWeight(name, x.shape, "float32") for name, x in flat.items()]
+  described = folder_lib.FolderConfig(config, export={"bits": None, "dtype": "float32", "step": None})
+  content = export.ExportSource(
+    described, None, weights, lambda weight, region: {weight.name: flat[weight.name][region]}, lambda: None
+  )
+  folder.mkdir()
+  export.write_folder(content, folder)
+  return folder
+
+
+def imported(source: pathlib.Path, base: pathlib.Path, out: pathlib.Path) -> adapters.Adapter:
+  load_lib.import_model("peft", source, out, base=base)
+  return adapters.Adapter.read(out)
+
+
+def test_what_peft_saved_is_what_it_trained(tmp_path):
+  arrays = golden_models.load("lora")[1]
+  adapter = imported(PEFT, exported(tmp_path / "base"), tmp_path / "adapter")
+  for entry in layouts.adapters("chatglm-6b", adapter.config):
+    for key, ours in zip(entry.keys(adapter.config.num_layers), adapter.params[entry.name], strict=True):
+      np.testing.assert_array_equal(entry.to_theirs(np.asarray(ours)), arrays[f"final/{key}"])
+  described = json.loads((PEFT / "adapter_config.json").read_text())
+  assert adapter.config.lora_rank == described["r"]
+  assert adapter.config.lora_scale == described["lora_alpha"] / described["r"]
+  params = params_lib.merge(golden_models.params("chatglm6b_tiny"), params_lib.nest(dict(adapter.params)))
+  tokens = jnp.asarray(arrays["input_ids"][0, :2])
+  positions = jnp.zeros((2, 2, tokens.shape[1]), jnp.int32)
+  logits = jax.jit(glm.GLM(adapter.config).apply)(
+    {"params": params}, tokens, positions, jnp.zeros_like(tokens), jnp.full_like(tokens, 5)
+  )
+  assert np.isfinite(logits).all()
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> trained_adapters.Made:
+  return trained_adapters.make(tmp_path_factory.mktemp("adapters"))
+
+
+def test_ours_come_back(made, tmp_path):
+  export.export(made.run("lora", "int4"), tmp_path / "peft", write_format=write_lib.write_format("peft"))
+  assert {path.name for path in (tmp_path / "peft").iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+  keys = tensors.open_safetensors(tmp_path / "peft" / "adapter_model.safetensors")
+  assert "base_model.model.transformer.layers.1.mlp.dense_4h_to_h.lora_B.weight" in keys and len(keys) == 16
+  ours = adapters.Adapter.read(made.run("lora", "int4"))
+  theirs = imported(tmp_path / "peft", made.base("int4"), tmp_path / "back")
+  assert theirs.base["fingerprint"] == ours.base["fingerprint"]
+  assert theirs.config.lora_scale == ours.config.lora_scale and theirs.config.adapted == ours.config.adapted
+  assert {*theirs.params} == {*ours.params}
+  for name, x in ours.params.items():
+    np.testing.assert_array_equal(theirs.params[name], x)
+
+
+def test_small_folders_of_our_own(made, tmp_path):
+  for name in trained_adapters.ADAPTERS:
+    run = made.run(name, "float")
+    export.export(run, tmp_path / name)
+    ours, theirs = adapters.Adapter.read(run), adapters.Adapter.read(tmp_path / name)
+    assert ours.base == theirs.base and {*ours.params} == {*theirs.params}
+    for path, x in ours.params.items():
+      np.testing.assert_array_equal(theirs.params[path], x)
+  with pytest.raises(errors.InputError, match="holds an adapter, which is float"):
+    export.export(made.run("lora", "float"), tmp_path / "no", bits=4)
+  with pytest.raises(errors.InputError, match="is for LoRA adapters"):
+    export.export(made.run("p_tuning", "float"), tmp_path / "no", write_format=write_lib.write_format("peft"))
+  assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize(
+  "change, message",
+  [
+    ({"bias": "all"}, 'bias is "all", which LoRA here does not know'),
+    ({"use_dora": True}, "use_dora is true"),
+    ({"peft_type": "IA3"}, 'peft_type is "IA3"'),
+    ({"target_modules": ["q_proj"]}, "no LoRA adapter of a GLM .KeyError"),
+    ({"target_modules": 5}, "no LoRA adapter of a GLM .TypeError"),
+    ({"r": 0}, "no LoRA adapter of a GLM .ZeroDivisionError"),
+    ({"r": 3}, r"has \[4, 64\], and .* takes \[3, 64\]: another model's"),
+    ({"target_modules": ["dense"]}, "is of no kernel that"),
+  ],
+)
+def test_other_adapters_are_refused(change, message, tmp_path):
+  base = exported(tmp_path / "base")
+  shutil.copytree(PEFT, tmp_path / "peft")
+  path = tmp_path / "peft" / "adapter_config.json"
+  path.write_text(json.dumps(json.loads(path.read_text()) | change))
+  with pytest.raises(errors.InputError, match=message) as caught:
+    load_lib.import_model("peft", tmp_path / "peft", tmp_path / "out", base=base)
+  assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
+
+
+def test_base_is_of_adapters_alone(tmp_path):
+  for family, base in (("peft", None), ("chatglm-6b", tmp_path)):
+    with pytest.raises(errors.InputError, match="give both, or neither"):
+      load_lib.import_model(family, PEFT, tmp_path / "out", base=base)
