@@ -26,6 +26,7 @@ SMALL = {  # the parameters of a run that takes seconds
   "05_scaling": {"STEPS": 2, "MESHES": MESHES},
   "06_serve": {"STEPS": 120, "CLIENTS": 4},
   "07_evaluate": {"STEPS": 40},
+  "08_finetune": {"STEPS": 40, "TUNING": 20},
 }
 PICTURES = {
   "01_blank_infilling": 11,
@@ -35,6 +36,7 @@ PICTURES = {
   "05_scaling": 8,
   "06_serve": 1,
   "07_evaluate": 2,
+  "08_finetune": 3,
 }
 
 

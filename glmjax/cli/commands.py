@@ -11,6 +11,7 @@ from glmjax.models import config as config_lib
 _64_BITS = {"least": -(1 << 63), "most": (1 << 63) - 1}
 
 CHECKPOINT = Flag("--checkpoint", "a training run's or an exported model's folder", Path)
+ADAPTER = Flag("--adapter", "a run that trained an adapter of the model: LoRA, P-Tuning v2 (the model alone)", Path)
 DEVICES = "glmjax.cli.inference.Devices"
 DRAFTING = "glmjax.cli.inference.Drafting"
 DECODING = "glmjax.cli.inference.Decoding"
@@ -44,7 +45,7 @@ DEVICE_FLAGS = _of(
   DEVICES,
   MESH,
   Flag("--offload_layers", "layers, the last, whose weights stay in the host's memory (0)", int, least=0),
-  Flag("--adapter", "a run that trained an adapter of the model: LoRA, P-Tuning v2 (the model alone)", Path),
+  ADAPTER,
   Flag(
     "--activation_bits",
     "8 rounds what INT4 and INT8 weights are multiplied with, which is faster on CPUs (floats as they are)",
@@ -139,6 +140,7 @@ COMMANDS = {
         Flag("--cache", "folder of the token cache", Path),
         Flag("--out", "JSON file to write", Path),
         MESH,
+        ADAPTER,
         *hosts.FLAGS,
       ),
       prepare=hosts.check_mesh,

@@ -26,6 +26,7 @@ from glmjax.checkpoint import load
 from glmjax.data import shards
 from glmjax.evaluate import baselines
 from glmjax.evaluate import windows
+from glmjax.infer import adapters
 from glmjax.infer import placement
 from glmjax.infer import runner
 from glmjax.infer import score
@@ -83,6 +84,7 @@ def evaluate(
   max_fills: int = 500,
   seq_length: int | None = None,
   mesh: mesh_lib.MeshConfig | str | None = None,
+  adapter: paths.Named | None = None,
 ) -> dict[str, dict]:
   """Evaluates a training folder or an export on the held-out documents of a token cache.
 
@@ -107,7 +109,11 @@ def evaluate(
   place = placement.on_mesh(mesh)
   manifest = json.dumps(opened.manifest, sort_keys=True)
   processes.check_same({f"the cache {opened.directory}": manifest, "how much is evaluated": repr(settings)})
-  result = evaluate_model(runner.read(checkpoint, place), opened, settings, place)
+  beside = None if adapter is None else adapters.Adapter.read(adapter)
+  model = runner.read(checkpoint, place)
+  if beside is not None:
+    model = beside.beside(model, checkpoint, place)
+  result = evaluate_model(model, opened, settings, place)
   if out is not None and first:
     try:
       publish.write_json(out, result)

@@ -20,12 +20,14 @@ from glmjax.data import shards
 from glmjax.data import spans
 from glmjax.evaluate import heldout
 from glmjax.evaluate import windows
+from glmjax.infer import adapters
 from glmjax.infer import engine
 from glmjax.infer import runner
 from glmjax.infer import score
 from glmjax.infer import scoring
 from glmjax.infer import vocabulary
 from glmjax.models import glm
+from glmjax.models import params as params_lib
 from glmjax.models import weights
 
 FIGURES = {
@@ -60,6 +62,25 @@ def test_every_language_gets_every_figure(model, cache) -> None:
     assert 0 < figures["unigram_bits_per_byte"] < figures["bits_per_byte"]  # this model knows nothing
   assert heldout.evaluate_model(model, cache) == result
   json.dumps(result)
+
+
+def test_an_adapter_is_measured_with_its_model(model, cache, tmp_path, monkeypatch) -> None:
+  """Factors of zero change no figure, others do."""
+  config = dataclasses.replace(model.config, lora_rank=2, lora_kernels="attention/qkv", lora_scale=4.0)
+  factors = {path: x.shape for path, x in params_lib.table(config).items() if path.endswith(("/lora_a", "/lora_b"))}
+  apart = params_lib.nest(dict(heldout.placement.apart(params_lib.flatten(model.params))))
+  monkeypatch.setattr(heldout.runner, "read", lambda *unused: dataclasses.replace(model, params=apart))
+  monkeypatch.setattr(adapters.load, "fingerprint", lambda folder: "the model's")
+
+  def bits(scale: float) -> float:
+    found = {path: scale * jax.random.normal(jax.random.key(0), shape) for path, shape in factors.items()}
+    made = adapters.Adapter(tmp_path, config, found, {"fingerprint": "the model's"})
+    monkeypatch.setattr(adapters.Adapter, "read", lambda folder: made)
+    return heldout.evaluate("model", cache.directory, max_fills=0, adapter="adapter")["en"]["bits_per_byte"]
+
+  alone = heldout.evaluate("model", cache.directory, max_fills=0)["en"]["bits_per_byte"]
+  assert bits(0.0) == pytest.approx(alone, abs=1e-6)
+  assert abs(bits(1.0) - alone) > 1e-3
 
 
 def test_a_cache_in_a_bucket_gives_the_same(model, cache, server, tmp_path, monkeypatch) -> None:

