@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from glmjax import errors
+from glmjax.checkpoint import adapter as adapter_lib
 from glmjax.checkpoint import blocks
 from glmjax.checkpoint import folder as folder_lib
 from glmjax.checkpoint import mapped
@@ -37,6 +38,10 @@ PLAN = "plan"  # in the note of an import that is unfinished: what it is of
 _log = logging.getLogger("glmjax")
 
 
+# Reads the stored arrays of a block.
+ReadBlock = Callable[[stored_weights.StoredWeight, stored_weights.Region], Mapping[str, Any]]
+
+
 @dataclasses.dataclass(frozen=True)
 class ExportSource:
   """What is to be written: everything but the place."""
@@ -44,7 +49,7 @@ class ExportSource:
   config: folder_lib.FolderConfig
   tokenizer: paths.Path | None  # folder
   weights: Sequence[stored_weights.StoredWeight]
-  read: Callable[[stored_weights.StoredWeight, stored_weights.Region], Mapping[str, Any]]  # stored arrays of a block
+  read: ReadBlock
   verify: Callable[[], None]  # called when all was read, before it counts
   elements: int | None = None  # of our format's largest block; None: stored_weights.ELEMENTS
 
@@ -61,6 +66,7 @@ def export(
   overwrite: bool = False,
   write_format: FormatWriter | None = None,
   layout: str | None = None,
+  adapter: paths.Named | None = None,
 ) -> dict[str, Any]:
   """Writes an inference model from a training run's newest good step, or from another export.
 
@@ -75,9 +81,12 @@ def export(
     overwrite: replace an export that is there.
     write_format: writes another format than ours.
     layout: of our format; "cpu": one file that CPUs map into memory (mapped.py), None: an array a folder.
+    adapter: a run that trained one beside this model, which is merged into the weights; None: they are as they are.
 
   Returns:
-    {"out", "step", "bits", "dtype", "array_bytes", "disk_bytes"}; disk_bytes counts all files of the folder.
+    {"out", "step", "bits", "dtype", "array_bytes", "disk_bytes"}; disk_bytes counts all files of the folder. Of kernels
+    that an adapter was merged into and that are quantized also "merge_error": what quantizing changed of them, root
+    mean square over theirs.
 
   Raises:
     errors.InputError: when the source cannot be used or `out` is there already.
@@ -89,6 +98,7 @@ def export(
     raise errors.InputError(f"dtype is {dtype!r}: choose one of {', '.join(config_lib.DTYPES)}")
   if layout is not None:
     _check_layout(layout, dtype, out)
+  merged = None if adapter is None else adapter_lib.Adapter.read(adapter)
   with claimed(out, overwrite, checkpoint) as out:
 
     def write(source: source_lib.Source) -> dict[str, Any]:
@@ -96,12 +106,16 @@ def export(
       if not config.base:
         source.check_size()
       reader = blocks.Reader(source.arrays, source.records)
+      read, merging = functools.partial(source.read_block, reader), None
+      if merged is not None:
+        merging = adapter_lib.Merging(merged, source, reader, checkpoint)
+        config, weights, read = merging.config(config), merging.weights(weights), merging.read
       tokenizer = checkpoint / folder_lib.TOKENIZER
       content = ExportSource(
         config,
         tokenizer if tokenizer.is_dir() else None,
         weights,
-        functools.partial(_read_finite, source, reader),
+        functools.partial(_read_finite, source, read),
         reader.verify,
       )
       stored_weights.need_room(out, weights)
@@ -110,6 +124,8 @@ def export(
         with publish.folder(out, last, overwrite) as folder:
           (write_format or write_folder)(content, folder)
           described = describe(content, folder)
+        if merging is not None and merging.error is not None:
+          described["merge_error"] = round(merging.error, 6)
         return {"out": str(out)} | described
       except OSError as error:
         raise errors.InputError(
@@ -150,7 +166,7 @@ def is_importing(out: paths.Path) -> bool:
 
 
 def _read_finite(
-  source: source_lib.Source, reader: blocks.Reader, weight: stored_weights.StoredWeight, region: stored_weights.Region
+  source: source_lib.Source, read: ReadBlock, weight: stored_weights.StoredWeight, region: stored_weights.Region
 ) -> dict[str, np.ndarray]:
   """Reads a block as it is to be stored.
 
@@ -159,7 +175,7 @@ def _read_finite(
     files.DamagedError: where that is not what was saved.
   """
   try:
-    block = source.read_block(reader, weight, region)
+    block = read(weight, region)
     if weight.bits is not None:  # whose scales may come as they are; what was a float here is checked already
       stored_weights.check_finite(block, "is not finite")
     return block

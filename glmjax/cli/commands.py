@@ -213,6 +213,7 @@ COMMANDS = {
           kind="prepared",
           choices=("orbax", "cpu", "safetensors", "chatglm-hf", "glm130b-sat", "peft"),
         ),
+        Flag("--adapter", "a run that trained an adapter of the model, to be merged into it", Path),
         Flag("--tensor_parallel", "ranks of glm130b-sat (8)", int, kind="prepared", least=1, most=4096),
         Flag("--overwrite", "replace an export there", bool, kind="passed"),
       ),

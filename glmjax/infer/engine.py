@@ -9,6 +9,7 @@ import numpy as np
 from glmjax import display
 from glmjax import errors
 from glmjax import ranges
+from glmjax.checkpoint import adapter as adapter_lib
 from glmjax.infer import adapters
 from glmjax.infer import ahead as ahead_lib
 from glmjax.infer import beam as beam_lib
@@ -126,8 +127,8 @@ class Engine:
     from glmjax import tokenizer as tokenizer_lib  # here, so that in-memory engines need no SentencePiece
 
     placement = placement_lib.on_mesh(mesh)
-    beside = None if adapter is None else adapters.Adapter.read(adapter)
-    if beside is not None:
+    read = None if adapter is None else adapter_lib.Adapter.read(adapter)
+    if read is not None:
       first = None  # its programs are others
     with ahead_lib.compiling(first, folder, placement, precision, offload_layers):
       loaded = runner_lib.read(folder, placement, precision, offload_layers)
@@ -136,8 +137,8 @@ class Engine:
         f"{folder} has no tokenizer, so that no text goes in or out of it: copy there, as "
         f"{loaded.tokenizer_dir.name}/, the one that the model was trained with"
       )
-    if beside is not None:
-      loaded = beside.beside(loaded, folder, placement)
+    if read is not None:
+      loaded = adapters.beside(read, loaded, folder, placement)
     tokenizer = tokenizer_lib.Tokenizer.load(loaded.tokenizer_dir)
     tokenizer.check_fits(loaded.config.vocab_size)
     runner = runner_lib.Runner(loaded.config, loaded.params, placement, offload_layers, given_away=True)

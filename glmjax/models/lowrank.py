@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from glmjax import target as target_lib
 from glmjax.kernels import dropout as dropout_lib
@@ -81,8 +82,8 @@ def _specs(spec: str) -> tuple[str, str]:
   return f"{x},{inputs}{_RANK}->{between}", f"{between},{_RANK}{outputs}->{out}"
 
 
-def merged(base: jax.Array, a: jax.Array, b: jax.Array, scale: float) -> jax.Array:
-  """Returns a float weight to which the adapter's product is added, in float32, [inputs, outputs] of any axes."""
+def added(a: np.ndarray, b: np.ndarray, scale: float) -> np.ndarray:
+  """Returns what factors add to a weight, float32 [inputs, outputs] of any axes."""
   rank = a.shape[-1]
-  added = a.reshape(-1, rank).astype(jnp.float32) @ b.reshape(rank, -1).astype(jnp.float32)
-  return (base.astype(jnp.float32) + scale * added.reshape(base.shape)).astype(base.dtype)
+  product = a.reshape(-1, rank).astype(np.float32) @ b.reshape(rank, -1).astype(np.float32)
+  return scale * product.reshape(*a.shape[:-1], *b.shape[1:])

@@ -13,10 +13,10 @@ import pytest
 import trained_adapters
 
 from glmjax import errors
+from glmjax.checkpoint import adapter as adapter_lib
 from glmjax.checkpoint import export
 from glmjax.checkpoint import folder as folder_lib
 from glmjax.checkpoint import stored_weights
-from glmjax.infer import adapters
 from glmjax.models import glm
 from glmjax.models import params as params_lib
 from glmjax.thudm import layouts
@@ -41,9 +41,9 @@ def exported(folder: pathlib.Path) -> pathlib.Path:
   return folder
 
 
-def imported(source: pathlib.Path, base: pathlib.Path, out: pathlib.Path) -> adapters.Adapter:
+def imported(source: pathlib.Path, base: pathlib.Path, out: pathlib.Path) -> adapter_lib.Adapter:
   load_lib.import_model("peft", source, out, base=base)
-  return adapters.Adapter.read(out)
+  return adapter_lib.Adapter.read(out)
 
 
 def test_what_peft_saved_is_what_it_trained(tmp_path):
@@ -74,7 +74,7 @@ def test_ours_come_back(made, tmp_path):
   assert {path.name for path in (tmp_path / "peft").iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
   keys = tensors.open_safetensors(tmp_path / "peft" / "adapter_model.safetensors")
   assert "base_model.model.transformer.layers.1.mlp.dense_4h_to_h.lora_B.weight" in keys and len(keys) == 16
-  ours = adapters.Adapter.read(made.run("lora", "int4"))
+  ours = adapter_lib.Adapter.read(made.run("lora", "int4"))
   theirs = imported(tmp_path / "peft", made.base("int4"), tmp_path / "back")
   assert theirs.base["fingerprint"] == ours.base["fingerprint"]
   assert theirs.config.lora_scale == ours.config.lora_scale and theirs.config.adapted == ours.config.adapted
@@ -87,7 +87,7 @@ def test_small_folders_of_our_own(made, tmp_path):
   for name in trained_adapters.ADAPTERS:
     run = made.run(name, "float")
     export.export(run, tmp_path / name)
-    ours, theirs = adapters.Adapter.read(run), adapters.Adapter.read(tmp_path / name)
+    ours, theirs = adapter_lib.Adapter.read(run), adapter_lib.Adapter.read(tmp_path / name)
     assert ours.base == theirs.base and {*ours.params} == {*theirs.params}
     for path, x in ours.params.items():
       np.testing.assert_array_equal(theirs.params[path], x)
