@@ -143,12 +143,8 @@ class Merging:
     a, b = (np.asarray(self._adapter.params[name.replace("/kernel", f"/lora_{each}")]) for each in "ab")
     inputs = a.ndim - 2
     layers, outputs = region[0], region[1 + inputs :]
-    return np.stack(
-      [
-        lowrank.added(each_a, each_b[:, *outputs], self._adapter.config.lora_scale)
-        for each_a, each_b in zip(a[layers], b[layers])
-      ]
-    )
+    scale = self._adapter.config.lora_scale
+    return np.stack([lowrank.added(x, y[:, *outputs], scale) for x, y in zip(a[layers], b[layers], strict=True)])
 
   def _count(self, whole: np.ndarray, rounded: np.ndarray) -> None:
     squares = (float(np.square(x, dtype=np.float64).sum()) for x in (rounded - whole, whole))
