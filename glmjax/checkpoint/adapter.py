@@ -24,7 +24,6 @@ from glmjax.models import prefix as prefix_lib
 from glmjax.quantize import qarray
 
 _log = logging.getLogger("glmjax")
-_FREE = (*recorded.FREE, "param_dtype", "init_std")  # what does not decide what a model computes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +32,7 @@ class Adapter:
 
   folder: paths.Path
   config: config_lib.GLMConfig  # of the model with it
-  params: Mapping[str, jax.Array]  # its own, by path, layers stacked
+  params: Mapping[str, np.ndarray]  # its own, by path, layers stacked
   base: Mapping[str, Any]  # what config.json says of the model: folder, fingerprint, bits
   fingerprint: str
 
@@ -51,7 +50,8 @@ class Adapter:
       config, found = source.config.model, source.read(source.targets())
       if config.prefix_hidden:
         config, found = prefix_lib.made(config, found)
-      return cls(paths.named(folder), config, found, source.config.base, source.fingerprint)
+      own = {path: np.asarray(x) for path, x in found.items()}
+      return cls(paths.named(folder), config, own, source.config.base, source.fingerprint)
 
     return source_lib.use(folder, of)
 
@@ -66,15 +66,8 @@ class Adapter:
     Raises:
       errors.InputError: where the adapter was trained for a model of other sizes.
     """
-    own = {}
-    for field in dataclasses.fields(config):
-      there, here = getattr(self.config, field.name), getattr(config, field.name)
-      if field.name in config_lib.ADAPTER_FIELDS:
-        own[field.name] = there
-      elif field.name not in _FREE and there != here:
-        raise errors.InputError(
-          f"{self.folder} was trained beside another model than {where}: {field.name} is {there} there and {here} here"
-        )
+    if changed := recorded.other_model(self.config, config, config_lib.ADAPTER_FIELDS):
+      raise errors.InputError(f"{self.folder} was trained beside another model than {where}: {changed}")
     if (known := self.base.get("fingerprint")) != fingerprint:
       _log.warning(
         "%s was trained beside %s (%.8s), and %s is not the same (%.8s): another precision, or another model",
@@ -84,7 +77,7 @@ class Adapter:
         where,
         fingerprint,
       )
-    return own
+    return {name: getattr(self.config, name) for name in config_lib.ADAPTER_FIELDS}
 
 
 class Merging:

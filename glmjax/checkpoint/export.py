@@ -99,7 +99,8 @@ def export(
   if layout is not None:
     _check_layout(layout, dtype, out)
   merged = None if adapter is None else adapter_lib.Adapter.read(adapter)
-  with claimed(out, overwrite, checkpoint) as out:
+  read_from = (checkpoint,) if adapter is None else (checkpoint, paths.named(adapter, "adapter"))
+  with claimed(out, overwrite, *read_from) as out:
 
     def write(source: source_lib.Source) -> dict[str, Any]:
       config, weights = _exported(source, bits, dtype, layout)
@@ -136,13 +137,13 @@ def export(
 
 
 @contextlib.contextmanager
-def claimed(out: paths.Named, overwrite: bool, source: paths.Path) -> Iterator[paths.Path]:
+def claimed(out: paths.Named, overwrite: bool, *sources: paths.Path) -> Iterator[paths.Path]:
   """Yields the real path of an export that is to be written, and keeps other writers away from it.
 
   Raises:
     errors.InputError: when it is there and may not be overwritten, is of another kind, or is being written.
   """
-  out = folders.claim(out, folders.Kind.EXPORT, "out", sources=[source])
+  out = folders.claim(out, folders.Kind.EXPORT, "out", sources=sources)
   with publish.parent(out), lock.held(lock.beside(out), f"{out} is being written by another export or import"):
     publish.put_back(out)
     if not is_importing(out):
@@ -206,8 +207,10 @@ def _exported(
     raise errors.InputError(
       f"{source.arrays.parent} is an INT{source.bits} model: export from the training run or a float export"
     )
-  if source.config.base and (bits is not None or layout is not None):
-    raise errors.InputError(f"{source.arrays} holds an adapter, which is float: leave --bits and --format=cpu out")
+  if source.config.base and not (bits is None and dtype is None and layout is None):
+    raise errors.InputError(
+      f"{source.arrays} holds an adapter, which stays float32: leave --bits, --dtype and --format=cpu out"
+    )
   model, exported = source.config.model, dict(source.config.export)
   exported.pop("layout", None)
   if layout is None:

@@ -3,6 +3,7 @@
 Each step is saved with the settings of its model (`of`); config.json, which nothing seals, must say the same.
 """
 
+from collections.abc import Collection
 import dataclasses
 from typing import Any
 
@@ -62,3 +63,16 @@ def checked(config: folder.FolderConfig, metadata: dict[str, Any], step: paths.P
       f"{trained[:8]}: restore config.json and tokenizer/"
     )
   return dataclasses.replace(config, data=data)
+
+
+def other_model(there: config_lib.GLMConfig, here: config_lib.GLMConfig, free: Collection[str] = ()) -> str | None:
+  """Says in words the first setting that makes one model another than the other; None: their weights are alike.
+
+  Of rotary models rows may have any length; a table of positions has so many places.
+  """
+  free = {*FREE, "param_dtype", "init_std", *free} | ({"max_length"} if here.position_kind.rotary_parts else set())
+  for field in dataclasses.fields(here):
+    theirs, ours = getattr(there, field.name), getattr(here, field.name)
+    if field.name not in free and theirs != ours:
+      return f"{field.name} is {theirs} there and {ours} here"
+  return None

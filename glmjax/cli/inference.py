@@ -78,7 +78,9 @@ class Devices:
 
     self.prepare()
     process.keep_programs()
-    hosts.check_same((self, drafting), "--mesh, --offload_layers, how numbers are kept, --drafts and --draft_model")
+    hosts.check_same(
+      (self, drafting), "--mesh, --offload_layers, how numbers are kept, --adapter, --drafts and --draft_model"
+    )
     small = None if drafting.draft_model is None else engine.Engine.load(drafting.draft_model, mesh=self.mesh)
     options = {"mesh": self.mesh, "offload_layers": self.offload_layers, "drafts": drafting.count, "first": first}
     options["adapter"] = self.adapter

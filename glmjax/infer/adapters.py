@@ -1,9 +1,10 @@
 """Adapters put beside a model that was loaded for inference."""
 
 import dataclasses
+import functools
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
 from glmjax.checkpoint import adapter as adapter_lib
 from glmjax.checkpoint import load
@@ -25,5 +26,10 @@ def beside(
   targets = params_lib.flatten(placement.params(placement_lib.inference_config(adapted, placement.target)))
   found = {}
   for path, x in placement_lib.apart(adapter.params):
-    found[path] = jax.device_put(jnp.asarray(x, targets[path].dtype), targets[path].sharding)
+    x = x.astype(targets[path].dtype)
+    found[path] = jax.make_array_from_callback(x.shape, targets[path].sharding, functools.partial(_part, x))
   return dataclasses.replace(loaded, config=adapted, params=params_lib.merge(loaded.params, params_lib.nest(found)))
+
+
+def _part(x: np.ndarray, index: tuple[slice, ...]) -> np.ndarray:
+  return x[index]

@@ -215,10 +215,9 @@ class _Batches:
         groups.setdefault(shape, []).append(some)
     free = processes.from_first(self.runner.free_bytes) if groups else None  # all run batches of one shape
     for (places, continuations), group in sorted(groups.items()):
-      slots = self.tokens
-      if free is not None:
-        slots = min(slots, free // (_CACHE_SHARE * lanes_lib.slot_bytes(self.runner, continuations)))
-      fits = [some for some in group if self._length(some[0].context) + places <= slots]
+      room = None if free is None else free // (_CACHE_SHARE * lanes_lib.slot_bytes(self.runner, continuations))
+      slots = self.tokens if room is None else min(self.tokens, room)
+      fits = [some for some in group if room is None or self._length(some[0].context) + places <= room]
       alone += [each for some in group if some not in fits for each in some]
       yield from self._behind(fits, places, continuations, slots)
     yield from self._alone(alone)

@@ -112,6 +112,10 @@ class GLMConfig:
       )
 
   def _check_adapters(self) -> None:
+    if not isinstance(self.lora_kernels, str):
+      raise errors.InputError(f"GLMConfig.lora_kernels is {self.lora_kernels!r}: give names with commas between")
+    if len({*self.adapted}) < len(self.adapted):
+      raise errors.InputError(f"GLMConfig.lora_kernels is {self.lora_kernels!r}: name each kernel once")
     for name in self.adapted:
       ranges.choice("GLMConfig.lora_kernels", name, KERNELS)
     ranges.number("GLMConfig.lora_scale", self.lora_scale, most=ranges.LARGEST, above=0)

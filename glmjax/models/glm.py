@@ -130,7 +130,8 @@ class SelfAttention(nn.Module):
       keys = (layers.fold_in(keys_B, place) for place in (_PREFIX_KEYS, _PREFIX_VALUES))
       sizes = config.num_heads, config.prefix_length
       found = [
-        dropout_lib.apply(dropout_lib.make(config.prefix_dropout, key, *sizes), x) for key, x in zip(keys, found)
+        dropout_lib.apply(dropout_lib.make(config.prefix_dropout, key, *sizes), x.astype(config.dtype))
+        for key, x in zip(keys, found)
       ]
     return tuple(found)
 

@@ -81,8 +81,8 @@ class Param:
 
   @property
   def is_matrix(self) -> bool:
-    """Whether inference keeps it in the compute dtype: all but norms and biases of one axis."""
-    return len(self.shape) > 1
+    """Whether inference keeps it in the compute dtype: all but norms and biases of one axis, in each layer."""
+    return len(self.shape) - (self.axes[0] == LAYERS) > 1
 
   @property
   def inputs_from_end(self) -> tuple[int, ...]:
@@ -268,7 +268,8 @@ def count_of_matmuls(config: config_lib.GLMConfig) -> int:
   embedding's table.
   """
   tied = table(config)["embedding/table"].size if config.tie_embeddings else 0
-  return tied + sum(param.size for param in table(config).values() if param.inputs)
+  every_token = (param for path, param in table(config).items() if not path.startswith("prefix_encoder/"))
+  return tied + sum(param.size for param in every_token if param.inputs)
 
 
 def train_flops_per_token(config: config_lib.GLMConfig, length: int) -> float:

@@ -87,6 +87,11 @@ def import_model(
   if (base is None) == (family == peft.NAME):
     raise errors.InputError("--base names the model that an adapter of PEFT's adapts: give both, or neither")
   if base is not None:
+    others = {"dtype": dtype, "bits": bits, "tokenizer": tokenizer, "num_heads": num_heads, "prefix": prefix}
+    others |= {"rotary_rounding": None if rotary_rounding == "half_table" else rotary_rounding}
+    for name, value in (others | {"memory_limit_gib": memory_limit_gib}).items():
+      if value is not None:
+        raise errors.InputError(f"--{name} says nothing of an adapter: leave it out")
     return _import_adapter(source, paths.named(base, "base"), out, overwrite)
   with export.claimed(out, overwrite, source) as out:
     opened = source_lib.open_source(family, source, tokenizer, num_heads, rotary_rounding, prefix)
@@ -112,7 +117,7 @@ def import_model(
 
 
 def _import_adapter(source: paths.Path, base: paths.Path, out: paths.Named, overwrite: bool) -> dict[str, Any]:
-  with export.claimed(out, overwrite, source) as out:
+  with export.claimed(out, overwrite, source, base) as out:
     content = peft.read(source, base)
     stored_weights.need_room(out, content.weights)
     try:

@@ -3,7 +3,7 @@
 adapter_config.json   adapter_model.safetensors
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 import json
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from glmjax import errors
+from glmjax import ranges
 from glmjax.checkpoint import export
 from glmjax.checkpoint import folder as folder_lib
 from glmjax.checkpoint import load as load_lib
@@ -21,15 +22,40 @@ from glmjax.io import user_json
 from glmjax.models import config as config_lib
 from glmjax.thudm import layouts
 from glmjax.thudm import tensors
+from glmjax.thudm import torch_files
 
 NAME = "peft"  # of the format
 _CONFIG, _TENSORS = "adapter_config.json", "adapter_model.safetensors"
+_PICKLED = "adapter_model.bin"  # of PEFT before 0.7
+_LARGEST_RANK = 1 << 16
 _PREFIX = "base_model.model."  # PEFT's, of all keys
 _MODULES = {module.split(".")[-1]: path for path, module in layouts.KERNELS.items()}
-# What PEFT can say that stands for something else than LoRA as it is here; its values that do not.
-_PLAIN = {"peft_type": ("LORA",), "bias": ("none",), "fan_in_fan_out": (False,), "use_dora": (False,)} | {
-  name: (None, [], {}) for name in ("modules_to_save", "layers_to_transform", "rank_pattern", "alpha_pattern")
-}
+# What decides what PEFT's factors do; whatever else it says must be nothing, but for what these have no effect on.
+_READ = ("peft_type", "bias", "fan_in_fan_out", "target_modules", "r", "lora_alpha", "use_rslora", "init_lora_weights")
+_WITHOUT_EFFECT = (
+  "auto_mapping",
+  "base_model_name_or_path",
+  "revision",
+  "inference_mode",
+  "task_type",
+  "peft_version",
+  "lora_dropout",
+  "exclude_modules",
+  "loftq_config",
+  "megatron_config",
+  "megatron_core",
+  "layers_pattern",
+  "qalora_group_size",
+)
+_PLAIN = {"peft_type": ("LORA",), "bias": ("none", None), "fan_in_fan_out": (False, None)}
+_BEGINNINGS = (
+  True,
+  False,
+  None,
+  "gaussian",
+  "orthogonal",
+  "eva",
+)  # of factors; others belong to a base that was changed
 
 
 def write(content: export.ExportSource, folder: paths.Path) -> None:
@@ -79,8 +105,13 @@ def read(folder: paths.Path, base: paths.Path) -> export.ExportSource:
     errors.InputError: where it is of another model, damaged, or does what LoRA here does not.
   """
   found = folder_lib.read_config(base)
-  model = _settings(folder / _CONFIG, found.model)
-  there = tensors.open_safetensors(folder / _TENSORS)
+  if found.base:
+    raise errors.InputError(f"{base} holds an adapter of {found.base.get('folder')}: give the model itself")
+  if not (folder / _TENSORS).exists() and (folder / _PICKLED).exists():
+    there = torch_files.open_state_dict(folder / _PICKLED)
+  else:
+    there = tensors.open_safetensors(folder / _TENSORS)
+  model = _settings(folder / _CONFIG, found.model, _kernels(there))
   arrays: dict[str, np.ndarray] = {}
   for entry in layouts.adapters(_family(model), model):
     layers = []
@@ -107,28 +138,33 @@ def read(folder: paths.Path, base: paths.Path) -> export.ExportSource:
   return export.ExportSource(config, tokenizer if tokenizer.is_dir() else None, weights, block, lambda: None)
 
 
-def _settings(path: paths.Path, model: config_lib.GLMConfig) -> config_lib.GLMConfig:
-  """Returns the model with the adapter that PEFT's adapter_config.json describes."""
+def _settings(path: paths.Path, model: config_lib.GLMConfig, kernels: Sequence[str]) -> config_lib.GLMConfig:
+  """Returns the model with the adapter that PEFT's adapter_config.json describes, beside these kernels."""
   content = user_json.read(path, expected="give the folder that PEFT wrote")
-  for name, plain in _PLAIN.items():
-    if name in content and content[name] not in plain:
-      raise errors.InputError(f"{path}: {name} is {json.dumps(content[name])}, which LoRA here does not know")
+  for name, value in content.items():
+    known = value in _PLAIN.get(name, (value,)) if name in _READ else value in (None, False, [], {})
+    if name == "init_lora_weights":
+      known = value in _BEGINNINGS
+    if not known and name not in _WITHOUT_EFFECT:
+      raise errors.InputError(f"{path}: {name} is {json.dumps(value)[:60]}, which LoRA here does not know")
   try:
-    modules, rank = content["target_modules"], content["r"]
-    kernels = [_MODULES[str(module).split(".")[-1]] for module in modules]
-    root = rank**0.5 if content.get("use_rslora") else rank
-    return dataclasses.replace(
-      model,
-      lora_rank=rank,
-      lora_kernels=",".join(path for path in config_lib.KERNELS if path in kernels),
-      lora_scale=content["lora_alpha"] / root,
-    )
-  except (KeyError, TypeError, ZeroDivisionError) as error:
-    raise errors.InputError(
-      f"{path}: no LoRA adapter of a GLM ({type(error).__name__}: {str(error)[:100]}); it takes r, lora_alpha and "
-      f"target_modules of {', '.join(_MODULES)}"
-    ) from error
+    rank, alpha, stabilized = content.get("r"), content.get("lora_alpha"), content.get("use_rslora") or False
+    ranges.whole("r", rank, 1, _LARGEST_RANK)
+    ranges.number("lora_alpha", alpha, above=0, most=ranges.LARGEST)
+    ranges.flag("use_rslora", stabilized)
+    scale = alpha / (rank**0.5 if stabilized else rank)
+    return dataclasses.replace(model, lora_rank=rank, lora_kernels=",".join(kernels), lora_scale=scale)
+  except errors.InputError as error:
+    raise errors.InputError(f"{path}: {error}") from error
+
+
+def _kernels(keys: Iterable[str]) -> list[str]:
+  """Returns the kernels that these keys are factors of, in the order of KERNELS."""
+  modules = {key.split(".")[-3] for key in keys if key.count(".") > 3}
+  return [path for path in config_lib.KERNELS if layouts.KERNELS[path].split(".")[-1] in modules]
 
 
 def _family(model: config_lib.GLMConfig) -> str:
-  return "chatglm-6b" if model.position_kind.rotary_parts else "glm-10b"
+  if not model.position_kind.rotary_parts:
+    raise errors.InputError("PEFT's layout is known for ChatGLM-6B and GLM-130B, not for GLM-10B and its kin")
+  return "chatglm-6b"

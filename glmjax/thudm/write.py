@@ -103,6 +103,7 @@ def _read_each(
 
 def _write_chatglm(content: export.ExportSource, folder: paths.Path) -> None:
   """Writes a folder for the Hub's modeling_chatglm.py, which is not ours to give: copy its *.py files there."""
+  _check_whole(content, "chatglm-hf")
   model = content.config.model
   _check_model(model, "chatglm-hf", positions="rotary_2d", mlp="gelu_tanh", norm="deepnorm", alpha=math.sqrt(56))
   write_safetensors(folder, items_of("chatglm-6b", content))
@@ -112,6 +113,7 @@ def _write_chatglm(content: export.ExportSource, folder: paths.Path) -> None:
 
 
 def _write_glm_130b(content: export.ExportSource, folder: paths.Path, degree: int) -> None:
+  _check_whole(content, "glm130b-sat")
   model = content.config.model
   _check_model(
     model,
@@ -127,6 +129,13 @@ def _write_glm_130b(content: export.ExportSource, folder: paths.Path, degree: in
   content.verify()
   if content.tokenizer is not None:
     tokenizer_folder.copy(content.tokenizer, folder / folder_lib.TOKENIZER)
+
+
+def _check_whole(content: export.ExportSource, name: str) -> None:
+  if base := content.config.base.get("folder"):
+    raise errors.InputError(
+      f"{name} is for models, and this is an adapter of {base}: export that with --adapter, or this with --format=peft"
+    )
 
 
 def _check_model(model: config_lib.GLMConfig, name: str, **expected: object) -> None:

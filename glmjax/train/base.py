@@ -14,13 +14,13 @@ from glmjax.io import paths
 from glmjax.models import config as config_lib
 from glmjax.train import trainable as trainable_lib
 
-# What a new run may have other than the model it begins with: how it is computed, as at any start, and what says how
-# that model was made: in which dtype and spread, and how far its cosines were rounded where it was deployed.
-_FREE = (*recorded.FREE, "param_dtype", "init_std", "rotary_rounding")
+# What a run that trains all parameters may have other than the model it begins with: how far cosines were rounded where
+# that was deployed.
+_FREE = ("rotary_rounding",)
 
 
 def check(
-  weights: paths.Named, model: config_lib.GLMConfig, data: dict[str, Any], quantized: bool = False
+  weights: paths.Named, model: config_lib.GLMConfig, data: dict[str, Any], adapted: bool = False
 ) -> folder_lib.FolderConfig:
   """Returns the config.json of a folder to begin with, once it is known to be of this model.
 
@@ -28,7 +28,7 @@ def check(
     weights: the folder.
     model: the run's, without an adapter.
     data: what the data source says of itself.
-    quantized: whether its kernels may be.
+    adapted: whether it stays as it is, beside an adapter; then it may be quantized.
 
   Raises:
     errors.InputError: where the folder's model or tokenizer is not the run's.
@@ -36,19 +36,13 @@ def check(
   found = folder_lib.read_config(weights)
   if found.base:
     raise errors.InputError(f"{weights} holds an adapter of {found.base.get('folder')}: give the model itself")
-  if found.export.get("bits") and not quantized:
+  if found.export.get("bits") and not adapted:
     raise errors.InputError(
       f"{weights} is quantized to {found.export['bits']} bits: give float weights, or train an adapter "
       "(loop.train.trainable)"
     )
-  free = _FREE if not model.position_kind.rotary_parts else (*_FREE, "max_length")  # a table has so many places
-  for field in dataclasses.fields(model):
-    there, here = getattr(found.model, field.name), getattr(model, field.name)
-    if field.name not in free and there != here:
-      raise errors.InputError(
-        f"{weights} is another model: {field.name} is {there} there and {here} here; "
-        "give the gin file of the model that it is"
-      )
+  if changed := recorded.other_model(found.model, model, () if adapted else _FREE):
+    raise errors.InputError(f"{weights} is another model: {changed}; give the gin file of the model that it is")
   ours, theirs = data.get("tokenizer"), found.tokenizer.get("fingerprint")
   if ours and theirs and ours != theirs:
     raise errors.InputError(
@@ -83,7 +77,7 @@ class Base:
       return None
     if weights is None:
       raise errors.InputError("loop.train.trainable adapts a model: give its folder as loop.train.weights")
-    return cls(weights, trainable, check(weights, model, data, quantized=True).export.get("bits"))
+    return cls(weights, trainable, check(weights, model, data, adapted=True).export.get("bits"))
 
   def describe(self) -> dict[str, Any]:
     """Returns what config.json says of it."""
@@ -91,9 +85,16 @@ class Base:
 
   def read(self, wanted: Any) -> Any:
     """Reads its parameters, each as `wanted`, a tree of shapes, dtypes and shardings."""
+
+    def cast(x: jax.Array, like: jax.ShapeDtypeStruct) -> jax.Array:
+      if x.dtype == like.dtype:
+        return x
+      found = jax.block_until_ready(x.astype(like.dtype))
+      x.delete()  # so that one array alone is there twice
+      return found
+
     flat = arrays.named_leaves(jax.tree.map(lambda x: x.sharding, wanted))
-    loaded = load.load(self.weights, None, flat)
-    return jax.tree.map(lambda x, like: x.astype(like.dtype), loaded.params, wanted)
+    return jax.tree.map(cast, load.load(self.weights, None, flat).params, wanted)
 
 
 def model(folder: paths.Named, dtype: str | None = None, remat: str = "none") -> config_lib.GLMConfig:

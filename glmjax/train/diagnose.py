@@ -30,6 +30,16 @@ class Finding:
   rows: tuple[int, ...] | None = None  # numbers, in the step's batch, of those that show it; None: cannot be told
 
 
+def bad_frozen(frozen: Any, dtype: str) -> str | None:
+  """Names the first frozen parameters that no model can compute with in `dtype`, in words; None: all are good."""
+  limit = float(jnp.finfo(dtype).max)
+  for path, leaf in jax.tree_util.tree_leaves_with_path(frozen):
+    if jnp.issubdtype(leaf.dtype, jnp.floating) and not bool(jnp.all(jnp.abs(leaf) <= limit)):
+      name = jax.tree_util.keystr(path, simple=True, separator="/")
+      return f"parameters of {name} are not finite, or larger than {limit:g}"
+  return None
+
+
 def bad_part(stages: stage_layout.StageLayout, state: state_lib.TrainState, dtype: str) -> str | None:
   """Names the first part of a state, in the stages' order, that no model can compute with, in words; None: all of it is
   good.

@@ -19,6 +19,7 @@ from glmjax.parallel import partitioning
 from glmjax.parallel import peers as peers_lib
 from glmjax.parallel import processes
 from glmjax.train import base as base_lib
+from glmjax.train import diagnose
 from glmjax.train import divergence
 from glmjax.train import evaluation
 from glmjax.train import feed as feed_lib
@@ -104,7 +105,7 @@ def train(
   base = base_lib.Base.of(trainable, weights, model, data.describe())
   if base is not None:
     model = base.trainable.adapt(model)
-  elif weights is not None and overwrite:
+  elif weights is not None and (overwrite or not manager_lib.steps(folder.checkpoints)):
     base_lib.check(weights, model, data.describe())
   # 2. The processes meet, before JAX looks for devices: it asks all of them.
   with watch.on() as peers, contextlib.ExitStack() as stack:
@@ -122,7 +123,9 @@ def train(
     runtime = runtime_lib.Runtime(objective, layout, stages, peers)
     _check_same(given | {"validation": validation if evaluates else None})
     # 4. The first process locks the folder, and opens it, or deletes what is there; all see the same one.
-    processes.on_first(lambda: _begin(stack, folder, model, data, overwrite, on_start, base))
+    described = {} if base is None else base.describe()  # by all processes, which then know that they adapt one model
+    processes.check_same({"the model in loop.train.weights": described.get("fingerprint")})
+    processes.on_first(lambda: _begin(stack, folder, model, data, overwrite, on_start, described))
     folder.check_shared()
     manager = manager_lib.Manager(folder.checkpoints, intervals.keep, keep_best="eval_loss" if evaluated else None)
     stack.callback(manager.close)
@@ -167,10 +170,10 @@ def _begin(
   data: feed_lib.DataSource,
   overwrite: bool,
   on_start: Callable[[paths.Path], None] | None,
-  base: base_lib.Base | None,
+  base: Mapping[str, Any],
 ) -> None:
   stack.enter_context(folder.locked())
-  folder.open(model, data, overwrite, base and base.describe())
+  folder.open(model, data, overwrite, base)
   if on_start is not None:
     on_start(folder.root)
 
@@ -266,6 +269,10 @@ def _check_start(
   runtime: runtime_lib.Runtime, start: run_lib.Start, folder: workdir_lib.Workdir, weights: paths.Named | None
 ) -> None:
   """Raises an error where what the run begins with is not finite; `weights`: what a new one was given."""
+  if (part := diagnose.bad_frozen(start.state.frozen, runtime.objective.config.dtype)) is not None:
+    raise errors.NotFiniteError(
+      f"{weights} cannot be computed with in {runtime.objective.config.dtype}: {part}; give another dtype, or model"
+    )
   part = runtime.bad_part(start.state)
   if part is None:
     return

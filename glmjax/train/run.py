@@ -104,8 +104,11 @@ class Run:
     self._train_step = train_step.lower(self._state, layout.abstract(), info).compile()
     if jax.default_backend() == "cpu":
       host.reserve_huge_pages(self._train_step.memory_analysis().temp_size_in_bytes * 5 // 4)
+    of_all = ""
+    if self._state.frozen:
+      of_all = f"{sum(x.size for x in jax.tree.leaves(self._state.params)):,} trained of "
     self._hooks.console.say(
-      f"{params_lib.count(self._runtime.objective.config):,} parameters on {layout.mesh.size} x "
+      f"{of_all}{params_lib.count(self._runtime.objective.config):,} parameters on {layout.mesh.size} x "
       f"{jax.devices()[0].device_kind}; {'resumed at' if self._resumed else 'starting at'} step {self._step:,}, "
       f"sample {self._seen:,} of {self._samples.total:,}; compiled in {time.perf_counter() - began:.1f} s"
       f"{_advice()}"

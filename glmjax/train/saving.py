@@ -64,7 +64,7 @@ class Saving:
       **recorded.of(self._runtime.objective.config),
     }
     with self._runtime.peers.patient():
-      self._manager.save(step, self._runtime.stages.put_back(state).trained(), metadata, lines=self._lines)
+      self._manager.save(step, self._runtime.stages.put_back(state.trained()), metadata, lines=self._lines)
     self._saved_step = step
 
   def note(self, step: int, record: metrics_lib.Record) -> None:

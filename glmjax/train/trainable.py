@@ -24,14 +24,17 @@ class LoRA:
     ranges.number("LoRA.alpha", self.alpha, above=0)
     ranges.number("LoRA.dropout", self.dropout, 0, below=1)
     ranges.flag("LoRA.rank_stabilized", self.rank_stabilized)
+    if not ranges.several("LoRA.kernels", self.kernels):
+      raise errors.InputError("LoRA.kernels is empty: name kernels that factors are to stand beside")
     for name in self.kernels:
       ranges.choice("LoRA.kernels", name, config_lib.KERNELS)
 
   def adapt(self, model: config_lib.GLMConfig) -> config_lib.GLMConfig:
     """Returns the model with these factors."""
+    kernels = [name for name in config_lib.KERNELS if name in self.kernels]
     scale = self.alpha / (self.rank**0.5 if self.rank_stabilized else self.rank)
     return dataclasses.replace(
-      model, lora_rank=self.rank, lora_kernels=",".join(self.kernels), lora_scale=scale, lora_dropout=self.dropout
+      model, lora_rank=self.rank, lora_kernels=",".join(kernels), lora_scale=scale, lora_dropout=self.dropout
     )
 
   def is_trained(self, path: str, param: params_lib.Param) -> bool:

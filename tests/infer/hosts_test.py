@@ -17,6 +17,7 @@ import pytest
 
 from glmjax import tokenizer as tokenizer_lib
 from glmjax.checkpoint import folder as folder_lib
+from glmjax.checkpoint import load
 from glmjax.checkpoint import manager
 from glmjax.cli import evaluation
 from glmjax.data import builder
@@ -30,6 +31,8 @@ from glmjax.infer import sampling
 from glmjax.io import tokenizer_folder
 from glmjax.models import config as config_lib
 from glmjax.models import glm
+from glmjax.models import params as params_lib
+from glmjax.train import trainable
 from parallel.multihost_test import free_port, own_lines
 
 MAIN = [sys.executable, "-c", "import sys; from glmjax import cli; sys.exit(cli.main())"]
@@ -116,6 +119,27 @@ def test_the_first_reads_and_writes(folder):
   assert status == 0, err
   assert other == (0, "", "")
   assert [json.loads(line)["output"] for line in out.splitlines()] == texts(folder, sampling.Sampling(), 0)
+
+
+def test_an_adapter_beside_the_model(folder, tmp_path):
+  """Written by hand, of random factors that matter."""
+  adapted = trainable.LoRA(rank=2).adapt(CONFIG)
+  shapes = {path: param.shape for path, param in params_lib.table(adapted).items() if "/lora_" in path}
+  own = {path: jax.random.normal(jax.random.key(len(path)), shape) * 0.3 for path, shape in shapes.items()}
+  described = tokenizer_folder.copy(folder / folder_lib.TOKENIZER, tmp_path / folder_lib.TOKENIZER)
+  base = {"folder": str(folder), "fingerprint": load.fingerprint(folder), "bits": None}
+  folder_lib.write_config(tmp_path, folder_lib.FolderConfig(adapted, {}, described, base=base))
+  saver = manager.Manager(tmp_path / "checkpoints")
+  saver.save(1, {"params": params_lib.nest(own), "step": jnp.int32(1)}, {"samples_seen": 1})
+  saver.close()
+  flags = [f"--checkpoint={folder}", f"--adapter={tmp_path}", "--mesh=tensor=2,data=2", "--file=-", "--max_tokens=6"]
+  with Two("generate", *flags, "--out=-", devices=2) as two:
+    (status, out, err), other = two.results(prompts())
+  assert status == 0, err
+  assert other == (0, "", "")
+  found = [json.loads(line)["output"] for line in out.splitlines()]
+  expected = engine.Engine.load(folder, adapter=tmp_path).generate(PROMPTS, 6)
+  assert found == [each.text for each in expected] != texts(folder, sampling.Sampling(), 0)
 
 
 @pytest.mark.slow

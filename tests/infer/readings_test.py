@@ -56,3 +56,11 @@ def test_batches_are_full_and_little_of_them_is_padding(platform: str, monkeypat
     sizes.append(len(members) / len(batch.tokens))
   assert read == sum(lengths) + 2 * len(lengths)  # with the blank and sop
   assert padded < 1.15 * read and len(shapes) <= 8 and set(sizes[:-1]) == {1.0}
+
+
+def test_long_contexts_are_shared():
+  """Longer ones than a batch has tokens, too."""
+  config, params = engine_models.model("rotary_2d", vocab_size=96)
+  rows = question(1_500, [[5, 6], [7, 8], [9, 10]])
+  batches = [*scoring._Batches(runner_lib.Runner(config, params), SPECIALS.pad, 1024).of(rows)]
+  assert [program for program, _, _ in batches] == [scoring.log_probs_behind]

@@ -152,6 +152,24 @@ def test_two_are_as_one_and_stop_together(start, tmp_path):
   check_read_once(read, 16 * steps[-1])
 
 
+def test_an_adapter_beside_one_model(start, tmp_path):
+  """Two processes adapt as one does; they begin together, or say together what is wrong."""
+  base, one, two = tmp_path / "base", tmp_path / "one", tmp_path / "two"
+  stop = ["--stop_at_step=3"]
+  [(status, _, err)] = start(base, 1, 2, *stop).results()
+  assert status == 0, err
+  adapted = tmp_path / "adapted.gin"
+  adapted.write_text(
+    f"{patterns.GIN}\nfrom glmjax.train import trainable\nloop.train.trainable = @trainable.LoRA()\n"
+    f"loop.train.weights = {str(base)!r}\n"
+  )
+  more = [f"--gin_file={adapted}", *stop]
+  runs = [start(one, 1, 4, *more), start(two, 2, 2, *more)]
+  for results in [run.results() for run in runs]:
+    assert all(status == 0 for status, _, _ in results), results
+  np.testing.assert_allclose(losses(two), losses(one), rtol=1e-5)
+
+
 def catches(process: subprocess.Popen, number: int) -> bool:
   """Whether the process has a handler of its own for the signal."""
   status = pathlib.Path(f"/proc/{process.pid}/status").read_text()

@@ -91,7 +91,7 @@ def test_small_folders_of_our_own(made, tmp_path):
     assert ours.base == theirs.base and {*ours.params} == {*theirs.params}
     for path, x in ours.params.items():
       np.testing.assert_array_equal(theirs.params[path], x)
-  with pytest.raises(errors.InputError, match="holds an adapter, which is float"):
+  with pytest.raises(errors.InputError, match="holds an adapter, which stays float32"):
     export.export(made.run("lora", "float"), tmp_path / "no", bits=4)
   with pytest.raises(errors.InputError, match="is for LoRA adapters"):
     export.export(made.run("p_tuning", "float"), tmp_path / "no", write_format=write_lib.write_format("peft"))
@@ -104,11 +104,15 @@ def test_small_folders_of_our_own(made, tmp_path):
     ({"bias": "all"}, 'bias is "all", which LoRA here does not know'),
     ({"use_dora": True}, "use_dora is true"),
     ({"peft_type": "IA3"}, 'peft_type is "IA3"'),
-    ({"target_modules": ["q_proj"]}, "no LoRA adapter of a GLM .KeyError"),
-    ({"target_modules": 5}, "no LoRA adapter of a GLM .TypeError"),
-    ({"r": 0}, "no LoRA adapter of a GLM .ZeroDivisionError"),
+    ({"init_lora_weights": "pissa"}, 'init_lora_weights is "pissa"'),
+    ({"layer_replication": [[0, 2]]}, r"layer_replication is \[\[0, 2\]\]"),
+    ({"something_new": "yes"}, 'something_new is "yes"'),
+    ({"r": 0}, "adapter_config.json: r is 0"),
+    ({"r": 10**400}, "adapter_config.json: r is"),
+    ({"lora_alpha": "x"}, "adapter_config.json: lora_alpha is 'x'"),
+    ({"lora_alpha": True}, "adapter_config.json: lora_alpha is True"),
+    ({"use_rslora": "no"}, "adapter_config.json: use_rslora is 'no'"),
     ({"r": 3}, r"has \[4, 64\], and .* takes \[3, 64\]: another model's"),
-    ({"target_modules": ["dense"]}, "is of no kernel that"),
   ],
 )
 def test_other_adapters_are_refused(change, message, tmp_path):
@@ -119,6 +123,24 @@ def test_other_adapters_are_refused(change, message, tmp_path):
   with pytest.raises(errors.InputError, match=message) as caught:
     load_lib.import_model("peft", tmp_path / "peft", tmp_path / "out", base=base)
   assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
+
+
+def test_modules_are_those_of_the_tensors(tmp_path):
+  """However PEFT was told of them: a pattern, or all."""
+  base = exported(tmp_path / "base")
+  shutil.copytree(PEFT, tmp_path / "peft")
+  path = tmp_path / "peft" / "adapter_config.json"
+  path.write_text(json.dumps(json.loads(path.read_text()) | {"target_modules": "all-linear"}))
+  assert len(imported(tmp_path / "peft", base, tmp_path / "adapter").config.adapted) == 4
+  with pytest.raises(errors.InputError, match="holds an adapter of .*base: give the model itself"):
+    load_lib.import_model("peft", PEFT, tmp_path / "other", base=tmp_path / "adapter")
+  with pytest.raises(errors.InputError, match="glm130b-sat is for models, and this is an adapter of"):
+    export.export(tmp_path / "adapter", tmp_path / "sat", write_format=write_lib.write_format("glm130b-sat"))
+  with pytest.raises(errors.InputError, match="--bits says nothing of an adapter"):
+    load_lib.import_model("peft", PEFT, tmp_path / "other", bits=4, base=base)
+  with pytest.raises(errors.InputError):
+    load_lib.import_model("peft", PEFT, base, base=base, overwrite=True)
+  assert (base / "checksums.json").exists()
 
 
 def test_base_is_of_adapters_alone(tmp_path):

@@ -10,13 +10,19 @@ import numpy as np
 import pytest
 
 from glmjax import errors
+from glmjax.checkpoint import adapter as adapter_lib
+from glmjax.checkpoint import arrays
 from glmjax.checkpoint import export
+from glmjax.checkpoint import folder as folder_lib
 from glmjax.checkpoint import load
 from glmjax.checkpoint import manager
+from glmjax.infer import placement
 from glmjax.models import params as params_lib
 from glmjax.parallel import mesh as mesh_lib
 from glmjax.train import loop
+from glmjax.train import optimizer
 from glmjax.train import schedules
+from glmjax.train import state as state_lib
 from glmjax.train import trainable
 
 MESH = mesh_lib.MeshConfig(data=2, fsdp=2, tensor=2)
@@ -147,5 +153,54 @@ def test_mistakes(bases, tmp_path, tiny, source):
     train(tmp_path / "a", tiny, source, trainable.LoRA(rank=4), bases / "int8")
   with pytest.raises(errors.InputError, match="has a prefix of 3 already"):
     trainable.PTuning(4).adapt(trainable.PTuning(3).adapt(tiny))
-  with pytest.raises(errors.InputError, match="LoRA.kernels is 'qkv'"):
-    trainable.LoRA(kernels=["qkv"])
+  for kernels, message in (
+    (["qkv"], "LoRA.kernels is 'qkv'"),
+    (None, "LoRA.kernels is None: give a list"),
+    ([], "LoRA.kernels is empty"),
+  ):
+    with pytest.raises(errors.InputError, match=message):
+      trainable.LoRA(kernels=kernels)
+  for kernels in (["attention/qkv"], None, "attention/qkv,attention/qkv"):
+    with pytest.raises(errors.InputError, match="lora_kernels is"):
+      dataclasses.replace(tiny, lora_rank=1, lora_kernels=kernels)
+  orders = (["mlp/wo", "attention/qkv"], ["attention/qkv", "mlp/wo"])
+  assert len({trainable.LoRA(kernels=kernels).adapt(tiny) for kernels in orders}) == 1
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("bits", [None, 8])
+def test_what_is_frozen_lies_as_in_inference(dtype, bits, tiny):
+  config, lora = dataclasses.replace(tiny, dtype=dtype), trainable.LoRA(rank=2)
+  one = placement.on_mesh(None)
+  state = state_lib.abstract(
+    lora.adapt(config), optimizer.AdamW().make(), one.mesh, is_trained=lora.is_trained, frozen_bits=bits
+  )
+  frozen = {name: x.dtype for name, x in arrays.named_leaves(state.frozen).items()}
+  for name, x in arrays.named_leaves(one.params(config, bits)).items():
+    if name.startswith("layers_0/") or not name.startswith("layers_"):
+      assert frozen[name.replace("layers_0/", "layers/")] == x.dtype, name
+
+
+def test_a_base_that_cannot_be_computed_with_is_told(bases, tmp_path, tiny, source):
+  model = load.load(bases / "float")
+  params = params_lib.flatten(model.params)
+  params["layers/mlp/wo/kernel"] = params["layers/mlp/wo/kernel"].at[1, 2, 3].set(1e6)
+  broken = tmp_path / "broken"
+  broken.mkdir()
+  folder_lib.write_config(broken, folder_lib.FolderConfig(tiny, {"name": "patterns"}))
+  saver = manager.Manager(broken / "checkpoints")
+  saver.save(1, {"params": params_lib.nest(params), "step": np.int32(1)}, {"samples_seen": 1})
+  saver.close()
+  half = dataclasses.replace(tiny, dtype="float16")
+  with pytest.raises(errors.NotFiniteError, match="broken cannot be computed with in float16: .* layers/mlp/wo"):
+    train(tmp_path / "run", half, source, trainable.LoRA(rank=2), broken)
+
+
+def test_lengths_of_rotary_models_are_free_and_roundings_are_not(bases, tmp_path, tiny, source):
+  longer = dataclasses.replace(tiny, max_length=64)
+  train(tmp_path / "run", longer, source, trainable.LoRA(rank=2), bases / "float", stop_at_step=1)
+  found = adapter_lib.Adapter.read(tmp_path / "run")
+  found.settings(load.load(bases / "float").config, bases / "float", "a" * 64)
+  rounded = dataclasses.replace(tiny, rotary_rounding="half_table")
+  with pytest.raises(errors.InputError, match="rotary_rounding is none there and half_table here"):
+    train(tmp_path / "other", rounded, source, trainable.LoRA(rank=2), bases / "float")

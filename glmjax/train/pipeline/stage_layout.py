@@ -48,7 +48,10 @@ class StageLayout:
     return jax.tree_util.tree_map_with_path(move, state, self.as_checkpointed, self.in_stages)
 
   def put_back(self, state: state_lib.TrainState) -> state_lib.TrainState:
-    """Turns a state in the stages' order into one as checkpoints have it; what was given stays."""
+    """Turns a state in the stages' order, or what is trained of it, into one as checkpoints have it; what was given
+    stays.
+    """
+    like = self.as_checkpointed if state.frozen else self.as_checkpointed.trained()
 
     def move(path: tuple[Any, ...], x: jax.Array, after: jax.ShapeDtypeStruct) -> jax.Array:
       if not _is_layers(path, x):
@@ -56,7 +59,7 @@ class StageLayout:
       back = tuple(np.argsort(self.order)[: after.shape[0]].tolist())
       return jax.block_until_ready(_take(x, back, x.shape[0], after.sharding, after.sharding))
 
-    return state if self.order is None else jax.tree_util.tree_map_with_path(move, state, self.as_checkpointed)
+    return state if self.order is None else jax.tree_util.tree_map_with_path(move, state, like)
 
 
 def make(
