@@ -6,7 +6,8 @@ Random questions of lengths as MMLU's have without and with examples before them
 or texts (eight). The original's way is one forward for each question, its choices in one row, filled up to whole 32
 places, and the log-probabilities of all tokens in all places; of INT4 it makes floats first, each time. Ours is what
 `glmjax evaluate --tasks` does; of INT4 with `--activation_bits=8`. Both are timed once all their programs are compiled,
-and take turns. Seconds are the process's on all processors, which other work on the machine changes least. Writes benchmarks/results/evaluation.json.
+and take turns. Seconds are the process's on all processors, which other work on the machine changes least. Writes
+benchmarks/results/evaluation.json.
 """
 
 import argparse
