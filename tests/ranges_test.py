@@ -16,6 +16,7 @@ from glmjax.train import optimizer
 from glmjax.train import pipeline
 from glmjax.train import schedules
 from glmjax.train import state
+from glmjax.train import trainable
 
 MODEL = dict(vocab_size=64, num_layers=2, embed_dim=32, num_heads=4, mlp_dim=48)
 NEVER = (math.nan, math.inf, -math.inf, -1e-9, 1e308, "0.1", None, True, 10**400)
@@ -98,7 +99,17 @@ SETTINGS = [
     for name in (*MODEL, "max_length")
   ],
   field(config_lib.GLMConfig, "prefix_length", (0, 3), whole=True, **MODEL),
-  *[field(config_lib.GLMConfig, name, (0, 0.1), (1,), **MODEL) for name in ("hidden_dropout", "attention_dropout")],
+  field(config_lib.GLMConfig, "prefix_hidden", (0, 3), whole=True, prefix_length=2, **MODEL),
+  field(config_lib.GLMConfig, "lora_rank", (1, 8), whole=True, lora_kernels="mlp/wo", **MODEL),
+  field(config_lib.GLMConfig, "lora_scale", (0.5, 16), (0,), **MODEL),
+  *[
+    field(config_lib.GLMConfig, name, (0, 0.1), (1,), **MODEL)
+    for name in ("hidden_dropout", "attention_dropout", "prefix_dropout", "lora_dropout")
+  ],
+  field(trainable.LoRA, "rank", (1, 8), (0,), whole=True),
+  field(trainable.LoRA, "alpha", (0.5, 16), (0,)),
+  *[field(kind, "dropout", (0, 0.1), (1,)) for kind in (trainable.LoRA, trainable.PTuning)],
+  field(trainable.PTuning, "length", (1, 128), (0,), whole=True),
   *[
     field(config_lib.GLMConfig, name, (1e-5, 1), (0, 1e-45), **MODEL)
     for name in ("layer_norm_epsilon", "rotary_base", "init_std")
@@ -143,6 +154,8 @@ def test_every_number_of_a_dataclass_of_settings_is_among_them():
     pipeline.PipelineConfig,
     peers.Watch,
     config_lib.GLMConfig,
+    trainable.LoRA,
+    trainable.PTuning,
   )
   for kind in classes:
     for each in dataclasses.fields(kind):

@@ -26,6 +26,7 @@ from glmjax.checkpoint import load
 from glmjax.data import shards
 from glmjax.evaluate import baselines
 from glmjax.evaluate import windows
+from glmjax.checkpoint import adapter as adapter_lib
 from glmjax.infer import adapters
 from glmjax.infer import placement
 from glmjax.infer import runner
@@ -109,10 +110,10 @@ def evaluate(
   place = placement.on_mesh(mesh)
   manifest = json.dumps(opened.manifest, sort_keys=True)
   processes.check_same({f"the cache {opened.directory}": manifest, "how much is evaluated": repr(settings)})
-  beside = None if adapter is None else adapters.Adapter.read(adapter)
+  trained = None if adapter is None else adapter_lib.Adapter.read(adapter)
   model = runner.read(checkpoint, place)
-  if beside is not None:
-    model = beside.beside(model, checkpoint, place)
+  if trained is not None:
+    model = adapters.beside(trained, model, checkpoint, place)
   result = evaluate_model(model, opened, settings, place)
   if out is not None and first:
     try:

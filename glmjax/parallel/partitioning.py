@@ -203,6 +203,8 @@ def unsplit(sharding: jax.sharding.NamedSharding, axes: Collection[int], rank: i
   """Returns a sharding of arrays of this rank that leaves some axes whole: of scales, which have a place or a few for
   all inputs of a kernel.
   """
+  if not axes:
+    return sharding
   spec = (*sharding.spec, *[None] * (rank - len(sharding.spec)))
   split = jax.sharding.PartitionSpec(*(None if i in axes else axis for i, axis in enumerate(spec)))
   return jax.sharding.NamedSharding(sharding.mesh, split, memory_kind=sharding.memory_kind)

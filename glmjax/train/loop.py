@@ -124,7 +124,7 @@ def train(
     _check_same(given | {"validation": validation if evaluates else None})
     # 4. The first process locks the folder, and opens it, or deletes what is there; all see the same one.
     described = {} if base is None else base.describe()  # by all processes, which then know that they adapt one model
-    processes.check_same({"the model in loop.train.weights": described.get("fingerprint")})
+    processes.check_same({"the model in loop.train.weights": described.get("fingerprint", "none is adapted")})
     processes.on_first(lambda: _begin(stack, folder, model, data, overwrite, on_start, described))
     folder.check_shared()
     manager = manager_lib.Manager(folder.checkpoints, intervals.keep, keep_best="eval_loss" if evaluated else None)

@@ -389,7 +389,7 @@ def test_what_may_change(exported, tmp_path):
   run = shutil.copytree(exported / "run", tmp_path / "run")
   config = folder_lib.read_config(run)
   free = {"dtype": "bfloat16", "scan_layers": False, "remat": "full", "hidden_dropout": 0.1, "attention_dropout": 0.2}
-  free |= {"kv_cache_dtype": "int8", "activation_bits": 8, "head_bits": 4}
+  free |= {"kv_cache_dtype": "int8", "activation_bits": 8, "head_bits": 4, "prefix_dropout": 0.1, "lora_dropout": 0.1}
   assert set(free) == set(recorded.FREE)
   folder_lib.write_config(run, dataclasses.replace(config, model=dataclasses.replace(CONFIG, **free)))
   assert load.load(run).config == dataclasses.replace(CONFIG, **free)

@@ -20,6 +20,7 @@ from glmjax.data import shards
 from glmjax.data import spans
 from glmjax.evaluate import heldout
 from glmjax.evaluate import windows
+from glmjax.checkpoint import adapter as adapter_lib
 from glmjax.infer import adapters
 from glmjax.infer import engine
 from glmjax.infer import runner
@@ -74,8 +75,9 @@ def test_an_adapter_is_measured_with_its_model(model, cache, tmp_path, monkeypat
 
   def bits(scale: float) -> float:
     found = {path: scale * jax.random.normal(jax.random.key(0), shape) for path, shape in factors.items()}
-    made = adapters.Adapter(tmp_path, config, found, {"fingerprint": "the model's"})
-    monkeypatch.setattr(adapters.Adapter, "read", lambda folder: made)
+    found = {path: np.asarray(x) for path, x in found.items()}
+    made = adapter_lib.Adapter(tmp_path, config, found, {"fingerprint": "the model's"}, "the adapter's")
+    monkeypatch.setattr(adapter_lib.Adapter, "read", lambda folder: made)
     return heldout.evaluate("model", cache.directory, max_fills=0, adapter="adapter")["en"]["bits_per_byte"]
 
   alone = heldout.evaluate("model", cache.directory, max_fills=0)["en"]["bits_per_byte"]
