@@ -45,7 +45,7 @@ def load(
     activation_bits: 8 rounds what INT4 and INT8 weights are multiplied with, a scale for each token, which is faster on
       CPUs; None: it stays as computed.
     head_bits: 8 or 4 quantizes the head as it is loaded, which is faster on CPUs; None: it stays as it is.
-    adapter: a run that trained one beside this model, LoRA or P-Tuning v2; None: the model alone.
+    adapter: a run that trained one beside this model, LoRA or P-Tuning v2, or its export; None: the model alone.
 
   Raises:
     errors.InputError: for a folder that holds no model, or a damaged one; for devices that it cannot be split over.

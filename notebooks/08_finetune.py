@@ -113,7 +113,7 @@ TEXT = {"en": write("texts.jsonl", [{"text": text} for text in texts])}
 
 
 def make_stand_in(folder: pathlib.Path) -> None:
-  """Trains it."""
+  """Trains a small model on the texts, into a folder."""
   words = tokenizer.train(texts, work / "tokenizer", vocab_size=512, character_coverage=1.0)
   mixture = mixtures.pretraining(TEXT, work / "tokenizer")
   blanks = rows.BlankInfilling(128, words.specials, samples_per_sequence=1, mask_ratio=0.25, mean_span_length=1.0)
@@ -149,7 +149,7 @@ TOLD = (BAD[3:], GOOD[3:])
 
 
 def asked(draw: random.Random, words: tuple[list[str], list[str]], count: int) -> list[dict]:
-  """Draws pairs."""
+  """Draws so many questions with their answers, of these words."""
   labels = [draw.randrange(2) for _ in range(count)]
   return [{"inputs": review(draw, words[label]) + ENDING, "targets": VERDICTS[label]} for label in labels]
 

@@ -43,7 +43,12 @@ def register(
     errors.InputError: for tasks without questions and answers in words, and files that there are not.
   """
   found = [_task(task, pathlib.Path(data)) for task in task_lib.find(tasks)]
-  shares = {task.name: 1.0 if rates is None else float(rates[task.name.removeprefix("evaluate_")]) for task in found}
+  names = [task.name.removeprefix("evaluate_") for task in found]
+  if rates is not None and {*rates} != {*names}:
+    raise errors.InputError(
+      f"rates are of {', '.join(sorted(rates))}: give one of each task, {', '.join(sorted(names))}"
+    )
+  shares = {task.name: float((rates or {}).get(name, 1.0)) for task, name in zip(found, names)}
   return registration.register(
     mixtures.Mixture(mixture, tokenizer_lib.Tokenizer.load(tokenizer), tuple(found), shares), tokenizer
   )

@@ -81,7 +81,8 @@ def export(
     overwrite: replace an export that is there.
     write_format: writes another format than ours.
     layout: of our format; "cpu": one file that CPUs map into memory (mapped.py), None: an array a folder.
-    adapter: a run that trained one beside this model, which is merged into the weights; None: they are as they are.
+    adapter: a run that trained one beside this model, or its export: it is merged into the weights; None: they are as
+      they are.
 
   Returns:
     {"out", "step", "bits", "dtype", "array_bytes", "disk_bytes"}; disk_bytes counts all files of the folder. Of kernels
@@ -92,34 +93,14 @@ def export(
     errors.InputError: when the source cannot be used or `out` is there already.
   """
   checkpoint = paths.named(checkpoint, "checkpoint")
-  if bits not in (None, *qarray.BITS):
-    raise errors.InputError(f"bits is {bits}: give 8 or 4, or leave it out for float")
-  if dtype not in (None, *config_lib.DTYPES):
-    raise errors.InputError(f"dtype is {dtype!r}: choose one of {', '.join(config_lib.DTYPES)}")
-  if layout is not None:
-    _check_layout(layout, dtype, out)
+  _check_settings(bits, dtype, layout, out)
   merged = None if adapter is None else adapter_lib.Adapter.read(adapter)
   read_from = (checkpoint,) if adapter is None else (checkpoint, paths.named(adapter, "adapter"))
   with claimed(out, overwrite, *read_from) as out:
 
     def write(source: source_lib.Source) -> dict[str, Any]:
-      config, weights = _exported(source, bits, dtype, layout)
-      if not config.base:
-        source.check_size()
-      reader = blocks.Reader(source.arrays, source.records)
-      read, merging = functools.partial(source.read_block, reader), None
-      if merged is not None:
-        merging = adapter_lib.Merging(merged, source, reader, checkpoint)
-        config, weights, read = merging.config(config), merging.weights(weights), merging.read
-      tokenizer = checkpoint / folder_lib.TOKENIZER
-      content = ExportSource(
-        config,
-        tokenizer if tokenizer.is_dir() else None,
-        weights,
-        functools.partial(_read_finite, source, read),
-        reader.verify,
-      )
-      stored_weights.need_room(out, weights)
+      content, merging = _content(source, checkpoint, merged, bits, dtype, layout)
+      stored_weights.need_room(out, content.weights)
       try:
         last = source_lib.CHECKSUMS if write_format is None else None
         with publish.folder(out, last, overwrite) as folder:
@@ -134,6 +115,34 @@ def export(
         ) from error
 
     return source_lib.use(checkpoint, write)
+
+
+def _content(
+  source: source_lib.Source,
+  checkpoint: paths.Path,
+  merged: adapter_lib.Adapter | None,
+  bits: int | None,
+  dtype: str | None,
+  layout: str | None,
+) -> tuple[ExportSource, adapter_lib.Merging | None]:
+  """Returns what is to be written, and what merges an adapter into it."""
+  config, weights = _exported(source, bits, dtype, layout)
+  if not config.base:
+    source.check_size()
+  reader = blocks.Reader(source.arrays, source.records)
+  read, merging = functools.partial(source.read_block, reader), None
+  if merged is not None:
+    merging = adapter_lib.Merging(merged, source, reader, checkpoint)
+    config, weights, read = merging.config(config), merging.weights(weights), merging.read
+  tokenizer = checkpoint / folder_lib.TOKENIZER
+  content = ExportSource(
+    config,
+    tokenizer if tokenizer.is_dir() else None,
+    weights,
+    functools.partial(_read_finite, source, read),
+    reader.verify,
+  )
+  return content, merging
 
 
 @contextlib.contextmanager
@@ -188,7 +197,13 @@ def _read_finite(
     raise errors.NotFiniteError(f"{source.arrays}{step}: {error}{advice}") from error
 
 
-def _check_layout(layout: str, dtype: str | None, out: paths.Named) -> None:
+def _check_settings(bits: int | None, dtype: str | None, layout: str | None, out: paths.Named) -> None:
+  if bits not in (None, *qarray.BITS):
+    raise errors.InputError(f"bits is {bits}: give 8 or 4, or leave it out for float")
+  if dtype not in (None, *config_lib.DTYPES):
+    raise errors.InputError(f"dtype is {dtype!r}: choose one of {', '.join(config_lib.DTYPES)}")
+  if layout is None:
+    return
   if layout != mapped.LAYOUT:
     raise errors.InputError(f"layout is {layout!r}: {mapped.LAYOUT} is known")
   if dtype not in (None, *config_lib.CPU_DTYPES):

@@ -15,7 +15,7 @@ from glmjax.io import tokenizer_folder
 from glmjax.io import user_json
 from glmjax.models import config as config_lib
 
-CONFIG, TOKENIZER, CHECKPOINTS, PARAMS = "config.json", "tokenizer", "checkpoints", "params"
+CONFIG, TOKENIZER, CHECKPOINTS, PARAMS = "config.json", tokenizer_folder.FOLDER, "checkpoints", "params"
 
 
 @dataclasses.dataclass(frozen=True)

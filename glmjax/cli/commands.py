@@ -1,84 +1,29 @@
 """The table of subcommands: which function of the library each one is, and its flags."""
 
-import dataclasses
 from pathlib import Path
 
 from glmjax import ranges
 from glmjax.cli import corpus, doctor, evaluation, hosts, inference, inputs, plans, weights
 from glmjax.cli.flags import Command, Flag
-from glmjax.models import config as config_lib
-
-_64_BITS = {"least": -(1 << 63), "most": (1 << 63) - 1}
-
-CHECKPOINT = Flag("--checkpoint", "a training run's or an exported model's folder", Path)
-ADAPTER = Flag("--adapter", "a run that trained an adapter of the model: LoRA, P-Tuning v2 (the model alone)", Path)
-DEVICES = "glmjax.cli.inference.Devices"
-DRAFTING = "glmjax.cli.inference.Drafting"
-DECODING = "glmjax.cli.inference.Decoding"
-OUTPUT = "glmjax.cli.inference.Output"
-DRAWING = "glmjax.cli.chat.Drawing"
-ITEMS = "glmjax.cli.evaluation.Items"
-LIMITS = "glmjax.cli.serve.Limits"
-MESH = Flag(
-  "--mesh",
-  "devices to split the model over, as tensor=4 or data=2,tensor=4, or a gin file of a mesh (the first alone)",
-  makes="glmjax.parallel.mesh.MeshConfig",
-)
-SAMPLING = (
-  Flag("--temperature", "0 picks the likeliest token (greedy)", float, least=0),
-  Flag("--top_k", "sample among the k likeliest tokens", int, least=0),
-  Flag("--top_p", "sample among the likeliest tokens that together reach probability p", float, above=0, most=1),
-  Flag("--seed", "seed of the sampling", int, **_64_BITS),
-  Flag("--no_repeat_ngram", "generate no n-gram of this size twice (0: as it comes)", int, least=0, most=64),
-  Flag(
-    "--repetition_penalty", "makes tokens that are there already less likely (1: does not)", float, above=0, most=100
-  ),
-)
-
-
-def _of(group: str, *flags: Flag) -> tuple[Flag, ...]:
-  """Returns the flags as those that set fields of a group."""
-  return tuple(dataclasses.replace(flag, of=group) for flag in flags)
-
-
-DEVICE_FLAGS = _of(
-  DEVICES,
-  MESH,
-  Flag("--offload_layers", "layers, the last, whose weights stay in the host's memory (0)", int, least=0),
+from glmjax.cli.shared_flags import (
   ADAPTER,
-  Flag(
-    "--activation_bits",
-    "8 rounds what INT4 and INT8 weights are multiplied with, which is faster on CPUs (floats as they are)",
-    int,
-    choices=config_lib.BITS["activation_bits"],
-  ),
-  Flag(
-    "--head_bits",
-    "quantizes the head as it is loaded, which is faster on CPUs (as it is)",
-    int,
-    choices=config_lib.BITS["head_bits"],
-  ),
-)
-DRAFTS = _of(
-  DRAFTING,
-  Flag(
-    "--drafts",
-    "tokens read ahead, as they followed the same ones before, which is faster (serve: 7; else 0)",
-    int,
-    least=0,
-    most=7,
-  ),
-  Flag("--draft_model", "folder of a small model of the same tokenizer, whose tokens are read ahead instead", Path),
-)
-SHARED = (*DEVICE_FLAGS, *hosts.FLAGS)
-KV_CACHE = _of(
+  CHECKPOINT,
+  DECODING,
   DEVICES,
-  Flag(
-    "--kv_cache_dtype",
-    "int8 keeps the keys and values of what is answered in half the memory of bfloat16 (as they are computed)",
-    choices=config_lib.KV_CACHE_DTYPES,
-  ),
+  DEVICE_FLAGS,
+  DRAFTING,
+  DRAFTS,
+  DRAWING,
+  ITEMS,
+  KV_CACHE,
+  LIMITS,
+  MESH,
+  OUTPUT,
+  SAMPLING,
+  SHARED,
+  of_group,
 )
+
 COMMANDS = {
   command.name: command
   for command in (
@@ -162,7 +107,7 @@ COMMANDS = {
             Flag("--data", "folder in which the tasks' paths are", Path),
             Flag("--out", "folder for each item's record and the report. A stopped run goes on", Path),
             Flag("--overwrite", "replace the records there", bool, kind="passed"),
-            *_of(
+            *of_group(
               ITEMS,
               Flag("--limit", "only the first so many items of each file", int, least=1),
               Flag("--skip", "leave out what has no file, and items that the model has no room for", bool),
@@ -213,7 +158,7 @@ COMMANDS = {
           kind="prepared",
           choices=("orbax", "cpu", "safetensors", "chatglm-hf", "glm130b-sat", "peft"),
         ),
-        Flag("--adapter", "a run that trained an adapter of the model, to be merged into it", Path),
+        Flag("--adapter", "an adapter of the model, to be merged into it: a run that trained it, or its export", Path),
         Flag("--tensor_parallel", "ranks of glm130b-sat (8)", int, kind="prepared", least=1, most=4096),
         Flag("--overwrite", "replace an export there", bool, kind="passed"),
       ),
@@ -225,7 +170,7 @@ COMMANDS = {
       "read GLM-130B, GLM-10B or ChatGLM-6B in its own files",
       "glmjax import --bits=4 chatglm-6b models/chatglm-6b runs/chatglm-6b-int4",
       (
-        Flag("family", "whose files they are", choices=("glm-130b", "glm-10b", "chatglm-6b", "peft")),
+        Flag("family", "whose files they are", choices=("glm-130b", "glm-10b", "chatglm-6b")),
         Flag("source", "folder of the files", Path),
         Flag("out", "folder to write", Path),
         Flag("--dtype", "of the float parameters (as in the files)"),
@@ -238,9 +183,22 @@ COMMANDS = {
           choices=("none", "half_frequencies", "half_table"),
         ),
         Flag("--prefix", "folder or file of a P-Tuning v2 prefix of chatglm-6b", Path),
-        Flag("--base", "of peft: the folder of the model that was adapted", Path),
         Flag("--memory_limit_gib", "most memory to take, in GiB (about 1.2)", float, above=0),
         Flag("--overwrite", "replace an export there", bool, kind="passed"),
+      ),
+      modes=(
+        Command(
+          "import --base",
+          "glmjax.thudm.load.import_adapter",
+          "read a LoRA adapter in PEFT's files",
+          "glmjax import --base=runs/chatglm-6b-int4 peft-adapter runs/my-adapter",
+          (
+            Flag("--base", "folder of the model that was adapted", Path),
+            Flag("source", "folder that PEFT wrote", Path),
+            Flag("out", "folder to write", Path),
+            Flag("--overwrite", "replace an export there", bool, kind="passed"),
+          ),
+        ),
       ),
     ),
     Command(
@@ -269,7 +227,7 @@ COMMANDS = {
           Path,
           kind="prepared",
         ),
-        *_of(
+        *of_group(
           DECODING,
           Flag("--max_tokens", "most tokens to generate for each blank", int, least=1),
           *SAMPLING,
@@ -277,7 +235,7 @@ COMMANDS = {
           Flag("--num_beams", "beams of a beam search, in place of sampling (1: none)", int, least=1, most=64),
           Flag("--length_penalty", "of beam search: above 0 favours longer texts (1)", float, least=-100, most=100),
         ),
-        *_of(
+        *of_group(
           OUTPUT,
           Flag("--out", "JSON lines file for the answers; - is standard output. A stopped run goes on", Path),
           Flag("--overwrite", "replace the answers there", bool),
@@ -303,7 +261,7 @@ COMMANDS = {
         CHECKPOINT,
         Flag("--max_length", "most tokens of prompt and answer together", int, least=4),
         Flag("--answer_tokens", "tokens that old rounds leave to the answer", int, least=1),
-        *_of(DRAWING, *SAMPLING),
+        *of_group(DRAWING, *SAMPLING),
         *DRAFTS,
         *KV_CACHE,
         *SHARED,
@@ -349,7 +307,7 @@ COMMANDS = {
         Flag("--name", "what requests call the model (the folder's name)"),
         Flag("--api_keys", "file of keys, one a line, of which a request must send one", Path),
         Flag("--log_prompts", "have what is asked in the log, not only how much", bool),
-        *_of(
+        *of_group(
           LIMITS,
           Flag("--lanes", "requests in one program (8)", int, least=1, most=1024),
           Flag("--requests", "requests that are answered at the same time (64)", int, least=1, most=4096),

@@ -101,11 +101,12 @@ class Tokens:
 
   @functools.cached_property
   def fingerprint(self) -> str:
-    """A hash of all tokens."""
+    """The fingerprint of all tokens, and of which document each belongs to."""
     digest = hashlib.sha256()
     for name, split in self._splits.items():
       digest.update(f"{name} {split.num_tokens} {len(split.table)}\n".encode())
-      digest.update(split.tokens.tobytes() + split.table.tobytes())
+      digest.update(split.tokens)
+      digest.update(split.table)
     return digest.hexdigest()
 
   def __str__(self) -> str:
@@ -157,7 +158,7 @@ class InMemoryMixture:
 
   @functools.cached_property
   def sampler(self) -> sampler.MixtureSampler:
-    """Rows by number."""
+    """What gives rows by their numbers, made when it is first asked for."""
     made = sampler.MixtureSampler(self._tokens, self._infilling, self.seed, self.split)
     sizes = ", ".join(f"{name} {size:,}" for name, size in made.describe()["rows_per_epoch"].items())
     _log.info("%s, %s: %s; rows of an epoch: %s", self.mixture.name, self.split, self._tokens, sizes)

@@ -26,8 +26,6 @@ from glmjax.checkpoint import load
 from glmjax.data import shards
 from glmjax.evaluate import baselines
 from glmjax.evaluate import windows
-from glmjax.checkpoint import adapter as adapter_lib
-from glmjax.infer import adapters
 from glmjax.infer import placement
 from glmjax.infer import runner
 from glmjax.infer import score
@@ -110,10 +108,7 @@ def evaluate(
   place = placement.on_mesh(mesh)
   manifest = json.dumps(opened.manifest, sort_keys=True)
   processes.check_same({f"the cache {opened.directory}": manifest, "how much is evaluated": repr(settings)})
-  trained = None if adapter is None else adapter_lib.Adapter.read(adapter)
-  model = runner.read(checkpoint, place)
-  if trained is not None:
-    model = adapters.beside(trained, model, checkpoint, place)
+  model = runner.read(checkpoint, place, adapter=adapter)
   result = evaluate_model(model, opened, settings, place)
   if out is not None and first:
     try:

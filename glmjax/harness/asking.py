@@ -74,7 +74,7 @@ class Asker:
       found[i] = self._scored(asked[i], some, [next(scores) for _ in some])
     for task in {each.task.name: each.task for each in asked if isinstance(each.item, items_lib.Blank)}.values():
       members = [i for i, each in enumerate(asked) if each.task is task]
-      answers = (self._search if task.searches else self._greedy)(task, [asked[i] for i in members])
+      answers = (self._search if task.searches else self._decode)(task, [asked[i] for i in members])
       for i, answer in zip(members, answers, strict=True):
         found[i] = self._answered(asked[i], answer)
     return [found[i] for i in range(len(asked))]
@@ -100,7 +100,7 @@ class Asker:
       "values": {} if asked.task.kind.own_metrics else {"Accuracy": float(prediction == asked.item.label)},
     }
 
-  def _greedy(self, task: task_lib.Task, asked: Sequence[Asked]) -> list[list[beam_lib.Beam]]:
+  def _decode(self, task: task_lib.Task, asked: Sequence[Asked]) -> list[list[beam_lib.Beam]]:
     """Returns of each item the one answer that the likeliest tokens make, or those that are drawn, each item's always
     the same.
     """

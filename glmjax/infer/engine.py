@@ -9,8 +9,6 @@ import numpy as np
 from glmjax import display
 from glmjax import errors
 from glmjax import ranges
-from glmjax.checkpoint import adapter as adapter_lib
-from glmjax.infer import adapters
 from glmjax.infer import ahead as ahead_lib
 from glmjax.infer import beam as beam_lib
 from glmjax.infer import drafts as drafts_lib
@@ -121,24 +119,21 @@ class Engine:
       mesh: the devices to split it over, as "tensor=4"; None: the first device alone.
       offload_layers: how many layers, the last, keep their kernels in the host's memory.
       first: what it will be asked first, for which programs are compiled while the weights are being read.
-      adapter: a run that trained one beside this model; None: the model alone.
+      adapter: a run that trained one beside this model, or its export; None: the model alone.
       **kwargs: as `Engine` takes them.
     """
     from glmjax import tokenizer as tokenizer_lib  # here, so that in-memory engines need no SentencePiece
 
     placement = placement_lib.on_mesh(mesh)
-    read = None if adapter is None else adapter_lib.Adapter.read(adapter)
-    if read is not None:
+    if adapter is not None:
       first = None  # its programs are others
     with ahead_lib.compiling(first, folder, placement, precision, offload_layers):
-      loaded = runner_lib.read(folder, placement, precision, offload_layers)
+      loaded = runner_lib.read(folder, placement, precision, offload_layers, adapter)
     if not loaded.tokenizer_dir.is_dir():
       raise errors.InputError(
         f"{folder} has no tokenizer, so that no text goes in or out of it: copy there, as "
         f"{loaded.tokenizer_dir.name}/, the one that the model was trained with"
       )
-    if read is not None:
-      loaded = adapters.beside(read, loaded, folder, placement)
     tokenizer = tokenizer_lib.Tokenizer.load(loaded.tokenizer_dir)
     tokenizer.check_fits(loaded.config.vocab_size)
     runner = runner_lib.Runner(loaded.config, loaded.params, placement, offload_layers, given_away=True)

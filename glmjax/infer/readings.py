@@ -41,7 +41,7 @@ class Reading:
 
   @property
   def head(self) -> prompt_lib.Prompt:
-    """The context."""
+    """The context alone, as a prompt that nothing continues."""
     tokens, positions = self.prompt.tokens[: self.context], self.prompt.positions[:, : self.context]
     return dataclasses.replace(self.prompt, tokens=tokens, positions=positions)
 

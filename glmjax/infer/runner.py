@@ -8,8 +8,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from glmjax.checkpoint import adapter as adapter_lib
 from glmjax.checkpoint import load
 from glmjax.checkpoint import stream
+from glmjax.infer import adapters
 from glmjax.infer import placement as placement_lib
 from glmjax.io import memory
 from glmjax.io import paths
@@ -23,6 +25,7 @@ def read(
   placement: placement_lib.Placement,
   precision: placement_lib.Precision = placement_lib.Precision(),
   offload_layers: int = 0,
+  adapter: paths.Named | None = None,
 ) -> load.LoadedModel:
   """Reads a model from an exported or a training folder, each array straight to the devices that own it.
 
@@ -33,7 +36,9 @@ def read(
     placement: the mesh.
     precision: in what to compute.
     offload_layers: how many layers, the last, keep their kernels in the host's memory.
+    adapter: a run that trained one beside this model, or its export; None: the model alone.
   """
+  trained = None if adapter is None else adapter_lib.Adapter.read(adapter)
 
   def targets(config: config_lib.GLMConfig, bits: int | None) -> Any:
     return placement.params(precision.of(config), bits, offload_layers)
@@ -43,7 +48,8 @@ def read(
     return placement.laid_out(config, bits, offload_layers) if placement.takes_rows(config, offload_layers) else None
 
   found = stream.stream(folder, targets, rows)
-  return dataclasses.replace(found, config=precision.of(found.config))
+  found = dataclasses.replace(found, config=precision.of(found.config))
+  return found if trained is None else adapters.beside(trained, found, folder, placement)
 
 
 _LARGE = 1 << 22  # bytes of an array that is worth huge pages, of 2 MiB each

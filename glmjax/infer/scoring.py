@@ -217,9 +217,13 @@ class _Batches:
     for (places, continuations), group in sorted(groups.items()):
       room = None if free is None else free // (_CACHE_SHARE * lanes_lib.slot_bytes(self.runner, continuations))
       slots = self.tokens if room is None else min(self.tokens, room)
-      fits = [some for some in group if room is None or self._length(some[0].context) + places <= room]
-      alone += [each for some in group if some not in fits for each in some]
-      yield from self._behind(fits, places, continuations, slots)
+      fit: list[list[readings_lib.Reading]] = []
+      for some in group:
+        if room is None or self._length(some[0].context) + places <= room:
+          fit.append(some)
+        else:
+          alone += some
+      yield from self._behind(fit, places, continuations, slots)
     yield from self._alone(alone)
 
   def _alone(self, readings: Sequence[readings_lib.Reading]) -> Iterator[_Batch]:

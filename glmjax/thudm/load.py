@@ -50,7 +50,6 @@ def import_model(
   num_heads: int | None = None,
   rotary_rounding: str = "half_table",
   prefix: paths.Named | None = None,
-  base: paths.Named | None = None,
   memory_limit_gib: float | None = None,
   overwrite: bool = False,
 ) -> dict[str, Any]:
@@ -59,8 +58,7 @@ def import_model(
   What a killed import left beside `out` is checked and used when it is of the same files and options.
 
   Args:
-    family: glm-130b, glm-10b (and the smaller GLMs) or chatglm-6b; peft: a LoRA adapter, without other options than
-      base and overwrite.
+    family: glm-130b, glm-10b (and the smaller GLMs) or chatglm-6b.
     source: folder of the files.
     out: folder to write.
     dtype: of the float parameters; None: as in the files.
@@ -69,7 +67,6 @@ def import_model(
     num_heads: of glm-10b's family where heads are not 64 wide.
     rotary_rounding: none, half_frequencies or half_table, as the published models are run.
     prefix: folder or file of a P-Tuning v2 prefix for chatglm-6b; one in `source` itself is found there.
-    base: of peft: the folder of the model that was adapted.
     memory_limit_gib: most memory to take; None: what full-sized blocks take, about 1.2 GiB.
     overwrite: replace an export that is there, and what an import of other files or options has left beside it.
 
@@ -84,15 +81,6 @@ def import_model(
   if dtype not in (None, *config_lib.DTYPES):
     raise errors.InputError(f"dtype is {dtype!r}: choose one of {', '.join(config_lib.DTYPES)}")
   source = paths.named(source, "the source folder")
-  if (base is None) == (family == peft.NAME):
-    raise errors.InputError("--base names the model that an adapter of PEFT's adapts: give both, or neither")
-  if base is not None:
-    others = {"dtype": dtype, "bits": bits, "tokenizer": tokenizer, "num_heads": num_heads, "prefix": prefix}
-    others |= {"rotary_rounding": None if rotary_rounding == "half_table" else rotary_rounding}
-    for name, value in (others | {"memory_limit_gib": memory_limit_gib}).items():
-      if value is not None:
-        raise errors.InputError(f"--{name} says nothing of an adapter: leave it out")
-    return _import_adapter(source, paths.named(base, "base"), out, overwrite)
   with export.claimed(out, overwrite, source) as out:
     opened = source_lib.open_source(family, source, tokenizer, num_heads, rotary_rounding, prefix)
     if opened.bits is not None and bits not in (None, opened.bits):
@@ -116,7 +104,22 @@ def import_model(
   return {"out": str(out)} | described | about | {"parameters": params_lib.count(content.config.model)}
 
 
-def _import_adapter(source: paths.Path, base: paths.Path, out: paths.Named, overwrite: bool) -> dict[str, Any]:
+def import_adapter(source: paths.Named, base: paths.Named, out: paths.Named, overwrite: bool = False) -> dict[str, Any]:
+  """Writes an adapter's folder from what PEFT wrote of one (peft.py).
+
+  Args:
+    source: PEFT's folder.
+    base: folder of the model that was adapted.
+    out: folder to write.
+    overwrite: replace an export that is there.
+
+  Returns:
+    As `export.export`, and "parameters", of the adapter.
+
+  Raises:
+    errors.InputError: when anything about the files is wrong; nothing was written then.
+  """
+  source, base = paths.named(source, "the source folder"), paths.named(base, "--base")
   with export.claimed(out, overwrite, source, base) as out:
     content = peft.read(source, base)
     stored_weights.need_room(out, content.weights)
@@ -126,8 +129,8 @@ def _import_adapter(source: paths.Path, base: paths.Path, out: paths.Named, over
         described = export.describe(content, folder)
     except OSError as error:
       raise errors.InputError(f"{out} could not be written ({errors.reason(error)}): nothing was left there") from error
-  about = {"family": peft.NAME, "source_bytes": sum(weight.nbytes for weight in content.weights), "note": None}
-  return {"out": str(out)} | described | about | {"parameters": sum(math.prod(x.shape) for x in content.weights)}
+  sizes = [math.prod(weight.shape) for weight in content.weights]
+  return {"out": str(out)} | described | {"parameters": sum(sizes)}
 
 
 def _write(opened: source_lib.Source, content: export.ExportSource, out: paths.Path, overwrite: bool) -> dict[str, Any]:

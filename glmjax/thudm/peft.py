@@ -30,9 +30,18 @@ _PICKLED = "adapter_model.bin"  # of PEFT before 0.7
 _LARGEST_RANK = 1 << 16
 _PREFIX = "base_model.model."  # PEFT's, of all keys
 _MODULES = {module.split(".")[-1]: path for path, module in layouts.KERNELS.items()}
-# What decides what PEFT's factors do; whatever else it says must be nothing, but for what these have no effect on.
-_READ = ("peft_type", "bias", "fan_in_fan_out", "target_modules", "r", "lora_alpha", "use_rslora", "init_lora_weights")
+_READ = ("r", "lora_alpha", "use_rslora")
+# What else decides what factors do, with the values that LoRA here stands for. Of how they begin, what is not here is
+# of a base that was changed.
+_PLAIN = {
+  "peft_type": ("LORA",),
+  "bias": ("none", None),
+  "fan_in_fan_out": (False, None),
+  "init_lora_weights": (True, False, None, "gaussian", "orthogonal", "eva"),
+}
+# The rest must be nothing, but for what has no effect on factors that are there.
 _WITHOUT_EFFECT = (
+  "target_modules",
   "auto_mapping",
   "base_model_name_or_path",
   "revision",
@@ -47,15 +56,6 @@ _WITHOUT_EFFECT = (
   "layers_pattern",
   "qalora_group_size",
 )
-_PLAIN = {"peft_type": ("LORA",), "bias": ("none", None), "fan_in_fan_out": (False, None)}
-_BEGINNINGS = (
-  True,
-  False,
-  None,
-  "gaussian",
-  "orthogonal",
-  "eva",
-)  # of factors; others belong to a base that was changed
 
 
 def write(content: export.ExportSource, folder: paths.Path) -> None:
@@ -142,10 +142,7 @@ def _settings(path: paths.Path, model: config_lib.GLMConfig, kernels: Sequence[s
   """Returns the model with the adapter that PEFT's adapter_config.json describes, beside these kernels."""
   content = user_json.read(path, expected="give the folder that PEFT wrote")
   for name, value in content.items():
-    known = value in _PLAIN.get(name, (value,)) if name in _READ else value in (None, False, [], {})
-    if name == "init_lora_weights":
-      known = value in _BEGINNINGS
-    if not known and name not in _WITHOUT_EFFECT:
+    if name not in (*_READ, *_WITHOUT_EFFECT) and value not in _PLAIN.get(name, (None, False, [], {})):
       raise errors.InputError(f"{path}: {name} is {json.dumps(value)[:60]}, which LoRA here does not know")
   try:
     rank, alpha, stabilized = content.get("r"), content.get("lora_alpha"), content.get("use_rslora") or False

@@ -130,13 +130,9 @@ def train(
     manager = manager_lib.Manager(folder.checkpoints, intervals.keep, keep_best="eval_loss" if evaluated else None)
     stack.callback(manager.close)
     # 5. The newest undamaged checkpoint, or a new state: in the model's order, then in the stages' order.
-    if restored := manager.restore(stages.as_checkpointed.trained()):
-      state = restored[0]
-    else:
-      state = initial.create(model, tx, seed, stages.as_checkpointed, weights, data.describe(), loss_scale, base)
-    if base is not None:
-      state = dataclasses.replace(state, frozen=base.read(stages.as_checkpointed.frozen))
-    start = run_lib.Start(stages.put_in_stages(state), resumed=restored is not None)
+    beginning = initial.Beginning(weights, base, data.describe(), seed, loss_scale)
+    state, resumed = beginning.state(manager, model, tx, stages.as_checkpointed)
+    start = run_lib.Start(stages.put_in_stages(state), resumed)
     samples = run_lib.Samples(data, batches, total_samples, stop_at_step)
     hooks = _hooks(runtime, manager, folder, intervals, samples, evaluated, start)
     run = run_lib.Run(runtime, recipe, samples, folder, hooks, start)

@@ -8,7 +8,7 @@ from glmjax import cli
 from glmjax.cli import commands, run
 from glmjax.models import config as config_lib
 from glmjax.quantize import qarray
-from glmjax.thudm import layouts, peft, write
+from glmjax.thudm import layouts, write
 
 COMMANDS = {command.name: command for top in commands.COMMANDS.values() for command in (top, *top.modes)}
 FLAGS = [(name, flag) for name, command in COMMANDS.items() for flag in command.flags]
@@ -119,7 +119,7 @@ def test_choices_are_those_of_their_owners():
   """The command line names them without importing what knows them."""
   owners = {
     ("export", "--format"): ("orbax", "cpu", *write.FORMATS),
-    ("import", "family"): (*layouts.FAMILIES, peft.NAME),
+    ("import", "family"): layouts.FAMILIES,
     ("export", "--bits"): qarray.BITS,
     ("import", "--bits"): qarray.BITS,
     ("import", "--rotary_rounding"): config_lib.ROTARY_ROUNDINGS,

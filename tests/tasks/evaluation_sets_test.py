@@ -69,3 +69,9 @@ def test_blanks_within_are_no_pairs(folder: pathlib.Path) -> None:
   evaluation_sets.register([task], folder, folder / "tokenizer", mixture="within")
   with pytest.raises(errors.InputError, match="a.jsonl, line 1: its blank is within"):
     list(seqio_tasks.mixture("within").tasks[0].examples("train"))
+
+
+def test_rates_are_those_of_the_tasks(folder: pathlib.Path) -> None:
+  for rates in ({"bolq": 1}, {"boolq": 1, "siqa": 1}, {}):
+    with pytest.raises(errors.InputError, match="give those of boolq"):
+      evaluation_sets.register(["boolq"], folder, folder / "tokenizer", rates, "other")

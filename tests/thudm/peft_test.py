@@ -42,7 +42,7 @@ def exported(folder: pathlib.Path) -> pathlib.Path:
 
 
 def imported(source: pathlib.Path, base: pathlib.Path, out: pathlib.Path) -> adapter_lib.Adapter:
-  load_lib.import_model("peft", source, out, base=base)
+  load_lib.import_adapter(source, base, out)
   return adapter_lib.Adapter.read(out)
 
 
@@ -121,7 +121,7 @@ def test_other_adapters_are_refused(change, message, tmp_path):
   path = tmp_path / "peft" / "adapter_config.json"
   path.write_text(json.dumps(json.loads(path.read_text()) | change))
   with pytest.raises(errors.InputError, match=message) as caught:
-    load_lib.import_model("peft", tmp_path / "peft", tmp_path / "out", base=base)
+    load_lib.import_adapter(tmp_path / "peft", base, tmp_path / "out")
   assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
 
 
@@ -133,17 +133,9 @@ def test_modules_are_those_of_the_tensors(tmp_path):
   path.write_text(json.dumps(json.loads(path.read_text()) | {"target_modules": "all-linear"}))
   assert len(imported(tmp_path / "peft", base, tmp_path / "adapter").config.adapted) == 4
   with pytest.raises(errors.InputError, match="holds an adapter of .*base: give the model itself"):
-    load_lib.import_model("peft", PEFT, tmp_path / "other", base=tmp_path / "adapter")
+    load_lib.import_adapter(PEFT, tmp_path / "adapter", tmp_path / "other")
   with pytest.raises(errors.InputError, match="glm130b-sat is for models, and this is an adapter of"):
     export.export(tmp_path / "adapter", tmp_path / "sat", write_format=write_lib.write_format("glm130b-sat"))
-  with pytest.raises(errors.InputError, match="--bits says nothing of an adapter"):
-    load_lib.import_model("peft", PEFT, tmp_path / "other", bits=4, base=base)
   with pytest.raises(errors.InputError):
-    load_lib.import_model("peft", PEFT, base, base=base, overwrite=True)
+    load_lib.import_adapter(PEFT, base, base, overwrite=True)
   assert (base / "checksums.json").exists()
-
-
-def test_base_is_of_adapters_alone(tmp_path):
-  for family, base in (("peft", None), ("chatglm-6b", tmp_path)):
-    with pytest.raises(errors.InputError, match="give both, or neither"):
-      load_lib.import_model(family, PEFT, tmp_path / "out", base=base)
