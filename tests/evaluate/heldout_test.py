@@ -233,7 +233,7 @@ def test_quantized_models_are_evaluated_alike(model, cache, bits: int, tolerance
 
 
 def test_result_is_written_whole(model, cache, tmp_path, monkeypatch) -> None:
-  monkeypatch.setattr(runner, "read", lambda folder, place: model)
+  monkeypatch.setattr(runner, "read", lambda folder, place, adapter: model)
   out = tmp_path / "new" / "heldout.json"
   result = heldout.evaluate("run", cache.directory, out, max_tokens=50, max_fills=2)
   assert json.loads(out.read_text()) == result
@@ -241,7 +241,7 @@ def test_result_is_written_whole(model, cache, tmp_path, monkeypatch) -> None:
 
 
 def test_result_in_a_bucket(model, cache, tmp_path, server, monkeypatch) -> None:
-  monkeypatch.setattr(runner, "read", lambda folder, place: model)
+  monkeypatch.setattr(runner, "read", lambda folder, place, adapter: model)
   result = heldout.evaluate("run", cache.directory, "gs://bucket/x/heldout.json", max_tokens=50, max_fills=2)
   heldout.evaluate("run", cache.directory, tmp_path / "heldout.json", max_tokens=50, max_fills=2)
   assert server.keys() == ["x/heldout.json"] and json.loads(server.data("x/heldout.json")) == result

@@ -73,5 +73,5 @@ def test_blanks_within_are_no_pairs(folder: pathlib.Path) -> None:
 
 def test_rates_are_those_of_the_tasks(folder: pathlib.Path) -> None:
   for rates in ({"bolq": 1}, {"boolq": 1, "siqa": 1}, {}):
-    with pytest.raises(errors.InputError, match="give those of boolq"):
+    with pytest.raises(errors.InputError, match="give one of each task, boolq"):
       evaluation_sets.register(["boolq"], folder, folder / "tokenizer", rates, "other")
