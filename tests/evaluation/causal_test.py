@@ -70,7 +70,7 @@ def test_answers_are_written_from_what_is_before_the_blank_and_end_at_what_is_be
   own = layouts.Layout(task, engine.config, words.specials)
   assert own.blank(item).tokens == [words.specials.gmask, words.specials.sop, *before]
   said = beam.Beam(words.encode("fox lazy dogs"), 0.0)
-  monkeypatch.setattr(asking.Asker, "_greedy", lambda self, task, asked: [[said]] * len(asked))
+  monkeypatch.setattr(asking.Asker, "_decode", lambda self, task, asked: [[said]] * len(asked))
   [record] = asking.Asker(engine).ask(asking.placed("all", "f", [item], own))
   assert record["prediction_text"].strip() == "fox" and record["values"]["EM"] == 1
 

@@ -161,7 +161,7 @@ def test_a_tokenizer_that_does_not_fit():
 def test_folders_whose_tokenizer_does_not_fit(tmp_path, monkeypatch):
   config, params = engine_models.model()
   loaded = load.LoadedModel(dataclasses.replace(config, vocab_size=20_600), params, tmp_path / "tokenizer", None, {})
-  monkeypatch.setattr(runner, "read", lambda folder, placement, precision, offload_layers: loaded)
+  monkeypatch.setattr(runner, "read", lambda folder, placement, precision, offload_layers, adapter: loaded)
   with pytest.raises(errors.InputError, match="runs/m has no tokenizer"):
     engine.Engine.load("runs/m")
   tokenizer.train(["the quick brown fox", "敏捷的狐狸"] * 9, tmp_path / "tokenizer", 400)
