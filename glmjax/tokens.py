@@ -7,8 +7,9 @@ fixed (docs/sources.md, "Tokens"), so that one number, the id of [MASK], settles
 import dataclasses
 
 # Training objectives: the value of the `objective` feature is the index here.
-OBJECTIVES = ("mask", "gmask", "instruction", "sentence")
+OBJECTIVES = ("mask", "gmask", "instruction", "sentence", "chosen", "rejected")
 OBJECTIVE_MASK, OBJECTIVE_GMASK, OBJECTIVE_INSTRUCTION, OBJECTIVE_SENTENCE = range(4)
+OBJECTIVE_CHOSEN, OBJECTIVE_REJECTED = 4, 5  # answers to one question, of which the first is preferred
 
 # Appended behind the text pieces, in this order (GLM-130B's icetk wrapper).
 ICETK_SPECIALS = ("[MASK]", "[gMASK]", "[sMASK]", "eod", "sop", "eop", "ENC", "dBLOCK")

@@ -2,6 +2,7 @@
 
 import seqio
 
+from glmjax import errors
 from glmjax.data import mixtures
 from glmjax.data import seqio_tasks
 from glmjax.io import paths
@@ -17,6 +18,8 @@ def register(mixture: mixtures.Mixture, tokenizer: paths.Named) -> str:
     mixture: of text files, as `mixtures.pretraining` and `mixtures.instruction` make them.
     tokenizer: the folder that its tokenizer is from, which other processes (Beam's) must reach as well.
   """
+  if mixture.prefers:
+    raise errors.InputError("pairs of answers are no seqio task: runs read them when they begin (InMemoryMixture)")
   vocabulary = vocabulary_lib.GLMVocabulary(tokenizer)
   for task in mixture.tasks:
     before = [seqio_tasks.tokenize, seqio.CacheDatasetPlaceholder()]

@@ -23,6 +23,7 @@ Reader = Callable[[paths.Path, int], Iterator[tuple[str, str | tokenizing.String
 _STEPS = {
   "text": ["tokenize", "append_eos", "CacheDatasetPlaceholder", "cut_windows", "fill_features"],
   "instruction": ["tokenize", "CacheDatasetPlaceholder", "fill_features"],
+  "preference": [],  # seqio has no task of this kind
 }
 
 
@@ -45,9 +46,9 @@ class FileTask:
 
     Args:
       name: the task's name.
-      kind: a key of tokenizing.FEATURES: text or instruction.
+      kind: a key of tokenizing.FEATURES: text, instruction or preference.
       patterns: files, folders and globs.
-      read: called with (path, file number), yields (split, a string or, of a pair, a tuple of two).
+      read: called with (path, file number), yields (split, a string or, of pairs, a tuple of several).
       max_examples: of a split with more lines, so many are taken at even distances; of lines that hold several
         examples (conversations), the same part of the examples. None: all.
       suffixes: of the files.

@@ -169,10 +169,13 @@ class InMemoryMixture:
     """Tells how many pairs lose tokens, for want of room in a row."""
     if not isinstance(self._infilling, rows.BlankInfilling):
       return
-    for name in (name for name, task in self._tokens.tasks.items() if task["kind"] == "instruction"):
+    keeps_whole = self._infilling.keeps_answers_whole if self.mixture.prefers else self._infilling.keeps_whole
+    for name in (name for name, task in self._tokens.tasks.items() if task["kind"] != "text"):
       lengths = self._tokens.split(name, self.split).document_lengths()
+      if self.mixture.prefers:  # question, chosen and rejected answer
+        lengths = np.concatenate([lengths[::2], lengths[1::2, 1:]], axis=1)
       distinct, counts = np.unique(lengths, axis=0, return_counts=True)
-      cut = sum(n for pair, n in zip(distinct.tolist(), counts.tolist()) if not self._infilling.keeps_whole(*pair))
+      cut = sum(n for pair, n in zip(distinct.tolist(), counts.tolist()) if not keeps_whole(*pair))
       if cut:
         _log.warning(
           "task %s, %s: %s of %s pairs are longer than a row of %s places has room for: their questions are cut at the "
@@ -192,6 +195,7 @@ class InMemoryMixture:
       "split": self.split,
       "infilling": rows.described(self._infilling),
       **self.sampler.describe(),
+      **({"preference": True} if self.mixture.prefers else {}),
     }
     return json.loads(json.dumps(described))  # as a checkpoint will give it back: lists for tuples
 

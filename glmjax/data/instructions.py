@@ -87,9 +87,9 @@ def _pairs(
 ) -> Iterator[tuple[str, str]]:
   names = next((names for names in fields if all(name in record for name in names)), None)
   if names is not None:
-    yield _pair(record, names, history, where)
+    yield pair(record, names, history, where)
   elif conversations.MESSAGES in record:
-    _check_others(record, (conversations.MESSAGES,), f"one of the {conversations.MESSAGES}", where)
+    check_others(record, (conversations.MESSAGES,), f"one of the {conversations.MESSAGES}", where)
     yield from conversations.pairs(record, where)
   else:
     wanted = " or ".join(" and ".join(names) for names in fields)
@@ -99,16 +99,21 @@ def _pairs(
     )
 
 
-def _pair(record: Mapping[str, Any], names: Sequence[str], history: str, where: str) -> tuple[str, str]:
+def pair(record: Mapping[str, Any], names: Sequence[str], history: str, where: str) -> tuple[str, str]:
+  """Returns (inputs, targets) from the two fields `names` of a record, and the rounds before in the field `history`.
+
+  Raises:
+    errors.InputError: for what is no text, an empty answer, or another field that holds something.
+  """
   inputs, targets = (user_json.string(record, name, where) for name in names)
   if not targets:
     raise errors.InputError(f"{where}: the field {names[1]!r} is empty; there is nothing to learn")
-  _check_others(record, (*names, history), repr(names[0]), where)
+  check_others(record, (*names, history), repr(names[0]), where)
   earlier = [] if history in names else _history(record.get(history), history, where)
   return rounds.prompt(earlier, inputs), targets
 
 
-def _check_others(record: Mapping[str, Any], names: Sequence[str], place: str, where: str) -> None:
+def check_others(record: Mapping[str, Any], names: Sequence[str], place: str, where: str) -> None:
   """Raises InputError for a field that is not read and holds something; `place` says where to write it instead."""
   for name, value in record.items():
     if name not in names and name.lower() not in IGNORED and value not in (None, "", [], {}):

@@ -15,13 +15,16 @@ from glmjax import tokenizer as tokenizer_lib
 from glmjax.data import file_tasks
 from glmjax.data import instruction_sets
 from glmjax.data import instructions as instructions_lib
+from glmjax.data import preferences
 from glmjax.data import shards
 from glmjax.data import splits as splits_lib
 from glmjax.data import text
+from glmjax.data import tokenizing
 from glmjax.io import paths
 
 PRETRAINING = "pretrain_bilingual"  # names of the mixtures
 INSTRUCTION = "instruct"
+PREFERENCE = "prefer"
 JOINED = "joined"
 INSTRUCTION_SHARE = 0.05  # of the samples, where no rates are given; GLM-130B paper, section 2.2
 _log = logging.getLogger("glmjax")
@@ -79,6 +82,18 @@ class Mixture:
   tasks: tuple[Task, ...]
   rates: Mapping[str, float]
 
+  @property
+  def prefers(self) -> bool:
+    """Whether its rows are pairs of answers, for a loss of loop.train.preference.
+
+    Raises:
+      errors.InputError: where some are, and others are not.
+    """
+    kinds = [task.kind == tokenizing.PREFERENCE for task in self.tasks]
+    if any(kinds) and not all(kinds):
+      raise errors.InputError(f"the mixture {self.name} joins pairs of answers and others: a run learns from either")
+    return any(kinds)
+
   def task(self, name: str) -> Task:
     """Returns the task of that name."""
     return next(task for task in self.tasks if task.name == name)
@@ -111,8 +126,7 @@ def pretraining(
   text.check_corpora(files)
   sets = instruction_sets.named_sets(instructions) if instructions else {}
   _check(list(files), list(sets), rates, instruction_share)
-  if not isinstance(field, str):
-    raise errors.InputError(f"mixtures.pretraining: field is {str(field)[:60]}: give the name of a field")
+  _check_field("pretraining: field", field)
   loaded = tokenizer_lib.Tokenizer.load(tokenizer)
   tasks = {language: _text_task(language, patterns, field) for language, patterns in files.items()}
   pairs = _instruction_tasks(sets, max_examples, instructions_lib.FIELDS, instructions_lib.HISTORY)
@@ -149,13 +163,45 @@ def instruction(
         "for each"
       )
     _check_some("mixtures.instruction", rates)
-  _check_fields(fields)
-  if not isinstance(history, str):
-    raise errors.InputError(f"mixtures.instruction: history is {str(history)[:60]}: give the name of a field")
+  _check_fields("instruction", fields, instructions_lib.FIELDS[0])
+  _check_field("instruction: history", history)
   loaded = tokenizer_lib.Tokenizer.load(tokenizer)
   tasks = _instruction_tasks(sets, max_examples, fields, history)
   shares = rates or {name: float(task.sizes["train"]) for name, task in tasks.items()}
   return _mixture(name, loaded, tasks, shares)
+
+
+def preference(
+  files: instruction_sets.Sets,
+  tokenizer: paths.Named,
+  max_examples: Mapping[str, int] | int = instruction_sets.MAX_EXAMPLES,
+  fields: Sequence[Sequence[str]] = preferences.FIELDS,
+  history: str = instructions_lib.HISTORY,
+  name: str = PREFERENCE,
+) -> Mixture:
+  """Returns the mixture of prefer_<name> for every set of questions with a chosen and a rejected answer, by size.
+
+  Args:
+    files: the sets, as `instruction_sets.named_sets` takes them.
+    tokenizer: tokenizer folder.
+    max_examples: records taken of each set, or that by name or pattern, the first that fits.
+    fields: (question, chosen, rejected) fields; the first that a record has are taken, unless its answers are messages.
+    history: field of the rounds before, [[question, answer], ...]; a record may do without.
+    name: the mixture's name.
+  """
+  sets = instruction_sets.named_sets(files)
+  _check_fields("preference", fields, preferences.FIELDS[0])
+  _check_field("preference: history", history)
+  loaded = tokenizer_lib.Tokenizer.load(tokenizer)
+  read = functools.partial(preferences.file_preferences, fields=fields, history=history)
+  most = instruction_sets.caps(list(sets), max_examples)
+  tasks = {
+    of_set: file_tasks.FileTask(f"prefer_{of_set}", tokenizing.PREFERENCE, patterns, read, most[of_set])
+    for of_set, patterns in sets.items()
+  }
+  for task in tasks.values():
+    _check_filled(task)
+  return _mixture(name, loaded, tasks, {of_set: float(task.sizes["train"]) for of_set, task in tasks.items()})
 
 
 def joined(parts: Sequence[Mixture], shares: Sequence[float], name: str = JOINED) -> Mixture:
@@ -221,9 +267,13 @@ def _instruction_tasks(
   tasks = {}
   for name, patterns in sets.items():
     tasks[name] = task = file_tasks.FileTask(f"instruct_{name}", "instruction", patterns, read, most[name])
-    if not task.sizes["train"]:
-      raise errors.InputError(f"instruction set {name} ({task.paths[0]}) holds no pair; remove it, or fill it")
+    _check_filled(task)
   return tasks
+
+
+def _check_filled(task: file_tasks.FileTask) -> None:
+  if not task.sizes["train"]:
+    raise errors.InputError(f"the set {task.name} ({task.paths[0]}) holds no pair; remove it, or fill it")
 
 
 def _check(languages: list[str], sets: list[str], rates: Mapping[str, float] | None, share: float) -> None:
@@ -247,14 +297,21 @@ def _check_some(mixture: str, rates: Mapping[str, float]) -> None:
     raise errors.InputError(f"{mixture}: rates {dict(rates)}: one must be above 0")
 
 
-def _check_fields(fields: Sequence[Sequence[str]]) -> None:
-  pairs = fields if isinstance(fields, (list, tuple)) else []
-  if not pairs or not all(
-    isinstance(pair, (list, tuple)) and len(pair) == 2 and all(isinstance(name, str) for name in pair) for pair in pairs
+def _check_fields(mixture: str, fields: Sequence[Sequence[str]], example: tuple[str, ...]) -> None:
+  """Raises InputError where `fields` is no list of as many names as the example has."""
+  several = fields if isinstance(fields, (list, tuple)) else []
+  if not several or not all(
+    isinstance(each, (list, tuple)) and len(each) == len(example) and all(isinstance(name, str) for name in each)
+    for each in several
   ):
     raise errors.InputError(
-      f'mixtures.instruction: fields are {str(fields)[:100]}: give pairs of names, as [("inputs", "targets")]'
+      f"mixtures.{mixture}: fields are {str(fields)[:100]}: give {len(example)} names each, as {[list(example)]}"
     )
+
+
+def _check_field(what: str, name: object) -> None:
+  if not isinstance(name, str):
+    raise errors.InputError(f"mixtures.{what} is {str(name)[:60]}: give the name of a field")
 
 
 def _rates(

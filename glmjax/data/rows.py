@@ -133,6 +133,30 @@ class BlankInfilling:
       row["targets"][masks], row["loss_weights"][masks] = self.specials.sop, 1
     return row
 
+  def preference_row(self, inputs: np.ndarray, chosen: np.ndarray, rejected: np.ndarray) -> Row:
+    """Lays a question with the answer that is preferred beside the same one with the answer that is not.
+
+    Each has half of the row; the question is cut alike in both.
+    """
+    n_inputs, _ = self._cut_instruction(len(inputs), max(len(chosen), len(rejected)), self.seq_length // 2)
+    first = len(inputs) - n_inputs if self.instruction_cut == "start" else 0
+    mask = getattr(self.specials, self.instruction_mask)
+    samples = []
+    for answer in (chosen, rejected):
+      _, n_answer = self._cut_instruction(n_inputs, len(answer), self.seq_length // 2)
+      text = np.concatenate([inputs[first : first + n_inputs], answer[:n_answer]]).astype(np.int32)
+      samples.append(spans.corrupt_suffix(text, n_inputs, mask, self.specials, eop=True))
+    counting = self._counting(tokens_lib.OBJECTIVE_INSTRUCTION)
+    row = pack(samples, self.position_kind, counting, self.seq_length, self.specials.pad)
+    second = len(samples[0].tokens)
+    row["objective"][:second], row["objective"][second:] = tokens_lib.OBJECTIVE_CHOSEN, tokens_lib.OBJECTIVE_REJECTED
+    return row
+
+  def keeps_answers_whole(self, n_inputs: int, n_chosen: int, n_rejected: int) -> bool:
+    """Tells whether a question and answers of so many tokens lose none of them in preference_row."""
+    n_targets = max(n_chosen, n_rejected)
+    return self._cut_instruction(n_inputs, n_targets, self.seq_length // 2) == (n_inputs, n_targets)
+
   def instruction_length(self, n_inputs: int, n_targets: int) -> int:
     """Counts the places that a pair takes in instruction_row, for packing in advance."""
     if self.packing == "fixed":
@@ -176,13 +200,17 @@ class BlankInfilling:
       return positions_lib.Counting.FROM_MASK
     return positions_lib.Counting.ON
 
-  def _cut_instruction(self, n_inputs: int, n_targets: int) -> tuple[int, int]:
-    """Says how many input and target tokens are kept: inputs give way first, down to their minimum."""
+  def _cut_instruction(self, n_inputs: int, n_targets: int, places: int | None = None) -> tuple[int, int]:
+    """Says how many input and target tokens are kept: inputs give way first, down to their minimum.
+
+    `places`: how many there are; None: those of a slot, or of a row.
+    """
     if self.instruction_max_inputs is not None:
       n_inputs = min(n_inputs, self.instruction_max_inputs)
     if self.instruction_max_targets is not None:
       n_targets = min(n_targets, self.instruction_max_targets)
-    places = self.slot_length if self.packing == "fixed" else self.seq_length
+    if places is None:
+      places = self.slot_length if self.packing == "fixed" else self.seq_length
     min_inputs, room = min(self.instruction_min_inputs, places // 4), places - 2
     n_inputs = min(n_inputs, max(min_inputs, room - n_targets))
     return n_inputs, min(n_targets, room - n_inputs)

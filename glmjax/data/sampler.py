@@ -24,6 +24,7 @@ from glmjax.data import glm10b
 from glmjax.data import packing
 from glmjax.data import rows
 from glmjax.data import tokenized
+from glmjax.data import tokenizing
 
 Infilling = rows.BlankInfilling | glm10b.BlockStrategy
 
@@ -243,6 +244,22 @@ class InstructionRows:
     )
 
 
+class PreferenceRows:
+  """Rows of a task of pairs of answers, one of each."""
+
+  def __init__(self, reader: tokenized.Split, infilling: Infilling) -> None:
+    if not isinstance(infilling, rows.BlankInfilling):
+      raise errors.InputError(f"pairs of answers need rows.BlankInfilling, and not {type(infilling).__name__}")
+    self._reader, self._infilling = reader, infilling
+    self.num_rows = len(reader.document_lengths()) // 2
+
+  def row(self, epoch: int, number: int, index: int) -> rows.Row:
+    del epoch, index  # nothing in these rows is drawn
+    chosen, rejected = self._reader.documents_between(2 * number, 2 * number + 2)
+    asked = chosen.input_length
+    return self._infilling.preference_row(chosen.tokens[:asked], chosen.tokens[asked:], rejected.tokens[asked:])
+
+
 class MixtureSampler:
   """The rows of one split of a mixture that is tokenized, by number."""
 
@@ -302,11 +319,14 @@ class MixtureSampler:
 
 def _task_rows(
   cache: tokenized.Mixture, name: str, split: str, infilling: Infilling, seed: int
-) -> TextRows | InstructionRows:
-  reader = cache.split(name, split)
-  if cache.tasks[name]["kind"] == "text":
+) -> TextRows | InstructionRows | PreferenceRows:
+  reader, kind = cache.split(name, split), cache.tasks[name]["kind"]
+  if kind == "text":
     source = TextRows(reader, infilling, seed, name)
     needed = f"a window of {infilling.window_length} tokens"
+  elif kind == tokenizing.PREFERENCE:
+    source = PreferenceRows(reader, infilling)
+    needed = "a single pair of answers"
   else:
     source = InstructionRows(reader, infilling)
     needed = "a single pair"

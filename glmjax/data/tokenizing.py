@@ -7,7 +7,12 @@ import numpy as np
 from glmjax import tokenizer as tokenizer_lib
 from glmjax.data import shards
 
-FEATURES = {"text": ("text",), "instruction": ("inputs", "targets")}  # of a task's examples, by its kind
+PREFERENCE = "preference"
+FEATURES = {  # of a task's examples, by its kind
+  "text": ("text",),
+  "instruction": ("inputs", "targets"),
+  PREFERENCE: ("inputs", "chosen", "rejected"),
+}
 Strings = tuple[str, ...]  # of an example: one of each feature
 
 _GROUP_CHARACTERS = 1 << 17  # a group has less, or a single example
@@ -30,13 +35,25 @@ def groups(examples: Iterable[Strings]) -> Iterator[list[Strings]]:
 
 
 def documents(tokenizer: tokenizer_lib.Tokenizer, kind: str, examples: Iterable[Strings]) -> Iterator[shards.Document]:
-  """Yields examples as the cache has them: a text's ids and the token that ends it, or a pair's ids."""
+  """Yields examples as the cache has them: a text's ids and the token that ends it, a pair's ids, or of two answers
+  two pairs, the chosen one's first.
+  """
   end = np.int32([tokenizer.specials.eos] if kind == "text" else [])
   for group in groups(examples):
     encoded = [tokenizer.encode_arrays(column) for column in zip(*group)]
     for strings, ids in zip(group, zip(*encoded)):
-      tokens = np.concatenate([*ids, end])
-      yield shards.Document(tokens, sum(map(_utf8_bytes, strings)), len(ids[0]) if kind == "instruction" else 0)
+      if kind == PREFERENCE:
+        asked, *answers = zip(strings, ids)
+        yield from (_pair(asked, answer) for answer in answers)
+      else:
+        tokens = np.concatenate([*ids, end])
+        yield shards.Document(tokens, sum(map(_utf8_bytes, strings)), len(ids[0]) if kind == "instruction" else 0)
+
+
+def _pair(asked: tuple[str, np.ndarray], answer: tuple[str, np.ndarray]) -> shards.Document:
+  """Returns a pair of two texts and their ids."""
+  size = sum(_utf8_bytes(text) for text, _ in (asked, answer))
+  return shards.Document(np.concatenate([asked[1], answer[1]]), size, len(asked[1]))
 
 
 def _utf8_bytes(text: str) -> int:

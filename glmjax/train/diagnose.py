@@ -113,7 +113,7 @@ def first_not_finite(
   config = dataclasses.replace(objective.config, scan_layers=False, remat="none")
   objective = dataclasses.replace(objective, config=config, pipeline=None)
   batch = objective.weigh(batch)
-  factor = scale / jnp.maximum(batch["loss_weights"].sum(), 1.0)
+  factor = scale / jnp.maximum(objective.weight(batch), 1.0)
   rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
 
   def look(params: Any, frozen: Any, micro: objective_lib.Batch) -> tuple[Any, jax.Array, Any]:

@@ -28,12 +28,14 @@ class Evaluation:
     """Returns the mean loss of all tokens, and per objective."""
     with self._runtime.peers.patient():
       total = self._sums(state)
-    mean = float(total.loss.sum() / max(total.weight.sum(), 1.0))
-    return {"eval_loss": mean, **metrics_lib.objective_losses(total.loss, total.weight, "eval_loss_")}
+    record = {"eval_loss": float(total.mean())}
+    if total.pairs is not None:
+      record["eval_ordered"] = float(total.pairs.ordered / max(total.pairs.count, 1.0))
+    return record | metrics_lib.objective_losses(total.loss, total.weight, "eval_loss_")
 
   def _sums(self, state: state_lib.TrainState) -> losses.Sums:
     layout = dataclasses.replace(self._runtime.layout, num_micro=1)
-    total = losses.Sums(np.zeros(losses.NUM_OBJECTIVES), np.zeros(losses.NUM_OBJECTIVES))
+    total = jax.tree.map(lambda x: np.zeros(x.shape), jax.eval_shape(self._runtime.objective.zeros))
     for part in self._rows:
       sums = jax.device_get(self._step(state.params, state.frozen, layout.put(part.rows)))
       total = jax.tree.map(np.add, total, sums)

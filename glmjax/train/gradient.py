@@ -86,8 +86,7 @@ def _over_micro_batches(
   def add(m: jax.Array | int, found: Found) -> Found:
     return add_gradient(objective, params, frozen, work.micro_batch(m), found)
 
-  zeros = jnp.zeros(losses.NUM_OBJECTIVES, jnp.float32)
-  nothing = losses.Sums(zeros, zeros), jax.tree.map(functools.partial(jnp.zeros_like, dtype=jnp.float32), params)
+  nothing = objective.zeros(), jax.tree.map(functools.partial(jnp.zeros_like, dtype=jnp.float32), params)
   if work.batch["tokens"].shape[0] == 1:
     return add(0, nothing)
   with jax.named_scope(scopes.MICRO_BATCHES):

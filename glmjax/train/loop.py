@@ -28,6 +28,7 @@ from glmjax.train import metrics as metrics_lib
 from glmjax.train import objective as objective_lib
 from glmjax.train import optimizer as optimizer_lib
 from glmjax.train import pipeline as pipeline_lib
+from glmjax.train import preference as preference_lib
 from glmjax.train import profile
 from glmjax.train import run as run_lib
 from glmjax.train import runtime as runtime_lib
@@ -81,6 +82,7 @@ def train(
   micro_batch: int | None = None,  # rows computed at a time, over all devices; None: the whole batch
   loss_chunk: int = 1024,  # tokens of a batch shard whose logits exist at a time
   loss_mean_of: str = "tokens",  # what weighs the same in the loss, one of objective.MEANS
+  preference: preference_lib.Preference | None = None,  # the loss of data that are pairs of answers
   watch: peers_lib.Watch = peers_lib.Watch(),  # how long a process may be silent, or a step take, among several
   weights: paths.Named | None = None,  # an export, import or run that a new run begins with; None: random
   trainable: trainable_lib.Trainable | None = None,  # an adapter of `weights`, which stay as they are; None: all trains
@@ -103,6 +105,8 @@ def train(
   _check_numbers(batches, total_samples, micro_batch, loss_chunk, seed, stop_at_step)
   folder = workdir_lib.Workdir.named(workdir, weights)
   base = base_lib.Base.of(trainable, weights, model, data.describe())
+  _check_preference(preference, data, base, mesh)
+  reference = model if preference is not None and preference.compares else None
   if base is not None:
     model = base.trainable.adapt(model)
   elif weights is not None and (overwrite or not manager_lib.steps(folder.checkpoints)):
@@ -118,7 +122,7 @@ def train(
     tx = optimizer.make()
     recipe = step_lib.Recipe(optimizer, learning_rate, embedding_alpha, loss_scale)
     flow = pipeline_lib.make(pipeline, model, device_mesh, layout.rows)
-    objective = objective_lib.Objective(model, loss_chunk, loss_mean_of, flow)
+    objective = objective_lib.Objective(model, loss_chunk, loss_mean_of, flow, preference, reference)
     stages = _stages(model, tx, device_mesh, rules, flow, base)
     runtime = runtime_lib.Runtime(objective, layout, stages, peers)
     _check_same(given | {"validation": validation if evaluates else None})
@@ -195,6 +199,30 @@ def _check(model: config_lib.GLMConfig, data: feed_lib.DataSource, loss_mean_of:
     )
   if loss_mean_of not in objective_lib.MEANS:
     raise errors.InputError(f"loss_mean_of is {loss_mean_of!r}: use one of {', '.join(objective_lib.MEANS)}")
+
+
+def _check_preference(
+  preference: preference_lib.Preference | None,
+  data: feed_lib.DataSource,
+  base: base_lib.Base | None,
+  mesh: mesh_lib.MeshConfig,
+) -> None:
+  """Raises InputError where data and loss are not both of pairs of answers, or the loss cannot be computed."""
+  if bool(data.describe().get("preference")) != (preference is not None):
+    raise errors.InputError(
+      "the data are pairs of answers: give loop.train.preference a loss of them (preference.DPO or preference.ORPO)"
+      if preference is None
+      else "loop.train.preference is a loss of pairs of answers: give loop.train.data such (mixtures.preference)"
+    )
+  if preference is None:
+    return
+  if mesh.stage > 1:
+    raise errors.InputError(f"pairs of answers do not go through pipelines: give a mesh without stage={mesh.stage}")
+  if preference.compares and base is None:
+    raise errors.InputError(
+      f"{type(preference).__name__} compares with the model that an adapter is trained beside: give "
+      "loop.train.trainable, or use preference.ORPO, which compares with none"
+    )
 
 
 def _check_numbers(

@@ -23,15 +23,25 @@ from glmjax.train import scopes
 NUM_OBJECTIVES = len(tokens_lib.OBJECTIVES)
 
 
+class Pairs(NamedTuple):
+  """What is summed over pairs of a chosen and a rejected answer; float32 scalars."""
+
+  loss: jax.Array
+  count: jax.Array
+  ordered: jax.Array  # how many have the chosen answer ahead
+
+
 class Sums(NamedTuple):
   """Loss-weighted cross entropy and the weights themselves, summed per objective: float32 [O] each."""
 
   loss: jax.Array
   weight: jax.Array
+  pairs: Pairs | None = None  # where the loss is one of pairs; the cross entropies are then only read
 
   def mean(self) -> jax.Array:
-    """Returns the loss per weighted token, over all objectives."""
-    return self.loss.sum() / jnp.maximum(self.weight.sum(), 1.0)
+    """Returns the loss per weighted token, over all objectives, or per pair."""
+    loss, weight = (self.loss.sum(), self.weight.sum()) if self.pairs is None else (self.pairs.loss, self.pairs.count)
+    return loss / jnp.maximum(weight, 1.0)
 
 
 class Loss(NamedTuple):
@@ -97,13 +107,37 @@ def chunked(
   chex.assert_axis_dimension(kernel_DV, 0, x_BLD.shape[2])
   chex.assert_shape([targets_BL, weights_BL, objectives_BL], x_BLD.shape[:2])
   chex.assert_type([targets_BL, objectives_BL], int)
-  x_GRD, targets, weights, objectives = map(_group, (x_BLD, targets_BL, weights_BL, objectives_BL))
+  front, chunk = _front(targets_BL, weights_BL, objectives_BL, chunk)
+  return _front_loss(partitioning.target(), chunk, kernel_DV, _group(x_BLD), front)
+
+
+def of_tokens(
+  kernel_DV: jax.Array, x_BLD: jax.Array, targets_BL: jax.Array, weights_BL: jax.Array, chunk: int = 512
+) -> jax.Array:
+  """Computes the cross entropy of each weighted token, float32 [B, L], 0 for the others; it has no gradient."""
+  kernel_DV, x_GRD = jax.lax.stop_gradient((kernel_DV, _group(x_BLD)))
+  front, chunk = _front(targets_BL, weights_BL, jnp.zeros_like(targets_BL), chunk)
+
+  def body(i: jax.Array, found_GR: jax.Array) -> jax.Array:
+    part = front.cut(i, chunk)
+    losses = cross_entropy(_logits(kernel_DV, _take(x_GRD, part.order)), part.targets)
+    return jax.lax.dynamic_update_slice_in_dim(found_GR, losses * (part.weights != 0), i * chunk, axis=1)
+
+  found_GR = partitioning.constrain(jnp.zeros(front.order.shape, jnp.float32), "groups", None)
+  with jax.named_scope(scopes.LOSS_CHUNKS):
+    found_GR = jax.lax.fori_loop(0, front.num_chunks(chunk), body, found_GR)
+  places = jnp.argsort(front.order[:, : x_GRD.shape[1]], axis=1)  # back to the tokens' own
+  return _ungroup(jnp.take_along_axis(found_GR, places, axis=1), targets_BL.shape)
+
+
+def _front(targets_BL: jax.Array, weights_BL: jax.Array, objectives_BL: jax.Array, chunk: int) -> tuple["Front", int]:
+  """Brings the weighted tokens of each group to its front; returns the size of chunks too, `chunk` at most."""
+  targets, weights, objectives = map(_group, (targets_BL, weights_BL, objectives_BL))
   rows = weights.shape[1]
   chunk = min(chunk, rows)
   order = jnp.argsort(weights == 0, axis=1, stable=True)  # weighted tokens first, in their order
   front = Front(order, *(jnp.take_along_axis(a, order, axis=1) for a in (targets, weights, objectives)))
-  front = jax.tree.map(lambda a: jnp.pad(a, ((0, 0), (0, -rows % chunk))), front)
-  return _front_loss(partitioning.target(), chunk, kernel_DV, x_GRD, front)
+  return jax.tree.map(lambda a: jnp.pad(a, ((0, 0), (0, -rows % chunk))), front), chunk
 
 
 def _group(a: jax.Array) -> jax.Array:
@@ -115,6 +149,14 @@ def _group(a: jax.Array) -> jax.Array:
     a = a.reshape(rows, batch // rows, tokens, length // tokens, *rest)
     a = jnp.swapaxes(partitioning.constrain(a, "batch", None, "length", *[None] * (a.ndim - 3)), 1, 2)
   return partitioning.constrain(a.reshape(rows * tokens, -1, *rest), "groups", *[None] * (1 + len(rest)))
+
+
+def _ungroup(a_GR: jax.Array, shape: tuple[int, int]) -> jax.Array:
+  """Turns [G, R] of `_group` back into [B, L]."""
+  (batch, length), rows, tokens = shape, partitioning.parts("batch"), partitioning.parts("length")
+  if tokens > 1:
+    a_GR = jnp.swapaxes(a_GR.reshape(rows, tokens, batch // rows, length // tokens), 1, 2)
+  return partitioning.constrain(a_GR.reshape(batch, length), "batch", "length")
 
 
 class Front(NamedTuple):

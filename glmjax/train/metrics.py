@@ -296,6 +296,8 @@ class Console:
         f"{name} {record[f'loss_{name}']:.3f}" for name in tokens_lib.OBJECTIVES if f"loss_{name}" in record
       )
       evaluated = f"  eval {record['eval_loss']:.4f}" if "eval_loss" in record else ""
+      parts += f", ordered {record['ordered']:.2f}" if "ordered" in record else ""
+      evaluated += f", ordered {record['eval_ordered']:.2f}" if "eval_ordered" in record else ""
       self.say(
         f"step {record['step']:,}  loss {record['loss']:.4f} ({parts}){evaluated}  "
         f"grad {record['grad_norm']:.2f}  lr {record['learning_rate']:.2e}  "

@@ -69,7 +69,7 @@ def train_step(
   scale = jnp.float32(1.0) if state.loss_scale is None else state.loss_scale.scale
   rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
   num_micro = -(-info.size.astype(jnp.int32) // batch["tokens"].shape[1])
-  work = objective_lib.Work(batch, alpha, rng, scale / jnp.maximum(batch["loss_weights"].sum(), 1.0))
+  work = objective_lib.Work(batch, alpha, rng, scale / jnp.maximum(objective.weight(batch), 1.0))
   sums, grads = gradient.of_step(objective, state.params, state.frozen, work, num_micro, specs)
   squares = {name: square / scale**2 for name, square in part_squares(grads).items()}
   norm = jnp.sqrt(sum(squares.values()))
@@ -106,6 +106,8 @@ def train_step(
   }
   if state.loss_scale is not None:
     metrics["loss_scale"] = scale
+  if sums.pairs is not None:
+    metrics["ordered"] = sums.pairs.ordered / jnp.maximum(sums.pairs.count, 1.0)
   return new_state, metrics
 
 
@@ -129,8 +131,7 @@ def eval_step(objective: objective_lib.Objective, params: Any, frozen: Any, batc
   def add(sums: losses.Sums, micro: objective_lib.Batch) -> tuple[losses.Sums, None]:
     return jax.tree.map(jnp.add, sums, objective.sums(params, micro)), None
 
-  zeros = jnp.zeros(losses.NUM_OBJECTIVES, jnp.float32)
-  return jax.lax.scan(add, losses.Sums(zeros, zeros), objective.weigh(batch))[0]
+  return jax.lax.scan(add, objective.zeros(), objective.weigh(batch))[0]
 
 
 def compile_train_step(

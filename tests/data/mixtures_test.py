@@ -205,7 +205,7 @@ def test_mistakes_of_instruction_sets(folder):
     fails("mixtures.instruction: rates are", rates=rates)
   fails("one must be above 0", rates={"small": 0})
   for fields in (5, "x", [], ["a"], [["a"]], [[5, 6]]):
-    fails("give pairs of names", fields=fields)
+    fails("give 2 names each", fields=fields)
   two = {**PAIRS, "other": PAIRS["small"]}
   assert mixtures.instruction(two, folder, {"small": 2, "other": 0}).rates == {"instruct_small": 2}
 

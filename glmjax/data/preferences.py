@@ -1,0 +1,81 @@
+"""Pairs of answers from JSON lines: a question, the answer that is preferred, and the one that is not."""
+
+from collections.abc import Iterator, Mapping, Sequence
+import json
+from typing import Any
+
+from glmjax import errors
+from glmjax.data import conversations
+from glmjax.data import instructions
+from glmjax.data import splits
+from glmjax.data import text
+from glmjax.io import paths
+
+FIELDS = (("prompt", "chosen", "rejected"), ("inputs", "chosen", "rejected"), ("question", "chosen", "rejected"))
+_ANSWERS = FIELDS[0][1:]  # of a record that holds two conversations
+
+
+def file_preferences(
+  path: paths.Path, file_number: int, fields: Sequence[Sequence[str]] = FIELDS, history: str = instructions.HISTORY
+) -> Iterator[tuple[str, tuple[str, str, str]]]:
+  """Yields (split, (inputs, chosen, rejected)) of one JSONL file.
+
+  The first fields that a record has are taken, all of them strings; or "chosen" and "rejected" are lists of messages
+  that differ in the last one, with the messages before them in "prompt" where they do not begin with these.
+
+  Raises:
+    errors.InputError: for a record that is neither, or whose answers are the same; it names file and line.
+  """
+  if path.suffix != ".jsonl":
+    raise errors.InputError(f"{path}: pairs of answers are read from .jsonl files, one JSON object a line")
+  number = -1
+  for number, (where, record) in enumerate(text.json_lines(path)):
+    yield splits.split_of(file_number + number), _answers(record, fields, history, where)
+  if number < 0:
+    raise errors.InputError(f"{path} holds no text; remove it or fill it")
+
+
+def _answers(
+  record: Mapping[str, Any], fields: Sequence[Sequence[str]], history: str, where: str
+) -> tuple[str, str, str]:
+  if all(isinstance(record.get(name), list) for name in _ANSWERS):
+    found = _of_messages(record, where)
+  else:
+    names = next((names for names in fields if all(name in record for name in names)), None)
+    if names is None:
+      wanted = " or ".join(", ".join(names) for names in fields)
+      raise errors.InputError(
+        f"{where}: no fields {wanted}; the record has {', '.join(record)[:200] or 'none'}: rename its fields, or write "
+        'lists of messages into "chosen" and "rejected"'
+      )
+    asked, *answers = names
+    pairs = [
+      instructions.pair({**record, **dict.fromkeys({*answers} - {answer})}, (asked, answer), history, where)
+      for answer in answers
+    ]
+    found = pairs[0][0], pairs[0][1], pairs[1][1]
+  if found[1] == found[2]:
+    raise errors.InputError(f"{where}: both answers are the same: give another one, or leave the record out")
+  return found
+
+
+def _of_messages(record: Mapping[str, Any], where: str) -> tuple[str, str, str]:
+  """Returns the question and the answers of two conversations."""
+  before = record.get("prompt") or []
+  if isinstance(before, str):
+    before = [{"role": "user", "content": before}]
+  if not isinstance(before, list):
+    raise errors.InputError(f'{where}: the field "prompt" is {json.dumps(before)[:40]}: give a text, or messages')
+  instructions.check_others(record, ("prompt", *_ANSWERS), "one of the messages", where)
+  last = []
+  for name in _ANSWERS:
+    messages = {conversations.MESSAGES: [*before, *record[name]]}
+    *_, pair = conversations.pairs(messages, f"{where}, {name}")
+    last.append(pair)
+  (asked, chosen), (other, rejected) = last
+  if asked != other:
+    raise errors.InputError(
+      f"{where}: chosen and rejected answer different questions: give two conversations that differ in the last "
+      "message alone"
+    )
+  return asked, chosen, rejected
