@@ -16,6 +16,7 @@ from glmjax.train import optimizer
 from glmjax.train import pipeline
 from glmjax.train import schedules
 from glmjax.train import state
+from glmjax.train import preference
 from glmjax.train import trainable
 
 MODEL = dict(vocab_size=64, num_layers=2, embed_dim=32, num_heads=4, mlp_dim=48)
@@ -106,6 +107,8 @@ SETTINGS = [
     field(config_lib.GLMConfig, name, (0, 0.1), (1,), **MODEL)
     for name in ("hidden_dropout", "attention_dropout", "prefix_dropout", "lora_dropout")
   ],
+  field(preference.DPO, "beta", (0.01, 1), (0,)),
+  field(preference.ORPO, "weight", (0, 1), (-1,)),
   field(trainable.LoRA, "rank", (1, 8), (0,), whole=True),
   field(trainable.LoRA, "alpha", (0.5, 16), (0,)),
   *[field(kind, "dropout", (0, 0.1), (1,)) for kind in (trainable.LoRA, trainable.PTuning)],
@@ -154,6 +157,8 @@ def test_every_number_of_a_dataclass_of_settings_is_among_them():
     pipeline.PipelineConfig,
     peers.Watch,
     config_lib.GLMConfig,
+    preference.DPO,
+    preference.ORPO,
     trainable.LoRA,
     trainable.PTuning,
   )

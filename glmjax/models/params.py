@@ -267,18 +267,25 @@ def count_of_matmuls(config: config_lib.GLMConfig) -> int:
   """Counts the weights that meet every token in a matmul: the blocks' kernels and the head, which may be the
   embedding's table.
   """
-  tied = table(config)["embedding/table"].size if config.tie_embeddings else 0
-  every_token = (param for path, param in table(config).items() if not path.startswith("prefix_encoder/"))
-  return tied + sum(param.size for param in every_token if param.inputs)
+  return sum(param.size for _, param in _matmuls(config))
 
 
-def train_flops_per_token(config: config_lib.GLMConfig, length: int) -> float:
+def _matmuls(config: config_lib.GLMConfig) -> Iterator[tuple[str, Param]]:
+  """Yields these weights, and their paths."""
+  for path, param in table(config).items():
+    is_head = path == "embedding/table" and config.tie_embeddings
+    if is_head or param.inputs and not path.startswith("prefix_encoder/"):
+      yield path, param
+
+
+def train_flops_per_token(config: config_lib.GLMConfig, length: int, is_trained: Predicate = always) -> float:
   """Returns the model FLOPs of forward and backward for one token of a row of `length` tokens.
 
-  6 per matmul weight plus 12 N D length for attention scores (PaLM paper, appendix B); no recompute.
+  6 per matmul weight, 4 per frozen one, whose own gradient nobody asks for, plus 12 N D length for attention scores
+  (PaLM paper, appendix B); no recompute.
   """
   scores = 12.0 * config.num_layers * config.embed_dim * (config.prefix_length + length)
-  return 6.0 * count_of_matmuls(config) + scores
+  return scores + sum((6.0 if is_trained(path, param) else 4.0) * param.size for path, param in _matmuls(config))
 
 
 def xavier_std(fan_in: int, fan_out: int, gain: float = 1.0) -> float:

@@ -29,6 +29,9 @@ from glmjax.train import optimizer as optimizer_lib
 from glmjax.train import pipeline as pipeline_lib
 
 
+_OF_LAYERS = f"{params_lib.LAYERS}/"
+
+
 @dataclasses.dataclass(frozen=True)
 class Memory:
   """What one device holds, by arithmetic."""
@@ -81,7 +84,7 @@ def training(
   model: config_lib.GLMConfig, workload: programs.Train, mesh: mesh_lib.MeshConfig | str | None = None
 ) -> Memory:
   """Returns what a device holds at least in a training step: float32 weights and moments, a gradient (with ZeRO-1 of
-  all weights, and their copy), and what layers keep for backward.
+  all weights, and their copy), what layers keep for backward, and a model that is frozen beside what trains.
 
   Args:
     mesh: as "fsdp=8"; None: one device. data=-1, "all that are left", counts as 1: there are none here.
@@ -93,15 +96,14 @@ def training(
   shape = _shape(mesh)
   _check_training(model, workload, shape)
   sizes = dict(shape.shape)
-  weights, moments = _state(model, workload, shape)
-  return Memory(
-    {
-      "weights": 4 * weights,
-      "optimizer": 4 * moments,
-      "gradients": gathered(model, workload, sizes) or 4 * weights,
-      "activations": activations(model, workload, sizes),
-    }
-  )
+  state = _state(workload.model(model), workload, shape)
+  parts = {
+    "weights": 4 * state.weights,
+    "optimizer": 4 * state.moments,
+    "gradients": gathered(model, workload, sizes) or 4 * state.weights,
+    "activations": activations(model, workload, sizes),
+  }
+  return Memory(parts | ({"frozen": state.frozen_bytes} if workload.trainable else {}))
 
 
 def smallest(model: config_lib.GLMConfig, workload: programs.Decode, card: str) -> int | None:
@@ -153,7 +155,16 @@ def _check_training(model: config_lib.GLMConfig, workload: programs.Train, mesh:
   pipeline_lib.make(workload.pipeline, model, mesh, layout.rows)
 
 
-def _state(model: config_lib.GLMConfig, workload: programs.Train, mesh: jax.sharding.AbstractMesh) -> tuple[int, int]:
+@dataclasses.dataclass
+class _State:
+  """What a device holds of a training state, in numbers but for the last."""
+
+  weights: int = 0  # that are trained
+  moments: int = 0  # the optimizer's
+  frozen_bytes: int = 0
+
+
+def _state(model: config_lib.GLMConfig, workload: programs.Train, mesh: jax.sharding.AbstractMesh) -> _State:
   """Counts a device's weights, and the optimizer's moments of them: two of each, of the blocks' kernels one in Muon.
 
   What lies outside of the layers every stage holds; of the layers as many as it has room for.
@@ -162,15 +173,19 @@ def _state(model: config_lib.GLMConfig, workload: programs.Train, mesh: jax.shar
   rounds = workload.pipeline.rounds if stages > 1 else 1
   group = math.ceil(model.num_layers / (stages * rounds))
   muon = isinstance(workload.optimizer, optimizer_lib.Muon)
-  weights = moments = 0
-  for path, param in params_lib.table(model).items():
-    if not path.startswith(f"{params_lib.LAYERS}/"):
-      found = _elements(param.shape, param.axes, mesh, rules)
-      weights, moments = weights + found, moments + 2 * found
-  for param in params_lib.layer(model).values():
-    found = rounds * group * _elements(param.shape, param.axes, mesh, rules)
-    weights, moments = weights + found, moments + (1 if muon and param.matrix else 2) * found
-  return weights, moments
+  whole = {path: param for path, param in params_lib.table(model).items() if not path.startswith(_OF_LAYERS)}
+  of_layers = {f"{_OF_LAYERS}{path}": param for path, param in params_lib.layer(model).items()}
+  state = _State()
+  for times, params in ((1, whole), (rounds * group, of_layers)):
+    for path, param in params.items():
+      if workload.is_trained(path, param):
+        found = times * _elements(param.shape, param.axes, mesh, rules)
+        state.weights += found
+        state.moments += (1 if muon and param.matrix and path.startswith(_OF_LAYERS) else 2) * found
+      else:
+        size = itemsize(model) if param.is_matrix else 4
+        state.frozen_bytes += times * _stored(param, size, workload.base_bits if param.quantizes else None, mesh)
+  return state
 
 
 @functools.lru_cache(maxsize=1024)
@@ -215,16 +230,18 @@ def gathered(model: config_lib.GLMConfig, workload: programs.Train, mesh: Mappin
   """
   if workload.strategy != "zero1" or mesh["data"] * mesh["fsdp"] == 1:
     return 0.0
-  return (itemsize(model) + 4) * params_lib.count(model) / (mesh["tensor"] * mesh["stage"])
+  table = params_lib.table(workload.model(model))
+  trained = sum(param.size for path, param in table.items() if workload.is_trained(path, param))
+  return (itemsize(model) + 4) * trained / (mesh["tensor"] * mesh["stage"])
 
 
 def activations(model: config_lib.GLMConfig, workload: programs.Train, mesh: Mapping[str, int]) -> float:
   """Returns the bytes of a device that wait for backward, at least.
 
   What `remat` keeps of all rows at a time; with 1F1B of a micro-batch of the pipeline, of the others their stage's
-  input, 2 S - 1 at a time, and the ring.
+  input, 2 S - 1 at a time, and the ring. Beside a frozen model the layers' inputs alone: its products ask for no more.
   """
-  each = kept(model, workload.strategy, model.remat, mesh["tensor"])
+  each = kept(model, workload.strategy, "full" if workload.trainable else model.remat, mesh["tensor"])
   if not is_1f1b(workload, mesh):
     return (
       _row(model, workload, mesh)

@@ -23,6 +23,7 @@ from glmjax.train import pipeline as pipeline_lib
 from glmjax.train import schedules
 from glmjax.train import scopes
 from glmjax.train import step as step_lib
+from glmjax.train import trainable as trainable_lib
 from glmjax.train.pipeline import stage_layout
 
 
@@ -48,6 +49,8 @@ class Train:
     micro_batch: rows computed at a time, over all devices; None: all.
     strategy, pipeline, loss_chunk: as in glmjax.train.loop.train.
     predicted: share of the tokens that the loss counts; [gMASK] rows predict four fifths at most (paper, 2.2).
+    trainable: an adapter beside the model, which is frozen; None: all trains.
+    base_bits: 8 or 4 for a frozen model that is quantized.
   """
 
   batch_size: int
@@ -58,16 +61,31 @@ class Train:
   pipeline: pipeline_lib.PipelineConfig = pipeline_lib.PipelineConfig()
   loss_chunk: int = 1024
   predicted: float = 0.8
+  trainable: trainable_lib.Trainable | None = None
+  base_bits: int | None = None
 
   def __post_init__(self) -> None:
+    if self.base_bits not in (None, 8, 4):
+      raise errors.InputError(f"Train.base_bits is {self.base_bits}: give 8, 4 or None")
+    if self.base_bits and self.trainable is None:
+      raise errors.InputError("Train.base_bits is of a frozen model: give Train.trainable, which trains beside it")
     for name in ("batch_size", "length", "loss_chunk"):
       ranges.whole(f"Train.{name}", getattr(self, name), 1)
     if self.micro_batch is not None:
       ranges.whole("Train.micro_batch", self.micro_batch, 1)
     ranges.number("Train.predicted", self.predicted, above=0, most=1)
 
+  def model(self, config: config_lib.GLMConfig) -> config_lib.GLMConfig:
+    """Returns the model with what trains beside it."""
+    return config if self.trainable is None else self.trainable.adapt(config)
+
+  def is_trained(self, path: str, param: params_lib.Param) -> bool:
+    """Tells whether a parameter of it is trained."""
+    return self.trainable is None or self.trainable.is_trained(path, param)
+
   def program(self, config: config_lib.GLMConfig, mesh: jax.sharding.Mesh) -> Program:
     """Lowers the trainer's step under jit, as glmjax.train.loop compiles it."""
+    config = self.model(config)
     rules = partitioning.strategy(self.strategy)
     layout = feed.Layout.make(
       mesh, rules, self.batch_size, self.micro_batch, self.length, config.position_kind, config.vocab_size
@@ -78,7 +96,8 @@ class Train:
     )
     recipe = step_lib.Recipe(self.optimizer, schedules.Constant(1e-4))
     with partitioning.use(mesh, rules):
-      state = stage_layout.make(config, tx, mesh, rules, objective.pipeline).in_stages
+      layouts = stage_layout.make(config, tx, mesh, rules, objective.pipeline, self.is_trained, self.base_bits)
+      state = layouts.in_stages
       step = step_lib.compile_train_step(objective, recipe, tx, jax.tree.map(lambda x: x.sharding, state))
       traced = step.trace(state, layout.abstract(), step_lib.StepInfo(number, number, number))
       groups = partitioning.parts("groups")
@@ -86,9 +105,9 @@ class Train:
     rows = layout.rows * self.length // groups  # tokens of a group at a time
     return Program(
       traced,
-      {"parameters": state.params, "optimizer": state.opt_state},
+      {"parameters": state.params, "optimizer": state.opt_state} | ({"frozen": state.frozen} if state.frozen else {}),
       tokens,
-      tokens * params_lib.train_flops_per_token(config, self.length),
+      tokens * params_lib.train_flops_per_token(config, self.length, self.is_trained),
       {
         scopes.MICRO_BATCHES: layout.num_micro,
         scopes.LOSS_CHUNKS: math.ceil(rows * self.predicted / min(self.loss_chunk, rows)),

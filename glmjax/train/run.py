@@ -91,6 +91,10 @@ class Run:
     self._hooks, self._state, self._resumed = hooks, start.state, start.resumed
     self._step, self._seen = start.step, start.samples_seen  # of the state, once its step is read
     self._last_samples = self._seen, self._seen  # first and last of the step before, once there is one
+    trained, config = params_lib.flatten(start.state.params), runtime.objective.config
+    self._flops_per_token = params_lib.train_flops_per_token(
+      config, runtime.layout.length, lambda path, param: path in trained
+    )
     self._record: metrics_lib.Record = {}
     self._feed: feed_lib.Feed | None = None
 
@@ -234,7 +238,7 @@ class Run:
       "seconds": seconds,
       "data_wait_seconds": waited,
       "tokens_per_second": rate,
-      "model_flops_per_second": rate * params_lib.train_flops_per_token(self._runtime.objective.config, length),
+      "model_flops_per_second": rate * self._flops_per_token,
     }
     if self._resumed:
       record["resumed"], self._resumed = True, False

@@ -463,6 +463,7 @@ SETTINGS = {run: REQUIRED for run in MODELS} | {
   "runs/uncached.gin": [],
   "runs/chatglm_6b.gin": ['CACHE="cache"', 'WEIGHTS="imported"'],
 }
+SETTINGS["runs/continue.gin"] = ['BASE="model"', 'CACHE="cache"', 'TEXT_FILES={"zh": "zh/"}']
 SETTINGS |= {run: ['BASE="model"', 'DATA=["pairs.jsonl"]'] for run in packaged("runs/finetune*.gin")}
 
 
@@ -471,7 +472,8 @@ SETTINGS |= {run: ['BASE="model"', 'DATA=["pairs.jsonl"]'] for run in packaged("
 def test_every_run_trains_on_every_mesh(run, mesh):
   from glmjax.cli import commands  # the command line's own list
 
-  refused = "finetune" in run and "130b" in mesh  # GLM-130B's mesh says how its model computes, and these read theirs
+  reads = "finetune" in run or "continue" in run
+  refused = reads and "130b" in mesh  # GLM-130B's mesh says how its model computes, and these read theirs
   with pytest.raises(errors.InputError, match="nothing uses config.GLMConfig") if refused else contextlib.nullcontext():
     gin_files.check(
       [run, *MODELS.get(run, []), mesh],

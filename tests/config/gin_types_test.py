@@ -68,6 +68,10 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
     ["@glmjax.train.trainable.LoRA()", "@glmjax.train.trainable.PTuning()", "None"],
     ["@glmjax.train.trainable.LoRA", "'lora'", "@glmjax.train.schedules.Batches()"],
   ),
+  "DPO | ORPO | None": (
+    ["@glmjax.train.preference.DPO()", "@glmjax.train.preference.ORPO()", "None"],
+    ["@glmjax.train.preference.DPO", "'dpo'", "@glmjax.train.trainable.LoRA()"],
+  ),
   "Callable[[paths.Path], None] | None": (["None", "@glmjax.train.loop.train"], ["3", "'a'", OF_CALLS]),
   "Callable[[ExportSource, paths.Path], None] | None": (["None", "@glmjax.train.loop.train"], ["3", "'a'", OF_CALLS]),
   "Mapping[str, config_lib.GLMConfig]": (

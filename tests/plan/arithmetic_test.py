@@ -20,6 +20,7 @@ from glmjax.plan import programs
 from glmjax.plan import targets
 from glmjax.train import optimizer
 from glmjax.train import pipeline
+from glmjax.train import trainable
 from glmjax.train.pipeline import stage_layout
 
 MODELS = {
@@ -106,19 +107,28 @@ def test_a_training_step_takes_at_least_this(here, tiny, remat):
     ("stage=2", programs.Train(8, 32, pipeline=pipeline.PipelineConfig(rounds=2, kind="gpipe"))),
     ("data=2,fsdp=2,stage=2", programs.Train(8, 32, strategy="zero1")),
     ("fsdp=2,tensor=4", programs.Train(8, 32, strategy="sequence", optimizer=optimizer.Muon())),
+    ("fsdp=2,tensor=4", programs.Train(8, 32, trainable=trainable.LoRA(rank=4), base_bits=4)),
+    ("fsdp=4,tensor=2", programs.Train(8, 32, trainable=trainable.PTuning(4, projection=True), base_bits=8)),
+    ("data=2,tensor=2", programs.Train(8, 32, trainable=trainable.PTuning(4))),
   ],
 )
 def test_a_training_state_is_exact(tiny, layers, variant, mesh, workload):
   """Of what a run holds, its layers in stages, but for Adam's counter; embeddings lie on every stage."""
   model = dataclasses.replace(tiny, num_layers=layers, **variant)
+  if isinstance(workload.trainable, trainable.PTuning):  # which adds a prefix of its own
+    model = dataclasses.replace(model, prefix_length=0)
   found, config = memory.training(model, workload, mesh).parts, mesh_lib.parse(mesh)
   devices = jax.devices()[: math.prod(dataclasses.astuple(config))]
   device_mesh = mesh_lib.make_mesh(config, devices)
   rules = partitioning.strategy(workload.strategy)
   schedule = pipeline.make(workload.pipeline, model, device_mesh, workload.batch_size)
-  state = stage_layout.make(model, workload.optimizer.make(), device_mesh, rules, schedule).in_stages
-  held = [sum(map(estimate.shard_bytes, jax.tree.leaves(part))) for part in (state.params, state.opt_state)]
-  assert [found["weights"], found["optimizer"] + 4] == held
+  adapted, tx = workload.model(model), workload.optimizer.make()
+  layout = stage_layout.make(adapted, tx, device_mesh, rules, schedule, workload.is_trained, workload.base_bits)
+  state = layout.in_stages
+  held = [
+    sum(map(estimate.shard_bytes, jax.tree.leaves(part))) for part in (state.params, state.opt_state, state.frozen)
+  ]
+  assert [found["weights"], found["optimizer"] + 4, found.get("frozen", 0)] == held
 
 
 @pytest.mark.parametrize(
