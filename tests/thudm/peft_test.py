@@ -2,8 +2,10 @@
 
 import json
 import math
+import os
 import pathlib
 import shutil
+import subprocess
 
 import golden_models
 import jax
@@ -139,3 +141,44 @@ def test_modules_are_those_of_the_tensors(tmp_path):
   with pytest.raises(errors.InputError):
     load_lib.import_adapter(PEFT, base, base, overwrite=True)
   assert (base / "checksums.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.environ.get("GLMJAX_PEFT_PYTHON"), reason="GLMJAX_PEFT_PYTHON is not set (make test-all)")
+def test_peft_itself_loads_ours_and_makes_what_we_load(made, tmp_path):
+  ours = adapter_lib.Adapter.read(made.run("lora", "float"))
+  export.export(made.run("lora", "float"), tmp_path / "ours", write_format=write_lib.write_format("peft"))
+  assert_same_products(ours, peft("load", tmp_path / "ours", ours, tmp_path))
+  found = peft("make", tmp_path / "theirs", ours, tmp_path)
+  assert_same_products(imported(tmp_path / "theirs", made.base("float"), tmp_path / "imported"), found)
+
+
+def peft(mode: str, folder: pathlib.Path, like: adapter_lib.Adapter, scratch: pathlib.Path) -> dict[str, np.ndarray]:
+  """What PEFT says that an adapter adds to the weight of each module, [outputs, inputs]."""
+  modules = {}
+  for key, (down, up) in factors(like).items():
+    modules[".".join(key.split(".")[-2:])] = [down.shape[1], up.shape[0]]
+  sizes = json.dumps({"layers": like.config.num_layers, "modules": modules})
+  script = pathlib.Path(__file__).parents[1] / "peft_side.py"
+  command = [os.environ["GLMJAX_PEFT_PYTHON"], script, mode, folder, sizes, scratch / mode]
+  subprocess.run(command, check=True, cwd=scratch)
+  return dict(np.load(scratch / f"{mode}.npz"))
+
+
+def factors(adapter: adapter_lib.Adapter) -> dict[str, list[np.ndarray]]:
+  """Both factors of each module in PEFT's layout, [rank, inputs] and [outputs, rank]."""
+  found: dict[str, list[np.ndarray]] = {}
+  for entry in layouts.adapters("chatglm-6b", adapter.config):
+    for key, x in zip(entry.keys(adapter.config.num_layers), adapter.params[entry.name], strict=True):
+      module, which, _ = key.rsplit(".", 2)
+      found.setdefault(module, []).append(entry.to_theirs(np.asarray(x, np.float32)))
+      assert which == ("lora_A", "lora_B")[len(found[module]) - 1]
+  return found
+
+
+def assert_same_products(adapter: adapter_lib.Adapter, theirs: dict[str, np.ndarray]) -> None:
+  ours = factors(adapter)
+  assert {key.removeprefix("base_model.model.") for key in theirs} == {*ours}
+  for key, (down, up) in ours.items():
+    want = theirs[f"base_model.model.{key}"]
+    np.testing.assert_allclose(adapter.config.lora_scale * up @ down, want, rtol=1e-4, atol=1e-5)
