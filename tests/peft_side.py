@@ -1,4 +1,4 @@
-"""PEFT's side of tests/thudm/peft_test.py, in an environment of its own: python peft_side.py load|make FOLDER SIZES OUT.
+"""PEFT's side of tests/thudm/peft_test.py, in its own environment: python peft_side.py load|make FOLDER SIZES OUT.
 
 `load` reads an adapter of ours beside modules of the original's names, `make` makes one of random numbers and saves it;
 both write what each module adds to its weight, [outputs, inputs], as OUT.npz. SIZES are JSON: layers, and of each

@@ -69,7 +69,7 @@ def evaluate(
   data_fingerprint = gathering.fingerprint(asked)
   hosts.check_same(data_fingerprint, "the tasks and their data")
   run = {
-    "model": folder.name,
+    "model": folder.name if devices.adapter is None else f"{folder.name} with {paths.named(devices.adapter).name}",
     "checkpoint": str(folder),
     "weights": load.fingerprint(folder),
     "tokenizer": tokenizer.fingerprint,

@@ -22,6 +22,7 @@ from glmjax import errors
 from glmjax.checkpoint import blocks
 from glmjax.checkpoint import export
 from glmjax.checkpoint import folder as folder_lib
+from glmjax.checkpoint import load as load_lib
 from glmjax.checkpoint import source as ours_lib
 from glmjax.checkpoint import stored_weights
 from glmjax.io import bucket_path
@@ -33,6 +34,7 @@ from glmjax.models import config as config_lib
 from glmjax.models import params as params_lib
 from glmjax.quantize import qarray
 from glmjax.thudm import peft
+from glmjax.thudm import prefix as prefix_lib
 from glmjax.thudm import source as source_lib
 
 _FORMAT = 2  # of what an unfinished import leaves
@@ -105,10 +107,10 @@ def import_model(
 
 
 def import_adapter(source: paths.Named, base: paths.Named, out: paths.Named, overwrite: bool = False) -> dict[str, Any]:
-  """Writes an adapter's folder from what PEFT wrote of one (peft.py).
+  """Writes an adapter's folder from what PEFT wrote of one (peft.py), or ChatGLM-6B's ptuning/ (prefix.py).
 
   Args:
-    source: PEFT's folder.
+    source: the folder that either wrote.
     base: folder of the model that was adapted.
     out: folder to write.
     overwrite: replace an export that is there.
@@ -121,7 +123,7 @@ def import_adapter(source: paths.Named, base: paths.Named, out: paths.Named, ove
   """
   source, base = paths.named(source, "the source folder"), paths.named(base, "--base")
   with export.claimed(out, overwrite, source, base) as out:
-    content = peft.read(source, base)
+    content = _adapter(source, base)
     stored_weights.need_room(out, content.weights)
     try:
       with publish.folder(out, ours_lib.CHECKSUMS, overwrite) as folder:
@@ -131,6 +133,25 @@ def import_adapter(source: paths.Named, base: paths.Named, out: paths.Named, ove
       raise errors.InputError(f"{out} could not be written ({errors.reason(error)}): nothing was left there") from error
   sizes = [math.prod(weight.shape) for weight in content.weights]
   return {"out": str(out)} | described | {"parameters": sum(sizes)}
+
+
+def _adapter(source: paths.Path, base: paths.Path) -> export.ExportSource:
+  """Reads an adapter of the model in the folder `base`."""
+  found = folder_lib.read_config(base)
+  if found.base:
+    raise errors.InputError(f"{base} holds an adapter of {found.base.get('folder')}: give the model itself")
+  read = prefix_lib.read if prefix_lib.is_there(source) and not peft.is_there(source) else peft.read
+  model, arrays = read(source, base, found.model)
+  described = {"folder": str(base), "fingerprint": load_lib.fingerprint(base), "bits": found.export.get("bits")}
+  exported = {"bits": None, "dtype": "float32", "step": None}
+  config = dataclasses.replace(found, model=model, data={}, export=exported, base=described)
+  tokenizer = base / folder_lib.TOKENIZER
+
+  def block(weight: stored_weights.StoredWeight, region: stored_weights.Region) -> Mapping[str, np.ndarray]:
+    return {weight.name: arrays[weight.name][region]}
+
+  weights = [stored_weights.StoredWeight(name, x.shape, "float32") for name, x in arrays.items()]
+  return export.ExportSource(config, tokenizer if tokenizer.is_dir() else None, weights, block, lambda: None)
 
 
 def _write(opened: source_lib.Source, content: export.ExportSource, out: paths.Path, overwrite: bool) -> dict[str, Any]:

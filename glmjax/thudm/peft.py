@@ -3,19 +3,15 @@
 adapter_config.json   adapter_model.safetensors
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 import dataclasses
 import json
-from typing import Any
 
 import numpy as np
 
 from glmjax import errors
 from glmjax import ranges
 from glmjax.checkpoint import export
-from glmjax.checkpoint import folder as folder_lib
-from glmjax.checkpoint import load as load_lib
-from glmjax.checkpoint import stored_weights
 from glmjax.io import paths
 from glmjax.io import publish
 from glmjax.io import user_json
@@ -98,20 +94,29 @@ def write(content: export.ExportSource, folder: paths.Path) -> None:
   )
 
 
-def read(folder: paths.Path, base: paths.Path) -> export.ExportSource:
-  """Reads an adapter that PEFT wrote, of the model in the folder `base`.
+def is_there(folder: paths.Path) -> bool:
+  """Tells whether a folder holds what PEFT writes."""
+  return (folder / _CONFIG).exists()
+
+
+def read(
+  folder: paths.Path, base: paths.Path, model: config_lib.GLMConfig
+) -> tuple[config_lib.GLMConfig, dict[str, np.ndarray]]:
+  """Reads an adapter that PEFT wrote: the configuration of the model with it, and its parameters, float32.
+
+  Args:
+    folder: PEFT's.
+    base: the folder of the model that it adapts.
+    model: what is in there.
 
   Raises:
     errors.InputError: where it is of another model, damaged, or does what LoRA here does not.
   """
-  found = folder_lib.read_config(base)
-  if found.base:
-    raise errors.InputError(f"{base} holds an adapter of {found.base.get('folder')}: give the model itself")
   if not (folder / _TENSORS).exists() and (folder / _PICKLED).exists():
     there = torch_files.open_state_dict(folder / _PICKLED)
   else:
     there = tensors.open_safetensors(folder / _TENSORS)
-  model = _settings(folder / _CONFIG, found.model, _kernels(there))
+  model = _settings(folder / _CONFIG, model, _kernels(there))
   arrays: dict[str, np.ndarray] = {}
   for entry in layouts.adapters(_family(model), model):
     layers = []
@@ -126,16 +131,7 @@ def read(folder: paths.Path, base: paths.Path) -> export.ExportSource:
       raise errors.NotFiniteError(f"{folder / _TENSORS}: {entry.name} is not finite: train it anew")
   if there:
     raise errors.InputError(f"{folder / _TENSORS}: {min(there)} is of no kernel that {base} has")
-  described = {"folder": str(base), "fingerprint": load_lib.fingerprint(base), "bits": found.export.get("bits")}
-  exported = {"bits": None, "dtype": "float32", "step": None}
-  config = dataclasses.replace(found, model=model, data={}, export=exported, base=described)
-  tokenizer = base / folder_lib.TOKENIZER
-
-  def block(weight: stored_weights.StoredWeight, region: stored_weights.Region) -> Mapping[str, Any]:
-    return {weight.name: arrays[weight.name][region]}
-
-  weights = [stored_weights.StoredWeight(name, x.shape, "float32") for name, x in arrays.items()]
-  return export.ExportSource(config, tokenizer if tokenizer.is_dir() else None, weights, block, lambda: None)
+  return model, arrays
 
 
 def _settings(path: paths.Path, model: config_lib.GLMConfig, kernels: Sequence[str]) -> config_lib.GLMConfig:

@@ -89,6 +89,54 @@ def to_theirs(key_NHPK: np.ndarray, value_NHPK: np.ndarray) -> np.ndarray:
   return both.transpose(3, 0, 1, 2, 4).reshape(both.shape[3], -1)
 
 
+def to_files(params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """Returns what ptuning/ would have saved of a prefix, or of the perceptron that makes it, by its keys.
+
+  `params`: ours, by path.
+  """
+  if NAMES[0] in params:
+    return {TABLE: to_theirs(*(params[name] for name in NAMES))}
+  own = {path.removeprefix("prefix_encoder/"): x for path, x in params.items()}
+  out_kernel, out_bias = own["out_kernel"], own["out_bias"]  # [E, N, 2, H, K], [N, 2, H, K]
+  found = {
+    "embedding.weight": own["table"],
+    "trans.0.weight": own["hidden_kernel"].T,
+    "trans.0.bias": own["hidden_bias"],
+    "trans.2.weight": out_kernel.reshape(len(out_kernel), -1).T,
+    "trans.2.bias": out_bias.reshape(-1),
+  }
+  return {ENCODER + key: np.ascontiguousarray(x) for key, x in found.items()}
+
+
+def is_there(source: paths.Path) -> bool:
+  """Tells whether this could be what ptuning/ left: a file, or a folder of the Hub's files of tensors."""
+  return not source.is_dir() or any((source / name).exists() for name in ("pytorch_model.bin", "model.safetensors"))
+
+
+def read(
+  source: paths.Path, base: paths.Path, model: config_lib.GLMConfig
+) -> tuple[config_lib.GLMConfig, dict[str, np.ndarray]]:
+  """Reads a prefix as an adapter: the configuration of the model with it, and its keys and values, float32.
+
+  Args:
+    source: folder or file that ptuning/ wrote.
+    base: the folder of the model that it was trained with.
+    model: what is in there.
+
+  Raises:
+    errors.InputError: where it is of another model, or damaged.
+  """
+  if model.prefix_length:
+    raise errors.InputError(f"{base} has a prefix of its own: give the model without it")
+  if not model.position_kind.rotary_parts:
+    raise errors.InputError(f"prefixes are known for ChatGLM-6B and its kin, and {base} holds a model of GLM-10B's")
+  prefix = open_prefix(source, model)
+  arrays = {name: prefix.read(name, slice(0, model.num_layers)).astype(np.float32) for name in NAMES}
+  if not all(np.isfinite(x).all() for x in arrays.values()):
+    raise errors.NotFiniteError(f"{source}: the prefix is not finite: train it anew")
+  return dataclasses.replace(model, prefix_length=prefix.length), arrays
+
+
 def weights(prefix: Prefix, config: config_lib.GLMConfig, dtype: str | None) -> list[stored_weights.StoredWeight]:
   """Returns the two parameters as they are to be stored; quantizing leaves them alone."""
   shape = (config.num_layers, config.num_heads, config.prefix_length, config.head_dim)

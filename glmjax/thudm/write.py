@@ -102,7 +102,11 @@ def _read_each(
 
 
 def _write_chatglm(content: export.ExportSource, folder: paths.Path) -> None:
-  """Writes a folder for the Hub's modeling_chatglm.py, which is not ours to give: copy its *.py files there."""
+  """Writes a folder for the Hub's modeling_chatglm.py, which is not ours to give: copy its *.py files there; or of a
+  prefix what ptuning/ writes.
+  """
+  if content.config.base and content.config.model.prefix_length:
+    return _write_prefix(content, folder)
   _check_whole(content, "chatglm-hf")
   model = content.config.model
   _check_model(model, "chatglm-hf", positions="rotary_2d", mlp="gelu_tanh", norm="deepnorm", alpha=math.sqrt(56))
@@ -110,6 +114,22 @@ def _write_chatglm(content: export.ExportSource, folder: paths.Path) -> None:
   content.verify()
   tokenizer = None if content.tokenizer is None else tokenizer_lib.Tokenizer.load(content.tokenizer)
   write_hub_configs(folder, model, content.config.export.get("bits"), tokenizer)
+
+
+def _write_prefix(content: export.ExportSource, folder: paths.Path) -> None:
+  """Writes a prefix alone."""
+  model = content.config.model
+  whole = {weight: tuple(slice(0, n) for n in weight.shape) for weight in content.weights}
+  params = {weight.name: np.asarray(content.read(weight, region)[weight.name]) for weight, region in whole.items()}
+  content.verify()
+  found = prefix_lib.to_files(params)
+  shapes = {key: (x.dtype, x.shape) for key, x in found.items()}
+  folder.mkdir(parents=True, exist_ok=True)
+  with torch_files.TorchWriter(folder / "pytorch_model.bin", shapes) as file:
+    for x in found.values():
+      file.write(_pieces(x))
+  said = {"pre_seq_len": model.prefix_length, "prefix_projection": bool(model.prefix_hidden)}
+  publish.write_json(folder / "config.json", said)
 
 
 def _write_glm_130b(content: export.ExportSource, folder: paths.Path, degree: int) -> None:

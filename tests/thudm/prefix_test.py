@@ -9,9 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import trained_adapters
 import their_files
 
 from glmjax import errors
+from glmjax.checkpoint import adapter as adapter_lib
 from glmjax.checkpoint import export
 from glmjax.checkpoint import load as load_lib
 from glmjax.models import glm
@@ -192,3 +194,26 @@ def test_other_formats(make, tmp_path):
   found = shards.open_hub(tmp_path / "plain").ranks[0]["layers.attention.prefix_key"]
   expected = load_lib.load(tmp_path / "ours").params["layers"]["attention"]["prefix_key"]
   np.testing.assert_array_equal(found.whole(), expected)
+
+
+@pytest.mark.parametrize("name", ["p_tuning", "projection"])
+def test_a_trained_prefix_goes_there_and_back(name, tmp_path):
+  """As ptuning/ saves it: the table, or the small one and its perceptron; read as an adapter, or into its model."""
+  made = trained_adapters.make(tmp_path / "made")
+  ours = adapter_lib.Adapter.read(made.run(name, "float"))
+  export.export(made.run(name, "float"), tmp_path / "theirs", write_format=write.write_format("chatglm-hf"))
+  assert {path.name for path in (tmp_path / "theirs").iterdir()} == {"pytorch_model.bin", "config.json"}
+  said = json.loads((tmp_path / "theirs" / "config.json").read_text())
+  assert said == {"pre_seq_len": 3, "prefix_projection": name == "projection"}
+  load.import_adapter(tmp_path / "theirs", made.base("float"), tmp_path / "back")
+  back = adapter_lib.Adapter.read(tmp_path / "back")
+  assert back.base["fingerprint"] == ours.base["fingerprint"] and back.config.prefix_length == 3
+  assert {*back.params} == {*ours.params} == {*prefix_lib.NAMES}
+  for path, x in ours.params.items():
+    np.testing.assert_allclose(back.params[path], x, rtol=1e-5, atol=0 if name == "p_tuning" else 1e-6)
+  with pytest.raises(errors.InputError, match="holds an adapter of"):
+    load.import_adapter(tmp_path / "theirs", tmp_path / "back", tmp_path / "no")
+  (tmp_path / "empty").mkdir()
+  with pytest.raises(errors.InputError, match="adapter_model.safetensors: it does not exist"):
+    load.import_adapter(tmp_path / "empty", made.base("float"), tmp_path / "no")
+  assert not (tmp_path / "no").exists()
