@@ -277,7 +277,7 @@ def test_positions_and_objectives_that_the_model_does_not_have(tiny, source):
     ("positions", -1, "hold position -1"),
     ("tokens", -1, "hold token -1"),
     ("targets", 64, "hold token 64, the model has vocab_size 64"),
-    ("objective", 4, "hold objective 4, the model has 4 "),
+    ("objective", 6, "hold objective 6, the model has 6 "),
   ):
     wrong = host | {feature: host[feature].copy()}
     wrong[feature].flat[3] = value
