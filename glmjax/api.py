@@ -30,7 +30,7 @@ def load(
   kv_cache_dtype: str | None = None,
   activation_bits: int | None = None,
   head_bits: int | None = None,
-  adapter: str | os.PathLike | None = None,
+  adapter: str | os.PathLike | Mapping[str, str | os.PathLike] | None = None,
 ) -> "engine.Engine":
   """Reads a model, ready to fill blanks, to continue, chat and score.
 
@@ -45,7 +45,8 @@ def load(
     activation_bits: 8 rounds what INT4 and INT8 weights are multiplied with, a scale for each token, which is faster on
       CPUs; None: it stays as computed.
     head_bits: 8 or 4 quantizes the head as it is loaded, which is faster on CPUs; None: it stays as it is.
-    adapter: a run that trained one beside this model, LoRA or P-Tuning v2, or its export; None: the model alone.
+    adapter: a run that trained one beside this model, LoRA or P-Tuning v2, or its export, which is always on; or
+      several by name, LoRA's, as {"mine": "runs/lora"}, of which each prompt may have its own; None: the model alone.
 
   Raises:
     errors.InputError: for a folder that holds no model, or a damaged one; for devices that it cannot be split over.

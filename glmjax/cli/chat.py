@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 HELP = """\
 /clear      start a new conversation
 /save FILE  write the conversation to FILE, as JSON
+/adapter    list the adapters; /adapter NAME answers with that one from now on, /adapter none without any
 /help       this
 Ctrl-C stops an answer and keeps what is there of it; Ctrl-C or Ctrl-D at an empty prompt ends.
 Every other line is said to the model; put a space before one that starts with /."""
@@ -117,6 +118,8 @@ def _command(session: "chat_lib.Session", line: str, saved: set[paths.Path]) -> 
   if name == "/clear":
     session.clear()
     _note("a new conversation")
+  elif name == "/adapter":
+    _adapter(session, argument.strip())
   elif not hosts.is_first():
     return  # it tells, and saves
   elif name == "/save":
@@ -133,6 +136,20 @@ def _command(session: "chat_lib.Session", line: str, saved: set[paths.Path]) -> 
     _note(HELP)
   else:
     raise errors.InputError(f"no command {name}; /help shows the commands")
+
+
+def _adapter(session: "chat_lib.Session", name: str) -> None:
+  """Has an adapter answer from now on; without a name, lists them."""
+  from glmjax.infer import adapters  # here, as this module is looked at before a command is in order
+
+  if name:
+    session.use(None if name == adapters.NONE else name)
+    _note(f"adapter: {name}")
+  elif session.adapters:
+    names = {adapters.NONE: None, **{each: each for each in session.adapters}}
+    _note("adapters: " + ", ".join(each + " (now)" * (used == session.adapter) for each, used in names.items()))
+  else:
+    _note("no adapters by name: begin with --adapter=NAME=FOLDER, once for each")
 
 
 def _save(session: "chat_lib.Session", path: paths.Path) -> None:

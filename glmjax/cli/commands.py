@@ -7,6 +7,7 @@ from glmjax.cli import corpus, doctor, evaluation, hosts, inference, inputs, pla
 from glmjax.cli.flags import Command, Flag
 from glmjax.cli.shared_flags import (
   ADAPTER,
+  ADAPTERS,
   CHECKPOINT,
   DECODING,
   DEVICES,
@@ -264,7 +265,9 @@ COMMANDS = {
         *of_group(DRAWING, *SAMPLING),
         *DRAFTS,
         *KV_CACHE,
-        *SHARED,
+        *DEVICE_FLAGS,
+        *ADAPTERS,
+        *hosts.FLAGS,
       ),
       groups={"drawing": DRAWING, "drafting": DRAFTING, "devices": DEVICES},
       prepare=hosts.check_mesh,
@@ -319,6 +322,7 @@ COMMANDS = {
         *DRAFTS,
         *KV_CACHE,
         *DEVICE_FLAGS,
+        *ADAPTERS,
       ),
       groups={"limits": LIMITS, "drafting": DRAFTING, "devices": DEVICES},
       show=inference.show_nothing,

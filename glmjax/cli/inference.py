@@ -50,7 +50,9 @@ class Devices:
   kv_cache_dtype: str | None = None  # int8: keys and values in half of bfloat16's memory; None: as what is computed
   activation_bits: int | None = None  # 8: rounds what quantized weights are multiplied with, on CPUs
   head_bits: int | None = None  # 8 or 4: quantizes the head as it is loaded, on CPUs
-  adapter: paths.Named | None = None  # a run that trained one beside the model; None: the model alone
+  # A run that trained one beside the model, as a path; of chat and serve a list of such, or of NAME=FOLDER; None: the
+  # model alone.
+  adapter: paths.Named | Sequence[str] | None = None
 
   def __post_init__(self) -> None:
     for name, choices in config_lib.BITS.items():
@@ -62,7 +64,7 @@ class Devices:
   def noted(self) -> dict[str, Any]:
     """Returns what is noted beside answers: what changes them."""
     said = {name: getattr(self, name) for name in ("kv_cache_dtype", "activation_bits", "head_bits")}
-    if self.adapter is not None:
+    if isinstance(self.adapter, paths.Named):
       from glmjax.checkpoint import load  # here, as this module is looked at before a command is in order
 
       said["adapter"] = load.fingerprint(self.adapter)
@@ -83,7 +85,7 @@ class Devices:
     )
     small = None if drafting.draft_model is None else engine.Engine.load(drafting.draft_model, mesh=self.mesh)
     options = {"mesh": self.mesh, "offload_layers": self.offload_layers, "drafts": drafting.count, "first": first}
-    options["adapter"] = self.adapter
+    options["adapter"] = self.adapter if isinstance(self.adapter, paths.Named | None) else named_adapters(self.adapter)
     precision = placement.Precision(None, self.kv_cache_dtype, self.activation_bits, self.head_bits)
     return engine.Engine.load(checkpoint, precision=precision, draft_model=small, **options)
 
@@ -93,6 +95,29 @@ class Devices:
       from glmjax.infer import offload
 
       process.add_xla_flags([f"--{name}={str(value).lower()}" for name, value in offload.GPU_OPTIONS.items()])
+
+
+def named_adapters(given: Sequence[str]) -> paths.Named | dict[str, paths.Named] | None:
+  """Returns what --adapter says, given any number of times: a folder that is always on, or folders by name.
+
+  A name is what stands before the first "=", unless a "/" is in it: ./a=b is a folder.
+
+  Raises:
+    errors.InputError: for a folder without a name among others, and for two of one name.
+  """
+  found: dict[str, paths.Named] = {}
+  for text in given:
+    name, equals, folder = text.partition("=")
+    if not equals or "/" in name:
+      if len(given) > 1:
+        raise errors.InputError(
+          f"--adapter={text} has no name, and would always be on: give that one alone, or each as --adapter=NAME=FOLDER"
+        )
+      return paths.named(text, "--adapter")
+    if name in found:
+      raise errors.InputError(f"--adapter: there are two of the name {name!r}: give each its own")
+    found[name] = paths.named(folder, f"--adapter={name}")
+  return found or None
 
 
 def model_folder(checkpoint: paths.Named) -> paths.Path:

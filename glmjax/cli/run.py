@@ -88,12 +88,17 @@ def settle(
     if flag.makes and isinstance(value, str) and value.endswith(".gin"):
       files.append(value)
       overrides.append(f"{flag.of or command.target}.{flag.parameter}=@{flag.makes}()")
-    elif flag.kind == "bound" and isinstance(value, (str, int, float)):
+    elif flag.kind == "bound" and (isinstance(value, (str, int, float)) or flag.of and _is_of_texts(value)):
       overrides.append(f"{flag.of or command.target}.{flag.parameter}={value!r}")
     else:
       given[flag.parameter] = value
   gin_files.parse(files, overrides, command.target, [*given, *command.reads], commands.targets())
   return given
+
+
+def _is_of_texts(value: Any) -> bool:
+  """Tells whether a value is a list of texts: those of a flag that may be given several times."""
+  return isinstance(value, list) and all(isinstance(each, str) for each in value)
 
 
 def call(command: Command, given: dict[str, Any]) -> Any:

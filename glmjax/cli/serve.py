@@ -65,7 +65,7 @@ def serve(
     log_prompts: whether the log has what is asked, not only how much.
     limits: what is taken at a time.
     drafting: what lanes that are free read ahead; here 7 tokens, unless it says otherwise.
-    devices: where the model lies.
+    devices: where the model lies, and the adapters beside it: one is always on, or requests name one as their model.
   """
   if not 0 <= port < 1 << 16:
     raise errors.InputError(f"--port is {port}: give one from 0 to 65535")
@@ -81,5 +81,7 @@ def serve(
   likely = scheduler.Capacity(min(limits.lanes, limits.requests), few_programs=True, drafts=drafting.count)
   model = devices.load(checkpoint, drafting, run.first(likely))
   server = app.Server(model, name or checkpoint.name, limits.capacity(model), limits.queue, keys)
+  if model.adapters:
+    _log.info("models to ask for: %s", ", ".join(server.names))
   routes = app.create(server, limits_lib.Limits(limits.body_bytes), log_prompts)
   run.run(server, routes, host, port, limits.drain_seconds)

@@ -46,7 +46,6 @@ DEVICE_FLAGS = of_group(
   DEVICES,
   MESH,
   Flag("--offload_layers", "layers, the last, whose weights stay in the host's memory (0)", int, least=0),
-  ADAPTER,
   Flag(
     "--activation_bits",
     "8 rounds what INT4 and INT8 weights are multiplied with, which is faster on CPUs (floats as they are)",
@@ -71,7 +70,15 @@ DRAFTS = of_group(
   ),
   Flag("--draft_model", "folder of a small model of the same tokenizer, whose tokens are read ahead instead", Path),
 )
-SHARED = (*DEVICE_FLAGS, *hosts.FLAGS)
+SHARED = (*DEVICE_FLAGS, *of_group(DEVICES, ADAPTER), *hosts.FLAGS)
+ADAPTERS = of_group(
+  DEVICES,
+  Flag(
+    "--adapter",
+    "an adapter of the model, always on (none); or as NAME=FOLDER, once for each (LoRA), on where it is asked for",
+    repeatable=True,
+  ),
+)
 KV_CACHE = of_group(
   DEVICES,
   Flag(

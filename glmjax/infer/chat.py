@@ -115,10 +115,12 @@ class Session:
     max_length: int = MAX_LENGTH,
     answer_tokens: int | None = None,
     seed: int = 0,
+    adapter: str | None = None,
   ) -> None:
     """Begins a conversation; prompt and answer take `max_length` tokens, or what the model has if that is less.
 
-    Old rounds leave `answer_tokens` of them free (a quarter). Each answer draws with a seed of its own.
+    Old rounds leave `answer_tokens` of them free (a quarter). Each answer draws with a seed of its own. `adapter` is as
+    in `use`.
     """
     if max_length < 4:
       raise errors.InputError(f"max_length is {max_length}: give 4 or more, as ChatGLM's {MAX_LENGTH}")
@@ -135,10 +137,26 @@ class Session:
     self._model = model
     self._sampling = sampling
     self._seed = seed
+    self.use(adapter)
 
   def clear(self) -> None:
     """Forgets the conversation, so that the next query is its first."""
     self.rounds, self.first = [], 0
+
+  def use(self, adapter: str | None) -> None:
+    """Has questions from now on answered with the adapter of that name, None: by the model alone; what was said stays.
+
+    Raises:
+      errors.InputError: where there is no such adapter.
+    """
+    if adapter is not None:
+      self._model.runner.adapter_number(adapter)
+    self.adapter = adapter
+
+  @property
+  def adapters(self) -> tuple[str, ...]:
+    """The names of those there are."""
+    return self._model.adapters
 
   def __repr__(self) -> str:
     return f"Session({len(self.rounds)} rounds)"
@@ -161,7 +179,7 @@ class Session:
     self.first = first
     self._seed += 1
     stream = CleanStream()
-    tokens = self._model.stream(row, room, self._sampling, self._seed - 1)
+    tokens = self._model.stream(row, room, self._sampling, self._seed - 1, self.adapter)
     self.finish_reason = "interrupted"
     try:
       self.finish_reason = yield from self._text(tokens, stream)

@@ -41,8 +41,8 @@ class Contexts:
 
 
 def _key(prompt: prompt_lib.Prompt) -> bytes:
-  """Returns all that the state depends on: the tokens and positions that were read, and how far they see."""
-  numbers = [prompt.context_length, *prompt.tokens[:-1]]
+  """Returns all that the state depends on: the tokens and positions that were read, how far they see, the adapter."""
+  numbers = [prompt.adapter, prompt.context_length, *prompt.tokens[:-1]]
   return repr(numbers).encode() + prompt.positions[:, :-1].tobytes()
 
 

@@ -27,6 +27,7 @@ from glmjax.infer import sampling
 from glmjax.models import config as config_lib
 from glmjax.models import glm
 from glmjax.models import kv_cache
+from glmjax.models import lowrank
 from glmjax.models import output_rows
 from glmjax.models import params as params_lib
 from glmjax.parallel import partitioning
@@ -44,6 +45,7 @@ class Rows:
   position_B2: jax.Array  # its position and block position
   stride_B2: jax.Array  # what each step adds to them
   limit_B: jax.Array  # most tokens to generate; 0 in rows that only fill the batch
+  adapter_B: jax.Array  # the number of its adapter; 0: none
 
 
 @jax.tree_util.register_dataclass
@@ -91,6 +93,7 @@ def known_rows(prompts: Sequence[prompt_lib.Prompt], limits: Sequence[int], pad_
     position_B2=column([p.positions[:, -1] for p in prompts], fill=(0, 0)),
     stride_B2=column([p.stride for p in prompts], fill=(0, 0)),
     limit_B=column(limits, fill=0),
+    adapter_B=column([p.adapter for p in prompts], fill=0),
   )
 
 
@@ -110,7 +113,7 @@ def prefill(
   batch, slots = prompts.tokens.shape
   check_rows(prompts, rows)
   _, cache = glm.GLM(config).apply(
-    {"params": offload.fetch(params)},
+    {"params": lowrank.for_rows(offload.fetch(params), prompts.adapter)},
     prompts.tokens,
     config.position_kind.of_model(prompts.positions),
     prompts.start,
@@ -149,9 +152,10 @@ def check_rows(prompts: rows_lib.Batch, rows: Rows | None = None) -> None:
   batch, slots = prompts.tokens.shape
   chex.assert_shape([prompts.tokens, prompts.start, prompts.end], (batch, slots))
   chex.assert_shape(prompts.positions, (batch, 2, slots))
+  chex.assert_shape(prompts.adapter, (batch,))
   chex.assert_type(list(prompts), jnp.int32)
   if rows is not None:
-    chex.assert_shape([rows.length_B, rows.last_B, rows.limit_B], (batch,))
+    chex.assert_shape([rows.length_B, rows.last_B, rows.limit_B, rows.adapter_B], (batch,))
     chex.assert_shape([rows.position_B2, rows.stride_B2], (batch, 2))
     chex.assert_type(jax.tree.leaves(rows), jnp.int32)
 
@@ -167,6 +171,7 @@ def next_logits(
   positions_B21 = (rows.position_B2 + state.step_B[:, None] * rows.stride_B2)[..., None]
   end_B1 = jnp.where(state.done_B, 0, state.length_B + 1)[:, None]
   model, params = glm.GLM(config), output_rows.for_rows(offload.fetch(params), ~state.done_B)
+  params = lowrank.for_rows(params, rows.adapter_B)
   positions = config.position_kind.of_model(positions_B21)
   x_B1D, _ = model.apply({"params": params}, state.last_B[:, None], positions, method="embed")
   places = positions, jnp.zeros_like(end_B1), end_B1, state.length_B if first_B is None else first_B

@@ -4,6 +4,7 @@ It draws as the larger one does, with the same seeds at the same steps, so that 
 same tokens likely.
 """
 
+import dataclasses
 from collections.abc import Sequence
 
 from glmjax.infer import decode
@@ -28,7 +29,8 @@ class DraftModel:
   def begin(self, lane: int, request: lanes_lib.Request) -> None:
     """Reads a request's prompt."""
     self._said[lane] = []
-    self._catch_up(lane, request)
+    alone = dataclasses.replace(request.prompt, adapter=0)  # its number is of the larger model's
+    self._catch_up(lane, request._replace(prompt=alone))
 
   def add(self, lane: int, tokens: Sequence[int]) -> None:
     """Notes what it has said."""

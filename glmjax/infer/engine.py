@@ -9,6 +9,7 @@ import numpy as np
 from glmjax import display
 from glmjax import errors
 from glmjax import ranges
+from glmjax.infer import adapters as adapters_lib
 from glmjax.infer import ahead as ahead_lib
 from glmjax.infer import beam as beam_lib
 from glmjax.infer import drafts as drafts_lib
@@ -100,6 +101,11 @@ class Engine:
     """The model's configuration, as inference computes it."""
     return self.runner.config
 
+  @property
+  def adapters(self) -> tuple[str, ...]:
+    """The names of the adapters that a prompt may be read and answered with."""
+    return self.runner.adapters
+
   @classmethod
   def load(
     cls,
@@ -108,7 +114,7 @@ class Engine:
     mesh: mesh_lib.MeshConfig | str | None = None,
     offload_layers: int = 0,
     first: ahead_lib.First | None = None,
-    adapter: paths.Named | None = None,
+    adapter: adapters_lib.Adapters = None,
     **kwargs: Any,
   ) -> "Engine":
     """Reads a model from an exported or a training folder.
@@ -119,7 +125,8 @@ class Engine:
       mesh: the devices to split it over, as "tensor=4"; None: the first device alone.
       offload_layers: how many layers, the last, keep their kernels in the host's memory.
       first: what it will be asked first, for which programs are compiled while the weights are being read.
-      adapter: a run that trained one beside this model, or its export; None: the model alone.
+      adapter: a run that trained one beside this model, or its export, which is always on; or several by name, LoRA's,
+        of which each prompt may have its own; None: the model alone.
       **kwargs: as `Engine` takes them.
     """
     from glmjax import tokenizer as tokenizer_lib  # here, so that in-memory engines need no SentencePiece
@@ -136,7 +143,8 @@ class Engine:
       )
     tokenizer = tokenizer_lib.Tokenizer.load(loaded.tokenizer_dir)
     tokenizer.check_fits(loaded.config.vocab_size)
-    runner = runner_lib.Runner(loaded.config, loaded.params, placement, offload_layers, given_away=True)
+    named = adapters_lib.names(adapter)
+    runner = runner_lib.Runner(loaded.config, loaded.params, placement, offload_layers, given_away=True, adapters=named)
     return cls(runner, tokenizer, **kwargs)
 
   def _check_draft_model(self, other: "Engine") -> None:
@@ -159,16 +167,17 @@ class Engine:
     sampling: sampling_lib.Sampling | Sequence[sampling_lib.Sampling] | beam_lib.BeamSearch = sampling_lib.Sampling(),
     seed: int = 0,
     literal: bool = False,
+    adapter: str | None | Sequence[str | None] = None,
   ) -> list[Generation]:
     """Fills each prompt's blanks from left to right, or continues it where it has none.
 
     `max_tokens` is for each blank. `sampling` is one for all, one for each, or a beam search, whose best beam fills
     the blank. Prompt i draws with seed + i, whatever else is in the batch. `literal` takes "[MASK]" in prompts as text.
+    `adapter` is the name of one for all, or one for each; None: the model's own text.
     """
     rows = [self.encode(prompt, literal) for prompt in prompts]
-    return [
-      self.generation(each) for each in self.fill_rows(rows, max_tokens, sampling, [seed + i for i in range(len(rows))])
-    ]
+    seeds = [seed + i for i in range(len(rows))]
+    return [self.generation(each) for each in self.fill_rows(rows, max_tokens, sampling, seeds, adapter)]
 
   def fill(
     self,
@@ -176,6 +185,7 @@ class Engine:
     max_tokens: int = 128,
     sampling: sampling_lib.Sampling | beam_lib.BeamSearch = sampling_lib.Sampling(),
     seed: int = 0,
+    adapter: str | None = None,
   ) -> Generation:
     """Fills the blanks of one text, from left to right: each [MASK], [sMASK] or [gMASK] written in it.
 
@@ -184,7 +194,7 @@ class Engine:
     """
     if not reader.MASKS.search(text):
       raise errors.InputError(f"there is no blank in {text[:60]!r}: write [MASK] where one is, or use generate")
-    [answer] = self.generate([text], max_tokens, sampling, seed)
+    [answer] = self.generate([text], max_tokens, sampling, seed, adapter=adapter)
     return answer
 
   def chat(self, **settings: Any) -> "chat_lib.Session":
@@ -209,6 +219,7 @@ class Engine:
     max_tokens: int,
     sampling: sampling_lib.Sampling | Sequence[sampling_lib.Sampling] | beam_lib.BeamSearch,
     seeds: Sequence[int],
+    adapter: str | None | Sequence[str | None] = None,
   ) -> list[filling_lib.Filled]:
     """Does what `generate` does on tokens: rows that hold masks, framed by `encode`."""
     ranges.whole("max_tokens", max_tokens, 1)
@@ -217,7 +228,8 @@ class Engine:
     for row, settings in zip(rows, how, strict=True):
       self.room(row)
       self.check(settings, max_tokens)
-    state = [self.filling(row, max_tokens) for row in rows]
+    names = [adapter] * len(rows) if adapter is None or isinstance(adapter, str) else list(adapter)
+    state = [self.filling(row, max_tokens, name) for row, name in zip(rows, names, strict=True)]
     if isinstance(sampling, beam_lib.BeamSearch):
       self._fill_by_beams(state, sampling)
     else:
@@ -231,9 +243,12 @@ class Engine:
     if isinstance(sampling, sampling_lib.Sampling):
       prompt_lib.check_ids([token for token, _ in sampling.logit_bias], self.config.vocab_size)
 
-  def filling(self, row: Sequence[int], max_tokens: int) -> filling_lib.Filling:
-    """Returns a row framed by `encode` on its way to be filled, with so many tokens for each blank."""
-    return filling_lib.Filling(row, max_tokens, self.config, self.tokenizer.specials, self.stops)
+  def filling(self, row: Sequence[int], max_tokens: int, adapter: str | None = None) -> filling_lib.Filling:
+    """Returns a row framed by `encode` on its way to be filled, with so many tokens for each blank; raises InputError
+    where there is no such adapter.
+    """
+    number = self.runner.adapter_number(adapter)
+    return filling_lib.Filling(row, max_tokens, self.config, self.tokenizer.specials, self.stops, number)
 
   def _fill_by_draws(
     self, state: Sequence[filling_lib.Filling], how: Sequence[sampling_lib.Sampling], seeds: Sequence[int]
@@ -274,15 +289,21 @@ class Engine:
     return scheduler_lib.Scheduler(self.runner, self._vocabulary, how_much, small)
 
   def stream(
-    self, row: Sequence[int], max_tokens: int, sampling: sampling_lib.Sampling = sampling_lib.Sampling(), seed: int = 0
+    self,
+    row: Sequence[int],
+    max_tokens: int,
+    sampling: sampling_lib.Sampling = sampling_lib.Sampling(),
+    seed: int = 0,
+    adapter: str | None = None,
   ) -> Iterator[int]:
     """Yields the tokens that fill the first blank of a row framed by `encode`, one by one, without the stop token.
 
     The generator's own value is the reason why it ended, stop or length.
     """
-    prompt = prompt_lib.fill(row, self.tokenizer.specials, self.config.position_kind)
+    blank = self.filling(row, min(max_tokens, self.room(row)), adapter).blank()
+    assert blank is not None, "a row has a blank, and room was found for it"
     scheduler = self.scheduler(1 + self.drafts)
-    answer = scheduler.submit(lanes_lib.Request(prompt, min(max_tokens, self.room(row)), sampling, seed))
+    answer = scheduler.submit(lanes_lib.Request(*blank, sampling, seed))
     while not answer.ended:
       before = len(answer.tokens)
       scheduler.advance()
@@ -306,30 +327,35 @@ class Engine:
     return room
 
   def score(
-    self, texts: Sequence[str], contexts: Sequence[str] | None = None, stride: int | None = None
+    self,
+    texts: Sequence[str],
+    contexts: Sequence[str] | None = None,
+    stride: int | None = None,
+    adapter: str | None = None,
   ) -> list[score_lib.Score]:
     """Returns each text's log-likelihood, read from left to right as the filling of a [gMASK] at its start.
 
     With `contexts`, of each text behind its context, which is seen from both sides; where that has a [MASK], of the
-    text as its filling. Texts longer than the model are scored in windows that see the tokens before them.
+    text as its filling. Texts longer than the model are scored in windows that see the tokens before them. All are
+    scored with the adapter of that name; None: by the model alone.
     """
     windows = [
-      self._reader.text_rows(text, context, stride)
+      self._adapted(adapter, self._reader.text_rows(text, context, stride))
       for text, context in zip(texts, contexts or [""] * len(texts), strict=True)
     ]
     scores = iter(self.score_rows([row for rows in windows for row in rows]))
     return [self._read(score_lib.join([next(scores) for _ in rows]), rows) for rows in windows]
 
   def score_choices(
-    self, contexts: Sequence[str], choices: Sequence[Sequence[str]], mask: str = "[MASK]"
+    self, contexts: Sequence[str], choices: Sequence[Sequence[str]], mask: str = "[MASK]", adapter: str | None = None
   ) -> list[score_lib.Choices]:
     """Scores how likely each choice is as the filling of its context's blank, as GLM-130B's evaluation does.
 
     A context without a blank gets `mask` at its end ([MASK] or [gMASK]). Choices are scored without an end token, by
-    the sum of their tokens. A context that is too long loses its oldest tokens.
+    the sum of their tokens. A context that is too long loses its oldest tokens. `adapter`: as `score` has it.
     """
     read = [self._reader.choice_rows(context, some, mask) for context, some in zip(contexts, choices, strict=True)]
-    scores = iter(self.score_rows([row for rows, _ in read for row in rows]))
+    scores = iter(self.score_rows([row for rows, _ in read for row in self._adapted(adapter, rows)]))
     return [score_lib.Choices([self._read(next(scores), [row]) for row in rows], left_out) for rows, left_out in read]
 
   def score_rows(self, rows: Sequence[score_lib.Row]) -> list[score_lib.Score]:
@@ -343,7 +369,7 @@ class Engine:
 
     return scoring.score_rows(self.runner, rows, self.tokenizer.specials.pad, progress=add)
 
-  def score_tokens(self, tokens: Sequence[int], top: int) -> score_lib.Score:
+  def score_tokens(self, tokens: Sequence[int], top: int, adapter: str | None = None) -> score_lib.Score:
     """Returns the score of a text's tokens, as `score` has it, in one pass, and the `top` likeliest in each place.
 
     Raises:
@@ -351,8 +377,13 @@ class Engine:
     """
     kind, specials = self.config.position_kind, self.tokenizer.specials
     rows = score_lib.window_rows(tokens, specials, kind, max(len(tokens) + 1, 2))
-    scores = scoring.score_rows(self.runner, rows, specials.pad, top=top)
+    scores = scoring.score_rows(self.runner, self._adapted(adapter, rows), specials.pad, top=top)
     return scores[0] if scores else score_lib.join([])
+
+  def _adapted(self, adapter: str | None, rows: Sequence[score_lib.Row]) -> list[score_lib.Row]:
+    """Returns rows that are scored with an adapter; raises InputError where there is none of that name."""
+    number = self.runner.adapter_number(adapter)
+    return [dataclasses.replace(row, prompt=dataclasses.replace(row.prompt, adapter=number)) for row in rows]
 
   def _read(self, score: score_lib.Score, rows: Sequence[score_lib.Row]) -> score_lib.Score:
     """Returns the score of these rows, which knows what its targets read as."""

@@ -30,6 +30,7 @@ class Filling:
     config: config_lib.GLMConfig,
     specials: tokens_lib.SpecialTokens,
     stops: Set[int],
+    adapter: int = 0,
   ) -> None:
     """Begins with a row framed as the model wants it.
 
@@ -39,7 +40,9 @@ class Filling:
       config: the model's.
       specials: the tokenizer's.
       stops: the tokens that end a piece, and are no part of it.
+      adapter: the number of the one that fills it; 0: none.
     """
+    self._adapter = adapter
     self._config, self._specials, self._stops, self._most = config, specials, stops, max_tokens
     self._filled = Filled(list(row), [], [], "stop")
 
@@ -57,7 +60,8 @@ class Filling:
     if room < 1:
       self._filled = dataclasses.replace(self._filled, finish_reason="length")
       return None
-    return prompt_lib.fill(tokens, self._specials, self._config.position_kind), min(self._most, room)
+    prompt = prompt_lib.fill(tokens, self._specials, self._config.position_kind)
+    return dataclasses.replace(prompt, adapter=self._adapter), min(self._most, room)
 
   def longest(self) -> tuple[int, int]:
     """Returns how many tokens the prompt of the last blank may come to have, and its most tokens."""

@@ -22,6 +22,7 @@ from glmjax.infer import rows as rows_lib
 from glmjax.infer import sampling
 from glmjax.models import config as config_lib
 from glmjax.models import kv_cache
+from glmjax.models import lowrank
 from glmjax.models import output_rows
 from glmjax.models import params as params_lib
 from glmjax.parallel import mesh as mesh_lib
@@ -162,6 +163,9 @@ class Placement:
       raise errors.InputError(f"{unknown[0]}: the parameters are not those of this model")
     found = {}
     for path, wanted in targets.items():
+      if isinstance(flat[path], lowrank.Stacked):  # it lies as it shall (infer/adapters.py)
+        found[path] = flat[path]
+        continue
       found[path] = jax.tree.map(_put, flat[path], wanted)
       if path in as_rows:
         rows = output_rows.of(found[path], as_rows[path], config.activation_bits == 8)
@@ -232,7 +236,7 @@ class Placement:
   def prompts(self, batch: int, slots: int) -> rows_lib.Batch:
     """Returns abstract prompts."""
     number = functools.partial(self._numbers, batch)
-    return rows_lib.Batch(number(slots), number(2, slots), number(slots), number(slots))
+    return rows_lib.Batch(number(slots), number(2, slots), number(slots), number(slots), number())
 
   def scored(self, batch: int, entries: int) -> jax.ShapeDtypeStruct:
     """Returns abstract places that are scored in rows; targets are as they."""
@@ -241,7 +245,7 @@ class Placement:
   def rows(self, batch: int) -> decode.Rows:
     """Returns what is known of abstract rows that decode."""
     number = functools.partial(self._numbers, batch)
-    return decode.Rows(number(), number(), number(2), number(2), number())
+    return decode.Rows(number(), number(), number(2), number(2), number(), number())
 
   def state(self, config: config_lib.GLMConfig, batch: int, slots: int, new_tokens: int) -> decode.State:
     """Returns the abstract state of a batch that decodes: its cache split by rows and heads."""

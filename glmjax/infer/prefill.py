@@ -20,6 +20,7 @@ from glmjax.infer import runner as runner_lib
 from glmjax.models import config as config_lib
 from glmjax.models import glm
 from glmjax.models import kv_cache
+from glmjax.models import lowrank
 from glmjax.models import params as params_lib
 from glmjax.parallel import partitioning
 
@@ -82,7 +83,7 @@ def through(
 ) -> tuple[jax.Array, kv_cache.KVCache]:
   """Returns what the one layer of a model gives, and its cache."""
   x_BPD, cache = glm.GLM(config).apply(
-    {"params": offload.fetch(params)},
+    {"params": lowrank.for_rows(offload.fetch(params), prompts.adapter)},
     x_BPD,
     config.position_kind.of_model(prompts.positions),
     prompts.start,

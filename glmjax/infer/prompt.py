@@ -22,6 +22,7 @@ class Prompt:
   positions: np.ndarray  # int32 [2, n]: position, block position
   context_length: int  # leading tokens that every token sees
   stride: tuple[int, int]  # what each new token adds to the last positions
+  adapter: int = 0  # the number of the adapter that it is read and continued with (infer/adapters.py); 0: none
 
 
 def check_ids(tokens: Sequence[int], vocab_size: int) -> None:

@@ -69,4 +69,5 @@ def of(rows: Sequence[score.Row]) -> tuple[list[Reading], list[list[Reading]]]:
 
 
 def _key(prompt: prompt_lib.Prompt, length: int) -> bytes:
-  return np.array(prompt.tokens[:length], np.int64).tobytes() + prompt.positions[:, :length].tobytes()
+  numbers = [prompt.adapter, *prompt.tokens[:length]]
+  return np.array(numbers, np.int64).tobytes() + prompt.positions[:, :length].tobytes()

@@ -18,6 +18,7 @@ class Batch(NamedTuple):
   positions: np.ndarray  # int32 [B, 2, L]: position, block position
   start: np.ndarray  # int32 [B, L]
   end: np.ndarray
+  adapter: np.ndarray  # int32 [B]: the number of each row's adapter; 0: none
 
 
 def bucket(size: int, smallest: int = 32) -> int:
@@ -36,13 +37,15 @@ def pad(prompts: Sequence[prompt_lib.Prompt], pad_id: int, batch: int, length: i
   positions = np.zeros((batch, 2, length), np.int32)
   start = np.tile(np.arange(length, dtype=np.int32), (batch, 1))
   end = start + 1
+  adapter = np.zeros(batch, np.int32)
   for row, prompt in enumerate(prompts):
     n = len(prompt.tokens)
     assert n <= length, (n, length)
     tokens[row, :n], positions[row, :, :n] = prompt.tokens, prompt.positions
     start[row, :n] = 0
     end[row, :n] = np.maximum(end[row, :n], prompt.context_length)
-  return Batch(tokens, positions, start, end)
+    adapter[row] = prompt.adapter
+  return Batch(tokens, positions, start, end, adapter)
 
 
 def column(values: Sequence, filling: int, fill: int | tuple[int, int]) -> np.ndarray:

@@ -2,16 +2,16 @@
 
 import copy
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from glmjax.checkpoint import adapter as adapter_lib
+from glmjax import errors
 from glmjax.checkpoint import load
 from glmjax.checkpoint import stream
-from glmjax.infer import adapters
+from glmjax.infer import adapters as adapters_lib
 from glmjax.infer import placement as placement_lib
 from glmjax.io import memory
 from glmjax.io import paths
@@ -25,7 +25,7 @@ def read(
   placement: placement_lib.Placement,
   precision: placement_lib.Precision = placement_lib.Precision(),
   offload_layers: int = 0,
-  adapter: paths.Named | None = None,
+  adapter: adapters_lib.Adapters = None,
 ) -> load.LoadedModel:
   """Reads a model from an exported or a training folder, each array straight to the devices that own it.
 
@@ -36,9 +36,9 @@ def read(
     placement: the mesh.
     precision: in what to compute.
     offload_layers: how many layers, the last, keep their kernels in the host's memory.
-    adapter: a run that trained one beside this model, or its export; None: the model alone.
+    adapter: a run that trained one beside this model, or its export; several by name, LoRA's; None: the model alone.
   """
-  trained = None if adapter is None else adapter_lib.Adapter.read(adapter)
+  trained = adapters_lib.read(adapter)
 
   def targets(config: config_lib.GLMConfig, bits: int | None) -> Any:
     return placement.params(precision.of(config), bits, offload_layers)
@@ -49,7 +49,7 @@ def read(
 
   found = stream.stream(folder, targets, rows)
   found = dataclasses.replace(found, config=precision.of(found.config))
-  return found if trained is None else adapters.beside(trained, found, folder, placement)
+  return found if trained is None else adapters_lib.beside(trained, found, folder, placement)
 
 
 _LARGE = 1 << 22  # bytes of an array that is worth huge pages, of 2 MiB each
@@ -69,6 +69,7 @@ class Runner:
     placement: placement_lib.Placement | None = None,
     offload_layers: int = 0,
     given_away: bool = False,
+    adapters: Sequence[str] = (),
   ) -> None:
     """Lays out parameters as they were trained, exported or quantized.
 
@@ -78,7 +79,9 @@ class Runner:
       placement: the mesh; None: the first device.
       offload_layers: how many layers, the last, keep their kernels in the host's memory.
       given_away: whether parameters that are laid out anew may be deleted, so that there is none twice.
+      adapters: the names of those among which each row has one, in the order of their numbers from 1 on.
     """
+    self.adapters = tuple(adapters)
     self.placement = placement or placement_lib.one_device()
     self.config = placement_lib.inference_config(config, self.placement.target)
     self.params = self.placement.place(self.config, params, offload_layers, given_away)
@@ -90,6 +93,19 @@ class Runner:
     arguments = self.on_devices(arguments)
     with self.placement.scope():
       return program(self.config, self.params, *arguments, **options)
+
+  def adapter_number(self, name: str | None) -> int:
+    """Returns the number of the adapter of this name; 0 for None, which is none.
+
+    Raises:
+      errors.InputError: where there is no such adapter.
+    """
+    if name is None:
+      return 0
+    if name not in self.adapters:
+      there = f"there are {', '.join(self.adapters)}" if self.adapters else "the model was loaded with none by name"
+      raise errors.InputError(f"no adapter {str(name)[:60]!r}: {there}")
+    return 1 + self.adapters.index(name)
 
   def layer(self, i: int) -> "Runner":
     """Returns a runner of one of the layers, alone; for programs that call no other part."""

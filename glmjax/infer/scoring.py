@@ -30,6 +30,7 @@ from glmjax.infer import vocabulary
 from glmjax.models import config as config_lib
 from glmjax.models import glm
 from glmjax.models import kv_cache
+from glmjax.models import lowrank
 from glmjax.parallel import partitioning
 from glmjax.parallel import processes
 
@@ -60,7 +61,7 @@ def log_probs(
   """Returns the figures of what is scored in each row, [B, S] and [B, S, top]."""
   decode.check_rows(batch)
   chex.assert_equal_shape_prefix([batch.tokens, scored.targets], 1)
-  model, params = glm.GLM(config), offload.fetch(params)
+  model, params = glm.GLM(config), lowrank.for_rows(offload.fetch(params), batch.adapter)
   positions = config.position_kind.of_model(batch.positions)
   x_BLD, _ = model.apply({"params": params}, batch.tokens, positions, batch.start, batch.end, method="hidden")
   return _score(config, params, x_BLD, scored, unguessed_V, top)
@@ -86,7 +87,7 @@ def log_probs_behind(
   model, params = glm.GLM(config), offload.fetch(params)
   of_model = config.position_kind.of_model
   _, cache = model.apply(
-    {"params": params},
+    {"params": lowrank.for_rows(params, contexts.adapter)},
     contexts.tokens,
     of_model(contexts.positions),
     contexts.start,
@@ -97,7 +98,7 @@ def log_probs_behind(
   rows, places = continuations.tokens.shape
   context_N = jnp.arange(rows) // (rows // len(contexts.tokens))
   x_NLD, _ = model.apply(
-    {"params": params},
+    {"params": lowrank.for_rows(params, continuations.adapter)},
     continuations.tokens,
     of_model(continuations.positions),
     continuations.start,
@@ -283,13 +284,13 @@ def _continuations(read: Mapping[int, readings_lib.Reading], pad: int, size: int
   """Makes `size` rows of `places` tokens behind their contexts; those that only fill the batch read padding."""
   tokens = np.full((size, places), pad, np.int32)
   positions = np.zeros((size, 2, places), np.int32)
-  firsts = np.zeros((size, 1), np.int32)
+  firsts, adapter = np.zeros((size, 1), np.int32), np.zeros(size, np.int32)
   for at, each in read.items():
     tokens[at, : each.answer] = each.prompt.tokens[each.context :]
     positions[at, :, : each.answer] = each.prompt.positions[:, each.context :]
-    firsts[at] = each.context
+    firsts[at], adapter[at] = each.context, each.prompt.adapter
   ends = firsts + np.arange(1, places + 1, dtype=np.int32)  # padding sees what is before it, too: nobody looks at it
-  return rows_lib.Batch(tokens, positions, np.zeros_like(ends), ends)
+  return rows_lib.Batch(tokens, positions, np.zeros_like(ends), ends, adapter)
 
 
 def _scored(read: Mapping[int, readings_lib.Reading], size: int, entries: int, behind: bool = False) -> Scored:

@@ -3,6 +3,7 @@
   x -> x W + scale * dropout(x) A B
 
 A maps a weight's inputs to R numbers, B these to its outputs. W may be a float array or codes; only A and B train.
+In inference there may be several, of which each row of x has its own.
 """
 
 import dataclasses
@@ -15,6 +16,7 @@ import numpy as np
 
 from glmjax import target as target_lib
 from glmjax.kernels import dropout as dropout_lib
+from glmjax.kernels import matmul
 from glmjax.models import weights
 
 _RANK = "R"  # the label of the rank in specs, which no other axis has
@@ -68,6 +70,43 @@ class LowRank:
 
   def _scaled(self, g: jax.Array) -> jax.Array:
     return g * jnp.asarray(self.scale, g.dtype)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Stacked:
+  """One factor of several adapters, on top of each other; stands where one adapter's stands (models/weights.py).
+
+  Each row of x is multiplied with that of its own adapter, by itself: what the others have changes no bit of it.
+  """
+
+  array: jax.Array  # [adapters, ...]; of number 0, which is none, zeros
+  number_B: jax.Array | None = None  # int32: which of them each row of x has
+
+  def product(
+    self, target: target_lib.Target, spec: str, x: jax.Array, axes: weights.Axes | None = None, dtype: Any = None
+  ) -> jax.Array:
+    """Computes jnp.einsum(spec, x, factor) in `dtype` (x's); the first axis of x is that of the rows."""
+    del axes
+    assert self.number_B is not None, "a program says which adapter each row has"
+    labels, rest = spec.split(",")
+    each = jnp.take(self.array, self.number_B, axis=0, mode="clip")
+    return matmul.matmul(target, f"{labels},{labels[0]}{rest}", x, each, dtype)
+
+  def input_gradient(self, target: target_lib.Target, spec: str, g: jax.Array, dtype: Any) -> jax.Array:
+    """Raises NotImplementedError: it is for inference alone."""
+    raise NotImplementedError("Stacked is for inference: adapters are trained one by one")
+
+  gradient = input_gradient
+
+
+def for_rows(params: Any, number_B: jax.Array) -> Any:
+  """Returns parameters whose stacked factors multiply each row of x with those of the adapter of this number."""
+  return jax.tree.map(
+    lambda x: dataclasses.replace(x, number_B=number_B) if isinstance(x, Stacked) else x,
+    params,
+    is_leaf=lambda x: isinstance(x, Stacked),
+  )
 
 
 @functools.cache

@@ -55,7 +55,12 @@ class Server:
       capacity: how much is answered at the same time.
       most_waiting: answers that wait at most, beside those.
       keys: without one of them nobody is answered, unless there are none.
+
+    Raises:
+      errors.InputError: where an adapter has the model's name.
     """
+    if name in engine.adapters:
+      raise errors.InputError(f"an adapter and the model are both called {name!r}: give one of them another name")
     self.engine, self.name, self.keys = engine, name, [key.encode() for key in keys]
     self.metrics = metrics_lib.Metrics()
     self.answers = answers_lib.Answers(self.metrics)
@@ -74,10 +79,19 @@ class Server:
       raise fastapi.HTTPException(401, "no such API key: send Authorization: Bearer KEY")
     return hashlib.sha256(given).hexdigest() if self.keys else request.client.host if request.client else ""
 
-  def check_model(self, name: str | None) -> None:
-    """Raises HTTPException for a model that is not this one."""
-    if name is not None and name != self.name:
-      raise fastapi.HTTPException(404, f"there is no model {name[:100]!r} here: it is {self.name!r}")
+  @property
+  def names(self) -> list[str]:
+    """What requests call the model, alone and with each of its adapters."""
+    return [self.name, *self.engine.adapters]
+
+  def adapter_of(self, model: str | None) -> str | None:
+    """Returns the adapter that a request's model names; raises HTTPException for a model that there is not."""
+    if model is None or model == self.name:
+      return None
+    if model not in self.engine.adapters:
+      there = f"it is {self.name!r}" if len(self.names) == 1 else f"there are {', '.join(map(repr, self.names))}"
+      raise fastapi.HTTPException(404, f"there is no model {model[:100]!r} here: {there}")
+    return model
 
   def check_room(self, row: Sequence[int], least: int) -> None:
     """Raises TooLong unless a prompt leaves so many tokens to its answer, and InputError for what are no ids."""
@@ -237,46 +251,50 @@ def _add_answers(app: fastapi.FastAPI, server: Server) -> None:
   @app.post("/v1/chat/completions", responses=streamed)
   async def chat(body: wire.Chat, request: fastapi.Request) -> fastapi.Response:
     key = server.key_of(request)
-    server.check_model(body.model)
+    adapter = server.adapter_of(body.model)
     row = await server.read(prompts_lib.conversation(body.messages), literal=True)
     quarter = engine.config.max_length // 4  # what chats leave to an answer at least
     most = body.max_completion_tokens or body.max_tokens or engine.config.max_length
     server.check_room(row, min(most, quarter))
     tops = body.top_logprobs if body.logprobs else None
-    more = {"max_tokens": most, "logprobs": tops, "stops": body.stops(), "clean": True, "key": key}
-    jobs = server.jobs(body, [row], **more)
-    return await server.answer(request, jobs, replies.ChatReply(engine, server.name, len(jobs), len(row)), body)
+    more = {"max_tokens": most, "logprobs": tops, "stops": body.stops(), "clean": True}
+    jobs = server.jobs(body, [row], **more, adapter=adapter, key=key)
+    return await server.answer(
+      request, jobs, replies.ChatReply(engine, body.model or server.name, len(jobs), len(row)), body
+    )
 
   @app.post("/v1/completions", responses=streamed)
   async def complete(body: wire.Completion, request: fastapi.Request) -> fastapi.Response:
     key = server.key_of(request)
-    server.check_model(body.model)
+    adapter = server.adapter_of(body.model)
     if not body.max_tokens and not body.echo:
       raise errors.InputError("max_tokens is 0: give 1 or more, or echo, which answers with the prompt")
     prompts = await asyncio.to_thread(prompts_lib.read, engine, body.prompt)
     for prompt in prompts:
       server.check_room(prompt.row, min(body.max_tokens, 1))
-    more = {"max_tokens": body.max_tokens, "logprobs": body.logprobs, "stops": body.stops(), "key": key}
-    jobs = server.jobs(body, [prompt.row for prompt in prompts], **more)
+    more = {"max_tokens": body.max_tokens, "logprobs": body.logprobs, "stops": body.stops()}
+    jobs = server.jobs(body, [prompt.row for prompt in prompts], **more, adapter=adapter, key=key)
     copies = [prompt for prompt in prompts for _ in range(body.n)]
     if body.echo and body.logprobs is not None:
       jobs = [dataclasses.replace(job, scored=copy.content) for job, copy in zip(jobs, copies)]
     shown = [(copy.text, copy.tokens) for copy in copies]
     count = sum(len(prompt.tokens) for prompt in prompts)
     return await server.answer(
-      request, jobs, replies.CompletionReply(engine, server.name, shown, count, body.echo), body
+      request, jobs, replies.CompletionReply(engine, body.model or server.name, shown, count, body.echo), body
     )
 
   @app.post("/v1/fill")
   async def fill(body: wire.Fill, request: fastapi.Request) -> fastapi.Response:
     key = server.key_of(request)
-    server.check_model(body.model)
+    adapter = server.adapter_of(body.model)
     if not reader.MASKS.search(body.text):
       raise errors.InputError("text: there is no blank in it: write [MASK] where one is")
     row = await server.read(body.text, literal=False)
     server.check_room(row, 1)
-    jobs = server.jobs(body, [row], max_tokens=body.max_tokens, key=key)
-    return await server.answer(request, jobs, replies.FillReply(engine, server.name, len(jobs), len(row)), None)
+    jobs = server.jobs(body, [row], max_tokens=body.max_tokens, adapter=adapter, key=key)
+    return await server.answer(
+      request, jobs, replies.FillReply(engine, body.model or server.name, len(jobs), len(row)), None
+    )
 
 
 def _add_tokens(app: fastapi.FastAPI, server: Server) -> None:
@@ -288,18 +306,20 @@ def _add_tokens(app: fastapi.FastAPI, server: Server) -> None:
   names = {key: tokenizer.decode_bytes([token], show_special=True).decode() for key, token in named.items()}
   ids = {names[key]: [token] for key, token in named.items()}  # clients ask for them by /tokenize
 
-  model = {"id": server.name, "object": "model", "created": 0, "owned_by": "glmjax", "max_model_len": config.max_length}
+  def of_model(name: str) -> replies.Json:
+    told = {"id": name, "object": "model", "created": 0, "owned_by": "glmjax", "max_model_len": config.max_length}
+    return told if name == server.name else told | {"parent": server.name}
 
   @app.get("/v1/models")
   async def models(request: fastapi.Request) -> replies.Json:
     server.key_of(request)
-    return {"object": "list", "data": [model]}
+    return {"object": "list", "data": [of_model(name) for name in server.names]}
 
   @app.get("/v1/models/{name:path}")
   async def one_model(name: str, request: fastapi.Request) -> replies.Json:
     server.key_of(request)
-    server.check_model(name)
-    return model
+    server.adapter_of(name)
+    return of_model(name)
 
   @app.get("/tokenizer_info")
   @app.get("/v1/tokenizer_info", include_in_schema=False)

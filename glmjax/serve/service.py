@@ -41,6 +41,7 @@ class Job:
   scored: Sequence[int] | None = None  # a text whose tokens' log-probabilities are told before all else
   stops: Sequence[str] = ()  # strings that end the text, and are no part of it
   clean: bool = False  # shown as ChatGLM shows replies
+  adapter: str | None = None  # the name of the one that answers; None: the model alone
   key: str = ""  # whose it is
 
 
@@ -117,7 +118,7 @@ class Service:
     """
     if job.max_tokens:
       self.engine.room(job.row)
-      self._scheduler.check(*self.engine.filling(job.row, job.max_tokens).longest())
+      self._scheduler.check(*self.engine.filling(job.row, job.max_tokens, job.adapter).longest())
     self.engine.check(job.sampling, job.max_tokens)
     pieces.Stops(job.stops)
     with self._change:
@@ -255,7 +256,7 @@ class Service:
   def _score(self, job: Job, tokens: Sequence[int]) -> Scored:
     """Scores in one pass: always alone, so that the figures are the same whoever else is there."""
     if self._scored is None or self._scored.job.scored is not tokens:
-      score = self.engine.score_tokens(tokens, lanes_lib.MOST)
+      score = self.engine.score_tokens(tokens, lanes_lib.MOST, job.adapter)
       told = [lanes_lib.Told(*each) for each in zip(score.log_probs.tolist(), score.likeliest)]
       self._scored = Scored(job, told)
     return Scored(job, [each._replace(likeliest=each.likeliest[: job.logprobs]) for each in self._scored.told])
@@ -288,7 +289,7 @@ class _Running:
 
   def __init__(self, job: Job, engine: engine_lib.Engine) -> None:
     self.job, self._engine = job, engine
-    self.filling = engine.filling(job.row, job.max_tokens)
+    self.filling = engine.filling(job.row, job.max_tokens, job.adapter)
     self._bytes = pieces.TokenBytes(engine.tokenizer.decode_bytes)
     self._characters: Any = chat.CleanStream() if job.clean else pieces.Characters()
     self._stops = pieces.Stops(job.stops)

@@ -29,8 +29,8 @@ class Model:
   config = types.SimpleNamespace(max_length=2000, vocab_size=1 << 30)
   tokenizer = types.SimpleNamespace(decode_bytes=bytes)
 
-  def __init__(self, ends: bool):
-    self.ends = ends
+  def __init__(self, ends: bool, *adapters: str):
+    self.ends, self.adapters, self.runner = ends, adapters, self
 
   def encode(self, text: str, literal: bool) -> list[int]:
     return list(text.encode())
@@ -38,7 +38,14 @@ class Model:
   def room(self, row: list[int]) -> int:
     return 1000
 
-  def stream(self, row: list[int], max_tokens: int, how: object, seed: int) -> Iterator[int]:
+  def adapter_number(self, name: str) -> int:
+    if name not in self.adapters:
+      raise errors.InputError(f"no adapter {name!r}")
+    return 1
+
+  def stream(self, row: list[int], max_tokens: int, how: object, seed: int, adapter: str | None) -> Iterator[int]:
+    if adapter is not None:
+      yield from f"{adapter}: ".encode()
     if self.ends:
       yield from row
       return "stop"
@@ -104,6 +111,36 @@ def test_saving_into_a_folder_of_a_model(tmp_path, monkeypatch, capsys):
 def test_control_characters_do_not_reach_the_terminal(capsys):
   converse(session(), "\x1b[2J\x07a\tb\u3000好👩\x9b")
   assert capsys.readouterr().out == "\\x1b[2J\\x07a\tb\u3000好👩\\x9b\n"
+
+
+def test_adapters(capsys):
+  conversation = chat_lib.Session(Model(True, "polite", "rude"))
+  lines = (
+    "one",
+    "/adapter",
+    "/adapter rude",
+    "two",
+    "/adapter",
+    "/adapter x",
+    "/clear",
+    "three",
+    "/adapter none",
+    "four",
+  )
+  converse(conversation, *lines)
+  captured = capsys.readouterr()
+  assert captured.out.startswith("one\nrude: ") and "\nrude: three\n" in captured.out
+  assert captured.err.splitlines() == [
+    "(adapters: none (now), polite, rude)",
+    "(adapter: rude)",
+    "(adapters: none, polite, rude (now))",
+    "(no adapter 'x')",
+    "(a new conversation)",
+    "(adapter: none)",
+  ]
+  assert [each.query for each in conversation.rounds] == ["three", "four"]
+  converse(session(), "/adapter", "/adapter x")
+  assert "(no adapters by name: begin with --adapter=NAME=FOLDER, once for each)" in capsys.readouterr().err
 
 
 def test_what_is_left_out_or_cut_off_is_told(capsys):

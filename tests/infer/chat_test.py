@@ -38,7 +38,8 @@ class Parrot:
 
   room = engine.Engine.room
 
-  def stream(self, row, max_tokens, how, seed):
+  def stream(self, row, max_tokens, how, seed, adapter):
+    assert adapter is None
     assert len(row) + 1 + max_tokens <= self.config.max_length
     self.prompts.append(bytes(row[:-1]).decode())
     self.seeds.append(seed)
