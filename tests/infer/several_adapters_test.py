@@ -141,15 +141,25 @@ def finish(model: engine.Engine, requests: list[lanes.Request], rows: scheduler.
   return [answer.tokens for answer in answers]
 
 
-@pytest.mark.parametrize("base, drafts", [("float", 0), ("float", LANES - 1), ("int4", 0)])
-def test_who_else_is_there_changes_no_text(make, base, drafts):
+@pytest.mark.parametrize(
+  "base, mesh, drafts",
+  [
+    ("float", None, 0),
+    ("float", None, LANES - 1),
+    pytest.param("int4", None, 0, marks=pytest.mark.slow),
+    pytest.param("int4", "data=2,tensor=2", LANES - 1, marks=pytest.mark.slow),
+    pytest.param("bfloat16", None, 0, marks=pytest.mark.slow),
+    pytest.param("float", "tensor=2", 0, marks=pytest.mark.slow),
+  ],
+)
+def test_who_else_is_there_changes_no_text(make, base, mesh, drafts):
   """Random schedules of requests with adapters mixed; without one a text is the model's own."""
-  model = make(base, drafts=drafts)
+  model, plain, alone = make(base, mesh=mesh, drafts=drafts), make(base, mesh=mesh), make(base, None, mesh)
   requests = requests_of(model, 24)
-  texts = [finish(make(base), [request])[0] for request in requests]
+  texts = [finish(plain, [request])[0] for request in requests]
   for request, text in zip(requests, texts):
     if not request.prompt.adapter:
-      assert finish(make(base, None), [request])[0] == text
+      assert finish(alone, [request])[0] == text
   for seed in range(8):
     r = np.random.default_rng(seed)
     rows = model.scheduler(
