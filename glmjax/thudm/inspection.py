@@ -97,6 +97,8 @@ def _inspect_ours(path: paths.Path, hashes: bool) -> dict[str, Any]:
   report = _report(path, kind, vars(config.model), config.export.get("bits"), rows, [], False, problem)
   report |= {"files": _by_folder(path), "verified": hashes and problem is None, "layout": config.export.get("layout")}
   report["file_bytes"] = sum(entry["bytes"] for entry in report["files"])
+  if config.base:
+    report["base"] = dict(config.base)
   if kind == "run":
     report["steps"] = steps
   if source is not None:
@@ -287,6 +289,8 @@ def show(report: Mapping[str, Any]) -> None:
       f"{model['num_heads']} heads, mlp {model['mlp_dim']}, vocabulary {model['vocab_size']}, "
       f"{model['positions']}, {head}{prefix}"
     )
+  if base := report.get("base"):
+    print(f"adapter     {_adapter(report['model'])}, of {printable.line(_base(base))}")
   print(f"tensors     {_size(report['array_bytes'])}")
   print(f"files       {_size(report['file_bytes'])}")
   if "steps" in report:
@@ -306,6 +310,20 @@ def show(report: Mapping[str, Any]) -> None:
     if report.get("verified")
     else "complete"
   )
+
+
+def _adapter(model: Mapping[str, Any]) -> str:
+  """Says what kind of adapter a model has."""
+  if model["lora_rank"]:
+    kernels = model["lora_kernels"].replace(",", ", ")
+    return f"LoRA of rank {model['lora_rank']}, scale {model['lora_scale']:g}, beside {kernels}"
+  return f"a prefix of {model['prefix_length']}" + (" by projection" if model["prefix_hidden"] else "")
+
+
+def _base(base: Mapping[str, Any]) -> str:
+  """Names the model that an adapter adapts."""
+  bits = f", INT{base['bits']}" if base.get("bits") else ""
+  return f"{base.get('folder')} ({str(base.get('fingerprint'))[:8]}{bits})"
 
 
 def _size(count: int) -> str:

@@ -13,6 +13,7 @@ import jax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 import numpy as np
 import pytest
+import trained_adapters
 
 from glmjax import cli
 from glmjax import errors
@@ -230,3 +231,19 @@ def test_scales_of_ranks_on_a_mesh(make, tmp_path):
   kernel = split.params["layers"]["mlp"]["wo"]["kernel"]
   assert kernel.values.sharding.spec == P(None, "tensor") and kernel.scale.sharding.is_fully_replicated
   assert split.params["layers"]["mlp"]["wi"]["kernel"].scale.sharding.spec == P(None, None, None, "tensor")
+
+
+@pytest.mark.parametrize(
+  "name, said",
+  [
+    ("lora", "adapter     LoRA of rank 2, scale 8, beside attention/qkv, attention/out, mlp/wi, mlp/wo, of "),
+    ("p_tuning", "adapter     a prefix of 3, of "),
+    ("projection", "adapter     a prefix of 3 by projection, of "),
+  ],
+)
+def test_adapters_name_what_they_adapt(name, said, tmp_path, capsys):
+  made = trained_adapters.make(tmp_path)
+  run = made.run(name, "int4")
+  cli.main(["inspect", str(run)])  # which misses a tokenizer
+  base = json.loads((run / "config.json").read_text())["base"]
+  assert f"{said}{made.base('int4')} ({base['fingerprint'][:8]}, INT4)\n" in capsys.readouterr().out
