@@ -102,6 +102,20 @@ def several(name: str, values: Any) -> Sequence[Any]:
   return values
 
 
+def pairs(name: str, values: Any) -> None:
+  """Checks that a setting is a list of (first, last) sample numbers.
+
+  Raises:
+    errors.InputError: in one line that names setting and value.
+  """
+  for i, each in enumerate(several(name, values)):
+    is_pair = isinstance(each, list | tuple) and len(each) == 2
+    for value in each if is_pair else ():
+      whole(f"{name}[{i}]", value, 0, MOST_SAMPLES)
+    if not is_pair or each[0] > each[1]:
+      raise errors.InputError(f"{name}[{i}] is {each!r}: each range is (first, last) with 0 <= first <= last")
+
+
 def _described(what: str, least: float, most: float, above: float | None = None, below: float | None = None) -> str:
   """Describes a range in words: "a number from 0 to below 1", "a number above 0", "a whole number, 1 or more"."""
   if below is not None:

@@ -15,6 +15,7 @@ from glmjax.train import loop
 from glmjax.train import optimizer
 from glmjax.train import pipeline
 from glmjax.train import schedules
+from glmjax.train import spikes
 from glmjax.train import state
 from glmjax.train import preference
 from glmjax.train import trainable
@@ -74,6 +75,11 @@ SETTINGS = [
   *[field(loop.Intervals, name, (0, 5), whole=True) for name in ("log", "evaluate", "save")],
   *[field(loop.Intervals, name, (1,), (0,), whole=True) for name in ("keep", "eval_samples")],
   Setting(lambda value: loop.Intervals(profile=(1, value)), "Intervals.profile", (2,), (0,), whole=True),
+  field(spikes.Guard, "window", (32, 128), (1, 31), whole=True),
+  field(spikes.Guard, "least", (2, 128), (1, 129), whole=True),
+  *[field(spikes.Guard, name, (0.01, 6), (0,)) for name in ("sigmas", "loss_floor", "gradient_floor", "update_floor")],
+  field(spikes.Guard, "most", (0, 10), whole=True),
+  Setting(lambda value: spikes.Guard(skip=[(0, value)]), "Guard.skip[0]", (5,), whole=True),
   field(pipeline.PipelineConfig, "microbatches", (4,), (0,), "pipeline.PipelineConfig", whole=True, optional=True),
   field(pipeline.PipelineConfig, "rounds", (2,), (0,), "pipeline.PipelineConfig", whole=True, kind="gpipe"),
   *[
@@ -154,6 +160,7 @@ def test_every_number_of_a_dataclass_of_settings_is_among_them():
     schedules.Batches,
     state.DynamicLossScale,
     loop.Intervals,
+    spikes.Guard,
     pipeline.PipelineConfig,
     peers.Watch,
     config_lib.GLMConfig,

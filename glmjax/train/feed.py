@@ -272,7 +272,7 @@ class Feed:
             f"data: the source ends before sample {first}, and the run goes on: give more, or a smaller total_samples"
           )
         layout.check(host, first, size)
-        info = step_lib.StepInfo(*(_everywhere(n, replicated) for n in (position, first, size)))
+        info = step_lib.StepInfo(*(everywhere(np.uint32(n), replicated) for n in (position, first, size)))
         self._offer(Item(first, size, layout.put(host), info))
         position = first + size
       self._offer(None)
@@ -283,8 +283,8 @@ class Feed:
         batches.close()
 
 
-def _everywhere(number: int, replicated: jax.sharding.NamedSharding) -> jax.Array:
-  """Puts the number on all devices. (device_put would compare it with the other hosts', a collective beside the
+def everywhere(value: np.ndarray | np.generic, replicated: jax.sharding.NamedSharding) -> jax.Array:
+  """Puts the same value on all devices. (device_put would compare it with the other hosts', a collective beside the
   step's.)
   """
-  return jax.make_array_from_callback((), replicated, lambda index: np.uint32(number))
+  return jax.make_array_from_callback(value.shape, replicated, lambda index: value[index])

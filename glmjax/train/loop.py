@@ -24,6 +24,7 @@ from glmjax.train import divergence
 from glmjax.train import evaluation
 from glmjax.train import feed as feed_lib
 from glmjax.train import initial
+from glmjax.train import interventions
 from glmjax.train import metrics as metrics_lib
 from glmjax.train import objective as objective_lib
 from glmjax.train import optimizer as optimizer_lib
@@ -34,6 +35,7 @@ from glmjax.train import run as run_lib
 from glmjax.train import runtime as runtime_lib
 from glmjax.train import saving as saving_lib
 from glmjax.train import schedules
+from glmjax.train import spikes as spikes_lib
 from glmjax.train import state as state_lib
 from glmjax.train import step as step_lib
 from glmjax.train import stopping
@@ -76,6 +78,7 @@ def train(
   loss_scale: state_lib.DynamicLossScale = state_lib.DynamicLossScale(),  # of float16 models
   validation: feed_lib.DataSource | None = None,  # evaluated every intervals.evaluate steps
   intervals: Intervals = Intervals(),
+  spikes: spikes_lib.Guard | None = None,  # what is done about steps that are far above those before; None: nothing
   mesh: mesh_lib.MeshConfig = mesh_lib.MeshConfig(),
   strategy: str = "fsdp",  # what is split over the mesh's data and fsdp, one of partitioning.STRATEGIES
   pipeline: pipeline_lib.PipelineConfig = pipeline_lib.PipelineConfig(),  # how rows flow through a mesh's stages
@@ -96,7 +99,8 @@ def train(
 
   Raises:
     errors.InputError: for what the user can mend.
-    errors.Diverged: when a loss, a gradient or the state is not finite; nothing of that is saved.
+    errors.Diverged: when a loss, a gradient or the state is not finite, of which nothing is saved; when a spike is one
+      too many.
     SystemExit: 128 + the signal's number, after SIGTERM or Ctrl-C in any process: the step was finished and saved.
   """
   given = dict(locals())  # of each process, to be compared
@@ -133,20 +137,95 @@ def train(
     folder.check_shared()
     manager = manager_lib.Manager(folder.checkpoints, intervals.keep, keep_best="eval_loss" if evaluated else None)
     stack.callback(manager.close)
-    # 5. The newest undamaged checkpoint, or a new state: in the model's order, then in the stages' order.
+    # 5. The steps, from the newest undamaged checkpoint or a new state on.
     beginning = initial.Beginning(weights, base, data.describe(), seed, loss_scale)
-    state, resumed = beginning.state(manager, model, tx, stages.as_checkpointed)
-    start = run_lib.Start(stages.put_in_stages(state), resumed)
     samples = run_lib.Samples(data, batches, total_samples, stop_at_step)
-    hooks = _hooks(runtime, manager, folder, intervals, samples, evaluated, start)
-    run = run_lib.Run(runtime, recipe, samples, folder, hooks, start)
-    stack.callback(run.close)
-    # 6. Whether it can be computed with; only then the steps.
-    _check_start(runtime, start, folder, weights)
-    shardings = jax.tree.map(lambda x: x.sharding, stages.in_stages)
-    run.compile(step_lib.compile_train_step(objective, recipe, tx, shardings))
-    with stopping.Stopping(device_mesh) as stop:
-      return run.run(stop)
+    return _Attempts(runtime, recipe, tx, beginning, manager, folder, intervals, samples, evaluated, spikes).train()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Attempts:
+  """Trains from the newest checkpoint on; again from there, without some samples, where a spike sends the run back."""
+
+  runtime: runtime_lib.Runtime
+  recipe: step_lib.Recipe
+  tx: optax.GradientTransformation
+  beginning: initial.Beginning
+  manager: manager_lib.Manager
+  folder: workdir_lib.Workdir
+  intervals: Intervals
+  samples: run_lib.Samples
+  evaluated: list[feed_lib.Evaluated]
+  guard: spikes_lib.Guard | None
+
+  def train(self) -> dict[str, Any]:
+    """Does the steps; returns the last one's figures."""
+    journal = interventions.Journal(self.folder, self.guard, self.samples.batches)
+    runtime, program, spike = self.runtime, None, None
+    shardings = jax.tree.map(lambda x: x.sharding, runtime.stages.in_stages)
+    with contextlib.ExitStack() as scope:
+      while True:
+        with contextlib.closing(self._begin(journal, spike)) as run:
+          if spike is None:
+            program = run.compile(step_lib.compile_train_step(runtime.objective, self.recipe, self.tx, shardings))
+            stop = scope.enter_context(stopping.Stopping(runtime.layout.mesh))
+          else:
+            run.use(program, spike)
+          try:
+            return run.run(stop)
+          except spikes_lib.GoBack as error:
+            spike = error.spike
+
+  def _begin(self, journal: interventions.Journal, spike: spikes_lib.Spike | None) -> run_lib.Run:
+    """Takes the newest undamaged checkpoint, or a new state: in the model's order, then in the stages' order.
+
+    Args:
+      journal: what was done about spikes.
+      spike: that which sends the run back; None: it is about to begin.
+    """
+    runtime, stages = self.runtime, self.runtime.stages
+    with contextlib.nullcontext() if spike is None else runtime.peers.patient():
+      state, resumed = self.beginning.state(self.manager, runtime.objective.config, self.tx, stages.as_checkpointed)
+      start = run_lib.Start(stages.put_in_stages(state), resumed)
+      journal.begin(start.step)
+      if spike is not None:
+        journal.add(spike, back_to=start.step)
+      batches = self.samples.batches
+      batches = dataclasses.replace(batches, skip=[*batches.skip, *journal.left_out])
+      samples = dataclasses.replace(self.samples, batches=batches)
+      hooks = self._hooks(start, journal)
+      run = run_lib.Run(runtime, self.recipe, samples, self.folder, hooks, start)
+      try:
+        _check_start(runtime, start, self.folder, self.beginning.weights)
+      except BaseException:
+        run.close()
+        raise
+      return run
+
+  def _hooks(self, start: run_lib.Start, journal: interventions.Journal) -> run_lib.Hooks:
+    """Makes what the run does besides its steps; the first process alone writes and prints."""
+    first, runtime, folder = jax.process_index() == 0, self.runtime, self.folder
+    writer = metrics_lib.Writer(folder.metrics, folder.tensorboard, start.step) if first else None
+    lines, saved = writer and writer.lines, start.step if start.resumed else None
+    return run_lib.Hooks(
+      saving_lib.Saving(runtime, self.manager, folder, self.samples.data, lines, self.intervals.save, saved),
+      evaluation.Evaluation(runtime, self.evaluated, self.intervals.evaluate),
+      profile.Trace(self.intervals.profile, folder.root / "profile"),
+      metrics_lib.Console(self.samples.total, start.samples_seen, silent=not first),
+      self.intervals.log,
+      writer,
+      self._watch(start, writer),
+      journal,
+    )
+
+  def _watch(self, start: run_lib.Start, writer: metrics_lib.Writer | None) -> spikes_lib.Watch | None:
+    """Makes what looks for spikes, with the figures of the steps before, which the first process reads."""
+    guard, mesh = self.guard, self.runtime.layout.mesh
+    if guard is None:
+      return None
+    records = processes.from_first(lambda: metrics_lib.last_steps(writer.lines.local, start.step, guard.window + 1))
+    replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    return spikes_lib.Watch(guard, start.state.params, replicated, records)
 
 
 def _check_same(settings: Mapping[str, Any]) -> None:
@@ -264,29 +343,6 @@ def _layout(
   layout.check_sizes("batch size", range(batches.ramp_start or batches.size, batches.size + 1, batches.ramp_increment))
   layout.check_sizes("Intervals.eval_samples", [eval_samples])
   return layout
-
-
-def _hooks(
-  runtime: runtime_lib.Runtime,
-  manager: manager_lib.Manager,
-  folder: workdir_lib.Workdir,
-  intervals: Intervals,
-  samples: run_lib.Samples,
-  evaluated: list[feed_lib.Evaluated],
-  start: run_lib.Start,
-) -> run_lib.Hooks:
-  """Makes what the run does besides its steps; the first process alone writes and prints."""
-  first = jax.process_index() == 0
-  writer = metrics_lib.Writer(folder.metrics, folder.tensorboard, start.step) if first else None
-  lines, saved = writer and writer.lines, start.step if start.resumed else None
-  return run_lib.Hooks(
-    saving_lib.Saving(runtime, manager, folder, samples.data, lines, intervals.save, saved),
-    evaluation.Evaluation(runtime, evaluated, intervals.evaluate),
-    profile.Trace(intervals.profile, folder.root / "profile"),
-    metrics_lib.Console(samples.total, start.samples_seen, silent=not first),
-    intervals.log,
-    writer,
-  )
 
 
 def _check_start(

@@ -41,7 +41,7 @@ def record_of(metrics: dict[str, np.ndarray]) -> Record:
   record |= {
     name: float(value)
     for name, value in metrics.items()
-    if name not in ("loss", "losses", "weights", "applied", "advanced")
+    if name not in ("loss", "losses", "weights", "applied", "advanced", "held")
   }
   return record
 
@@ -76,6 +76,26 @@ def truncate_after(path: pathlib.Path, step: int, shown: paths.Path) -> None:
     _log.warning(
       "%s: the lines of steps %d to %d are missing or damaged; training goes on without them", shown, last + 1, step
     )
+
+
+def last_steps(path: pathlib.Path, step: int, count: int) -> list[Record]:
+  """Returns what a metrics file that was truncated after `step` has of the last `count` steps; what is no record is
+  left out.
+  """
+  with contextlib.suppress(OSError), _open(path, "rb") as file:
+    size = file.seek(0, 2)
+    tail, block = b"", 1 << 16
+    while tail.count(b"\n") <= count and len(tail) < size:
+      file.seek(max(0, size - block))
+      tail, block = file.read(block), 4 * block
+    records = []
+    for line in tail.splitlines()[-count:]:
+      with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
+        record = json.loads(line)
+        if step - count < record["step"] <= step:
+          records.append(record)
+    return records
+  return []
 
 
 def _end_of_step(tail: bytes, step: int, whole: bool) -> tuple[int, int] | None:

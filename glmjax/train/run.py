@@ -16,11 +16,13 @@ from glmjax.parallel import host
 from glmjax.train import divergence
 from glmjax.train import evaluation as evaluation_lib
 from glmjax.train import feed as feed_lib
+from glmjax.train import interventions
 from glmjax.train import metrics as metrics_lib
 from glmjax.train import profile
 from glmjax.train import runtime as runtime_lib
 from glmjax.train import saving as saving_lib
 from glmjax.train import schedules
+from glmjax.train import spikes as spikes_lib
 from glmjax.train import state as state_lib
 from glmjax.train import step as step_lib
 from glmjax.train import stopping
@@ -60,6 +62,8 @@ class Hooks:
   console: metrics_lib.Console
   log_every: int  # steps; 0: no lines
   writer: metrics_lib.Writer | None  # the first process's
+  watch: spikes_lib.Watch | None  # None: nothing is watched
+  journal: interventions.Journal
 
   def close(self) -> None:
     """Ends the trace and closes the files."""
@@ -98,13 +102,14 @@ class Run:
     self._record: metrics_lib.Record = {}
     self._feed: feed_lib.Feed | None = None
 
-  def compile(self, train_step: Any) -> None:
-    """Compiles the step, so that the first one is as quick as any."""
+  def compile(self, train_step: Any) -> Any:
+    """Compiles the step, so that the first one is as quick as any; returns its program."""
     layout, began = self._runtime.layout, time.perf_counter()
     scalar = jax.ShapeDtypeStruct(
       (), np.uint32, sharding=jax.sharding.NamedSharding(layout.mesh, jax.sharding.PartitionSpec())
     )
-    info = step_lib.StepInfo(scalar, scalar, scalar)
+    watch = self._hooks.watch
+    info = step_lib.StepInfo(scalar, scalar, scalar, watch and watch.abstract())
     self._train_step = train_step.lower(self._state, layout.abstract(), info).compile()
     if jax.default_backend() == "cpu":
       host.reserve_huge_pages(self._train_step.memory_analysis().temp_size_in_bytes * 5 // 4)
@@ -117,9 +122,16 @@ class Run:
       f"sample {self._seen:,} of {self._samples.total:,}; compiled in {time.perf_counter() - began:.1f} s"
       f"{_advice()}"
     )
+    return self._train_step
+
+  def use(self, program: Any, spike: spikes_lib.Spike) -> None:
+    """Takes the program of the run that a spike has ended, instead of compiling it again."""
+    self._train_step = program
+    self._hooks.console.say(f"{spike}; back to step {self._step:,}, these samples are left out")
 
   def close(self) -> None:
-    """Stops the feed and closes what the hooks have open."""
+    """Stops the feed, closes what the hooks have open, and gives up the state."""
+    self._state = None
     if self._feed is not None:
       self._feed.close()
     self._hooks.close()
@@ -143,6 +155,7 @@ class Run:
 
     Raises:
       errors.Diverged: which metrics.jsonl tells of too.
+      spikes.GoBack: when it is to go on from its newest checkpoint, without the samples of a spike.
     """
     try:
       self._steps(stop)
@@ -160,6 +173,7 @@ class Run:
       step = self._step + (pending is not None) + 1
       hooks.trace.before(step)
       self._runtime.peers.at(step)
+      item = self._limited(item, step)
       self._state, metrics = self._train_step(self._state, item.batch, item.info)
       asked = stop.ask(metrics["loss"])
       if pending:  # the device works on this step while the last one's figures are read
@@ -189,6 +203,14 @@ class Run:
         return
       yield item, time.perf_counter() - began
 
+  def _limited(self, item: feed_lib.Item, step: int) -> feed_lib.Item:
+    """Returns the item with the limits of its step, if it has any."""
+    watch = self._hooks.watch
+    if watch is None:
+      return item
+    info = dataclasses.replace(item.info, limits=watch.limits(step, item.first, item.size))
+    return item._replace(info=info)
+
   def _is_due(self, step: int, stop: stopping.Stopping) -> bool:
     """Tells whether something is to be done with the state right after this step."""
     hooks = self._hooks
@@ -209,6 +231,8 @@ class Run:
     self._step, self._seen = self._step + 1, item.first + item.size
     self._last_samples = item.first, item.first + item.size - 1
     self._record = record = self._figures(item, metrics, seconds, waited)
+    if hooks.watch is not None:
+      self._look_for_spike(hooks.watch, bool(metrics["held"]))
     try:  # its line is written whatever becomes of these
       if hooks.saving.is_due(self._step):
         hooks.saving.save(self._state, record, self._last_samples)
@@ -221,6 +245,29 @@ class Run:
     hooks.console.step(record, seconds, item.size, show=shown)
     if "eval_loss" in record or hooks.saving.is_saved(self._step):
       self._clock = time.perf_counter()  # evaluating and saving are no part of a step's time
+
+  def _look_for_spike(self, watch: spikes_lib.Watch, held: bool) -> None:
+    """Records a spike in the last step's figures; `held`: its update was not applied for its limits.
+
+    Raises:
+      spikes.GoBack: before anything of the step is written or saved.
+      errors.Diverged: when nothing is left to be done about it.
+    """
+    hooks, guard = self._hooks, watch.guard
+    spike = watch.find(self._record, *self._last_samples, held)
+    if spike is None:
+      return
+    if guard.action in ("skip", "roll_back") and spike.action == guard.action:
+      can_go_back = guard.action == "skip" or hooks.saving.has_begun
+      if not can_go_back or hooks.journal.count(self._step, guard.window) >= guard.most:
+        hooks.saving.settle()
+        raise spikes_lib.diverged(spike, guard, can_go_back, self._folder.checkpoints)
+    if spike.action == "roll_back":
+      raise spikes_lib.GoBack(spike)
+    self._record["spiked"] = [*spike.above]
+    with self._runtime.peers.patient():
+      hooks.journal.add(spike)
+    hooks.console.say(f"{spike}; {spike.done}")
 
   def _figures(
     self, item: feed_lib.Item, metrics: step_lib.Metrics, seconds: float, waited: float

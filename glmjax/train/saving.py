@@ -41,6 +41,11 @@ class Saving:
     """Tells whether saving of this step has begun."""
     return self._saved_step == step
 
+  @property
+  def has_begun(self) -> bool:
+    """Whether there is a step to go back to, or one is being saved."""
+    return self._saved_step is not None
+
   def save(self, state: state_lib.TrainState, record: metrics_lib.Record, samples: tuple[int, int]) -> None:
     """Starts saving the state, unless that was done already.
 

@@ -183,12 +183,7 @@ class Batches:
           f"Batches: cannot go from ramp_start {self.ramp_start} to size {self.size} in steps "
           f"of ramp_increment {self.ramp_increment}"
         )
-    for i, each in enumerate(ranges.several("Batches.skip", self.skip)):
-      is_pair = isinstance(each, list | tuple) and len(each) == 2
-      for number in each if is_pair else ():
-        ranges.whole(f"Batches.skip[{i}]", number, 0, ranges.MOST_SAMPLES)
-      if not is_pair or each[0] > each[1]:
-        raise errors.InputError(f"Batches.skip[{i}] is {each!r}: each range is (first, last) with 0 <= first <= last")
+    ranges.pairs("Batches.skip", self.skip)
 
   def size_at(self, samples: int) -> int:
     """Returns the rows of the step that begins with that many samples seen (Megatron's rule)."""

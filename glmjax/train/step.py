@@ -29,12 +29,22 @@ Metrics = dict[str, jax.Array]
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
+class Limits:
+  """What a step's watched values may be, in the order of `watched`; float32 [K], infinite where there is no limit."""
+
+  apply: jax.Array  # a value above its own: the update is not applied; -1: whatever the values are
+  clip: jax.Array  # a norm of the gradient above its own: the gradient is scaled down until it is not
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class StepInfo:
-  """Where in the data a step stands; uint32 scalars."""
+  """Where in the data a step stands (uint32 scalars), and what it may do."""
 
   position: jax.Array  # samples seen before the step, as planned
   first: jax.Array  # number of its first sample
   size: jax.Array  # rows, over all hosts
+  limits: Limits | None = None  # None: nothing is watched
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +70,7 @@ def train_step(
 
   The state is left as it was, and stays so, once a gradient is not finite and no smaller fp16 loss scale is left to
   try: a state applies only the step planned for its own samples_seen. The loop stops on "advanced" in the metrics.
+  A step that is above a limit is passed over: its samples are seen, and nothing else changes ("held" in the metrics).
   """
   chex.assert_rank(batch["tokens"], 3)
   chex.assert_tree_shape_prefix(batch, batch["tokens"].shape[:2])
@@ -75,11 +86,20 @@ def train_step(
   norm = jnp.sqrt(sum(squares.values()))
   finite = jnp.isfinite(norm) & jnp.isfinite(sums.loss.sum())
   planned = state.samples_seen == info.position
-  factor = jnp.minimum(1.0, recipe.optimizer.clip_norm / jnp.maximum(norm, 1e-9)) / scale
+  norms = {"grad_norm": norm} | {f"grad_norm_{name}": jnp.sqrt(square) for name, square in squares.items()}
+  factor = jnp.minimum(1.0, recipe.optimizer.clip_norm / jnp.maximum(norm, 1e-9))
+  if info.limits is not None:
+    factor = jnp.minimum(factor, _within(norms, info.limits.clip))
+  factor /= scale
   updates, opt_state = tx.update(jax.tree.map(lambda g: g * factor, grads), state.opt_state, state.params)
-  apply = finite & planned
+  held, update_norms = jnp.bool_(False), {}
+  if info.limits is not None:
+    update_norms = {f"update_norm_{name}": jnp.sqrt(square) for name, square in part_squares(updates).items()}
+    values = jnp.stack([sums.mean(), *norms.values(), *update_norms.values()])
+    held = finite & jnp.any(values > info.limits.apply)
+  apply = finite & planned & ~held
   params = jax.tree.map(lambda p, u: p - learning_rate * u, state.params, updates)
-  advance, loss_scale = apply, None
+  advance, loss_scale = finite & planned, None
   if state.loss_scale is not None:  # passes over samples that overflow, while the scale can still be halved
     advance = planned & (finite | (scale > recipe.loss_scale.minimum))
     moved = recipe.loss_scale.update(state.loss_scale, finite)
@@ -96,14 +116,16 @@ def train_step(
     "loss": sums.mean(),
     "losses": sums.loss,
     "weights": sums.weight,
-    "grad_norm": norm,
+    **norms,
     "loss_tokens": loss_tokens,
     "learning_rate": learning_rate,
     "embedding_alpha": alpha,
     "applied": apply,
     "advanced": advance,
-    **{f"grad_norm_{name}": jnp.sqrt(square) for name, square in squares.items()},
+    **update_norms,
   }
+  if info.limits is not None:
+    metrics["held"] = held
   if state.loss_scale is not None:
     metrics["loss_scale"] = scale
   if sums.pairs is not None:
@@ -115,6 +137,12 @@ def _choose(condition: jax.Array, new: Any, old: Any) -> Any:
   return jax.tree.map(functools.partial(jnp.where, condition), new, old)
 
 
+def _within(norms: dict[str, jax.Array], limits: jax.Array) -> jax.Array:
+  """Returns the factor that brings every norm below its limit; those of the norms follow that of the loss."""
+  below = limits[1 : 1 + len(norms)] / jnp.maximum(jnp.stack([*norms.values()]), 1e-9)
+  return jnp.minimum(1.0, below.min())
+
+
 def part_squares(grads: Any) -> dict[str, jax.Array]:
   """Sums the squares of each of params.PARTS that the model has."""
   sums = {}
@@ -122,6 +150,15 @@ def part_squares(grads: Any) -> dict[str, jax.Array]:
     part = params_lib.known("/".join(optimizer_lib.path_names(path))).part
     sums[part] = sums.get(part, 0.0) + jnp.sum(jnp.square(leaf.astype(jnp.float32)))
   return {part: sums[part] for part in params_lib.PARTS if part in sums}
+
+
+def watched(params: Any) -> tuple[str, ...]:
+  """Names the metrics of a step that have limits: the loss, the norms of the gradient, all of it and each part that
+  is trained, and those of each part's update before the learning rate, which may jump when it is told to.
+  """
+  found = jax.eval_shape(part_squares, params)
+  parts = [part for part in params_lib.PARTS if part in found]
+  return ("loss", "grad_norm", *(f"grad_norm_{part}" for part in parts), *(f"update_norm_{part}" for part in parts))
 
 
 def eval_step(objective: objective_lib.Objective, params: Any, frozen: Any, batch: objective_lib.Batch) -> losses.Sums:

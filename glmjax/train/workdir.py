@@ -1,6 +1,7 @@
 """A run's folder: what it says about the run, and whether a new start may use it.
 
   WORKDIR/  config.json   config.gin   tokenizer/   metrics.jsonl   checkpoints/   tensorboard/   profile/
+            interventions.jsonl   interventions.gin
 
 io/folders.py knows these names: all else in the folder is the user's, and stays.
 """
@@ -56,6 +57,16 @@ class Workdir:
   @property
   def metrics(self) -> paths.Path:
     return self.root / "metrics.jsonl"
+
+  @property
+  def interventions(self) -> paths.Path:
+    """What was done about spikes."""
+    return self.root / "interventions.jsonl"
+
+  @property
+  def replay(self) -> paths.Path:
+    """A gin file by which another run does the same about them."""
+    return self.root / "interventions.gin"
 
   @property
   def checkpoints(self) -> paths.Path:
@@ -137,7 +148,7 @@ class Workdir:
       return
     publish.remove(self.root / "checkpoints.deleting")  # of earlier versions
     manager_lib.delete_all(self.checkpoints)
-    for name in ("metrics.jsonl", "tensorboard", "profile"):
+    for name in ("metrics.jsonl", "interventions.jsonl", "interventions.gin", "tensorboard", "profile"):
       publish.remove(self.root / name)
     if not self._has(tokenizer):
       publish.remove(self.root / folder.TOKENIZER)

@@ -72,6 +72,10 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
     ["@glmjax.train.preference.DPO()", "@glmjax.train.preference.ORPO()", "None"],
     ["@glmjax.train.preference.DPO", "'dpo'", "@glmjax.train.trainable.LoRA()"],
   ),
+  "spikes_lib.Guard | None": (
+    ["@glmjax.train.spikes.Guard()", "None"],
+    ["@glmjax.train.spikes.Guard", "'skip'", "@glmjax.train.schedules.Batches()"],
+  ),
   "Callable[[paths.Path], None] | None": (["None", "@glmjax.train.loop.train"], ["3", "'a'", OF_CALLS]),
   "Callable[[ExportSource, paths.Path], None] | None": (["None", "@glmjax.train.loop.train"], ["3", "'a'", OF_CALLS]),
   "Mapping[str, config_lib.GLMConfig]": (

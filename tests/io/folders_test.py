@@ -25,6 +25,8 @@ FILES = {
     "config.json": {"model": MODEL},
     "checkpoints/5/metadata/checksums.json": {},
     "metrics.jsonl": "",
+    "interventions.jsonl": "",
+    "interventions.gin": "",
     "tokenizer/tokenizer.model": "",
   },
   Kind.EXPORT: {
@@ -170,6 +172,7 @@ def test_files(made):
   for name in (
     "RUN/config.json",
     "RUN/metrics.jsonl",
+    "RUN/interventions.gin",
     "RUN/checkpoints/5/x",
     "EXPORT/checksums.json",
     "CACHE/manifest.json",

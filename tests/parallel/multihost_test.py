@@ -305,6 +305,34 @@ def test_axes_across_processes(start, tmp_path, mesh):
   np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=1e-5)
 
 
+@pytest.mark.parametrize("action", [pytest.param("skip", marks=pytest.mark.slow), "roll_back"])
+def test_a_spike_is_one_for_all(start, tmp_path, action):
+  """The embedding's gradient is ten thousand times as large from the seventh step on: two processes do the same about
+  it, which is what one does.
+  """
+  guard = "glmjax.train.spikes.Guard"
+  settings = {
+    "loop.train.embedding_alpha": "@schedules.PiecewiseLinear()",
+    "schedules.PiecewiseLinear.samples": "(96, 96)",
+    "schedules.PiecewiseLinear.values": "(1e-4, 1.0)",
+    "loop.train.spikes": f"@{guard}()",
+    f"{guard}.window": "4",
+    f"{guard}.least": "2",
+    f"{guard}.action": f"'{action}'",
+  }
+  flags = [f"--gin.{name}={value}" for name, value in settings.items()]
+  found = []
+  for count in (1, 2):
+    where = tmp_path / str(count)
+    for status, _, err in start(where, count, 4 // count, *flags).results():
+      assert status == 0, err
+    lines = [json.loads(line) for line in (where / "interventions.jsonl").read_text().splitlines()]
+    found.append([(line["step"], line["first_sample"], line["action"], line.get("back_to_step")) for line in lines])
+  back = 6 if action == "roll_back" else None
+  assert found[0] == found[1] and found[0][0] == (7, 96, action, back)
+  np.testing.assert_allclose(losses(tmp_path / "2"), losses(tmp_path / "1"), rtol=1e-5)
+
+
 @pytest.mark.slow
 def test_dropout_falls_on_the_same_rows_whoever_computes_them(start, tmp_path):
   """Two processes with micro-batches of half the batch as one process with all of it."""

@@ -131,7 +131,8 @@ def test_overwriting_deletes_only_what_a_run_writes(save, tiny, tmp_path):
   for name in ("notes.txt", "export/config.json", "checkpoints/notes.txt"):
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text("mine")
-  for name in ("metrics.jsonl", "tensorboard/events", "profile/trace", "checkpoints/5.aside/x"):
+  interventions = "interventions.jsonl", "interventions.gin"
+  for name in ("metrics.jsonl", *interventions, "tensorboard/events", "profile/trace", "checkpoints/5.aside/x"):
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text("the run's")
   with folder.locked():
