@@ -17,14 +17,17 @@ import pytest
 
 from glmjax import errors
 from glmjax.checkpoint import manager as manager_lib
+from glmjax.io import paths
 from glmjax.parallel import partitioning
 from glmjax.train import feed
+from glmjax.train import interventions
 from glmjax.train import loop
 from glmjax.train import objective as objective_lib
 from glmjax.train import pipeline as pipeline_lib
 from glmjax.train import schedules
 from glmjax.train import spikes
 from glmjax.train import step as step_lib
+from glmjax.train import workdir
 
 GUARD = spikes.Guard(window=16, least=4)
 PARAMS = {"embedding": {"table": jax.ShapeDtypeStruct((4, 2), np.float32)}}
@@ -101,8 +104,6 @@ def test_limits_lag_two_steps_behind_whenever_figures_are_read():
     one = applied(early.limits(step, 16 * step, 16))
     early.find(record(step), 0, 15, False)
     found.append(one)
-    if step > 1:
-      pass
     two = applied(late.limits(step, 16 * step, 16))
     if step > 1:
       late.find(record(step - 1), 0, 15, False)
@@ -293,6 +294,35 @@ def test_nothing_to_go_back_to(tmp_path):
   assert manager_lib.steps(tmp_path / "checkpoints") == []
   last = poisoned.lines(tmp_path)[-1]
   assert (last["step"], last["diverged"], last["first_sample"]) == (111, "grad_norm", 1760)
+
+
+def test_what_is_kept_where_a_run_goes_on(tmp_path):
+  """Ways back for good, other lines of the steps that a checkpoint has; a file that cannot be written ends nothing."""
+  folder, batches = workdir.Workdir(tmp_path), schedules.Batches(16, skip=[(0, 7)])
+  journal = interventions.Journal(folder, GUARD, batches)
+  for step, action in ((10, "skip"), (20, "roll_back"), (30, "log"), (40, "skip")):
+    journal.add(spikes.Spike(step, 16 * step, 16 * step + 15, {"loss": (2.0, 1.0)}, action))
+  assert [journal.count(step, 16) for step in (10, 26, 27, 56)] == [3, 2, 2, 0]
+  again = interventions.Journal(folder, GUARD, batches)
+  again.begin(10)
+  assert again.left_out == [(320, 335)] and journal.left_out == again.left_out
+  assert [line["step"] for line in poisoned.interventions(tmp_path)] == [10, 20]
+  fragment = (tmp_path / "interventions.gin").read_text()
+  assert "spikes.Guard.skip = [(160, 175)]\nschedules.Batches.skip = [(0, 7), (320, 335)]\n" in fragment
+  (tmp_path / "interventions.jsonl").unlink()
+  (tmp_path / "interventions.jsonl").mkdir()
+  again.add(spikes.Spike(50, 800, 815, {"loss": (2.0, 1.0)}, "roll_back"))
+  assert len(again.left_out) == 2
+
+
+def test_the_record_in_a_bucket(server):
+  folder, batches = workdir.Workdir(paths.named("gs://bucket/run")), schedules.Batches(16)
+  journal = interventions.Journal(folder, GUARD, batches)
+  assert journal.left_out == []
+  journal.add(spikes.Spike(20, 320, 335, {"loss": (2.0, 1.0)}, "roll_back"), back_to=16)
+  assert json.loads(server.data("run/interventions.jsonl"))["back_to_step"] == 16
+  assert b"schedules.Batches.skip = [(320, 335)]" in server.data("run/interventions.gin")
+  assert interventions.Journal(folder, None, batches).left_out == [(320, 335)]
 
 
 def test_a_damaged_record_is_said(tmp_path):
