@@ -170,7 +170,8 @@ def test_an_overflow_of_float16_is_the_loss_scale_s_matter(tmp_path):
       return row
 
   model = dataclasses.replace(poisoned.CONFIG, dtype="float16")
-  poisoned.train(tmp_path, Both("token"), model=model, spikes=guard("skip"))
+  scale = state_lib.DynamicLossScale(start=256)  # with room above: the poisoned gradients do not overflow
+  poisoned.train(tmp_path, Both("token"), model=model, loss_scale=scale, spikes=guard("skip"))
   lines = poisoned.lines(tmp_path)
   assert [line["step"] for line in lines if line["grad_norm"] is None] == [107]
   assert [line["step"] for line in poisoned.interventions(tmp_path)] == [111, 112]
