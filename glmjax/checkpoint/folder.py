@@ -66,6 +66,10 @@ def read_config(folder: paths.Named) -> FolderConfig:
         f"{path}: GLMConfig has no {', '.join(unknown)}; a newer glmjax wrote it: update this one"
       )
     others = [dict(content.get(name) or {}) for name in ("data", "tokenizer", "export", "base")]
+    _, tokenizer, _, base = others
+    for name, said in (("tokenizer", tokenizer), ("base", base)):
+      if not isinstance(said.get("fingerprint", ""), str):
+        raise TypeError(f"the {name}'s fingerprint is {said['fingerprint']!r:.40}")
   except errors.InputError:
     raise
   except (ValueError, KeyError, TypeError) as error:

@@ -66,6 +66,8 @@ def _run(arguments: list[str]) -> int:
     sys.stdout.flush()
     return status
   except Exception as error:
+    if (number := process.stopped()) is not None:
+      process.end(number)
     if "glmjax.config.gin_files" in sys.modules:  # else the import itself failed
       error = sys.modules["glmjax.config.gin_files"].original(error)
     if isinstance(error, BrokenPipeError) and error.filename == process.OUTPUT:  # as in `glmjax ... | head`

@@ -4,6 +4,7 @@ Called from main() alone, so that glmjax as a library changes nothing in the pro
 """
 
 import contextlib
+import functools
 import io
 import logging
 import os
@@ -14,7 +15,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -35,7 +36,7 @@ class Stopped(KeyboardInterrupt):
 def begin(arguments: Sequence[str] = ()) -> None:
   """Makes the settings that every command needs; `arguments` are the command line's. A second call changes nothing."""
   global _waiting, _noted, _raised
-  _waiting, _noted, _raised = _is_of_several(arguments), None, False
+  _waiting, _noted, _raised = _is_of_several(arguments), None, None
   _take_signals()
   _open_streams()
   _show_messages()
@@ -60,7 +61,7 @@ _ending = threading.Lock()  # held by the thread that ends the process
 _watcher: threading.Thread | None = None
 _waiting = False  # whether signals wait for `met`
 _noted: int | None = None  # the signal that waits
-_raised = False  # whether one was raised: what is open is being put in order, and the next one ends that
+_raised: int | None = None  # the one that was raised: what is open is being put in order, and the next one ends that
 
 
 def _take_signals() -> None:
@@ -76,6 +77,7 @@ def _take_signals() -> None:
   for number in _OURS:
     signal.signal(number, _handle)
   if _watcher is None:
+    sys.unraisablehook = functools.partial(_take_unraisable, sys.unraisablehook)
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
@@ -93,8 +95,20 @@ def _handle(number: int, frame: FrameType | None) -> None:
   elif _raised or _is_importing(frame):  # an exception within the making of a native module aborts the process
     end(number)
   else:
-    _raised = True
+    _raised = number
     raise Stopped(number)
+
+
+def _take_unraisable(others: Callable[[Any], object], unraisable: Any) -> None:
+  """Ends the process where a signal came while native code called back, which cannot raise; `others` take the rest."""
+  if isinstance(unraisable.exc_value, Stopped):
+    end(unraisable.exc_value.number)
+  others(unraisable)
+
+
+def stopped() -> int | None:
+  """Returns the signal that ends the process, once one was raised; native code may have made another error of it."""
+  return _raised
 
 
 def _is_importing(frame: FrameType | None) -> bool:

@@ -233,14 +233,15 @@ class Run:
     self._record = record = self._figures(item, metrics, seconds, waited)
     if hooks.watch is not None:
       self._look_for_spike(hooks.watch, bool(metrics["held"]))
-    try:  # its line is written whatever becomes of these
-      if hooks.saving.is_due(self._step):
-        hooks.saving.save(self._state, record, self._last_samples)
+    saves = hooks.saving.is_due(self._step)
+    try:  # its line is written whatever becomes of this, and before a checkpoint that a run may go on from without it
       if hooks.evaluation.is_due(self._step):
-        record |= self._evaluate()
+        record |= self._evaluate(saves)
     finally:
       if hooks.writer is not None:
-        hooks.writer.write(record, is_saved=hooks.saving.is_saved(self._step))
+        hooks.writer.write(record, is_saved=saves or hooks.saving.is_saved(self._step))
+    if saves:
+      hooks.saving.save(self._state, record, self._last_samples)
     shown = bool(hooks.log_every) and self._step % hooks.log_every == 0 or "eval_loss" in record
     hooks.console.step(record, seconds, item.size, show=shown)
     if "eval_loss" in record or hooks.saving.is_saved(self._step):
@@ -291,13 +292,13 @@ class Run:
       record["resumed"], self._resumed = True, False
     return record
 
-  def _evaluate(self) -> metrics_lib.Record:
-    """Returns the state's validation loss; where that fails, the step is saved first."""
+  def _evaluate(self, saves: bool) -> metrics_lib.Record:
+    """Returns the state's validation loss; where that fails, the step is saved first, if it is not by itself."""
     saving = self._hooks.saving
     try:
       record = self._hooks.evaluation.evaluate(self._state)
     except Exception:
-      if jax.process_count() == 1:  # the others of several would not come to save with this one
+      if saves or jax.process_count() == 1:  # the others of several would not come to save with this one
         saving.save(self._state, self._record, self._last_samples)
         saving.wait()
       raise

@@ -47,6 +47,18 @@ def train(workdir, mode="sleep"):
         time.sleep(0.1)
       except BaseException:
         pass
+  elif mode == "callback":  # whose exceptions are printed and dropped, as those of callbacks of native code
+    class Left:
+      def __del__(self):
+        ready()
+        time.sleep(60)
+    Left()
+  elif mode == "another error":  # native code may make one of what a callback raises
+    try:
+      ready()
+      time.sleep(60)
+    except BaseException as error:
+      raise ValueError("not equal") from error
   elif mode == "finally":
     try:
       ready()
@@ -114,7 +126,7 @@ SIGNALS = pytest.mark.parametrize(
 
 
 @SIGNALS
-@pytest.mark.parametrize("mode", ["finally", "native", "swallow"])
+@pytest.mark.parametrize("mode", ["finally", "native", "swallow", "callback", "another error"])
 def test_a_signal_ends_the_process_with_one_line(fake, mode, number, words):
   """Also in native code and where what it raises is swallowed; what is open is put in order where that is possible."""
   with subprocess.Popen(command(mode), stderr=subprocess.PIPE, text=True) as started:

@@ -257,7 +257,7 @@ def test_mistakes_that_all_find(folder, tmp_path):
     (
       flags,
       (["--mesh=tensor=2"], ["--mesh=data=2"]),
-      "--mesh, --offload_layers, how numbers are kept, --drafts and --draft_model: process 1",
+      "--mesh, --offload_layers, how numbers are kept, --adapter, --drafts and --draft_model: process 1",
     ),
   ):
     with Two("generate", *arguments, own=own) as two:
