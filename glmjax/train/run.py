@@ -296,14 +296,12 @@ class Run:
     """Returns the state's validation loss; where that fails, the step is saved first, if it is not by itself."""
     saving = self._hooks.saving
     try:
-      record = self._hooks.evaluation.evaluate(self._state)
+      return self._hooks.evaluation.evaluate(self._state)
     except Exception:
       if saves or jax.process_count() == 1:  # the others of several would not come to save with this one
         saving.save(self._state, self._record, self._last_samples)
         saving.wait()
       raise
-    saving.note(self._step, {"eval_loss": record["eval_loss"]})
-    return record
 
   def _diverged(self, item: feed_lib.Item, metrics: step_lib.Metrics) -> errors.Diverged:
     """Returns the end at a step that could not be done: the state, its step's number and its loss scale are what

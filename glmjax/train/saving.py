@@ -72,11 +72,6 @@ class Saving:
       self._manager.save(step, self._runtime.stages.put_back(state.trained()), metadata, lines=self._lines)
     self._saved_step = step
 
-  def note(self, step: int, record: metrics_lib.Record) -> None:
-    """Adds what was measured since to the step's metrics, if it was saved."""
-    if self.is_saved(step):
-      self._manager.note(step, record)
-
   def wait(self) -> None:
     """Returns when what was begun is saved."""
     with self._runtime.peers.patient():
