@@ -52,7 +52,7 @@ METHODS = {
     "finetune_p_tuning", "int4", {"LEARNING_RATE": 5e-3, "trainable.PTuning.projection": True} | PREFIX
   ),
   "dpo_int4": Method("finetune_dpo", "int4", data="preferences"),
-  "orpo_int4": Method("finetune_orpo", "int4", data="preferences"),
+  "orpo_int4": Method("finetune_orpo", "int4", {"trainable.LoRA.dropout": 0.05}, data="preferences"),
   "full_replay": Method("finetune", "float", {"LEARNING_RATE": 5e-4} | BLANKS, replay=True),
   "lora_int4_replay": Method("finetune_lora", "int4", BLANKS, replay=True),
 }

@@ -191,11 +191,11 @@ COMMANDS = {
         Command(
           "import --base",
           "glmjax.thudm.load.import_adapter",
-          "read a LoRA adapter in PEFT's files",
+          "read a LoRA adapter in PEFT's files, or a prefix in ptuning's",
           "glmjax import --base=runs/chatglm-6b-int4 peft-adapter runs/my-adapter",
           (
             Flag("--base", "folder of the model that was adapted", Path),
-            Flag("source", "folder that PEFT wrote", Path),
+            Flag("source", "folder that PEFT or ptuning/ wrote", Path),
             Flag("out", "folder to write", Path),
             Flag("--overwrite", "replace an export there", bool, kind="passed"),
           ),

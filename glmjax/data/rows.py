@@ -129,8 +129,7 @@ class BlankInfilling:
       samples.append(spans.corrupt_suffix(text, n_inputs, mask, self.specials, eop=True))
     row = self.pack(samples, tokens_lib.OBJECTIVE_INSTRUCTION)
     if self.instruction_sop_loss:
-      masks = [context_end - 1 for _, context_end, _ in places_of_samples(row)]
-      row["targets"][masks], row["loss_weights"][masks] = self.specials.sop, 1
+      self._predict_sop(row)
     return row
 
   def preference_row(self, inputs: np.ndarray, chosen: np.ndarray, rejected: np.ndarray) -> Row:
@@ -148,6 +147,8 @@ class BlankInfilling:
       samples.append(spans.corrupt_suffix(text, n_inputs, mask, self.specials, eop=True))
     counting = self._counting(tokens_lib.OBJECTIVE_INSTRUCTION)
     row = pack(samples, self.position_kind, counting, self.seq_length, self.specials.pad)
+    if self.instruction_sop_loss:
+      self._predict_sop(row)
     second = len(samples[0].tokens)
     row["objective"][:second], row["objective"][second:] = tokens_lib.OBJECTIVE_CHOSEN, tokens_lib.OBJECTIVE_REJECTED
     return row
@@ -156,6 +157,11 @@ class BlankInfilling:
     """Tells whether a question and answers of so many tokens lose none of them in preference_row."""
     n_targets = max(n_chosen, n_rejected)
     return self._cut_instruction(n_inputs, n_targets, self.seq_length // 2) == (n_inputs, n_targets)
+
+  def _predict_sop(self, row: Row) -> None:
+    """Has each sample's mask predict sop."""
+    masks = [context_end - 1 for _, context_end, _ in places_of_samples(row)]
+    row["targets"][masks], row["loss_weights"][masks] = self.specials.sop, 1
 
   def instruction_length(self, n_inputs: int, n_targets: int) -> int:
     """Counts the places that a pair takes in instruction_row, for packing in advance."""

@@ -229,6 +229,8 @@ class Engine:
       self.room(row)
       self.check(settings, max_tokens)
     names = [adapter] * len(rows) if adapter is None or isinstance(adapter, str) else list(adapter)
+    if len(names) != len(rows):
+      raise errors.InputError(f"adapter: {len(names)} names for {len(rows)} prompts: give one for all, or one for each")
     state = [self.filling(row, max_tokens, name) for row, name in zip(rows, names, strict=True)]
     if isinstance(sampling, beam_lib.BeamSearch):
       self._fill_by_beams(state, sampling)

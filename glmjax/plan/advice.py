@@ -90,7 +90,7 @@ def _offloads(plan: _Plan, workload: programs.Decode, size: float) -> Iterator[t
 
 def _training(plan: _Plan, workload: programs.Train) -> Iterator[tuple[str, float]]:
   model, mesh, memory = plan.model, plan.mesh, plan.memory
-  held = memory["parameters"] + memory["optimizer"]
+  held = memory["parameters"] + memory["optimizer"] + memory.get("frozen", 0)
   micro = workload.micro_batch or workload.batch_size
   ticks = memory_lib.is_1f1b(workload, mesh)
   whole = memory_lib.gathered(model, workload, mesh)

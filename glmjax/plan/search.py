@@ -198,7 +198,7 @@ def _bytes(candidate: _Candidate) -> tuple[float, float]:
   if isinstance(workload, programs.Decode):
     return memory.decoding(model, workload, mesh).total, 0.0
   parts = memory.training(model, workload, mesh).parts
-  return parts["weights"] + parts["optimizer"], parts["gradients"] + parts["activations"]
+  return parts["weights"] + parts["optimizer"] + parts.get("frozen", 0), parts["gradients"] + parts["activations"]
 
 
 def _seconds(candidate: _Candidate, aim: targets.Target) -> float:

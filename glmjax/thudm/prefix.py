@@ -110,7 +110,7 @@ def to_files(params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def is_there(source: paths.Path) -> bool:
   """Tells whether this could be what ptuning/ left: a file, or a folder of the Hub's files of tensors."""
-  return not source.is_dir() or any((source / name).exists() for name in ("pytorch_model.bin", "model.safetensors"))
+  return source.is_file() or any((source / name).exists() for name in ("pytorch_model.bin", "model.safetensors"))
 
 
 def read(

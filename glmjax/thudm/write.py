@@ -105,7 +105,7 @@ def _write_chatglm(content: export.ExportSource, folder: paths.Path) -> None:
   """Writes a folder for the Hub's modeling_chatglm.py, which is not ours to give: copy its *.py files there; or of a
   prefix what ptuning/ writes.
   """
-  if content.config.base and content.config.model.prefix_length:
+  if content.config.base and not content.config.model.lora_rank:
     return _write_prefix(content, folder)
   _check_whole(content, "chatglm-hf")
   model = content.config.model
@@ -119,6 +119,8 @@ def _write_chatglm(content: export.ExportSource, folder: paths.Path) -> None:
 def _write_prefix(content: export.ExportSource, folder: paths.Path) -> None:
   """Writes a prefix alone."""
   model = content.config.model
+  if not model.position_kind.rotary_parts:
+    raise errors.InputError("prefixes are known for ChatGLM-6B and its kin, and this is of a model of GLM-10B's")
   whole = {weight: tuple(slice(0, n) for n in weight.shape) for weight in content.weights}
   params = {weight.name: np.asarray(content.read(weight, region)[weight.name]) for weight, region in whole.items()}
   content.verify()
@@ -154,7 +156,8 @@ def _write_glm_130b(content: export.ExportSource, folder: paths.Path, degree: in
 def _check_whole(content: export.ExportSource, name: str) -> None:
   if base := content.config.base.get("folder"):
     raise errors.InputError(
-      f"{name} is for models, and this is an adapter of {base}: export that with --adapter, or this with --format=peft"
+      f"{name} is for models, and this is an adapter of {base}: export that with --adapter, or this with --format="
+      + (peft.NAME if content.config.model.lora_rank else "chatglm-hf")
     )
 
 

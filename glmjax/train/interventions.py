@@ -28,7 +28,7 @@ Ranges = list[tuple[int, int]]
 _FRAGMENT = """\
 # Written by glmjax train: another run of the same settings, with this file behind them, does about the same samples
 # what this one came to do, whatever its limits ("clip" computes them again, from the same figures):
-#   glmjax train --gin_file=... --gin_file=interventions.gin --workdir=ANOTHER
+#   glmjax train --gin_file=... --gin_file=WORKDIR/interventions.gin --workdir=ANOTHER
 from __gin__ import dynamic_registration
 from glmjax.train import schedules
 from glmjax.train import spikes

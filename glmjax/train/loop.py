@@ -123,6 +123,8 @@ def train(
     # 3. The rows to be evaluated, so that a run that could not evaluate deletes nothing and never starts.
     evaluates = validation is not None and intervals.evaluate
     evaluated = feed_lib.read_validation(validation, layout, intervals.eval_samples) if evaluates else []
+    if evaluates:
+      _check_kind("validation", validation, preference)
     tx = optimizer.make()
     recipe = step_lib.Recipe(optimizer, learning_rate, embedding_alpha, loss_scale)
     flow = pipeline_lib.make(pipeline, model, device_mesh, layout.rows)
@@ -287,12 +289,7 @@ def _check_preference(
   mesh: mesh_lib.MeshConfig,
 ) -> None:
   """Raises InputError where data and loss are not both of pairs of answers, or the loss cannot be computed."""
-  if bool(data.describe().get("preference")) != (preference is not None):
-    raise errors.InputError(
-      "the data are pairs of answers: give loop.train.preference a loss of them (preference.DPO or preference.ORPO)"
-      if preference is None
-      else "loop.train.preference is a loss of pairs of answers: give loop.train.data such (mixtures.preference)"
-    )
+  _check_kind("data", data, preference)
   if preference is None:
     return
   if mesh.stage > 1:
@@ -301,6 +298,17 @@ def _check_preference(
     raise errors.InputError(
       f"{type(preference).__name__} compares with the model that an adapter is trained beside: give "
       "loop.train.trainable, or use preference.ORPO, which compares with none"
+    )
+
+
+def _check_kind(name: str, data: feed_lib.DataSource, preference: preference_lib.Preference | None) -> None:
+  """Raises InputError where loop.train's argument of that name is not of what the loss is of."""
+  if bool(data.describe().get("preference")) != (preference is not None):
+    raise errors.InputError(
+      f"loop.train.{name} is of pairs of answers: give loop.train.preference a loss of them (preference.DPO or "
+      "preference.ORPO)"
+      if preference is None
+      else f"loop.train.preference is a loss of pairs of answers: give loop.train.{name} such (mixtures.preference)"
     )
 
 

@@ -63,8 +63,8 @@ class ORPO:
   def loss(self, chosen: Answers, rejected: Answers) -> tuple[jax.Array, jax.Array]:
     """Returns of each pair the loss, and by how much the chosen answer is ahead."""
     means = [answers.log_prob / jnp.maximum(answers.tokens, 1.0) for answers in (chosen, rejected)]
-    odds = [mean - jnp.log(-jnp.expm1(jnp.minimum(mean, -_LEAST))) for mean in means]
-    ahead = odds[0] - odds[1]
+    log_odds = [mean - jnp.log(-jnp.expm1(jnp.minimum(mean, -_LEAST))) for mean in means]
+    ahead = log_odds[0] - log_odds[1]
     return self.weight * jax.nn.softplus(-ahead) - means[0], ahead
 
 

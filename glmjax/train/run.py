@@ -101,6 +101,7 @@ class Run:
     )
     self._record: metrics_lib.Record = {}
     self._feed: feed_lib.Feed | None = None
+    self._asked: jax.Array | None = None  # of all processes, with the newest step
 
   def compile(self, train_step: Any) -> Any:
     """Compiles the step, so that the first one is as quick as any; returns its program."""
@@ -163,6 +164,10 @@ class Run:
     except errors.Diverged as error:
       self._note(error)
       raise
+    except spikes_lib.GoBack:
+      # The step behind the spike is under way: programs that meet other processes must not run beside those to come.
+      jax.block_until_ready((self._state, self._asked))
+      raise
 
   def _steps(self, stop: stopping.Stopping) -> None:
     hooks = self._hooks
@@ -175,7 +180,7 @@ class Run:
       self._runtime.peers.at(step)
       item = self._limited(item, step)
       self._state, metrics = self._train_step(self._state, item.batch, item.info)
-      asked = stop.ask(metrics["loss"])
+      self._asked = asked = stop.ask(metrics["loss"])
       if pending:  # the device works on this step while the last one's figures are read
         self._finish(*pending)
       stop.hear(answer)
@@ -233,15 +238,20 @@ class Run:
     self._record = record = self._figures(item, metrics, seconds, waited)
     if hooks.watch is not None:
       self._look_for_spike(hooks.watch, bool(metrics["held"]))
-    saves = hooks.saving.is_due(self._step)
-    try:  # its line is written whatever becomes of this, and before a checkpoint that a run may go on from without it
-      if hooks.evaluation.is_due(self._step):
-        record |= self._evaluate(saves)
-    finally:
-      if hooks.writer is not None:
-        hooks.writer.write(record, is_saved=saves or hooks.saving.is_saved(self._step))
+    saves, failure = hooks.saving.is_due(self._step), None
+    if hooks.evaluation.is_due(self._step):
+      try:
+        record |= hooks.evaluation.evaluate(self._state)
+      except Exception as error:  # what there is of the step is written all the same
+        failure = error
+        saves |= jax.process_count() == 1  # the others of several would not come to save with this one
+    if hooks.writer is not None:  # before the checkpoint, from which a run may go on
+      hooks.writer.write(record, is_saved=saves)
     if saves:
       hooks.saving.save(self._state, record, self._last_samples)
+    if failure is not None:
+      hooks.saving.wait()
+      raise failure
     shown = bool(hooks.log_every) and self._step % hooks.log_every == 0 or "eval_loss" in record
     hooks.console.step(record, seconds, item.size, show=shown)
     if "eval_loss" in record or hooks.saving.is_saved(self._step):
@@ -291,17 +301,6 @@ class Run:
     if self._resumed:
       record["resumed"], self._resumed = True, False
     return record
-
-  def _evaluate(self, saves: bool) -> metrics_lib.Record:
-    """Returns the state's validation loss; where that fails, the step is saved first, if it is not by itself."""
-    saving = self._hooks.saving
-    try:
-      return self._hooks.evaluation.evaluate(self._state)
-    except Exception:
-      if saves or jax.process_count() == 1:  # the others of several would not come to save with this one
-        saving.save(self._state, self._record, self._last_samples)
-        saving.wait()
-      raise
 
   def _diverged(self, item: feed_lib.Item, metrics: step_lib.Metrics) -> errors.Diverged:
     """Returns the end at a step that could not be done: the state, its step's number and its loss scale are what

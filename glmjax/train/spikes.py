@@ -61,7 +61,7 @@ class Guard:
   gradient_floor: float = 0.3  # of norms of the gradient
   update_floor: float = 0.1  # and of norms of the update
   most: int = 10  # updates skipped, or ways back, within a window; more are a run that diverges
-  skip: Sequence[tuple[int, int]] = ()  # (first, last) sample numbers; a step with any of them is not applied
+  skip: Sequence[tuple[int, int]] = ()  # (first, last) sample numbers; a finite step with any of them is not applied
 
   def __post_init__(self) -> None:
     ranges.choice("Guard.action", self.action, ACTIONS)
@@ -179,12 +179,14 @@ class Watch:
     """
     step, values = record["step"], self._add(record)
     limits = self._limits.pop(step)
-    if not np.isfinite(values).all():
-      return None  # no spike: the loss scale's to mend, or the end
+    if held and self.guard.holds(first, last):
+      return None  # as it was asked for
+    if not held and (self.guard.action == "skip" or not np.isfinite(values).all()):
+      return None  # the device decides; what is not finite is the loss scale's to mend, or the end
     over = values / np.maximum(limits, ranges.SMALLEST)
     above = over > 1
-    if held and not above.any() and not self.guard.holds(first, last):
-      above = over == over.max()  # the device, which decides, has rounded otherwise
+    if held and not above.any():
+      above = over == np.nanmax(over)  # the device has rounded otherwise
     above = {
       name: (float(value), float(limit))
       for name, value, limit, is_above in zip(self._names, values, limits, above)

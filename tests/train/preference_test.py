@@ -210,9 +210,11 @@ def test_mistakes(bases, tmp_path, tiny, source):
     assert not (tmp_path / "run").exists()
 
   fails("give loop.train.trainable, or use preference.ORPO", METHODS["dpo"], adapter=None)
-  fails("data are pairs of answers: give loop.train.preference", None)
+  fails("loop.train.data is of pairs of answers: give loop.train.preference", None)
   fails("give loop.train.data such", METHODS["dpo"], data=source)
   fails("do not go through pipelines", METHODS["dpo"], mesh=mesh_lib.MeshConfig(data=4, stage=2))
+  intervals = loop.Intervals(evaluate=1, eval_samples=16)
+  fails("give loop.train.validation such", METHODS["dpo"], validation=source, intervals=intervals)
   for method, wrong in ((preference.DPO, {"beta": 0}), (preference.ORPO, {"weight": -1})):
     with pytest.raises(errors.InputError, match=method.__name__):
       method(**wrong)
