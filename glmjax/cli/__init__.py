@@ -59,6 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: list[str]) -> int:
   from glmjax.cli import process
 
+  before = process.stopped()
   try:
     from glmjax.cli import run  # here, so that whatever fails in the imports is one line as well
 
@@ -66,7 +67,7 @@ def _run(arguments: list[str]) -> int:
     sys.stdout.flush()
     return status
   except Exception as error:
-    if (number := process.stopped()) is not None:
+    if before is None and (number := process.stopped()) is not None:
       process.end(number)
     if "glmjax.config.gin_files" in sys.modules:  # else the import itself failed
       error = sys.modules["glmjax.config.gin_files"].original(error)

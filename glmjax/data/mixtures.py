@@ -19,7 +19,7 @@ from glmjax.data import preferences
 from glmjax.data import shards
 from glmjax.data import splits as splits_lib
 from glmjax.data import text
-from glmjax.data import tokenizing
+from glmjax.data import tokenized
 from glmjax.io import paths
 
 PRETRAINING = "pretrain_bilingual"  # names of the mixtures
@@ -81,18 +81,7 @@ class Mixture:
   tokenizer: tokenizer_lib.Tokenizer
   tasks: tuple[Task, ...]
   rates: Mapping[str, float]
-
-  @property
-  def prefers(self) -> bool:
-    """Whether its rows are pairs of answers, for a loss of loop.train.preference.
-
-    Raises:
-      errors.InputError: where some are, and others are not.
-    """
-    kinds = [task.kind == tokenizing.PREFERENCE for task in self.tasks]
-    if any(kinds) and not all(kinds):
-      raise errors.InputError(f"the mixture {self.name} joins pairs of answers and others: a run learns from either")
-    return any(kinds)
+  prefers: bool = False  # whether its rows are pairs of answers, for a loss of loop.train.preference
 
   def task(self, name: str) -> Task:
     """Returns the task of that name."""
@@ -196,12 +185,13 @@ def preference(
   read = functools.partial(preferences.file_preferences, fields=fields, history=history)
   most = instruction_sets.caps(list(sets), max_examples)
   tasks = {
-    of_set: file_tasks.FileTask(f"prefer_{of_set}", tokenizing.PREFERENCE, patterns, read, most[of_set])
+    of_set: file_tasks.FileTask(f"prefer_{of_set}", tokenized.PREFERENCE, patterns, read, most[of_set])
     for of_set, patterns in sets.items()
   }
   for task in tasks.values():
     _check_filled(task)
-  return _mixture(name, loaded, tasks, {of_set: float(task.sizes["train"]) for of_set, task in tasks.items()})
+  shares = {of_set: float(task.sizes["train"]) for of_set, task in tasks.items()}
+  return _mixture(name, loaded, tasks, shares, prefers=True)
 
 
 def joined(parts: Sequence[Mixture], shares: Sequence[float], name: str = JOINED) -> Mixture:
@@ -223,6 +213,8 @@ def joined(parts: Sequence[Mixture], shares: Sequence[float], name: str = JOINED
     )
   for part, share in zip(parts, shares):
     ranges.number(f"mixtures.joined: the share of {part.name}", share, 0)
+    if part.prefers != parts[0].prefers:
+      raise errors.InputError("mixtures.joined: it joins pairs of answers and others: a run learns from either")
     if part.tokenizer != parts[0].tokenizer:
       raise errors.InputError(f"mixtures.joined: {parts[0].name} and {part.name} have different tokenizers")
   tasks, rates = [], {}
@@ -234,17 +226,21 @@ def joined(parts: Sequence[Mixture], shares: Sequence[float], name: str = JOINED
       rates[task.name] = share * part.rates[task.name] / total
       tasks.append(task)
   _check_some("mixtures.joined", rates)
-  return _mixture(name, parts[0].tokenizer, {task.name: task for task in tasks}, rates)
+  return _mixture(name, parts[0].tokenizer, {task.name: task for task in tasks}, rates, parts[0].prefers)
 
 
 def _mixture(
-  name: str, tokenizer: tokenizer_lib.Tokenizer, tasks: Mapping[str, Task], rates: Mapping[str, float]
+  name: str,
+  tokenizer: tokenizer_lib.Tokenizer,
+  tasks: Mapping[str, Task],
+  rates: Mapping[str, float],
+  prefers: bool = False,
 ) -> Mixture:
   """Returns the mixture of those tasks whose rates are above 0; both by the same names."""
   if not isinstance(name, str) or not name:
     raise errors.InputError(f"the mixture's name is {str(name)[:60]}: give a text")
   taken = {tasks[key]: float(rate) for key, rate in rates.items() if rate}
-  return Mixture(name, tokenizer, tuple(taken), {task.name: rate for task, rate in taken.items()})
+  return Mixture(name, tokenizer, tuple(taken), {task.name: rate for task, rate in taken.items()}, prefers)
 
 
 def _text_task(language: str, patterns: text.Patterns, field: str) -> file_tasks.FileTask:

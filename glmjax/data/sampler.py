@@ -24,7 +24,6 @@ from glmjax.data import glm10b
 from glmjax.data import packing
 from glmjax.data import rows
 from glmjax.data import tokenized
-from glmjax.data import tokenizing
 
 Infilling = rows.BlankInfilling | glm10b.BlockStrategy
 
@@ -324,7 +323,7 @@ def _task_rows(
   if kind == "text":
     source = TextRows(reader, infilling, seed, name)
     needed = f"a window of {infilling.window_length} tokens"
-  elif kind == tokenizing.PREFERENCE:
+  elif kind == tokenized.PREFERENCE:
     source = PreferenceRows(reader, infilling)
     needed = "a single pair of answers"
   else:

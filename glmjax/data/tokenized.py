@@ -7,6 +7,8 @@ import numpy as np
 
 from glmjax.data import shards
 
+PREFERENCE = "preference"  # kind of a task: of each two documents the first one's answer is preferred
+
 
 class Split(Protocol):
   """One task's split: a stream of tokens, which is its documents laid end to end."""

@@ -6,12 +6,12 @@ import numpy as np
 
 from glmjax import tokenizer as tokenizer_lib
 from glmjax.data import shards
+from glmjax.data import tokenized
 
-PREFERENCE = "preference"
 FEATURES = {  # of a task's examples, by its kind
   "text": ("text",),
   "instruction": ("inputs", "targets"),
-  PREFERENCE: ("inputs", "chosen", "rejected"),
+  tokenized.PREFERENCE: ("inputs", "chosen", "rejected"),
 }
 Strings = tuple[str, ...]  # of an example: one of each feature
 
@@ -42,7 +42,7 @@ def documents(tokenizer: tokenizer_lib.Tokenizer, kind: str, examples: Iterable[
   for group in groups(examples):
     encoded = [tokenizer.encode_arrays(column) for column in zip(*group)]
     for strings, ids in zip(group, zip(*encoded)):
-      if kind == PREFERENCE:
+      if kind == tokenized.PREFERENCE:
         asked, *answers = zip(strings, ids)
         yield from (_pair(asked, answer) for answer in answers)
       else:

@@ -45,9 +45,9 @@ class Guard:
   The floors are chosen so that sound runs raise no alarm: in two runs of the quickstart (1,280 steps each) the gradient
   norm once was 4.4 times its median for a single step, to no effect, the loss never more than 1.12 times, and the norms
   of updates (711 steps of a third run) 1.22 times; so that no loss below 1.35, no gradient below 6 and no update below
-  1.8 times its median is a spike. The explosions of
-  GLM-130B's log, and those of others, are far above; that the update's norm doubles before the rest shows anything is
-  what was seen of a run of 32 billion parameters (Marin, issue 1368).
+  1.8 times its median is a spike. The explosions of GLM-130B's log, and those of others, are far above; that the
+  update's norm doubles before the rest shows anything is what was seen of a run of 32 billion parameters (Marin, issue
+  1368).
 
   A spike counts among the steps before it like any other, so that what has come to stay is no spike any more after half
   a window.

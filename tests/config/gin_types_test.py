@@ -68,6 +68,7 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
     ["@glmjax.train.trainable.LoRA()", "@glmjax.train.trainable.PTuning()", "None"],
     ["@glmjax.train.trainable.LoRA", "'lora'", "@glmjax.train.schedules.Batches()"],
   ),
+  "path | Sequence[str] | None": (["'a'", "['a', 'b=c']", "None"], ["5", "[5]"]),
   "DPO | ORPO | None": (
     ["@glmjax.train.preference.DPO()", "@glmjax.train.preference.ORPO()", "None"],
     ["@glmjax.train.preference.DPO", "'dpo'", "@glmjax.train.trainable.LoRA()"],

@@ -124,11 +124,9 @@ def test_mistakes(folder, tmp_path):
   with pytest.raises(errors.InputError, match="are not cached"):
     token_cache.cache_mixture(mixture(folder), tmp_path / "cache")
   (tmp_path / "text.txt").write_text("dogs sleep\n\n" * 100)
-  both = mixtures.joined(
-    [mixture(folder), mixtures.pretraining({"en": str(tmp_path / "text.txt")}, folder / "tokenizer")], [1, 1]
-  )
+  text = mixtures.pretraining({"en": str(tmp_path / "text.txt")}, folder / "tokenizer")
   with pytest.raises(errors.InputError, match="joins pairs of answers and others"):
-    in_memory.InMemoryMixture(both, rows.BlankInfilling(specials=both.tokenizer.specials, **SETTINGS)).describe()
+    mixtures.joined([mixture(folder), text], [1, 1])
   with pytest.raises(errors.InputError, match="give 3 names each"):
     mixture(folder, fields=[("prompt", "chosen")])
   with pytest.raises(errors.InputError, match="history is 5"):
