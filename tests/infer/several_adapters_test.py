@@ -225,7 +225,7 @@ def test_mistakes(make, folders, tmp_path):
   ):
     with pytest.raises(errors.InputError, match="no adapter 'wide': the model was loaded with none by name"):
       ask(make(which="wide"))
-  with pytest.raises(ValueError, match="zip"):
+  with pytest.raises(errors.InputError, match="1 names for 4 prompts"):
     make().generate(PROMPTS, 2, adapter=["wide"])
   for name in ("none", "", " a"):
     with pytest.raises(errors.InputError, match="is no name for one"):
