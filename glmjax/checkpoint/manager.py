@@ -4,11 +4,10 @@ A step appears at once, when all of it is written, its checksums too; so a proce
 complete step. Reading recomputes every checksum, and a damaged step is passed over for the newest good one.
 
   checkpoints/<step>/state/<array>/...   metadata/checksums.json   (Orbax: readable without glmjax)
-              metrics.json   (what was measured of steps once they were saved)
+              metrics.json   (of earlier versions: what was measured of steps once they were saved)
 """
 
 from collections.abc import Callable, Mapping
-import contextlib
 import json
 import logging
 import math
@@ -27,14 +26,12 @@ from glmjax.checkpoint import step_folder
 from glmjax.io import bucket
 from glmjax.io import bucket_path
 from glmjax.io import growing
-from glmjax.io import lease
 from glmjax.io import paths
-from glmjax.io import publish
 from glmjax.io import seal
 from glmjax.parallel import processes
 
 STATE = step_folder.STATE
-_NOTED = "metrics.json"  # {step: numbers that came to be known after it was saved}
+_NOTED = "metrics.json"  # {step: numbers that came to be known after it was saved}, of earlier versions
 
 _log = logging.getLogger("glmjax")
 
@@ -218,18 +215,9 @@ class Manager:
       self._failed(error)
     return True
 
-  def note(self, step: int, metrics: Mapping[str, float]) -> None:
-    """Remembers numbers, for `keep_best`, of a step whose saving has begun: those that were not known before."""
-    if jax.process_index() == 0:
-      with contextlib.suppress(OSError, errors.InputError):  # the step then is one like the others
-        earlier = {str(each) for each in steps(self._directory) if each < step}
-        noted = {each: numbers for each, numbers in self._noted().items() if each in earlier}
-        lease.check()
-        publish.write_json(self._directory / _NOTED, noted | {str(step): dict(metrics)})
-
   def _noted(self) -> dict[str, Any]:
-    """Reads what `note` has written; nothing where there is none, or it is damaged: the best step then counts as one
-    of the others. A refusal of the system is raised: nothing is deleted or written for it.
+    """Reads what earlier versions have noted; nothing where there is none, or it is damaged: the best step then counts
+    as one of the others. A refusal of the system is raised: nothing is deleted or written for it.
     """
     try:
       return files.read_json(self._directory / _NOTED, _NOTED)

@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> int:
-  from glmjax.cli import process
+  from glmjax.cli import process, streams
 
   before = process.stopped()
   try:
@@ -71,7 +71,7 @@ def _run(arguments: list[str]) -> int:
       process.end(number)
     if "glmjax.config.gin_files" in sys.modules:  # else the import itself failed
       error = sys.modules["glmjax.config.gin_files"].original(error)
-    if isinstance(error, BrokenPipeError) and error.filename == process.OUTPUT:  # as in `glmjax ... | head`
+    if isinstance(error, BrokenPipeError) and error.filename == streams.OUTPUT:  # as in `glmjax ... | head`
       return _READER_LEFT
     if "--debug" in arguments:
       import traceback
@@ -79,8 +79,8 @@ def _run(arguments: list[str]) -> int:
       traceback.print_exc()
     return _fail(*_describe(error))
   finally:
-    if process.output_fails():  # the error under way tells
-      process.drop_output()
+    if streams.output_fails():  # the error under way tells
+      streams.drop_output()
 
 
 def _describe(error: Exception) -> tuple[str, int]:

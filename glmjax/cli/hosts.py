@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from glmjax import errors
-from glmjax.cli import process
+from glmjax.cli import process, streams
 from glmjax.cli.flags import Flag
 
 FLAGS = (
@@ -100,7 +100,7 @@ def _join(options: argparse.Namespace) -> None:
 
   seconds = {} if options.connect_seconds is None else {"connect_seconds": options.connect_seconds}
   if distributed.join(options.coordinator, options.num_processes, options.process_id, **seconds) > 1:
-    process.keep_output()
+    streams.keep_output()
 
 
 def _several() -> bool:

@@ -1,24 +1,22 @@
-"""What a command sets for its whole process: signals, standard streams, messages, threads, memory.
+"""What a command sets for its whole process: signals, messages, threads, memory, and standard streams (streams.py).
 
 Called from main() alone, so that glmjax as a library changes nothing in the program that imports it.
 """
 
 import contextlib
-import functools
-import io
 import logging
 import os
 import pathlib
-import select
 import signal
 import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import Any, NoReturn
 
+from glmjax.cli import streams
 from glmjax.io import printable
 
 SECONDS_TO_END = 5  # from a signal on, in which what is open is put in order; then the process ends as it is
@@ -38,7 +36,7 @@ def begin(arguments: Sequence[str] = ()) -> None:
   global _waiting, _noted, _raised
   _waiting, _noted, _raised = _is_of_several(arguments), None, None
   _take_signals()
-  _open_streams()
+  streams.open_all()
   _show_messages()
   _limit_threads()
 
@@ -77,7 +75,6 @@ def _take_signals() -> None:
   for number in _OURS:
     signal.signal(number, _handle)
   if _watcher is None:
-    sys.unraisablehook = functools.partial(_take_unraisable, sys.unraisablehook)
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
@@ -97,13 +94,6 @@ def _handle(number: int, frame: FrameType | None) -> None:
   else:
     _raised = number
     raise Stopped(number)
-
-
-def _take_unraisable(others: Callable[[Any], object], unraisable: Any) -> None:
-  """Ends the process where a signal came while native code called back, which cannot raise; `others` take the rest."""
-  if isinstance(unraisable.exc_value, Stopped):
-    end(unraisable.exc_value.number)
-  others(unraisable)
 
 
 def stopped() -> int | None:
@@ -217,112 +207,6 @@ def leave_others(status: int, message: str) -> None:
     distributed.leave(status, message)
 
 
-# Standard streams ----------------------------------------------------------------------------------------------------
-
-OUTPUT = "standard output"  # the file name of its errors
-
-
-class _Forgiving(io.FileIO):
-  """A descriptor whose failures are dropped: a full disk or a closed terminal under the messages ends no training."""
-
-  def write(self, data: Any) -> int:
-    left = memoryview(data)
-    with contextlib.suppress(OSError):
-      while left and (written := super().write(left)):  # None: it would block
-        left = left[written:]
-    return len(data)
-
-
-class _Output(io.FileIO):
-  """Standard output: takes all that is written to it, or raises an error that names it."""
-
-  def write(self, data: Any) -> int:
-    left = memoryview(data)
-    try:
-      while left:
-        written = super().write(left)
-        if written is None:  # it would block, as another program has set the terminal or pipe
-          select.select([], [self], [])
-        else:
-          left = left[written:]
-    except OSError as error:
-      error.filename = OUTPUT
-      raise
-    return len(data)
-
-
-def _open_streams() -> None:
-  """Makes standard input, output and error usable, whatever the process was started with.
-
-  Closed ones are /dev/null. Into files and pipes goes UTF-8, unless PYTHONIOENCODING says otherwise; a terminal gets
-  its own encoding. A character that the encoding lacks is replaced: by ? in the output, by an escape in messages.
-  """
-  for descriptor, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
-    try:
-      os.fstat(descriptor)
-    except OSError:
-      null = os.open(os.devnull, os.O_RDWR)
-      if null != descriptor:
-        os.dup2(null, descriptor)
-        os.close(null)
-      os.set_inheritable(descriptor, True)
-    if getattr(sys, name) is None:  # so Python has it where the descriptor was closed
-      setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))
-  if sys.stdout is sys.__stdout__:  # else another program's
-    _write_output_to(1)
-  if sys.stderr is sys.__stderr__:
-    # Without a buffer, which a signal between its write and its note of that would have write a line twice.
-    sys.stderr = io.TextIOWrapper(_Forgiving(2, "wb", closefd=False), sys.stderr.encoding, line_buffering=True)
-  for stream, lacking in ((sys.stdin, "replace"), (sys.stdout, "replace"), (sys.stderr, "backslashreplace")):
-    if isinstance(stream, io.TextIOWrapper):
-      own = stream is sys.stdin or stream.isatty() or os.environ.get("PYTHONIOENCODING", "").split(":")[0]
-      stream.reconfigure(encoding=stream.encoding if own else "utf-8", errors=lacking)
-
-
-def _write_output_to(descriptor: int) -> None:
-  """Has standard output written to that descriptor, as it was set up otherwise."""
-  raw = _Output(descriptor, "wb", closefd=False)
-  unbuffered = isinstance(sys.stdout.buffer, io.RawIOBase)
-  sys.stdout = io.TextIOWrapper(
-    raw if unbuffered else io.BufferedWriter(raw),
-    sys.stdout.encoding,
-    sys.stdout.errors,
-    line_buffering=sys.stdout.line_buffering,
-    write_through=unbuffered,
-  )
-
-
-def keep_output() -> None:
-  """Keeps standard output for what Python writes; what libraries print past it, as Gloo does, becomes messages."""
-  buffer = getattr(sys.stdout, "buffer", None)
-  if isinstance(getattr(buffer, "raw", buffer), _Output):  # else another program's
-    sys.stdout.flush()
-    _write_output_to(os.dup(1))
-    os.dup2(2, 1)
-
-
-def output_fails() -> bool:
-  """Tells whether standard output does not take what was written to it."""
-  try:
-    sys.stdout.flush()
-  except (OSError, ValueError):
-    return True
-  return False
-
-
-def drop_output() -> None:
-  """Drops what standard output still holds, so that Python does not try again at its end."""
-  with contextlib.suppress(OSError, ValueError):
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, sys.stdout.fileno())
-    os.close(null)
-
-
-def is_utf8(stream: Any) -> bool:
-  """Tells whether the stream takes every character."""
-  return (getattr(stream, "encoding", None) or "utf-8").lower().replace("_", "-").startswith(("utf-", "utf8"))
-
-
 # Messages ------------------------------------------------------------------------------------------------------------
 
 
@@ -347,6 +231,8 @@ def _show_messages() -> None:
     logger.addHandler(_Messages())
   logger.setLevel(logging.INFO)
   logger.propagate = False  # other libraries' handlers would print it once more
+  if sys.unraisablehook is sys.__unraisablehook__:  # else another program's
+    sys.unraisablehook = _report_unraisable
 
 
 def _is_not_orbax(record: logging.LogRecord) -> bool:
@@ -357,10 +243,13 @@ def _is_not_orbax(record: logging.LogRecord) -> bool:
 
 
 def _report_unraisable(unraisable: Any) -> None:
-  """Reports all but this: when one write fails Orbax closes the event loop to which the others still report. A
-  signal has its own line.
+  """Reports what callbacks and finalizers raise, from which nothing can be raised: a signal ends the process there.
+
+  All but this: when one write fails Orbax closes the event loop to which the others still report.
   """
-  if str(unraisable.exc_value) != "Event loop is closed" and not isinstance(unraisable.exc_value, Stopped):
+  if isinstance(unraisable.exc_value, Stopped):
+    end(unraisable.exc_value.number)
+  if str(unraisable.exc_value) != "Event loop is closed":
     sys.__unraisablehook__(unraisable)
 
 
@@ -372,8 +261,6 @@ def quieten() -> None:
   with contextlib.suppress(ImportError):
     import absl.logging  # noqa: F401  makes its own kind of logger, which must not be an ordinary one
   logging.getLogger("absl").addFilter(_is_not_orbax)
-  if sys.unraisablehook is sys.__unraisablehook__:  # else another program's
-    sys.unraisablehook = _report_unraisable
   warnings.filterwarnings("ignore", "coroutine .async_serialize.* was never awaited", RuntimeWarning)
 
 

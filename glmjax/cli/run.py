@@ -15,7 +15,7 @@ from typing import Any
 import glmjax
 from glmjax import errors
 from glmjax.config import gin_files, signatures
-from glmjax.cli import commands, hosts, process
+from glmjax.cli import commands, hosts, process, streams
 from glmjax.cli.flags import Command, Flag
 from glmjax.io import paths, publish
 
@@ -215,7 +215,7 @@ def _parse_command(command: Command, arguments: Sequence[str]) -> argparse.Names
 def _print_result(command: Command, result: Any, as_json: bool) -> None:
   """Prints JSON on standard output with --json; otherwise the command's own way, or nothing for None."""
   result = command.describe(result) if command.describe else result
-  ascii_only = not process.is_utf8(sys.stdout)  # JSON has its own spelling of what the stream lacks
+  ascii_only = not streams.is_utf8(sys.stdout)  # JSON has its own spelling of what the stream lacks
   if as_json:
     print(json.dumps(result, ensure_ascii=ascii_only, default=_plain))
   elif command.show:

@@ -76,10 +76,6 @@ def cache_mixture(
   ranges.flag("overwrite", overwrite)
   folders.claim(directory, folders.Kind.CACHE, "directory", overwrite=overwrite)  # before the text is read
   mixture = _mixture(mixture)
-  if mixture.prefers:
-    raise errors.InputError(
-      "pairs of answers are not cached: runs read them when they begin (in_memory.InMemoryMixture)"
-    )
   in_bucket = _is_in_bucket(mixture, directory)
   num_workers = _count_workers(num_workers, mixture, in_bucket)
   with _fresh_pool(num_workers, mixture) if in_bucket and num_workers else _pool(num_workers, mixture) as pool:
@@ -128,6 +124,10 @@ def _mixture(given: object) -> mixtures.Mixture:
     raise errors.InputError(
       f"cache_mixture.mixture is {str(given)[:60]}: give what mixtures.pretraining(...) or mixtures.instruction(...) "
       "returns (in a gin file with () at its end), or the name of a mixture that is registered with seqio"
+    )
+  if given.prefers:
+    raise errors.InputError(
+      "pairs of answers are not cached: runs read them when they begin (in_memory.InMemoryMixture)"
     )
   return given
 

@@ -74,7 +74,7 @@ class LowRank:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Stacked:
+class Stacked(weights.ForInference):
   """One factor of several adapters, on top of each other; stands where one adapter's stands (models/weights.py).
 
   Each row of x is multiplied with that of its own adapter, by itself: what the others have changes no bit of it.
@@ -93,20 +93,10 @@ class Stacked:
     each = jnp.take(self.array, self.number_B, axis=0, mode="clip")
     return matmul.matmul(target, f"{labels},{labels[0]}{rest}", x, each, dtype)
 
-  def input_gradient(self, target: target_lib.Target, spec: str, g: jax.Array, dtype: Any) -> jax.Array:
-    """Raises NotImplementedError: it is for inference alone."""
-    raise NotImplementedError("Stacked is for inference: adapters are trained one by one")
-
-  gradient = input_gradient
-
 
 def for_rows(params: Any, number_B: jax.Array) -> Any:
   """Returns parameters whose stacked factors multiply each row of x with those of the adapter of this number."""
-  return jax.tree.map(
-    lambda x: dataclasses.replace(x, number_B=number_B) if isinstance(x, Stacked) else x,
-    params,
-    is_leaf=lambda x: isinstance(x, Stacked),
-  )
+  return weights.replace(params, Stacked, number_B=number_B)
 
 
 @functools.cache

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from glmjax import target as target_lib
 from glmjax.kernels import rows as rows_lib
+from glmjax.models import weights
 from glmjax.quantize import qarray
 
 _AT_ONCE = 2**25  # floats that are quantized at a time
@@ -23,7 +24,7 @@ _AT_ONCE = 2**25  # floats that are quantized at a time
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class OutputRows:
+class OutputRows(weights.ForInference):
   """A weight [inputs, outputs], any number of axes each, as [O, I]: floats, or codes and scales."""
 
   values: jax.Array  # float32, bfloat16's bits or int8 codes [O, I]; 4 bits: [O, I / 2], the even input's code high
@@ -56,20 +57,10 @@ class OutputRows:
     sums_RO = rows_lib.PRODUCT.run(target, x_RI, self.values, self.scale_GO, self.bits, self.fast)
     return sums_RO.reshape(*leading, *self.outputs).astype(dtype or x.dtype)
 
-  def input_gradient(self, target: target_lib.Target, spec: str, g: jax.Array, dtype: Any) -> jax.Array:
-    """Raises NotImplementedError: it is for inference alone."""
-    raise NotImplementedError("OutputRows is for inference: train with QuantizedArray or Float")
-
-  gradient = input_gradient
-
 
 def for_rows(params: Any, needed_B: jax.Array) -> Any:
   """Returns parameters whose OutputRows compute no other rows than those that are needed."""
-  return jax.tree.map(
-    lambda x: dataclasses.replace(x, needed_B=needed_B) if isinstance(x, OutputRows) else x,
-    params,
-    is_leaf=lambda x: isinstance(x, OutputRows),
-  )
+  return weights.replace(params, OutputRows, needed_B=needed_B)
 
 
 def of(weight: jax.Array | qarray.QuantizedArray, num_inputs: int, fast: bool) -> OutputRows:

@@ -63,6 +63,27 @@ def of(value: Any) -> Weight:
   return value if isinstance(value, Weight) else Float(value)
 
 
+class ForInference:
+  """What a weight that never trains says of gradients."""
+
+  def input_gradient(self, target: target_lib.Target, spec: str, g: jax.Array, dtype: Any) -> jax.Array:
+    """Raises NotImplementedError."""
+    raise NotImplementedError(f"{type(self).__name__} is for inference alone")
+
+  def gradient(self, target: target_lib.Target, spec: str, x: jax.Array, g: jax.Array) -> None:
+    """Raises NotImplementedError."""
+    raise NotImplementedError(f"{type(self).__name__} is for inference alone")
+
+
+def replace(params: Any, kind: type, **changes: Any) -> Any:
+  """Returns parameters with other fields in each weight of this kind, as what rows it is to be multiplied with."""
+
+  def is_one(x: Any) -> bool:
+    return isinstance(x, kind)
+
+  return jax.tree.map(lambda x: dataclasses.replace(x, **changes) if is_one(x) else x, params, is_leaf=is_one)
+
+
 def quantize(params: Any, bits: int) -> Any:
   """Returns the same tree, with QuantizedArrays for the kernels that the parameter table quantizes.
 

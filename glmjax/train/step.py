@@ -7,7 +7,7 @@ batch never recompiles.
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import chex
@@ -34,6 +34,15 @@ class Limits:
 
   apply: jax.Array  # a value above its own: the update is not applied; -1: whatever the values are
   clip: jax.Array  # a norm of the gradient above its own: the gradient is scaled down until it is not
+
+  def are_passed(self, values: Sequence[jax.Array]) -> jax.Array:
+    """Tells whether any of the watched values is above its limit."""
+    return jnp.any(jnp.stack(values) > self.apply)
+
+  def factor(self, norms: Mapping[str, jax.Array]) -> jax.Array:
+    """Returns the factor that brings every norm of the gradient below its limit; those follow that of the loss."""
+    below = self.clip[1 : 1 + len(norms)] / jnp.maximum(jnp.stack([*norms.values()]), 1e-9)
+    return jnp.minimum(1.0, below.min())
 
 
 @jax.tree_util.register_dataclass
@@ -89,15 +98,14 @@ def train_step(
   norms = {"grad_norm": norm} | {f"grad_norm_{name}": jnp.sqrt(square) for name, square in squares.items()}
   factor = jnp.minimum(1.0, recipe.optimizer.clip_norm / jnp.maximum(norm, 1e-9))
   if info.limits is not None:
-    factor = jnp.minimum(factor, _within(norms, info.limits.clip))
+    factor = jnp.minimum(factor, info.limits.factor(norms))
   factor /= scale
   updates, opt_state = tx.update(jax.tree.map(lambda g: g * factor, grads), state.opt_state, state.params)
-  held, update_norms = jnp.bool_(False), {}
+  apply, watched_too = finite & planned, {}
   if info.limits is not None:
     update_norms = {f"update_norm_{name}": jnp.sqrt(square) for name, square in part_squares(updates).items()}
-    values = jnp.stack([sums.mean(), *norms.values(), *update_norms.values()])
-    held = finite & jnp.any(values > info.limits.apply)
-  apply = finite & planned & ~held
+    held = finite & info.limits.are_passed([sums.mean(), *norms.values(), *update_norms.values()])
+    apply, watched_too = apply & ~held, update_norms | {"held": held}
   params = jax.tree.map(lambda p, u: p - learning_rate * u, state.params, updates)
   advance, loss_scale = finite & planned, None
   if state.loss_scale is not None:  # passes over samples that overflow, while the scale can still be halved
@@ -122,10 +130,8 @@ def train_step(
     "embedding_alpha": alpha,
     "applied": apply,
     "advanced": advance,
-    **update_norms,
+    **watched_too,
   }
-  if info.limits is not None:
-    metrics["held"] = held
   if state.loss_scale is not None:
     metrics["loss_scale"] = scale
   if sums.pairs is not None:
@@ -135,12 +141,6 @@ def train_step(
 
 def _choose(condition: jax.Array, new: Any, old: Any) -> Any:
   return jax.tree.map(functools.partial(jnp.where, condition), new, old)
-
-
-def _within(norms: dict[str, jax.Array], limits: jax.Array) -> jax.Array:
-  """Returns the factor that brings every norm below its limit; those of the norms follow that of the loss."""
-  below = limits[1 : 1 + len(norms)] / jnp.maximum(jnp.stack([*norms.values()]), 1e-9)
-  return jnp.minimum(1.0, below.min())
 
 
 def part_squares(grads: Any) -> dict[str, jax.Array]:

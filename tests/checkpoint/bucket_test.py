@@ -160,12 +160,11 @@ def test_steps_are_kept_pruned_and_set_aside(server, scheme):
   where = paths.named(f"{scheme}://bucket/run")
   saver = manager.Manager(where, keep=2, keep_best="eval_loss")
   for step in range(1, 6):
-    saver.save(step, state(add=step), {})
-    saver.note(step, {"eval_loss": abs(step - 2.0)})
+    saver.save(step, state(add=step), {"metrics": {"eval_loss": abs(step - 2.0)}})
   saver.wait()
   assert manager.steps(where) == [2, 4, 5]
   saver.close()
-  assert {key.split("/")[1] for key in server.keys(prefix="run/")} == {"2", "4", "5", "metrics.json"}
+  assert {key.split("/")[1] for key in server.keys(prefix="run/")} == {"2", "4", "5"}
   saver.restore(state(), step=2)
   saver.save(4, state(add=40), {})  # goes back behind 4 and 5
   saver.close()
@@ -281,7 +280,6 @@ def test_who_has_lost_the_lock_writes_and_deletes_nothing(server):
     with pytest.raises(errors.InputError, match="could not be written .*has lost its lock"):
       saver.save(2, state(), {})
       saver.wait()
-    saver.note(1, {"eval_loss": 1.0})
     assert server.keys() == before
 
 

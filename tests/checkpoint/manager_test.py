@@ -132,16 +132,14 @@ def test_keeps_newest_and_best(tmp_path: pathlib.Path):
   saver.close()
 
 
-def test_what_cannot_be_noted_or_deleted_ends_no_training(tmp_path: pathlib.Path, monkeypatch, caplog):
+def test_what_cannot_be_deleted_ends_no_training(tmp_path: pathlib.Path, monkeypatch, caplog):
   """The steps are saved all the same; what was to be deleted is at the next save."""
-  (tmp_path / "metrics.json").mkdir()
 
   def refuse(*_):
     raise PermissionError(13, "Permission denied")
 
   with contextlib.closing(manager.Manager(tmp_path, keep=1)) as saver:
     saver.save(0, {"w": jnp.ones(3)}, {})
-    saver.note(0, {"loss": 1.0})
     saver.wait()
     (tmp_path / "1").mkdir()
     with monkeypatch.context() as patch:

@@ -236,13 +236,13 @@ def test_noting_interrupts_nothing():
 
 def streams(code: str, **options) -> subprocess.CompletedProcess:
   """Runs the code after process.begin()."""
-  begin = "import os, sys\nfrom glmjax.cli import process\nprocess.begin()\n"
+  begin = "import os, sys\nfrom glmjax.cli import process, streams\nprocess.begin()\n"
   return subprocess.run([sys.executable, "-c", begin + code], capture_output=True, check=False, **options)
 
 
 def test_what_libraries_print_is_no_output():
   """As Gloo does, from C++, in the middle of the answers of several processes."""
-  done = streams("print('one'); process.keep_output(); os.write(1, b'[Gloo] 1\\n'); print('two')")
+  done = streams("print('one'); streams.keep_output(); os.write(1, b'[Gloo] 1\\n'); print('two')")
   assert done.stdout == b"one\ntwo\n" and done.stderr == b"[Gloo] 1\n"
 
 
