@@ -23,7 +23,6 @@ Reader = Callable[[paths.Path, int], Iterator[tuple[str, str | tokenizing.String
 _STEPS = {
   "text": ["tokenize", "append_eos", "CacheDatasetPlaceholder", "cut_windows", "fill_features"],
   "instruction": ["tokenize", "CacheDatasetPlaceholder", "fill_features"],
-  "preference": [],  # seqio has no task of this kind
 }
 
 

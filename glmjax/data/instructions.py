@@ -99,8 +99,11 @@ def _pairs(
     )
 
 
-def pair(record: Mapping[str, Any], names: Sequence[str], history: str, where: str) -> tuple[str, str]:
-  """Returns (inputs, targets) from the two fields `names` of a record, and the rounds before in the field `history`.
+def pair(
+  record: Mapping[str, Any], names: Sequence[str], history: str, where: str, others: Sequence[str] = ()
+) -> tuple[str, str]:
+  """Returns (inputs, targets) from the two fields `names` of a record, and the rounds before in the field `history`;
+  `others` are read elsewhere.
 
   Raises:
     errors.InputError: for what is no text, an empty answer, or another field that holds something.
@@ -108,7 +111,7 @@ def pair(record: Mapping[str, Any], names: Sequence[str], history: str, where: s
   inputs, targets = (user_json.string(record, name, where) for name in names)
   if not targets:
     raise errors.InputError(f"{where}: the field {names[1]!r} is empty; there is nothing to learn")
-  check_others(record, (*names, history), repr(names[0]), where)
+  check_others(record, (*names, history, *others), repr(names[0]), where)
   earlier = [] if history in names else _history(record.get(history), history, where)
   return rounds.prompt(earlier, inputs), targets
 

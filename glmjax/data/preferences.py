@@ -48,12 +48,11 @@ def _answers(
         f"{where}: no fields {wanted}; the record has {', '.join(record)[:200] or 'none'}: rename its fields, or write "
         'lists of messages into "chosen" and "rejected"'
       )
-    asked, *answers = names
-    pairs = [
-      instructions.pair({**record, **dict.fromkeys({*answers} - {answer})}, (asked, answer), history, where)
-      for answer in answers
-    ]
-    found = pairs[0][0], pairs[0][1], pairs[1][1]
+    question, *answers = names
+    (asked, chosen), (_, rejected) = (
+      instructions.pair(record, (question, answer), history, where, answers) for answer in answers
+    )
+    found = asked, chosen, rejected
   if found[1] == found[2]:
     raise errors.InputError(f"{where}: both answers are the same: give another one, or leave the record out")
   return found

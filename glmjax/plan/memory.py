@@ -28,8 +28,7 @@ from glmjax.train import feed
 from glmjax.train import optimizer as optimizer_lib
 from glmjax.train import pipeline as pipeline_lib
 
-
-_OF_LAYERS = f"{params_lib.LAYERS}/"
+_OF_LAYERS = f"{params_lib.LAYERS}/"  # how paths of layers' parameters begin
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,7 +195,7 @@ def _weights(
   offload.check(model.num_layers, offload_layers)
   found = dict.fromkeys(params_lib.PARTS, 0)
   for path, param in params_lib.table(model).items():
-    if not path.startswith(f"{params_lib.LAYERS}/"):
+    if not path.startswith(_OF_LAYERS):
       found[param.part] += _stored(param, itemsize(model), None, mesh)
   for param in params_lib.layer(model).values():
     here = model.num_layers - (offload_layers if param.quantizes else 0)

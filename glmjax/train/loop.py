@@ -216,18 +216,18 @@ class _Attempts:
       metrics_lib.Console(self.samples.total, start.samples_seen, silent=not first),
       self.intervals.log,
       writer,
-      self._watch(start, writer),
+      self._detector(start, writer),
       journal,
     )
 
-  def _watch(self, start: run_lib.Start, writer: metrics_lib.Writer | None) -> spikes_lib.Watch | None:
+  def _detector(self, start: run_lib.Start, writer: metrics_lib.Writer | None) -> spikes_lib.Detector | None:
     """Makes what looks for spikes, with the figures of the steps before, which the first process reads."""
     guard, mesh = self.guard, self.runtime.layout.mesh
     if guard is None:
       return None
     records = processes.from_first(lambda: metrics_lib.last_steps(writer.lines.local, start.step, guard.window + 1))
     replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    return spikes_lib.Watch(guard, start.state.params, replicated, records)
+    return spikes_lib.Detector(guard, start.state.params, replicated, records)
 
 
 def _check_same(settings: Mapping[str, Any]) -> None:

@@ -4,7 +4,7 @@ B pairs, a row of a batch each, L places.
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,15 +28,11 @@ class DPO:
   probability on the rejected one.
   """
 
+  compares: ClassVar[bool] = True  # with a reference model
   beta: float = 0.1  # how dear it is to leave the reference model; the paper's
 
   def __post_init__(self) -> None:
     ranges.number("DPO.beta", self.beta, above=0)
-
-  @property
-  def compares(self) -> bool:
-    """Whether it needs a reference model."""
-    return True
 
   def loss(self, chosen: Answers, rejected: Answers) -> tuple[jax.Array, jax.Array]:
     """Returns of each pair the loss, and by how much the chosen answer is ahead."""
@@ -50,15 +46,11 @@ class ORPO:
   the rejected one's; no reference model.
   """
 
+  compares: ClassVar[bool] = False  # with a reference model
   weight: float = 0.1  # of the odds ratio's part; the paper's lambda
 
   def __post_init__(self) -> None:
     ranges.number("ORPO.weight", self.weight, 0)
-
-  @property
-  def compares(self) -> bool:
-    """Whether it needs a reference model."""
-    return False
 
   def loss(self, chosen: Answers, rejected: Answers) -> tuple[jax.Array, jax.Array]:
     """Returns of each pair the loss, and by how much the chosen answer is ahead."""

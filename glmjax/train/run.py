@@ -62,7 +62,7 @@ class Hooks:
   console: metrics_lib.Console
   log_every: int  # steps; 0: no lines
   writer: metrics_lib.Writer | None  # the first process's
-  watch: spikes_lib.Watch | None  # None: nothing is watched
+  detector: spikes_lib.Detector | None  # None: nothing is watched
   journal: interventions.Journal
 
   def close(self) -> None:
@@ -109,8 +109,8 @@ class Run:
     scalar = jax.ShapeDtypeStruct(
       (), np.uint32, sharding=jax.sharding.NamedSharding(layout.mesh, jax.sharding.PartitionSpec())
     )
-    watch = self._hooks.watch
-    info = step_lib.StepInfo(scalar, scalar, scalar, watch and watch.abstract())
+    detector = self._hooks.detector
+    info = step_lib.StepInfo(scalar, scalar, scalar, detector and detector.abstract())
     self._train_step = train_step.lower(self._state, layout.abstract(), info).compile()
     if jax.default_backend() == "cpu":
       host.reserve_huge_pages(self._train_step.memory_analysis().temp_size_in_bytes * 5 // 4)
@@ -210,10 +210,10 @@ class Run:
 
   def _limited(self, item: feed_lib.Item, step: int) -> feed_lib.Item:
     """Returns the item with the limits of its step, if it has any."""
-    watch = self._hooks.watch
-    if watch is None:
+    detector = self._hooks.detector
+    if detector is None:
       return item
-    info = dataclasses.replace(item.info, limits=watch.limits(step, item.first, item.size))
+    info = dataclasses.replace(item.info, limits=detector.limits(step, item.first, item.size))
     return item._replace(info=info)
 
   def _is_due(self, step: int, stop: stopping.Stopping) -> bool:
@@ -236,8 +236,8 @@ class Run:
     self._step, self._seen = self._step + 1, item.first + item.size
     self._last_samples = item.first, item.first + item.size - 1
     self._record = record = self._figures(item, metrics, seconds, waited)
-    if hooks.watch is not None:
-      self._look_for_spike(hooks.watch, bool(metrics["held"]))
+    if hooks.detector is not None:
+      self._look_for_spike(hooks.detector, bool(metrics["held"]))
     saves, failure = hooks.saving.is_due(self._step), None
     if hooks.evaluation.is_due(self._step):
       try:
@@ -257,15 +257,15 @@ class Run:
     if "eval_loss" in record or hooks.saving.is_saved(self._step):
       self._clock = time.perf_counter()  # evaluating and saving are no part of a step's time
 
-  def _look_for_spike(self, watch: spikes_lib.Watch, held: bool) -> None:
+  def _look_for_spike(self, detector: spikes_lib.Detector, held: bool) -> None:
     """Records a spike in the last step's figures; `held`: its update was not applied for its limits.
 
     Raises:
       spikes.GoBack: before anything of the step is written or saved.
       errors.Diverged: when nothing is left to be done about it.
     """
-    hooks, guard = self._hooks, watch.guard
-    spike = watch.find(self._record, *self._last_samples, held)
+    hooks, guard = self._hooks, detector.guard
+    spike = detector.find(self._record, *self._last_samples, held)
     if spike is None:
       return
     if guard.action in ("skip", "roll_back") and spike.action == guard.action:

@@ -133,7 +133,7 @@ class GoBack(Exception):
     self.spike = spike
 
 
-class Watch:
+class Detector:
   """The figures of one run's last steps, and the limits that follow from them; the same in every process."""
 
   def __init__(

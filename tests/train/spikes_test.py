@@ -75,9 +75,9 @@ def test_no_limit_before_there_are_enough_values(strange):
 # --- the window
 
 
-def watch(guard: spikes.Guard = GUARD, records=()) -> spikes.Watch:
+def watch(guard: spikes.Guard = GUARD, records=()) -> spikes.Detector:
   mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("data",))
-  return spikes.Watch(guard, PARAMS, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()), records)
+  return spikes.Detector(guard, PARAMS, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()), records)
 
 
 def record(step: int, **changes: Any) -> dict[str, Any]:
