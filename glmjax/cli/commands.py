@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from glmjax import ranges
-from glmjax.cli import corpus, doctor, evaluation, hosts, inference, inputs, plans, weights
+from glmjax.cli import corpus, doctor, evaluation, hosts, inference, inputs, plans, study, weights
 from glmjax.cli.flags import Command, Flag
 from glmjax.cli.shared_flags import (
   ADAPTER,
@@ -75,6 +75,20 @@ COMMANDS = {
       prepare=hosts.check,
       within=hosts.training,
       folder="workdir",
+    ),
+    Command(
+      "study",
+      "glmjax.study.run.run",
+      "train a model for every point of a grid of settings, and report how they fared",
+      "glmjax study --gin_file=studies/stability/small.gin --workdir=runs/stability --workers=2",
+      (
+        Flag("--workdir", "folder of the study; what is done there stays done", Path),
+        Flag("--workers", "runs at a time, each on its part of the cores (1)", int, least=1, most=1024, kind="passed"),
+        Flag("--keep_checkpoints", "of runs that are done, instead of their figures alone", bool, kind="passed"),
+      ),
+      prepare=study.settings,
+      show=study.show,
+      status=study.status,
     ),
     Command(
       "evaluate",

@@ -73,12 +73,14 @@ def settle(
   """Has gin parse the files, with the bindings and flags over them; returns the arguments of the call.
 
   Args:
-    options: the value of each of the command's flags, None where it was not given.
+    options: the value of each of the command's flags, None where it was not given; for its `prepare`, the files and
+      the bindings are set beside them.
     given: arguments that are no flags.
 
   Raises:
     errors.InputError: for a mistake in any of them.
   """
+  options.files, options.bindings = files, bindings
   given, files = {**given, **(command.prepare(options) if command.prepare else {})}, list(files)
   overrides = [f"{command.target}.{name}=@{made}()" for name, made in command.groups.items()] + list(bindings)
   for flag in command.flags:

@@ -1,0 +1,214 @@
+"""The report of a study: report.md, report.json and the pictures, out of what its runs came to."""
+
+import importlib.util
+import json
+import math
+import pathlib
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from glmjax.io import publish
+from glmjax.study import grid as grid_lib
+from glmjax.study import pictures
+from glmjax.study import results as results_lib
+
+Results = Sequence[results_lib.Result]
+
+# The name of each picture's file, the figure that it has over the steps, and what is said of that.
+_OVER_STEPS = (
+  ("curves", "loss", "Training loss"),
+  ("embedding", "grad_norm_embedding", "Norm of the embedding's gradient"),
+  ("gradient", "grad_norm", "Norm of the whole gradient"),
+)
+_OVER_LAYERS = (
+  ("logits", "attention_logit_max", "Largest attention logit of each layer, last looked at"),
+  ("residual", "residual_rms", "Root mean square of what each layer reads, last looked at"),
+)
+
+
+def write(folder: pathlib.Path, grid: grid_lib.Grid, results: Results) -> None:
+  """Writes the report of the runs that are done; pictures only where matplotlib is installed."""
+  groups = [_group(grid, choice, results) for choice in grid_lib.labelled(grid, grid.others)]
+  groups = [group for group in groups if group["runs"]]
+  found = {
+    "axes": {axis: [*values] for axis, values in grid.axes.items()},
+    "over": grid.over,
+    "repeats": grid.repeats,
+    "groups": groups,
+    "spikes": _leaders(results),
+    "runs": [_run(result) for result in results],
+  }
+  drawn = _draw(folder, grid, results)
+  publish.write_text(folder / "report.json", json.dumps(_finite(found), ensure_ascii=False, indent=1) + "\n")
+  publish.write_text(folder / "report.md", _markdown(grid, found, drawn))
+
+
+def _finite(value: Any) -> Any:
+  """Returns JSON's values: what is not finite becomes null."""
+  if isinstance(value, Mapping):
+    return {str(name): _finite(inner) for name, inner in value.items()}
+  if isinstance(value, (list, tuple)):
+    return [_finite(inner) for inner in value]
+  return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _run(result: results_lib.Result) -> dict[str, Any]:
+  return {
+    "labels": dict(result.point.labels),
+    "diverged": result.has_diverged,
+    "steps": len(result.table.steps),
+    "first_loss": result.first_loss,
+    "last_loss": result.last_loss,
+    "spikes": [dict(episode.first) for episode in result.episodes],
+    "seconds": result.seconds,
+  }
+
+
+def _group(grid: grid_lib.Grid, choice: Sequence[Any], results: Results) -> dict[str, Any]:
+  """Sums up the runs that differ in `over` and `repeats` alone."""
+  labels = dict(zip(grid.others, choice))
+  runs = [each for each in results if all(each.point.labels[axis] == label for axis, label in labels.items())]
+  sensitivities = [value for value in map(sensitivity, _by_repeat(grid, runs)) if value is not None]
+  return {
+    "labels": labels,
+    "runs": len(runs),
+    "diverged": sum(run.has_diverged for run in runs),
+    "learned_nothing": sum(run.has_failed and not run.has_diverged for run in runs),
+    "spikes": sum(len(run.episodes) for run in runs),
+    "sensitivity": _spread(sensitivities),
+    **_best(grid, runs),
+  }
+
+
+def _by_repeat(grid: grid_lib.Grid, runs: Results) -> list[Results]:
+  """Returns the runs of each repeat that has all values of `over`."""
+  if grid.repeats is None:
+    found = [runs]
+  else:
+    found = [[run for run in runs if run.point.labels[grid.repeats] == label] for label in grid.axes[grid.repeats]]
+  return [of_one for of_one in found if len(of_one) == len(grid.axes[grid.over])]
+
+
+def sensitivity(runs: Results) -> float | None:
+  """Returns how much is lost, nats a token, where `over` is not the best: the mean over its values of the last loss,
+  that of the first step at most, less the lowest (Wortsman et al. 2023, arXiv 2309.14322, section 2.2). None: no run
+  has a loss.
+  """
+  losses = [run.last_loss for run in runs if not math.isnan(run.last_loss)]
+  return statistics.fmean(losses) - min(losses) if losses else None
+
+
+def _spread(values: Sequence[float]) -> dict[str, Any] | None:
+  """Returns mean and range over repeats."""
+  if not values:
+    return None
+  return {"mean": statistics.fmean(values), "low": min(values), "high": max(values), "repeats": len(values)}
+
+
+def _best(grid: grid_lib.Grid, runs: Results) -> dict[str, Any]:
+  """Returns the value of `over` with the lowest mean loss, that loss, and the largest value at which all have
+  learned.
+  """
+  losses: dict[Any, list[results_lib.Result]] = {}
+  for run in runs:
+    losses.setdefault(run.point.labels[grid.over], []).append(run)
+  means = {value: statistics.fmean(run.last_loss for run in of_one) for value, of_one in losses.items()}
+  means = {value: mean for value, mean in means.items() if not math.isnan(mean)}
+  sound = [value for value, of_one in losses.items() if not any(run.has_failed for run in of_one)]
+  best = min(means, key=means.__getitem__, default=None)
+  spread = None if best is None else _spread([run.last_loss for run in losses[best]])
+  return {"best": best, "best_loss": spread, "largest_that_learns": max(sound, default=None)}
+
+
+def _leaders(results: Results) -> dict[str, Any]:
+  """Counts what was above its limit first, over all episodes of spikes; several may be, at one step."""
+  episodes = [episode for result in results for episode in result.episodes]
+  names = dict.fromkeys(name for episode in episodes for name in episode.first)
+  return {
+    "episodes": len(episodes),
+    "parts": {
+      name: {
+        "in": sum(name in episode.first for episode in episodes),
+        "first": sum(name in episode.leaders for episode in episodes),
+        "alone": sum(episode.leaders == [name] for episode in episodes),
+      }
+      for name in sorted(names)
+    },
+  }
+
+
+def _draw(folder: pathlib.Path, grid: grid_lib.Grid, results: Results) -> dict[str, str]:
+  """Draws the pictures, where matplotlib is installed; returns their files with what is said of each."""
+  if importlib.util.find_spec("matplotlib") is None:
+    return {}
+  drawn = [("sensitivity", f"Last loss over {_short(grid.over)}", pictures.over_axis(grid, results))]
+  drawn += [(name, title, pictures.over_steps(grid, results, figure)) for name, figure, title in _OVER_STEPS]
+  drawn += [(name, title, pictures.over_layers(grid, results, figure)) for name, figure, title in _OVER_LAYERS]
+  found = {}
+  for name, title, picture in drawn:
+    if picture is not None:
+      picture.save(folder / f"{name}.png")
+      found[f"{name}.png"] = title
+  return found
+
+
+def _short(axis: str) -> str:
+  return axis.rpartition(".")[2].replace("_", " ").lower()
+
+
+def _markdown(grid: grid_lib.Grid, found: Mapping[str, Any], drawn: Mapping[str, str]) -> str:
+  runs = found["runs"]
+  axes = "; ".join(f"{_short(axis)}: {', '.join(map(str, values))}" for axis, values in found["axes"].items())
+  hours = sum(run["seconds"] for run in runs if not math.isnan(run["seconds"])) / 3600
+  parts = [
+    "# Study",
+    f"{len(runs):,} runs of {len(grid):,}; {axes}. {hours:.2f} hours of runs.",
+    _groups_table(grid, found["groups"]),
+    f"Sensitivity: mean over {_short(grid.over)} of the last loss, that of the first step at most, less the lowest "
+    "(Wortsman et al. 2023), nats a token; its range over repeats in brackets. A run that has diverged, or ended above "
+    "its first loss, counts with its first loss.",
+    _leaders_table(found["spikes"]),
+    *(f"## {title}\n\n![{title}]({file})" for file, title in drawn.items()),
+  ]
+  return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _groups_table(grid: grid_lib.Grid, groups: Sequence[Mapping[str, Any]]) -> str:
+  over = _short(grid.over)
+  header = [*map(_short, grid.others), "runs", "diverged", "learned nothing", "spikes", "sensitivity"]
+  header += [f"best {over}", "its loss", f"largest {over} at which all learn"]
+  rows = []
+  for group in groups:
+    counts = (group[name] for name in ("runs", "diverged", "learned_nothing", "spikes"))
+    cells = [*group["labels"].values(), *counts, _ranged(group["sensitivity"], 3)]
+    largest = group["largest_that_learns"]
+    cells += [_number(group["best"]), _ranged(group["best_loss"], 4), "none" if largest is None else _number(largest)]
+    rows.append([str(cell) for cell in cells])
+  return _table(header, rows)
+
+
+def _leaders_table(spikes: Mapping[str, Any]) -> str:
+  if not spikes["episodes"]:
+    return ""
+  rows = [[name, *(f"{counts[key]:,}" for key in ("in", "first", "alone"))] for name, counts in spikes["parts"].items()]
+  return (
+    f"## What spikes first\n\n{spikes['episodes']:,} episodes of spikes in all runs: in how many each figure was above "
+    "its limit at all, among the first, and first alone.\n\n" + _table(["figure", "at all", "first", "alone"], rows)
+  )
+
+
+def _ranged(spread: Mapping[str, Any] | None, digits: int) -> str:
+  if spread is None:
+    return "-"
+  several = f" [{spread['low']:.{digits}f}, {spread['high']:.{digits}f}]" if spread["repeats"] > 1 else ""
+  return f"{spread['mean']:.{digits}f}{several}"
+
+
+def _number(value: Any) -> str:
+  return "-" if value is None else f"{value:g}"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+  lines = [header, ["---"] * len(header), *rows]
+  return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)

@@ -1,0 +1,257 @@
+"""Runs a study: every point of its grid is a `glmjax train` of its own, in a process of its own.
+
+  WORKDIR/  points/NAME/   results/NAME.json   logs/NAME.log   report.md   report.json   *.png
+
+A point is done once its result is there, which is written last and names the settings that it is of. So a study that
+was stopped goes on where it was, several at once, on hosts that share the folder, divide it between them, and points
+that are added later, or whose settings change, are all that is done anew.
+"""
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from glmjax import errors
+from glmjax.config import gin_files
+from glmjax.io import folders
+from glmjax.io import lock
+from glmjax.io import paths
+from glmjax.io import progress
+from glmjax.io import publish
+from glmjax.study import grid as grid_lib
+from glmjax.study import report
+from glmjax.study import results as results_lib
+
+TRAIN = "glmjax.train.loop.train"
+DIVERGED = 3  # the status of a run that has diverged, which is a result too
+
+_COMMAND = (sys.executable, "-m", "glmjax", "train")
+
+_log = logging.getLogger("glmjax")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """What all points have in common, as the command line of the study had it."""
+
+  files: Sequence[str]  # gin files
+  bindings: Sequence[str] = ()  # "NAME=value" over them
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+  """A point, and where what is known of it lies."""
+
+  point: grid_lib.Point
+  folder: pathlib.Path  # the study's
+  settings: str  # hash of all that gin binds for its training
+
+  @property
+  def workdir(self) -> pathlib.Path:
+    """The folder of its training run."""
+    return self.folder / "points" / self.point.name
+
+  @property
+  def result(self) -> pathlib.Path:
+    """The file that says how it ended."""
+    return self.folder / "results" / f"{self.point.name}.json"
+
+  @property
+  def log(self) -> pathlib.Path:
+    """What its process printed."""
+    return self.folder / "logs" / f"{self.point.name}.log"
+
+  @property
+  def is_done(self) -> bool:
+    """Whether it has come to an end with these settings."""
+    ending = self._ending
+    return ending.get("settings") == self.settings and ending.get("status") is not None
+
+  @property
+  def is_begun(self) -> bool:
+    """Whether what is in its folder is of these settings, and to be gone on with."""
+    ending = self._ending
+    return ending.get("settings") == self.settings and ending.get("status") is None
+
+  @property
+  def _ending(self) -> dict[str, Any]:
+    return results_lib.ending(self.result) or {}
+
+
+def run(
+  workdir: paths.Named,
+  grid: grid_lib.Grid,
+  settings: Settings,
+  workers: int = 1,  # runs at a time; each has its part of this machine's cores
+  keep_checkpoints: bool = False,  # of runs that are done; False: their figures alone
+) -> dict[str, Any]:
+  """Trains a model for every point of a grid that is not done yet, and writes the report of all that are.
+
+  Returns:
+    How many points there are, are done, have diverged, have failed and are being done by others; the report's path.
+
+  Raises:
+    errors.InputError: for what the user can mend in any point, before the first is begun.
+  """
+  folder = _claimed(workdir)
+  tasks = [Task(point, folder, _settings_of(settings, point)) for point in grid.points()]
+  _check_names(tasks)
+  for name in ("points", "results", "logs"):
+    (folder / name).mkdir(parents=True, exist_ok=True)
+  waiting = [task for task in tasks if not task.is_done]
+  if waiting:
+    _log.info("%s of %s points to be done in %s", f"{len(waiting):,}", f"{len(tasks):,}", folder)
+  failed, taken = _Crew(settings, workers, keep_checkpoints).do(waiting)
+  done = [results_lib.read(task.point, task.result, task.workdir) for task in tasks if task.is_done]
+  figures = {
+    "points": len(tasks),
+    "done": len(done),
+    "diverged": sum(result.has_diverged for result in done),
+    "failed": failed,
+    "elsewhere": taken,
+    "report": str(folder / "report.md"),
+  }
+  if done:
+    report.write(folder, grid, done)
+  return figures
+
+
+def _claimed(workdir: paths.Named) -> pathlib.Path:
+  """Returns the study's folder, which may be missing, empty or a study's."""
+  folder = folders.real(workdir, "workdir")
+  if not isinstance(folder, pathlib.Path):
+    raise errors.InputError(f"workdir is {folder}: a study's folder is on a disk; its runs' data may be in a bucket")
+  if found := folders.kinds(folder):
+    raise errors.InputError(f"{folder} is {found[0].value}: choose another folder for a study")
+  return folder
+
+
+def _settings_of(settings: Settings, point: grid_lib.Point) -> str:
+  """Returns the hash of what gin binds for a point's training, having checked all of it."""
+  overrides = [*settings.bindings, *point.bindings]
+  program = gin_files.check(settings.files, overrides, TRAIN, ["workdir"], [TRAIN, f"{__name__}.run"])
+  return hashlib.sha256("\n".join(program.lines).encode()).hexdigest()
+
+
+def _check_names(tasks: Sequence[Task]) -> None:
+  names: dict[str, grid_lib.Point] = {}
+  for task in tasks:
+    if task.point.name in names:
+      raise errors.InputError(f"Grid.axes: {names[task.point.name]} and {task.point} have one name: label them apart")
+    names[task.point.name] = task.point
+
+
+class _Crew:
+  """Workers: threads that each wait for a process."""
+
+  def __init__(self, settings: Settings, workers: int, keep_checkpoints: bool):
+    self._settings, self._workers, self._keep = settings, workers, keep_checkpoints
+    self._guard = threading.Lock()
+    self._processes: set[subprocess.Popen] = set()
+    self._stopped = False
+    self._free = _shares(workers)  # cores of the workers that are idle
+
+  def do(self, tasks: Sequence[Task]) -> tuple[dict[str, str], int]:
+    """Does the tasks; returns the names of those that failed, each with its process's last line, and how many others
+    do.
+    """
+    failed, taken, began = {}, 0, time.monotonic()
+    with concurrent.futures.ThreadPoolExecutor(self._workers) as pool:
+      futures = {pool.submit(self._one, task): task for task in tasks}
+      try:
+        for count, future in enumerate(concurrent.futures.as_completed(futures), 1):
+          task, (status, said) = futures[future], future.result()
+          if status is None:
+            taken += 1
+            continue
+          if status not in (0, DIVERGED):
+            failed[task.point.name] = said
+          seconds = (time.monotonic() - began) / count * (len(tasks) - count)
+          left = f"; ETA {progress.duration(seconds)}" if count < len(tasks) else ""
+          _log.info("%s of %s: %s: %s%s", f"{count:,}", f"{len(tasks):,}", task.point, said, left)
+      except BaseException:
+        self._stop()
+        pool.shutdown(cancel_futures=True)
+        raise
+    return failed, taken
+
+  def _one(self, task: Task) -> tuple[int | None, str]:
+    """Does one; returns its status, and what it came to in a line. None: another process does it, or has done it."""
+    with contextlib.ExitStack() as stack:
+      try:
+        stack.enter_context(lock.held(lock.beside(task.result), task.point.name))
+      except errors.InputError as error:
+        if error.__cause__ is not None:
+          raise
+        return None, ""
+      return (None, "") if task.is_done or self._stopped else self._train(task)
+
+  def _train(self, task: Task) -> tuple[int, str]:
+    arguments = [f"--gin_file={file}" for file in self._settings.files]
+    arguments += [f"--gin.{each}" for each in (*self._settings.bindings, *task.point.bindings)]
+    arguments += [f"--workdir={task.workdir}"] + ([] if task.is_begun else ["--overwrite"])
+    mode, began = "ab" if task.is_begun else "wb", time.time()
+    known = {"settings": task.settings, "labels": task.point.labels}
+    publish.write_text(task.result, json.dumps(known | {"status": None}) + "\n")
+    with open(task.log, mode) as log:
+      status = self._wait([*_COMMAND, *arguments], log)
+    if status not in (0, DIVERGED):
+      return status, f"status {status}: {_last_line(task.log)} (all of it: {task.log})"
+    if not self._keep:
+      shutil.rmtree(task.workdir / "checkpoints", ignore_errors=True)
+    publish.write_text(task.result, json.dumps(known | {"status": status, "seconds": time.time() - began}) + "\n")
+    return status, results_lib.read(task.point, task.result, task.workdir).line
+
+  def _wait(self, command: Sequence[str], log: Any) -> int:
+    """Runs a command on a share of the cores."""
+    with self._guard:
+      cores = self._free.pop()
+      if cores:
+        os.sched_setaffinity(0, cores)  # of this thread, and of what it starts
+      process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+      self._processes.add(process)
+      if self._stopped:
+        process.send_signal(signal.SIGTERM)
+    try:
+      return process.wait()
+    finally:
+      with self._guard:
+        self._processes.discard(process)
+        self._free.append(cores)
+
+  def _stop(self) -> None:
+    """Has all processes save and end."""
+    with self._guard:
+      self._stopped = True
+      for process in self._processes:
+        process.send_signal(signal.SIGTERM)
+
+
+def _shares(workers: int) -> list[set[int]]:
+  """Divides this process's cores among workers; empty sets where there are fewer cores, or the system cannot."""
+  if not hasattr(os, "sched_setaffinity"):
+    return [set() for _ in range(workers)]
+  cores = sorted(os.sched_getaffinity(0))
+  size = len(cores) // workers
+  return [{*cores[i * size : (i + 1) * size]} for i in range(workers)]
+
+
+def _last_line(path: pathlib.Path) -> str:
+  with open(path, "rb") as file:
+    size = file.seek(0, 2)
+    file.seek(max(0, size - 4096))
+    lines = file.read().decode(errors="replace").strip().splitlines()
+  return lines[-1] if lines else "it said nothing"

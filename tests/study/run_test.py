@@ -1,0 +1,218 @@
+"""A study's runs: what is done stays done, what is stopped goes on, what fails is said; and a real one in miniature."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from glmjax import errors
+from glmjax.io import lock
+from glmjax.study import grid as grid_lib
+from glmjax.study import run as run_lib
+
+TESTS = pathlib.Path(__file__).parent.parent
+GIN = """
+from __gin__ import dynamic_registration
+from glmjax.config import gin_files
+import poisoned
+from glmjax.models import config
+from glmjax.parallel import mesh
+from glmjax.train import loop
+from glmjax.train import schedules
+from glmjax.study import grid
+from glmjax.study import run
+
+include "studies/stability/run.gin"
+loop.train:
+  data = @poisoned.Source()
+  total_samples = 640
+"""
+# In place of `glmjax train`: notes that it was called, and does what the point's KIND says.
+STUB = """
+import json, pathlib, sys, time
+given = dict(argument.lstrip("-").split("=", 1) for argument in sys.argv[1:] if "=" in argument)
+folder = pathlib.Path(given["workdir"])
+folder.mkdir(parents=True, exist_ok=True)
+with open(folder / "calls", "a") as file:
+  print("overwrite" if "--overwrite" in sys.argv else "go on", file=file)
+kind, rate = given["gin.NORM"].strip("'"), float(given["gin.PEAK_LEARNING_RATE"])
+(folder / "checkpoints").mkdir(exist_ok=True)
+if kind == "post":
+  print("first line")
+  sys.exit("glmjax: no such luck")
+if kind == "sandwich":
+  (folder / "begun").touch()
+  time.sleep(60)
+losses = [9.0, 8.0, 5.0 + rate] if kind == "pre" else [9.0, 9.5]
+with open(folder / "metrics.jsonl", "w") as file:
+  for step, loss in enumerate(losses, 1):
+    print(json.dumps({"step": step, "loss": loss, "grad_norm": 1.0}), file=file)
+sys.exit(0 if kind == "pre" else 3)
+"""
+
+
+@pytest.fixture
+def stub(tmp_path, monkeypatch):
+  """Has a small program do what `glmjax train` does; returns where it is."""
+  path = tmp_path / "stub.py"
+  path.write_text(STUB)
+  monkeypatch.setattr(run_lib, "_COMMAND", (sys.executable, str(path)))
+  return path
+
+
+def grid(*norms: str, rates=(1e-3, 1e-2)) -> grid_lib.Grid:
+  return grid_lib.Grid({"NORM": [*norms], "PEAK_LEARNING_RATE": [*rates]}, "PEAK_LEARNING_RATE")
+
+
+SETTINGS = run_lib.Settings(["studies/stability/run.gin"])
+
+
+def study(folder: pathlib.Path, *norms: str, settings=SETTINGS, **given):
+  return run_lib.run(folder, grid(*norms), settings, **given)
+
+
+def calls(folder: pathlib.Path) -> dict[str, list[str]]:
+  return {path.parent.name: path.read_text().split("\n")[:-1] for path in folder.glob("points/*/calls")}
+
+
+def test_points_are_done_once_and_divergence_is_a_result(stub, tmp_path):
+  folder = tmp_path / "study"
+  figures = study(folder, "pre", "deepnorm", workers=2)
+  assert (figures["points"], figures["done"], figures["diverged"], figures["failed"]) == (4, 4, 2, {})
+  assert calls(folder).keys() == {p.name for p in grid("pre", "deepnorm").points()}
+  assert study(folder, "pre", "deepnorm") == figures
+  assert all(each == ["overwrite"] for each in calls(folder).values())
+  found = json.loads((folder / "report.json").read_text())
+  pre, deepnorm = found["groups"]
+  assert pre["labels"] == {"NORM": "pre"} and pre["largest_that_learns"] == pre["best"] * 10 == 1e-2
+  assert pre["sensitivity"]["mean"] == pytest.approx((5.001 + 5.01) / 2 - 5.001)
+  assert deepnorm["diverged"] == 2 and deepnorm["largest_that_learns"] is None
+  assert "| pre | 2 | 0 | 0 |" in (folder / "report.md").read_text()
+
+
+def test_only_what_changed_is_done_anew(stub, tmp_path):
+  study(tmp_path / "study", "pre")
+  study(tmp_path / "study", "pre", "deepnorm")
+  assert all(len(each) == 1 for each in calls(tmp_path / "study").values())
+  study(tmp_path / "study", "pre", settings=run_lib.Settings(SETTINGS.files, ["BATCH_SIZE=8"]))
+  counts = {name: len(each) for name, each in calls(tmp_path / "study").items()}
+  assert all(count == (2 if "norm=pre" in name else 1) for name, count in counts.items())
+
+
+def test_checkpoints_of_done_points_go_unless_they_are_wanted(stub, tmp_path):
+  study(tmp_path / "without", "pre")
+  assert not list(tmp_path.glob("without/points/*/checkpoints"))
+  study(tmp_path / "with", "pre", keep_checkpoints=True)
+  assert len(list(tmp_path.glob("with/points/*/checkpoints"))) == 2
+
+
+def test_a_run_that_fails_is_said_and_tried_again(stub, tmp_path):
+  for _ in range(2):
+    figures = study(tmp_path / "study", "pre", "post")
+    assert (figures["done"], len(figures["failed"])) == (2, 2)
+    assert all("status 1: glmjax: no such luck" in why for why in figures["failed"].values())
+  tried = [each for name, each in calls(tmp_path / "study").items() if "norm=post" in name]
+  assert tried == [["overwrite", "go on"]] * 2
+
+
+def test_what_another_process_does_is_left_to_it(stub, tmp_path):
+  folder = tmp_path / "study"
+  (folder / "results").mkdir(parents=True)
+  first, _ = grid("pre").points()
+  with lock.held(lock.beside(folder / "results" / f"{first.name}.json"), "held"):
+    figures = study(folder, "pre")
+  assert (figures["done"], figures["elsewhere"]) == (1, 1)
+  assert study(folder, "pre")["done"] == 2
+
+
+def test_a_signal_ends_the_runs_and_they_go_on_afterwards(stub, tmp_path):
+  folder = tmp_path / "study"
+  program = (
+    f"from glmjax.study import grid, run; run._COMMAND = ({sys.executable!r}, {str(stub)!r}); "
+    "from glmjax.cli import process; process.begin(); "
+    f"run.run({str(folder)!r}, grid.Grid({{'NORM': ['sandwich'], 'PEAK_LEARNING_RATE': [0.001, 0.01]}}, "
+    "'PEAK_LEARNING_RATE'), run.Settings(['studies/stability/run.gin']), workers=2)"
+  )
+  process = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.DEVNULL)
+  try:
+    until = time.monotonic() + 60
+    while len(list(folder.glob("points/*/begun"))) < 2:
+      assert process.poll() is None and time.monotonic() < until
+      time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    process.wait(30)
+  finally:
+    process.kill()
+  assert not any(json.loads(path.read_text())["status"] is not None for path in folder.glob("results/*.json"))
+  stub.write_text(STUB.replace("time.sleep(60)", "pass"))
+  assert study(folder, "sandwich")["done"] == 2
+  assert all(each == ["overwrite", "go on"] for each in calls(folder).values())
+
+
+def test_two_studies_of_one_folder_divide_its_points(stub, tmp_path):
+  folder, figures = tmp_path / "study", []
+  threads = [threading.Thread(target=lambda: figures.append(study(folder, "pre", "deepnorm"))) for _ in range(2)]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join()
+  assert all(len(each) == 1 for each in calls(folder).values()) and len(calls(folder)) == 4
+  assert max(each["done"] for each in figures) == 4
+
+
+@pytest.mark.parametrize(
+  "rates, bindings, said",
+  [((-1.0,), [], "Grid.axes"), ((1e-3,), ["NORMS='pre'"], "NORMS"), ((1e-3,), ["BATCH_SIZE='many'"], "many")],
+)
+def test_mistakes_are_found_before_a_run_begins(stub, tmp_path, rates, bindings, said):
+  with pytest.raises(errors.InputError, match=said):
+    run_lib.run(tmp_path / "study", grid("pre", rates=rates), run_lib.Settings(SETTINGS.files, bindings))
+  assert not (tmp_path / "study").exists()
+
+
+def test_other_folders_are_left_alone(stub, tmp_path):
+  (tmp_path / "checkpoints").mkdir()
+  (tmp_path / "config.json").write_text(json.dumps({"model": {"vocab_size": 1, "num_layers": 1, "embed_dim": 1}}))
+  with pytest.raises(errors.InputError, match="choose another folder for a study"):
+    study(tmp_path, "pre")
+  with pytest.raises(errors.InputError, match="on a disk"):
+    study("gs://bucket/study", "pre")
+
+
+def test_the_stability_study_in_miniature(tmp_path):
+  (tmp_path / "mini.gin").write_text(
+    GIN.replace("from glmjax.config import gin_files\n", "").replace("from glmjax.parallel import mesh\n", "")
+    + """
+config.GLMConfig:
+  vocab_size = 64
+  num_layers = 2
+  embed_dim = 16
+  mlp_dim = 24
+  max_length = 16
+TOTAL_SAMPLES = 640
+loop.train.total_samples = %TOTAL_SAMPLES
+schedules.LearningRate.warmup_samples = 64
+run.run.grid = @grid.Grid()
+grid.Grid:
+  over = "PEAK_LEARNING_RATE"
+  axes = {"norm": {"DeepNorm": {"NORM": "deepnorm"}}, "PEAK_LEARNING_RATE": [1e-2, 1e30]}
+"""
+  )
+  environment = dict(os.environ, PYTHONPATH=str(TESTS), XLA_FLAGS="")
+  command = [sys.executable, "-m", "glmjax", "study", "--gin_file=mini.gin", "--workdir=study", "--workers=2", "--json"]
+  done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+  assert done.returncode == 0, done.stderr
+  figures = json.loads(done.stdout)
+  assert (figures["points"], figures["done"], figures["diverged"]) == (2, 2, 1), done.stderr
+  found = json.loads((tmp_path / "study" / "report.json").read_text())
+  sound, diverged = sorted(found["runs"], key=lambda run: run["labels"]["PEAK_LEARNING_RATE"])
+  assert sound["steps"] == 40 and sound["last_loss"] < sound["first_loss"] == diverged["last_loss"]
+  assert found["groups"][0]["largest_that_learns"] == 1e-2
+  for name in ("sensitivity", "curves", "embedding", "gradient"):
+    assert (tmp_path / "study" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
