@@ -28,7 +28,7 @@ nb_execution_mode = "off"  # what is stored in notebooks is shown; `make noteboo
 _CONTENTS = {
   "Begin": ["/README", "tutorial", "/notebooks/*"],
   "Use": ["chat", "serving", "api", "import", "evaluation", "evaluation_tasks"],
-  "Train": ["data", "cache", "finetuning", "recipe", "scaling", "launch", "storage", "reliability"],
+  "Train": ["data", "cache", "finetuning", "recipe", "scaling", "launch", "storage", "reliability", "stability"],
   "Hardware": ["hardware", "gpu", "tpu", "kernels"],
   "Develop": ["architecture", "sources", "/CONTRIBUTING", "/CHANGELOG"],
 }

@@ -43,7 +43,8 @@ def over_axis(grid: grid_lib.Grid, results: Results) -> display.Picture:
           if run.has_failed:
             axes.plot(value, run.last_loss, "x", color=style["color"], markersize=8, markeredgewidth=1.6)
   if grid.others:
-    axes_of[-1].legend(frameon=False, fontsize=8, labelcolor=display.INK)
+    handles, labels = axes_of[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(lines), frameon=False, fontsize=8)
   return display.picture(figure)
 
 

@@ -1,0 +1,106 @@
+"""What is read of a study's runs: losses, spikes in episodes, which part was first; and pictures of all of it."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from glmjax import display
+from glmjax.study import grid as grid_lib
+from glmjax.study import pictures
+from glmjax.study import report
+from glmjax.study import results as results_lib
+
+GRID = grid_lib.Grid({"NORM": ["pre", "post"], "EGS": [1.0, 0.1], "RATE": [1e-3, 1e-2], "SEED": [0, 1]}, "RATE", "SEED")
+POINT = next(GRID.points())
+
+
+def read(folder, records, layers=(), status=0, point=POINT, tail=""):
+  (folder / "run").mkdir(parents=True, exist_ok=True)
+  (folder / "result.json").write_text(json.dumps({"status": status, "seconds": 36.0}))
+  (folder / "run" / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in records) + tail)
+  if layers:
+    (folder / "run" / "layers.jsonl").write_text("".join(json.dumps(each) + "\n" for each in layers))
+  return results_lib.read(point, folder / "result.json", folder / "run")
+
+
+def steps(losses, **figures):
+  return [{"step": i, "loss": loss, **figures} for i, loss in enumerate(losses, 1)]
+
+
+def test_last_loss_is_the_mean_of_the_last_twentieth(tmp_path):
+  run = read(tmp_path, steps(np.linspace(9, 5, 100).tolist()))
+  assert run.last_loss == pytest.approx(np.linspace(9, 5, 100)[-5:].mean()) and not run.has_failed
+  assert run.line == f"loss {run.last_loss:.4f}"
+
+
+@pytest.mark.parametrize(
+  "losses, status, failed", [([9, 5], 3, True), ([9, 9.5], 0, True), ([9, 8], 0, False), ([9, None], 0, True)]
+)
+def test_runs_that_learned_nothing_count_with_their_first_loss(tmp_path, losses, status, failed):
+  run = read(tmp_path, steps(losses), status=status)
+  assert run.has_failed == failed and (run.last_loss == 9) == failed
+
+
+def test_what_is_no_record_is_left_out(tmp_path):
+  end = json.dumps({"step": 4, "loss": None, "diverged": "the loss", "first_sample": 3, "last_sample": 4}) + "\n"
+  run = read(tmp_path, steps([9, 8, 7], word="text"), tail='"half\n[]\n{"step": "x"}\n' + end + '{"step": 5, "lo')
+  assert run.table.steps.tolist() == [1, 2, 3] and "word" not in run.table.columns
+  empty = results_lib.read(POINT, tmp_path / "missing.json", tmp_path / "missing")
+  assert math.isnan(empty.last_loss) and empty.has_diverged and not empty.episodes
+
+
+def test_spikes_that_follow_one_another_are_an_episode(tmp_path):
+  records = steps([9.0] * 100)
+  for step, names in ((20, ["update_norm_mlp"]), (22, ["grad_norm", "grad_norm_mlp"]), (60, ["loss", "grad_norm"])):
+    records[step - 1]["spiked"] = names
+  first, second = read(tmp_path, records).episodes
+  assert first.first == {"update_norm_mlp": 20, "grad_norm": 22, "grad_norm_mlp": 22}
+  assert first.leaders == ["update_norm_mlp"] and sorted(second.leaders) == ["grad_norm", "loss"]
+  counts = report._leaders([read(tmp_path, records)])
+  assert counts["episodes"] == 2 and counts["parts"]["grad_norm"] == {"in": 2, "first": 1, "alone": 0}
+  assert counts["parts"]["update_norm_mlp"] == {"in": 1, "first": 1, "alone": 1}
+
+
+def runs(folder):
+  found = []
+  for i, point in enumerate(GRID.points()):
+    is_bad = point.labels["RATE"] == 1e-2 and point.labels["NORM"] == "pre"
+    records = steps(np.linspace(9, 5 + 0.1 * i, 1000).tolist(), grad_norm=1.0, grad_norm_embedding=2.0 + i)
+    layers = [
+      {"step": step, "attention_logit_max": [step, 2.0, None if is_bad else 3.0], "residual_rms": [1.0, 2.0, 3.0, 4.0]}
+      for step in (10, 20)
+    ]
+    found.append(read(folder / str(i), records, layers, status=3 * is_bad, point=point))
+  return found
+
+
+def test_a_report_has_every_group_and_its_pictures(tmp_path):
+  report.write(tmp_path, GRID, runs(tmp_path))
+  found = json.loads((tmp_path / "report.json").read_text())
+  assert [group["labels"] for group in found["groups"]] == [
+    {"NORM": norm, "EGS": shrink} for norm in ("pre", "post") for shrink in (1.0, 0.1)
+  ]
+  assert [group["diverged"] for group in found["groups"]] == [2, 2, 0, 0]
+  assert [group["largest_that_learns"] for group in found["groups"]] == [1e-3, 1e-3, 1e-2, 1e-2]
+  of_one = found["groups"][0]["sensitivity"]
+  assert of_one["repeats"] == 2 and of_one["low"] <= of_one["mean"] <= of_one["high"]
+  text = (tmp_path / "report.md").read_text()
+  assert "| pre | 1.0 | 4 | 2 | 0 | 0 |" in text
+  for name in ("sensitivity", "curves", "embedding", "gradient", "logits", "residual"):
+    assert f"({name}.png)" in text and (tmp_path / f"{name}.png").stat().st_size < 200_000
+
+
+def test_a_figure_that_no_run_has_is_no_picture(tmp_path):
+  found = [read(tmp_path, steps([9.0, 8.0]))]
+  assert pictures.over_steps(GRID, found, "grad_norm_nothing") is None
+  assert pictures.over_layers(GRID, found, "residual_rms") is None
+  assert isinstance(pictures.over_axis(GRID, found), display.Picture)
+
+
+def test_thinned_curves_keep_their_spikes():
+  y = np.ones(10_000)
+  y[4321], y[77] = 50.0, np.nan
+  x, thin = pictures._thin(np.arange(10_000.0), y)
+  assert len(x) <= 400 and np.nanmax(thin) == 50 and 4321 in x
