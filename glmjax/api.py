@@ -135,7 +135,7 @@ def run(command: str, *gin_files: str, bindings: str | Sequence[str] = (), **arg
   plans have functions of their own.
 
   Args:
-    command: "text", "tokenizer", "cache", "evaluate" (with `tasks` it puts tasks to the model), "compare",
+    command: "text", "tokenizer", "cache", "study", "evaluate" (with `tasks` it puts tasks to the model), "compare",
       "export", "import", "inspect", "launch", "doctor" or "report".
     *gin_files: searched in the working directory and then among glmjax's own, later ones over earlier.
     bindings: one or several, as "VOCAB_SIZE = 4096", over those of the files.

@@ -132,13 +132,14 @@ def place(tmp_path, monkeypatch):
   name, text = re.search(r"gin file, say `(\S+)`:\n\n```\n(.*?)```", readme, re.DOTALL).groups()
   (tmp_path / name).write_text(text, encoding="utf-8")
   (tmp_path / "float32.gin").write_text('include "runs/quickstart.gin"\nDTYPE = "float32"\n', encoding="utf-8")
-  for block in fenced(tutorial, ""):
+  stability = (ROOT / "docs" / "stability.md").read_text(encoding="utf-8")
+  for block in [*fenced(tutorial, ""), *fenced(stability, "")]:
     (tmp_path / block.split()[1]).write_text(block, encoding="utf-8")
   monkeypatch.chdir(tmp_path)
   monkeypatch.setattr(run_lib.gin_files, "parse", run_lib.gin_files.check)
   monkeypatch.setattr(commands.plans, "_shipped", run_lib.gin_files.find)  # which parses
   monkeypatch.setattr(run_lib.hosts, "_join", lambda options: None)
-  monkeypatch.setattr(run_lib, "call", lambda command, given: {"problem": None})
+  monkeypatch.setattr(run_lib, "call", lambda command, given: {"problem": None, "failed": {}})
   monkeypatch.setattr(commands.inputs, "_lines", lambda file, name: [(1, '{"prompt": "a", "text": "a"}')])
   monkeypatch.setattr(run_lib, "_print_result", lambda *arguments: None)
   return tmp_path

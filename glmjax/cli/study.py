@@ -3,11 +3,11 @@
 import argparse
 from typing import Any
 
-from glmjax.study import run
-
 
 def settings(options: argparse.Namespace) -> dict[str, Any]:
   """Returns what `glmjax train` is to be called with for every point."""
+  from glmjax.study import run  # loads NumPy
+
   return {"settings": run.Settings(list(options.files), list(options.bindings))}
 
 

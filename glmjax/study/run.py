@@ -25,7 +25,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from glmjax import errors
-from glmjax.config import gin_files
 from glmjax.io import folders
 from glmjax.io import lock
 from glmjax.io import paths
@@ -141,6 +140,8 @@ def _claimed(workdir: paths.Named) -> pathlib.Path:
 
 def _settings_of(settings: Settings, point: grid_lib.Point) -> str:
   """Returns the hash of what gin binds for a point's training, having checked all of it."""
+  from glmjax.config import gin_files  # loads gin
+
   overrides = [*settings.bindings, *point.bindings]
   program = gin_files.check(settings.files, overrides, TRAIN, ["workdir"], [TRAIN, f"{__name__}.run"])
   return hashlib.sha256("\n".join(program.lines).encode()).hexdigest()

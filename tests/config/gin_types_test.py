@@ -37,6 +37,7 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
   "Iterable[str]": (["['a']", "@glmjax.cli.corpus.training_documents()"], ["'a'", "[1]"]),
   "Sequence[Sequence[str]]": (["[['a', 'b']]", "[]"], ["['ab']", "'ab'", "[['a', 1]]", "[None]"]),
   "Sequence[tuple[int, int]]": (["[(1, 2)]", "[]"], ["(1, 2)", "[(1, 2, 3)]", "[(1,)]", "[(1, 2.5)]", "['ab']", "[3]"]),
+  "Mapping[str, Any]": (["{'a': 1, 'b': {'c': [1]}}", "{}"], ["['a']", "'a'", "{1: 2}", "None"]),
   "Mapping[str, float] | None": (["{'a': 1}", "{}", "None"], ["{'a': 'b'}", "{1: 0.5}", "['a']", "{'a': None}"]),
   "Mapping[str, float]": (["{'a': 1}", "{}"], ["None", "{'a': 'b'}", "{1: 0.5}", "{'a': 1e999}"]),
   "Mapping[str, int] | int": (["{'a': 1}", "3"], ["0.5", "{'a': 0.5}", "{'a': True}", "{'a': 'b'}", "'3'"]),
@@ -147,6 +148,8 @@ MADE = {
   "Drawing": "cli.chat.Drawing",
   "Items": "cli.evaluation.Items",
   "Limits": "cli.serve.Limits",
+  "grid_lib.Grid": "study.grid.Grid",
+  "Settings": "study.run.Settings",
 }
 
 
