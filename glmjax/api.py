@@ -136,7 +136,7 @@ def run(command: str, *gin_files: str, bindings: str | Sequence[str] = (), **arg
 
   Args:
     command: "text", "tokenizer", "cache", "study", "evaluate" (with `tasks` it puts tasks to the model), "compare",
-      "export", "import", "inspect", "launch", "doctor" or "report".
+      "weights", "export", "import", "inspect", "launch", "doctor" or "report".
     *gin_files: searched in the working directory and then among glmjax's own, later ones over earlier.
     bindings: one or several, as "VOCAB_SIZE = 4096", over those of the files.
     **arguments: the command's flags by their names, without dashes; and Python objects in place of what gin would bind,

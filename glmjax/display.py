@@ -13,6 +13,8 @@ from glmjax.io import paths
 from glmjax.io import publish
 
 INK, FAINT = "#333333", "#c9c9c9"
+COLOURS = ("#1f6fb4", "#d1701a", "#3a8f5c", "#8a5aa8")  # of lines, in their order,
+LINES = ("-", (0, (5, 1.5)), (0, (1, 1)), "-.")  # and how they are dashed, to be told apart in grey
 _LONGEST = 100  # characters of a table's cell
 # Fonts with Chinese characters: of Linux distributions, macOS and Windows.
 _CHINESE = (

@@ -31,6 +31,7 @@ THIRD_PARTY = {
     "checkpoint",
     "infer",
     "evaluate",
+    "study",
     "plan",
     "doctor",
     "programs",

@@ -158,6 +158,19 @@ COMMANDS = {
       ),
     ),
     Command(
+      "weights",
+      "glmjax.study.weights.measure",
+      "how models' weights are spread, and what rounding them costs",
+      "glmjax weights --label=GLM --label=GPT --out=runs/weights runs/mine runs/causal",
+      (
+        Flag("checkpoints", "folders of training runs and float exports", Path, repeatable=True),
+        Flag("--out", "folder for weights.json, weights.md and weights.png", Path),
+        Flag("--cache", "folder of the token cache whose held-out text they read, rounded too (none)", Path),
+        Flag("--label", "what to call each checkpoint, in their order (their folders' names)", repeatable=True),
+      ),
+      show=weights.show_tables,
+    ),
+    Command(
       "export",
       "glmjax.checkpoint.export.export",
       "write a float, INT8 or INT4 model from a training run, or give one back in THUDM's layout",

@@ -1,4 +1,4 @@
-"""The export command's other formats, and what the inspect command prints."""
+"""The export command's other formats, and what the inspect and weights commands print."""
 
 import argparse
 from typing import Any
@@ -32,3 +32,10 @@ def show_inspection(report: dict[str, Any]) -> None:
 def status_of_inspection(report: dict[str, Any]) -> int:
   """Returns the exit status of the inspect command: 2, that of mistakes to mend, where there is a problem."""
   return 2 if report["problem"] else 0
+
+
+def show_tables(result: dict[str, Any]) -> None:
+  """Prints what glmjax.study.weights found as tables in Markdown."""
+  from glmjax.study import weights_table
+
+  print(weights_table.tables(result))

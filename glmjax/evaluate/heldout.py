@@ -150,26 +150,15 @@ def evaluate_model(
   """Does what `evaluate` does with a model and a cache that are open already; without a placement on the first
   device.
   """
-  tasks = text_tasks(cache)
-  tokenizer = tokenizer_lib.Tokenizer.load(model.tokenizer_dir)
-  made_with = cache.manifest["tokenizer"]["fingerprint"]
-  if tokenizer.fingerprint != made_with:
-    raise errors.InputError(
-      f"{cache.directory}: made with tokenizer {made_with[:8]}, the checkpoint's is "
-      f"{tokenizer.fingerprint[:8]}; make the cache with {model.tokenizer_dir}"
-    )
-  asked = {}
-  for language, task in tasks.items():
-    held_out = windows.choose_documents(
-      cache.split(task, SPLIT), tokenizer.specials, tokenizer.decode_bytes, settings.max_tokens, settings.seed
-    )
-    if not held_out.num_tokens or not held_out.utf8_bytes:
-      raise _nothing_held_out(cache, task)
-    asked[language] = ask(held_out, model, tokenizer.specials, settings)
-    if settings.max_fills and not asked[language].fills:
-      _log.warning("task %s: its held-out documents are too short to fill blanks in; these figures are left out", task)
+  tasks, tokenizer = text_tasks(cache), tokenizer_lib.Tokenizer.load(model.tokenizer_dir)
+  asked = ask_all(model, cache, tokenizer, settings)
+  for language, questions in asked.items():
+    if settings.max_fills and not questions.fills:
+      _log.warning(
+        "task %s: its held-out documents are too short to fill blanks in; these figures are left out", tasks[language]
+      )
   rows = [row for questions in asked.values() for row in questions.rows]
-  answers = iter(_score(runner.Runner(model.config, model.params, place), rows, tokenizer))
+  answers = iter(score_rows(runner.Runner(model.config, model.params, place), rows, tokenizer))
   result = {}
   for language, questions in asked.items():
     train = cache.split(tasks[language], "train")
@@ -179,7 +168,32 @@ def evaluate_model(
   return result
 
 
-def _score(model: runner.Runner, rows: list[score.Row], tokenizer: vocabulary.Tokenizer) -> list[score.Score]:
+def ask_all(
+  model: load.LoadedModel, cache: shards.TokenCache, tokenizer: tokenizer_lib.Tokenizer, settings: Settings
+) -> dict[str, Questions]:
+  """Returns what a model is asked in each language of a cache.
+
+  Raises:
+    errors.InputError: where the cache was made with another tokenizer than the model's, or holds nothing out.
+  """
+  made_with = cache.manifest["tokenizer"]["fingerprint"]
+  if tokenizer.fingerprint != made_with:
+    raise errors.InputError(
+      f"{cache.directory}: made with tokenizer {made_with[:8]}, the checkpoint's is "
+      f"{tokenizer.fingerprint[:8]}; make the cache with {model.tokenizer_dir}"
+    )
+  asked = {}
+  for language, task in text_tasks(cache).items():
+    held_out = windows.choose_documents(
+      cache.split(task, SPLIT), tokenizer.specials, tokenizer.decode_bytes, settings.max_tokens, settings.seed
+    )
+    if not held_out.num_tokens or not held_out.utf8_bytes:
+      raise _nothing_held_out(cache, task)
+    asked[language] = ask(held_out, model, tokenizer.specials, settings)
+  return asked
+
+
+def score_rows(model: runner.Runner, rows: list[score.Row], tokenizer: vocabulary.Tokenizer) -> list[score.Score]:
   """Scores all languages in one go: rows of like length share batches.
 
   A guess is a text token: that a span ends here (eop) is no answer to what it goes on with, nor is what is no text.

@@ -9,8 +9,6 @@ from glmjax import errors
 
 _MOST_POINTS = 2000
 _LEAST = 1e-6  # nats: a log scale has no place for 0
-_COLOURS = ("#1f6fb4", "#d1701a", "#3a8f5c", "#8a5aa8")
-_LINES = ("-", (0, (5, 1.5)), (0, (1, 1)), "-.")
 _DOT = {"linestyle": "none", "marker": "o", "markersize": 4.5}
 _NAMES = {
   "mask": "[MASK]: short blanks",
@@ -37,7 +35,7 @@ def draw(series: dict[str, Curve], held_out: dict[str, Curve], resumed_at: Seque
   axes = figure.add_subplot()
   ends = []
   series = {name: _thin(*points) for name, points in series.items()}
-  for (name, (steps, losses)), colour, line in zip(series.items(), _COLOURS, _LINES):
+  for (name, (steps, losses)), colour, line in zip(series.items(), display.COLOURS, display.LINES):
     smooth = _smooth(losses)
     axes.plot(steps, losses, color=colour, alpha=0.18, linewidth=0.8)
     axes.plot(steps, smooth, color=colour, linewidth=1.8, linestyle=line)

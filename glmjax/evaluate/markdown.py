@@ -32,7 +32,7 @@ def _training(train: dict[str, Any]) -> str:
     ["tokens per second (median)", f"{train['tokens_per_second']:,.0f}"],
     ["model FLOP/s (median)", f"{train['model_flops_per_second'] / 1e9:,.1f} G"],
   ]
-  return "## Training\n\n" + _table(["", ""], rows) + "\n\n![Training loss of each objective](loss.png)"
+  return "## Training\n\n" + table(["", ""], rows) + "\n\n![Training loss of each objective](loss.png)"
 
 
 def _held_out(heldout: dict[str, dict[str, Any]]) -> str:
@@ -49,7 +49,7 @@ def _held_out(heldout: dict[str, dict[str, Any]]) -> str:
       cells.append(cell)
     return [name, *cells]
 
-  bits = _table(
+  bits = table(
     ["bits per byte", *names],
     [
       row("**this model**, left to right", "bits_per_byte", "**{:.3f}**"),
@@ -61,7 +61,7 @@ def _held_out(heldout: dict[str, dict[str, Any]]) -> str:
   )
   text = "## Held-out text\n\nText that neither the model nor its tokenizer was trained on.\n\n" + bits
   if any("infill_accuracy" in figures for figures in heldout.values()):
-    fills = _table(
+    fills = table(
       ["tokens of a masked span guessed right", *names],
       [
         row("**both sides visible** ([MASK])", "infill_accuracy", "{:.1%}", "infill_accuracy_se"),
@@ -92,7 +92,7 @@ def _quantized(quantized: dict[str, dict[str, Any]], languages: list[str]) -> st
   names = (_LANGUAGES.get(language, language) for language in languages)
   header = ["weights", "size on disk", *(f"{name} bits per byte" for name in names)]
   rows = [[_MODELS.get(name, name), *cells(figures)] for name, figures in quantized.items()]
-  return "## Quantized\n\n" + _table(header, rows)
+  return "## Quantized\n\n" + table(header, rows)
 
 
 def _samples(samples: Sequence[dict[str, str]]) -> str:
@@ -103,17 +103,18 @@ def _samples(samples: Sequence[dict[str, str]]) -> str:
   for sample in samples:
     said.setdefault(sample["prompt"], {})[sample["model"]] = sample["output"]
   rows = [[_cell(prompt), *(_cell(outputs.get(model, "-")) for model in models)] for prompt, outputs in said.items()]
-  return "## Samples\n\n" + _table(["prompt", *(_MODELS.get(model, model) for model in models)], rows, "---")
+  return "## Samples\n\n" + table(["prompt", *(_MODELS.get(model, model) for model in models)], rows, "---")
 
 
 def _seconds(seconds: dict[str, float]) -> str:
   if not seconds:
     return ""
   rows = [[stage, f"{value:,.1f}"] for stage, value in (seconds | {"all": sum(seconds.values())}).items()]
-  return "## Time\n\n" + _table(["command", "seconds"], rows)
+  return "## Time\n\n" + table(["command", "seconds"], rows)
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]], align: str = "---:") -> str:
+def table(header: Sequence[str], rows: Iterable[Sequence[str]], align: str = "---:") -> str:
+  """Writes a table whose first column is aligned to the left, and the others as `align` says."""
   lines = [header, ["---"] + [align] * (len(header) - 1), *rows]
   return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
