@@ -18,6 +18,7 @@ import glmjax
 from glmjax import display
 from glmjax import errors
 from glmjax import tokenizer as tokenizer_lib
+from glmjax.checkpoint import folder as folder_lib
 from glmjax.checkpoint import load
 from glmjax.data import shards
 from glmjax.evaluate import heldout
@@ -74,7 +75,7 @@ def measure(
   checkpoints: Sequence[paths.Named],
   out: paths.Named,
   cache: paths.Named | None = None,
-  label: Sequence[str] | None = None,
+  label: Sequence[str] = (),
   *,
   seed: int = 0,
   max_tokens: int = 100_000,
@@ -87,7 +88,7 @@ def measure(
     out: folder for weights.json, weights.md and weights.png.
     cache: token cache, made with the tokenizer of all: its held-out text is read left to right by each model in
       float32, with its kernels as they are and rounded; None: the kernels alone are looked at.
-    label: what to call each checkpoint; None: as its folder, or by the whole path where two folders have one name.
+    label: what to call each checkpoint; none: as its folder, or by the whole path where two folders have one name.
     seed, max_tokens, seq_length: of the held-out text, as heldout.Settings has them.
 
   Returns:
@@ -101,11 +102,13 @@ def measure(
   """
   names, out = _names(checkpoints, label), paths.named(out, "--out")
   _check_out(out)
-  display.figure(1, 1)  # raises before the work where there is no matplotlib
+  for folder in checkpoints:  # what is wrong with the last is said before the work on the first
+    folder_lib.read_config(paths.named(folder, "checkpoints"))
   settings = heldout.Settings(seed, max_tokens, 0, seq_length)
   opened = None if cache is None else shards.TokenCache.open(cache)
   if opened is not None:
     heldout.text_tasks(opened)
+  display.figure(1, 1)  # raises before the work where there is no matplotlib
   with publish.parent(out / _JSON):
     result: dict[str, Any] = {
       "glmjax": glmjax.__version__,
@@ -119,18 +122,18 @@ def measure(
   return result
 
 
-def _names(checkpoints: Sequence[paths.Named], label: Sequence[str] | None) -> list[str]:
+def _names(checkpoints: Sequence[paths.Named], label: Sequence[str]) -> list[str]:
   """Returns what to call the checkpoints."""
   if not 1 <= len(checkpoints) <= weights_plot.MOST:
     raise errors.InputError(f"{len(checkpoints)} checkpoints: a picture has room for 1 to {weights_plot.MOST}")
-  if label is not None and len(label) != len(checkpoints):
+  if label and len(label) != len(checkpoints):
     raise errors.InputError(
       f"--label is given {len(label)} times for {len(checkpoints)} checkpoints: give one for each"
     )
   found = label or [paths.named(folder, "checkpoints").name for folder in checkpoints]
   if len({*found}) == len(found):
     return list(found)
-  if label is not None:
+  if label:
     raise errors.InputError("--label: two checkpoints have the same one; give each its own")
   found = [str(folder) for folder in checkpoints]
   if len({*found}) < len(found):

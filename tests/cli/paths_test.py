@@ -11,6 +11,7 @@ from glmjax.data import loader, text
 from glmjax.evaluate import heldout, report
 from glmjax.infer import engine
 from glmjax.plan import fits
+from glmjax.study import weights
 from glmjax.thudm import inspection, load
 
 # Each function that takes a path, given one below the home folder that is not there.
@@ -24,6 +25,7 @@ CALLS = {
   "inspect": inspection.inspect,
   "evaluate": lambda path: heldout.evaluate("model", path),
   "report": report.write,
+  "weights": lambda path: weights.measure([path], "out"),
   "loader": lambda path: loader.CachedMixture(path, lambda specials: None).describe(),
   "text": lambda path: text.find_files([path]),
   "tokenizer": tokenizer.Tokenizer.load,

@@ -256,13 +256,15 @@ def test_the_command_says_it_before_anything_is_loaded():
     ("export", "checkpoint.export.export.bits", "'4'"),
     ("chat", "cli.chat.Drawing.top_p", "True"),
     ("inspect", "thudm.inspection.inspect.hashes", "1"),
+    ("weights", "study.weights.measure.max_tokens", "'x'"),
   ]
   code = f"""
 import sys
 from glmjax import cli
 for name, parameter, value in {wrong!r}:
   arguments = [name, f"--gin.glmjax.{{parameter}}={{value}}"]
-  arguments += ["--text=a"] * (name == "score") + ["--prompt=a"] * (name == "generate") + ["x"] * (name == "inspect")
+  arguments += ["--text=a"] * (name == "score") + ["--prompt=a"] * (name == "generate")
+  arguments += ["x"] * (name in ("inspect", "weights"))
   assert cli.main(arguments) == 2, name
 assert not {{"jax", "numpy", "tensorflow", "seqio"}} & set(sys.modules)
 """
