@@ -72,7 +72,7 @@ SETTINGS = [
   field(state.DynamicLossScale, "start", (1, 65_536), (0, 0.5)),
   field(state.DynamicLossScale, "minimum", (1,), (0, 1e6)),
   *[field(state.DynamicLossScale, name, (1,), (0,), whole=True) for name in ("window", "hysteresis")],
-  *[field(loop.Intervals, name, (0, 5), whole=True) for name in ("log", "evaluate", "save")],
+  *[field(loop.Intervals, name, (0, 5), whole=True) for name in ("log", "evaluate", "save", "layers")],
   *[field(loop.Intervals, name, (1,), (0,), whole=True) for name in ("keep", "eval_samples")],
   Setting(lambda value: loop.Intervals(profile=(1, value)), "Intervals.profile", (2,), (0,), whole=True),
   field(spikes.Guard, "window", (32, 128), (1, 31), whole=True),

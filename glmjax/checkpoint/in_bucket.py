@@ -2,7 +2,7 @@
 which goes first.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 import concurrent.futures
 import contextlib
 import re
@@ -108,7 +108,7 @@ class Steps:
       self._deleting.pop().join()
 
   def save(
-    self, step: int, stored: Mapping[str, Any], record: Mapping[str, Any], lines: growing.File | None = None
+    self, step: int, stored: Mapping[str, Any], record: Mapping[str, Any], lines: Sequence[growing.File] = ()
   ) -> None:
     """Begins to write a step: its arrays by name, and its record; `lines` are put before it is there."""
     self._saving = objects.Saving(self._directory / str(step), stored, record, lines)

@@ -7,7 +7,7 @@ complete step. Reading recomputes every checksum, and a damaged step is passed o
               metrics.json   (of earlier versions: what was measured of steps once they were saved)
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 import json
 import logging
 import math
@@ -183,7 +183,7 @@ class Manager:
     )
 
   def save(
-    self, step: int, state: Any, metadata: Mapping[str, Any], force: bool = False, lines: growing.File | None = None
+    self, step: int, state: Any, metadata: Mapping[str, Any], force: bool = False, lines: Sequence[growing.File] = ()
   ) -> bool:
     """Starts saving; returns when the caller may change, donate or delete `state`.
 
@@ -194,7 +194,7 @@ class Manager:
       state: any tree of arrays, PRNG keys and numbers.
       metadata: JSON: data position, metrics, anything that must be read together with the state.
       force: save even if this step is the one saved or restored last, and replace it.
-      lines: a file that must be in the bucket before the step is.
+      lines: files that must be in the bucket before the step is.
 
     Returns:
       False when this step was there already, and nothing was written.

@@ -82,7 +82,7 @@ class Saving:
     folder: bucket_path.BucketPath,
     stored: Mapping[str, jax.Array | np.ndarray],
     record: Mapping[str, Any],
-    lines: growing.File | None = None,
+    lines: Sequence[growing.File] = (),
   ):
     self._folder, self._record, self._lines = folder, record, lines
     self._process, self._processes = jax.process_index(), jax.process_count()
@@ -161,8 +161,8 @@ class Saving:
     with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
       list(pool.map(_put, headers))
     described.write_step(self._folder, list(self._record["arrays"]))
-    if self._lines is not None:
-      self._lines.put()
+    for file in self._lines:
+      file.put()
     publish.finish(self._folder / step_folder.MARK, self._record)
 
 

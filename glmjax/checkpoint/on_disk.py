@@ -1,6 +1,6 @@
 """Steps on a disk: Orbax writes them, and each appears, and goes, by one rename."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import contextlib
 import os
 import pathlib
@@ -94,7 +94,7 @@ class Steps:
     _delete(self._directory / str(step))
 
   def save(
-    self, step: int, stored: Mapping[str, Any], record: Mapping[str, Any], lines: growing.File | None = None
+    self, step: int, stored: Mapping[str, Any], record: Mapping[str, Any], lines: Sequence[growing.File] = ()
   ) -> None:
     """Begins to write a step: its arrays by name, and its record; `lines` are there already."""
     import orbax.checkpoint as ocp

@@ -32,6 +32,7 @@ from glmjax.models import layers
 from glmjax.models import params as params_lib
 from glmjax.models import prefix as prefix_lib
 from glmjax.models import rotary
+from glmjax.models import statistics
 from glmjax.parallel import partitioning
 
 # What inference keeps of earlier tokens: one KVCache of all layers, stacked, or one a layer ("layers_0", ...).
@@ -110,6 +111,7 @@ class SelfAttention(nn.Module):
           config.attention_dropout, layers.fold_in(keys_B, _ATTENTION_WEIGHTS), config.num_heads, x_BLD.shape[1]
         )
       out_BLHK = attention.attend(self.target, q_BLHK, k_BLHK, v_BLHK, start_BL, end_BL, dropout, prefix)
+      statistics.note(self, "logit", lambda: statistics.largest_logits(q_BLHK, k_BLHK, start_BL, end_BL))
       cache = None if cache is None else kv_cache.of_prompt(self.target, config, k_BLHK, v_BLHK)
     out = _einsum(config, self.target, "attention/out", "BLHK,HKD->BLD")
     return _keep(out(out_BLHK, keys_B=layers.fold_in(keys_B, _OUT))), cache
@@ -181,6 +183,7 @@ class Block(nn.Module):
       SelfAttention(self.config, self.target, name="attention"),
       Mlp(self.config, self.target, name="mlp"),
     )
+    statistics.note(self, "input", functools.partial(statistics.mean_squares, x_BLD))
     y_BLD = _norm(self.config, self.target, "attention_norm")(x_BLD)
     out_BLD, cache = attention_sublayer(
       _gather_tokens(y_BLD), cos_sin, start_BL, end_BL, keys_B, cache, lengths_B, prefix
@@ -188,6 +191,7 @@ class Block(nn.Module):
     x_BLD = self._residual("attention", x_BLD, y_BLD, out_BLD, layers.fold_in(keys_B, _ATTENTION))
     y_BLD = _norm(self.config, self.target, "mlp_norm")(x_BLD)
     x_BLD = self._residual("mlp", x_BLD, y_BLD, mlp(_gather_tokens(y_BLD), keys_B), layers.fold_in(keys_B, _MLP))
+    statistics.note(self, "output", functools.partial(statistics.mean_squares, x_BLD))
     return partitioning.constrain(x_BLD, "batch", "norm_length", "act_embed"), cache
 
   def _residual(
@@ -198,6 +202,7 @@ class Block(nn.Module):
     out_BLD = _scatter_tokens(out_BLD)
     if config.norm == "sandwich":
       out_BLD = _norm(config, self.target, f"{sublayer}_output_norm")(out_BLD)
+    statistics.note(self, f"{sublayer}_output", functools.partial(statistics.mean_squares, out_BLD))
     out_BLD = layers.dropout(config.hidden_dropout, keys_B, out_BLD)
     if config.norm in ("deepnorm", "post"):
       return y_BLD * jnp.asarray(config.alpha, y_BLD.dtype) + out_BLD
@@ -262,7 +267,7 @@ class GLM(nn.Module):
     if config.scan_layers:
       scanned = nn.scan(
         block,
-        variable_axes={"params": 0},
+        variable_axes={"params": 0, statistics.COLLECTION: 0},
         split_rngs={"params": True},
         in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0, 0, nn.broadcast, 0),
         out_axes=0,

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -25,6 +26,7 @@ from glmjax.train import evaluation
 from glmjax.train import feed as feed_lib
 from glmjax.train import initial
 from glmjax.train import interventions
+from glmjax.train import layers as layers_lib
 from glmjax.train import metrics as metrics_lib
 from glmjax.train import objective as objective_lib
 from glmjax.train import optimizer as optimizer_lib
@@ -53,10 +55,11 @@ class Intervals:
   save: int = 500  # a checkpoint; one is always written at the end
   keep: int = 3  # newest checkpoints kept, and the one with the best validation loss
   eval_samples: int = 256  # first samples of the validation source that are evaluated
+  layers: int = 0  # how each layer fares, a line of WORKDIR/layers.jsonl
   profile: Sequence[int] = ()  # (first, last) steps traced into WORKDIR/profile
 
   def __post_init__(self) -> None:
-    for name in ("log", "evaluate", "save"):
+    for name in ("log", "evaluate", "save", "layers"):
       ranges.whole(f"Intervals.{name}", getattr(self, name), 0)
     for name in ("keep", "eval_samples"):
       ranges.whole(f"Intervals.{name}", getattr(self, name), 1)
@@ -126,8 +129,9 @@ def train(
     if evaluates:
       _check_kind("validation", validation, preference)
     tx = optimizer.make()
-    recipe = step_lib.Recipe(optimizer, learning_rate, embedding_alpha, loss_scale)
+    recipe = step_lib.Recipe(optimizer, learning_rate, embedding_alpha, loss_scale, tells_layers=bool(intervals.layers))
     flow = pipeline_lib.make(pipeline, model, device_mesh, layout.rows)
+    _check_layers(intervals, flow)
     objective = objective_lib.Objective(model, loss_chunk, loss_mean_of, flow, preference, reference)
     stages = _stages(model, tx, device_mesh, rules, flow, base)
     runtime = runtime_lib.Runtime(objective, layout, stages, peers)
@@ -208,7 +212,8 @@ class _Attempts:
     """Makes what the run does besides its steps; the first process alone writes and prints."""
     first, runtime, folder = jax.process_index() == 0, self.runtime, self.folder
     writer = metrics_lib.Writer(folder.metrics, folder.tensorboard, start.step) if first else None
-    lines, saved = writer and writer.lines, start.step if start.resumed else None
+    layers, saved = self._layers(start), start.step if start.resumed else None
+    lines = [each.lines.file for each in (writer, layers) if each is not None and each.lines is not None]
     return run_lib.Hooks(
       saving_lib.Saving(runtime, self.manager, folder, self.samples.data, lines, self.intervals.save, saved),
       evaluation.Evaluation(runtime, self.evaluated, self.intervals.evaluate),
@@ -218,14 +223,30 @@ class _Attempts:
       writer,
       self._detector(start, writer),
       journal,
+      layers,
     )
+
+  @functools.cached_property
+  def _forward(self) -> Any:
+    """The program that looks into layers, the same one after each way back."""
+    return layers_lib.compile_forward(self.runtime.objective)
+
+  def _layers(self, start: run_lib.Start) -> layers_lib.Layers | None:
+    """Makes what tells how layers fare, where that is asked for."""
+    if not self.intervals.layers:
+      return None
+    first = jax.process_index() == 0
+    lines = metrics_lib.Lines(self.folder.layers, start.step, of_each_step=False) if first else None
+    return layers_lib.Layers(self._forward, self.intervals.layers, lines)
 
   def _detector(self, start: run_lib.Start, writer: metrics_lib.Writer | None) -> spikes_lib.Detector | None:
     """Makes what looks for spikes, with the figures of the steps before, which the first process reads."""
     guard, mesh = self.guard, self.runtime.layout.mesh
     if guard is None:
       return None
-    records = processes.from_first(lambda: metrics_lib.last_steps(writer.lines.local, start.step, guard.window + 1))
+    records = processes.from_first(
+      lambda: metrics_lib.last_steps(writer.lines.file.local, start.step, guard.window + 1)
+    )
     replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     return spikes_lib.Detector(guard, start.state.params, replicated, records)
 
@@ -298,6 +319,15 @@ def _check_preference(
     raise errors.InputError(
       f"{type(preference).__name__} compares with the model that an adapter is trained beside: give "
       "loop.train.trainable, or use preference.ORPO, which compares with none"
+    )
+
+
+def _check_layers(intervals: Intervals, flow: pipeline_lib.Pipeline | None) -> None:
+  """Raises InputError where layers lie on stages: no device has all of them."""
+  if intervals.layers and flow is not None:
+    raise errors.InputError(
+      f"Intervals.layers = {intervals.layers} looks into layers one behind the other, which does not go through "
+      f"pipelines: give a mesh without stage={flow.stages}, or Intervals.layers = 0"
     )
 
 

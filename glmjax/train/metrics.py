@@ -34,14 +34,16 @@ _MOST_WAITING = 100_000  # records that wait for room, about 60 MB of them
 _log = logging.getLogger("glmjax")
 
 
-def record_of(metrics: dict[str, np.ndarray]) -> Record:
-  """Returns a step's metrics as JSON values; the loss of each objective that the batch held."""
+def record_of(metrics: dict[str, Any]) -> Record:
+  """Returns a step's metrics as JSON values; the loss of each objective that the batch held. Those of single layers
+  are left out: they are another file's (layers.py).
+  """
   record = {"loss": float(metrics["loss"])}
   record |= objective_losses(metrics["losses"], metrics["weights"])
   record |= {
     name: float(value)
     for name, value in metrics.items()
-    if name not in ("loss", "losses", "weights", "applied", "advanced", "held")
+    if name not in ("loss", "losses", "weights", "applied", "advanced", "held", "layers")
   }
   return record
 
@@ -55,8 +57,9 @@ def objective_losses(losses: np.ndarray, weights: np.ndarray, prefix: str = "los
   }
 
 
-def truncate_after(path: pathlib.Path, step: int, shown: paths.Path) -> None:
-  """Removes the lines behind `step` from a metrics file, and a half-written last one; says which `shown` lacks before.
+def truncate_after(path: pathlib.Path, step: int) -> int:
+  """Removes the lines behind `step` from a file of them, and a half-written last one; returns the last one's step, 0
+  where none is left.
 
   Reads from the end, so that a long file costs no more than what is removed.
   """
@@ -72,10 +75,7 @@ def truncate_after(path: pathlib.Path, step: int, shown: paths.Path) -> None:
         block *= 4
       end, last = found
       file.truncate(start + end)
-  if last < step:
-    _log.warning(
-      "%s: the lines of steps %d to %d are missing or damaged; training goes on without them", shown, last + 1, step
-    )
+  return last
 
 
 def last_steps(path: pathlib.Path, step: int, count: int) -> list[Record]:
@@ -132,34 +132,74 @@ def _open(path: pathlib.Path, mode: str) -> BinaryIO:
   return file
 
 
-class Writer:
-  """metrics.jsonl and TensorBoard events."""
+class Lines:
+  """A file of JSON lines, one for each step, or for some, of a run."""
 
-  def __init__(self, path: paths.Path, tensorboard: paths.Path, step: int = 0):
-    """Opens the files of a run that goes on from `step`: lines behind it are removed from the file.
+  def __init__(self, path: paths.Path, step: int = 0, of_each_step: bool = True):
+    """Opens the file of a run that goes on from `step`: lines behind it are removed.
+
+    Args:
+      path: where it belongs.
+      step: 0: of a new run.
+      of_each_step: steps that have no line are told.
 
     Raises:
       errors.InputError: when what a bucket has of the lines cannot be read.
     """
-    self.lines = growing.File(path)
-    self._lines = _Appended(self.lines, lambda local: truncate_after(local, step, path), path)
-    self._board = _Board(tensorboard)
+
+    def prepare(local: pathlib.Path) -> None:
+      last = truncate_after(local, step)
+      if of_each_step and last < step:
+        _log.warning(
+          "%s: the lines of steps %d to %d are missing or damaged; training goes on without them", path, last + 1, step
+        )
+
+    self.file = growing.File(path)
+    self._appended = _Appended(self.file, prepare, path)
 
   def write(self, record: Record, is_saved: bool = False) -> None:
     """Writes one step; the line is with the operating system when this returns, if there is room for it.
 
     In a bucket it is within half a minute, and at once where the step is being saved.
     """
-    # JSON has no NaN: what is not finite becomes null.
-    clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
-    self._lines.write((json.dumps(clean) + "\n").encode())
+    self._appended.write((json.dumps(_finite(record)) + "\n").encode())
     if is_saved:
-      self.lines.put_soon()
+      self.file.put_soon()
+
+  def close(self) -> None:
+    """Writes what still waits, if there is room now."""
+    self._appended.close()
+
+
+def _finite(value: Any) -> Any:
+  """Returns a JSON value with null in place of each number that is not finite: JSON has no NaN."""
+  if isinstance(value, dict):
+    return {name: _finite(each) for name, each in value.items()}
+  if isinstance(value, list):
+    return [_finite(each) for each in value]
+  return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class Writer:
+  """metrics.jsonl and TensorBoard events."""
+
+  def __init__(self, path: paths.Path, tensorboard: paths.Path, step: int = 0):
+    """Opens the files of a run that goes on from `step`.
+
+    Raises:
+      errors.InputError: when what a bucket has of the lines cannot be read.
+    """
+    self.lines = Lines(path, step)
+    self._board = _Board(tensorboard)
+
+  def write(self, record: Record, is_saved: bool = False) -> None:
+    """Writes one step, as Lines does."""
+    self.lines.write(record, is_saved)
     self._board.write(record)
 
   def close(self) -> None:
     """Writes what still waits, if there is room now."""
-    self._lines.close()
+    self.lines.close()
     self._board.close()
 
 

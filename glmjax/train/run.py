@@ -17,6 +17,7 @@ from glmjax.train import divergence
 from glmjax.train import evaluation as evaluation_lib
 from glmjax.train import feed as feed_lib
 from glmjax.train import interventions
+from glmjax.train import layers as layers_lib
 from glmjax.train import metrics as metrics_lib
 from glmjax.train import profile
 from glmjax.train import runtime as runtime_lib
@@ -64,14 +65,16 @@ class Hooks:
   writer: metrics_lib.Writer | None  # the first process's
   detector: spikes_lib.Detector | None  # None: nothing is watched
   journal: interventions.Journal
+  layers: layers_lib.Layers | None  # None: nobody asks how they fare
 
   def close(self) -> None:
     """Ends the trace and closes the files."""
     self.stop_trace()
     self.trace.close()
     self.console.close()
-    if self.writer is not None:
-      self.writer.close()
+    for file in (self.writer, self.layers):
+      if file is not None:
+        file.close()
 
   def stop_trace(self) -> None:
     """Ends the trace, if one is running."""
@@ -112,6 +115,8 @@ class Run:
     detector = self._hooks.detector
     info = step_lib.StepInfo(scalar, scalar, scalar, detector and detector.abstract())
     self._train_step = train_step.lower(self._state, layout.abstract(), info).compile()
+    if self._hooks.layers is not None:
+      self._hooks.layers.compile(self._state, layout.abstract(), scalar)
     if jax.default_backend() == "cpu":
       host.reserve_huge_pages(self._train_step.memory_analysis().temp_size_in_bytes * 5 // 4)
     of_all = ""
@@ -179,6 +184,8 @@ class Run:
       hooks.trace.before(step)
       self._runtime.peers.at(step)
       item = self._limited(item, step)
+      if hooks.layers is not None:
+        item = hooks.layers.before(step, self._state, item)
       self._state, metrics = self._train_step(self._state, item.batch, item.info)
       self._asked = asked = stop.ask(metrics["loss"])
       if pending:  # the device works on this step while the last one's figures are read
@@ -247,6 +254,8 @@ class Run:
         saves |= jax.process_count() == 1  # the others of several would not come to save with this one
     if hooks.writer is not None:  # before the checkpoint, from which a run may go on
       hooks.writer.write(record, is_saved=saves)
+    if hooks.layers is not None:
+      hooks.layers.after(record, metrics["layers"], is_saved=saves)
     if saves:
       hooks.saving.save(self._state, record, self._last_samples)
     if failure is not None:

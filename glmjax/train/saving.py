@@ -1,6 +1,7 @@
 """When a run's state is saved, and what with it: each step once, and never a state that is not finite."""
 
 import contextlib
+from collections.abc import Sequence
 
 from glmjax import errors
 from glmjax.checkpoint import manager as manager_lib
@@ -23,11 +24,11 @@ class Saving:
     manager: manager_lib.Manager,
     folder: workdir_lib.Workdir,
     data: feed_lib.DataSource,
-    lines: growing.File | None,
+    lines: Sequence[growing.File],
     every: int,
     saved_step: int | None,
   ):
-    """Saves `every` so many steps (0: at the end alone), the `lines` of metrics before; `saved_step`: that of the
+    """Saves `every` so many steps (0: at the end alone), the `lines` about its steps before; `saved_step`: that of the
     checkpoint from which the run goes on.
     """
     self._runtime, self._manager, self._folder, self._data = runtime, manager, folder, data

@@ -24,7 +24,7 @@ from glmjax.train import optimizer as optimizer_lib
 from glmjax.train import schedules
 from glmjax.train import state as state_lib
 
-Metrics = dict[str, jax.Array]
+Metrics = dict[str, Any]  # arrays; under "layers" dicts of them
 
 
 @jax.tree_util.register_dataclass
@@ -64,6 +64,7 @@ class Recipe:
   learning_rate: schedules.Schedule
   embedding_alpha: schedules.Schedule = schedules.Constant(1.0)  # embedding gradient shrink (paper, section 3)
   loss_scale: state_lib.DynamicLossScale = state_lib.DynamicLossScale()  # of states that have one
+  tells_layers: bool = False  # whether the metrics have "layers": norms of each layer's gradient, update, parameters
 
 
 def train_step(
@@ -134,6 +135,12 @@ def train_step(
   }
   if state.loss_scale is not None:
     metrics["loss_scale"] = scale
+  if recipe.tells_layers:
+    metrics["layers"] = {
+      "grad_norm": {name: norms / scale for name, norms in layer_norms(grads).items()},
+      "update_norm": layer_norms(updates),
+      "param_norm": layer_norms(state.params),
+    }
   if sums.pairs is not None:
     metrics["ordered"] = sums.pairs.ordered / jnp.maximum(sums.pairs.count, 1.0)
   return new_state, metrics
@@ -150,6 +157,20 @@ def part_squares(grads: Any) -> dict[str, jax.Array]:
     part = params_lib.known("/".join(optimizer_lib.path_names(path))).part
     sums[part] = sums.get(part, 0.0) + jnp.sum(jnp.square(leaf.astype(jnp.float32)))
   return {part: sums[part] for part in params_lib.PARTS if part in sums}
+
+
+def layer_norms(tree: Any) -> dict[str, jax.Array]:
+  """Returns the norm of each layer, [N] under "layers", and of what is in no layer, by its first name in the tree.
+
+  Args:
+    tree: as the trained parameters, stacked in the model's order.
+  """
+  sums = {}
+  for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+    name = optimizer_lib.path_names(path)[0]
+    axes = range(1 if name == params_lib.LAYERS else 0, leaf.ndim)
+    sums[name] = sums.get(name, 0.0) + jnp.square(leaf.astype(jnp.float32)).sum(tuple(axes))
+  return jax.tree.map(jnp.sqrt, sums)
 
 
 def watched(params: Any) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """A run's folder: what it says about the run, and whether a new start may use it.
 
   WORKDIR/  config.json   config.gin   tokenizer/   metrics.jsonl   checkpoints/   tensorboard/   profile/
-            interventions.jsonl   interventions.gin
+            interventions.jsonl   interventions.gin   layers.jsonl
 
 io/folders.py knows these names: all else in the folder is the user's, and stays.
 """
@@ -57,6 +57,11 @@ class Workdir:
   @property
   def metrics(self) -> paths.Path:
     return self.root / "metrics.jsonl"
+
+  @property
+  def layers(self) -> paths.Path:
+    """How each layer fared, where the run was asked."""
+    return self.root / "layers.jsonl"
 
   @property
   def interventions(self) -> paths.Path:
@@ -148,7 +153,7 @@ class Workdir:
       return
     publish.remove(self.root / "checkpoints.deleting")  # of earlier versions
     manager_lib.delete_all(self.checkpoints)
-    for name in ("metrics.jsonl", "interventions.jsonl", "interventions.gin", "tensorboard", "profile"):
+    for name in ("metrics.jsonl", "layers.jsonl", "interventions.jsonl", "interventions.gin", "tensorboard", "profile"):
       publish.remove(self.root / name)
     if not self._has(tokenizer):
       publish.remove(self.root / folder.TOKENIZER)

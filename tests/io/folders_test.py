@@ -25,6 +25,7 @@ FILES = {
     "config.json": {"model": MODEL},
     "checkpoints/5/metadata/checksums.json": {},
     "metrics.jsonl": "",
+    "layers.jsonl": "",
     "interventions.jsonl": "",
     "interventions.gin": "",
     "tokenizer/tokenizer.model": "",
@@ -172,6 +173,7 @@ def test_files(made):
   for name in (
     "RUN/config.json",
     "RUN/metrics.jsonl",
+    "RUN/layers.jsonl",
     "RUN/interventions.gin",
     "RUN/checkpoints/5/x",
     "EXPORT/checksums.json",

@@ -2,6 +2,7 @@
 
 import json
 import os
+import math
 import pathlib
 import resource
 import shutil
@@ -111,6 +112,13 @@ def test_lines_that_are_lacking_are_told(tmp_path, text, told, caplog):
     path.write_text(text)
   metrics.Writer(path, tmp_path / "tensorboard", 3).close()
   assert told in caplog.text and bool(told) == ("missing or damaged" in caplog.text)
+
+
+def test_what_is_not_finite_is_null(tmp_path):
+  lines = metrics.Lines(tmp_path / "layers.jsonl")
+  lines.write({"step": 1, "norms": {"layers": [1.0, math.nan], "head": math.inf}})
+  lines.close()
+  assert (tmp_path / "layers.jsonl").read_text() == '{"step": 1, "norms": {"layers": [1.0, null], "head": null}}\n'
 
 
 def events(folder: pathlib.Path) -> list:

@@ -132,7 +132,14 @@ def test_overwriting_deletes_only_what_a_run_writes(save, tiny, tmp_path):
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text("mine")
   interventions = "interventions.jsonl", "interventions.gin"
-  for name in ("metrics.jsonl", *interventions, "tensorboard/events", "profile/trace", "checkpoints/5.aside/x"):
+  for name in (
+    "metrics.jsonl",
+    "layers.jsonl",
+    *interventions,
+    "tensorboard/events",
+    "profile/trace",
+    "checkpoints/5.aside/x",
+  ):
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text("the run's")
   with folder.locked():
