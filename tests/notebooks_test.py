@@ -27,6 +27,7 @@ SMALL = {  # the parameters of a run that takes seconds
   "06_serve": {"STEPS": 120, "CLIENTS": 4},
   "07_evaluate": {"STEPS": 40},
   "08_finetune": {"STEPS": 40, "TUNING": 20},
+  "09_stability": {"SAMPLE": False, "NORMS": {"DeepNorm": "deepnorm"}, "SHRINKS": {"1": (1.0,)}, "STEPS": 8},
 }
 PICTURES = {
   "01_blank_infilling": 11,
@@ -37,6 +38,7 @@ PICTURES = {
   "06_serve": 1,
   "07_evaluate": 2,
   "08_finetune": 3,
+  "09_stability": 3,
 }
 
 
