@@ -34,8 +34,8 @@ from glmjax.study import grid as grid_lib
 from glmjax.study import report
 from glmjax.study import results as results_lib
 
-TRAIN = "glmjax.train.loop.train"
-DIVERGED = 3  # the status of a run that has diverged, which is a result too
+_TRAIN = "glmjax.train.loop.train"
+_DIVERGED = 3  # the status of a run that has diverged, which is a result too
 
 _COMMAND = (sys.executable, "-m", "glmjax", "train")
 
@@ -106,8 +106,7 @@ def run(
     errors.InputError: for what the user can mend in any point, before the first is begun.
   """
   folder = _claimed(workdir)
-  tasks = [Task(point, folder, _settings_of(settings, point)) for point in grid.points()]
-  _check_names(tasks)
+  tasks = _tasks(folder, grid, settings)
   for name in ("points", "results", "logs"):
     (folder / name).mkdir(parents=True, exist_ok=True)
   waiting = [task for task in tasks if not task.is_done]
@@ -138,21 +137,25 @@ def _claimed(workdir: paths.Named) -> pathlib.Path:
   return folder
 
 
+def _tasks(folder: pathlib.Path, grid: grid_lib.Grid, settings: Settings) -> list[Task]:
+  """Returns every point, checked as `glmjax train` would."""
+  tasks: dict[str, Task] = {}
+  told = progress.Progress(len(grid), "points checked")
+  for point in grid.points():
+    if point.name in tasks:
+      raise errors.InputError(f"Grid.axes: {tasks[point.name].point} and {point} have one name: label them apart")
+    tasks[point.name] = Task(point, folder, _settings_of(settings, point))
+    told.at(len(tasks))
+  return list(tasks.values())
+
+
 def _settings_of(settings: Settings, point: grid_lib.Point) -> str:
   """Returns the hash of what gin binds for a point's training, having checked all of it."""
   from glmjax.config import gin_files  # loads gin
 
   overrides = [*settings.bindings, *point.bindings]
-  program = gin_files.check(settings.files, overrides, TRAIN, ["workdir"], [TRAIN, f"{__name__}.run"])
+  program = gin_files.check(settings.files, overrides, _TRAIN, ["workdir"], [_TRAIN, f"{__name__}.run"])
   return hashlib.sha256("\n".join(program.lines).encode()).hexdigest()
-
-
-def _check_names(tasks: Sequence[Task]) -> None:
-  names: dict[str, grid_lib.Point] = {}
-  for task in tasks:
-    if task.point.name in names:
-      raise errors.InputError(f"Grid.axes: {names[task.point.name]} and {task.point} have one name: label them apart")
-    names[task.point.name] = task.point
 
 
 class _Crew:
@@ -178,7 +181,7 @@ class _Crew:
           if status is None:
             taken += 1
             continue
-          if status not in (0, DIVERGED):
+          if status not in (0, _DIVERGED):
             failed[task.point.name] = said
           seconds = (time.monotonic() - began) / count * (len(tasks) - count)
           left = f"; ETA {progress.duration(seconds)}" if count < len(tasks) else ""
@@ -209,7 +212,7 @@ class _Crew:
     publish.write_text(task.result, json.dumps(known | {"status": None}) + "\n")
     with open(task.log, mode) as log:
       status = self._wait([*_COMMAND, *arguments], log)
-    if status not in (0, DIVERGED):
+    if status not in (0, _DIVERGED):
       return status, f"status {status}: {_last_line(task.log)} (all of it: {task.log})"
     if not self._keep:
       shutil.rmtree(task.workdir / "checkpoints", ignore_errors=True)
