@@ -6,9 +6,10 @@ from typing import Any
 
 def settings(options: argparse.Namespace) -> dict[str, Any]:
   """Returns what `glmjax train` is to be called with for every point."""
+  from glmjax.cli import commands
   from glmjax.study import run  # loads NumPy
 
-  return {"settings": run.Settings(list(options.files), list(options.bindings))}
+  return {"settings": run.Settings(list(options.files), list(options.bindings), commands.targets())}
 
 
 def show(figures: dict[str, Any]) -> None:

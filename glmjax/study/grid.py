@@ -24,14 +24,14 @@ class Point:
   @property
   def name(self) -> str:
     """The name of its folder: what its axes have; where that is too long, or no name, with a hash behind it."""
-    text = ",".join(f"{axis.rpartition('.')[2].lower()}={label}" for axis, label in self.labels.items())
+    text = ",".join(f"{short(axis).replace(' ', '_')}={label}" for axis, label in self.labels.items())
     name = re.sub(r"[^\w.+=,-]+", "-", text, flags=re.ASCII)[:_LONGEST_NAME]
     if name == text:
       return name
     return f"{name}-{hashlib.sha256(repr(sorted(self.labels.items())).encode()).hexdigest()[:8]}"
 
   def __str__(self) -> str:
-    return ", ".join(f"{axis.rpartition('.')[2]} {label}" for axis, label in self.labels.items())
+    return described(self.labels)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +72,9 @@ class Grid:
       raise errors.InputError(f"Grid: over and repeats are both {self.over}: give two axes")
     for i, value in enumerate(self.axes[self.over]):
       ranges.number(f"Grid.axes[{self.over!r}][{i}]", value, above=0)
+    names = [name for axis in self.axes for name in self._bound(axis)]
+    if twice := [name for name in names if names.count(name) > 1]:
+      raise errors.InputError(f"Grid.axes: two axes bind {twice[0]}: bind it in one")
     if len(self) > _MOST_POINTS:
       raise errors.InputError(f"Grid.axes have {len(self):,} points: give at most {_MOST_POINTS:,}")
 
@@ -94,6 +97,15 @@ class Grid:
       bindings = [each for axis in self.axes for each in self._bindings(axis, found[axis])]
       yield Point({axis: found[axis] for axis in self.axes}, tuple(bindings))
 
+  def _bound(self, axis: str) -> list[str]:
+    """Returns the names that an axis binds, in any of its labels."""
+    values = self.axes[axis]
+    return (
+      list(dict.fromkeys(name for bound in values.values() for name in bound))
+      if isinstance(values, Mapping)
+      else [axis]
+    )
+
   def _bindings(self, axis: str, label: Any) -> Iterator[str]:
     values = self.axes[axis]
     bound = values[label] if isinstance(values, Mapping) else {axis: label}
@@ -103,6 +115,16 @@ class Grid:
 
 def _is_reference(value: Any) -> bool:
   return isinstance(value, str) and value.startswith(("@", "%"))
+
+
+def short(axis: str) -> str:
+  """Returns an axis's name for people: the last part of it, in words."""
+  return axis.rpartition(".")[2].replace("_", " ").lower()
+
+
+def described(labels: Mapping[str, Any]) -> str:
+  """Returns what some axes have, in words."""
+  return ", ".join(f"{short(axis)} {label}" for axis, label in labels.items())
 
 
 def labelled(grid: Grid, axes: Sequence[str]) -> list[tuple[Any, ...]]:

@@ -12,25 +12,28 @@ from glmjax.study import results as results_lib
 Results = Sequence[results_lib.Result]
 
 _WIDTH, _HEIGHT = 3.0, 2.1  # inches of a small picture
-_MOST_POINTS = 400  # of a line
-# Readable in grey: each colour has a line and a mark of its own.
-_COLOURS = ("#1f6fb4", "#d1701a", "#3a8f5c", "#8a5aa8", "#b03a48", "#555555")
-_MARKS = ("o", "s", "^", "D", "v", "P")
-_LINES = ("-", (0, (5, 1.5)), (0, (1, 1)), "-.", (0, (3, 1, 1, 1, 1, 1)), (0, (8, 2)))
+_LONGEST = 400  # points of a line
+_MOST_PICTURES = 60  # small ones in one; of more, none
+# Each colour has a line and a mark of its own, to be told apart in grey.
+_COLOURS = (*display.COLOURS, "#b03a48", "#555555", "#0f8f8f", "#a08a1a")
+_LINES = (*display.LINES, (0, (3, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (2, 2)), (0, (6, 1, 1, 1)))
+_MARKS = ("o", "s", "^", "D", "v", "P", "X", "p")
 
 
-def over_axis(grid: grid_lib.Grid, results: Results) -> display.Picture:
+def over_axis(grid: grid_lib.Grid, results: Results) -> display.Picture | None:
   """Draws the last loss over the values of `over`: a line for each value of the first other axis, a panel for each
   choice from the rest; runs that have diverged, or learned nothing, are crosses at their first loss.
   """
   panels, lines = _panels(grid), grid.axes[grid.others[0]] if grid.others else [None]
+  if len(panels) > _MOST_PICTURES:
+    return None
   figure = display.figure(1.2 + 3.4 * len(panels), 3.6, dpi=110)
   axes_of = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
   for axes, panel in zip(axes_of, panels):
-    _frame(axes, grid.over, "last loss, nats per token" if axes is axes_of[0] else "", _title(panel))
+    _frame(axes, grid.over, "last loss, nats per token" if axes is axes_of[0] else "", grid_lib.described(panel))
     axes.set_xscale("log")
     for i, line in enumerate(lines):
-      style = {"color": _COLOURS[i % 6], "linestyle": _LINES[i % 6], "marker": _MARKS[i % 6]}
+      style = {"color": _COLOURS[i % 8], "linestyle": _LINES[i % 8], "marker": _MARKS[i % 8]}
       runs = [run for run in results if _is_of(run, panel | ({} if line is None else {grid.others[0]: line}))]
       values = sorted({run.point.labels[grid.over] for run in runs})
       of_each = [[run for run in runs if run.point.labels[grid.over] == value] for value in values]
@@ -50,35 +53,30 @@ def over_axis(grid: grid_lib.Grid, results: Results) -> display.Picture:
 
 def over_steps(grid: grid_lib.Grid, results: Results, name: str) -> display.Picture | None:
   """Draws a figure of metrics.jsonl over the steps, in a picture for each line and panel; None: no run has it."""
-  curves = [(run, run.table.steps, run.table.column(name)) for run in results]
+  curves = [(run, run.steps, run.figures[name]) for run in results]
   return _small(grid, [each for each in curves if np.isfinite(each[2]).any()], "step", name)
 
 
 def over_layers(grid: grid_lib.Grid, results: Results, name: str) -> display.Picture | None:
   """Draws the last line of layers.jsonl that has a figure of each layer, over the layers; None: no run has it."""
-  curves = []
-  for run in results:
-    values = run.layers.column(name)
-    if values.ndim == 2 and (sound := np.isfinite(values).all(1)).any():
-      last = values[sound][-1]
-      curves.append((run, np.arange(len(last), dtype=np.float64), last))
-  return _small(grid, curves, "layer", name)
+  found = [(run, run.layers[name]) for run in results if name in run.layers]
+  return _small(grid, [(run, np.arange(len(last), dtype=np.float64), last) for run, last in found], "layer", name)
 
 
 def _small(
   grid: grid_lib.Grid, curves: Sequence[tuple[results_lib.Result, np.ndarray, np.ndarray]], across: str, up: str
 ) -> display.Picture | None:
   """Draws curves in small pictures, rows of lines and columns of panels; the darker, the larger `over`."""
-  if not curves:
-    return None
   panels, lines = _panels(grid), grid.axes[grid.others[0]] if grid.others else [None]
+  if not curves or len(panels) * len(lines) > _MOST_PICTURES:
+    return None
   figure = display.figure(1.4 + _WIDTH * len(panels), 0.6 + _HEIGHT * len(lines), dpi=100)
   all_axes = figure.subplots(len(lines), len(panels), sharex=True, sharey=True, squeeze=False)
   values = sorted(grid.axes[grid.over])
   for row, line in zip(all_axes, lines):
     for axes, panel in zip(row, panels):
       is_left, is_lowest = axes is row[0], row is all_axes[-1]
-      title = ", ".join(filter(None, ["" if line is None else str(line), _title(panel)]))
+      title = ", ".join(filter(None, ["" if line is None else str(line), grid_lib.described(panel)]))
       _frame(axes, across if is_lowest else "", up.replace("_", " ") if is_left else "", title)
       axes.set_yscale("log")
       for run, x, y in curves:
@@ -86,11 +84,10 @@ def _small(
           shade = values.index(run.point.labels[grid.over]) / max(len(values) - 1, 1)
           axes.plot(*_thin(x, y), color=_shade(shade), linewidth=1.1)
   handles = [all_axes[0, 0].plot([], [], color=_shade(i / max(len(values) - 1, 1)))[0] for i in range(len(values))]
-  title = grid.over.rpartition(".")[2].replace("_", " ").lower()
   figure.legend(
     handles,
     [f"{value:g}" for value in values],
-    title=title,
+    title=grid_lib.short(grid.over),
     loc="outside lower center",
     ncols=min(len(values), 8),
     frameon=False,
@@ -110,12 +107,8 @@ def _is_of(run: results_lib.Result, labels: dict[str, Any]) -> bool:
   return all(run.point.labels[axis] == label for axis, label in labels.items())
 
 
-def _title(panel: dict[str, Any]) -> str:
-  return ", ".join(f"{axis.rpartition('.')[2].replace('_', ' ').lower()} {label}" for axis, label in panel.items())
-
-
 def _frame(axes: Any, across: str, up: str, title: str) -> None:
-  axes.set_xlabel(across.rpartition(".")[2].replace("_", " ").lower(), color=display.INK, fontsize=9)
+  axes.set_xlabel(grid_lib.short(across), color=display.INK, fontsize=9)
   axes.set_ylabel(up, color=display.INK, fontsize=9)
   axes.set_title(title, color=display.INK, fontsize=9)
   axes.tick_params(labelsize=8)
@@ -129,10 +122,10 @@ def _shade(share: float) -> tuple[float, float, float]:
 
 
 def _thin(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """Returns at most _MOST_POINTS points: of neighbours the largest, so that no spike is lost; what is not finite leaves
+  """Returns at most _LONGEST points: of neighbours the largest, so that no spike is lost; what is not finite leaves
   a gap.
   """
-  size = -(-len(x) // _MOST_POINTS)
+  size = -(-len(x) // _LONGEST)
   chosen = list(_largest(y, size))
   return x[chosen], np.where(np.isfinite(y[chosen]) & (y[chosen] > 0), y[chosen], np.nan)
 

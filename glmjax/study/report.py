@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from glmjax.evaluate import markdown
 from glmjax.io import publish
 from glmjax.study import grid as grid_lib
 from glmjax.study import pictures
@@ -24,6 +25,8 @@ _OVER_STEPS = (
 _OVER_LAYERS = (
   ("logits", "attention_logit_max", "Largest attention logit of each layer, last looked at"),
   ("residual", "residual_rms", "Root mean square of what each layer reads, last looked at"),
+  ("sublayers", "mlp_rms", "Root mean square of what each layer's MLP adds, last looked at"),
+  ("gradients", "grad_norm/layers", "Norm of each layer's gradient, last looked at"),
 )
 
 
@@ -39,9 +42,9 @@ def write(folder: pathlib.Path, grid: grid_lib.Grid, results: Results) -> None:
     "spikes": _leaders(results),
     "runs": [_run(result) for result in results],
   }
-  drawn = _draw(folder, grid, results)
   publish.write_text(folder / "report.json", json.dumps(_finite(found), ensure_ascii=False, indent=1) + "\n")
-  publish.write_text(folder / "report.md", _markdown(grid, found, drawn))
+  publish.write_text(folder / "report.md", _markdown(grid, found, {}))
+  publish.write_text(folder / "report.md", _markdown(grid, found, _draw(folder, grid, results)))
 
 
 def _finite(value: Any) -> Any:
@@ -57,7 +60,7 @@ def _run(result: results_lib.Result) -> dict[str, Any]:
   return {
     "labels": dict(result.point.labels),
     "diverged": result.has_diverged,
-    "steps": len(result.table.steps),
+    "steps": len(result.steps),
     "first_loss": result.first_loss,
     "last_loss": result.last_loss,
     "spikes": [dict(episode.first) for episode in result.episodes],
@@ -142,7 +145,7 @@ def _draw(folder: pathlib.Path, grid: grid_lib.Grid, results: Results) -> dict[s
   """Draws the pictures, where matplotlib is installed; returns their files with what is said of each."""
   if importlib.util.find_spec("matplotlib") is None:
     return {}
-  drawn = [("sensitivity", f"Last loss over {_short(grid.over)}", pictures.over_axis(grid, results))]
+  drawn = [("sensitivity", f"Last loss over {grid_lib.short(grid.over)}", pictures.over_axis(grid, results))]
   drawn += [(name, title, pictures.over_steps(grid, results, figure)) for name, figure, title in _OVER_STEPS]
   drawn += [(name, title, pictures.over_layers(grid, results, figure)) for name, figure, title in _OVER_LAYERS]
   found = {}
@@ -153,21 +156,17 @@ def _draw(folder: pathlib.Path, grid: grid_lib.Grid, results: Results) -> dict[s
   return found
 
 
-def _short(axis: str) -> str:
-  return axis.rpartition(".")[2].replace("_", " ").lower()
-
-
 def _markdown(grid: grid_lib.Grid, found: Mapping[str, Any], drawn: Mapping[str, str]) -> str:
   runs = found["runs"]
-  axes = "; ".join(f"{_short(axis)}: {', '.join(map(str, values))}" for axis, values in found["axes"].items())
-  hours = sum(run["seconds"] for run in runs if not math.isnan(run["seconds"])) / 3600
+  axes = "; ".join(f"{grid_lib.short(axis)}: {', '.join(map(str, values))}" for axis, values in found["axes"].items())
+  hours = sum(run["seconds"] for run in runs) / 3600
   parts = [
     "# Study",
-    f"{len(runs):,} runs of {len(grid):,}; {axes}. {hours:.2f} hours of runs.",
+    f"{len(runs):,} runs of {len(grid):,}; {axes}. {hours:.2f} hours of steps.",
     _groups_table(grid, found["groups"]),
-    f"Sensitivity: mean over {_short(grid.over)} of the last loss, that of the first step at most, less the lowest "
-    "(Wortsman et al. 2023), nats a token; its range over repeats in brackets. A run that has diverged, or ended above "
-    "its first loss, counts with its first loss.",
+    f"Sensitivity: mean over {grid_lib.short(grid.over)} of the last loss, that of the first step at most, less the "
+    "lowest (Wortsman et al. 2023), nats a token; its range over repeats in brackets. A run that has diverged, or "
+    "ended above its first loss, counts with its first loss.",
     _leaders_table(found["spikes"]),
     *(f"## {title}\n\n![{title}]({file})" for file, title in drawn.items()),
   ]
@@ -175,8 +174,8 @@ def _markdown(grid: grid_lib.Grid, found: Mapping[str, Any], drawn: Mapping[str,
 
 
 def _groups_table(grid: grid_lib.Grid, groups: Sequence[Mapping[str, Any]]) -> str:
-  over = _short(grid.over)
-  header = [*map(_short, grid.others), "runs", "diverged", "learned nothing", "spikes", "sensitivity"]
+  over = grid_lib.short(grid.over)
+  header = [*map(grid_lib.short, grid.others), "runs", "diverged", "learned nothing", "spikes", "sensitivity"]
   header += [f"best {over}", "its loss", f"largest {over} at which all learn"]
   rows = []
   for group in groups:
@@ -184,18 +183,19 @@ def _groups_table(grid: grid_lib.Grid, groups: Sequence[Mapping[str, Any]]) -> s
     cells = [*group["labels"].values(), *counts, _ranged(group["sensitivity"], 3)]
     largest = group["largest_that_learns"]
     cells += [_number(group["best"]), _ranged(group["best_loss"], 4), "none" if largest is None else _number(largest)]
-    rows.append([str(cell) for cell in cells])
-  return _table(header, rows)
+    rows.append([str(cell).replace("|", "\\|") for cell in cells])
+  return markdown.table(header, rows)
 
 
 def _leaders_table(spikes: Mapping[str, Any]) -> str:
   if not spikes["episodes"]:
     return ""
   rows = [[name, *(f"{counts[key]:,}" for key in ("in", "first", "alone"))] for name, counts in spikes["parts"].items()]
-  return (
-    f"## What spikes first\n\n{spikes['episodes']:,} episodes of spikes in all runs: in how many each figure was above "
-    "its limit at all, among the first, and first alone.\n\n" + _table(["figure", "at all", "first", "alone"], rows)
+  counted = (
+    f"{spikes['episodes']:,} episodes of spikes in all runs: in how many each figure was above its limit at all, among "
+    "the first, and first alone."
   )
+  return f"## What spikes first\n\n{counted}\n\n" + markdown.table(["figure", "at all", "first", "alone"], rows)
 
 
 def _ranged(spread: Mapping[str, Any] | None, digits: int) -> str:
@@ -207,8 +207,3 @@ def _ranged(spread: Mapping[str, Any] | None, digits: int) -> str:
 
 def _number(value: Any) -> str:
   return "-" if value is None else f"{value:g}"
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-  lines = [header, ["---"] * len(header), *rows]
-  return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)

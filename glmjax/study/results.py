@@ -1,5 +1,6 @@
 """What the runs of a study came to, read from the files that they left."""
 
+import array
 import contextlib
 import dataclasses
 import functools
@@ -13,8 +14,9 @@ import numpy as np
 
 from glmjax.study import grid as grid_lib
 
-_LAST = 0.05  # the share of a run's steps over which its last loss is the mean
-_EPISODE = 16  # steps without a spike that end an episode of them
+_LAST = 0.05  # the share of a run's steps over which its last loss is the mean: of 300, 15
+_EPISODE = 16  # steps without a spike that end an episode of them: half of what a guard needs for a limit
+_FIGURES = ("loss", "grad_norm", "grad_norm_embedding", "seconds")  # of metrics.jsonl, that are kept of every step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,32 +37,25 @@ class Episode:
 
 
 @dataclasses.dataclass(frozen=True)
-class Table:
-  """Figures of some steps, as arrays; T steps."""
-
-  steps: np.ndarray  # float64 [T]
-  columns: Mapping[str, np.ndarray]  # by name, float64 [T], or [T, ...] of figures that are lists; NaN: not finite
-
-  def column(self, name: str) -> np.ndarray:
-    """Returns a figure; NaN where no step has it."""
-    return self.columns.get(name, np.full(len(self.steps), math.nan))
-
-
-@dataclasses.dataclass(frozen=True)
 class Result:
   """One run."""
 
   point: grid_lib.Point
   has_diverged: bool
-  seconds: float
-  table: Table  # of metrics.jsonl
-  layers: Table  # of layers.jsonl; without steps where the run wrote none
+  steps: np.ndarray  # those that were done, float64 [T]
+  figures: Mapping[str, np.ndarray]  # of each step, float64 [T]; NaN: a step lacks it, or it was not finite
   spiked: Sequence[tuple[int, Sequence[str]]]  # steps with a spike, and what was above its limit
+  layers: Mapping[str, np.ndarray]  # of each layer, float64 [N]: the last line of layers.jsonl in which all are finite
+
+  @property
+  def seconds(self) -> float:
+    """What its steps took."""
+    return float(np.nansum(self.figures["seconds"]))
 
   @property
   def first_loss(self) -> float:
     """The loss of the first step, of the model as it was made; NaN without one."""
-    losses = self.table.column("loss")
+    losses = self.figures["loss"]
     return float(losses[0]) if len(losses) else math.nan
 
   @property
@@ -68,7 +63,7 @@ class Result:
     """The mean loss of the last steps, nats a token; that of the first step where the run has diverged, or ended above
     it: such a run has learned nothing.
     """
-    losses = self.table.column("loss")
+    losses = self.figures["loss"]
     if self.has_diverged or not len(losses):
       return self.first_loss
     last = float(losses[-max(round(_LAST * len(losses)), 1) :].mean())
@@ -77,7 +72,7 @@ class Result:
   @property
   def has_failed(self) -> bool:
     """Whether it has diverged, or learned nothing."""
-    return self.last_loss >= self.first_loss
+    return self.has_diverged or not self.last_loss < self.first_loss
 
   @functools.cached_property
   def episodes(self) -> list[Episode]:
@@ -96,7 +91,7 @@ class Result:
     """What it came to, in words."""
     spikes = f", {len(self.episodes)} spike{'s' * (len(self.episodes) != 1)}" if self.episodes else ""
     if self.has_diverged:
-      return f"diverged behind step {len(self.table.steps):,}{spikes}"
+      return f"diverged behind step {int(self.steps[-1]) if len(self.steps) else 0:,}{spikes}"
     return f"loss {self.last_loss:.4f}{' (learned nothing)' if self.has_failed else ''}{spikes}"
 
 
@@ -110,47 +105,45 @@ def ending(path: pathlib.Path) -> dict[str, Any] | None:
 
 
 def read(point: grid_lib.Point, result: pathlib.Path, workdir: pathlib.Path) -> Result:
-  """Reads a run that has come to its end."""
-  ended = ending(result) or {}
-  records = [record for record in _records(workdir / "metrics.jsonl") if "diverged" not in record]
-  spiked = [(record["step"], record["spiked"]) for record in records if record.get("spiked")]
-  layers = _table(_records(workdir / "layers.jsonl"))
-  return Result(point, ended.get("status") != 0, ended.get("seconds", math.nan), _table(records), layers, spiked)
+  """Reads a run that has come to its end; a file is read line by line, and of a line what a report has use for."""
+  steps, spiked = array.array("d"), []
+  figures = {name: array.array("d") for name in _FIGURES}
+  for record in _records(workdir / "metrics.jsonl"):
+    if "diverged" in record:
+      continue
+    steps.append(record["step"])
+    for name, found in figures.items():
+      found.append(_number(record.get(name)))
+    if record.get("spiked"):
+      spiked.append((record["step"], record["spiked"]))
+  layers: dict[str, np.ndarray] = {}
+  for record in _records(workdir / "layers.jsonl"):
+    layers |= dict(_of_layers(record))
+  columns = {name: np.array(found, np.float64) for name, found in figures.items()}
+  has_diverged = (ending(result) or {}).get("status") != 0
+  return Result(point, has_diverged, np.array(steps, np.float64), columns, spiked, layers)
 
 
-def _table(records: Sequence[Mapping[str, Any]]) -> Table:
-  """Turns records into arrays; figures within figures are named OUTER/INNER, and what is no number is left out."""
-  flat = [dict(_flat(record)) for record in records]
-  columns = {}
-  for name in dict.fromkeys(name for record in flat for name in record):
-    found = [record.get(name) for record in flat]
-    size = next((len(value) for value in found if isinstance(value, list)), None)
-    missing = math.nan if size is None else [math.nan] * size
-    with contextlib.suppress(ValueError, TypeError):  # text, or lists of several lengths
-      columns[name] = np.array([missing if value is None else value for value in found], np.float64)
-  return Table(np.array([record["step"] for record in records], np.float64), columns)
+def _number(value: Any) -> float:
+  return float(value) if isinstance(value, (int, float)) else math.nan
 
 
-def _flat(record: Mapping[str, Any], outer: str = "") -> Iterator[tuple[str, Any]]:
+def _of_layers(record: Mapping[str, Any], outer: str = "") -> Iterator[tuple[str, np.ndarray]]:
+  """Yields the figures of a line that are lists of finite numbers; those within others are named OUTER/INNER."""
   for name, value in record.items():
     if isinstance(value, dict):
-      yield from _flat(value, f"{outer}{name}/")
-    else:
-      yield f"{outer}{name}", value
+      yield from _of_layers(value, f"{outer}{name}/")
+    elif isinstance(value, list) and value and all(math.isfinite(_number(each)) for each in value):
+      yield f"{outer}{name}", np.array(value, np.float64)
 
 
-def _records(path: pathlib.Path) -> list[dict[str, Any]]:
-  """Returns the records of a file; what is none is left out."""
-  found = []
-  try:
-    with open(path, encoding="utf-8", errors="replace") as file:
-      for line in file:
-        try:
-          record = json.loads(line)
-        except ValueError:
-          continue
-        if isinstance(record, dict) and isinstance(record.get("step"), int):
-          found.append(record)
-  except OSError:
-    return []
-  return found
+def _records(path: pathlib.Path) -> Iterator[dict[str, Any]]:
+  """Yields the records of a file; what is none is left out."""
+  with contextlib.suppress(FileNotFoundError), open(path, encoding="utf-8", errors="replace") as file:
+    for line in file:
+      try:
+        record = json.loads(line)
+      except (ValueError, RecursionError):
+        continue
+      if isinstance(record, dict) and isinstance(record.get("step"), int):
+        yield record

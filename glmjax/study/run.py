@@ -1,6 +1,6 @@
 """Runs a study: every point of its grid is a `glmjax train` of its own, in a process of its own.
 
-  WORKDIR/  points/NAME/   results/NAME.json   logs/NAME.log   report.md   report.json   *.png
+  WORKDIR/  study.json   points/NAME/   results/NAME.json   logs/NAME.log   report.md   report.json   *.png
 
 A point is done once its result is there, which is written last and names the settings that it is of. So a study that
 was stopped goes on where it was, several at once, on hosts that share the folder, divide it between them, and points
@@ -21,13 +21,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import glmjax
 from glmjax import errors
+from glmjax import ranges
 from glmjax.io import folders
 from glmjax.io import lock
 from glmjax.io import paths
+from glmjax.io import printable
 from glmjax.io import progress
 from glmjax.io import publish
 from glmjax.study import grid as grid_lib
@@ -36,8 +39,14 @@ from glmjax.study import results as results_lib
 
 _TRAIN = "glmjax.train.loop.train"
 _DIVERGED = 3  # the status of a run that has diverged, which is a result too
+_MARK = "study.json"  # the axes as last asked for; the file by which a folder is a study's
+_MOST_WORKERS = 1024
+_LONGEST_LINE = 300  # characters of what a run said last
 
 _COMMAND = (sys.executable, "-m", "glmjax", "train")
+
+# Whatever cluster the study runs in: its runs are each for themselves.
+_ALONE = ("--num_processes=1", "--process_id=0", "--coordinator=localhost:1")
 
 _log = logging.getLogger("glmjax")
 
@@ -48,6 +57,7 @@ class Settings:
 
   files: Sequence[str]  # gin files
   bindings: Sequence[str] = ()  # "NAME=value" over them
+  commands: Sequence[str] = ()  # full names of all functions that the files may be about
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +66,7 @@ class Task:
 
   point: grid_lib.Point
   folder: pathlib.Path  # the study's
-  settings: str  # hash of all that gin binds for its training
+  digest: str  # hash of all that gin binds for its training
 
   @property
   def workdir(self) -> pathlib.Path:
@@ -76,14 +86,12 @@ class Task:
   @property
   def is_done(self) -> bool:
     """Whether it has come to an end with these settings."""
-    ending = self._ending
-    return ending.get("settings") == self.settings and ending.get("status") is not None
+    return self._ending.get("settings") == self.digest and self._ending.get("status") is not None
 
   @property
   def is_begun(self) -> bool:
     """Whether what is in its folder is of these settings, and to be gone on with."""
-    ending = self._ending
-    return ending.get("settings") == self.settings and ending.get("status") is None
+    return self._ending.get("settings") == self.digest and self._ending.get("status") is None
 
   @property
   def _ending(self) -> dict[str, Any]:
@@ -105,26 +113,28 @@ def run(
   Raises:
     errors.InputError: for what the user can mend in any point, before the first is begun.
   """
+  ranges.whole("run.workers", workers, 1, _MOST_WORKERS)
   folder = _claimed(workdir)
   tasks = _tasks(folder, grid, settings)
   for name in ("points", "results", "logs"):
     (folder / name).mkdir(parents=True, exist_ok=True)
+  axes = {axis: dict(values) if isinstance(values, Mapping) else list(values) for axis, values in grid.axes.items()}
+  publish.write_text(folder / _MARK, json.dumps({"axes": axes}, default=repr, ensure_ascii=False, indent=1) + "\n")
   waiting = [task for task in tasks if not task.is_done]
   if waiting:
     _log.info("%s of %s points to be done in %s", f"{len(waiting):,}", f"{len(tasks):,}", folder)
-  failed, taken = _Crew(settings, workers, keep_checkpoints).do(waiting)
+  failed = _Crew(settings, workers, keep_checkpoints).do(waiting)
   done = [results_lib.read(task.point, task.result, task.workdir) for task in tasks if task.is_done]
-  figures = {
+  if done:
+    report.write(folder, grid, done)
+  return {
     "points": len(tasks),
     "done": len(done),
     "diverged": sum(result.has_diverged for result in done),
     "failed": failed,
-    "elsewhere": taken,
+    "elsewhere": len(tasks) - len(done) - len(failed),
     "report": str(folder / "report.md"),
   }
-  if done:
-    report.write(folder, grid, done)
-  return figures
 
 
 def _claimed(workdir: paths.Named) -> pathlib.Path:
@@ -132,30 +142,36 @@ def _claimed(workdir: paths.Named) -> pathlib.Path:
   folder = folders.real(workdir, "workdir")
   if not isinstance(folder, pathlib.Path):
     raise errors.InputError(f"workdir is {folder}: a study's folder is on a disk; its runs' data may be in a bucket")
-  if found := folders.kinds(folder):
-    raise errors.InputError(f"{folder} is {found[0].value}: choose another folder for a study")
+  folders.claim(folder, folders.Kind.RUN, "workdir")  # its runs are in it
+  there = sorted(child.name for child in folder.iterdir()) if folder.is_dir() else []
+  if there and _MARK not in there:
+    raise errors.InputError(f"{folder} holds other things ({', '.join(there[:3])}): choose another folder for a study")
   return folder
 
 
 def _tasks(folder: pathlib.Path, grid: grid_lib.Grid, settings: Settings) -> list[Task]:
   """Returns every point, checked as `glmjax train` would."""
+  swept = {binding.partition("=")[0] for point in grid.points() for binding in point.bindings}
+  if both := sorted(swept & {binding.partition("=")[0].strip() for binding in settings.bindings}):
+    raise errors.InputError(f"--gin.{both[0]} is given, and bound by the grid: give it in one place")
   tasks: dict[str, Task] = {}
   told = progress.Progress(len(grid), "points checked")
   for point in grid.points():
     if point.name in tasks:
       raise errors.InputError(f"Grid.axes: {tasks[point.name].point} and {point} have one name: label them apart")
-    tasks[point.name] = Task(point, folder, _settings_of(settings, point))
+    tasks[point.name] = Task(point, folder, _digest(settings, point))
     told.at(len(tasks))
   return list(tasks.values())
 
 
-def _settings_of(settings: Settings, point: grid_lib.Point) -> str:
+def _digest(settings: Settings, point: grid_lib.Point) -> str:
   """Returns the hash of what gin binds for a point's training, having checked all of it."""
   from glmjax.config import gin_files  # loads gin
 
   overrides = [*settings.bindings, *point.bindings]
-  program = gin_files.check(settings.files, overrides, _TRAIN, ["workdir"], [_TRAIN, f"{__name__}.run"])
-  return hashlib.sha256("\n".join(program.lines).encode()).hexdigest()
+  commands = [_TRAIN, f"{__name__}.run", *settings.commands]
+  program = gin_files.check(settings.files, overrides, _TRAIN, ["workdir"], commands)
+  return hashlib.sha256("\n".join([glmjax.__version__, *program.lines]).encode()).hexdigest()
 
 
 class _Crew:
@@ -168,72 +184,76 @@ class _Crew:
     self._stopped = False
     self._free = _shares(workers)  # cores of the workers that are idle
 
-  def do(self, tasks: Sequence[Task]) -> tuple[dict[str, str], int]:
-    """Does the tasks; returns the names of those that failed, each with its process's last line, and how many others
-    do.
-    """
-    failed, taken, began = {}, 0, time.monotonic()
+  def do(self, tasks: Sequence[Task]) -> dict[str, str]:
+    """Does the tasks that nobody else does; returns the names of those that failed, with what their processes said."""
+    failed, own, began = {}, 0, time.monotonic()
     with concurrent.futures.ThreadPoolExecutor(self._workers) as pool:
       futures = {pool.submit(self._one, task): task for task in tasks}
       try:
         for count, future in enumerate(concurrent.futures.as_completed(futures), 1):
           task, (status, said) = futures[future], future.result()
           if status is None:
-            taken += 1
             continue
+          own += 1
           if status not in (0, _DIVERGED):
             failed[task.point.name] = said
-          seconds = (time.monotonic() - began) / count * (len(tasks) - count)
+          seconds = (time.monotonic() - began) / own * (len(tasks) - count)
           left = f"; ETA {progress.duration(seconds)}" if count < len(tasks) else ""
           _log.info("%s of %s: %s: %s%s", f"{count:,}", f"{len(tasks):,}", task.point, said, left)
       except BaseException:
         self._stop()
         pool.shutdown(cancel_futures=True)
         raise
-    return failed, taken
+    return failed
 
   def _one(self, task: Task) -> tuple[int | None, str]:
     """Does one; returns its status, and what it came to in a line. None: another process does it, or has done it."""
     with contextlib.ExitStack() as stack:
-      try:
-        stack.enter_context(lock.held(lock.beside(task.result), task.point.name))
-      except errors.InputError as error:
-        if error.__cause__ is not None:
-          raise
+      if not _takes(stack, lock.beside(task.result)) or task.is_done or self._stopped:
         return None, ""
-      return (None, "") if task.is_done or self._stopped else self._train(task)
+      with contextlib.ExitStack() as run:  # which outlives a study that is killed
+        if task.workdir.is_dir() and not _takes(run, task.workdir / ".lock"):
+          return None, ""
+      return self._train(task)
 
   def _train(self, task: Task) -> tuple[int, str]:
     arguments = [f"--gin_file={file}" for file in self._settings.files]
     arguments += [f"--gin.{each}" for each in (*self._settings.bindings, *task.point.bindings)]
-    arguments += [f"--workdir={task.workdir}"] + ([] if task.is_begun else ["--overwrite"])
+    arguments += [f"--workdir={task.workdir}", *_ALONE]
     mode, began = "ab" if task.is_begun else "wb", time.time()
-    known = {"settings": task.settings, "labels": task.point.labels}
+    if not task.is_begun and task.workdir.exists():
+      shutil.rmtree(task.workdir)  # other settings' run, which must not be gone on with
+    known = {"settings": task.digest, "labels": task.point.labels}
     publish.write_text(task.result, json.dumps(known | {"status": None}) + "\n")
     with open(task.log, mode) as log:
       status = self._wait([*_COMMAND, *arguments], log)
     if status not in (0, _DIVERGED):
       return status, f"status {status}: {_last_line(task.log)} (all of it: {task.log})"
-    if not self._keep:
-      shutil.rmtree(task.workdir / "checkpoints", ignore_errors=True)
     publish.write_text(task.result, json.dumps(known | {"status": status, "seconds": time.time() - began}) + "\n")
+    if not self._keep and (task.workdir / "checkpoints").is_dir():
+      shutil.rmtree(task.workdir / "checkpoints")
     return status, results_lib.read(task.point, task.result, task.workdir).line
 
   def _wait(self, command: Sequence[str], log: Any) -> int:
     """Runs a command on a share of the cores."""
     with self._guard:
       cores = self._free.pop()
+    try:
       if cores:
         os.sched_setaffinity(0, cores)  # of this thread, and of what it starts
-      process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-      self._processes.add(process)
-      if self._stopped:
-        process.send_signal(signal.SIGTERM)
-    try:
-      return process.wait()
+      with self._guard:
+        # A session of its own: a terminal's Ctrl-C is for the study, which tells its runs once.
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+        self._processes.add(process)
+        if self._stopped:
+          process.send_signal(signal.SIGTERM)
+      try:
+        return process.wait()
+      finally:
+        with self._guard:
+          self._processes.discard(process)
     finally:
       with self._guard:
-        self._processes.discard(process)
         self._free.append(cores)
 
   def _stop(self) -> None:
@@ -249,8 +269,18 @@ def _shares(workers: int) -> list[set[int]]:
   if not hasattr(os, "sched_setaffinity"):
     return [set() for _ in range(workers)]
   cores = sorted(os.sched_getaffinity(0))
-  size = len(cores) // workers
-  return [{*cores[i * size : (i + 1) * size]} for i in range(workers)]
+  return [{*cores[i::workers]} for i in range(workers)]
+
+
+def _takes(stack: contextlib.ExitStack, path: pathlib.Path) -> bool:
+  """Tells whether a lock could be taken, which the stack then holds; False: another process has it."""
+  try:
+    stack.enter_context(lock.held(path, str(path)))
+  except errors.InputError as error:
+    if error.__cause__ is not None:  # it cannot be locked at all
+      raise
+    return False
+  return True
 
 
 def _last_line(path: pathlib.Path) -> str:
@@ -258,4 +288,4 @@ def _last_line(path: pathlib.Path) -> str:
     size = file.seek(0, 2)
     file.seek(max(0, size - 4096))
     lines = file.read().decode(errors="replace").strip().splitlines()
-  return lines[-1] if lines else "it said nothing"
+  return printable.line(lines[-1], _LONGEST_LINE) if lines else "it said nothing"

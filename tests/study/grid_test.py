@@ -56,6 +56,7 @@ def test_names_of_labels_that_look_alike_differ():
     ({"RATE": [1.0]}, "LATE", None, "give one of the axes"),
     ({"RATE": [1.0]}, "RATE", "SEED", "Grid.repeats is 'SEED'"),
     ({"RATE": [1.0]}, "RATE", "RATE", "two axes"),
+    ({"RATE": [1.0], "fast": {"yes": {"RATE": 2.0}}}, "RATE", None, "two axes bind RATE"),
     ({"RATE": [1.0], "norm": {"Pre-LN": "pre"}}, "RATE", None, "no dict of what it binds"),
     ({"RATE": [*map(float, range(1, 1001))], "SEED": [*range(1001)]}, "RATE", "SEED", "at most 100,000"),
   ],

@@ -46,9 +46,9 @@ def test_runs_that_learned_nothing_count_with_their_first_loss(tmp_path, losses,
 def test_what_is_no_record_is_left_out(tmp_path):
   end = json.dumps({"step": 4, "loss": None, "diverged": "the loss", "first_sample": 3, "last_sample": 4}) + "\n"
   run = read(tmp_path, steps([9, 8, 7], word="text"), tail='"half\n[]\n{"step": "x"}\n' + end + '{"step": 5, "lo')
-  assert run.table.steps.tolist() == [1, 2, 3] and "word" not in run.table.columns
+  assert run.steps.tolist() == [1, 2, 3] and run.figures["loss"].tolist() == [9, 8, 7]
   empty = results_lib.read(POINT, tmp_path / "missing.json", tmp_path / "missing")
-  assert math.isnan(empty.last_loss) and empty.has_diverged and not empty.episodes
+  assert math.isnan(empty.last_loss) and empty.has_diverged and empty.has_failed and not empty.episodes
 
 
 def test_spikes_that_follow_one_another_are_an_episode(tmp_path):
@@ -94,7 +94,7 @@ def test_a_report_has_every_group_and_its_pictures(tmp_path):
 
 def test_a_figure_that_no_run_has_is_no_picture(tmp_path):
   found = [read(tmp_path, steps([9.0, 8.0]))]
-  assert pictures.over_steps(GRID, found, "grad_norm_nothing") is None
+  assert pictures.over_steps(GRID, found, "grad_norm_embedding") is None
   assert pictures.over_layers(GRID, found, "residual_rms") is None
   assert isinstance(pictures.over_axis(GRID, found), display.Picture)
 

@@ -6,32 +6,40 @@ import pathlib
 import signal
 import subprocess
 import sys
-import threading
 import time
 
 import pytest
 
 from glmjax import errors
+from glmjax.cli import commands
 from glmjax.io import lock
 from glmjax.study import grid as grid_lib
 from glmjax.study import run as run_lib
 
 TESTS = pathlib.Path(__file__).parent.parent
-GIN = """
+MINIATURE = """
 from __gin__ import dynamic_registration
-from glmjax.config import gin_files
 import poisoned
 from glmjax.models import config
-from glmjax.parallel import mesh
-from glmjax.train import loop
-from glmjax.train import schedules
 from glmjax.study import grid
 from glmjax.study import run
+from glmjax.train import loop
 
 include "studies/stability/run.gin"
-loop.train:
-  data = @poisoned.Source()
-  total_samples = 640
+
+loop.train.data = @poisoned.Source()
+config.GLMConfig:
+  vocab_size = 64
+  num_layers = 2
+  embed_dim = 16
+  mlp_dim = 24
+  max_length = 16
+TOTAL_SAMPLES = 640
+WARMUP_SAMPLES = 64
+run.run.grid = @grid.Grid()
+grid.Grid:
+  over = "PEAK_LEARNING_RATE"
+  axes = {"norm": {"DeepNorm": {"NORM": "deepnorm"}}, "PEAK_LEARNING_RATE": [1e-2, 1e30]}
 """
 # In place of `glmjax train`: notes that it was called, and does what the point's KIND says.
 STUB = """
@@ -40,14 +48,14 @@ given = dict(argument.lstrip("-").split("=", 1) for argument in sys.argv[1:] if 
 folder = pathlib.Path(given["workdir"])
 folder.mkdir(parents=True, exist_ok=True)
 with open(folder / "calls", "a") as file:
-  print("overwrite" if "--overwrite" in sys.argv else "go on", file=file)
+  print("called" if not (folder / "begun").exists() else "go on", file=file)
 kind, rate = given["gin.NORM"].strip("'"), float(given["gin.PEAK_LEARNING_RATE"])
 (folder / "checkpoints").mkdir(exist_ok=True)
+(folder / "begun").touch()
 if kind == "post":
   print("first line")
   sys.exit("glmjax: no such luck")
 if kind == "sandwich":
-  (folder / "begun").touch()
   time.sleep(60)
 losses = [9.0, 8.0, 5.0 + rate] if kind == "pre" else [9.0, 9.5]
 with open(folder / "metrics.jsonl", "w") as file:
@@ -77,6 +85,16 @@ def study(folder: pathlib.Path, *norms: str, settings=SETTINGS, **given):
   return run_lib.run(folder, grid(*norms), settings, **given)
 
 
+def program(stub: pathlib.Path, folder: pathlib.Path, *norms: str) -> str:
+  """The study in a process of its own, which takes signals as the command does."""
+  return (
+    f"from glmjax.study import grid, run; run._COMMAND = ({sys.executable!r}, {str(stub)!r}); "
+    "from glmjax.cli import process; process.begin(); "
+    f"run.run({str(folder)!r}, grid.Grid({{'NORM': {[*norms]!r}, 'PEAK_LEARNING_RATE': [0.001, 0.01]}}, "
+    "'PEAK_LEARNING_RATE'), run.Settings(['studies/stability/run.gin']), workers=2)"
+  )
+
+
 def calls(folder: pathlib.Path) -> dict[str, list[str]]:
   return {path.parent.name: path.read_text().split("\n")[:-1] for path in folder.glob("points/*/calls")}
 
@@ -87,7 +105,7 @@ def test_points_are_done_once_and_divergence_is_a_result(stub, tmp_path):
   assert (figures["points"], figures["done"], figures["diverged"], figures["failed"]) == (4, 4, 2, {})
   assert calls(folder).keys() == {p.name for p in grid("pre", "deepnorm").points()}
   assert study(folder, "pre", "deepnorm") == figures
-  assert all(each == ["overwrite"] for each in calls(folder).values())
+  assert all(each == ["called"] for each in calls(folder).values())
   found = json.loads((folder / "report.json").read_text())
   pre, deepnorm = found["groups"]
   assert pre["labels"] == {"NORM": "pre"} and pre["largest_that_learns"] == pre["best"] * 10 == 1e-2
@@ -101,8 +119,11 @@ def test_only_what_changed_is_done_anew(stub, tmp_path):
   study(tmp_path / "study", "pre", "deepnorm")
   assert all(len(each) == 1 for each in calls(tmp_path / "study").values())
   study(tmp_path / "study", "pre", settings=run_lib.Settings(SETTINGS.files, ["BATCH_SIZE=8"]))
-  counts = {name: len(each) for name, each in calls(tmp_path / "study").items()}
-  assert all(count == (2 if "norm=pre" in name else 1) for name, count in counts.items())
+  assert all(each == ["called"] for each in calls(tmp_path / "study").values())  # nothing of other settings is left
+  written = {path: path.stat().st_mtime_ns for path in (tmp_path / "study" / "points").glob("*/calls")}
+  study(tmp_path / "study", "pre", "deepnorm", settings=run_lib.Settings(SETTINGS.files, ["BATCH_SIZE=8"]))
+  again = {path.parent.name for path, time in written.items() if path.stat().st_mtime_ns != time}
+  assert again == {point.name for point in grid("deepnorm").points()}
 
 
 def test_checkpoints_of_done_points_go_unless_they_are_wanted(stub, tmp_path):
@@ -118,12 +139,13 @@ def test_a_run_that_fails_is_said_and_tried_again(stub, tmp_path):
     assert (figures["done"], len(figures["failed"])) == (2, 2)
     assert all("status 1: glmjax: no such luck" in why for why in figures["failed"].values())
   tried = [each for name, each in calls(tmp_path / "study").items() if "norm=post" in name]
-  assert tried == [["overwrite", "go on"]] * 2
+  assert tried == [["called", "go on"]] * 2  # from what it has left
 
 
 def test_what_another_process_does_is_left_to_it(stub, tmp_path):
   folder = tmp_path / "study"
   (folder / "results").mkdir(parents=True)
+  (folder / "study.json").touch()
   first, _ = grid("pre").points()
   with lock.held(lock.beside(folder / "results" / f"{first.name}.json"), "held"):
     figures = study(folder, "pre")
@@ -133,13 +155,7 @@ def test_what_another_process_does_is_left_to_it(stub, tmp_path):
 
 def test_a_signal_ends_the_runs_and_they_go_on_afterwards(stub, tmp_path):
   folder = tmp_path / "study"
-  program = (
-    f"from glmjax.study import grid, run; run._COMMAND = ({sys.executable!r}, {str(stub)!r}); "
-    "from glmjax.cli import process; process.begin(); "
-    f"run.run({str(folder)!r}, grid.Grid({{'NORM': ['sandwich'], 'PEAK_LEARNING_RATE': [0.001, 0.01]}}, "
-    "'PEAK_LEARNING_RATE'), run.Settings(['studies/stability/run.gin']), workers=2)"
-  )
-  process = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.DEVNULL)
+  process = subprocess.Popen([sys.executable, "-c", program(stub, folder, "sandwich")], stderr=subprocess.DEVNULL)
   try:
     until = time.monotonic() + 60
     while len(list(folder.glob("points/*/begun"))) < 2:
@@ -152,23 +168,41 @@ def test_a_signal_ends_the_runs_and_they_go_on_afterwards(stub, tmp_path):
   assert not any(json.loads(path.read_text())["status"] is not None for path in folder.glob("results/*.json"))
   stub.write_text(STUB.replace("time.sleep(60)", "pass"))
   assert study(folder, "sandwich")["done"] == 2
-  assert all(each == ["overwrite", "go on"] for each in calls(folder).values())
+  assert all(each == ["called", "go on"] for each in calls(folder).values())
 
 
 def test_two_studies_of_one_folder_divide_its_points(stub, tmp_path):
-  folder, figures = tmp_path / "study", []
-  threads = [threading.Thread(target=lambda: figures.append(study(folder, "pre", "deepnorm"))) for _ in range(2)]
-  for thread in threads:
-    thread.start()
-  for thread in threads:
-    thread.join()
-  assert all(len(each) == 1 for each in calls(folder).values()) and len(calls(folder)) == 4
-  assert max(each["done"] for each in figures) == 4
+  folder = tmp_path / "study"
+  processes = [subprocess.Popen([sys.executable, "-c", program(stub, folder, "pre", "deepnorm")]) for _ in range(2)]
+  assert [process.wait(60) for process in processes] == [0, 0]
+  assert all(each == ["called"] for each in calls(folder).values()) and len(calls(folder)) == 4
+  assert study(folder, "pre", "deepnorm")["done"] == 4
+
+
+def test_a_run_that_outlived_its_study_is_left_alone(stub, tmp_path):
+  folder = tmp_path / "study"
+  first, _ = grid("pre").points()
+  (folder / "points" / first.name).mkdir(parents=True)
+  (folder / "study.json").touch()
+  with lock.held(folder / "points" / first.name / ".lock", "held"):
+    figures = study(folder, "pre")
+  assert (figures["done"], figures["elsewhere"], figures["failed"]) == (1, 1, {})
+
+
+def test_any_gin_file_of_a_run_may_have_a_grid(tmp_path):
+  settings = run_lib.Settings(["runs/quickstart.gin"], ["CACHE='cache'"], commands.targets())
+  rates = grid_lib.Grid({"PEAK_LEARNING_RATE": [1e-3, 1e-2], "loop.train.seed": [0, 1]}, "PEAK_LEARNING_RATE")
+  assert len({task.digest for task in run_lib._tasks(tmp_path, rates, settings)}) == 4
 
 
 @pytest.mark.parametrize(
   "rates, bindings, said",
-  [((-1.0,), [], "Grid.axes"), ((1e-3,), ["NORMS='pre'"], "NORMS"), ((1e-3,), ["BATCH_SIZE='many'"], "many")],
+  [
+    ((1e-3,), ["NORM='pre'"], "bound by the grid"),
+    ((-1.0,), [], "Grid.axes"),
+    ((1e-3,), ["NORMS='pre'"], "NORMS"),
+    ((1e-3,), ["BATCH_SIZE='many'"], "many"),
+  ],
 )
 def test_mistakes_are_found_before_a_run_begins(stub, tmp_path, rates, bindings, said):
   with pytest.raises(errors.InputError, match=said):
@@ -179,31 +213,20 @@ def test_mistakes_are_found_before_a_run_begins(stub, tmp_path, rates, bindings,
 def test_other_folders_are_left_alone(stub, tmp_path):
   (tmp_path / "checkpoints").mkdir()
   (tmp_path / "config.json").write_text(json.dumps({"model": {"vocab_size": 1, "num_layers": 1, "embed_dim": 1}}))
-  with pytest.raises(errors.InputError, match="choose another folder for a study"):
+  with pytest.raises(errors.InputError, match="choose another folder"):
     study(tmp_path, "pre")
+  (tmp_path / "mine").mkdir()
+  (tmp_path / "mine" / "report.md").write_text("my own")
+  with pytest.raises(errors.InputError, match="holds other things"):
+    study(tmp_path / "mine", "pre")
   with pytest.raises(errors.InputError, match="on a disk"):
     study("gs://bucket/study", "pre")
+  with pytest.raises(errors.InputError, match="run.workers"):
+    study(tmp_path / "none", "pre", workers=0)
 
 
 def test_the_stability_study_in_miniature(tmp_path):
-  (tmp_path / "mini.gin").write_text(
-    GIN.replace("from glmjax.config import gin_files\n", "").replace("from glmjax.parallel import mesh\n", "")
-    + """
-config.GLMConfig:
-  vocab_size = 64
-  num_layers = 2
-  embed_dim = 16
-  mlp_dim = 24
-  max_length = 16
-TOTAL_SAMPLES = 640
-loop.train.total_samples = %TOTAL_SAMPLES
-schedules.LearningRate.warmup_samples = 64
-run.run.grid = @grid.Grid()
-grid.Grid:
-  over = "PEAK_LEARNING_RATE"
-  axes = {"norm": {"DeepNorm": {"NORM": "deepnorm"}}, "PEAK_LEARNING_RATE": [1e-2, 1e30]}
-"""
-  )
+  (tmp_path / "mini.gin").write_text(MINIATURE)
   environment = dict(os.environ, PYTHONPATH=str(TESTS), XLA_FLAGS="")
   command = [sys.executable, "-m", "glmjax", "study", "--gin_file=mini.gin", "--workdir=study", "--workers=2", "--json"]
   done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
