@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 import dataclasses
+import functools
 import json
 import math
 
@@ -92,17 +93,28 @@ def dense(method, model, base, params, batch) -> jax.Array:
   return (-chosen / chosen_tokens - method.weight * jax.nn.log_sigmoid(jnp.log(ratio))).sum()
 
 
-@pytest.mark.parametrize("sizes", [{}, dict(data=2, fsdp=2, tensor=2), dict(data=4, context=2)])
-@pytest.mark.parametrize("name", METHODS)
-def test_value_and_gradient_are_the_dense_ones(name, sizes, tiny):
-  method, model = METHODS[name], trainable.LoRA(rank=2).adapt(tiny)
-  model = dataclasses.replace(model, scan_layers=True)
+@pytest.fixture(scope="module")
+def wanted(tiny):
+  """Of a method: (the model, its base, parameters, a batch, the dense loss and its gradient); once for all meshes."""
   base = dataclasses.replace(tiny, scan_layers=True)
+  model = trainable.LoRA(rank=2).adapt(base)
   params = partitioning.unbox(glm.init(model, jax.random.key(0)))
   params = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape), params)
   batch = next(Pairs().batches(iter([(0, 8)]))) | {"rows": np.arange(8, dtype=np.int32)}
+
+  @functools.cache
+  def found(name: str) -> tuple:
+    of_params = jax.jit(jax.value_and_grad(lambda params: dense(METHODS[name], model, base, params, batch)))
+    return model, base, params, batch, of_params(params)
+
+  return found
+
+
+@pytest.mark.parametrize("sizes", [{}, dict(data=2, fsdp=2, tensor=2), dict(data=4, context=2)])
+@pytest.mark.parametrize("name", METHODS)
+def test_value_and_gradient_are_the_dense_ones(name, sizes, wanted):
+  method, (model, base, params, batch, want) = METHODS[name], wanted(name)
   objective = objective_lib.Objective(model, chunk=5, preference=method, reference=base if method.compares else None)
-  want = jax.value_and_grad(lambda params: dense(method, model, base, params, batch))(params)
   with partitioning.use(mesh_lib.make_mesh(mesh_lib.MeshConfig(**sizes or dict(data=8)))):
     have = jax.jit(jax.value_and_grad(lambda params: objective.loss(params, batch).total))(params)
     sums = jax.jit(objective.sums)(params, batch)
