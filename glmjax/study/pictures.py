@@ -73,16 +73,17 @@ def _small(
   figure = display.figure(1.4 + _WIDTH * len(panels), 0.6 + _HEIGHT * len(lines), dpi=100)
   all_axes = figure.subplots(len(lines), len(panels), sharex=True, sharey=True, squeeze=False)
   values = sorted(grid.axes[grid.over])
-  for row, line in zip(all_axes, lines):
-    for axes, panel in zip(row, panels):
-      is_left, is_lowest = axes is row[0], row is all_axes[-1]
+  for i, line in enumerate(lines):
+    for axes, panel in zip(all_axes[i], panels):
       title = ", ".join(filter(None, ["" if line is None else str(line), grid_lib.described(panel)]))
-      _frame(axes, across if is_lowest else "", up.replace("_", " ") if is_left else "", title)
+      across_here, up_here = across if i == len(lines) - 1 else "", up if axes is all_axes[i][0] else ""
+      _frame(axes, across_here, up_here.replace("_", " ").replace("/", " of "), title)
       axes.set_yscale("log")
       for run, x, y in curves:
         if _is_of(run, panel | ({} if line is None else {grid.others[0]: line})):
           shade = values.index(run.point.labels[grid.over]) / max(len(values) - 1, 1)
           axes.plot(*_thin(x, y), color=_shade(shade), linewidth=1.1)
+  _label(all_axes[0, 0])
   handles = [all_axes[0, 0].plot([], [], color=_shade(i / max(len(values) - 1, 1)))[0] for i in range(len(values))]
   figure.legend(
     handles,
@@ -114,6 +115,17 @@ def _frame(axes: Any, across: str, up: str, title: str) -> None:
   axes.tick_params(labelsize=8)
   axes.grid(axis="y", color=display.FAINT, linewidth=0.6, alpha=0.6)
   display.plain(axes)
+
+
+def _label(axes: Any) -> None:
+  """Has a log axis of less than a decade or so show plain numbers."""
+  from matplotlib import ticker
+
+  low, high = axes.get_ylim()
+  if high < 20 * low:
+    axes.yaxis.set_major_locator(ticker.LogLocator(base=10, subs=(1, 2, 3, 5, 7)))
+    axes.yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+    axes.yaxis.set_minor_locator(ticker.NullLocator())
 
 
 def _shade(share: float) -> tuple[float, float, float]:
