@@ -147,6 +147,9 @@ def _check_out(out: paths.Path) -> None:
     folders.claim_file(out / name, "--out")
   if (out / _JSON).exists() and "checkpoints" not in user_json.read(out / _JSON):
     raise errors.InputError(f"{out / _JSON} is not of glmjax weights, and would be lost: name another --out")
+  for name in (_PAGE, _PICTURE):
+    if (out / name).exists() and not (out / _JSON).exists():
+      raise errors.InputError(f"{out / name} is not of glmjax weights, and would be lost: name another --out")
 
 
 def _described(folder: paths.Named) -> dict[str, Any]:
