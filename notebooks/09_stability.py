@@ -110,6 +110,7 @@ pathlib.Path("mine.gin").write_text(
 from __gin__ import dynamic_registration
 from glmjax.study import grid
 from glmjax.study import run
+from glmjax.train import loop
 
 include "studies/stability/run.gin"
 
