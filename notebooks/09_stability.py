@@ -89,7 +89,7 @@ TEXT_FILES = {files}
 RATES = { ({language: 1.0 for language in files}) }
 TOKENIZER = "tokenizer"
 CACHE = "cache"
-VOCAB_SIZE = {4096 if SAMPLE else 300}
+VOCAB_SIZE = {4096 if SAMPLE else 400}
 """,
   encoding="utf-8",
 )

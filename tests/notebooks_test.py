@@ -27,7 +27,7 @@ SMALL = {  # the parameters of a run that takes seconds
   "06_serve": {"STEPS": 120, "CLIENTS": 4},
   "07_evaluate": {"STEPS": 40},
   "08_finetune": {"STEPS": 40, "TUNING": 20},
-  "09_stability": {"SAMPLE": False, "NORMS": {"DeepNorm": "deepnorm"}, "SHRINKS": {"1": (1.0,)}, "STEPS": 8},
+  "09_stability": {"SAMPLE": False, "NORMS": {"Pre-LN": "pre"}, "SHRINKS": {"1": (1.0,)}, "RATES": [0.1], "STEPS": 8},
 }
 PICTURES = {
   "01_blank_infilling": 11,
