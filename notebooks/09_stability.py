@@ -207,4 +207,4 @@ scratch.cleanup()
 # - `NORMS` with `"Sandwich-LN": "sandwich"`, and `SHRINKS` with `"0.01": (0.01,)`.
 # - `spikes.Guard.action = "clip"` in `mine.gin`: does it save the runs that break down?
 # - A seed as an axis: `"SEED": [0, 1, 2]`, with `repeats = "SEED"`, so that the table has ranges.
-# - `studies/stability/small.gin` on the quickstart's text takes twenty minutes; docs/stability.md has what it showed.
+# - `studies/stability/small.gin` on the quickstart's text takes 25 minutes; docs/stability.md has what it showed.
