@@ -1,7 +1,6 @@
 """The report of a study: report.md, report.json and the pictures, out of what its runs came to."""
 
 import importlib.util
-import json
 import math
 import pathlib
 import statistics
@@ -42,7 +41,7 @@ def write(folder: pathlib.Path, grid: grid_lib.Grid, results: Results) -> None:
     "spikes": _leaders(results),
     "runs": [_run(result) for result in results],
   }
-  publish.write_text(folder / "report.json", json.dumps(_finite(found), ensure_ascii=False, indent=1) + "\n")
+  publish.write_json(folder / "report.json", _finite(found))
   publish.write_text(folder / "report.md", _markdown(grid, found, {}))
   publish.write_text(folder / "report.md", _markdown(grid, found, _draw(folder, grid, results)))
 

@@ -38,7 +38,7 @@ class Episode:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-  """One run."""
+  """What one run came to."""
 
   point: grid_lib.Point
   has_diverged: bool

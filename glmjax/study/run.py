@@ -11,7 +11,6 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import hashlib
-import json
 import logging
 import os
 import pathlib
@@ -21,7 +20,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import glmjax
@@ -118,8 +117,7 @@ def run(
   tasks = _tasks(folder, grid, settings)
   for name in ("points", "results", "logs"):
     (folder / name).mkdir(parents=True, exist_ok=True)
-  axes = {axis: dict(values) if isinstance(values, Mapping) else list(values) for axis, values in grid.axes.items()}
-  publish.write_text(folder / _MARK, json.dumps({"axes": axes}, default=repr, ensure_ascii=False, indent=1) + "\n")
+  publish.write_json(folder / _MARK, {"axes": {axis: [*map(str, values)] for axis, values in grid.axes.items()}})
   waiting = [task for task in tasks if not task.is_done]
   if waiting:
     _log.info("%s of %s points to be done in %s", f"{len(waiting):,}", f"{len(tasks):,}", folder)
@@ -220,16 +218,16 @@ class _Crew:
     arguments = [f"--gin_file={file}" for file in self._settings.files]
     arguments += [f"--gin.{each}" for each in (*self._settings.bindings, *task.point.bindings)]
     arguments += [f"--workdir={task.workdir}", *_ALONE]
-    mode, began = "ab" if task.is_begun else "wb", time.time()
+    mode = "ab" if task.is_begun else "wb"
     if not task.is_begun and task.workdir.exists():
       shutil.rmtree(task.workdir)  # other settings' run, which must not be gone on with
     known = {"settings": task.digest, "labels": task.point.labels}
-    publish.write_text(task.result, json.dumps(known | {"status": None}) + "\n")
+    publish.write_json(task.result, known | {"status": None})
     with open(task.log, mode) as log:
       status = self._wait([*_COMMAND, *arguments], log)
     if status not in (0, _DIVERGED):
       return status, f"status {status}: {_last_line(task.log)} (all of it: {task.log})"
-    publish.write_text(task.result, json.dumps(known | {"status": status, "seconds": time.time() - began}) + "\n")
+    publish.write_json(task.result, known | {"status": status})
     if not self._keep and (task.workdir / "checkpoints").is_dir():
       shutil.rmtree(task.workdir / "checkpoints")
     return status, results_lib.read(task.point, task.result, task.workdir).line
