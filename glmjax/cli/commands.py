@@ -36,6 +36,26 @@ COMMANDS = {
       (Flag("--directory", "where to put the text", Path),),
     ),
     Command(
+      "data",
+      "glmjax.corpus.survey.survey",
+      "report on text before training: languages, lengths, duplicates, personal data, overlap with evaluation sets",
+      "glmjax data runs/text/en.jsonl runs/text/zh.jsonl --out=runs/text/report",
+      (
+        Flag("corpora", "text files, folders or globs (those of a gin file)", Path, repeatable=True, optional=True),
+        Flag("--out", "folder for report.md, report.json and pictures", Path),
+        Flag("--tokenizer", "folder of a tokenizer, for lengths in tokens and samples (none)", Path),
+        Flag(
+          "--against",
+          "folder or file of evaluation sets, to be looked for in the text (repeatable)",
+          Path,
+          repeatable=True,
+        ),
+        Flag("--words", "file of words, one a line, whose documents are counted (none)", Path),
+        Flag("--field", "of a .jsonl record, where the text is (text)"),
+      ),
+      show=corpus.show_survey,
+    ),
+    Command(
       "tokenizer",
       "glmjax.tokenizer.train",
       "train a tokenizer on the training split's text",

@@ -1,4 +1,4 @@
-"""What the tokenizer command needs beside the library: its training text, and its result in words."""
+"""What the commands data and tokenizer need beside the library: training text, and their results in words."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,3 +22,17 @@ def training_documents(
 def describe_tokenizer(tokenizer: Any) -> dict[str, Any]:
   """Describes a trained Tokenizer as the command prints it."""
   return {"vocab_size": tokenizer.vocab_size, "fingerprint": tokenizer.fingerprint}
+
+
+def show_survey(report: dict[str, Any]) -> None:
+  """Prints what a report on text comes to, in a few lines."""
+  shares = ", ".join(f"{name} {own['share']:.1%}" for name, own in report["languages"].items())
+  print(f"{report['documents']:,} documents, {report['bytes'] / 1e6:,.1f} MB: {shares}")
+  exact, near = (report["duplicates"][name] for name in ("exact", "near"))
+  print(f"repeat one before them: {exact['documents']:,} exactly, {near['documents']:,} nearly")
+  found = {kind: own["documents"] for kind, own in report["personal"].items() if own["documents"]}
+  print("documents with personal data: " + (", ".join(f"{kind} {n:,}" for kind, n in found.items()) or "none"))
+  if "words" in report:
+    print(f"documents with words of {report['words']['list']}: {report['words']['documents']:,}")
+  for name, own in report.get("overlap", {}).get("files", {}).items():
+    print(f"{name}: {own['overlapping']:,} of {own['compared']:,} items overlap")

@@ -26,6 +26,7 @@ class Flag:
   type: type = str  # int, float, bool (given or not), pathlib.Path, str
   choices: tuple[Any, ...] | None = None
   repeatable: bool = False
+  optional: bool = False  # of a repeatable positional argument: a gin file may bind it instead
   kind: str = "bound"  # by gin, and so in config.gin; "passed": to this call alone; "prepared": for `prepare`
   least: float | None = None  # of a number; None: what 32 bits hold
   most: float | None = None

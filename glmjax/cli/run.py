@@ -173,7 +173,7 @@ def _parse_command(command: Command, arguments: Sequence[str]) -> argparse.Names
     settings = (
       {"action": "store_true", "default": None}
       if flag.type is bool
-      else {"nargs": "+"}
+      else {"nargs": "*" if flag.optional else "+"}
       if flag.repeatable and not flag.name.startswith("-")
       else {"action": "append" if flag.repeatable else "store"}
     )
@@ -208,7 +208,9 @@ def _parse_command(command: Command, arguments: Sequence[str]) -> argparse.Names
   options.command = command
   for flag in (*command.flags, STAGES):
     given = getattr(options, flag.parameter)
-    if given is not None and flag.type is not bool:
+    if flag.optional and not given:
+      setattr(options, flag.parameter, None)
+    elif given is not None and flag.type is not bool:
       read = [flag.read(text) for text in given] if flag.repeatable else flag.read(given)
       setattr(options, flag.parameter, read)
   return options

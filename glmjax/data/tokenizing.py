@@ -47,16 +47,17 @@ def documents(tokenizer: tokenizer_lib.Tokenizer, kind: str, examples: Iterable[
         yield from (_pair(asked, answer) for answer in answers)
       else:
         tokens = np.concatenate([*ids, end])
-        yield shards.Document(tokens, sum(map(_utf8_bytes, strings)), len(ids[0]) if kind == "instruction" else 0)
+        yield shards.Document(tokens, sum(map(utf8_bytes, strings)), len(ids[0]) if kind == "instruction" else 0)
 
 
 def _pair(asked: tuple[str, np.ndarray], answer: tuple[str, np.ndarray]) -> shards.Document:
   """Returns a pair of two texts and their ids."""
-  size = sum(_utf8_bytes(text) for text, _ in (asked, answer))
+  size = sum(utf8_bytes(text) for text, _ in (asked, answer))
   return shards.Document(np.concatenate([asked[1], answer[1]]), size, len(asked[1]))
 
 
-def _utf8_bytes(text: str) -> int:
+def utf8_bytes(text: str) -> int:
+  """Counts the bytes of a text in UTF-8, without another copy of a long one."""
   if text.isascii():
     return len(text)
   return sum(len(text[i : i + _UTF8_CHUNK].encode()) for i in range(0, len(text), _UTF8_CHUNK))

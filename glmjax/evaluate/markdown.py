@@ -102,7 +102,7 @@ def _samples(samples: Sequence[dict[str, str]]) -> str:
   said: dict[str, dict[str, str]] = {}
   for sample in samples:
     said.setdefault(sample["prompt"], {})[sample["model"]] = sample["output"]
-  rows = [[_cell(prompt), *(_cell(outputs.get(model, "-")) for model in models)] for prompt, outputs in said.items()]
+  rows = [[cell(prompt), *(cell(outputs.get(model, "-")) for model in models)] for prompt, outputs in said.items()]
   return "## Samples\n\n" + table(["prompt", *(_MODELS.get(model, model) for model in models)], rows, "---")
 
 
@@ -119,7 +119,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]], align: str = "--
   return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def _cell(text: str) -> str:
+def cell(text: str) -> str:
   """Writes any text as one table cell."""
   text = html.escape(text, quote=False).replace("\n", "<br>")
   return re.sub(r"([\\|\[*_`])", r"\\\1", text)

@@ -1,0 +1,1 @@
+"""What text holds, before a model is trained on it."""
