@@ -2,7 +2,8 @@
 
 config.json: {"model": GLMConfig's fields, "data": the data's description, "tokenizer": {"fingerprint",
 "vocab_size"}}; in an export also "export": {"bits", "dtype", "step"; "layout" of what is mapped}; in a run that trains
-an adapter also "base": {"folder", "fingerprint", "bits"} of the model that it adapts.
+an adapter also "base": {"folder", "fingerprint", "bits"} of the model that it adapts, and in one that is trained by
+pairs of answers "preference", the name of the loss.
 """
 
 import dataclasses
@@ -27,12 +28,15 @@ class FolderConfig:
   tokenizer: dict[str, Any] = dataclasses.field(default_factory=dict)  # fingerprint, vocab_size
   export: dict[str, Any] = dataclasses.field(default_factory=dict)  # of exports: bits, dtype, step; layout
   base: dict[str, Any] = dataclasses.field(default_factory=dict)  # of adapters: folder, fingerprint, bits
+  preference: str = ""  # of runs that pairs of answers train: "DPO" or "ORPO"
 
 
 def write_config(folder: paths.Named, config: FolderConfig) -> None:
   """Writes config.json, whole or not at all."""
   content = {
-    name: value for name, value in dataclasses.asdict(config).items() if value or name not in ("export", "base")
+    name: value
+    for name, value in dataclasses.asdict(config).items()
+    if value or name not in ("export", "base", "preference")
   }
   publish.write_json(paths.named(folder) / CONFIG, content)
 
@@ -67,6 +71,9 @@ def read_config(folder: paths.Named) -> FolderConfig:
       )
     others = [dict(content.get(name) or {}) for name in ("data", "tokenizer", "export", "base")]
     _, tokenizer, _, base = others
+    preference = content.get("preference", "")
+    if not isinstance(preference, str):
+      raise TypeError(f"preference is {preference!r:.40}")
     for name, said in (("tokenizer", tokenizer), ("base", base)):
       if not isinstance(said.get("fingerprint", ""), str):
         raise TypeError(f"the {name}'s fingerprint is {said['fingerprint']!r:.40}")
@@ -77,7 +84,7 @@ def read_config(folder: paths.Named) -> FolderConfig:
       f"{path} is damaged ({type(error).__name__}: {str(error)[:100]}); restore a copy, or write the folder again"
     ) from error
   try:
-    return FolderConfig(config_lib.GLMConfig(**fields), *others)
+    return FolderConfig(config_lib.GLMConfig(**fields), *others, preference)
   except (ValueError, TypeError) as error:  # InputErrors among them, which do not know the file
     raise errors.InputError(f"{path}: {str(error)[:400]}; restore a copy, or write the folder again") from error
 

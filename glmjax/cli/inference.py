@@ -85,9 +85,14 @@ class Devices:
     )
     small = None if drafting.draft_model is None else engine.Engine.load(drafting.draft_model, mesh=self.mesh)
     options = {"mesh": self.mesh, "offload_layers": self.offload_layers, "drafts": drafting.count, "first": first}
-    options["adapter"] = self.adapter if isinstance(self.adapter, paths.Named | None) else named_adapters(self.adapter)
+    options["adapter"] = self.adapters
     precision = placement.Precision(None, self.kv_cache_dtype, self.activation_bits, self.head_bits)
     return engine.Engine.load(checkpoint, precision=precision, draft_model=small, **options)
+
+  @property
+  def adapters(self) -> paths.Named | dict[str, paths.Named] | None:
+    """The folder of an adapter that is always on, or folders by name."""
+    return self.adapter if isinstance(self.adapter, paths.Named | None) else named_adapters(self.adapter)
 
   def prepare(self) -> None:
     """Gives XLA its options for offloaded weights, which it reads when JAX first looks for devices."""

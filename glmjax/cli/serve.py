@@ -70,9 +70,11 @@ def serve(
   if not 0 <= port < 1 << 16:
     raise errors.InputError(f"--port is {port}: give one from 0 to 65535")
   checkpoint = inference.model_folder(checkpoint)
-  from glmjax.infer import scheduler
+  from glmjax.infer import adapters, scheduler
   from glmjax.serve import app, limits as limits_lib, run  # here: they need packages of the extra "serve"
 
+  called = name or checkpoint.name
+  app.check_names(called, adapters.names(devices.adapters))
   keys = run.read_keys(api_keys) if api_keys is not None else []
   if not keys and host not in run.LOCAL:
     _log.warning("anybody who reaches %s is answered: give --api_keys, or let a proxy look after that", host)
@@ -80,7 +82,7 @@ def serve(
     drafting = dataclasses.replace(drafting, drafts=inference.DRAFTS)
   likely = scheduler.Capacity(min(limits.lanes, limits.requests), few_programs=True, drafts=drafting.count)
   model = devices.load(checkpoint, drafting, run.first(likely))
-  server = app.Server(model, name or checkpoint.name, limits.capacity(model), limits.queue, keys)
+  server = app.Server(model, called, limits.capacity(model), limits.queue, keys)
   if model.adapters:
     _log.info("models to ask for: %s", ", ".join(server.names))
   routes = app.create(server, limits_lib.Limits(limits.body_bytes), log_prompts)

@@ -14,6 +14,7 @@ def render(report: dict[str, Any], title: str) -> str:
   sections = [
     f"# Report: {title}",
     _training(report["train"]),
+    _forgotten(report.get("probe", {})),
     _held_out(report["heldout"]),
     _quantized(report["quantized"], list(report["heldout"])),
     _samples(report["samples"]),
@@ -33,6 +34,15 @@ def _training(train: dict[str, Any]) -> str:
     ["model FLOP/s (median)", f"{train['model_flops_per_second'] / 1e9:,.1f} G"],
   ]
   return "## Training\n\n" + table(["", ""], rows) + "\n\n![Training loss of each objective](loss.png)"
+
+
+def _forgotten(probe: dict[str, float]) -> str:
+  if not probe:
+    return ""
+  change = f"{probe['difference']:+.4f} (95 %: {probe['low']:+.4f} to {probe['high']:+.4f})"
+  rows = [["before", f"{probe['before']:.4f}"], ["after", f"{probe['after']:.4f}"], ["change", change]]
+  header = ["loss on text of another kind", f"{probe['samples']:,} rows"]
+  return "## Forgotten\n\n" + table(header, rows)
 
 
 def _held_out(heldout: dict[str, dict[str, Any]]) -> str:

@@ -43,7 +43,7 @@ def write(
 
   Args:
     workdir: folder of all that belongs to the run: the other paths are relative to it, the report goes there.
-    metrics: what glmjax train wrote.
+    metrics: what glmjax train wrote; probe.json beside it is read where the run has one.
     evaluations: for each model what glmjax evaluate wrote of it; None: EVALUATIONS.
     exports: for each model its exported folder, {} for none; None: EXPORTS.
     samples: what glmjax generate wrote, one {"model", "prompt", "output"} a line; None for none.
@@ -57,8 +57,10 @@ def write(
   }
   if "float" not in heldout:
     raise errors.InputError('report: no evaluation of the float model is named; add "float" to evaluations')
+  probe = read_probe(_inside(folder, metrics, "metrics").parent / "probe.json")
   report = {
     "train": train_figures(lines),
+    **({"probe": probe} if probe else {}),
     "heldout": heldout["float"],
     "quantized": quantized_figures(
       heldout,
@@ -128,6 +130,27 @@ def _step(line: bytes, where: str) -> dict[str, Any] | None:
 
 def _is_number(value: Any) -> bool:
   return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def read_probe(path: paths.Path) -> dict[str, float]:
+  """Reads what a run has measured of its forgetting: losses in nats per token before and after, and their difference
+  with its 95 % interval; {} where it measured none, or not both yet.
+  """
+  if not path.exists() and not path.is_symlink():
+    return {}
+  advice = "restore a copy, or remove it"
+  found = user_json.read(path, expected=advice)
+  if "difference" not in found:
+    return {}
+  try:
+    change = {name: found["difference"][name] for name in ("loss", "low", "high")}
+    told = {"samples": found["samples"], **{name: found[name]["loss"] for name in ("before", "after")}}
+    told |= {"difference": change["loss"], "low": change["low"], "high": change["high"]}
+    if not all(map(_is_number, told.values())):
+      raise ValueError
+  except (KeyError, TypeError, ValueError) as error:
+    raise errors.InputError(f"{path} has no figures of a probe; {advice}") from error
+  return told
 
 
 def resumed_at(lines: list[dict[str, Any]]) -> list[int]:

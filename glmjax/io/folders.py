@@ -39,7 +39,7 @@ class Kind(enum.Enum):
 
 # The files of each kind, by their paths within its folder. Of a run: all that --overwrite may delete.
 _FILES = {
-  Kind.RUN: r"(config\.json|config\.gin|(metrics|layers)\.jsonl|interventions\.(jsonl|gin)|\.lock|"
+  Kind.RUN: r"((config|probe)\.json|config\.gin|(metrics|layers)\.jsonl|interventions\.(jsonl|gin)|\.lock|"
   r"(checkpoints|checkpoints\.deleting|tokenizer|tensorboard|profile)(/.*)?)",
   Kind.EXPORT: r"(config\.json|checksums\.json|tokenizer/tokenizer\.(json|model)|params/(_\w+|commit_success\.txt|"
   r"\w+\.jsonl?|weights\.safetensors|[^/]+/(\.zarray|[\d.]+(\.__lock)?|process_\d+)))",

@@ -9,7 +9,7 @@ import importlib.resources
 import json
 import re
 import secrets
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from typing import Any
 
 import fastapi
@@ -30,6 +30,12 @@ from glmjax.serve import prompts as prompts_lib
 from glmjax.serve import replies
 from glmjax.serve import service as service_lib
 from glmjax.serve import wire
+
+
+def check_names(model: str, adapters: Collection[str]) -> None:
+  """Raises InputError where an adapter has the model's name."""
+  if model in adapters:
+    raise errors.InputError(f"an adapter and the model are both called {model!r}: give one of them another name")
 
 
 class TooLong(Exception):
@@ -59,8 +65,7 @@ class Server:
     Raises:
       errors.InputError: where an adapter has the model's name.
     """
-    if name in engine.adapters:
-      raise errors.InputError(f"an adapter and the model are both called {name!r}: give one of them another name")
+    check_names(name, engine.adapters)
     self.engine, self.name, self.keys = engine, name, [key.encode() for key in keys]
     self.metrics = metrics_lib.Metrics()
     self.answers = answers_lib.Answers(self.metrics)

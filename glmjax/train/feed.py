@@ -183,32 +183,39 @@ class Layout:
 
 
 class Evaluated(NamedTuple):
-  """Rows of the validation source that are evaluated together."""
+  """Rows of a source that are evaluated together."""
 
   first: int  # number of the first sample
   size: int  # rows, over all hosts
   rows: HostBatch  # this host's
 
 
-def read_validation(source: DataSource, layout: Layout, samples: int) -> list[Evaluated]:
-  """Reads this host's part of the first samples of a validation source, a micro-batch at a time.
+def read_held_out(source: DataSource, layout: Layout, samples: int, name: str) -> list[Evaluated]:
+  """Reads this host's part of the first samples of a source, a micro-batch at a time.
+
+  Args:
+    source: what loop.train's argument `name` is, "validation" or "probe".
+    layout: of batches on the devices.
+    samples: how many.
+    name: says in errors which source it is.
 
   Raises:
     errors.InputError: when it has none, or none that predicts anything.
   """
   plan = [(first, min(layout.rows, samples - first)) for first in range(0, samples, layout.rows)]
-  advice = "hold some text out when the cache is made, or set Intervals.evaluate = 0"
+  without = {"validation": "Intervals.evaluate = 0", "probe": "loop.train.probe = None"}[name]
+  advice = f"hold some text out when the cache is made, or set {without}"
   try:
     source.describe()  # whatever is wrong with the whole of it is found here, not by a helper process
     batches = list(source.batches(iter(plan), *layout.part))
   except errors.InputError as error:
-    raise errors.InputError(f"the validation source has no rows to evaluate: {error}; {advice}") from error
+    raise errors.InputError(f"the {name} source has no rows to evaluate: {error}; {advice}") from error
   if len(batches) != len(plan):
-    raise errors.InputError(f"the validation source gives {len(batches)} of {len(plan)} batches: {advice}")
+    raise errors.InputError(f"the {name} source gives {len(batches)} of {len(plan)} batches: {advice}")
   for (first, size), rows in zip(plan, batches):
     layout.check(rows, first, size)
   if not any((rows["loss_weights"] > 0).any() for rows in batches):
-    raise errors.InputError(f"the {samples} rows of the validation source have nothing to predict: {advice}")
+    raise errors.InputError(f"the {samples} rows of the {name} source have nothing to predict: {advice}")
   return [Evaluated(first, size, rows) for (first, size), rows in zip(plan, batches)]
 
 

@@ -25,15 +25,14 @@ from glmjax.train import workdir as workdir_lib
 Line = dict[str, Any]
 Ranges = list[tuple[int, int]]
 
-_FRAGMENT = """\
-# Written by glmjax train: another run of the same settings, with this file behind them, does about the same samples
+_FRAGMENT = f"""\
+{workdir_lib.REPLAY_MARK} another run of the same settings, with this file behind them, does about the same samples
 # what this one came to do, whatever its limits ("clip" computes them again, from the same figures):
 #   glmjax train --gin_file=... --gin_file=WORKDIR/interventions.gin --workdir=ANOTHER
 from __gin__ import dynamic_registration
 from glmjax.train import schedules
 from glmjax.train import spikes
 
-spikes.Guard.action = "{action}"
 """
 
 _log = logging.getLogger("glmjax")
@@ -55,7 +54,7 @@ class Journal:
     """
     self._folder, self._guard, self._batches = folder, guard, batches
     self._lines: list[Line] = processes.from_first(lambda: _read(folder.interventions))
-    self._failed = False
+    self._failed, self._told = False, False
 
   def begin(self, step: int) -> None:
     """Forgets what comes again in a run that goes on from `step`."""
@@ -87,13 +86,15 @@ class Journal:
     return [(line["first_sample"], line["last_sample"]) for line in self._lines if line["action"] == action]
 
   def _write(self) -> None:
-    """Writes both files; what cannot be written is said once, and training goes on."""
+    """Writes both files; what cannot be written is said once, and training goes on. A gin file of that name that no run
+    wrote stays as it is.
+    """
     if jax.process_index() != 0:
       return
     try:
       lease.check()
       publish.write_text(self._folder.interventions, "".join(json.dumps(line) + "\n" for line in self._lines))
-      publish.write_text(self._folder.replay, self._fragment())
+      self._write_replay()
       self._failed = False
     except (OSError, errors.InputError) as error:
       if not self._failed:
@@ -101,9 +102,20 @@ class Journal:
         _log.warning("%s: cannot be written: %s; training goes on", self._folder.interventions, reason)
       self._failed = True
 
+  def _write_replay(self) -> None:
+    if self._folder.owns_replay():
+      publish.write_text(self._folder.replay, self._fragment())
+    elif not self._told:
+      _log.warning(
+        "%s: no run has written it, and it stays as it is: what is done about spikes is in %s alone; move it away, and "
+        "the next intervention writes it",
+        *(self._folder.replay, self._folder.interventions.name),
+      )
+      self._told = True
+
   def _fragment(self) -> str:
     clips = any(line["action"] == "clip" for line in self._lines)
-    text = _FRAGMENT.format(action="clip" if clips else "log")
+    text = f'{_FRAGMENT}spikes.Guard.action = "{"clip" if clips else "log"}"\n'
     own = () if self._guard is None else self._guard.skip
     text += _bound("spikes.Guard.skip", [*own, *self._samples("skip")])
     return text + _bound("schedules.Batches.skip", [*self._batches.skip, *self.left_out])

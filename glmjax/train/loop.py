@@ -20,6 +20,7 @@ from glmjax.parallel import partitioning
 from glmjax.parallel import peers as peers_lib
 from glmjax.parallel import processes
 from glmjax.train import base as base_lib
+from glmjax.train import checks
 from glmjax.train import diagnose
 from glmjax.train import divergence
 from glmjax.train import evaluation
@@ -32,6 +33,7 @@ from glmjax.train import objective as objective_lib
 from glmjax.train import optimizer as optimizer_lib
 from glmjax.train import pipeline as pipeline_lib
 from glmjax.train import preference as preference_lib
+from glmjax.train import probe as probe_lib
 from glmjax.train import profile
 from glmjax.train import run as run_lib
 from glmjax.train import runtime as runtime_lib
@@ -80,6 +82,7 @@ def train(
   embedding_alpha: schedules.Schedule = schedules.Constant(1.0),  # the embedding gradient shrink's factor; 1: none
   loss_scale: state_lib.DynamicLossScale = state_lib.DynamicLossScale(),  # of float16 models
   validation: feed_lib.DataSource | None = None,  # evaluated every intervals.evaluate steps
+  probe: feed_lib.DataSource | None = None,  # evaluated before the first step and at the end: what is forgotten
   intervals: Intervals = Intervals(),
   spikes: spikes_lib.Guard | None = None,  # what is done about steps that are far above those before; None: nothing
   mesh: mesh_lib.MeshConfig = mesh_lib.MeshConfig(),
@@ -108,12 +111,13 @@ def train(
   """
   given = dict(locals())  # of each process, to be compared
   # 1. What the settings tell by themselves, before anything is deleted.
-  _check(model, data, loss_mean_of)
-  _check_numbers(batches, total_samples, micro_batch, loss_chunk, seed, stop_at_step)
+  checks.rows(model, data, loss_mean_of)
+  checks.numbers(batches, total_samples, micro_batch, loss_chunk, seed, stop_at_step)
   folder = workdir_lib.Workdir.named(workdir, weights)
   base = base_lib.Base.of(trainable, weights, model, data.describe())
-  _check_preference(preference, data, base, mesh)
-  reference = model if preference is not None and preference.compares else None
+  checks.preference(preference, data, base, mesh)
+  checks.embedding(embedding_alpha, base)
+  own, reference = model, model if preference is not None and preference.compares else None
   if base is not None:
     model = base.trainable.adapt(model)
   elif weights is not None and (overwrite or not manager_lib.steps(folder.checkpoints)):
@@ -125,13 +129,14 @@ def train(
     layout = _layout(model, data, batches, micro_batch, intervals.eval_samples, device_mesh, rules)
     # 3. The rows to be evaluated, so that a run that could not evaluate deletes nothing and never starts.
     evaluates = validation is not None and intervals.evaluate
-    evaluated = feed_lib.read_validation(validation, layout, intervals.eval_samples) if evaluates else []
+    evaluated = feed_lib.read_held_out(validation, layout, intervals.eval_samples, "validation") if evaluates else []
     if evaluates:
-      _check_kind("validation", validation, preference)
+      checks.kind("validation", validation, preference)
+    text = probe_lib.Text.read(probe, layout, intervals.eval_samples)
     tx = optimizer.make()
     recipe = step_lib.Recipe(optimizer, learning_rate, embedding_alpha, loss_scale, tells_layers=bool(intervals.layers))
     flow = pipeline_lib.make(pipeline, model, device_mesh, layout.rows)
-    _check_layers(intervals, flow)
+    checks.layers(intervals.layers, flow)
     objective = objective_lib.Objective(model, loss_chunk, loss_mean_of, flow, preference, reference)
     stages = _stages(model, tx, device_mesh, rules, flow, base)
     runtime = runtime_lib.Runtime(objective, layout, stages, peers)
@@ -139,14 +144,19 @@ def train(
     # 4. The first process locks the folder, and opens it, or deletes what is there; all see the same one.
     described = {} if base is None else base.describe()  # by all processes, which then know that they adapt one model
     processes.check_same({"the model in loop.train.weights": described.get("fingerprint", "none is adapted")})
-    processes.on_first(lambda: _begin(stack, folder, model, data, overwrite, on_start, described))
+    loss = "" if preference is None else type(preference).__name__
+    opened = functools.partial(folder.open, model, data, overwrite, described, loss)
+    processes.on_first(lambda: _begin(stack, folder, opened, on_start))
     folder.check_shared()
     manager = manager_lib.Manager(folder.checkpoints, intervals.keep, keep_best="eval_loss" if evaluated else None)
     stack.callback(manager.close)
     # 5. The steps, from the newest undamaged checkpoint or a new state on.
     beginning = initial.Beginning(weights, base, data.describe(), seed, loss_scale)
     samples = run_lib.Samples(data, batches, total_samples, stop_at_step)
-    return _Attempts(runtime, recipe, tx, beginning, manager, folder, intervals, samples, evaluated, spikes).train()
+    probed = text and probe_lib.Probe(runtime, own, text, folder.probe, adapts=base is not None)
+    return _Attempts(
+      runtime, recipe, tx, beginning, manager, folder, intervals, samples, evaluated, probed, spikes
+    ).train()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,6 +172,7 @@ class _Attempts:
   intervals: Intervals
   samples: run_lib.Samples
   evaluated: list[feed_lib.Evaluated]
+  probe: probe_lib.Probe | None
   guard: spikes_lib.Guard | None
 
   def train(self) -> dict[str, Any]:
@@ -203,6 +214,8 @@ class _Attempts:
       run = run_lib.Run(runtime, self.recipe, samples, self.folder, hooks, start)
       try:
         _check_start(runtime, start, self.folder, self.beginning.weights)
+        if self.probe is not None and spike is None:
+          self.probe.begin(start.state, start.resumed)
       except BaseException:
         run.close()
         raise
@@ -217,6 +230,7 @@ class _Attempts:
     return run_lib.Hooks(
       saving_lib.Saving(runtime, self.manager, folder, self.samples.data, lines, self.intervals.save, saved),
       evaluation.Evaluation(runtime, self.evaluated, self.intervals.evaluate),
+      self.probe,
       profile.Trace(self.intervals.profile, folder.root / "profile"),
       metrics_lib.Console(self.samples.total, start.samples_seen, silent=not first),
       self.intervals.log,
@@ -268,14 +282,12 @@ def _check_same(settings: Mapping[str, Any]) -> None:
 def _begin(
   stack: contextlib.ExitStack,
   folder: workdir_lib.Workdir,
-  model: config_lib.GLMConfig,
-  data: feed_lib.DataSource,
-  overwrite: bool,
+  opened: Callable[[], None],
   on_start: Callable[[paths.Path], None] | None,
-  base: Mapping[str, Any],
 ) -> None:
+  """Locks the folder, opens it, and tells the caller; the lock stays with the stack."""
   stack.enter_context(folder.locked())
-  folder.open(model, data, overwrite, base)
+  opened()
   if on_start is not None:
     on_start(folder.root)
 
@@ -292,70 +304,6 @@ def _stages(
   if base is None:
     return stage_layout.make(model, tx, mesh, rules, flow)
   return stage_layout.make(model, tx, mesh, rules, flow, base.trainable.is_trained, base.bits)
-
-
-def _check(model: config_lib.GLMConfig, data: feed_lib.DataSource, loss_mean_of: str) -> None:
-  if data.seq_length > model.max_length:
-    raise errors.InputError(
-      f"the data's rows have {data.seq_length} tokens, the model's max_length is {model.max_length}: change either"
-    )
-  if loss_mean_of not in objective_lib.MEANS:
-    raise errors.InputError(f"loss_mean_of is {loss_mean_of!r}: use one of {', '.join(objective_lib.MEANS)}")
-
-
-def _check_preference(
-  preference: preference_lib.Preference | None,
-  data: feed_lib.DataSource,
-  base: base_lib.Base | None,
-  mesh: mesh_lib.MeshConfig,
-) -> None:
-  """Raises InputError where data and loss are not both of pairs of answers, or the loss cannot be computed."""
-  _check_kind("data", data, preference)
-  if preference is None:
-    return
-  if mesh.stage > 1:
-    raise errors.InputError(f"pairs of answers do not go through pipelines: give a mesh without stage={mesh.stage}")
-  if preference.compares and base is None:
-    raise errors.InputError(
-      f"{type(preference).__name__} compares with the model that an adapter is trained beside: give "
-      "loop.train.trainable, or use preference.ORPO, which compares with none"
-    )
-
-
-def _check_layers(intervals: Intervals, flow: pipeline_lib.Pipeline | None) -> None:
-  """Raises InputError where layers lie on stages: no device has all of them."""
-  if intervals.layers and flow is not None:
-    raise errors.InputError(
-      f"Intervals.layers = {intervals.layers} looks into layers one behind the other, which does not go through "
-      f"pipelines: give a mesh without stage={flow.stages}, or Intervals.layers = 0"
-    )
-
-
-def _check_kind(name: str, data: feed_lib.DataSource, preference: preference_lib.Preference | None) -> None:
-  """Raises InputError where loop.train's argument of that name is not of what the loss is of."""
-  if bool(data.describe().get("preference")) != (preference is not None):
-    raise errors.InputError(
-      f"loop.train.{name} is of pairs of answers: give loop.train.preference a loss of them (preference.DPO or "
-      "preference.ORPO)"
-      if preference is None
-      else f"loop.train.preference is a loss of pairs of answers: give loop.train.{name} such (mixtures.preference)"
-    )
-
-
-def _check_numbers(
-  batches: schedules.Batches,
-  total_samples: int,
-  micro_batch: int | None,
-  loss_chunk: int,
-  seed: int,
-  stop_at_step: int | None,
-) -> None:
-  ranges.whole("loop.train.total_samples", total_samples, 1, ranges.MOST_SAMPLES - batches.size)
-  ranges.whole("loop.train.loss_chunk", loss_chunk, 1)
-  ranges.whole("loop.train.seed", seed, 0, 2**32 - 1)
-  for name, value in (("micro_batch", micro_batch), ("stop_at_step", stop_at_step)):
-    if value is not None:
-      ranges.whole(f"loop.train.{name}", value, 1)
 
 
 def _layout(

@@ -123,6 +123,22 @@ class Objective:
     sums = losses.by_objective(entropy_BL, weights_BL, objectives_BL)
     return losses.Loss(pairs.loss + along - jax.lax.stop_gradient(along), sums._replace(pairs=pairs))
 
+  def rows(self, params: Any, batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Computes for each row of a batch [B, L] its number, and the sums of its weighted cross entropies and of its
+    weights, [B] each, without dropout, to be read. Pipelines give the rows in another order.
+    """
+    kernel_DV = glm.GLM(self.config).apply({"params": params}, 1.0, method="head_kernel")
+    targets_BL, weights_BL, _ = (batch[name] for name in batch_lib.TARGETS)
+    if self.pipeline is None:
+      x_BLD, _ = self.hidden(params, batch, 1.0, None)
+      entropy_BL = losses.of_tokens(kernel_DV, x_BLD, targets_BL, weights_BL, self.chunk)
+      return batch["rows"], (entropy_BL * weights_BL).sum(-1), weights_BL.sum(-1)
+    x_BLD = ring.hidden(self.config, self.pipeline, params, batch, 1.0, None)
+    rows_B, targets_BL, weights_BL = map(self.pipeline.spread, (batch["rows"], targets_BL, weights_BL))
+    with partitioning.rows_over_stages():
+      entropy_BL = losses.of_tokens(kernel_DV, x_BLD, targets_BL, weights_BL, self.chunk)
+    return rows_B, (entropy_BL * weights_BL).sum(-1), weights_BL.sum(-1)
+
   def sums(self, params: Any, batch: Batch) -> losses.Sums:
     """Computes loss and weight sums of a batch [B, L], without dropout, to be read."""
     return self.loss(params, batch).sums

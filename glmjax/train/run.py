@@ -19,6 +19,7 @@ from glmjax.train import feed as feed_lib
 from glmjax.train import interventions
 from glmjax.train import layers as layers_lib
 from glmjax.train import metrics as metrics_lib
+from glmjax.train import probe as probe_lib
 from glmjax.train import profile
 from glmjax.train import runtime as runtime_lib
 from glmjax.train import saving as saving_lib
@@ -59,6 +60,7 @@ class Hooks:
 
   saving: saving_lib.Saving
   evaluation: evaluation_lib.Evaluation
+  probe: probe_lib.Probe | None  # None: nobody asks what is forgotten
   trace: profile.Trace
   console: metrics_lib.Console
   log_every: int  # steps; 0: no lines
@@ -321,7 +323,7 @@ class Run:
     return divergence.of_step(self._step + 1, item.first, item.size, metrics, finding, self._folder.checkpoints)
 
   def _end(self, stop: stopping.Stopping) -> dict[str, Any]:
-    """Saves the last step.
+    """Saves the last step; where it is the run's, tells what was forgotten.
 
     Raises:
       SystemExit: 128 + the number of the signal that has stopped the run.
@@ -336,6 +338,8 @@ class Run:
       name = signal.Signals(stop.agreed).name
       hooks.console.say(f"{name}: stopped and saved at step {self._step:,}; the same command goes on from there")
       raise SystemExit(128 + stop.agreed)
+    if hooks.probe is not None and self._seen >= self._samples.total:
+      hooks.console.say(hooks.probe.end(self._state))
     return {"step": self._step, "samples_seen": self._seen, **self._record}
 
 

@@ -25,6 +25,7 @@ from glmjax.train import schedules
 from glmjax.train import state as state_lib
 
 Metrics = dict[str, Any]  # arrays; under "layers" dicts of them
+Rows = tuple[jax.Array, jax.Array, jax.Array]
 
 
 @jax.tree_util.register_dataclass
@@ -192,6 +193,12 @@ def eval_step(objective: objective_lib.Objective, params: Any, frozen: Any, batc
   return jax.lax.scan(add, objective.zeros(), objective.weigh(batch))[0]
 
 
+def row_step(objective: objective_lib.Objective, params: Any, frozen: Any, batch: objective_lib.Batch) -> Rows:
+  """Returns what `Objective.rows` does of each micro-batch of a batch [M, B, L], [M, B] each."""
+  params = params_lib.merge(params, frozen)
+  return jax.lax.map(lambda micro: objective.rows(params, micro), batch)
+
+
 def compile_train_step(
   objective: objective_lib.Objective, recipe: Recipe, tx: optax.GradientTransformation, shardings: state_lib.TrainState
 ) -> Callable[..., tuple[state_lib.TrainState, Metrics]]:
@@ -205,3 +212,8 @@ def compile_train_step(
 def compile_eval_step(objective: objective_lib.Objective) -> Callable[..., losses.Sums]:
   """Compiles eval_step(params, frozen, batch)."""
   return jax.jit(functools.partial(eval_step, objective), out_shardings=partitioning.replicated())
+
+
+def compile_row_step(objective: objective_lib.Objective) -> Callable[..., Rows]:
+  """Compiles row_step(params, frozen, batch)."""
+  return jax.jit(functools.partial(row_step, objective), out_shardings=partitioning.replicated())

@@ -1,7 +1,7 @@
 """A run's folder: what it says about the run, and whether a new start may use it.
 
   WORKDIR/  config.json   config.gin   tokenizer/   metrics.jsonl   checkpoints/   tensorboard/   profile/
-            interventions.jsonl   interventions.gin   layers.jsonl
+            interventions.jsonl   interventions.gin   layers.jsonl   probe.json
 
 io/folders.py knows these names: all else in the folder is the user's, and stays.
 """
@@ -28,6 +28,8 @@ from glmjax.io import tokenizer_folder
 from glmjax.models import config as config_lib
 from glmjax.parallel import processes
 from glmjax.train import feed
+
+REPLAY_MARK = "# Written by glmjax train:"  # begins the interventions.gin of a run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +66,11 @@ class Workdir:
     return self.root / "layers.jsonl"
 
   @property
+  def probe(self) -> paths.Path:
+    """What was forgotten, where the run was asked."""
+    return self.root / "probe.json"
+
+  @property
   def interventions(self) -> paths.Path:
     """What was done about spikes."""
     return self.root / "interventions.jsonl"
@@ -72,6 +79,16 @@ class Workdir:
   def replay(self) -> paths.Path:
     """A gin file by which another run does the same about them."""
     return self.root / "interventions.gin"
+
+  def owns_replay(self) -> bool:
+    """Tells whether interventions.gin may be replaced: a run wrote it, or there is none."""
+    try:
+      with self.replay.open("rb") as file:
+        return file.read(len(REPLAY_MARK)) == REPLAY_MARK.encode()
+    except FileNotFoundError:
+      return True
+    except OSError:
+      return False
 
   @property
   def checkpoints(self) -> paths.Path:
@@ -94,15 +111,27 @@ class Workdir:
         yield
 
   def open(
-    self, model: config_lib.GLMConfig, data: feed.DataSource, overwrite: bool, base: Mapping[str, Any] | None = None
+    self,
+    model: config_lib.GLMConfig,
+    data: feed.DataSource,
+    overwrite: bool,
+    base: Mapping[str, Any] | None = None,
+    preference: str = "",
   ) -> None:
-    """Makes the folder this run's own: writes config.json, or finds that it is this run's already; `base`: what
-    config.json says of the model that an adapter adapts.
+    """Makes the folder this run's own: writes config.json, or finds that it is this run's already.
+
+    Args:
+      model: the run's, with an adapter.
+      data: what it is trained on.
+      overwrite: delete the run that is there.
+      base: what config.json says of the model that an adapter adapts.
+      preference: the name of the loss of pairs of answers.
 
     Raises:
       errors.InputError: when another run's checkpoints are there and overwrite is False, or it cannot be written.
     """
-    config = folder.FolderConfig(model, json.loads(json.dumps(data.describe())), base=dict(base or {}))
+    described = json.loads(json.dumps(data.describe()))
+    config = folder.FolderConfig(model, described, base=dict(base or {}), preference=preference)
     try:
       with tempfile.TemporaryDirectory() as scratch:
         tokenizer = {}
@@ -153,8 +182,9 @@ class Workdir:
       return
     publish.remove(self.root / "checkpoints.deleting")  # of earlier versions
     manager_lib.delete_all(self.checkpoints)
-    for name in ("metrics.jsonl", "layers.jsonl", "interventions.jsonl", "interventions.gin", "tensorboard", "profile"):
-      publish.remove(self.root / name)
+    own = (self.metrics, self.layers, self.probe, self.interventions, self.tensorboard, self.root / "profile")
+    for path in (*own, self.replay) if self.owns_replay() else own:
+      publish.remove(path)
     if not self._has(tokenizer):
       publish.remove(self.root / folder.TOKENIZER)
 
@@ -170,6 +200,7 @@ class Workdir:
     """Compares the run with what config.json and the checkpoints say; these alone where config.json is gone."""
     advice = "choose another workdir, or --overwrite to delete that run"
     metadata, base = manager_lib.newest_metadata(self.checkpoints), config.base
+    preference = config.preference
     if "model" in metadata and not (self.config.exists() or self.config.is_symlink()):
       model, data = metadata["model"], metadata["data"]  # and what it adapts is not known
     else:
@@ -177,13 +208,14 @@ class Workdir:
       if changed := recorded.difference(found.model, metadata):
         raise errors.InputError(f"{self.config} is not the one of this run: {changed}: set it back, or restore a copy")
       model, data = dataclasses.asdict(found.model), metadata.get("data", found.data)
-      base = found.base
+      base, preference = found.base, found.preference or preference  # earlier versions did not say it
     ours = dataclasses.asdict(config.model)
     theirs = {name: model.get(name, ours[name]) for name in ours} | {name: ours[name] for name in recorded.FREE}
     seen = metadata.get("samples_seen", 0)
     fingerprints = ({"fingerprint": each.get("fingerprint")} for each in (base, config.base))
     difference = (
       _difference(*fingerprints, "base")
+      or _difference(preference, config.preference, "preference")
       or _difference(theirs, ours, "model")
       or _difference(_before(data, seen), _before(config.data, seen), "data")
     )

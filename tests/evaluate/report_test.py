@@ -196,9 +196,23 @@ def test_missing_file_is_named(run: pathlib.Path, file: str, message: str) -> No
   assert not (run / "report.json").exists()
 
 
+def test_what_a_run_has_forgotten(run: pathlib.Path) -> None:
+  path, measured = run / "train" / "probe.json", {"step": 9, "loss": 4.5, "rows": [1.0, 2.0]}
+  path.write_text(json.dumps({"samples": 2, "before": measured}))
+  assert "probe" not in report.write(run)  # a run that has not come to its end
+  change = {"loss": 0.25, "low": 0.2, "high": 0.3, "standard_error": 0.02}
+  told = {"samples": 2, "before": measured, "after": measured | {"loss": 4.75}, "difference": change}
+  path.write_text(json.dumps(told))
+  figures = {"samples": 2, "before": 4.5, "after": 4.75, "difference": 0.25, "low": 0.2, "high": 0.3}
+  assert report.write(run)["probe"] == figures
+  assert "| change | +0.2500 (95 %: +0.2000 to +0.3000) |" in (run / "report.md").read_text()
+
+
 @pytest.mark.parametrize(
   "file,content,message",
   [
+    ("train/probe.json", '{"difference": {"loss": "1"}}', "probe.json has no figures of a probe"),
+    ("train/probe.json", "[]", "not an object"),
     ("train/metrics.jsonl", '{"step": 1, "loss": 2}\nnonsense\n', "no training step in it"),
     ("heldout.json", "[]", "not an object"),
     ("heldout.json", '{"en": 5}', "'en' has no figures of an evaluation"),

@@ -10,6 +10,8 @@ import untrained_adapters
 from serve import running as running_lib
 
 from glmjax import errors
+from glmjax.cli import inference
+from glmjax.cli import serve
 from glmjax.infer import engine
 from glmjax.infer import sampling
 from glmjax.infer import scheduler
@@ -77,6 +79,14 @@ def test_prompts_are_scored_with_it(running):
 def test_an_adapter_is_not_called_as_the_model(running):
   with pytest.raises(errors.InputError, match="an adapter and the model are both called 'wide'"):
     app.Server(running.server.engine, "wide", scheduler.Capacity(4))
+
+
+def test_the_command_says_so_before_it_loads_anything(folder, tmp_path):
+  assert folder.name == "run"
+  devices = inference.Devices(adapter=[f"{name}={tmp_path / 'none'}" for name in ("run", "mlp")])
+  for more, name in (({}, "run"), ({"name": "mlp"}, "mlp")):
+    with pytest.raises(errors.InputError, match=f"an adapter and the model are both called '{name}'"):
+      serve.serve(folder, devices=devices, **more)
 
 
 def test_the_command(folder, folders):

@@ -1,6 +1,5 @@
 """Losses of pairs of answers: those of dense logits on any mesh, learned beside a frozen base, and mistakes."""
 
-from collections.abc import Iterator
 import dataclasses
 import functools
 import json
@@ -10,13 +9,13 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+from answer_pairs import Pairs
 import pytest
 
 from glmjax import errors
 from glmjax import tokens as tokens_lib
 from glmjax.checkpoint import export
 from glmjax.checkpoint import load
-from glmjax.data import rows
 from glmjax.models import glm
 from glmjax.models import params as params_lib
 from glmjax.parallel import mesh as mesh_lib
@@ -30,34 +29,6 @@ from glmjax.train import trainable
 
 MESH = mesh_lib.MeshConfig(data=2, fsdp=2, tensor=2)
 METHODS = {"dpo": preference.DPO(beta=0.7), "orpo": preference.ORPO(weight=0.5)}
-SPECIALS = tokens_lib.SpecialTokens(
-  mask=56, gmask=57, smask=58, sop=59, eop=60, eod=61, eos=62, pad=63, unk=55, enc=54, dblock=53
-)
-INFILLING = rows.BlankInfilling(16, SPECIALS, samples_per_sequence=1, packing="greedy", instruction_min_inputs=2)
-
-
-@dataclasses.dataclass(frozen=True)
-class Pairs:
-  """A DataSource: the answer that repeats the question's token is preferred to one that does not."""
-
-  seq_length: int = 16
-  few: int | None = None  # the same samples again and again
-
-  def describe(self) -> dict:
-    return {"name": "pairs", "preference": True}
-
-  def row(self, index: int) -> rows.Row:
-    r = np.random.default_rng(index % self.few if self.few else index)
-    asked = r.integers(2, 50, 2).astype(np.int32)
-    other = (asked[:1] + 1) % 50
-    chosen, rejected = np.repeat(asked[:1], r.integers(1, 4)), np.repeat(other, r.integers(1, 4))
-    return INFILLING.preference_row(asked, chosen, rejected)
-
-  def batches(self, plan, process_index=0, process_count=1) -> Iterator[dict[str, np.ndarray]]:
-    for first, size in plan:
-      count = size // process_count
-      made = [self.row(first + process_index * count + i) for i in range(count)]
-      yield {name: np.stack([row[name] for row in made]) for name in made[0]}
 
 
 @pytest.mark.parametrize("sizes", [{}, dict(data=2, fsdp=2, tensor=2), dict(data=2, tensor=2, context=2)])
@@ -227,6 +198,9 @@ def test_mistakes(bases, tmp_path, tiny, source):
   fails("do not go through pipelines", METHODS["dpo"], mesh=mesh_lib.MeshConfig(data=4, stage=2))
   intervals = loop.Intervals(evaluate=1, eval_samples=16)
   fails("give loop.train.validation such", METHODS["dpo"], validation=source, intervals=intervals)
+  train(tmp_path / "dpo", tiny, METHODS["dpo"], bases / "float", stop_at_step=1)
+  with pytest.raises(errors.InputError, match='preference is "DPO" there and "ORPO" here'):
+    train(tmp_path / "dpo", tiny, METHODS["orpo"], bases / "float")
   for method, wrong in ((preference.DPO, {"beta": 0}), (preference.ORPO, {"weight": -1})):
     with pytest.raises(errors.InputError, match=method.__name__):
       method(**wrong)

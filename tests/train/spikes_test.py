@@ -315,6 +315,19 @@ def test_what_is_kept_where_a_run_goes_on(tmp_path):
   assert len(again.left_out) == 2
 
 
+def test_a_gin_file_of_the_users_stays(tmp_path, caplog):
+  folder = workdir.Workdir(tmp_path)
+  folder.replay.write_text("schedules.Batches.skip = [(0, 7)]\n")
+  journal = interventions.Journal(folder, GUARD, schedules.Batches(16))
+  for step in (10, 20):
+    journal.add(spikes.Spike(step, 16 * step, 16 * step + 15, {"loss": (2.0, 1.0)}, "skip"))
+  assert folder.replay.read_text() == "schedules.Batches.skip = [(0, 7)]\n"
+  assert caplog.text.count("no run has written it") == 1 and len(poisoned.interventions(tmp_path)) == 2
+  folder.replay.unlink()
+  journal.add(spikes.Spike(30, 480, 495, {"loss": (2.0, 1.0)}, "skip"))
+  assert "(160, 175), (320, 335), (480, 495)" in folder.replay.read_text()
+
+
 def test_the_record_in_a_bucket(server):
   folder, batches = workdir.Workdir(paths.named("gs://bucket/run")), schedules.Batches(16)
   journal = interventions.Journal(folder, GUARD, batches)

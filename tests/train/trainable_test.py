@@ -151,6 +151,10 @@ def test_mistakes(bases, tmp_path, tiny, source):
     train(tmp_path / "b", tiny, source, lora, tmp_path / "a")
   with pytest.raises(errors.InputError, match="lora_rank is 2 there and 4 here"):
     train(tmp_path / "a", tiny, source, trainable.LoRA(rank=4), bases / "int8")
+  alpha = schedules.Constant(0.1)
+  with pytest.raises(errors.InputError, match="embedding_alpha shrinks the embedding's gradient, and beside"):
+    train(tmp_path / "b", tiny, source, lora, bases / "int8", embedding_alpha=alpha)
+  assert not (tmp_path / "b").exists()
   with pytest.raises(errors.InputError, match="has a prefix of 3 already"):
     trainable.PTuning(4).adapt(trainable.PTuning(3).adapt(tiny))
   for kernels, message in (

@@ -1,6 +1,7 @@
 """Which data a resumed run may have: the same up to the samples it has seen."""
 
 import dataclasses
+import json
 
 import jax.numpy as jnp
 import pytest
@@ -52,6 +53,29 @@ def test_rates_of_samples_seen_may_not(save, tiny, other):
   folder.open(tiny, Source((CHANGE, CHANGE | {"first_sample": 99})), overwrite=False)
   with pytest.raises(errors.InputError, match="holds another run: data.changes is .* there and .* here"):
     folder.open(tiny, Source(other), overwrite=False)
+
+
+def test_a_run_by_another_loss_is_refused(save, tiny):
+  folder = save(64)  # of a version that did not say by which
+  folder.open(tiny, Source(), overwrite=False, preference="DPO")
+  assert folder_lib.read_config(folder.root).preference == "DPO"
+  with pytest.raises(errors.InputError, match='holds another run: preference is "DPO" there and "ORPO" here; choose'):
+    folder.open(tiny, Source(), overwrite=False, preference="ORPO")
+  folder.open(tiny, Source(), overwrite=False, preference="DPO")
+  config = json.loads(folder.config.read_text())
+  folder.config.write_text(json.dumps(config | {"preference": 3}))
+  with pytest.raises(errors.InputError, match="config.json is damaged .*preference is 3"):
+    folder.open(tiny, Source(), overwrite=False, preference="DPO")
+
+
+def test_a_gin_file_of_the_users_stays(save, tiny):
+  """Though it has the name of the run's own."""
+  folder = save(64)
+  assert folder.owns_replay()
+  folder.replay.write_text("# mine\n")
+  assert not folder.owns_replay()
+  folder.open(tiny, Source(), overwrite=True)
+  assert folder.replay.read_text() == "# mine\n"
 
 
 @pytest.fixture
@@ -135,13 +159,14 @@ def test_overwriting_deletes_only_what_a_run_writes(save, tiny, tmp_path):
   for name in (
     "metrics.jsonl",
     "layers.jsonl",
+    "probe.json",
     *interventions,
     "tensorboard/events",
     "profile/trace",
     "checkpoints/5.aside/x",
   ):
     (tmp_path / name).parent.mkdir(exist_ok=True)
-    (tmp_path / name).write_text("the run's")
+    (tmp_path / name).write_text(f"{workdir_lib.REPLAY_MARK} the run's")
   with folder.locked():
     folder.open(tiny, Source(), overwrite=True)
   assert set(_files(tmp_path)) == {"config.json", "notes.txt", "export/config.json", "disk/large/notes.txt"}
