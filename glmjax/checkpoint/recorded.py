@@ -15,6 +15,7 @@ from glmjax.models import config as config_lib
 # What may change from one start of a run to the next: how it is computed, not what it is.
 FREE = (
   "dtype",
+  "softmax_dtype",
   "kv_cache_dtype",
   "activation_bits",
   "head_bits",

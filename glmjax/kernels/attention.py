@@ -19,7 +19,8 @@ from glmjax.kernels import matmul as matmul_lib
 from glmjax.kernels import registry
 from glmjax.parallel import partitioning
 
-# In place of hidden scores; finite, so that the softmax of a query that sees nothing stays finite too.
+# In place of hidden scores; finite, so that the softmax of a query that sees nothing stays finite too. (In float16 it
+# is -infinity, and that softmax is no number: `dense` hides its weights.)
 HIDDEN = -1e30
 
 
@@ -38,6 +39,7 @@ def attend(
   end_BL: jax.Array,
   dropout: dropout_lib.Dropout | None = None,
   prefix: tuple[jax.Array, jax.Array] | None = None,
+  scores_dtype: str = "float32",
 ) -> jax.Array:
   """Computes what `dense` gives, by the best way there is for the target and the shapes.
 
@@ -45,7 +47,7 @@ def attend(
   """
   k_BMHK, v_BMHK = (partitioning.constrain(x, "batch", None, "act_heads", None) for x in (k_BMHK, v_BMHK))
   operation = DECODE if q_BLHK.shape[1] == 1 else ATTENTION
-  return operation.run(target, flash.Inputs(q_BLHK, k_BMHK, v_BMHK, start_BL, end_BL, dropout, prefix))
+  return operation.run(target, flash.Inputs(q_BLHK, k_BMHK, v_BMHK, start_BL, end_BL, dropout, prefix, scores_dtype))
 
 
 def dense(
@@ -57,6 +59,7 @@ def dense(
   end_BL: jax.Array,
   dropout: dropout_lib.Dropout | None = None,
   prefix: tuple[jax.Array, jax.Array] | None = None,
+  scores_dtype: str = "float32",
 ) -> jax.Array:
   """Computes softmax(q k / sqrt(K)) v over each query's interval, [B, L, H, K] in q's dtype.
 
@@ -66,7 +69,9 @@ def dense(
   share the softmax with the others and are multiplied apart, so that no cache is copied for them.
 
   Scores accumulate and normalise in float32, which is what made GLM-130B's fp16 run converge (paper,
-  appendix F) and leaves its query-key layer scaling without a purpose.
+  appendix F) and leaves its query-key layer scaling without a purpose. With `scores_dtype` float16 the scores are
+  rounded to it, infinite beyond 65,504, and so is each step of the softmax but the sum; a softmax of infinities is no
+  number.
   """
   scale = q_BLHK.shape[-1] ** -0.5
   q_BLHK = q_BLHK * jnp.asarray(scale, q_BLHK.dtype)
@@ -82,12 +87,14 @@ def dense(
     axes = "BHPK"[-prefix_key.ndim :]
     prefix_scores_BHLP = jnp.einsum(f"BLHK,{axes}->BHLP", q_BLHK, prefix_key, preferred_element_type=jnp.float32)
     scores_BHLM = jnp.concatenate([prefix_scores_BHLP, scores_BHLM], -1)
-  weights_BHLM = jax.nn.softmax(scores_BHLM, axis=-1)
+  weights_BHLM = jax.nn.softmax(_rounded(scores_BHLM, scores_dtype), axis=-1)
   if dropout is not None:
     weights_BHLM = dropout_lib.apply(dropout, weights_BHLM)
   weights_BHLM = weights_BHLM.astype(v_BMHK.dtype)
   if prefix is not None:
     weights_BHLP, weights_BHLM = jnp.split(weights_BHLM, [prefix_key.shape[-2]], -1)
+  if scores_dtype == "float16":
+    weights_BHLM = jnp.where(mask_BLM[:, None], weights_BHLM, 0)
   out_BHLK = matmul_lib.matmul(target, "BHLM,BMHK->BHLK", weights_BHLM, v_BMHK)
   if prefix is None:
     sees_BL = jnp.maximum(start_BL, 0) < jnp.minimum(end_BL, k_BMHK.shape[1])
@@ -95,6 +102,15 @@ def dense(
   else:
     out_BHLK += jnp.einsum(f"BHLP,{axes}->BHLK", weights_BHLP, prefix_value)
   return jnp.swapaxes(out_BHLK, 1, 2)
+
+
+def _rounded(x: jax.Array, dtype: str) -> jax.Array:
+  """Rounds float32 to a dtype. XLA may leave out a conversion and the one back (xla_allow_excess_precision), but not
+  this.
+  """
+  if dtype != "float32":
+    x = jax.lax.reduce_precision(x, jnp.finfo(dtype).nexp, jnp.finfo(dtype).nmant)
+  return x.astype(dtype)
 
 
 def _dense(target: target_lib.Target, inputs: flash.Inputs) -> jax.Array:
@@ -119,6 +135,7 @@ def _dense_in_place(target: target_lib.Target, inputs: flash.Inputs) -> jax.Arra
 
 _DENSE = registry.Implementation("XLA, dense", "all", _dense)
 _HALF_64_128 = "bfloat16 or float16, heads 64 or 128 wide"
+_PLAIN = "no prefix, softmax in float32"
 
 # Of (target, flash.Inputs).
 ATTENTION = registry.Operation(
@@ -126,14 +143,14 @@ ATTENTION = registry.Operation(
   (
     registry.Implementation(
       "Pallas Triton, flash",
-      f"{_HALF_64_128}, lengths of whole {flash_gpu.BLOCK}s, no prefix",
+      f"{_HALF_64_128}, lengths of whole {flash_gpu.BLOCK}s, {_PLAIN}",
       functools.partial(flash.attend, flash_gpu),
       needs=("triton",),
       fits=flash.fits_gpu,
     ),
     registry.Implementation(
       "Pallas Mosaic, flash",
-      f"bfloat16 or float32, heads and lengths of whole {flash_tpu.BLOCK}s, no prefix",
+      f"bfloat16 or float32, heads and lengths of whole {flash_tpu.BLOCK}s, {_PLAIN}",
       functools.partial(flash.attend, flash_tpu),
       needs=("mosaic",),
       fits=flash.fits_tpu,
@@ -147,7 +164,7 @@ DECODE = registry.Operation(
   (
     registry.Implementation(
       "Pallas Triton, parts of the cache",
-      f"{_HALF_64_128}, slots of whole {flash_gpu.DECODE_BLOCK}s, no prefix",
+      f"{_HALF_64_128}, slots of whole {flash_gpu.DECODE_BLOCK}s, {_PLAIN}",
       flash.decode,
       needs=("triton",),
       fits=flash.fits_decode,

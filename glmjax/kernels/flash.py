@@ -31,6 +31,7 @@ class Inputs(NamedTuple):
   end_BL: jax.Array
   dropout: dropout_lib.Dropout | None = None
   prefix: tuple[jax.Array, jax.Array] | None = None  # keys and values [(B,) H, P, K] that every query sees as well
+  scores_dtype: str = "float32"  # in which q k / sqrt(K) and the softmax are computed
 
 
 def fits_gpu(target: target_lib.Target, inputs: Inputs) -> bool:
@@ -42,7 +43,7 @@ def fits_tpu(target: target_lib.Target, inputs: Inputs) -> bool:
   """Tells whether the TPU's kernel takes these: its dtypes, whole blocks, heads of whole lanes."""
   q_BLHK = inputs.q_BLHK
   taken = q_BLHK.dtype in (jnp.bfloat16, jnp.float32) and q_BLHK.shape[3] % flash_tpu.BLOCK == 0
-  return inputs.prefix is None and taken and _divides(target, flash_tpu.BLOCK, inputs)
+  return _is_plain(inputs) and taken and _divides(target, flash_tpu.BLOCK, inputs)
 
 
 def fits_decode(target: target_lib.Target, inputs: Inputs) -> bool:
@@ -55,7 +56,12 @@ def fits_decode(target: target_lib.Target, inputs: Inputs) -> bool:
 
 def _half_64_128(inputs: Inputs) -> bool:
   q_BLHK = inputs.q_BLHK
-  return inputs.prefix is None and q_BLHK.dtype in (jnp.bfloat16, jnp.float16) and q_BLHK.shape[3] in (64, 128)
+  return _is_plain(inputs) and q_BLHK.dtype in (jnp.bfloat16, jnp.float16) and q_BLHK.shape[3] in (64, 128)
+
+
+def _is_plain(inputs: Inputs) -> bool:
+  """Tells whether there is no prefix, and scores and softmax are float32, as all the kernels have them."""
+  return inputs.prefix is None and inputs.scores_dtype == "float32"
 
 
 def _divides(target: target_lib.Target, block: int, inputs: Inputs) -> bool:

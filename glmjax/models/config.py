@@ -12,6 +12,7 @@ MLPS = ("geglu", "gelu", "gelu_tanh")
 ROTARY_ROUNDINGS = ("none", "half_frequencies", "half_table")
 REMATS = ("none", "dots", "full")
 DTYPES = ("float32", "bfloat16", "float16")
+SOFTMAX_DTYPES = ("float32", "compute")
 KERNELS = ("attention/qkv", "attention/out", "mlp/wi", "mlp/wo")  # of a block
 ADAPTER_FIELDS = ("prefix_length", "prefix_hidden", "lora_rank", "lora_kernels", "lora_scale")
 _DROPOUTS = ("hidden_dropout", "attention_dropout", "prefix_dropout", "lora_dropout")
@@ -54,7 +55,8 @@ class GLMConfig:
   hidden_dropout: float = 0.0  # after the embedding and after each sublayer
   attention_dropout: float = 0.0  # on the attention weights
   init_std: float = 0.02  # of the pre, sandwich and learned_2d models; DeepNorm uses Xavier
-  dtype: str = "float32"  # of activations and matmuls; softmax, norms and loss stay float32
+  dtype: str = "float32"  # of activations and matmuls; norms and loss stay float32
+  softmax_dtype: str = "float32"  # of attention's scores and weights; compute: `dtype`, to study what that breaks
   param_dtype: str = "float32"  # of parameters as they are created
   kv_cache_dtype: str | None = None  # of the keys and values that decoding keeps: int8, or None for dtype
   activation_bits: int | None = None  # 8: rounds what quantized weights are multiplied with, on CPUs in inference
@@ -91,6 +93,7 @@ class GLMConfig:
       ("remat", REMATS),
       ("rotary_rounding", ROTARY_ROUNDINGS),
       ("dtype", DTYPES),
+      ("softmax_dtype", SOFTMAX_DTYPES),
       ("param_dtype", DTYPES),
     ):
       ranges.choice(f"GLMConfig.{name}", getattr(self, name), choices)
@@ -145,6 +148,11 @@ class GLMConfig:
   def head_dim(self) -> int:
     """K, the width of a head."""
     return self.embed_dim // self.num_heads
+
+  @property
+  def scores_dtype(self) -> str:
+    """The dtype of attention's scores and weights."""
+    return self.dtype if self.softmax_dtype == "compute" else "float32"
 
   @property
   def alpha(self) -> float:

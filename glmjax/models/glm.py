@@ -103,14 +103,16 @@ class SelfAttention(nn.Module):
     prefix = self._prefix(prefix, keys_B)
     if cache is not None and cache.slots:
       cache = cache.append(k_BLHK, v_BLHK, lengths_B)
-      out_BLHK = cache.attend(self.target, q_BLHK, end_BL, prefix)
+      out_BLHK = cache.attend(self.target, q_BLHK, end_BL, prefix, config.scores_dtype)
     else:
       dropout = None
       if config.attention_dropout and keys_B is not None:
         dropout = dropout_lib.make(
           config.attention_dropout, layers.fold_in(keys_B, _ATTENTION_WEIGHTS), config.num_heads, x_BLD.shape[1]
         )
-      out_BLHK = attention.attend(self.target, q_BLHK, k_BLHK, v_BLHK, start_BL, end_BL, dropout, prefix)
+      out_BLHK = attention.attend(
+        self.target, q_BLHK, k_BLHK, v_BLHK, start_BL, end_BL, dropout, prefix, config.scores_dtype
+      )
       statistics.note(self, "logit", lambda: statistics.largest_logits(q_BLHK, k_BLHK, start_BL, end_BL))
       cache = None if cache is None else kv_cache.of_prompt(self.target, config, k_BLHK, v_BLHK)
     out = _einsum(config, self.target, "attention/out", "BLHK,HKD->BLD")

@@ -91,14 +91,20 @@ class KVCache:
     return KVCache(add(self.key, k_BLHK), add(self.value, v_BLHK))
 
   def attend(
-    self, target: target_lib.Target, q_BLHK: jax.Array, end_BL: jax.Array, prefix: tuple[jax.Array, jax.Array] | None
+    self,
+    target: target_lib.Target,
+    q_BLHK: jax.Array,
+    end_BL: jax.Array,
+    prefix: tuple[jax.Array, jax.Array] | None,
+    scores_dtype: str,
   ) -> jax.Array:
     """Returns what queries that see their row's slots before `end_BL` read from one layer's cache, [B, L, H, K]."""
-    if prefix is None and self._reads_as_kept(target, q_BLHK):
+    if prefix is None and scores_dtype == "float32" and self._reads_as_kept(target, q_BLHK):
       scales = [slots.scale[..., 0] for slots in (self.key, self.value) if slots.scale is not None]
       return cpu_attention.attend(q_BLHK[:, 0], self.key.kept, self.value.kept, end_BL[:, 0], *scales)[:, None]
     k_BMHK, v_BMHK = (jnp.swapaxes(slots.computed(q_BLHK.dtype), 1, 2) for slots in (self.key, self.value))
-    return attention.attend(target, q_BLHK, k_BMHK, v_BMHK, jnp.zeros_like(end_BL), end_BL, prefix=prefix)
+    start_BL = jnp.zeros_like(end_BL)
+    return attention.attend(target, q_BLHK, k_BMHK, v_BMHK, start_BL, end_BL, None, prefix, scores_dtype)
 
   def _reads_as_kept(self, target: target_lib.Target, q_BLHK: jax.Array) -> bool:
     """Tells whether the C++ library of CPUs reads the cache: of one query a row, on one device."""

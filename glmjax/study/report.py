@@ -63,6 +63,7 @@ def _run(result: results_lib.Result) -> dict[str, Any]:
     "first_loss": result.first_loss,
     "last_loss": result.last_loss,
     "spikes": [dict(episode.first) for episode in result.episodes],
+    "overflows": result.overflows,
     "seconds": result.seconds,
   }
 
@@ -78,6 +79,7 @@ def _group(grid: grid_lib.Grid, choice: Sequence[Any], results: Results) -> dict
     "diverged": sum(run.has_diverged for run in runs),
     "learned_nothing": sum(run.has_failed and not run.has_diverged for run in runs),
     "spikes": sum(len(run.episodes) for run in runs),
+    "overflows": sum(run.overflows for run in runs),
     "sensitivity": _spread(sensitivities),
     **_best(grid, runs),
   }
@@ -165,7 +167,8 @@ def _markdown(grid: grid_lib.Grid, found: Mapping[str, Any], drawn: Mapping[str,
     _groups_table(grid, found["groups"]),
     f"Sensitivity: mean over {grid_lib.short(grid.over)} of the last loss, that of the first step at most, less the "
     "lowest (Wortsman et al. 2023), nats a token; its range over repeats in brackets. A run that has diverged, or "
-    "ended above its first loss, counts with its first loss.",
+    "ended above its first loss, counts with its first loss. Overflows: steps without a finite gradient, which "
+    "float16's loss scale passes over.",
     _leaders_table(found["spikes"]),
     *(f"## {title}\n\n![{title}]({file})" for file, title in drawn.items()),
   ]
@@ -174,12 +177,12 @@ def _markdown(grid: grid_lib.Grid, found: Mapping[str, Any], drawn: Mapping[str,
 
 def _groups_table(grid: grid_lib.Grid, groups: Sequence[Mapping[str, Any]]) -> str:
   over = grid_lib.short(grid.over)
-  header = [*map(grid_lib.short, grid.others), "runs", "diverged", "learned nothing", "spikes", "sensitivity"]
+  counted = ("runs", "diverged", "learned_nothing", "spikes", "overflows")
+  header = [*map(grid_lib.short, grid.others), *(name.replace("_", " ") for name in counted), "sensitivity"]
   header += [f"best {over}", "its loss", f"largest {over} at which all learn"]
   rows = []
   for group in groups:
-    counts = (group[name] for name in ("runs", "diverged", "learned_nothing", "spikes"))
-    cells = [*group["labels"].values(), *counts, _ranged(group["sensitivity"], 3)]
+    cells = [*group["labels"].values(), *(group[name] for name in counted), _ranged(group["sensitivity"], 3)]
     largest = group["largest_that_learns"]
     cells += [_number(group["best"]), _ranged(group["best_loss"], 4), "none" if largest is None else _number(largest)]
     rows.append([str(cell).replace("|", "\\|") for cell in cells])

@@ -64,15 +64,22 @@ class Result:
     it: such a run has learned nothing.
     """
     losses = self.figures["loss"]
-    if self.has_diverged or not len(losses):
+    last = losses[-max(round(_LAST * len(losses)), 1) :]
+    last = last[np.isfinite(last)]  # float16's loss scale passes over others
+    if self.has_diverged or not len(last):
       return self.first_loss
-    last = float(losses[-max(round(_LAST * len(losses)), 1) :].mean())
-    return last if last < self.first_loss else self.first_loss
+    mean = float(last.mean())
+    return mean if mean < self.first_loss else self.first_loss
 
   @property
   def has_failed(self) -> bool:
     """Whether it has diverged, or learned nothing."""
     return self.has_diverged or not self.last_loss < self.first_loss
+
+  @property
+  def overflows(self) -> int:
+    """How many of its steps have no finite gradient: a loss scale passes over these."""
+    return int(np.count_nonzero(~np.isfinite(self.figures["grad_norm"])))
 
   @functools.cached_property
   def episodes(self) -> list[Episode]:

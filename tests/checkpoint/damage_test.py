@@ -389,10 +389,25 @@ def test_what_may_change(exported, tmp_path):
   run = shutil.copytree(exported / "run", tmp_path / "run")
   config = folder_lib.read_config(run)
   free = {"dtype": "bfloat16", "scan_layers": False, "remat": "full", "hidden_dropout": 0.1, "attention_dropout": 0.2}
-  free |= {"kv_cache_dtype": "int8", "activation_bits": 8, "head_bits": 4, "prefix_dropout": 0.1, "lora_dropout": 0.1}
+  free |= {
+    "softmax_dtype": "compute",
+    "kv_cache_dtype": "int8",
+    "activation_bits": 8,
+    "head_bits": 4,
+    "prefix_dropout": 0.1,
+    "lora_dropout": 0.1,
+  }
   assert set(free) == set(recorded.FREE)
   folder_lib.write_config(run, dataclasses.replace(config, model=dataclasses.replace(CONFIG, **free)))
   assert load.load(run).config == dataclasses.replace(CONFIG, **free)
+
+
+def test_what_an_earlier_version_did_not_know_is_as_it_was_then(exported, tmp_path):
+  run = shutil.copytree(exported / "run", tmp_path / "run")
+  content = json.loads((run / "config.json").read_text())
+  assert content["model"].pop("softmax_dtype") == "float32"
+  (run / "config.json").write_text(json.dumps(content))
+  assert load.load(run).config == CONFIG
 
 
 LIMITED = """

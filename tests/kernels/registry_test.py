@@ -96,6 +96,16 @@ def test_a_prefix_is_dense_and_one_query_has_a_kernel_of_its_own():
   assert chosen(attention.ATTENTION, target("h100"), heads(256, 256, 64, "bfloat16")._replace(prefix=prefix)) == ()
 
 
+@pytest.mark.parametrize(
+  "name, width, dtype", [("h100", 64, "float16"), ("h100", 128, "bfloat16"), ("v5e", 128, "bfloat16")]
+)
+def test_no_kernel_takes_a_softmax_of_less_than_float32(name: str, width: int, dtype: str):
+  for length, operation, dense in ((256, attention.ATTENTION, ()), (1, attention.DECODE, ("gpu",) * (name == "h100"))):
+    arguments = heads(length, 256, width, dtype)
+    assert chosen(operation, target(name), arguments) != dense or name == "v5e" and length == 1
+    assert chosen(operation, target(name), arguments._replace(scores_dtype=dtype)) == dense
+
+
 def test_quantized_products():
   x, codes = jnp.zeros((2, 1, 256), "bfloat16"), jnp.zeros((256, 128), jnp.int8)
   arguments = ("BLF,FD->BLD", x, codes, 8, 1, None)

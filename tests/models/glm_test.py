@@ -316,18 +316,30 @@ def test_rotary_roundings(rounding: str, error_512: float, error_2048: float):
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_half_precision_compute(dtype: str):
-  config = make("glm-130b", dtype=dtype)
+@pytest.mark.parametrize("softmax_dtype", config_lib.SOFTMAX_DTYPES)
+def test_half_precision_compute(dtype: str, softmax_dtype: str):
+  config = make("glm-130b", dtype=dtype, softmax_dtype=softmax_dtype)
   exact = logits_of(make("glm-130b"), params_of(make("glm-130b")), *inputs(config))
   logits = logits_of(config, params_of(make("glm-130b")), *inputs(config))
   assert logits.dtype == jnp.float32
   np.testing.assert_allclose(logits, exact, atol=0.1 * float(jnp.abs(exact).max()))
 
 
+def test_the_softmax_is_in_float32_unless_it_is_to_be_studied():
+  for dtype in config_lib.DTYPES:
+    assert make("glm-130b", dtype=dtype).scores_dtype == "float32"
+    config = make("glm-130b", dtype=dtype, softmax_dtype="compute")
+    assert config.scores_dtype == config.one_layer.scores_dtype == dtype
+  exact, arrays = make("glm-130b"), inputs(make("glm-130b"))
+  compute = dataclasses.replace(exact, softmax_dtype="compute")
+  np.testing.assert_array_equal(*(logits_of(each, params_of(exact), *arrays) for each in (exact, compute)))
+
+
 @pytest.mark.parametrize(
   "wrong, message",
   [
     (dict(num_layers=0), "num_layers is 0"),
+    (dict(softmax_dtype="float16"), "softmax_dtype is 'float16': choose one of float32, compute"),
     (dict(norm="rms"), "'rms'.*deepnorm"),
     (dict(embed_dim=15), "divisible"),
     (dict(embed_dim=12, positions="rotary_2d", num_heads=2), "multiple of 4"),

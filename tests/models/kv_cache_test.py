@@ -9,6 +9,7 @@ import pytest
 
 from glmjax import errors
 from glmjax import target as target_lib
+from glmjax.kernels import attention
 from glmjax.models import config as config_lib
 from glmjax.models import kv_cache
 from glmjax.parallel import partitioning
@@ -58,6 +59,26 @@ def test_it_takes_an_eighth_of_a_byte_more_than_a_number_of_heads_of_32():
   config = dataclasses.replace(CONFIG, embed_dim=96)
   cache = jax.eval_shape(lambda: kv_cache.empty(target(), config, 2, 10))
   assert sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(cache)) == 2 * 3 * 2 * 10 * 96 * (1 + 4 / 32)
+
+
+@pytest.mark.parametrize("scores_dtype", ["float32", "bfloat16"])
+def test_the_library_has_its_softmax_in_float32_alone(monkeypatch, scores_dtype: str):
+  config = dataclasses.replace(CONFIG, kv_cache_dtype=None, dtype="bfloat16")
+  k, v, q = (jax.random.normal(jax.random.key(i), (2, 6, 3, 8), jnp.bfloat16) for i in range(3))
+  called = []
+
+  def library(q_BHK, *rest):
+    called.append(rest)
+    return q_BHK
+
+  monkeypatch.setattr(kv_cache.cpu_attention, "attend", library)
+  monkeypatch.setattr(kv_cache.KVCache, "_reads_as_kept", lambda self, target, q_BLHK: True)
+  ends = jnp.full((2, 1), 6)
+  found = kv_cache.of_prompt(target(), config, k, v).attend(target(), q[:, :1], ends, None, scores_dtype)
+  assert bool(called) == (scores_dtype == "float32")
+  if not called:
+    exact = attention.dense(target(), q[:, :1], k, v, ends * 0, ends)
+    np.testing.assert_allclose(*(np.asarray(x, np.float32) for x in (found, exact)), atol=0.05)
 
 
 def test_other_dtypes_are_refused():

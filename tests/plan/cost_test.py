@@ -159,6 +159,13 @@ def test_flops_of_inference(work: programs.Decode):
   assert program.model_flops == cost.flops(program.traced.jaxpr.jaxpr, program.trips)
 
 
+def test_a_softmax_in_the_compute_dtype_compiles():
+  model = dataclasses.replace(TINY, num_layers=1, dtype="float16", softmax_dtype="compute")
+  mesh = mesh_lib.make_mesh(mesh_lib.MeshConfig(data=1, tensor=2), jax.devices()[:2])
+  program = programs.Decode(context=64).program(model, mesh)
+  assert estimate.peak_memory(program.traced.lower().compile(), program.parts, targets.CHIPS["v100-32"])["fits"]
+
+
 @pytest.mark.parametrize("name", ["a100", "a100-40:x", "a100-40:12", "v5p:8", "v5p:4x8x8x2", "b300:8", "v5e:0x4"])
 def test_unknown_targets_are_told(name: str):
   with pytest.raises(errors.InputError, match="target") as error:

@@ -35,6 +35,16 @@ def test_last_loss_is_the_mean_of_the_last_twentieth(tmp_path):
   assert run.line == f"loss {run.last_loss:.4f}"
 
 
+def test_steps_that_a_loss_scale_passes_over_have_no_part_in_the_last_loss(tmp_path):
+  losses = np.linspace(9, 5, 100).tolist()
+  losses[97] = None
+  records = steps(losses, grad_norm=1.0)
+  records[0]["grad_norm"] = records[97]["grad_norm"] = None
+  run = read(tmp_path, records)
+  assert run.last_loss == pytest.approx(np.mean([losses[i] for i in (95, 96, 98, 99)])) and not run.has_failed
+  assert run.overflows == 2
+
+
 @pytest.mark.parametrize(
   "losses, status, failed", [([9, 5], 3, True), ([9, 9.5], 0, True), ([9, 8], 0, False), ([9, None], 0, True)]
 )
