@@ -27,7 +27,7 @@ nb_execution_mode = "off"  # what is stored in notebooks is shown; `make noteboo
 # What stands beside the pages. On GitHub the start page's own links do.
 _CONTENTS = {
   "Begin": ["/README", "tutorial", "/notebooks/*"],
-  "Use": ["chat", "serving", "api", "import", "evaluation", "evaluation_tasks"],
+  "Use": ["chat", "serving", "api", "import", "evaluation", "evaluation_tasks", "cards"],
   "Train": ["data", "cache", "finetuning", "recipe", "scaling", "launch", "storage", "reliability", "stability"],
   "Hardware": ["hardware", "gpu", "tpu", "kernels"],
   "Develop": ["architecture", "sources", "/CONTRIBUTING", "/CHANGELOG"],

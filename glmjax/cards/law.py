@@ -1,0 +1,197 @@
+"""The law that a run's loss follows, fitted to its curve.
+
+  L = E + A x^-alpha - C z
+
+x is the learning rate summed over the tokens so far, as a share of its sum at the end; z says how far the learning
+rate has come down from its peak, as a share of that, and follows with a lag of m steps. This is the law of Tissue, Wang
+and Wang, "Scaling law with learning rate annealing" (arXiv 2408.11029): L = L0 + A S1^-alpha - C S2, S1 the area under
+the learning rate, S2 the area of its decay with momentum lambda. S2's geometric series summed, (1 - lambda) S2 is the
+decay so far seen with an exponential lag of m = 1 / (1 - lambda) steps: z. Two things differ. Steps are weighted by
+their tokens, so that with a constant rate the law is the plain L(D) = E + A D^-alpha of tokens D (Hoffmann et al.,
+arXiv 2203.15556), whatever the batch size does. And lambda, 0.999 where the paper is reproduced, is not taken as known:
+m is the one of 10, 100 and 1,000 steps that fits best, up to a quarter of the run: a longer lag cannot be told from the
+power law.
+
+Why the decay must be accounted for: while the learning rate falls, the loss falls with it, faster and faster. A power
+law through that promises that it goes on. Here the drop is C z, which more tokens under the same schedule, stretched
+over them, do not bring again.
+
+With alpha and m given the law is linear in E, A and C, none of which is negative: least squares has one solution, so
+alpha and m are searched on a grid, and no starting values can mislead. Residuals are shares of the loss, which are
+those of log losses, in units of the steps' noise, and Huber's (1964): large ones count by their size and not its
+square, as in Hoffmann et al., approach 3. Losses are means over bins that are as wide in log tokens, from a twentieth
+of the run on, and behind the warm-up: before that a loss is not on its power law yet.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from glmjax.cards import groups as groups_lib
+
+_EXPONENTS_A = np.geomspace(0.02, 2, 128)
+_MEMORIES_M = (10, 100, 1000)  # steps
+_LONGEST = 0.25  # of the run's steps: of a memory
+_STARTS = (0.05, 0.1)  # of the tokens, where fits begin: half of the rounds each
+_BINS = 96
+_HUBER = 1.345  # standard deviations: 95 % of the precision of squares where all is normal (Huber, 1964)
+_WINSOR = 3  # standard deviations: larger residuals are drawn as that
+_BLOCK = 4  # neighbouring bins that are drawn together
+_ROUNDS = 200  # of each start
+_PARTS = ((0, 1, 2), (1, 2), (0, 1), (1,))  # which of E, A and C are not 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Bins:
+  """B bins of a curve, M memories."""
+
+  tokens_B: np.ndarray
+  area_B: np.ndarray  # x
+  drop_MB: np.ndarray  # z
+  loss_B: np.ndarray
+  steps: int  # of the run
+  error_B: np.ndarray  # standard error of the mean loss, as a share of it
+
+  def design_MABK(self) -> np.ndarray:
+    """Returns what E, A and C are multiplied by, for each memory and exponent."""
+    power_AB = self.area_B ** -_EXPONENTS_A[:, None]
+    shape = (len(_MEMORIES_M), *power_AB.shape)
+    drop_MAB = np.broadcast_to(self.drop_MB[:, None], shape)
+    return np.stack([np.ones(shape), np.broadcast_to(power_AB, shape), -drop_MAB], axis=-1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Law:
+  """The law as R rounds of the bootstrap have it."""
+
+  linear_RK: np.ndarray  # E, A, C
+  exponent_R: np.ndarray
+  memory_R: np.ndarray  # index among the memories
+  bins: Bins
+
+  def losses(self, area: float | np.ndarray, drop_M: np.ndarray) -> np.ndarray:
+    """Returns each round's loss, [R, ...], at places x, [...], where the drop is drop_M, [M, ...]."""
+    shape = (-1, *(1,) * np.ndim(area))
+    e, a, c = (column.reshape(shape) for column in self.linear_RK.T)
+    return e + a * area ** -self.exponent_R.reshape(shape) - c * drop_M[self.memory_R]
+
+  def slope_R(self) -> np.ndarray:
+    """Returns by how many nats the loss falls, at the end, for each doubling of tokens under a stretched schedule."""
+    return np.log(2) * self.exponent_R * self.linear_RK[:, 1]
+
+
+def lagged_MG(drop_G: np.ndarray, spacing: float) -> np.ndarray:
+  """Returns how far the rate has come down, with the lag of each memory; groups are `spacing` steps long."""
+  lagged_MG = np.empty((len(_MEMORIES_M), len(drop_G)))
+  for memory, lagged_G in zip(_MEMORIES_M, lagged_MG, strict=True):
+    kept, last = float(np.exp(-spacing / memory)), 0.0
+    for index, drop in enumerate(drop_G.tolist()):
+      last = kept * last + (1 - kept) * drop
+      lagged_G[index] = last
+  return lagged_MG
+
+
+def fit(groups: groups_lib.Groups, end: int, seed: int) -> Law:
+  """Fits the law to a run's first `end` groups, once from each start, and draws each fit's residuals anew.
+
+  The interval that the rounds span holds what is not known: the noise, the memory, and where the power law begins.
+
+  Args:
+    groups: of the run.
+    end: how many of them; the warm-up must have ended, with bins enough behind it.
+    seed: of the draws.
+  """
+  draw, found = np.random.default_rng(seed), []
+  for start in _STARTS:
+    bins = _bins(groups, end, start)
+    best, weight_B = _robust(bins)
+    found.append((*_rounds(bins, best, weight_B, draw), bins))
+  linear, exponent, memory, bins = zip(*found, strict=True)
+  return Law(np.concatenate(linear), np.concatenate(exponent), np.concatenate(memory), bins[0])
+
+
+def count_bins(groups: groups_lib.Groups, end: int) -> int:
+  """Returns into how many bins the curve of a run's first `end` groups falls, the fewest of all fits."""
+  return min(len(_starts(groups.tokens_G[:end], groups.first, start)) for start in _STARTS)
+
+
+def _starts(tokens_G: np.ndarray, first: int, start: float) -> np.ndarray:
+  """Returns in which groups bins begin."""
+  begin = max(tokens_G[first], start * tokens_G[-1])
+  return np.unique(np.searchsorted(tokens_G, np.geomspace(begin, tokens_G[-1], _BINS + 1)[:-1]))
+
+
+def _bins(groups: groups_lib.Groups, end: int, start: float) -> Bins:
+  count_G = groups.count_G[:end]
+  starts = _starts(groups.tokens_G[:end], groups.first, start)
+
+  def mean(values_G: np.ndarray) -> np.ndarray:
+    return groups_lib.means(starts, values_G[:end], count_G)[0]
+
+  loss_B, count_B = groups_lib.means(starts, groups.loss_G[:end], count_G)
+  return Bins(
+    tokens_B=mean(groups.tokens_G),
+    area_B=mean(groups.area_G) / groups.area_G[end - 1],
+    drop_MB=np.stack([mean(lagged_G) for lagged_G in lagged_MG(groups.drop_G[:end], groups.size)]),
+    loss_B=loss_B,
+    steps=end * groups.size,
+    error_B=groups.noise() / np.sqrt(count_B),
+  )
+
+
+def _robust(bins: Bins) -> tuple[np.ndarray, np.ndarray]:
+  """Returns the fitted losses, by Huber's weights, and the residuals' spread in the bins' standard errors."""
+  weight_B = np.ones_like(bins.loss_B)
+  for _ in range(6):
+    fitted_B = _losses(bins, *_solve(bins, weight_B, bins.loss_B[None]))[0]
+    residual_B = np.log(bins.loss_B / fitted_B) / bins.error_B
+    spread = max(float(np.median(np.abs(residual_B))) / 0.6745, 1.0)
+    weight_B = np.minimum(1, _HUBER * spread / np.maximum(np.abs(residual_B), 1e-9))
+  return fitted_B, residual_B
+
+
+def _rounds(bins: Bins, fitted_B: np.ndarray, residual_B: np.ndarray, draw: np.random.Generator) -> tuple:
+  """Returns what `_solve` finds for curves with residuals drawn in blocks of neighbours (Künsch, 1989)."""
+  spread = max(float(np.median(np.abs(residual_B))) / 0.6745, 1.0)
+  count = len(residual_B)
+  residual_B = np.clip(residual_B, -_WINSOR * spread, _WINSOR * spread) * np.sqrt(count / (count - 4))
+  first = draw.integers(0, count, (_ROUNDS, -(-count // _BLOCK), 1))
+  drawn_RB = ((first + np.arange(_BLOCK)) % count).reshape(_ROUNDS, -1)[:, :count]
+  losses_RB = fitted_B * np.exp(residual_B[drawn_RB] * bins.error_B)
+  return _solve(bins, np.ones(count), losses_RB)
+
+
+def _losses(bins: Bins, linear_RK: np.ndarray, exponent_R: np.ndarray, memory_R: np.ndarray) -> np.ndarray:
+  return Law(linear_RK, exponent_R, memory_R, bins).losses(bins.area_B, bins.drop_MB)
+
+
+def _solve(bins: Bins, weight_B: np.ndarray, losses_RB: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Returns E, A and C, the exponent, and the memory's index that fit each of R curves best."""
+  weight_B = weight_B / (bins.loss_B * bins.error_B) ** 2
+  design_MABK = bins.design_MABK()
+  weighted_MAKB = np.swapaxes(design_MABK * weight_B[:, None], -1, -2)
+  squares_MAKK, sides_MAKR = weighted_MAKB @ design_MABK, weighted_MAKB @ losses_RB.T
+  is_long_M = np.array(_MEMORIES_M) > _LONGEST * bins.steps
+  is_long_M[0] = False  # something must be left
+  is_long = np.repeat(is_long_M, len(_EXPONENTS_A))
+  best = np.full(len(losses_RB), np.inf)
+  linear_RK, place_R = np.zeros((len(losses_RB), 3)), np.zeros(len(losses_RB), np.int64)
+  for part in _PARTS:
+    if 2 in part and bins.drop_MB.max() < 0.01:
+      continue  # the rate stayed where it was, and C could be anything
+    part = np.array(part)
+    squares = squares_MAKK[..., part[:, None], part]
+    sides = sides_MAKR[..., part, :].reshape(-1, len(part), len(losses_RB))
+    ridge = 1e-12 * np.trace(squares, axis1=-2, axis2=-1)[..., None, None] * np.eye(len(part))
+    values = np.linalg.solve((squares + ridge).reshape(-1, len(part), len(part)), sides)
+    cost = np.where((values >= 0).all(1) & ~is_long[:, None], -(values * sides).sum(1), np.inf)
+    at_R = cost.argmin(0)
+    cost_R, rounds_R = cost[at_R, np.arange(len(at_R))], np.arange(len(at_R))
+    better_R = cost_R < best
+    best = np.where(better_R, cost_R, best)
+    place_R = np.where(better_R, at_R, place_R)
+    whole_RK = np.zeros_like(linear_RK)
+    whole_RK[:, part] = values[at_R, :, rounds_R]
+    linear_RK = np.where(better_R[:, None], whole_RK, linear_RK)
+  memory_R, exponent_R = np.divmod(place_R, len(_EXPONENTS_A))
+  return linear_RK, _EXPONENTS_A[exponent_R], memory_R
