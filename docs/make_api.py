@@ -26,6 +26,10 @@ PARTS = {
   "Beam search": ("infer/beam", "BeamSearch"),
   "A conversation": ("infer/chat", "Session Session.__init__ Session.ask Session.use Session.clear Round"),
   "Memory by arithmetic": ("plan/memory", "Memory Memory.total Memory.plot decoding training smallest"),
+  "What answering takes, and on which GPUs": (
+    "plan/footprint",
+    "footprint Footprint Footprint.recommended CardSet CardSet.peak_bytes CardSet.fits",
+  ),
   "Pictures of rows": ("show", "tokens row attention lengths scores heldout stacked shards timeline"),
   "A step on devices that are here": ("plan/here", "step Step Step.sent Exchange"),
   "A pipeline's schedule": ("train/pipeline/timeline", "of Turn"),

@@ -367,15 +367,17 @@ def test_plan_of_sets_takes_models_and_lists(monkeypatch, capsys):
     lambda command, values: (
       given.update(values)
       or [
-        {"model": "6b", "bits": 4, "context": 512, "gpu": "rtx3090", "count": 1, "peak_bytes_per_device": 5 << 30},
-        {"model": "6b", "bits": 4, "context": 4096, "gpu": "rtx3090", "count": None, "why": "the model ends"},
+        {"model": "6b", "bits": 4, "gpu": "rtx3090", "batch": 1, "context": 512, "count": 1}
+        | {"peak_bytes_per_device": 5 << 30},
+        {"model": "6b", "bits": 4, "gpu": "rtx3090", "batch": 1, "context": 4096, "count": None}
+        | {"why": "the model ends"},
       ]
     ),
   )
   assert cli.main(["plan", "--fits", "--model=6b", "--model=130b", "--bits=4", "--context=512", "--context=512"]) == 0
   assert {name: model.num_layers for name, model in given["models"].items()} == {"6b": 28, "130b": 70}
   assert given["bits"] == [4] and given["contexts"] == [512] and "gpus" not in given
-  assert "| 6b | 4 | 512 | 1 (5.0) |\n| 6b | 4 | 4,096 | - |\n-: the model ends" in capsys.readouterr().out
+  assert "| 6b | 4 | 1 | 512 | 1 (5.0) |\n| 6b | 4 | 1 | 4,096 | - |\n-: the model ends" in capsys.readouterr().out
   for flag, told in (("--model=7b", "6b, 10b, 130b"), ("--context=0", "1 or more"), ("--target=a100-40:8", "--target")):
     assert cli.main(["plan", "--fits", flag]) == 2
     assert told in one_line(capsys)

@@ -3,6 +3,7 @@
 import itertools
 import logging
 import os
+import shutil
 import signal
 import sys
 
@@ -38,6 +39,19 @@ def pytest_collection_modifyitems(items) -> None:
       item.add_marker(pytest.mark.timeout(3600))
     if item.get_closest_marker("gpu"):
       item.add_marker(pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning"))
+
+
+@pytest.fixture(scope="module")
+def chromium():
+  """The browser that pages are tried in."""
+  sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
+  path = shutil.which("chromium")
+  if path is None:
+    pytest.skip("no chromium here (as root: apt-get install chromium)")
+  with sync_api.sync_playwright() as playwright:
+    browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+    yield browser
+    browser.close()
 
 
 @pytest.fixture(autouse=True)

@@ -53,7 +53,7 @@ def test_wheel_holds_everything(dist):
   gin = ROOT / "gin"
   expected |= {f"glmjax/gin_configs/{path.relative_to(gin)}" for path in gin.rglob("*.gin")}
   expected |= {f"glmjax/launch_scripts/{path.name}" for path in (ROOT / "launch").iterdir()} | {"glmjax/py.typed"}
-  expected.add("glmjax/serve/page.html")
+  expected |= {"glmjax/serve/page.html", "glmjax/plan/calculator.html", "glmjax/plan/compiled.json"}
   assert expected <= names, expected - names
   assert not any(name.startswith(("gin/", "tests/", "tasks/", "launch/")) for name in names)
   assert any(name.endswith("LICENSE") for name in names)

@@ -306,6 +306,15 @@ COMMANDS = {
       show=plans.show,
       modes=(
         Command(
+          "plan --fits --html",
+          "glmjax.plan.calculator.write",
+          "a page that says what runs on which cards, without compiling",
+          "glmjax plan --fits --html=runs/calculator.html",
+          (Flag("--html", "HTML file to write, which asks for nothing from elsewhere", Path),),
+          prepare=plans.prepare_page,
+          show=plans.show_fits,
+        ),
+        Command(
           "plan --fits",
           "glmjax.plan.fits.smallest",
           "the smallest set of each GPU that runs each model",
@@ -315,10 +324,19 @@ COMMANDS = {
               "--model", "of the models (repeatable)", choices=tuple(plans.MODELS), repeatable=True, kind="prepared"
             ),
             Flag("--bits", "16, 8 or 4 (repeatable)", int, (16, 8, 4), repeatable=True, kind="prepared"),
-            Flag("--context", "512, 1024, 2048 or any (repeatable)", int, least=1, repeatable=True, kind="prepared"),
+            Flag(
+              "--context",
+              "tokens of a row (512, and all that the model reads; repeatable)",
+              int,
+              least=1,
+              repeatable=True,
+              kind="prepared",
+            ),
+            Flag("--batch", "rows at once (1; repeatable)", int, least=1, repeatable=True, kind="prepared"),
             Flag("--gpu", "a100-40, rtx3090, ... (repeatable)", repeatable=True, kind="prepared"),
             Flag("--layers", "layers of the programs that are compiled (8); 0: all", int, least=0, kind="passed"),
             Flag("--out", "JSON lines file of what was compiled; a stopped run goes on", Path, kind="passed"),
+            Flag("--table", "JSON file of points, for --html, that what is compiled is added to", Path, kind="passed"),
           ),
           prepare=plans.prepare_fits,
           show=plans.show_fits,

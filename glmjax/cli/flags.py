@@ -112,7 +112,8 @@ class Command:
   folder: str | None = None  # the parameter that names the folder which config.gin is written to
   # Entered when flags and gin files are in order, left when the result is printed.
   within: Callable[[argparse.Namespace], contextlib.AbstractContextManager[None]] | None = None
-  modes: tuple["Command", ...] = ()  # named "plan --fits": what the command is instead with that flag
+  # Named "plan --fits": what the command is instead with that flag; of "plan --fits --html" with the last.
+  modes: tuple["Command", ...] = ()
 
 
 def _cut(text: str) -> str:

@@ -27,11 +27,17 @@ def prepare(options: argparse.Namespace) -> dict[str, Any]:
 def prepare_fits(options: argparse.Namespace) -> dict[str, Any]:
   """Returns what the table is of."""
   process.compile_only()
-  given = {"bits": options.bits, "contexts": options.context, "gpus": options.gpu}
+  given = {"bits": options.bits, "contexts": options.context, "batches": options.batch, "gpus": options.gpu}
   return {
     "models": {name: _shipped(MODELS[name]) for name in options.model or MODELS},
     **{name: list(dict.fromkeys(values)) for name, values in given.items() if values},
   }
+
+
+def prepare_page(options: argparse.Namespace) -> dict[str, Any]:
+  """Keeps JAX from starting the devices that are here: the page is arithmetic."""
+  process.compile_only()
+  return {}
 
 
 def _shipped(name: str) -> config_lib.GLMConfig:
@@ -147,21 +153,17 @@ def _show_search(found: dict[str, Any]) -> None:
 
 
 def show_fits(rows: list[dict[str, Any]]) -> None:
-  """Prints how many of each GPU, and the GiB that each then holds, in Markdown; contexts that need the same share a
-  line.
-  """
+  """Prints how many of each GPU, and the GiB that each then holds, in Markdown."""
   gpus = list(dict.fromkeys(row["gpu"] for row in rows))
-  cells: dict[tuple[str, int, int], dict[str, str]] = {}
+  lines: dict[tuple[str, int, int, int], dict[str, str]] = {}
   for row in rows:
     held = "" if row["count"] is None else f" ({row['peak_bytes_per_device'] / GIB:.1f})"
-    cells.setdefault((row["model"], row["bits"], row["context"]), {})[row["gpu"]] = f"{row['count'] or '-'}{held}"
-  lines: dict[tuple[str, ...], list[int]] = {}
-  for name, bits, context in sorted(cells, key=lambda key: (int(key[0].rstrip("b")), -key[1], key[2])):
-    shown = cells[name, bits, context]
-    lines.setdefault((name, str(bits), *(shown[gpu] for gpu in gpus)), []).append(context)
-  print("| model | bits | context | " + " | ".join(gpus) + " |")
-  print("|---|---|---|" + "---|" * len(gpus))
-  for (name, bits, *counts), contexts in lines.items():
-    print(f"| {name} | {bits} | {', '.join(f'{context:,}' for context in contexts)} | {' | '.join(counts)} |")
+    line = lines.setdefault((row["model"], row["bits"], row["batch"], row["context"]), {})
+    line[row["gpu"]] = f"{row['count'] or '-'}{held}"
+  print("| model | bits | batch | context | " + " | ".join(gpus) + " |")
+  print("|---|---|---|---|" + "---|" * len(gpus))
+  for name, bits, batch, context in sorted(lines, key=lambda key: (int(key[0].rstrip("b")), -key[1], *key[2:])):
+    counts = " | ".join(lines[name, bits, batch, context].get(gpu, "") for gpu in gpus)
+    print(f"| {name} | {bits} | {batch} | {context:,} | {counts} |")
   for why in sorted({row["why"] for row in rows if row["count"] is None}):
     print(f"-: {why}")

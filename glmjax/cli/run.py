@@ -149,7 +149,7 @@ def _parse_flags(arguments: list[str]) -> argparse.Namespace | None:
   if not name.startswith("-"):
     command = command_named(name)
     given = {argument.split("=")[0] for argument in arguments}
-    mode = next((mode for mode in command.modes if mode.name.split()[1] in given), command)
+    mode = next((mode for mode in command.modes if mode.name.split()[-1] in given), command)
     return _parse_command(mode, arguments[1:])
   if name == "--version":
     print(f"glmjax {glmjax.__version__}")
@@ -181,7 +181,7 @@ def _parse_command(command: Command, arguments: Sequence[str]) -> argparse.Names
       settings["metavar"] = f"{{{','.join(map(str, flag.choices))}}}"
     parser.add_argument(flag.name, help=flag.help, **settings)
   for mode in command.modes:
-    parser.add_argument(mode.name.split()[1], action="store_true", help=f"{mode.help}; see glmjax {mode.name} --help")
+    parser.add_argument(mode.name.split()[-1], action="store_true", help=f"{mode.help}; see glmjax {mode.name} --help")
   for flag in command.name.split()[1:]:
     if flag not in [each.name for each in command.flags]:
       parser.add_argument(flag, action="store_true", help="this")

@@ -1,5 +1,6 @@
 """What one compiled step takes: its memory by part, and the time below which the hardware cannot run it."""
 
+import dataclasses
 import math
 import resource
 import time
@@ -47,11 +48,8 @@ def step(
       "compute fewer rows at a time"
     ) from error
   seconds = time.perf_counter() - began
-  read = hlo.read(compiled.as_text())
-  exchanged = [_describe(c, program.trips, aim, device_mesh.shape) for c in collectives.of(read, device_mesh)]
-  hardware_flops = cost.flops(program.traced.jaxpr.jaxpr, program.trips)
-  fetched = cost.fetched(read, program.trips)
-  rates = roofline(hardware_flops / aim.devices, cost.traffic(read, program.trips), exchanged, aim.chip, fetched)
+  costs = cost_of(program, compiled, aim, device_mesh)
+  rates = roofline(costs.flops / aim.devices, costs.moved, costs.exchanged, aim.chip, costs.fetched)
   peak_flops = aim.devices * rates["step_seconds"] * aim.chip.peak_flops
   return {
     "target": aim.name,
@@ -63,14 +61,32 @@ def step(
     **rates,
     "tokens_per_second": program.tokens / rates["step_seconds"],
     "model_flops": program.model_flops,
-    "hardware_flops": hardware_flops,
+    "hardware_flops": costs.flops,
     "mfu": program.model_flops / peak_flops,
-    "hfu": hardware_flops / peak_flops,
-    "host_bytes_moved": fetched,
-    "collectives": _total(exchanged),
+    "hfu": costs.flops / peak_flops,
+    "host_bytes_moved": costs.fetched,
+    "collectives": _total(costs.exchanged),
     "compile_seconds": round(seconds, 1),
     "compile_host_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
   }
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+  """What a compiled program computes, moves and exchanges."""
+
+  flops: float  # of all devices
+  moved: float  # bytes in and out of a device's memory
+  fetched: float  # bytes that a device fetches from the host
+  exchanged: Sequence[Mapping[str, Any]]  # collectives: kind, axes, bytes, times, seconds
+
+
+def cost_of(program: programs.Program, compiled: Any, aim: targets.Target, mesh: jax.sharding.Mesh) -> Cost:
+  """Reads a program's costs from its jaxpr and its compiled text."""
+  read = hlo.read(compiled.as_text())
+  exchanged = [_describe(c, program.trips, aim, mesh.shape) for c in collectives.of(read, mesh)]
+  flops = cost.flops(program.traced.jaxpr.jaxpr, program.trips)
+  return Cost(flops, cost.traffic(read, program.trips), cost.fetched(read, program.trips), exchanged)
 
 
 def _is_on_host(x: Any) -> bool:

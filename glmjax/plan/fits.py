@@ -6,11 +6,7 @@ with depth, and of all layers where a set fits or fails by a hair.
 """
 
 import dataclasses
-import functools
-import hashlib
-import json
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,169 +14,156 @@ import tqdm
 
 from glmjax import errors
 from glmjax import ranges
-from glmjax.io import bucket_path, folders, paths, user_text
+from glmjax.io import folders, paths, publish, user_text
 from glmjax.models import config as config_lib
-from glmjax.parallel import mesh as mesh_lib
-from glmjax.plan import devices as devices_lib
-from glmjax.plan import estimate
+from glmjax.plan import compiled
+from glmjax.plan import compiler as compiler_lib
+from glmjax.plan import footprint
 from glmjax.plan import memory
 from glmjax.plan import programs
 from glmjax.plan import targets
 
-GPUS = tuple(name for name, chip in targets.CHIPS.items() if chip.platform == "cuda")
-_DOUBT = 0.03  # of a device's room: nearer to it, all layers are compiled
-
 
 def smallest(
   models: Mapping[str, config_lib.GLMConfig],
-  bits: Sequence[int] = (16, 8, 4),
-  contexts: Sequence[int] = (512, 1024, 2048),
-  gpus: Sequence[str] = GPUS,
+  bits: Sequence[int] = footprint.BITS,
+  contexts: Sequence[int] | None = None,
+  batches: Sequence[int] = (1,),
+  gpus: Sequence[str] = footprint.CARDS,
   layers: int = 8,
   out: paths.Named | None = None,
+  table: paths.Named | None = None,
 ) -> list[dict[str, Any]]:
-  """Finds for each model, precision, context and GPU how many, of 1, 2, 4, ..., hold one row of so many tokens.
+  """Finds for each model, precision, batch, context and GPU how many, of 1, 2, 4, ..., hold so many rows and tokens.
 
   Args:
     bits: 16 computes and keeps weights in float16; 8 and 4 keep them quantized.
+    contexts: tokens of a row; None: 512, and as many as the model reads.
+    batches: rows that are answered at once.
     layers: of the programs that are compiled; 0: all.
     out: JSON lines file of what was compiled. Another run takes from it the programs that are the same.
+    table: JSON file (compiled.py) that gets the points of each set that is found, at every batch and context, in place
+      of those that it has of them.
 
   Raises:
     errors.InputError: when the compiler is missing.
   """
-  for gpu in gpus:
-    if gpu not in GPUS:
-      raise errors.InputError(f"gpus: {gpu!r} is not known; there are {', '.join(GPUS)}")
-  for context in contexts:
-    ranges.whole("contexts", context, 1)
-  for size in bits:
-    if size not in (16, 8, 4):
-      raise errors.InputError(f"bits: {size} is not known; there are 16, 8, 4")
+  _check(bits, contexts, batches, gpus)
   ranges.whole("layers", layers)
-  compiler, rows = _Compiler(layers, None if out is None else folders.claim_file(out, "--out")), []
+  compiler = compiler_lib.Compiler(layers, None if out is None else folders.claim_file(out, "--out"))
+  kept = None if table is None else _Kept(table)
+  rows = []
   cells = [(name, size, gpu) for name in models for size in bits for gpu in gpus]
   for name, size, gpu in tqdm.tqdm(cells, desc="models x bits x GPUs", disable=None):
     config = dataclasses.replace(models[name], dtype="float16", param_dtype="float16")
-    rows += [
-      {"model": name, "bits": size, "gpu": gpu} | row
-      for row in _of(config, None if size == 16 else size, contexts, targets.CHIPS[gpu], gpu, compiler)
+    works = [
+      programs.Decode(batch, context, None if size == 16 else size)
+      for batch in batches
+      for context in contexts or sorted({min(512, config.max_length), config.max_length})
     ]
+    found = [_of(config, work, gpu, compiler) for work in works]
+    rows += [{"model": name, "bits": size, "gpu": gpu} | row for row in found]
+    if kept is not None:
+      for count in sorted({row["count"] for row in found if row["count"] is not None}):
+        points = [compiler.point(config, work, gpu, count) for work in works if work.context <= config.max_length]
+        kept.add(config, compiled.Cell(name, size, compiled.architecture(gpu), count), points)
+      kept.write()
   return rows
 
 
+def _check(bits: Sequence[int], contexts: Sequence[int] | None, batches: Sequence[int], gpus: Sequence[str]) -> None:
+  for gpu in gpus:
+    if gpu not in footprint.CARDS:
+      raise errors.InputError(f"gpus: {gpu!r} is not known; there are {', '.join(footprint.CARDS)}")
+  for name, values in (("contexts", contexts or ()), ("batches", batches)):
+    for value in values:
+      ranges.whole(name, value, 1)
+  for size in bits:
+    if size not in footprint.BITS:
+      raise errors.InputError(f"bits: {size} is not known; there are 16, 8, 4")
+
+
 def _of(
-  config: config_lib.GLMConfig,
-  bits: int | None,
-  contexts: Sequence[int],
-  chip: targets.Chip,
-  gpu: str,
-  compiler: "_Compiler",
-) -> Iterator[dict[str, Any]]:
-  """Answers from the longest context on: its set holds the shorter too, and is their answer where arithmetic rules out
-  less.
+  config: config_lib.GLMConfig, workload: programs.Decode, gpu: str, compiler: compiler_lib.Compiler
+) -> dict[str, Any]:
+  """Returns the row of one workload and GPU."""
+  row = {"batch": workload.batch, "context": workload.context, "count": None}
+  if workload.context > config.max_length:
+    return row | {"why": f"the model ends at {config.max_length} tokens"}
+  room = targets.room(targets.CHIPS[gpu])
+  for count in memory.sets(config):
+    if compiler_lib.held(config, workload, count) > room:
+      continue
+    if (peak := compiler.peak(config, workload, gpu, count)) <= room:
+      seconds = compiler.point(config, workload, gpu, count).seconds[gpu]
+      return row | {"count": count, "peak_bytes_per_device": peak, "tokens_per_second": workload.batch / seconds}
+  return row | {"why": f"{memory.sets(config)[-1]} do not hold it, and its heads do not split further"}
+
+
+def rows_of(table: compiled.Table, batch: int = 1) -> list[dict[str, Any]]:
+  """Returns the rows of a batch, as `smallest` has them, that a table's compiled points give."""
+  rows = []
+  for name, config in table.models.items():
+    contexts = {point.context for cell, points in table.cells.items() if cell.model == name for point in points}
+    for size in footprint.BITS:
+      for each in footprint.footprint(config, [size], sorted(contexts), batch, table=table):
+        rows += [
+          {
+            "model": name,
+            "bits": size,
+            "gpu": found.card,
+            "batch": batch,
+            "context": each.context,
+            "count": found.count,
+            "peak_bytes_per_device": found.peak_bytes,
+            "tokens_per_second": found.tokens_per_second,
+          }
+          for found in each.sets
+          if found.basis == footprint.COMPILED
+        ]
+  return rows
+
+
+class _Kept:
+  """The file of a table, and what is compiled for it.
+
+  Raises:
+    errors.InputError: where the file is of another kind, or of another version of JAX.
   """
-  longest: dict[str, Any] = {"count": None}
-  for context in sorted(contexts, reverse=True):
-    workload = programs.Decode(context=context, bits=bits)
-    if context > config.max_length:
-      yield {"context": context, "count": None, "why": f"the model ends at {config.max_length} tokens"}
-      continue
-    counts = [n for n in memory.sets(config) if held(config, workload, n) <= targets.room(chip)]
-    if counts and counts[0] == longest["count"]:
-      yield longest | {"context": context}
-      continue
-    fitting = ((n, peak) for n in counts if (peak := compiler.peak(config, workload, gpu, n)) <= targets.room(chip))
-    count, peak = next(fitting, (None, None))
-    longest = {"count": count, "peak_bytes_per_device": peak, "compiled_context": context}
-    if count is None:
-      longest = {"count": None, "why": f"{memory.sets(config)[-1]} do not hold it, and its heads do not split further"}
-    yield longest | {"context": context}
 
-
-def held(config: config_lib.GLMConfig, workload: programs.Decode, count: int) -> int:
-  """Returns the bytes of weights and cache on each of so many devices, exactly."""
-  return round(memory.decoding(config, workload, mesh_lib.MeshConfig(data=1, tensor=count)).total)
-
-
-@functools.cache
-def _mesh(gpu: str, count: int) -> jax.sharding.Mesh:
-  return mesh_lib.make_mesh(mesh_lib.MeshConfig(data=1, tensor=count), devices_lib.of(targets.parse(f"{gpu}:{count}")))
-
-
-class _Compiler:
-  """Compiles programs, each once for all cards of one architecture, and remembers their peaks in a file."""
-
-  def __init__(self, layers: int, path: paths.Path | None) -> None:
-    self._layers, self._path, self._peaks = layers, path, {}
-    self._known: dict[str, int] = {}
-    for _, line in user_text.lines(path) if path and path.exists() else ():
-      try:
-        program = json.loads(line)
-        self._known[program["program"]] = program["peak_bytes_per_device"]
-      except (ValueError, KeyError, TypeError) as error:
-        if line.startswith("{") and isinstance(error, json.JSONDecodeError):
-          continue  # cut off as the run was stopped
-        raise errors.InputError(f"{path} is not a file of --fits: name another with --out") from error
-
-  def peak(self, config: config_lib.GLMConfig, workload: programs.Decode, gpu: str, count: int) -> int:
-    """Returns a device's bytes at most: while a prompt as long as the context is read, or while a token is added behind
-    it.
-    """
-    room = targets.room(targets.CHIPS[gpu])
-    layers = min(self._layers or config.num_layers, config.num_layers)
-    peak = self._of_layers(config, workload, gpu, count, layers)
-    if abs(peak - room) < _DOUBT * room:
-      peak = self._of_layers(config, workload, gpu, count, config.num_layers)
-    return peak
-
-  def _of_layers(
-    self, config: config_lib.GLMConfig, workload: programs.Decode, gpu: str, count: int, layers: int
-  ) -> int:
-    """Returns a device's bytes at most with all layers, read from the programs of so many."""
-    key = (config, workload, targets.CHIPS[gpu].compute_capability, count, layers)
-    if key not in self._peaks:
-      fewer = dataclasses.replace(config, num_layers=layers)
-      peak = max(
-        self._compile(fewer, program, gpu, count)
-        for program in (workload, dataclasses.replace(workload, prompt=workload.context))
-      )
-      self._peaks[key] = peak + held(config, workload, count) - held(fewer, workload, count)
-    return self._peaks[key]
-
-  def _compile(self, config: config_lib.GLMConfig, workload: programs.Decode, gpu: str, count: int) -> int:
-    chip = targets.CHIPS[gpu]
-    program = workload.program(config, _mesh(gpu, count))
-    lowered = program.traced.lower()
-    what = f"{jax.__version__} {chip.compute_capability} {lowered.as_text()}"
-    key = hashlib.sha256(what.encode()).hexdigest()
-    if key not in self._known:
-      peak = estimate.peak_memory(lowered.compile(), program.parts, chip)["peak_bytes_per_device"]
-      self._note(
-        {
-          "program": key,
-          "peak_bytes_per_device": peak,
-          "gpu": gpu,
-          "count": count,
-          "layers": config.num_layers,
-          "work": dataclasses.asdict(workload),
-        }
-      )
-      self._known[key] = peak
-    jax.clear_caches()  # a run may compile thousands
-    return self._known[key]
-
-  def _note(self, program: Mapping[str, Any]) -> None:
-    if self._path is None:
+  def __init__(self, path: paths.Named) -> None:
+    self._path = folders.claim_file(path, "--table")
+    self._models: dict[str, config_lib.GLMConfig] = {}
+    self._points: dict[compiled.Cell, dict[tuple[int, int], compiled.Point]] = {}
+    self._new: set[tuple[compiled.Cell, int, int]] = set()
+    if not self._path.exists():
       return
-    line = json.dumps(program).encode() + b"\n"
-    if isinstance(self._path, bucket_path.BucketPath):
-      self._path.append(line)
-      return
-    with open(self._path, "a+b") as file:
-      size = file.seek(0, os.SEEK_END)
-      file.seek(max(0, size - 1))
-      cut = file.read(1) not in (b"", b"\n")  # a line, as an earlier run was stopped
-      file.write(b"\n" * cut + line)
-      file.flush()
-      os.fsync(file.fileno())
+    try:
+      table = compiled.read(user_text.read(self._path))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+      raise errors.InputError(f"{self._path} is not a table of --fits: name another with --table") from error
+    if table.jax != jax.__version__:
+      raise errors.InputError(f"{self._path} was compiled by jax {table.jax}, not {jax.__version__}: name another")
+    self._models |= table.models
+    for cell, points in table.cells.items():
+      self._points[cell] = {(point.batch, point.context): point for point in points}
+
+  def add(self, config: config_lib.GLMConfig, cell: compiled.Cell, points: Sequence[compiled.Point]) -> None:
+    """Adds points, each in place of what an earlier run had there, or of fewer layers than another card asked for."""
+    if compiled.sizes(self._models.setdefault(cell.model, config)) != compiled.sizes(config):
+      self._models[cell.model] = config
+      self._points = {each: points for each, points in self._points.items() if each.model != cell.model}
+    known = self._points.setdefault(cell, {})
+    for point in points:
+      place = (point.batch, point.context)
+      if (cell, *place) not in self._new or known[place].layers < point.layers:
+        known[place] = point
+        self._new.add((cell, *place))
+
+  def write(self) -> None:
+    """Writes the file."""
+    cells = {
+      cell: [self._points[cell][place] for place in sorted(self._points[cell])]
+      for cell in sorted(self._points, key=dataclasses.astuple)
+    }
+    publish.write_text(self._path, compiled.text(compiled.Table(jax.__version__, self._models, cells)))

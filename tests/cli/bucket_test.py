@@ -19,7 +19,7 @@ from glmjax.cli import answers, inference, inputs
 from glmjax.evaluate import report, timings
 from glmjax.infer import engine
 from glmjax.io import bucket, growing, paths
-from glmjax.plan import fits
+from glmjax.plan import compiler
 
 SCHEMES = pytest.mark.parametrize("scheme", bucket.SCHEMES)
 
@@ -235,10 +235,11 @@ def test_seconds_of_several_commands_at_once(server, scheme):
 def test_pictures_and_what_was_compiled(server):
   display.Picture(b"png").save("gs://bucket/x/picture.png")
   assert server.data("x/picture.png") == b"png"
-  compiler = fits._Compiler(0, paths.named("gs://bucket/fits.jsonl"))
-  for i in range(2):
-    compiler._note({"program": str(i), "peak_bytes_per_device": i})
-  assert fits._Compiler(0, paths.named("gs://bucket/fits.jsonl"))._known == {"0": 0, "1": 1}
+  file = paths.named("gs://bucket/fits.jsonl")
+  programs = [{"program": str(i), "peak_bytes_per_device": i} for i in range(2)]
+  for program in programs:
+    compiler.Compiler(0, file)._note(program)
+  assert compiler.Compiler(0, file)._known == {each.pop("program"): each for each in programs}
   assert growing.File(paths.named("gs://bucket/fits.jsonl")).close()
 
 

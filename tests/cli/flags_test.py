@@ -41,9 +41,8 @@ def line(command: str, flag, text: str) -> list[str]:
         given.append(text if other is flag else (other.choices or ["x"])[0])
   elif any(not other.name.startswith("-") for other in COMMANDS[command].flags):
     given += [(other.choices or ["x"])[0] for other in COMMANDS[command].flags if not other.name.startswith("-")]
-  words = command.split()
-  if any(word == each.name for word in words[1:] for each in COMMANDS[command].flags):  # a mode that takes a value
-    words[1] += "=x"
+  names = [each.name for each in COMMANDS[command].flags]
+  words = [f"{word}=x" if word in names else word for word in command.split()]  # a mode that takes a value
   return [*words, *given]
 
 

@@ -8,6 +8,8 @@ import jax
 import pytest
 
 from glmjax import errors
+from glmjax.plan import compiled as compiled_lib
+from glmjax.plan import compiler
 from glmjax.plan import estimate
 from glmjax.plan import fits
 from glmjax.plan import programs
@@ -16,7 +18,7 @@ from glmjax.plan import targets
 
 @pytest.fixture
 def model(tiny):
-  fits._mesh.cache_clear()
+  compiler.mesh.cache_clear()
   # A head of its own: on the processors here a tied one would get a table, which it does not on a GPU.
   return dataclasses.replace(tiny, num_layers=12, dtype="float16", param_dtype="float16", tie_embeddings=False)
 
@@ -32,16 +34,22 @@ def card(monkeypatch):
   return limit
 
 
+def takes(config, work, count, besides):
+  moved = {"moved_bytes_per_device": 1e8 + 1e9 * config.num_layers}
+  costs = {"flops_per_device": 1.0, "waited_exchange_seconds": 0.001 * config.num_layers} | moved
+  return {"peak_bytes_per_device": compiler.held(config, work, count) + besides} | costs
+
+
 @pytest.fixture
 def compiled(monkeypatch):
-  """Programs that take 1,000 bytes besides weights and cache; a prompt's 2,000."""
+  """Programs that take 1,000 bytes besides weights and cache, a prompt's 2,000; each layer takes time."""
   seen = []
 
   def compile_(self, config, work, gpu, count):
     seen.append((config.num_layers, work.bits, work.context, work.prompt, gpu, count))
-    return fits.held(config, work, count) + (1000 if work.prompt == 1 else 2000)
+    return takes(config, work, count, 1000 if work.prompt == 1 else 2000)
 
-  monkeypatch.setattr(fits._Compiler, "_compile", compile_)
+  monkeypatch.setattr(compiler.Compiler, "_compile", compile_)
   return seen
 
 
@@ -53,26 +61,64 @@ def table(model, **kwargs):
 @pytest.mark.parametrize("bits", [None, 8, 4])
 def test_held_is_what_the_program_is_given(here, model, bits):
   model, work = dataclasses.replace(model, num_layers=3), programs.Decode(context=32, bits=bits)
-  parts = work.program(model, fits._mesh("a100-40", 4)).parts
-  assert fits.held(model, work, 4) == sum(map(estimate.shard_bytes, jax.tree.leaves(parts)))
+  parts = work.program(model, compiler.mesh("a100-40", 4)).parts
+  assert compiler.held(model, work, 4) == sum(map(estimate.shard_bytes, jax.tree.leaves(parts)))
 
 
 def test_the_smallest_set_is_found(here, model, compiled, card):
   work = programs.Decode(context=32)
-  card("a100-40", fits.held(model, work, 2) + 2000)  # prompts of two cards fit to the byte
+  card("a100-40", compiler.held(model, work, 2) + 2000)  # prompts of two cards fit to the byte
   found = table(model)
   assert found[16, "a100-40", 32]["count"] == found[16, "a100-40", 16]["count"] == 2
-  assert {layers for layers, *_ in compiled} == {8, 12}  # near the limit, all layers
-  card("a100-40", fits.held(model, work, 2) + 1999)
+  assert {layers for layers, *_ in compiled} == {4, 8, 12}  # near the limit, all layers
+  card("a100-40", compiler.held(model, work, 2) + 1999)
   assert table(model)[16, "a100-40", 32]["count"] == 4
 
 
 def test_arithmetic_decides_where_it_can(here, model, compiled, card):
-  """A shorter context is not compiled where one card less would not hold its weights and cache."""
-  card("a100-40", fits.held(model, programs.Decode(context=16), 1) - 1)
+  """What does not hold weights and cache is not compiled."""
+  card("a100-40", compiler.held(model, programs.Decode(context=16), 1) - 1)
   found = table(model)
-  assert found[16, "a100-40", 16]["count"] == 2 and found[16, "a100-40", 16]["compiled_context"] == 32
-  assert {count for *_, count in compiled} == {2} and {context for _, _, context, *_ in compiled} == {32}
+  assert found[16, "a100-40", 16]["count"] == found[16, "a100-40", 32]["count"] == 2
+  assert {count for *_, count in compiled} == {2}
+
+
+def test_seconds_are_of_all_layers(here, model, compiled):
+  """By half of the layers and all that were compiled: each takes the same."""
+  found = table(model, contexts=(32,))[16, "a100-40", 32]
+  moved = 1e8 + 12 * 1e9
+  seconds = moved / targets.CHIPS["a100-40"].memory_bandwidth + 12 * 0.001
+  assert found["tokens_per_second"] == pytest.approx(1 / seconds, rel=1e-5)
+
+
+def test_a_table_gets_every_point_of_the_sets_that_are_found(here, model, compiled, card, tmp_path):
+  """And keeps those of other runs; of two cards that share programs, those of more layers."""
+  path, work = tmp_path / "table.json", programs.Decode(8, 32)
+  card("a100-40", compiler.held(model, work, 1) + 1000)
+  card("a100-80", 10 * compiler.held(model, work, 1))
+  for gpus in (("a100-40", "a100-80"), ("a100-80", "a100-40")):
+    fits.smallest({"tiny": model}, [16], (16, 32), (1, 8), gpus, table=path)
+    found = compiled_lib.read(path.read_text())
+    assert [cell.count for cell in found.cells] == [1, 2] and found.name_of(model) == "tiny"
+    for points in found.cells.values():
+      assert [(point.batch, point.context) for point in points] == [(1, 16), (1, 32), (8, 16), (8, 32)]
+      assert {(point.decode, point.prompt) for point in points} == {(1000, 2000)}
+    [largest] = [point for cell, points in found.cells.items() if cell.count == 1 for point in points[-1:]]
+    assert largest.layers == 12  # near the limit of one
+    path.unlink()
+  fits.smallest({"tiny": model}, [8], (16,), gpus=("h100",), table=path)
+  fits.smallest({"tiny": model}, [4], (16,), gpus=("h100",), table=path)
+  assert [cell.bits for cell in compiled_lib.read(path.read_text()).cells] == [8, 4]
+  rows = fits.rows_of(compiled_lib.read(path.read_text()))
+  assert {(row["bits"], row["gpu"], row["count"]) for row in rows} == {
+    (b, g, 1) for b in (8, 4) for g in ("h100", "h200")
+  }
+  fits.smallest({"tiny": dataclasses.replace(model, num_layers=4)}, [16], (16,), gpus=("h100",), table=path)
+  assert [cell.bits for cell in compiled_lib.read(path.read_text()).cells] == [16]  # another model of that name
+  for text, line in (("[]", "is not a table"), ('{"jax": "0.1", "models": {}, "cells": []}', "by jax 0.1")):
+    path.write_text(text)
+    with pytest.raises(errors.InputError, match=line):
+      fits.smallest({"tiny": model}, [8], (16,), gpus=("h100",), table=path)
 
 
 def test_cards_of_an_architecture_share_programs(here, model, compiled):
@@ -86,14 +132,14 @@ def test_a_card_near_its_limit_is_told_apart_in_any_order(here, model, monkeypat
   work = programs.Decode(context=32)
 
   def compile_(self, config, work, gpu, count):
-    return fits.held(config, work, count) + (1000 if config.num_layers == 12 else 900)
+    return takes(config, work, count, 1000 if config.num_layers == 12 else 900)
 
-  monkeypatch.setattr(fits._Compiler, "_compile", compile_)
-  card("a100-40", fits.held(model, work, 2) + 950)
-  card("a100-80", 10 * fits.held(model, work, 1))
+  monkeypatch.setattr(compiler.Compiler, "_compile", compile_)
+  card("a100-40", compiler.held(model, work, 2) + 950)
+  card("a100-80", 10 * compiler.held(model, work, 1))
   found = table(model, contexts=(32,), gpus=order)
   assert found[16, "a100-40", 32]["count"] == 4
-  assert found[16, "a100-80", 32]["peak_bytes_per_device"] == fits.held(model, work, 1) + 900
+  assert found[16, "a100-80", 32]["peak_bytes_per_device"] == compiler.held(model, work, 1) + 900
 
 
 def test_what_no_set_holds_and_no_model_reads_is_told(here, model, compiled, card):
@@ -110,10 +156,10 @@ def test_a_stopped_run_goes_on(here, model, tmp_path, monkeypatch):
   model, out = dataclasses.replace(model, num_layers=2), tmp_path / "fits.jsonl"
   found = table(model, contexts=(16,), out=str(out))
   lines = out.read_text().splitlines()
-  assert len(lines) == 2 and all(json.loads(line)["peak_bytes_per_device"] > 0 for line in lines)
+  assert len(lines) == 3 and all(json.loads(line)["peak_bytes_per_device"] > 0 for line in lines)
   whole = out.read_text()
-  for torn in (lines[1][:20], lines[1][:-1], lines[1]):  # the last is whole, but for its end
-    out.write_text(f"{lines[0]}\n{torn}")
+  for torn in (lines[2][:20], lines[2][:-1], lines[2]):  # the last is whole, but for its end
+    out.write_text(f"{lines[0]}\n{lines[1]}\n{torn}")
     assert table(model, contexts=(16,), out=str(out)) == found
     with monkeypatch.context() as patch:
       patch.setattr(estimate, "peak_memory", None)

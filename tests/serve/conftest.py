@@ -2,7 +2,6 @@
 
 import contextlib
 import pathlib
-import shutil
 
 import pytest
 from serve import fake_server
@@ -21,18 +20,6 @@ def folder(tmp_path_factory) -> pathlib.Path:
 def untrained(folder) -> engine.Engine:
   """The same model in this process."""
   return engine.Engine.load(folder)
-
-
-@pytest.fixture(scope="module")
-def chromium():
-  sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
-  path = shutil.which("chromium")
-  if path is None:
-    pytest.skip("no chromium here (as root: apt-get install chromium)")
-  with sync_api.sync_playwright() as playwright:
-    browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-    yield browser
-    browser.close()
 
 
 @pytest.fixture
