@@ -27,7 +27,7 @@ from glmjax.plan import targets
 def smallest(
   models: Mapping[str, config_lib.GLMConfig],
   bits: Sequence[int] = footprint.BITS,
-  contexts: Sequence[int] | None = None,
+  contexts: Sequence[int] = (),
   batches: Sequence[int] = (1,),
   gpus: Sequence[str] = footprint.CARDS,
   layers: int = 8,
@@ -38,7 +38,7 @@ def smallest(
 
   Args:
     bits: 16 computes and keeps weights in float16; 8 and 4 keep them quantized.
-    contexts: tokens of a row; None: 512, and as many as the model reads.
+    contexts: tokens of a row; without any 512, and as many as the model reads.
     batches: rows that are answered at once.
     layers: of the programs that are compiled; 0: all.
     out: JSON lines file of what was compiled. Another run takes from it the programs that are the same.
@@ -71,11 +71,11 @@ def smallest(
   return rows
 
 
-def _check(bits: Sequence[int], contexts: Sequence[int] | None, batches: Sequence[int], gpus: Sequence[str]) -> None:
+def _check(bits: Sequence[int], contexts: Sequence[int], batches: Sequence[int], gpus: Sequence[str]) -> None:
   for gpu in gpus:
     if gpu not in footprint.CARDS:
       raise errors.InputError(f"gpus: {gpu!r} is not known; there are {', '.join(footprint.CARDS)}")
-  for name, values in (("contexts", contexts or ()), ("batches", batches)):
+  for name, values in (("contexts", contexts), ("batches", batches)):
     for value in values:
       ranges.whole(name, value, 1)
   for size in bits:
