@@ -19,7 +19,7 @@ FILE = pathlib.Path(__file__).with_name("compiled.json")
 # Of a model: what its weights and programs depend on. Rotary positions have no rows to be as many as the tokens.
 _SIZES = (
   *("vocab_size", "num_layers", "embed_dim", "num_heads", "mlp_dim", "max_length", "positions", "norm", "mlp"),
-  *("causal", "tie_embeddings", "embedding_norm", "prefix_length", "lora_rank"),
+  *("causal", "tie_embeddings", "embedding_norm", "prefix_length", "lora_rank", "softmax_dtype"),
 )
 
 
