@@ -17,7 +17,8 @@ def register(
   fields: Sequence[Sequence[str]] = instructions.FIELDS,
   mixture: str = mixtures.INSTRUCTION,
   history: str = instructions.HISTORY,
+  stated: Mapping[str, Mapping[str, str]] | None = None,
 ) -> str:
   """Registers what `mixtures.instruction` makes of these arguments, and returns the mixture's name, `mixture`."""
-  made = mixtures.instruction(files, tokenizer, rates, max_examples, fields, mixture, history)
+  made = mixtures.instruction(files, tokenizer, rates, max_examples, fields, mixture, history, stated)
   return registration.register(made, tokenizer)

@@ -4,10 +4,13 @@ A text task's example is a document before seqio's cache and a window of it behi
 pair. Every task has the features text, inputs and targets, those not its own empty, so that they mix.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import seqio
 import tensorflow as tf
+
+from glmjax.data import filtering
+from glmjax.data import filters as filters_lib
 
 
 def output_features(vocabulary: seqio.Vocabulary) -> dict[str, seqio.Feature]:
@@ -35,6 +38,30 @@ def cut_windows(dataset: tf.data.Dataset, sequence_length: Mapping[str, int] | N
 
   windows = dataset.scan(tf.zeros([0], tf.int32), absorb).unbatch()
   return windows.map(lambda window: {"text": window})
+
+
+def filter_documents(
+  dataset: tf.data.Dataset, filters: Sequence[filters_lib.Filter], feature: str = "text"
+) -> tf.data.Dataset:
+  """Leaves out examples, and changes their feature of text, as filters that judge a document by itself do.
+
+  For tasks of your own, before `tokenize`: `functools.partial(filter_documents, filters=[filters.Length(100)])`.
+
+  Raises:
+    errors.InputError: for filters of duplicates, which must see all documents first.
+  """
+  filters_lib.check(filters, single=True)
+
+  @tf.autograph.experimental.do_not_convert
+  def judge(text: bytes) -> tuple[bool, bytes]:
+    found = filtering.judged(filters, text.decode("utf-8"))
+    return found is not None, (found or "").encode()
+
+  def mark(example: Mapping[str, tf.Tensor]) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+    kept, text = tf.numpy_function(judge, [example[feature]], [tf.bool, tf.string])
+    return tf.ensure_shape(kept, []), dict(example) | {feature: tf.ensure_shape(text, [])}
+
+  return dataset.map(mark).filter(lambda kept, _: kept).map(lambda _, example: example)
 
 
 def fill_features(dataset: tf.data.Dataset, output_features: Mapping[str, seqio.Feature]) -> tf.data.Dataset:

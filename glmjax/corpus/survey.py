@@ -21,7 +21,7 @@ from glmjax.corpus import measures
 from glmjax.corpus import overlap as overlap_lib
 from glmjax.corpus import page
 from glmjax.corpus import pictures
-from glmjax.corpus import words as words_lib
+from glmjax.data import word_list
 from glmjax.data import duplicates
 from glmjax.data import languages
 from glmjax.data import rows
@@ -72,7 +72,7 @@ def survey(
   files_of = {name: text.find_files(patterns) for name, patterns in _named(corpora).items()}
   reading = _Reading(
     None if tokenizer is None else tokenizer_lib.Tokenizer.load(tokenizer),
-    None if words is None else words_lib.Words(words),
+    None if words is None else word_list.Words(words),
     overlap_lib.Evaluation(list(against)) if against else None,
     near_documents,
   )
@@ -102,7 +102,7 @@ class _Reading:
   def __init__(
     self,
     tokenizer: tokenizer_lib.Tokenizer | None,
-    words: words_lib.Words | None,
+    words: word_list.Words | None,
     evaluation: overlap_lib.Evaluation | None,
     near_documents: int,
   ) -> None:

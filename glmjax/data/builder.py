@@ -28,6 +28,9 @@ from glmjax.io import publish
 from glmjax.io import seal
 
 
+_STATED = ("rate", "license", "source")  # of a task: what no token depends on
+
+
 class Shard(typing.NamedTuple):
   """One unit of work: shard `index` of a task's split."""
 
@@ -44,7 +47,8 @@ def make_plan(mixture: str, num_shards: int, tokenizer: dict, tasks: dict[str, d
     mixture: name of the mixture.
     num_shards: shards of each split.
     tokenizer: "fingerprint", "vocab_size" and "specials" (ids by name).
-    tasks: for each name "kind" (text or instruction), "rate", and "splits": split -> {"source": fingerprint}.
+    tasks: for each name "kind" (text or instruction), "rate", where they are stated "license" and "source", where
+      there are any "filters", and "splits": split -> {"source": fingerprint}.
   """
   return {
     "format": shards.FORMAT,
@@ -199,9 +203,10 @@ class CacheBuilder:
         f"{self.directory}: already a cache of {_describe(found)}, not of "
         f"{_describe(self.plan)} on the same text; choose another folder, or pass --overwrite"
       )
-    if found != self.plan:  # only the rates differ: no token changes
+    if found != self.plan:  # only what is stated differs: no token changes
       for task, about in manifest["tasks"].items():
-        about["rate"] = self.plan["tasks"][task]["rate"]
+        stated = {key: value for key, value in self.plan["tasks"][task].items() if key in _STATED}
+        manifest["tasks"][task] = {key: value for key, value in about.items() if key not in _STATED} | stated
       publish.replace_json(path, seal.seal(manifest), version)
     self.finished = True
 
@@ -305,12 +310,15 @@ def _read_plan(partial: paths.Path) -> dict | None:
 
 
 def _same(a: dict, b: dict) -> bool:
-  """Tells whether two plans give the same tokens: rates do not matter."""
+  """Tells whether two plans give the same tokens: rates, and what is stated of the text, do not matter."""
 
-  def without_rates(plan: dict) -> dict:
-    return {**plan, "tasks": {name: {**task, "rate": None} for name, task in plan["tasks"].items()}}
+  def without_stated(plan: dict) -> dict:
+    tasks = {
+      name: {key: value for key, value in task.items() if key not in _STATED} for name, task in plan["tasks"].items()
+    }
+    return {**plan, "tasks": tasks}
 
-  return without_rates(a) == without_rates(b)
+  return without_stated(a) == without_stated(b)
 
 
 def _describe(plan: dict) -> str:

@@ -9,11 +9,14 @@ import random
 
 from glmjax import errors
 from glmjax import tokenizer as tokenizer_lib
+from glmjax.data import filtering
+from glmjax.data import filters as filters_lib
 from glmjax.data import shards
 from glmjax.data import splits as splits_lib
 from glmjax.data import text
 from glmjax.data import tokenizing
 from glmjax.io import paths
+from glmjax.io import progress
 from glmjax.io import user_text
 
 Reader = Callable[[paths.Path, int], Iterator[tuple[str, str | tokenizing.Strings]]]  # yields (split, an example)
@@ -40,6 +43,8 @@ class FileTask:
     read: Reader,
     max_examples: int | None = None,
     suffixes: Collection[str] = text.SUFFIXES,
+    filters: Sequence[filters_lib.Filter] = (),
+    stated: Mapping[str, str] | None = None,
   ) -> None:
     """Finds the files.
 
@@ -51,8 +56,12 @@ class FileTask:
       max_examples: of a split with more lines, so many are taken at even distances; of lines that hold several
         examples (conversations), the same part of the examples. None: all.
       suffixes: of the files.
+      filters: what is done with documents, in their order; of a text's task alone.
+      stated: what the manifest is to say of the text: its "license" and "source".
     """
+    assert not filters or kind == "text" and max_examples is None
     self.name, self.kind, self.read = name, kind, read
+    self.filters, self.stated = tuple(filters), dict(stated or {})
     self.paths = text.find_files(patterns, suffixes)
     counts = None if max_examples is None else [_count_lines(path) for path in self.paths]
     self._shares = counts and _shares(counts, max_examples)  # by split: each file's (examples taken, examples there)
@@ -78,6 +87,24 @@ class FileTask:
   def windows(self) -> splits_lib.Windows | None:
     """How documents are cut, where whole ones would leave nothing held out."""
     return getattr(self.read, "keywords", {}).get("windows")
+
+  @functools.cached_property
+  def outcome(self) -> filtering.Outcome | None:
+    """What the filters leave, found out by reading all files; None without filters."""
+    if not self.filters:
+      return None
+    files = [self.read(path, number) for number, path in enumerate(self.paths)]
+    found = filtering.outcome(self.filters, progress.bar(files, unit="file", desc=f"filter {self.name}", leave=False))
+    if not found.records[-1]["documents_out"]:
+      each = ", ".join(f"{own['name']} {own['documents_out']:,}" for own in found.records)
+      raise errors.InputError(
+        f"the filters of {self.name} leave nothing of its {sum(found.counts):,} documents: {each}"
+      )
+    return found
+
+  def notes(self) -> dict[str, object]:
+    """Returns what the manifest has of the task beside its splits: what is stated of the text, and its filters."""
+    return self.stated | ({"filters": list(self.outcome.records)} if self.outcome is not None else {})
 
   def files(self) -> list[str]:
     """Returns the paths of the files."""
@@ -111,6 +138,7 @@ class FileTask:
       "_features": self.features,
       "_read": self.read,
       "_max_per_file": self._shares,
+      **({"_filters": filters_lib.described(self.filters)} if self.filters else {}),
     }
 
   def deals_out(self, num_shards: int) -> bool:
@@ -144,7 +172,10 @@ class FileTask:
     """Yields (split, example) of numbered files, without those that are too many."""
     for number, path in files:
       seen = collections.Counter[str]()
-      for split, example in self.read(path, number):
+      found = self.read(path, number)
+      if self.outcome is not None:
+        found = self.outcome.passed(number, str(path), found, self.filters)
+      for split, example in found:
         if self._shares is None or _is_taken(seen[split], *self._shares[split][number]):
           yield split, (example,) if isinstance(example, str) else example
         seen[split] += 1

@@ -13,6 +13,7 @@ from glmjax import errors
 from glmjax import ranges
 from glmjax import tokenizer as tokenizer_lib
 from glmjax.data import file_tasks
+from glmjax.data import filters as filters_lib
 from glmjax.data import instruction_sets
 from glmjax.data import instructions as instructions_lib
 from glmjax.data import preferences
@@ -27,6 +28,7 @@ INSTRUCTION = "instruct"
 PREFERENCE = "prefer"
 JOINED = "joined"
 INSTRUCTION_SHARE = 0.05  # of the samples, where no rates are given; GLM-130B paper, section 2.2
+STATED = ("license", "source")  # of the text of a task
 _log = logging.getLogger("glmjax")
 
 
@@ -52,6 +54,9 @@ class Task(Protocol):
   @property
   def paths(self) -> Sequence[paths.Path]:
     """The files that are not read by TensorFlow."""
+
+  def notes(self) -> Mapping[str, object]:
+    """Returns what the manifest has of it beside its splits."""
 
   def files(self) -> list[str]:
     """Returns the files that it reads."""
@@ -97,6 +102,8 @@ def pretraining(
   max_examples: Mapping[str, int] | int = instruction_sets.MAX_EXAMPLES,
   field: str = "text",
   name: str = PRETRAINING,
+  filters: Sequence[filters_lib.Filter] = (),
+  stated: Mapping[str, Mapping[str, str]] | None = None,
 ) -> Mixture:
   """Returns the mixture of pretrain_<language> and instruct_<name> for every language and instruction set.
 
@@ -111,14 +118,22 @@ def pretraining(
     max_examples: pairs taken of each instruction set, or that by name or pattern, the first that fits.
     field: of a .jsonl record, where the text is.
     name: the mixture's name.
+    filters: what is done with the documents of each language, in this order; none: nothing.
+    stated: for languages and instruction sets what their owners state, "license" and "source"; a cache's manifest has
+      it, and nothing depends on it.
   """
   text.check_corpora(files)
   sets = instruction_sets.named_sets(instructions) if instructions else {}
   _check(list(files), list(sets), rates, instruction_share)
   _check_field("pretraining: field", field)
+  filters_lib.check(filters)
+  stated = _checked_statements("pretraining", stated, [*files, *sets])
   loaded = tokenizer_lib.Tokenizer.load(tokenizer)
-  tasks = {language: _text_task(language, patterns, field) for language, patterns in files.items()}
-  pairs = _instruction_tasks(sets, max_examples, instructions_lib.FIELDS, instructions_lib.HISTORY)
+  tasks = {
+    language: _text_task(language, patterns, field, filters, stated.get(language))
+    for language, patterns in files.items()
+  }
+  pairs = _instruction_tasks(sets, max_examples, instructions_lib.FIELDS, instructions_lib.HISTORY, stated)
   shares = _rates(list(files), {name: task.sizes["train"] for name, task in pairs.items()}, rates, instruction_share)
   return _mixture(name, loaded, tasks | pairs, shares)
 
@@ -131,6 +146,7 @@ def instruction(
   fields: Sequence[Sequence[str]] = instructions_lib.FIELDS,
   name: str = INSTRUCTION,
   history: str = instructions_lib.HISTORY,
+  stated: Mapping[str, Mapping[str, str]] | None = None,
 ) -> Mixture:
   """Returns the mixture of instruct_<name> for every instruction set.
 
@@ -142,6 +158,7 @@ def instruction(
     fields: (inputs field, targets field) pairs; the first that a record has is taken, else its "messages".
     name: the mixture's name.
     history: field of the rounds before, [[question, answer], ...]; a record may do without.
+    stated: as of `pretraining`.
   """
   sets = instruction_sets.named_sets(files)
   if rates is not None:
@@ -155,7 +172,7 @@ def instruction(
   _check_fields("instruction", fields, instructions_lib.FIELDS[0])
   _check_field("instruction: history", history)
   loaded = tokenizer_lib.Tokenizer.load(tokenizer)
-  tasks = _instruction_tasks(sets, max_examples, fields, history)
+  tasks = _instruction_tasks(sets, max_examples, fields, history, _checked_statements("instruction", stated, [*sets]))
   shares = rates or {name: float(task.sizes["train"]) for name, task in tasks.items()}
   return _mixture(name, loaded, tasks, shares)
 
@@ -243,9 +260,16 @@ def _mixture(
   return Mixture(name, tokenizer, tuple(taken), {task.name: rate for task, rate in taken.items()}, prefers)
 
 
-def _text_task(language: str, patterns: text.Patterns, field: str) -> file_tasks.FileTask:
+def _text_task(
+  language: str,
+  patterns: text.Patterns,
+  field: str,
+  filters: Sequence[filters_lib.Filter],
+  stated: Mapping[str, str] | None,
+) -> file_tasks.FileTask:
   found = text.find_files(patterns)
-  return file_tasks.FileTask(f"pretrain_{language}", "text", found, text.reader(found, field))
+  read = text.reader(found, field)
+  return file_tasks.FileTask(f"pretrain_{language}", "text", found, read, filters=filters, stated=stated)
 
 
 def _instruction_tasks(
@@ -253,6 +277,7 @@ def _instruction_tasks(
   max_examples: Mapping[str, int] | int,
   fields: Sequence[Sequence[str]],
   history: str,
+  stated: Mapping[str, Mapping[str, str]],
 ) -> dict[str, file_tasks.FileTask]:
   """Returns the tasks by their sets' names; none without pairs."""
   if not sets:
@@ -262,7 +287,9 @@ def _instruction_tasks(
   read = functools.partial(instructions_lib.file_instructions, fields=fields, **other)
   tasks = {}
   for name, patterns in sets.items():
-    tasks[name] = task = file_tasks.FileTask(f"instruct_{name}", "instruction", patterns, read, most[name])
+    tasks[name] = task = file_tasks.FileTask(
+      f"instruct_{name}", "instruction", patterns, read, most[name], stated=stated.get(name)
+    )
     _check_filled(task)
   return tasks
 
@@ -303,6 +330,24 @@ def _check_fields(mixture: str, fields: Sequence[Sequence[str]], example: tuple[
     raise errors.InputError(
       f"mixtures.{mixture}: fields are {str(fields)[:100]}: give {len(example)} names each, as {[list(example)]}"
     )
+
+
+def _checked_statements(
+  mixture: str, stated: Mapping[str, Mapping[str, str]] | None, names: Sequence[str]
+) -> Mapping[str, Mapping[str, str]]:
+  """Returns what is stated of languages and sets.
+
+  Raises:
+    errors.InputError: where a name is of none, or something else than license and source is stated.
+  """
+  for name, each in (stated or {}).items():
+    if name not in names:
+      raise errors.InputError(f"mixtures.{mixture}: stated is something of {name[:60]!r}: there are {', '.join(names)}")
+    if not isinstance(each, Mapping) or not all(key in STATED and isinstance(own, str) for key, own in each.items()):
+      raise errors.InputError(
+        f'mixtures.{mixture}: stated of {name} is {str(each)[:60]}: give {{"license": "...", "source": "..."}}, or one'
+      )
+  return stated or {}
 
 
 def _check_field(what: str, name: object) -> None:

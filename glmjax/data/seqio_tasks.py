@@ -118,6 +118,10 @@ class SeqioTask:
     file_task = _source_task(self._task)
     return [] if file_task is None else file_task.paths
 
+  def notes(self) -> dict[str, object]:
+    """Returns what the manifest has of the task beside its splits: nothing."""
+    return {}
+
   def files(self) -> list[str]:
     """Returns its source's files; sources without files have other names for their shards."""
     if (file_task := _source_task(self._task)) is not None:

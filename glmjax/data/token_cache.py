@@ -76,6 +76,8 @@ def cache_mixture(
   ranges.flag("overwrite", overwrite)
   folders.claim(directory, folders.Kind.CACHE, "directory", overwrite=overwrite)  # before the text is read
   mixture = _mixture(mixture)
+  for task in mixture.tasks:  # before processes are forked, which then know what filters leave
+    task.notes()
   in_bucket = _is_in_bucket(mixture, directory)
   num_workers = _count_workers(num_workers, mixture, in_bucket)
   with _fresh_pool(num_workers, mixture) if in_bucket and num_workers else _pool(num_workers, mixture) as pool:
@@ -341,7 +343,7 @@ def make_plan(mixture: mixtures.Mixture, num_shards: int, hashes: Mapping[str, s
   tasks = {}
   for task in sorted(mixture.tasks, key=lambda task: task.name):
     by_split = {split: {"source": task.fingerprint(split, hashes)} for split in task.splits}
-    tasks[task.name] = {"kind": task.kind, "rate": mixture.rates[task.name], "splits": by_split}
+    tasks[task.name] = {"kind": task.kind, "rate": mixture.rates[task.name], **task.notes(), "splits": by_split}
   about = {
     "fingerprint": mixture.tokenizer.fingerprint,
     "vocab_size": mixture.tokenizer.vocab_size,

@@ -65,6 +65,14 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
     ["{'en': 5}", "[5]", "5"],
   ),
   "Sequence[str | Mapping[str, Any]]": (["['a', {'prompt': 'b'}]"], ["'a'", "[1]", "[['a']]", "{'prompt': 'b'}"]),
+  "Mapping[str, Mapping[str, str]] | None": (
+    ["{'en': {'license': 'MIT'}}", "{}", "None"],
+    ["{'en': 'MIT'}", "{'en': {'license': 3}}", "['en']", "'MIT'"],
+  ),
+  "Sequence[Length | Language | Words | PersonalData | ExactDuplicates | NearDuplicates]": (
+    ["[@glmjax.data.filters.Length(), @glmjax.data.filters.ExactDuplicates()]", "[]"],
+    ["@glmjax.data.filters.Length()", "[@glmjax.data.filters.Length]", "['Length']", f"[{OF_CALLS}]", "None"],
+  ),
   "LoRA | PTuning | None": (
     ["@glmjax.train.trainable.LoRA()", "@glmjax.train.trainable.PTuning()", "None"],
     ["@glmjax.train.trainable.LoRA", "'lora'", "@glmjax.train.schedules.Batches()"],

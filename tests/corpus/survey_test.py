@@ -8,8 +8,8 @@ import tracemalloc
 import pytest
 
 from glmjax import cli, errors
-from glmjax.corpus import measures, overlap, survey, words
-from glmjax.data import text
+from glmjax.corpus import measures, overlap, survey
+from glmjax.data import text, word_list
 from glmjax.tokenizer import training
 
 PRIVATE = ("zhang.wei@mailbox.cn", "13812345678", "11010519491231002X", "4111 1111 1111 1111")
@@ -137,7 +137,7 @@ def test_overlap_across_blocks_of_a_long_document(tmp_path, monkeypatch):
 
 def test_words_are_whole_in_english_and_anywhere_in_chinese(tmp_path):
   (tmp_path / "words.txt").write_text("Ass\n坏人\ntwo words\n", "utf-8")
-  listed = words.Words(tmp_path / "words.txt")
+  listed = word_list.Words(tmp_path / "words.txt")
   for document, there in (
     ("You ASS!", True),
     ("A classic assessment.", False),
@@ -150,7 +150,7 @@ def test_words_are_whole_in_english_and_anywhere_in_chinese(tmp_path):
   for content, said in (("", "holds no words"), ("!?\n", "words.txt:1: an entry of 0"), ("a " * 14, "an entry of 14")):
     (tmp_path / "words.txt").write_text(content)
     with pytest.raises(errors.InputError, match=said):
-      words.Words(tmp_path / "words.txt")
+      word_list.Words(tmp_path / "words.txt")
 
 
 def test_rare_lines_are_forgotten_and_frequent_ones_are_not(monkeypatch):

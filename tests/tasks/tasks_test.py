@@ -13,10 +13,12 @@ import tensorflow as tf
 from glmjax import errors
 from glmjax import tokenizer as tokenizer_lib
 from glmjax.data import file_tasks
+from glmjax.data import filters
 from glmjax.data import splits
 from glmjax.data import text
 from glmjax.data import token_cache
 from glmjax.tasks import instruct
+from glmjax.tasks import preprocessors
 from glmjax.tasks import pretrain
 from glmjax.tasks import sources
 from glmjax.tasks import vocabulary as vocabulary_lib
@@ -191,3 +193,33 @@ def test_text_and_caches_in_buckets(folder, server, tmp_path, monkeypatch):
       if path.is_file()
     }
   )
+
+
+def test_filters_in_seqio(folder, tmp_path):
+  """Those of a mixture are known to its tasks; those of single documents are a step for tasks of one's own."""
+  documents = [
+    "Short",
+    "Ask me@mail.org, please.",
+    "A longer document.",
+    "A LONGER document!",
+    "中文的文本，也很长很长。",
+  ]
+  (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": each}) + "\n" for each in documents * 12))
+  name = pretrain.register(
+    {"en": str(tmp_path / "a.jsonl")},
+    folder,
+    mixture="filtered",
+    filters=[filters.Length(6), filters.PersonalData(), filters.ExactDuplicates()],
+    stated={"en": {"license": "CC0-1.0"}},
+  )
+  both = [each["text_pretokenized"].decode() for split in splits.SPLITS for each in examples("pretrain_en", split)]
+  assert len(both) == 3 and {"Ask <email>, please.", documents[4]} < {*both}
+  token_cache.cache_mixture(name, tmp_path / "cache", num_shards=1, num_workers=0)
+  about = json.loads((tmp_path / "cache" / "manifest.json").read_text())["tasks"]["pretrain_en"]
+  assert [each["documents_out"] for each in about["filters"]] == [48, 48, 3] and about["license"] == "CC0-1.0"
+  dataset = tf.data.Dataset.from_tensor_slices({"text": documents, "number": list(range(5))})
+  step = preprocessors.filter_documents(dataset, [filters.Length(6), filters.PersonalData()])
+  found = [(each["number"], each["text"].decode()) for each in step.as_numpy_iterator()]
+  assert found == [(i, each.replace("me@mail.org", "<email>")) for i, each in enumerate(documents) if i]
+  with pytest.raises(errors.InputError, match="ExactDuplicates must see all documents first"):
+    preprocessors.filter_documents(dataset, [filters.ExactDuplicates()])

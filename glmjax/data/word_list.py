@@ -1,5 +1,7 @@
 """Whether documents hold words of a list, as those of toxicity lists."""
 
+import hashlib
+
 import numpy as np
 
 from glmjax import errors
@@ -35,6 +37,16 @@ class Words:
     if not found:
       raise errors.InputError(f"{self.path} holds no words: give one a line")
     self._hashes = {n: np.array(sorted(hashes), np.uint64) for n, hashes in sorted(found.items())}
+
+  @property
+  def entries(self) -> int:
+    """How many different entries there are."""
+    return sum(map(len, self._hashes.values()))
+
+  @property
+  def fingerprint(self) -> str:
+    """A hash of the entries, whatever their order and how they are written."""
+    return hashlib.sha256(np.sort(np.concatenate([*self._hashes.values()])).astype("<u8").tobytes()).hexdigest()
 
   @property
   def overlap(self) -> int:
