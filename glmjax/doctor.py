@@ -1,14 +1,13 @@
 """What is installed, what it runs on, and which kernel computes what there."""
 
-import importlib.metadata
 import os
-import platform
 from typing import Any
 
 import jax
 
 from glmjax import programs
 from glmjax import target as target_lib
+from glmjax import versions
 from glmjax.io import bucket_check
 from glmjax.io import memory
 from glmjax.kernels import operations
@@ -33,7 +32,7 @@ def examine(bucket: str | None = None) -> dict[str, Any]:
   if bucket is not None:
     return {"bucket": bucket_check.examine(bucket)}
   found = {
-    "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
+    "versions": {name: "not installed" for name in _PACKAGES} | versions.of(_PACKAGES),
     "host_memory": memory.of_host(),
     "programs": programs.describe(),
     "devices": [],
@@ -70,13 +69,6 @@ def _of_cpu() -> tuple[dict[str, Any], dict[str, str]]:
   if now.available:
     found |= {"read_bandwidth": library.read_bandwidth(size), "product_speed": product.read_speed(size // 4)}
   return found, ways
-
-
-def _version(package: str) -> str:
-  try:
-    return importlib.metadata.version(package)
-  except importlib.metadata.PackageNotFoundError:
-    return "not installed"
 
 
 def _describe(device: Any) -> dict[str, Any]:

@@ -37,9 +37,11 @@ class Kind(enum.Enum):
   WEIGHTS = "model weights of another program"
 
 
+COMPUTE = re.compile(r"compute(-[1-9][0-9]{0,5})?\.jsonl")  # what a run cost, a file of each process
 # The files of each kind, by their paths within its folder. Of a run: all that --overwrite may delete.
 _FILES = {
   Kind.RUN: r"((config|probe)\.json|config\.gin|(metrics|layers)\.jsonl|interventions\.(jsonl|gin)|\.lock|"
+  rf"{COMPUTE.pattern}|"
   r"(checkpoints|checkpoints\.deleting|tokenizer|tensorboard|profile)(/.*)?)",
   Kind.EXPORT: r"(config\.json|checksums\.json|tokenizer/tokenizer\.(json|model)|params/(_\w+|commit_success\.txt|"
   r"\w+\.jsonl?|weights\.safetensors|[^/]+/(\.zarray|[\d.]+(\.__lock)?|process_\d+)))",

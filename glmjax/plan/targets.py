@@ -29,7 +29,8 @@ class Chip:
   outer_hop: float  # and between nodes
   start: float  # seconds that an exchange takes to begin
   node: int  # GPUs of a node; 0 of TPUs, whose slices have no nodes
-  watts: float | None  # most that the maker allows it
+  watts: float | None  # most that the maker allows it; None: it does not say
+  idle_watts: float | None  # least that it draws when it is on
   compute_capability: tuple[int, int] = (0, 0)
   cores: int = 0  # streaming multiprocessors
   shared_memory: int = 0  # bytes that a thread block may ask for
@@ -38,6 +39,11 @@ class Chip:
   clock_ghz: float = 1.4
   topology: str = ""  # name of the TPU generation for libtpu
   slice_dimensions: int = 0  # of a TPU slice's torus
+
+
+# What idle GPUs draw, of the most that they may, in listings of nvidia-smi that people have published: A100 42 to 52 of
+# 400 W, H100 69 to 72 of 700 W, GeForce RTX 4090 15 to 25 of 450 W.
+_IDLE, _IDLE_GEFORCE = 0.1, 0.03
 
 
 def _gpu(
@@ -69,6 +75,7 @@ def _gpu(
     3.6e-6,
     8,
     watts,
+    watts * (_IDLE_GEFORCE if "GeForce" in kind else _IDLE),
     capability,
     cores,
     shared,
@@ -99,7 +106,16 @@ _GPUS = {
 }
 
 
-def _tpu(name: str, kind: str, gib: float, tflops: float, gbps: float, ici: float, dimensions: int) -> Chip:
+def _tpu(
+  name: str,
+  kind: str,
+  gib: float,
+  tflops: float,
+  gbps: float,
+  ici: float,
+  dimensions: int,
+  watts: tuple[float, float] | tuple[None, None] = (None, None),
+) -> Chip:
   return Chip(
     kind,
     "tpu",
@@ -113,7 +129,7 @@ def _tpu(name: str, kind: str, gib: float, tflops: float, gbps: float, ici: floa
     1e-6,
     0.0,
     0,
-    None,
+    *watts,
     topology=name,
     slice_dimensions=dimensions,
   )
@@ -122,13 +138,19 @@ def _tpu(name: str, kind: str, gib: float, tflops: float, gbps: float, ici: floa
 # Google Cloud's pages of each generation: memory, peak bf16, HBM, and the inter-chip bandwidth of all links of a chip,
 # both directions together: 2,400, 1,600, 4,800 and 3,584 Gb/s; halved here. A hop takes about a microsecond, and PCIe
 # from the host gives 15 GB/s ("How to Scale Your Model", Google DeepMind, on rooflines of collectives and on TPUs).
+# Watts of v4: most and least measured, its page too; of the others Google has published none.
 _TPUS = {
-  "v4": _tpu("v4", "TPU v4", 32, 275, 1_228, 150, 3),
+  "v4": _tpu("v4", "TPU v4", 32, 275, 1_228, 150, 3, (192, 90)),
   "v5e": _tpu("v5e", "TPU v5 lite", 16, 197, 819, 100, 2),
   "v5p": _tpu("v5p", "TPU v5", 95, 459, 2_765, 300, 3),
   "v6e": _tpu("v6e", "TPU v6 lite", 32, 918, 1_640, 224, 2),
 }
 CHIPS = _GPUS | _TPUS
+
+
+def of_kind(kind: str) -> Chip | None:
+  """Returns the chip that JAX calls `kind`; None: not one of these, of which nothing is guessed."""
+  return next((chip for chip in CHIPS.values() if chip.kind == kind), None)
 
 
 def room(chip: Chip) -> int:

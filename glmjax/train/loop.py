@@ -21,6 +21,7 @@ from glmjax.parallel import peers as peers_lib
 from glmjax.parallel import processes
 from glmjax.train import base as base_lib
 from glmjax.train import checks
+from glmjax.train import compute
 from glmjax.train import diagnose
 from glmjax.train import divergence
 from glmjax.train import evaluation
@@ -181,10 +182,13 @@ class _Attempts:
     runtime, program, spike = self.runtime, None, None
     shardings = jax.tree.map(lambda x: x.sharding, runtime.stages.in_stages)
     with contextlib.ExitStack() as scope:
+      path = self.folder.compute(jax.process_index())
+      session = scope.enter_context(contextlib.closing(compute.Session(path, runtime.layout.mesh)))
       while True:
-        with contextlib.closing(self._begin(journal, spike)) as run:
+        with contextlib.closing(self._begin(journal, session, spike)) as run:
           if spike is None:
             program = run.compile(step_lib.compile_train_step(runtime.objective, self.recipe, self.tx, shardings))
+            session.begin(run.step)
             stop = scope.enter_context(stopping.Stopping(runtime.layout.mesh))
           else:
             run.use(program, spike)
@@ -193,11 +197,14 @@ class _Attempts:
           except spikes_lib.GoBack as error:
             spike = error.spike
 
-  def _begin(self, journal: interventions.Journal, spike: spikes_lib.Spike | None) -> run_lib.Run:
+  def _begin(
+    self, journal: interventions.Journal, session: compute.Session, spike: spikes_lib.Spike | None
+  ) -> run_lib.Run:
     """Takes the newest undamaged checkpoint, or a new state: in the model's order, then in the stages' order.
 
     Args:
       journal: what was done about spikes.
+      session: counts what it costs.
       spike: that which sends the run back; None: it is about to begin.
     """
     runtime, stages = self.runtime, self.runtime.stages
@@ -210,7 +217,7 @@ class _Attempts:
       batches = self.samples.batches
       batches = dataclasses.replace(batches, skip=[*batches.skip, *journal.left_out])
       samples = dataclasses.replace(self.samples, batches=batches)
-      hooks = self._hooks(start, journal)
+      hooks = self._hooks(start, journal, session)
       run = run_lib.Run(runtime, self.recipe, samples, self.folder, hooks, start)
       try:
         _check_start(runtime, start, self.folder, self.beginning.weights)
@@ -221,8 +228,8 @@ class _Attempts:
         raise
       return run
 
-  def _hooks(self, start: run_lib.Start, journal: interventions.Journal) -> run_lib.Hooks:
-    """Makes what the run does besides its steps; the first process alone writes and prints."""
+  def _hooks(self, start: run_lib.Start, journal: interventions.Journal, session: compute.Session) -> run_lib.Hooks:
+    """Makes what the run does besides its steps; the first process alone writes and prints, but for what it costs."""
     first, runtime, folder = jax.process_index() == 0, self.runtime, self.folder
     writer = metrics_lib.Writer(folder.metrics, folder.tensorboard, start.step) if first else None
     layers, saved = self._layers(start), start.step if start.resumed else None
@@ -238,6 +245,7 @@ class _Attempts:
       self._detector(start, writer),
       journal,
       layers,
+      session,
     )
 
   @functools.cached_property

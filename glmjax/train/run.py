@@ -13,6 +13,7 @@ import numpy as np
 from glmjax import errors
 from glmjax.models import params as params_lib
 from glmjax.parallel import host
+from glmjax.train import compute
 from glmjax.train import divergence
 from glmjax.train import evaluation as evaluation_lib
 from glmjax.train import feed as feed_lib
@@ -68,6 +69,7 @@ class Hooks:
   detector: spikes_lib.Detector | None  # None: nothing is watched
   journal: interventions.Journal
   layers: layers_lib.Layers | None  # None: nobody asks how they fare
+  session: compute.Session  # of all ways back; closed by who made it
 
   def close(self) -> None:
     """Ends the trace and closes the files."""
@@ -107,6 +109,11 @@ class Run:
     self._record: metrics_lib.Record = {}
     self._feed: feed_lib.Feed | None = None
     self._asked: jax.Array | None = None  # of all processes, with the newest step
+
+  @property
+  def step(self) -> int:
+    """The steps that the state has behind it."""
+    return self._step
 
   def compile(self, train_step: Any) -> Any:
     """Compiles the step, so that the first one is as quick as any; returns its program."""
@@ -245,6 +252,7 @@ class Run:
     self._step, self._seen = self._step + 1, item.first + item.size
     self._last_samples = item.first, item.first + item.size - 1
     self._record = record = self._figures(item, metrics, seconds, waited)
+    hooks.session.add(record, item.size)
     if hooks.detector is not None:
       self._look_for_spike(hooks.detector, bool(metrics["held"]))
     saves, failure = hooks.saving.is_due(self._step), None
@@ -260,6 +268,7 @@ class Run:
       hooks.layers.after(record, metrics["layers"], is_saved=saves)
     if saves:
       hooks.saving.save(self._state, record, self._last_samples)
+      hooks.session.save()
     if failure is not None:
       hooks.saving.wait()
       raise failure

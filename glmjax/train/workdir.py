@@ -1,7 +1,7 @@
 """A run's folder: what it says about the run, and whether a new start may use it.
 
   WORKDIR/  config.json   config.gin   tokenizer/   metrics.jsonl   checkpoints/   tensorboard/   profile/
-            interventions.jsonl   interventions.gin   layers.jsonl   probe.json
+            interventions.jsonl   interventions.gin   layers.jsonl   probe.json   compute.jsonl
 
 io/folders.py knows these names: all else in the folder is the user's, and stays.
 """
@@ -64,6 +64,18 @@ class Workdir:
   def layers(self) -> paths.Path:
     """How each layer fared, where the run was asked."""
     return self.root / "layers.jsonl"
+
+  def compute(self, process: int = 0) -> paths.Path:
+    """Returns the file of what the run has cost, as one of its processes has it."""
+    return self.root / (f"compute-{process}.jsonl" if process else "compute.jsonl")
+
+  @property
+  def computes(self) -> list[paths.Path]:
+    """These files, of all processes that there were, the first one's in front."""
+    if not self.root.is_dir():
+      return []
+    found = {path.name: path for path in self.root.iterdir() if folders.COMPUTE.fullmatch(path.name)}
+    return [found[name] for name in sorted(found, key=lambda name: (len(name), name))]
 
   @property
   def probe(self) -> paths.Path:
@@ -182,7 +194,15 @@ class Workdir:
       return
     publish.remove(self.root / "checkpoints.deleting")  # of earlier versions
     manager_lib.delete_all(self.checkpoints)
-    own = (self.metrics, self.layers, self.probe, self.interventions, self.tensorboard, self.root / "profile")
+    own = (
+      self.metrics,
+      self.layers,
+      *self.computes,
+      self.probe,
+      self.interventions,
+      self.tensorboard,
+      self.root / "profile",
+    )
     for path in (*own, self.replay) if self.owns_replay() else own:
       publish.remove(path)
     if not self._has(tokenizer):

@@ -45,6 +45,7 @@ COMMANDS = {
   "tokenizer": Command(("tokenizer", ground.GIN, "--folder=out"), 8),
   "generate": Command(("generate", "--checkpoint=export", "--file=prompts.txt", "--out=out.jsonl"), 8),
 }
+_TIMED = ("out/metrics.jsonl", "out/compute.jsonl")  # of training, with what it took in them
 # Names of files that tell when they were written.
 _DATED = ("_CHECKPOINT_METADATA", "commit_success.txt")
 
@@ -192,7 +193,7 @@ def _difference(name: str, folder: pathlib.Path, whole: Unbroken) -> str | None:
     if lacking := {path.split("/")[2] for path in expected if _is_step(path)} - _sums(folder).keys():
       return f"without step {', '.join(lacking)}"
     result, expected = (
-      {path: content for path, content in found.items() if not _is_step(path) and path != "out/metrics.jsonl"}
+      {path: content for path, content in found.items() if not _is_step(path) and path not in _TIMED}
       for found in (result, expected)
     )
   other = [

@@ -152,7 +152,7 @@ def test_overwriting_deletes_only_what_a_run_writes(save, tiny, tmp_path):
   (tmp_path / "disk").mkdir()
   folder.checkpoints.rename(tmp_path / "disk" / "large")
   folder.checkpoints.symlink_to(tmp_path / "disk" / "large")
-  for name in ("notes.txt", "export/config.json", "checkpoints/notes.txt"):
+  for name in ("notes.txt", "export/config.json", "checkpoints/notes.txt", "compute-mine.jsonl"):
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text("mine")
   interventions = "interventions.jsonl", "interventions.gin"
@@ -160,6 +160,8 @@ def test_overwriting_deletes_only_what_a_run_writes(save, tiny, tmp_path):
     "metrics.jsonl",
     "layers.jsonl",
     "probe.json",
+    "compute.jsonl",
+    "compute-3.jsonl",
     *interventions,
     "tensorboard/events",
     "profile/trace",
@@ -169,7 +171,13 @@ def test_overwriting_deletes_only_what_a_run_writes(save, tiny, tmp_path):
     (tmp_path / name).write_text(f"{workdir_lib.REPLAY_MARK} the run's")
   with folder.locked():
     folder.open(tiny, Source(), overwrite=True)
-  assert set(_files(tmp_path)) == {"config.json", "notes.txt", "export/config.json", "disk/large/notes.txt"}
+  assert set(_files(tmp_path)) == {
+    "config.json",
+    "notes.txt",
+    "compute-mine.jsonl",
+    "export/config.json",
+    "disk/large/notes.txt",
+  }
   assert folder.checkpoints.is_symlink() and manager_lib.steps(folder.checkpoints) == []
 
 
