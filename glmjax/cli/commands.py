@@ -39,7 +39,7 @@ COMMANDS = {
       "data",
       "glmjax.corpus.survey.survey",
       "report on text before training: languages, lengths, duplicates, personal data, overlap with evaluation sets",
-      "glmjax data runs/text/en.jsonl runs/text/zh.jsonl --out=runs/text/report",
+      "glmjax data --out=runs/text/report runs/text/en.jsonl runs/text/zh.jsonl",
       (
         Flag("corpora", "text files, folders or globs (those of a gin file)", Path, repeatable=True, optional=True),
         Flag("--out", "folder for report.md, report.json and pictures", Path),
