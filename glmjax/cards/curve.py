@@ -132,7 +132,7 @@ def fit(metrics: paths.Named | Iterable[Mapping[str, Any]], parameters: int | No
   if refusal is not None:
     return Curve(*about, refusal, None, None)
   law = law_lib.fit(groups, len(groups.tokens_G), seed)
-  fitted_B = np.median(law.losses(law.bins.area_B, law.bins.drop_MB), axis=0)
+  fitted_B = np.median(law.losses(law.bins.area_B, law.bins.drop_LB), axis=0)
   fall = fitted_B.max() - fitted_B[-1]
   if np.median(np.abs(fitted_B - law.bins.loss_B)) > _MISFIT * fall:
     return Curve(*about, "the loss follows no power law, its learning rate's decay counted", None, None)
@@ -181,8 +181,8 @@ def _found(groups: groups_lib.Groups, law: law_lib.Law, end_R: np.ndarray, twice
 
 def _stretched(groups: groups_lib.Groups, law: law_lib.Law, length: float) -> np.ndarray:
   """Returns each round's loss at the end of a run so many times as long, its schedule stretched over it."""
-  drop_MG = law_lib.lagged_MG(groups.drop_G, groups.size * length)
-  return law.losses(length, drop_MG[:, -1])
+  drop_LG = law_lib.lagged_LG(groups.drop_G, groups.size * length)
+  return law.losses(length, drop_LG[:, -1])
 
 
 def _from_half(groups: groups_lib.Groups, seed: int) -> Estimate | None:
@@ -191,8 +191,8 @@ def _from_half(groups: groups_lib.Groups, seed: int) -> Estimate | None:
   if _refusal(groups, end) is not None:
     return None
   law = law_lib.fit(groups, end, seed)
-  drop_M = law_lib.lagged_MG(groups.drop_G, groups.size)[:, -1]
-  return _estimate(law.losses(groups.area_G[-1] / groups.area_G[end - 1], drop_M))
+  drop_L = law_lib.lagged_LG(groups.drop_G, groups.size)[:, -1]
+  return _estimate(law.losses(groups.area_G[-1] / groups.area_G[end - 1], drop_L))
 
 
 def _refusal(groups: groups_lib.Groups, end: int) -> str | None:

@@ -30,8 +30,8 @@ import numpy as np
 from glmjax.cards import groups as groups_lib
 
 _EXPONENTS_A = np.geomspace(0.02, 2, 128)
-_MEMORIES_M = (10, 100, 1000)  # steps
-_LONGEST = 0.25  # of the run's steps: of a memory
+_LAGS_L = (10, 100, 1000)  # steps
+_LONGEST_LAG = 0.25  # of the run's steps
 _STARTS = (0.05, 0.1)  # of the tokens, where fits begin: half of the rounds each
 _BINS = 96
 _HUBER = 1.345  # standard deviations: 95 % of the precision of squares where all is normal (Huber, 1964)
@@ -43,21 +43,21 @@ _PARTS = ((0, 1, 2), (1, 2), (0, 1), (1,))  # which of E, A and C are not 0
 
 @dataclasses.dataclass(frozen=True)
 class Bins:
-  """B bins of a curve, M memories."""
+  """B bins of a curve; L lags."""
 
   tokens_B: np.ndarray
   area_B: np.ndarray  # x
-  drop_MB: np.ndarray  # z
+  drop_LB: np.ndarray  # z
   loss_B: np.ndarray
   steps: int  # of the run
   error_B: np.ndarray  # standard error of the mean loss, as a share of it
 
-  def design_MABK(self) -> np.ndarray:
-    """Returns what E, A and C are multiplied by, for each memory and exponent."""
+  def design_LABK(self) -> np.ndarray:
+    """Returns what E, A and C are multiplied by, for each lag and exponent."""
     power_AB = self.area_B ** -_EXPONENTS_A[:, None]
-    shape = (len(_MEMORIES_M), *power_AB.shape)
-    drop_MAB = np.broadcast_to(self.drop_MB[:, None], shape)
-    return np.stack([np.ones(shape), np.broadcast_to(power_AB, shape), -drop_MAB], axis=-1)
+    shape = (len(_LAGS_L), *power_AB.shape)
+    drop_LAB = np.broadcast_to(self.drop_LB[:, None], shape)
+    return np.stack([np.ones(shape), np.broadcast_to(power_AB, shape), -drop_LAB], axis=-1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,35 +66,35 @@ class Law:
 
   linear_RK: np.ndarray  # E, A, C
   exponent_R: np.ndarray
-  memory_R: np.ndarray  # index among the memories
+  lag_R: np.ndarray  # index among the lags
   bins: Bins
 
-  def losses(self, area: float | np.ndarray, drop_M: np.ndarray) -> np.ndarray:
-    """Returns each round's loss, [R, ...], at places x, [...], where the drop is drop_M, [M, ...]."""
+  def losses(self, area: float | np.ndarray, drop_L: np.ndarray) -> np.ndarray:
+    """Returns each round's loss, [R, ...], at places x, [...], where the drop is drop_L, [L, ...]."""
     shape = (-1, *(1,) * np.ndim(area))
     e, a, c = (column.reshape(shape) for column in self.linear_RK.T)
-    return e + a * area ** -self.exponent_R.reshape(shape) - c * drop_M[self.memory_R]
+    return e + a * area ** -self.exponent_R.reshape(shape) - c * drop_L[self.lag_R]
 
   def slope_R(self) -> np.ndarray:
     """Returns by how many nats the loss falls, at the end, for each doubling of tokens under a stretched schedule."""
     return np.log(2) * self.exponent_R * self.linear_RK[:, 1]
 
 
-def lagged_MG(drop_G: np.ndarray, spacing: float) -> np.ndarray:
-  """Returns how far the rate has come down, with the lag of each memory; groups are `spacing` steps long."""
-  lagged_MG = np.empty((len(_MEMORIES_M), len(drop_G)))
-  for memory, lagged_G in zip(_MEMORIES_M, lagged_MG, strict=True):
-    kept, last = float(np.exp(-spacing / memory)), 0.0
+def lagged_LG(drop_G: np.ndarray, spacing: float) -> np.ndarray:
+  """Returns how far the rate has come down, with each lag; groups are `spacing` steps long."""
+  lagged_LG = np.empty((len(_LAGS_L), len(drop_G)))
+  for lag, lagged_G in zip(_LAGS_L, lagged_LG, strict=True):
+    kept, last = float(np.exp(-spacing / lag)), 0.0
     for index, drop in enumerate(drop_G.tolist()):
       last = kept * last + (1 - kept) * drop
       lagged_G[index] = last
-  return lagged_MG
+  return lagged_LG
 
 
 def fit(groups: groups_lib.Groups, end: int, seed: int) -> Law:
   """Fits the law to a run's first `end` groups, once from each start, and draws each fit's residuals anew.
 
-  The interval that the rounds span holds what is not known: the noise, the memory, and where the power law begins.
+  The interval that the rounds span holds what is not known: the noise, the lag, and where the power law begins.
 
   Args:
     groups: of the run.
@@ -104,10 +104,10 @@ def fit(groups: groups_lib.Groups, end: int, seed: int) -> Law:
   draw, found = np.random.default_rng(seed), []
   for start in _STARTS:
     bins = _bins(groups, end, start)
-    best, weight_B = _robust(bins)
-    found.append((*_rounds(bins, best, weight_B, draw), bins))
-  linear, exponent, memory, bins = zip(*found, strict=True)
-  return Law(np.concatenate(linear), np.concatenate(exponent), np.concatenate(memory), bins[0])
+    fitted_B, residual_B = _robust(bins)
+    found.append((*_rounds(bins, fitted_B, residual_B, draw), bins))
+  linear, exponent, lag, bins = zip(*found, strict=True)
+  return Law(np.concatenate(linear), np.concatenate(exponent), np.concatenate(lag), bins[0])
 
 
 def count_bins(groups: groups_lib.Groups, end: int) -> int:
@@ -132,7 +132,7 @@ def _bins(groups: groups_lib.Groups, end: int, start: float) -> Bins:
   return Bins(
     tokens_B=mean(groups.tokens_G),
     area_B=mean(groups.area_G) / groups.area_G[end - 1],
-    drop_MB=np.stack([mean(lagged_G) for lagged_G in lagged_MG(groups.drop_G[:end], groups.size)]),
+    drop_LB=np.stack([mean(lagged_G) for lagged_G in lagged_LG(groups.drop_G[:end], groups.size)]),
     loss_B=loss_B,
     steps=end * groups.size,
     error_B=groups.noise() / np.sqrt(count_B),
@@ -161,37 +161,33 @@ def _rounds(bins: Bins, fitted_B: np.ndarray, residual_B: np.ndarray, draw: np.r
   return _solve(bins, np.ones(count), losses_RB)
 
 
-def _losses(bins: Bins, linear_RK: np.ndarray, exponent_R: np.ndarray, memory_R: np.ndarray) -> np.ndarray:
-  return Law(linear_RK, exponent_R, memory_R, bins).losses(bins.area_B, bins.drop_MB)
+def _losses(bins: Bins, linear_RK: np.ndarray, exponent_R: np.ndarray, lag_R: np.ndarray) -> np.ndarray:
+  return Law(linear_RK, exponent_R, lag_R, bins).losses(bins.area_B, bins.drop_LB)
 
 
 def _solve(bins: Bins, weight_B: np.ndarray, losses_RB: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Returns E, A and C, the exponent, and the memory's index that fit each of R curves best."""
-  weight_B = weight_B / (bins.loss_B * bins.error_B) ** 2
-  design_MABK = bins.design_MABK()
-  weighted_MAKB = np.swapaxes(design_MABK * weight_B[:, None], -1, -2)
-  squares_MAKK, sides_MAKR = weighted_MAKB @ design_MABK, weighted_MAKB @ losses_RB.T
-  is_long_M = np.array(_MEMORIES_M) > _LONGEST * bins.steps
-  is_long_M[0] = False  # something must be left
-  is_long = np.repeat(is_long_M, len(_EXPONENTS_A))
-  best = np.full(len(losses_RB), np.inf)
-  linear_RK, place_R = np.zeros((len(losses_RB), 3)), np.zeros(len(losses_RB), np.int64)
-  for part in _PARTS:
-    if 2 in part and bins.drop_MB.max() < 0.01:
-      continue  # the rate stayed where it was, and C could be anything
-    part = np.array(part)
-    squares = squares_MAKK[..., part[:, None], part]
-    sides = sides_MAKR[..., part, :].reshape(-1, len(part), len(losses_RB))
+  """Returns E, A and C, the exponent, and the lag's index that fit each of R curves best.
+
+  With none of E, A and C negative, the best fit is that of least squares with some of them left out, as 0: all ways to
+  do so are tried, for each lag and exponent.
+  """
+  design_LABK, rounds_R = bins.design_LABK(), np.arange(len(losses_RB))
+  weighted_LAKB = np.swapaxes(design_LABK * (weight_B / (bins.loss_B * bins.error_B) ** 2)[:, None], -1, -2)
+  squares_LAKK, sides_LAKR = weighted_LAKB @ design_LABK, weighted_LAKB @ losses_RB.T
+  is_long_L = np.array(_LAGS_L) > max(_LONGEST_LAG * bins.steps, _LAGS_L[0])
+  decays = bins.drop_LB.max() >= 0.01  # else C could be anything
+  best_R, place_R = np.full(len(rounds_R), np.inf), np.zeros(len(rounds_R), np.int64)
+  linear_RK = np.zeros((len(rounds_R), 3))
+  for part in _PARTS if decays else [part for part in _PARTS if 2 not in part]:
+    squares, sides = squares_LAKK[..., np.array(part)[:, None], part], sides_LAKR[..., part, :]
     ridge = 1e-12 * np.trace(squares, axis1=-2, axis2=-1)[..., None, None] * np.eye(len(part))
-    values = np.linalg.solve((squares + ridge).reshape(-1, len(part), len(part)), sides)
-    cost = np.where((values >= 0).all(1) & ~is_long[:, None], -(values * sides).sum(1), np.inf)
+    values = np.linalg.solve(squares + ridge, sides)
+    cost = np.where((values >= 0).all(-2) & ~is_long_L[:, None, None], -(values * sides).sum(-2), np.inf)
+    cost, values = cost.reshape(-1, len(rounds_R)), values.reshape(-1, len(part), len(rounds_R))
     at_R = cost.argmin(0)
-    cost_R, rounds_R = cost[at_R, np.arange(len(at_R))], np.arange(len(at_R))
-    better_R = cost_R < best
-    best = np.where(better_R, cost_R, best)
-    place_R = np.where(better_R, at_R, place_R)
-    whole_RK = np.zeros_like(linear_RK)
-    whole_RK[:, part] = values[at_R, :, rounds_R]
-    linear_RK = np.where(better_R[:, None], whole_RK, linear_RK)
-  memory_R, exponent_R = np.divmod(place_R, len(_EXPONENTS_A))
-  return linear_RK, _EXPONENTS_A[exponent_R], memory_R
+    better_R = cost[at_R, rounds_R] < best_R
+    best_R, place_R = np.where(better_R, cost[at_R, rounds_R], best_R), np.where(better_R, at_R, place_R)
+    linear_RK[better_R] = 0
+    linear_RK[np.ix_(better_R, part)] = values[at_R, :, rounds_R][better_R]
+  lag_R, exponent_R = np.divmod(place_R, len(_EXPONENTS_A))
+  return linear_RK, _EXPONENTS_A[exponent_R], lag_R

@@ -103,8 +103,8 @@ def test_area_of_annealing_is_the_decay_seen_with_a_lag():
   rate = rates(800, "cosine")
   steps = steps_lib.Steps(np.arange(1.0, 801), np.ones(800), rate)
   groups = groups_lib.of(steps)
-  lagged_MG = law_lib.lagged_MG(groups.drop_G, 1)
-  np.testing.assert_allclose(lagged_MG[1], area_of_annealing(rate, 100), atol=1e-3)  # the peak's end is rounded
+  lagged_LG = law_lib.lagged_LG(groups.drop_G, 1)
+  np.testing.assert_allclose(lagged_LG[1], area_of_annealing(rate, 100), atol=1e-3)  # the peak's end is rounded
 
 
 def test_a_long_run_in_groups_gives_what_its_steps_give():
