@@ -37,6 +37,7 @@ _BINS = 96
 _HUBER = 1.345  # standard deviations: 95 % of the precision of squares where all is normal (Huber, 1964)
 _WINSOR = 3  # standard deviations: larger residuals are drawn as that
 _BLOCK = 4  # neighbouring bins that are drawn together
+_LAW_ERROR = 0.005  # share of the loss by which the law itself may be off: no loss follows one exactly
 _ROUNDS = 200  # of each start
 _PARTS = ((0, 1, 2), (1, 2), (0, 1), (1,))  # which of E, A and C are not 0
 
@@ -94,7 +95,8 @@ def lagged_LG(drop_G: np.ndarray, spacing: float) -> np.ndarray:
 def fit(groups: groups_lib.Groups, end: int, seed: int) -> Law:
   """Fits the law to a run's first `end` groups, once from each start, and draws each fit's residuals anew.
 
-  The interval that the rounds span holds what is not known: the noise, the lag, and where the power law begins.
+  The interval that the rounds span holds what is not known: the noise, the lag, where the power law begins, and by how
+  much the law itself is off.
 
   Args:
     groups: of the run.
@@ -157,8 +159,16 @@ def _rounds(bins: Bins, fitted_B: np.ndarray, residual_B: np.ndarray, draw: np.r
   residual_B = np.clip(residual_B, -_WINSOR * spread, _WINSOR * spread) * np.sqrt(count / (count - 4))
   first = draw.integers(0, count, (_ROUNDS, -(-count // _BLOCK), 1))
   drawn_RB = ((first + np.arange(_BLOCK)) % count).reshape(_ROUNDS, -1)[:, :count]
-  losses_RB = fitted_B * np.exp(residual_B[drawn_RB] * bins.error_B)
+  losses_RB = fitted_B * np.exp(residual_B[drawn_RB] * bins.error_B + _wobble_RB(bins, draw))
   return _solve(bins, np.ones(count), losses_RB)
+
+
+def _wobble_RB(bins: Bins, draw: np.random.Generator) -> np.ndarray:
+  """Returns by what shares the law may be off in each round: normal at every doubling of the tokens, lines between."""
+  octaves_B = np.log2(bins.tokens_B / bins.tokens_B[0])
+  knots_K = np.arange(int(octaves_B[-1]) + 2)
+  at_RK = _LAW_ERROR * draw.standard_normal((_ROUNDS, len(knots_K)))
+  return np.stack([np.interp(octaves_B, knots_K, at_K) for at_K in at_RK])
 
 
 def _losses(bins: Bins, linear_RK: np.ndarray, exponent_R: np.ndarray, lag_R: np.ndarray) -> np.ndarray:
