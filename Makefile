@@ -115,6 +115,8 @@ lock: install  ## the exact versions in use, as tested
 # Real text to an INT4 model that answers; gin/runs/quickstart.gin says what each command does.
 RUN := runs/quickstart
 GIN := runs/quickstart.gin
+BESIDE := --run=$(RUN)/train --cache=$(RUN)/cache --text=$(RUN)/data/report.json
+ABOUT := $(if $(filter runs/quickstart.gin,$(GIN)),--about=quickstart)
 QUICK := --gin_file=$(GIN) --stages=$(RUN)/stages.jsonl
 PROMPTS := --prompt="The government said the new [MASK] would help people in Britain." --prompt="The company said that its" \
   --prompt="中国政府[MASK]发展经济。" --prompt="这家酒店的服务"
@@ -138,6 +140,8 @@ results: install-run  ## of a trained run: export, evaluate, generate, report; o
 	$(BIN)/glmjax generate $(QUICK) --checkpoint=$(RUN)/float --samples=$(RUN)/samples.jsonl $(PROMPTS)
 	$(BIN)/glmjax generate $(QUICK) --checkpoint=$(RUN)/int4 --samples=$(RUN)/samples.jsonl $(PROMPTS)
 	$(BIN)/glmjax report $(QUICK)
+	$(BIN)/glmjax data $(QUICK) --out=$(RUN)/data --tokenizer=$(RUN)/tokenizer
+	$(BIN)/glmjax card $(QUICK) $(RUN)/float $(ABOUT) $(BESIDE) --evaluation=$(RUN)/heldout.json
 
 # Real tasks, whose data Python packages carry (benchmarks/evaluation_data.py), put to the models of the quickstart.
 TASKS := packages boolq commonsenseqa siqa openbookqa stereoset

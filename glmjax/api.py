@@ -136,7 +136,7 @@ def run(command: str, *gin_files: str, bindings: str | Sequence[str] = (), **arg
 
   Args:
     command: "text", "tokenizer", "cache", "study", "evaluate" (with `tasks` it puts tasks to the model), "compare",
-      "weights", "export", "import", "inspect", "launch", "doctor" or "report".
+      "weights", "export", "import", "inspect", "card", "launch", "doctor" or "report".
     *gin_files: searched in the working directory and then among glmjax's own, later ones over earlier.
     bindings: one or several, as "VOCAB_SIZE = 4096", over those of the files.
     **arguments: the command's flags by their names, without dashes; and Python objects in place of what gin would bind,
@@ -176,9 +176,12 @@ def _settled(
   from glmjax.config import signatures
 
   command = run_lib.command_named(name)
-  command = next((mode for mode in command.modes if mode.name.partition("--")[2] in arguments), command)
+  chosen = {each for each, value in arguments.items() if value is not False}
+  command = next((mode for mode in command.modes if mode.name.partition("--")[2] in chosen), command)
   module, _, function = command.target.rpartition(".")
   flags = {flag.parameter: flag for flag in command.flags if flag not in hosts.FLAGS}
+  switch = command.name.partition("--")[2]  # that chose it; some are flags of it as well
+  arguments = {each: value for each, value in arguments.items() if each in flags or each != switch}
   names = {*flags, *inspect.signature(getattr(importlib.import_module(module), function)).parameters}
   if unknown := [argument for argument in arguments if argument not in names]:
     close = signatures.nearest(unknown[0], names)

@@ -139,7 +139,7 @@ def place(tmp_path, monkeypatch):
   monkeypatch.setattr(run_lib.gin_files, "parse", run_lib.gin_files.check)
   monkeypatch.setattr(commands.plans, "_shipped", run_lib.gin_files.find)  # which parses
   monkeypatch.setattr(run_lib.hosts, "_join", lambda options: None)
-  monkeypatch.setattr(run_lib, "call", lambda command, given: {"problem": None, "failed": {}})
+  monkeypatch.setattr(run_lib, "call", lambda command, given: {"problem": None, "problems": [], "failed": {}})
   monkeypatch.setattr(commands.inputs, "_lines", lambda file, name: [(1, '{"prompt": "a", "text": "a"}')])
   monkeypatch.setattr(run_lib, "_print_result", lambda *arguments: None)
   return tmp_path

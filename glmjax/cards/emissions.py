@@ -13,12 +13,12 @@ _MOST_KG = 3.0  # of a kWh: no fuel comes near that, and grams given for kilogra
 class Grid:
   """What a grid emits, as its source says: no country and no year is assumed."""
 
-  kg_per_kwh: float  # of CO2, or of its equivalent, as the source has it
+  kg_co2_per_kwh: float  # of CO2, or of its equivalent, as the source has it
   source: str
   year: int
 
   def __post_init__(self) -> None:
-    ranges.number("Grid.kg_per_kwh", self.kg_per_kwh, 0, _MOST_KG)
+    ranges.number("Grid.kg_co2_per_kwh", self.kg_co2_per_kwh, 0, _MOST_KG)
     ranges.whole("Grid.year", self.year, 1990, 2100)
     if not self.source.strip():
       raise errors.InputError("Grid.source is empty: say whose figure it is")
@@ -57,7 +57,7 @@ def of(low_kwh: float, high_kwh: float | None, pue: float, grid: Grid) -> Emissi
     ranges.number("high_kwh", high_kwh, low_kwh)
 
   def tonnes(kwh: float) -> float:
-    return kwh * pue * grid.kg_per_kwh / 1000
+    return kwh * pue * grid.kg_co2_per_kwh / 1000
 
   high = None if high_kwh is None else tonnes(high_kwh)
   return Emissions(tonnes(low_kwh), high, low_kwh, high_kwh, pue, grid)

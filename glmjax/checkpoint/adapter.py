@@ -7,7 +7,6 @@ import math
 import threading
 from typing import Any
 
-import jax
 import numpy as np
 
 from glmjax import errors
@@ -21,7 +20,6 @@ from glmjax.models import config as config_lib
 from glmjax.models import lowrank
 from glmjax.models import params as params_lib
 from glmjax.models import prefix as prefix_lib
-from glmjax.quantize import qarray
 
 _log = logging.getLogger("glmjax")
 
@@ -112,7 +110,7 @@ class Merging:
     whole = self._float(weight.name, region) + self._added(weight.name, region)
     stored = weight.convert(whole)
     if weight.bits is not None:
-      self._count(whole, self._dequantized(weight, stored))
+      self._count(whole, weight.floats(stored))
     return stored
 
   @property
@@ -123,13 +121,7 @@ class Merging:
 
   def _float(self, name: str, region: stored_weights.Region) -> np.ndarray:
     stored = self._stored[name]
-    block = self._source.read_block(self._reader, stored, region)
-    return block[name].astype(np.float32) if stored.bits is None else self._dequantized(stored, block)
-
-  def _dequantized(self, weight: stored_weights.StoredWeight, block: Mapping[str, np.ndarray]) -> np.ndarray:
-    axis = params_lib.known(weight.name).inputs_from_end[-1]
-    codes = qarray.QuantizedArray(block[f"{weight.name}/values"], block[f"{weight.name}/scale"], weight.bits, axis)
-    return np.asarray(qarray.dequantize(jax.tree.map(jax.numpy.asarray, codes)))
+    return stored.floats(self._source.read_block(self._reader, stored, region))
 
   def _added(self, name: str, region: stored_weights.Region) -> np.ndarray:
     """Returns what the factors add to a block, [layers, *inputs, *outputs]: input axes are never cut."""

@@ -23,7 +23,7 @@ class LoadedModel:
   params: Any
   tokenizer_dir: paths.Path
   bits: int | None  # None: float
-  metadata: dict[str, Any]  # data, tokenizer and step, as recorded
+  metadata: dict[str, Any]  # data, tokenizer and step, as recorded; weights: their fingerprint
 
 
 def load(folder: paths.Named, dtype: str | None = None, shardings: Any = None) -> LoadedModel:
@@ -47,7 +47,12 @@ def load(folder: paths.Named, dtype: str | None = None, shardings: Any = None) -
     params = source.read(source.targets(flat))
     if dtype is not None:
       params = {name: _cast(name, x, dtype) for name, x in params.items()}
-    metadata = {"data": source.config.data, "tokenizer": source.config.tokenizer, "step": source.step}
+    metadata = {
+      "data": source.config.data,
+      "tokenizer": source.config.tokenizer,
+      "step": source.step,
+      "weights": source.fingerprint,
+    }
     tokenizer_dir = folder / folder_lib.TOKENIZER
     return LoadedModel(source.config.model, _unflatten(params, source.bits), tokenizer_dir, source.bits, metadata)
 

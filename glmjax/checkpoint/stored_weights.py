@@ -10,6 +10,7 @@ import math
 import pathlib
 import shutil
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -124,6 +125,14 @@ class StoredWeight:
     if stored.get(self.name) is not block:
       check_finite(stored, "has values beyond the type that it is to be stored in: give --dtype=float32 or bfloat16")
     return stored
+
+  def floats(self, block: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Returns what a stored block stands for, float32."""
+    if self.bits is None:
+      return block[self.name].astype(np.float32)
+    axis = self._param.inputs_from_end[-1]
+    codes = qarray.QuantizedArray(block[f"{self.name}/values"], block[f"{self.name}/scale"], self.bits, axis)
+    return np.asarray(qarray.dequantize(jax.tree.map(jnp.asarray, codes)))
 
 
 def check_finite(block: Mapping[str, np.ndarray], problem: str) -> None:

@@ -57,7 +57,12 @@ def stream(folder: paths.Named, targets: Targets, rows: Targets | None = None) -
       wanted = arrays.named_leaves(tree)
       found = _read(source, wanted)
     params = jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(tree), [found[name] for name in wanted])
-    metadata = {"data": source.config.data, "tokenizer": source.config.tokenizer, "step": source.step}
+    metadata = {
+      "data": source.config.data,
+      "tokenizer": source.config.tokenizer,
+      "step": source.step,
+      "weights": source.fingerprint,
+    }
     return load.LoadedModel(source.config.model, params, folder / folder_lib.TOKENIZER, source.bits, metadata)
 
   return source_lib.use(folder, read)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from glmjax import ranges
-from glmjax.cli import corpus, doctor, evaluation, hosts, inference, inputs, plans, study, weights
+from glmjax.cli import cards, corpus, doctor, evaluation, hosts, inference, inputs, plans, study, weights
 from glmjax.cli.flags import Command, Flag
 from glmjax.cli.shared_flags import (
   ADAPTER,
@@ -164,6 +164,7 @@ COMMANDS = {
       (Flag("runs", "folders that evaluate --tasks wrote", Path, repeatable=True),),
       show=evaluation.show_comparison,
       modes=(
+        cards.CHANGES,
         Command(
           "compare --toxicity",
           "glmjax.harness.toxicity.measure",
@@ -359,6 +360,7 @@ COMMANDS = {
       (Flag("--out", "folder to copy them to", Path),),
       show=doctor.show_scripts,
     ),
+    *cards.COMMANDS,
     Command(
       "report",
       "glmjax.evaluate.report.write",

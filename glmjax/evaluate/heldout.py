@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+import glmjax
 from glmjax.io import bucket_path
 from glmjax.io import folders
 from glmjax.io import paths
@@ -25,6 +26,7 @@ from glmjax import tokens as tokens_lib
 from glmjax.checkpoint import load
 from glmjax.data import shards
 from glmjax.evaluate import baselines
+from glmjax.evaluate import report
 from glmjax.evaluate import windows
 from glmjax.infer import placement
 from glmjax.infer import runner
@@ -112,17 +114,23 @@ def evaluate(
   result = evaluate_model(model, opened, settings, place)
   if out is not None and first:
     try:
-      publish.write_json(out, result)
+      publish.write_json(out, result | {report.MODEL: _identity(model, adapter)})
     except OSError as error:
       raise errors.InputError(f"{out} cannot be written: {errors.reason(error)}; write --out elsewhere") from error
   return result
+
+
+def _identity(model: load.LoadedModel, adapter: paths.Named | None) -> dict[str, str | None]:
+  """Returns whose figures they are, for the file that holds them: fingerprints, and glmjax's version."""
+  adapted = {} if adapter is None else {"adapter": load.fingerprint(adapter)}
+  return {"weights": model.metadata.get("weights"), **adapted, "glmjax": glmjax.__version__}
 
 
 def _check_out(out: paths.Path) -> None:
   """Finds out before the work whether its result can be written, and takes the place of such a result at most."""
   if out.exists() and out.stat().st_size:
     try:
-      results = user_json.read(out).values()
+      results = [each for name, each in user_json.read(out).items() if name != report.MODEL]
     except errors.InputError as error:
       if errors.may_pass(error):
         raise

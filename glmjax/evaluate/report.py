@@ -25,6 +25,7 @@ from glmjax.evaluate import timings
 
 _log = logging.getLogger("glmjax")
 _SPEEDS = ("tokens_per_second", "model_flops_per_second")
+MODEL = "model"  # beside the languages in an evaluation's file: whose figures they are
 MEAN_STEPS = 20  # loss_first and loss_last are means over this many steps
 EVALUATIONS = {"float": "heldout.json", "int8": "heldout_int8.json", "int4": "heldout_int4.json"}
 EXPORTS = {"float": "float", "int8": "int8", "int4": "int4"}
@@ -233,6 +234,7 @@ def read_evaluation(path: paths.Path) -> dict[str, dict[str, float]]:
   again = f"run glmjax evaluate --out={path} again"
   _check_there(path, f"glmjax evaluate --out={path}")
   languages = user_json.read(path, expected=again)
+  languages.pop(MODEL, None)
   for language, figures in languages.items():
     if not (
       isinstance(figures, dict)
@@ -241,6 +243,14 @@ def read_evaluation(path: paths.Path) -> dict[str, dict[str, float]]:
     ):
       raise errors.InputError(f"{path}: {language[:40]!r} has no figures of an evaluation; {again}")
   return languages
+
+
+def evaluated_weights(path: paths.Path) -> str | None:
+  """Returns the fingerprint of the weights that an evaluation is of, of an adapter where there was one; None where an
+  older glmjax wrote it.
+  """
+  model = user_json.read(path).get(MODEL)
+  return (model.get("adapter") or model.get("weights")) if isinstance(model, dict) else None
 
 
 def _size(folder: paths.Path) -> int:

@@ -12,15 +12,13 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import yaml
-
 from glmjax import errors
 from glmjax import ranges
 from glmjax.harness import reading
 from glmjax.harness import template
 from glmjax.io import paths
+from glmjax.io import user_yaml
 
-_LARGEST = 1 << 20  # bytes of a task's file
 _SUFFIXES = (".yaml", ".yml")
 _log = logging.getLogger("glmjax")
 
@@ -149,20 +147,7 @@ def read(path: paths.Named) -> Task:
     errors.InputError: for a file that is no task.
   """
   path = pathlib.Path(path)
-  try:
-    if path.stat().st_size > _LARGEST:
-      raise errors.InputError(f"{path} has {path.stat().st_size:,} bytes; a task has {_LARGEST:,} at most")
-    text = path.read_text(encoding="utf-8")
-    if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):  # a few lines of them can mean gigabytes
-      raise errors.InputError(f"{path}: aliases (*name) are not read: write out what they stand for")
-    content = yaml.safe_load(text)
-  except OSError as error:
-    raise errors.InputError(f"cannot read the task {path}: {errors.reason(error)}") from error
-  except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-    raise errors.InputError(f"{path}: not YAML ({errors.one_line(error)})") from None
-  if not isinstance(content, dict):
-    raise errors.InputError(f"{path}: a task is a table of keys and values, as name: lambada")
-  return of(content, str(path))
+  return of(user_yaml.read(path, "the task", "name: lambada"), str(path))
 
 
 def of(content: Mapping[Any, Any], where: str) -> Task:

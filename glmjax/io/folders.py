@@ -22,6 +22,8 @@ from glmjax.io import publish
 from glmjax.io import together
 from glmjax.io import tokenizer_folder
 
+CARD_README = "README.md"
+CARD_MARK = "<!-- Written by glmjax card: change about.yaml, and make it again. -->"  # in README.md, near its head
 _LARGEST_MARK = 1 << 26  # bytes of a JSON file that is looked into
 _LARGEST_LAYOUT = 1 << 16  # of our tokenizer.json; those of other programs hold the vocabulary
 
@@ -43,8 +45,8 @@ _FILES = {
   Kind.RUN: r"((config|probe)\.json|config\.gin|(metrics|layers)\.jsonl|interventions\.(jsonl|gin)|\.lock|"
   rf"{COMPUTE.pattern}|"
   r"(checkpoints|checkpoints\.deleting|tokenizer|tensorboard|profile)(/.*)?)",
-  Kind.EXPORT: r"(config\.json|checksums\.json|tokenizer/tokenizer\.(json|model)|params/(_\w+|commit_success\.txt|"
-  r"\w+\.jsonl?|weights\.safetensors|[^/]+/(\.zarray|[\d.]+(\.__lock)?|process_\d+)))",
+  Kind.EXPORT: r"(README\.md|card(\.(json|html)|-\w+\.png)|config\.json|checksums\.json|"
+  r"tokenizer/tokenizer\.(json|model)|params/(_\w+|commit_success\.txt|\w+\.jsonl?|weights\.safetensors|[^/]+/(\.zarray|[\d.]+(\.__lock)?|process_\d+)))",
   Kind.CACHE: r"(manifest\.json|config\.gin|tokenizer/[^/]+|progress/[^/]+\.json|"
   r"[^/]+/[^/]+-\d{5}-of-\d{5}\.\w+)",
   Kind.TOKENIZER: r"(tokenizer\.model|tokenizer\.json|config\.gin)",
@@ -172,8 +174,17 @@ def strangers(folder: paths.Path, kind: Kind) -> Iterator[str]:
   """Yields the files in a folder that are not of this kind; unfinished ones and links to folders are nobody's."""
   for path in _files_below(folder):
     inside = path.relative_to(folder)
-    if not publish.is_unfinished(path.name) and not _owns(kind, inside):
+    written_by_user = inside.as_posix() == CARD_README and not is_card(path)
+    if not publish.is_unfinished(path.name) and (written_by_user or not _owns(kind, inside)):
       yield str(inside)
+
+
+def is_card(readme: paths.Path) -> bool:
+  """Tells whether a README.md is a card's, which is made again; all others are the user's."""
+  if not readme.is_file():
+    return False
+  with readme.open("rb") as file:
+    return CARD_MARK.encode() in file.read(_LARGEST_MARK)
 
 
 def _files_below(folder: paths.Path) -> Iterator[paths.Path]:

@@ -40,7 +40,7 @@ def test_numbers_that_cannot_be(arguments, named):
 
 @pytest.mark.parametrize(
   "factor, source, year, named",
-  [(581, "grams", 2022, "kg_per_kwh"), (0.5, " ", 2022, "source"), (0.5, "somebody", 20, "year")],
+  [(581, "grams", 2022, "kg_co2_per_kwh"), (0.5, " ", 2022, "source"), (0.5, "somebody", 20, "year")],
 )
 def test_a_factor_needs_its_source_and_year(factor, source, year, named):
   with pytest.raises(errors.InputError, match=named):

@@ -1,0 +1,248 @@
+"""The integrity report: ten criteria, each with its evidence and with what is missing for full marks.
+
+A checklist that fails without evidence: what nothing shows counts as missing, whatever the owner says of it.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping
+
+from glmjax import errors
+from glmjax.cards import compute as compute_lib
+from glmjax.cards import facts as facts_lib
+from glmjax.models import params as params_lib
+
+UPSTREAM, MODEL, DOWNSTREAM = "upstream", "model", "downstream"
+EVIDENCED, PARTIAL, NONE = "evidenced", "partial", "no evidence"
+
+
+@dataclasses.dataclass(frozen=True)
+class Criterion:
+  """One criterion, and how it fares."""
+
+  name: str
+  group: str
+  evidence: tuple[str, ...]  # what shows it: files with their hashes, figures, commands
+  missing: tuple[str, ...]  # for full marks
+
+  @property
+  def verdict(self) -> str:
+    """Evidenced where nothing is missing, partial where something is there, else no evidence."""
+    return EVIDENCED if not self.missing else PARTIAL if self.evidence else NONE
+
+
+class _Finding:
+  """What is found for one criterion, while it is looked for."""
+
+  def __init__(self) -> None:
+    self.evidence: list[str] = []
+    self.missing: list[str] = []
+
+  def ask(self, there: object, evidence: str, missing: str) -> None:
+    """Notes the evidence where something is there, else what is missing."""
+    (self.evidence if there else self.missing).append(evidence if there else missing)
+
+
+@dataclasses.dataclass(frozen=True)
+class Previous:
+  """What a card says that its model is."""
+
+  version: str | None
+  weights: str  # their fingerprint
+
+
+@dataclasses.dataclass(frozen=True)
+class Known:
+  """The facts, and what was computed from them."""
+
+  facts: facts_lib.Facts
+  compute: compute_lib.Compute | None  # what the run cost
+  footprint: int  # rows of memory by precision and context
+  previous: Previous | None  # what the card that is being replaced was of
+
+
+def report(known: Known) -> list[Criterion]:
+  """Returns the ten criteria."""
+  found = []
+  for (group, name), look in _CRITERIA.items():
+    finding = _Finding()
+    look(known, finding)
+    found.append(Criterion(name, group, tuple(finding.evidence), tuple(finding.missing)))
+  return found
+
+
+def names() -> list[str]:
+  """Returns the names of all criteria."""
+  return [name for _, name in _CRITERIA]
+
+
+def _hash(facts: facts_lib.Facts, name: str) -> str:
+  return f"{name} (SHA-256 {facts.files[name][:16]}...)"
+
+
+def _architecture(known: Known, found: _Finding) -> None:
+  facts = known.facts
+  found.evidence.append(f"{_hash(facts, 'config.json')} describes all of it")
+  if facts.config.base:
+    base = facts.config.base
+    found.evidence.append(f"adapts {base.get('folder')}, weights {str(base.get('fingerprint'))[:16]}...")
+  else:
+    count = params_lib.count(facts.config.model)
+    found.evidence.append(f"{count:,} parameters by the architecture, as many as are stored")
+  found.ask(facts.about.architecture, f"published: {facts.about.architecture}", "where it was published: architecture")
+  if facts.kind == "an import":
+    found.evidence.append(f"read from files of {facts.config.export['family']}")
+
+
+def _dataset(known: Known, found: _Finding) -> None:
+  facts = known.facts
+  if facts.manifest is None:
+    found.missing.append("the manifest of the token cache: --cache")
+  else:
+    rows = [row for row in facts_lib.rows_of(facts.manifest) if row["split"] == "train"]
+    documents = sum(row["documents"] or 0 for row in rows)
+    found.evidence.append(
+      f"token cache {str(facts.config.data.get('cache'))[:16]}...: {len(rows)} tasks, {documents:,} documents, "
+      "each file with its SHA-256"
+    )
+    for row in rows:
+      stated = facts.about.data.get(row["task"], {}) | _given(facts.manifest, row["task"])
+      found.ask(stated.get("source"), f"{row['task']}: {stated.get('source')}", f"data: source of {row['task']}")
+      found.ask(stated.get("license"), f"{row['task']}: {stated.get('license')}", f"data: licence of {row['task']}")
+  found.ask(facts.config.data.get("weights"), "rates of the mixture: config.json, data", "rates of the mixture")
+  found.ask(facts.text, "duplicates, lengths, personal data: report of glmjax data", "report of the text: --text")
+  overlap = (facts.text or {}).get("overlap")
+  found.ask(overlap, "overlap with evaluation sets, by 13-grams", "overlap with evaluation sets: glmjax data --against")
+
+
+def _given(manifest: Mapping[str, object], task: str) -> dict[str, str]:
+  """Returns the source and the licence that the cache itself has of a task."""
+  own = manifest["tasks"][task]
+  return {name: str(own[name]) for name in ("source", "license") if own.get(name)}
+
+
+def _tokenizer(known: Known, found: _Finding) -> None:
+  facts = known.facts
+  recorded = facts.config.tokenizer.get("fingerprint") or facts.config.data.get("tokenizer")
+  if facts.tokenizer is None:
+    found.missing.append("a tokenizer in the folder")
+    return
+  fingerprint = facts.tokenizer["fingerprint"]
+  found.ask(
+    recorded == fingerprint, f"tokenizer {fingerprint[:16]}... is the one recorded", "a record of the tokenizer"
+  )
+  found.evidence.append(f"{facts.tokenizer['vocab_size']:,} ids fit {facts.config.model.vocab_size:,} embeddings")
+  if facts.manifest is not None:
+    found.evidence.append("the token cache was made with it")
+  found.ask(facts.about.tokenizer, f"from: {facts.about.tokenizer}", "where it comes from: tokenizer")
+
+
+def _density(known: Known, found: _Finding) -> None:
+  facts = known.facts
+  total = sum(facts.weights.parameters.values())
+  stored = sum(facts.weights.nbytes.values())
+  found.evidence.append(f"{total:,} parameters, all of which every token meets: a dense model")
+  found.evidence.append(
+    f"{facts.weights.arrays:,} arrays with checksums, {stored:,} bytes, {8 * stored / total:.2f} bits each"
+  )
+  tokens = None if facts.training is None else facts.training["tokens"]
+  if facts.config.base:
+    return
+  found.ask(tokens, f"{(tokens or 0) / total:.1f} tokens of training for each parameter", "tokens of training: --run")
+
+
+def _compute(known: Known, found: _Finding) -> None:
+  facts, compute = known.facts, known.compute
+  found.ask(facts.training, "metrics.jsonl has every step", "metrics of the run: --run")
+  found.ask(compute, "compute.jsonl has its sessions", "what the run cost, in compute.jsonl: --run")
+  if compute is not None:
+    found.ask(not compute.first_step, "from the first step on", f"what the first {compute.first_step:,} steps cost")
+    found.ask(compute.mfu, "MFU of each session", "MFU: the devices' peak is not known")
+    energy = compute.energy
+    measured = f"energy by {', '.join(energy.meters)}"
+    found.ask(energy.meters and not energy.ranges, measured, "energy by a meter: there is a range in its place")
+  found.ask(facts.about.grid, f"grid factor: {facts.about.grid and facts.about.grid.source}", "grid factor: grid")
+
+
+def _benchmarks(known: Known, found: _Finding) -> None:
+  evaluations = known.facts.evaluations
+  if not evaluations:
+    found.missing.append("an evaluation: --evaluation")
+  for each in evaluations:
+    found.ask(each.weights, f"{each.path}: of these weights, by fingerprint", f"{each.path}: whose weights they are")
+    if each.limit is not None:
+      found.missing.append(f"{each.path}: all items; it has the first {each.limit:,} of each file")
+
+
+def _identity(known: Known, found: _Finding) -> None:
+  facts = known.facts
+  found.evidence.append(f"weights {facts.weights.fingerprint[:16]}...: copies have the same, any other weights do not")
+  found.ask(facts.about.name, f"called {facts.about.name}", "what it is called: name")
+  found.ask(facts.about.owner, f"answered for by {facts.about.owner}", "who answers for it: owner")
+  found.ask(facts.about.contact, "with an address", "how to reach them: contact")
+  if facts.kind != "a training run":
+    found.ask(
+      facts.training or facts.kind == "an import",
+      "made from a run whose model, data and tokenizer are the same",
+      "the run that it was made from: --run",
+    )
+
+
+def _license(known: Known, found: _Finding) -> None:
+  about = known.facts.about
+  found.ask(about.license, f"licence of the weights: {about.license}", "licence of the weights: license")
+  found.ask(known.facts.license_file, f"its text: {known.facts.license_file}", "its text: a file LICENSE in the folder")
+  tasks = [] if known.facts.manifest is None else sorted(known.facts.manifest["tasks"])
+  without = [
+    task for task in tasks if not ({**about.data.get(task, {})} | _given(known.facts.manifest, task)).get("license")
+  ]
+  found.ask(tasks and not without, "licences of all data", f"licences of the data ({', '.join(without) or '--cache'})")
+
+
+def _hardware(known: Known, found: _Finding) -> None:
+  found.ask(known.footprint, f"memory of {known.footprint} settings, worked out and compiled", "memory that it takes")
+
+
+def _versions(known: Known, found: _Finding) -> None:
+  about, compute, before = known.facts.about, known.compute, known.previous
+  found.ask(about.version, f"version {about.version} of the weights", "a version of the weights: version")
+  replaced = before is not None and before.weights != known.facts.weights.fingerprint
+  if replaced and about.version and before.version and _ordered(about.version) <= _ordered(before.version):
+    found.missing.append(f"a version above {before.version}, which other weights have: version")
+  found.ask(
+    about.changes or about.version and not replaced,
+    f"what changed: {about.changes or 'nothing before it is known'}",
+    "what changed since the version before: changes",
+  )
+  found.ask(compute, "the libraries that it was trained with", "the libraries that it was trained with: --run")
+
+
+def _ordered(version: str) -> tuple[int, ...]:
+  """Returns MAJOR, MINOR and PATCH, by which versions are ordered."""
+  return tuple(int(part) for part in re.split(r"[-+]", version)[0].split("."))
+
+
+_CRITERIA: Mapping[tuple[str, str], Callable[[Known, _Finding], None]] = {
+  (UPSTREAM, "architecture provenance"): _architecture,
+  (UPSTREAM, "dataset composition"): _dataset,
+  (UPSTREAM, "tokenizer integrity"): _tokenizer,
+  (MODEL, "parameter density"): _density,
+  (MODEL, "training compute"): _compute,
+  (MODEL, "benchmark reproducibility"): _benchmarks,
+  (MODEL, "identity consistency"): _identity,
+  (DOWNSTREAM, "licence clarity"): _license,
+  (DOWNSTREAM, "hardware footprint"): _hardware,
+  (DOWNSTREAM, "versioning drift"): _versions,
+}
+
+
+def waived(criteria: list[Criterion], names_of_waived: list[str]) -> list[Criterion]:
+  """Returns the criteria that a check is to look at.
+
+  Raises:
+    errors.InputError: for a name that is none of theirs.
+  """
+  for name in names_of_waived:
+    if name not in names():
+      raise errors.InputError(f"--waive is {name[:60]!r}: choose one of {', '.join(names())}")
+  return [each for each in criteria if each.name not in names_of_waived]

@@ -1,0 +1,221 @@
+"""Cards: only what is evidenced, only of the model that it is beside, and nothing of the user's lost."""
+
+import json
+import pathlib
+import shutil
+
+import huggingface_hub
+import pytest
+import their_files
+import untrained_run
+import yaml
+
+from glmjax import errors
+from glmjax.cards import card
+from glmjax.cards import integrity
+from glmjax.checkpoint import export
+from glmjax.checkpoint import load
+from glmjax.models import config as config_lib
+from glmjax.thudm import load as thudm_load
+from glmjax.thudm import write
+
+ABOUT = """\
+name: 'Test | <b>model</b>'
+version: 1.2.0
+license: apache-2.0
+owner: nobody
+contact: nobody@example.org
+languages: [en, zh]
+architecture: arXiv 2210.02414
+tokenizer: trained here
+grid: {kg_co2_per_kwh: 0.5, source: "test", year: 2026}
+changes: all of it
+data: {pretrain_en: {source: "made up", license: cc0-1.0}}
+"""
+
+
+@pytest.fixture
+def model(world, tmp_path: pathlib.Path) -> pathlib.Path:
+  """A copy of the export, with statements."""
+  folder = tmp_path / "model"
+  shutil.copytree(world.export, folder)
+  (folder / "about.yaml").write_text(ABOUT, encoding="utf-8")
+  (folder / "LICENSE").write_text("Apache License", encoding="utf-8")
+  return folder
+
+
+def held_out(path: pathlib.Path, model: pathlib.Path | None) -> pathlib.Path:
+  """Writes an evaluation of a model; None: of another."""
+  weights = "0" * 64 if model is None else load.fingerprint(model)
+  figures = {"tokens": 10, "bytes": 30, "bits_per_byte": 2.5, "infill_accuracy": 0.25, "infill_accuracy_se": 0.1}
+  path.write_text(json.dumps({"en": figures, "model": {"weights": weights}}), encoding="utf-8")
+  return path
+
+
+def made(folder: pathlib.Path, world=None, **given) -> dict:
+  if world is not None:
+    given = {"run": world.run, "cache": world.cache} | given
+  return card.make(folder, **given)
+
+
+def verdicts(content: dict) -> dict[str, str]:
+  return {each["name"]: each["verdict"] for each in content["integrity"]}
+
+
+def test_a_bare_folder_has_a_card_that_says_what_is_not_known(world, tmp_path: pathlib.Path) -> None:
+  content = made(world.export, out=tmp_path / "card")
+  assert content["model"]["kind"] == "an export" and len(content["integrity"]) == 10
+  assert verdicts(content)["benchmark reproducibility"] == integrity.NONE
+  page = (tmp_path / "card" / "card.html").read_text(encoding="utf-8")
+  for each in content["integrity"]:
+    for missing in each["missing"]:
+      assert missing.split(":")[0] in page
+  assert sorted(path.name for path in world.export.iterdir()) == [
+    "checksums.json",
+    "config.json",
+    "params",
+    "tokenizer",
+  ]
+
+
+def test_what_is_given_is_evidence(model: pathlib.Path, world, tmp_path: pathlib.Path) -> None:
+  content = made(model, world, evaluation=[held_out(tmp_path / "held.json", model)])
+  found = verdicts(content)
+  for name in (
+    "architecture provenance",
+    "tokenizer integrity",
+    "parameter density",
+    "benchmark reproducibility",
+    "identity consistency",
+    "licence clarity",
+    "hardware footprint",
+  ):
+    assert found[name] == integrity.EVIDENCED, (name, content["integrity"])
+  assert content["training"]["steps"] == 1 and content["data"]["cache"][0]["documents"] == 2
+  assert content["evaluations"][0]["figures"]["held-out text, en"]["blanks' tokens right (share)"]["low"] < 0.25
+
+
+@pytest.mark.parametrize("name", ["name", "owner", "license", "version", "architecture", "tokenizer"])
+def test_what_is_left_out_is_missing(model: pathlib.Path, world, name: str) -> None:
+  path = model / "about.yaml"
+  path.write_text("\n".join(line for line in ABOUT.splitlines() if not line.startswith(f"{name}:")), encoding="utf-8")
+  missing = [text for each in made(model, world)["integrity"] for text in each["missing"]]
+  assert any(text.endswith(f": {name}") for text in missing), missing
+
+
+def test_the_head_is_the_hubs(model: pathlib.Path, world, tmp_path: pathlib.Path) -> None:
+  made(model, world, evaluation=[held_out(tmp_path / "held.json", model)])
+  read = huggingface_hub.ModelCard.load(model / "README.md")
+  assert read.data.license == "apache-2.0" and read.data.language == ["en", "zh"]
+  assert read.data.library_name == "glmjax" and read.data.eval_results[0].metric_value == 2.5
+  head = (model / "README.md").read_text(encoding="utf-8").split("---\n")[1]
+  assert yaml.safe_load(head)["model-index"][0]["name"] == "Test | <b>model</b>"
+  assert "<b>" not in read.text.replace(r"\<b", "")
+
+
+def test_what_belongs_to_another_model_is_refused(model: pathlib.Path, world, tmp_path: pathlib.Path) -> None:
+  other = untrained_run.write(tmp_path / "other", seed=2)
+  with pytest.raises(errors.InputError, match="--run: .* is of another data"):
+    made(model, run=other)
+  with pytest.raises(errors.InputError, match="--run: .* is an export"):
+    made(model, run=world.export)
+  with pytest.raises(errors.InputError, match="--evaluation: .* is of weights 00000000"):
+    made(model, evaluation=[held_out(tmp_path / "held.json", None)])
+  with pytest.raises(errors.InputError, match="--cache"):
+    made(other, cache=world.cache)
+  assert not (model / "README.md").exists()
+
+
+def test_readmes_of_users_stay(model: pathlib.Path, world, tmp_path: pathlib.Path) -> None:
+  (model / "README.md").write_text("# Mine\n", encoding="utf-8")
+  with pytest.raises(errors.InputError, match="is not of glmjax card"):
+    made(model)
+  (model / "about.yaml").unlink()
+  (model / "LICENSE").unlink()
+  with pytest.raises(errors.InputError, match="README.md"):
+    export.export(world.run, model, overwrite=True)
+  assert (model / "README.md").read_text(encoding="utf-8") == "# Mine\n"
+
+
+def test_an_export_may_be_written_over_its_card_but_not_over_its_statements(model: pathlib.Path, world) -> None:
+  made(model)
+  (model / "LICENSE").unlink()
+  with pytest.raises(errors.InputError, match="about.yaml"):
+    export.export(world.run, model, overwrite=True)
+  (model / "about.yaml").unlink()
+  export.export(world.run, model, overwrite=True)
+  assert not (model / "README.md").exists() and not (model / "card.json").exists()
+
+
+def test_a_card_of_other_weights_is_stale(model: pathlib.Path, world, tmp_path: pathlib.Path) -> None:
+  made(model, world, out=tmp_path / "card")
+  assert not [text for text in checked(model, tmp_path) if "make it again" in text]
+  other = untrained_run.write(tmp_path / "other", seed=2)
+  export.export(other, tmp_path / "export")
+  problems = card.check(tmp_path / "export", tmp_path / "card")["problems"]
+  assert any("the card is of weights" in text for text in problems)
+  assert any("checksums.json is other" in text for text in problems)
+
+
+def checked(model: pathlib.Path, tmp_path: pathlib.Path, *waived: str) -> list[str]:
+  return card.check(model, tmp_path / "card", waived)["problems"]
+
+
+def test_other_statements_make_a_card_stale(model: pathlib.Path, world, tmp_path: pathlib.Path) -> None:
+  made(model, world, out=tmp_path / "card")
+  (model / "about.yaml").write_text(ABOUT.replace("1.2.0", "1.3.0"), encoding="utf-8")
+  assert "about.yaml says other things than the card: make it again" in checked(model, tmp_path)
+
+
+def test_criteria_may_be_waived(model: pathlib.Path, world, tmp_path: pathlib.Path) -> None:
+  content = made(model, world, out=tmp_path / "card")
+  unmet = [name for name, verdict in verdicts(content).items() if verdict != integrity.EVIDENCED]
+  assert unmet and checked(model, tmp_path) and not checked(model, tmp_path, *unmet)
+  with pytest.raises(errors.InputError, match="--waive is 'honesty'"):
+    checked(model, tmp_path, "honesty")
+
+
+@pytest.mark.parametrize("text", ["{}", '{"integrity": 5}', "[]", "{"])
+def test_damaged_cards_are_named(model: pathlib.Path, tmp_path: pathlib.Path, text: str) -> None:
+  (tmp_path / "card").mkdir()
+  (tmp_path / "card" / "card.json").write_text(text, encoding="utf-8")
+  with pytest.raises(errors.InputError, match="card.json"):
+    checked(model, tmp_path)
+
+
+def test_new_weights_ask_for_a_new_version(model: pathlib.Path, world, tmp_path: pathlib.Path) -> None:
+  made(model, out=tmp_path / "card")
+  other = untrained_run.write(tmp_path / "other", seed=2)
+  (other / "about.yaml").write_text(ABOUT, encoding="utf-8")
+  drift = {each["name"]: each for each in made(other, out=tmp_path / "card")["integrity"]}["versioning drift"]
+  assert any("a version above 1.2.0" in text for text in drift["missing"])
+  (other / "about.yaml").write_text(ABOUT.replace("1.2.0", "1.3.0"), encoding="utf-8")
+  drift = {each["name"]: each for each in made(other, out=tmp_path / "card")["integrity"]}["versioning drift"]
+  assert not any("a version above" in text for text in drift["missing"])
+
+
+def test_the_same_model_has_the_same_card(model: pathlib.Path, world, tmp_path: pathlib.Path) -> None:
+  for name in ("one", "two"):
+    made(model, world, out=tmp_path / name)
+  for file in (card.README, card.JSON, card.PAGE):
+    assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+
+
+def test_an_import_has_a_card(tmp_path: pathlib.Path) -> None:
+  config = config_lib.GLMConfig(
+    positions="rotary_2d",
+    mlp="gelu_tanh",
+    num_layers=2,
+    embed_dim=16,
+    num_heads=2,
+    mlp_dim=64,
+    max_length=32,
+    vocab_size=480,
+    param_dtype="float16",
+  )
+  write.write_safetensors(tmp_path / "hub", their_files.random_items("chatglm-6b", config))
+  write.write_hub_configs(tmp_path / "hub", config, None, None)
+  thudm_load.import_model("chatglm-6b", tmp_path / "hub", tmp_path / "model", tokenizer="none")
+  content = card.make(tmp_path / "model", about="chatglm-6b")
+  assert content["model"]["kind"] == "an import" and content["about"]["published"]
+  assert verdicts(content)["licence clarity"] == integrity.PARTIAL
