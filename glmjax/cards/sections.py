@@ -105,6 +105,7 @@ def _data(facts: facts_lib.Facts) -> document.Section:
       for row in facts_lib.rows_of(facts.manifest)
     ]
     blocks.append(document.Table(head, rows, numbers=True))
+  blocks += _filters(facts)
   stated = [
     (task, *(own.get(key, "not known") for key in ("source", "license"))) for task, own in facts.about.data.items()
   ]
@@ -129,6 +130,21 @@ def _data(facts: facts_lib.Facts) -> document.Section:
       ),
     ]
   return document.Section("Training data", blocks)
+
+
+def _filters(facts: facts_lib.Facts) -> list[document.Block]:
+  """Returns what filters left out of each task's text, in their order."""
+  rows = [
+    (task, each["name"], _settings(each["settings"]), f"{each['documents_in']:,}", f"{each['documents_out']:,}")
+    for task, own in sorted(({} if facts.manifest is None else facts.manifest["tasks"]).items())
+    for each in own.get("filters", ())
+  ]
+  head = ("task", "filter", "settings", "documents before", "behind it")
+  return [document.Table(head, rows)] if rows else []
+
+
+def _settings(settings: Mapping[str, Any]) -> str:
+  return ", ".join(f"{name} {value}" for name, value in settings.items()) or "-"
 
 
 def _text(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
