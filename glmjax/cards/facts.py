@@ -233,12 +233,10 @@ def _held_out(path: paths.Path) -> Evaluation:
   return Evaluation(str(path), weights, figures)
 
 
-_SHOWN = {
-  "bits_per_byte": "bits per byte",
-  "infill_accuracy": "blanks' tokens right (share)",
-  "unigram_bits_per_byte": "bits per byte of a unigram model",
-  "xz_bits_per_byte": "bits per byte of xz",
-}
+_OWN = {"bits_per_byte": "bits per byte", "infill_accuracy": "blanks' tokens right (share)"}
+_BASELINES = {"unigram_bits_per_byte": "bits per byte of a unigram model", "xz_bits_per_byte": "bits per byte of xz"}
+BASELINES = tuple(_BASELINES.values())  # figures that are not the model's own
+_SHOWN = _OWN | _BASELINES
 
 
 def _interval(own: Mapping[str, float], name: str) -> dict[str, float]:

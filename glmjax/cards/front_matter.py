@@ -45,7 +45,11 @@ def _index(facts: facts_lib.Facts) -> list[dict[str, Any]] | None:
     {
       "task": {"type": "text-generation"},
       "dataset": {"name": task, "type": task.replace(" ", "-").replace(",", "")},
-      "metrics": [{"type": metric, "value": round(float(own["value"]), 6)} for metric, own in figures.items()],
+      "metrics": [
+        {"type": metric, "value": round(float(own["value"]), 6)}
+        for metric, own in figures.items()
+        if metric not in facts_lib.BASELINES
+      ],
     }
     for each in facts.evaluations
     for task, figures in each.figures.items()
