@@ -226,6 +226,59 @@ class Writers:
     assert (root / "out" / "notes.txt").read_text() == "mine"
     return self.check_run(root)
 
+  # A run that trains an adapter, and tells what is forgotten.
+
+  def write_adapter(self, root: pathlib.Path) -> None:
+    from glmjax.checkpoint import folder as folder_lib
+    from glmjax.parallel import mesh
+    from glmjax.train import loop
+    from glmjax.train import schedules
+    from glmjax.train import trainable
+
+    import patterns  # here, as it imports numpy
+
+    config = folder_lib.read_config(self.sources / "run").model
+    loop.train(
+      config,
+      patterns.Source(),
+      root / "out",
+      schedules.Batches(8),
+      24,
+      schedules.Constant(1e-2),
+      mesh=mesh.MeshConfig(data=-1),
+      weights=self.sources / "run",
+      trainable=trainable.LoRA(rank=2, dropout=0.1),
+      validation=patterns.Source(name="held out"),
+      probe=patterns.Source(name="other"),
+      intervals=loop.Intervals(log=0, save=1, evaluate=2, keep=5, eval_samples=8),
+    )
+
+  def write_whole(self) -> None:
+    self.write_adapter(self.sources / "whole")
+
+  def check_adapter(self, root: pathlib.Path) -> str:
+    from glmjax.checkpoint import manager
+
+    def steps(run: pathlib.Path) -> dict[int, dict]:
+      folder = run / "checkpoints"
+      return {step: manager.read_record(folder / str(step))["arrays"] for step in manager.steps(folder)}
+
+    def losses(run: pathlib.Path) -> list[tuple]:
+      lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+      return [tuple(line.get(name) for name in ("step", "loss", "eval_loss", "grad_norm")) for line in lines]
+
+    def probe(run: pathlib.Path) -> dict:
+      path = run / "probe.json"
+      return json.loads(path.read_text()) if path.exists() else {}
+
+    out, whole = root / "out", self.sources / "whole" / "out"
+    found, wanted = steps(out), steps(whole)
+    assert found.items() <= wanted.items() and probe(out).items() <= probe(whole).items()
+    if found != wanted or probe(out) != probe(whole):
+      return "old" if found else "none"
+    assert losses(out) == losses(whole) and listing(out) == listing(whole)
+    return "new"
+
   # An export, and an import, in place of an older one.
 
   def old_export(self, root: pathlib.Path) -> None:
@@ -280,17 +333,23 @@ def main(base: pathlib.Path, names: list[str], points: int) -> None:
     "cache-over": (writers.old_cache, writers.write_cache, writers.check_cache),
     "run": (writers.nothing, writers.write_run, writers.check_run),
     "run-over": (writers.old_run, writers.write_run, writers.check_run_over),
+    "adapter": (writers.nothing, writers.write_adapter, writers.check_adapter),
     "export": (writers.nothing, writers.write_export, writers.check_export),
     "export-over": (writers.old_export, writers.write_export, writers.check_export),
     "import": (writers.nothing, writers.write_import, writers.check_export),
     "import-over": (writers.old_export, writers.write_import, writers.check_export),
   }
-  if {"run", "run-over", "export", "export-over", "import", "import-over"} & set(names):
+  if {"run", "run-over", "adapter", "export", "export-over", "import", "import-over"} & set(names):
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(base / "compiled")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     assert in_child(writers.make_models) == 0
     # Imported once, before the forks; nothing of JAX runs here.
     from glmjax.checkpoint import export  # noqa: F401
     from glmjax.thudm import load  # noqa: F401
-    from glmjax.train import workdir  # noqa: F401
+    from glmjax.train import loop  # noqa: F401
+
+    if "adapter" in names:
+      assert in_child(writers.write_whole) == 0
   for name in names:
     print(json.dumps({"writer": name}), flush=True)
     drill(*cases[name], base, points)

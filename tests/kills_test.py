@@ -40,7 +40,7 @@ def check(found: dict[str, list[dict]], names: str) -> None:
       assert report["left"] in ("old", "new", *(() if name in ("cache-over", "export-over") else ("none",))), report
 
 
-LIGHT, HEAVY = "tokenizer,cache,cache-over", "run,run-over,export,export-over,import,import-over"
+LIGHT, HEAVY = "tokenizer,cache,cache-over", "run,run-over,adapter,export,export-over,import,import-over"
 
 
 @pytest.mark.parametrize(

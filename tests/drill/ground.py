@@ -1,7 +1,7 @@
 """What the drill works on: tiny runs, caches and exports, and the ways to run commands in copies of them.
 
 FOLDER/world/  as tiny_world makes it, and  half/ (a run stopped at step 6 of 8, with checkpoints 2, 4 and 6)
-               prompts.txt   other/{half,cache,export} (of another seed and other text)
+               prompts.txt   adapter.gin   other/{half,cache,export} (of another seed and other text)
 """
 
 import json
@@ -17,6 +17,19 @@ import tiny_world
 LIMIT = 90  # seconds that a command may take
 GIN = "--gin_file=world.gin"
 HALF = ("train", GIN, "--stop_at_step=6")
+ADAPTER = """
+include "world.gin"
+from __gin__ import dynamic_registration
+from glmjax.data import loader
+from glmjax.train import loop
+from glmjax.train import trainable
+
+trainable.LoRA.dropout = 0.1
+loop.train:
+  weights = "export"
+  trainable = @trainable.LoRA()
+  probe = @validation/loader.CachedMixture()
+"""
 _ONCE = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
 
 
@@ -35,6 +48,7 @@ def make(folder: pathlib.Path) -> pathlib.Path:
   with serve(folder, folder) as server:
     tiny_world.make(world, server)
     (world / "prompts.txt").write_text("".join(f"a fox on day {i} [MASK].\n" for i in range(40)), encoding="utf-8")
+    (world / "adapter.gin").write_text(ADAPTER, encoding="utf-8")
     other = folder / "other"
     tiny_world.write_text(other)
     for name in ("en.txt", "zh.jsonl"):

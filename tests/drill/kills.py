@@ -35,10 +35,12 @@ class Command:
   argv: tuple[str, ...]
   share: int  # of 144 kills
   once: bool = False  # it refuses to do again what is done
+  trains: bool = False  # its result is a run
 
 
 COMMANDS = {
-  "train": Command(("train", ground.GIN, "--workdir=out", "--gin.KEEP=100"), 80),
+  "train": Command(("train", ground.GIN, "--workdir=out", "--gin.KEEP=100"), 64, trains=True),
+  "adapter": Command(("train", "--gin_file=adapter.gin", "--workdir=out", "--gin.KEEP=100"), 16, trains=True),
   "cache": Command(("cache", ground.GIN, "--directory=out", "--num_workers=2"), 16),
   "export": Command(("export", "--checkpoint=run", "--out=out", "--bits=8"), 16, once=True),
   "import": Command(("import", "chatglm-6b", "hub", "out"), 16, once=True),
@@ -63,7 +65,7 @@ class Unbroken:
 def unbroken(name: str, world: pathlib.Path, folder: pathlib.Path, server: forked.Server) -> Unbroken:
   """Runs a command without any kill: twice, as the first has to compile."""
   sums = {}
-  for more in [["--gin.loop.Intervals.save=1"], []] if name == "train" else [[], []]:
+  for more in [["--gin.loop.Intervals.save=1"], []] if COMMANDS[name].trains else [[], []]:
     tiny_world.lay_out(world, folder)
     ended = server.start("forked:command", {"argv": [*COMMANDS[name].argv, *more]}, folder).end(ground.LIMIT)
     assert ended.status == 0, ended
@@ -164,7 +166,7 @@ def _cold(argv: tuple[str, ...], folder: pathlib.Path, how: signal.Signals, mome
 
 def _half_done(name: str, folder: pathlib.Path, whole: Unbroken) -> list[str]:
   """What a kill published and should not have."""
-  if name == "train":
+  if COMMANDS[name].trains:
     return [
       f"step {step} is not what it is in an unbroken run"
       for step, record in _sums(folder).items()
@@ -187,7 +189,7 @@ def _half_done(name: str, folder: pathlib.Path, whole: Unbroken) -> list[str]:
 def _difference(name: str, folder: pathlib.Path, whole: Unbroken) -> str | None:
   """What is there, is lacking, or is other than an unbroken run leaves it."""
   result, expected = _result(folder), whole.result
-  if name == "train":  # steps are compared by their sums; one stopped by a signal has saved where it stopped, too
+  if COMMANDS[name].trains:  # steps are compared by their sums; one stopped by a signal has saved where it stopped, too
     if ground.losses(folder / "out") != whole.losses:
       return "other losses in metrics.jsonl"
     if lacking := {path.split("/")[2] for path in expected if _is_step(path)} - _sums(folder).keys():

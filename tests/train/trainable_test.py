@@ -137,6 +137,20 @@ def test_one_device_is_the_mesh(bases, tmp_path, tiny, source):
   chex.assert_trees_all_close(losses(tmp_path / "mesh"), losses(tmp_path / "one"), rtol=2e-4)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", [{"tensor": 2}, {"fsdp": 2}])
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_a_run_goes_on_on_other_devices(name, sizes, bases, tmp_path, tiny, source, monkeypatch):
+  """Of one device on two, and of two on one: the losses are those of one, as those of runs without an adapter are."""
+  make, one, two = mesh_lib.make_mesh, mesh_lib.MeshConfig(data=1), mesh_lib.MeshConfig(**{"data": 1} | sizes)
+  monkeypatch.setattr(mesh_lib, "make_mesh", lambda config: make(config, jax.devices()[: 1 if config == one else 2]))
+  for folder, meshes in (("whole", [one]), ("grown", [one, two]), ("shrunk", [two, one])):
+    for mesh, stop in zip(meshes, (3, 6) if len(meshes) == 2 else (6,)):
+      train(tmp_path / folder, tiny, source, ADAPTERS[name], bases / "int4", mesh=mesh, stop_at_step=stop)
+  for folder in ("grown", "shrunk"):
+    chex.assert_trees_all_close(losses(tmp_path / folder), losses(tmp_path / "whole"), rtol=2e-5)
+
+
 def test_mistakes(bases, tmp_path, tiny, source):
   lora = trainable.LoRA(rank=2)
   with pytest.raises(errors.InputError, match="adapts a model: give its folder as loop.train.weights"):
