@@ -187,11 +187,13 @@ def _settled(
     close = signatures.nearest(unknown[0], names)
     advice = f"did you mean {close}?" if close else f"there are {', '.join(sorted(names)) or 'none'}"
     raise errors.InputError(f"glmjax {name} has no argument {unknown[0]}; {advice}")
-  options = argparse.Namespace(**{flag.parameter: None for flag in command.flags})
+  options = argparse.Namespace(gin_file=list(gin_files), gin=_listed(bindings))
+  for flag in command.flags:
+    setattr(options, flag.parameter, None)
   for parameter in flags.keys() & arguments.keys():
     setattr(options, parameter, flags[parameter].read_value(arguments[parameter]))
   rest = {argument: value for argument, value in arguments.items() if argument not in flags}
-  return command, run_lib.settle(command, options, gin_files, _listed(bindings), rest)
+  return command, run_lib.settle(command, options, rest)
 
 
 def _called(command: "flags_lib.Command", given: dict[str, Any]) -> Any:

@@ -38,8 +38,8 @@ def run(arguments: list[str]) -> int:
   options = _parse_flags(arguments)
   if options is None:
     return 0
-  command = options.command
-  given = settle(command, options, options.gin_file, given_gin, {})
+  command, options.gin = options.command, given_gin
+  given = settle(command, options, {})
   process.quieten()
   if options.stages:
     from glmjax.evaluate import timings
@@ -67,22 +67,19 @@ def command_named(name: str) -> Command:
   return commands.COMMANDS[name]
 
 
-def settle(
-  command: Command, options: argparse.Namespace, files: Sequence[str], bindings: Sequence[str], given: Mapping[str, Any]
-) -> dict[str, Any]:
-  """Has gin parse the files, with the bindings and flags over them; returns the arguments of the call.
+def settle(command: Command, options: argparse.Namespace, given: Mapping[str, Any]) -> dict[str, Any]:
+  """Has gin parse files, with bindings and flags over them; returns the arguments of the call.
 
   Args:
-    options: the value of each of the command's flags, None where it was not given; for its `prepare`, the files and
-      the bindings are set beside them.
+    options: the value of each of the command's flags, None where it was not given; `gin_file`, the files, and `gin`,
+      the bindings, as "NAME=value".
     given: arguments that are no flags.
 
   Raises:
     errors.InputError: for a mistake in any of them.
   """
-  options.files, options.bindings = files, bindings
-  given, files = {**given, **(command.prepare(options) if command.prepare else {})}, list(files)
-  overrides = [f"{command.target}.{name}=@{made}()" for name, made in command.groups.items()] + list(bindings)
+  given, files = {**given, **(command.prepare(options) if command.prepare else {})}, list(options.gin_file)
+  overrides = [f"{command.target}.{name}=@{made}()" for name, made in command.groups.items()] + options.gin
   for flag in command.flags:
     value = getattr(options, flag.parameter)
     if value is None or flag.kind == "prepared":

@@ -9,7 +9,7 @@ def settings(options: argparse.Namespace) -> dict[str, Any]:
   from glmjax.cli import commands
   from glmjax.study import run  # loads NumPy
 
-  return {"settings": run.Settings(list(options.files), list(options.bindings), commands.targets())}
+  return {"settings": run.Settings(options.gin_file, options.gin, commands.targets())}
 
 
 def show(figures: dict[str, Any]) -> None:

@@ -184,12 +184,7 @@ def ask_all(
   Raises:
     errors.InputError: where the cache was made with another tokenizer than the model's, or holds nothing out.
   """
-  made_with = cache.manifest["tokenizer"]["fingerprint"]
-  if tokenizer.fingerprint != made_with:
-    raise errors.InputError(
-      f"{cache.directory}: made with tokenizer {made_with[:8]}, the checkpoint's is "
-      f"{tokenizer.fingerprint[:8]}; make the cache with {model.tokenizer_dir}"
-    )
+  check_tokenizer(cache, tokenizer.fingerprint, model.tokenizer_dir)
   asked = {}
   for language, task in text_tasks(cache).items():
     held_out = windows.choose_documents(
@@ -201,16 +196,37 @@ def ask_all(
   return asked
 
 
+def check_tokenizer(cache: shards.TokenCache, fingerprint: str, folder: paths.Path) -> None:
+  """Raises InputError where a cache was made with another tokenizer than a model's, which is in `folder`."""
+  made_with = cache.manifest["tokenizer"]["fingerprint"]
+  if fingerprint != made_with:
+    raise errors.InputError(
+      f"{cache.directory}: made with tokenizer {made_with[:8]}, the checkpoint's is "
+      f"{fingerprint[:8]}; make the cache with {folder}"
+    )
+
+
 def score_rows(model: runner.Runner, rows: list[score.Row], tokenizer: vocabulary.Tokenizer) -> list[score.Score]:
   """Scores all languages in one go: rows of like length share batches.
 
   A guess is a text token: that a span ends here (eop) is no answer to what it goes on with, nor is what is no text.
+  How far it is a bar says, or where that is not shown a line a minute.
   """
-  total = sum(len(row.prompt.tokens) for row in rows)
-  silent = not distributed.is_first()
-  with progress.bar(total=total, unit=" tokens", unit_scale=True, desc="evaluate", disable=silent) as bar:
+  total, read = sum(len(row.prompt.tokens) for row in rows), 0
+  first, told = distributed.is_first(), progress.Progress(total, "tokens evaluated", seconds=60)
+  with progress.bar(
+    total=total, unit=" tokens", unit_scale=True, desc="evaluate", disable=None if first else True
+  ) as bar:
+
+    def add(tokens: int) -> None:
+      nonlocal read
+      read += tokens
+      bar.update(tokens)
+      if bar.disable and first:
+        told.at(read)
+
     unguessed = vocabulary.not_text(tokenizer, model.config.vocab_size)
-    return scoring.score_rows(model, rows, tokenizer.specials.pad, progress=bar.update, unguessed=unguessed)
+    return scoring.score_rows(model, rows, tokenizer.specials.pad, progress=add, unguessed=unguessed)
 
 
 def text_tasks(cache: shards.TokenCache) -> dict[str, str]:

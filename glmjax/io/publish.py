@@ -12,6 +12,7 @@ until then `.unfinished` in it says so. A folder that is replaced is deleted fir
 from collections.abc import Iterator
 import contextlib
 import json
+import math
 import os
 import pathlib
 import re
@@ -333,6 +334,15 @@ def write_text(path: str | paths.Path, text: str) -> None:
 def write_json(path: str | paths.Path, content: Any) -> None:
   """Writes indented JSON, Chinese as it is, whole or not at all."""
   write_text(path, _as_json(content).decode())
+
+
+def finite(value: Any) -> Any:
+  """Returns a JSON value with null in place of each number that is not finite: JSON has none for these."""
+  if isinstance(value, dict):
+    return {name: finite(each) for name, each in value.items()}
+  if isinstance(value, (list, tuple)):
+    return [finite(each) for each in value]
+  return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _as_json(content: Any) -> bytes:

@@ -10,6 +10,8 @@ from typing import Any
 from glmjax import errors
 from glmjax import ranges
 
+Key = tuple[str, ...]  # a choice from some axes
+
 _LONGEST_NAME = 120  # characters; a file's name may have 255 bytes
 _MOST_POINTS = 100_000
 
@@ -127,6 +129,15 @@ def described(labels: Mapping[str, Any]) -> str:
   return ", ".join(f"{short(axis)} {label}" for axis, label in labels.items())
 
 
-def labelled(grid: Grid, axes: Sequence[str]) -> list[tuple[Any, ...]]:
-  """Returns every choice from some of the axes, in their order."""
-  return list(itertools.product(*(grid.axes[axis] for axis in axes)))
+def choices(grid: Grid, axes: Sequence[str]) -> dict[Key, tuple[Any, ...]]:
+  """Returns every choice from some of the axes, in their order, by its key."""
+  return {_key(choice): choice for choice in itertools.product(*(grid.axes[axis] for axis in axes))}
+
+
+def key(point: Point, axes: Sequence[str]) -> Key:
+  """Returns the key of what a point has of some axes."""
+  return _key([point.labels[axis] for axis in axes])
+
+
+def _key(choice: Sequence[Any]) -> Key:
+  return tuple(map(repr, choice))  # labels may be lists, which no dict takes as keys

@@ -1,6 +1,6 @@
 """The pictures of a study: small ones side by side, a column for each panel."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,21 +24,21 @@ def over_axis(grid: grid_lib.Grid, results: Results) -> display.Picture | None:
   """Draws the last loss over the values of `over`: a line for each value of the first other axis, a panel for each
   choice from the rest; runs that have diverged, or learned nothing, are crosses at their first loss.
   """
-  panels, lines = _panels(grid), grid.axes[grid.others[0]] if grid.others else [None]
-  if len(panels) > _MOST_PICTURES:
+  panels, lines, cells = _cells(grid, results)
+  if len(panels) > _MOST_PICTURES or len(lines) > _MOST_PICTURES:
     return None
   figure = display.figure(1.2 + 3.4 * len(panels), 3.6, dpi=110)
   axes_of = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-  for axes, panel in zip(axes_of, panels):
-    _frame(axes, grid.over, "last loss, nats per token" if axes is axes_of[0] else "", grid_lib.described(panel))
+  for axes, (panel, title) in zip(axes_of, panels.items()):
+    _frame(axes, grid.over, "last loss, nats per token" if axes is axes_of[0] else "", title)
     axes.set_xscale("log")
-    for i, line in enumerate(lines):
+    for i, (line, name) in enumerate(lines.items()):
       style = {"color": _COLOURS[i % 8], "linestyle": _LINES[i % 8], "marker": _MARKS[i % 8]}
-      runs = [run for run in results if _is_of(run, panel | ({} if line is None else {grid.others[0]: line}))]
+      runs = cells.get((*line, *panel), [])
       values = sorted({run.point.labels[grid.over] for run in runs})
       of_each = [[run for run in runs if run.point.labels[grid.over] == value] for value in values]
       means = [np.mean([run.last_loss for run in of_one]) for of_one in of_each]
-      axes.plot(values, means, **style, markersize=4, linewidth=1.5, label="" if line is None else str(line))
+      axes.plot(values, means, **style, markersize=4, linewidth=1.5, label=name)
       for value, of_one in zip(values, of_each):
         losses = [run.last_loss for run in of_one]
         axes.plot([value, value], [min(losses), max(losses)], color=style["color"], linewidth=1)
@@ -53,36 +53,47 @@ def over_axis(grid: grid_lib.Grid, results: Results) -> display.Picture | None:
 
 def over_steps(grid: grid_lib.Grid, results: Results, name: str) -> display.Picture | None:
   """Draws a figure of metrics.jsonl over the steps, in a picture for each line and panel; None: no run has it."""
-  curves = [(run, run.steps, run.figures[name]) for run in results]
-  return _small(grid, [each for each in curves if np.isfinite(each[2]).any()], "step", name)
+
+  def curve(run: results_lib.Result) -> tuple[np.ndarray, np.ndarray] | None:
+    return (run.steps, run.figures[name]) if np.isfinite(run.figures[name]).any() else None
+
+  return _small(grid, results, curve, "step", name)
 
 
 def over_layers(grid: grid_lib.Grid, results: Results, name: str) -> display.Picture | None:
   """Draws the last line of layers.jsonl that has a figure of each layer, over the layers; None: no run has it."""
-  found = [(run, run.layers[name]) for run in results if name in run.layers]
-  return _small(grid, [(run, np.arange(len(last), dtype=np.float64), last) for run, last in found], "layer", name)
+
+  def curve(run: results_lib.Result) -> tuple[np.ndarray, np.ndarray] | None:
+    last = run.layers.get(name)
+    return None if last is None else (np.arange(len(last), dtype=np.float64), last)
+
+  return _small(grid, results, curve, "layer", name)
 
 
 def _small(
-  grid: grid_lib.Grid, curves: Sequence[tuple[results_lib.Result, np.ndarray, np.ndarray]], across: str, up: str
+  grid: grid_lib.Grid,
+  results: Results,
+  curve: Callable[[results_lib.Result], tuple[np.ndarray, np.ndarray] | None],
+  across: str,
+  up: str,
 ) -> display.Picture | None:
   """Draws curves in small pictures, rows of lines and columns of panels; the darker, the larger `over`."""
-  panels, lines = _panels(grid), grid.axes[grid.others[0]] if grid.others else [None]
-  if not curves or len(panels) * len(lines) > _MOST_PICTURES:
+  results = [run for run in results if curve(run) is not None]
+  panels, lines, cells = _cells(grid, results)
+  if not results or len(panels) * len(lines) > _MOST_PICTURES:
     return None
   figure = display.figure(1.4 + _WIDTH * len(panels), 0.6 + _HEIGHT * len(lines), dpi=100)
   all_axes = figure.subplots(len(lines), len(panels), sharex=True, sharey=True, squeeze=False)
   values = sorted(grid.axes[grid.over])
-  for i, line in enumerate(lines):
-    for axes, panel in zip(all_axes[i], panels):
-      title = ", ".join(filter(None, ["" if line is None else str(line), grid_lib.described(panel)]))
+  for i, (line, name) in enumerate(lines.items()):
+    for axes, (panel, title) in zip(all_axes[i], panels.items()):
+      title = ", ".join(filter(None, [name, title]))
       across_here, up_here = across if i == len(lines) - 1 else "", up if axes is all_axes[i][0] else ""
       _frame(axes, across_here, up_here.replace("_", " ").replace("/", " of "), title)
       axes.set_yscale("log")
-      for run, x, y in curves:
-        if _is_of(run, panel | ({} if line is None else {grid.others[0]: line})):
-          shade = values.index(run.point.labels[grid.over]) / max(len(values) - 1, 1)
-          axes.plot(*_thin(x, y), color=_shade(shade), linewidth=1.1)
+      for run in cells.get((*line, *panel), []):
+        shade = values.index(run.point.labels[grid.over]) / max(len(values) - 1, 1)
+        axes.plot(*_thin(*curve(run)), color=_shade(shade), linewidth=1.1)
   _label(all_axes[0, 0])
   handles = [all_axes[0, 0].plot([], [], color=_shade(i / max(len(values) - 1, 1)))[0] for i in range(len(values))]
   figure.legend(
@@ -98,14 +109,14 @@ def _small(
   return display.picture(figure)
 
 
-def _panels(grid: grid_lib.Grid) -> list[dict[str, Any]]:
-  """Returns what each panel's runs have in common, besides a line's."""
+def _cells(
+  grid: grid_lib.Grid, results: Results
+) -> tuple[dict[grid_lib.Key, str], dict[grid_lib.Key, str], dict[grid_lib.Key, list[results_lib.Result]]]:
+  """Returns the names of panels and of lines, and the runs of each line in each panel, by the keys of both."""
   axes = grid.others[1:]
-  return [dict(zip(axes, choice)) for choice in grid_lib.labelled(grid, axes)]
-
-
-def _is_of(run: results_lib.Result, labels: dict[str, Any]) -> bool:
-  return all(run.point.labels[axis] == label for axis, label in labels.items())
+  panels = {key: grid_lib.described(dict(zip(axes, choice))) for key, choice in grid_lib.choices(grid, axes).items()}
+  lines = {key: ", ".join(map(str, choice)) for key, choice in grid_lib.choices(grid, grid.others[:1]).items()}
+  return panels, lines, results_lib.grouped(results, grid.others)
 
 
 def _frame(axes: Any, across: str, up: str, title: str) -> None:

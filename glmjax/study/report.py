@@ -31,9 +31,9 @@ _OVER_LAYERS = (
 
 def write(folder: pathlib.Path, grid: grid_lib.Grid, results: Results) -> None:
   """Writes the report of the runs that are done; pictures only where matplotlib is installed."""
-  groups = [_group(grid, choice, results) for choice in grid_lib.labelled(grid, grid.others)]
-  groups = [group for group in groups if group["runs"]]
-  found = {
+  found, choices = results_lib.grouped(results, grid.others), grid_lib.choices(grid, grid.others)
+  groups = [_group(grid, choice, found[key]) for key, choice in choices.items() if key in found]
+  content = {
     "axes": {axis: [*values] for axis, values in grid.axes.items()},
     "over": grid.over,
     "repeats": grid.repeats,
@@ -41,18 +41,9 @@ def write(folder: pathlib.Path, grid: grid_lib.Grid, results: Results) -> None:
     "spikes": _leaders(results),
     "runs": [_run(result) for result in results],
   }
-  publish.write_json(folder / "report.json", _finite(found))
-  publish.write_text(folder / "report.md", _markdown(grid, found, {}))
-  publish.write_text(folder / "report.md", _markdown(grid, found, _draw(folder, grid, results)))
-
-
-def _finite(value: Any) -> Any:
-  """Returns JSON's values: what is not finite becomes null."""
-  if isinstance(value, Mapping):
-    return {str(name): _finite(inner) for name, inner in value.items()}
-  if isinstance(value, (list, tuple)):
-    return [_finite(inner) for inner in value]
-  return None if isinstance(value, float) and not math.isfinite(value) else value
+  publish.write_json(folder / "report.json", publish.finite(content))
+  publish.write_text(folder / "report.md", _markdown(grid, content, {}))
+  publish.write_text(folder / "report.md", _markdown(grid, content, _draw(folder, grid, results)))
 
 
 def _run(result: results_lib.Result) -> dict[str, Any]:
@@ -68,13 +59,11 @@ def _run(result: results_lib.Result) -> dict[str, Any]:
   }
 
 
-def _group(grid: grid_lib.Grid, choice: Sequence[Any], results: Results) -> dict[str, Any]:
-  """Sums up the runs that differ in `over` and `repeats` alone."""
-  labels = dict(zip(grid.others, choice))
-  runs = [each for each in results if all(each.point.labels[axis] == label for axis, label in labels.items())]
+def _group(grid: grid_lib.Grid, choice: Sequence[Any], runs: Results) -> dict[str, Any]:
+  """Sums up the runs of one choice from the other axes, which differ in `over` and `repeats` alone."""
   sensitivities = [value for value in map(sensitivity, _by_repeat(grid, runs)) if value is not None]
   return {
-    "labels": labels,
+    "labels": dict(zip(grid.others, choice)),
     "runs": len(runs),
     "diverged": sum(run.has_diverged for run in runs),
     "learned_nothing": sum(run.has_failed and not run.has_diverged for run in runs),
@@ -87,11 +76,8 @@ def _group(grid: grid_lib.Grid, choice: Sequence[Any], results: Results) -> dict
 
 def _by_repeat(grid: grid_lib.Grid, runs: Results) -> list[Results]:
   """Returns the runs of each repeat that has all values of `over`."""
-  if grid.repeats is None:
-    found = [runs]
-  else:
-    found = [[run for run in runs if run.point.labels[grid.repeats] == label] for label in grid.axes[grid.repeats]]
-  return [of_one for of_one in found if len(of_one) == len(grid.axes[grid.over])]
+  found = results_lib.grouped(runs, () if grid.repeats is None else (grid.repeats,))
+  return [of_one for of_one in found.values() if len(of_one) == len(grid.axes[grid.over])]
 
 
 def sensitivity(runs: Results) -> float | None:

@@ -102,6 +102,14 @@ class Result:
     return f"loss {self.last_loss:.4f}{' (learned nothing)' if self.has_failed else ''}{spikes}"
 
 
+def grouped(results: Sequence[Result], axes: Sequence[str]) -> dict[grid_lib.Key, list[Result]]:
+  """Returns the results that have the same of some axes, by its key."""
+  found: dict[grid_lib.Key, list[Result]] = {}
+  for result in results:
+    found.setdefault(grid_lib.key(result.point, axes), []).append(result)
+  return found
+
+
 def ending(path: pathlib.Path) -> dict[str, Any] | None:
   """Returns what the file of a point says; None where there is none, or none that was written whole."""
   try:

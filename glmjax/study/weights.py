@@ -28,6 +28,7 @@ from glmjax.infer import runner
 from glmjax.io import folders
 from glmjax.io import paths
 from glmjax.io import publish
+from glmjax.io import tokenizer_folder
 from glmjax.io import user_json
 from glmjax.models import params as params_lib
 from glmjax.study import kernels as kernels_lib
@@ -102,12 +103,16 @@ def measure(
   """
   names, out = _names(checkpoints, label), paths.named(out, "--out")
   _check_out(out)
-  for folder in checkpoints:  # what is wrong with the last is said before the work on the first
-    folder_lib.read_config(paths.named(folder, "checkpoints"))
   settings = heldout.Settings(seed, max_tokens, 0, seq_length)
   opened = None if cache is None else shards.TokenCache.open(cache)
   if opened is not None:
     heldout.text_tasks(opened)
+  for folder in checkpoints:  # what is wrong with the last is said before the work on the first
+    folder = paths.named(folder, "checkpoints")
+    folder_lib.read_config(folder)
+    if opened is not None:
+      tokenizer = folder / folder_lib.TOKENIZER
+      heldout.check_tokenizer(opened, tokenizer_folder.read(tokenizer)["fingerprint"], tokenizer)
   display.figure(1, 1)  # raises before the work where there is no matplotlib
   with publish.parent(out / _JSON):
     result: dict[str, Any] = {

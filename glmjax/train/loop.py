@@ -14,6 +14,7 @@ from glmjax import errors
 from glmjax import ranges
 from glmjax.checkpoint import manager as manager_lib
 from glmjax.io import paths
+from glmjax.io import publish
 from glmjax.models import config as config_lib
 from glmjax.parallel import mesh as mesh_lib
 from glmjax.parallel import partitioning
@@ -254,12 +255,16 @@ class _Attempts:
     return layers_lib.compile_forward(self.runtime.objective)
 
   def _layers(self, start: run_lib.Start) -> layers_lib.Layers | None:
-    """Makes what tells how layers fare, where that is asked for."""
-    if not self.intervals.layers:
-      return None
-    first = jax.process_index() == 0
-    lines = metrics_lib.Lines(self.folder.layers, start.step, of_each_step=False) if first else None
-    return layers_lib.Layers(self._forward, self.intervals.layers, lines)
+    """Makes what tells how layers fare, where that is asked for; where not, lines of steps behind the start go."""
+    first, path = jax.process_index() == 0, self.folder.layers
+    if self.intervals.layers:
+      lines = metrics_lib.Lines(path, start.step, of_each_step=False) if first else None
+      return layers_lib.Layers(self._forward, self.intervals.layers, lines)
+    if first and not start.step:
+      publish.remove(path)
+    elif first and path.exists():
+      metrics_lib.Lines(path, start.step, of_each_step=False).close()
+    return None
 
   def _detector(self, start: run_lib.Start, writer: metrics_lib.Writer | None) -> spikes_lib.Detector | None:
     """Makes what looks for spikes, with the figures of the steps before, which the first process reads."""

@@ -7,7 +7,6 @@ import collections
 import contextlib
 import json
 import logging
-import math
 import os
 import pathlib
 import socket
@@ -26,6 +25,7 @@ from glmjax import tokens as tokens_lib
 from glmjax.io import growing
 from glmjax.io import paths
 from glmjax.io import progress
+from glmjax.io import publish
 
 Record = dict[str, Any]
 
@@ -162,22 +162,13 @@ class Lines:
 
     In a bucket it is within half a minute, and at once where the step is being saved.
     """
-    self._appended.write((json.dumps(_finite(record)) + "\n").encode())
+    self._appended.write((json.dumps(publish.finite(record)) + "\n").encode())
     if is_saved:
       self.file.put_soon()
 
   def close(self) -> None:
     """Writes what still waits, if there is room now."""
     self._appended.close()
-
-
-def _finite(value: Any) -> Any:
-  """Returns a JSON value with null in place of each number that is not finite: JSON has no NaN."""
-  if isinstance(value, dict):
-    return {name: _finite(each) for name, each in value.items()}
-  if isinstance(value, list):
-    return [_finite(each) for each in value]
-  return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class Writer:

@@ -30,6 +30,7 @@ from glmjax.infer import runner
 from glmjax.infer import score
 from glmjax.infer import scoring
 from glmjax.infer import vocabulary
+from glmjax.io import progress
 from glmjax.models import glm
 from glmjax.models import params as params_lib
 from glmjax.models import weights
@@ -95,6 +96,14 @@ def test_a_cache_in_a_bucket_gives_the_same(model, cache, server, tmp_path, monk
       server.put(f"cache/{path.relative_to(cache.directory)}", path.read_bytes())
   there = shards.TokenCache.open("gs://bucket/cache")
   assert heldout.evaluate_model(model, there) == heldout.evaluate_model(model, cache)
+
+
+def test_how_far_it_is_is_told_in_lines_where_there_is_no_terminal(model, cache, capsys, caplog, monkeypatch) -> None:
+  told = progress.Progress
+  monkeypatch.setattr(progress, "Progress", lambda total, what, seconds: told(total, what, 0))
+  with caplog.at_level("INFO", "glmjax"):
+    heldout.evaluate_model(model, cache, heldout.Settings(max_tokens=200, max_fills=0))
+  assert "tokens evaluated" in caplog.text and not capsys.readouterr().err
 
 
 def test_guesses_are_text(model, cache, tokenizer, monkeypatch) -> None:

@@ -45,6 +45,16 @@ def test_steps_that_a_loss_scale_passes_over_have_no_part_in_the_last_loss(tmp_p
   assert run.overflows == 2
 
 
+def test_runs_are_grouped_by_what_their_axes_have(tmp_path):
+  grid = grid_lib.Grid({"A": [[1], [2]], "B": ["x", "y"], "RATE": [1e-3, 1e-2]}, "RATE")
+  runs = [read(tmp_path, steps([9.0, 8.0]), point=point) for point in grid.points()]
+  found = results_lib.grouped(runs, grid.others)
+  assert {*found} == {*grid_lib.choices(grid, grid.others)}
+  for key, choice in grid_lib.choices(grid, grid.others).items():
+    assert found[key] == [run for run in runs if (run.point.labels["A"], run.point.labels["B"]) == choice]
+  assert [*results_lib.grouped(runs, ()).values()] == [runs]
+
+
 @pytest.mark.parametrize(
   "losses, status, failed", [([9, 5], 3, True), ([9, 9.5], 0, True), ([9, 8], 0, False), ([9, None], 0, True)]
 )

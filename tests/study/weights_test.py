@@ -1,6 +1,7 @@
 """Figures of weights: of matrices of known spread, and of runs and exports against what really quantizes them."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -207,6 +208,16 @@ def test_mistakes_are_said_in_a_line(exported, cache, tmp_path, monkeypatch):
       weights.measure(*given)
     assert "\n" not in str(caught.value)
   assert not out.exists() and (tmp_path / "other" / "weights.json").read_text() == "{}"
+
+
+def test_another_tokenizer_is_told_before_the_work(exported, cache, tmp_path, monkeypatch):
+  foreign = shutil.copytree(exported / "float", tmp_path / "foreign")
+  layout = json.loads((foreign / "tokenizer" / "tokenizer.json").read_text())
+  (foreign / "tokenizer" / "tokenizer.json").write_text(json.dumps(layout | {"more": 1}))
+  monkeypatch.setattr(kernels, "measure", None)
+  with pytest.raises(errors.InputError, match=f"made with tokenizer .* make the cache with {foreign}/tokenizer"):
+    weights.measure([exported / "run", foreign], tmp_path / "out", cache)
+  assert not (tmp_path / "out").exists()
 
 
 def test_models_that_read_other_windows_are_not_compared():

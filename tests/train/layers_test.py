@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import operator
+import shutil
 from typing import Any
 
 import chex
@@ -271,6 +272,15 @@ def test_resumed_has_the_lines_of_the_unbroken(unbroken, tmp_path, tiny, source)
     file.write('{"step": 4, "log_z_max": 1.0}\n{"step": 6, "lo')
   train(tmp_path, tiny, source)
   assert lines(tmp_path) == lines(unbroken[0])[1::2]
+
+
+def test_lines_of_steps_that_are_done_anew_go_where_nobody_asks_for_more(unbroken, tmp_path, tiny, source):
+  """Of a killed run that had gone further than its checkpoint, or had none."""
+  for name, lost, left in (("one", "6", [1, 2, 3, 4]), ("all", ".", None)):
+    folder = shutil.copytree(unbroken[0], tmp_path / name)
+    shutil.rmtree(folder / "checkpoints" / lost)
+    train(folder, tiny, source, every=0, stop_at_step=5 if left else 1)
+    assert left == ([line["step"] for line in lines(folder)] if (folder / "layers.jsonl").exists() else None)
 
 
 def test_an_adapter_has_norms_of_what_is_trained(unbroken, tmp_path, tiny, source):
