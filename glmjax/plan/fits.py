@@ -61,10 +61,11 @@ def smallest(
       for batch in batches
       for context in contexts or sorted({min(512, config.max_length), config.max_length})
     ]
-    found = [_of(config, work, gpu, compiler) for work in works]
-    rows += [{"model": name, "bits": size, "gpu": gpu} | row for row in found]
+    tried = [_tried(config, work, gpu, compiler) for work in works]
+    for work, sets in zip(works, tried, strict=True):
+      rows.append({"model": name, "bits": size, "gpu": gpu} | _row(config, work, gpu, compiler, sets))
     if kept is not None:
-      for count in sorted({row["count"] for row in found if row["count"] is not None}):
+      for count in sorted({count for sets in tried for count, _ in sets}):
         points = [compiler.point(config, work, gpu, count) for work in works if work.context <= config.max_length]
         kept.add(config, compiled.Cell(name, size, compiled.architecture(gpu), count), points)
       kept.write()
@@ -83,21 +84,35 @@ def _check(bits: Sequence[int], contexts: Sequence[int], batches: Sequence[int],
       raise errors.InputError(f"bits: {size} is not known; there are 16, 8, 4")
 
 
-def _of(
+def _tried(
   config: config_lib.GLMConfig, workload: programs.Decode, gpu: str, compiler: compiler_lib.Compiler
+) -> list[tuple[int, int]]:
+  """Returns the counts that hold weights and cache, each with its peak, up to the first that holds its programs too."""
+  room, tried = targets.room(targets.CHIPS[gpu]), []
+  for count in memory.sets(config) if workload.context <= config.max_length else ():
+    if compiler_lib.held(config, workload, count) <= room:
+      tried.append((count, compiler.peak(config, workload, gpu, count)))
+      if tried[-1][1] <= room:
+        break
+  return tried
+
+
+def _row(
+  config: config_lib.GLMConfig,
+  workload: programs.Decode,
+  gpu: str,
+  compiler: compiler_lib.Compiler,
+  tried: Sequence[tuple[int, int]],
 ) -> dict[str, Any]:
-  """Returns the row of one workload and GPU."""
+  """Returns the answer of one workload and GPU."""
   row = {"batch": workload.batch, "context": workload.context, "count": None}
   if workload.context > config.max_length:
     return row | {"why": f"the model ends at {config.max_length} tokens"}
-  room = targets.room(targets.CHIPS[gpu])
-  for count in memory.sets(config):
-    if compiler_lib.held(config, workload, count) > room:
-      continue
-    if (peak := compiler.peak(config, workload, gpu, count)) <= room:
-      seconds = compiler.point(config, workload, gpu, count).seconds[gpu]
-      return row | {"count": count, "peak_bytes_per_device": peak, "tokens_per_second": workload.batch / seconds}
-  return row | {"why": f"{memory.sets(config)[-1]} do not hold it, and its heads do not split further"}
+  if not tried or tried[-1][1] > targets.room(targets.CHIPS[gpu]):
+    return row | {"why": f"{memory.sets(config)[-1]} do not hold it, and its heads do not split further"}
+  count, peak = tried[-1]
+  seconds = compiler.point(config, workload, gpu, count).seconds[gpu]
+  return row | {"count": count, "peak_bytes_per_device": peak, "tokens_per_second": workload.batch / seconds}
 
 
 def rows_of(table: compiled.Table, batch: int = 1) -> list[dict[str, Any]]:

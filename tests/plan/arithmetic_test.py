@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import pathlib
 import re
 
 import jax
@@ -14,7 +13,9 @@ from glmjax.infer import placement
 from glmjax.models import config as config_lib
 from glmjax.parallel import mesh as mesh_lib
 from glmjax.parallel import partitioning
+from glmjax.plan import compiled
 from glmjax.plan import estimate
+from glmjax.plan import fits
 from glmjax.plan import memory
 from glmjax.plan import programs
 from glmjax.plan import targets
@@ -59,29 +60,18 @@ def test_offloaded_layers_are_left_out(tiny):
   assert every["embedding"] == fewer["embedding"] and fewer["mlp"] < 0.05 * every["mlp"]
 
 
-def compiled_sets():
-  """(model, bits, context, card, number of them, GiB) of the table in docs/hardware.md, which was compiled."""
-  text = (pathlib.Path(__file__).parents[2] / "docs" / "hardware.md").read_text(encoding="utf-8")
-  head, *lines = [line.strip("| ").split(" | ") for line in text.splitlines() if re.match(r"\| (model|\d+b) \| ", line)]
-  lines = [line for line in lines if len(line) == len(head)]
-  for name, bits, contexts, *cells in lines:
-    for context in {512, 1024, 2048} & {int(n.replace(",", "")) for n in re.findall(r"[\d,]+", contexts)}:
-      for card, cell in zip(head[3:], cells, strict=True):
-        count, gib = re.fullmatch(r"(\d+) \(([\d.]+)\)", cell).groups()
-        yield name, None if bits == "16" else int(bits), context, card, int(count), float(gib)
-
-
 def test_sets_of_cards_are_those_that_were_compiled():
   """But for the one that fits by a hair; behind the longest context a program takes up to 1.4 GiB more, or a tenth."""
-  found, other = list(compiled_sets()), []
-  assert {name for name, *_ in found} == {*MODELS} and len(found) > 100
-  for name, bits, context, card, count, gib in found:
-    model, work = MODELS[name], programs.Decode(context=context, bits=bits)
-    if memory.smallest(model, work, card) != count:
-      other.append((name, bits, context, card))
-    if context == min(2048, model.max_length):
-      held = memory.decoding(model, work, mesh_lib.MeshConfig(data=1, tensor=count)).total / targets.GIB
-      assert held - 0.06 < gib < held + max(1.4, 0.1 * held), (name, bits, context, card)
+  found, other = fits.rows_of(compiled.shipped()), []
+  assert {row["model"] for row in found} <= {*MODELS} and len(found) > 90
+  for row in found:
+    model, card, context = MODELS[row["model"]], row["gpu"], row["context"]
+    work = programs.Decode(context=context, bits=None if row["bits"] == 16 else row["bits"])
+    if memory.smallest(model, work, card) != row["count"]:
+      other.append((row["model"], row["bits"], context, card))
+    if context == model.max_length:
+      held = memory.decoding(model, work, mesh_lib.MeshConfig(data=1, tensor=row["count"])).total
+      assert held < row["peak_bytes_per_device"] < held + max(1.4 * targets.GIB, 0.1 * held), row
   assert set(other) <= {("10b", 8, 1024, "rtx2080ti")}
 
 

@@ -3,11 +3,13 @@
 import dataclasses
 import json
 import math
+import pathlib
 
 import jax
 import pytest
 
 from glmjax import errors
+from glmjax.cli import plans
 from glmjax.plan import compiled as compiled_lib
 from glmjax.plan import compiler
 from glmjax.plan import estimate
@@ -73,6 +75,18 @@ def test_the_smallest_set_is_found(here, model, compiled, card):
   assert {layers for layers, *_ in compiled} == {4, 8, 12}  # near the limit, all layers
   card("a100-40", compiler.held(model, work, 2) + 1999)
   assert table(model)[16, "a100-40", 32]["count"] == 4
+
+
+def test_a_table_tells_which_sets_programs_do_not_fit(here, model, compiled, card, tmp_path):
+  """So that nobody takes their weights and cache, which fit, for an answer."""
+  path, work = tmp_path / "table.json", programs.Decode(context=32)
+  card("a100-40", compiler.held(model, work, 2) + 1999)
+  for given in ({}, {"bits": (8, 4)}):
+    found = table(model, contexts=(32,), table=path, **given).values()
+    rows = fits.rows_of(compiled_lib.read(path.read_text()))
+    ours = {(row["bits"], row["context"], row["count"]) for row in rows if row["gpu"] == "a100-40"}
+    assert {(row["bits"], row["context"], row["count"]) for row in found} <= ours
+  assert (16, 32, 4) in ours
 
 
 def test_arithmetic_decides_where_it_can(here, model, compiled, card):
@@ -168,3 +182,10 @@ def test_a_stopped_run_goes_on(here, model, tmp_path, monkeypatch):
   out.write_text("prose\n")
   with pytest.raises(errors.InputError, match="fits.jsonl"):
     table(model, out=str(out))
+
+
+def test_the_table_of_the_page_is_the_compiled_one(capsys):
+  """`glmjax plan --fits --html` prints it."""
+  plans.show_fits(fits.rows_of(compiled_lib.shipped()))
+  text = (pathlib.Path(__file__).parents[2] / "docs" / "hardware.md").read_text(encoding="utf-8")
+  assert capsys.readouterr().out in text
