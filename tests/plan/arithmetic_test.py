@@ -63,7 +63,7 @@ def test_offloaded_layers_are_left_out(tiny):
 def test_sets_of_cards_are_those_that_were_compiled():
   """But for the one that fits by a hair; behind the longest context a program takes up to 1.4 GiB more, or a tenth."""
   found, other = fits.rows_of(compiled.shipped()), []
-  assert {row["model"] for row in found} <= {*MODELS} and len(found) > 90
+  assert {row["model"] for row in found} <= {*MODELS} and len(found) > 50
   for row in found:
     model, card, context = MODELS[row["model"]], row["gpu"], row["context"]
     work = programs.Decode(context=context, bits=None if row["bits"] == 16 else row["bits"])
