@@ -66,7 +66,7 @@ def make(
   facts, run_folder = facts_lib.gather(folder, stated, facts_lib.Sources(run, cache, text, evaluation))
   compute = None if run_folder is None else compute_lib.total(run_folder)
   rows = [] if facts.config.base else footprint_lib.footprint(facts.config.model)
-  known = integrity.Known(facts, compute, len(rows), before)
+  known = integrity.Known(facts, compute, rows, before)
   criteria = integrity.report(known)
   emissions = _emissions(compute, stated)
   curve = None

@@ -5,12 +5,13 @@ A checklist that fails without evidence: what nothing shows counts as missing, w
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from glmjax import errors
 from glmjax.cards import compute as compute_lib
 from glmjax.cards import facts as facts_lib
 from glmjax.models import params as params_lib
+from glmjax.plan import footprint as footprint_lib
 
 UPSTREAM, MODEL, DOWNSTREAM = "upstream", "model", "downstream"
 EVIDENCED, PARTIAL, NONE = "evidenced", "partial", "no evidence"
@@ -57,7 +58,7 @@ class Known:
 
   facts: facts_lib.Facts
   compute: compute_lib.Compute | None  # what the run cost
-  footprint: int  # rows of memory by precision and context
+  footprint: Sequence[footprint_lib.Footprint]  # memory by precision and context
   previous: Previous | None  # what the card that is being replaced was of
 
 
@@ -200,7 +201,10 @@ def _license(known: Known, found: _Finding) -> None:
 
 
 def _hardware(known: Known, found: _Finding) -> None:
-  found.ask(known.footprint, f"memory of {known.footprint} settings, worked out and compiled", "memory that it takes")
+  rows = known.footprint
+  found.ask(rows, f"weights and caches of {len(rows)} settings, worked out exactly", "memory that it takes")
+  compiled = sum(any(each.basis != footprint_lib.ARITHMETIC for each in row.sets) for row in rows)
+  found.ask(compiled, f"programs compiled for {compiled} of them", "programs compiled for cards: glmjax plan --fits")
 
 
 def _versions(known: Known, found: _Finding) -> None:

@@ -88,7 +88,6 @@ def test_what_is_given_is_evidence(model: pathlib.Path, world, tmp_path: pathlib
     "benchmark reproducibility",
     "identity consistency",
     "licence clarity",
-    "hardware footprint",
   ):
     assert found[name] == integrity.EVIDENCED, (name, content["integrity"])
   assert content["training"]["steps"] == 1 and content["data"]["cache"][0]["documents"] == 2
