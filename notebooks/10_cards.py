@@ -47,7 +47,7 @@ if imported not in (None, importlib.metadata.version("jax")):
   raise SystemExit("jax was imported before it was upgraded: restart the session, then run all cells")
 
 # %% tags=["parameters"]
-STEPS = 400  # of training; the curve asks for more than two hundred
+STEPS = 800  # of training; the curve asks for more than five hundred
 
 # %% [markdown]
 # ## A model to speak of

@@ -28,7 +28,7 @@ SMALL = {  # the parameters of a run that takes seconds
   "07_evaluate": {"STEPS": 40},
   "08_finetune": {"STEPS": 40, "TUNING": 20},
   "09_stability": {"SAMPLE": False, "NORMS": {"Pre-LN": "pre"}, "SHRINKS": {"1": (1.0,)}, "RATES": [0.1], "STEPS": 8},
-  "10_cards": {"STEPS": 240},
+  "10_cards": {"STEPS": 540},
 }
 PICTURES = {
   "01_blank_infilling": 11,
