@@ -47,12 +47,18 @@ def write_text(folder: pathlib.Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def on_disk(tmp_path_factory):
+def compiled(tmp_path_factory):
+  """The folder of all commands' programs: those on a disk and those in a bucket run the same."""
+  return tmp_path_factory.mktemp("compiled")
+
+
+@pytest.fixture(scope="module")
+def on_disk(tmp_path_factory, compiled):
   """The folder of all commands' results on a disk, and what they printed."""
   folder = tmp_path_factory.mktemp("disk")
   write_text(folder)
   scratch = tmp_path_factory.mktemp("scratch")
-  with forked.Server(scratch, forked.COMMANDS) as server:
+  with forked.Server(scratch, forked.COMMANDS, **forked.compiled_once(compiled)) as server:
     return folder, [run(server, argv, folder) for argv in commands("")]
 
 
@@ -68,13 +74,13 @@ def losses(metrics: bytes) -> list[tuple[int, float]]:
 
 
 @pytest.mark.parametrize("scheme", ["gs", pytest.param("s3", marks=pytest.mark.slow)])
-def test_all_of_it_in_a_bucket(on_disk, server: bucket_server.Server, scheme, tmp_path):
+def test_all_of_it_in_a_bucket(on_disk, compiled, server: bucket_server.Server, scheme, tmp_path):
   disk, printed = on_disk
   for path in [*(disk / "text").iterdir(), disk / "prompts.jsonl"]:
     server.put(path.relative_to(disk).as_posix(), path.read_bytes())
   (tmp_path / "here").mkdir()
   (tmp_path / "here" / "world.gin").write_text(tiny_world.GIN, encoding="utf-8")
-  environment = server.environment() | {"GLMJAX_CACHE_DIR": str(tmp_path / "nearby")}
+  environment = server.environment() | {"GLMJAX_CACHE_DIR": str(tmp_path / "nearby")} | forked.compiled_once(compiled)
   (tmp_path / "scratch").mkdir()
   with forked.Server(tmp_path / "scratch", forked.COMMANDS, **environment) as commands_server:
     said = [run(commands_server, argv, tmp_path / "here") for argv in commands(f"{scheme}://bucket/")]

@@ -49,6 +49,14 @@ class Ended:
     return (self.err.splitlines() or [""])[-1]
 
 
+def compiled_once(folder: pathlib.Path) -> dict[str, str]:
+  """The environment in which processes keep their programs in a folder, so that equal ones are compiled once.
+
+  JAX writes them in place: processes that compile at the same time have a folder each.
+  """
+  return {"JAX_COMPILATION_CACHE_DIR": str(folder), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+
+
 class Running:
   """A process under way."""
 

@@ -38,16 +38,22 @@ COMMANDS = {
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
+def compiled(tmp_path_factory):
+  """The folder of all commands' programs."""
+  return tmp_path_factory.mktemp("compiled")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory, compiled):
   """The folder of a tiny run and its models, on a disk."""
   folder, scratch = tmp_path_factory.mktemp("world"), tmp_path_factory.mktemp("scratch")
-  with forked.Server(scratch, forked.COMMANDS) as server:
+  with forked.Server(scratch, forked.COMMANDS, **forked.compiled_once(compiled)) as server:
     tiny_world.make(folder, server)
   return folder
 
 
 @pytest.fixture
-def run(world, server, tmp_path):
+def run(world, compiled, server, tmp_path):
   """A function that gives a command to processes whose bucket holds the world; at each call as it was at first."""
   for path in world.rglob("*"):
     if path.is_file():
@@ -55,7 +61,7 @@ def run(world, server, tmp_path):
   there = dict(server.objects["bucket"])
   (tmp_path / "scratch").mkdir()
   (tmp_path / "world.gin").write_text(tiny_world.GIN, encoding="utf-8")
-  environment = {bucket.PATIENCE: "0.2", "GLMJAX_CACHE_DIR": str(tmp_path / "nearby")}
+  environment = {bucket.PATIENCE: "0.2", "GLMJAX_CACHE_DIR": str(tmp_path / "nearby")} | forked.compiled_once(compiled)
 
   with forked.Server(tmp_path / "scratch", forked.COMMANDS, **environment) as processes:
 

@@ -30,7 +30,8 @@ ONE_DEVICE = ["tiny.gin", "text.gin", "model.gin", "schedule.gin", "intervals.gi
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
   """Commands on one device, in processes of their own."""
-  with forked.Server(tmp_path_factory.mktemp("server"), forked.COMMANDS) as server:
+  compiled = forked.compiled_once(tmp_path_factory.mktemp("compiled"))
+  with forked.Server(tmp_path_factory.mktemp("server"), forked.COMMANDS, **compiled) as server:
     yield server
 
 

@@ -30,12 +30,11 @@ loop.train:
   trainable = @trainable.LoRA()
   probe = @validation/loader.CachedMixture()
 """
-_ONCE = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
 
 
 def serve(folder: pathlib.Path, scratch: pathlib.Path) -> forked.Server:
   """A server whose commands compile equal programs once."""
-  return forked.Server(scratch, JAX_COMPILATION_CACHE_DIR=str(folder / "compiled"), **_ONCE)
+  return forked.Server(scratch, **forked.compiled_once(folder / "compiled"))
 
 
 def make(folder: pathlib.Path) -> pathlib.Path:

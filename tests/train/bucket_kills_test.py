@@ -72,7 +72,7 @@ class Runs:
 
 @pytest.mark.slow
 def test_kills(server, tmp_path):
-  cache = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+  cache = forked.compiled_once(tmp_path / "compiled")
   modules, r = ("glmjax.cli.commands", "glmjax.train.loop"), random.Random(0)
   (tmp_path / "scratch").mkdir()
   with forked.Server(tmp_path, modules, **cache, TMPDIR=str(tmp_path / "scratch")) as commands:
