@@ -1,5 +1,7 @@
 """Requests to buckets, against a server that misbehaves on demand."""
 
+from collections.abc import Callable
+import concurrent.futures
 import itertools
 import os
 import signal
@@ -25,6 +27,12 @@ def first(count, fault):
   """A server's fault in its first `count` requests."""
   left = iter(range(count))
   return lambda method, path: fault if next(left, None) is not None else None
+
+
+def at_once(*calls: Callable) -> list:
+  """Makes calls in threads of their own, as most of what they do is to wait; returns what each returns."""
+  with concurrent.futures.ThreadPoolExecutor(len(calls)) as pool:
+    return [future.result() for future in [pool.submit(call) for call in calls]]
 
 
 @SCHEMES
@@ -140,17 +148,20 @@ def test_what_lasts_is_said_in_one_line_after_a_bounded_time(server, scheme, fau
   there = bucket.named(scheme, "bucket")
   server.put("x", b"1")
   server.fault = lambda method, path: fault
-  for request in (
-    lambda: there.get("x"),
-    lambda: there.put("y", b"2"),
-    lambda: there.create("y", b"2"),
-    lambda: there.children(""),
-    lambda: there.delete(["x"]),
-  ):
+
+  def fails(request: Callable, *arguments) -> None:
     begun = time.monotonic()
     with pytest.raises(kind, match=words) as caught:
-      request()
+      request(*arguments)
     assert time.monotonic() - begun < 12 and "\n" not in str(caught.value) and "secret" not in str(caught.value)
+
+  at_once(
+    lambda: fails(there.get, "x"),
+    lambda: fails(there.put, "y", b"2"),
+    lambda: fails(there.create, "y", b"2"),
+    lambda: fails(there.children, ""),
+    lambda: fails(there.delete, ["x"]),
+  )
   server.fault = lambda method, path: None
   assert "x" in server.keys() and (fault.hang or server.keys() == ["x"])
 
@@ -164,13 +175,20 @@ def test_large_bodies_have_a_time_of_their_own(server, scheme, monkeypatch):
   there = bucket.named(scheme, "bucket")
   server.put("x", _BIG[:5000])
   server.fault = lambda method, path: bucket_server.Fault(hang=2.5) if method in ("PUT", "GET") else None
-  assert there.get("x", 0, 5000) == _BIG[:5000]
-  there.put("y", _BIG[:5000])
-  there.put("z", _BIG[:250_000])
-  assert there.create("c", _BIG[:5000]) and server.data("c") == server.data("y") == _BIG[:5000]
+
+  def small() -> None:
+    with pytest.raises(OSError, match="no answer for 1 s"):
+      there.put("small", b"1")
+
+  read, _, _, created, _ = at_once(
+    lambda: there.get("x", 0, 5000),
+    lambda: there.put("y", _BIG[:5000]),
+    lambda: there.put("z", _BIG[:250_000]),
+    lambda: there.create("c", _BIG[:5000]),
+    small,
+  )
+  assert read == _BIG[:5000] and created and server.data("c") == server.data("y") == _BIG[:5000]
   assert server.data("z") == _BIG[:250_000] and not server.uploads()
-  with pytest.raises(OSError, match="no answer for 1 s"):
-    there.put("small", b"1")
 
 
 @SCHEMES
