@@ -9,17 +9,13 @@ import sys
 
 import bucket_server
 import pytest
+import xla_flags
 
 from glmjax.io import bucket
 
-# Optimization level 0: tests compile much and compute little; it halves their time.
 # XLA ends a process, all its threads dumped, where one of eight devices makes the others wait for 40 seconds, which
 # happens on two processors with much else to do.
-os.environ.setdefault(
-  "XLA_FLAGS",
-  "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 "
-  "--xla_cpu_collective_call_terminate_timeout_seconds=300",
-)
+os.environ.setdefault("XLA_FLAGS", f"{xla_flags.on(8)} --xla_cpu_collective_call_terminate_timeout_seconds=300")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

@@ -18,7 +18,8 @@ import sys
 import time
 from typing import Any
 
-XLA_FLAGS = "--xla_backend_optimization_level=0"
+import xla_flags
+
 TESTS = pathlib.Path(__file__).parent
 COMMANDS = (
   "glmjax.cli.commands",
@@ -90,7 +91,7 @@ class Server:
   def __init__(self, scratch: pathlib.Path, modules: tuple[str, ...] = COMMANDS, **environment: str):
     self._scratch = scratch
     settings = {
-      "XLA_FLAGS": XLA_FLAGS,
+      "XLA_FLAGS": xla_flags.CHEAP,
       "JAX_PLATFORMS": "cpu",
       "TF_CPP_MIN_LOG_LEVEL": "3",
       "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)]),

@@ -17,6 +17,7 @@ import bucket_server
 import forked
 import pytest
 import tiny_world
+import xla_flags
 
 from glmjax import errors
 from glmjax.data import workers
@@ -165,7 +166,7 @@ def test_all_processes_of_a_run_end_with_status_1(world, server, tmp_path, part)
   with socket.socket() as free:
     free.bind(("localhost", 0))
     port = free.getsockname()[1]
-  settings = {bucket.PATIENCE: "1", "XLA_FLAGS": forked.XLA_FLAGS, "GLMJAX_CACHE_DIR": str(tmp_path / "nearby")}
+  settings = {bucket.PATIENCE: "1", "XLA_FLAGS": xla_flags.CHEAP, "GLMJAX_CACHE_DIR": str(tmp_path / "nearby")}
   server.fault = lambda method, path: bucket_server.Fault(status=503) if part in path else None
   command = [sys.executable, "-m", "glmjax", *COMMANDS["train"], "--gin.mesh.MeshConfig.data=-1", "--num_processes=2"]
   started = [

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+import xla_flags
 
 from glmjax import tokenizer as tokenizer_lib
 from glmjax.data import shards
@@ -48,7 +49,7 @@ def run(folder: pathlib.Path, code: str) -> subprocess.CompletedProcess:
     capture_output=True,
     text=True,
     check=False,
-    env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_backend_optimization_level=0"},
+    env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": xla_flags.CHEAP},
   )
 
 

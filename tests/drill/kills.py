@@ -16,6 +16,7 @@ import time
 
 import forked
 import tiny_world
+import xla_flags
 from drill import ground
 
 SIGNALS = {
@@ -134,7 +135,7 @@ def _cold(argv: tuple[str, ...], folder: pathlib.Path, how: signal.Signals, mome
     **os.environ,
     "PYTHONPATH": str(forked.TESTS.parent),
     "JAX_PLATFORMS": "cpu",
-    "XLA_FLAGS": forked.XLA_FLAGS,
+    "XLA_FLAGS": xla_flags.CHEAP,
   }
   code = (
     "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored in background jobs

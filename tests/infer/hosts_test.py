@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import pytest
+import xla_flags
 
 from glmjax import tokenizer as tokenizer_lib
 from glmjax.checkpoint import folder as folder_lib
@@ -66,10 +67,7 @@ class Two:
   def __init__(self, *arguments: str, devices: int = 1, own: Sequence[Sequence[str]] = ((), ())) -> None:
     """`own`: what each process is given besides."""
     port = free_port()
-    environment = os.environ | {
-      "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0",
-      "JAX_PLATFORMS": "cpu",
-    }
+    environment = os.environ | {"XLA_FLAGS": xla_flags.on(devices), "JAX_PLATFORMS": "cpu"}
     join = [f"--coordinator=localhost:{port}", "--num_processes=2"]
     self.processes = [
       subprocess.Popen(

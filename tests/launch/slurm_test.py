@@ -15,6 +15,7 @@ from collections.abc import Iterator
 import numpy as np
 import patterns
 import pytest
+import xla_flags
 
 MISSING = [
   name
@@ -132,7 +133,7 @@ def test_two_tasks_and_one_dies(slurm, tmp_path):
     "GLMJAX": str(command),
     "PYTHONPATH": str(pathlib.Path(patterns.__file__).parent),
     "JAX_PLATFORMS": "cpu",
-    "XLA_FLAGS": "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0",
+    "XLA_FLAGS": xla_flags.on(2),
   }
   job = subprocess.run(
     [

@@ -17,6 +17,7 @@ import bucket_server
 import numpy as np
 import patterns
 import pytest
+import xla_flags
 
 from glmjax.checkpoint import arrays
 from glmjax.checkpoint import manager as manager_lib
@@ -54,9 +55,8 @@ class Started:
     join: list[list[str]] | None = None,
   ):
     self.workdir = workdir
-    xla = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
     path = os.pathsep.join([str(pathlib.Path(patterns.__file__).parent), os.environ.get("PYTHONPATH", "")])
-    environment = os.environ | {"PYTHONPATH": path, "XLA_FLAGS": xla, "JAX_PLATFORMS": "cpu"}
+    environment = os.environ | {"PYTHONPATH": path, "XLA_FLAGS": xla_flags.on(devices), "JAX_PLATFORMS": "cpu"}
     port = free_port()
     if join is None:
       join = [

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import xla_flags
 
 SCRIPT = """
 import json, sys
@@ -49,7 +50,7 @@ def test_a_process_takes_what_is_planned(work):
     capture_output=True,
     text=True,
     check=False,
-    env={**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"},
+    env={**os.environ, "XLA_FLAGS": xla_flags.CHEAP},
   )
   assert done.returncode == 0, done.stderr[-2000:]
   found = json.loads(done.stdout)

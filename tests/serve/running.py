@@ -17,6 +17,7 @@ from collections.abc import Iterator
 
 import engine_models
 import uvicorn
+import xla_flags
 
 from glmjax.infer import engine
 from glmjax.infer import scheduler
@@ -99,7 +100,7 @@ class Running:
 def started(folder: pathlib.Path, *flags: str) -> Iterator[tuple[subprocess.Popen, str, list[str]]]:
   """Yields `glmjax serve` of a run, in a process of its own that is ready, its address, and the lines of its log."""
   main = [sys.executable, "-c", "import sys; from glmjax import cli; sys.exit(cli.main())"]
-  env = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+  env = {**os.environ, "XLA_FLAGS": xla_flags.CHEAP}
   command = [*main, "serve", f"--checkpoint={folder}", "--port=0", *flags]
   process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env)
   said: list[str] = []
