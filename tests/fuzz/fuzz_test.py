@@ -6,7 +6,9 @@ python tests/fuzz KIND SEED NUMBER                                           # o
 
 import os
 import pathlib
+from collections.abc import Iterator
 
+import forked
 import pytest
 import tiny_world
 
@@ -32,8 +34,15 @@ def _world(tmp_path_factory) -> pathlib.Path:
     return runner.make_world(folder)
 
 
-def check(kind: str, seed: int, count: int, world: pathlib.Path, scratch: pathlib.Path) -> None:
-  results = runner.run(kind, seed, range(count), world, scratch)
+@pytest.fixture(name="server", scope="module")
+def _server(tmp_path_factory) -> Iterator[forked.Server]:
+  """Forks processes for all kinds of inputs."""
+  with forked.Server(tmp_path_factory.mktemp("server")) as server:
+    yield server
+
+
+def check(kind: str, seed: int, count: int, world: pathlib.Path, scratch: pathlib.Path, server: forked.Server) -> None:
+  results = runner.run(kind, seed, range(count), world, scratch, server)
   assert len(results) == count
   wrong = [runner.told(kind, seed, result) for result in results if result["problem"]]
   report = f"{len(wrong)} of {count} inputs:\n" + "\n".join(wrong)
@@ -41,15 +50,15 @@ def check(kind: str, seed: int, count: int, world: pathlib.Path, scratch: pathli
 
 
 @pytest.mark.parametrize("kind", cases.KINDS)
-def test_a_thousand_inputs(kind, world, tmp_path):
-  check(kind, 0, SHARES[kind], world, tmp_path)
+def test_a_thousand_inputs(kind, world, tmp_path, server):
+  check(kind, 0, SHARES[kind], world, tmp_path, server)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", cases.KINDS)
-def test_many_inputs(kind, world, tmp_path):
+def test_many_inputs(kind, world, tmp_path, server):
   count, seed = int(os.environ.get("GLMJAX_FUZZ_INPUTS", "5000")), int(os.environ.get("GLMJAX_FUZZ_SEED", "1"))
-  check(kind, seed, count * SHARES[kind] // 1000, world, tmp_path)
+  check(kind, seed, count * SHARES[kind] // 1000, world, tmp_path, server)
 
 
 def test_the_shares_are_of_a_thousand():
