@@ -7,8 +7,10 @@ import re
 import sys
 import types
 
+import forked
 import nbformat
 import pytest
+import xla_flags
 
 ROOT = pathlib.Path(__file__).parent.parent
 SOURCES = sorted((ROOT / "notebooks").glob("[0-9]*.py"))
@@ -30,6 +32,7 @@ SMALL = {  # the parameters of a run that takes seconds
   "09_stability": {"SAMPLE": False, "NORMS": {"Pre-LN": "pre"}, "SHRINKS": {"1": (1.0,)}, "RATES": [0.1], "STEPS": 8},
   "10_cards": {"STEPS": 540},
 }
+DEVICES = {"02_train_small": 2, "03_chatglm": 1, "06_serve": 1, "08_finetune": 1}  # virtual ones: fewer take less time
 PICTURES = {
   "01_blank_infilling": 11,
   "02_train_small": 4,
@@ -80,8 +83,15 @@ def test_what_is_committed_is_of_the_source_and_small(source):
   assert not [place for place in (str(ROOT), str(pathlib.Path.home())) if place in json.dumps(outputs(committed))]
 
 
-def test_it_runs_without_a_warning(source, tmp_path):
-  """At a small size, in an empty folder, with glmjax installed; the asserts in it hold."""
+def test_it_runs_without_a_warning(source, tmp_path, tmp_path_factory, monkeypatch):
+  """At a small size, in an empty folder, with glmjax installed; the asserts in it hold.
+
+  Some train, go on, and measure several models, in part by equal programs, which are compiled once.
+  """
+  if source.stem in DEVICES:
+    monkeypatch.setenv("XLA_FLAGS", xla_flags.on(DEVICES[source.stem]))
+    for name, value in forked.compiled_once(tmp_path_factory.mktemp("compiled")).items():
+      monkeypatch.setenv(name, value)
   notebook = build.read(source)
   strict = nbformat.v4.new_code_cell("import warnings\nwarnings.simplefilter('error')")
   notebook.cells.insert(0, strict)
