@@ -14,7 +14,9 @@ PLAN := $(VENV)-plan
 CLIENTS := $(VENV)-clients
 PEFT := $(VENV)-peft
 DATA := $(VENV)-data
-PYTEST := $(BIN)/python -m pytest -n 2
+# One process begins with the first half of the tests, the other with the second, so that what a file's tests share is
+# made once; whichever is done takes over some of what the other still has.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 CODE := setup.py glmjax tasks tests benchmarks notebooks docs/make_api.py docs/make_page_picture.py docs/conf.py
 FAST := not slow and not gpu and not tpu
 
