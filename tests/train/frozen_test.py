@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 import chex
 import jax
@@ -74,11 +75,16 @@ def train(case: Case, tx, stages, state: state_lib.TrainState) -> tuple[state_li
     return jax.device_get(stages.put_back(state)), jax.device_get(metrics)
 
 
+@functools.cache
+def first(is_trained: params_lib.Predicate) -> state_lib.TrainState:
+  """The state that every case begins with, in the model's order."""
+  one = state_lib.abstract(CONFIG, pipelined.TX, ONE.mesh, is_trained=is_trained)
+  return jax.device_get(state_lib.create(CONFIG, pipelined.TX, 0, one, is_trained=is_trained))
+
+
 def start(case: Case, is_trained: params_lib.Predicate) -> tuple[stage_layout.StageLayout, state_lib.TrainState]:
   rules = partitioning.STRATEGIES[case.strategy]
-  stages = stage_layout.make(case.config, pipelined.TX, case.mesh, rules, case.pipeline, is_trained)
-  one = state_lib.abstract(case.config, pipelined.TX, ONE.mesh, is_trained=is_trained)
-  return stages, jax.device_get(state_lib.create(case.config, pipelined.TX, 0, one, is_trained=is_trained))
+  return stage_layout.make(CONFIG, pipelined.TX, case.mesh, rules, case.pipeline, is_trained), first(is_trained)
 
 
 @functools.cache
@@ -118,14 +124,20 @@ def quantized(frozen):
   )
 
 
+@functools.cache
+def on_floats() -> tuple[Any, state_lib.TrainState]:
+  """(Frozen kernels as INT8 codes, the state that was trained, on one device, on the floats that these stand for)."""
+  stages, state = start(ONE, not_kernels)
+  codes = jax.device_get(quantized(state.frozen))
+  floats = params_lib.nest({path: qarray.dequantize(x) for path, x in params_lib.flatten(codes).items()})
+  return codes, train(ONE, pipelined.TX, stages, dataclasses.replace(state, frozen=floats))[0]
+
+
 @pytest.mark.parametrize("name", ["plain", "1f1b"])
 def test_the_rest_is_trained_on_quantized_kernels(name):
   """As on the floats that the codes stand for."""
-  case = CASES[name]
+  case, (codes, want) = CASES[name], on_floats()
   stages, state = start(case, not_kernels)
-  codes = jax.device_get(quantized(state.frozen))
-  floats = params_lib.nest({path: qarray.dequantize(x) for path, x in params_lib.flatten(codes).items()})
-  want, _ = train(ONE, pipelined.TX, start(ONE, not_kernels)[0], dataclasses.replace(state, frozen=floats))
 
   def split_as(x, sharded):
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharded.sharding), x)
