@@ -103,7 +103,8 @@ def test_poisoned_samples_leave_no_trace(clean, tmp_path, poison, action):
 def test_what_only_tells_or_clips(clean, tmp_path, action):
   """Without a clip_norm of the optimizer's, so that the guard alone clips; by the same guard it does so again."""
   source, loose = poisoned.Source("token"), optimizer_lib.AdamW(clip_norm=1e9)
-  poisoned.train(tmp_path / "run", source, spikes=guard(action), optimizer=loose)
+  last = None if action == "clip" else 115  # behind the spikes
+  poisoned.train(tmp_path / "run", source, spikes=guard(action), optimizer=loose, stop_at_step=last)
   found = poisoned.interventions(tmp_path / "run")
   assert [(line["step"], line["action"]) for line in found][:2] == [(111, action), (112, action)]
   if action == "clip":

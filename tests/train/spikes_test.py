@@ -5,6 +5,7 @@ import functools
 import json
 import math
 import pathlib
+import shutil
 from typing import Any
 
 import chex
@@ -256,14 +257,30 @@ def unbroken(request, tmp_path_factory) -> tuple[str, pathlib.Path]:
   return request.param, folder
 
 
-@pytest.mark.parametrize("kill_at", [1824, 2048])
-def test_broken_off_is_unbroken_bit_for_bit(unbroken, tmp_path, kill_at):
-  """Killed soon behind the spikes, so that they come again; and behind a checkpoint that has them."""
+@pytest.fixture(scope="module")
+def broken_off(tmp_path_factory):
+  """A function of an action: the folder of a run that was killed soon behind the spikes, to be copied."""
+
+  @functools.cache
+  def found(action: str) -> pathlib.Path:
+    folder = tmp_path_factory.mktemp(f"broken_off_{action}")
+    with pytest.raises(KeyboardInterrupt):
+      poisoned.train(folder, poisoned.Source("token", kill_at=1824), spikes=guard(action))
+    return folder
+
+  return found
+
+
+def test_broken_off_is_unbroken_bit_for_bit(unbroken, broken_off, tmp_path):
+  """Killed soon behind the spikes, so that they come again; and once more, behind a checkpoint that has them."""
   action, folder = unbroken
-  with pytest.raises(KeyboardInterrupt):
-    poisoned.train(tmp_path, poisoned.Source("token", kill_at=kill_at), spikes=guard(action))
+  shutil.copytree(broken_off(action), tmp_path, dirs_exist_ok=True)
   if action == "roll_back":
     assert len(poisoned.interventions(tmp_path)) == 2
+  assert manager_lib.steps(tmp_path / "checkpoints")[-1] == 100
+  with pytest.raises(KeyboardInterrupt):
+    poisoned.train(tmp_path, poisoned.Source("token", kill_at=2048), spikes=guard(action))
+  assert len(poisoned.interventions(tmp_path)) == 2 and manager_lib.steps(tmp_path / "checkpoints")[-1] == 125
   poisoned.train(tmp_path, poisoned.Source("token"), spikes=guard(action))
   assert poisoned.interventions(tmp_path) == poisoned.interventions(folder)
   assert (tmp_path / "interventions.gin").read_text() == (folder / "interventions.gin").read_text()
@@ -271,10 +288,9 @@ def test_broken_off_is_unbroken_bit_for_bit(unbroken, tmp_path, kill_at):
   assert poisoned.saved(tmp_path) == poisoned.saved(folder)
 
 
-def test_what_was_left_out_stays_so_without_a_guard(tmp_path):
+def test_what_was_left_out_stays_so_without_a_guard(broken_off, tmp_path):
   """Gone back, killed, and gone on with by settings that have no guard."""
-  with pytest.raises(KeyboardInterrupt):
-    poisoned.train(tmp_path, poisoned.Source("token", kill_at=1824), spikes=guard("roll_back"))
+  shutil.copytree(broken_off("roll_back"), tmp_path, dirs_exist_ok=True)
   poisoned.train(tmp_path, poisoned.Source("token"), spikes=None, stop_at_step=115)
   line = poisoned.lines(tmp_path)[110]
   assert (line["step"], line["samples_seen"]) == (111, 113 * poisoned.ROWS) and "update_norm_mlp" not in line
