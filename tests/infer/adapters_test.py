@@ -1,6 +1,7 @@
 """Adapters beside a loaded model compute what they did in training, on one device and on a mesh, float or quantized."""
 
 import dataclasses
+import functools
 import json
 import logging
 
@@ -33,23 +34,23 @@ def loaded(made: trained_adapters.Made, base: str, name: str, mesh: str | None) 
   return runner_lib.Runner(model.config, model.params, placement, given_away=True)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def _logits(config, params, tokens):
+  positions = jnp.arange(tokens.shape[1])[None].repeat(len(tokens), 0)
+  start, end = jnp.zeros_like(tokens), jnp.full_like(tokens, tokens.shape[1])
+  return glm.GLM(config).apply({"params": params}, tokens, positions, start, end)
+
+
 def hidden(runner: runner_lib.Runner) -> np.ndarray:
-  def program(config, params, tokens):
-    positions = jnp.arange(tokens.shape[1])[None].repeat(len(tokens), 0)
-    start, end = jnp.zeros_like(tokens), jnp.full_like(tokens, tokens.shape[1])
-    return glm.GLM(config).apply({"params": params}, tokens, positions, start, end)
-
-  return np.asarray(runner.run(jax.jit(program, static_argnums=0), trained_adapters.TOKENS))
+  return np.asarray(runner.run(_logits, trained_adapters.TOKENS))
 
 
+@functools.cache
 def trained_logits(made: trained_adapters.Made, base: str, name: str) -> np.ndarray:
   """What the trainer's model computes, with the adapter apart."""
   config, trained = made.trained(name, base)
   params = params_lib.merge(trained, load.load(made.base(base)).params)
-  tokens = jnp.asarray(trained_adapters.TOKENS)
-  positions = jnp.arange(tokens.shape[1])[None].repeat(len(tokens), 0)
-  start, end = jnp.zeros_like(tokens), jnp.full_like(tokens, tokens.shape[1])
-  return np.asarray(jax.jit(glm.GLM(config).apply)({"params": params}, tokens, positions, start, end))
+  return np.asarray(_logits(config, params, jnp.asarray(trained_adapters.TOKENS)))
 
 
 @pytest.mark.parametrize("mesh", [None, "tensor=2,data=2"])

@@ -233,6 +233,11 @@ def test_scales_of_ranks_on_a_mesh(make, tmp_path):
   assert split.params["layers"]["mlp"]["wi"]["kernel"].scale.sharding.spec == P(None, None, None, "tensor")
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> trained_adapters.Made:
+  return trained_adapters.make(tmp_path_factory.mktemp("adapters"))
+
+
 @pytest.mark.parametrize(
   "name, said",
   [
@@ -241,8 +246,7 @@ def test_scales_of_ranks_on_a_mesh(make, tmp_path):
     ("projection", "adapter     a prefix of 3 by projection, of "),
   ],
 )
-def test_adapters_name_what_they_adapt(name, said, tmp_path, capsys):
-  made = trained_adapters.make(tmp_path)
+def test_adapters_name_what_they_adapt(name, said, made, capsys):
   run = made.run(name, "int4")
   cli.main(["inspect", str(run)])  # which misses a tokenizer
   base = json.loads((run / "config.json").read_text())["base"]
