@@ -30,6 +30,7 @@ _CLEAR = 4  # standard errors: a difference that is no noise
 _RISE = 0.05  # of the lowest loss: a run that ends so far above it has diverged
 _MISFIT = 0.1  # of the fall of the loss: a curve that lies so far off the law follows another
 _LITTLE = 0.02  # nats, 2 % of the perplexity: what twice the tokens must bring to count
+_FEW = 2  # tokens for each parameter: so short runs have gained more than was foretold (docs/cards.md)
 _WIDE = 0.1  # of the loss: an asymptote known no better is called not determined
 _AHEAD = np.geomspace(1, 2, 9)  # lengths of the run for which the picture shows the end
 
@@ -108,6 +109,11 @@ class Curve:
     if (half := found.from_half) is not None:
       told = "within" if half.low <= found.loss.value <= half.high else "outside"
       said.append(f"From the first half of its tokens the end was foretold as {half}; what came lies {told} that.")
+    if (ratio := self.tokens_per_parameter) is not None and ratio < _FEW:
+      said.append(
+        "Of so short a run take the gain for the least: two of less than a token for each parameter gained more than "
+        "was foretold of them (glmjax's docs/cards.md)."
+      )
     return said + self._ratio()
 
   def _ratio(self) -> list[str]:
