@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 import copy
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -48,6 +49,7 @@ def alone(monkeypatch) -> None:
   jax.clear_caches()
 
 
+@functools.cache
 def parameters(config: config_lib.GLMConfig, bits: int | None) -> dict:
   found = glm.init_params(config, jax.random.key(1))
   return found if bits is None else weights.quantize(found, bits)
