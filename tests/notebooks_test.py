@@ -32,7 +32,15 @@ SMALL = {  # the parameters of a run that takes seconds
   "09_stability": {"SAMPLE": False, "NORMS": {"Pre-LN": "pre"}, "SHRINKS": {"1": (1.0,)}, "RATES": [0.1], "STEPS": 8},
   "10_cards": {"STEPS": 540},
 }
-DEVICES = {"02_train_small": 2, "03_chatglm": 1, "06_serve": 1, "08_finetune": 1}  # virtual ones: fewer take less time
+DEVICES = {  # virtual ones: fewer take less time
+  "02_train_small": 2,
+  "03_chatglm": 1,
+  "05_scaling": 8,
+  "06_serve": 1,
+  "07_evaluate": 1,
+  "08_finetune": 1,
+  "09_stability": 1,
+}
 PICTURES = {
   "01_blank_infilling": 11,
   "02_train_small": 4,
