@@ -20,8 +20,10 @@ from glmjax.train import energy as energy_lib
 from glmjax.train import workdir as workdir_lib
 
 _LONGEST = 1 << 20  # characters of a line
-_COUNTS = ("steps", "samples", "tokens", "model_flops", "step_seconds")
+_WHOLE = ("steps", "samples", "tokens")
+_COUNTS = (*_WHOLE, "model_flops", "step_seconds")
 _OF_PART = ("count", "measured_kwh", "low_kwh", "unmeasured_seconds")
+_MOST = 1e100  # of a number: products and sums of such are finite
 _Line = dict[str, Any]
 
 _log = logging.getLogger("glmjax")
@@ -107,6 +109,8 @@ def total(workdir: paths.Named) -> Compute | None:
   worked = [line for line in firsts if line["done"]["steps"] or not line["ended"]]
   steps = manager_lib.steps(folder.checkpoints)
   step = steps[-1] if steps else firsts[-1]["step"]
+  untold = [max(b["first_step"] - a["step"], 0) for a, b in zip(firsts, firsts[1:])]
+  untold += [max(step - firsts[-1]["step"], 0)]  # the last session may have been killed too
   done = {name: sum(line["done"][name] for line in firsts) for name in _COUNTS}
   seconds = done.pop("step_seconds")
   shares = [line["mfu"] for line in firsts if line["mfu"] is not None]
@@ -116,7 +120,7 @@ def total(workdir: paths.Named) -> Compute | None:
     killed=sum(not line["ended"] for line in firsts),
     first_step=firsts[0]["first_step"],
     step=step,
-    unrecorded_steps=sum(max(b["first_step"] - a["step"], 0) for a, b in zip(firsts, firsts[1:])),
+    unrecorded_steps=sum(untold),
     kept=_kept(folder, step, done),
     done=Work(**done),
     step_hours=seconds / 3600,
@@ -167,10 +171,11 @@ def _is_whole(line: _Line) -> bool:
   """Tells whether a line has all that is read of it."""
   try:
     energy = line["energy"]
-    numbers = [line[name] for name in ("seconds", "first_step", "step", "process")]
-    numbers += [line["done"][name] for name in _COUNTS]
+    cpus = [line["host"][name] for name in ("cpus", "cpus_of_host")]
+    whole = [line[name] for name in ("first_step", "step", "process")] + [line["done"][name] for name in _WHOLE]
+    whole += [each["count"] for each in line["devices"]] + cpus
+    numbers = [line["seconds"], *whole, *(line["done"][name] for name in _COUNTS)]
     numbers += [part[name] for part in energy["parts"] for name in _OF_PART]
-    numbers += [each["count"] for each in line["devices"]] + [line["host"]["cpus"], line["host"]["cpus_of_host"]]
     maybe = [line["mfu"], energy["high_kwh"], *(part["high_kwh"] for part in energy["parts"])]
     maybe += [line["peak_bytes"][where] for where in ("host", "device")]
     texts = [line["session"], line["host"]["id"], line["host"]["processor"], *energy["not_counted"]]
@@ -178,6 +183,8 @@ def _is_whole(line: _Line) -> bool:
     texts += [text for text in [*line["versions"].values(), *(part["meter"] for part in energy["parts"])] if text]
     return (
       all(map(_is_number, [*numbers, *(number for number in maybe if number is not None)]))
+      and all(isinstance(number, int) for number in whole)
+      and min(cpus) >= 1
       and all(isinstance(text, str) for text in texts)
       and isinstance(line["ended"], bool)
     )
@@ -186,7 +193,7 @@ def _is_whole(line: _Line) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-  return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
+  return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= _MOST
 
 
 def _kept(folder: workdir_lib.Workdir, step: int, done: Mapping[str, float]) -> Work | None:

@@ -102,7 +102,7 @@ class Lines:
 
   def __init__(self) -> None:
     self._longest: list[tuple[int, int, str, str]] = []  # a heap of (characters, -order, place, beginning)
-    self._counts: dict[int, list[Any]] = {}  # by hash: documents, windows before the first, the line's beginning
+    self._counts: dict[int, list[Any]] = {}  # by hash: documents, windows before the first, what is shown of the line
     self._lines = self._order = 0
 
   def add(self, document: str, place: str) -> None:
@@ -126,7 +126,7 @@ class Lines:
     if (own := self._counts.get(key)) is not None:
       own[0] += 1
     elif len(line.strip()) >= _LEAST_LINE:
-      self._counts[key] = [1, self._lines // _WIDTH, line.strip()[: _SHOWN + 2000]]
+      self._counts[key] = [1, self._lines // _WIDTH, shown(line.strip())]
     self._lines += 1
     if self._lines % _WIDTH == 0:
       window = self._lines // _WIDTH
@@ -134,7 +134,7 @@ class Lines:
 
   def figures(self) -> dict[str, Any]:
     """Returns the "longest" lines, and the "repeated" ones with how many "documents" have them, or a few more."""
-    often = [(own[0], shown(own[2])) for own in self._counts.values() if own[0] >= _LEAST_REPEATED]
+    often = [(own[0], own[2]) for own in self._counts.values() if own[0] >= _LEAST_REPEATED]
     return {
       "longest": [
         {"characters": characters, "where": place, "begins": begins}

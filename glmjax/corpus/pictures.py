@@ -9,6 +9,7 @@ from glmjax import display
 from glmjax import show
 from glmjax.data import languages
 
+LANGUAGES, LENGTHS = FILES = ("languages.png", "lengths.png")
 _MOST = 20  # corpora in a picture, those with most bytes
 _LONGEST = 40  # characters of a corpus's name
 _NAMES = {"en": "English", "zh": "Chinese", "other": "other"}
@@ -16,7 +17,7 @@ _NAMES = {"en": "English", "zh": "Chinese", "other": "other"}
 
 def draw(report: Mapping[str, Any]) -> dict[str, display.Picture]:
   """Draws what `survey` found, by names of files."""
-  return {"languages.png": _languages(report["corpora"]), "lengths.png": _lengths(report["lengths"])}
+  return {LANGUAGES: _languages(report["corpora"]), LENGTHS: _lengths(report["lengths"])}
 
 
 def _languages(corpora: Mapping[str, Mapping[str, Any]]) -> display.Picture:

@@ -37,6 +37,12 @@ from glmjax.io import user_json
 JSON, PAGE = "report.json", "report.md"
 _SAMPLE_LENGTH = 48  # places of a sample's row: what a picture has room for
 _KIND = "text"  # report.json's "report"
+_OBJECTIVES = {"mask": 0.0, "gmask": 1.0}  # of samples: the share of them that leave out all that follows
+_SAMPLES = {
+  f"{language}_{objective}": f"sample_{language}_{objective}.png"
+  for language in languages.LANGUAGES
+  for objective in _OBJECTIVES
+}
 
 
 def survey(
@@ -191,17 +197,20 @@ class _Reading:
 
 def _check_out(out: paths.Path) -> None:
   """Finds out before the work whether the report has a place, and takes the place of an earlier one at most."""
-  for name in (JSON, PAGE):
+  others = (PAGE, *pictures.FILES, *_SAMPLES.values())
+  for name in (JSON, *others):
     folders.claim_file(out / name, "--out")
   if (out / JSON).exists():
     if user_json.read(out / JSON).get("report") != _KIND:
       raise errors.InputError(f"{out / JSON} is not of glmjax data, and would be lost: name another --out")
-  elif (out / PAGE).exists():
-    raise errors.InputError(f"{out / PAGE} is not of glmjax data, and would be lost: name another --out")
+    return
+  for name in others:
+    if (out / name).exists():
+      raise errors.InputError(f"{out / name} is not of glmjax data, and would be lost: name another --out")
 
 
 def _write(out: paths.Path, report: Mapping[str, Any], reading: _Reading) -> None:
-  """Writes the pictures, the figures and the page.
+  """Writes the figures, the pictures and the page.
 
   Raises:
     errors.InputError: where the system refuses.
@@ -209,15 +218,15 @@ def _write(out: paths.Path, report: Mapping[str, Any], reading: _Reading) -> Non
   drawn, samples = {}, _samples(reading)
   if importlib.util.find_spec("matplotlib") is not None:  # of the extra `report`: the page does without
     drawn = pictures.draw(report)
-    drawn |= {f"sample_{name}.png": show.row(row, reading.tokenizer) for name, row in samples.items()}
+    drawn |= {_SAMPLES[name]: show.row(row, reading.tokenizer) for name, row in samples.items()}
   decode = functools.partial(reading.tokenizer.decode, show_special=True) if reading.tokenizer else None
   described = {name: rows.describe_samples(row, decode) for name, row in samples.items()}
   try:
     with contextlib.ExitStack() as stack:
       stack.enter_context(publish.parent(out / JSON))
+      publish.write_json(out / JSON, report)  # first: by it a next report knows that the others are to be replaced
       for name, picture in drawn.items():
         picture.save(out / name)
-      publish.write_json(out / JSON, report)  # before the page, which a next report is known by it to replace
       publish.write_text(out / PAGE, page.render(report, described, list(drawn)))
   except OSError as error:
     raise errors.InputError(f"{out} cannot be written: {errors.reason(error)}; write --out elsewhere") from error
@@ -230,7 +239,7 @@ def _samples(reading: _Reading) -> dict[str, rows.Row]:
   made = {}
   for language, beginning in reading.samples.texts.items():
     tokens = reading.tokenizer.encode_arrays([beginning])[0]
-    for objective, gmask_rate in (("mask", 0.0), ("gmask", 1.0)):
+    for objective, gmask_rate in _OBJECTIVES.items():
       infilling = rows.BlankInfilling(
         _SAMPLE_LENGTH, reading.tokenizer.specials, gmask_rate=gmask_rate, samples_per_sequence=1
       )

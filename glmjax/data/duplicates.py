@@ -18,6 +18,7 @@ THRESHOLD = 0.8  # of the same paper
 BANDS, ROWS = 20, 6
 _SIZE = BANDS * ROWS
 BYTES = 4 * _SIZE  # of a document's signature
+_NO_MINIMUM = np.uint32(0xFFFFFFFF)  # all of a signature's, of a document without units
 _TOGETHER = 512  # shingles that are hashed at once: 0.5 MB of products
 _COMPARED = 4096  # pairs at once
 _ROUNDS = 8  # documents of a bucket with which the others are compared, at most
@@ -49,9 +50,11 @@ class Sketch:
     return int.from_bytes(self._digest.digest(), "little") if self._units else 0
 
   def signature(self) -> np.ndarray:
-    """Returns the minima, uint32 [120]; a document of fewer units than a shingle has the one that it is."""
+    """Returns the minima, uint32 [120]; a document of fewer units than a shingle has the one that it is, and one
+    without units none: its signature equals no other for `near`.
+    """
     assert self._minima is not None
-    if not self._has_shingles:
+    if self._units and not self._has_shingles:
       self._reduce(units_lib.mixed(np.array([self.fingerprint()], np.uint64)))
     return (self._minima >> np.uint64(32)).astype(np.uint32)
 
@@ -111,6 +114,8 @@ def near(signatures_DS: np.ndarray, threshold: float = THRESHOLD) -> tuple[np.nd
   found, alike = np.full(count, -1), np.zeros(count, np.float32)
   for band in range(BANDS):
     _match_band(signatures_DS, _keys(signatures_DS, band), threshold, found, alike)
+  without_units = (signatures_DS[:, :ROWS] == _NO_MINIMUM).all(axis=1)  # they are like each other alone
+  found[without_units], alike[without_units] = -1, 0
   return found, alike
 
 

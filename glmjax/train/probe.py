@@ -103,6 +103,9 @@ class Probe:
     """Measures the model that the run ends with, unless that was done; returns what comes of both in a line."""
     step = int(state.step)
     if self._found.get("after", {}).get("step") != step:
+      if "after" in self._found:  # of an end that the run has gone on from
+        self._found = {name: each for name, each in self._found.items() if name not in ("after", "difference")}
+        self._write()
       self._measure("after", step, self._runtime.objective.config, state)
     found, rows = self._found, f"{self._text.samples:,} rows"
     if "difference" in found:

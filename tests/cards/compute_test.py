@@ -89,6 +89,13 @@ def test_what_no_line_tells_is_told_so(tmp_path):
   assert compute.total(tmp_path).kept is None
 
 
+def test_steps_up_to_the_checkpoint_behind_the_last_line_are_unrecorded(tmp_path, monkeypatch):
+  write(tmp_path, [line("a", 0, 10, 10, ended=False), line("b", 12, 20, 8, ended=False)], steps=25)
+  for saved, unrecorded in (([15, 20], 2), ([20, 25], 7), ([15], 2), ([], 2)):
+    monkeypatch.setattr(compute.manager_lib, "steps", lambda folder, saved=saved: saved)
+    assert compute.total(tmp_path).unrecorded_steps == unrecorded
+
+
 def test_versions_and_where_they_changed(tmp_path):
   newer = {"python": "3.11", "jax": "0.11.0", "commit": "c0ffee"}
   sessions = [line("a", 0, 5, 5), line("b", 5, 9, 4), line("c", 9, 12, 3, versions=newer, mfu=0.5)]
@@ -139,6 +146,9 @@ def test_damaged_lines_are_told_of_and_left_out(tmp_path, caplog):
   write(tmp_path, whole, steps=9)
   wrong: list[object] = ["x", [], {}, {"session": "a"}, whole[0] | {"seconds": "5"}, whole[0] | {"step": -1}]
   wrong += [whole[0] | {"energy": {"parts": 3}}, whole[0] | {"done": None}, whole[0] | {"versions": [1]}]
+  wrong += [whole[0] | {"step": 10**400}, whole[0] | {"seconds": 10**400}, whole[0] | {"process": 1.5}]
+  wrong += [whole[0] | {"host": whole[0]["host"] | {name: 0}} for name in ("cpus", "cpus_of_host")]
+  wrong += [line("a", 0, 5, 5, part(measured=1e308)), whole[0] | {"done": whole[0]["done"] | {"tokens": 0.5}}]
   texts = [json.dumps(each) for each in wrong] + ["[" * 100_000, "\0\xff", '{"seconds": 1e999}', "9" * (3 << 20)]
   text = "".join(f"{each}\n" for each in [*texts, *map(json.dumps, whole), '{"session": "half'])
   (tmp_path / "compute.jsonl").write_text(text.rstrip("\n"))

@@ -166,6 +166,17 @@ def test_rare_lines_are_forgotten_and_frequent_ones_are_not(monkeypatch):
   assert found["line"] == "the line of every tenth" and 50 - 1050 / 50 <= found["documents"] <= 50
 
 
+def test_of_a_line_no_more_is_kept_than_is_shown():
+  """What is cut is masked before: no number is kept by half."""
+  lines = measures.Lines()
+  long = ["中" * 70 + PRIVATE[1] + "文" * 3000, "中" * 3000]
+  for _ in range(5):
+    lines.add("\n".join(long), "")
+  assert max(len(own[2]) for own in lines._counts.values()) <= measures._SHOWN + 3
+  shown = [each["line"] for each in lines.figures()["repeated"]]
+  assert sorted(shown) == sorted(map(measures.shown, long)) and not any(PRIVATE[1][:5] in each for each in shown)
+
+
 def test_memory_is_bounded(tmp_path):
   """A line of 3 MB, and many documents: little more than the line several times, and 500 bytes a document."""
   rng = random.Random(3)
@@ -203,6 +214,19 @@ def test_what_is_refused(corpus, tmp_path):
   (out / "report.json").write_text("{}")
   fails("is not of glmjax data", [corpus / "en.jsonl"], out)
   assert (out / "report.md").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["languages.png", "lengths.png", "sample_zh_gmask.png"])
+def test_pictures_of_others_are_not_overwritten(corpus, tmp_path, name):
+  """And those of a report before are, also of one that was killed behind its figures."""
+  out = tmp_path / "out"
+  out.mkdir()
+  (out / name).write_text("mine")
+  with pytest.raises(errors.InputError, match=f"{name} is not of glmjax data"):
+    survey.survey([corpus / "en.jsonl"], out)
+  assert [each.name for each in out.iterdir()] == [name] and (out / name).read_text() == "mine"
+  (out / "report.json").write_text('{"report": "text"}')
+  survey._check_out(out)
 
 
 def test_the_command(corpus, capsys, monkeypatch):

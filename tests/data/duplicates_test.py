@@ -97,6 +97,11 @@ def test_short_documents_are_near_to_the_same_alone():
   assert duplicates.near(np.zeros((0, duplicates.BYTES // 4), np.uint32))[0].tolist() == []
 
 
+def test_documents_without_units_equal_no_other():
+  found, alike = duplicates.near(signatures(["!!!", "one two", "???", "", "!!!", "One two."]))
+  assert found.tolist() == [-1, -1, -1, -1, -1, 1] and alike.tolist() == [0, 0, 0, 0, 0, 1]
+
+
 def test_a_long_document_is_sketched_as_in_one_block(monkeypatch):
   words = text(document(random.Random(5), "en", 3000), "en")
   whole = duplicates.sketch(words)

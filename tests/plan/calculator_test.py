@@ -1,5 +1,6 @@
 """The calculator's page: what it may not hold, and that its figures are those of Python, in Chromium too."""
 
+import dataclasses
 import itertools
 import json
 import re
@@ -122,6 +123,16 @@ def test_the_page_says_what_python_says(page):
         assert said[field] == ("" if value is None else str(value)), (name, bits, batch, context, card, field)
       assert (said["count"], said["fits"], said["basis"]) == (count, str(found.fits).lower(), names[found.basis])
       assert (float(said["speed"]) if said["speed"] else None) == found.tokens_per_second
+
+
+@pytest.mark.slow
+def test_the_first_context_is_none_that_the_model_has_not(page, tmp_path):
+  whole = compiled.shipped()
+  short = dataclasses.replace(whole.models["130b"], max_length=1024)
+  path = tmp_path / "calculator.html"
+  path.write_text(calculator.page(compiled.Table(whole.jax, {"130b": short}, {})), encoding="utf-8")
+  page.goto(path.as_uri())
+  assert page.get_by_role("spinbutton", name="Context").input_value() == "1024"
 
 
 @pytest.mark.slow

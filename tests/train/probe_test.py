@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import json
+import types
 from typing import Any
 
 import chex
@@ -141,6 +142,21 @@ def test_a_run_that_goes_on_keeps_what_was_measured(bases, tmp_path, tiny, sourc
   path.unlink()
   train(tmp_path / "parts", tiny, source, weights)  # the base is still there
   assert found(tmp_path / "parts")["before"]["rows"] == whole["before"]["rows"]
+
+
+def test_an_end_that_is_not_finite_leaves_none_of_an_end_before(tmp_path, monkeypatch):
+  text = probe.Text({"name": "text"}, 2, [])
+  runtime = types.SimpleNamespace(objective=types.SimpleNamespace(config=None))
+  own = probe.Probe(runtime, None, text, tmp_path / "probe.json", adapts=True)
+  sums = iter([3.0, 2.0, np.nan])
+  monkeypatch.setattr(probe.Probe, "_rows", lambda *_: (np.full(2, next(sums)), np.ones(2)))
+  own.begin(types.SimpleNamespace(step=0), resumed=False)
+  assert "2.0000 now" in own.end(types.SimpleNamespace(step=1))
+  assert found(tmp_path).keys() >= {"before", "after", "difference"}
+  assert own.end(types.SimpleNamespace(step=2)) == "the text of the probe has no finite loss"
+  assert found(tmp_path).keys() == {"text", "samples", "tokens", "before"}
+  again = probe.Probe(runtime, None, text, tmp_path / "probe.json", adapts=True)
+  again.begin(types.SimpleNamespace(step=2), resumed=True)  # is no damaged record
 
 
 def test_a_whole_model_without_its_beginning(bases, tmp_path, tiny, source, caplog):
