@@ -17,7 +17,7 @@ from glmjax.io import user_yaml
 FILE = "about.yaml"
 _LONGEST = 20_000  # characters of a text
 _MOST = 1000  # entries of a list or a table
-_VERSION = re.compile(
+VERSION = re.compile(
   r"(0|[1-9]\d{0,8})\.(0|[1-9]\d{0,8})\.(0|[1-9]\d{0,8})(-[0-9A-Za-z.-]{1,40})?(\+[0-9A-Za-z.-]{1,40})?"
 )
 _LICENSE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]{0,63}")
@@ -128,6 +128,8 @@ def read(path: paths.Path) -> About:
 def _text(where: str, value: Any) -> str:
   if not isinstance(value, str) or not value.strip() or len(value) > _LONGEST:
     raise errors.InputError(f"{where} is {str(value)[:60]!r}: give a text of 1 to {_LONGEST:,} characters, in quotes")
+  if any("\ud800" <= letter <= "\udfff" for letter in value):
+    raise errors.InputError(f"{where} has half a character (a surrogate): write it as UTF-8 text")
   return value.strip()
 
 
@@ -188,7 +190,7 @@ def _published(where: str, value: Any) -> tuple[Published, ...]:
 
 
 _READERS = {name: _text for name in _TEXTS} | {
-  "version": functools.partial(_matching, _VERSION, "1.0.0"),
+  "version": functools.partial(_matching, VERSION, "1.0.0"),
   "license": functools.partial(_matching, _LICENSE, "apache-2.0, its name at spdx.org/licenses"),
   "languages": _languages,
   "data": _data,

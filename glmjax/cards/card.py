@@ -5,8 +5,8 @@
 docs/cards.md documents card.json.
 """
 
+import importlib.util
 import logging
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,17 +18,14 @@ from glmjax.cards import curve as curve_lib
 from glmjax.cards import document
 from glmjax.cards import emissions as emissions_lib
 from glmjax.cards import facts as facts_lib
+from glmjax.cards import files
 from glmjax.cards import front_matter
 from glmjax.cards import integrity
 from glmjax.cards import sections
 from glmjax.io import folders
 from glmjax.io import paths
-from glmjax.io import publish
-from glmjax.io import user_json
 from glmjax.plan import footprint as footprint_lib
 
-FORMAT = 1
-README, JSON, PAGE = folders.CARD_README, "card.json", "card.html"
 _log = logging.getLogger("glmjax")
 
 
@@ -56,63 +53,64 @@ def make(
     What card.json holds.
 
   Raises:
-    errors.InputError: where something named is of another model, or the card would replace a README.md of the user's.
+    errors.InputError: where something named is of another model, or the card would replace files of the user's.
   """
   folder = facts_lib.local(folder, "the model's folder")
   target = folder if out is None else facts_lib.local(out, "--out")
   stated, stated_in = about_lib.find(folder, about)
-  _check_free(target)
-  before = _before(target)
-  facts, run_folder = facts_lib.gather(folder, stated, facts_lib.Sources(run, cache, text, evaluation))
+  files.claim(target, folder)
+  facts, run_folder, steps = facts_lib.gather(folder, stated, facts_lib.Sources(run, cache, text, evaluation))
   compute = None if run_folder is None else compute_lib.total(run_folder)
   rows = [] if facts.config.base else footprint_lib.footprint(facts.config.model)
-  known = integrity.Known(facts, compute, rows, before)
+  earlier = files.earlier(target, facts.weights.fingerprint)
+  known = integrity.Known(facts, compute, rows, earlier)
   criteria = integrity.report(known)
-  emissions = _emissions(compute, stated)
-  curve = None
-  if facts.training is not None:
-    total = None if facts.config.base else sum(facts.weights.parameters.values())
-    curve = curve_lib.fit(run_folder / "metrics.jsonl", total)
-  more = sections.More(rows, [] if curve is None else curve.sentences(), _pictures(curve), emissions)
+  curve = _curve(facts, steps)
+  more = sections.More(rows, [] if curve is None else curve.sentences(), _pictures(curve), _emissions(known))
   page = sections.make(known, criteria, more)
   content = _content(known, criteria, more) | {"curve": None if curve is None else curve.to_dict()}
-  _write(target, content, page, front_matter.render(facts, emissions), sections.badges(criteria))
+  content["stated_in"] = None if stated_in is None else stated_in.name
+  whole = known.compute is not None and integrity.is_whole(known.compute, facts.weights.step)
+  head = front_matter.render(facts, more.emissions if whole else None)
+  written = files.write(
+    target,
+    content,
+    [*earlier, integrity.Version(stated.version, facts.weights.fingerprint)],
+    f"{head}{folders.CARD_MARK}\n\n{document.markdown(page)}",
+    document.page(page, sections.badges(criteria)),
+    page.pictures,
+  )
   if stated_in is None and target == folder:
-    _log.info(
-      "%s", f"{folder / about_lib.FILE} is not there: copy this, and state what you know:\n{about_lib.TEMPLATE}"
-    )
-  return content | {"out": str(target)}
+    where = folder / about_lib.FILE
+    _log.info("%s is not there: copy this, and state what you know:\n%s", where, about_lib.TEMPLATE)
+  return written | {"out": str(target)}
 
 
-def _emissions(compute: compute_lib.Compute | None, stated: about_lib.About) -> emissions_lib.Emissions | None:
-  """Returns the CO2 of a run; None where its energy or its grid is not known. Without a PUE: of the machines alone."""
-  if compute is None or stated.grid is None:
+def _curve(facts: facts_lib.Facts, steps: Sequence[Mapping[str, Any]]) -> curve_lib.Curve | None:
+  """Fits the curve of the steps behind the weights; None where none are known, or they lack what a fit takes."""
+  if not steps:
     return None
-  return emissions_lib.of(compute.energy.low_kwh, compute.energy.high_kwh, stated.pue or 1.0, stated.grid)
+  total = None if facts.config.base else sum(facts.weights.parameters.values())
+  try:
+    return curve_lib.fit(steps, total)
+  except errors.InputError:
+    return None
+
+
+def _emissions(known: integrity.Known) -> emissions_lib.Emissions | None:
+  """Returns the CO2 of a run; None where its energy or its grid is not known. Without a PUE: of the machines alone."""
+  compute, about = known.compute, known.facts.about
+  if compute is None or about.grid is None:
+    return None
+  return emissions_lib.of(compute.energy.low_kwh, compute.energy.high_kwh, about.pue or 1.0, about.grid)
 
 
 def _pictures(curve: curve_lib.Curve | None) -> list[document.Picture]:
-  """Draws the curve, continued; [] where nothing can be told of it."""
-  if curve is None or curve.shape is None:
+  """Draws the curve, continued; [] where nothing can be told of it, or matplotlib is not installed."""
+  if curve is None or curve.shape is None or importlib.util.find_spec("matplotlib") is None:
     return []
   says = "Loss over tokens, the law that it follows, and the ends of runs of up to twice the tokens"
   return [document.Picture("card-loss.png", curve_lib.drawn(curve).png, says)]
-
-
-def _check_free(target: pathlib.Path) -> None:
-  """Checks that no README.md is there that glmjax has not written."""
-  readme = target / README
-  if readme.exists() and not folders.is_card(readme):
-    raise errors.InputError(f"{readme} is not of glmjax card, and would be lost: name another --out, or move it away")
-
-
-def _before(target: pathlib.Path) -> integrity.Previous | None:
-  """Returns what the card that is there is of; None where there is none, or it is damaged."""
-  try:
-    model = user_json.read(target / JSON)["model"]
-    return integrity.Previous(model["version"], str(model["weights"]["fingerprint"]))
-  except (errors.InputError, KeyError, TypeError):
-    return None
 
 
 def _content(known: integrity.Known, criteria: Sequence[integrity.Criterion], more: sections.More) -> dict[str, Any]:
@@ -120,7 +118,7 @@ def _content(known: integrity.Known, criteria: Sequence[integrity.Criterion], mo
   facts = known.facts
   return facts_lib.plain(
     {
-      "format": FORMAT,
+      "format": files.FORMAT,
       "glmjax": glmjax.__version__,
       "model": {
         "folder": facts.folder,
@@ -148,62 +146,3 @@ def _content(known: integrity.Known, criteria: Sequence[integrity.Criterion], mo
       "integrity": [facts_lib.plain(each) | {"verdict": each.verdict} for each in criteria],
     }
   )
-
-
-def _write(target: pathlib.Path, content: Mapping[str, Any], page: document.Document, head: str, badges: str) -> None:
-  """Writes the files, each whole; card.json last, which says what the others are of."""
-  readme = f"{head}{folders.CARD_MARK}\n\n{document.markdown(page)}"
-  try:
-    target.mkdir(parents=True, exist_ok=True)
-    for picture in page.pictures:
-      with publish.file(target / picture.file) as file:
-        file.write(picture.png)
-    publish.write_text(target / PAGE, document.page(page, badges))
-    publish.write_text(target / README, readme)
-    publish.write_json(target / JSON, content)
-  except OSError as error:
-    raise errors.InputError(f"cannot write the card to {target}: {errors.reason(error)}") from error
-
-
-def check(folder: paths.Named, out: paths.Named | None = None, waive: Sequence[str] = ()) -> dict[str, Any]:
-  """Checks that a model's card is of these weights and statements, and that every criterion is evidenced.
-
-  Args:
-    folder: the model's.
-    out: folder of the card; None: the model's own.
-    waive: names of criteria that need not be met.
-
-  Returns:
-    {"problems": a line each, "criteria": those looked at}.
-
-  Raises:
-    errors.InputError: where there is no card.
-  """
-  folder = facts_lib.local(folder, "the model's folder")
-  target = folder if out is None else facts_lib.local(out, "--out")
-  content = user_json.read(target / JSON, expected=f"make the card first: glmjax card {folder}")
-  try:
-    criteria = [
-      integrity.Criterion(each["name"], each["group"], tuple(each["evidence"]), tuple(each["missing"]))
-      for each in content["integrity"]
-    ]
-    model, stated = content["model"], content["about"]
-    weights, files = model["weights"]["fingerprint"], dict(model["files"])
-  except (KeyError, TypeError, ValueError) as error:
-    raise errors.InputError(f"{target / JSON} is damaged ({errors.one_line(error)}): make the card again") from None
-  looked = integrity.waived(criteria, list(waive))
-  now, _ = facts_lib.gather(folder, about_lib.About(), facts_lib.Sources())
-  problems = []
-  if now.weights.fingerprint != weights:
-    problems.append(
-      f"the card is of weights {weights[:16]}, and these are {now.weights.fingerprint[:16]}: make it again"
-    )
-  problems += [
-    f"{name} is other than what the card has: make it again"
-    for name in sorted({*files, *now.files})
-    if files.get(name) != now.files.get(name)
-  ]
-  if (folder / about_lib.FILE).exists() and facts_lib.plain(about_lib.read(folder / about_lib.FILE)) != stated:
-    problems.append(f"{about_lib.FILE} says other things than the card: make it again")
-  problems += [f"{each.name}: {text}" for each in looked for text in each.missing]
-  return {"problems": problems, "criteria": [each.name for each in looked]}

@@ -9,6 +9,7 @@ import numpy as np
 
 from glmjax import errors
 from glmjax.checkpoint import blocks
+from glmjax.checkpoint import recorded
 from glmjax.checkpoint import source as source_lib
 from glmjax.checkpoint import stored_weights
 from glmjax.io import paths
@@ -17,7 +18,8 @@ from glmjax.models import params as params_lib
 
 # Which part of MAJOR.MINOR.PATCH rises: what reads the model must change; what it says changes; or nothing but form.
 MAJOR, MINOR, PATCH, NOTHING = "major", "minor", "patch", "nothing"
-_FORM = ("dtype", "param_dtype", "kv_cache_dtype", "activation_bits", "head_bits", "scan_layers", "remat")
+_FORM = ("param_dtype", *recorded.FREE)  # of the model's settings: how it is computed, not what it is
+_ROUNDING = 0.3  # |after - before| / |before| of a part: INT4 rounds by half of that, other weights differ by more
 
 
 def compare(runs: Sequence[paths.Named]) -> dict[str, Any]:
@@ -63,12 +65,15 @@ def _other(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, lis
 
 
 def _raises(before: source_lib.Source, after: source_lib.Source, found: Mapping[str, Any]) -> str:
-  if found["model"] or found["tokenizer"]:
+  tokenizers = {each.config.tokenizer.get("fingerprint") for each in (before, after)} - {None}
+  if found["model"] or len(tokenizers) > 1:
     return MAJOR
   if before.fingerprint == after.fingerprint:
     return NOTHING
-  same_form = not found["form"]
-  return MINOR if same_form or before.step != after.step or found["data"] else PATCH
+  distances = [own["distance"] for own in found["parts"].values()]
+  rounded = all(each is not None and each < _ROUNDING for each in distances)
+  same_origin = before.step == after.step and not found["data"]
+  return PATCH if found["form"] and same_origin and rounded else MINOR
 
 
 def _parts(before: source_lib.Source, after: source_lib.Source) -> dict[str, dict[str, Any]]:
@@ -124,7 +129,7 @@ class _Part:
     """Adds a weight, before and after; squares: None where it is there once only, or in another shape."""
     self.arrays += 1
     self.parameters += 0 if weights[1] is None else math.prod(weights[1].shape)
-    self.changed += squares is None or squares[0] > 0
+    self.changed += squares is None or squares[0] != 0  # NaN too
     self.comparable &= squares is not None
     if squares is not None:
       self.squares = (self.squares[0] + squares[0], self.squares[1] + squares[1])

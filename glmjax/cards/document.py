@@ -10,7 +10,8 @@ import re
 from collections.abc import Sequence
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"  # the page loads nothing
-_MARKUP = re.compile(r"([\\`*_{}\[\]<>#|!~$])")
+_MARKUP = re.compile(r"([\\`*_{}\[\]<>#|!~$&])")
+_LIST = re.compile(r"^([-+]|\d+(?=[.)]))")  # at a line's start
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +105,8 @@ def _markdown(block: Block) -> str:
 
 def _plain(text: str) -> str:
   """Returns a text of one line that Markdown shows as it is."""
-  return _MARKUP.sub(r"\\\1", " ".join(text.split()))
+  line = _MARKUP.sub(r"\\\1", " ".join(text.split()))
+  return _LIST.sub(lambda found: f"\\{found[1]}" if found[1] in "-+" else f"{found[1]}\\", line)
 
 
 def page(document: Document, badges: str = "") -> str:

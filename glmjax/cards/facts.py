@@ -1,9 +1,9 @@
 """What is known of a model: what its folder shows, what its run recorded, what it was measured to do."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
-import logging
 import math
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -11,19 +11,23 @@ from typing import Any
 
 from glmjax import errors
 from glmjax.cards import about as about_lib
+from glmjax.cards import evaluations
+from glmjax.cards import surveyed
 from glmjax.checkpoint import folder as folder_lib
+from glmjax.checkpoint import recorded
 from glmjax.checkpoint import source as source_lib
 from glmjax.data import shards
 from glmjax.evaluate import report
 from glmjax.io import paths
+from glmjax.io import publish
 from glmjax.io import tokenizer_folder
 from glmjax.io import user_json
 from glmjax.io import user_text
 from glmjax.models import config as config_lib
 from glmjax.models import params as params_lib
 
-_RUN_JSON, _REPORT_JSON = "run.json", "report.json"  # of `glmjax evaluate --tasks`
-_log = logging.getLogger("glmjax")
+
+Step = dict[str, Any]  # a line of metrics.jsonl
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,17 +40,6 @@ class Weights:
   parameters: Mapping[str, int]  # by part
   nbytes: Mapping[str, int]  # by dtype
   arrays: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Evaluation:
-  """What a model was measured to do: a file of held-out figures, or a folder of answered tasks."""
-
-  path: str
-  weights: str | None  # fingerprint of the model that was measured; None: the file does not say
-  figures: Mapping[str, Mapping[str, Mapping[str, float]]]  # task, then metric: value, and low, high, items if known
-  limit: int | None = None  # only the first items of each file
-  version: str | None = None  # of glmjax
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,13 +66,13 @@ class Facts:
   training: Mapping[str, Any] | None  # figures of the run's metrics
   interventions: Mapping[str, int] | None  # how many of each kind
   manifest: Mapping[str, Any] | None  # of the token cache
-  text: Mapping[str, Any] | None  # what glmjax data reported
-  evaluations: Sequence[Evaluation]
+  text: Mapping[str, Any] | None  # counts of what glmjax data reported
+  evaluations: Sequence[evaluations.Evaluation]
   license_file: str | None
 
 
-def gather(folder: paths.Path, about: about_lib.About, sources: Sources) -> tuple[Facts, paths.Path | None]:
-  """Returns the facts of a model's folder, and the folder of the run that made it.
+def gather(folder: paths.Path, about: about_lib.About, sources: Sources) -> tuple[Facts, paths.Path | None, list[Step]]:
+  """Returns the facts of a model's folder, the folder of the run that made it, and that run's steps up to its weights.
 
   Raises:
     errors.InputError: where the folder is no model's, or something named belongs to another model.
@@ -90,7 +83,7 @@ def gather(folder: paths.Path, about: about_lib.About, sources: Sources) -> tupl
   run = folder if is_run else None if sources.run is None else paths.named(sources.run, "--run")
   if run is not None and not is_run:
     _check_made_it(run, config)
-  training, interventions = (None, None) if run is None else (_training(run, weights.step), _interventions(run))
+  steps = [] if run is None else _steps(run, weights.step)
   cache = None if sources.cache is None else _manifest(sources.cache, config)
   facts = Facts(
     folder=folder.name,
@@ -100,14 +93,16 @@ def gather(folder: paths.Path, about: about_lib.About, sources: Sources) -> tupl
     tokenizer=_tokenizer(folder),
     files=_files(folder),
     about=about,
-    training=training,
-    interventions=interventions,
+    training=_training(steps) if steps else None,
+    interventions=None if run is None else _interventions(run),
     manifest=cache,
-    text=None if sources.text is None else user_json.read(sources.text, expected="give report.json of glmjax data"),
-    evaluations=[_evaluation(paths.named(each, "--evaluation"), weights) for each in sources.evaluations],
+    text=None if sources.text is None else surveyed.read(sources.text, cache),
+    evaluations=[
+      evaluations.read(paths.named(each, "--evaluation"), weights.fingerprint) for each in sources.evaluations
+    ],
     license_file=next((name for name in ("LICENSE", "LICENSE.txt", "LICENSE.md") if (folder / name).is_file()), None),
   )
-  return facts, run
+  return facts, run, steps
 
 
 def _kind(config: folder_lib.FolderConfig) -> str:
@@ -149,11 +144,10 @@ def _check_made_it(run: paths.Path, config: folder_lib.FolderConfig) -> None:
   its = folder_lib.read_config(run)
   if its.export:
     raise errors.InputError(f"--run: {run} is an export: give the folder of the training run that it was made from")
-  same = dataclasses.replace(its.model, dtype=config.model.dtype, param_dtype=config.model.param_dtype)
   other = [
     name
     for name, mine, theirs in (
-      ("model", config.model, same),
+      ("model", _settings(config), _settings(its)),
       ("data", config.data, its.data),
       ("tokenizer", config.tokenizer.get("fingerprint"), its.tokenizer.get("fingerprint")),
     )
@@ -163,26 +157,46 @@ def _check_made_it(run: paths.Path, config: folder_lib.FolderConfig) -> None:
     raise errors.InputError(f"--run: {run} is of another {' and '.join(other)}: give the run that this was made from")
 
 
-def _training(run: paths.Path, step: int | None) -> dict[str, Any] | None:
-  """Returns figures of a run's metrics up to a step; None where it has none."""
+def _settings(config: folder_lib.FolderConfig) -> dict[str, Any]:
+  """Returns what an export's model has as its run's: all but its form, and what merging an adapter changed."""
+  fields = dataclasses.asdict(config.model)
+  changed = ("param_dtype", *recorded.FREE)
+  return {name: value for name, value in fields.items() if name not in changed and not name.startswith("prefix_")}
+
+
+def _steps(run: paths.Path, step: int | None) -> list[Step]:
+  """Returns the steps of a run's metrics up to one; [] where it has none.
+
+  Raises:
+    errors.InputError: where the run has not come so far.
+  """
   path = run / "metrics.jsonl"
   if not path.is_file():
-    return None
-  lines = [line for line in report.read_metrics(path, tell=False) if step is None or line["step"] <= step]
-  if not lines:
-    return None
-  losses = {name: lines[-1][name] for name in lines[-1] if name.startswith("eval_loss")}
-  return report.train_figures(lines) | {"restarts": len(report.resumed_at(lines)), **losses}
+    return []
+  try:
+    every = report.read_metrics(path, tell=False)
+  except errors.InputError as error:
+    if errors.may_pass(error):
+      raise
+    return []
+  if step is not None and every[-1]["step"] < step:
+    raise errors.InputError(f"--run: {run} ends at step {every[-1]['step']:,}, and this is of step {step:,}")
+  return [each for each in every if step is None or each["step"] <= step]
+
+
+def _training(steps: list[Step]) -> dict[str, Any]:
+  """Returns figures of a run."""
+  return report.train_figures(steps) | {"restarts": len(report.resumed_at(steps))}
 
 
 def _interventions(run: paths.Path) -> dict[str, int] | None:
-  """Counts what was done about spikes, by kind; None where nobody watched."""
+  """Counts what was done about spikes, by kind; None where nothing is noted. A torn last line counts for nothing."""
   path = run / "interventions.jsonl"
   if not path.is_file():
     return None
   found: dict[str, int] = {}
   for number, line in user_text.lines(path):
-    if line.strip():
+    with contextlib.suppress(errors.InputError):
       kind = str(user_json.parse(line, f"{path}, line {number}").get("action", "other"))
       found[kind] = found.get(kind, 0) + 1
   return found
@@ -200,56 +214,11 @@ def _manifest(cache: paths.Named, config: folder_lib.FolderConfig) -> dict[str, 
   return opened.manifest
 
 
-def _evaluation(path: paths.Path, weights: Weights) -> Evaluation:
-  found = _tasks(path) if path.is_dir() else _held_out(path)
-  if found.weights not in (None, weights.fingerprint):
-    raise errors.InputError(
-      f"--evaluation: {path} is of weights {found.weights[:8]}, and these are {weights.fingerprint[:8]}: evaluate these"
-    )
-  return found
-
-
-def _tasks(folder: paths.Path) -> Evaluation:
-  """Reads what `glmjax evaluate --tasks` wrote."""
-  again = "give a folder of glmjax evaluate --tasks"
-  run = user_json.read(folder / _RUN_JSON, expected=again)
-  tasks = user_json.read(folder / _REPORT_JSON, expected=again)
-  try:
-    figures = {str(task): dict(own["figures"]) for task, own in tasks.items()}
-    return Evaluation(str(folder), run.get("weights"), figures, run.get("limit"), run.get("glmjax"))
-  except (KeyError, TypeError, AttributeError, ValueError) as error:
-    raise errors.InputError(f"{folder / _REPORT_JSON} is damaged ({errors.one_line(error)}); {again}") from None
-
-
-def _held_out(path: paths.Path) -> Evaluation:
-  """Reads what `glmjax evaluate` wrote."""
-  weights = report.evaluated_weights(path)
-  figures = {
-    f"held-out text, {language}": {
-      shown: {"value": own[name], **_interval(own, name)} for name, shown in _SHOWN.items() if name in own
-    }
-    for language, own in report.read_evaluation(path).items()
-  }
-  return Evaluation(str(path), weights, figures)
-
-
-_OWN = {"bits_per_byte": "bits per byte", "infill_accuracy": "blanks' tokens right (share)"}
-_BASELINES = {"unigram_bits_per_byte": "bits per byte of a unigram model", "xz_bits_per_byte": "bits per byte of xz"}
-BASELINES = tuple(_BASELINES.values())  # figures that are not the model's own
-_SHOWN = _OWN | _BASELINES
-
-
-def _interval(own: Mapping[str, float], name: str) -> dict[str, float]:
-  """Returns the 95 % interval of a figure that has a standard error: 1.96 of them either side."""
-  error = own.get(f"{name}_se")
-  return {} if error is None else {"low": own[name] - 1.96 * error, "high": own[name] + 1.96 * error}
-
-
 def plain(value: Any) -> Any:
   """Returns a value as JSON has it."""
   if dataclasses.is_dataclass(value) and not isinstance(value, type):
     value = dataclasses.asdict(value)
-  return json.loads(json.dumps(value, default=str))
+  return publish.finite(json.loads(json.dumps(value, default=str)))
 
 
 def rows_of(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:

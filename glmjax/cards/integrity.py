@@ -45,8 +45,8 @@ class _Finding:
 
 
 @dataclasses.dataclass(frozen=True)
-class Previous:
-  """What a card says that its model is."""
+class Version:
+  """A version that a card was made of."""
 
   version: str | None
   weights: str  # their fingerprint
@@ -59,7 +59,7 @@ class Known:
   facts: facts_lib.Facts
   compute: compute_lib.Compute | None  # what the run cost
   footprint: Sequence[footprint_lib.Footprint]  # memory by precision and context
-  previous: Previous | None  # what the card that is being replaced was of
+  earlier: Sequence[Version]  # of other weights, that cards here were of before; the last one last
 
 
 def report(known: Known) -> list[Criterion]:
@@ -86,7 +86,7 @@ def _architecture(known: Known, found: _Finding) -> None:
   found.evidence.append(f"{_hash(facts, 'config.json')} describes all of it")
   if facts.config.base:
     base = facts.config.base
-    found.evidence.append(f"adapts {base.get('folder')}, weights {str(base.get('fingerprint'))[:16]}...")
+    found.evidence.append(f"adapts weights {str(base.get('fingerprint'))[:16]}...")
   else:
     count = params_lib.count(facts.config.model)
     found.evidence.append(f"{count:,} parameters by the architecture, as many as are stored")
@@ -111,9 +111,11 @@ def _dataset(known: Known, found: _Finding) -> None:
       found.ask(stated.get("source"), f"{row['task']}: {stated.get('source')}", f"data: source of {row['task']}")
       found.ask(stated.get("license"), f"{row['task']}: {stated.get('license')}", f"data: licence of {row['task']}")
   found.ask(facts.config.data.get("weights"), "rates of the mixture: config.json, data", "rates of the mixture")
-  found.ask(facts.text, "duplicates, lengths, personal data: report of glmjax data", "report of the text: --text")
-  overlap = (facts.text or {}).get("overlap")
-  found.ask(overlap, "overlap with evaluation sets, by 13-grams", "overlap with evaluation sets: glmjax data --against")
+  of_cache = facts.text is not None and facts.text["is_of_cache"]
+  found.ask(of_cache, "duplicates, languages, personal data of that text: glmjax data", "report of the text: --text")
+  sets = (facts.text or {}).get("overlap", {}).get("files") if of_cache else None
+  shared = f"overlap with {len(sets or ())} evaluation sets, by 13-grams"
+  found.ask(sets, shared, "overlap with evaluation sets: glmjax data --against")
 
 
 def _given(manifest: Mapping[str, object], task: str) -> dict[str, str]:
@@ -154,15 +156,24 @@ def _density(known: Known, found: _Finding) -> None:
 
 def _compute(known: Known, found: _Finding) -> None:
   facts, compute = known.facts, known.compute
-  found.ask(facts.training, "metrics.jsonl has every step", "metrics of the run: --run")
-  found.ask(compute, "compute.jsonl has its sessions", "what the run cost, in compute.jsonl: --run")
+  found.ask(facts.training, "figures of its steps, in metrics.jsonl", "metrics of the run: --run")
+  found.ask(compute, "its sessions, in compute.jsonl", "what the run cost, in compute.jsonl: --run")
   if compute is not None:
-    found.ask(not compute.first_step, "from the first step on", f"what the first {compute.first_step:,} steps cost")
-    found.ask(compute.mfu, "MFU of each session", "MFU: the devices' peak is not known")
+    whole = is_whole(compute, facts.weights.step)
+    found.ask(
+      whole, "the record has every step", "what each step cost: the record has gaps, or goes beyond these weights"
+    )
+    found.ask(compute.mfu, "MFU", "MFU: the devices' peak is not known")
     energy = compute.energy
     measured = f"energy by {', '.join(energy.meters)}"
     found.ask(energy.meters and not energy.ranges, measured, "energy by a meter: there is a range in its place")
   found.ask(facts.about.grid, f"grid factor: {facts.about.grid and facts.about.grid.source}", "grid factor: grid")
+
+
+def is_whole(compute: compute_lib.Compute, step: int | None) -> bool:
+  """Tells whether a record of costs has every step up to that of the weights, and no more."""
+  kept = compute.kept is not None and compute.kept.steps == compute.step == step
+  return kept and not compute.first_step and not compute.unrecorded_steps
 
 
 def _benchmarks(known: Known, found: _Finding) -> None:
@@ -170,9 +181,8 @@ def _benchmarks(known: Known, found: _Finding) -> None:
   if not evaluations:
     found.missing.append("an evaluation: --evaluation")
   for each in evaluations:
-    found.ask(each.weights, f"{each.path}: of these weights, by fingerprint", f"{each.path}: whose weights they are")
-    if each.limit is not None:
-      found.missing.append(f"{each.path}: all items; it has the first {each.limit:,} of each file")
+    found.ask(each.weights, f"{each.name}: of these weights, by fingerprint", f"{each.name}: whose weights they are")
+    found.missing += [f"{each.name}: all items: {part}" for part in each.parts]
 
 
 def _identity(known: Known, found: _Finding) -> None:
@@ -181,11 +191,11 @@ def _identity(known: Known, found: _Finding) -> None:
   found.ask(facts.about.name, f"called {facts.about.name}", "what it is called: name")
   found.ask(facts.about.owner, f"answered for by {facts.about.owner}", "who answers for it: owner")
   found.ask(facts.about.contact, "with an address", "how to reach them: contact")
-  if facts.kind != "a training run":
+  if facts.kind == "an import":
+    found.evidence.append(f"made from files of {facts.config.export['family']}")
+  elif facts.kind != "a training run":
     found.ask(
-      facts.training or facts.kind == "an import",
-      "made from a run whose model, data and tokenizer are the same",
-      "the run that it was made from: --run",
+      facts.training, "the run named has the same model, data and tokenizer", "the run that it was made from: --run"
     )
 
 
@@ -208,14 +218,15 @@ def _hardware(known: Known, found: _Finding) -> None:
 
 
 def _versions(known: Known, found: _Finding) -> None:
-  about, compute, before = known.facts.about, known.compute, known.previous
+  about, compute = known.facts.about, known.compute
   found.ask(about.version, f"version {about.version} of the weights", "a version of the weights: version")
-  replaced = before is not None and before.weights != known.facts.weights.fingerprint
-  if replaced and about.version and before.version and _ordered(about.version) <= _ordered(before.version):
-    found.missing.append(f"a version above {before.version}, which other weights have: version")
+  before = [each.version for each in known.earlier if each.version]
+  if about.version and before and _ordered(about.version) <= max(map(_ordered, before)):
+    highest = max(before, key=_ordered)
+    found.missing.append(f"a version above {highest}, which other weights had: version")
   found.ask(
-    about.changes or about.version and not replaced,
-    f"what changed: {about.changes or 'nothing before it is known'}",
+    about.changes or about.version and not known.earlier,
+    f"what changed: {about.changes or 'no earlier card is known here'}",
     "what changed since the version before: changes",
   )
   found.ask(compute, "the libraries that it was trained with", "the libraries that it was trained with: --run")

@@ -13,14 +13,13 @@ from glmjax.plan import footprint as footprint_lib
 _CARDS = 4  # that are named for a precision and context
 
 # Which libraries may change what a model says, or what a run comes to, where their versions differ.
-_CHANGES = {
+CHANGES = {
   "jax": "programs and their rounding: last bits of every figure, and of long runs more",
   "jaxlib": "programs and their rounding: last bits of every figure, and of long runs more",
   "numpy": "draws of rows, spans and samples, should its generators change (NEP 19 allows it)",
   "flax": "nothing known: the layers are our own arithmetic",
   "optax": "updates, where an optimizer's formula is mended",
-  "orbax": "nothing: arrays are read back bit for bit, by checksum",
-  "sentencepiece": "ids of texts, where its normalization is mended",
+  "orbax-checkpoint": "nothing: arrays are read back bit for bit, by checksum",
   "python": "nothing known",
   "commit": "glmjax's own code",
   "glmjax": "see CHANGELOG.md",
@@ -67,7 +66,7 @@ def _use(facts: facts_lib.Facts) -> document.Section:
   if not facts.config.model.causal:
     lines.insert(0, f"glmjax generate --checkpoint={name} --prompt='The [MASK] said so.'")
   if facts.config.base:
-    lines = [f"glmjax generate --checkpoint={facts.config.base.get('folder')} --adapter={name} --prompt='...'"]
+    lines = [f"glmjax generate --checkpoint=BASE --adapter={name} --prompt='...'"]
   uses = facts.about.uses
   said = [f"{key.capitalize()}: {uses[key]}" for key in ("intended", "unsuitable", "limits") if key in uses]
   return document.Section("Use", [*([document.Items(said)] if said else []), document.Code("\n".join(lines))])
@@ -116,19 +115,7 @@ def _data(facts: facts_lib.Facts) -> document.Section:
   if facts.text is not None:
     said = f"glmjax data on {facts.text['documents']:,} documents, {facts.text['bytes']:,} bytes, before training:"
     blocks += [document.Paragraph(said), document.Table(("", "documents", "share"), _text(facts.text), numbers=True)]
-  overlap = (facts.text or {}).get("overlap")
-  if overlap:
-    rows = [
-      (name, f"{own['items']:,}", f"{own['compared']:,}", f"{own['overlapping']:,}")
-      for name, own in overlap["files"].items()
-    ]
-    said = f"Items of evaluation sets of which {overlap['n']} words in a row are in the training text:"
-    blocks += [
-      document.Paragraph(said),
-      document.Table(
-        ("evaluation set", "items", "long enough to compare", "found in training text"), rows, numbers=True
-      ),
-    ]
+    blocks += _overlap(facts.text.get("overlap"))
   return document.Section("Training data", blocks)
 
 
@@ -147,14 +134,27 @@ def _settings(settings: Mapping[str, Any]) -> str:
   return ", ".join(f"{name} {value}" for name, value in settings.items()) or "-"
 
 
-def _text(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+def _overlap(overlap: Mapping[str, Any] | None) -> list[document.Block]:
+  """Returns how many items of each evaluation set the text has a part of."""
+  if not overlap or not overlap["files"]:
+    return []
+  rows = [
+    (name, *(f"{own[what]:,}" for what in ("items", "compared", "overlapping")))
+    for name, own in overlap["files"].items()
+  ]
+  said = f"Items of evaluation sets of which {overlap['n']} words in a row are in the training text:"
+  head = ("evaluation set", "items", "long enough to compare", "found in training text")
+  return [document.Paragraph(said), document.Table(head, rows, numbers=True)]
+
+
+def _text(counts: Mapping[str, Any]) -> list[tuple[str, str, str]]:
   """Returns what a report on text counts: a name, documents, and their share."""
-  rows = [(f"language: {name}", own["documents"]) for name, own in report["languages"].items()]
-  rows += [(f"{kind} duplicates", own["documents"]) for kind, own in report["duplicates"].items()]
-  rows += [(f"with personal data by form: {kind}", own["documents"]) for kind, own in report["personal"].items()]
-  if "words" in report:
-    rows.append((f"with words of the list {report['words']['list']}", report["words"]["documents"]))
-  total = max(report["documents"], 1)
+  rows = [(f"language: {name}", count) for name, count in counts["languages"].items()]
+  rows += [(f"{kind} duplicates", count) for kind, count in counts["duplicates"].items()]
+  rows += [(f"with personal data by form: {kind}", count) for kind, count in counts["personal"].items()]
+  if "words" in counts:
+    rows.append(("with words of a list", counts["words"]))
+  total = max(counts["documents"], 1)
   return [(name, f"{count:,}", f"{count / total:.2%}") for name, count in rows]
 
 
@@ -192,6 +192,7 @@ def _cost(known: integrity.Known, more: More) -> document.Section:
   if compute is None:
     return document.Section("What it cost", [])
   rows = [
+    ("of the run up to step", f"{compute.step:,}"),
     ("sessions", f"{compute.sessions:,}, {compute.killed:,} of them killed"),
     ("hours", f"{compute.wall_hours:,.2f}, {compute.step_hours:,.2f} of them in steps"),
     *((f"hours of {kind}", f"{hours:,.2f}") for kind, hours in compute.device_hours.items()),
@@ -210,7 +211,8 @@ def _cost(known: integrity.Known, more: More) -> document.Section:
   if more.emissions is not None:
     grid, pue = more.emissions.grid, more.emissions.pue
     rows.append(("CO2, tonnes", _range(more.emissions.low_tonnes, more.emissions.high_tonnes)))
-    rows.append(("at", f"{grid.kg_co2_per_kwh} kg/kWh ({grid.source}, {grid.year}), PUE {pue:g}"))
+    center = "of the machines alone" if known.facts.about.pue is None else f"PUE {pue:g}"
+    rows.append(("at", f"{grid.kg_co2_per_kwh} kg/kWh ({grid.source}, {grid.year}), {center}"))
   return document.Section("What it cost", [document.Table(("", ""), rows)])
 
 
@@ -220,7 +222,7 @@ def _range(low: float, high: float | None) -> str:
 
 def _evaluation(facts: facts_lib.Facts) -> document.Section:
   rows = [
-    (task, metric, _figure(own), _interval(own), f"{own['items']:,}" if "items" in own else "-")
+    (task, metric, _figure(own), _interval(own), f"{own['items']:,.0f}" if "items" in own else "-")
     for each in facts.evaluations
     for task, figures in each.figures.items()
     for metric, own in figures.items()
@@ -228,8 +230,9 @@ def _evaluation(facts: facts_lib.Facts) -> document.Section:
   blocks: list[document.Block] = []
   if rows:
     blocks.append(document.Table(("task", "figure", "value", "95 % interval", "items"), rows, numbers=True))
-    limits = [f"{each.path}: the first {each.limit:,} items of each file" for each in facts.evaluations if each.limit]
-    blocks += [document.Items(limits)] if limits else []
+    notes = [f"{each.name}: {part}" for each in facts.evaluations for part in each.parts]
+    notes += [f"{each.name}: {name} {own}" for each in facts.evaluations for name, own in each.settings.items()]
+    blocks += [document.Items(notes)] if notes else []
   return document.Section("Evaluation", blocks)
 
 
@@ -289,10 +292,11 @@ def _versions(known: integrity.Known) -> document.Section:
   about = known.facts.about
   blocks: list[document.Block] = []
   if about.version:
-    changes = about.changes or "the first that there is a card of"
+    changes = about.changes or "what changed is not stated"
     blocks.append(document.Paragraph(f"Version {about.version} of the weights: {changes}"))
   if known.compute is not None:
-    rows = [(name, str(own), _CHANGES.get(name, "not known")) for name, own in known.compute.versions.items()]
+    versions = {name: own for name, own in known.compute.versions.items() if own is not None}
+    rows = [(name, own, CHANGES.get(name, "not known")) for name, own in versions.items()]
     blocks.append(document.Table(("trained with", "version", "another version may change"), rows))
     changed = [
       f"{each.name}: {each.before} to {each.after} at step {each.first_step:,}" for each in known.compute.changes

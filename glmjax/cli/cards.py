@@ -41,7 +41,7 @@ CHANGES = Command(
   show=show_changes,
 )
 
-_FOLDER = Flag("folder", "of the model: a training run, an export or an import", Path)
+_FOLDER = Flag("folder", "of the model: a training run, an export, an import or an adapter", Path)
 _OUT = Flag("--out", "folder of the card (the model's own)", Path)
 
 COMMANDS = (
@@ -65,7 +65,7 @@ COMMANDS = (
     modes=(
       Command(
         "card --check",
-        "glmjax.cards.card.check",
+        "glmjax.cards.files.check",
         "check that a card is of the model beside it, and that all criteria are evidenced: status 1 otherwise",
         "glmjax card --check runs/mine-int4 --waive='training compute'",
         (_FOLDER, _OUT, Flag("--waive", "a criterion that need not be met (repeatable)", repeatable=True)),

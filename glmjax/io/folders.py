@@ -23,7 +23,8 @@ from glmjax.io import together
 from glmjax.io import tokenizer_folder
 
 CARD_README = "README.md"
-CARD_MARK = "<!-- Written by glmjax card: change about.yaml, and make it again. -->"  # in README.md, near its head
+CARD_MARK = "<!-- Written by glmjax card: change about.yaml, and make it again. -->"
+_LARGEST_CARD = 1 << 22  # bytes of its metadata
 _LARGEST_MARK = 1 << 26  # bytes of a JSON file that is looked into
 _LARGEST_LAYOUT = 1 << 16  # of our tokenizer.json; those of other programs hold the vocabulary
 
@@ -180,11 +181,15 @@ def strangers(folder: paths.Path, kind: Kind) -> Iterator[str]:
 
 
 def is_card(readme: paths.Path) -> bool:
-  """Tells whether a README.md is a card's, which is made again; all others are the user's."""
+  """Tells whether a README.md is a card's, which is made again: its mark is a line behind the metadata. All others are
+  the user's.
+  """
   if not readme.is_file():
     return False
   with readme.open("rb") as file:
-    return CARD_MARK.encode() in file.read(_LARGEST_MARK)
+    head = file.read(_LARGEST_CARD).decode("utf-8", "replace")
+  _, _, behind = head.removeprefix("---\n").partition("\n---\n")
+  return behind.startswith(f"{CARD_MARK}\n")
 
 
 def _files_below(folder: paths.Path) -> Iterator[paths.Path]:

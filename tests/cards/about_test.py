@@ -44,6 +44,7 @@ def test_nothing_is_stated_where_there_is_no_file(tmp_path: pathlib.Path) -> Non
     ("grid: {kg_co2_per_kwh: -1, source: x, year: 2020}", "kg_co2_per_kwh"),
     ("pue: 0.5", "pue"),
     ("published: [{what: a, value: b}]", "entry 1 .*give what, value and source"),
+    ('name: "x\\ud800"', "half a character|not YAML"),
     ("- a", "is a table of keys and values"),
     ("a: &x 1\nb: *x", "aliases"),
     ("a: 2022-13-45", "not YAML"),

@@ -12,12 +12,15 @@ import yaml
 
 from glmjax import errors
 from glmjax.cards import card
+from glmjax.cards import files
 from glmjax.cards import integrity
+from glmjax.cards import sections
 from glmjax.checkpoint import export
 from glmjax.checkpoint import load
 from glmjax.models import config as config_lib
 from glmjax.thudm import load as thudm_load
 from glmjax.thudm import write
+from glmjax.train import compute
 
 ABOUT = """\
 name: 'Test | <b>model</b>'
@@ -151,13 +154,13 @@ def test_a_card_of_other_weights_is_stale(model: pathlib.Path, world, tmp_path: 
   assert not [text for text in checked(model, tmp_path) if "make it again" in text]
   other = untrained_run.write(tmp_path / "other", seed=2)
   export.export(other, tmp_path / "export")
-  problems = card.check(tmp_path / "export", tmp_path / "card")["problems"]
+  problems = files.check(tmp_path / "export", tmp_path / "card")["problems"]
   assert any("the card is of weights" in text for text in problems)
   assert any("checksums.json is other" in text for text in problems)
 
 
 def checked(model: pathlib.Path, tmp_path: pathlib.Path, *waived: str) -> list[str]:
-  return card.check(model, tmp_path / "card", waived)["problems"]
+  return files.check(model, tmp_path / "card", waived)["problems"]
 
 
 def test_other_statements_make_a_card_stale(model: pathlib.Path, world, tmp_path: pathlib.Path) -> None:
@@ -182,21 +185,119 @@ def test_damaged_cards_are_named(model: pathlib.Path, tmp_path: pathlib.Path, te
     checked(model, tmp_path)
 
 
-def test_new_weights_ask_for_a_new_version(model: pathlib.Path, world, tmp_path: pathlib.Path) -> None:
+def drift(folder: pathlib.Path, out: pathlib.Path) -> tuple[str, ...]:
+  return {each["name"]: tuple(each["missing"]) for each in made(folder, out=out)["integrity"]}["versioning drift"]
+
+
+def test_new_weights_ask_for_a_new_version(model: pathlib.Path, tmp_path: pathlib.Path) -> None:
   made(model, out=tmp_path / "card")
   other = untrained_run.write(tmp_path / "other", seed=2)
   (other / "about.yaml").write_text(ABOUT, encoding="utf-8")
-  drift = {each["name"]: each for each in made(other, out=tmp_path / "card")["integrity"]}["versioning drift"]
-  assert any("a version above 1.2.0" in text for text in drift["missing"])
-  (other / "about.yaml").write_text(ABOUT.replace("1.2.0", "1.3.0"), encoding="utf-8")
-  drift = {each["name"]: each for each in made(other, out=tmp_path / "card")["integrity"]}["versioning drift"]
-  assert not any("a version above" in text for text in drift["missing"])
+  for _ in range(2):  # nor does a second card forget it
+    assert any("a version above 1.2.0" in text for text in drift(other, tmp_path / "card"))
+  (other / "about.yaml").write_text(
+    ABOUT.replace("1.2.0", "1.3.0").replace("changes: all of it\n", ""), encoding="utf-8"
+  )
+  assert [text for text in drift(other, tmp_path / "card") if "a version above" in text or "what changed" in text] == [
+    "what changed since the version before: changes"
+  ]
+
+
+def test_adapters_and_parts_of_evaluations_are_not_these_weights(model: pathlib.Path, tmp_path: pathlib.Path) -> None:
+  folder = tmp_path / "evaluated"
+  folder.mkdir()
+  figures = {"lambada": {"figures": {"accuracy": {"value": 50.0, "low": 40.0, "high": 60.0, "items": 10}}}}
+  (folder / "report.json").write_text(json.dumps(figures), encoding="utf-8")
+  run = {"weights": load.fingerprint(model), "limit": None, "skip": True}
+  (folder / "run.json").write_text(json.dumps(run), encoding="utf-8")
+  found = {each["name"]: each for each in made(model, evaluation=[folder])["integrity"]}["benchmark reproducibility"]
+  assert found["verdict"] == integrity.PARTIAL and "left out" in found["missing"][0]
+  (folder / "run.json").write_text(json.dumps(run | {"adapter": "1" * 64}), encoding="utf-8")
+  with pytest.raises(errors.InputError, match="is of weights 11111111"):
+    made(model, evaluation=[folder])
+  (folder / "run.json").write_text(json.dumps(run), encoding="utf-8")
+  for value in (None, "x", float("nan")):
+    figures["lambada"]["figures"]["accuracy"]["value"] = value
+    (folder / "report.json").write_text(json.dumps(figures), encoding="utf-8")
+    with pytest.raises(errors.InputError, match="report.json is damaged"):
+      made(model, evaluation=[folder])
+
+
+def text_report(path: pathlib.Path, **changes) -> pathlib.Path:
+  content = {
+    "report": "text",
+    "documents": 4,
+    "bytes": 82,
+    "languages": {"en": {"documents": 2}},
+    "duplicates": {"exact": {"documents": 0}},
+    "personal": {},
+    "lines": {"longest": [{"begins": "a secret of somebody"}]},
+    "overlap": {"n": 13, "files": {"/home/somebody/lambada.jsonl": {"items": 3, "compared": 2, "overlapping": 1}}},
+  }
+  path.write_text(json.dumps(content | changes), encoding="utf-8")
+  return path
+
+
+def test_reports_are_of_the_caches_text_and_counts_alone(model: pathlib.Path, world, tmp_path: pathlib.Path) -> None:
+  manifest = json.loads((world.cache / "manifest.json").read_text(encoding="utf-8"))
+  rows = manifest["tasks"]["pretrain_en"]["splits"].values()
+  counted = {"documents": sum(row["documents"] for row in rows), "bytes": sum(row["utf8_bytes"] for row in rows)}
+  content = made(model, world, text=text_report(tmp_path / "report.json", **counted))
+  found = {each["name"]: each["missing"] for each in content["integrity"]}["dataset composition"]
+  assert not [text for text in found if "--text" in text or "--against" in text]
+  for name in (files.README, files.JSON, files.PAGE):
+    assert not [each for each in ("secret", "somebody") if each in (model / name).read_text(encoding="utf-8")]
+  with pytest.raises(errors.InputError, match="report on the same files"):
+    made(model, world, text=text_report(tmp_path / "report.json", bytes=1))
+  with pytest.raises(errors.InputError, match="is no report on a text"):
+    made(model, world, text=text_report(tmp_path / "report.json", report="tasks"))
+  with pytest.raises(errors.InputError, match="is damaged"):
+    made(model, world, text=text_report(tmp_path / "report.json", personal=5, **counted))
+
+
+def test_files_of_others_stay(model: pathlib.Path, world, tmp_path: pathlib.Path) -> None:
+  made(model)
+  for name in (files.JSON, files.PAGE, "card-loss.png"):
+    out = tmp_path / name.replace(".", "-")
+    out.mkdir()
+    (out / name).write_text("{}", encoding="utf-8")
+    with pytest.raises(errors.InputError, match="is not of glmjax card"):
+      made(model, out=out)
+  for other in (world.run, world.cache):
+    with pytest.raises(errors.InputError, match="name another folder"):
+      made(model, out=other)
+  quoting = tmp_path / "quoting"
+  quoting.mkdir()
+  (quoting / "README.md").write_text(
+    (model / "README.md").read_text(encoding="utf-8").split("---\n")[-1], encoding="utf-8"
+  )
+  with pytest.raises(errors.InputError, match="README.md is not of glmjax card"):
+    made(model, out=quoting)
+
+
+def test_what_was_changed_behind_a_card_is_told(model: pathlib.Path, world, tmp_path: pathlib.Path) -> None:
+  made(model, world)
+  readme = model / "README.md"
+  readme.write_text(readme.read_text(encoding="utf-8") + "Best model ever.", encoding="utf-8")
+  (model / "card.html").unlink()
+  (model / "about.yaml").unlink()
+  found = "; ".join(files.check(model)["problems"])
+  for said in ("README.md is other than the card says", "card.html is other", "about.yaml is gone"):
+    assert said in found
+  content = json.loads((model / "card.json").read_text(encoding="utf-8"))
+  (model / "card.json").write_text(json.dumps(content | {"integrity": []}), encoding="utf-8")
+  with pytest.raises(errors.InputError, match="card.json is damaged"):
+    files.check(model)
+
+
+def test_libraries_that_runs_record_are_all_explained() -> None:
+  assert {*compute.PACKAGES} <= {*sections.CHANGES}
 
 
 def test_the_same_model_has_the_same_card(model: pathlib.Path, world, tmp_path: pathlib.Path) -> None:
   for name in ("one", "two"):
     made(model, world, out=tmp_path / name)
-  for file in (card.README, card.JSON, card.PAGE):
+  for file in (files.README, files.JSON, files.PAGE):
     assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
 
 

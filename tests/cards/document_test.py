@@ -14,7 +14,9 @@ HOSTILE = [
   "two\nlines",
   "`code` *stars* _under_ ~x~ $m$",
   "\"quotes\" & 'more'",
-  "STYLE BODY TITLE",
+  "&lt;b&gt; &copy;",
+  "- [ ] done",
+  "1. first",
 ]
 
 
@@ -66,3 +68,10 @@ def test_markdown_keeps_its_lines_and_columns(text: str) -> None:
 def test_code_keeps_fences_that_are_in_it() -> None:
   written = document.markdown(page_of("```\nrm\n```"))
   assert "````sh\n```\nrm\n```\n````" in written
+
+
+@pytest.mark.parametrize(
+  "text,written", [("&lt;", r"\&lt;"), ("1. a", r"1\. a"), ("- a", r"\- a"), ("2026", "2026"), ("-1.5 a", r"\-1.5 a")]
+)
+def test_markdown_is_escaped(text: str, written: str) -> None:
+  assert document.markdown(document.Document("t", text, [])).splitlines()[2] == written
