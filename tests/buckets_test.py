@@ -12,7 +12,7 @@ import tiny_world
 _FOLDERS = ("tokenizer", "cache", "run", "float", "int4")
 # What tells of the time or of the place; and what Orbax notes of steps: the mesh that saved, that it was jax's arrays.
 _OWN = re.compile(
-  r".*(config\.gin|metrics\.jsonl|_CHECKPOINT_METADATA|commit_success\.txt|\.lock)|.*tensorboard/.*"
+  r".*(config\.gin|(metrics|compute)\.jsonl|_CHECKPOINT_METADATA|commit_success\.txt|\.lock)|.*tensorboard/.*"
   r"|.*/state/(_METADATA|_sharding|array_metadatas/.*)"
 )
 _RECORD = "metadata/checksums.json"  # of a step; its seconds are its own

@@ -36,7 +36,7 @@ CHANGES = Command(
   "compare --weights",
   "glmjax.cards.changes.compare",
   "what is other in one model than in the one before: a changelog, and which number of its version rises",
-  "glmjax compare --weights runs/mine-float runs/mine-tuned",
+  "glmjax compare --weights --json runs/mine-float runs/mine-tuned",
   (Flag("runs", "two folders of models: before and after", Path, repeatable=True),),
   show=show_changes,
 )
@@ -49,7 +49,7 @@ COMMANDS = (
     "card",
     "glmjax.cards.card.make",
     "say of a model what it is, cost and takes, with the evidence: README.md, card.json, card.html",
-    "glmjax card runs/mine-int4 --run=runs/mine --cache=runs/cache --evaluation=runs/mine-evaluated",
+    "glmjax card --run=runs/mine --cache=runs/cache --evaluation=runs/mine-evaluated runs/mine-int4",
     (
       _FOLDER,
       _OUT,
@@ -67,7 +67,7 @@ COMMANDS = (
         "card --check",
         "glmjax.cards.files.check",
         "check that a card is of the model beside it, and that all criteria are evidenced: status 1 otherwise",
-        "glmjax card --check runs/mine-int4 --waive='training compute'",
+        "glmjax card --check --waive='training compute' runs/mine-int4",
         (_FOLDER, _OUT, Flag("--waive", "a criterion that need not be met (repeatable)", repeatable=True)),
         show=show_check,
         status=status,

@@ -147,5 +147,5 @@ def _block(lines: Iterable[str]) -> str:
 
 def sizes(config: config_lib.GLMConfig) -> tuple[Any, ...]:
   """Returns that of a model on which its weights and programs depend, but for dtypes."""
-  learned = config.positions == "learned_2d"
+  learned = not config.position_kind.rotary_parts  # whose tables have max_length places
   return tuple(getattr(config, name) for name in _SIZES if learned or name != "max_length")

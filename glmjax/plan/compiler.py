@@ -81,12 +81,13 @@ class Compiler:
     architecture: as far as half of the layers and all that were compiled tell, as each layer takes the same.
     """
     layers, decode, prompt = self._besides(config, workload, gpu, count)
-    some = min(self._layers or config.num_layers, config.num_layers)
+    some = min(max(self._layers or config.num_layers, 2), config.num_layers)  # two depths tell what a layer takes
+    fewer = max(some // 2, 1)
     costs = [
-      self._program(dataclasses.replace(config, num_layers=depth), workload, gpu, count) for depth in (some // 2, some)
+      self._program(dataclasses.replace(config, num_layers=depth), workload, gpu, count) for depth in (fewer, some)
     ]
-    fewer, more = ([cost[name] for name in _COSTS] for cost in costs)
-    each = [(b - a) / (some - some // 2) for a, b in zip(fewer, more, strict=True)]
+    little, more = ([cost[name] for name in _COSTS] for cost in costs)
+    each = [(b - a) / max(some - fewer, 1) for a, b in zip(little, more, strict=True)]
     flops, moved, waited = (b + (config.num_layers - some) * one for b, one in zip(more, each, strict=True))
     exchanged = [{"seconds": waited, "axes": ["tensor"]}]
     name = compiled.architecture(gpu)

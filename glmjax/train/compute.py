@@ -110,7 +110,9 @@ class Session:
       "energy": self._meter.read(),
       "ended": ended,
     }
-    self._lines.write(line, is_saved=True)
+    self._lines.write(
+      line, is_saved=not ended
+    )  # the last one is put as the file is closed, in the patience of all ends
 
 
 def mfu(flops: float, seconds: float, devices: Sequence[dict[str, Any]]) -> float | None:
