@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"  # the page loads nothing
 _MARKUP = re.compile(r"([\\`*_{}\[\]<>#|!~$&])")
-_LIST = re.compile(r"^([-+]|\d+(?=[.)]))")  # at a line's start
+_LIST = re.compile(r"^([-+]|\d+(?=[.)]))(?=[.)]?(\s|$))")  # that begins a list's entry
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Document:
 
 def markdown(document: Document) -> str:
   """Returns the page in GitHub's Markdown; pictures by the names of their files."""
-  parts = [f"# {_plain(document.title)}", _plain(document.lead)]
+  parts = [f"# {_plain(document.title)}", _line(document.lead)]
   for section in document.sections:
     parts += [f"## {_plain(section.title)}", *map(_markdown, section.blocks)]
   return "\n\n".join(part for part in parts if part) + "\n"
@@ -89,9 +89,9 @@ def markdown(document: Document) -> str:
 def _markdown(block: Block) -> str:
   match block:
     case Paragraph(text):
-      return _plain(text)
+      return _line(text)
     case Items(texts):
-      return "\n".join(f"- {_plain(text)}" for text in texts)
+      return "\n".join(f"- {_line(text)}" for text in texts)
     case Table(head, rows, numbers):
       align = ["---", *["---:" if numbers else "---"] * (len(head) - 1)]
       lines = [[_plain(cell) for cell in head], align, *([_plain(cell) for cell in row] for row in rows)]
@@ -105,8 +105,12 @@ def _markdown(block: Block) -> str:
 
 def _plain(text: str) -> str:
   """Returns a text of one line that Markdown shows as it is."""
-  line = _MARKUP.sub(r"\\\1", " ".join(text.split()))
-  return _LIST.sub(lambda found: f"\\{found[1]}" if found[1] in "-+" else f"{found[1]}\\", line)
+  return _MARKUP.sub(r"\\\1", " ".join(text.split()))
+
+
+def _line(text: str) -> str:
+  """Returns a text that begins no list where it begins a line."""
+  return _LIST.sub(lambda found: f"\\{found[1]}" if found[1] in "-+" else f"{found[1]}\\", _plain(text))
 
 
 def page(document: Document, badges: str = "") -> str:

@@ -71,7 +71,16 @@ def test_code_keeps_fences_that_are_in_it() -> None:
 
 
 @pytest.mark.parametrize(
-  "text,written", [("&lt;", r"\&lt;"), ("1. a", r"1\. a"), ("- a", r"\- a"), ("2026", "2026"), ("-1.5 a", r"\-1.5 a")]
+  "text,written",
+  [
+    ("&lt;", r"\&lt;"),
+    ("1. a", r"1\. a"),
+    ("- a", r"\- a"),
+    ("2026", "2026"),
+    ("-1.5 a", "-1.5 a"),
+    ("1.5 a", "1.5 a"),
+    ("-", r"\-"),
+  ],
 )
 def test_markdown_is_escaped(text: str, written: str) -> None:
   assert document.markdown(document.Document("t", text, [])).splitlines()[2] == written
