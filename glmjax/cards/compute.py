@@ -4,7 +4,6 @@ Work is told twice: what is kept, each step of the run's state once, and what wa
 Hours and energy are of all that was done.
 """
 
-import contextlib
 import dataclasses
 import json
 import logging
@@ -12,14 +11,12 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from glmjax import errors
+from glmjax.cards import records
 from glmjax.checkpoint import manager as manager_lib
 from glmjax.io import paths
-from glmjax.io import user_text
 from glmjax.train import energy as energy_lib
 from glmjax.train import workdir as workdir_lib
 
-_LONGEST = 1 << 20  # characters of a line
 _WHOLE = ("steps", "samples", "tokens")
 _COUNTS = (*_WHOLE, "model_flops", "step_seconds")
 _OF_PART = ("count", "measured_kwh", "low_kwh", "unmeasured_seconds")
@@ -140,31 +137,14 @@ def _sessions(folder: workdir_lib.Workdir) -> list[list[_Line]]:
   found: dict[str, dict[int, _Line]] = {}
   for path in folder.computes:
     damaged = 0
-    for line in _records(path):
-      if _is_whole(line):
+    for line in records.read(path):
+      if line is not None and _is_whole(line):
         found.setdefault(line["session"], {})[line["process"]] = line
       else:
         damaged += 1
     if damaged:
       _log.warning("%s: %d damaged lines are left out of what the run cost", path, damaged)
   return [[lines[process] for process in sorted(lines)] for lines in found.values()]
-
-
-def _records(path: paths.Path) -> Iterator[_Line]:
-  """Yields the records of a file of lines; {} for one that is damaged, but for the last, which may be being written."""
-  user_text.check_regular(path)
-  try:
-    with path.open("rb") as file:
-      while data := file.readline(_LONGEST):
-        record = None
-        with contextlib.suppress(ValueError, RecursionError):
-          record = json.loads(data)
-        if isinstance(record, dict):
-          yield record
-        elif data.endswith(b"\n") or len(data) == _LONGEST:
-          yield {}
-  except OSError as error:
-    raise errors.InputError(f"cannot read {path}: {errors.reason(error)}") from error
 
 
 def _is_whole(line: _Line) -> bool:
@@ -201,7 +181,7 @@ def _kept(folder: workdir_lib.Workdir, step: int, done: Mapping[str, float]) -> 
   steps = samples = tokens = 0
   if not folder.metrics.exists():
     return None
-  for line in _records(folder.metrics):
+  for line in filter(None, records.read(folder.metrics)):
     numbers = [line.get(name) for name in ("step", "tokens", "samples_seen", "tokens_seen")]
     if all(map(_is_number, numbers)) and line["tokens_seen"] and line["step"] <= step:
       steps += 1

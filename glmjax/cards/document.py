@@ -23,7 +23,7 @@ class Paragraph:
 
 @dataclasses.dataclass(frozen=True)
 class Items:
-  """A list."""
+  """A list has an entry for each text."""
 
   texts: Sequence[str]
 
@@ -66,7 +66,7 @@ class Section:
 
 @dataclasses.dataclass(frozen=True)
 class Document:
-  """A whole page."""
+  """A page has a title, a lead below it, and sections."""
 
   title: str
   lead: str

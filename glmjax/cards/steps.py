@@ -2,19 +2,16 @@
 
 import array
 import dataclasses
-import functools
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
 from glmjax import errors
+from glmjax.cards import records
 from glmjax.io import paths
-from glmjax.io import user_json
-from glmjax.io import user_text
 
-_LONGEST = 1 << 16  # bytes of a line: a step's has about 600
 _HIGHEST = 1e9  # loss or learning rate: what is above is none
 _MOST = 1 << 53  # steps and tokens that a float64 still counts one by one
 
@@ -40,8 +37,8 @@ def read(source: paths.Named | Iterable[Mapping[str, Any]]) -> Steps:
   is_file = isinstance(source, paths.Named)
   path = paths.named(source, "the metrics") if is_file else None
   number, columns = array.array("q"), [array.array("d") for _ in range(3)]
-  for record in _records(path) if is_file else source:
-    figures = _figures(record)
+  for record in records.read(path) if is_file else source:
+    figures = None if record is None else _figures(record)
     if figures is None:
       continue
     while number and number[-1] >= figures[0]:
@@ -57,23 +54,6 @@ def read(source: paths.Named | Iterable[Mapping[str, Any]]) -> Steps:
     )
   tokens_N, loss_N, rate_N = (np.array(column) for column in columns)
   return Steps(np.maximum.accumulate(tokens_N), loss_N, rate_N)
-
-
-def _records(path: paths.Path) -> Iterator[dict[str, Any]]:
-  """Yields the objects among a file's lines, at most _LONGEST bytes each."""
-  user_text.check_regular(path)
-  try:
-    with path.open("rb") as file:
-      is_new = True
-      for part in iter(functools.partial(file.readline, _LONGEST), b""):
-        if is_new:
-          try:
-            yield user_json.parse(part, "")
-          except errors.InputError:
-            pass  # damaged, half-written or too long: no step
-        is_new = part.endswith(b"\n")
-  except OSError as error:
-    raise errors.InputError(f"cannot read {path}: {errors.reason(error)}") from error
 
 
 def _figures(record: Mapping[str, Any]) -> tuple[int, float, float, float] | None:

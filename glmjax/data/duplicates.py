@@ -84,7 +84,7 @@ class Growing:
     return self._count
 
   def append(self, row: int | np.ndarray) -> None:
-    """Adds a row."""
+    """Puts a row behind the others; the array doubles where it is full."""
     if self._count == len(self._array):
       self._array.resize((2 * self._count, *self._columns), refcheck=False)
     self._array[self._count] = row

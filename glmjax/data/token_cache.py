@@ -70,10 +70,7 @@ def cache_mixture(
   Returns:
     Documents, tokens and UTF-8 bytes of each task's splits.
   """
-  ranges.whole("num_shards", num_shards, 1, ranges.MOST_SHARDS)
-  if num_workers is not None:
-    ranges.whole("num_workers", num_workers, 0, ranges.MOST_WORKERS)
-  ranges.flag("overwrite", overwrite)
+  _check_settings(num_shards, num_workers, overwrite)
   folders.claim(directory, folders.Kind.CACHE, "directory", overwrite=overwrite)  # before the text is read
   mixture = _mixture(mixture)
   for task in mixture.tasks:  # before processes are forked, which then know what filters leave
@@ -105,12 +102,23 @@ def cache_mixture(
         mixture.tokenizer.save(pathlib.Path(scratch) / "tokenizer")
         finished = making.finish(pathlib.Path(scratch) / "tokenizer")
   _say_what_is_empty(finished)
+  return _counts(finished)
+
+
+def _check_settings(num_shards: int, num_workers: int | None, overwrite: bool) -> None:
+  """Raises InputError, naming the setting, unless each is what it may be."""
+  ranges.whole("num_shards", num_shards, 1, ranges.MOST_SHARDS)
+  if num_workers is not None:
+    ranges.whole("num_workers", num_workers, 0, ranges.MOST_WORKERS)
+  ranges.flag("overwrite", overwrite)
+
+
+def _counts(cache: shards.TokenCache) -> dict[str, dict[str, dict[str, int]]]:
+  """Returns documents, tokens and UTF-8 bytes of each task's splits."""
+  names = ("documents", "tokens", "utf8_bytes")
   return {
-    name: {
-      split: {key: about[key] for key in ("documents", "tokens", "utf8_bytes")}
-      for split, about in task["splits"].items()
-    }
-    for name, task in finished.tasks.items()
+    task: {split: {name: about[name] for name in names} for split, about in own["splits"].items()}
+    for task, own in cache.tasks.items()
   }
 
 
