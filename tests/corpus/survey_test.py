@@ -183,6 +183,8 @@ def test_memory_is_bounded(tmp_path):
   some = sentence(rng, 2000)
   write(tmp_path / "long.jsonl", [(some * 200)[:3_000_000]])
   write(tmp_path / "many.jsonl", [f"{i} {some[i : i + 30]}" for i in range(1000)])
+  write(tmp_path / "few.jsonl", [some])
+  survey.survey([tmp_path / "few.jsonl"], tmp_path / "out")  # what is imported first is no memory of a text's
   tracemalloc.start()
   try:
     for name, most in (("many.jsonl", 1000 * 1500 + 20e6), ("long.jsonl", 50e6)):
