@@ -37,6 +37,14 @@ def pytest_collection_modifyitems(items) -> None:
       item.add_marker(pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning"))
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem) -> bool | None:
+  """Runs a test of bits that XLA's emitters of fusions keep in a process that has them."""
+  if pyfuncitem.get_closest_marker("emitters"):
+    return xla_flags.run_as_users_do(pyfuncitem.nodeid) or None
+  return None
+
+
 @pytest.fixture(scope="module")
 def chromium():
   """The browser that pages are tried in."""

@@ -236,6 +236,7 @@ def test_norms_are_those_of_a_plain_gradient(unbroken, tmp_path, tiny, source, d
       np.testing.assert_allclose(line[kind][part], norms, rtol=rtol)
 
 
+@pytest.mark.emitters
 def test_training_is_the_same_to_the_bit(unbroken, tmp_path, tiny, source, caplog):
   """Switched on later, or never; nor are lines missing of steps that were to have none."""
   folder, _ = unbroken
