@@ -11,6 +11,8 @@ from glmjax.checkpoint import manager
 from glmjax.io import tokenizer_folder
 from glmjax.models import config as config_lib
 from glmjax.models import glm
+from glmjax.parallel import mesh as mesh_lib
+from glmjax.train import compute
 
 CONFIG = config_lib.GLMConfig(
   vocab_size=440, num_layers=2, embed_dim=32, num_heads=4, mlp_dim=48, max_length=256, init_std=0.3
@@ -27,3 +29,11 @@ def write(run: pathlib.Path, seed: int = 1) -> pathlib.Path:
   saver.save(1, {"params": glm.init_params(CONFIG, jax.random.key(seed)), "step": jnp.int32(1)}, {"samples_seen": 1})
   saver.close()
   return run
+
+
+def write_session(run: pathlib.Path) -> None:
+  """Writes what a run of no steps records of itself; of each call it is another run."""
+  (run / "compute.jsonl").unlink(missing_ok=True)
+  session = compute.Session(run / "compute.jsonl", mesh_lib.make_mesh(mesh_lib.MeshConfig()))
+  session.begin(0)
+  session.close()

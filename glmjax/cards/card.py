@@ -130,6 +130,7 @@ def _content(known: integrity.Known, criteria: Sequence[integrity.Criterion], mo
         "tokenizer": facts.tokenizer,
         "files": facts.files,
         "base": facts.config.base or None,
+        "run": facts.run,
       },
       "about": facts_lib.plain(facts.about),
       "data": {
@@ -139,6 +140,7 @@ def _content(known: integrity.Known, criteria: Sequence[integrity.Criterion], mo
       },
       "training": facts.training,
       "interventions": facts.interventions,
+      "probe": facts.probe,
       "compute": None if known.compute is None else known.compute.to_dict(),
       "emissions": None if more.emissions is None else more.emissions.to_dict(),
       "evaluations": [facts_lib.plain(each) for each in facts.evaluations],

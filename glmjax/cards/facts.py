@@ -25,6 +25,8 @@ from glmjax.io import user_json
 from glmjax.io import user_text
 from glmjax.models import config as config_lib
 from glmjax.models import params as params_lib
+from glmjax.train import probe
+from glmjax.train import workdir
 
 
 Step = dict[str, Any]  # a line of metrics.jsonl
@@ -68,6 +70,8 @@ class Facts:
   manifest: Mapping[str, Any] | None  # of the token cache
   text: Mapping[str, Any] | None  # counts of what glmjax data reported
   evaluations: Sequence[evaluations.Evaluation]
+  run: str | None  # id of the run that made it, which is the one that was named; None: the export does not say
+  probe: Mapping[str, Any] | None  # what the run made the model forget
   license_file: str | None
 
 
@@ -83,6 +87,7 @@ def gather(folder: paths.Path, about: about_lib.About, sources: Sources) -> tupl
   run = folder if is_run else None if sources.run is None else paths.named(sources.run, "--run")
   if run is not None and not is_run:
     _check_made_it(run, config)
+  run_id = None if run is None else folder_lib.run_id(run)
   steps = [] if run is None else _steps(run, weights.step)
   cache = None if sources.cache is None else _manifest(sources.cache, config)
   facts = Facts(
@@ -100,6 +105,8 @@ def gather(folder: paths.Path, about: about_lib.About, sources: Sources) -> tupl
     evaluations=[
       evaluations.read(paths.named(each, "--evaluation"), weights.fingerprint) for each in sources.evaluations
     ],
+    run=run_id if is_run or config.export.get("run") == run_id else None,
+    probe=None if run is None else _probe(workdir.Workdir(run).probe, weights.step),
     license_file=next((name for name in ("LICENSE", "LICENSE.txt", "LICENSE.md") if (folder / name).is_file()), None),
   )
   return facts, run, steps
@@ -140,7 +147,7 @@ def _files(folder: paths.Path) -> dict[str, str]:
 
 
 def _check_made_it(run: paths.Path, config: folder_lib.FolderConfig) -> None:
-  """Checks that an export is of this run: of its model, data and tokenizer."""
+  """Checks that an export is of this run: of its model, data and tokenizer, and of no other with the same."""
   its = folder_lib.read_config(run)
   if its.export:
     raise errors.InputError(f"--run: {run} is an export: give the folder of the training run that it was made from")
@@ -155,6 +162,11 @@ def _check_made_it(run: paths.Path, config: folder_lib.FolderConfig) -> None:
   ]
   if other:
     raise errors.InputError(f"--run: {run} is of another {' and '.join(other)}: give the run that this was made from")
+  ids = config.export.get("run"), folder_lib.run_id(run)
+  if None not in ids and ids[0] != ids[1]:
+    raise errors.InputError(
+      f"--run: {run} is run {ids[1][:8]}, and this was made from run {str(ids[0])[:8]}, of equal settings: give that one"
+    )
 
 
 def _settings(config: folder_lib.FolderConfig) -> dict[str, Any]:
@@ -200,6 +212,15 @@ def _interventions(run: paths.Path) -> dict[str, int] | None:
       kind = str(user_json.parse(line, f"{path}, line {number}").get("action", "other"))
       found[kind] = found.get(kind, 0) + 1
   return found
+
+
+def _probe(path: paths.Path, step: int | None) -> dict[str, Any] | None:
+  """Returns what a run made its model forget, without the rows; None where that was not measured of these weights."""
+  found = probe.read(path)
+  if "difference" not in found or found["after"]["step"] != step:
+    return None
+  losses = {name: found[name]["loss"] for name in ("before", "after")}
+  return losses | {"samples": found["samples"], "difference": found["difference"]}
 
 
 def _manifest(cache: paths.Named, config: folder_lib.FolderConfig) -> dict[str, Any]:

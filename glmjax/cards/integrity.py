@@ -194,9 +194,8 @@ def _identity(known: Known, found: _Finding) -> None:
   if facts.kind == "an import":
     found.evidence.append(f"made from files of {facts.config.export['family']}")
   elif facts.kind != "a training run":
-    found.ask(
-      facts.training, "the run named has the same model, data and tokenizer", "the run that it was made from: --run"
-    )
+    same = f"made from the run named, {(facts.run or '')[:8]}"
+    found.ask(facts.run, same, "the run that it was made from: --run, where export and run have recorded which it is")
 
 
 def _license(known: Known, found: _Finding) -> None:

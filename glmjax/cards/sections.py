@@ -233,7 +233,19 @@ def _evaluation(facts: facts_lib.Facts) -> document.Section:
     notes = [f"{each.name}: {part}" for each in facts.evaluations for part in each.parts]
     notes += [f"{each.name}: {name} {own}" for each in facts.evaluations for name, own in each.settings.items()]
     blocks += [document.Items(notes)] if notes else []
+  if facts.probe is not None:
+    blocks.append(document.Paragraph(_forgotten(facts.probe)))
   return document.Section("Evaluation", blocks)
+
+
+def _forgotten(probe: Mapping[str, Any]) -> str:
+  """Returns in words what a run made its model forget."""
+  change = probe["difference"]
+  return (
+    f"What the run made it forget: filling blanks in {probe['samples']:,} rows of other text, the loss was "
+    f"{probe['before']:.4f} nats a token before the run and {probe['after']:.4f} behind it, {change['loss']:+.4f} "
+    f"(95 % interval: {change['low']:+.4f} to {change['high']:+.4f})."
+  )
 
 
 def _figure(own: Mapping[str, Any]) -> str:

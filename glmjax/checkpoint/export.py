@@ -127,6 +127,8 @@ def _content(
 ) -> tuple[ExportSource, adapter_lib.Merging | None]:
   """Returns what is to be written, and what merges an adapter into it."""
   config, weights = _exported(source, bits, dtype, layout)
+  if not source.config.export and (run := folder_lib.run_id(checkpoint)):
+    config = dataclasses.replace(config, export=config.export | {"run": run})
   if not config.base:
     source.check_size()
   reader = blocks.Reader(source.arrays, source.records)

@@ -1,8 +1,8 @@
 """What run folders and exported folders say about themselves: config.json and tokenizer/.
 
 config.json: {"model": GLMConfig's fields, "data": the data's description, "tokenizer": {"fingerprint",
-"vocab_size"}}; in an export also "export": {"bits", "dtype", "step"; "layout" of what is mapped}; in a run that trains
-an adapter also "base": {"folder", "fingerprint", "bits"} of the model that it adapts, and in one that is trained by
+"vocab_size"}}; in an export also "export": {"bits", "dtype", "step"; "layout" of what is mapped; "run": the id of the
+training run that it was made from}; in a run that trains an adapter also "base": {"folder", "fingerprint", "bits"} of the model that it adapts, and in one that is trained by
 pairs of answers "preference", the name of the loss.
 """
 
@@ -17,6 +17,8 @@ from glmjax.io import user_json
 from glmjax.models import config as config_lib
 
 CONFIG, TOKENIZER, CHECKPOINTS, PARAMS = "config.json", tokenizer_folder.FOLDER, "checkpoints", "params"
+RECORD = "compute.jsonl"  # of a run: what each of its sessions cost
+_LONGEST_LINE = 1 << 20  # bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +28,7 @@ class FolderConfig:
   model: config_lib.GLMConfig
   data: dict[str, Any] = dataclasses.field(default_factory=dict)
   tokenizer: dict[str, Any] = dataclasses.field(default_factory=dict)  # fingerprint, vocab_size
-  export: dict[str, Any] = dataclasses.field(default_factory=dict)  # of exports: bits, dtype, step; layout
+  export: dict[str, Any] = dataclasses.field(default_factory=dict)  # of exports: bits, dtype, step; layout, run
   base: dict[str, Any] = dataclasses.field(default_factory=dict)  # of adapters: folder, fingerprint, bits
   preference: str = ""  # of runs that pairs of answers train: "DPO" or "ORPO"
 
@@ -87,6 +89,19 @@ def read_config(folder: paths.Named) -> FolderConfig:
     return FolderConfig(config_lib.GLMConfig(**fields), *others, preference)
   except (ValueError, TypeError) as error:  # InputErrors among them, which do not know the file
     raise errors.InputError(f"{path}: {str(error)[:400]}; restore a copy, or write the folder again") from error
+
+
+def run_id(folder: paths.Path) -> str | None:
+  """Returns what tells a training run from others of equal settings: the id of its first session, which a copy has too.
+
+  None where it is not recorded, as of runs before there were records, or cannot be read.
+  """
+  try:
+    with (folder / RECORD).open("rb") as file:
+      session = user_json.parse(file.readline(_LONGEST_LINE), RECORD).get("session")
+  except (OSError, errors.InputError):
+    return None
+  return session if isinstance(session, str) else None
 
 
 def check_tokenizer(folder: paths.Named, config: FolderConfig) -> None:

@@ -77,7 +77,7 @@ class Probe:
       errors.InputError: when a file of that name is no record of a probe.
     """
     self._runtime, self._base, self._text, self._path, self._adapts = runtime, base, text, path, adapts
-    self._found: dict[str, Any] = processes.from_first(lambda: _read(path))
+    self._found: dict[str, Any] = processes.from_first(lambda: read(path))
 
   def begin(self, state: state_lib.TrainState, resumed: bool) -> None:
     """Measures the model that the run begins with, unless the run goes on and that was done.
@@ -174,8 +174,12 @@ def difference(before_N: np.ndarray, after_N: np.ndarray, tokens_N: np.ndarray) 
   return {"loss": change, "standard_error": error, "low": change - _Z * error, "high": change + _Z * error}
 
 
-def _read(path: paths.Path) -> dict[str, Any]:
-  """Reads what was recorded; {} where nothing was."""
+def read(path: paths.Path) -> dict[str, Any]:
+  """Reads what was recorded; {} where nothing was.
+
+  Raises:
+    errors.InputError: when the file is no such record.
+  """
   if not path.exists() and not path.is_symlink():
     return {}
   advice = "move it away, and the probe begins anew"

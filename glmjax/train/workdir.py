@@ -67,7 +67,7 @@ class Workdir:
 
   def compute(self, process: int = 0) -> paths.Path:
     """Returns the file of what the run has cost, as one of its processes has it."""
-    return self.root / (f"compute-{process}.jsonl" if process else "compute.jsonl")
+    return self.root / (f"compute-{process}.jsonl" if process else folder.RECORD)
 
   @property
   def computes(self) -> list[paths.Path]:

@@ -128,6 +128,38 @@ def test_what_belongs_to_another_model_is_refused(model: pathlib.Path, world, tm
   assert not (model / "README.md").exists()
 
 
+def test_another_run_of_equal_settings_is_refused(model: pathlib.Path, world, tmp_path: pathlib.Path) -> None:
+  other, older = tmp_path / "other", tmp_path / "older"
+  for folder in (other, older):
+    shutil.copytree(world.run, folder)
+  untrained_run.write_session(other)
+  (older / "compute.jsonl").unlink()
+  with pytest.raises(errors.InputError, match="--run: .*other is run .* of equal settings"):
+    made(model, run=other)
+  content = made(model, world, run=older)  # of which it cannot be told
+  assert content["model"]["run"] is None and verdicts(content)["identity consistency"] == integrity.PARTIAL
+  again = export.export(model, tmp_path / "again", bits=4)["out"]  # it stays what it is of
+  assert made(pathlib.Path(again), world)["model"]["run"] == made(model, world)["model"]["run"] is not None
+
+
+def test_what_a_run_made_its_model_forget(model: pathlib.Path, world, tmp_path: pathlib.Path) -> None:
+  run = tmp_path / "run"
+  shutil.copytree(world.run, run)
+  before, after = ({"step": step, "loss": loss, "rows": [1.0, loss]} for step, loss in ((0, 2.0), (1, 2.5)))
+  change = {"loss": 0.5, "standard_error": 0.1, "low": 0.304, "high": 0.696}
+  found = {"text": {}, "samples": 2, "tokens": [1, 1], "before": before, "after": after, "difference": change}
+  (run / "probe.json").write_text(json.dumps(found), encoding="utf-8")
+  content = made(model, world, run=run)
+  assert content["probe"] == {"before": 2.0, "after": 2.5, "samples": 2, "difference": change}
+  assert "2.0000 nats a token before" in (model / "README.md").read_text(encoding="utf-8")
+  found["after"]["step"] = 2  # of weights that came later
+  (run / "probe.json").write_text(json.dumps(found), encoding="utf-8")
+  assert made(model, world, run=run)["probe"] is None
+  (run / "probe.json").write_text("{}", encoding="utf-8")
+  with pytest.raises(errors.InputError, match="probe.json is damaged"):
+    made(model, world, run=run)
+
+
 def test_readmes_of_users_stay(model: pathlib.Path, world, tmp_path: pathlib.Path) -> None:
   (model / "README.md").write_text("# Mine\n", encoding="utf-8")
   with pytest.raises(errors.InputError, match="is not of glmjax card"):

@@ -69,5 +69,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
   data = {"cache": cache.fingerprint, "tokenizer": config.tokenizer["fingerprint"], "weights": {"pretrain_en": 1}}
   folder_lib.write_config(run, dataclasses.replace(config, data=data))
   (run / "metrics.jsonl").write_text(metrics(STEPS), encoding="utf-8")
+  untrained_run.write_session(run)
   export.export(run, folder / "export")
   return World(run, folder / "export", folder / "cache")
