@@ -14,7 +14,7 @@ from glmjax.cards import emissions
 from glmjax.io import paths
 from glmjax.io import user_yaml
 
-FILE = "about.yaml"
+FILE, ELSEWHERE = "about.yaml", "--about"
 _LONGEST = 20_000  # characters of a text
 _MOST = 1000  # entries of a list or a table
 VERSION = re.compile(
@@ -79,25 +79,34 @@ _TEXTS = (
 )
 
 
-def find(folder: paths.Path, named: paths.Named | None) -> tuple[About, paths.Path | None]:
-  """Returns what is stated of a model, and the file that states it: `named`, which may be one that comes with glmjax
-  (quickstart, glm-130b, chatglm-6b), or the folder's about.yaml; None where there is none.
+@dataclasses.dataclass(frozen=True)
+class Stated:
+  """What is stated of a model, and where."""
+
+  about: About
+  where: str | None  # FILE: in the model's folder; the name of one that comes with glmjax; ELSEWHERE; None: nowhere
+  folder: paths.Path | None = None  # of the file, unless it comes with glmjax
+
+
+def find(folder: paths.Path, named: paths.Named | None) -> Stated:
+  """Returns what is stated of a model: by `named`, a file, which may be one that comes with glmjax (quickstart,
+  glm-130b, chatglm-6b), or else by the folder's about.yaml, where there is one.
 
   Raises:
     errors.InputError: where it cannot be used.
   """
   if named is None:
     file = folder / FILE
-    return (read(file), file) if file.exists() else (About(), None)
+    return Stated(read(file), FILE, folder) if file.exists() else Stated(About(), None)
   known = shipped()
   if str(named) in known:
-    return read(known[str(named)]), known[str(named)]
+    return Stated(read(known[str(named)]), str(named))
   file = paths.named(named, "--about")
   if not file.exists():
     raise errors.InputError(
       f"--about is {named}: no such file, and none of those that come with it: {', '.join(known)}"
     )
-  return read(file), file
+  return Stated(read(file), ELSEWHERE, file.parent)
 
 
 def shipped() -> dict[str, pathlib.Path]:

@@ -57,9 +57,10 @@ def make(
   """
   folder = facts_lib.local(folder, "the model's folder")
   target = folder if out is None else facts_lib.local(out, "--out")
-  stated, stated_in = about_lib.find(folder, about)
+  stated = about_lib.find(folder, about)
   files.claim(target, folder)
-  facts, run_folder, steps = facts_lib.gather(folder, stated, facts_lib.Sources(run, cache, text, evaluation))
+  sources = facts_lib.Sources(run, cache, text, evaluation, files.beside(stated, target))
+  facts, run_folder, steps = facts_lib.gather(folder, stated.about, sources)
   compute = None if run_folder is None else compute_lib.total(run_folder)
   rows = [] if facts.config.base else footprint_lib.footprint(facts.config.model)
   earlier = files.earlier(target, facts.weights.fingerprint)
@@ -69,18 +70,18 @@ def make(
   more = sections.More(rows, [] if curve is None else curve.sentences(), _pictures(curve), _emissions(known))
   page = sections.make(known, criteria, more)
   content = _content(known, criteria, more) | {"curve": None if curve is None else curve.to_dict()}
-  content["stated_in"] = None if stated_in is None else stated_in.name
+  content["stated_in"] = stated.where
   whole = known.compute is not None and integrity.is_whole(known.compute, facts.weights.step)
   head = front_matter.render(facts, more.emissions if whole else None)
   written = files.write(
     target,
     content,
-    [*earlier, integrity.Version(stated.version, facts.weights.fingerprint)],
+    [*earlier, integrity.Version(stated.about.version, facts.weights.fingerprint)],
     f"{head}{folders.CARD_MARK}\n\n{document.markdown(page)}",
     document.page(page, sections.badges(criteria)),
     page.pictures,
   )
-  if stated_in is None and target == folder:
+  if stated.where is None and target == folder:
     where = folder / about_lib.FILE
     _log.info("%s is not there: copy this, and state what you know:\n%s", where, about_lib.TEMPLATE)
   return written | {"out": str(target)}

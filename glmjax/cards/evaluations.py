@@ -65,6 +65,8 @@ def _tasks(folder: paths.Path) -> Evaluation:
     raise errors.InputError(f"{folder / _REPORT_JSON} is damaged ({errors.one_line(error)}); {again}") from None
   if of is not None and not isinstance(of, str):
     raise errors.InputError(f"{folder / _RUN_JSON} is damaged (weights); {again}")
+  if not figures:
+    raise errors.InputError(f"--evaluation: {folder / _REPORT_JSON} has no figures: {again}")
   settings = {name: run[name] for name in _SETTINGS if run.get(name) is not None}
   return Evaluation(folder.name, of, figures, tuple(parts), settings, run.get("glmjax"))
 
@@ -78,14 +80,25 @@ def _figure(own: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _held_out(path: paths.Path) -> Evaluation:
-  shown = _OWN | _BASELINES
+  shown, read = _OWN | _BASELINES, report.read_evaluation(path)
   figures = {
     f"held-out text, {language}": {
       text: {"value": own[name], **_interval(own, name)} for name, text in shown.items() if name in own
     }
-    for language, own in report.read_evaluation(path).items()
+    for language, own in read.items()
   }
-  return Evaluation(path.name, report.evaluated_weights(path), figures)
+  if not figures:
+    raise errors.InputError(f"--evaluation: {path} has no figures: give what glmjax evaluate wrote")
+  parts = tuple(part for language, own in read.items() if (part := _part(language, own)))
+  return Evaluation(path.name, report.evaluated_weights(path), figures, parts)
+
+
+def _part(language: str, own: Mapping[str, float]) -> str | None:
+  """Says how much of the held-out text was read; None where it was all."""
+  if "split_tokens" not in own:
+    return f"{language}: how much of the held-out text was read is not recorded"
+  read, whole = own["tokens"], own["split_tokens"]
+  return None if read >= whole else f"{language}: {read:,} of the {whole:,} tokens that are held out"
 
 
 def _interval(own: Mapping[str, float], name: str) -> dict[str, float]:

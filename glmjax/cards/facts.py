@@ -18,6 +18,7 @@ from glmjax.checkpoint import recorded
 from glmjax.checkpoint import source as source_lib
 from glmjax.data import shards
 from glmjax.evaluate import report
+from glmjax.io import folders
 from glmjax.io import paths
 from glmjax.io import publish
 from glmjax.io import tokenizer_folder
@@ -52,6 +53,7 @@ class Sources:
   cache: paths.Named | None = None  # that the run read
   text: paths.Named | None = None  # what `glmjax data` reported of the text, report.json
   evaluations: Sequence[paths.Named] = ()
+  beside: Sequence[paths.Path] = ()  # folders in which the licence's text may be, as well as in the model's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,29 +87,34 @@ def gather(folder: paths.Path, about: about_lib.About, sources: Sources) -> tupl
   weights = source_lib.use(folder, _weights)
   is_run = not config.export
   run = folder if is_run else None if sources.run is None else paths.named(sources.run, "--run")
+  if is_run and sources.run is not None and folders.real(sources.run, "--run") != folders.real(folder, "the folder"):
+    raise errors.InputError(f"--run: {folder} is a training run itself: leave --run out")
   if run is not None and not is_run:
     _check_made_it(run, config)
+  if sources.text is not None and sources.cache is None:
+    raise errors.InputError("--text: give --cache too: a report is compared with the text that the cache was made of")
+  terms = _license(folder, *sources.beside)
   run_id = None if run is None else folder_lib.run_id(run)
   steps = [] if run is None else _steps(run, weights.step)
   cache = None if sources.cache is None else _manifest(sources.cache, config)
   facts = Facts(
-    folder=folder.name,
+    folder=folders.real(folder, "the model's folder").name,
     kind=_kind(config),
     config=config,
     weights=weights,
     tokenizer=_tokenizer(folder),
-    files=_files(folder),
+    files=_files(folder) | ({} if terms is None else {terms.name: _hash(terms)}),
     about=about,
     training=_training(steps) if steps else None,
-    interventions=None if run is None else _interventions(run),
+    interventions=None if run is None else _interventions(run, weights.step),
     manifest=cache,
-    text=None if sources.text is None else surveyed.read(sources.text, cache),
+    text=None if sources.text is None or cache is None else surveyed.read(sources.text, cache),
     evaluations=[
       evaluations.read(paths.named(each, "--evaluation"), weights.fingerprint) for each in sources.evaluations
     ],
     run=run_id if is_run or config.export.get("run") == run_id else None,
     probe=None if run is None else _probe(workdir.Workdir(run).probe, weights.step),
-    license_file=next((name for name in ("LICENSE", "LICENSE.txt", "LICENSE.md") if (folder / name).is_file()), None),
+    license_file=None if terms is None else terms.name,
   )
   return facts, run, steps
 
@@ -143,7 +150,17 @@ def _files(folder: paths.Path) -> dict[str, str]:
   """Returns the hashes of the folder's small files: what it says of itself, and the seal on its arrays."""
   names = ("config.json", "config.gin", "checksums.json", "tokenizer/tokenizer.json", "tokenizer/tokenizer.model")
   there = [name for name in names if (folder / name).is_file()]
-  return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in there}
+  return {name: _hash(folder / name) for name in there}
+
+
+def _hash(path: paths.Path) -> str:
+  return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _license(*folders_of: paths.Path) -> paths.Path | None:
+  """Returns the file that has the licence's text; None where there is none."""
+  names = ("LICENSE", "LICENSE.txt", "LICENSE.md")
+  return next((path for folder in folders_of for name in names if (path := folder / name).is_file()), None)
 
 
 def _check_made_it(run: paths.Path, config: folder_lib.FolderConfig) -> None:
@@ -165,7 +182,7 @@ def _check_made_it(run: paths.Path, config: folder_lib.FolderConfig) -> None:
   ids = config.export.get("run"), folder_lib.run_id(run)
   if None not in ids and ids[0] != ids[1]:
     raise errors.InputError(
-      f"--run: {run} is run {ids[1][:8]}, and this was made from run {str(ids[0])[:8]}, of equal settings: give that one"
+      f"--run: {run} is run {ids[1][:8]}, and this was made from {str(ids[0])[:8]}, of equal settings: give that one"
     )
 
 
@@ -201,16 +218,22 @@ def _training(steps: list[Step]) -> dict[str, Any]:
   return report.train_figures(steps) | {"restarts": len(report.resumed_at(steps))}
 
 
-def _interventions(run: paths.Path) -> dict[str, int] | None:
-  """Counts what was done about spikes, by kind; None where nothing is noted. A torn last line counts for nothing."""
+def _interventions(run: paths.Path, step: int | None) -> dict[str, int] | None:
+  """Counts what was done about spikes up to a step, by kind; None where nothing is noted.
+
+  A way back counts where it led to a step of these weights' past. A torn last line counts for nothing.
+  """
   path = run / "interventions.jsonl"
   if not path.is_file():
     return None
   found: dict[str, int] = {}
   for number, line in user_text.lines(path):
     with contextlib.suppress(errors.InputError):
-      kind = str(user_json.parse(line, f"{path}, line {number}").get("action", "other"))
-      found[kind] = found.get(kind, 0) + 1
+      told = user_json.parse(line, f"{path}, line {number}")
+      at = told.get("back_to_step", told.get("step"))
+      if step is None or not isinstance(at, int) or at <= step:
+        kind = str(told.get("action", "other"))
+        found[kind] = found.get(kind, 0) + 1
   return found
 
 

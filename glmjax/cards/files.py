@@ -4,6 +4,7 @@ card.json comes last. It has the hashes of the others, and the versions that car
 """
 
 import hashlib
+import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,7 +20,7 @@ from glmjax.io import publish
 from glmjax.io import user_json
 
 FORMAT = 1
-README, JSON, PAGE, PICTURES = folders.CARD_README, "card.json", "card.html", "card-*.png"
+README, JSON, PAGE, PICTURES = folders.CARD_README, *folders.CARD_FILES
 
 
 def claim(target: pathlib.Path, model: pathlib.Path) -> None:
@@ -34,8 +35,8 @@ def claim(target: pathlib.Path, model: pathlib.Path) -> None:
   readme = target / README
   if readme.exists() and not folders.is_card(readme):
     raise errors.InputError(f"{readme} is not of glmjax card, and would be lost: name another --out, or move it away")
-  there = [path for name in (JSON, PAGE, PICTURES) for path in sorted(target.glob(name))]
-  if there and not _read(target):
+  there = [path for name in folders.CARD_FILES for path in sorted(target.glob(name))]
+  if there and not readme.exists() and not _read(target):  # README.md is written first: a kill may leave it alone
     raise errors.InputError(f"{there[0]} is not of glmjax card, and would be lost: name another --out, or move it away")
 
 
@@ -79,6 +80,7 @@ def write(
   files = {README: readme.encode(), PAGE: page.encode()} | {picture.file: picture.png for picture in pictures}
   hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
   whole = {**content, "versions": [facts_lib.plain(each) for each in versions], "written": hashes}
+  hashes[JSON] = _seal(whole)
   try:
     target.mkdir(parents=True, exist_ok=True)
     for name, data in files.items():
@@ -93,13 +95,28 @@ def write(
   return whole
 
 
-def check(folder: paths.Named, out: paths.Named | None = None, waive: Sequence[str] = ()) -> dict[str, Any]:
+def _seal(content: Mapping[str, Any]) -> str:
+  """Returns the hash of what card.json holds, but for this hash itself."""
+  written = {name: own for name, own in content["written"].items() if name != JSON}
+  text = json.dumps(facts_lib.plain({**content, "written": written}), sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()
+
+
+def beside(stated: about_lib.Stated, target: pathlib.Path) -> list[paths.Path]:
+  """Returns the folders, beside the model's, in which the licence's text may be: the statements' and the card's."""
+  return [each for each in (stated.folder, target) if each is not None]
+
+
+def check(
+  folder: paths.Named, out: paths.Named | None = None, waive: Sequence[str] = (), about: paths.Named | None = None
+) -> dict[str, Any]:
   """Checks that a model's card is whole, of these weights and statements, and that every criterion is evidenced.
 
   Args:
     folder: the model's.
     out: folder of the card; None: the model's own.
     waive: names of criteria that need not be met.
+    about: the owner's statements, as the card was made with; None: the model's about.yaml, or what comes with glmjax.
 
   Returns:
     {"problems": a line each, "criteria": those looked at}.
@@ -115,23 +132,24 @@ def check(folder: paths.Named, out: paths.Named | None = None, waive: Sequence[s
       integrity.Criterion(each["name"], each["group"], tuple(each["evidence"]), tuple(each["missing"]))
       for each in content["integrity"]
     ]
-    model, stated, written = content["model"], content["about"], dict(content["written"])
+    model, written, seal = content["model"], dict(content["written"]), _seal(content)
     weights, files = model["weights"]["fingerprint"], dict(model["files"])
     if [each.name for each in criteria] != integrity.names():
       raise ValueError("the criteria are not those that there are")
   except (KeyError, TypeError, ValueError) as error:
     raise errors.InputError(f"{target / JSON} is damaged ({errors.one_line(error)}): make the card again") from None
   looked = integrity.waived(criteria, list(waive))
-  now, _, _ = facts_lib.gather(folder, about_lib.About(), facts_lib.Sources())
-  problems = []
+  stated, problems = _stated(folder, content, about)
+  sources = facts_lib.Sources(beside=beside(stated, target))
+  now, _, _ = facts_lib.gather(folder, stated.about, sources)
   if now.weights.fingerprint != weights:
     problems.append(
       f"the card is of weights {weights[:16]}, and these are {now.weights.fingerprint[:16]}: make it again"
     )
   changed = [name for name in sorted({*files, *now.files}) if files.get(name) != now.files.get(name)]
-  changed += [name for name, expected in written.items() if _hash(target / name) != expected]
+  found = {name: seal if name == JSON else _hash(target / name) for name in (*written, JSON)}
+  changed += [name for name, own in found.items() if own != written.get(name)]
   problems += [f"{name} is other than the card says: make it again" for name in changed]
-  problems += _stated(folder, stated, content.get("stated_in"))
   problems += [f"{each.name}: {text}" for each in looked for text in each.missing]
   return {"problems": problems, "criteria": [each.name for each in looked]}
 
@@ -140,12 +158,18 @@ def _hash(path: pathlib.Path) -> str | None:
   return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
 
 
-def _stated(folder: pathlib.Path, stated: Mapping[str, Any], where: Any) -> list[str]:
-  """Says where the owner's statements are others now, or gone."""
-  path = folder / about_lib.FILE
-  if path.exists():
-    same = facts_lib.plain(about_lib.read(path)) == stated
-    return [] if same else [f"{about_lib.FILE} says other things than the card: make it again"]
-  return (
-    [f"{about_lib.FILE} is gone, and the card has its statements: make it again"] if where == about_lib.FILE else []
-  )
+def _stated(
+  folder: pathlib.Path, content: Mapping[str, Any], named: paths.Named | None
+) -> tuple[about_lib.Stated, list[str]]:
+  """Returns what is stated now, and says where the card has other statements."""
+  where = content.get("stated_in")
+  if named is None and where in about_lib.shipped():
+    named = where
+  stated = about_lib.find(folder, named)
+  if named is None and where == about_lib.ELSEWHERE:
+    return stated, ["the card has the statements of a file elsewhere: name that with --about"]
+  if facts_lib.plain(stated.about) == content.get("about"):
+    return stated, []
+  if stated.where is None:
+    return stated, [f"{where} is gone, and the card has its statements: make it again"]
+  return stated, [f"{stated.where} says other things than the card: make it again"]

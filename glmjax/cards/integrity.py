@@ -4,7 +4,6 @@ A checklist that fails without evidence: what nothing shows counts as missing, w
 """
 
 import dataclasses
-import re
 from collections.abc import Callable, Mapping, Sequence
 
 from glmjax import errors
@@ -111,9 +110,8 @@ def _dataset(known: Known, found: _Finding) -> None:
       found.ask(stated.get("source"), f"{row['task']}: {stated.get('source')}", f"data: source of {row['task']}")
       found.ask(stated.get("license"), f"{row['task']}: {stated.get('license')}", f"data: licence of {row['task']}")
   found.ask(facts.config.data.get("weights"), "rates of the mixture: config.json, data", "rates of the mixture")
-  of_cache = facts.text is not None and facts.text["is_of_cache"]
-  found.ask(of_cache, "duplicates, languages, personal data of that text: glmjax data", "report of the text: --text")
-  sets = (facts.text or {}).get("overlap", {}).get("files") if of_cache else None
+  found.ask(facts.text, "duplicates, languages, personal data of that text: glmjax data", "report of the text: --text")
+  sets = (facts.text or {}).get("overlap", {}).get("files")
   shared = f"overlap with {len(sets or ())} evaluation sets, by 13-grams"
   found.ask(sets, shared, "overlap with evaluation sets: glmjax data --against")
 
@@ -231,9 +229,11 @@ def _versions(known: Known, found: _Finding) -> None:
   found.ask(compute, "the libraries that it was trained with", "the libraries that it was trained with: --run")
 
 
-def _ordered(version: str) -> tuple[int, ...]:
-  """Returns MAJOR, MINOR and PATCH, by which versions are ordered."""
-  return tuple(int(part) for part in re.split(r"[-+]", version)[0].split("."))
+def _ordered(version: str) -> tuple[object, ...]:
+  """Returns what versions are ordered by: semver.org, point 11."""
+  numbers, _, before = version.partition("+")[0].partition("-")
+  identifiers = [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in before.split(".") if before]
+  return tuple(map(int, numbers.split("."))), not before, identifiers
 
 
 _CRITERIA: Mapping[tuple[str, str], Callable[[Known, _Finding], None]] = {

@@ -14,15 +14,15 @@ from glmjax.io import user_json
 _EXPECTED = "give report.json of glmjax data"
 
 
-def read(path: paths.Named, manifest: Mapping[str, Any] | None) -> dict[str, Any]:
+def read(path: paths.Named, manifest: Mapping[str, Any]) -> dict[str, Any]:
   """Returns the counts of a report.
 
   Args:
     path: report.json.
-    manifest: of the token cache of the same text; None: it is not named, and nothing is compared.
+    manifest: of the token cache of the same text.
 
   Returns:
-    `documents`, `bytes`, `is_of_cache`, and by name of documents: `languages`, `duplicates`, `personal`; `words` where
+    `documents`, `bytes`, and by name of documents: `languages`, `duplicates`, `personal`; `words` where
     there was a list; `overlap`: `n`, and by name of the evaluation set `items`, `compared`, `overlapping`.
 
   Raises:
@@ -35,14 +35,13 @@ def read(path: paths.Named, manifest: Mapping[str, Any] | None) -> dict[str, Any
     found = _counts(content)
   except (KeyError, TypeError, AttributeError, ValueError) as error:
     raise errors.InputError(f"--text: {path} is damaged ({errors.one_line(error)}): {_EXPECTED}") from None
-  if manifest is not None:
-    documents, size = _of_cache(manifest)
-    if (found["documents"], found["bytes"]) != (documents, size):
-      raise errors.InputError(
-        f"--text: {path} is of {found['documents']:,} documents and {found['bytes']:,} bytes, and the cache was made "
-        f"of {documents:,} and {size:,}: report on the same files"
-      )
-  return found | {"is_of_cache": manifest is not None}
+  documents, size = _of_cache(manifest)
+  if (found["documents"], found["bytes"]) != (documents, size):
+    raise errors.InputError(
+      f"--text: {path} is of {found['documents']:,} documents and {found['bytes']:,} bytes, and the cache was made "
+      f"of {documents:,} and {size:,}: report on the same files"
+    )
+  return found
 
 
 def _counts(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
 config.json: {"model": GLMConfig's fields, "data": the data's description, "tokenizer": {"fingerprint",
 "vocab_size"}}; in an export also "export": {"bits", "dtype", "step"; "layout" of what is mapped; "run": the id of the
-training run that it was made from}; in a run that trains an adapter also "base": {"folder", "fingerprint", "bits"} of the model that it adapts, and in one that is trained by
-pairs of answers "preference", the name of the loss.
+training run that it was made from}; in a run that trains an adapter also "base": {"folder", "fingerprint", "bits"} of
+the model that it adapts, and in one that is trained by pairs of answers "preference", the name of the loss.
 """
 
 import dataclasses

@@ -43,6 +43,9 @@ CHANGES = Command(
 
 _FOLDER = Flag("folder", "of the model: a training run, an export, an import or an adapter", Path)
 _OUT = Flag("--out", "folder of the card (the model's own)", Path)
+_ABOUT = Flag(
+  "--about", "YAML file of what its owner states (about.yaml in the folder), or quickstart, glm-130b, ...", Path
+)
 
 COMMANDS = (
   Command(
@@ -53,9 +56,7 @@ COMMANDS = (
     (
       _FOLDER,
       _OUT,
-      Flag(
-        "--about", "YAML file of what its owner states (about.yaml in the folder), or quickstart, glm-130b, ...", Path
-      ),
+      _ABOUT,
       Flag("--run", "folder of the training run that an export was made from", Path),
       Flag("--cache", "folder of the token cache that the run read", Path),
       Flag("--text", "report.json of glmjax data on that text", Path),
@@ -68,7 +69,7 @@ COMMANDS = (
         "glmjax.cards.files.check",
         "check that a card is of the model beside it, and that all criteria are evidenced: status 1 otherwise",
         "glmjax card --check --waive='training compute' runs/mine-int4",
-        (_FOLDER, _OUT, Flag("--waive", "a criterion that need not be met (repeatable)", repeatable=True)),
+        (_FOLDER, _OUT, _ABOUT, Flag("--waive", "a criterion that need not be met (repeatable)", repeatable=True)),
         show=show_check,
         status=status,
       ),

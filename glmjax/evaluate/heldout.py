@@ -169,10 +169,12 @@ def evaluate_model(
   answers = iter(score_rows(runner.Runner(model.config, model.params, place), rows, tokenizer))
   result = {}
   for language, questions in asked.items():
-    train = cache.split(tasks[language], "train")
+    train, whole = (cache.split(tasks[language], split) for split in ("train", SPLIT))
     unigram = baselines.count_unigrams(train, cache.vocab_size, questions.held_out.end)
     scores = list(itertools.islice(answers, len(questions.rows)))
-    result[language] = baseline_figures(questions, unigram) | model_figures(questions, scores)
+    split_tokens = whole.num_tokens - whole.num_documents  # as in "tokens", without those that end documents
+    result[language] = baseline_figures(questions, unigram) | {"split_tokens": split_tokens}
+    result[language] |= model_figures(questions, scores)
   return result
 
 

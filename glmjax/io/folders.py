@@ -23,6 +23,7 @@ from glmjax.io import together
 from glmjax.io import tokenizer_folder
 
 CARD_README = "README.md"
+CARD_FILES = CARD_JSON, CARD_PAGE, CARD_PICTURES = "card.json", "card.html", "card-*.png"
 CARD_MARK = "<!-- Written by glmjax card: change about.yaml, and make it again. -->"
 _LARGEST_CARD = 1 << 22  # bytes of its metadata
 _LARGEST_MARK = 1 << 26  # bytes of a JSON file that is looked into
@@ -190,6 +191,15 @@ def is_card(readme: paths.Path) -> bool:
     head = file.read(_LARGEST_CARD).decode("utf-8", "replace")
   _, _, behind = head.removeprefix("---\n").partition("\n---\n")
   return behind.startswith(f"{CARD_MARK}\n")
+
+
+def card(folder: paths.Path) -> list[paths.Path]:
+  """Returns the files of a model's card, README.md first; none where README.md is the user's."""
+  readme = folder / CARD_README
+  if not is_card(readme):
+    return []
+  there = sorted(folder.iterdir())
+  return [readme, *(path for path in there if any(fnmatch.fnmatchcase(path.name, name) for name in CARD_FILES))]
 
 
 def _files_below(folder: paths.Path) -> Iterator[paths.Path]:

@@ -202,6 +202,7 @@ class Workdir:
       self.interventions,
       self.tensorboard,
       self.root / "profile",
+      *folders.card(self.root),  # of the model that goes
     )
     for path in (*own, self.replay) if self.owns_replay() else own:
       publish.remove(path)

@@ -16,8 +16,9 @@ def write(folder: pathlib.Path, text: str) -> pathlib.Path:
 
 @pytest.mark.parametrize("name", about.shipped())
 def test_those_that_come_with_it_can_be_read(name: str, tmp_path: pathlib.Path) -> None:
-  stated, path = about.find(tmp_path, name)
-  assert stated.name and stated.architecture and stated.languages and path.stem == name
+  found = about.find(tmp_path, name)
+  stated = found.about
+  assert stated.name and stated.architecture and stated.languages and found.where == name
 
 
 def test_the_template_states_nothing_until_it_is_filled_in(tmp_path: pathlib.Path) -> None:
@@ -28,7 +29,7 @@ def test_the_template_states_nothing_until_it_is_filled_in(tmp_path: pathlib.Pat
 
 
 def test_nothing_is_stated_where_there_is_no_file(tmp_path: pathlib.Path) -> None:
-  assert about.find(tmp_path, None) == (about.About(), None)
+  assert about.find(tmp_path, None) == about.Stated(about.About(), None)
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,14 @@ def model(world, tmp_path: pathlib.Path) -> pathlib.Path:
 def held_out(path: pathlib.Path, model: pathlib.Path | None) -> pathlib.Path:
   """Writes an evaluation of a model; None: of another."""
   weights = "0" * 64 if model is None else load.fingerprint(model)
-  figures = {"tokens": 10, "bytes": 30, "bits_per_byte": 2.5, "infill_accuracy": 0.25, "infill_accuracy_se": 0.1}
+  figures = {
+    "tokens": 10,
+    "split_tokens": 10,
+    "bytes": 30,
+    "bits_per_byte": 2.5,
+    "infill_accuracy": 0.25,
+    "infill_accuracy_se": 0.1,
+  }
   path.write_text(json.dumps({"en": figures, "model": {"weights": weights}}), encoding="utf-8")
   return path
 

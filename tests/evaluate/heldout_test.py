@@ -38,6 +38,7 @@ from glmjax.models import weights
 FIGURES = {
   "documents",
   "tokens",
+  "split_tokens",
   "bytes",
   "bits_per_byte",
   "bits_per_token",
@@ -61,7 +62,7 @@ def test_every_language_gets_every_figure(model, cache) -> None:
   for language, figures in result.items():
     assert set(figures) == FIGURES
     reader = cache.split(f"pretrain_{language}", "validation")
-    assert figures["tokens"] == reader.num_tokens - reader.num_documents
+    assert figures["tokens"] == figures["split_tokens"] == reader.num_tokens - reader.num_documents
     assert figures["bytes"] == reader.utf8_bytes
     assert all(math.isfinite(figure) for figure in figures.values())
     assert 0 < figures["unigram_bits_per_byte"] < figures["bits_per_byte"]  # this model knows nothing

@@ -10,6 +10,7 @@ from glmjax import errors
 from glmjax.checkpoint import folder as folder_lib
 from glmjax.checkpoint import manager as manager_lib
 from glmjax.checkpoint import recorded
+from glmjax.io import folders
 from glmjax.train import workdir as workdir_lib
 
 CHANGE = {"first_sample": 64, "ramp_samples": 32, "weights": {"en": 1}}
@@ -194,3 +195,16 @@ def test_one_run_a_folder(tmp_path, tiny):
     with workdir_lib.Workdir(tmp_path / "other" / "run").locked():
       raise ZeroDivisionError
   assert not (tmp_path / "other").exists()
+
+
+def test_the_card_goes_with_the_model_and_what_the_user_wrote_stays(save, tiny):
+  folder = save(64)
+  readme, page, picture = (folder.root / name for name in ("README.md", "card.html", "card-loss.png"))
+  for text, kept in (("mine\n", True), (f"---\na: 1\n---\n{folders.CARD_MARK}\n\n# Model\n", False)):
+    readme.write_text(text, encoding="utf-8")
+    for path in (page, picture):
+      path.write_text("a page", encoding="utf-8")
+    (folder.root / "about.yaml").write_text("name: Mine\n", encoding="utf-8")
+    folder.open(tiny, Source(), overwrite=True)
+    assert [path.exists() for path in (readme, page, picture)] == [kept] * 3
+    assert (folder.root / "about.yaml").exists()
