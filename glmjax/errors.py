@@ -2,6 +2,7 @@
 
 import errno
 import re
+from collections.abc import Mapping
 
 _ADVICE = {
   errno.ENOSPC: "the disk is full: free some space",
@@ -64,12 +65,25 @@ class Diverged(Exception):
   The command line prints the message and exits with status 3; the same command would come to the same end.
   """
 
-  def __init__(self, message: str, step: int, samples: tuple[int, int], part: str):
-    """Says that `step` was not done, on the samples from the first to the last; `part` is where it first shows, in
-    words.
+  def __init__(
+    self,
+    message: str,
+    step: int,
+    samples: tuple[int, int],
+    part: str,
+    above: Mapping[str, Mapping[str, float]] | None = None,
+  ):
+    """Says that a run ends at a step.
+
+    Args:
+      message: all of it, for people.
+      step: the step that was not done, or that was the last.
+      samples: its first and last.
+      part: where it first shows, in words.
+      above: of a spike about which nothing is left to be done, value and limit of each figure that was above its limit.
     """
     super().__init__(message)
-    self.step, self.samples, self.part = step, samples, part
+    self.step, self.samples, self.part, self.above = step, samples, part, above
 
 
 def may_pass(error: BaseException | None) -> bool:

@@ -66,8 +66,7 @@ class Journal:
   def add(self, spike: spikes.Spike, back_to: int | None = None) -> None:
     """Records a spike; `back_to`: the step that the run has gone back to."""
     line: Line = {"step": spike.step, "first_sample": spike.first, "last_sample": spike.last}
-    line["above"] = {name: {"value": value, "limit": limit} for name, (value, limit) in spike.above.items()}
-    line["action"] = spike.action
+    line |= {"above": spike.figures, "action": spike.action}
     if back_to is not None:
       line["back_to_step"] = back_to
     self._lines.append(line)

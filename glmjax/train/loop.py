@@ -180,7 +180,7 @@ class _Attempts:
   def train(self) -> dict[str, Any]:
     """Does the steps; returns the last one's figures."""
     journal = interventions.Journal(self.folder, self.guard, self.samples.batches)
-    runtime, program, spike = self.runtime, None, None
+    runtime, program, spike, resumed_at = self.runtime, None, None, None
     shardings = jax.tree.map(lambda x: x.sharding, runtime.stages.in_stages)
     with contextlib.ExitStack() as scope:
       path = self.folder.compute(jax.process_index())
@@ -190,9 +190,10 @@ class _Attempts:
           if spike is None:
             program = run.compile(step_lib.compile_train_step(runtime.objective, self.recipe, self.tx, shardings))
             session.begin(run.step)
+            resumed_at = run.resumed_at
             stop = scope.enter_context(stopping.Stopping(runtime.layout.mesh))
           else:
-            run.use(program, spike)
+            run.use(program, spike, resumed_at)
           try:
             return run.run(stop)
           except spikes_lib.GoBack as error:

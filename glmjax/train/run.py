@@ -115,6 +115,11 @@ class Run:
     """The steps that the state has behind it."""
     return self._step
 
+  @property
+  def resumed_at(self) -> int | None:
+    """The step of the checkpoint that it begins with; None: it has begun without one, or done a step."""
+    return self._step if self._resumed else None
+
   def compile(self, train_step: Any) -> Any:
     """Compiles the step, so that the first one is as quick as any; returns its program."""
     layout, began = self._runtime.layout, time.perf_counter()
@@ -139,9 +144,17 @@ class Run:
     )
     return self._train_step
 
-  def use(self, program: Any, spike: spikes_lib.Spike) -> None:
-    """Takes the program of the run that a spike has ended, instead of compiling it again."""
-    self._train_step = program
+  def use(self, program: Any, spike: spikes_lib.Spike, resumed_at: int | None) -> None:
+    """Takes the program of the run that a spike has ended, instead of compiling it again.
+
+    A way back is no stop; but where it undoes all that followed one, the line that told of that is written once more.
+
+    Args:
+      program: what `compile` returned.
+      spike: where the run was sent back.
+      resumed_at: the step from which this process has gone on with a run that was stopped; None: it began one.
+    """
+    self._train_step, self._resumed = program, resumed_at is not None and self._step <= resumed_at
     self._hooks.console.say(f"{spike}; back to step {self._step:,}, these samples are left out")
 
   def close(self) -> None:
@@ -162,6 +175,7 @@ class Run:
           "diverged": error.part,
           "first_sample": error.samples[0],
           "last_sample": error.samples[1],
+          **({"above": error.above} if error.above else {}),  # of a spike: it is no line of interventions.jsonl
         }
       )
 
@@ -295,7 +309,6 @@ class Run:
         raise spikes_lib.diverged(spike, guard, can_go_back, self._folder.checkpoints)
     if spike.action == "roll_back":
       raise spikes_lib.GoBack(spike)
-    self._record["spiked"] = [*spike.above]
     with self._runtime.peers.patient():
       hooks.journal.add(spike)
     hooks.console.say(f"{spike}; {spike.done}")

@@ -115,6 +115,11 @@ class Spike:
     return f"spike at {where}: {name} {value:.4g}, limit {limit:.4g}{others}"
 
   @property
+  def figures(self) -> dict[str, dict[str, float]]:
+    """Value and limit of each that was above it, as files of lines have them."""
+    return {name: {"value": value, "limit": limit} for name, (value, limit) in self.above.items()}
+
+  @property
   def done(self) -> str:
     """What was done, in words; a run that goes back says so itself."""
     if self.action == "skip":
@@ -226,4 +231,5 @@ def diverged(spike: Spike, guard: Guard, can_go_back: bool, checkpoints: paths.P
     spike.step,
     (spike.first, spike.last),
     next(iter(spike.above)),
+    spike.figures,
   )

@@ -90,9 +90,9 @@ def test_poisoned_samples_leave_no_trace(clean, tmp_path, poison, action):
   assert ("loss" if poison == "labels" else "grad_norm") in found[0]["above"]
   if action == "roll_back":
     assert [(line["step"], line["back_to_step"]) for line in found] == [(111, 100), (111, 100)]
-    assert not any("spiked" in line for line in poisoned.lines(tmp_path / "run"))
   else:
-    assert [line["step"] for line in poisoned.lines(tmp_path / "run") if "spiked" in line] == [111, 112]
+    assert [line["step"] for line in found] == [111, 112]
+  assert not any("resumed" in line for line in poisoned.lines(tmp_path / "run"))  # a way back is no stop
   assert is_as_clean(tmp_path / "run", clean)
   again = replay(tmp_path / "run", source)
   assert poisoned.losses(again) == poisoned.losses(tmp_path / "run")
@@ -133,6 +133,7 @@ def test_a_huge_embedding_row(clean, tmp_path, action):
   poisoned.train(tmp_path, source, spikes=guard(action), optimizer=NO_DECAY)
   found = poisoned.interventions(tmp_path)
   assert [(line["first_sample"], line["action"]) for line in found] == [(1760, action), (1776, action)]
+  assert [line["step"] for line in poisoned.lines(tmp_path) if "resumed" in line] == [101]  # was stopped there, once
   assert is_as_clean(tmp_path, clean)
 
 
@@ -151,7 +152,9 @@ def test_what_comes_with_every_step_is_a_divergence(tmp_path):
     "Batches.skip = [(1680, 1695)]",
   ):
     assert words in str(caught.value)
-  assert poisoned.lines(tmp_path)[-1]["diverged"] == "update_norm_embedding"
+  last = poisoned.lines(tmp_path)[-1]
+  assert last["diverged"] == "update_norm_embedding" in last["above"]  # the last spike, one too many
+  assert all(each["value"] > each["limit"] for each in last["above"].values())
   assert [line["step"] for line in poisoned.interventions(tmp_path)] == [101, 102, 103, 104, 105]
   before = manager_lib.steps(tmp_path / "checkpoints")
   with pytest.raises(errors.Diverged):  # the same command comes to the same end

@@ -310,6 +310,7 @@ def test_nothing_to_go_back_to(tmp_path):
   assert manager_lib.steps(tmp_path / "checkpoints") == []
   last = poisoned.lines(tmp_path)[-1]
   assert (last["step"], last["diverged"], last["first_sample"]) == (111, "grad_norm", 1760)
+  assert "grad_norm" in last["above"]
 
 
 def test_what_is_kept_where_a_run_goes_on(tmp_path):
