@@ -184,7 +184,10 @@ def _say_what_is_empty(finished: shards.TokenCache) -> None:
 
 
 def _show_progress(jobs: list[concurrent.futures.Future], todo: int, total: int) -> None:
-  """Waits for the jobs, which make `todo` of all shards, behind a progress bar; raises what one of them raised."""
+  """Waits for the jobs, which make `todo` of all shards; raises what one of them raised. How far they are a bar says,
+  or where that is not shown a line a minute.
+  """
+  told, done = progress.Progress(todo, "shards cached", seconds=60), 0
   with progress.bar(total=total, initial=total - todo, unit="shard", desc="cache") as bar:
     tokens = 0
     for job in concurrent.futures.as_completed(jobs):
@@ -192,6 +195,9 @@ def _show_progress(jobs: list[concurrent.futures.Future], todo: int, total: int)
       tokens += sum(record["tokens"] for record in job.result())
       bar.set_postfix_str(f"{tokens / 1e6:.2f}M tokens", refresh=False)
       bar.update(len(job.result()))
+      done += len(job.result())
+      if bar.disable:
+        told.at(done)
 
 
 def _through_tensorflow(mixture: mixtures.Mixture) -> bool:

@@ -26,8 +26,9 @@ def stream() -> TextIO | None:
 def bar(items: Iterable[Any] | None = None, **settings: Any) -> tqdm.tqdm:
   """Makes tqdm's bar; in a notebook a widget, or text where ipywidgets is not installed.
 
-  `disable=None` shows it on terminals and in notebooks alone.
+  It is shown on terminals and in notebooks alone, where `disable` says nothing else: a file is no place for it.
   """
+  settings = {"disable": None} | settings
   if not is_notebook():
     return tqdm.tqdm(items, **settings)
   settings |= {"disable": bool(settings.get("disable"))}

@@ -63,6 +63,16 @@ def test_other_programs_bars_are_on_standard_error(capsys, disable, shown):
   assert ("some: 100%" in err) is shown and not out
 
 
+def test_a_file_is_no_place_for_a_bar(capsys):
+  assert list(progress.bar(range(3), desc="some")) == [0, 1, 2]
+  assert capsys.readouterr() == ("", "")
+
+
+def test_a_notebook_is(notebook, capsys):
+  assert list(progress.bar(range(3), desc="some")) == [0, 1, 2]
+  assert "some: 100%" in capsys.readouterr().out
+
+
 def test_ipython_in_a_terminal_is_no_notebook(monkeypatch):
   monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=lambda: object()))
   assert not progress.is_notebook()
