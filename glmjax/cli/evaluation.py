@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import glmjax
 from glmjax import errors, ranges
 from glmjax.cli import hosts, inference
-from glmjax.io import lock, paths, progress, publish
+from glmjax.io import folders, lock, paths, progress, publish
 
 if TYPE_CHECKING:
   from glmjax import tokenizer as tokenizer_lib
@@ -69,7 +69,7 @@ def evaluate(
   data_fingerprint = gathering.fingerprint(asked)
   hosts.check_same(data_fingerprint, "the tasks and their data")
   run = {
-    "model": folder.name if devices.adapter is None else f"{folder.name} with {paths.named(devices.adapter).name}",
+    "model": _called(folder, devices.adapter),
     "checkpoint": str(folder),
     "weights": load.fingerprint(folder),
     "tokenizer": tokenizer.fingerprint,
@@ -112,6 +112,12 @@ def _read(folder: paths.Path) -> "tuple[folder_lib.FolderConfig, tokenizer_lib.T
   if not (folder / folder_lib.TOKENIZER).is_dir():
     raise errors.InputError(f"{folder} has no tokenizer: copy there, as tokenizer/, the one that it was trained with")
   return config, tokenizer_lib.Tokenizer.load(folder / folder_lib.TOKENIZER)
+
+
+def _called(folder: paths.Path, adapter: paths.Named | None) -> str:
+  """Returns what tables call a model: its folder's name, and its adapter's."""
+  name = folders.real(folder, "--checkpoint").name
+  return name if adapter is None else f"{name} with {folders.real(adapter, '--adapter').name}"
 
 
 def _ask(asker: "asking.Asker", left: "Sequence[asking.Asked]", writer: "_Writer | None") -> None:

@@ -73,11 +73,11 @@ def write(
     "samples": [] if samples is None else read_samples(_inside(folder, samples, "samples")),
     "seconds": timings.read(_inside(folder, stages, "stages")),
   }
-  picture = loss_picture(lines)
+  picture, title = loss_picture(lines), folders.real(folder, "the report's folder").name
   for name in ("loss.png", "report.md", "report.json"):
     folders.claim_file(folder / name, "the report")
   try:
-    for name, contents in (("loss.png", picture.png), ("report.md", markdown.render(report, folder.name).encode())):
+    for name, contents in (("loss.png", picture.png), ("report.md", markdown.render(report, title).encode())):
       with publish.file(folder / name) as file:
         file.write(contents)
     publish.write_json(folder / "report.json", report)

@@ -135,7 +135,7 @@ def _names(checkpoints: Sequence[paths.Named], label: Sequence[str]) -> list[str
     raise errors.InputError(
       f"--label is given {len(label)} times for {len(checkpoints)} checkpoints: give one for each"
     )
-  found = label or [paths.named(folder, "checkpoints").name for folder in checkpoints]
+  found = label or [folders.real(folder, "checkpoints").name for folder in checkpoints]
   if len({*found}) == len(found):
     return list(found)
   if label:
@@ -253,15 +253,15 @@ def _with_interval(sample: statistics.Sample) -> list[float]:
 
 
 def _write(out: paths.Path, result: Mapping[str, Any]) -> None:
-  """Writes the picture, the page, and the figures last.
+  """Writes the figures, by which the next call knows the other files for its own, then the page and the picture.
 
   Raises:
     errors.InputError: where the system refuses.
   """
   picture = weights_plot.draw(result)
   try:
-    picture.save(out / _PICTURE)
-    publish.write_text(out / _PAGE, weights_table.page(result, _PICTURE))
     publish.write_json(out / _JSON, result)
+    publish.write_text(out / _PAGE, weights_table.page(result, _PICTURE))
+    picture.save(out / _PICTURE)
   except OSError as error:
     raise errors.InputError(f"{out} cannot be written: {errors.reason(error)}; write --out elsewhere") from error

@@ -101,6 +101,12 @@ def test_report_has_all_that_was_asked(run: pathlib.Path) -> None:
   assert result["seconds"] == {"text": 2.0, "train": 410.5, "evaluate": 30.0}
 
 
+def test_a_report_is_called_as_its_folder_however_that_is_written(run: pathlib.Path, monkeypatch) -> None:
+  monkeypatch.chdir(run / "train")
+  report.write("..")
+  assert (run / "report.md").read_text().startswith("# Report: quickstart\n")
+
+
 def test_report_for_people(run: pathlib.Path) -> None:
   report.write(run)
   text = (run / "report.md").read_text()

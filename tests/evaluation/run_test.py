@@ -205,3 +205,11 @@ def test_models_side_by_side(model, files, tmp_path, tmp_path_factory) -> None:
   (runs[2] / results.ITEMS).write_text("".join(f"{json.dumps(record)}\n" for record in records))
   with pytest.raises(errors.InputError, match="target is not the same"):
     compare.compare(runs)
+
+
+def test_a_model_is_called_as_its_folder_however_that_is_written(tmp_path, monkeypatch) -> None:
+  for name in ("mine", "tuned"):
+    (tmp_path / name).mkdir()
+  monkeypatch.chdir(tmp_path / "mine")
+  assert evaluation._called(pathlib.Path("."), None) == "mine"
+  assert evaluation._called(pathlib.Path("../tuned/.."), pathlib.Path("../tuned/.")) == f"{tmp_path.name} with tuned"

@@ -1,5 +1,6 @@
 """Figures of weights: of matrices of known spread, and of runs and exports against what really quantizes them."""
 
+import errno
 import json
 import shutil
 
@@ -13,6 +14,7 @@ from glmjax import errors
 from glmjax.checkpoint import blocks, export, load, stored_weights
 from glmjax.data import mixtures, token_cache
 from glmjax.evaluate import heldout
+from glmjax.io import publish
 from glmjax.models import params as params_lib
 from glmjax.quantize import qarray
 from glmjax.study import kernels, weights
@@ -208,6 +210,31 @@ def test_mistakes_are_said_in_a_line(exported, cache, tmp_path, monkeypatch):
       weights.measure(*given)
     assert "\n" not in str(caught.value)
   assert not out.exists() and (tmp_path / "other" / "weights.json").read_text() == "{}"
+
+
+@pytest.mark.parametrize("refused", ["weights.json", "weights.md", "weights.png"])
+def test_a_call_that_could_not_write_all_may_be_made_again(exported, tmp_path, monkeypatch, refused):
+  file = publish.file
+
+  def full(path):
+    if path.name == refused:
+      raise OSError(errno.ENOSPC, "no space")
+    return file(path)
+
+  out = tmp_path / "out"
+  with monkeypatch.context() as patched:
+    patched.setattr(publish, "file", full)
+    with pytest.raises(errors.InputError, match="cannot be written: the disk is full"):
+      weights.measure([exported / "run"], out)
+  weights.measure([exported / "run"], out)
+  assert sorted(path.name for path in out.iterdir()) == ["weights.json", "weights.md", "weights.png"]
+
+
+def test_a_model_is_called_as_its_folder_however_that_is_written(exported, monkeypatch):
+  monkeypatch.chdir(exported / "run" / "checkpoints")
+  assert weights._names([".."], []) == ["run"] and weights._names([exported / "run" / "."], []) == ["run"]
+  monkeypatch.chdir(exported / "run")
+  assert weights._names([".", "../float"], []) == ["run", "float"]
 
 
 def test_another_tokenizer_is_told_before_the_work(exported, cache, tmp_path, monkeypatch):
