@@ -23,6 +23,7 @@ class Program:
   lines: tuple[str, ...]
   places: tuple[str, ...]
   modules: dict[str, str]  # that the statements import -> where each is named
+  values: dict[str, list[Any]]  # of each parameter by its full name, in any scope; macros are resolved
 
 
 def check(reader: gin_reader.Reader, entry: str | None, given: Iterable[str], commands: Sequence[str]) -> Program:
@@ -253,7 +254,20 @@ def _program(needed: list[Binding], side_effects: dict[str, str]) -> Program:
       target = f"{binding.scope}/{selector}" if binding.scope else selector
       target = f"{target}.{binding.parameter}"
     lines.append((f"{target} = {_written(binding.value, names)!r}", binding.where))
-  return Program(*zip(*lines), places)
+  return Program(*zip(*lines), places, _values(needed))
+
+
+def _values(needed: list[Binding]) -> dict[str, list[Any]]:
+  """Returns what each parameter is bound to."""
+  macros = {binding.shown: binding.value for binding in needed if not binding.parameter}
+  found: dict[str, list[Any]] = {}
+  for binding in needed:
+    value = binding.value
+    while isinstance(value, Macro) and value.name in macros:
+      value = macros[value.name]
+    if binding.parameter:
+      found.setdefault(f"{binding.selector}.{binding.parameter}", []).append(value)
+  return found
 
 
 def _shorten(selector: str, names: dict[str, str]) -> str:

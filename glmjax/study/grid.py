@@ -55,6 +55,7 @@ class Grid:
   def __post_init__(self) -> None:
     if not isinstance(self.axes, Mapping) or not self.axes:
       raise errors.InputError(f"Grid.axes is {self.axes!r}: give a dict of axes and their values")
+    self._check_texts()
     for axis, values in self.axes.items():
       if isinstance(values, Mapping):
         wrong = [label for label, bound in values.items() if not isinstance(bound, Mapping)]
@@ -79,6 +80,21 @@ class Grid:
       raise errors.InputError(f"Grid.axes: two axes bind {twice[0]}: bind it in one")
     if len(self) > _MOST_POINTS:
       raise errors.InputError(f"Grid.axes have {len(self):,} points: give at most {_MOST_POINTS:,}")
+
+  def _check_texts(self) -> None:
+    """Checks that what names an axis, or something that gin binds, is text."""
+    named = [("Grid.axes", "an axis", axis) for axis in self.axes]
+    for axis, values in self.axes.items():
+      for label, bound in values.items() if isinstance(values, Mapping) else ():
+        names = bound if isinstance(bound, Mapping) else ()
+        named += [(f"Grid.axes[{axis!r}][{label!r}]", "what it binds", name) for name in names]
+    for where, what, name in named:
+      if not isinstance(name, str):
+        raise errors.InputError(f"{where} has {name!r} for the name of {what}: give text, as 'PEAK_LEARNING_RATE'")
+    for name in ("over", "repeats"):
+      axis = getattr(self, name)
+      if not isinstance(axis, str) and (name, axis) != ("repeats", None):
+        raise errors.InputError(f"Grid.{name} is {axis!r}: give the name of one axis, {', '.join(self.axes)}")
 
   def __len__(self) -> int:
     count = 1

@@ -1,5 +1,6 @@
 """The report of a study: report.md, report.json and the pictures, out of what its runs came to."""
 
+import collections
 import importlib.util
 import math
 import pathlib
@@ -39,6 +40,7 @@ def write(folder: pathlib.Path, grid: grid_lib.Grid, results: Results) -> None:
     "repeats": grid.repeats,
     "groups": groups,
     "spikes": _leaders(results),
+    "glmjax": dict(collections.Counter(" and ".join(result.versions) or "unknown" for result in results)),
     "runs": [_run(result) for result in results],
   }
   publish.write_json(folder / "report.json", publish.finite(content))
@@ -150,6 +152,7 @@ def _markdown(grid: grid_lib.Grid, found: Mapping[str, Any], drawn: Mapping[str,
   parts = [
     "# Study",
     f"{len(runs):,} runs of {len(grid):,}; {axes}. {hours:.2f} hours of steps.",
+    _versions(found["glmjax"]),
     _groups_table(grid, found["groups"]),
     f"Sensitivity: mean over {grid_lib.short(grid.over)} of the last loss, that of the first step at most, less the "
     "lowest (Wortsman et al. 2023), nats a token; its range over repeats in brackets. A run that has diverged, or "
@@ -159,6 +162,14 @@ def _markdown(grid: grid_lib.Grid, found: Mapping[str, Any], drawn: Mapping[str,
     *(f"## {title}\n\n![{title}]({file})" for file, title in drawn.items()),
   ]
   return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _versions(counts: Mapping[str, int]) -> str:
+  """Says which versions of glmjax the runs were made with, where they differ."""
+  if len(counts) < 2 and not any(" and " in versions for versions in counts):
+    return ""
+  told = ", ".join(f"{version} ({count:,})" for version, count in sorted(counts.items()))
+  return f"The runs were made with several versions of glmjax: {told}."
 
 
 def _groups_table(grid: grid_lib.Grid, groups: Sequence[Mapping[str, Any]]) -> str:

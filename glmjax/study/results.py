@@ -3,7 +3,6 @@
 import array
 import contextlib
 import dataclasses
-import functools
 import json
 import math
 import pathlib
@@ -41,10 +40,11 @@ class Result:
   """What one run came to."""
 
   point: grid_lib.Point
+  versions: Sequence[str]  # of glmjax, that have had a part in it; none where an older one did not say
   has_diverged: bool
   steps: np.ndarray  # those that were done, float64 [T]
   figures: Mapping[str, np.ndarray]  # of each step, float64 [T]; NaN: a step lacks it, or it was not finite
-  spiked: Sequence[tuple[int, Sequence[str]]]  # steps with a spike, and what was above its limit
+  episodes: Sequence[Episode]  # its spikes, where a guard looked for them, in order; that which has ended it as well
   layers: Mapping[str, np.ndarray]  # of each layer, float64 [N]: the last line of layers.jsonl in which all are finite
 
   @property
@@ -81,18 +81,6 @@ class Result:
     """How many of its steps have no finite gradient: a loss scale passes over these."""
     return int(np.count_nonzero(~np.isfinite(self.figures["grad_norm"])))
 
-  @functools.cached_property
-  def episodes(self) -> list[Episode]:
-    """Its spikes, where a guard looked for them, in order."""
-    found: list[Episode] = []
-    last = -math.inf
-    for step, names in self.spiked:
-      if step - last > _EPISODE:
-        found.append(Episode({}))
-      found[-1] = Episode(dict.fromkeys(names, step) | dict(found[-1].first))
-      last = step
-    return found
-
   @property
   def line(self) -> str:
     """What it came to, in words."""
@@ -119,24 +107,47 @@ def ending(path: pathlib.Path) -> dict[str, Any] | None:
   return found if isinstance(found, dict) else None
 
 
+def versions(said: Mapping[str, Any]) -> list[str]:
+  """Returns the versions of glmjax that the file of a point names."""
+  found = said.get("glmjax")
+  return [each for each in found if isinstance(each, str)] if isinstance(found, list) else []
+
+
 def read(point: grid_lib.Point, result: pathlib.Path, workdir: pathlib.Path) -> Result:
   """Reads a run that has come to its end; a file is read line by line, and of a line what a report has use for."""
-  steps, spiked = array.array("d"), []
+  steps, spikes = array.array("d"), [*_records(workdir / "interventions.jsonl")]
   figures = {name: array.array("d") for name in _FIGURES}
   for record in _records(workdir / "metrics.jsonl"):
-    if "diverged" in record:
+    if "diverged" in record:  # the last line
+      spikes.append(record)
       continue
     steps.append(record["step"])
     for name, found in figures.items():
       found.append(_number(record.get(name)))
-    if record.get("spiked"):
-      spiked.append((record["step"], record["spiked"]))
   layers: dict[str, np.ndarray] = {}
   for record in _records(workdir / "layers.jsonl"):
     layers |= dict(_of_layers(record))
   columns = {name: np.array(found, np.float64) for name, found in figures.items()}
-  has_diverged = (ending(result) or {}).get("status") != 0
-  return Result(point, has_diverged, np.array(steps, np.float64), columns, spiked, layers)
+  said = ending(result) or {}
+  has_diverged = said.get("status") != 0
+  return Result(point, versions(said), has_diverged, np.array(steps, np.float64), columns, _episodes(spikes), layers)
+
+
+def _episodes(spikes: Sequence[Mapping[str, Any]]) -> list[Episode]:
+  """Divides spikes, in the order in which they were found, into episodes. A way back ends one: behind it the model is
+  that of before, and has other rows.
+  """
+  found: list[Episode] = []
+  last = -math.inf
+  for spike in spikes:
+    step, above = spike["step"], spike.get("above")
+    if not isinstance(above, dict) or not above:
+      continue
+    if step - last > _EPISODE:
+      found.append(Episode({}))
+    found[-1] = Episode(dict.fromkeys(above, step) | dict(found[-1].first))
+    last = -math.inf if spike.get("action") == "roll_back" else step
+  return found
 
 
 def _number(value: Any) -> float:

@@ -10,6 +10,7 @@ that are added later, or whose settings change, are all that is done anew.
 import concurrent.futures
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import logging
 import os
@@ -20,12 +21,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import glmjax
 from glmjax import errors
 from glmjax import ranges
+from glmjax.data import shards
 from glmjax.io import folders
 from glmjax.io import lock
 from glmjax.io import paths
@@ -37,6 +39,7 @@ from glmjax.study import report
 from glmjax.study import results as results_lib
 
 _TRAIN = "glmjax.train.loop.train"
+_CACHE = "glmjax.data.loader.CachedMixture.directory"
 _DIVERGED = 3  # the status of a run that has diverged, which is a result too
 _MARK = "study.json"  # the axes as last asked for; the file by which a folder is a study's
 _MOST_WORKERS = 1024
@@ -65,12 +68,17 @@ class Task:
 
   point: grid_lib.Point
   folder: pathlib.Path  # the study's
-  digest: str  # hash of all that gin binds for its training
+  digest: str  # hash of all that gin binds for its training, and of the token caches that it reads
 
   @property
   def workdir(self) -> pathlib.Path:
     """The folder of its training run."""
     return self.folder / "points" / self.point.name
+
+  @property
+  def checkpoints(self) -> pathlib.Path:
+    """What its training run saves."""
+    return self.workdir / "checkpoints"
 
   @property
   def result(self) -> pathlib.Path:
@@ -91,6 +99,11 @@ class Task:
   def is_begun(self) -> bool:
     """Whether what is in its folder is of these settings, and to be gone on with."""
     return self._ending.get("settings") == self.digest and self._ending.get("status") is None
+
+  @property
+  def made_with(self) -> list[str]:
+    """The versions of glmjax that have had a part in it."""
+    return results_lib.versions(self._ending)
 
   @property
   def _ending(self) -> dict[str, Any]:
@@ -115,16 +128,18 @@ def run(
   ranges.whole("run.workers", workers, 1, _MOST_WORKERS)
   folder = _claimed(workdir)
   tasks = _tasks(folder, grid, settings)
-  for name in ("points", "results", "logs"):
-    (folder / name).mkdir(parents=True, exist_ok=True)
+  folder.mkdir(parents=True, exist_ok=True)
+  # First: by it the next call knows the folder, however early this one ends.
   publish.write_json(folder / _MARK, {"axes": {axis: [*map(str, values)] for axis, values in grid.axes.items()}})
+  for name in ("points", "results", "logs"):
+    (folder / name).mkdir(exist_ok=True)
+  if not keep_checkpoints:
+    _drop_checkpoints(tasks)
   waiting = [task for task in tasks if not task.is_done]
   if waiting:
     _log.info("%s of %s points to be done in %s", f"{len(waiting):,}", f"{len(tasks):,}", folder)
-  failed = _Crew(settings, workers, keep_checkpoints).do(waiting)
-  done = [results_lib.read(task.point, task.result, task.workdir) for task in tasks if task.is_done]
-  if done:
-    report.write(folder, grid, done)
+  failed = _Crew(settings, workers, keep_checkpoints).do(waiting, lambda: _report(folder, grid, tasks))
+  done = _report(folder, grid, tasks)
   return {
     "points": len(tasks),
     "done": len(done),
@@ -135,6 +150,23 @@ def run(
   }
 
 
+def _report(folder: pathlib.Path, grid: grid_lib.Grid, tasks: Sequence[Task]) -> list[results_lib.Result]:
+  """Writes the report of the tasks that are done, if any are; returns what they came to."""
+  done = [results_lib.read(task.point, task.result, task.workdir) for task in tasks if task.is_done]
+  if done:
+    report.write(folder, grid, done)
+  return done
+
+
+def _drop_checkpoints(tasks: Sequence[Task]) -> None:
+  """Deletes the checkpoints of tasks that are done, those as well that a study left that was killed before it could."""
+  for task in tasks:
+    if task.is_done and task.checkpoints.is_dir():
+      with contextlib.ExitStack() as stack:
+        if _takes(stack, lock.beside(task.result)) and task.is_done:
+          shutil.rmtree(task.checkpoints)
+
+
 def _claimed(workdir: paths.Named) -> pathlib.Path:
   """Returns the study's folder, which may be missing, empty or a study's."""
   folder = folders.real(workdir, "workdir")
@@ -142,6 +174,7 @@ def _claimed(workdir: paths.Named) -> pathlib.Path:
     raise errors.InputError(f"workdir is {folder}: a study's folder is on a disk; its runs' data may be in a bucket")
   folders.claim(folder, folders.Kind.RUN, "workdir")  # its runs are in it
   there = sorted(child.name for child in folder.iterdir()) if folder.is_dir() else []
+  there = [name for name in there if not publish.is_unfinished(name)]
   if there and _MARK not in there:
     raise errors.InputError(f"{folder} holds other things ({', '.join(there[:3])}): choose another folder for a study")
   return folder
@@ -153,23 +186,30 @@ def _tasks(folder: pathlib.Path, grid: grid_lib.Grid, settings: Settings) -> lis
   if both := sorted(swept & {binding.partition("=")[0].strip() for binding in settings.bindings}):
     raise errors.InputError(f"--gin.{both[0]} is given, and bound by the grid: give it in one place")
   tasks: dict[str, Task] = {}
-  told = progress.Progress(len(grid), "points checked")
+  told, fingerprint = progress.Progress(len(grid), "points checked"), functools.cache(_fingerprint)
   for point in grid.points():
     if point.name in tasks:
       raise errors.InputError(f"Grid.axes: {tasks[point.name].point} and {point} have one name: label them apart")
-    tasks[point.name] = Task(point, folder, _digest(settings, point))
+    tasks[point.name] = Task(point, folder, _digest(settings, point, fingerprint))
     told.at(len(tasks))
   return list(tasks.values())
 
 
-def _digest(settings: Settings, point: grid_lib.Point) -> str:
-  """Returns the hash of what gin binds for a point's training, having checked all of it."""
+def _digest(settings: Settings, point: grid_lib.Point, fingerprint: Callable[[str], str]) -> str:
+  """Returns the hash of what gin binds for a point's training, having checked all of it, and of the tokens in the
+  caches that it names. The version of glmjax is no part of it: the report says where that differs.
+  """
   from glmjax.config import gin_files  # loads gin
 
   overrides = [*settings.bindings, *point.bindings]
   commands = [_TRAIN, f"{__name__}.run", *settings.commands]
   program = gin_files.check(settings.files, overrides, _TRAIN, ["workdir"], commands)
-  return hashlib.sha256("\n".join([glmjax.__version__, *program.lines]).encode()).hexdigest()
+  caches = [fingerprint(folder) for folder in program.values.get(_CACHE, ()) if isinstance(folder, str)]
+  return hashlib.sha256("\n".join([*caches, *program.lines]).encode()).hexdigest()
+
+
+def _fingerprint(cache: str) -> str:
+  return shards.TokenCache.open(cache, local_gib=0).fingerprint
 
 
 class _Crew:
@@ -182,8 +222,11 @@ class _Crew:
     self._stopped = False
     self._free = _shares(workers)  # cores of the workers that are idle
 
-  def do(self, tasks: Sequence[Task]) -> dict[str, str]:
-    """Does the tasks that nobody else does; returns the names of those that failed, with what their processes said."""
+  def do(self, tasks: Sequence[Task], on_stop: Callable[[], Any]) -> dict[str, str]:
+    """Does the tasks that nobody else does; returns the names of those that failed, with what their processes said.
+
+    Where a signal stops it, `on_stop` is called while the runs save: that may take them longer than this process has.
+    """
     failed, own, began = {}, 0, time.monotonic()
     with concurrent.futures.ThreadPoolExecutor(self._workers) as pool:
       futures = {pool.submit(self._one, task): task for task in tasks}
@@ -198,9 +241,11 @@ class _Crew:
           seconds = (time.monotonic() - began) / own * (len(tasks) - count)
           left = f"; ETA {progress.duration(seconds)}" if count < len(tasks) else ""
           _log.info("%s of %s: %s: %s%s", f"{count:,}", f"{len(tasks):,}", task.point, said, left)
-      except BaseException:
+      except BaseException as error:
         self._stop()
-        pool.shutdown(cancel_futures=True)
+        pool.shutdown(wait=False, cancel_futures=True)
+        if isinstance(error, KeyboardInterrupt):
+          on_stop()
         raise
     return failed
 
@@ -221,15 +266,16 @@ class _Crew:
     mode = "ab" if task.is_begun else "wb"
     if not task.is_begun and task.workdir.exists():
       shutil.rmtree(task.workdir)  # other settings' run, which must not be gone on with
-    known = {"settings": task.digest, "labels": task.point.labels}
+    made_with = dict.fromkeys([*(task.made_with if task.is_begun else ()), glmjax.__version__])
+    known = {"settings": task.digest, "labels": task.point.labels, "glmjax": [*made_with]}
     publish.write_json(task.result, known | {"status": None})
     with open(task.log, mode) as log:
       status = self._wait([*_COMMAND, *arguments], log)
     if status not in (0, _DIVERGED):
       return status, f"status {status}: {_last_line(task.log)} (all of it: {task.log})"
     publish.write_json(task.result, known | {"status": status})
-    if not self._keep and (task.workdir / "checkpoints").is_dir():
-      shutil.rmtree(task.workdir / "checkpoints")
+    if not self._keep and task.checkpoints.is_dir():
+      shutil.rmtree(task.checkpoints)
     return status, results_lib.read(task.point, task.result, task.workdir).line
 
   def _wait(self, command: Sequence[str], log: Any) -> int:

@@ -58,6 +58,13 @@ def test_names_of_labels_that_look_alike_differ():
     ({"RATE": [1.0]}, "RATE", "RATE", "two axes"),
     ({"RATE": [1.0], "fast": {"yes": {"RATE": 2.0}}}, "RATE", None, "two axes bind RATE"),
     ({"RATE": [1.0], "norm": {"Pre-LN": "pre"}}, "RATE", None, "no dict of what it binds"),
+    ({1: [1.0]}, 1, None, "Grid.axes has 1 for the name of an axis: give text"),
+    ({"RATE": [1.0], ("a", "b"): [1]}, "RATE", None, "for the name of an axis"),
+    ({"RATE": [1.0], "norm": {"Pre-LN": {1: "pre"}}}, "RATE", None, "['Pre-LN'] has 1 for the name of what it binds"),
+    ({"RATE": [1.0]}, ["RATE"], None, "Grid.over is ['RATE']: give the name of one axis, RATE"),
+    ({"RATE": [1.0]}, None, None, "Grid.over is None"),
+    ({"RATE": [1.0], "SEED": [0]}, "RATE", ["SEED"], "Grid.repeats is ['SEED']"),
+    ({"RATE": [1.0], "SEED": [0]}, "RATE", {}, "Grid.repeats is {}"),
     ({"RATE": [*map(float, range(1, 1001))], "SEED": [*range(1001)]}, "RATE", "SEED", "at most 100,000"),
   ],
 )

@@ -16,10 +16,12 @@ GRID = grid_lib.Grid({"NORM": ["pre", "post"], "EGS": [1.0, 0.1], "RATE": [1e-3,
 POINT = next(GRID.points())
 
 
-def read(folder, records, layers=(), status=0, point=POINT, tail=""):
+def read(folder, records, layers=(), status=0, point=POINT, tail="", spikes=()):
   (folder / "run").mkdir(parents=True, exist_ok=True)
   (folder / "result.json").write_text(json.dumps({"status": status, "seconds": 36.0}))
   (folder / "run" / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in records) + tail)
+  if spikes:
+    (folder / "run" / "interventions.jsonl").write_text("".join(json.dumps(each) + "\n" for each in spikes))
   if layers:
     (folder / "run" / "layers.jsonl").write_text("".join(json.dumps(each) + "\n" for each in layers))
   return results_lib.read(point, folder / "result.json", folder / "run")
@@ -71,16 +73,49 @@ def test_what_is_no_record_is_left_out(tmp_path):
   assert math.isnan(empty.last_loss) and empty.has_diverged and empty.has_failed and not empty.episodes
 
 
+def spike(step, *names, **more):
+  return {"step": step, "above": {name: {"value": 2.0, "limit": 1.0} for name in names}, "action": "log", **more}
+
+
 def test_spikes_that_follow_one_another_are_an_episode(tmp_path):
   records = steps([9.0] * 100)
-  for step, names in ((20, ["update_norm_mlp"]), (22, ["grad_norm", "grad_norm_mlp"]), (60, ["loss", "grad_norm"])):
-    records[step - 1]["spiked"] = names
-  first, second = read(tmp_path, records).episodes
+  spikes = spike(20, "update_norm_mlp"), spike(22, "grad_norm", "grad_norm_mlp"), spike(60, "loss", "grad_norm")
+  run = read(tmp_path, records, spikes=spikes)
+  first, second = run.episodes
   assert first.first == {"update_norm_mlp": 20, "grad_norm": 22, "grad_norm_mlp": 22}
   assert first.leaders == ["update_norm_mlp"] and sorted(second.leaders) == ["grad_norm", "loss"]
-  counts = report._leaders([read(tmp_path, records)])
+  counts = report._leaders([run])
   assert counts["episodes"] == 2 and counts["parts"]["grad_norm"] == {"in": 2, "first": 1, "alone": 0}
   assert counts["parts"]["update_norm_mlp"] == {"in": 1, "first": 1, "alone": 1}
+
+
+def test_every_way_back_is_a_spike_and_so_is_the_one_too_many(tmp_path):
+  """metrics.jsonl has no line of steps that were gone back before, and of the last spike how the run ended."""
+  back = {"action": "roll_back", "back_to_step": 100}
+  end = spike(111, "loss", "grad_norm") | {"loss": None, "diverged": "loss"}
+  spikes = spike(111, "grad_norm", **back), spike(105, "grad_norm", **back)
+  run = read(tmp_path, [*steps([9.0] * 104), end], status=3, spikes=spikes)
+  assert [dict(each.first) for each in run.episodes] == [
+    {"grad_norm": 111},
+    {"grad_norm": 105},
+    {"loss": 111, "grad_norm": 111},
+  ]
+  assert run.line == "diverged behind step 104, 3 spikes"
+  assert report._leaders([run])["parts"]["loss"] == {"in": 1, "first": 1, "alone": 0}
+
+
+def test_the_last_of_spikes_that_follow_one_another_is_of_their_episode(tmp_path):
+  spikes = [spike(step, "grad_norm", action="skip") for step in (101, 102)]
+  end = spike(103, "grad_norm", "loss") | {"loss": None, "diverged": "grad_norm"}
+  (episode,) = read(tmp_path, [*steps([9.0] * 102), end], status=3, spikes=spikes).episodes
+  assert episode.first == {"grad_norm": 101, "loss": 103}
+
+
+def test_a_step_that_is_not_finite_is_no_spike(tmp_path):
+  end = {"step": 3, "loss": None, "diverged": "the loss", "first_sample": 2, "last_sample": 2}
+  damaged = [{"step": 1}, {"step": 1, "above": "grad_norm"}, {"step": 1, "above": {}}]
+  run = read(tmp_path, [*steps([9.0] * 2), end], status=3, spikes=damaged)
+  assert not run.episodes and run.line == "diverged behind step 2"
 
 
 def runs(folder):

@@ -1,5 +1,7 @@
 """A study's runs: what is done stays done, what is stopped goes on, what fails is said; and a real one in miniature."""
 
+import dataclasses
+import errno
 import json
 import os
 import pathlib
@@ -11,8 +13,11 @@ import time
 import pytest
 
 from glmjax import errors
+from glmjax import tokens
 from glmjax.cli import commands
+from glmjax.data import shards
 from glmjax.io import lock
+from glmjax.io import publish
 from glmjax.study import grid as grid_lib
 from glmjax.study import run as run_lib
 
@@ -70,6 +75,7 @@ def stub(tmp_path, monkeypatch):
   """Has a small program do what `glmjax train` does; returns where it is."""
   path = tmp_path / "stub.py"
   path.write_text(STUB)
+  cached(tmp_path / "cache")
   monkeypatch.setattr(run_lib, "_COMMAND", (sys.executable, str(path)))
   return path
 
@@ -78,11 +84,25 @@ def grid(*norms: str, rates=(1e-3, 1e-2)) -> grid_lib.Grid:
   return grid_lib.Grid({"NORM": [*norms], "PEAK_LEARNING_RATE": [*rates]}, "PEAK_LEARNING_RATE")
 
 
-SETTINGS = run_lib.Settings(["studies/stability/run.gin"])
+FILES = ["studies/stability/run.gin"]
 
 
-def study(folder: pathlib.Path, *norms: str, settings=SETTINGS, **given):
-  return run_lib.run(folder, grid(*norms), settings, **given)
+def cached(folder: pathlib.Path, **tokenizer) -> pathlib.Path:
+  """Writes a token cache without text."""
+  specials = {field.name: i for i, field in enumerate(dataclasses.fields(tokens.SpecialTokens))}
+  of = {"specials": specials, "vocab_size": 8192, "fingerprint": "0", "files": []} | tokenizer
+  folder.mkdir(exist_ok=True)
+  shards.write_manifest(folder, {"format": shards.FORMAT, "dtype": "uint16", "tokenizer": of, "tasks": {}})
+  return folder
+
+
+def settings(folder: pathlib.Path, *bindings: str) -> run_lib.Settings:
+  """What runs of a study have in common, whose cache is beside it."""
+  return run_lib.Settings(FILES, [f"CACHE={str(folder.parent / 'cache')!r}", *bindings])
+
+
+def study(folder: pathlib.Path, *norms: str, bindings=(), **given):
+  return run_lib.run(folder, grid(*norms), settings(folder, *bindings), **given)
 
 
 def program(stub: pathlib.Path, folder: pathlib.Path, *norms: str) -> str:
@@ -91,7 +111,7 @@ def program(stub: pathlib.Path, folder: pathlib.Path, *norms: str) -> str:
     f"from glmjax.study import grid, run; run._COMMAND = ({sys.executable!r}, {str(stub)!r}); "
     "from glmjax.cli import process; process.begin(); "
     f"run.run({str(folder)!r}, grid.Grid({{'NORM': {[*norms]!r}, 'PEAK_LEARNING_RATE': [0.001, 0.01]}}, "
-    "'PEAK_LEARNING_RATE'), run.Settings(['studies/stability/run.gin']), workers=2)"
+    f"'PEAK_LEARNING_RATE'), run.Settings({FILES!r}, {settings(folder).bindings!r}), workers=2)"
   )
 
 
@@ -118,10 +138,10 @@ def test_only_what_changed_is_done_anew(stub, tmp_path):
   study(tmp_path / "study", "pre")
   study(tmp_path / "study", "pre", "deepnorm")
   assert all(len(each) == 1 for each in calls(tmp_path / "study").values())
-  study(tmp_path / "study", "pre", settings=run_lib.Settings(SETTINGS.files, ["BATCH_SIZE=8"]))
+  study(tmp_path / "study", "pre", bindings=["BATCH_SIZE=8"])
   assert all(each == ["called"] for each in calls(tmp_path / "study").values())  # nothing of other settings is left
   written = {path: path.stat().st_mtime_ns for path in (tmp_path / "study" / "points").glob("*/calls")}
-  study(tmp_path / "study", "pre", "deepnorm", settings=run_lib.Settings(SETTINGS.files, ["BATCH_SIZE=8"]))
+  study(tmp_path / "study", "pre", "deepnorm", bindings=["BATCH_SIZE=8"])
   again = {path.parent.name for path, time in written.items() if path.stat().st_mtime_ns != time}
   assert again == {point.name for point in grid("deepnorm").points()}
 
@@ -131,6 +151,91 @@ def test_checkpoints_of_done_points_go_unless_they_are_wanted(stub, tmp_path):
   assert not list(tmp_path.glob("without/points/*/checkpoints"))
   study(tmp_path / "with", "pre", keep_checkpoints=True)
   assert len(list(tmp_path.glob("with/points/*/checkpoints"))) == 2
+
+
+def test_checkpoints_that_a_killed_study_left_of_done_points_go(stub, tmp_path):
+  """Not those of a point that another process has in hand, nor where they are wanted."""
+  study(tmp_path / "study", "pre", keep_checkpoints=True)
+  first, second = (run_lib.Task(point, tmp_path / "study", "") for point in grid("pre").points())
+  study(tmp_path / "study", "pre", keep_checkpoints=True)
+  assert first.checkpoints.is_dir() and second.checkpoints.is_dir()
+  with lock.held(lock.beside(first.result), "held"):
+    study(tmp_path / "study", "pre")
+  assert first.checkpoints.is_dir() and not second.checkpoints.exists()
+  study(tmp_path / "study", "pre")
+  assert not first.checkpoints.exists() and all(each == ["called"] for each in calls(tmp_path / "study").values())
+
+
+@pytest.mark.parametrize("at", ["study.json", "points", "results", "logs"])
+def test_a_study_that_could_not_begin_may_be_begun_again(stub, tmp_path, monkeypatch, at):
+  """A disk that was full, or a kill, at any of what is made first."""
+  mkdir, file = pathlib.Path.mkdir, publish.file
+
+  def full_folder(path, *given, **more):
+    if path.name == at:
+      raise OSError(errno.ENOSPC, "no space")
+    mkdir(path, *given, **more)
+
+  def full_file(path):
+    if path.name == at:
+      path.with_name(f".{path.name}.host.1.tmp").touch()  # as a kill leaves it
+      raise OSError(errno.ENOSPC, "no space")
+    return file(path)
+
+  with monkeypatch.context() as patched:
+    patched.setattr(pathlib.Path, "mkdir", full_folder)
+    patched.setattr(publish, "file", full_file)
+    with pytest.raises(OSError):
+      study(tmp_path / "study", "pre")
+  assert study(tmp_path / "study", "pre")["done"] == 2
+
+
+def test_another_version_of_glmjax_is_said_and_does_nothing_anew(stub, tmp_path, monkeypatch):
+  report = tmp_path / "study" / "report.md"
+  study(tmp_path / "study", "pre")
+  assert "versions" not in report.read_text()
+  with monkeypatch.context() as patched:
+    patched.setattr(run_lib.glmjax, "__version__", "77.0")
+    study(tmp_path / "study", "pre", "deepnorm")
+  assert all(each == ["called"] for each in calls(tmp_path / "study").values())
+  own = run_lib.glmjax.__version__
+  assert f"several versions of glmjax: {own} (2), 77.0 (2)." in report.read_text()
+  assert json.loads(report.with_suffix(".json").read_text())["glmjax"] == {own: 2, "77.0": 2}
+
+
+def test_a_run_that_two_versions_did_is_of_both(stub, tmp_path, monkeypatch):
+  with monkeypatch.context() as patched:
+    patched.setattr(run_lib.glmjax, "__version__", "0.0.1")
+    study(tmp_path / "study", "post")
+  stub.write_text(STUB.replace('kind == "post"', "False").replace('kind == "pre"', "True"))
+  study(tmp_path / "study", "post")
+  report = json.loads((tmp_path / "study" / "report.json").read_text())
+  assert report["glmjax"] == {f"0.0.1 and {run_lib.glmjax.__version__}": 2}
+  assert "several versions" in (tmp_path / "study" / "report.md").read_text()
+
+
+def test_other_tokens_at_the_same_place_are_another_study(stub, tmp_path):
+  def written():
+    return {path: path.stat().st_mtime_ns for path in tmp_path.glob("study/results/*.json")}
+
+  study(tmp_path / "study", "pre")
+  before = written()
+  cached(tmp_path / "cache")  # the same once more
+  study(tmp_path / "study", "pre")
+  assert written() == before
+  (tmp_path / "cache" / "tokenizer").mkdir()
+  (tmp_path / "cache" / "tokenizer" / "more").write_text("x")
+  cached(tmp_path / "cache", files=[{"file": "more", "bytes": 1, "sha256": "0" * 64}])
+  study(tmp_path / "study", "pre")
+  assert all(written()[path] != time for path, time in before.items())
+
+
+def test_a_cache_that_is_missing_is_said_before_anything_is_done(stub, tmp_path):
+  study(tmp_path / "study", "pre")
+  (tmp_path / "cache" / "manifest.json").unlink()
+  with pytest.raises(errors.InputError, match="no finished token cache here"):
+    study(tmp_path / "study", "pre")
+  assert len(calls(tmp_path / "study")) == 2  # what is done stays
 
 
 def test_a_run_that_fails_is_said_and_tried_again(stub, tmp_path):
@@ -155,20 +260,25 @@ def test_what_another_process_does_is_left_to_it(stub, tmp_path):
 
 def test_a_signal_ends_the_runs_and_they_go_on_afterwards(stub, tmp_path):
   folder = tmp_path / "study"
-  process = subprocess.Popen([sys.executable, "-c", program(stub, folder, "sandwich")], stderr=subprocess.DEVNULL)
+  study(folder, "pre")
+  (folder / "report.md").unlink()
+  command = [sys.executable, "-c", program(stub, folder, "pre", "sandwich")]
+  process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
   try:
     until = time.monotonic() + 60
-    while len(list(folder.glob("points/*/begun"))) < 2:
+    while len(list(folder.glob("points/*sandwich*/begun"))) < 2:
       assert process.poll() is None and time.monotonic() < until
       time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     process.wait(30)
   finally:
     process.kill()
-  assert not any(json.loads(path.read_text())["status"] is not None for path in folder.glob("results/*.json"))
+  endings = [json.loads(path.read_text())["status"] for path in folder.glob("results/*sandwich*.json")]
+  assert endings == [None, None]
+  assert "2 runs of 4" in (folder / "report.md").read_text()  # of what is done so far
   stub.write_text(STUB.replace("time.sleep(60)", "pass"))
   assert study(folder, "sandwich")["done"] == 2
-  assert all(each == ["called", "go on"] for each in calls(folder).values())
+  assert [each for name, each in calls(folder).items() if "sandwich" in name] == [["called", "go on"]] * 2
 
 
 def test_two_studies_of_one_folder_divide_its_points(stub, tmp_path):
@@ -190,7 +300,9 @@ def test_a_run_that_outlived_its_study_is_left_alone(stub, tmp_path):
 
 
 def test_any_gin_file_of_a_run_may_have_a_grid(tmp_path):
-  settings = run_lib.Settings(["runs/quickstart.gin"], ["CACHE='cache'"], commands.targets())
+  settings = run_lib.Settings(
+    ["runs/quickstart.gin"], [f"CACHE={str(cached(tmp_path / 'cache'))!r}"], commands.targets()
+  )
   rates = grid_lib.Grid({"PEAK_LEARNING_RATE": [1e-3, 1e-2], "loop.train.seed": [0, 1]}, "PEAK_LEARNING_RATE")
   assert len({task.digest for task in run_lib._tasks(tmp_path, rates, settings)}) == 4
 
@@ -206,7 +318,7 @@ def test_any_gin_file_of_a_run_may_have_a_grid(tmp_path):
 )
 def test_mistakes_are_found_before_a_run_begins(stub, tmp_path, rates, bindings, said):
   with pytest.raises(errors.InputError, match=said):
-    run_lib.run(tmp_path / "study", grid("pre", rates=rates), run_lib.Settings(SETTINGS.files, bindings))
+    run_lib.run(tmp_path / "study", grid("pre", rates=rates), settings(tmp_path / "study", *bindings))
   assert not (tmp_path / "study").exists()
 
 
@@ -220,7 +332,7 @@ def test_other_folders_are_left_alone(stub, tmp_path):
   with pytest.raises(errors.InputError, match="holds other things"):
     study(tmp_path / "mine", "pre")
   with pytest.raises(errors.InputError, match="on a disk"):
-    study("gs://bucket/study", "pre")
+    run_lib.run("gs://bucket/study", grid("pre"), settings(tmp_path / "study"))
   with pytest.raises(errors.InputError, match="run.workers"):
     study(tmp_path / "none", "pre", workers=0)
 
