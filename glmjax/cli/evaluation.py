@@ -116,8 +116,8 @@ def _read(folder: paths.Path) -> "tuple[folder_lib.FolderConfig, tokenizer_lib.T
 
 def _called(folder: paths.Path, adapter: paths.Named | None) -> str:
   """Returns what tables call a model: its folder's name, and its adapter's."""
-  name = folders.real(folder, "--checkpoint").name
-  return name if adapter is None else f"{name} with {folders.real(adapter, '--adapter').name}"
+  name = folders.called(folder, "--checkpoint")
+  return name if adapter is None else f"{name} with {folders.called(adapter, '--adapter')}"
 
 
 def _ask(asker: "asking.Asker", left: "Sequence[asking.Asked]", writer: "_Writer | None") -> None:

@@ -73,7 +73,7 @@ def write(
     "samples": [] if samples is None else read_samples(_inside(folder, samples, "samples")),
     "seconds": timings.read(_inside(folder, stages, "stages")),
   }
-  picture, title = loss_picture(lines), folders.real(folder, "the report's folder").name
+  picture, title = loss_picture(lines), folders.called(folder, "the report's folder")
   for name in ("loss.png", "report.md", "report.json"):
     folders.claim_file(folder / name, "the report")
   try:

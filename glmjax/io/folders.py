@@ -72,6 +72,18 @@ def real(path: paths.Named, what: str) -> paths.Path:
   return pathlib.Path(os.path.realpath(path)) if isinstance(path, pathlib.Path) else path
 
 
+def called(path: paths.Named, what: str) -> str:
+  """Returns what a folder is called: the last part of its path as the user wrote it, so that a link has its own name;
+  where that says nothing ("." or ".."), the real folder's name.
+
+  Args:
+    path: as the user wrote it.
+    what: names it in the error, as "--workdir".
+  """
+  name = paths.named(path, what).name
+  return name if name not in ("", "..") else real(path, what).name
+
+
 def kinds(folder: paths.Path, among: Iterable[Kind] = Kind) -> list[Kind]:
   """Returns all that a folder shows marks of; [] when it is missing, empty, or holds other things."""
   try:

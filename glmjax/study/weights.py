@@ -135,7 +135,7 @@ def _names(checkpoints: Sequence[paths.Named], label: Sequence[str]) -> list[str
     raise errors.InputError(
       f"--label is given {len(label)} times for {len(checkpoints)} checkpoints: give one for each"
     )
-  found = label or [folders.real(folder, "checkpoints").name for folder in checkpoints]
+  found = label or [folders.called(folder, "checkpoints") for folder in checkpoints]
   if len({*found}) == len(found):
     return list(found)
   if label:

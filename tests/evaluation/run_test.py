@@ -212,4 +212,6 @@ def test_a_model_is_called_as_its_folder_however_that_is_written(tmp_path, monke
     (tmp_path / name).mkdir()
   monkeypatch.chdir(tmp_path / "mine")
   assert evaluation._called(pathlib.Path("."), None) == "mine"
+  (tmp_path / "newest").symlink_to("mine")
+  assert evaluation._called(tmp_path / "newest", None) == "newest"  # as records of before have it
   assert evaluation._called(pathlib.Path("../tuned/.."), pathlib.Path("../tuned/.")) == f"{tmp_path.name} with tuned"
