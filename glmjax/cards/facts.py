@@ -98,7 +98,7 @@ def gather(folder: paths.Path, about: about_lib.About, sources: Sources) -> tupl
   steps = [] if run is None else _steps(run, weights.step)
   cache = None if sources.cache is None else _manifest(sources.cache, config)
   facts = Facts(
-    folder=folders.real(folder, "the model's folder").name,
+    folder=folders.called(folder, "the model's folder"),
     kind=_kind(config),
     config=config,
     weights=weights,
