@@ -25,13 +25,7 @@ def pairs(record: Mapping[str, Any], where: str) -> Iterator[tuple[str, str]]:
   Raises:
     errors.InputError: for what is no conversation that ends with an answer; it names the place, and the message.
   """
-  messages = record[MESSAGES]
-  if not isinstance(messages, list) or not messages:
-    raise errors.InputError(
-      f'{where}: the field "messages" is {json.dumps(messages)[:40]}, not a list of messages: write them as '
-      '[{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]'
-    )
-  said = [_message(message, f"{where}: message {number}") for number, message in enumerate(messages, 1)]
+  said = read(record[MESSAGES], where)
   if said[-1][0] != rounds.ASSISTANT:
     raise errors.InputError(
       f"{where}: the last message is the {said[-1][0]}'s, with no answer to learn: end with the assistant's, or "
@@ -47,6 +41,20 @@ def pairs(record: Mapping[str, Any], where: str) -> Iterator[tuple[str, str]]:
   for number, (question, answer) in enumerate(spoken):
     if learned[number]:
       yield rounds.prompt(spoken[_first(spoken, number) : number], question), answer
+
+
+def read(messages: Any, where: str) -> list[tuple[str, str, bool]]:
+  """Returns role and text of each message, and whether it is learned where it is an answer.
+
+  Raises:
+    errors.InputError: for what is no list of messages; it names the place, and the message.
+  """
+  if not isinstance(messages, list) or not messages:
+    raise errors.InputError(
+      f'{where}: the field "messages" is {json.dumps(messages)[:40]}, not a list of messages: write them as '
+      '[{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]'
+    )
+  return [_message(message, f"{where}: message {number}") for number, message in enumerate(messages, 1)]
 
 
 def _first(spoken: list[tuple[str, str]], number: int) -> int:

@@ -109,7 +109,7 @@ def pair(
     errors.InputError: for what is no text, an empty answer, or another field that holds something.
   """
   inputs, targets = (user_json.string(record, name, where) for name in names)
-  if not targets:
+  if not targets.strip():
     raise errors.InputError(f"{where}: the field {names[1]!r} is empty; there is nothing to learn")
   check_others(record, (*names, history, *others), repr(names[0]), where)
   earlier = [] if history in names else _history(record.get(history), history, where)

@@ -5,6 +5,7 @@ import json
 from typing import Any
 
 from glmjax import errors
+from glmjax import rounds
 from glmjax.data import conversations
 from glmjax.data import instructions
 from glmjax.data import splits
@@ -66,11 +67,7 @@ def _of_messages(record: Mapping[str, Any], where: str) -> tuple[str, str, str]:
   if not isinstance(before, list):
     raise errors.InputError(f'{where}: the field "prompt" is {json.dumps(before)[:40]}: give a text, or messages')
   instructions.check_others(record, ("prompt", *_ANSWERS), "one of the messages", where)
-  last = []
-  for name in _ANSWERS:
-    messages = {conversations.MESSAGES: [*before, *record[name]]}
-    *_, pair = conversations.pairs(messages, f"{where}, {name}")
-    last.append(pair)
+  last = [_last_pair(_whole(before, record[name], name, where), f"{where}, {name}") for name in _ANSWERS]
   (asked, chosen), (other, rejected) = last
   if asked != other:
     raise errors.InputError(
@@ -78,3 +75,40 @@ def _of_messages(record: Mapping[str, Any], where: str) -> tuple[str, str, str]:
       "message alone"
     )
   return asked, chosen, rejected
+
+
+def _whole(before: list[Any], own: list[Any], name: str, where: str) -> list[Any]:
+  """Returns the conversation of the field `name`, behind the messages of the prompt where it has none of them.
+
+  Raises:
+    errors.InputError: where it asks something else than the prompt does: which question is answered cannot be told.
+  """
+  if not before or not own:
+    return [*before, *own]
+  asked, said = (
+    [(role, text.strip()) for role, text, _ in conversations.read(messages, f"{where}, {field}")]
+    for field, messages in (("prompt", before), (name, own))
+  )
+  if said[: len(asked)] == asked:
+    return [*before, *own[len(before) :]]
+  if said[0][0] != rounds.ASSISTANT:
+    raise errors.InputError(
+      f'{where}: {name} begins with a message of the {said[0][0]}, and not with those of "prompt": write into both '
+      'lists the whole conversation, or what follows "prompt" alone'
+    )
+  return [*before, *own]
+
+
+def _last_pair(messages: list[Any], where: str) -> tuple[str, str]:
+  """Returns the last question and answer of a conversation.
+
+  Raises:
+    errors.InputError: where that answer is not to be learned.
+  """
+  *_, pair = conversations.pairs({conversations.MESSAGES: messages}, where)
+  if not messages[-1].get("weight", 1):  # or an answer before it would be compared in its place
+    raise errors.InputError(
+      f"{where}: the last message has weight 0, and it is the answer that is compared: give it weight 1, or leave the "
+      "record out"
+    )
+  return pair

@@ -37,7 +37,8 @@ def test_pairs_and_the_held_out_ones(path):
     records[0],
     fields=[("content", "summary")],
   )
-  fails("pairs.jsonl:1: the field 'targets' is empty", path, {"inputs": "a", "targets": ""})
+  for blank in ("", " \n", "\u3000"):
+    fails("pairs.jsonl:1: the field 'targets' is empty", path, {"inputs": "a", "targets": blank})
   with pytest.raises(errors.InputError, match="read from .jsonl"):
     list(instructions.file_instructions(path.with_suffix(".txt"), 0))
 

@@ -27,6 +27,10 @@ def assistant(text: str) -> dict:
   return {"role": "assistant", "content": text}
 
 
+LAST = assistant("a")
+WEIGHT = "the last message has weight 0"
+
+
 def read(path: pathlib.Path, *records) -> list:
   path.write_text("".join(json.dumps(record) + "\n" for record in records))
   return [answers for _, answers in preferences.file_preferences(path, 0)]
@@ -44,6 +48,23 @@ def test_records(tmp_path):
   ) == [("q", "yes", "no"), (asked, "x", "y"), ("q", "yes", "no"), ("q", "yes", "no"), (asked, "x", "y")]
 
 
+def test_a_prompt_that_the_conversations_begin_with_is_asked_once(tmp_path):
+  asked = rounds.prompt([("q", "a")], "r")
+  system = {"role": "system", "content": "s"}
+  whole = [user("q"), assistant("a"), user("r")]
+  yes, no = [assistant("yes")], [assistant("no")]
+  assert read(
+    tmp_path / "a.jsonl",
+    {"prompt": "r", "chosen": [user("r"), *yes], "rejected": [user("r"), *no]},
+    {"prompt": [user("r")], "chosen": [user("r"), *yes], "rejected": [user("r\n"), *no]},
+    {"prompt": [user("r")], "chosen": [user("r"), *yes], "rejected": no},
+    {"prompt": whole, "chosen": [*whole, *yes], "rejected": [*whole, *no]},
+    {"prompt": whole[:1], "chosen": [*whole, *yes], "rejected": [*whole, *no]},
+    {"prompt": [system], "chosen": [system, user("r"), *yes], "rejected": [system, user("r"), *no]},
+    {"prompt": "q", "chosen": [*whole[1:], *yes], "rejected": [*whole[1:], *no]},
+  ) == [("r", "yes", "no")] * 3 + [(asked, "yes", "no")] * 2 + [("s\nr", "yes", "no"), (asked, "yes", "no")]
+
+
 @pytest.mark.parametrize(
   ("record", "message"),
   [
@@ -56,6 +77,17 @@ def test_records(tmp_path):
     ({"chosen": [user("q")], "rejected": [user("q"), assistant("b")]}, "no answer to learn"),
     ({"chosen": [], "rejected": [user("q"), assistant("b")]}, "not a list of messages"),
     ({"chosen": [user("q"), assistant("a")], "rejected": [user("q"), assistant("b")], "x": 1}, "'x' is not read"),
+    (
+      {"prompt": "r", "chosen": [user("q"), assistant("a")], "rejected": [assistant("b")]},
+      "chosen begins with a .*user",
+    ),
+    (
+      {"prompt": "q", "chosen": [assistant("a")], "rejected": [{"role": "system", "content": "s"}, user("q"), LAST]},
+      "rejected begins with a message of the system",
+    ),
+    ({"chosen": [user("q"), LAST, user("r"), LAST | {"weight": 0}], "rejected": [user("q"), assistant("c")]}, WEIGHT),
+    ({"chosen": [user("q"), assistant("c")], "rejected": [user("q"), LAST, user("r"), LAST | {"weight": 0}]}, WEIGHT),
+    ({"prompt": "q", "chosen": "yes", "rejected": " \n"}, "'rejected' is empty"),
     ({"prompt": 5, "chosen": [assistant("a")], "rejected": [assistant("b")]}, "prompt"),
   ],
 )
