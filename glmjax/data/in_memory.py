@@ -16,9 +16,11 @@ from glmjax import errors
 from glmjax import ranges
 from glmjax.data import loader
 from glmjax.data import mixtures
+from glmjax.data import preference_rows
 from glmjax.data import rows
 from glmjax.data import sampler
 from glmjax.data import shards
+from glmjax.data import tokenized
 from glmjax.io import paths
 
 MOST_TOKENS = 1 << 28  # of a mixture's split: 1 GiB as int32, some GB of text
@@ -90,9 +92,12 @@ class Tokens:
     self._seconds = time.monotonic() - start
 
   @property
-  def num_documents(self) -> int:
-    """How many documents and pairs there are."""
-    return sum(len(split.table) for split in self._splits.values())
+  def num_examples(self) -> int:
+    """How many documents and pairs there are, of answers as well, each of which is two documents."""
+    return sum(
+      len(split.table) // (2 if self.tasks[name]["kind"] == tokenized.PREFERENCE else 1)
+      for name, split in self._splits.items()
+    )
 
   def split(self, task: str, split: str) -> Split:
     """Returns one task's tokens; `split` is the one that all are of."""
@@ -111,7 +116,7 @@ class Tokens:
 
   def __str__(self) -> str:
     tokens = sum(split.num_tokens for split in self._splits.values())
-    return f"{self.num_documents:,} examples, {tokens:,} tokens, in {self._seconds:.1f} s"
+    return f"{self.num_examples:,} examples, {tokens:,} tokens, in {self._seconds:.1f} s"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,7 +154,7 @@ class InMemoryMixture:
   @functools.cached_property
   def _tokens(self) -> Tokens:
     tokens = Tokens(self.mixture, self.split)
-    if not tokens.num_documents:
+    if not tokens.num_examples:
       raise errors.InputError(
         f"{tokens.directory} has nothing in the split {self.split!r}: of pairs and conversations every 50th is held "
         "out; give more of them, or do without that split (loop.train.validation = None)"
@@ -163,6 +168,12 @@ class InMemoryMixture:
     sizes = ", ".join(f"{name} {size:,}" for name, size in made.describe()["rows_per_epoch"].items())
     _log.info("%s, %s: %s; rows of an epoch: %s", self.mixture.name, self.split, self._tokens, sizes)
     self._say_what_is_cut()
+    for name, count in made.left_out().items():
+      _log.warning(
+        "task %s, %s: %s pairs of answers are left out, as what a row of %s places has room for is the same of both "
+        "(BlankInfilling.seq_length)",
+        *(name, self.split, f"{count:,}", f"{self.seq_length:,}"),
+      )
     return made
 
   def _say_what_is_cut(self) -> None:
@@ -171,9 +182,8 @@ class InMemoryMixture:
       return
     keeps_whole = self._infilling.keeps_answers_whole if self.mixture.prefers else self._infilling.keeps_whole
     for name in (name for name, task in self._tokens.tasks.items() if task["kind"] != "text"):
-      lengths = self._tokens.split(name, self.split).document_lengths()
-      if self.mixture.prefers:  # question, chosen and rejected answer
-        lengths = np.concatenate([lengths[::2], lengths[1::2, 1:]], axis=1)
+      split = self._tokens.split(name, self.split)
+      lengths = preference_rows.lengths(split) if self.mixture.prefers else split.document_lengths()
       distinct, counts = np.unique(lengths, axis=0, return_counts=True)
       cut = sum(n for pair, n in zip(distinct.tolist(), counts.tolist()) if not keeps_whole(*pair))
       if cut:
@@ -198,6 +208,10 @@ class InMemoryMixture:
       **({"preference": True} if self.mixture.prefers else {}),
     }
     return json.loads(json.dumps(described))  # as a checkpoint will give it back: lists for tuples
+
+  def samples_once(self) -> int:
+    """Counts the first samples of which none is there twice."""
+    return self.sampler.samples_once()
 
   def save_tokenizer(self, folder: paths.Named) -> None:
     """Writes the mixture's tokenizer into the folder."""

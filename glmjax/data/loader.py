@@ -85,6 +85,10 @@ class CachedMixture:
     }
     return json.loads(json.dumps(described))  # as a checkpoint will give it back: lists for tuples
 
+  def samples_once(self) -> int:
+    """Counts the first samples of which none is there twice."""
+    return self.sampler.samples_once()
+
   def save_tokenizer(self, folder: paths.Named) -> None:
     """Copies the tokenizer that made the cache's ids into the folder."""
     self.cache.copy_tokenizer(folder)

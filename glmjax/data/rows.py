@@ -137,12 +137,11 @@ class BlankInfilling:
 
     Each has half of the row; the question is cut alike in both.
     """
-    n_inputs, _ = self._cut_instruction(len(inputs), max(len(chosen), len(rejected)), self.seq_length // 2)
+    n_inputs, *kept = self.preference_lengths(len(inputs), len(chosen), len(rejected))
     first = len(inputs) - n_inputs if self.instruction_cut == "start" else 0
     mask = getattr(self.specials, self.instruction_mask)
     samples = []
-    for answer in (chosen, rejected):
-      _, n_answer = self._cut_instruction(n_inputs, len(answer), self.seq_length // 2)
+    for answer, n_answer in zip((chosen, rejected), kept, strict=True):
       text = np.concatenate([inputs[first : first + n_inputs], answer[:n_answer]]).astype(np.int32)
       samples.append(spans.corrupt_suffix(text, n_inputs, mask, self.specials, eop=True))
     counting = self._counting(tokens_lib.OBJECTIVE_INSTRUCTION)
@@ -153,10 +152,17 @@ class BlankInfilling:
     row["objective"][:second], row["objective"][second:] = tokens_lib.OBJECTIVE_CHOSEN, tokens_lib.OBJECTIVE_REJECTED
     return row
 
+  def preference_lengths(self, n_inputs: int, n_chosen: int, n_rejected: int) -> tuple[int, int, int]:
+    """Says how many tokens of a question and of both answers are kept in preference_row."""
+    places = self.seq_length // 2
+    n_inputs, _ = self._cut_instruction(n_inputs, max(n_chosen, n_rejected), places)
+    _, n_chosen = self._cut_instruction(n_inputs, n_chosen, places)
+    _, n_rejected = self._cut_instruction(n_inputs, n_rejected, places)
+    return n_inputs, n_chosen, n_rejected
+
   def keeps_answers_whole(self, n_inputs: int, n_chosen: int, n_rejected: int) -> bool:
     """Tells whether a question and answers of so many tokens lose none of them in preference_row."""
-    n_targets = max(n_chosen, n_rejected)
-    return self._cut_instruction(n_inputs, n_targets, self.seq_length // 2) == (n_inputs, n_targets)
+    return self.preference_lengths(n_inputs, n_chosen, n_rejected) == (n_inputs, n_chosen, n_rejected)
 
   def _predict_sop(self, row: Row) -> None:
     """Has each sample's mask predict sop."""

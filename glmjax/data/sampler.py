@@ -22,6 +22,7 @@ from glmjax import errors
 from glmjax import ranges
 from glmjax.data import glm10b
 from glmjax.data import packing
+from glmjax.data import preference_rows
 from glmjax.data import rows
 from glmjax.data import tokenized
 
@@ -243,22 +244,6 @@ class InstructionRows:
     )
 
 
-class PreferenceRows:
-  """Rows of a task of pairs of answers, one of each."""
-
-  def __init__(self, reader: tokenized.Split, infilling: Infilling) -> None:
-    if not isinstance(infilling, rows.BlankInfilling):
-      raise errors.InputError(f"pairs of answers need rows.BlankInfilling, and not {type(infilling).__name__}")
-    self._reader, self._infilling = reader, infilling
-    self.num_rows = len(reader.document_lengths()) // 2
-
-  def row(self, epoch: int, number: int, index: int) -> rows.Row:
-    del epoch, index  # nothing in these rows is drawn
-    chosen, rejected = self._reader.documents_between(2 * number, 2 * number + 2)
-    asked = chosen.input_length
-    return self._infilling.preference_row(chosen.tokens[:asked], chosen.tokens[asked:], rejected.tokens[asked:])
-
-
 class MixtureSampler:
   """The rows of one split of a mixture that is tokenized, by number."""
 
@@ -293,6 +278,20 @@ class MixtureSampler:
     epoch, place = divmod(count, num_rows)
     return task, epoch, permute(place, num_rows, self._seed, task, epoch)
 
+  def samples_once(self) -> int:
+    """Counts the first samples in which no task has begun its second epoch: none of their rows is there twice."""
+    sizes = {name: source.num_rows for name, source in self._sources.items()}
+
+    def repeats(samples: int) -> bool:
+      return any(self.schedule.count(name, samples) > size for name, size in sizes.items())
+
+    return bisect.bisect_left(range(1, sum(sizes.values()) + 1), True, key=repeats)
+
+  def left_out(self) -> dict[str, int]:
+    """Counts, by task, the pairs of answers that are in no row, as all of them that would be there is alike."""
+    found = {name: source.left_out for name, source in self._sources.items() if hasattr(source, "left_out")}
+    return {name: count for name, count in found.items() if count}
+
   def describe(self) -> dict:
     """Describes what the rows depend on besides cache, infilling and seed; `rows_per_epoch` is for people.
 
@@ -318,14 +317,15 @@ class MixtureSampler:
 
 def _task_rows(
   cache: tokenized.Mixture, name: str, split: str, infilling: Infilling, seed: int
-) -> TextRows | InstructionRows | PreferenceRows:
+) -> TextRows | InstructionRows | preference_rows.PreferenceRows:
   reader, kind = cache.split(name, split), cache.tasks[name]["kind"]
+  length = "shorter"
   if kind == "text":
     source = TextRows(reader, infilling, seed, name)
     needed = f"a window of {infilling.window_length} tokens"
   elif kind == tokenized.PREFERENCE:
-    source = PreferenceRows(reader, infilling)
-    needed = "a single pair of answers"
+    source = preference_rows.PreferenceRows(reader, infilling)
+    needed, length = "a single pair of answers that differ in what a row has room for", "longer"
   else:
     source = InstructionRows(reader, infilling)
     needed = "a single pair"
@@ -333,7 +333,7 @@ def _task_rows(
     without = "" if split == "train" else "; or do without that split (loop.train.validation = None)"
     raise errors.InputError(
       f"{cache.directory}: task {name}, split {split} holds {reader.num_tokens} tokens, not "
-      f"enough for {needed}; use a shorter seq_length, more text, or rate 0 for it{without}"
+      f"enough for {needed}; use a {length} seq_length, more text, or rate 0 for it{without}"
     )
   return source
 

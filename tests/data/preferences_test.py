@@ -152,6 +152,39 @@ def test_long_ones_are_cut_alike(folder, caplog):
   assert "longer than a row of 16 places" in caplog.text
 
 
+def test_answers_that_are_cut_to_the_same_are_in_no_row(folder, tmp_path, caplog):
+  """And each of the others is a row as before."""
+  long = "dogs sleep " * 40
+  records = [{"prompt": f"day {i}:", "chosen": f"{long}{i}", "rejected": f"{long}no"} for i in range(20)]
+  records += [{"prompt": f"day {i}:", "chosen": f"{i} {long}", "rejected": f"no {long}"} for i in range(20, 30)]
+  records += [{"prompt": f"day {i}:", "chosen": long, "rejected": long[:8]} for i in range(30, 38)]
+  (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+  made = mixtures.preference([str(tmp_path / "pairs.jsonl")], folder / "tokenizer")
+  infilling = rows.BlankInfilling(specials=made.tokenizer.specials, **SETTINGS)
+  data = in_memory.InMemoryMixture(made, infilling)
+  assert data.describe()["rows_per_epoch"] == {"prefer_pairs": 18}
+  assert "prefer_pairs, train: 20 pairs of answers are left out" in caplog.text
+  asked = set()
+  for index in range(18):
+    row = data.sampler.row(index)
+    (first, end, middle), (_, second, last) = rows.places_of_samples(row)
+    assert row["targets"][end:middle].tolist() != row["targets"][second:last].tolist()
+    asked.add(made.tokenizer.decode(row["tokens"][first : end - 1].tolist()))
+  assert asked == {record["prompt"] for record in records[20:]}
+  (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records[:20]))
+  none = in_memory.InMemoryMixture(
+    mixtures.preference([str(tmp_path / "pairs.jsonl")], folder / "tokenizer"), infilling
+  )
+  with pytest.raises(errors.InputError, match="not enough for a single pair of answers that differ"):
+    none.check()
+
+
+def test_records_are_counted_once(folder, caplog):
+  with caplog.at_level("INFO", "glmjax"):
+    source(folder).check()
+  assert ": 118 examples, " in caplog.text
+
+
 def test_mistakes(folder, tmp_path):
   with pytest.raises(errors.InputError, match="are not cached"):
     token_cache.cache_mixture(mixture(folder), tmp_path / "cache")

@@ -198,6 +198,16 @@ def test_each_window_is_visited_once_an_epoch(cache: shards.TokenCache) -> None:
   assert len(set(first_tokens)) > 1  # windows are cut elsewhere
 
 
+@pytest.mark.parametrize("changes", [(), [sampler.RateChange(40, {"en": 0.1, "zh": 0.9}, ramp_samples=30)]])
+@pytest.mark.parametrize("rates", [None, {"en": 0.001, "zh": 0.999}, {"en": 1.0}])
+def test_samples_once_are_those_before_the_first_second_epoch(cache: shards.TokenCache, rates, changes) -> None:
+  source = sampler.MixtureSampler(cache, INFILLING, 3, rates=rates, changes=changes)
+  count = source.samples_once()
+  located = [source.locate(index) for index in range(count)]
+  assert count > 1 and len({*located}) == count and not any(epoch for _, epoch, _ in located)
+  assert source.locate(count)[1] == 1
+
+
 def test_rates_are_exact_over_the_period(cache: shards.TokenCache) -> None:
   source = sampler.MixtureSampler(cache, INFILLING, seed=3)
   assert collections.Counter(source.locate(i)[0] for i in range(40, 50)) == {"en": 5, "zh": 3, "qa": 2}
