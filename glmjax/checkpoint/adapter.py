@@ -46,15 +46,20 @@ class Adapter:
       if not source.config.base:
         raise errors.InputError(f"{folder} holds a model, not an adapter: give it as --checkpoint")
       config, found = source.config.model, source.read(source.targets())
-      if config.prefix_hidden:
+      if any(path.startswith("prefix_encoder/") for path in found):
         config, found = prefix_lib.made(config, found)
       own = {path: np.asarray(x) for path, x in found.items()}
       return cls(paths.named(folder), config, own, source.config.base, source.fingerprint)
 
     return source_lib.use(folder, of)
 
+  @property
+  def has_prefix(self) -> bool:
+    """Tells whether it is a prefix (P-Tuning), and not factors (LoRA)."""
+    return any("/prefix_" in path for path in self.params)
+
   def settings(self, config: config_lib.GLMConfig, where: paths.Named, fingerprint: str) -> dict[str, Any]:
-    """Returns what a model's configuration has with the adapter; says so where it is not the model adapted.
+    """Returns what the adapter changes of a model's configuration; says so where it is not the model adapted.
 
     Args:
       config: the model's.
@@ -62,9 +67,16 @@ class Adapter:
       fingerprint: of what is in there.
 
     Raises:
-      errors.InputError: where the adapter was trained for a model of other sizes.
+      errors.InputError: where the adapter was trained for a model of other sizes, or brings a prefix more.
     """
-    if changed := recorded.other_model(self.config, config, config_lib.ADAPTER_FIELDS):
+    if self.has_prefix and config.prefix_length:
+      raise errors.InputError(
+        f"{self.folder} holds a prefix (P-Tuning), and {where} has one of {config.prefix_length} already: give the "
+        "model without it"
+      )
+    # The rest is the model's own: a prefix that a LoRA was trained beside, or without.
+    own = config_lib.PREFIX_FIELDS if self.has_prefix else config_lib.LORA_FIELDS
+    if changed := recorded.other_model(self.config, config, own):
       raise errors.InputError(f"{self.folder} was trained beside another model than {where}: {changed}")
     if (known := self.base.get("fingerprint")) != fingerprint:
       _log.warning(
@@ -75,7 +87,7 @@ class Adapter:
         where,
         fingerprint,
       )
-    return {name: getattr(self.config, name) for name in config_lib.ADAPTER_FIELDS}
+    return {name: getattr(self.config, name) for name in own}
 
 
 class Merging:

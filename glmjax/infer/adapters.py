@@ -45,7 +45,7 @@ def read(adapters: Adapters) -> adapter_lib.Adapter | dict[str, adapter_lib.Adap
     if not isinstance(name, str) or not name.strip() or name != name.strip() or name == NONE:
       raise errors.InputError(f"adapter: {name!r} is no name for one: give another word, and not {NONE!r}")
     found[name] = adapter_lib.Adapter.read(folder)
-    if any("/prefix_" in path for path in found[name].params):
+    if found[name].has_prefix:
       raise errors.InputError(
         f"{found[name].folder} holds a prefix (P-Tuning), which each answer's cache has in front of it: load it alone, "
         "without a name; several adapters are LoRA's"
@@ -62,11 +62,10 @@ def beside(
   """Returns a model that was loaded from the folder `model`, with an adapter, or several by name.
 
   Raises:
-    errors.InputError: where one was trained for a model of other sizes.
+    errors.InputError: where one was trained for a model of other sizes, or is a prefix and the model has its own.
   """
-  fingerprint = load.fingerprint(model)
   every = [*adapter.values()] if isinstance(adapter, Mapping) else [adapter]
-  settings = [each.settings(loaded.config, model, fingerprint) for each in every]
+  settings = [each.settings(loaded.config, model, loaded.metadata["weights"]) for each in every]
   if isinstance(adapter, Mapping):
     adapted = dataclasses.replace(loaded.config, **_of_all(settings))
     parts = _stacks(every, adapted)

@@ -59,6 +59,7 @@ class Base:
   weights: paths.Named
   trainable: trainable_lib.Trainable
   bits: int | None  # of its kernels; None: floats
+  fingerprint: str  # of its weights when the run was started
 
   @classmethod
   def of(
@@ -77,14 +78,19 @@ class Base:
       return None
     if weights is None:
       raise errors.InputError("loop.train.trainable adapts a model: give its folder as loop.train.weights")
-    return cls(weights, trainable, check(weights, model, data, adapted=True).export.get("bits"))
+    bits = check(weights, model, data, adapted=True).export.get("bits")
+    return cls(weights, trainable, bits, load.fingerprint(weights))
 
   def describe(self) -> dict[str, Any]:
     """Returns what config.json says of it."""
-    return {"folder": str(self.weights), "fingerprint": load.fingerprint(self.weights), "bits": self.bits}
+    return {"folder": str(self.weights), "fingerprint": self.fingerprint, "bits": self.bits}
 
   def read(self, wanted: Any) -> Any:
-    """Reads its parameters, each as `wanted`, a tree of shapes, dtypes and shardings."""
+    """Reads its parameters, each as `wanted`, a tree of shapes, dtypes and shardings.
+
+    Raises:
+      errors.InputError: where they are no longer those that the run was started with, and says that it adapts.
+    """
 
     def cast(x: jax.Array, like: jax.ShapeDtypeStruct) -> jax.Array:
       if x.dtype == like.dtype:
@@ -94,7 +100,13 @@ class Base:
       return found
 
     flat = arrays.named_leaves(jax.tree.map(lambda x: x.sharding, wanted))
-    return jax.tree.map(cast, load.load(self.weights, None, flat).params, wanted)
+    loaded = load.load(self.weights, None, flat)
+    if (found := loaded.metadata["weights"]) != self.fingerprint:
+      raise errors.InputError(
+        f"{self.weights} holds another model than when this run was started ({found:.8}, not {self.fingerprint:.8}): "
+        "a run that is still saving cannot be adapted: export it, and give that as loop.train.weights"
+      )
+    return jax.tree.map(cast, loaded.params, wanted)
 
 
 def model(folder: paths.Named, dtype: str | None = None, remat: str = "none") -> config_lib.GLMConfig:

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import logging
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 import trained_adapters
+import untrained_adapters
 from glmjax import errors
 from glmjax.checkpoint import adapter as adapter_lib
 from glmjax.checkpoint import export
@@ -104,6 +106,48 @@ def test_another_base_is_told(made, caplog):
   with caplog.at_level(logging.WARNING, "glmjax"):
     adapters.beside(adapter, runner_lib.read(made.base("float"), placement), made.base("float"), placement)
   assert "another precision, or another model" in caplog.text and str(made.base("int4")) in caplog.text
+
+
+@pytest.fixture(scope="module")
+def prefixed(made, tmp_path_factory) -> pathlib.Path:
+  """A model that a prefix was merged into."""
+  out = tmp_path_factory.mktemp("prefixed") / "model"
+  export.export(made.base("float"), out, adapter=made.run("p_tuning", "float"))
+  return out
+
+
+def put_beside(adapter: pathlib.Path, base: pathlib.Path) -> runner_lib.Runner:
+  placement = placement_lib.on_mesh(None)
+  model = runner_lib.read(base, placement, adapter=adapter)
+  return runner_lib.Runner(model.config, model.params, placement, given_away=True)
+
+
+@pytest.mark.parametrize(
+  ("name", "message"),
+  [
+    ("lora", "beside another model than .*: prefix_length is 0 there and 3 here"),
+    ("p_tuning", r"holds a prefix \(P-Tuning\), and .*model has one of 3 already"),
+    ("projection", r"holds a prefix \(P-Tuning\), and .*model has one of 3 already"),
+  ],
+)
+def test_no_adapter_takes_the_place_of_a_models_prefix(name, message, made, prefixed, tmp_path):
+  """It was trained beside a model without; whether it is merged or put beside, it is refused by name."""
+  with pytest.raises(errors.InputError, match=message):
+    export.export(prefixed, tmp_path / "out", adapter=made.run(name, "float"))
+  assert not (tmp_path / "out").exists()
+  with pytest.raises(errors.InputError, match=message):
+    put_beside(made.run(name, "float"), prefixed)
+
+
+def test_factors_that_were_trained_beside_a_prefix_leave_it_there(made, prefixed, tmp_path):
+  lora = untrained_adapters.write_one(prefixed, tmp_path / "lora", 3, untrained_adapters.LORA["wide"])
+  export.export(prefixed, tmp_path / "merged", adapter=lora)
+  merged = runner_lib.read(tmp_path / "merged", placement := placement_lib.on_mesh(None))
+  assert merged.config.prefix_length == 3 and not merged.config.lora_rank
+  found = hidden(runner_lib.Runner(merged.config, merged.params, placement, given_away=True))
+  np.testing.assert_allclose(found, hidden(put_beside(lora, prefixed)), atol=2e-4)
+  with pytest.raises(errors.InputError, match="prefix_length is 3 there and 0 here"):
+    export.export(made.base("float"), tmp_path / "no", adapter=lora)
 
 
 def test_mistakes(made, tmp_path):

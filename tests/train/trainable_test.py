@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from typing import Any
 
 import chex
@@ -149,6 +150,25 @@ def test_a_run_goes_on_on_other_devices(name, sizes, bases, tmp_path, tiny, sour
       train(tmp_path / folder, tiny, source, ADAPTERS[name], bases / "int4", mesh=mesh, stop_at_step=stop)
   for folder in ("grown", "shrunk"):
     chex.assert_trees_all_close(losses(tmp_path / folder), losses(tmp_path / "whole"), rtol=2e-5)
+
+
+def test_a_base_that_saves_another_model_meanwhile_is_told(bases, tmp_path, tiny, source):
+  """And nothing is trained beside a model that config.json does not name."""
+  shutil.copytree(bases / "float", tmp_path / "base")
+  shutil.copytree(bases / "float", tmp_path / "later")
+  settings = dict(mesh=MESH, stop_at_step=5)
+  loop.train(tiny, source, tmp_path / "later", schedules.Batches(16), 10**6, schedules.Constant(1e-2), **settings)
+
+  def save(_) -> None:
+    if not (step := tmp_path / "base" / "checkpoints" / "5").exists():
+      shutil.copytree(tmp_path / "later" / "checkpoints" / "5", step)
+
+  run = tmp_path / "run"
+  with pytest.raises(errors.InputError, match="base holds another model than when this run was started.* export it"):
+    train(run, tiny, source, ADAPTERS["lora"], tmp_path / "base", stop_at_step=1, on_start=save)
+  assert not manager.steps(run / "checkpoints")
+  train(run, tiny, source, ADAPTERS["lora"], tmp_path / "base", stop_at_step=1, on_start=save)
+  assert json.loads((run / "config.json").read_text())["base"]["fingerprint"] == load.fingerprint(tmp_path / "base")
 
 
 def test_mistakes(bases, tmp_path, tiny, source):
