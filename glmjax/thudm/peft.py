@@ -112,10 +112,10 @@ def read(
   Raises:
     errors.InputError: where it is of another model, damaged, or does what LoRA here does not.
   """
-  if not (folder / _TENSORS).exists() and (folder / _PICKLED).exists():
-    there = torch_files.open_state_dict(folder / _PICKLED)
-  else:
-    there = tensors.open_safetensors(folder / _TENSORS)
+  path, read_file = folder / _TENSORS, tensors.open_safetensors
+  if not path.exists() and (folder / _PICKLED).exists():
+    path, read_file = folder / _PICKLED, torch_files.open_state_dict
+  there = read_file(path)
   model = _settings(folder / _CONFIG, model, _kernels(there))
   arrays: dict[str, np.ndarray] = {}
   for entry in layouts.adapters(_family(model), model):
@@ -124,13 +124,13 @@ def read(
       tensor, shape = there.pop(_PREFIX + key, None), entry.their_shape()
       if tensor is None or tensor.shape != shape:
         has = "is missing" if tensor is None else f"has {list(tensor.shape)}"
-        raise errors.InputError(f"{folder / _TENSORS}: {key} {has}, and {base} takes {list(shape)}: another model's?")
+        raise errors.InputError(f"{path}: {key} {has}, and {base} takes {list(shape)}: another model's?")
       layers.append(entry.to_ours(tensor.whole().astype(np.float32), [slice(0, size) for size in entry.rows]))
     arrays[entry.name] = np.stack(layers)
     if not np.isfinite(arrays[entry.name]).all():
-      raise errors.NotFiniteError(f"{folder / _TENSORS}: {entry.name} is not finite: train it anew")
+      raise errors.NotFiniteError(f"{path}: {entry.name} is not finite: train it anew")
   if there:
-    raise errors.InputError(f"{folder / _TENSORS}: {min(there)} is of no kernel that {base} has")
+    raise errors.InputError(f"{path}: {min(there)} is of no kernel that {base} has")
   return model, arrays
 
 

@@ -24,6 +24,7 @@ from glmjax.models import params as params_lib
 from glmjax.thudm import layouts
 from glmjax.thudm import load as load_lib
 from glmjax.thudm import tensors
+from glmjax.thudm import torch_files
 from glmjax.thudm import write as write_lib
 
 PEFT = golden_models.folder() / "lora_peft"
@@ -125,6 +126,43 @@ def test_other_adapters_are_refused(change, message, tmp_path):
   with pytest.raises(errors.InputError, match=message) as caught:
     load_lib.import_adapter(tmp_path / "peft", base, tmp_path / "out")
   assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
+
+
+def pickled(source: pathlib.Path, folder: pathlib.Path, **changes: np.ndarray | None) -> pathlib.Path:
+  """The adapter as PEFT wrote it before 0.7, without some tensors (None), or with other ones."""
+  found = {key: x.whole() for key, x in tensors.open_safetensors(source / "adapter_model.safetensors").items()}
+  found = {key: x for key, x in (found | changes).items() if x is not None}
+  folder.mkdir()
+  shutil.copy(source / "adapter_config.json", folder)
+  entries = {key: (x.dtype, x.shape) for key, x in found.items()}
+  with torch_files.TorchWriter(folder / "adapter_model.bin", entries) as writer:
+    for x in found.values():
+      writer.write([np.ascontiguousarray(x).tobytes()])
+  return folder
+
+
+def test_an_old_adapter_is_named_by_its_own_file(tmp_path):
+  base = exported(tmp_path / "base")
+  ours, old = (
+    imported(source, base, tmp_path / f"{number}")
+    for number, source in enumerate((PEFT, pickled(PEFT, tmp_path / "good")))
+  )
+  assert {*old.params} == {*ours.params}
+  for name, x in ours.params.items():
+    np.testing.assert_array_equal(old.params[name], x)
+  keys = tensors.open_safetensors(PEFT / "adapter_model.safetensors")
+  key = next(iter(keys))
+  for number, (changes, message) in enumerate(
+    (
+      ({key: None}, "is missing"),
+      ({key: np.zeros((7, 3), np.float32)}, r"has \[7, 3\]"),
+      ({key: np.full(keys[key].shape, np.nan, np.float32)}, "is not finite"),
+      ({key.replace("layers.0", "layers.9"): np.zeros((7, 3), np.float32)}, "is of no kernel"),
+    )
+  ):
+    with pytest.raises(errors.InputError, match=f"adapter_model.bin: .*{message}") as caught:
+      load_lib.import_adapter(pickled(PEFT, tmp_path / f"bad{number}", **changes), base, tmp_path / "out")
+    assert "safetensors" not in str(caught.value)
 
 
 def test_modules_are_those_of_the_tensors(tmp_path):
