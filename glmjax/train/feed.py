@@ -27,7 +27,8 @@ class DataSource(Protocol):
   """Rows by number: data.loader.CachedMixture, or data.feature_converter.SeqioMixture."""
 
   seq_length: int
-  # Sources with a tokenizer also have save_tokenizer(folder), and the run gets a copy.
+  # Sources with a tokenizer also have save_tokenizer(folder), and the run gets a copy. Those that know when a sample
+  # first comes again have samples_once(), how many are before that one: a probe (probe.py) compares no others.
 
   def describe(self) -> dict:
     """Describes all that decides the rows."""

@@ -4,7 +4,7 @@
 
 Both are the base's own objective, blanks to be filled, whatever the run is trained by: "before" is the model without
 the adapter that the run trains, "after" the model with it. Each is there once it has been measured, whole, and is not
-measured again by a run that goes on. N rows.
+measured again by a run that goes on. N rows, of which none is there twice: "samples".
 """
 
 import dataclasses
@@ -42,7 +42,7 @@ class Text:
 
   @classmethod
   def read(cls, source: feed_lib.DataSource | None, layout: feed_lib.Layout, samples: int) -> "Text | None":
-    """Reads the first samples of a source; None: none is given.
+    """Reads the first samples of a source, as far as none of them comes again; None: none is given.
 
     Raises:
       errors.InputError: when it has none, or one alone, or they are pairs of answers.
@@ -55,6 +55,16 @@ class Text:
     described = json.loads(json.dumps(source.describe()))  # as a file will give it back
     if described.get("preference"):
       raise errors.InputError("loop.train.probe is of pairs of answers: give it text, or questions with one answer")
+    # The error of the difference is that of rows which do not depend on each other; the same one twice tells no more.
+    once = source.samples_once() if hasattr(source, "samples_once") else samples
+    if once < 2:
+      raise errors.InputError("loop.train.probe has one row, and no others to compare: give it more text")
+    if once < samples:
+      _log.warning(
+        "loop.train.probe has %s rows before one comes again: these are compared, and not Intervals.eval_samples, %s",
+        *(f"{once:,}", f"{samples:,}"),
+      )
+      samples, parts = once, [part for part in parts if part.first < once]
     return cls(described, samples, parts)
 
 
@@ -140,7 +150,7 @@ class Probe:
     with self._runtime.peers.patient():
       for part in self._text.parts:
         rows, *sums = jax.device_get(program(state.params, state.frozen, layout.put(part.rows)))
-        there = rows < part.size
+        there = rows < min(part.size, self._text.samples - part.first)
         found_N[:, part.first + rows[there]] = [each[there] for each in sums]
     return found_N[0], found_N[1]
 

@@ -47,6 +47,22 @@ class Text:
       yield {name: np.stack([row[name] for row in made]) for name in made[0]}
 
 
+@dataclasses.dataclass(frozen=True)
+class Few(Text):
+  """The first rows of it again and again."""
+
+  count: int = 11  # of which a mesh of 8 reads some more
+
+  def samples_once(self) -> int:
+    return self.count
+
+  def batches(self, plan, process_index=0, process_count=1):
+    assert process_count == 1
+    for first, size in plan:
+      made = [patterns.row(self.first + (first + i) % self.count) for i in range(size)]
+      yield {name: np.stack([row[name] for row in made]) for name in made[0]}
+
+
 def train(workdir, config, data, weights, adapter: Any = LORA, samples: int = 32, **changes) -> dict:
   settings = {"mesh": MESH, "probe": Text(), "intervals": INTERVALS, "weights": weights, "trainable": adapter} | changes
   rate = schedules.Constant(settings.pop("rate", 1e-2))
@@ -142,6 +158,25 @@ def test_a_run_that_goes_on_keeps_what_was_measured(bases, tmp_path, tiny, sourc
   path.unlink()
   train(tmp_path / "parts", tiny, source, weights)  # the base is still there
   assert found(tmp_path / "parts")["before"]["rows"] == whole["before"]["rows"]
+
+
+def test_a_row_that_comes_again_is_not_counted_again(bases, tmp_path, tiny, source, caplog):
+  weights = bases[0] / "float"
+  train(tmp_path / "many", tiny, source, weights)
+  many = found(tmp_path / "many")
+  train(tmp_path / "few", tiny, source, weights, stop_at_step=1, probe=Few())
+  assert "has 11 rows before one comes again" in caplog.text
+  larger = dataclasses.replace(INTERVALS, eval_samples=24)
+  train(tmp_path / "few", tiny, source, weights, probe=Few(), intervals=larger)  # is compared with the same rows
+  few = found(tmp_path / "few")
+  assert few["samples"] == len(few["tokens"]) == 11 and few["tokens"] == many["tokens"][:11]
+  rows = {name: np.array(few[name]["rows"]) for name in ("before", "after")}
+  for name, losses in rows.items():
+    np.testing.assert_allclose(losses, many[name]["rows"][:11], rtol=2e-4)
+  assert few["difference"] == probe.difference(*rows.values(), np.array(few["tokens"]))
+  with pytest.raises(errors.InputError, match="loop.train.probe has one row, and no others to compare"):
+    train(tmp_path / "one", tiny, source, weights, probe=Few(count=1))
+  assert not (tmp_path / "one").exists()
 
 
 def test_an_end_that_is_not_finite_leaves_none_of_an_end_before(tmp_path, monkeypatch):
