@@ -484,6 +484,25 @@ def test_every_run_trains_on_every_mesh(run, mesh):
     )
 
 
+RISING = [run for run in SETTINGS if "warmup_samples" in (gin_files.packaged_folder() / run).read_text()]
+
+
+@pytest.mark.parametrize("run", [*RISING, "runs/continue.gin"])
+def test_a_run_is_made_short_by_two_names(run):
+  """However short: TOTAL_SAMPLES and WARMUP_SAMPLES say how long the rate rises and falls."""
+  gin_files.parse(
+    [run, *MODELS.get(run, []), "meshes/cpu.gin"],
+    [*SETTINGS[run], "TOTAL_SAMPLES=96", "WARMUP_SAMPLES=16"],
+    entry="glmjax.train.loop.train",
+    given=["workdir"],
+  )
+  try:
+    rate = gin.query_parameter("glmjax.train.loop.train.learning_rate").scoped_configurable_fn()
+  finally:
+    gin.clear_config()
+  assert (rate.decay_samples, rate.warmup_samples) == (96, 16)
+
+
 @pytest.mark.parametrize("files", [["data/pairs.gin"], ["data/pairs.gin", "data/replay.gin"]])
 def test_data_takes_the_place_of_a_runs(files):
   from glmjax.cli import commands
