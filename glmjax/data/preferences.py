@@ -78,10 +78,11 @@ def _of_messages(record: Mapping[str, Any], where: str) -> tuple[str, str, str]:
 
 
 def _whole(before: list[Any], own: list[Any], name: str, where: str) -> list[Any]:
-  """Returns the conversation of the field `name`, behind the messages of the prompt where it has none of them.
+  """Returns the conversation of the field `name` with the messages of the prompt in front, once.
 
   Raises:
-    errors.InputError: where it asks something else than the prompt does: which question is answered cannot be told.
+    errors.InputError: where it asks before it answers, and not what the prompt does: whether both are to be read, or
+      are two versions of one question, cannot be told.
   """
   if not before or not own:
     return [*before, *own]
@@ -93,8 +94,8 @@ def _whole(before: list[Any], own: list[Any], name: str, where: str) -> list[Any
     return [*before, *own[len(before) :]]
   if said[0][0] != rounds.ASSISTANT:
     raise errors.InputError(
-      f'{where}: {name} begins with a message of the {said[0][0]}, and not with those of "prompt": write into both '
-      'lists the whole conversation, or what follows "prompt" alone'
+      f'{where}: {name} begins with a message of the {said[0][0]}, and not with those of "prompt": write the '
+      'whole conversation into both lists, or all but its last answer into "prompt" and the answers alone into them'
     )
   return [*before, *own]
 
