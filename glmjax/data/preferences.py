@@ -92,7 +92,7 @@ def _whole(before: list[Any], own: list[Any], name: str, where: str) -> list[Any
   )
   if said[: len(asked)] == asked:
     return [*before, *own[len(before) :]]
-  if said[0][0] != rounds.ASSISTANT:
+  if asked[-1][0] == "user" and said[0][0] != rounds.ASSISTANT:
     raise errors.InputError(
       f'{where}: {name} begins with a message of the {said[0][0]}, and not with those of "prompt": write the '
       'whole conversation into both lists, or all but its last answer into "prompt" and the answers alone into them'

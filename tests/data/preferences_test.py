@@ -61,8 +61,9 @@ def test_a_prompt_that_the_conversations_begin_with_is_asked_once(tmp_path):
     {"prompt": whole, "chosen": [*whole, *yes], "rejected": [*whole, *no]},
     {"prompt": whole[:1], "chosen": [*whole, *yes], "rejected": [*whole, *no]},
     {"prompt": [system], "chosen": [system, user("r"), *yes], "rejected": [system, user("r"), *no]},
+    {"prompt": [system], "chosen": [user("r"), *yes], "rejected": [user("r"), *no]},
     {"prompt": "q", "chosen": [*whole[1:], *yes], "rejected": [*whole[1:], *no]},
-  ) == [("r", "yes", "no")] * 3 + [(asked, "yes", "no")] * 2 + [("s\nr", "yes", "no"), (asked, "yes", "no")]
+  ) == [("r", "yes", "no")] * 3 + [(asked, "yes", "no")] * 2 + [("s\nr", "yes", "no")] * 2 + [(asked, "yes", "no")]
 
 
 @pytest.mark.parametrize(

@@ -77,10 +77,12 @@ def make(folders):
 
 
 BASES = [("float", None), ("int8", None), ("int4", "data=2,tensor=2")]
-MORE = [("bfloat16", None), ("int4", None), ("float", "data=2,tensor=2"), ("int8", "tensor=2"), ("float", "fsdp=2")]
+MORE = [("bfloat16", None), ("int4", None), ("float", "data=2,tensor=2"), ("int8", "tensor=2")]
+MORE = [pytest.param(*each, marks=pytest.mark.slow) for each in MORE]
+MORE += [pytest.param("float", "fsdp=2", marks=[pytest.mark.slow, pytest.mark.emitters])]
 
 
-@pytest.mark.parametrize("base, mesh", BASES + [pytest.param(*each, marks=pytest.mark.slow) for each in MORE])
+@pytest.mark.parametrize("base, mesh", BASES + MORE)
 def test_each_is_what_it_is_alone(make, base, mesh):
   """Without an adapter to the bit; with one to rounding, as programs differ: factors are padded, and scaled before."""
   several, alone = make(base, mesh=mesh), make(base, None, mesh)
