@@ -1,5 +1,6 @@
 """Cards: only what is evidenced, only of the model that it is beside, and nothing of the user's lost."""
 
+import html
 import json
 import pathlib
 import shutil
@@ -340,21 +341,25 @@ def test_the_same_model_has_the_same_card(model: pathlib.Path, world, tmp_path: 
     assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
 
 
-def test_an_import_has_a_card(tmp_path: pathlib.Path) -> None:
-  config = config_lib.GLMConfig(
-    positions="rotary_2d",
-    mlp="gelu_tanh",
-    num_layers=2,
-    embed_dim=16,
-    num_heads=2,
-    mlp_dim=64,
-    max_length=32,
-    vocab_size=480,
-    param_dtype="float16",
-  )
-  write.write_safetensors(tmp_path / "hub", their_files.random_items("chatglm-6b", config))
-  write.write_hub_configs(tmp_path / "hub", config, None, None)
-  thudm_load.import_model("chatglm-6b", tmp_path / "hub", tmp_path / "model", tokenizer="none")
-  content = card.make(tmp_path / "model", about="chatglm-6b")
-  assert content["model"]["kind"] == "an import" and content["about"]["published"]
+@pytest.mark.parametrize("family", ["chatglm-6b", "glm-130b"])
+def test_an_import_has_a_card(family: str, tmp_path: pathlib.Path) -> None:
+  """With what its authors published, as stated by them, and the rest not known."""
+  own = {"chatglm-6b": dict(positions="rotary_2d", mlp="gelu_tanh"), "glm-130b": {}}
+  sizes = dict(num_layers=2, embed_dim=64, num_heads=8, mlp_dim=176, max_length=32, vocab_size=512)
+  config = config_lib.GLMConfig(**sizes | own[family], param_dtype="float16")
+  theirs, items = tmp_path / "theirs", their_files.random_items(family, config)
+  if family == "chatglm-6b":
+    write.write_safetensors(theirs, items)
+    write.write_hub_configs(theirs, config, None, None)
+  else:
+    theirs.mkdir()
+    write.write_ranks(theirs, items, 2, "49300")
+  thudm_load.import_model(family, theirs, tmp_path / "model", tokenizer="none")
+  content = card.make(tmp_path / "model", about=family)
+  assert content["model"]["kind"] == "an import" and content["model"]["name"].lower() == family
+  page = (tmp_path / "model" / files.PAGE).read_text(encoding="utf-8")
+  for fact in content["about"]["published"]:
+    assert html.escape(fact["value"]) in page and html.escape(fact["source"]) in page
   assert verdicts(content)["licence clarity"] == integrity.PARTIAL
+  assert verdicts(content)["training compute"] != integrity.EVIDENCED and content["compute"] is None
+  assert files.check(tmp_path / "model", waive=integrity.names())["problems"] == []
