@@ -23,7 +23,6 @@ from glmjax.data import spans
 from glmjax.evaluate import heldout
 from glmjax.evaluate import windows
 from glmjax.checkpoint import adapter as adapter_lib
-from glmjax.infer import adapters
 from glmjax.infer import runner as runner_lib
 from glmjax.infer import engine
 from glmjax.infer import runner
@@ -75,8 +74,8 @@ def test_an_adapter_is_measured_with_its_model(model, cache, tmp_path, monkeypat
   config = dataclasses.replace(model.config, lora_rank=2, lora_kernels="attention/qkv", lora_scale=4.0)
   factors = {path: x.shape for path, x in params_lib.table(config).items() if path.endswith(("/lora_a", "/lora_b"))}
   apart = params_lib.nest(dict(heldout.placement.apart(params_lib.flatten(model.params))))
-  monkeypatch.setattr(runner_lib.stream, "stream", lambda *unused: dataclasses.replace(model, params=apart))
-  monkeypatch.setattr(adapters.load, "fingerprint", lambda folder: "the model's")
+  loaded = dataclasses.replace(model, params=apart, metadata={"weights": "the model's"})
+  monkeypatch.setattr(runner_lib.stream, "stream", lambda *unused: loaded)
 
   def bits(scale: float) -> float:
     found = {path: scale * jax.random.normal(jax.random.key(0), shape) for path, shape in factors.items()}
