@@ -6,8 +6,8 @@ import pathlib
 import subprocess
 import sys
 
-# Code that is not optimized halves the tests' time. Without the emitters of fusions XLA compiles in half the time once
-# more; jaxlib 0.11 and later have no other emitters, and end a process that asks for others.
+# Code that is not optimized halves the tests' time. Without the emitters of fusions what compiles much takes three
+# fifths of the rest; jaxlib 0.11 and later have no other emitters, and end a process that asks for others.
 _EMITTERS = "--xla_cpu_use_fusion_emitters=false"
 _OTHER_EMITTERS = tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2])) < (0, 11)
 CHEAP = "--xla_backend_optimization_level=0" + (f" {_EMITTERS}" if _OTHER_EMITTERS else "")

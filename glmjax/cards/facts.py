@@ -103,7 +103,7 @@ def gather(folder: paths.Path, about: about_lib.About, sources: Sources) -> tupl
     config=config,
     weights=weights,
     tokenizer=_tokenizer(folder),
-    files=_files(folder) | ({} if terms is None else {terms.name: _hash(terms)}),
+    files=_files(folder) | ({} if terms is None else {terms.name: file_hash(terms)}),
     about=about,
     training=_training(steps) if steps else None,
     interventions=None if run is None else _interventions(run, weights.step),
@@ -150,10 +150,11 @@ def _files(folder: paths.Path) -> dict[str, str]:
   """Returns the hashes of the folder's small files: what it says of itself, and the seal on its arrays."""
   names = ("config.json", "config.gin", "checksums.json", "tokenizer/tokenizer.json", "tokenizer/tokenizer.model")
   there = [name for name in names if (folder / name).is_file()]
-  return {name: _hash(folder / name) for name in there}
+  return {name: file_hash(folder / name) for name in there}
 
 
-def _hash(path: paths.Path) -> str:
+def file_hash(path: paths.Path) -> str:
+  """Returns the SHA-256 of what a file holds."""
   return hashlib.sha256(path.read_bytes()).hexdigest()
 
 

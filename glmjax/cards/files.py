@@ -147,15 +147,16 @@ def check(
       f"the card is of weights {weights[:16]}, and these are {now.weights.fingerprint[:16]}: make it again"
     )
   changed = [name for name in sorted({*files, *now.files}) if files.get(name) != now.files.get(name)]
-  found = {name: seal if name == JSON else _hash(target / name) for name in (*written, JSON)}
+  found = {name: seal if name == JSON else _found(target / name) for name in (*written, JSON)}
   changed += [name for name, own in found.items() if own != written.get(name)]
   problems += [f"{name} is other than the card says: make it again" for name in changed]
   problems += [f"{each.name}: {text}" for each in looked for text in each.missing]
   return {"problems": problems, "criteria": [each.name for each in looked]}
 
 
-def _hash(path: pathlib.Path) -> str | None:
-  return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+def _found(path: pathlib.Path) -> str | None:
+  """Returns the hash of a file of the card; None where it is gone."""
+  return facts_lib.file_hash(path) if path.is_file() else None
 
 
 def _stated(

@@ -239,11 +239,11 @@ def _evaluation(facts: facts_lib.Facts) -> document.Section:
 
 
 def _forgotten(probe: Mapping[str, Any]) -> str:
-  """Returns in words what a run made its model forget."""
+  """Returns in words what a run changed on the text of its probe."""
   change = probe["difference"]
   return (
-    f"What the run made it forget: filling blanks in {probe['samples']:,} rows of other text, the loss was "
-    f"{probe['before']:.4f} nats a token before the run and {probe['after']:.4f} behind it, {change['loss']:+.4f} "
+    f"On the text of the run's probe, {probe['samples']:,} rows, the loss was {probe['before']:.4f} nats a token "
+    f"before the run and {probe['after']:.4f} behind it, {change['loss']:+.4f} "
     f"(95 % interval: {change['low']:+.4f} to {change['high']:+.4f})."
   )
 
