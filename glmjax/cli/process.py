@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 
 from glmjax.cli import streams
 from glmjax.io import printable
+from glmjax.parallel import host
 
 SECONDS_TO_END = 5  # from a signal on, in which what is open is put in order; then the process ends as it is
 SECONDS_TO_MEET = 15  # the same while a process of several has not met the others: they must be told
@@ -35,6 +36,7 @@ def begin(arguments: Sequence[str] = ()) -> None:
   """Makes the settings that every command needs; `arguments` are the command line's. A second call changes nothing."""
   global _waiting, _noted, _raised
   _waiting, _noted, _raised = _is_of_several(arguments), None, None
+  host.share_one_heap()  # before the first thread, which watches for signals
   _take_signals()
   streams.open_all()
   _show_messages()
@@ -287,9 +289,7 @@ def _limit_threads() -> None:
 
 
 def prepare_training() -> None:
-  """Keeps the memory of a step with the process; before JAX starts its threads."""
-  from glmjax.parallel import host  # here, as few commands need it
-
+  """Keeps the memory of a step with the process."""
   host.keep_freed_memory()
 
 

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import pathlib
+import platform
 import pty
 import resource
 import signal
@@ -419,3 +420,43 @@ def test_few_files_are_called_by_their_name(fake):
   assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] > 8
   done = subprocess.run(command("sleep"), capture_output=True, text=True, check=False)
   assert done.returncode == 2 and "raise the limit with ulimit -n" in done.stderr and done.stderr.count("\n") == 1
+
+
+KEEPS = """
+import ctypes, resource, threading
+from glmjax.cli import process
+
+process.begin()
+process.prepare_training()
+libc = ctypes.CDLL("libc.so.6")
+libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+libc.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
+
+
+def step():
+  block = libc.malloc(100 << 20)
+  libc.memset(block, 1, 100 << 20)
+  libc.free(block)
+
+
+def steps():
+  step()
+  before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+  step()
+  faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+
+
+faults = []
+for _ in range(4):  # each thread takes the next heap, where there are several
+  thread = threading.Thread(target=steps)
+  thread.start()
+  thread.join()
+print(max(faults))
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told to keep memory")
+def test_a_step_of_training_finds_the_memory_of_the_last_one_in_any_thread():
+  environment = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
+  done = subprocess.run([sys.executable, "-c", KEEPS], env=environment, capture_output=True, text=True, check=True)
+  assert int(done.stdout) < 1000, "25,600 of 4 KiB are a step's"
