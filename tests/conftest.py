@@ -1,5 +1,6 @@
 """Eight virtual CPU devices, exact matmuls and no more threads than processors for every test; tables at the end."""
 
+import gc
 import itertools
 import logging
 import os
@@ -64,8 +65,9 @@ def _own_settings():
   logger, absl = logging.getLogger("glmjax"), logging.getLogger("absl")
   handlers, level, propagate, filters = list(logger.handlers), logger.level, logger.propagate, list(absl.filters)
   signals = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-  hook = sys.unraisablehook
+  hook, threshold = sys.unraisablehook, gc.get_threshold()
   yield
+  gc.set_threshold(*threshold)
   for number, handler in signals.items():
     signal.signal(number, handler)
   logger.handlers, logger.propagate, absl.filters, sys.unraisablehook = handlers, propagate, filters, hook

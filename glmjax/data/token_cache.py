@@ -2,21 +2,15 @@
 
 import collections
 import concurrent.futures
-import concurrent.futures.process
 import contextlib
 import dataclasses
 import itertools
 import logging
-import multiprocessing
 import os
 import pathlib
-import pickle
-import signal
 import sys
 import tempfile
-import threading
 import types
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 
 from glmjax import errors
@@ -24,11 +18,11 @@ from glmjax import ranges
 from glmjax.data import builder
 from glmjax.data import file_tasks
 from glmjax.data import mixtures
+from glmjax.data import pools
 from glmjax.data import shard_writer
 from glmjax.data import shards
 from glmjax.data import splits
 from glmjax.data import tokenizing
-from glmjax.data import workers
 from glmjax.io import bucket_path
 from glmjax.io import folders
 from glmjax.io import lease
@@ -38,11 +32,6 @@ from glmjax.io import progress
 _log = logging.getLogger("glmjax")
 
 _READ_TOGETHER = 4  # shards of a task with fewer files: each reading parses all of it
-_KILLED = (
-  "a caching process was killed (out of memory?); run the same command again, with fewer num_workers: what is "
-  "complete is kept"
-)
-_here = threading.local()  # .mixture: what this worker makes the cache of; .helper: the process of a thread
 
 
 def cache_mixture(
@@ -77,7 +66,7 @@ def cache_mixture(
     task.notes()
   in_bucket = _is_in_bucket(mixture, directory)
   num_workers = _count_workers(num_workers, mixture, in_bucket)
-  with _fresh_pool(num_workers, mixture) if in_bucket and num_workers else _pool(num_workers, mixture) as pool:
+  with _pool(num_workers, mixture, in_bucket) as pool:
     tasks_by_file = pool.submit(_files).result()
     hashing = pool.map(_file_hash, tasks_by_file.values(), tasks_by_file)
     hashes = progress.bar(hashing, total=len(tasks_by_file), unit="file", desc="read", leave=False)
@@ -235,105 +224,21 @@ def _count_workers(num_workers: int | None, mixture: mixtures.Mixture, in_bucket
   return num_workers
 
 
-@contextlib.contextmanager
-def _pool(num_workers: int, mixture: mixtures.Mixture) -> Iterator[concurrent.futures.Executor]:
-  """Yields an executor of forked processes, or of a thread of this one; at an error it drops what is unfinished."""
-  if num_workers == 0:
-    executor = concurrent.futures.ThreadPoolExecutor(1, initializer=_take, initargs=(mixture,))
-  else:
-    executor = concurrent.futures.ProcessPoolExecutor(
-      num_workers, multiprocessing.get_context("fork"), _start_worker, (os.getpid(), mixture)
-    )
-  others = set(multiprocessing.active_children())
-  try:
-    with warnings.catch_warnings():
-      warnings.simplefilter("ignore")  # Python 3.12 warns of threads; here they are OpenBLAS's idle ones
-      executor.submit(os.getpid).result()  # all processes are forked here
-    yield executor
-  except BaseException as error:
-    executor.shutdown(wait=False, cancel_futures=True)
-    for process in set(multiprocessing.active_children()) - others:
-      process.kill()
-    if isinstance(error, concurrent.futures.process.BrokenProcessPool):
-      raise errors.InputError(_KILLED) from error
-    raise
-  finally:
-    executor.shutdown()
+def _pool(
+  num_workers: int, mixture: mixtures.Mixture, in_bucket: bool
+) -> contextlib.AbstractContextManager[concurrent.futures.Executor]:
+  """Returns the workers that make the cache, each with the mixture."""
+  if in_bucket and num_workers:
+    return pools.fresh(num_workers, mixture)
+  if num_workers and _through_tensorflow(mixture):
+    return pools.forked(num_workers, mixture, _leave_gpus)
+  return pools.forked(num_workers, mixture)
 
 
-class _FreshPool(concurrent.futures.ThreadPoolExecutor):
-  """An executor whose threads hand each job to a process of their own, a fresh interpreter."""
+def _leave_gpus() -> None:
+  from glmjax.data import seqio_tasks
 
-  def __init__(self, num_workers: int, mixture: mixtures.Mixture) -> None:
-    super().__init__(num_workers, initializer=self._begin, initargs=(mixture,))
-    self.helpers: list[workers.Worker] = []
-    self.ended = False
-
-  def _begin(self, mixture: mixtures.Mixture) -> None:
-    _here.helper = workers.Worker("caching", _taker, mixture)
-    self.helpers.append(_here.helper)
-
-  def submit(self, function: Callable, /, *args: object) -> concurrent.futures.Future:
-    """Hands over one job; function and arguments are sent."""
-    return super().submit(self._ask, function, *args)
-
-  def _ask(self, function: Callable, *args: object) -> object:
-    if self.ended:
-      raise workers.WorkerDied("this job comes too late")
-    _here.helper.request((function, args))
-    return _here.helper.result()
-
-
-@contextlib.contextmanager
-def _fresh_pool(num_workers: int, mixture: mixtures.Mixture) -> Iterator[concurrent.futures.Executor]:
-  """Yields an executor of fresh interpreters, which may use buckets; at an error it drops what is unfinished."""
-  try:
-    pickle.dumps(mixture)
-  except (pickle.PicklingError, AttributeError, TypeError) as error:
-    raise errors.InputError(
-      f"the mixture cannot be sent to other processes ({errors.one_line(error)}): use num_workers=0"
-    ) from error
-  executor = _FreshPool(num_workers, mixture)
-  try:
-    yield executor
-  except BaseException as error:
-    executor.ended = True
-    for helper in executor.helpers:
-      helper.kill()
-    if isinstance(error, workers.WorkerDied):
-      raise errors.InputError(_KILLED) from error
-    raise
-  finally:
-    executor.shutdown(cancel_futures=True)
-    for helper in executor.helpers:
-      helper.close()
-
-
-def _taker(mixture: mixtures.Mixture) -> Callable[[tuple[Callable, tuple]], object]:
-  """Makes what a fresh interpreter does with a job."""
-  _take(mixture)
-  return _do
-
-
-def _do(job: tuple[Callable, tuple]) -> object:
-  function, args = job
-  return function(*args)
-
-
-def _take(mixture: mixtures.Mixture) -> None:
-  """Gives this worker its mixture, which the fork has copied: nothing of it is sent with each job."""
-  _here.mixture = mixture
-
-
-def _start_worker(parent: int, mixture: mixtures.Mixture) -> None:
-  """Makes a new process end with its parent, and at Ctrl-C without a word, and leave GPUs alone."""
-  signal.signal(signal.SIGINT, signal.SIG_DFL)
-  threading.Thread(target=workers.follow, args=(parent,), daemon=True).start()
-  _take(mixture)
-  if _through_tensorflow(mixture):
-    from glmjax.data import seqio_tasks
-
-    seqio_tasks.leave_gpus()
+  seqio_tasks.leave_gpus()
 
 
 # What workers do.
@@ -341,15 +246,15 @@ def _start_worker(parent: int, mixture: mixtures.Mixture) -> None:
 
 def _files() -> dict[str, str]:
   """Returns the files that the mixture is made from, each with the name of a task that reads it."""
-  return dict(sorted((file, task.name) for task in _here.mixture.tasks for file in task.files()))
+  return dict(sorted((file, task.name) for task in pools.given().tasks for file in task.files()))
 
 
 def _file_hash(task: str, file: str) -> str:
-  return _here.mixture.task(task).file_hash(file)
+  return pools.given().task(task).file_hash(file)
 
 
 def _make_plan(num_shards: int, hashes: Mapping[str, str]) -> dict:
-  return make_plan(_here.mixture, num_shards, hashes)
+  return make_plan(pools.given(), num_shards, hashes)
 
 
 def make_plan(mixture: mixtures.Mixture, num_shards: int, hashes: Mapping[str, str]) -> dict:
@@ -388,7 +293,7 @@ def _write_shards(
   partial: paths.Path, group: list[builder.Shard], num_shards: int, vocab_size: int, locks: lease.Locks
 ) -> list[dict]:
   """Does one unit of work, under the locks of the process that asks for it: shards of a task, of the same reading."""
-  mixture = _here.mixture
+  mixture = pools.given()
   task = mixture.task(group[0].task)
   with lease.borrowed(locks):
     if task.deals_out(num_shards):
@@ -400,7 +305,7 @@ def _write_shards(
 
 def _deal_out(partial: paths.Path, group: list[builder.Shard], num_shards: int, vocab_size: int) -> list[dict]:
   """Writes shards of a task of files, each with its documents of one reading."""
-  task = _here.mixture.task(group[0].task)
+  task = pools.given().task(group[0].task)
   with contextlib.ExitStack() as stack:
     writers = {
       (shard.split, shard.index): stack.enter_context(builder.writing_shard(partial, shard, vocab_size))
@@ -417,6 +322,6 @@ def _deal_out(partial: paths.Path, group: list[builder.Shard], num_shards: int, 
           yield example
         seen[split] += 1
 
-    for document in tokenizing.documents(_here.mixture.tokenizer, task.kind, wanted()):
+    for document in tokenizing.documents(pools.given().tokenizer, task.kind, wanted()):
       destinations.popleft().add(document)
   return [writer.record for writer in writers.values()]

@@ -10,6 +10,7 @@ from typing import Any
 
 from glmjax.evaluate import markdown
 from glmjax.io import publish
+from glmjax.study import differences
 from glmjax.study import grid as grid_lib
 from glmjax.study import pictures
 from glmjax.study import results as results_lib
@@ -39,6 +40,7 @@ def write(folder: pathlib.Path, grid: grid_lib.Grid, results: Results) -> None:
     "over": grid.over,
     "repeats": grid.repeats,
     "groups": groups,
+    "differences": differences.between(grid, results),
     "spikes": _leaders(results),
     "glmjax": dict(collections.Counter(" and ".join(result.versions) or "unknown" for result in results)),
     "runs": [_run(result) for result in results],
@@ -158,6 +160,7 @@ def _markdown(grid: grid_lib.Grid, found: Mapping[str, Any], drawn: Mapping[str,
     "lowest (Wortsman et al. 2023), nats a token; its range over repeats in brackets. A run that has diverged, or "
     "ended above its first loss, counts with its first loss. Overflows: steps without a finite gradient, which "
     "float16's loss scale passes over.",
+    _differences_table(grid, found["differences"]),
     _leaders_table(found["spikes"]),
     *(f"## {title}\n\n![{title}]({file})" for file, title in drawn.items()),
   ]
@@ -186,6 +189,24 @@ def _groups_table(grid: grid_lib.Grid, groups: Sequence[Mapping[str, Any]]) -> s
   return markdown.table(header, rows)
 
 
+def _differences_table(grid: grid_lib.Grid, found: Sequence[Mapping[str, Any]]) -> str:
+  if not found:
+    return ""
+  over = grid_lib.short(grid.over)
+  header = ["", "against", "pairs", "all", *(f"{over} {_number(value)}" for value in grid.axes[grid.over])]
+  rows = []
+  for each in found:
+    at = {point["value"]: point for point in each["at"]}
+    cells = [f"{grid_lib.short(each['axis'])} {each['value']}", each["against"], f"{each['pairs']:,}", _signed(each)]
+    cells += [_signed(at[value]) if value in at else "-" for value in grid.axes[grid.over]]
+    rows.append([str(cell).replace("|", "\\|") for cell in cells])
+  told = (
+    "How much larger the last loss is, nats a token: the mean over pairs of runs that are alike but for this and have "
+    "both learned, ± half of its 95 % interval (Student's t over the pairs)."
+  )
+  return f"## Differences\n\n{told}\n\n" + markdown.table(header, rows)
+
+
 def _leaders_table(spikes: Mapping[str, Any]) -> str:
   if not spikes["episodes"]:
     return ""
@@ -202,6 +223,11 @@ def _ranged(spread: Mapping[str, Any] | None, digits: int) -> str:
     return "-"
   several = f" [{spread['low']:.{digits}f}, {spread['high']:.{digits}f}]" if spread["repeats"] > 1 else ""
   return f"{spread['mean']:.{digits}f}{several}"
+
+
+def _signed(estimate: Mapping[str, Any]) -> str:
+  half = "" if estimate["half"] is None else f" ± {estimate['half']:.3f}"
+  return f"{estimate['mean']:+.3f}{half}"
 
 
 def _number(value: Any) -> str:

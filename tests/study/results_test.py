@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from glmjax import display
+from glmjax.study import differences
 from glmjax.study import grid as grid_lib
 from glmjax.study import pictures
 from glmjax.study import report
@@ -145,6 +146,30 @@ def test_a_report_has_every_group_and_its_pictures(tmp_path):
   assert "| pre | 1.0 | 4 | 2 | 0 | 0 |" in text
   for name in ("sensitivity", "curves", "embedding", "gradient", "logits", "residual"):
     assert f"({name}.png)" in text and (tmp_path / f"{name}.png").stat().st_size < 200_000
+
+
+def test_runs_that_are_alike_but_for_one_axis_are_compared(tmp_path):
+  effects, noise = {"pre": 0.0, "post": 0.5}, iter(np.random.default_rng(0).normal(0, 0.01, 16))
+  found = []
+  for i, point in enumerate(GRID.points()):
+    labels = point.labels
+    last = (
+      6 + effects[labels["NORM"]] - 0.1 * (labels["EGS"] == 0.1) + 30 * labels["RATE"] + labels["SEED"] + next(noise)
+    )
+    fails = labels == {"NORM": "post", "EGS": 0.1, "RATE": 1e-2, "SEED": 1}
+    found.append(read(tmp_path / str(i), steps([9.0, *[last] * 99]), point=point, status=3 * fails))
+  norm, shrink = differences.between(GRID, found)
+  assert norm["axis"] == "NORM" and (norm["value"], norm["against"], norm["pairs"]) == ("post", "pre", 7)
+  assert abs(norm["mean"] - 0.5) < 0.02 and 0 < norm["half"] < 0.05 and [at["pairs"] for at in norm["at"]] == [4, 3]
+  assert abs(shrink["mean"] + 0.1) < 0.02 and 0 < shrink["half"] < 0.05 and shrink["pairs"] == 7
+  report.write(tmp_path, GRID, found)
+  assert f"| norm post | pre | 7 | {norm['mean']:+.3f} ± {norm['half']:.3f} |" in (tmp_path / "report.md").read_text()
+
+
+def test_the_interval_of_a_difference_is_students():
+  assert differences._estimate([1.0]) == {"pairs": 1, "mean": 1.0, "half": None}
+  found = differences._estimate([1.0, 2.0, 3.0])
+  assert found["mean"] == 2 and found["half"] == pytest.approx(4.30265 / 3**0.5, rel=1e-5)  # t of 2 degrees of freedom
 
 
 def test_a_figure_that_no_run_has_is_no_picture(tmp_path):
