@@ -14,6 +14,9 @@ import xla_flags
 
 from glmjax.io import bucket
 
+# To look for cycles among Python's objects after each 700 new ones takes 6 % of the tests' time.
+gc.set_threshold(50_000)
+
 # XLA ends a process, all its threads dumped, where one of eight devices makes the others wait for 40 seconds, which
 # happens on two processors with much else to do.
 os.environ.setdefault("XLA_FLAGS", f"{xla_flags.on(8)} --xla_cpu_collective_call_terminate_timeout_seconds=300")

@@ -1,7 +1,10 @@
-// Runs the library's products without XLA, on a pool of its own, for sanitizers and other machines' emulators:
-// every instruction set that the machine has, against sums in double; rows alone and together; calls at once.
+// Runs the library's products and attention without XLA, on a pool of its own, for sanitizers and other machines'
+// emulators: every instruction set that the machine has, against sums in double; rows alone and together; calls at
+// once.
 // Prints the sets, and ends with 0 where all agree.
 
+#include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <condition_variable>
 #include <cstdio>
@@ -14,6 +17,7 @@
 #include <thread>
 #include <vector>
 
+#include "attention.h"
 #include "driver.h"
 #include "numbers.h"
 #include "product.h"
@@ -196,6 +200,134 @@ bool check_at_once(const char* isa, std::mt19937& random, Pool& pool) {
   return !wrong;
 }
 
+struct AttentionCase {
+  SlotKind kind;
+  bool bfloats;  // of queries and what is read
+  int64_t rows, heads, slots, width;
+};
+
+// The arrays of a step of attention, each of exactly its size.
+struct Cache {
+  std::vector<float> q, key, value, key_scale, value_scale;  // what keys and values stand for, without scales
+  std::vector<uint16_t> q_halves, key_halves, value_halves;
+  std::vector<int8_t> key_bytes, value_bytes;
+  std::vector<int32_t> end;
+
+  Cache(const AttentionCase& c, std::mt19937& random) {
+    std::normal_distribution<float> normal;
+    const auto fill = [&](std::vector<float>& to, std::vector<uint16_t>& halves, std::vector<int8_t>* bytes,
+                          int64_t n) {
+      for (int64_t i = 0; i < n; ++i) {
+        const int8_t byte = static_cast<int8_t>(random());
+        if (bytes) bytes->push_back(byte);
+        to.push_back(bytes && c.kind == kSlotBytes ? byte : from_bits(to_bits(normal(random)) & 0xffff0000));
+        halves.push_back(half_of(to.back()));
+      }
+    };
+    const int64_t kept = c.rows * c.heads * c.slots;
+    fill(q, q_halves, nullptr, c.rows * c.heads * c.width);
+    fill(key, key_halves, &key_bytes, kept * c.width);
+    fill(value, value_halves, &value_bytes, kept * c.width);
+    const bool scaled = c.kind == kSlotBytes;
+    for (int64_t i = 0; i < kept; ++i) {
+      key_scale.push_back(scaled ? 0.01f + static_cast<float>(random() % 97) / 9700 : 1);
+      value_scale.push_back(scaled ? 0.01f + static_cast<float>(random() % 97) / 9700 : 1);
+    }
+    for (int64_t row = 0; row < c.rows; ++row) end.push_back(row % 3 == 1 ? 0 : 1 + random() % c.slots);
+    end.back() = c.slots;
+  }
+};
+
+// Returns what rows [first, first + rows) read, as floats.
+std::vector<float> attend(const char* isa, const AttentionCase& c, const Cache& cache, int64_t first, int64_t rows,
+                          Pool& pool) {
+  const auto from = [&](const auto& array, int64_t each) { return array.data() + first * c.heads * each; };
+  const int64_t slots = c.slots * c.width;
+  Attention a{};
+  a.rows = rows, a.heads = c.heads, a.slots = c.slots, a.width = c.width, a.kind = c.kind;
+  a.q_is_bfloat16 = c.bfloats;
+  a.q = c.bfloats ? static_cast<const void*>(from(cache.q_halves, c.width)) : from(cache.q, c.width);
+  switch (c.kind) {
+    case kSlotFloats: a.key = from(cache.key, slots), a.value = from(cache.value, slots); break;
+    case kSlotBfloats: a.key = from(cache.key_halves, slots), a.value = from(cache.value_halves, slots); break;
+    case kSlotBytes:
+      a.key = from(cache.key_bytes, slots), a.value = from(cache.value_bytes, slots);
+      a.key_scale = from(cache.key_scale, c.slots), a.value_scale = from(cache.value_scale, c.slots);
+      break;
+  }
+  a.end = cache.end.data() + first;
+  std::vector<float> out(rows * c.heads * c.width, NAN);
+  std::vector<uint16_t> halves(out.size());
+  a.out = c.bfloats ? static_cast<void*>(halves.data()) : out.data();
+  run(a, choose_attention(isa), pool);
+  if (c.bfloats) std::transform(halves.begin(), halves.end(), out.begin(), bfloat16_to_float);
+  return out;
+}
+
+bool agrees(const char* isa, const AttentionCase& c, const Cache& cache, const std::vector<float>& out) {
+  for (int64_t i = 0; i < c.rows * c.heads; ++i) {
+    const int64_t end = cache.end[i / c.heads];
+    std::vector<double> weights;
+    double largest = -INFINITY, total = 0;
+    for (int64_t m = 0; m < end; ++m) {
+      double score = 0;
+      for (int64_t k = 0; k < c.width; ++k) {
+        score += static_cast<double>(cache.q[i * c.width + k]) * cache.key[(i * c.slots + m) * c.width + k];
+      }
+      weights.push_back(score * cache.key_scale[i * c.slots + m] / std::sqrt(static_cast<double>(c.width)));
+      largest = std::fmax(largest, weights.back());
+    }
+    for (double& weight : weights) total += weight = std::exp(weight - largest);
+    for (int64_t k = 0; k < c.width; ++k) {
+      double sum = 0, size = 1e-30;
+      for (int64_t m = 0; m < end; ++m) {
+        const double part = weights[m] / total * cache.value[(i * c.slots + m) * c.width + k] *
+                            cache.value_scale[i * c.slots + m];
+        sum += part, size += std::fabs(part);
+      }
+      if (!(std::fabs(sum - out[i * c.width + k]) <= (c.bfloats ? 5e-3 : 2e-5) * size)) {
+        std::printf("%s attention kind %d bfloats %d: %ld x %ld x %ld x %ld: out[%ld, %ld] is %g, not %g\n", isa,
+                    c.kind, c.bfloats, static_cast<long>(c.rows), static_cast<long>(c.heads),
+                    static_cast<long>(c.slots), static_cast<long>(c.width), static_cast<long>(i), static_cast<long>(k),
+                    out[i * c.width + k], sum);
+        return false;
+      }
+    }
+  }
+  return true;
+}
+
+bool check(const char* isa, const AttentionCase& c, std::mt19937& random, Pool& pool) {
+  const Cache cache(c, random);
+  const std::vector<float> together = attend(isa, c, cache, 0, c.rows, pool);
+  if (!agrees(isa, c, cache, together)) return false;
+  const int64_t each = c.heads * c.width;
+  for (int64_t row = 0; row < c.rows; ++row) {
+    const std::vector<float> alone = attend(isa, c, cache, row, 1, pool);
+    if (std::memcmp(alone.data(), together.data() + row * each, each * sizeof(float))) {
+      std::printf("%s attention kind %d: row %ld alone reads something else\n", isa, c.kind, static_cast<long>(row));
+      return false;
+    }
+  }
+  return true;
+}
+
+// Two threads attend again and again on one pool of two.
+bool check_attention_at_once(const char* isa, std::mt19937& random, Pool& pool) {
+  const AttentionCase c{kSlotBfloats, true, 3, 4, 300, 64};
+  const Cache cache(c, random);
+  const std::vector<float> once = attend(isa, c, cache, 0, c.rows, pool);
+  std::atomic<int> wrong{0};
+  const auto repeat = [&] {
+    for (int i = 0; i < 50; ++i) wrong += attend(isa, c, cache, 0, c.rows, pool) != once;
+  };
+  std::thread other(repeat);
+  repeat();
+  other.join();
+  if (wrong) std::printf("%s: %d steps of attention at once are wrong\n", isa, wrong.load());
+  return !wrong;
+}
+
 }  // namespace
 
 int main() {
@@ -219,6 +351,16 @@ int main() {
     }
     right &= check(*isa, {kInt8, true, false, 515, 33, 5, 1}, random, pool);  // more than a panel
     right &= check_at_once(*isa, random, pool);
+    for (const SlotKind kind : {kSlotFloats, kSlotBfloats, kSlotBytes}) {
+      for (const bool bfloats : {false, true}) {
+        for (const auto& [rows, heads, slots, width] :
+             {std::tuple<int64_t, int64_t, int64_t, int64_t>{1, 1, 1, 1}, {2, 3, 7, 20}, {5, 2, 33, 128},
+              {3, 4, 300, 64}, {4, 1, 65, 145}}) {
+          right &= check(*isa, AttentionCase{kind, bfloats, rows, heads, slots, width}, random, pool);
+        }
+      }
+    }
+    right &= check_attention_at_once(*isa, random, pool);
     std::printf("%s %s\n", *isa, right ? "agrees" : "DIFFERS");
   }
   return right ? 0 : 1;

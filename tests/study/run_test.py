@@ -12,6 +12,7 @@ import time
 
 import pytest
 
+from glmjax import cli
 from glmjax import errors
 from glmjax import tokens
 from glmjax.cli import commands
@@ -22,6 +23,7 @@ from glmjax.study import grid as grid_lib
 from glmjax.study import run as run_lib
 
 TESTS = pathlib.Path(__file__).parent.parent
+STUDIES = TESTS.parent / "gin" / "studies" / "stability"
 MINIATURE = """
 from __gin__ import dynamic_registration
 import poisoned
@@ -305,6 +307,15 @@ def test_any_gin_file_of_a_run_may_have_a_grid(tmp_path):
   )
   rates = grid_lib.Grid({"PEAK_LEARNING_RATE": [1e-3, 1e-2], "loop.train.seed": [0, 1]}, "PEAK_LEARNING_RATE")
   assert len({task.digest for task in run_lib._tasks(tmp_path, rates, settings)}) == 4
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in STUDIES.glob("*.gin") if path.stem != "run"))
+def test_every_point_of_the_studies_that_ship_is_a_run(tmp_path, monkeypatch, capsys, name):
+  monkeypatch.setattr(run_lib._Crew, "do", lambda self, tasks, on_stop: {})
+  arguments = f"--gin_file=studies/stability/{name}.gin --workdir={tmp_path / 'study'} --json".split()
+  assert cli.main(["study", *arguments, f"--gin.CACHE={str(cached(tmp_path / 'cache'))!r}"]) == 0
+  figures = json.loads(capsys.readouterr().out)
+  assert f"# {figures['points']} runs" in (STUDIES / f"{name}.gin").read_text(), "its first lines say how many"
 
 
 @pytest.mark.parametrize(
