@@ -39,8 +39,8 @@ def examine(bucket: str | None = None) -> dict[str, Any]:
     "compilers": {},
     "kernels": {},
   }
-  for name, (module, note) in target_lib.COMPILERS.items():
-    found["compilers"][name] = f"{'here' if module else 'not in this JAX'}; {note}"
+  for name, (compiler, note) in target_lib.COMPILERS.items():
+    found["compilers"][name] = f"{'here' if compiler() else 'not in this JAX'}; {note}"
   try:
     devices = jax.devices()
   except (RuntimeError, AssertionError) as error:  # the latter, without words, for a plug-in that is not installed

@@ -7,6 +7,7 @@ is passed as an argument to wherever a kernel or a layout is chosen. Its devices
 
 from collections.abc import Mapping
 import dataclasses
+import functools
 import importlib
 import re
 from types import ModuleType
@@ -17,6 +18,23 @@ import jax
 from glmjax.kernels.cpu import library
 
 
+@functools.cache
+def triton() -> Any:
+  """Returns Pallas's compiler for GPUs, a module; None where this JAX comes without.
+
+  It and `mosaic` are loaded when they are asked for, which on CPUs is never: that takes a twentieth of the time to a
+  first answer. No other module looks for them. JAX warns of Triton's end each time a kernel is lowered, not here, and
+  nothing of ours silences that.
+  """
+  return _backend("triton")
+
+
+@functools.cache
+def mosaic() -> Any:
+  """Returns Pallas's compiler for TPUs, a module; None where this JAX comes without."""
+  return _backend("tpu")
+
+
 def _backend(name: str) -> ModuleType | None:
   try:
     return importlib.import_module(f"jax.experimental.pallas.{name}")
@@ -24,17 +42,13 @@ def _backend(name: str) -> ModuleType | None:
     return None
 
 
-# Pallas's compilers, None where this JAX comes without: no other module looks for them. JAX warns of Triton's end each
-# time a kernel is lowered, not here, and nothing of ours silences that.
-TRITON, MOSAIC = _backend("triton"), _backend("tpu")
-
-# What to know of each: its module, and what `glmjax doctor` says.
+# What to know of Pallas's compilers: what loads each, and what `glmjax doctor` says.
 COMPILERS = {
   "Pallas Triton": (
-    TRITON,
+    triton,
     "deprecated since JAX 0.11; its successor is Mosaic GPU, for Ampere too; without it GPUs use XLA's own ways",
   ),
-  "Pallas Mosaic": (MOSAIC, "without it TPUs use XLA's own ways"),
+  "Pallas Mosaic": (mosaic, "without it TPUs use XLA's own ways"),
 }
 
 PLATFORMS = ("cpu", "gpu", "tpu")
@@ -96,14 +110,14 @@ def _lacks(feature: str, platform: str, kind: str) -> str | None:
       return "is for GPUs"
     if any(name in kind for name in _OTHERS):
       return "is for NVIDIA GPUs from Ampere on"
-    if TRITON is None:
+    if triton() is None:
       return (
         f"JAX {jax.__version__} has no Pallas Triton; its successor is Mosaic GPU, for which nothing is written yet"
       )
   if feature == "mosaic":
     if platform != "tpu" or "v2" in kind or "v3" in kind:
       return "is for TPUs from v4 on"
-    if MOSAIC is None:
+    if mosaic() is None:
       return f"JAX {jax.__version__} has no Pallas for TPUs: XLA's own is used"
   if feature == "cpu_library":
     found = library.status()

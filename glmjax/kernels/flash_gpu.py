@@ -18,7 +18,7 @@ from glmjax import target as target_lib
 from glmjax.kernels import dropout as dropout_lib
 from glmjax.kernels import flash_blocks
 from glmjax.kernels.flash_blocks import LEAST, LOG2E, LOW, UNSEEN
-from glmjax.target import TRITON as triton
+from glmjax.target import triton
 
 # Queries and keys of a block, warps, stages of the loop: fastest on an H100 at K = 128 (benchmarks/kernels.py).
 _FORWARD = (64, 32, 4, 3)
@@ -110,7 +110,7 @@ def _call_forward(
     in_specs=[of.ranges(first), of.ranges(last), query, keys, keys, of.lines(lines)],
     out_specs=[of.query(), of.sums()],
     out_shape=[out, jax.ShapeDtypeStruct((of.batch, of.heads, of.num_queries), jnp.float32)],
-    compiler_params=triton.CompilerParams(num_warps=warps, num_stages=stages),
+    compiler_params=triton().CompilerParams(num_warps=warps, num_stages=stages),
     cost_estimate=of.cost(2, inputs[1].dtype.itemsize),
     interpret=interpret,
     name="flash_forward",
@@ -155,7 +155,7 @@ def backward(
     ],
     out_specs=of.query(),
     out_shape=jax.ShapeDtypeStruct(q_BLHK.shape, q_BLHK.dtype),
-    compiler_params=triton.CompilerParams(num_warps=warps, num_stages=stages),
+    compiler_params=triton().CompilerParams(num_warps=warps, num_stages=stages),
     cost_estimate=of.cost(3, k_BMHK.dtype.itemsize),
     name="flash_dq",
   )(first, last, *inputs)
@@ -178,7 +178,7 @@ def backward(
     ],
     out_specs=[of.key(), of.key()],
     out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (k_BMHK, v_BMHK)],
-    compiler_params=triton.CompilerParams(num_warps=warps, num_stages=stages),
+    compiler_params=triton().CompilerParams(num_warps=warps, num_stages=stages),
     cost_estimate=of.cost(4, k_BMHK.dtype.itemsize),
     name="flash_dkv",
   )(first, last, *inputs)
@@ -274,7 +274,7 @@ def _forward_kernel(
     out, high, total = carry
     here = pl.ds(j * block_k, block_k)
     keys = (j * block_k + jnp.arange(block_k))[None]
-    scores = _masked(triton.dot(q, k_ref[here, :].T) * (scale * LOG2E), keys, *lines[:2])
+    scores = _masked(triton().dot(q, k_ref[here, :].T) * (scale * LOG2E), keys, *lines[:2])
     new_high = jnp.maximum(high, scores.max(-1))
     weights = jnp.exp2(scores - new_high[:, None])
     shrink = jnp.exp2(high - new_high)
@@ -282,7 +282,7 @@ def _forward_kernel(
     if rate:
       weights = jnp.where(dropout_lib.keep(rate, lines[2], keys), weights, 0.0)
     v = v_ref[here, :]
-    return out * shrink[:, None] + triton.dot(weights.astype(v.dtype), v), new_high, total
+    return out * shrink[:, None] + triton().dot(weights.astype(v.dtype), v), new_high, total
 
   out, high, total = jax.lax.fori_loop(
     first_ref[i],
@@ -319,12 +319,12 @@ def _query_kernel(
     here = pl.ds(j * block_k, block_k)
     k, v = k_ref[here, :], v_ref[here, :]
     keys = (j * block_k + jnp.arange(block_k))[None]
-    scores = _masked(triton.dot(q, k.T) * (scale * LOG2E), keys, *lines[:2])
-    d_weights = triton.dot(d, v.T)
+    scores = _masked(triton().dot(q, k.T) * (scale * LOG2E), keys, *lines[:2])
+    d_weights = triton().dot(d, v.T)
     if rate:
       d_weights = jnp.where(dropout_lib.keep(rate, lines[2], keys), d_weights * (1 / (1 - rate)), 0.0)
     d_scores = jnp.exp2(scores - sums) * (d_weights - delta) * scale
-    return dq + triton.dot(d_scores.astype(k.dtype), k)
+    return dq + triton().dot(d_scores.astype(k.dtype), k)
 
   dq = jax.lax.fori_loop(first_ref[i], last_ref[i], body, jnp.zeros(q.shape, jnp.float32))
   dq_ref[...] = dq.astype(dq_ref.dtype)
@@ -356,15 +356,15 @@ def _key_kernel(
     here = pl.ds(j * block_q, block_q)
     q, d, lines = q_ref[here, :], d_ref[here, :], [ref[here][None] for ref in line_refs]
     # [keys, queries], so that no product needs it transposed.
-    scores = _masked(triton.dot(k, q.T) * (scale * LOG2E), keys, *lines[:2])
+    scores = _masked(triton().dot(k, q.T) * (scale * LOG2E), keys, *lines[:2])
     weights = jnp.exp2(scores - sums_ref[here][None])
-    d_weights, dropped = triton.dot(v, d.T), weights
+    d_weights, dropped = triton().dot(v, d.T), weights
     if rate:
       kept = dropout_lib.keep(rate, lines[2], keys)
       d_weights, dropped = jnp.where(kept, d_weights * (1 / (1 - rate)), 0.0), jnp.where(kept, weights, 0.0)
-    dv += triton.dot(dropped.astype(d.dtype), d)
+    dv += triton().dot(dropped.astype(d.dtype), d)
     d_scores = weights * (d_weights - delta_ref[here][None]) * scale
-    return dk + triton.dot(d_scores.astype(q.dtype), q), dv
+    return dk + triton().dot(d_scores.astype(q.dtype), q), dv
 
   zeros = jnp.zeros(k.shape, jnp.float32)
   dk, dv = jax.lax.fori_loop(first_ref[i], last_ref[i], body, (zeros, zeros))

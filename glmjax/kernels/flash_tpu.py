@@ -19,7 +19,7 @@ from glmjax import target as target_lib
 from glmjax.kernels import dropout as dropout_lib
 from glmjax.kernels import flash_blocks
 from glmjax.kernels.flash_blocks import LEAST, LOG2E, LOW, UNSEEN
-from glmjax.target import MOSAIC as tpu
+from glmjax.target import mosaic
 
 # Most queries and keys of a block. The float32 scores of a block, and what is made of them, must fit the vector memory
 # of a v4 (16 MiB).
@@ -59,7 +59,7 @@ def forward(
 
   out_BHLK, sums_BH1L = pl.pallas_call(
     functools.partial(_forward_kernel, scale=of.width**-0.5, rate=rate),
-    grid_spec=tpu.PrefetchScalarGridSpec(
+    grid_spec=mosaic().PrefetchScalarGridSpec(
       num_scalar_prefetch=2,
       grid=(of.batch, of.heads, of.num_queries // of.block_q, of.num_keys // of.block_k),
       in_specs=[
@@ -70,16 +70,16 @@ def forward(
       ],
       out_specs=[of.tokens(of.block_q, query), of.line(query)],
       scratch_shapes=[
-        tpu.VMEM((of.width, of.block_q), jnp.float32),
-        tpu.VMEM((1, of.block_q), jnp.float32),
-        tpu.VMEM((1, of.block_q), jnp.float32),
+        mosaic().VMEM((of.width, of.block_q), jnp.float32),
+        mosaic().VMEM((1, of.block_q), jnp.float32),
+        mosaic().VMEM((1, of.block_q), jnp.float32),
       ],
     ),
     out_shape=[
       jax.ShapeDtypeStruct((of.batch, of.heads, of.num_queries, of.width), q_BLHK.dtype),
       jax.ShapeDtypeStruct((of.batch, of.heads, 1, of.num_queries), jnp.float32),
     ],
-    compiler_params=_PARAMS,
+    compiler_params=_params(),
     cost_estimate=of.cost(2, k_BMHK.dtype.itemsize),
     interpret=interpret,
     name="flash_forward",
@@ -136,7 +136,7 @@ def _backward(
   blocks = of.num_queries // of.block_q
   gradients = pl.pallas_call(
     functools.partial(_backward_kernel, scale=of.width**-0.5, rate=rate),
-    grid_spec=tpu.PrefetchScalarGridSpec(
+    grid_spec=mosaic().PrefetchScalarGridSpec(
       num_scalar_prefetch=2,
       grid=(of.batch, of.heads, of.num_keys // of.block_k, blocks),
       in_specs=[
@@ -150,15 +150,15 @@ def _backward(
       ],
       out_specs=[of.tokens(of.num_queries, lambda *_: 0), of.tokens(of.block_k, key), of.tokens(of.block_k, key)],
       scratch_shapes=[
-        tpu.VMEM((blocks, of.width, of.block_q), jnp.float32),
-        *[tpu.VMEM((of.block_k, of.width), jnp.float32)] * 2,
+        mosaic().VMEM((blocks, of.width, of.block_q), jnp.float32),
+        *[mosaic().VMEM((of.block_k, of.width), jnp.float32)] * 2,
       ],
     ),
     out_shape=[
       jax.ShapeDtypeStruct((of.batch, of.heads, size, of.width), q_BLHK.dtype)
       for size in (of.num_queries, of.num_keys, of.num_keys)
     ],
-    compiler_params=_PARAMS,
+    compiler_params=_params(),
     cost_estimate=of.cost(5, k_BMHK.dtype.itemsize),
     interpret=interpret,
     name="flash_backward",
@@ -173,8 +173,9 @@ def _backward(
   return tuple(map(_heads_first, gradients))
 
 
-# A core may have its own rows and heads; the blocks of one head are visited in turn.
-_PARAMS = tpu and tpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary"))
+def _params() -> Any:
+  """Lets a core have its own rows and heads; the blocks of one head are visited in turn."""
+  return mosaic().CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary"))
 
 
 def _heads_first(x: jax.Array) -> jax.Array:

@@ -10,7 +10,7 @@ import jax
 from jax.experimental import pallas as pl
 import jax.numpy as jnp
 
-from glmjax.target import TRITON as triton
+from glmjax.target import triton
 
 SPAN, _ROWS, COLUMNS = 128, 16, 128  # tokens of a program, tokens and columns that it takes at a time
 
@@ -42,7 +42,7 @@ def gradient(
       jax.ShapeDtypeStruct(hidden_BL2F.shape, d_BLF.dtype),
       jax.ShapeDtypeStruct((batch, length // SPAN, 2, width), jnp.float32),
     ],
-    compiler_params=triton.CompilerParams(num_warps=4, num_stages=1),
+    compiler_params=triton().CompilerParams(num_warps=4, num_stages=1),
     cost_estimate=pl.CostEstimate(flops=0, transcendentals=size, bytes_accessed=6 * size * d_BLF.dtype.itemsize),
     interpret=interpret,
     name="geglu_gradient",

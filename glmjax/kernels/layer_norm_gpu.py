@@ -13,7 +13,7 @@ import jax
 from jax.experimental import pallas as pl
 import jax.numpy as jnp
 
-from glmjax.target import TRITON as triton
+from glmjax.target import triton
 
 SPAN = 32  # tokens of a program
 _ENTRIES = 4096  # that a program holds of each array at a time; this and the warps are fastest on an H100 at D = 2048
@@ -45,7 +45,7 @@ def backward(
       jax.ShapeDtypeStruct(x_BLD.shape, x_BLD.dtype),
       jax.ShapeDtypeStruct((batch, length // SPAN, 2, width), jnp.float32),
     ],
-    compiler_params=triton.CompilerParams(num_warps=_WARPS, num_stages=1),
+    compiler_params=triton().CompilerParams(num_warps=_WARPS, num_stages=1),
     cost_estimate=pl.CostEstimate(flops=0, transcendentals=0, bytes_accessed=3 * x_BLD.nbytes),
     interpret=interpret,
     name="layer_norm_backward",

@@ -13,7 +13,7 @@ import jax
 from jax.experimental import pallas as pl
 import jax.numpy as jnp
 
-from glmjax.target import TRITON as triton
+from glmjax.target import triton
 
 MOST_ROWS = 16  # of one call; also what tensor cores take at least
 # By bits: rows of codes and outputs of a block, warps, stages, and the programs that inputs are split for; fastest on
@@ -46,7 +46,7 @@ def product(x_RI: jax.Array, values: jax.Array, bits: int, *, interpret: bool = 
     ],
     out_specs=pl.BlockSpec((None, MOST_ROWS, block_o), lambda o, s: (s, 0, o)),
     out_shape=jax.ShapeDtypeStruct((parts, MOST_ROWS, outputs), jnp.float32),
-    compiler_params=triton.CompilerParams(num_warps=warps, num_stages=stages),
+    compiler_params=triton().CompilerParams(num_warps=warps, num_stages=stages),
     interpret=interpret,
     name=f"int{bits}_product",
   )(x_PRI, values)
@@ -58,11 +58,11 @@ def _kernel(x_ref: Any, values_ref: Any, out_ref: Any, *, bits: int, block: int)
     here = pl.ds(i * block, block)
     values = values_ref[here, :]
     if bits == 8:
-      return total + triton.dot(x_ref[0, :, here], values.astype(x_ref.dtype))
+      return total + triton().dot(x_ref[0, :, here], values.astype(x_ref.dtype))
     wide = values.astype(jnp.int32)
     codes = wide >> 4, (wide << 28) >> 28  # even inputs in the high half, each sign-extended
     for pair, code in enumerate(codes):
-      total += triton.dot(x_ref[pair, :, here], code.astype(jnp.float32).astype(x_ref.dtype))
+      total += triton().dot(x_ref[pair, :, here], code.astype(jnp.float32).astype(x_ref.dtype))
     return total
 
   out_ref[...] = jax.lax.fori_loop(0, values_ref.shape[0] // block, body, jnp.zeros(out_ref.shape, jnp.float32))

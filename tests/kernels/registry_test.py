@@ -25,8 +25,9 @@ KINDS = {
 
 @pytest.fixture(autouse=True)
 def _compilers(monkeypatch):
-  for name in ("TRITON", "MOSAIC"):
-    monkeypatch.setattr(target_lib, name, getattr(target_lib, name) or types.ModuleType(name))
+  for name in ("triton", "mosaic"):
+    found = getattr(target_lib, name)() or types.ModuleType(name)
+    monkeypatch.setattr(target_lib, name, lambda found=found: found)
 
 
 def target(name: str, **parts: int) -> target_lib.Target:
@@ -137,7 +138,7 @@ def test_what_the_kernel_does_not_take_is_summed():
 
 
 def test_without_the_compiler_there_is_still_a_way(monkeypatch):
-  monkeypatch.setattr(target_lib, "TRITON", None)
+  monkeypatch.setattr(target_lib, "triton", lambda: None)
   assert chosen(attention.ATTENTION, target("h100"), heads(256, 256, 64, "bfloat16")) == ()
   (_, why), *_ = attention.ATTENTION.explain(target("h100"))
   assert "has no Pallas Triton" in why and "Mosaic GPU" in why
