@@ -14,6 +14,7 @@ import numpy as np
 from glmjax.study import grid as grid_lib
 
 _LAST = 0.05  # the share of a run's steps over which its last loss is the mean: of 300, 15
+_ALIKE = 0.01  # nats: log Z's largest less its mean, where a model's outputs are the same at all positions
 _EPISODE = 16  # steps without a spike that end an episode of them: half of what a guard needs for a limit
 _FIGURES = ("loss", "grad_norm", "grad_norm_embedding", "seconds")  # of metrics.jsonl, that are kept of every step
 
@@ -46,6 +47,7 @@ class Result:
   figures: Mapping[str, np.ndarray]  # of each step, float64 [T]; NaN: a step lacks it, or it was not finite
   episodes: Sequence[Episode]  # its spikes, where a guard looked for them, in order; that which has ended it as well
   layers: Mapping[str, np.ndarray]  # of each layer, float64 [N]: the last line of layers.jsonl in which all are finite
+  has_collapsed: bool = False  # whether its outputs are the same at all positions, as layers.jsonl has it last
 
   @property
   def seconds(self) -> float:
@@ -125,12 +127,15 @@ def read(point: grid_lib.Point, result: pathlib.Path, workdir: pathlib.Path) -> 
     for name, found in figures.items():
       found.append(_number(record.get(name)))
   layers: dict[str, np.ndarray] = {}
+  has_collapsed = False
   for record in _records(workdir / "layers.jsonl"):
     layers |= dict(_of_layers(record))
+    has_collapsed = _number(record.get("log_z_max")) - _number(record.get("log_z_mean")) < _ALIKE
   columns = {name: np.array(found, np.float64) for name, found in figures.items()}
   said = ending(result) or {}
   has_diverged = said.get("status") != 0
-  return Result(point, versions(said), has_diverged, np.array(steps, np.float64), columns, _episodes(spikes), layers)
+  step = np.array(steps, np.float64)
+  return Result(point, versions(said), has_diverged, step, columns, _episodes(spikes), layers, has_collapsed)
 
 
 def _episodes(spikes: Sequence[Mapping[str, Any]]) -> list[Episode]:

@@ -66,6 +66,15 @@ def test_runs_that_learned_nothing_count_with_their_first_loss(tmp_path, losses,
   assert run.has_failed == failed and (run.last_loss == 9) == failed
 
 
+def test_a_run_whose_outputs_are_alike_everywhere_has_collapsed(tmp_path):
+  spread, alike = [
+    {"step": step, "log_z_max": 9.0 + above, "log_z_mean": 9.0} for step, above in ((20, 0.5), (40, 1e-3))
+  ]
+  assert read(tmp_path, steps([9, 7.4]), [spread, alike]).has_collapsed
+  for recovered in ([alike, spread], [], [{"step": 20, "log_z_max": None, "log_z_mean": None}]):
+    assert not read(tmp_path / str(len(recovered)), steps([9, 7.4]), recovered).has_collapsed
+
+
 def test_what_is_no_record_is_left_out(tmp_path):
   end = json.dumps({"step": 4, "loss": None, "diverged": "the loss", "first_sample": 3, "last_sample": 4}) + "\n"
   run = read(tmp_path, steps([9, 8, 7], word="text"), tail='"half\n[]\n{"step": "x"}\n' + end + '{"step": 5, "lo')
@@ -143,7 +152,7 @@ def test_a_report_has_every_group_and_its_pictures(tmp_path):
   of_one = found["groups"][0]["sensitivity"]
   assert of_one["repeats"] == 2 and of_one["low"] <= of_one["mean"] <= of_one["high"]
   text = (tmp_path / "report.md").read_text()
-  assert "| pre | 1.0 | 4 | 2 | 0 | 0 |" in text
+  assert "| pre | 1.0 | 4 | 2 | 0 | 0 | 0 |" in text
   for name in ("sensitivity", "curves", "embedding", "gradient", "logits", "residual"):
     assert f"({name}.png)" in text and (tmp_path / f"{name}.png").stat().st_size < 200_000
 

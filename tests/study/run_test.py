@@ -133,7 +133,7 @@ def test_points_are_done_once_and_divergence_is_a_result(stub, tmp_path):
   assert pre["labels"] == {"NORM": "pre"} and pre["largest_that_learns"] == pre["best"] * 10 == 1e-2
   assert pre["sensitivity"]["mean"] == pytest.approx((5.001 + 5.01) / 2 - 5.001)
   assert deepnorm["diverged"] == 2 and deepnorm["largest_that_learns"] is None
-  assert "| pre | 2 | 0 | 0 | 0 | 0 |" in (folder / "report.md").read_text()
+  assert "| pre | 2 | 0 | 0 | 0 | 0 | 0 |" in (folder / "report.md").read_text()
 
 
 def test_only_what_changed_is_done_anew(stub, tmp_path):
