@@ -54,7 +54,7 @@ def _run(result: results_lib.Result) -> dict[str, Any]:
   return {
     "labels": dict(result.point.labels),
     "diverged": result.has_diverged,
-    "collapsed": result.has_collapsed,
+    "uniform": result.is_uniform,
     "steps": len(result.steps),
     "first_loss": result.first_loss,
     "last_loss": result.last_loss,
@@ -72,7 +72,7 @@ def _group(grid: grid_lib.Grid, choice: Sequence[Any], runs: Results) -> dict[st
     "runs": len(runs),
     "diverged": sum(run.has_diverged for run in runs),
     "learned_nothing": sum(run.has_failed and not run.has_diverged for run in runs),
-    "collapsed": sum(run.has_collapsed and not run.has_failed for run in runs),
+    "uniform": sum(run.is_uniform and not run.has_failed for run in runs),
     "spikes": sum(len(run.episodes) for run in runs),
     "overflows": sum(run.overflows for run in runs),
     "sensitivity": _spread(sensitivities),
@@ -160,7 +160,7 @@ def _markdown(grid: grid_lib.Grid, found: Mapping[str, Any], drawn: Mapping[str,
     _groups_table(grid, found["groups"]),
     f"Sensitivity: mean over {grid_lib.short(grid.over)} of the last loss, that of the first step at most, less the "
     "lowest (Wortsman et al. 2023), nats a token; its range over repeats in brackets. A run that has diverged, or "
-    "ended above its first loss, counts with its first loss. Collapsed: runs whose outputs are, at their end, the same "
+    "ended above its first loss, counts with its first loss. Uniform: runs whose outputs are, at their end, the same "
     "at all positions. Overflows: steps without a finite gradient, which float16's loss scale passes over.",
     _differences_table(grid, found["differences"]),
     _leaders_table(found["spikes"]),
@@ -179,7 +179,7 @@ def _versions(counts: Mapping[str, int]) -> str:
 
 def _groups_table(grid: grid_lib.Grid, groups: Sequence[Mapping[str, Any]]) -> str:
   over = grid_lib.short(grid.over)
-  counted = ("runs", "diverged", "learned_nothing", "collapsed", "spikes", "overflows")
+  counted = ("runs", "diverged", "learned_nothing", "uniform", "spikes", "overflows")
   header = [*map(grid_lib.short, grid.others), *(name.replace("_", " ") for name in counted), "sensitivity"]
   header += [f"best {over}", "its loss", f"largest {over} at which all learn"]
   rows = []

@@ -47,7 +47,7 @@ class Result:
   figures: Mapping[str, np.ndarray]  # of each step, float64 [T]; NaN: a step lacks it, or it was not finite
   episodes: Sequence[Episode]  # its spikes, where a guard looked for them, in order; that which has ended it as well
   layers: Mapping[str, np.ndarray]  # of each layer, float64 [N]: the last line of layers.jsonl in which all are finite
-  has_collapsed: bool = False  # whether its outputs are the same at all positions, as layers.jsonl has it last
+  is_uniform: bool = False  # whether its outputs are the same at all positions, as layers.jsonl has it last
 
   @property
   def seconds(self) -> float:
@@ -127,15 +127,15 @@ def read(point: grid_lib.Point, result: pathlib.Path, workdir: pathlib.Path) -> 
     for name, found in figures.items():
       found.append(_number(record.get(name)))
   layers: dict[str, np.ndarray] = {}
-  has_collapsed = False
+  is_uniform = False
   for record in _records(workdir / "layers.jsonl"):
     layers |= dict(_of_layers(record))
-    has_collapsed = _number(record.get("log_z_max")) - _number(record.get("log_z_mean")) < _ALIKE
+    is_uniform = _number(record.get("log_z_max")) - _number(record.get("log_z_mean")) < _ALIKE
   columns = {name: np.array(found, np.float64) for name, found in figures.items()}
   said = ending(result) or {}
   has_diverged = said.get("status") != 0
   step = np.array(steps, np.float64)
-  return Result(point, versions(said), has_diverged, step, columns, _episodes(spikes), layers, has_collapsed)
+  return Result(point, versions(said), has_diverged, step, columns, _episodes(spikes), layers, is_uniform)
 
 
 def _episodes(spikes: Sequence[Mapping[str, Any]]) -> list[Episode]:

@@ -66,13 +66,13 @@ def test_runs_that_learned_nothing_count_with_their_first_loss(tmp_path, losses,
   assert run.has_failed == failed and (run.last_loss == 9) == failed
 
 
-def test_a_run_whose_outputs_are_alike_everywhere_has_collapsed(tmp_path):
+def test_a_run_whose_outputs_are_alike_everywhere_is_uniform(tmp_path):
   spread, alike = [
     {"step": step, "log_z_max": 9.0 + above, "log_z_mean": 9.0} for step, above in ((20, 0.5), (40, 1e-3))
   ]
-  assert read(tmp_path, steps([9, 7.4]), [spread, alike]).has_collapsed
+  assert read(tmp_path, steps([9, 7.4]), [spread, alike]).is_uniform
   for recovered in ([alike, spread], [], [{"step": 20, "log_z_max": None, "log_z_mean": None}]):
-    assert not read(tmp_path / str(len(recovered)), steps([9, 7.4]), recovered).has_collapsed
+    assert not read(tmp_path / str(len(recovered)), steps([9, 7.4]), recovered).is_uniform
 
 
 def test_what_is_no_record_is_left_out(tmp_path):
