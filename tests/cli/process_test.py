@@ -378,7 +378,7 @@ def test_the_library_changes_nothing_in_its_host():
   ]
   code = textwrap.dedent(f"""
       import absl.logging, importlib, logging, os, signal, sys, threading, warnings
-      import jax, flax.linen, optax, orbax.checkpoint, numpy, sentencepiece  # whose own doings are not ours
+      import jax, flax.linen, optax, orbax.checkpoint, numpy, scipy.special, sentencepiece  # whose doings are not ours
 
       def settings():
         loggers = ("", "absl", "glmjax", "jax", "orbax")
