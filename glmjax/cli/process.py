@@ -28,6 +28,8 @@ SECONDS_TO_MEET = 15  # the same while a process of several has not met the othe
 # after each 700, as Python does, takes a tenth of the time to the first answer.
 _NEW_OBJECTS = 50_000
 
+_TRAINS = "train"  # the command whose steps matter more than its compiling, which one heap makes a fifth slower
+
 
 class Stopped(KeyboardInterrupt):
   """SIGTERM or SIGINT, raised in the main thread wherever it is."""
@@ -42,7 +44,8 @@ def begin(arguments: Sequence[str] = ()) -> None:
   global _waiting, _noted, _raised
   _waiting, _noted, _raised = _is_of_several(arguments), None, None
   gc.set_threshold(_NEW_OBJECTS)
-  host.share_one_heap()  # before the first thread, which watches for signals
+  if arguments[:1] == [_TRAINS]:
+    host.share_one_heap()  # before the first thread, which watches for signals
   _take_signals()
   streams.open_all()
   _show_messages()

@@ -426,7 +426,7 @@ KEEPS = """
 import ctypes, resource, threading
 from glmjax.cli import process
 
-process.begin()
+process.begin(["train"])
 process.prepare_training()
 libc = ctypes.CDLL("libc.so.6")
 libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
