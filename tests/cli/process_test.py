@@ -206,6 +206,7 @@ def test_several_wait_for_the_others():
   process.begin()
   with pytest.raises(process.Stopped):
     os.kill(os.getpid(), signal.SIGINT)
+  process.begin()  # else the process, which goes on here, would be ended in a few seconds
 
 
 @pytest.mark.parametrize(
