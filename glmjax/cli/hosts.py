@@ -62,7 +62,6 @@ def check_mesh(options: argparse.Namespace) -> dict[str, Any]:
 @contextlib.contextmanager
 def training(options: argparse.Namespace) -> Iterator[None]:
   """Makes the process ready for training and joins the others, which loop.train watches."""
-  process.prepare_training()
   process.keep_programs()
   _join(options)
   yield

@@ -28,7 +28,7 @@ SECONDS_TO_MEET = 15  # the same while a process of several has not met the othe
 # after each 700, as Python does, takes a tenth of the time to the first answer.
 _NEW_OBJECTS = 50_000
 
-_TRAINS = "train"  # the command whose steps matter more than its compiling, which one heap makes a fifth slower
+_TRAINS = ["train"]  # how a command line begins whose steps matter more than the compiling
 
 
 class Stopped(KeyboardInterrupt):
@@ -42,10 +42,11 @@ class Stopped(KeyboardInterrupt):
 def begin(arguments: Sequence[str] = ()) -> None:
   """Makes the settings that every command needs; `arguments` are the command line's. A second call changes nothing."""
   global _waiting, _noted, _raised
+  _answered.extend(number for number in (_noted, _raised) if number is not None)
   _waiting, _noted, _raised = _is_of_several(arguments), None, None
   gc.set_threshold(_NEW_OBJECTS)
-  if arguments[:1] == [_TRAINS]:
-    host.share_one_heap()  # before the first thread, which watches for signals
+  if arguments[:1] == _TRAINS:
+    host.keep_freed_memory()  # before the first thread, which watches for signals
   _take_signals()
   streams.open_all()
   _show_messages()
@@ -70,6 +71,7 @@ _ending = threading.Lock()  # held by the thread that ends the process
 _watcher: threading.Thread | None = None
 _waiting = False  # whether signals wait for `met`
 _noted: int | None = None  # the signal that waits
+_answered: list[int] = []  # signals that came to commands of this process that are over: they do not end the next one
 _raised: int | None = None  # the one that was raised: what is open is being put in order, and the next one ends that
 
 
@@ -123,10 +125,13 @@ def _is_importing(frame: FrameType | None) -> bool:
 def _watch(reader: int) -> None:
   while True:
     for number in os.read(reader, 1):
-      if signal.getsignal(number) is _handle:
+      ours = signal.getsignal(number) is _handle
+      if ours:
         time.sleep(SECONDS_TO_MEET if _waiting else SECONDS_TO_END)
-        if signal.getsignal(number) is _handle:
-          end(number)
+      if number in _answered:
+        _answered.remove(number)
+      elif ours and signal.getsignal(number) is _handle:
+        end(number)
 
 
 def _block() -> None:
@@ -150,7 +155,7 @@ def _forget() -> None:
 
 def _is_of_several(arguments: Sequence[str]) -> bool:
   """Tells whether the command will join others. Told to stop before, it waits until it can tell them."""
-  if arguments[:1] != ["train"] and not any(argument.startswith("--mesh") for argument in arguments):
+  if arguments[:1] != _TRAINS and not any(argument.startswith("--mesh") for argument in arguments):
     return False
   from glmjax.parallel import clusters  # here, as few commands need it
 
@@ -295,11 +300,6 @@ def _limit_threads() -> None:
     os.environ.setdefault(name, str(count))
   os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-
-
-def prepare_training() -> None:
-  """Keeps the memory of a step with the process."""
-  host.keep_freed_memory()
 
 
 def keep_programs() -> None:

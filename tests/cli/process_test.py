@@ -206,7 +206,27 @@ def test_several_wait_for_the_others():
   process.begin()
   with pytest.raises(process.Stopped):
     os.kill(os.getpid(), signal.SIGINT)
-  process.begin()  # else the process, which goes on here, would be ended in a few seconds
+
+
+def test_a_signal_is_for_the_command_that_it_came_to():
+  """One that was interrupted, in a program that goes on, does not end the next."""
+  code = """
+    import os, signal, time
+    from glmjax.cli import process
+    process.SECONDS_TO_END = 0.5
+    process.begin()
+    try:
+      os.kill(os.getpid(), signal.SIGINT)
+      time.sleep(60)
+    except process.Stopped:
+      pass
+    if {again}:
+      process.begin()
+    time.sleep(2)
+  """
+  for again, status in ((True, 0), (False, 130)):
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code.format(again=again))], check=False)
+    assert done.returncode == status
 
 
 @pytest.mark.parametrize(
@@ -428,7 +448,6 @@ import ctypes, resource, threading
 from glmjax.cli import process
 
 process.begin(["train"])
-process.prepare_training()
 libc = ctypes.CDLL("libc.so.6")
 libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
 libc.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]

@@ -184,20 +184,25 @@ bool check(const char* isa, const Case& c, std::mt19937& random, Pool& pool) {
   return true;
 }
 
-// Two threads multiply again and again on one pool of two.
-bool check_at_once(const char* isa, std::mt19937& random, Pool& pool) {
-  const Case c{kInt4, false, true, 2, 1024, 515, 1};
-  const Arrays arrays(c, random);
-  const std::vector<float> once = multiply(isa, c, arrays, 0, c.rows, pool);
+// Two threads compute the same again and again.
+template <typename Compute>
+bool is_same_at_once(const char* isa, const char* what, const Compute& compute) {
+  const std::vector<float> once = compute();
   std::atomic<int> wrong{0};
   const auto repeat = [&] {
-    for (int i = 0; i < 50; ++i) wrong += multiply(isa, c, arrays, 0, c.rows, pool) != once;
+    for (int i = 0; i < 50; ++i) wrong += compute() != once;
   };
   std::thread other(repeat);
   repeat();
   other.join();
-  if (wrong) std::printf("%s: %d calls at once are wrong\n", isa, wrong.load());
+  if (wrong) std::printf("%s: %d %s at once are wrong\n", isa, wrong.load(), what);
   return !wrong;
+}
+
+bool check_at_once(const char* isa, std::mt19937& random, Pool& pool) {
+  const Case c{kInt4, false, true, 2, 1024, 515, 1};
+  const Arrays arrays(c, random);
+  return is_same_at_once(isa, "products", [&] { return multiply(isa, c, arrays, 0, c.rows, pool); });
 }
 
 struct AttentionCase {
@@ -312,20 +317,10 @@ bool check(const char* isa, const AttentionCase& c, std::mt19937& random, Pool& 
   return true;
 }
 
-// Two threads attend again and again on one pool of two.
 bool check_attention_at_once(const char* isa, std::mt19937& random, Pool& pool) {
   const AttentionCase c{kSlotBfloats, true, 3, 4, 300, 64};
   const Cache cache(c, random);
-  const std::vector<float> once = attend(isa, c, cache, 0, c.rows, pool);
-  std::atomic<int> wrong{0};
-  const auto repeat = [&] {
-    for (int i = 0; i < 50; ++i) wrong += attend(isa, c, cache, 0, c.rows, pool) != once;
-  };
-  std::thread other(repeat);
-  repeat();
-  other.join();
-  if (wrong) std::printf("%s: %d steps of attention at once are wrong\n", isa, wrong.load());
-  return !wrong;
+  return is_same_at_once(isa, "steps of attention", [&] { return attend(isa, c, cache, 0, c.rows, pool); });
 }
 
 }  // namespace
