@@ -21,6 +21,12 @@ class Letters:
   specials = tokens.icetk(6, 4 + len(TEXT))
   vocab_size = specials.dblock + 1
 
+  def __eq__(self, other: object) -> bool:
+    return type(self) is type(other)
+
+  def __hash__(self) -> int:
+    return hash(type(self))
+
   def encode(self, text: str) -> list[int]:
     return [10 + TEXT.index(letter) for letter in text]
 

@@ -155,6 +155,8 @@ class Engine:
       ours, its = getattr(self.config, name), getattr(other.config, name)
       if its < ours or (name == "vocab_size" and its != ours):
         raise errors.InputError(f"the draft model's {name} is {its} and the model's {ours}: take another")
+    if other.tokenizer != self.tokenizer:
+      raise errors.InputError("the draft model's tokenizer is another one: take a model of the same tokenizer")
 
   def encode(self, text: str, literal: bool = False) -> list[int]:
     """Returns tokens of a prompt, framed as the model's family wants; masks written in it count unless `literal`."""

@@ -26,7 +26,7 @@ class Place:
   """A folder of the world that is damaged, and the commands that read it."""
 
   folder: str
-  share: int  # of 240 damages
+  share: int  # of 300 damages
   commands: dict[str, tuple[str, ...]]
 
 
@@ -61,6 +61,17 @@ PLACES = {
         "generate": ("generate", "--checkpoint=export", "--prompt=a fox [MASK]."),
         "evaluate": ("evaluate", ground.GIN, "--checkpoint=export", "--out=out.json"),
         "inspect": ("inspect", "export", "--hashes", "--json"),
+      },
+    ),
+    Place(
+      "mapped",
+      60,
+      {
+        "export": ("export", "--checkpoint=mapped", "--out=out"),
+        "generate": ("generate", "--checkpoint=mapped", "--prompt=a fox [MASK]."),
+        "score": ("score", "--checkpoint=mapped", "--text=a fox"),
+        "evaluate": ("evaluate", ground.GIN, "--checkpoint=mapped", "--out=out.json"),
+        "inspect": ("inspect", "mapped", "--hashes", "--json"),
       },
     ),
   )

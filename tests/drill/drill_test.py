@@ -16,8 +16,8 @@ from drill import damages
 from drill import ground
 from drill import kills
 
-KILLS = int(os.environ.get("GLMJAX_DRILL_KILLS", "144"))
-DAMAGES = int(os.environ.get("GLMJAX_DRILL_DAMAGES", "240"))
+KILLS = int(os.environ.get("GLMJAX_DRILL_KILLS", "160"))
+DAMAGES = int(os.environ.get("GLMJAX_DRILL_DAMAGES", "300"))
 SEED = int(os.environ.get("GLMJAX_DRILL_SEED", "0"))
 
 
@@ -32,7 +32,7 @@ def _folder(tmp_path_factory) -> pathlib.Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", kills.COMMANDS)
 def test_kills(name, folder, tmp_path, record_property):
-  count = -(-KILLS * kills.COMMANDS[name].share // 144)
+  count = -(-KILLS * kills.COMMANDS[name].share // 160)
   table, wrong = kills.run(name, count, SEED, folder, tmp_path)
   record_property("table", table)
   assert not wrong, "\n".join(wrong)
@@ -41,7 +41,7 @@ def test_kills(name, folder, tmp_path, record_property):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", damages.PLACES)
 def test_damages(name, folder, tmp_path, record_property):
-  count = -(-DAMAGES * damages.PLACES[name].share // 240)
+  count = -(-DAMAGES * damages.PLACES[name].share // 300)
   table, wrong = damages.run(name, count, SEED, folder, tmp_path)
   record_property("table", table)
   assert not wrong, "\n".join(wrong)

@@ -1,7 +1,8 @@
 """What the drill works on: tiny runs, caches and exports, and the ways to run commands in copies of them.
 
 FOLDER/world/  as tiny_world makes it, and  half/ (a run stopped at step 6 of 8, with checkpoints 2, 4 and 6)
-               prompts.txt   adapter.gin   other/{half,cache,export} (of another seed and other text)
+               mapped/ (the export for CPUs: --format=cpu, INT4)
+               prompts.txt   adapter.gin   other/{half,cache,export,mapped} (of another seed and other text)
 """
 
 import json
@@ -17,6 +18,7 @@ import tiny_world
 LIMIT = 90  # seconds that a command may take
 GIN = "--gin_file=world.gin"
 HALF = ("train", GIN, "--stop_at_step=6")
+MAPPED = ("--format=cpu", "--bits=4")
 ADAPTER = """
 include "world.gin"
 from __gin__ import dynamic_registration
@@ -59,6 +61,7 @@ def make(folder: pathlib.Path) -> pathlib.Path:
       (other, ("cache", GIN, "--num_workers=0")),
       (other, (*HALF, "--workdir=half", "--gin.loop.train.seed=1")),
       (other, ("export", "--checkpoint=half", "--out=export")),
+      *((each, ("export", "--checkpoint=export", "--out=mapped", *MAPPED)) for each in (world, other)),
     ):
       ended = server.command(*argv, cwd=where)
       assert ended.status == 0, f"{argv}: {ended}"

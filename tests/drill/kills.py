@@ -34,7 +34,7 @@ class Command:
   """A command that can be killed; its result is called `out`, or begins with that."""
 
   argv: tuple[str, ...]
-  share: int  # of 144 kills
+  share: int  # of 160 kills
   once: bool = False  # it refuses to do again what is done
   trains: bool = False  # its result is a run
 
@@ -44,6 +44,7 @@ COMMANDS = {
   "adapter": Command(("train", "--gin_file=adapter.gin", "--workdir=out", "--gin.KEEP=100"), 16, trains=True),
   "cache": Command(("cache", ground.GIN, "--directory=out", "--num_workers=2"), 16),
   "export": Command(("export", "--checkpoint=run", "--out=out", "--bits=8"), 16, once=True),
+  "mapped": Command(("export", "--checkpoint=run", "--out=out", *ground.MAPPED), 16, once=True),
   "import": Command(("import", "chatglm-6b", "hub", "out"), 16, once=True),
   "tokenizer": Command(("tokenizer", ground.GIN, "--folder=out"), 8),
   "generate": Command(("generate", "--checkpoint=export", "--file=prompts.txt", "--out=out.jsonl"), 8),

@@ -187,12 +187,17 @@ def test_a_draft_model_that_does_not_fit():
     engine_models.make("rotary_2d"),
     engine.Engine(runner.Runner(*engine_models.model("rotary_2d", 128)), engine_models.Letters()),
   )
-  for ask, drafted, words in (
-    (small, 0, "drafts=0"),
-    (other, 3, "the draft model's vocab_size is 64 and the model's 128"),
+
+  class OtherLetters(engine_models.Letters):
+    """Letters in another order, say."""
+
+  for ask, tokenizer, drafted, words in (
+    (small, small.tokenizer, 0, "drafts=0"),
+    (other, other.tokenizer, 3, "the draft model's vocab_size is 64 and the model's 128"),
+    (small, OtherLetters(), 3, "the draft model's tokenizer is another one"),
   ):
     with pytest.raises(errors.InputError, match=words):
-      engine.Engine(ask.runner, ask.tokenizer, drafts=drafted, draft_model=small)
+      engine.Engine(ask.runner, tokenizer, drafts=drafted, draft_model=small)
 
 
 @pytest.mark.slow
