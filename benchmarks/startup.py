@@ -86,9 +86,7 @@ def install(cache: str) -> dict[str, Any]:
 def answers(checkpoint: str, repeats: int) -> dict[str, dict[str, float]]:
   """Asks a model in fresh processes, the kinds in turn."""
   generate = [
-    sys.executable,
-    "-m",
-    "glmjax",
+    str(pathlib.Path(sys.executable).with_name("glmjax")),  # what is installed, not what lies in this folder
     "generate",
     "--prompt=The capital of France is [MASK].",
     "--max_tokens=16",
