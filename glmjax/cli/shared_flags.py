@@ -32,7 +32,7 @@ SAMPLING = (
   Flag("--seed", "seed of the sampling", int, **SEEDS),
   Flag("--no_repeat_ngram", "generate no n-gram of this size twice (0: as it comes)", int, least=0, most=64),
   Flag(
-    "--repetition_penalty", "makes tokens that are there already less likely (1: does not)", float, above=0, most=100
+    "--repetition_penalty", "makes tokens that are there already less likely (1: does not)", float, least=0.01, most=100
   ),
 )
 

@@ -116,6 +116,8 @@ class Asker:
     ]
     while scheduler.busy:
       scheduler.advance(_DECODED_AT_ONCE, fill=True)
+    for answer in answers:
+      answer.check()
     found = [beam_lib.Beam(answer.tokens, 0.0) for answer in answers]
     return [found[first : first + count] for first in range(0, len(found), count)]
 

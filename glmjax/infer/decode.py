@@ -312,10 +312,15 @@ def _each_layer(change: Callable[[kv_cache.KVCache], kv_cache.KVCache], cache: g
 def check_finite(finite: np.ndarray | jax.Array) -> None:
   """Raises NotFiniteError unless all of these flags say that logits were finite."""
   if not np.all(finite):
-    raise errors.NotFiniteError(
-      "the model's logits are not finite: its training diverged, or its weights are damaged or beyond what its dtype "
-      "holds; use an earlier checkpoint, or one exported with another --dtype"
-    )
+    raise not_finite()
+
+
+def not_finite() -> errors.NotFiniteError:
+  """Returns the error of logits that are not finite."""
+  return errors.NotFiniteError(
+    "the model's logits are not finite: its training diverged, or its weights are damaged or beyond what its dtype "
+    "holds; use an earlier checkpoint, or one exported with another --dtype"
+  )
 
 
 def generated(state: State, num_rows: int) -> list[list[int]]:

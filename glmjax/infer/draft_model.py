@@ -24,7 +24,8 @@ class DraftModel:
     self._runner, self._pad = runner, vocabulary.pad
     self._lanes = lanes_lib.Lanes(runner, vocabulary, lanes, few_programs=few_programs)
     self._said: dict[int, list[int]] = {}  # of each lane
-    self._read: dict[int, int] = {}  # how many tokens of that are in the cache
+    self._known: dict[int, int] = {}  # how many of these are in the cache, from the first on
+    self._drafted: dict[int, list[int]] = {}  # what is in the cache behind them, until more has been said
 
   def begin(self, lane: int, request: lanes_lib.Request) -> None:
     """Reads a request's prompt."""
@@ -33,23 +34,32 @@ class DraftModel:
     self._catch_up(lane, request._replace(prompt=alone))
 
   def add(self, lane: int, tokens: Sequence[int]) -> None:
-    """Notes what it has said."""
+    """Notes what it has said; of what was drafted as much is right as that begins with."""
+    drafted = self._drafted.pop(lane, [])
+    is_right = [one == other for one, other in zip(drafted, tokens)]
+    self._known[lane] += is_right.index(False) if False in is_right else len(is_right)
     self._said[lane] += tokens
 
   def end(self, lane: int) -> None:
     """Forgets a lane's request, and frees its lane here."""
-    del self._said[lane], self._read[lane]
+    del self._said[lane], self._known[lane]
+    self._drafted.pop(lane, None)
     self._lanes.leave(lane)
 
-  def draft(self, state: decode.State, most: int) -> dict[int, list[int]]:
-    """Returns so many next tokens of each lane, fewer where one ends its text."""
+  def draft(self, state: decode.State, most: int, free: int) -> dict[int, list[int]]:
+    """Returns as many next tokens of each lane as are read of it, fewer where one ends its text; none where there is no
+    lane for each.
+    """
+    if not (most := min(most, free // max(1, len(self._said)))):
+      return {}
     for lane, said in self._said.items():
-      if len(said) > self._read[lane]:  # others had all lanes meanwhile
+      if self._known[lane] < len(said) - 1:  # others had all lanes meanwhile; the last one is read next
         self._catch_up(lane, self._lanes.requests[lane])
     # One more is drawn than is drafted, so that the last one's keys and values are there if it is right.
     drafted = self._lanes.follow(state, most + 1)
-    self._read = {lane: len(self._said[lane]) + len(tokens) for lane, tokens in drafted.items()}
-    return {lane: tokens[:most] for lane, tokens in drafted.items()}
+    self._known = {lane: len(said) for lane, said in self._said.items()}
+    self._drafted = {lane: tokens[:most] for lane, tokens in drafted.items()}
+    return self._drafted.copy()
 
   def _catch_up(self, lane: int, request: lanes_lib.Request) -> None:
     """Reads a request's prompt and what it has said."""
@@ -58,4 +68,5 @@ class DraftModel:
     while not reading.done:
       reading.advance()
     self._lanes.join(lane, request, reading.state())
-    self._read[lane] = len(self._said[lane])
+    self._known[lane] = len(self._said[lane]) - 1
+    self._drafted.pop(lane, None)

@@ -63,8 +63,10 @@ class Source(Protocol):
   def end(self, lane: int) -> None:
     """Forgets the request of a lane."""
 
-  def draft(self, state: decode.State, most: int) -> dict[int, list[int]]:
-    """Returns up to so many next tokens of each lane that is worth it, whose `state` is that of the set."""
+  def draft(self, state: decode.State, most: int, free: int) -> dict[int, list[int]]:
+    """Returns up to so many next tokens of each lane that is worth it, whose `state` is that of the set, in which so
+    many lanes are free to read them.
+    """
 
 
 class Texts:
@@ -86,9 +88,9 @@ class Texts:
     """Forgets the request of a lane."""
     del self._texts[lane]
 
-  def draft(self, state: decode.State, most: int) -> dict[int, list[int]]:
+  def draft(self, state: decode.State, most: int, free: int) -> dict[int, list[int]]:
     """Returns so many next tokens of each lane whose text repeats itself."""
-    del state
+    del state, free
     return {lane: text.draft(most) for lane, text in self._texts.items() if text.repeats}
 
 
@@ -178,6 +180,5 @@ class Drafting:
 
   def draft(self, state: decode.State) -> dict[int, list[int]]:
     """Returns the draft of each lane that has one, when some lane is free to read it."""
-    if not self._readers or all(self._held):
-      return {}
-    return self._source.draft(state, self.most)
+    free = self._held.count(False)
+    return self._source.draft(state, self.most, free) if self._readers and free else {}

@@ -270,6 +270,7 @@ class Engine:
       ask(i)
     while scheduler.busy:
       for answer, _ in scheduler.advance(_AT_ONCE, fill=True):
+        answer.check()
         if answer.ended:
           i = asked.pop(answer)
           state[i].take(answer.tokens)
@@ -311,6 +312,7 @@ class Engine:
     while not answer.ended:
       before = len(answer.tokens)
       scheduler.advance()
+      answer.check()
       for token in answer.tokens[before:]:
         if token in self.stops:
           return "stop"

@@ -16,6 +16,7 @@ from glmjax import ranges
 # What the original puts in place of a logit that must not win.
 FILTERED = -65504.0
 LONGEST_NGRAM = 64  # that can be asked not to come twice
+LEAST_PENALTY, MOST_PENALTY = 0.01, 100.0  # of repetition: logits stay finite
 _FEW = 128  # tokens that are looked at before all are sorted
 _COLDEST = 1e-30  # temperature; what is less is rounded to 0 by some devices
 _BLOCK = 128  # tokens whose probabilities are summed first
@@ -62,7 +63,7 @@ def check_repetition(min_tokens: int, no_repeat_ngram: int, repetition_penalty: 
   ranges.whole("no_repeat_ngram", no_repeat_ngram, 0, LONGEST_NGRAM)
   if no_repeat_ngram == 1:
     raise errors.InputError("no_repeat_ngram is 1: give 0 (as it comes), or 2 and more")
-  ranges.number("repetition_penalty", repetition_penalty, above=0, most=100)
+  ranges.number("repetition_penalty", repetition_penalty, LEAST_PENALTY, MOST_PENALTY)
 
 
 @jax.tree_util.register_dataclass

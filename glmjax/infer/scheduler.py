@@ -31,6 +31,12 @@ class Answer:
   tokens: list[int] = dataclasses.field(default_factory=list)  # the stop token included
   told: list[lanes_lib.Told] = dataclasses.field(default_factory=list)  # of each token, if the request asks for it
   ended: bool = False
+  finite: bool = True  # False: it has ended, since the model's logits were not finite, and its last tokens mean nothing
+
+  def check(self) -> None:
+    """Raises NotFiniteError where the model's logits were not finite."""
+    if not self.finite:
+      raise decode.not_finite()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,22 +163,20 @@ class Scheduler:
         their tokens, one group of layers at least.
 
     Returns:
-      the requests that decode, with their new tokens.
-
-    Raises:
-      errors.NotFiniteError: when the model's logits were not finite; no request is held after that.
+      the requests that decode, with their new tokens. Those of which logits were not finite have ended (`check`).
     """
     left = prefill_lib.TOKENS * sum(1 if lanes.one_pass else count for lanes in self._sets if _decodes(lanes))
     while (read := self._read_on()) and (fill or not self._held or left > read):
       left -= read
     news = []
     for lanes in list(self._sets):
-      for lane, tokens, told, ended in self._run(lanes, count) if _decodes(lanes) else ():
+      for lane, tokens, told, ended, finite in self._run(lanes, count) if _decodes(lanes) else ():
         answer = self._held[lanes, lane]
         answer.tokens += tokens
         answer.told += told
+        answer.finite = finite
         news.append((answer, tokens))
-        if ended:
+        if ended or not finite:
           answer.ended = True
           self._leave(lanes, lane)
     return news
@@ -252,13 +256,7 @@ class Scheduler:
 
   def _run(self, lanes: lanes_lib.Lanes, count: int) -> list[lanes_lib.News]:
     lanes.grow(self._slots(lanes.slots - lanes.room() + lanes.step))
-    try:
-      return lanes.run(min(count, lanes.room()))
-    except errors.NotFiniteError:
-      reading = [] if self._reading is None else [self._reading[0]]
-      for answer in [*self._held.values(), *reading, *self._waiting]:
-        self.cancel(answer)
-      raise
+    return lanes.run(min(count, lanes.room()))
 
   def _needed(self, prompt: int, limit: int) -> int:
     """Returns the slots that the cache of such a request's lanes comes to have."""

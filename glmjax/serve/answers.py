@@ -36,16 +36,20 @@ class Answers:
       if (asked := self.asked.get(event.job)) is not None:
         asked.take(event)
 
-  def ask(self, jobs: Sequence[service_lib.Job]) -> "Asked":
-    """Submits jobs; their events come from what is returned, which must be closed.
+  def check_count(self, count: int) -> None:
+    """Raises InputError for more answers at once than can ever wait."""
+    if count > max(1, most := self.service.most_waiting):
+      raise errors.InputError(f"{count} answers are asked for at once, and {most} may wait: ask for fewer")
+
+  def ask(self, jobs: Sequence[service_lib.Job], measured: bool = True) -> "Asked":
+    """Submits jobs; their events come from what is returned, which must be closed. `measured`: they count in metrics.
 
     Raises:
       service.Refused: when they are not taken.
       errors.InputError: when they are more than can ever wait, or the model has no room for one.
     """
-    if len(jobs) > max(1, most := self.service.most_waiting):
-      raise errors.InputError(f"{len(jobs)} answers are asked for at once, and {most} may wait: ask for fewer")
-    asked = Asked(self, jobs)
+    self.check_count(len(jobs))
+    asked = Asked(self, jobs, measured)
     try:
       for job in jobs:
         self.asked[job] = asked
@@ -59,19 +63,19 @@ class Answers:
 class Asked:
   """Jobs whose events somebody waits for."""
 
-  def __init__(self, answers: Answers, jobs: Sequence[service_lib.Job]) -> None:
+  def __init__(self, answers: Answers, jobs: Sequence[service_lib.Job], measured: bool) -> None:
     """Listens for the events of these jobs."""
-    self._answers, self._jobs = answers, jobs
+    self._answers, self._jobs, self._measured = answers, jobs, measured
     self._queue: asyncio.Queue = asyncio.Queue()
     self._begun = time.monotonic()
     self._last: dict[service_lib.Job, float] = {}  # when each job's last tokens came
 
   def take(self, event: service_lib.Event) -> None:
     """Takes an event, and measures when it comes: whoever reads may be slow."""
-    metrics = self._answers.metrics
-    if isinstance(event, service_lib.Part) and event.tokens:
+    metrics, stops = self._answers.metrics, self._answers.service.engine.stops
+    if self._measured and isinstance(event, service_lib.Part) and event.tokens:
       now, last = time.monotonic(), self._last.get(event.job)
-      metrics.new_tokens.inc(len(event.tokens))
+      metrics.new_tokens.inc(sum(token not in stops for token in event.tokens))
       if last is None:
         metrics.first_token.observe(now - self._begun)
       else:

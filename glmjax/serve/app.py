@@ -4,7 +4,6 @@ import asyncio
 import base64
 import dataclasses
 import hashlib
-import hmac
 import importlib.resources
 import json
 import re
@@ -30,6 +29,9 @@ from glmjax.serve import prompts as prompts_lib
 from glmjax.serve import replies
 from glmjax.serve import service as service_lib
 from glmjax.serve import wire
+
+
+_MOST_TOLD = 1 << 19  # log-probabilities of prompts, some 20 MB of a reply
 
 
 def check_names(model: str, adapters: Collection[str]) -> None:
@@ -78,10 +80,8 @@ class Server:
     self.service.start()
 
   def key_of(self, request: fastapi.Request) -> str:
-    """Returns whose request it is; raises HTTPException where its key is none of ours."""
+    """Returns whose request it is: a key's (which limits.Keys has found to be one), or an address's."""
     given = request.headers.get("authorization", "").removeprefix("Bearer ").encode()
-    if self.keys and not any([hmac.compare_digest(given, key) for key in self.keys]):
-      raise fastapi.HTTPException(401, "no such API key: send Authorization: Bearer KEY")
     return hashlib.sha256(given).hexdigest() if self.keys else request.client.host if request.client else ""
 
   @property
@@ -126,9 +126,9 @@ class Server:
     options: wire.Streaming | None,
   ) -> fastapi.Response:
     """Answers with a stream, where the request's options ask for it, or when all jobs have ended."""
+    asked = self.answers.ask(jobs)
     request.state.reply = reply
     self.metrics.prompt_tokens.inc(reply.usage()["prompt_tokens"])
-    asked = self.answers.ask(jobs)
     if options is not None and options.stream:
       tells = options.stream_options is not None and options.stream_options.include_usage
       return _EventStream(asked, reply, tells)
@@ -202,6 +202,7 @@ def create(server: Server, limit: limits.Limits = limits.Limits(), log_prompts: 
   told: Any = {"default": {"description": "What is wrong, as OpenAI tells it.", "model": wire.Failed}}
   app = fastapi.FastAPI(title="glmjax", version="1", docs_url=None, redoc_url=None, responses=told)
   app.add_middleware(limits.Bodies, limits=limit)
+  app.add_middleware(limits.Keys, keys=server.keys)
   app.add_middleware(log.Requests, prompts=log_prompts)
   _add_errors(app)
   _add_answers(app, server)
@@ -274,6 +275,7 @@ def _add_answers(app: fastapi.FastAPI, server: Server) -> None:
     adapter = server.adapter_of(body.model)
     if not body.max_tokens and not body.echo:
       raise errors.InputError("max_tokens is 0: give 1 or more, or echo, which answers with the prompt")
+    server.answers.check_count(body.count * body.n)
     prompts = await asyncio.to_thread(prompts_lib.read, engine, body.prompt)
     for prompt in prompts:
       server.check_room(prompt.row, min(body.max_tokens, 1))
@@ -281,6 +283,7 @@ def _add_answers(app: fastapi.FastAPI, server: Server) -> None:
     jobs = server.jobs(body, [prompt.row for prompt in prompts], **more, adapter=adapter, key=key)
     copies = [prompt for prompt in prompts for _ in range(body.n)]
     if body.echo and body.logprobs is not None:
+      _check_told(sum(len(copy.content) for copy in copies), body.logprobs)
       jobs = [dataclasses.replace(job, scored=copy.content) for job, copy in zip(jobs, copies)]
     shown = [(copy.text, copy.tokens) for copy in copies]
     count = sum(len(prompt.tokens) for prompt in prompts)
@@ -302,6 +305,15 @@ def _add_answers(app: fastapi.FastAPI, server: Server) -> None:
     )
 
 
+def _check_told(tokens: int, tops: int) -> None:
+  """Raises InputError for more log-probabilities of prompts than are told at once."""
+  if (told := tokens * (1 + tops)) > _MOST_TOLD:
+    raise errors.InputError(
+      f"echo with logprobs: {told} log-probabilities of prompts are asked for at once, and {_MOST_TOLD} are told: ask "
+      "for fewer prompts, answers or logprobs"
+    )
+
+
 def _add_tokens(app: fastapi.FastAPI, server: Server) -> None:
   """Adds what a client asks of the tokenizer, and which model there is."""
   tokenizer, config = server.engine.tokenizer, server.engine.config
@@ -316,26 +328,23 @@ def _add_tokens(app: fastapi.FastAPI, server: Server) -> None:
     return told if name == server.name else told | {"parent": server.name}
 
   @app.get("/v1/models")
-  async def models(request: fastapi.Request) -> replies.Json:
-    server.key_of(request)
+  async def models() -> replies.Json:
     return {"object": "list", "data": [of_model(name) for name in server.names]}
 
   @app.get("/v1/models/{name:path}")
-  async def one_model(name: str, request: fastapi.Request) -> replies.Json:
-    server.key_of(request)
+  async def one_model(name: str) -> replies.Json:
     server.adapter_of(name)
     return of_model(name)
 
   @app.get("/tokenizer_info")
   @app.get("/v1/tokenizer_info", include_in_schema=False)
-  async def tokenizer_info(request: fastapi.Request) -> replies.Json:
-    server.key_of(request)
+  async def tokenizer_info() -> replies.Json:
     return {"tokenizer_class": "glmjax", **names, "vocab_size": tokenizer.vocab_size}
 
   @app.post("/tokenize")
   @app.post("/v1/tokenize", include_in_schema=False)
-  async def tokenize(body: wire.Tokenize, request: fastapi.Request) -> replies.Json:
-    server.key_of(request)
+  async def tokenize(body: wire.Tokenize) -> replies.Json:
+    server.adapter_of(body.model)
     if body.add_special_tokens:
       tokens = await server.read(body.prompt, literal=False)
     else:
@@ -344,8 +353,8 @@ def _add_tokens(app: fastapi.FastAPI, server: Server) -> None:
 
   @app.post("/detokenize")
   @app.post("/v1/detokenize", include_in_schema=False)
-  async def detokenize(body: wire.Detokenize, request: fastapi.Request) -> replies.Json:
-    server.key_of(request)
+  async def detokenize(body: wire.Detokenize) -> replies.Json:
+    server.adapter_of(body.model)
     return {"prompt": tokenizer.decode(body.tokens)}
 
 

@@ -1,8 +1,12 @@
-"""What a request may be: its head and its body must be there within seconds; the body is read whole, within bytes."""
+"""What a request may be: its head and its body must be there within seconds; the body is read whole, within bytes, once
+its key is known.
+"""
 
 import asyncio
 import dataclasses
+import hmac
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from uvicorn.protocols.http import h11_impl
@@ -42,6 +46,26 @@ class Heads(h11_impl.H11Protocol):
 
   def _wait(self) -> None:
     self._waits = self.loop.call_later(self.seconds, self.transport.close)
+
+
+OPEN = ("/", "/health", "/ready", "/metrics", "/openapi.json")  # what needs no key
+
+
+class Keys:
+  """ASGI middleware that refuses requests whose key is none of some with 401, before their bodies are read."""
+
+  def __init__(self, app: Any, keys: Sequence[bytes]) -> None:
+    """Wraps an application; without any keys nobody is refused."""
+    self._app, self._keys = app, keys
+
+  async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+    """Serves one connection's request."""
+    if scope["type"] == "http" and self._keys and scope["path"] not in OPEN:
+      given = dict(scope["headers"]).get(b"authorization", b"").removeprefix(b"Bearer ")
+      if not any([hmac.compare_digest(given, key) for key in self._keys]):
+        await _refuse(send, 401, "no such API key: send Authorization: Bearer KEY")
+        return
+    await self._app(scope, receive, send)
 
 
 class Bodies:

@@ -43,5 +43,7 @@ def _of_tokens(engine: engine_lib.Engine, tokens: list[int], text: str | None) -
   """Returns the prompt of tokens; the model reads every text behind a sop, so that one which is given is no second."""
   specials = engine.tokenizer.specials
   content = tokens[1:] if tokens[:1] == [specials.sop] else tokens
+  if (blanks := sum(token in specials.masks for token in content)) > 1:
+    raise errors.InputError(f"prompt: there are {blanks} masks among its ids: /v1/fill fills several blanks")
   row = engine.config.position_kind.frame(content, specials)
   return Prompt(engine.tokenizer.decode(tokens) if text is None else text, tokens, content, row)

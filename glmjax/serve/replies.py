@@ -23,6 +23,7 @@ class Reply:
     self._engine, self._prompt_tokens = engine, prompt_tokens
     self._head = {"id": f"{self.prefix}-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
     self.texts = [""] * count
+    self._begun = [False] * count
     self._told: list[list[Json]] = [[] for _ in range(count)]
     self._finish: list[str | None] = [None] * count
     self._tokens = 0  # of all answers, without what ends them
@@ -51,7 +52,7 @@ class Reply:
     return {"prompt_tokens": self._prompt_tokens, "completion_tokens": self._tokens, "total_tokens": total}
 
   def _add(self, i: int, text: str, told: Sequence[Json]) -> Json:
-    first = not self.texts[i] and not self._told[i]
+    first, self._begun[i] = not self._begun[i], True
     self.texts[i] += text
     self._told[i] += told
     choice = {"index": i, **self._piece(text, first), "logprobs": self._logprobs(told) if told else None}
@@ -104,12 +105,16 @@ class CompletionReply(Reply):
     super().__init__(engine, model, len(prompts), prompt_tokens)
     self._prompts = prompts
     self._openings = [prompt if echo else "" for prompt, _ in prompts]
+    self._entries: dict[int, list[Json]] = {}  # of each prompt that was scored, which several answers may have
     self._places = [_Places(engine, len(prompt)) for prompt, _ in prompts]
 
   def add(self, i: int, event: service_lib.Event) -> Json:
     """Takes an event of answer i, or how likely its prompt is; returns it as a chunk of a stream."""
     if isinstance(event, service_lib.Scored):
-      return self._add(i, "", self._scored(i, event.told))
+      tokens = id(self._prompts[i][1])
+      if tokens not in self._entries:
+        self._entries[tokens] = self._scored(i, event.told)
+      return self._add(i, "", self._entries[tokens])
     return super().add(i, event)
 
   def _add(self, i: int, text: str, told: Sequence[Json]) -> Json:

@@ -8,7 +8,6 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import fastapi
 import uvicorn
@@ -24,6 +23,7 @@ from glmjax.serve import service as service_lib
 
 _log = logging.getLogger("glmjax")
 LOCAL = ("127.0.0.1", "::1", "localhost")
+_LEAST_SECONDS = 5  # in which answers that have ended must be read, once the server ends
 _WARM, _WARM_TOKENS = "warm", 2  # a prompt that has the programs compiled, and how far it is answered
 
 
@@ -49,8 +49,7 @@ def run(server: app_lib.Server, app: fastapi.FastAPI, host: str, port: int, drai
 
 async def _run(server: app_lib.Server, app: fastapi.FastAPI, host: str, port: int, drain_seconds: float) -> bool:
   """Serves; tells whether all answers that had begun have ended."""
-  ends: Any = {"timeout_keep_alive": 30, "timeout_graceful_shutdown": 5}
-  config = uvicorn.Config(app, http=limits_lib.Heads, log_config=None, access_log=False, **ends)
+  config = uvicorn.Config(app, http=limits_lib.Heads, log_config=None, access_log=False, timeout_keep_alive=30)
   listener, ended = _Listener(config), asyncio.Event()
   loop = asyncio.get_running_loop()
   for number in (signal.SIGTERM, signal.SIGINT):
@@ -67,10 +66,12 @@ async def _run(server: app_lib.Server, app: fastapi.FastAPI, host: str, port: in
     where = "only this machine reaches it" if host in LOCAL else "others reach it"
     _log.info("%s at http://%s:%d, and a page to chat (%s)", server.name, host, listening.getsockname()[1], where)
     await asyncio.wait((serving, told), return_when=asyncio.FIRST_COMPLETED)
-  server.ready = False
+  server.ready, begun = False, time.monotonic()
   _log.info("ends: waits up to %.0f s for %d running answers", drain_seconds, server.service.running)
   if not (ended_all := await asyncio.to_thread(server.service.end, drain_seconds)):
     _log.warning("%d answers had not ended", server.service.running)
+  # Who reads slowly may have the rest of the time for an answer that has ended.
+  config.timeout_graceful_shutdown = max(_LEAST_SECONDS, int(drain_seconds - (time.monotonic() - begun)))
   listener.should_exit = True
   await serving
   if failure is not None:
@@ -96,7 +97,8 @@ def first(capacity: scheduler.Capacity) -> ahead.First:
 async def _warm(server: app_lib.Server) -> None:
   """Has the programs compiled that a first request would wait for, by the service itself: those of its lanes."""
   begun = time.monotonic()
-  asked = server.answers.ask([service_lib.Job(server.engine.encode(_WARM), max_tokens=_WARM_TOKENS)])
+  job = service_lib.Job(server.engine.encode(_WARM), max_tokens=_WARM_TOKENS)
+  asked = server.answers.ask([job], measured=False)
   try:
     async for _, event in asked.events():
       if isinstance(event, service_lib.End) and event.error is not None:
@@ -110,7 +112,7 @@ def read_keys(file: paths.Named) -> list[str]:
   """Returns the keys of a file, one a line; raises InputError where there is none."""
   path = paths.named(file, "--api_keys")
   try:
-    keys = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    keys = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]  # with a BOM or without
   except (OSError, UnicodeDecodeError) as error:
     raise errors.InputError(f"--api_keys: cannot read {path}: {errors.one_line(error)}") from error
   if not (keys := [key for key in keys if key]):

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from glmjax import errors
 from glmjax.infer import chat
+from glmjax.infer import decode
 from glmjax.infer import engine as engine_lib
 from glmjax.infer import filling as filling_lib
 from glmjax.infer import lanes as lanes_lib
@@ -124,7 +125,9 @@ class Service:
     with self._change:
       if self._ending:
         raise Refused("the server is ending: ask another, or again later")
-      if self.waiting >= self.most_waiting:
+      queue = self._queues.get(job.key, ())
+      share = self.most_waiting // (len(self._queues) + (not queue))  # so that nobody's jobs keep out another's
+      if self.waiting >= self.most_waiting and len(queue) >= share:
         raise Refused(f"{self.waiting} requests wait already: try again later")
       self._queues.setdefault(job.key, collections.deque()).append(job)
       self._change.notify()
@@ -205,13 +208,19 @@ class Service:
     return self.engine.scheduler(**dataclasses.asdict(self._capacity))
 
   def _next_jobs(self) -> list[Job]:
-    """Takes as many jobs as there are lanes for, a key's after the other's; one at most that scores, while the others
-    wait.
+    """Takes as many jobs as there are lanes for, a key's after the other's, and those that need none; one at most that
+    scores, while the others wait.
     """
     jobs: list[Job] = []
-    while self._queues and len(jobs) < self._scheduler.free and not (jobs and jobs[-1].scored is not None):
-      key, queue = self._queues.popitem(last=False)
+    free = self._scheduler.free
+    while self._queues and not (jobs and jobs[-1].scored is not None):
+      key, queue = next(iter(self._queues.items()))
+      needs_lane = queue[0].max_tokens > 0
+      if needs_lane and free <= 0:
+        break
+      free -= needs_lane
       jobs.append(queue.popleft())
+      del self._queues[key]
       if queue:
         self._queues[key] = queue
     return jobs
@@ -264,6 +273,10 @@ class Service:
   def _advance(self, events: Events) -> None:
     for answer, tokens in self._round():
       running = self._running[answer]
+      if not answer.finite:  # of this one alone
+        del self._running[answer]
+        events.append(_failed(running))
+        continue
       text, behind = running.take(tokens)
       del answer.tokens[len(answer.tokens) - behind :], tokens[len(tokens) - behind :]
       told = answer.told[len(answer.told) - len(tokens) :] if running.job.logprobs is not None else []
@@ -282,6 +295,13 @@ class Service:
       if done:
         filled = running.filling.filled()
         events.append(End(running.job, filled, "stop" if running.stopped else filled.finish_reason))
+
+
+def _failed(running: "_Running") -> End:
+  """Returns the end of a job whose logits were not finite."""
+  error = decode.not_finite()
+  _log.error("an answer failed: %s", errors.one_line(error))
+  return End(running.job, running.filling.filled(), "", error)
 
 
 class _Running:

@@ -12,10 +12,17 @@ from glmjax.infer import pieces
 from glmjax.infer import sampling as sampling_lib
 
 MOST_ANSWERS = 16  # of one request
+_MOST_FIELDS, _MOST_BIASES = (
+  100,
+  10_000,
+)  # of a body; every wrong one is told, and all biases are looked at when lanes join
 _IGNORED = ("user", "store", "metadata", "service_tier")  # change no answer
 _SEED = {"ge": -(1 << 63), "lt": 1 << 63}
 
 Stop = Annotated[list[str], pydantic.Field(max_length=pieces.MOST_STOPS)]
+# Lists that are wrong at one place are not looked at further: all of a million mistakes would be told.
+_ONE_MISTAKE = pydantic.Field(fail_fast=True)
+Texts, Ids = Annotated[list[str], _ONE_MISTAKE], Annotated[list[int], _ONE_MISTAKE]
 
 
 class Request(pydantic.BaseModel):
@@ -31,7 +38,7 @@ class Request(pydantic.BaseModel):
   seed: int | None = pydantic.Field(None, **_SEED)
   min_tokens: int = pydantic.Field(0, ge=0)
   no_repeat_ngram: int = pydantic.Field(0, ge=0, le=64)
-  repetition_penalty: float = pydantic.Field(1.0, gt=0, le=100)
+  repetition_penalty: float = pydantic.Field(1.0, ge=sampling_lib.LEAST_PENALTY, le=sampling_lib.MOST_PENALTY)
   logit_bias: dict[str, float] | None = None
 
   @pydantic.model_validator(mode="before")
@@ -39,6 +46,9 @@ class Request(pydantic.BaseModel):
   def _without_ignored(cls, given: Any) -> Any:
     if not isinstance(given, dict):
       return given
+    for what, some, most in (("fields", given, _MOST_FIELDS), ("logit_bias", given.get("logit_bias"), _MOST_BIASES)):
+      if isinstance(some, dict) and len(some) > most:
+        raise ValueError(f"{what}: {len(some)} are given, and {most} are taken")
     return {name: value for name, value in given.items() if name not in _IGNORED and value is not None}
 
   def sampling(self) -> sampling_lib.Sampling:
@@ -88,7 +98,7 @@ class Message(pydantic.BaseModel):
   model_config = pydantic.ConfigDict(extra="forbid", strict=True)
 
   role: Literal["system", "developer", "user", "assistant"]
-  content: str | list[TextPart]
+  content: str | Annotated[list[TextPart], _ONE_MISTAKE]
   name: str | None = None
 
   @property
@@ -108,7 +118,7 @@ class ResponseFormat(pydantic.BaseModel):
 class Chat(Streaming):
   """Holds the body of POST /v1/chat/completions."""
 
-  messages: list[Message] = pydantic.Field(min_length=1)
+  messages: list[Message] = pydantic.Field(min_length=1, fail_fast=True)
   temperature: float = pydantic.Field(0.95, ge=0, le=100)
   top_p: float = pydantic.Field(0.7, gt=0, le=1)
   top_k: int = pydantic.Field(50, ge=0)
@@ -124,7 +134,7 @@ class Chat(Streaming):
 class Completion(Streaming):
   """Holds the body of POST /v1/completions."""
 
-  prompt: str | list[str] | list[int] | list[list[int]]
+  prompt: str | Texts | Ids | Annotated[list[Ids], _ONE_MISTAKE]
   max_tokens: int = pydantic.Field(16, ge=0)
   echo: bool = False
   logprobs: int | None = pydantic.Field(None, ge=0, le=lanes.MOST)
@@ -140,6 +150,11 @@ class Completion(Streaming):
     if prompt == []:
       raise ValueError("the list of prompts is empty")
     return prompt
+
+  @property
+  def count(self) -> int:
+    """How many prompts there are."""
+    return 1 if isinstance(self.prompt, str) or isinstance(self.prompt[0], int) else len(self.prompt)
 
 
 class Fill(Request):
@@ -165,7 +180,7 @@ class Detokenize(pydantic.BaseModel):
   model_config = pydantic.ConfigDict(extra="forbid", strict=True)
 
   model: str | None = None
-  tokens: list[int]
+  tokens: Ids
 
 
 class Failure(pydantic.BaseModel):

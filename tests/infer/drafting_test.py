@@ -11,6 +11,7 @@ import pytest
 from infer import scheduler_test
 
 from glmjax import errors
+from glmjax.infer import draft_model
 from glmjax.infer import drafting
 from glmjax.infer import drafts
 from glmjax.infer import engine
@@ -180,6 +181,36 @@ def test_a_model_that_is_its_own_draft_is_always_right():
   for request in scheduler_test.make_requests(7, 3):
     tokens, passes = finish(ask.scheduler(LANES), request._replace(limit=20, logprobs=None))
     assert passes <= -(-len(tokens) // LANES) + 1
+
+
+def test_a_draft_model_reads_what_it_missed_and_drafts_for_none_that_has_no_lane(monkeypatch):
+  """While others have more than half of the lanes nobody's draft is read; then what was said meanwhile must be."""
+  rows = engine_models.make("rotary_2d", drafts=LANES - 1, draft_model=engine_models.make("rotary")).scheduler(LANES)
+  first, *others = [
+    each._replace(limit=limit, logprobs=None, sampling=sampling.Sampling(min_tokens=limit))
+    for each, limit in zip(scheduler_test.make_requests(LANES, 3), [24] + [4] * (LANES - 1))
+  ]
+  kinds = "_catch_up", "draft"
+  done: dict[str, list] = {kind: [] for kind in kinds}
+  for kind in kinds:
+    plain = getattr(draft_model.DraftModel, kind)
+    monkeypatch.setattr(
+      draft_model.DraftModel,
+      kind,
+      lambda self, *given, plain=plain, kind=kind: (done[kind].append(found := plain(self, *given)), found)[1],
+    )
+  long = rows.submit(first)
+  rows.advance(fill=True)
+  rows.advance()
+  assert done["draft"][-1] and len(done["_catch_up"]) == 1  # its prompt
+  short = [rows.submit(each) for each in others[: LANES // 2]]
+  rows.advance(fill=True)
+  while not all(each.ended for each in short):
+    rows.advance()
+    assert not long.ended
+  assert not any(done["draft"][-2:]) and len(done["_catch_up"]) == 1 + len(short)
+  rows.advance()
+  assert done["draft"][-1] and len(done["_catch_up"]) == 2 + len(short)
 
 
 def test_a_draft_model_that_does_not_fit():

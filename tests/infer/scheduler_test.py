@@ -1,5 +1,6 @@
 """Requests that join and leave: each gets the same text, bit for bit, alone or among others."""
 
+import dataclasses
 import functools
 
 import engine_models
@@ -135,20 +136,24 @@ def test_a_cancelled_request_leaves_its_lane():
   rows.cancel(waits)  # which has ended already
 
 
-def test_what_is_not_finite_ends_all_and_the_next_goes_on(monkeypatch: pytest.MonkeyPatch):
+def test_what_is_not_finite_ends_alone():
+  """Whoever else is there, and whoever has the lane next, gets the same text as ever."""
   requests, texts = expected()
   rows = model().scheduler(LANES)
-  answers = [rows.submit(request) for request in requests[: LANES + 1]]
-  with monkeypatch.context() as patch:
-
-    def refuse(finite: np.ndarray) -> None:
-      raise errors.NotFiniteError("not finite")
-
-    patch.setattr(decode, "check_finite", refuse)
-    with pytest.raises(errors.NotFiniteError):
-      rows.advance()
-  assert not rows.busy and all(answer.ended for answer in answers)
-  assert finish(rows, requests[:1]) == texts[:1]
+  answers = [rows.submit(request) for request in requests[: LANES + 2]]
+  rows.advance(fill=True)
+  sick, lane = next((answer, lane) for (_, lane), answer in rows._held.items() if not answer.ended)
+  [lanes_there] = rows._sets
+  cache = jax.tree.map(lambda x: x.at[lane].set(np.nan), lanes_there._state.cache)
+  lanes_there._state = dataclasses.replace(lanes_there._state, cache=cache)
+  while rows.busy:
+    rows.advance(3)
+  assert [answer.finite for answer in answers] == [answer is not sick for answer in answers]
+  assert [answer.tokens for answer in answers if answer is not sick] == [
+    text for answer, text in zip(answers, texts) if answer is not sick
+  ]
+  with pytest.raises(errors.NotFiniteError, match="not finite"):
+    sick.check()
 
 
 def count_reads(monkeypatch: pytest.MonkeyPatch) -> list[prompt_lib.Prompt]:

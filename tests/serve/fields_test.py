@@ -36,6 +36,7 @@ def unknown(value) -> set[str]:
 
 GIVEN = {"model": "letters", "seed": 1, "n": 2, "max_tokens": 6, "temperature": 0.7, "top_p": 0.9, "stop": ["zz"]}
 GIVEN |= {"logit_bias": {"12": 1.5}, "frequency_penalty": 0, "presence_penalty": 0, "user": "somebody"}
+EOP = running_lib.Letters.specials.eop
 MESSAGES = [{"role": "user", "content": "hello"}]
 
 
@@ -58,14 +59,17 @@ def test_chat_completions(client, logprobs):
       assert bytes(each.bytes).decode() == each.token and len(each.top_logprobs) == logprobs.get("top_logprobs", 0)
 
 
-def test_chat_streams(client):
+@pytest.mark.parametrize("more", [{"logprobs": True}, {}, {"logit_bias": {str(EOP): 100}}])
+def test_chat_streams(client, more):
+  """The first chunk tells whose the message is, and no other does, though it has no text, as where nothing is said."""
   chunks = list(
     client.chat.completions.create(
-      **GIVEN, messages=MESSAGES, stream=True, stream_options={"include_usage": True}, logprobs=True
+      **{**GIVEN, **more}, messages=MESSAGES, stream=True, stream_options={"include_usage": True}
     )
   )
   assert not unknown(chunks) and {chunk.object for chunk in chunks} == {"chat.completion.chunk"}
-  assert len({chunk.id for chunk in chunks}) == 1 and chunks[-1].usage.completion_tokens > 0
+  assert len({chunk.id for chunk in chunks}) == 1
+  assert (chunks[-1].usage.completion_tokens > 0) == ("logit_bias" not in more)
   for i in range(2):
     mine = [choice for chunk in chunks for choice in chunk.choices if choice.index == i]
     assert [choice.delta.role for choice in mine] == ["assistant"] + [None] * (len(mine) - 1)

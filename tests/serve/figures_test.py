@@ -29,6 +29,16 @@ def test_health_and_figures():
     assert found["glmjax_first_token_seconds_count"] == 3 and 0 < found["glmjax_next_token_seconds_count"] <= 24
     assert 1 < found["glmjax_batch_size_count"] <= found["glmjax_batch_size_sum"] <= 27
     assert found["glmjax_waiting"] == found["glmjax_running"] == 0 < found["glmjax_context_bytes"]
+    bias = {str(running_lib.Letters.specials.eop): 100}
+    status, answer = running.post("/v1/completions", {"prompt": "a", "max_tokens": 9, "logit_bias": bias})
+    assert status == 200 and answer["usage"]["completion_tokens"] == 0
+    assert figures(running)["glmjax_new_tokens_total"] == 27  # what ends an answer is none of it
+
+
+def test_what_is_refused_does_not_count():
+  with running_lib.Running(most_waiting=0) as running:
+    assert running.post("/v1/completions", {"prompt": "a"})[0] == 503
+    assert figures(running)["glmjax_prompt_tokens_total"] == 0
 
 
 @pytest.mark.parametrize("prompts", [False, True])

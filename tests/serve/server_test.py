@@ -8,11 +8,21 @@ import urllib.request
 from collections.abc import Iterator
 
 import openai
+import pydantic
 import pytest
 from serve import running as running_lib
 
+from glmjax.infer import filling
+from glmjax.infer import lanes
 from glmjax.infer import sampling
 from glmjax.infer import scheduler
+from glmjax.serve import app
+from glmjax.serve import run
+from glmjax.serve import service
+from glmjax.serve import wire
+
+MASK = running_lib.Letters.specials.mask
+BIASES = {str(token): "much" for token in range(100_000)}
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +162,12 @@ def test_what_a_remote_tokenizer_asks(running):
     ),
     ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a"}], "tools": []}, 400, "tools"),
     ("/v1/nothing", {}, 404, "Not Found"),
+    ("/v1/completions", {"prompt": [{}] * 4_000}, 400, "prompt"),
+    ("/v1/completions", {"prompt": [[]] * 4_000, "n": 16}, 400, "64000 answers are asked for at once"),
+    ("/v1/completions", {"prompt": "a", "repetition_penalty": 1e-3}, 400, "repetition_penalty"),
+    ("/v1/completions", {"prompt": [MASK, 20, MASK], "max_tokens": 3}, 400, "2 masks among its ids: /v1/fill"),
+    ("/v1/completions", dict.fromkeys(map(str, range(200)), 1), 400, "fields: 200 are given"),
+    ("/tokenize", {"prompt": "a", "model": "other"}, 404, "no model 'other'"),
   ],
 )
 def test_mistakes_are_told(running, path, body, status, words):
@@ -245,13 +261,88 @@ def test_the_page(running):
     assert b"<script" in answer.read() and "default-src 'none'" in policy and "unsafe" not in policy
 
 
-def test_keys():
-  with running_lib.Running(keys=("one", "two")) as running:
+def test_keys(tmp_path):
+  """What is asked without one is not even read."""
+  (tmp_path / "keys").write_text("\ufeffone\n\n  two \nключ\n", encoding="utf-8")
+  keys = run.read_keys(tmp_path / "keys")
+  assert keys == ["one", "two", "ключ"]
+  with running_lib.Running(keys=keys) as running:
     body = {"prompt": "a", "max_tokens": 1}
     for header in ({}, {"Authorization": "Bearer three"}, {"Authorization": "Basic one"}):
-      assert running.post("/v1/completions", body, **header)[0] == 401
-    assert running.post("/v1/completions", body, Authorization="Bearer two")[0] == 200
-    assert running.get("/health")[0] == 200
+      for each in (body, {"max_tokens": -1}, b"x" * 30_000):
+        status, answer = running.post("/v1/completions", each, **header)
+        assert status == 401 and "Bearer KEY" in answer["error"]["message"]
+      assert running.post("/tokenize", {"prompt": "a"}, **header)[0] == 401
+    assert running.get("/v1/models")[0] == 401
+    for key in keys:
+      assert running.post("/v1/completions", body, Authorization=f"Bearer {key}".encode().decode("latin-1"))[0] == 200
+    assert [running.get(path)[0] for path in ("/health", "/metrics", "/", "/openapi.json")] == [200] * 4
+
+
+def test_mistakes_are_counted_once():
+  """Not each of a hundred thousand."""
+  for body in ({"prompt": [{}] * 100_000}, {"prompt": [[{}] * 100_000]}, {"prompt": "a", "logit_bias": BIASES}):
+    with pytest.raises(pydantic.ValidationError) as found:
+      wire.Completion.model_validate(body)
+    assert len(found.value.errors()) < 6
+  with pytest.raises(pydantic.ValidationError) as found:
+    wire.Chat.model_validate({"messages": [{}] * 100_000})
+  assert len(found.value.errors()) < 6
+
+
+def test_more_log_probabilities_of_prompts_than_are_told(running, monkeypatch):
+  body = {"prompt": ["abcd", "ab"], "max_tokens": 0, "echo": True, "logprobs": 4, "n": 2}
+  assert running.post("/v1/completions", body)[0] == 200
+  monkeypatch.setattr(app, "_MOST_TOLD", 59)
+  status, answer = running.post("/v1/completions", body)
+  assert status == 400 and "60 log-probabilities of prompts are asked for" in answer["error"]["message"]
+
+
+def test_logits_that_are_not_finite_fail_one_answer_alone(running, monkeypatch):
+  """A request of several fails with it; others go on."""
+  sick, plain = filling.turn_seed(13, 0), lanes.Lanes._news
+  body = {"prompt": "abc", "max_tokens": 12, "min_tokens": 12}
+  alone = running.post("/v1/completions", {**body, "seed": 100})
+  asked = {12: 3, 100: 1}
+  got: dict[int, tuple[int, dict]] = {}
+
+  def news(self, told):
+    return [each._replace(finite=self.requests[each.lane].seed != sick) for each in plain(self, told)]
+
+  def ask(seed: int) -> None:
+    got[seed] = running.post("/v1/completions", {**body, "seed": seed, "n": asked[seed]})
+
+  with monkeypatch.context() as patch:
+    patch.setattr(lanes.Lanes, "_news", news)
+    threads = [threading.Thread(target=ask, args=(seed,)) for seed in asked]
+    for thread in threads:
+      thread.start()
+    for thread in threads:
+      thread.join()
+  assert got[12][0] == 500 and "not finite" in got[12][1]["error"]["message"]
+  assert got[100][0] == 200 and got[100][1]["choices"] == alone[1]["choices"]
+  running.idle()
+
+
+def test_nobody_s_jobs_keep_out_another_s(running):
+  """Of a queue that is full a key has its share; and what needs no lane waits for none."""
+  made = service.Service(running.server.engine, scheduler.Capacity(4), 4, lambda events: None)
+  row = made.engine.encode("ab")
+
+  def submit(key: str, **more) -> bool:
+    try:
+      made.submit(service.Job(row, **{"max_tokens": 2, "key": key, **more}))
+    except service.Refused:
+      return False
+    return True
+
+  assert [submit("a") for _ in range(6)] == [True] * 4 + [False] * 2
+  assert [submit("b") for _ in range(3)] == [True, True, False]
+  assert [submit("c") for _ in range(3)] == [True, False, False] and not submit("a")
+  assert [job.key for job in made._next_jobs()] == ["a", "b", "c", "a"]
+  made = service.Service(running.server.engine, scheduler.Capacity(1), 9, lambda events: None)
+  assert submit("a") and submit("a") and submit("a", max_tokens=0, scored=row) and submit("b", max_tokens=0)
+  assert [job.max_tokens for job in made._next_jobs()] == [2, 0]
 
 
 def test_the_queue_has_an_end_and_an_ending_server_takes_nothing():
