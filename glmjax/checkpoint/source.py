@@ -50,6 +50,14 @@ class Source:
     return self.config.export.get("bits")
 
   @property
+  def groups(self) -> dict[str, int]:
+    """The parts of the inputs that have scales of their own, where there are several, by a kernel's path in its layer:
+    GLM-130B's files have one for each rank.
+    """
+    stacked = f"{params_lib.LAYERS}/"
+    return {weight.name.removeprefix(stacked): weight.groups for weight in self.weights() if weight.groups > 1}
+
+  @property
   def fingerprint(self) -> str:
     """The fingerprint of all that decides what the model says: copies have the same; other steps, precisions and
     settings do not.
@@ -160,6 +168,21 @@ def _use(folder: paths.Path, function: Callable[[Source], T]) -> T:
   if found is None:
     raise errors.InputError(f"{folder} has no complete checkpoint yet: train further, or give another folder")
   return found[1]
+
+
+def export_groups(folder: paths.Named, config: folder_lib.FolderConfig) -> dict[str, int]:
+  """Returns `Source.groups` of a folder, from its checksums alone; {} of what is no quantized export.
+
+  Each process looks by itself: what it is needed for must not be where all of them have to agree.
+
+  Raises:
+    files.DamagedError, errors.InputError, OSError: when these cannot be read.
+  """
+  folder = paths.named(folder, "the model's folder")
+  if not config.export.get("bits"):
+    return {}
+  content = checksums.read_sealed(folder / CHECKSUMS, CHECKSUMS, ("files", "arrays"))
+  return Source(config, None, folder / folder_lib.PARAMS, "", content["arrays"]).groups
 
 
 def _is_export(folder: paths.Path, config: folder_lib.FolderConfig) -> bool:

@@ -24,9 +24,9 @@ from glmjax.models import config as config_lib
 from glmjax.models import params as params_lib
 from glmjax.parallel import processes
 
-# Of a stored model and the bits of its kernels (None: float), where its parameters go: a tree of ShapeDtypeStructs with
-# shardings, its layers apart.
-Targets = Callable[[config_lib.GLMConfig, int | None], Any]
+# Of a stored model, the bits of its kernels (None: float) and their groups (`source.Source.groups`), where its
+# parameters go: a tree of ShapeDtypeStructs with shardings, its layers apart.
+Targets = Callable[[config_lib.GLMConfig, int | None, Mapping[str, int]], Any]
 
 
 def stream(folder: paths.Named, targets: Targets, rows: Targets | None = None) -> load.LoadedModel:
@@ -46,7 +46,7 @@ def stream(folder: paths.Named, targets: Targets, rows: Targets | None = None) -
   def read(source: source_lib.Source) -> load.LoadedModel:
     source.check_size()
     processes.check_same({f"the model in {folder}": source.fingerprint})
-    model, tree = (source.config.model, source.bits), None
+    model, tree = (source.config.model, source.bits, source.groups), None
     if rows is not None and source.mapped is not None and isinstance(folder, pathlib.Path):
       tree = rows(*model)
     if tree is not None:

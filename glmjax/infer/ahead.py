@@ -14,7 +14,9 @@ import jax
 import numpy as np
 
 from glmjax import errors
+from glmjax.checkpoint import files
 from glmjax.checkpoint import folder as folder_lib
+from glmjax.checkpoint import source as source_lib
 from glmjax.infer import decode
 from glmjax.infer import filling
 from glmjax.infer import lanes as lanes_lib
@@ -53,7 +55,7 @@ def compiling(
   """
   programs = None
   if first is not None:
-    with contextlib.suppress(errors.InputError, OSError):
+    with contextlib.suppress(errors.InputError, files.DamagedError, OSError):
       programs = _programs(first, folder, placement, precision, offload_layers)
   if programs is None:
     yield
@@ -80,7 +82,8 @@ def _programs(
   rows = [config.position_kind.frame(texts.ids(prompt), tokenizer.specials) for prompt in first.prompts]
   blanks = [filling.Filling(row, first.max_tokens, config, tokenizer.specials, frozenset()).blank() for row in rows]
   requests = [lanes_lib.Request(*blank, first.sampling) for blank in blanks if blank is not None]
-  params = placement.laid_out(config, found.export.get("bits"), offload_layers)
+  groups = source_lib.export_groups(folder, found)
+  params = placement.laid_out(config, found.export.get("bits"), offload_layers, groups)
   capacity = first.capacity or scheduler.Capacity(len(requests))
   return _Programs(placement, config, params, tokenizer.specials.pad, requests, capacity) if requests else None
 

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import functools
 import math
+import types
 from typing import Any
 
 import jax
@@ -30,6 +31,7 @@ from glmjax.parallel import partitioning
 from glmjax.quantize import qarray
 
 _TABLE, _HEAD = "embedding/table", "head/kernel"
+_NO_GROUPS: Mapping[str, int] = types.MappingProxyType({})
 _UNUSED_AXES = ("stage", "context")  # of the mesh: inference cuts neither layers nor rows in pieces
 
 
@@ -101,8 +103,15 @@ class Placement:
         f"model takes {axis}={', '.join(map(str, possible))}"
       )
 
-  def params(self, config: config_lib.GLMConfig, bits: int | None = None, offload_layers: int = 0) -> Any:
-    """Returns abstract parameters with their shardings, layers apart: in the compute dtype, or quantized.
+  def params(
+    self,
+    config: config_lib.GLMConfig,
+    bits: int | None = None,
+    offload_layers: int = 0,
+    groups: Mapping[str, int] = _NO_GROUPS,
+  ) -> Any:
+    """Returns abstract parameters with their shardings, layers apart: in the compute dtype, or quantized, a kernel's
+    inputs in `groups` (by its path in the layer; none: 1) that have scales of their own.
 
     Shardings of those in the host's memory are over the abstract mesh: JAX forgets the memory of devices elsewhere,
     which tell of none.
@@ -115,13 +124,16 @@ class Placement:
           config,
           param,
           bits if param.quantizes else None,
+          groups.get(path.partition("/")[2], 1),
           offload.is_offloaded(path, param, config.num_layers, offload_layers),
         )
         for path, param in params_lib.apart(config)
       }
     )
 
-  def _leaf(self, config: config_lib.GLMConfig, param: params_lib.Param, bits: int | None, offloaded: bool) -> Any:
+  def _leaf(
+    self, config: config_lib.GLMConfig, param: params_lib.Param, bits: int | None, groups: int, offloaded: bool
+  ) -> Any:
     sharding = partitioning.named(self.mesh, self.rules, *param.axes)
     if offloaded:
       here = self.mesh.devices.flat[0] in jax.devices()
@@ -131,7 +143,7 @@ class Placement:
     weight = jax.ShapeDtypeStruct(param.shape, config.dtype if param.is_matrix else config.param_dtype)
     if bits is None:
       return _abstract(weight, sharding)
-    quantized = qarray.abstract(weight.shape, bits, param.inputs)
+    quantized = qarray.abstract(weight.shape, bits, param.inputs, groups)
     return dataclasses.replace(
       quantized,
       values=_abstract(quantized.values, sharding),
@@ -187,7 +199,13 @@ class Placement:
       head = output_rows.quantized(head, config.head_bits, config.activation_bits == 8)
     return flat | {_HEAD: jax.device_put(head, self.replicated)}
 
-  def laid_out(self, config: config_lib.GLMConfig, bits: int | None = None, offload_layers: int = 0) -> Any:
+  def laid_out(
+    self,
+    config: config_lib.GLMConfig,
+    bits: int | None = None,
+    offload_layers: int = 0,
+    groups: Mapping[str, int] = _NO_GROUPS,
+  ) -> Any:
     """Returns abstract parameters as programs take them: those of `params`, but on one CPU kernels and head as rows."""
     as_rows = self._as_rows(config, offload_layers)
     fast = config.activation_bits == 8
@@ -202,7 +220,7 @@ class Placement:
         rows = jax.eval_shape(lambda rows: output_rows.quantized(rows, config.head_bits, fast), rows)
       return jax.tree.map(functools.partial(_abstract, sharding=self.replicated), rows)
 
-    flat = params_lib.flatten(self.params(config, bits, offload_layers))
+    flat = params_lib.flatten(self.params(config, bits, offload_layers, groups))
     return params_lib.nest({path: of(path, x) for path, x in flat.items()})
 
   def takes_rows(self, config: config_lib.GLMConfig, offload_layers: int = 0) -> bool:

@@ -2,7 +2,7 @@
 
 import copy
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -40,12 +40,14 @@ def read(
   """
   trained = adapters_lib.read(adapter)
 
-  def targets(config: config_lib.GLMConfig, bits: int | None) -> Any:
-    return placement.params(precision.of(config), bits, offload_layers)
+  def targets(config: config_lib.GLMConfig, bits: int | None, groups: Mapping[str, int]) -> Any:
+    return placement.params(precision.of(config), bits, offload_layers, groups)
 
-  def rows(config: config_lib.GLMConfig, bits: int | None) -> Any:
+  def rows(config: config_lib.GLMConfig, bits: int | None, groups: Mapping[str, int]) -> Any:
     config = dataclasses.replace(precision.of(config), head_bits=None)  # the head is quantized when it is there
-    return placement.laid_out(config, bits, offload_layers) if placement.takes_rows(config, offload_layers) else None
+    if not placement.takes_rows(config, offload_layers):
+      return None
+    return placement.laid_out(config, bits, offload_layers, groups)
 
   found = stream.stream(folder, targets, rows)
   found = dataclasses.replace(found, config=precision.of(found.config))

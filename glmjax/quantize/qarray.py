@@ -131,13 +131,16 @@ def quantize(x: jax.Array, bits: int, axes: Sequence[int], scale_dtype: Any = jn
   return QuantizedArray(_pack(codes, axes[-1]) if bits == 4 else codes, scale, bits, axes[-1])
 
 
-def abstract(shape: Sequence[int], bits: int, axes: Sequence[int]) -> QuantizedArray:
-  """Returns the shapes and dtypes of what `quantize` makes of a weight of this shape; raises as it does."""
+def abstract(shape: Sequence[int], bits: int, axes: Sequence[int], groups: int = 1) -> QuantizedArray:
+  """Returns the shapes and dtypes of what `quantize` makes of a weight of this shape, or of so many parts of its first
+  input axis, each with scales of its own; raises as it does.
+  """
   axes = _from_end(shape, bits, axes)
   values, scale = list(shape), list(shape)
   values[axes[-1]] //= 8 // bits
   for axis in axes:
     scale[axis] = 1
+  scale[axes[0]] = groups
   make = jax.ShapeDtypeStruct
   return QuantizedArray(make(values, jnp.int8), make(scale, jnp.float16), bits, axes[-1])
 
