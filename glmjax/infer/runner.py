@@ -130,10 +130,17 @@ class Runner:
     """Returns how many bytes a cache, split over the mesh, may take in all while memory lasts; None: unknown."""
     on_devices = [device.memory_stats() or {} for device in self.placement.mesh.local_devices]
     if not all("bytes_limit" in stats for stats in on_devices):
-      return memory.available()  # the CPU's devices share the host's
+      return memory.available(self._mapped_bytes())  # the CPU's devices share the host's
     with self.placement.scope():
       parts = partitioning.parts("batch") * partitioning.parts("act_heads")
     return parts * min(stats["bytes_limit"] - stats["bytes_in_use"] for stats in on_devices)
+
+  def _mapped_bytes(self) -> int:
+    """Returns how many bytes of the parameters are those of a file."""
+    if not self.placement.target.is_one_cpu:  # for which alone files are mapped
+      return 0
+    arrays = [x for x in jax.tree.leaves(self.params) if isinstance(x, jax.Array)]
+    return memory.in_files((x.unsafe_buffer_pointer(), x.nbytes) for x in arrays)
 
   def on_devices(self, arguments: Any) -> Any:
     """Returns arguments with their arrays of the host on every device, whole."""

@@ -29,6 +29,7 @@ from glmjax.infer import decode
 from glmjax.infer import placement
 from glmjax.infer import prompt
 from glmjax.infer import runner
+from glmjax.io import memory
 from glmjax.kernels.cpu import library
 from glmjax.models import config as config_lib
 from glmjax.models import glm
@@ -141,6 +142,23 @@ def test_programs_read_the_file_itself(folders, kind):
   }
   assert not any(name.endswith(("kernel/values", "kernel/scale_GO", "table")) for name in copied), copied
   assert dirty == 0  # what several processes map is there once
+
+
+def test_what_is_mapped_is_not_free(folders, monkeypatch):
+  """The system takes files' pages for free, and those of the model are read for every token."""
+  monkeypatch.setattr(memory, "of_host", lambda: {"total": 10**9, "available": 10**8})
+  monkeypatch.setattr(memory, "_of_container", lambda *_: None)
+  plain, cpu = folders["tied", 4]
+  free = []
+  for folder in (plain, cpu):
+    found = runner.read(folder, placement.one_device())
+    model = runner.Runner(found.config, found.params, given_away=True)
+    free.append(model.free_bytes())
+  arrays_of_file = {x.unsafe_buffer_pointer(): x.nbytes for x in jax.tree.leaves(model.params)}
+  assert free[0] == 10**8
+  assert 10**8 - sum(arrays_of_file.values()) <= free[1] < 10**8 - 0.9 * sum(arrays_of_file.values())
+  monkeypatch.setattr(memory, "of_host", lambda: {"total": 10**9, "available": 10**3})
+  assert model.free_bytes() == 0
 
 
 def mapping(path: pathlib.Path) -> tuple[list[tuple[int, int]], int]:

@@ -86,6 +86,7 @@ def test_memory_of_the_host_and_of_a_container(monkeypatch, tmp_path):
   ):
     (tmp_path / name).write_text(text)
   assert memory.available() == 400
+  assert memory.available(30) == 370 and memory.available(500) == 300  # of files no more than counted as free
   (tmp_path / "memory.max").write_text("max\n")
   assert memory.available() > 1 << 20
   monkeypatch.setattr(memory, "_HOST", tmp_path / "none")
