@@ -111,7 +111,7 @@ def evaluate(
   manifest = json.dumps(opened.manifest, sort_keys=True)
   processes.check_same({f"the cache {opened.directory}": manifest, "how much is evaluated": repr(settings)})
   model = runner.read(checkpoint, place, adapter=adapter)
-  result = evaluate_model(model, opened, settings, place)
+  result = evaluate_model(model, opened, settings, place, given_away=True)
   if out is not None and first:
     try:
       publish.write_json(out, result | {report.MODEL: _identity(model, adapter)})
@@ -154,9 +154,10 @@ def evaluate_model(
   cache: shards.TokenCache,
   settings: Settings = Settings(),
   place: placement.Placement | None = None,
+  given_away: bool = False,
 ) -> dict[str, dict]:
   """Does what `evaluate` does with a model and a cache that are open already; without a placement on the first
-  device.
+  device. `given_away`: the model's parameters may be deleted, so that there is none twice.
   """
   tasks, tokenizer = text_tasks(cache), tokenizer_lib.Tokenizer.load(model.tokenizer_dir)
   asked = ask_all(model, cache, tokenizer, settings)
@@ -166,7 +167,8 @@ def evaluate_model(
         "task %s: its held-out documents are too short to fill blanks in; these figures are left out", tasks[language]
       )
   rows = [row for questions in asked.values() for row in questions.rows]
-  answers = iter(score_rows(runner.Runner(model.config, model.params, place), rows, tokenizer))
+  ready = runner.Runner(model.config, model.params, place, given_away=given_away)
+  answers = iter(score_rows(ready, rows, tokenizer))
   result = {}
   for language, questions in asked.items():
     train, whole = (cache.split(tasks[language], split) for split in ("train", SPLIT))

@@ -205,8 +205,9 @@ def _losses(folder: paths.Named, cache: shards.TokenCache, settings: heldout.Set
   rows = [row for questions in asked.values() for row in questions.rows]
   bits: dict[str, dict[str, np.ndarray]] = {language: {} for language in asked}
   for name, scheme in {FLOAT: None, **kernels_lib.SCHEMES}.items():
-    params = model.params if scheme is None else rounded(model.params, scheme)
-    scores = iter(heldout.score_rows(runner.Runner(config, params), rows, tokenizer))
+    # No name for what was rounded: once it lies as rows it goes.
+    ready = runner.Runner(config, model.params if scheme is None else rounded(model.params, scheme))
+    scores = iter(heldout.score_rows(ready, rows, tokenizer))
     for language, questions in asked.items():
       own = itertools.islice(scores, len(questions.rows))
       bits[language][name] = np.array([-each.total / math.log(2) for each in own])

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from typing import Any
 
 import bucket_server
 import jax
@@ -23,6 +24,7 @@ from glmjax.data import spans
 from glmjax.evaluate import heldout
 from glmjax.evaluate import windows
 from glmjax.checkpoint import adapter as adapter_lib
+from glmjax.checkpoint import load
 from glmjax.infer import runner as runner_lib
 from glmjax.infer import engine
 from glmjax.infer import runner
@@ -69,13 +71,31 @@ def test_every_language_gets_every_figure(model, cache) -> None:
   json.dumps(result)
 
 
+def apart(params: Any) -> Any:
+  """Returns a copy of parameters, each layer by itself, as they are read."""
+  return params_lib.nest(dict(heldout.placement.apart(params_lib.flatten(jax.tree.map(jnp.copy, params)))))
+
+
+def test_weights_are_held_once(model, cache, monkeypatch) -> None:
+  """What lies as rows takes the place of what was read, but for who keeps that."""
+  read = dataclasses.replace(model, params=apart(model.params))
+  kernel, settings = read.params["layers_0"]["mlp"]["wo"]["kernel"], {"max_tokens": 50, "max_fills": 0}
+  heldout.evaluate_model(read, cache, heldout.Settings(**settings))
+  assert not kernel.is_deleted()
+  monkeypatch.setattr(runner_lib, "read", lambda *unused, **options: read)
+  heldout.evaluate("run", cache.directory, **settings)
+  assert kernel.is_deleted()
+
+
 def test_an_adapter_is_measured_with_its_model(model, cache, tmp_path, monkeypatch) -> None:
   """Factors of zero change no figure, others do."""
   config = dataclasses.replace(model.config, lora_rank=2, lora_kernels="attention/qkv", lora_scale=4.0)
   factors = {path: x.shape for path, x in params_lib.table(config).items() if path.endswith(("/lora_a", "/lora_b"))}
-  apart = params_lib.nest(dict(heldout.placement.apart(params_lib.flatten(model.params))))
-  loaded = dataclasses.replace(model, params=apart, metadata={"weights": "the model's"})
-  monkeypatch.setattr(runner_lib.stream, "stream", lambda *unused: loaded)
+
+  def loaded(*unused: Any) -> load.LoadedModel:
+    return dataclasses.replace(model, params=apart(model.params), metadata={"weights": "the model's"})
+
+  monkeypatch.setattr(runner_lib.stream, "stream", loaded)
 
   def bits(scale: float) -> float:
     found = {path: scale * jax.random.normal(jax.random.key(0), shape) for path, shape in factors.items()}
