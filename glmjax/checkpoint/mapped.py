@@ -1,8 +1,8 @@
 """Exports of the layout "cpu": one file of arrays as the library of products on CPUs reads them, mapped into memory.
 
   EXPORT/params/weights.safetensors   a tensor for each array of each layer, so named as programs have them:
-                                      kernels [outputs, inputs] (4 bits: two inputs a byte), scales [groups, outputs],
-                                      all else as it is
+                                      the blocks' kernels and the head [outputs, inputs] (4 bits: two inputs a byte),
+                                      scales [groups, outputs], all else as it is
 
 The header fills whole pages and every tensor begins at a multiple of 64 bytes, where XLA's CPU takes it without a copy.
 The records beside it are those of any export, sums included, and say where in the file each layer's array begins:
@@ -79,7 +79,7 @@ def lying(name: str, shape: Sequence[int]) -> Lying:
   shape = tuple(shape[1:] if is_stacked(name) else shape)
   if name.endswith(f"kernel{_SCALE}"):
     return Lying(shape, 0, (shape[0], math.prod(shape[1:])))
-  inputs = len(params_lib.known(name.removesuffix(_VALUES)).inputs)
+  inputs = params_lib.row_inputs(name.removesuffix(_VALUES))
   return Lying(shape, inputs, (math.prod(shape[inputs:]), math.prod(shape[:inputs])) if inputs else shape)
 
 
@@ -87,7 +87,7 @@ def tensor_names(name: str, shape: Sequence[int]) -> list[str]:
   """Returns what the tensors of a stored array are called: as leaves of the parameters that programs take."""
   if name.endswith(f"kernel{_SCALE}"):
     name += "_GO"
-  elif name.endswith("kernel"):
+  elif not name.endswith(_VALUES) and params_lib.row_inputs(name):
     name += _VALUES
   if not is_stacked(name):
     return [name]

@@ -242,7 +242,7 @@ class Placement:
         )
     if not there or offload_layers:
       return {}
-    return {path: len(param.inputs) for path, param in params_lib.apart(config) if param.quantizes or path == _HEAD}
+    return {path: inputs for path, _ in params_lib.apart(config) if (inputs := params_lib.row_inputs(path))}
 
   def everywhere(self, x: np.ndarray) -> jax.Array:
     """Puts an array of the host on all devices; every process of several gives the same.

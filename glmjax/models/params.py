@@ -258,6 +258,17 @@ def quantized_inputs(path: str) -> tuple[int, ...] | None:
   return param.inputs_from_end if param.quantizes else None
 
 
+def row_inputs(path: str) -> int:
+  """Returns how many input axes a weight has that CPUs read as rows (models/output_rows.py), a block's kernel or the
+  head; 0 of all other parameters, adapters and prefix encoders among them.
+
+  Raises:
+    errors.InputError: when no model has such a parameter.
+  """
+  param = known(path)
+  return len(param.inputs) if param.quantizes or param.part == "head" else 0
+
+
 def count(config: config_lib.GLMConfig) -> int:
   """Counts all parameters; the tied embedding counts once."""
   return sum(param.size for param in table(config).values())
