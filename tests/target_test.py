@@ -99,6 +99,13 @@ def test_a_compiler_that_jax_has_dropped_is_told_of(monkeypatch, name: str, devi
   assert found.lacks(device[0]) is None
 
 
+def test_the_library_of_cpus_is_asked_for_on_cpus_alone(monkeypatch):
+  """It is not loaded elsewhere, and what GLMJAX_CPU_ISA names does not matter there."""
+  monkeypatch.setattr(target.library, "status", lambda: pytest.fail("asked"))
+  found = target.Target.of(types.SimpleNamespace(platform="gpu", device_kind="NVIDIA L4"))
+  assert found.lacks("cpu_library") == "is for CPUs"
+
+
 @pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 devices")
 def test_target_of_the_mesh_in_scope():
   alone = partitioning.target()

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import types
 
 import bucket_server
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from glmjax import cli
 from glmjax import doctor
 from glmjax.kernels import operations
+from glmjax.kernels import quantized
 from glmjax.kernels import rows
 from glmjax.kernels.cpu import library
 
@@ -52,6 +54,22 @@ def test_tells_whether_products_on_cpus_are_fast(monkeypatch, capsys, isa):
     assert ways[1] == ("for the rest: takes all" if there else "chosen: takes all")
   for said in ("GB/s when they read memory", "products read"):
     assert any(said in line for line in lines) == there
+
+
+@pytest.mark.parametrize("available", [0, 2**10, 2**29, None])
+def test_nothing_is_measured_where_memory_is_short(monkeypatch, capsys, available):
+  monkeypatch.setattr(doctor.memory, "available", lambda: available)
+  assert cli.main(["doctor"]) == 0
+  said = capsys.readouterr().out
+  assert "C++ library: " in said and "GB/s" not in said
+
+
+def test_what_is_for_cpus_is_left_out_elsewhere(monkeypatch, capsys):
+  gpu = types.SimpleNamespace(platform="gpu", device_kind="NVIDIA H100 80GB HBM3", memory_stats=lambda: None)
+  monkeypatch.setattr(doctor.jax, "devices", lambda: [gpu])
+  assert cli.main(["doctor"]) == 0
+  lines = capsys.readouterr().out.splitlines()
+  assert quantized.PRODUCT.computes in lines and not any("one CPU" in line or "processor" in line for line in lines)
 
 
 @pytest.mark.parametrize("platforms", ["cuda", "nonsense"])

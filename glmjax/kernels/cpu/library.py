@@ -1,8 +1,9 @@
 """The C++ library of products on CPUs: finding it, whether this JAX can call it, registering it.
 
 It is a plain shared library without Python's interface, built when glmjax is installed where there is a C++ compiler
-(setup.py), and serves every Python and every JAX from the one on that it was built for. Nothing of it runs before the
-first product; where it is missing or does not fit, everything else works, and `status()` says why.
+(setup.py), and serves every Python, and every JAX from the one on that it was built for while the major version of
+XLA's interface stays the same. Nothing of it runs before the first product; where it is missing or does not fit,
+everything else works, and `status()` says why.
 """
 
 import concurrent.futures
@@ -25,6 +26,7 @@ PRODUCT, ATTENTION = "glmjax_cpu_product", "glmjax_cpu_attention"  # XLA's and t
 ISA = "GLMJAX_CPU_ISA"  # names the instruction set to use in place of the machine's best; "none": not the library
 FILE = pathlib.Path(__file__).parent / "libglmjax_cpu.so"
 _INTERFACE = 3  # what the handler takes (src/handler.cc): a library of other sources has another number
+_NEEDS = "a C++ compiler that builds it (GCC 10 or later), with jaxlib's headers, on Linux"  # setup.py
 # All that the library has, of every machine, the best first (src/choose.cc).
 _SETS = ("avx512_bf16", "avx512_vnni", "avx512", "avx2", "neon", "generic")
 
@@ -108,7 +110,7 @@ def read_bandwidth(num_bytes: int = 2**30, turns: int = 5) -> float:
 def _load() -> _Loaded:
   """Loads the library and registers its handler, once in a process."""
   if not FILE.exists():
-    return _Loaded((), "not built: glmjax was installed without a C++ compiler, or without jaxlib's headers")
+    return _Loaded((), f"not built: where glmjax was installed there was not {_NEEDS}")
   try:
     library = ctypes.CDLL(str(FILE))
   except OSError as error:
