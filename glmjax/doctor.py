@@ -11,9 +11,11 @@ from glmjax import versions
 from glmjax.io import bucket_check
 from glmjax.io import memory
 from glmjax.kernels import operations
+from glmjax.kernels import rows
 from glmjax.kernels.cpu import library
 from glmjax.kernels.cpu import product
 
+_LEAST_TIMED = 2**28  # bytes that are read to measure a speed: fewer might lie in caches
 CACHED = "attention over the cache as it is kept, on one CPU"
 _PACKAGES = ("glmjax", "jax", "jaxlib", "flax")
 
@@ -48,8 +50,13 @@ def examine(bucket: str | None = None) -> dict[str, Any]:
     return found | {"problem": words.splitlines()[0]}
   found["devices"] = [_describe(device) for device in devices]
   target = target_lib.Target.of(devices[0])
-  found["kernels"] = {operation.computes: dict(operation.explain(target)) for operation in operations.ALL}
-  if target.platform == "cpu":
+  of_cpus = target.platform == "cpu"
+  found["kernels"] = {
+    operation.computes: dict(operation.explain(target))
+    for operation in operations.ALL
+    if of_cpus or operation is not rows.PRODUCT
+  }
+  if of_cpus:
     found["cpu"], found["kernels"][CACHED] = _of_cpu()
   return found
 
@@ -64,9 +71,9 @@ def _of_cpu() -> tuple[dict[str, Any], dict[str, str]]:
     "C++ library": "chosen: takes one query, float32 and bfloat16" if now.available else now.words,
     "XLA, dense": f"{'for the rest' if now.available else 'chosen'}: takes all",
   }
-  size = min(2**30, (memory.available() or 2**32) // 4)
+  size = min(2**30, (memory.available() or 0) // 4)
   found = {"cores": len(os.sched_getaffinity(0)), "library": now.words, "read_bandwidth": None, "product_speed": None}
-  if now.available:
+  if now.available and size >= _LEAST_TIMED:
     found |= {"read_bandwidth": library.read_bandwidth(size), "product_speed": product.read_speed(size // 4)}
   return found, ways
 

@@ -119,8 +119,10 @@ def _lacks(feature: str, platform: str, kind: str) -> str | None:
     if mosaic() is None:
       return f"JAX {jax.__version__} has no Pallas for TPUs: XLA's own is used"
   if feature == "cpu_library":
+    if platform != "cpu":  # before the library is loaded, and what is said to it counts
+      return "is for CPUs"
     found = library.status()
-    return "is for CPUs" if platform != "cpu" else None if found.available else found.words
+    return None if found.available else found.words
   if feature == "large_shared_memory" and not _LARGE_SHARED_MEMORY.search(kind):
     return "is for GPUs whose blocks may take more than 99 KiB of shared memory"
   return None

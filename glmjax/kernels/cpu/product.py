@@ -30,8 +30,9 @@ def product(x_RI: jax.Array, weight: jax.Array, scale_GO: jax.Array, bits: int, 
 
   Without `fast` rows stay floats: products of float32 rows are float32's; bfloat16 rows are multiplied as they are
   where the machine can (AVX512-BF16), with sums in float32, and as float32 elsewhere. With `fast` each row becomes
-  bytes of one scale, its largest magnitude / 127, and products are integers', exact sums. A row with a NaN or an
-  infinity gives NaNs or infinities; one whose largest magnitude is below 2^-119 counts as zeros.
+  bytes of one scale, its largest magnitude / 127, and products are integers', exact sums of 4,096 inputs at a time,
+  which are added in float32. A row with a NaN or an infinity gives NaNs or infinities; one whose largest magnitude is
+  below 2^-119 counts as zeros.
 
   Args:
     x_RI: float32 or bfloat16.
