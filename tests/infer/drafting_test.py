@@ -231,11 +231,53 @@ def test_a_draft_model_that_does_not_fit():
       engine.Engine(ask.runner, tokenizer, drafts=drafted, draft_model=small)
 
 
+def as_users_do(code: str) -> None:
+  """Runs code in a process whose programs are compiled as XLA optimizes for users."""
+  environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+  environment["PYTHONPATH"] = str(pathlib.Path(engine_models.__file__).parent)
+  done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
+  assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_all_programs_that_add_tokens_give_the_same_logits(dtype: str):
+  """With drafts and without, with constraints and without: bit for bit, as requests change between them."""
+  as_users_do(f"""
+import dataclasses, functools
+import engine_models, jax, numpy as np
+from glmjax.infer import constraints, decode, drafting, drafts, prompt, runner, sampling
+from glmjax.models import glm
+
+config, letters, size = engine_models.model("rotary")[0], engine_models.Letters(), 8
+config = dataclasses.replace(config, embed_dim=64, num_heads=4, mlp_dim=176, dtype={dtype!r})
+model, r = runner.Runner(config, glm.init_params(config, jax.random.key(1))), np.random.default_rng(0)
+how = [sampling.Sampling(1.0)] * size
+for _ in range(20):
+  rows = [[*r.integers(10, 40, int(r.integers(3, 30))).tolist(), letters.specials.gmask] for _ in range(size)]
+  prompts = [prompt.fill(row, letters.specials, config.position_kind) for row in rows]
+  batch, known = decode.make_rows(prompts, [20] * size, letters.specials.pad, size, 32)
+  draws, none = sampling.draws(how, range(size), any_kind=True), np.zeros(config.vocab_size, bool)
+  some = [*how[1:], sampling.Sampling(1.0, repetition_penalty=1.3)]
+  constrained = None, constraints.make(prompts, some, size, config.vocab_size)
+  reads = drafting.Drafting(drafting.Texts(), size, 3, drafting.Count()).drafts({{}}, letters.specials.pad)
+
+  def begun():
+    state = model.run(decode.prefill, batch, known, new_tokens=32, all_slots=64)
+    return model.run(decode.decode, known, state, draws, none, none, np.int32(3))
+
+  found = [model.run(decode.decode, known, begun(), draws, none, none, np.int32(1), each) for each in constrained]
+  found += [model.run(drafts.verify, known, begun(), draws, none, none, reads, each) for each in constrained]
+  for each in found[1:]:
+    np.testing.assert_array_equal(each.logits_BV, found[0].logits_BV)
+""")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_same_bits_as_xla_optimizes_for_users(dtype: str):
   """Other tests have programs compiled with less effort, which might hide that the two ways are fused otherwise."""
-  code = f"""
+  as_users_do(f"""
 import dataclasses, jax
 import engine_models
 from glmjax.infer import engine, runner, sampling
@@ -253,8 +295,4 @@ for how in (sampling.Sampling(min_tokens=20), sampling.Sampling(0.05, min_tokens
     each.scheduler = lambda lanes, scheduler=scheduler: scheduler
     answers.append(each.generate(prompts, 24, how, seed=3))
   assert answers[0] == answers[1] and rows[1].drafted.right > 0
-"""
-  environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-  environment["PYTHONPATH"] = str(pathlib.Path(engine_models.__file__).parent)
-  done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
-  assert done.returncode == 0, done.stderr
+""")

@@ -148,7 +148,8 @@ def texts(client: Client, i: int) -> list:
 
 @pytest.mark.slow
 def test_64_clients_at_once_get_what_each_gets_alone(folder):
-  with running_lib.started(folder, *LANES) as (_, address, _):
+  # As XLA optimizes for users: without that, passes with drafts and those without round apart.
+  with running_lib.started(folder, *LANES, xla="") as (_, address, _):
     client = Client(address)
     alone = [texts(client, i) for i in range(64)]
     with concurrent.futures.ThreadPoolExecutor(64) as threads:

@@ -97,10 +97,14 @@ class Running:
 
 
 @contextlib.contextmanager
-def started(folder: pathlib.Path, *flags: str) -> Iterator[tuple[subprocess.Popen, str, list[str]]]:
-  """Yields `glmjax serve` of a run, in a process of its own that is ready, its address, and the lines of its log."""
+def started(
+  folder: pathlib.Path, *flags: str, xla: str = xla_flags.CHEAP
+) -> Iterator[tuple[subprocess.Popen, str, list[str]]]:
+  """Yields `glmjax serve` of a run, in a process of its own that is ready (`xla`: its flags of XLA), its address, and the
+  lines of its log.
+  """
   main = [sys.executable, "-c", "import sys; from glmjax import cli; sys.exit(cli.main())"]
-  env = {**os.environ, "XLA_FLAGS": xla_flags.CHEAP}
+  env = {**os.environ, "XLA_FLAGS": xla}
   command = [*main, "serve", f"--checkpoint={folder}", "--port=0", *flags]
   process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env)
   said: list[str] = []
