@@ -100,8 +100,9 @@ class Running:
 def started(
   folder: pathlib.Path, *flags: str, xla: str = xla_flags.CHEAP
 ) -> Iterator[tuple[subprocess.Popen, str, list[str]]]:
-  """Yields `glmjax serve` of a run, in a process of its own that is ready (`xla`: its flags of XLA), its address, and the
-  lines of its log.
+  """Yields `glmjax serve` of a run, in a process of its own that is ready, its address, and the lines of its log.
+
+  `xla`: its flags of XLA.
   """
   main = [sys.executable, "-c", "import sys; from glmjax import cli; sys.exit(cli.main())"]
   env = {**os.environ, "XLA_FLAGS": xla}
