@@ -90,6 +90,7 @@ class Lanes:
     self._state = runner.run(free, lanes=lanes, slots=rows_lib.bucket(1), new_tokens=new_tokens(runner.config))
     self.requests: list[Request | None] = [None] * lanes
     self._taken = [0] * lanes  # tokens that were returned of each
+    self._spoilt: set[int] = set()  # lanes with what is not finite in their caches
     self._given: Any = None  # what the program takes besides the state; made anew when who is there changes
     self._owners: list[int] = []  # of each lane the one that it reads for, when that was made
 
@@ -125,6 +126,9 @@ class Lanes:
   def join(self, lane: int, request: Request, read: decode.State) -> None:
     """Gives a lane to a request, whose prompt `read` has read: a state of one row."""
     self.grow(read.slots)
+    if lane in self._spoilt:  # behind what is put there: a weight of 0 times NaN is NaN
+      self._state = self._runner.run(_clear, self._state, np.int32(lane))
+      self._spoilt.remove(lane)
     self._state = self._runner.run(put, self._state, read, np.int32(lane))
     self.requests[lane], self._taken[lane], self._given = request, 0, None
     if self.drafting is not None:
@@ -170,11 +174,15 @@ class Lanes:
 
   def _make_ready(self) -> Any:
     """Returns what is known of every lane's request: its own, or that which it reads for."""
-    count = len(self.requests)
-    owners = [*range(count)] if self.drafting is None else [self.drafting.owner(lane) for lane in range(count)]
+    owners = self._owners_now()
     if self._given is None or owners != self._owners:
       self._owners, self._given = owners, self._make_given([self.requests[owner] or FREE for owner in owners])
     return self._given
+
+  def _owners_now(self) -> list[int]:
+    """Returns of each lane the one that it reads for: its own, or another's."""
+    count = len(self.requests)
+    return [*range(count)] if self.drafting is None else [self.drafting.owner(lane) for lane in range(count)]
 
   def _draft(self) -> drafts_lib.Drafts | None:
     """Returns which free lanes read what in the next pass, once they have the caches for it."""
@@ -195,6 +203,8 @@ class Lanes:
       tokens = generated_BT[lane, self._taken[lane] : step_B[lane]].tolist()
       news.append(News(lane, tokens, self._told(lane, told), bool(done_B[lane]), bool(finite_B[lane])))
       self._taken[lane] = int(step_B[lane])
+      if not finite_B[lane]:
+        self._spoilt |= {other for other, owner in enumerate(self._owners_now()) if owner == lane}
       if self.drafting is not None:
         self.drafting.add(lane, tokens)
     return news
@@ -294,6 +304,17 @@ def _tell(config: config_lib.GLMConfig, params: Any, state: decode.State) -> tup
   logprobs_BV = jax.nn.log_softmax(state.logits_BV)
   found_BK, ids_BK = jax.lax.top_k(logprobs_BV, min(MOST, config.vocab_size))
   return jnp.take_along_axis(logprobs_BV, state.last_B[:, None], axis=1)[:, 0], ids_BK, found_BK
+
+
+@functools.partial(jax.jit, static_argnames=("config",), donate_argnames=("state",))
+def _clear(config: config_lib.GLMConfig, params: Any, state: decode.State, lane: jax.Array) -> decode.State:
+  """Returns the state with zeros in the cache of a lane."""
+  del config, params
+
+  def clear(x: jax.Array) -> jax.Array:
+    return jax.lax.dynamic_update_index_in_dim(x, jnp.zeros(x.shape[1:], x.dtype), lane, 0)
+
+  return decode.constrain(dataclasses.replace(state, cache=jax.tree.map(clear, state.cache)))
 
 
 @functools.partial(jax.jit, static_argnames=("config",), donate_argnames=("state",))

@@ -12,10 +12,8 @@ from glmjax.infer import pieces
 from glmjax.infer import sampling as sampling_lib
 
 MOST_ANSWERS = 16  # of one request
-_MOST_FIELDS, _MOST_BIASES = (
-  100,
-  10_000,
-)  # of a body; every wrong one is told, and all biases are looked at when lanes join
+_MOST_FIELDS = 100  # of a body: every wrong one is told
+_MOST_BIASES = 10_000  # which are looked at whenever a lane is taken
 _IGNORED = ("user", "store", "metadata", "service_tier")  # change no answer
 _SEED = {"ge": -(1 << 63), "lt": 1 << 63}
 

@@ -12,8 +12,10 @@ from glmjax import errors
 from glmjax.infer import decode
 from glmjax.infer import engine
 from glmjax.infer import lanes
+from glmjax.infer import placement
 from glmjax.infer import prefill
 from glmjax.infer import prompt as prompt_lib
+from glmjax.infer import runner
 from glmjax.infer import sampling
 from glmjax.infer import scheduler
 from glmjax.infer import score
@@ -154,6 +156,29 @@ def test_what_is_not_finite_ends_alone():
   ]
   with pytest.raises(errors.NotFiniteError, match="not finite"):
     sick.check()
+
+
+@pytest.mark.parametrize("drafts", [0, 3])
+def test_who_has_the_lane_next_finds_nothing_of_it(drafts: int):
+  """On a mesh, where attention multiplies with all slots; also lanes that have read for it."""
+  config, params = engine_models.model("rotary_2d")
+  mesh = placement.on_mesh("tensor=2")
+  ask = engine.Engine(runner.Runner(config, params, mesh), engine_models.Letters(), drafts=drafts)
+  size = 1 + drafts
+  first, *others = [each._replace(limit=9, logprobs=None) for each in make_requests(1 + size, 5)]
+  how = sampling.Sampling(min_tokens=20, logit_bias=((15, 100.0),))  # repeats itself, so that others read for it
+  alone = [finish(ask.scheduler(size), [each])[0] for each in others]
+  rows = ask.scheduler(size)
+  sick = rows.submit(first._replace(limit=20, sampling=how))
+  rows.advance(fill=True)
+  rows.advance()
+  [lanes_there] = rows._sets
+  spoilt = jax.tree.map(lambda x: x.at[:].set(np.nan), lanes_there._state.cache)
+  lanes_there._state = dataclasses.replace(lanes_there._state, cache=spoilt)
+  rows.advance()
+  assert sick.ended and not sick.finite
+  rows._sets.append(lanes_there) if lanes_there not in rows._sets else None
+  assert finish(rows, others) == alone
 
 
 def count_reads(monkeypatch: pytest.MonkeyPatch) -> list[prompt_lib.Prompt]:
