@@ -31,7 +31,7 @@ from glmjax.serve import service as service_lib
 from glmjax.serve import wire
 
 
-_MOST_TOLD = 1 << 19  # log-probabilities of prompts, some 20 MB of a reply
+_MOST_TOLD = 1 << 19  # log-probabilities of prompts in a reply
 
 
 def check_names(model: str, adapters: Collection[str]) -> None:

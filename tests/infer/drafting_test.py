@@ -244,7 +244,7 @@ def as_users_do(code: str) -> None:
 def test_all_programs_that_add_tokens_give_the_same_logits(dtype: str):
   """With drafts and without, with constraints and without: bit for bit, as requests change between them."""
   as_users_do(f"""
-import dataclasses, functools
+import dataclasses
 import engine_models, jax, numpy as np
 from glmjax.infer import constraints, decode, drafting, drafts, prompt, runner, sampling
 from glmjax.models import glm

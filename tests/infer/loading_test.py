@@ -4,6 +4,7 @@ import hashlib
 import json
 import pathlib
 
+import compilations
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -138,17 +139,8 @@ def test_what_is_asked_first_is_compiled_while_weights_are_read(folders, monkeyp
   late = engine.Engine.load(folders[bits], mesh=mesh).generate(prompts, 6, how)
   jax.clear_caches()
   early = engine.Engine.load(folders[bits], mesh=mesh, first=ahead.First(prompts, 6, how))
-  compiled: list[str] = []
-
-  def note(event: str, _: float, **about: str) -> None:
-    if event.endswith("backend_compile_duration"):
-      compiled.append(about.get("fun_name", event))
-
-  jax.monitoring.register_event_duration_secs_listener(note)
-  try:
+  with compilations.noted() as compiled:
     assert early.generate(prompts, 6, how) == late
-  finally:
-    jax.monitoring.unregister_event_duration_listener(note)
   assert not compiled
 
 

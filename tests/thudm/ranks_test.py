@@ -2,6 +2,7 @@
 
 import pathlib
 
+import compilations
 import jax
 import numpy as np
 import pytest
@@ -55,15 +56,6 @@ def test_its_programs_are_compiled_while_it_is_read(folders, mesh):
   """Nothing is left to be compiled when it is asked."""
   jax.clear_caches()
   model = engine.Engine.load(folders[4, "cpu"], precision(mesh), mesh=mesh, first=ahead.First(PROMPTS, TOKENS))
-  compiled: list[str] = []
-
-  def note(event: str, _: float, **about: str) -> None:
-    if event.endswith("backend_compile_duration"):
-      compiled.append(about.get("fun_name", event))
-
-  jax.monitoring.register_event_duration_secs_listener(note)
-  try:
+  with compilations.noted() as compiled:
     model.generate(PROMPTS, TOKENS)
-  finally:
-    jax.monitoring.unregister_event_duration_listener(note)
   assert not compiled
